@@ -1,0 +1,104 @@
+//! The seam between pod workers and whatever fetches and unpacks images.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::ImageError;
+
+/// What the image's config says about running it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageConfig {
+    /// `ENTRYPOINT`.
+    pub entrypoint: Vec<String>,
+    /// `CMD`.
+    pub cmd: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// `user[:group]`, names or numbers; empty for root.
+    pub user: String,
+    /// Empty for `/`.
+    pub working_dir: String,
+    /// The signal that asks it to stop, e.g. `SIGTERM`.
+    pub stop_signal: Option<String>,
+}
+
+/// An image that is complete on this node.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Image {
+    /// `sha256:...` of the image config: its identity.
+    pub id: String,
+    /// Normalised references that name it, e.g. `docker.io/library/nginx:1.29`.
+    pub tags: Vec<String>,
+    /// `name@sha256:...` of the manifests it was pulled by.
+    pub digests: Vec<String>,
+    /// Bytes unpacked.
+    pub size: u64,
+    /// How to run it.
+    pub config: ImageConfig,
+}
+
+/// User name and password for a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub username: String,
+    /// Password or identity token.
+    pub password: String,
+}
+
+/// Progress of one pull or import.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A layer is known; `total` bytes compressed.
+    Layer {
+        /// The layer's digest.
+        digest: String,
+        /// Compressed size in bytes.
+        total: u64,
+    },
+    /// `done` bytes of a layer have arrived.
+    Bytes {
+        /// The layer's digest.
+        digest: String,
+        /// Bytes so far.
+        done: u64,
+    },
+    /// A layer is unpacked (or was present).
+    Unpacked {
+        /// The layer's digest.
+        digest: String,
+    },
+}
+
+/// Receives progress; must not block.
+pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Images and the root file systems made of them. Concurrent pulls of one reference share one transfer.
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// The image a reference names, when it is complete on this node. Accepts tags, digests and ids; short names
+    /// are normalised as Docker does (`nginx` is `docker.io/library/nginx:latest`).
+    async fn find(&self, reference: &str) -> Option<Image>;
+    /// Fetches an image; returns it at once when every layer is present and the manifest is unchanged.
+    async fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+        progress: Option<ProgressSink>,
+    ) -> Result<Image, ImageError>;
+    /// Imports every image of an OCI-layout or docker-archive tarball (gzip or zstd accepted).
+    async fn import(&self, archive: &Path, progress: Option<ProgressSink>) -> Result<Vec<Image>, ImageError>;
+    /// All images.
+    async fn list(&self) -> Result<Vec<Image>, ImageError>;
+    /// Removes a tag, and the image with its last one, unless a root file system uses it.
+    async fn remove(&self, reference: &str) -> Result<(), ImageError>;
+    /// Mounts a writable root file system of an image; `key` is unique per container attempt. Idempotent: an
+    /// existing mount for the key is returned as it is, also after the agent's restart.
+    async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError>;
+    /// Unmounts and deletes a root file system. Unknown keys are fine.
+    async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError>;
+    /// Removes layers and content that no image and no root file system needs; returns bytes freed.
+    async fn collect_garbage(&self) -> Result<u64, ImageError>;
+}

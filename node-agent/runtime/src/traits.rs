@@ -1,0 +1,296 @@
+//! The seam between pod workers and whatever runs containers.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::error::RuntimeError;
+
+/// The uid of a pod; names its sandbox, cgroup and directories.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct PodUid(pub String);
+
+/// One attempt at running a container: never reused, so a container is never started twice for one attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ContainerId {
+    /// The pod it belongs to.
+    pub pod: PodUid,
+    /// The container's name within the pod.
+    pub name: String,
+    /// 0 for the first start; equals the restart count.
+    pub attempt: u32,
+}
+
+/// What a pod's shim needs before its first container.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct SandboxSpec {
+    /// The pod's uid.
+    pub pod: PodUid,
+    /// For messages and process titles.
+    pub namespace: String,
+    /// For messages and process titles.
+    pub name: String,
+    /// The UTS host name inside the pod.
+    pub hostname: String,
+    /// Path of the network namespace to join; `None` runs in the host's.
+    pub netns: Option<PathBuf>,
+    /// Share the host's pid namespace.
+    pub host_pid: bool,
+    /// Share the host's ipc namespace.
+    pub host_ipc: bool,
+    /// One pid namespace for all containers (`shareProcessNamespace`).
+    pub share_pid: bool,
+    /// sysctls to write in the sandbox's namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Pod-level limits (the sum of its containers, where each sets one).
+    pub resources: Resources,
+    /// Where container logs go: `<log_dir>/<container>/<attempt>.log`, CRI format.
+    pub log_dir: PathBuf,
+    /// Rotate a log when it reaches this many bytes.
+    pub log_max_bytes: u64,
+    /// Log files kept per container, the current one included.
+    pub log_max_files: u32,
+}
+
+/// cgroup limits in the kernel's units; `None` leaves the kernel's default.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Resources {
+    /// Relative weight: 1 CPU = 1024 (cgroup v1 cpu.shares).
+    pub cpu_shares: Option<u64>,
+    /// CFS quota in microseconds per period.
+    pub cpu_quota_micros: Option<i64>,
+    /// CFS period in microseconds; 100 000 by default.
+    pub cpu_period_micros: Option<u64>,
+    /// Bytes.
+    pub memory_limit: Option<i64>,
+    /// Processes and threads.
+    pub pids_limit: Option<i64>,
+    /// /proc/PID/oom_score_adj.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// A bind mount into the container.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct BindMount {
+    /// Absolute host path.
+    pub source: PathBuf,
+    /// Absolute path in the container.
+    pub target: PathBuf,
+    /// Mounted read-only.
+    pub read_only: bool,
+    /// `rprivate`, `rslave` or `rshared`.
+    pub propagation: Propagation,
+}
+
+/// Mount propagation as Kubernetes names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Propagation {
+    /// rprivate
+    #[default]
+    None,
+    /// rslave
+    HostToContainer,
+    /// rshared
+    Bidirectional,
+}
+
+/// The seccomp filter to install.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub enum Seccomp {
+    /// The default profile.
+    #[default]
+    RuntimeDefault,
+    /// No filter.
+    Unconfined,
+    /// A profile file on the node, in the OCI JSON format.
+    Localhost(PathBuf),
+}
+
+/// Everything needed to create and start one container; image defaults are already merged in.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct ContainerSpec {
+    /// Its identity.
+    pub id: ContainerId,
+    /// The mounted root file system.
+    pub rootfs: PathBuf,
+    /// argv; never empty.
+    pub args: Vec<String>,
+    /// `NAME=value`, in order; the runtime adds PATH when absent.
+    pub env: Vec<String>,
+    /// Absolute working directory; created when missing.
+    pub cwd: PathBuf,
+    /// Numeric user.
+    pub uid: u32,
+    /// Numeric primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Mounts beside /proc, /dev, /sys and the like, in order.
+    pub mounts: Vec<BindMount>,
+    /// Root file system mounted read-only.
+    pub read_only_rootfs: bool,
+    /// All capabilities, no masked paths, no seccomp, host devices.
+    pub privileged: bool,
+    /// Capabilities added to the default set, without `CAP_`; `ALL` for all.
+    pub cap_add: Vec<String>,
+    /// Capabilities dropped, without `CAP_`; `ALL` for all.
+    pub cap_drop: Vec<String>,
+    /// `allowPrivilegeEscalation: false`.
+    pub no_new_privs: bool,
+    /// The filter.
+    pub seccomp: Seccomp,
+    /// Limits.
+    pub resources: Resources,
+    /// Allocate a terminal.
+    pub tty: bool,
+    /// Keep stdin open for attach.
+    pub stdin: bool,
+    /// Bind-mounted into the container at `termination_message_path`; read at exit (at most 4096 bytes).
+    pub termination_message_path: PathBuf,
+}
+
+/// Where a container is in its life. `Created -> Running -> Exited`, never back.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub enum ContainerState {
+    /// Being set up; the command has not been executed.
+    Created,
+    /// Executing.
+    Running {
+        /// pid in the host's pid namespace.
+        pid: i32,
+        /// Nanoseconds since the epoch.
+        started_at: i64,
+    },
+    /// Ended.
+    Exited(ContainerExit),
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ContainerExit {
+    /// Exit code; 128 + signal when killed by one.
+    pub code: i32,
+    /// The signal, when killed by one.
+    pub signal: Option<i32>,
+    /// The kernel's OOM killer ended a process of its cgroup.
+    pub oom_killed: bool,
+    /// Nanoseconds since the epoch.
+    pub started_at: i64,
+    /// Nanoseconds since the epoch.
+    pub finished_at: i64,
+    /// Contents of the termination message file (at most 4096 bytes).
+    pub message: String,
+}
+
+/// One container as the shim knows it.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ContainerStatus {
+    /// Its identity.
+    pub id: ContainerId,
+    /// Its state.
+    pub state: ContainerState,
+}
+
+/// A sandbox found or known.
+#[derive(Clone, Debug)]
+pub struct SandboxStatus {
+    /// As given at creation.
+    pub spec: SandboxSpec,
+    /// pid of the shim.
+    pub shim_pid: i32,
+    /// All containers not yet removed, in creation order.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// Something happened to a container that nobody asked for.
+#[derive(Clone, Debug)]
+pub enum RuntimeEvent {
+    /// A container ended.
+    Exited {
+        /// Which.
+        id: ContainerId,
+        /// How.
+        exit: ContainerExit,
+    },
+    /// The shim is gone; its containers with it.
+    SandboxLost {
+        /// Which.
+        pod: PodUid,
+    },
+}
+
+/// A command to run in a running container.
+#[derive(Clone, Debug)]
+pub struct ExecSpec {
+    /// argv; never empty.
+    pub args: Vec<String>,
+    /// Allocate a terminal (stderr is then part of stdout).
+    pub tty: bool,
+    /// Connect stdin.
+    pub stdin: bool,
+    /// Kill the command after this long.
+    pub timeout: Option<Duration>,
+}
+
+/// Columns and rows of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// A running exec or attach.
+pub struct IoSession {
+    /// Write side of stdin, when asked for; dropping it closes stdin.
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// stdout (with a tty, everything).
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// stderr, absent with a tty.
+    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// Terminal sizes, applied as they arrive.
+    pub resize: mpsc::Sender<TerminalSize>,
+    /// The exit code, once all output has been written.
+    pub exit: oneshot::Receiver<Result<i32, RuntimeError>>,
+}
+
+/// Resource usage of a pod or container.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// CPU time since start, nanoseconds.
+    pub cpu_nanos: u64,
+    /// Memory that cannot be reclaimed easily, bytes.
+    pub memory_working_set: u64,
+}
+
+/// Runs sandboxes and containers. Every operation is idempotent: repeating one that has happened is not an error.
+///
+/// Sandboxes outlive the process that holds this value; [`Runtime::sandboxes`] finds them again.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Starts the pod's shim and namespaces.
+    async fn start_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError>;
+    /// Every sandbox of this node, including those of an earlier agent process.
+    async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
+    /// Kills what still runs, ends the shim and removes every trace but the logs.
+    async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError>;
+    /// Creates and starts a container; returns when its command is executing.
+    async fn start_container(&self, spec: ContainerSpec) -> Result<ContainerStatus, RuntimeError>;
+    /// Sends a signal to the container's init process.
+    async fn kill(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError>;
+    /// Forgets an exited container and releases its cgroup and state directory; logs stay.
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+    /// Runs a command in a running container.
+    async fn exec(&self, id: &ContainerId, spec: ExecSpec) -> Result<IoSession, RuntimeError>;
+    /// Connects to the stdio of a running container's init process.
+    async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<IoSession, RuntimeError>;
+    /// What a pod uses, per container name.
+    async fn usage(&self, pod: &PodUid) -> Result<BTreeMap<String, Usage>, RuntimeError>;
+    /// Events from now on. A receiver that lags must call [`Runtime::sandboxes`] again.
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
+}

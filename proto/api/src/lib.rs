@@ -1,0 +1,5 @@
+//! The Kubernetes kinds Gantry serves: names, defaults, validation, selectors, quantities, patches, tables.
+//!
+//! Pure functions: no IO, no async, no clock. Knows nothing of the store, the API server or the node.
+
+pub mod field;

@@ -1,0 +1,80 @@
+# Everything a reader needs: `make demo` shows Gantry at work, `make test` proves it.
+# Both install what they need on a Debian 12 machine with root and a Rust toolchain.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# What the build and the tests need beside a Rust toolchain: program, then the Debian package it comes from.
+BUILD_TOOLS := protoc:protobuf-compiler cc:gcc
+NODE_TOOLS  := nft:nftables ip:iproute2
+TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl
+BENCH_TOOLS := crun:crun
+
+HOST    := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+RELEASE := target/$(HOST)/release
+# One static file that runs on any Linux, and a pod shim with little private memory (docs/benchmarks.md).
+STATIC  := CARGO_TARGET_$(shell echo $(HOST) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static"
+
+# $(call install,TOOLS): installs the packages whose programs are missing.
+define install
+	@missing=(); for pair in $(1); do \
+	  command -v "$${pair%%:*}" >/dev/null 2>&1 || PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null 2>&1 || missing+=("$${pair##*:}"); \
+	done; \
+	if (( $${#missing[@]} )); then \
+	  echo "installing $${missing[*]}"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi
+endef
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: tools-build
+tools-build:
+	@command -v cargo >/dev/null || { echo "a Rust toolchain is missing: install it from your distribution or with rustup, then run make again"; exit 1; }
+	$(call install,$(BUILD_TOOLS))
+
+.PHONY: tools-node
+tools-node:
+	@[[ $$(id -u) == 0 ]] || { echo "Gantry runs containers through the kernel and needs root: run 'sudo make $(MAKECMDGOALS)'"; exit 1; }
+	$(call install,$(NODE_TOOLS))
+
+.PHONY: tools-test
+tools-test: tools-build tools-node
+	$(call install,$(TEST_TOOLS))
+	@command -v cargo-nextest >/dev/null || cargo install cargo-nextest --locked
+	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked --debug
+
+.PHONY: build
+build: tools-build ## Build the static release binary
+	$(STATIC) cargo build --release --target $(HOST) -p gantry -p gantry-demo
+	@echo "built $(RELEASE)/gantry"
+
+.PHONY: demo
+demo: tools-node build ## Start a cluster and watch it scale, roll and roll back
+	@command -v curl >/dev/null || apt-get install -y -qq curl >/dev/null
+	GANTRY=$(RELEASE)/gantry DEMO=$(RELEASE) e2e/demo.sh
+
+.PHONY: test
+test: tools-test lint ## Lints, unit, contract and end-to-end tests
+	cargo build --workspace --bins
+	cargo nextest run --workspace --no-fail-fast
+	cargo test --workspace --doc --quiet
+
+.PHONY: lint
+lint: tools-build ## Formatting, clippy and the dependency policy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo deny --log-level error check bans licenses sources
+
+.PHONY: audit
+audit: ## Check dependencies against the advisory database (needs the internet)
+	cargo deny check advisories
+
+.PHONY: bench
+bench: tools-node build ## Measure what docs/benchmarks.md reports
+	$(call install,$(BENCH_TOOLS))
+	cargo bench --workspace
+	$(RELEASE)/gantry bench --demo $(RELEASE)

@@ -1,0 +1,127 @@
+//! The direction of dependencies: a forbidden edge between crates fails here, with the rule it breaks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+/// What a crate of a layer may depend on inside the workspace. `e2e` may import anything; nothing imports it.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("gantry-rpc", &[]),
+    ("gantry-api", &[]),
+    ("gantry-store", &["gantry-rpc"]),
+    (
+        "gantry-apiserver",
+        &["gantry-api", "gantry-rpc", "gantry-store"],
+    ),
+    ("gantry-informer", &["gantry-api"]),
+    ("gantry-scheduler", &["gantry-api", "gantry-informer"]),
+    ("gantry-controllers", &["gantry-api", "gantry-informer"]),
+    (
+        "gantry-server",
+        &[
+            "gantry-api",
+            "gantry-apiserver",
+            "gantry-controllers",
+            "gantry-informer",
+            "gantry-rpc",
+            "gantry-scheduler",
+            "gantry-store",
+        ],
+    ),
+    ("gantry-runtime", &["gantry-rpc"]),
+    ("gantry-image", &["gantry-rpc"]),
+    ("gantry-network", &["gantry-rpc"]),
+    (
+        "gantry-agent",
+        &[
+            "gantry-api",
+            "gantry-image",
+            "gantry-network",
+            "gantry-rpc",
+            "gantry-runtime",
+        ],
+    ),
+    (
+        "gantry",
+        &[
+            "gantry-agent",
+            "gantry-api",
+            "gantry-image",
+            "gantry-network",
+            "gantry-rpc",
+            "gantry-runtime",
+            "gantry-server",
+        ],
+    ),
+    ("gantry-demo", &[]),
+];
+
+/// Crates whose normal and build dependencies in the workspace break [`ALLOWED`], as `from -> to`.
+fn forbidden_edges(edges: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    let mut forbidden = Vec::new();
+    for (from, targets) in edges {
+        if from == "gantry-e2e" {
+            continue;
+        }
+        let Some(allowed) = allowed.get(from.as_str()) else {
+            forbidden.push(format!("{from} is not in the table of layers: add it"));
+            continue;
+        };
+        for to in targets {
+            if !allowed.contains(&to.as_str()) {
+                forbidden.push(format!("{from} -> {to}"));
+            }
+        }
+    }
+    forbidden
+}
+
+fn workspace_edges() -> BTreeMap<String, BTreeSet<String>> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .expect("cargo metadata runs");
+    assert!(
+        output.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    packages
+        .iter()
+        .map(|package| {
+            let name = package["name"].as_str().expect("name").to_owned();
+            let targets = package["dependencies"]
+                .as_array()
+                .expect("dependencies")
+                .iter()
+                .filter(|dependency| dependency["kind"] != "dev")
+                .filter_map(|dependency| dependency["name"].as_str())
+                .filter(|name| name.starts_with("gantry"))
+                .map(str::to_owned)
+                .collect();
+            (name, targets)
+        })
+        .collect()
+}
+
+#[test]
+fn dependencies_point_in_the_allowed_direction() {
+    let edges = workspace_edges();
+    assert!(edges.len() >= ALLOWED.len(), "the workspace lost a crate");
+    assert_eq!(forbidden_edges(&edges), Vec::<String>::new());
+}
+
+#[test]
+fn a_forbidden_edge_is_found() {
+    let edges = BTreeMap::from([(
+        "gantry-scheduler".to_owned(),
+        BTreeSet::from(["gantry-store".to_owned()]),
+    )]);
+    assert_eq!(forbidden_edges(&edges), ["gantry-scheduler -> gantry-store"]);
+}

@@ -1,7 +1,29 @@
-//! Images: registries, archives, layers, overlay snapshots, garbage collection.
+//! Images: registries, archives, layers, overlay root file systems, garbage collection.
+//!
+//! Depends on no other crate of the workspace and must never know what a pod is: it is asked for references and
+//! keys, and answers with images and mounted directories ([`Images`]).
+//!
+//! Invariants kept here:
+//! - a layer is visible only when all of it is unpacked and its digests are verified ([`layers`]);
+//! - an entry of a layer never reaches outside the layer's own directory ([`unpack`]);
+//! - an image is listed only when every one of its layers is present ([`index`]).
 
 pub mod error;
+pub mod fake;
 pub mod traits;
 
+mod archive;
+mod index;
+mod layers;
+mod manifest;
+mod reference;
+mod registry;
+mod rootfs;
+mod store;
+mod unpack;
+
 pub use error::ImageError;
+pub use fake::FakeImages;
+pub use reference::normalise;
+pub use store::{ImageStore, ImageStoreConfig};
 pub use traits::*;

@@ -89,7 +89,11 @@ pub trait Images: Send + Sync + 'static {
         progress: Option<ProgressSink>,
     ) -> Result<Image, ImageError>;
     /// Imports every image of an OCI-layout or docker-archive tarball (gzip or zstd accepted).
-    async fn import(&self, archive: &Path, progress: Option<ProgressSink>) -> Result<Vec<Image>, ImageError>;
+    async fn import(
+        &self,
+        archive: &Path,
+        progress: Option<ProgressSink>,
+    ) -> Result<Vec<Image>, ImageError>;
     /// All images.
     async fn list(&self) -> Result<Vec<Image>, ImageError>;
     /// Removes a tag, and the image with its last one, unless a root file system uses it.

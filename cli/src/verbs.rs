@@ -1,0 +1,13 @@
+//! The client verbs: one file per verb.
+
+pub(crate) mod apply;
+pub(crate) mod delete;
+pub(crate) mod describe;
+pub(crate) mod exec;
+pub(crate) mod get;
+pub(crate) mod image;
+pub(crate) mod logs;
+pub(crate) mod rollout;
+pub(crate) mod scale;
+pub(crate) mod set;
+pub(crate) mod version;

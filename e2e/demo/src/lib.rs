@@ -1,0 +1,151 @@
+//! Packs the demo's web server into OCI-layout tarballs, so that everything runs with no registry at hand.
+//!
+//! Depends on nothing of Gantry. The tarballs are the same for the same program: no times, no users.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType, Header};
+
+/// The static web server, compiled by build.rs.
+const WEB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/web"));
+
+/// The name images are tagged with, before the `:version`.
+pub const REPOSITORY: &str = "gantry.local/web";
+
+/// Writes the image `gantry.local/web:VERSION` as an OCI-layout tarball.
+pub fn pack(version: &str, into: impl Write) -> io::Result<()> {
+    let layer = layer()?;
+    let config = serde_json::to_vec(&json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "config": {
+            "Entrypoint": ["/web"],
+            "Env": ["PATH=/", format!("VERSION={version}")],
+            "ExposedPorts": {"8080/tcp": {}},
+            "User": "65532:65532",
+            "WorkingDir": "/",
+        },
+        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+    }))?;
+    let manifest = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+    }))?;
+    let mut named = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    named["annotations"] = json!({
+        "org.opencontainers.image.ref.name": format!("{REPOSITORY}:{version}"),
+        "io.containerd.image.name": format!("{REPOSITORY}:{version}"),
+    });
+    let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [named]}))?;
+    let mut archive = Builder::new(into);
+    file(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
+    file(&mut archive, "index.json", &index, 0o644)?;
+    for blob in [&config, &manifest, &layer] {
+        file(
+            &mut archive,
+            &format!("blobs/{}", digest(blob).replacen(':', "/", 1)),
+            blob,
+            0o644,
+        )?;
+    }
+    archive.finish()
+}
+
+/// The root file system: the server, and directories that tools expect.
+fn layer() -> io::Result<Vec<u8>> {
+    let mut archive = Builder::new(Vec::new());
+    for (path, mode) in [("tmp/", 0o1777), ("etc/", 0o755)] {
+        let mut header = header(0, mode);
+        header.set_entry_type(EntryType::Directory);
+        archive.append_data(&mut header, path, io::empty())?;
+    }
+    file(
+        &mut archive,
+        "etc/passwd",
+        b"root:x:0:0:root:/:/\nweb:x:65532:65532:web:/:/\n",
+        0o644,
+    )?;
+    file(
+        &mut archive,
+        "etc/group",
+        b"root:x:0:\nweb:x:65532:\n",
+        0o644,
+    )?;
+    file(&mut archive, "web", WEB, 0o755)?;
+    archive.into_inner()
+}
+
+fn header(size: usize, mode: u32) -> Header {
+    let mut header = Header::new_ustar();
+    header.set_size(size as u64);
+    header.set_mode(mode);
+    header
+}
+
+fn file(
+    archive: &mut Builder<impl Write>,
+    path: &str,
+    content: &[u8],
+    mode: u32,
+) -> io::Result<()> {
+    archive.append_data(&mut header(content.len(), mode), path, content)
+}
+
+fn descriptor(media_type: &str, content: &[u8]) -> Value {
+    json!({"mediaType": media_type, "digest": digest(content), "size": content.len()})
+}
+
+fn digest(content: &[u8]) -> String {
+    let hex: String = Sha256::digest(content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sha256:{hex}")
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_share_their_layer_and_differ_in_their_config() {
+        let entries = |version: &str| -> Vec<String> {
+            let mut bytes = Vec::new();
+            pack(version, &mut bytes).expect("packs");
+            tar::Archive::new(bytes.as_slice())
+                .entries()
+                .expect("a tar")
+                .map(|entry| {
+                    entry
+                        .expect("entry")
+                        .path()
+                        .expect("path")
+                        .display()
+                        .to_string()
+                })
+                .collect()
+        };
+        let (one, two) = (entries("v1"), entries("v2"));
+        assert_eq!(one.len(), 5);
+        assert_eq!(one[4], two[4], "the layer");
+        assert_ne!(one[2], two[2], "the config");
+        assert_eq!(entries("v1"), one, "packing is reproducible");
+    }
+}

@@ -1,0 +1,148 @@
+//! [`FakeImages`]: images by name, with directories instead of mounts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::error::ImageError;
+use crate::reference::normalise;
+use crate::traits::{Credentials, Image, ImageConfig, Images, ProgressSink};
+
+/// In-memory images for tests of what uses them. What a "registry" offers is told with [`FakeImages::offer`].
+#[derive(Debug, Default)]
+pub struct FakeImages {
+    directory: PathBuf,
+    offered: Mutex<BTreeMap<String, Image>>,
+    present: Mutex<BTreeMap<String, Image>>,
+    mounted: Mutex<BTreeMap<String, String>>,
+    pulls: AtomicUsize,
+}
+
+impl FakeImages {
+    /// Root file systems become directories below `directory`.
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Makes an image available for pulling.
+    pub fn offer(&self, reference: &str, config: ImageConfig) -> Image {
+        let tag = normalise(reference).unwrap_or_else(|_| reference.to_owned());
+        let image = Image {
+            id: crate::manifest::digest(tag.as_bytes()),
+            digests: vec![format!(
+                "{}@{}",
+                tag.rsplit_once(':').map_or(tag.as_str(), |(name, _)| name),
+                crate::manifest::digest(tag.as_bytes())
+            )],
+            tags: vec![tag.clone()],
+            size: 1,
+            config,
+        };
+        self.offered.lock().insert(tag, image.clone());
+        image
+    }
+
+    /// How often [`Images::pull`] was called.
+    pub fn pulls(&self) -> usize {
+        self.pulls.load(Ordering::Relaxed)
+    }
+
+    fn known(&self, reference: &str) -> Option<Image> {
+        let present = self.present.lock();
+        let full = normalise(reference).unwrap_or_else(|_| reference.to_owned());
+        present
+            .get(&full)
+            .or_else(|| present.values().find(|image| image.id == reference))
+            .cloned()
+    }
+}
+
+#[async_trait]
+impl Images for FakeImages {
+    async fn find(&self, reference: &str) -> Option<Image> {
+        self.known(reference)
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        _credentials: Option<Credentials>,
+        _progress: Option<ProgressSink>,
+    ) -> Result<Image, ImageError> {
+        self.pulls.fetch_add(1, Ordering::Relaxed);
+        let full = normalise(reference)?;
+        let image = self.offered.lock().get(&full).cloned();
+        match image {
+            Some(image) => {
+                self.present.lock().insert(full, image.clone());
+                Ok(image)
+            }
+            None => Err(ImageError::Pull {
+                reference: reference.to_owned(),
+                cause: "manifest unknown".to_owned(),
+            }),
+        }
+    }
+
+    async fn import(
+        &self,
+        archive: &Path,
+        _progress: Option<ProgressSink>,
+    ) -> Result<Vec<Image>, ImageError> {
+        Err(ImageError::Archive {
+            path: archive.display().to_string(),
+            cause: "the fake reads no archives".to_owned(),
+        })
+    }
+
+    async fn list(&self) -> Result<Vec<Image>, ImageError> {
+        Ok(self.present.lock().values().cloned().collect())
+    }
+
+    async fn remove(&self, reference: &str) -> Result<(), ImageError> {
+        let image = self
+            .known(reference)
+            .ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
+        if self.mounted.lock().values().any(|id| *id == image.id) {
+            return Err(ImageError::InUse(reference.to_owned()));
+        }
+        self.present
+            .lock()
+            .retain(|_, present| present.id != image.id);
+        Ok(())
+    }
+
+    async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError> {
+        self.known(image_id)
+            .ok_or_else(|| ImageError::NotFound(image_id.to_owned()))?;
+        let path = self.directory.join(key);
+        std::fs::create_dir_all(&path).map_err(|source| ImageError::Io {
+            doing: format!("creating {}", path.display()),
+            source,
+        })?;
+        self.mounted
+            .lock()
+            .insert(key.to_owned(), image_id.to_owned());
+        Ok(path)
+    }
+
+    async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError> {
+        if self.mounted.lock().remove(key).is_none() {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(self.directory.join(key)).map_err(|source| ImageError::Io {
+            doing: format!("removing the root file system {key}"),
+            source,
+        })
+    }
+
+    async fn collect_garbage(&self) -> Result<u64, ImageError> {
+        Ok(0)
+    }
+}

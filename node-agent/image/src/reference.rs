@@ -1,0 +1,79 @@
+//! Image references, normalised as Docker does: `nginx` is `docker.io/library/nginx:latest`.
+
+use oci_client::Reference;
+
+use crate::error::ImageError;
+
+/// Parses a reference and fills in registry, `library/` and `:latest`.
+pub(crate) fn parse(reference: &str) -> Result<Reference, ImageError> {
+    reference.parse().map_err(
+        |error: oci_client::ParseError| ImageError::InvalidReference {
+            reference: reference.to_owned(),
+            cause: error.to_string(),
+        },
+    )
+}
+
+/// The full form of a reference.
+pub fn normalise(reference: &str) -> Result<String, ImageError> {
+    parse(reference).map(|reference| reference.whole())
+}
+
+/// Whether a registry is reached without TLS: only on this machine's loopback.
+pub(crate) fn is_loopback(registry: &str) -> bool {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_names_are_completed() {
+        for (short, full) in [
+            ("nginx", "docker.io/library/nginx:latest"),
+            ("nginx:1.29", "docker.io/library/nginx:1.29"),
+            ("team/app", "docker.io/team/app:latest"),
+            (
+                "registry.example:5000/app:v1",
+                "registry.example:5000/app:v1",
+            ),
+            ("gantry.local/web:v1", "gantry.local/web:v1"),
+        ] {
+            assert_eq!(normalise(short).expect(short), full);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_reference_is_refused_with_its_name() {
+        for bad in ["", "Upper/Case", "a b", "x@sha256:12"] {
+            let error = normalise(bad).expect_err(bad).to_string();
+            assert!(
+                error.starts_with(&format!("couldn't parse image name \"{bad}\"")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_loopback_goes_without_tls() {
+        for (registry, loopback) in [
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("[::1]:5000", true),
+            ("localhost.example", false),
+            ("10.0.0.1:5000", false),
+            ("docker.io", false),
+        ] {
+            assert_eq!(is_loopback(registry), loopback, "{registry}");
+        }
+    }
+}

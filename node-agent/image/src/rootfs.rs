@@ -1,0 +1,142 @@
+//! Writable root file systems: overlay mounts of an image's layers.
+//!
+//! `rootfs/<key>/{upper,work,merged,image}`; `image` names the image, so that its layers are not collected.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+};
+
+/// overlayfs takes its options in one page; longer ones need a kernel with `lowerdir+`.
+const OPTIONS_LIMIT: usize = 4000;
+
+/// Where root file systems live.
+#[derive(Clone, Debug)]
+pub(crate) struct Rootfs {
+    pub(crate) directory: PathBuf,
+}
+
+impl Rootfs {
+    fn place(&self, key: &str) -> io::Result<PathBuf> {
+        let plain = !key.is_empty()
+            && key
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+            && !key.starts_with('.');
+        match plain {
+            true => Ok(self.directory.join(key)),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{key:?} is not a key: letters, digits, '-', '_' and '.'"),
+            )),
+        }
+    }
+
+    /// Mounts layers (lowest first), or returns the mount that is there.
+    pub(crate) fn mount(&self, key: &str, image: &str, layers: &[PathBuf]) -> io::Result<PathBuf> {
+        let place = self.place(key)?;
+        let merged = place.join("merged");
+        if is_mount_point(&merged)? {
+            return Ok(merged);
+        }
+        for name in ["upper", "work", "merged"] {
+            std::fs::create_dir_all(place.join(name))?;
+        }
+        std::fs::write(place.join("image"), image)?;
+        overlay(layers, &place.join("upper"), &place.join("work"), &merged)?;
+        Ok(merged)
+    }
+
+    /// Unmounts and deletes; true when there was something.
+    pub(crate) fn unmount(&self, key: &str) -> io::Result<bool> {
+        let place = self.place(key)?;
+        if !place.exists() {
+            return Ok(false);
+        }
+        let merged = place.join("merged");
+        if is_mount_point(&merged)? {
+            unmount(&merged, UnmountFlags::DETACH)?;
+        }
+        std::fs::remove_dir_all(&place)?;
+        Ok(true)
+    }
+
+    /// Ids of the images in use.
+    pub(crate) fn images_in_use(&self) -> io::Result<Vec<String>> {
+        let mut images = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            match std::fs::read_to_string(entry?.path().join("image")) {
+                Ok(image) => images.push(image),
+                // Being made or removed this moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(images)
+    }
+}
+
+/// Whether something is mounted on a directory: its device differs from its parent's.
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    match path.symlink_metadata() {
+        Ok(metadata) => Ok(metadata.dev() != parent.symlink_metadata()?.dev()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn overlay(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+    // overlayfs wants the topmost first.
+    let lower: Vec<String> = layers
+        .iter()
+        .rev()
+        .map(|layer| layer.display().to_string())
+        .collect();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        upper.display(),
+        work.display()
+    );
+    if options.len() < OPTIONS_LIMIT {
+        let options = std::ffi::CString::new(options)?;
+        mount(
+            "overlay",
+            target,
+            "overlay",
+            MountFlags::empty(),
+            options.as_c_str(),
+        )?;
+        return Ok(());
+    }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for layer in &lower {
+        fsconfig_set_string(&context, "lowerdir+", layer.as_str()).map_err(|error| {
+            io::Error::other(format!(
+                "the image has {} layers, which this kernel's overlayfs cannot mount ({error}); Linux 6.8 can",
+                lower.len()
+            ))
+        })?;
+    }
+    fsconfig_set_string(&context, "upperdir", upper)?;
+    fsconfig_set_string(&context, "workdir", work)?;
+    fsconfig_create(&context)?;
+    let mounted = fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    move_mount(
+        &mounted,
+        "",
+        rustix::fs::CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
+    Ok(())
+}

@@ -88,6 +88,9 @@ fn header(size: usize, mode: u32) -> Header {
     let mut header = Header::new_ustar();
     header.set_size(size as u64);
     header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header
 }
 

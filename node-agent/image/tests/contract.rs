@@ -1,0 +1,183 @@
+//! What every [`Images`] must do, run on the real store and on the fake. Needs root (overlay mounts).
+
+use std::path::Path;
+
+use gantry_image::{FakeImages, ImageConfig, ImageError, ImageStore, ImageStoreConfig, Images};
+
+const REFERENCE: &str = "gantry.local/web:v1";
+
+/// `image` is present under [`REFERENCE`] when this starts.
+async fn contract(images: &dyn Images) {
+    let image = images.find(REFERENCE).await.expect("present");
+    assert_eq!(images.find(&image.id).await.as_ref(), Some(&image));
+    assert_eq!(
+        images.list().await.expect("lists"),
+        std::slice::from_ref(&image)
+    );
+    assert_eq!(images.find("gantry.local/other:v1").await, None);
+
+    let first = images
+        .mount_rootfs(&image.id, "pod-a_web_0")
+        .await
+        .expect("mounts");
+    let again = images
+        .mount_rootfs(&image.id, "pod-a_web_0")
+        .await
+        .expect("is idempotent");
+    assert_eq!(first, again);
+    std::fs::write(first.join("written"), "by a").expect("writable");
+    let second = images
+        .mount_rootfs(&image.id, "pod-b_web_0")
+        .await
+        .expect("mounts");
+    assert!(
+        !second.join("written").exists(),
+        "root file systems are separate"
+    );
+    assert!(matches!(
+        images.mount_rootfs("sha256:unknown", "pod-c_web_0").await,
+        Err(ImageError::NotFound(_))
+    ));
+
+    assert!(matches!(
+        images.remove(REFERENCE).await,
+        Err(ImageError::InUse(_))
+    ));
+    images
+        .unmount_rootfs("pod-a_web_0")
+        .await
+        .expect("unmounts");
+    images
+        .unmount_rootfs("pod-a_web_0")
+        .await
+        .expect("is idempotent");
+    images
+        .unmount_rootfs("never-mounted")
+        .await
+        .expect("unknown keys are fine");
+    assert!(!first.exists());
+    images
+        .unmount_rootfs("pod-b_web_0")
+        .await
+        .expect("unmounts");
+
+    images.remove(REFERENCE).await.expect("removes");
+    assert_eq!(images.find(REFERENCE).await, None);
+    assert!(matches!(
+        images.remove(REFERENCE).await,
+        Err(ImageError::NotFound(_))
+    ));
+    assert!(matches!(
+        images.pull("Not/Valid", None, None).await,
+        Err(ImageError::InvalidReference { .. })
+    ));
+}
+
+fn demo_archive(directory: &Path) -> std::path::PathBuf {
+    let path = directory.join("web-v1.tar");
+    let file = std::fs::File::create(&path).expect("a file");
+    gantry_demo::pack("v1", file).expect("packs");
+    path
+}
+
+async fn store(directory: &Path) -> ImageStore {
+    ImageStore::open(ImageStoreConfig {
+        data_dir: directory.join("images"),
+    })
+    .await
+    .expect("opens")
+}
+
+#[tokio::test]
+async fn the_real_store_keeps_the_contract() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path()).await;
+    let imported = images
+        .import(&demo_archive(directory.path()), None)
+        .await
+        .expect("imports");
+    assert_eq!(imported[0].tags, [REFERENCE]);
+    assert_eq!(imported[0].config.entrypoint, ["/web"]);
+    contract(&images).await;
+    assert!(images.collect_garbage().await.expect("collects") > 0);
+    assert_eq!(images.collect_garbage().await.expect("collects"), 0);
+}
+
+#[tokio::test]
+async fn the_fake_keeps_the_contract() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = FakeImages::new(directory.path());
+    images.offer(REFERENCE, ImageConfig::default());
+    images.pull(REFERENCE, None, None).await.expect("pulls");
+    contract(&images).await;
+}
+
+#[tokio::test]
+async fn images_and_mounts_survive_the_process() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path()).await;
+    let image = images
+        .import(&demo_archive(directory.path()), None)
+        .await
+        .expect("imports")
+        .remove(0);
+    let root = images
+        .mount_rootfs(&image.id, "pod_web_0")
+        .await
+        .expect("mounts");
+    std::fs::write(root.join("written"), "before").expect("writable");
+    std::fs::create_dir(directory.path().join("images/tmp/layer-99")).expect("a leftover");
+    drop(images);
+
+    let images = store(directory.path()).await;
+    assert_eq!(
+        images.list().await.expect("lists"),
+        std::slice::from_ref(&image)
+    );
+    let again = images
+        .mount_rootfs(&image.id, "pod_web_0")
+        .await
+        .expect("finds the mount");
+    assert_eq!(
+        std::fs::read_to_string(again.join("written")).expect("kept"),
+        "before"
+    );
+    assert!(
+        !directory.path().join("images/tmp/layer-99").exists(),
+        "leftovers are removed"
+    );
+    images.unmount_rootfs("pod_web_0").await.expect("unmounts");
+}
+
+#[tokio::test]
+async fn what_is_no_image_is_refused_and_leaves_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path()).await;
+    let whole = std::fs::read(demo_archive(directory.path())).expect("reads");
+    let mut corrupt = whole.clone();
+    let middle = corrupt.len() - 20_000;
+    corrupt[middle] ^= 0xff;
+    for (name, bytes) in [
+        ("text", b"not an archive".to_vec()),
+        ("truncated", whole[..whole.len() / 2].to_vec()),
+        ("corrupt", corrupt),
+    ] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).expect("a file");
+        let error = images.import(&path, None).await.expect_err(name);
+        assert!(
+            matches!(
+                error,
+                ImageError::Archive { .. } | ImageError::Corrupt { .. }
+            ),
+            "{name}: {error}"
+        );
+        assert!(images.list().await.expect("lists").is_empty(), "{name}");
+        let layers = directory.path().join("images/layers");
+        assert_eq!(
+            std::fs::read_dir(layers).expect("reads").count(),
+            0,
+            "{name}"
+        );
+    }
+}

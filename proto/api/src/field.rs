@@ -83,7 +83,11 @@ impl ErrorList {
     }
 
     fn push(&mut self, kind: ErrorType, path: &Path, message: String) {
-        self.0.push(FieldError { kind, path: path.clone(), message });
+        self.0.push(FieldError {
+            kind,
+            path: path.clone(),
+            message,
+        });
     }
 
     /// `path: Required value[: detail]`
@@ -98,7 +102,11 @@ impl ErrorList {
     /// `path: Invalid value: value: detail`; strings are quoted, everything else is written as JSON.
     pub fn invalid(&mut self, path: &Path, value: impl serde::Serialize, detail: &str) {
         let value = serde_json::to_string(&value).unwrap_or_default();
-        self.push(ErrorType::Invalid, path, format!("Invalid value: {value}: {detail}"));
+        self.push(
+            ErrorType::Invalid,
+            path,
+            format!("Invalid value: {value}: {detail}"),
+        );
     }
 
     /// `path: Unsupported value: "value": supported values: "a", "b"`
@@ -108,14 +116,21 @@ impl ErrorList {
         self.push(
             ErrorType::NotSupported,
             path,
-            format!("Unsupported value: {value}: supported values: {}", supported.join(", ")),
+            format!(
+                "Unsupported value: {value}: supported values: {}",
+                supported.join(", ")
+            ),
         );
     }
 
     /// `path: Duplicate value: value`
     pub fn duplicate(&mut self, path: &Path, value: impl serde::Serialize) {
         let value = serde_json::to_string(&value).unwrap_or_default();
-        self.push(ErrorType::Duplicate, path, format!("Duplicate value: {value}"));
+        self.push(
+            ErrorType::Duplicate,
+            path,
+            format!("Duplicate value: {value}"),
+        );
     }
 
     /// `path: Forbidden: detail`
@@ -125,7 +140,11 @@ impl ErrorList {
 
     /// `path: Too long: may not be more than max bytes`
     pub fn too_long(&mut self, path: &Path, max: usize) {
-        self.push(ErrorType::TooLong, path, format!("Too long: may not be more than {max} bytes"));
+        self.push(
+            ErrorType::TooLong,
+            path,
+            format!("Too long: may not be more than {max} bytes"),
+        );
     }
 
     /// `path: Not found: value`
@@ -136,6 +155,10 @@ impl ErrorList {
 
     /// `path: Too many: actual: must have at most max items`
     pub fn too_many(&mut self, path: &Path, actual: usize, max: usize) {
-        self.push(ErrorType::TooMany, path, format!("Too many: {actual}: must have at most {max} items"));
+        self.push(
+            ErrorType::TooMany,
+            path,
+            format!("Too many: {actual}: must have at most {max} items"),
+        );
     }
 }

@@ -3,3 +3,8 @@
 //! Pure functions: no IO, no async, no clock. Knows nothing of the store, the API server or the node.
 
 pub mod field;
+pub mod kind;
+pub mod names;
+pub mod quantity;
+pub mod schema;
+pub mod status;

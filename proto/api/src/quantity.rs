@@ -310,14 +310,14 @@ mod tests {
 
     #[test]
     fn refusals() {
-        for text in ["", "abc", "1 ", "1.2.3", "--1", "1x", "."] {
+        for text in ["", "abc", "1KI", "1 ", "1.2.3", "--1", "1x", "."] {
             assert_eq!(
                 text.parse::<Quantity>().unwrap_err(),
                 QuantityError::Format,
                 "{text}"
             );
         }
-        for text in ["1mm", "1KI", "1ee3", "1K"] {
+        for text in ["1mm", "1MK", "1ee3", "1K"] {
             assert_eq!(
                 text.parse::<Quantity>().unwrap_err(),
                 QuantityError::Suffix,

@@ -6,7 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 /// The cluster-wide counter of committed transactions: Kubernetes' resourceVersion. 0 is before the first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Revision(pub u64);
 
 impl fmt::Display for Revision {
@@ -16,7 +28,19 @@ impl fmt::Display for Revision {
 }
 
 /// A leader's term in Raft.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct Term(pub u64);
 
 /// The table a key belongs to, e.g. `apps/deployments` or `core/pods`; also internal ones such as `-/clusterips`.

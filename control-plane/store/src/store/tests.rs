@@ -1,0 +1,121 @@
+//! Guards, watches, paging.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::types::{Guard, Index, Operation};
+
+fn table() -> Table {
+    Table("core/pods".into())
+}
+
+fn key(namespace: &str, name: &str) -> Key {
+    Key {
+        table: table(),
+        namespace: namespace.into(),
+        name: name.into(),
+    }
+}
+
+fn put(key: Key) -> Operation {
+    Operation::Put {
+        key,
+        value: Bytes::from_static(b"{}"),
+        index: Index::default(),
+    }
+}
+
+fn create(key: Key) -> Transaction {
+    Transaction {
+        guards: vec![Guard::Absent(key.clone())],
+        operations: vec![put(key)],
+    }
+}
+
+#[tokio::test]
+async fn a_failed_guard_changes_nothing() {
+    let store = Store::ephemeral();
+    assert_eq!(
+        store.propose(create(key("a", "x"))).await.unwrap(),
+        Revision(1)
+    );
+    let both = Transaction {
+        guards: vec![
+            Guard::Absent(key("a", "y")),
+            Guard::ModifiedAt(key("a", "x"), Revision(9)),
+        ],
+        operations: vec![put(key("a", "y"))],
+    };
+    let refused = store.propose(both).await.unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            ProposeError::Conflict {
+                guard: 1,
+                current: Some(_)
+            }
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(store.revision(), Revision(1));
+    assert!(store.get(&key("a", "y")).is_none());
+}
+
+#[tokio::test]
+async fn a_watch_joins_history_and_live_events() {
+    let store = Store::ephemeral();
+    for name in ["x", "y"] {
+        store.propose(create(key("a", name))).await.unwrap();
+    }
+    let mut watch = store.watch(&[table()], Revision(1)).unwrap();
+    assert_eq!(watch.progress_revision(), Revision(1));
+    let delete = Operation::Delete {
+        key: key("a", "x"),
+        last: None,
+    };
+    store
+        .propose(Transaction {
+            guards: vec![],
+            operations: vec![delete],
+        })
+        .await
+        .unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap().revision, Revision(2));
+    let gone = watch.next().await.unwrap().unwrap();
+    assert!(gone.deleted && gone.entry.modify_revision == Revision(3));
+    assert_eq!(watch.progress_revision(), Revision(3));
+}
+
+#[tokio::test]
+async fn old_events_are_compacted_and_slow_watchers_closed() {
+    let store = Store::in_memory(2, 2);
+    let mut slow = store.watch(&[table()], Revision(0)).unwrap();
+    for name in ["v", "w", "x", "y"] {
+        store.propose(create(key("a", name))).await.unwrap();
+    }
+    assert_eq!(
+        store.watch(&[table()], Revision(1)).unwrap_err(),
+        WatchError::Compacted(Revision(2))
+    );
+    assert!(store.watch(&[table()], Revision(2)).is_ok());
+    assert_eq!(slow.next().await.unwrap().unwrap_err(), WatchError::Lagged);
+    assert!(slow.next().await.is_none());
+}
+
+#[tokio::test]
+async fn pages_continue_after_their_cursor_on_their_revision() {
+    let store = Store::ephemeral();
+    for (namespace, name) in [("a", "x"), ("b", "x"), ("b", "y"), ("c", "x")] {
+        store.propose(create(key(namespace, name))).await.unwrap();
+    }
+    let page = store.snapshot(&table());
+    store.propose(create(key("b", "z"))).await.unwrap();
+    let names = |namespace, cursor| {
+        page.range_after(namespace, cursor)
+            .map(|(key, _)| format!("{}/{}", key.0, key.1))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(None, Some(("a", "x"))), ["b/x", "b/y", "c/x"]);
+    assert_eq!(names(Some("b"), Some(("b", "x"))), ["b/y"]);
+    assert_eq!(page.range_namespace("b").count(), 2);
+}

@@ -1,0 +1,155 @@
+//! Namespace: the scope of names, and the finalizer that empties it.
+
+use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+
+use super::table;
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
+
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Checks `metadata.name` by the kind's own rule.
+pub(super) fn check_name(
+    metadata: &ObjectMeta,
+    rule: fn(&str) -> Option<String>,
+    errors: &mut ErrorList,
+) {
+    if let Some(name) = metadata.name.as_deref().filter(|name| !name.is_empty())
+        && let Some(detail) = rule(name)
+    {
+        errors.invalid(&Path::new("metadata").child("name"), name, &detail);
+    }
+}
+
+/// See [`Namespace`].
+pub struct NamespaceKind;
+
+impl NamespaceKind {
+    fn phase(object: &Namespace) -> &str {
+        let status = object.status.as_ref();
+        status
+            .and_then(|status| status.phase.as_deref())
+            .unwrap_or_default()
+    }
+}
+
+impl Kind for NamespaceKind {
+    type Object = Namespace;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "",
+        version: "v1",
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        categories: &[],
+        namespaced: false,
+        has_status: true,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: false,
+    };
+
+    const FIELD_LABELS: &'static [&'static str] = &["status.phase"];
+
+    fn default(object: &mut Namespace) {
+        if let Some(name) = object.metadata.name.clone().filter(|name| !name.is_empty()) {
+            let labels = object.metadata.labels.get_or_insert_default();
+            labels.insert(NAME_LABEL.to_owned(), name);
+        }
+        let phase = &mut object.status.get_or_insert_default().phase;
+        if phase.as_deref().unwrap_or_default().is_empty() {
+            *phase = Some("Active".to_owned());
+        }
+    }
+
+    fn prepare_create(object: &mut Namespace) {
+        object.status = Some(NamespaceStatus {
+            phase: Some("Active".to_owned()),
+            ..NamespaceStatus::default()
+        });
+        let finalizers = object
+            .spec
+            .get_or_insert_default()
+            .finalizers
+            .get_or_insert_default();
+        if !finalizers.iter().any(|finalizer| finalizer == "kubernetes") {
+            finalizers.push("kubernetes".to_owned());
+        }
+    }
+
+    fn validate(object: &Namespace, errors: &mut ErrorList) {
+        check_name(&object.metadata, names::is_dns1123_label, errors);
+    }
+
+    fn prepare_update(new: &mut Namespace, old: &Namespace) {
+        new.spec.clone_from(&old.spec);
+        new.status.clone_from(&old.status);
+    }
+
+    fn prepare_status_update(new: &mut Namespace, old: &Namespace) {
+        new.spec.clone_from(&old.spec);
+    }
+
+    fn validate_status_update(new: &Namespace, _old: &Namespace, errors: &mut ErrorList) {
+        let path = Path::new("status").child("Phase");
+        let phase = Self::phase(new);
+        if new.metadata.deletion_timestamp.is_none() {
+            if phase != "Active" {
+                errors.invalid(
+                    &path,
+                    phase,
+                    "may only be 'Active' if `deletionTimestamp` is empty",
+                );
+            }
+        } else if phase != "Terminating" {
+            let detail = "may only be 'Terminating' if `deletionTimestamp` is not empty";
+            errors.invalid(&path, phase, detail);
+        }
+    }
+
+    fn selectable_fields(object: &Namespace) -> Vec<(&'static str, String)> {
+        vec![("status.phase", Self::phase(object).to_owned())]
+    }
+
+    fn columns() -> Vec<Column> {
+        vec![
+            table::name_column(),
+            table::column(
+                "Status",
+                "string",
+                "The status of the namespace".to_owned(),
+                0,
+            ),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &Namespace, now: i64) -> Vec<Value> {
+        vec![
+            table::name_cell(&object.metadata),
+            Value::from(Self::phase(object)),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_namespace_is_active_labelled_and_finalized() {
+        let mut object = Namespace::default();
+        object.metadata.name = Some("shop".to_owned());
+        NamespaceKind::default(&mut object);
+        NamespaceKind::prepare_create(&mut object);
+        assert_eq!(NamespaceKind::phase(&object), "Active");
+        assert_eq!(object.metadata.labels.unwrap()[NAME_LABEL], "shop");
+        assert_eq!(object.spec.unwrap().finalizers.unwrap(), ["kubernetes"]);
+    }
+}

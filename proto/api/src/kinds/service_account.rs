@@ -1,0 +1,50 @@
+//! ServiceAccount: the identity of a pod.
+
+use k8s_openapi::api::core::v1::ServiceAccount;
+use serde_json::Value;
+
+use super::{namespace::check_name, table};
+use crate::field::ErrorList;
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
+
+/// See [`ServiceAccount`].
+pub struct ServiceAccountKind;
+
+impl Kind for ServiceAccountKind {
+    type Object = ServiceAccount;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "",
+        version: "v1",
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        categories: &[],
+        namespaced: true,
+        has_status: false,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: false,
+    };
+
+    fn prepare_create(_object: &mut ServiceAccount) {}
+
+    fn validate(object: &ServiceAccount, errors: &mut ErrorList) {
+        check_name(&object.metadata, names::is_dns1123_subdomain, errors);
+    }
+
+    fn prepare_update(_new: &mut ServiceAccount, _old: &ServiceAccount) {}
+
+    fn columns() -> Vec<Column> {
+        vec![table::name_column(), table::age_column()]
+    }
+
+    fn row(object: &ServiceAccount, now: i64) -> Vec<Value> {
+        vec![
+            table::name_cell(&object.metadata),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}

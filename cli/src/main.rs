@@ -1,1 +1,108 @@
-fn main() {}
+//! The `gantry` binary: a whole cluster in one file, and the client for it.
+//!
+//! Knows the composition roots of server and agent, and otherwise only the REST API. Before anything else it looks
+//! whether it was re-executed as a pod's shim or as one of the runtime's helpers: those must start with one thread
+//! and little memory.
+
+mod client;
+mod cluster;
+mod manifest;
+mod output;
+mod verbs;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use client::{Cluster, Credentials};
+
+/// Runs containers on one machine or many, from Kubernetes manifests.
+#[derive(Debug, Parser)]
+#[command(name = "gantry", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(flatten)]
+    credentials: Credentials,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(cluster::Up),
+    Down(cluster::Down),
+    Server(cluster::ServerCommand),
+    Agent(cluster::AgentCommand),
+    Apply(verbs::apply::Apply),
+    Get(verbs::get::Get),
+    Describe(verbs::describe::Describe),
+    Logs(verbs::logs::Logs),
+    Exec(verbs::exec::Exec),
+    Delete(verbs::delete::Delete),
+    Scale(verbs::scale::Scale),
+    Set(verbs::set::Set),
+    Rollout(verbs::rollout::Rollout),
+    Image(verbs::image::ImageCommand),
+    Version(verbs::version::Version),
+}
+
+fn main() -> ExitCode {
+    if let Some(code) = gantry_runtime::dispatch(std::env::args_os()) {
+        return code;
+    }
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{}", client::explain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    // Detaching forks, which a process with threads must not do.
+    if let Command::Up(up) = &arguments.command
+        && !up.foreground
+    {
+        return up.detach();
+    }
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all();
+    runtime.build()?.block_on(execute(arguments))
+}
+
+async fn execute(arguments: Arguments) -> Result<ExitCode> {
+    let credentials = &arguments.credentials;
+    match &arguments.command {
+        Command::Up(up) => log_then(up.run()).await?,
+        Command::Server(server) => log_then(server.run()).await?,
+        Command::Agent(agent) => log_then(agent.run()).await?,
+        Command::Down(down) => down.run().await?,
+        Command::Image(image) => image.run().await?,
+        Command::Version(version) => version.run(Cluster::connect(credentials).await).await?,
+        Command::Apply(apply) => apply.run(&Cluster::connect(credentials).await?).await?,
+        Command::Get(get) => get.run(&Cluster::connect(credentials).await?).await?,
+        Command::Describe(describe) => describe.run(&Cluster::connect(credentials).await?).await?,
+        Command::Logs(logs) => logs.run(&Cluster::connect(credentials).await?).await?,
+        Command::Exec(exec) => return exec.run(&Cluster::connect(credentials).await?).await,
+        Command::Delete(delete) => delete.run(&Cluster::connect(credentials).await?).await?,
+        Command::Scale(scale) => scale.run(&Cluster::connect(credentials).await?).await?,
+        Command::Set(set) => set.run(&Cluster::connect(credentials).await?).await?,
+        Command::Rollout(rollout) => rollout.run(&Cluster::connect(credentials).await?).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Daemons log; client verbs only print.
+async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GANTRY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    daemon.await
+}

@@ -77,14 +77,17 @@ pub trait Kind: Send + Sync + 'static {
     /// Names and scope.
     const INFO: ResourceInfo;
 
+    /// What names may look like; a DNS subdomain for most kinds.
+    const NAME_RULE: crate::meta::NameRule = crate::names::is_dns1123_subdomain;
+
     /// Fills what the user left out, as Kubernetes does on decode.
     fn default(_object: &mut Self::Object) {}
 
     /// Drops what a client may not set at creation (status, usually). Runs after [`Kind::default`].
     fn prepare_create(object: &mut Self::Object);
 
-    /// Checks a new object. `metadata` has been checked already, save for the kind's own name rule.
-    fn validate(object: &Self::Object, errors: &mut ErrorList);
+    /// Checks a new object. `metadata` has been checked already, by [`crate::meta::validate`].
+    fn validate(_object: &Self::Object, _errors: &mut ErrorList) {}
 
     /// Restores what an update may not touch and increments the generation when the spec changed.
     fn prepare_update(new: &mut Self::Object, old: &Self::Object);

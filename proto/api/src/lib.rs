@@ -4,7 +4,12 @@
 
 pub mod field;
 pub mod kind;
+pub mod kinds;
+pub mod meta;
 pub mod names;
 pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod status;
+pub mod time;
+pub mod typed;

@@ -35,7 +35,6 @@ impl Kind for ConfigMapKind {
     fn prepare_create(_object: &mut ConfigMap) {}
 
     fn validate(object: &ConfigMap, errors: &mut ErrorList) {
-        super::namespace::check_name(&object.metadata, names::is_dns1123_subdomain, errors);
         let (text, binary) = (object.data.as_ref(), object.binary_data.as_ref());
         let mut size = 0;
         for (key, value) in text.into_iter().flatten() {

@@ -1,7 +1,6 @@
 //! Namespace: the scope of names, and the finalizer that empties it.
 
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use super::table;
@@ -10,19 +9,6 @@ use crate::kind::{Column, Kind, ResourceInfo};
 use crate::names;
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
-
-/// Checks `metadata.name` by the kind's own rule.
-pub(super) fn check_name(
-    metadata: &ObjectMeta,
-    rule: fn(&str) -> Option<String>,
-    errors: &mut ErrorList,
-) {
-    if let Some(name) = metadata.name.as_deref().filter(|name| !name.is_empty())
-        && let Some(detail) = rule(name)
-    {
-        errors.invalid(&Path::new("metadata").child("name"), name, &detail);
-    }
-}
 
 /// See [`Namespace`].
 pub struct NamespaceKind;
@@ -56,6 +42,8 @@ impl Kind for NamespaceKind {
 
     const FIELD_LABELS: &'static [&'static str] = &["status.phase"];
 
+    const NAME_RULE: crate::meta::NameRule = names::is_dns1123_label;
+
     fn default(object: &mut Namespace) {
         if let Some(name) = object.metadata.name.clone().filter(|name| !name.is_empty()) {
             let labels = object.metadata.labels.get_or_insert_default();
@@ -80,10 +68,6 @@ impl Kind for NamespaceKind {
         if !finalizers.iter().any(|finalizer| finalizer == "kubernetes") {
             finalizers.push("kubernetes".to_owned());
         }
-    }
-
-    fn validate(object: &Namespace, errors: &mut ErrorList) {
-        check_name(&object.metadata, names::is_dns1123_label, errors);
     }
 
     fn prepare_update(new: &mut Namespace, old: &Namespace) {

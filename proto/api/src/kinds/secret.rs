@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde_json::Value;
 
 use super::config_map::MAX_DATA_BYTES;
-use super::{namespace::check_name, table};
+use super::table;
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, ResourceInfo};
 use crate::names;
@@ -73,7 +73,6 @@ impl Kind for SecretKind {
     fn prepare_create(_object: &mut Secret) {}
 
     fn validate(object: &Secret, errors: &mut ErrorList) {
-        check_name(&object.metadata, names::is_dns1123_subdomain, errors);
         let mut size = 0;
         for (key, value) in object.data.iter().flatten() {
             if let Some(detail) = names::is_config_map_key(key) {

@@ -3,10 +3,8 @@
 use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::Value;
 
-use super::{namespace::check_name, table};
-use crate::field::ErrorList;
+use super::table;
 use crate::kind::{Column, Kind, ResourceInfo};
-use crate::names;
 
 /// See [`ServiceAccount`].
 pub struct ServiceAccountKind;
@@ -30,10 +28,6 @@ impl Kind for ServiceAccountKind {
     };
 
     fn prepare_create(_object: &mut ServiceAccount) {}
-
-    fn validate(object: &ServiceAccount, errors: &mut ErrorList) {
-        check_name(&object.metadata, names::is_dns1123_subdomain, errors);
-    }
 
     fn prepare_update(_new: &mut ServiceAccount, _old: &ServiceAccount) {}
 

@@ -1,0 +1,49 @@
+//! The commands that are the cluster rather than its clients.
+
+mod agent;
+mod daemon;
+mod down;
+mod server;
+mod up;
+
+pub(crate) use agent::AgentCommand;
+pub(crate) use down::Down;
+pub(crate) use server::ServerCommand;
+pub(crate) use up::Up;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+/// Where everything lives unless told otherwise.
+const DATA_DIR: &str = "/var/lib/gantry";
+
+/// Where a node keeps its state.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Place {
+    /// Directory for all state: desired state, keys, images, logs
+    #[arg(long, default_value = DATA_DIR, env = "GANTRY_DATA_DIR")]
+    data_dir: PathBuf,
+}
+
+/// This machine's name, as a Kubernetes object may be named.
+fn default_node_name() -> String {
+    let uname = rustix::system::uname();
+    let name: String = uname
+        .nodename()
+        .to_string_lossy()
+        .to_lowercase()
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
+        .collect();
+    let name = name.trim_matches(['-', '.']).to_owned();
+    if name.is_empty() { "node".to_owned() } else { name }
+}
+
+/// Containers, networks and mounts need it.
+fn require_root(command: &str) -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!("'gantry {command}' runs containers through the kernel and needs root: run it with sudo");
+}

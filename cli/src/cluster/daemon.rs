@@ -1,0 +1,104 @@
+//! A process per data directory: who holds it, and how to start one in the background.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Pid;
+
+/// The lock on a data directory; held for as long as the process lives, released by the kernel when it dies.
+pub(crate) struct Lock {
+    _file: File,
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("gantry.pid")
+}
+
+/// Creates a data directory that only root may read: it holds keys and secrets.
+pub(crate) fn create_data_dir(data_dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(data_dir)
+        .with_context(|| format!("creating the data directory {}; name a writable one with --data-dir", data_dir.display()))
+}
+
+impl Lock {
+    /// Takes the data directory for this process, or says who has it.
+    pub(crate) fn acquire(data_dir: &Path) -> Result<Self> {
+        create_data_dir(data_dir)?;
+        let path = path(data_dir);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("the data directory {} is not writable; name another with --data-dir", data_dir.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).ok();
+            bail!(
+                "gantry already runs from {} (pid {}); stop it with 'gantry down' or use another --data-dir",
+                data_dir.display(),
+                pid.trim()
+            );
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The process that holds a data directory.
+pub(crate) fn holder(data_dir: &Path) -> Option<Pid> {
+    let mut file = File::open(path(data_dir)).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    let mut pid = String::new();
+    file.read_to_string(&mut pid).ok()?;
+    Pid::from_raw(pid.trim().parse().ok()?)
+}
+
+/// Starts this binary in a session of its own, with its output in a log file.
+pub(crate) fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("opening the log {}", log.display()))?;
+    let mut command = Command::new(std::env::current_exe().context("finding this program's file")?);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().context("sharing the log")?)
+        .stderr(output)
+        .process_group(0);
+    command.spawn().context("starting gantry in the background")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_has_one_holder() {
+        let directory = std::env::temp_dir().join(format!("gantry-lock-{}", std::process::id()));
+        let lock = Lock::acquire(&directory).expect("free");
+        let error = Lock::acquire(&directory).err().expect("taken").to_string();
+        assert!(error.contains("already runs") && error.contains(&std::process::id().to_string()), "{error}");
+        assert_eq!(holder(&directory).map(Pid::as_raw_nonzero).map(|pid| pid.get() as u32), Some(std::process::id()));
+        drop(lock);
+        assert_eq!(holder(&directory), None);
+        std::fs::remove_dir_all(directory).expect("removes");
+    }
+}

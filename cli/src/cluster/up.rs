@@ -1,0 +1,221 @@
+//! `gantry up`: a cluster on this machine, server and agent in one process, ready when it returns.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Place, agent, daemon, default_node_name, require_root, server};
+use crate::client::Credentials;
+use crate::output;
+
+/// How long the node may take to become Ready.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How often a starting cluster is asked whether it is ready.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Start a cluster on this machine and wait until it is ready
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    pub(super) place: Place,
+    /// Stay in the foreground and log to standard error
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Address and port the API listens on
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub(super) listen: SocketAddr,
+    /// The node's name; this machine's host name when not given
+    #[arg(long)]
+    pub(super) node_name: Option<String>,
+    /// The address other machines reach this one at; that of the default route when not given
+    #[arg(long)]
+    pub(super) address: Option<Ipv4Addr>,
+    #[command(flatten)]
+    pub(super) networks: server::Networks,
+}
+
+impl Up {
+    pub(super) fn admin_kubeconfig(&self) -> PathBuf {
+        self.place.data_dir.join("admin.kubeconfig")
+    }
+
+    fn name(&self) -> String {
+        self.node_name.clone().unwrap_or_else(default_node_name)
+    }
+
+    /// Starts the cluster in the background, waits until its node is Ready, and says what to do next.
+    pub(crate) fn detach(&self) -> Result<ExitCode> {
+        require_root("up")?;
+        let started = Instant::now();
+        let data_dir = &self.place.data_dir;
+        daemon::create_data_dir(data_dir)?;
+        if let Some(pid) = daemon::holder(data_dir) {
+            output::print(&format!(
+                "gantry already runs from {} (pid {})\n{}",
+                data_dir.display(),
+                pid.as_raw_nonzero(),
+                self.next_steps()
+            ))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let log = data_dir.join("gantry.log");
+        let log_start = log.metadata().map_or(0, |metadata| metadata.len());
+        let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+        arguments.push("--foreground".to_owned());
+        let mut child = daemon::spawn(&arguments, &log)?;
+        let bar = output::spinner("starting the cluster".to_owned());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let ready = runtime.block_on(self.wait_ready(&mut child, &log, log_start));
+        bar.finish_and_clear();
+        ready?;
+        output::print(&format!(
+            "Cluster ready in {:.1} s: node {} runs Kubernetes API v1.36 on {}\n{}",
+            started.elapsed().as_secs_f64(),
+            self.name(),
+            self.listen,
+            self.next_steps()
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn next_steps(&self) -> String {
+        let kubeconfig = self.admin_kubeconfig();
+        let flag = match self.place.data_dir == Path::new(super::DATA_DIR) {
+            true => String::new(),
+            false => format!(" --kubeconfig {}", kubeconfig.display()),
+        };
+        format!(
+            "\n  gantry{flag} apply -f FILE         run something (deploy/examples/web.yaml is a start)\n  \
+             gantry{flag} get pods              see it run\n  \
+             gantry down{}                stop everything\n\n\
+             kubectl works too: export KUBECONFIG={}\n",
+            match flag.is_empty() {
+                true => String::new(),
+                false => format!(" --data-dir {}", self.place.data_dir.display()),
+            },
+            kubeconfig.display()
+        )
+    }
+
+    /// Waits until the node is Ready, or the process behind it has ended.
+    async fn wait_ready(&self, child: &mut Child, log: &Path, log_start: u64) -> Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        let mut ticks = tokio::time::interval(POLL);
+        let mut client = None;
+        while Instant::now() < deadline {
+            ticks.tick().await;
+            if let Some(status) = child.try_wait().context("waiting for the cluster")? {
+                bail!("{}", last_words(log, log_start).unwrap_or_else(|| format!("gantry ended with {status}; see {}", log.display())));
+            }
+            if client.is_none() && self.admin_kubeconfig().exists() {
+                let credentials = Credentials {
+                    kubeconfig: Some(self.admin_kubeconfig()),
+                    context: None,
+                    namespace: None,
+                };
+                // The file of an earlier run may name another port until the server has written its own.
+                client = match credentials.load().await {
+                    Ok(config) if config.cluster_url.port_u16() == Some(self.listen.port()) => {
+                        Some(kube::Client::try_from(config)?)
+                    }
+                    _ => None,
+                };
+            }
+            if let Some(client) = &client
+                && is_ready(client, &self.name()).await
+            {
+                return Ok(());
+            }
+        }
+        bail!("node {} is not Ready after {} s; see {}", self.name(), READY_WITHIN.as_secs(), log.display())
+    }
+
+    /// Runs server and agent until told to stop.
+    pub(crate) async fn run(&self) -> Result<()> {
+        require_root("up")?;
+        let lock = daemon::Lock::acquire(&self.place.data_dir)?;
+        let stop = CancellationToken::new();
+        let address = match self.address {
+            Some(address) => address,
+            None => default_address(),
+        };
+        let server = server::start(&self.place.data_dir, self.listen, address, &self.networks).await?;
+        server.write_admin_kubeconfig(&self.admin_kubeconfig(), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()))?;
+        let name = self.name();
+        let agent = agent::Settings {
+            node_name: name.clone(),
+            servers: vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port())],
+            identity: server.node_identity(&name)?,
+            data_dir: self.place.data_dir.join("agent"),
+            address,
+        };
+        let agent = tokio::spawn(agent::run(agent, stop.clone()));
+        let serving = tokio::spawn(server.run(stop.clone()));
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let ended = tokio::select! {
+            _ = terminated.recv() => Ok(()),
+            _ = interrupted.recv() => Ok(()),
+            result = agent => result.context("the agent")?.context("the agent stopped"),
+            result = serving => result.context("the server")?.context("the server stopped"),
+        };
+        stop.cancel();
+        drop(lock);
+        ended
+    }
+}
+
+/// The lines the process left in its log, from the last error on.
+fn last_words(log: &Path, start: u64) -> Option<String> {
+    let text = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(text.get(usize::try_from(start).ok()?..)?).into_owned();
+    let error = text.rfind("error: ").map(|at| text[at + "error: ".len()..].trim().to_owned())?;
+    (!error.is_empty()).then_some(error)
+}
+
+async fn is_ready(client: &kube::Client, name: &str) -> bool {
+    let Ok(node) = Api::<Node>::all(client.clone()).get(name).await else {
+        return false;
+    };
+    node.status
+        .and_then(|status| status.conditions)
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// The address this machine uses towards the default route; loopback when it has none. Sends nothing.
+pub(super) fn default_address() -> Ipv4Addr {
+    let probe = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        // TEST-NET-1: connecting a datagram socket only looks up the route.
+        socket.connect("192.0.2.1:9")?;
+        Ok(socket.local_addr()?.ip())
+    };
+    match probe() {
+        Ok(IpAddr::V4(address)) => address,
+        _ => Ipv4Addr::LOCALHOST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_this_run_is_told() {
+        let log = std::env::temp_dir().join(format!("gantry-log-{}", std::process::id()));
+        std::fs::write(&log, "error: an old one\nINFO started\nerror: port 6443 is in use\n").expect("writes");
+        assert_eq!(last_words(&log, 18).as_deref(), Some("port 6443 is in use"));
+        std::fs::write(&log, "error: an old one\nINFO started\n").expect("writes");
+        assert_eq!(last_words(&log, 18), None);
+        std::fs::remove_file(log).expect("removes");
+    }
+}

@@ -1,0 +1,12 @@
+//! The server's end of the node link: what each node needs goes down, what it reports comes up, and exec and log
+//! streams are matched with the nodes that serve them.
+
+mod hub;
+mod needs;
+mod reports;
+mod session;
+mod streams;
+
+pub(crate) use hub::Hub;
+pub(crate) use reports::{Reports, call};
+pub(crate) use session::{ClusterFacts, LinkService};

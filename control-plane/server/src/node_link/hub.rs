@@ -1,0 +1,203 @@
+//! Which nodes are connected, when they were last heard, and the streams that wait for them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use gantry_rpc::node::{OpenStream, ServerMessage, StreamFrame, server_message};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Frames buffered per direction of a stream, before the sender waits.
+const STREAM_BUFFER: usize = 16;
+/// How long a node may take to dial back for a stream.
+const DIAL_BACK: Duration = Duration::from_secs(10);
+
+/// Both directions of an exec, attach or log stream, as the API server sees it.
+pub(crate) struct StreamEnds {
+    pub(crate) to_node: mpsc::Sender<StreamFrame>,
+    pub(crate) from_node: mpsc::Receiver<StreamFrame>,
+}
+
+/// The node's side of a stream that has been asked for.
+pub(crate) struct Waiting {
+    pub(crate) to_node: mpsc::Receiver<StreamFrame>,
+    pub(crate) from_node: mpsc::Sender<StreamFrame>,
+    arrived: oneshot::Sender<()>,
+    node: String,
+}
+
+struct Connection {
+    /// Tells an old connection of the same node from its successor.
+    generation: u64,
+    down: mpsc::Sender<ServerMessage>,
+    last_heard: Instant,
+}
+
+/// Why a stream could not be opened, in words for the client.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("node \"{0}\" is not connected: its agent is down or cut off")]
+    NotConnected(String),
+    #[error("node \"{0}\" did not answer within {seconds} s", seconds = DIAL_BACK.as_secs())]
+    NoAnswer(String),
+}
+
+/// Shared by all links of one server.
+#[derive(Default)]
+pub(crate) struct Hub {
+    nodes: Mutex<BTreeMap<String, Connection>>,
+    streams: Mutex<BTreeMap<String, Waiting>>,
+    generations: AtomicU64,
+    /// Bumped whenever a node comes or goes.
+    changed: watch::Sender<u64>,
+}
+
+impl Hub {
+    /// Registers a node's new connection; returns its generation.
+    pub(crate) fn connected(&self, node: &str, down: mpsc::Sender<ServerMessage>) -> u64 {
+        let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+        self.nodes.lock().insert(
+            node.to_owned(),
+            Connection {
+                generation,
+                down,
+                last_heard: Instant::now(),
+            },
+        );
+        self.changed.send_modify(|count| *count += 1);
+        generation
+    }
+
+    /// Forgets a connection, unless a newer one has taken its place.
+    pub(crate) fn disconnected(&self, node: &str, generation: u64) {
+        let mut nodes = self.nodes.lock();
+        if nodes.get(node).is_some_and(|connection| connection.generation == generation) {
+            nodes.remove(node);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Notes that a node is alive.
+    pub(crate) fn heard(&self, node: &str) {
+        if let Some(connection) = self.nodes.lock().get_mut(node) {
+            connection.last_heard = Instant::now();
+        }
+    }
+
+    /// How long each connected node has been silent.
+    pub(crate) fn silence(&self) -> BTreeMap<String, Duration> {
+        self.nodes
+            .lock()
+            .iter()
+            .map(|(node, connection)| (node.clone(), connection.last_heard.elapsed()))
+            .collect()
+    }
+
+    /// Wakes whenever a node comes or goes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Asks a node for a stream and waits until it has dialled back.
+    pub(crate) async fn open(&self, node: &str, mut request: OpenStream) -> Result<StreamEnds, OpenError> {
+        let down = match self.nodes.lock().get(node) {
+            Some(connection) => connection.down.clone(),
+            None => return Err(OpenError::NotConnected(node.to_owned())),
+        };
+        let id = uuid::Uuid::new_v4().to_string();
+        request.stream_id.clone_from(&id);
+        let (to_node, from_client) = mpsc::channel(STREAM_BUFFER);
+        let (to_client, from_node) = mpsc::channel(STREAM_BUFFER);
+        let (arrived, arrival) = oneshot::channel();
+        self.streams.lock().insert(
+            id.clone(),
+            Waiting {
+                to_node: from_client,
+                from_node: to_client,
+                arrived,
+                node: node.to_owned(),
+            },
+        );
+        let message = ServerMessage {
+            message: Some(server_message::Message::OpenStream(request)),
+        };
+        if down.send(message).await.is_err() {
+            self.streams.lock().remove(&id);
+            return Err(OpenError::NotConnected(node.to_owned()));
+        }
+        match tokio::time::timeout(DIAL_BACK, arrival).await {
+            Ok(Ok(())) => Ok(StreamEnds { to_node, from_node }),
+            _ => {
+                self.streams.lock().remove(&id);
+                Err(OpenError::NoAnswer(node.to_owned()))
+            }
+        }
+    }
+
+    /// Hands the waiting end of a stream to the node that dialled back for it; only to the node that was asked.
+    pub(crate) fn claim(&self, node: &str, stream_id: &str) -> Option<Waiting> {
+        let mut streams = self.streams.lock();
+        match streams.get(stream_id) {
+            Some(waiting) if waiting.node == node => streams.remove(stream_id),
+            _ => None,
+        }
+    }
+}
+
+impl Waiting {
+    /// Tells the opener that the node is there, and returns the node's ends.
+    pub(crate) fn accept(self) -> (mpsc::Receiver<StreamFrame>, mpsc::Sender<StreamFrame>) {
+        // The opener may have given up this moment; then both ends are closed and the stream ends by itself.
+        self.arrived.send(()).ok();
+        (self.to_node, self.from_node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_reaches_the_node_that_was_asked_and_no_other() {
+        let hub = Arc::new(Hub::default());
+        let (down, mut messages) = mpsc::channel(4);
+        hub.connected("one", down);
+        let opening = tokio::spawn({
+            let hub = hub.clone();
+            async move { hub.open("one", OpenStream::default()).await }
+        });
+        let Some(server_message::Message::OpenStream(request)) = messages.recv().await.expect("asked").message else {
+            panic!("a request for a stream");
+        };
+        assert!(hub.claim("two", &request.stream_id).is_none(), "another node cannot take it");
+        let (_, from_node) = hub.claim("one", &request.stream_id).expect("waiting").accept();
+        let mut ends = opening.await.expect("no panic").expect("opened");
+        from_node.send(StreamFrame::default()).await.expect("open");
+        assert!(ends.from_node.recv().await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absent_or_silent_node_is_named() {
+        let hub = Hub::default();
+        let error = hub.open("gone", OpenStream::default()).await.err().expect("not connected");
+        assert!(error.to_string().contains("node \"gone\" is not connected"));
+        let (down, _messages) = mpsc::channel(4);
+        hub.connected("mute", down);
+        let error = hub.open("mute", OpenStream::default()).await.err().expect("no answer");
+        assert!(error.to_string().contains("did not answer"));
+    }
+
+    #[test]
+    fn an_old_connection_does_not_remove_its_successor() {
+        let hub = Hub::default();
+        let old = hub.connected("one", mpsc::channel(1).0);
+        let new = hub.connected("one", mpsc::channel(1).0);
+        hub.disconnected("one", old);
+        assert_eq!(hub.silence().len(), 1);
+        hub.disconnected("one", new);
+        assert!(hub.silence().is_empty());
+    }
+}

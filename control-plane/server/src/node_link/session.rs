@@ -1,0 +1,284 @@
+//! The gRPC service that agents dial, and one session per connected node.
+//!
+//! A session first sends `Welcome`, then every object its node needs (a pod's references before the pod), then
+//! `Synced`, and from there the changes of the store in order: nothing is missed between the snapshot and the watch,
+//! because the watch starts at the snapshot's revision.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use gantry_apiserver::Identity;
+use gantry_rpc::node::node_link_server::NodeLink;
+use gantry_rpc::node::{
+    AgentMessage, Hello, ObjectChange, Resource, ServerMessage, StreamFrame, Synced, Welcome, agent_message,
+    server_message,
+};
+use gantry_store::{Entry, Event, Key, Store, Table, WatchError};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::hub::Hub;
+use super::needs::{Needs, Reference};
+use super::reports::Reports;
+use super::streams;
+
+/// Messages queued for one node before the session waits for the network.
+const QUEUE: usize = 256;
+
+/// What every node is told about the cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterFacts {
+    pub(crate) cluster_pod_cidr: String,
+    pub(crate) service_cidr: String,
+    pub(crate) dns_service_ip: String,
+    pub(crate) cluster_domain: String,
+}
+
+/// The service behind `NodeLink`.
+pub(crate) struct LinkService {
+    pub(crate) store: Store,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) facts: ClusterFacts,
+}
+
+/// A node may only speak for itself: its certificate says `system:node:NAME` of `system:nodes`.
+fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
+    let identity = request
+        .extensions()
+        .get::<Identity>()
+        .ok_or_else(|| Status::unauthenticated("a client certificate of a node is needed"))?;
+    let is_node = identity.groups.iter().any(|group| group == "system:nodes");
+    match identity.user.strip_prefix("system:node:") {
+        Some(name) if is_node && !name.is_empty() => Ok(name.to_owned()),
+        _ => Err(Status::permission_denied(format!(
+            "\"{}\" is not a node: the link is for certificates of system:node:NAME in system:nodes",
+            identity.user
+        ))),
+    }
+}
+
+#[tonic::async_trait]
+impl NodeLink for LinkService {
+    type LinkStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<StreamFrame, Status>> + Send>>;
+
+    async fn link(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::LinkStream>, Status> {
+        let node = node_of(&request)?;
+        let mut up = request.into_inner();
+        let hello = match up.message().await?.and_then(|message| message.message) {
+            Some(agent_message::Message::Hello(hello)) => hello,
+            _ => return Err(Status::invalid_argument("the first message of a link is Hello")),
+        };
+        if hello.node_name != node {
+            return Err(Status::permission_denied(format!(
+                "the certificate is node \"{node}\"'s, the agent says it is \"{}\"",
+                hello.node_name
+            )));
+        }
+        let welcome = self.register(&node, &hello).await?;
+        let (down, queue) = mpsc::channel(QUEUE);
+        let generation = self.hub.connected(&node, down.clone());
+        tracing::info!(node, version = hello.version, "node connected");
+
+        let session = Session {
+            node: node.clone(),
+            store: self.store.clone(),
+            down: down.clone(),
+            needs: Needs::default(),
+        };
+        tokio::spawn(async move {
+            if let Err(status) = session.run(welcome).await {
+                // The node reconnects and starts from a snapshot.
+                down.send(Err(status)).await.ok();
+            }
+        });
+        let (hub, reports) = (self.hub.clone(), self.reports.clone());
+        tokio::spawn(async move {
+            // A message or its absence: any error means that the connection is gone.
+            while let Ok(Some(message)) = up.message().await {
+                hub.heard(&node);
+                if let Some(message) = message.message {
+                    reports.take(&node, message);
+                }
+            }
+            hub.disconnected(&node, generation);
+            tracing::info!(node, "node disconnected");
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<StreamFrame>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let node = node_of(&request)?;
+        let stream = streams::attach(&self.hub, &node, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+impl LinkService {
+    /// Creates or refreshes the Node object and says which pod CIDR is the node's.
+    async fn register(&self, node: &str, hello: &Hello) -> Result<Welcome, Status> {
+        let pod_cidr = self
+            .reports
+            .register(node, &hello.node)
+            .await
+            .map_err(|error| Status::failed_precondition(format!("registering node \"{node}\": {error:#}")))?;
+        Ok(Welcome {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pod_cidr,
+            cluster_pod_cidr: self.facts.cluster_pod_cidr.clone(),
+            service_cidr: self.facts.service_cidr.clone(),
+            dns_service_ip: self.facts.dns_service_ip.clone(),
+            cluster_domain: self.facts.cluster_domain.clone(),
+        })
+    }
+}
+
+/// The tables a link watches, with what they are called on the wire.
+fn tables() -> [(Table, Resource); 8] {
+    [
+        (Table("core/namespaces".into()), Resource::Namespace),
+        (Table("core/nodes".into()), Resource::Node),
+        (Table("core/services".into()), Resource::Service),
+        (Table("discovery.k8s.io/endpointslices".into()), Resource::EndpointSlice),
+        (Table("core/configmaps".into()), Resource::ConfigMap),
+        (Table("core/secrets".into()), Resource::Secret),
+        (Table("core/serviceaccounts".into()), Resource::ServiceAccount),
+        (Table("core/pods".into()), Resource::Pod),
+    ]
+}
+
+fn table_of(resource: Resource) -> Option<Table> {
+    tables().into_iter().find(|(_, known)| *known == resource).map(|(table, _)| table)
+}
+
+struct Session {
+    node: String,
+    store: Store,
+    down: mpsc::Sender<Result<ServerMessage, Status>>,
+    needs: Needs,
+}
+
+/// The node's end of the connection is closed.
+struct Closed;
+
+impl From<Closed> for Status {
+    fn from(_: Closed) -> Self {
+        Status::cancelled("the node closed the link")
+    }
+}
+
+impl Session {
+    async fn run(mut self, welcome: Welcome) -> Result<(), Status> {
+        self.send(server_message::Message::Welcome(welcome)).await?;
+        let names: Vec<Table> = tables().into_iter().map(|(table, _)| table).collect();
+        // The watch is opened first: what changes while the snapshot is sent is sent again by it, in order.
+        let from = self.store.revision();
+        let mut watch = self.store.watch(&names, from).map_err(behind)?;
+        for (table, resource) in tables() {
+            let snapshot = self.store.snapshot(&table);
+            for (key, entry) in snapshot.iter() {
+                self.present(resource, key, entry).await?;
+            }
+        }
+        self.send(server_message::Message::Synced(Synced { revision: from.0 })).await?;
+        while let Some(event) = watch.next().await {
+            self.change(&event.map_err(behind)?).await?;
+        }
+        Err(Status::unavailable("the server is stopping"))
+    }
+
+    async fn send(&self, message: server_message::Message) -> Result<(), Closed> {
+        let message = ServerMessage { message: Some(message) };
+        self.down.send(Ok(message)).await.map_err(|_| Closed)
+    }
+
+    /// Sends an object of the snapshot, when this node needs it.
+    async fn present(&mut self, resource: Resource, key: &Key, entry: &Entry) -> Result<(), Closed> {
+        match resource {
+            Resource::Pod if self.is_mine(entry) => self.pod(key, entry).await,
+            // Sent with the pods that refer to them.
+            Resource::Pod | Resource::ConfigMap | Resource::Secret | Resource::ServiceAccount => Ok(()),
+            _ => self.object(resource, key, entry, false).await,
+        }
+    }
+
+    async fn change(&mut self, event: &Event) -> Result<(), Closed> {
+        let Some((_, resource)) = tables().into_iter().find(|(table, _)| *table == event.key.table) else {
+            return Ok(());
+        };
+        match resource {
+            Resource::Pod => {
+                if event.deleted || !self.is_mine(&event.entry) {
+                    if self.needs.remove(&event.key.namespace, &event.key.name) {
+                        self.object(resource, &event.key, &event.entry, true).await?;
+                    }
+                    return Ok(());
+                }
+                self.pod(&event.key, &event.entry).await
+            }
+            Resource::ConfigMap | Resource::Secret | Resource::ServiceAccount => {
+                let reference = Reference {
+                    resource,
+                    namespace: event.key.namespace.to_string(),
+                    name: event.key.name.to_string(),
+                };
+                match self.needs.contains(&reference) {
+                    true => self.object(resource, &event.key, &event.entry, event.deleted).await,
+                    false => Ok(()),
+                }
+            }
+            _ => self.object(resource, &event.key, &event.entry, event.deleted).await,
+        }
+    }
+
+    fn is_mine(&self, pod: &Entry) -> bool {
+        pod.index
+            .fields
+            .iter()
+            .any(|(field, value)| field == "spec.nodeName" && *value == self.node)
+    }
+
+    /// Sends a pod of this node, after what it refers to.
+    async fn pod(&mut self, key: &Key, entry: &Entry) -> Result<(), Closed> {
+        // The store holds only what the API server wrote: JSON.
+        let pod: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
+        for reference in self.needs.set(&key.namespace, &key.name, &pod) {
+            let Some(table) = table_of(reference.resource) else {
+                continue;
+            };
+            let key = Key {
+                table,
+                namespace: reference.namespace.as_str().into(),
+                name: reference.name.as_str().into(),
+            };
+            if let Some(entry) = self.store.get(&key) {
+                self.object(reference.resource, &key, &entry, false).await?;
+            }
+        }
+        self.object(Resource::Pod, key, entry, false).await
+    }
+
+    async fn object(&self, resource: Resource, key: &Key, entry: &Entry, deleted: bool) -> Result<(), Closed> {
+        self.send(server_message::Message::Change(ObjectChange {
+            resource: resource.into(),
+            deleted,
+            revision: entry.modify_revision.0,
+            namespace: key.namespace.to_string(),
+            name: key.name.to_string(),
+            object: entry.value.clone(),
+        }))
+        .await
+    }
+}
+
+/// The node reconnects and starts over.
+fn behind(error: WatchError) -> Status {
+    Status::aborted(format!("the link fell behind: {error}"))
+}

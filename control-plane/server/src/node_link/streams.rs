@@ -1,0 +1,38 @@
+//! Exec, attach, log and port-forward streams: joins the client's end to the node that dialled back.
+
+use std::sync::Arc;
+
+use futures::Stream;
+use gantry_rpc::node::StreamFrame;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::hub::Hub;
+
+/// Claims the stream that the first frame names, and copies the node's frames to its client until either ends.
+pub(crate) async fn attach(
+    hub: &Arc<Hub>,
+    node: &str,
+    mut up: Streaming<StreamFrame>,
+) -> Result<impl Stream<Item = Result<StreamFrame, Status>> + Send + 'static, Status> {
+    let first = up
+        .message()
+        .await?
+        .ok_or_else(|| Status::invalid_argument("the first frame of a stream carries its stream_id"))?;
+    let waiting = hub
+        .claim(node, &first.stream_id)
+        .ok_or_else(|| Status::not_found(format!("nobody waits for stream \"{}\"", first.stream_id)))?;
+    let (to_node, from_node) = waiting.accept();
+    tokio::spawn(async move {
+        if first.frame.is_some() && from_node.send(first).await.is_err() {
+            return;
+        }
+        while let Ok(Some(frame)) = up.message().await {
+            if from_node.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(ReceiverStream::new(to_node).map(Ok))
+}

@@ -1,0 +1,619 @@
+//! Label and field selectors: parsed from query strings in Kubernetes' grammar, or taken from a `LabelSelector`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
+
+use crate::field::{ErrorList, Path};
+use crate::names;
+
+/// How one requirement compares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Operator {
+    Exists,
+    DoesNotExist,
+    /// `=`, `==` and `in`.
+    In,
+    /// `!=` and `notin`: also holds when the label is absent.
+    NotIn,
+    GreaterThan,
+    LessThan,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Requirement {
+    key: String,
+    operator: Operator,
+    values: Vec<String>,
+}
+
+impl Requirement {
+    fn matches(&self, value: Option<&str>) -> bool {
+        let number = |text: &str| text.parse::<i64>().ok();
+        let bound = || self.values.first().and_then(|bound| number(bound));
+        match self.operator {
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::In => {
+                value.is_some_and(|value| self.values.iter().any(|wanted| wanted == value))
+            }
+            Operator::NotIn => {
+                value.is_none_or(|value| !self.values.iter().any(|wanted| wanted == value))
+            }
+            Operator::GreaterThan => value
+                .and_then(number)
+                .zip(bound())
+                .is_some_and(|(value, bound)| value > bound),
+            Operator::LessThan => value
+                .and_then(number)
+                .zip(bound())
+                .is_some_and(|(value, bound)| value < bound),
+        }
+    }
+}
+
+/// A conjunction of requirements on labels. The default matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelSelector {
+    requirements: Vec<Requirement>,
+    /// From an absent `LabelSelector`, which selects no object.
+    nothing: bool,
+}
+
+/// Why a selector cannot be used, in Kubernetes' words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SelectorError(String);
+
+impl LabelSelector {
+    /// Matches no object.
+    pub fn nothing() -> Self {
+        Self {
+            requirements: Vec::new(),
+            nothing: true,
+        }
+    }
+
+    /// Whether every object matches.
+    pub fn is_everything(&self) -> bool {
+        self.requirements.is_empty() && !self.nothing
+    }
+
+    /// Parses `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1,m<2`.
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        Parser::new(text).parse()
+    }
+
+    /// All pairs must be present: a map selector such as a Service's.
+    pub fn from_map(labels: &BTreeMap<String, String>) -> Self {
+        Self {
+            requirements: labels
+                .iter()
+                .map(|(key, value)| Requirement {
+                    key: key.clone(),
+                    operator: Operator::In,
+                    values: vec![value.clone()],
+                })
+                .collect(),
+            nothing: false,
+        }
+    }
+
+    /// From the API type: absent selects nothing, empty everything. Unknown operators select nothing; validation
+    /// refuses them before they are stored.
+    pub fn from_api(selector: Option<&metav1::LabelSelector>) -> Self {
+        let Some(selector) = selector else {
+            return Self::nothing();
+        };
+        let mut result = Self::from_map(selector.match_labels.as_ref().unwrap_or(&BTreeMap::new()));
+        for expression in selector.match_expressions.iter().flatten() {
+            let operator = match expression.operator.as_str() {
+                "In" => Operator::In,
+                "NotIn" => Operator::NotIn,
+                "Exists" => Operator::Exists,
+                "DoesNotExist" => Operator::DoesNotExist,
+                _ => return Self::nothing(),
+            };
+            result.requirements.push(Requirement {
+                key: expression.key.clone(),
+                operator,
+                values: expression.values.clone().unwrap_or_default(),
+            });
+        }
+        result
+    }
+
+    /// Whether labels, given as a look-up, match.
+    pub fn matches<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.nothing
+            && self
+                .requirements
+                .iter()
+                .all(|requirement| requirement.matches(label(&requirement.key)))
+    }
+
+    /// Whether a label map matches.
+    pub fn matches_map(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
+        self.matches(|key| {
+            labels
+                .and_then(|labels| labels.get(key))
+                .map(String::as_str)
+        })
+    }
+
+    /// Whether sorted label pairs match.
+    pub fn matches_pairs(&self, labels: &[(String, String)]) -> bool {
+        self.matches(|key| lookup(labels, key))
+    }
+}
+
+/// Finds a value in pairs sorted by key.
+fn lookup<'a>(pairs: &'a [(String, String)], key: &str) -> Option<&'a str> {
+    pairs
+        .binary_search_by(|(name, _)| name.as_str().cmp(key))
+        .ok()
+        .map(|index| pairs[index].1.as_str())
+}
+
+impl fmt::Display for LabelSelector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self
+            .requirements
+            .iter()
+            .map(
+                |Requirement {
+                     key,
+                     operator,
+                     values,
+                 }| {
+                    let mut values = values.clone();
+                    values.sort();
+                    match (operator, values.as_slice()) {
+                        (Operator::Exists, _) => key.clone(),
+                        (Operator::DoesNotExist, _) => format!("!{key}"),
+                        (Operator::In, [value]) => format!("{key}={value}"),
+                        (Operator::In, values) => format!("{key} in ({})", values.join(",")),
+                        (Operator::NotIn, [value]) => format!("{key}!={value}"),
+                        (Operator::NotIn, values) => format!("{key} notin ({})", values.join(",")),
+                        (Operator::GreaterThan, values) => format!("{key}>{}", values.join(",")),
+                        (Operator::LessThan, values) => format!("{key}<{}", values.join(",")),
+                    }
+                },
+            )
+            .collect();
+        formatter.write_str(&texts.join(","))
+    }
+}
+
+/// Checks a `LabelSelector` of an object's spec.
+pub fn validate(selector: &metav1::LabelSelector, path: &Path, errors: &mut ErrorList) {
+    let labels = path.child("matchLabels");
+    for (key, value) in selector.match_labels.iter().flatten() {
+        for message in names::label_key(key) {
+            errors.invalid(&labels, key, &message);
+        }
+        for message in names::label_value(value) {
+            errors.invalid(&labels.key(key), value, &message);
+        }
+    }
+    for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
+        let path = path.child("matchExpressions").index(index);
+        let values = expression.values.as_deref().unwrap_or_default();
+        match expression.operator.as_str() {
+            "In" | "NotIn" if values.is_empty() => {
+                errors.required(
+                    &path.child("values"),
+                    "must be specified when `operator` is 'In' or 'NotIn'",
+                );
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                errors.forbidden(
+                    &path.child("values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                );
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => errors.invalid(
+                &path.child("operator"),
+                other,
+                "not a valid selector operator",
+            ),
+        }
+        for message in names::label_key(&expression.key) {
+            errors.invalid(&path.child("key"), &expression.key, &message);
+        }
+        for (index, value) in values.iter().enumerate() {
+            for message in names::label_value(value) {
+                errors.invalid(&path.child("values").index(index), value, &message);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    Symbol(&'static str),
+    Word(String),
+    End,
+}
+
+impl Token {
+    fn text(&self) -> &str {
+        match self {
+            Self::Symbol(symbol) => symbol,
+            Self::Word(word) => word,
+            Self::End => "",
+        }
+    }
+
+    fn is(&self, symbol: &str) -> bool {
+        matches!(self, Self::Symbol(known) if *known == symbol)
+    }
+}
+
+/// Longest first, so that `==` is not read as two signs.
+const SYMBOLS: &[&str] = &["==", "!=", "=", "!", "(", ")", ",", ">", "<"];
+
+struct Parser {
+    tokens: std::iter::Peekable<std::vec::IntoIter<Token>>,
+}
+
+impl Parser {
+    fn new(text: &str) -> Self {
+        let mut tokens = Vec::new();
+        let mut rest = text.trim_start();
+        while !rest.is_empty() {
+            if let Some(symbol) = SYMBOLS.iter().find(|symbol| rest.starts_with(**symbol)) {
+                tokens.push(Token::Symbol(symbol));
+                rest = &rest[symbol.len()..];
+            } else {
+                let end = rest
+                    .find(|letter: char| letter.is_whitespace() || "=!(),<>".contains(letter))
+                    .unwrap_or(rest.len());
+                tokens.push(Token::Word(rest[..end].to_owned()));
+                rest = &rest[end..];
+            }
+            rest = rest.trim_start();
+        }
+        Self {
+            tokens: tokens.into_iter().peekable(),
+        }
+    }
+
+    fn next(&mut self) -> Token {
+        self.tokens.next().unwrap_or(Token::End)
+    }
+
+    fn peek(&mut self) -> Token {
+        self.tokens.peek().cloned().unwrap_or(Token::End)
+    }
+
+    fn parse(mut self) -> Result<LabelSelector, SelectorError> {
+        let mut requirements = Vec::new();
+        loop {
+            match self.peek() {
+                Token::End => break,
+                Token::Word(_) | Token::Symbol("!") => {
+                    let requirement = self.requirement().map_err(|error| {
+                        SelectorError(format!("unable to parse requirement: {error}"))
+                    })?;
+                    requirements.push(requirement);
+                    let after = self.next();
+                    match &after {
+                        Token::End => break,
+                        after if after.is(",") => {
+                            let following = self.peek();
+                            if !matches!(following, Token::Word(_)) && !following.is("!") {
+                                return Err(SelectorError(format!(
+                                    "found '{}', expected: identifier after ','",
+                                    following.text()
+                                )));
+                            }
+                        }
+                        other => {
+                            return Err(SelectorError(format!(
+                                "found '{}', expected: ',' or 'end of string'",
+                                other.text()
+                            )));
+                        }
+                    }
+                }
+                other => {
+                    return Err(SelectorError(format!(
+                        "found '{}', expected: !, identifier, or 'end of string'",
+                        other.text()
+                    )));
+                }
+            }
+        }
+        requirements.sort_by(|one: &Requirement, other| one.key.cmp(&other.key));
+        Ok(LabelSelector {
+            requirements,
+            nothing: false,
+        })
+    }
+
+    fn requirement(&mut self) -> Result<Requirement, String> {
+        if self.peek().is("!") {
+            self.next();
+            let key = self.key()?;
+            return Ok(Requirement {
+                key,
+                operator: Operator::DoesNotExist,
+                values: Vec::new(),
+            });
+        }
+        let key = self.key()?;
+        let next = self.peek();
+        if next == Token::End || next.is(",") {
+            return Ok(Requirement {
+                key,
+                operator: Operator::Exists,
+                values: Vec::new(),
+            });
+        }
+        let sign = self.next();
+        let operator = match sign.text() {
+            "in" | "=" | "==" => Operator::In,
+            "notin" | "!=" => Operator::NotIn,
+            ">" | "gt" => Operator::GreaterThan,
+            "<" | "lt" => Operator::LessThan,
+            other => {
+                return Err(format!(
+                    "found '{other}', expected: in, notin, =, ==, !=, gt, lt"
+                ));
+            }
+        };
+        let values = match sign.text() {
+            "in" | "notin" => self.list()?,
+            _ => vec![self.value()?],
+        };
+        for (index, value) in values.iter().enumerate() {
+            if matches!(operator, Operator::GreaterThan | Operator::LessThan)
+                && value.parse::<i64>().is_err()
+            {
+                return Err(format!(
+                    "values[{index}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
+                ));
+            }
+            if let Some(message) = names::label_value(value).into_iter().next() {
+                return Err(format!(
+                    "values[{index}][{key}]: Invalid value: {value:?}: {message}"
+                ));
+            }
+        }
+        Ok(Requirement {
+            key,
+            operator,
+            values,
+        })
+    }
+
+    fn key(&mut self) -> Result<String, String> {
+        match self.next() {
+            Token::Word(key) => match names::label_key(&key).into_iter().next() {
+                None => Ok(key),
+                Some(message) => Err(format!("<nil>: Invalid value: {key:?}: {message}")),
+            },
+            other => Err(format!("found '{}', expected: identifier", other.text())),
+        }
+    }
+
+    /// A single value; nothing before `,` or the end is the empty value.
+    fn value(&mut self) -> Result<String, String> {
+        match self.peek() {
+            Token::Word(value) => {
+                self.next();
+                Ok(value)
+            }
+            next if next == Token::End || next.is(",") => Ok(String::new()),
+            other => Err(format!("found '{}', expected: identifier", other.text())),
+        }
+    }
+
+    fn list(&mut self) -> Result<Vec<String>, String> {
+        let open = self.next();
+        if !open.is("(") {
+            return Err(format!("found '{}' expected: '('", open.text()));
+        }
+        let mut values = vec![self.list_value()?];
+        loop {
+            match self.next() {
+                next if next.is(",") => values.push(self.list_value()?),
+                next if next.is(")") => return Ok(values),
+                other => return Err(format!("found '{}', expected: ',' or ')'", other.text())),
+            }
+        }
+    }
+
+    fn list_value(&mut self) -> Result<String, String> {
+        match self.peek() {
+            Token::Word(value) => {
+                self.next();
+                Ok(value)
+            }
+            next if next.is(",") || next.is(")") => Ok(String::new()),
+            other => Err(format!(
+                "found '{}', expected: ',', or identifier",
+                other.text()
+            )),
+        }
+    }
+}
+
+/// A conjunction of `field=value` and `field!=value`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldSelector {
+    /// Field, value, and whether they must be equal.
+    requirements: Vec<(String, String, bool)>,
+}
+
+impl FieldSelector {
+    /// Parses `a=b,c!=d,e==f`; `\\`, `\,` and `\=` stand for themselves in values.
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        let mut requirements = Vec::new();
+        for part in split_unescaped(text) {
+            if part.is_empty() {
+                continue;
+            }
+            let cannot = || {
+                SelectorError(format!(
+                    "invalid selector: '{text}'; can't understand '{part}'"
+                ))
+            };
+            let (field, value, equal) = ["!=", "==", "="]
+                .iter()
+                .filter_map(|sign| part.find(sign).map(|at| (at, *sign)))
+                .min_by_key(|(at, sign)| (*at, std::cmp::Reverse(sign.len())))
+                .map(|(at, sign)| (&part[..at], &part[at + sign.len()..], sign != "!="))
+                .ok_or_else(cannot)?;
+            requirements.push((field.to_owned(), unescape(value), equal));
+        }
+        Ok(Self { requirements })
+    }
+
+    /// Whether every object matches.
+    pub fn is_everything(&self) -> bool {
+        self.requirements.is_empty()
+    }
+
+    /// The fields that are asked about.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        self.requirements.iter().map(|(field, _, _)| field.as_str())
+    }
+
+    /// The value a field must equal, when it must.
+    pub fn exact(&self, field: &str) -> Option<&str> {
+        self.requirements
+            .iter()
+            .find(|(name, _, equal)| *equal && name == field)
+            .map(|(_, value, _)| value.as_str())
+    }
+
+    /// Whether fields, given as a look-up, match; an absent field is empty.
+    pub fn matches<'a>(&self, field: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.requirements
+            .iter()
+            .all(|(name, value, equal)| (field(name).unwrap_or_default() == value) == *equal)
+    }
+}
+
+fn split_unescaped(text: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut escaped) = (Vec::new(), 0, false);
+    for (at, letter) in text.char_indices() {
+        match letter {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            ',' => {
+                parts.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+fn unescape(value: &str) -> String {
+    let mut plain = String::with_capacity(value.len());
+    let mut escaped = false;
+    for letter in value.chars() {
+        if letter == '\\' && !escaped {
+            escaped = true;
+        } else {
+            plain.push(letter);
+            escaped = false;
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matches(selector: &str, labels: &[(&str, &str)]) -> bool {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        LabelSelector::parse(selector)
+            .expect(selector)
+            .matches_map(Some(&labels))
+    }
+
+    #[test]
+    fn every_operator_selects() {
+        let labels = [("app", "web"), ("tier", "front"), ("size", "7")];
+        for (selector, expected) in [
+            ("", true),
+            ("app=web,tier!=back", true),
+            ("app == web", true),
+            ("app in (web, db)", true),
+            ("app notin (web)", false),
+            ("nope notin (web)", true),
+            ("nope!=x", true),
+            ("app", true),
+            ("!app", false),
+            ("!nope", true),
+            ("size>6,size<8", true),
+            ("size>7", false),
+            ("app=", false),
+        ] {
+            assert_eq!(matches(selector, &labels), expected, "{selector}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_parsed_is_told_as_kubernetes_does() {
+        for (selector, message) in [
+            ("par=ev en", "found 'en', expected: ',' or 'end of string'"),
+            (
+                "a in",
+                "unable to parse requirement: found '' expected: '('",
+            ),
+            (
+                "in (a)",
+                "unable to parse requirement: found '(', expected: in, notin, =, ==, !=, gt, lt",
+            ),
+            (
+                "=x",
+                "found '=', expected: !, identifier, or 'end of string'",
+            ),
+            ("par=a=b", "found '=', expected: ',' or 'end of string'"),
+            (
+                "i>x",
+                "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
+            ),
+        ] {
+            let error = LabelSelector::parse(selector).expect_err(selector);
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn an_absent_selector_selects_nothing_and_an_empty_one_everything() {
+        assert!(!LabelSelector::from_api(None).matches_map(None));
+        assert!(LabelSelector::from_api(Some(&metav1::LabelSelector::default())).matches_map(None));
+    }
+
+    #[test]
+    fn fields_are_compared_and_unescaped() {
+        let selector =
+            FieldSelector::parse(r"metadata.name=a\,b,status.phase!=Running,x==y").expect("valid");
+        let fields = |field: &str| match field {
+            "metadata.name" => Some("a,b"),
+            "x" => Some("y"),
+            _ => None,
+        };
+        assert!(selector.matches(fields));
+        assert_eq!(selector.exact("metadata.name"), Some("a,b"));
+        let error = FieldSelector::parse("metadata.name").expect_err("no operator");
+        assert_eq!(
+            error.to_string(),
+            "invalid selector: 'metadata.name'; can't understand 'metadata.name'"
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! [`Typed`]: any [`Kind`] behind the object-safe [`ResourceKind`].
+
+use std::marker::PhantomData;
+
+use k8s_openapi::Metadata as _;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::field::ErrorList;
+use crate::kind::{Column, Kind, Prepared, ResourceInfo, ResourceKind, WriteScope};
+use crate::meta;
+use crate::schema::TypeSchema;
+use crate::status::StatusError;
+
+/// A kind's typed logic over JSON values.
+#[derive(Debug)]
+pub struct Typed<K>(PhantomData<fn() -> K>);
+
+impl<K> Default for Typed<K> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<K: Kind> Typed<K> {
+    /// Boxed for [`crate::kinds::all`].
+    pub fn boxed() -> Box<dyn ResourceKind> {
+        Box::new(Self::default())
+    }
+
+    fn parse(object: Value) -> Result<K::Object, StatusError> {
+        serde_json::from_value(object).map_err(|error| {
+            StatusError::bad_request(format!(
+                "{} in version \"{}\" cannot be handled as a {}: {error}",
+                K::INFO.kind,
+                K::INFO.version,
+                K::INFO.kind
+            ))
+        })
+    }
+
+    /// The object as Go would write it.
+    fn write(object: &K::Object) -> Result<Value, StatusError> {
+        let mut value = serde_json::to_value(object).map_err(|error| {
+            StatusError::internal(format!("encoding a {}: {error}", K::INFO.kind))
+        })?;
+        TypeSchema::of::<K::Object>().complete(&mut value);
+        Ok(value)
+    }
+
+    /// The stored form of an object, decoded: the store holds only what was written here.
+    fn stored(object: &Value) -> Result<K::Object, StatusError> {
+        K::Object::deserialize(object).map_err(|error| {
+            StatusError::internal(format!("decoding a stored {}: {error}", K::INFO.kind))
+        })
+    }
+
+    fn refuse(object: &K::Object, mut errors: ErrorList) -> Result<(), StatusError> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        // As aggregated errors do: the same complaint is made once.
+        let mut seen = Vec::new();
+        errors.0.retain(|error| {
+            let new = !seen.contains(error);
+            if new {
+                seen.push(error.clone());
+            }
+            new
+        });
+        let name = object.metadata().name.clone().unwrap_or_default();
+        Err(StatusError::invalid(&K::INFO, &name, errors))
+    }
+}
+
+impl<K: Kind> ResourceKind for Typed<K> {
+    fn info(&self) -> &ResourceInfo {
+        &K::INFO
+    }
+
+    fn schema(&self) -> &'static TypeSchema {
+        TypeSchema::of::<K::Object>()
+    }
+
+    fn create(&self, object: Value) -> Result<Prepared, StatusError> {
+        let mut object = Self::parse(object)?;
+        let meta = object.metadata_mut();
+        meta.resource_version = None;
+        meta.deletion_timestamp = None;
+        meta.deletion_grace_period_seconds = None;
+        meta.self_link = None;
+        meta.managed_fields = None;
+        K::default(&mut object);
+        K::prepare_create(&mut object);
+        let mut errors = ErrorList::default();
+        meta::validate(
+            object.metadata(),
+            K::INFO.namespaced,
+            K::NAME_RULE,
+            &mut errors,
+        );
+        K::validate(&object, &mut errors);
+        Self::refuse(&object, errors)?;
+        Ok(Prepared {
+            warnings: K::warnings(&object, None),
+            object: Self::write(&object)?,
+        })
+    }
+
+    fn update(&self, new: Value, old: &Value, scope: WriteScope) -> Result<Prepared, StatusError> {
+        let mut new = Self::parse(new)?;
+        let old = Self::stored(old)?;
+        meta::prepare_update(new.metadata_mut(), old.metadata());
+        K::default(&mut new);
+        let mut errors = ErrorList::default();
+        match scope {
+            WriteScope::Main => {
+                if !K::INFO.has_generation {
+                    new.metadata_mut().generation = old.metadata().generation;
+                }
+                K::prepare_update(&mut new, &old);
+                meta::validate_update(new.metadata(), old.metadata(), &mut errors);
+                K::validate_update(&new, &old, &mut errors);
+            }
+            WriteScope::Status => {
+                let labels = new.metadata().labels.clone();
+                let annotations = new.metadata().annotations.clone();
+                K::prepare_status_update(&mut new, &old);
+                let meta = new.metadata_mut();
+                *meta = old.metadata().clone();
+                meta.resource_version = None;
+                meta.labels = labels;
+                meta.annotations = annotations;
+                K::validate_status_update(&new, &old, &mut errors);
+            }
+        }
+        Self::refuse(&new, errors)?;
+        Ok(Prepared {
+            warnings: K::warnings(&new, Some(&old)),
+            object: Self::write(&new)?,
+        })
+    }
+
+    fn selectable_fields(&self, object: &Value) -> Vec<(String, String)> {
+        let Ok(object) = Self::stored(object) else {
+            return Vec::new();
+        };
+        let meta = object.metadata();
+        let mut fields = vec![(
+            "metadata.name".to_owned(),
+            meta.name.clone().unwrap_or_default(),
+        )];
+        if K::INFO.namespaced {
+            fields.push((
+                "metadata.namespace".to_owned(),
+                meta.namespace.clone().unwrap_or_default(),
+            ));
+        }
+        fields.extend(
+            K::selectable_fields(&object)
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value)),
+        );
+        fields
+    }
+
+    fn knows_field_label(&self, label: &str) -> bool {
+        label == "metadata.name"
+            || (label == "metadata.namespace" && K::INFO.namespaced)
+            || K::FIELD_LABELS.contains(&label)
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        K::columns()
+    }
+
+    fn row(&self, object: &Value, now: i64) -> Vec<Value> {
+        match Self::stored(object) {
+            Ok(object) => K::row(&object, now),
+            Err(_) => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Runs a reconciler over a queue: several keys at once, each of them never twice at once.
+
+use std::fmt::{Debug, Display};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::Queue;
+
+/// When a key that was reconciled without error wants to be looked at again, beside any change of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// On the next change.
+    Changed,
+    /// After this time.
+    After(Duration),
+}
+
+/// Hands keys to `reconcile`, at most `limit` at once, until stopped; then waits for those under way.
+///
+/// An error is logged, and the key tried again after its backoff.
+pub async fn run<T, F, Fut, E>(
+    name: &'static str,
+    queue: Arc<Queue<T>>,
+    limit: usize,
+    stop: CancellationToken,
+    reconcile: F,
+) where
+    T: Clone + Eq + Hash + Debug + Send + Sync + 'static,
+    F: Fn(T) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Next, E>> + Send + 'static,
+    E: Display + Send,
+{
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() >= limit {
+            joined(name, running.join_next().await);
+        }
+        while let Some(finished) = running.try_join_next() {
+            joined(name, Some(finished));
+        }
+        let Some(key) = stop.run_until_cancelled(queue.next()).await else {
+            break;
+        };
+        let (queue, reconcile) = (queue.clone(), reconcile.clone());
+        running.spawn(async move {
+            let work = Work { queue, key };
+            match reconcile(work.key.clone()).await {
+                Ok(next) => {
+                    work.queue.forget(&work.key);
+                    if let Next::After(delay) = next {
+                        work.queue.add_after(work.key.clone(), delay);
+                    }
+                }
+                Err(error) => {
+                    let wait = work.queue.retry(work.key.clone());
+                    tracing::info!(controller = name, key = ?work.key, %error, "reconciling failed; again in {wait:?}");
+                }
+            }
+        });
+    }
+    while let Some(finished) = running.join_next().await {
+        joined(name, Some(finished));
+    }
+}
+
+/// A key being worked on; given back to the queue however the work ends, also by a panic.
+struct Work<T: Clone + Eq + Hash> {
+    queue: Arc<Queue<T>>,
+    key: T,
+}
+
+impl<T: Clone + Eq + Hash> Drop for Work<T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.queue.retry(self.key.clone());
+        }
+        self.queue.done(&self.key);
+    }
+}
+
+fn joined(name: &str, outcome: Option<Result<(), tokio::task::JoinError>>) {
+    if let Some(Err(error)) = outcome {
+        tracing::error!(controller = name, %error, "a reconciler panicked; its key is tried again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_key_is_tried_until_it_succeeds_and_others_go_on() {
+        let queue = Arc::new(Queue::default());
+        let stop = CancellationToken::new();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let (counter, stopper) = (attempts.clone(), stop.clone());
+        queue.add("bad");
+        queue.add("good");
+        run("test", queue, 2, stop, move |key| {
+            let (counter, stopper) = (counter.clone(), stopper.clone());
+            async move {
+                if key == "good" {
+                    return Ok(Next::Changed);
+                }
+                if counter.fetch_add(1, Ordering::Relaxed) < 3 {
+                    return Err("not yet");
+                }
+                stopper.cancel();
+                Ok(Next::Changed)
+            }
+        })
+        .await;
+        assert_eq!(attempts.load(Ordering::Relaxed), 4);
+    }
+}

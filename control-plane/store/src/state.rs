@@ -3,21 +3,121 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use prost::Message;
+use raft::eraftpb::ConfState;
+
+use crate::record::{Decoder, RecordError, encode_row};
 use crate::table::{Rows, TableSnapshot};
 use crate::types::{
     Entry, Event, Guard, Key, Operation, ProposeError, Revision, Table, Term, Transaction,
 };
 
 /// Everything committed so far, and the ring of recent events. Apply depends on the state and the transaction alone.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     pub(crate) revision: Revision,
-    pub(crate) compacted: Revision,
     pub(crate) tables: HashMap<Table, Rows>,
+    /// The log entry this is the state of.
+    pub(crate) applied: u64,
+    /// The members as of that entry.
+    pub(crate) conf_state: ConfState,
+    /// Watches can start here or later. What is remembered is each member's own.
+    pub(crate) compacted: Revision,
     pub(crate) history: VecDeque<Event>,
+    history_bytes: usize,
+}
+
+/// How much history is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HistoryLimits {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
 }
 
 impl State {
+    /// Begins at a revision without a history of what came before.
+    pub(crate) fn restart_at(&mut self, revision: Revision) {
+        self.revision = revision;
+        self.compacted = revision;
+        self.history.clear();
+        self.history_bytes = 0;
+    }
+
+    pub(crate) fn insert(&mut self, key: Key, entry: Entry) {
+        let rows = self.tables.entry(key.table).or_default();
+        rows.insert((key.namespace, key.name), Arc::new(entry));
+    }
+
+    /// Every object, ordered by table, namespace and name.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Key, &Arc<Entry>)> {
+        let mut tables: Vec<_> = self.tables.iter().collect();
+        tables.sort_by_key(|(table, _)| *table);
+        tables.into_iter().flat_map(|(table, rows)| {
+            rows.iter().map(|((namespace, name), entry)| {
+                let key = Key {
+                    table: table.clone(),
+                    namespace: Arc::clone(namespace),
+                    name: Arc::clone(name),
+                };
+                (key, entry)
+            })
+        })
+    }
+
+    /// A copy without history, in O(tables).
+    pub(crate) fn without_history(&self) -> State {
+        State {
+            revision: self.revision,
+            tables: self.tables.clone(),
+            applied: self.applied,
+            conf_state: self.conf_state.clone(),
+            ..State::default()
+        }
+    }
+
+    /// The revision and every object: equal states have equal bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.revision.0.to_le_bytes().to_vec();
+        for (key, entry) in self.rows() {
+            let row = encode_row(&key, entry);
+            row.encode_length_delimited(&mut bytes)
+                .expect("a vector grows as needed");
+        }
+        bytes
+    }
+
+    /// The state that [`State::encode`] wrote; the caller knows its log entry and members.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<State, RecordError> {
+        let (revision, mut rows) = bytes.split_first_chunk::<8>().ok_or(RecordError::Short)?;
+        let mut state = State::default();
+        let mut decoder = Decoder::default();
+        while !rows.is_empty() {
+            let row = Vec::<u8>::decode_length_delimited(&mut rows)?;
+            let (key, entry) = decoder.row(&row)?;
+            state.insert(key, entry);
+        }
+        state.restart_at(Revision(u64::from_le_bytes(*revision)));
+        Ok(state)
+    }
+
+    /// A table as it was at an earlier revision, by undoing what came since; `None` when that is forgotten.
+    pub(crate) fn undo_to(&self, table: &Table, revision: Revision) -> Option<Undo> {
+        if revision > self.revision || revision < self.compacted {
+            return None;
+        }
+        let newer = self.history.iter().rev();
+        let changes = newer
+            .take_while(|event| event.revision > revision)
+            .filter(|event| event.key.table == *table)
+            .map(|event| (event.key.clone(), event.previous.clone()))
+            .collect();
+        Some(Undo {
+            now: self.snapshot(table).rows,
+            revision,
+            changes,
+        })
+    }
+
     pub(crate) fn get(&self, key: &Key) -> Option<&Arc<Entry>> {
         let rows = self.tables.get(&key.table)?;
         rows.get(&(Arc::clone(&key.namespace), Arc::clone(&key.name)))
@@ -114,21 +214,49 @@ impl State {
         }
     }
 
-    /// Keeps the events for watchers, and drops whole revisions beyond `limit` events.
-    pub(crate) fn remember(&mut self, events: &[Event], limit: usize) {
+    /// Keeps the events for watchers, and drops whole revisions beyond the limits.
+    pub(crate) fn remember(&mut self, events: &[Event], limits: HistoryLimits) {
         self.history.extend(events.iter().cloned());
-        while self.history.len() > limit {
+        self.history_bytes += events.iter().map(weight).sum::<usize>();
+        while self.history.len() > limits.events || self.history_bytes > limits.bytes {
             let Some(oldest) = self.history.front().map(|event| event.revision) else {
                 break;
             };
-            while self
-                .history
-                .front()
-                .is_some_and(|event| event.revision == oldest)
+            while let Some(event) = self.history.front()
+                && event.revision == oldest
             {
+                self.history_bytes -= weight(event);
                 self.history.pop_front();
             }
             self.compacted = oldest;
+        }
+    }
+}
+
+/// What an event keeps alive, in bytes, roughly.
+fn weight(event: &Event) -> usize {
+    const FIXED: usize = 256;
+    FIXED + event.entry.value.len()
+}
+
+/// What is needed to bring a table back to an earlier revision; done outside of the lock.
+pub(crate) struct Undo {
+    now: Rows,
+    revision: Revision,
+    changes: Vec<(Key, Option<Arc<Entry>>)>,
+}
+
+impl Undo {
+    pub(crate) fn run(mut self) -> TableSnapshot {
+        for (key, previous) in self.changes {
+            match previous {
+                Some(entry) => self.now.insert((key.namespace, key.name), entry),
+                None => self.now.remove(&(key.namespace, key.name)),
+            };
+        }
+        TableSnapshot {
+            revision: self.revision,
+            rows: self.now,
         }
     }
 }

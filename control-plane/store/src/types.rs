@@ -43,6 +43,17 @@ impl fmt::Display for Revision {
 )]
 pub struct Term(pub u64);
 
+/// Who leads, as this member knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The newest term this member has seen: what [`Guard::Term`] of its leader's transactions names.
+    pub term: Term,
+    /// Whether this member leads and has applied everything from before its term.
+    pub is_leader: bool,
+    /// The leader's member id, when known.
+    pub leader: Option<u64>,
+}
+
 /// The table a key belongs to, e.g. `apps/deployments` or `core/pods`; also internal ones such as `-/clusterips`.
 /// Every table is an ordered map of its own, with watches of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

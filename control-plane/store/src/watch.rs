@@ -1,55 +1,303 @@
 //! Watches: events after a revision, in order, without gaps.
+//!
+//! Every watcher has a queue of its own, which receives only what concerns its tables: a quiet table's watcher never
+//! lags because of a busy one. The events of one committed batch are shared by all of its watchers.
+//!
+//! Lock order: [`Hub`] before the state. Gap-freedom rests on it: a watch reads the history and joins while it holds
+//! the hub, and whatever is applied after that is published after that.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use parking_lot::Mutex;
+use tokio::sync::mpsc::{self, Receiver, Sender, error::TrySendError};
 
+use crate::metrics::METRICS;
 use crate::types::{Event, Revision, Table, WatchError};
 
-/// The events of some tables. Closed with [`WatchError::Lagged`] when its reader falls behind the bounded buffer.
-#[derive(Debug)]
-pub struct Watch {
-    pub(crate) tables: Vec<Table>,
-    pub(crate) backlog: VecDeque<Event>,
-    pub(crate) live: Receiver<std::sync::Arc<[Event]>>,
-    pub(crate) progress: Revision,
-    pub(crate) closed: bool,
+type Batch = Arc<[Event]>;
+
+/// Hands events to watchers.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    watchers: Mutex<Watchers>,
+    /// Everything up to here is in the queues of those that wanted it.
+    published: AtomicU64,
 }
 
-impl Watch {
-    /// The next event; `None` when the store has stopped or after an error.
-    pub async fn next(&mut self) -> Option<Result<Event, WatchError>> {
-        loop {
-            if self.closed {
-                return None;
-            }
-            if let Some(event) = self.backlog.pop_front() {
-                return Some(Ok(event));
-            }
-            match self.live.recv().await {
-                Ok(events) => {
-                    self.progress = events.last().map_or(self.progress, |event| event.revision);
-                    self.backlog.extend(
-                        events
-                            .iter()
-                            .filter(|event| self.tables.contains(&event.key.table))
-                            .cloned(),
-                    );
+#[derive(Debug, Default)]
+pub(crate) struct Watchers {
+    next: u64,
+    all: HashMap<u64, Watcher>,
+    by_table: HashMap<Table, Vec<u64>>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    tables: Arc<[Table]>,
+    /// Events up to here came from the history, or are not wanted.
+    after: Revision,
+    queue: Sender<Batch>,
+    lagged: Arc<AtomicBool>,
+}
+
+impl Watchers {
+    fn remove(&mut self, id: u64) {
+        let Some(watcher) = self.all.remove(&id) else {
+            return;
+        };
+        METRICS.watchers.dec();
+        for table in watcher.tables.iter() {
+            if let Some(ids) = self.by_table.get_mut(table) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.by_table.remove(table);
                 }
-                Err(RecvError::Lagged(_)) => {
-                    self.closed = true;
-                    return Some(Err(WatchError::Lagged));
-                }
-                Err(RecvError::Closed) => return None,
             }
         }
     }
 
+    fn lag(&mut self, id: u64) {
+        if let Some(watcher) = self.all.get(&id) {
+            watcher.lagged.store(true, Ordering::Release);
+            METRICS.lagged.inc();
+        }
+        self.remove(id);
+    }
+}
+
+impl Hub {
+    /// Keeps events from being published while the caller reads the state, then [`Hub::join`]s.
+    pub(crate) fn lock(&self) -> parking_lot::MutexGuard<'_, Watchers> {
+        self.watchers.lock()
+    }
+
+    /// A watch of what comes after `after`, beginning with `backlog`.
+    pub(crate) fn join(
+        self: &Arc<Hub>,
+        watchers: &mut Watchers,
+        tables: &[Table],
+        backlog: VecDeque<Event>,
+        after: Revision,
+        capacity: usize,
+    ) -> Watch {
+        let (queue, live) = mpsc::channel(capacity);
+        let lagged = Arc::new(AtomicBool::new(false));
+        let id = watchers.next;
+        watchers.next += 1;
+        if !watchers.closed {
+            let mut tables = tables.to_vec();
+            tables.sort();
+            tables.dedup();
+            for table in &tables {
+                watchers.by_table.entry(table.clone()).or_default().push(id);
+            }
+            let watcher = Watcher {
+                tables: tables.into(),
+                after,
+                queue,
+                lagged: Arc::clone(&lagged),
+            };
+            watchers.all.insert(id, watcher);
+            METRICS.watchers.inc();
+        }
+        Watch {
+            hub: Arc::clone(self),
+            id,
+            backlog,
+            current: (Vec::new().into(), 0),
+            live,
+            lagged,
+            progress: after,
+            closed: false,
+        }
+    }
+
+    /// Queues the events of one committed batch, which end at `revision`.
+    pub(crate) fn publish(&self, events: &[Event], revision: Revision) {
+        let mut watchers = self.watchers.lock();
+        let mut by_table: HashMap<&Table, Vec<&Event>> = HashMap::new();
+        for event in events {
+            if watchers.by_table.contains_key(&event.key.table) {
+                by_table.entry(&event.key.table).or_default().push(event);
+            }
+        }
+        let mut slow = Vec::new();
+        let mut several: Vec<u64> = Vec::new();
+        for (table, events) in by_table {
+            let batch: Batch = events.into_iter().cloned().collect();
+            for id in watchers.by_table.get(table).into_iter().flatten() {
+                match watchers.all.get(id) {
+                    Some(watcher) if watcher.tables.len() > 1 => several.push(*id),
+                    Some(watcher) if !watcher.offer(&batch) => slow.push(*id),
+                    Some(_) | None => {}
+                }
+            }
+        }
+        several.sort_unstable();
+        several.dedup();
+        for id in several {
+            if let Some(watcher) = watchers.all.get(&id) {
+                // Across its tables the order of the batch must hold.
+                let wanted = events.iter().filter(|event| watcher.wants(event));
+                let batch: Batch = wanted.cloned().collect();
+                if !watcher.offer(&batch) {
+                    slow.push(id);
+                }
+            }
+        }
+        for id in slow {
+            watchers.lag(id);
+        }
+        self.published.store(revision.0, Ordering::Release);
+    }
+
+    /// Closes every watch as lagging: the state jumped, and the events between are not known.
+    pub(crate) fn jump(&self, revision: Revision) {
+        let mut watchers = self.watchers.lock();
+        let all: Vec<u64> = watchers.all.keys().copied().collect();
+        for id in all {
+            watchers.lag(id);
+        }
+        self.published.store(revision.0, Ordering::Release);
+    }
+
+    /// Ends every watch, and those still to come.
+    pub(crate) fn close(&self) {
+        let mut watchers = self.watchers.lock();
+        watchers.closed = true;
+        let all: Vec<u64> = watchers.all.keys().copied().collect();
+        for id in all {
+            watchers.remove(id);
+        }
+    }
+}
+
+impl Watcher {
+    fn wants(&self, event: &Event) -> bool {
+        event.revision > self.after && self.tables.contains(&event.key.table)
+    }
+
+    /// Whether there was room.
+    fn offer(&self, batch: &Batch) -> bool {
+        if batch
+            .last()
+            .is_none_or(|event| event.revision <= self.after)
+        {
+            return true;
+        }
+        // A closed queue belongs to a watch that is being dropped, and leaves by itself.
+        !matches!(
+            self.queue.try_send(Arc::clone(batch)),
+            Err(TrySendError::Full(_))
+        )
+    }
+}
+
+/// The events of some tables. Closed with [`WatchError::Lagged`] when its reader falls behind the bounded buffer.
+#[derive(Debug)]
+pub struct Watch {
+    hub: Arc<Hub>,
+    id: u64,
+    backlog: VecDeque<Event>,
+    /// The batch being delivered, and how far.
+    current: (Batch, usize),
+    live: Receiver<Batch>,
+    lagged: Arc<AtomicBool>,
+    progress: Revision,
+    closed: bool,
+}
+
+impl Watch {
+    /// The next event; `None` when the store has stopped or after an error. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Event, WatchError>> {
+        loop {
+            if let Some(event) = self.pop() {
+                return Some(Ok(event));
+            }
+            if self.closed {
+                return None;
+            }
+            let batch = self.live.recv().await;
+            if let Some(end) = self.accept(batch) {
+                return end;
+            }
+        }
+    }
+
+    /// The next event when it is already here: lets a reader put what has gathered into one write.
+    pub fn try_next(&mut self) -> Option<Result<Event, WatchError>> {
+        loop {
+            if let Some(event) = self.pop() {
+                return Some(Ok(event));
+            }
+            if self.closed {
+                return None;
+            }
+            let batch = match self.live.try_recv() {
+                Ok(batch) => Some(batch),
+                Err(mpsc::error::TryRecvError::Empty) => return None,
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+            };
+            if let Some(end) = self.accept(batch) {
+                return end;
+            }
+        }
+    }
+
+    /// Takes over a received batch; `Some` is the end of the watch.
+    fn accept(&mut self, batch: Option<Batch>) -> Option<Option<Result<Event, WatchError>>> {
+        if let Some(batch) = batch {
+            self.current = (batch, 0);
+            return None;
+        }
+        self.closed = true;
+        let lagged = self.lagged.load(Ordering::Acquire);
+        Some(lagged.then_some(Err(WatchError::Lagged)))
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        if let Some(event) = self.backlog.pop_front() {
+            return Some(event);
+        }
+        let (batch, at) = &mut self.current;
+        while let Some(event) = batch.get(*at) {
+            *at += 1;
+            // The first batch may begin with events that the backlog already held.
+            if event.revision > self.progress {
+                let event = event.clone();
+                if batch
+                    .get(*at)
+                    .is_none_or(|next| next.revision > event.revision)
+                {
+                    self.progress = event.revision;
+                }
+                return Some(event);
+            }
+        }
+        None
+    }
+
     /// Everything up to this revision was delivered: fit for a bookmark.
     pub fn progress_revision(&self) -> Revision {
-        match self.backlog.front() {
-            Some(event) => Revision(event.revision.0.saturating_sub(1)),
-            None => self.progress,
+        if let Some(event) = self.backlog.front() {
+            return Revision(event.revision.0.saturating_sub(1));
         }
+        // Read before the queue is found empty: what is published up to here was queued before.
+        let published = Revision(self.hub.published.load(Ordering::Acquire));
+        let drained = self.current.0.len() == self.current.1 && self.live.is_empty();
+        if drained && !self.lagged.load(Ordering::Acquire) {
+            self.progress.max(published)
+        } else {
+            self.progress
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.hub.lock().remove(self.id);
     }
 }

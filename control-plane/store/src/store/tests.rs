@@ -88,7 +88,12 @@ async fn a_watch_joins_history_and_live_events() {
 
 #[tokio::test]
 async fn old_events_are_compacted_and_slow_watchers_closed() {
-    let store = Store::in_memory(2, 2);
+    let config = StoreConfig {
+        event_history: 2,
+        watch_buffer: 2,
+        ..StoreConfig::default()
+    };
+    let store = Store::in_memory(config, Arc::new(NoPeers)).unwrap();
     let mut slow = store.watch(&[table()], Revision(0)).unwrap();
     for name in ["v", "w", "x", "y"] {
         store.propose(create(key("a", name))).await.unwrap();
@@ -98,6 +103,10 @@ async fn old_events_are_compacted_and_slow_watchers_closed() {
         WatchError::Compacted(Revision(2))
     );
     assert!(store.watch(&[table()], Revision(2)).is_ok());
+    for revision in [1, 2] {
+        let event = slow.next().await.unwrap().unwrap();
+        assert_eq!(event.revision, Revision(revision));
+    }
     assert_eq!(slow.next().await.unwrap().unwrap_err(), WatchError::Lagged);
     assert!(slow.next().await.is_none());
 }

@@ -1,0 +1,129 @@
+//! How a store is opened, and why it may not be.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a member keeps its data, who it is, and its bounds. The defaults describe a single server.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The directory of this member alone; created when missing.
+    pub data_dir: PathBuf,
+    /// This member's id; never 0, never reused.
+    pub member_id: u64,
+    /// The members that vote in a new cluster; ignored once the data directory holds a membership. Empty for a
+    /// member that waits to be added to an existing cluster.
+    pub voters: Vec<u64>,
+    /// How many events are kept for watches that start in the past.
+    pub event_history: usize,
+    /// How many bytes of values those events may hold.
+    pub event_history_bytes: usize,
+    /// How many events may wait for one watcher before it is closed as lagging, counted in committed batches.
+    pub watch_buffer: usize,
+    /// How many proposals may wait before further ones are refused.
+    pub max_pending: usize,
+    /// How many applied log entries are kept for followers that fall behind; beyond it they get a snapshot.
+    pub log_entries: u64,
+    /// How many bytes of applied log entries are kept at most.
+    pub log_bytes: u64,
+    /// The unit of the timeouts below.
+    pub tick: Duration,
+    /// Ticks between a leader's heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Ticks without a leader before an election; the actual value is drawn between this and its double.
+    pub election_ticks: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> StoreConfig {
+        StoreConfig {
+            data_dir: PathBuf::from("/var/lib/gantry/store"),
+            member_id: 1,
+            voters: vec![1],
+            event_history: 100_000,
+            event_history_bytes: 64 << 20,
+            watch_buffer: 8_192,
+            max_pending: 8_192,
+            log_entries: 4_096,
+            log_bytes: 64 << 20,
+            tick: Duration::from_millis(50),
+            heartbeat_ticks: 2,
+            election_ticks: 12,
+        }
+    }
+}
+
+/// Why a store did not open. Every message names the place and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The configuration contradicts itself.
+    #[error("the store's configuration is wrong: {0}")]
+    Config(String),
+    /// The directory cannot be created or written.
+    #[error(
+        "cannot write to the data directory {path}: check that it exists on a writable disk and belongs to this user"
+    )]
+    Directory {
+        /// Which directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process has it open.
+    #[error(
+        "the data directory {path} is in use by another process: stop the other server, or give this one a directory of its own"
+    )]
+    Locked {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// The storage engine refused its files.
+    #[error(
+        "cannot read the data directory {path}: restore it from a backup, or empty it and let the member rejoin the cluster"
+    )]
+    Engine {
+        /// Which directory.
+        path: PathBuf,
+        /// What the engine said.
+        source: fjall::Error,
+    },
+    /// A record does not match its checksum or contradicts the others.
+    #[error(
+        "the data directory {path} is damaged: {record}: restore it from a backup, or empty it and let the member rejoin the cluster"
+    )]
+    Corrupt {
+        /// Which directory.
+        path: PathBuf,
+        /// Which record, and how.
+        record: String,
+    },
+    /// Consensus could not start on the recovered data.
+    #[error("consensus cannot start from {path}: {reason}")]
+    Consensus {
+        /// Which directory.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+    /// The system refused a thread.
+    #[error("cannot start a thread for the store: raise the limit of processes")]
+    Thread(#[source] std::io::Error),
+}
+
+impl StoreConfig {
+    pub(crate) fn check(&self) -> Result<(), OpenError> {
+        let problem = if self.member_id == 0 || self.voters.contains(&0) {
+            "a member's id must not be 0"
+        } else if !self.voters.is_empty() && !self.voters.contains(&self.member_id) {
+            "member_id is not among the voters"
+        } else if self.heartbeat_ticks == 0 || self.election_ticks <= self.heartbeat_ticks {
+            "election_ticks must be greater than heartbeat_ticks, which must not be 0"
+        } else if self.tick.is_zero() {
+            "tick must not be 0"
+        } else if self.watch_buffer == 0 || self.max_pending == 0 {
+            "watch_buffer and max_pending must not be 0"
+        } else {
+            return Ok(());
+        };
+        Err(OpenError::Config(problem.to_owned()))
+    }
+}

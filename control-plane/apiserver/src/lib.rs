@@ -1,1 +1,34 @@
-//! gantry-apiserver
+//! The Kubernetes API over the store: authentication, authorisation, admission, verbs, discovery, streams.
+//!
+//! Depends on `gantry-api` for what kinds mean and on `gantry-store` for where objects live. Must never know a
+//! controller, the scheduler or a node: those are clients, and streams to nodes go through [`NodeStreams`].
+//!
+//! Invariants kept here:
+//! - every write, from wherever, ends in one compare-and-swap transaction ([`verbs`]);
+//! - what is refused names the field and leaves nothing behind: admission, validation and allocation happen before
+//!   the transaction, and allocations are part of it;
+//! - no object is encoded per reader ([`codec`]).
+
+mod admission;
+mod authorisation;
+mod bootstrap;
+mod clock;
+mod codec;
+mod context;
+mod discovery;
+mod identity;
+mod metrics;
+mod openapi;
+pub mod pki;
+mod registry;
+mod request;
+mod response;
+mod server;
+mod streams;
+mod verbs;
+
+pub use admission::Ranges;
+pub use clock::Clock;
+pub use identity::{Identity, Tokens};
+pub use server::{ApiServer, ApiServerConfig, LocalService};
+pub use streams::{NoNodes, NodeStream, NodeStreams};

@@ -156,6 +156,12 @@ pub trait ResourceKind: Send + Sync + 'static {
     /// Whether a field selector may use this field label.
     fn knows_field_label(&self, label: &str) -> bool;
 
+    /// The name of the type's schema in OpenAPI, and that schema with all it refers to.
+    fn openapi(&self) -> (String, serde_json::Map<String, Value>);
+
+    /// Whether the kind has selectable fields of its own.
+    fn has_field_labels(&self) -> bool;
+
     /// The Table's columns.
     fn columns(&self) -> Vec<Column>;
 

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use k8s_openapi::Metadata as _;
+use schemars::JsonSchema as _;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -168,6 +169,18 @@ impl<K: Kind> ResourceKind for Typed<K> {
         label == "metadata.name"
             || (label == "metadata.namespace" && K::INFO.namespaced)
             || K::FIELD_LABELS.contains(&label)
+    }
+
+    fn openapi(&self) -> (String, serde_json::Map<String, Value>) {
+        let settings = schemars::generate::SchemaSettings::openapi3();
+        let mut generator = settings.into_generator();
+        let name = K::Object::schema_name().into_owned();
+        generator.subschema_for::<K::Object>();
+        (name, generator.take_definitions(true))
+    }
+
+    fn has_field_labels(&self) -> bool {
+        !K::FIELD_LABELS.is_empty()
     }
 
     fn columns(&self) -> Vec<Column> {

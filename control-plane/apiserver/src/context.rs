@@ -1,0 +1,162 @@
+//! One resource request on its way through the server, and what all verbs share.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gantry_api::decode::FieldValidation;
+use gantry_api::status::StatusError;
+use gantry_store::{Entry, Key, ProposeError, Revision, Store, Transaction};
+use http::{HeaderMap, HeaderValue, header};
+use serde_json::Value;
+
+use crate::admission::Admission;
+use crate::clock::Clock;
+use crate::identity::Identity;
+use crate::registry::{Registry, Resource};
+use crate::request::{Query, ResourcePath};
+
+/// What the verbs work with; one per server.
+pub(crate) struct Api {
+    pub(crate) store: Store,
+    pub(crate) registry: Registry,
+    pub(crate) admission: Admission,
+    pub(crate) clock: Clock,
+}
+
+/// One request for a resource.
+pub(crate) struct Context<'a> {
+    pub(crate) api: &'a Arc<Api>,
+    pub(crate) resource: &'a Arc<Resource>,
+    pub(crate) path: &'a ResourcePath,
+    pub(crate) query: &'a Query,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) identity: &'a Identity,
+    pub(crate) body: Bytes,
+}
+
+/// Attempts of a compare-and-swap loop before the client is told to try again.
+pub(crate) const ATTEMPTS: usize = 16;
+
+impl Context<'_> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        self.path.namespace.as_deref()
+    }
+
+    /// The object's name; routing makes sure that there is one.
+    pub(crate) fn name(&self) -> &str {
+        self.path.name.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        self.resource.key(self.namespace(), self.name())
+    }
+
+    pub(crate) fn current(&self) -> Result<Arc<Entry>, StatusError> {
+        self.api
+            .store
+            .get(&self.key())
+            .ok_or_else(|| StatusError::not_found(self.resource.info(), self.name()))
+    }
+
+    /// Whether nothing may be stored; an unknown `dryRun` is refused.
+    pub(crate) fn dry_run(&self) -> Result<bool, StatusError> {
+        dry_run(self.query.all("dryRun"), "")
+    }
+
+    pub(crate) fn field_validation(&self) -> Result<FieldValidation, StatusError> {
+        match self.query.get("fieldValidation") {
+            Some("Strict") => Ok(FieldValidation::Strict),
+            None | Some("Warn") => Ok(FieldValidation::Warn),
+            Some("Ignore") => Ok(FieldValidation::Ignore),
+            Some(other) => {
+                let mut errors = gantry_api::field::ErrorList::default();
+                errors.not_supported(
+                    &gantry_api::field::Path::new("fieldValidation"),
+                    other,
+                    &["", "Ignore", "Strict", "Warn"],
+                );
+                Err(StatusError::invalid_kind(
+                    "meta.k8s.io",
+                    "CreateOptions",
+                    "",
+                    errors,
+                ))
+            }
+        }
+    }
+
+    /// The body's media type; JSON when the client says nothing.
+    pub(crate) fn content_type(&self) -> &str {
+        self.headers
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("application/json")
+    }
+}
+
+/// Whether `dryRun` says `All`; anything else is refused.
+pub(crate) fn dry_run(values: &[String], kind: &str) -> Result<bool, StatusError> {
+    let values: Vec<&String> = values.iter().filter(|value| !value.is_empty()).collect();
+    match values.iter().find(|value| value.as_str() != "All") {
+        None => Ok(!values.is_empty()),
+        Some(other) => {
+            let mut errors = gantry_api::field::ErrorList::default();
+            errors.not_supported(&gantry_api::field::Path::new("dryRun"), other, &["All"]);
+            let kind = if kind.is_empty() {
+                "CreateOptions"
+            } else {
+                kind
+            };
+            Err(StatusError::invalid_kind("meta.k8s.io", kind, "", errors))
+        }
+    }
+}
+
+/// How one attempt at a transaction went.
+pub(crate) enum Committed {
+    At(Revision),
+    /// A guard did not hold: the position of the guard.
+    Conflict(usize),
+}
+
+impl Api {
+    /// Proposes a transaction; only conflicts are the caller's business.
+    pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Committed, StatusError> {
+        match self.store.propose(transaction).await {
+            Ok(revision) => Ok(Committed::At(revision)),
+            Err(ProposeError::Conflict { guard, .. }) => Ok(Committed::Conflict(guard)),
+            Err(ProposeError::Overloaded { waiting }) => Err(StatusError::too_many_requests(
+                format!(
+                    "the store is overloaded: {waiting} writes are waiting; try again in a second"
+                ),
+                1,
+            )),
+            Err(error @ ProposeError::NotLeader { .. }) => {
+                Err(StatusError::service_unavailable(error.to_string()))
+            }
+            Err(ProposeError::Unknown) => Err(StatusError::timeout(
+                "request did not complete: leadership was lost",
+                1,
+            )),
+            Err(ProposeError::Stopped(why)) => Err(StatusError::service_unavailable(format!(
+                "the store has stopped: {why}"
+            ))),
+        }
+    }
+}
+
+/// A value of `metadata`, as text.
+pub(crate) fn meta<'a>(object: &'a Value, field: &str) -> &'a str {
+    object["metadata"][field].as_str().unwrap_or_default()
+}
+
+/// Warnings as headers.
+pub(crate) fn warning_headers(headers: &mut HeaderMap, warnings: &[String]) {
+    for warning in warnings {
+        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        // A warning that cannot be a header is left out rather than the answer.
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+            headers.append(header::WARNING, value);
+        }
+    }
+}

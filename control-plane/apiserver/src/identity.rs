@@ -1,0 +1,76 @@
+//! Who is asking, and how that is found out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use gantry_api::status::StatusError;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// A user and the groups it belongs to, as certificates and tokens carry them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// User name, e.g. `kubernetes-admin` or `system:node:one`.
+    pub user: String,
+    /// Groups, e.g. `system:masters`.
+    pub groups: Vec<String>,
+}
+
+impl Identity {
+    /// A user of some groups.
+    pub fn new(user: &str, groups: &[&str]) -> Self {
+        Self {
+            user: user.to_owned(),
+            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        }
+    }
+
+    /// Whoever shows no credential.
+    pub fn anonymous() -> Self {
+        Self::new("system:anonymous", &["system:unauthenticated"])
+    }
+
+    /// Whether it belongs to a group.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|own| own == group)
+    }
+
+    /// From a verified client certificate: CN is the user, each O a group.
+    pub fn from_certificate(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject();
+        let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let mut groups: Vec<String> = subject
+            .iter_organization()
+            .filter_map(|group| group.as_str().ok().map(str::to_owned))
+            .collect();
+        groups.push("system:authenticated".to_owned());
+        Some(Self { user, groups })
+    }
+}
+
+/// Bearer tokens and whom they stand for.
+pub type Tokens = Arc<HashMap<String, Identity>>;
+
+/// Finds out who sent a request. `certificate` is the identity of a verified client certificate. A credential that
+/// is not valid is refused; none at all is anonymous.
+pub(crate) fn authenticate(
+    headers: &HeaderMap,
+    certificate: Option<&Identity>,
+    tokens: &Tokens,
+) -> Result<Identity, StatusError> {
+    if let Some(identity) = certificate {
+        return Ok(identity.clone());
+    }
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        return Ok(Identity::anonymous());
+    };
+    header
+        .to_str()
+        .ok()
+        .and_then(|text| text.strip_prefix("Bearer "))
+        .and_then(|token| tokens.get(token.trim()))
+        .cloned()
+        .ok_or_else(StatusError::unauthorized)
+}

@@ -1,0 +1,209 @@
+//! What a request asks for: its path and method taken apart.
+
+use std::collections::HashMap;
+
+use http::Method;
+
+/// The path of a resource request, taken apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResourcePath {
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) namespace: Option<String>,
+    pub(crate) resource: String,
+    pub(crate) name: Option<String>,
+    pub(crate) subresource: Option<String>,
+}
+
+/// What kind of path it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// `/api/v1/...` or `/apis/GROUP/VERSION/...`
+    Resource(ResourcePath),
+    /// Everything else, without a trailing slash.
+    Other(String),
+}
+
+/// Takes a path apart; `None` for one that names a group and version with nothing valid behind.
+pub(crate) fn route(path: &str) -> Route {
+    let trimmed = path.trim_end_matches('/');
+    let parts: Vec<&str> = trimmed.trim_start_matches('/').split('/').collect();
+    let (group, version, rest) = match parts.as_slice() {
+        ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
+        ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
+        _ => return Route::Other(trimmed.to_owned()),
+    };
+    let mut resource = ResourcePath {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        ..ResourcePath::default()
+    };
+    let rest = match rest {
+        // `/namespaces/NAME` is the Namespace itself; with more behind, a scope.
+        ["namespaces", name, subresource @ ("status" | "finalize")] => {
+            resource.resource = "namespaces".to_owned();
+            resource.name = Some(decode(name));
+            resource.subresource = Some((*subresource).to_owned());
+            return Route::Resource(resource);
+        }
+        ["namespaces", namespace, inner @ ..] if !inner.is_empty() => {
+            resource.namespace = Some(decode(namespace));
+            inner
+        }
+        rest => rest,
+    };
+    if let Some(name) = rest.first() {
+        resource.resource = (*name).to_owned();
+    }
+    resource.name = rest.get(1).map(|name| decode(name));
+    if rest.len() > 2 {
+        resource.subresource = Some(rest[2..].join("/"));
+    }
+    Route::Resource(resource)
+}
+
+/// The verb of the API, as authorisation and metrics name it.
+pub(crate) fn verb(method: &Method, path: &ResourcePath, watching: bool) -> &'static str {
+    match (method, path.name.is_some()) {
+        (&Method::GET | &Method::HEAD, true) if watching => "watch",
+        (&Method::GET | &Method::HEAD, true) => "get",
+        (&Method::GET | &Method::HEAD, false) if watching => "watch",
+        (&Method::GET | &Method::HEAD, false) => "list",
+        (&Method::POST, _) => "create",
+        (&Method::PUT, _) => "update",
+        (&Method::PATCH, _) => "patch",
+        (&Method::DELETE, true) => "delete",
+        (&Method::DELETE, false) => "deletecollection",
+        _ => "unknown",
+    }
+}
+
+/// A query string, decoded. A repeated name keeps all its values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Query(HashMap<String, Vec<String>>);
+
+impl Query {
+    pub(crate) fn parse(text: Option<&str>) -> Self {
+        let mut values: HashMap<String, Vec<String>> = HashMap::new();
+        for pair in text
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+        {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            values
+                .entry(decode(&name.replace('+', " ")))
+                .or_default()
+                .push(decode(&value.replace('+', " ")));
+        }
+        Self(values)
+    }
+
+    /// The first value of a name; an empty one counts as absent.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)?
+            .first()
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// Every value of a name.
+    pub(crate) fn all(&self, name: &str) -> &[String] {
+        self.0.get(name).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// `true`, `1`, or present without a value.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        match self.0.get(name).and_then(|values| values.first()) {
+            None => false,
+            Some(value) => !matches!(
+                value.as_str(),
+                "false" | "0" | "f" | "F" | "False" | "FALSE"
+            ),
+        }
+    }
+}
+
+/// Percent-decoding; what is not valid stays as it is.
+fn decode(text: &str) -> String {
+    if !text.contains('%') {
+        return text.to_owned();
+    }
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = text
+            .get(at + 1..at + 3)
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match (bytes[at], hex) {
+            (b'%', Some(byte)) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(path: &str) -> ResourcePath {
+        match route(path) {
+            Route::Resource(resource) => resource,
+            Route::Other(other) => panic!("{other} is no resource"),
+        }
+    }
+
+    #[test]
+    fn paths_are_taken_apart() {
+        let pod = resource("/api/v1/namespaces/default/pods/web-1/log");
+        assert_eq!(pod.namespace.as_deref(), Some("default"));
+        assert_eq!(
+            (
+                pod.resource.as_str(),
+                pod.name.as_deref(),
+                pod.subresource.as_deref()
+            ),
+            ("pods", Some("web-1"), Some("log"))
+        );
+        let namespace = resource("/api/v1/namespaces/default");
+        assert_eq!(
+            (
+                namespace.resource.as_str(),
+                namespace.name.as_deref(),
+                namespace.namespace
+            ),
+            ("namespaces", Some("default"), None)
+        );
+        let finalize = resource("/api/v1/namespaces/x/finalize");
+        assert_eq!(
+            (finalize.resource.as_str(), finalize.subresource.as_deref()),
+            ("namespaces", Some("finalize"))
+        );
+        let all = resource("/apis/apps/v1/deployments");
+        assert_eq!(
+            (all.group.as_str(), all.resource.as_str(), all.name),
+            ("apps", "deployments", None)
+        );
+        assert_eq!(route("/api/v1"), Route::Other("/api/v1".to_owned()));
+        assert_eq!(route("/healthz/"), Route::Other("/healthz".to_owned()));
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let query = Query::parse(Some("labelSelector=a%3Db%2Cc&watch&dryRun=All&limit="));
+        assert_eq!(query.get("labelSelector"), Some("a=b,c"));
+        assert!(query.flag("watch"));
+        assert!(!query.flag("allowWatchBookmarks"));
+        assert_eq!(query.get("limit"), None);
+        assert_eq!(query.all("dryRun"), ["All"]);
+    }
+}

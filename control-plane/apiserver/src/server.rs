@@ -1,0 +1,568 @@
+//! [`ApiServer`]: routing, and the HTTPS listener that REST and node links share.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::Request;
+use gantry_api::kind::WriteScope;
+use gantry_api::status::StatusError;
+use gantry_store::Store;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceExt};
+
+use crate::admission::{Admission, Ranges};
+use crate::authorisation;
+use crate::clock::Clock;
+use crate::context::{Api, Context};
+use crate::identity::{Identity, Tokens, authenticate};
+use crate::metrics::METRICS;
+use crate::registry::Registry;
+use crate::request::{Query, ResourcePath, Route, route, verb};
+use crate::response::Answer;
+use crate::streams::{NodeStreams, logs, upgrade};
+use crate::verbs;
+use crate::{discovery, openapi};
+
+/// Bodies larger than this are refused, as Kubernetes does: 3 MiB.
+const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// A client that does not finish its TLS handshake within this is dropped.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How an API server is set up.
+#[derive(Clone)]
+pub struct ApiServerConfig {
+    /// Address ranges of services.
+    pub ranges: Ranges,
+    /// Bearer tokens.
+    pub tokens: Tokens,
+    /// `host:port` that clients reach this server by.
+    pub advertise: String,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl Default for ApiServerConfig {
+    fn default() -> Self {
+        Self {
+            ranges: Ranges::default(),
+            tokens: Tokens::default(),
+            advertise: "127.0.0.1:6443".to_owned(),
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// The Kubernetes API over a store. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    api: Arc<Api>,
+    tokens: Tokens,
+    advertise: String,
+    streams: Arc<dyn NodeStreams>,
+}
+
+impl ApiServer {
+    /// An API over a store; creates what every cluster has ([`crate::bootstrap`]) with [`Self::bootstrap`].
+    pub fn new(config: ApiServerConfig, store: Store, streams: Arc<dyn NodeStreams>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                api: Arc::new(Api {
+                    store,
+                    registry: Registry::new(gantry_api::kinds::all()),
+                    admission: Admission {
+                        ranges: config.ranges,
+                    },
+                    clock: config.clock,
+                }),
+                tokens: config.tokens,
+                advertise: config.advertise,
+                streams,
+            }),
+        }
+    }
+
+    /// Creates the objects every cluster has, where they are missing.
+    pub async fn bootstrap(&self, address: IpAddr, port: u16) -> Result<(), StatusError> {
+        crate::bootstrap::run(self, address, port).await
+    }
+
+    /// The first address of the service range: `kubernetes.default.svc`.
+    pub fn first_service_address(&self) -> std::net::Ipv4Addr {
+        let range = self.inner.api.admission.ranges.service_cidr;
+        std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
+    }
+
+    /// A client's transport within this process, with the rights of `identity`.
+    pub fn local_service(&self, identity: Identity) -> LocalService {
+        LocalService {
+            server: self.clone(),
+            identity,
+        }
+    }
+
+    /// Serves HTTPS until told to stop; then answers what is under way and returns. `grpc` takes requests whose
+    /// content type says so, with the peer's [`Identity`] in their extensions.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        grpc: Option<axum::Router>,
+        stop: CancellationToken,
+    ) {
+        let acceptor = TlsAcceptor::from(tls);
+        let connections = tokio_util::task::TaskTracker::new();
+        loop {
+            let stream = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of descriptors, most likely: others will close theirs.
+                        tracing::warn!(%error, "accepting a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+            };
+            let (server, acceptor, grpc, stop) =
+                (self.clone(), acceptor.clone(), grpc.clone(), stop.clone());
+            connections.spawn(async move { server.connection(stream, acceptor, grpc, stop).await });
+        }
+        connections.close();
+        // Watches end with the stop token; anything else has a moment to finish.
+        tokio::time::timeout(Duration::from_secs(5), connections.wait())
+            .await
+            .ok();
+    }
+
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        grpc: Option<axum::Router>,
+        stop: CancellationToken,
+    ) {
+        stream.set_nodelay(true).ok();
+        let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
+            return;
+        };
+        let identity = tls
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .and_then(|certificate| Identity::from_certificate(certificate));
+        let server = self.clone();
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let (server, identity, grpc) = (server.clone(), identity.clone(), grpc.clone());
+            async move {
+                let request = request.map(Body::new);
+                Ok::<_, Infallible>(server.dispatch(request, identity, grpc).await)
+            }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http2()
+            .max_concurrent_streams(1000)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .keep_alive_interval(Duration::from_secs(30))
+            .timer(hyper_util::rt::TokioTimer::new());
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a connection ended");
+                }
+            }
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::time::timeout(Duration::from_secs(1), connection).await.ok();
+            }
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        mut request: Request,
+        identity: Option<Identity>,
+        grpc: Option<axum::Router>,
+    ) -> Response<Body> {
+        let is_grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        match grpc {
+            Some(router) if is_grpc => {
+                if let Some(identity) = identity {
+                    request.extensions_mut().insert(identity);
+                }
+                match router.oneshot(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
+            _ => {
+                let known =
+                    match authenticate(request.headers(), identity.as_ref(), &self.inner.tokens) {
+                        Ok(known) => known,
+                        Err(error) => return Answer::error(&error).into_response(),
+                    };
+                self.handle(request, known).await
+            }
+        }
+    }
+
+    /// Answers one REST request of a known user.
+    async fn handle(&self, request: Request, identity: Identity) -> Response<Body> {
+        let started = Instant::now();
+        let identity = match impersonated(request.headers(), &identity) {
+            Ok(identity) => identity,
+            Err(error) => return Answer::error(&error).into_response(),
+        };
+        let method = request.method().clone();
+        let accepts_yaml = request
+            .headers()
+            .get(header::ACCEPT)
+            .is_some_and(|accept| accept.as_bytes().starts_with(b"application/yaml"));
+        let route = route(request.uri().path());
+        let mut labels = ("", String::new());
+        let result = match &route {
+            Route::Other(path) => self.other(&method, path, &request, &identity),
+            Route::Resource(path) => {
+                let query = Query::parse(request.uri().query());
+                labels = (
+                    verb(&method, path, query.flag("watch")),
+                    path.resource.clone(),
+                );
+                self.resource(&method, path, &query, request, &identity)
+                    .await
+            }
+        };
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => Answer::error(&error).into_response(),
+        };
+        METRICS.observe(
+            labels.0,
+            &labels.1,
+            response.status().as_u16(),
+            started.elapsed(),
+        );
+        match accepts_yaml {
+            true => as_yaml(response).await,
+            false => response,
+        }
+    }
+
+    fn other(
+        &self,
+        method: &Method,
+        path: &str,
+        request: &Request,
+        identity: &Identity,
+    ) -> Result<Response<Body>, StatusError> {
+        let verb = match method.as_str() {
+            "GET" | "HEAD" => "get",
+            "POST" => "post",
+            "PUT" => "put",
+            "DELETE" => "delete",
+            _ => "patch",
+        };
+        authorisation::path(identity, verb, path)?;
+        let registry = &self.inner.api.registry;
+        let query = Query::parse(request.uri().query());
+        let aggregated = request
+            .headers()
+            .get(header::ACCEPT)
+            .and_then(|accept| accept.to_str().ok())
+            .is_some_and(|accept| {
+                accept.split(',').next().is_some_and(|first| {
+                    first.contains("as=APIGroupDiscoveryList")
+                        && first.contains("v=v2")
+                        && !first.contains("v2beta1")
+                })
+            });
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let answer = match parts.as_slice() {
+            ["api" | "apis"] if aggregated => {
+                Answer::value(&discovery::aggregated(registry, parts[0] == "api"))
+                    .with_content_type(
+                        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                    )
+            }
+            ["api"] => Answer::value(&discovery::core_versions(&self.inner.advertise)),
+            ["apis"] => Answer::value(&discovery::group_list(registry)),
+            ["api", version] => match discovery::resource_list(registry, "", version) {
+                Some(list) => Answer::value(&list),
+                None => not_found(),
+            },
+            ["apis", group] => match discovery::group(registry, group) {
+                Some(group) => Answer::value(&group),
+                None => not_found(),
+            },
+            ["apis", group, version] => match discovery::resource_list(registry, group, version) {
+                Some(list) => Answer::value(&list),
+                None => not_found(),
+            },
+            ["openapi", "v3"] => Answer::value(&openapi::index(registry)),
+            ["openapi", "v3", "api", version] => document(openapi::document(registry, "", version)),
+            ["openapi", "v3", "apis", group, version] => {
+                document(openapi::document(registry, group, version))
+            }
+            ["healthz" | "livez" | "readyz"] => health(parts[0], &query),
+            ["version"] => Answer::value(&version()),
+            ["metrics"] => METRICS.render(),
+            [""] => Answer::value(&json!({"paths": [
+                "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version",
+            ]})),
+            _ => not_found(),
+        };
+        Ok(answer.into_response())
+    }
+
+    async fn resource(
+        &self,
+        method: &Method,
+        path: &ResourcePath,
+        query: &Query,
+        request: Request,
+        identity: &Identity,
+    ) -> Result<Response<Body>, StatusError> {
+        let watching = query.flag("watch") && path.name.is_none();
+        authorisation::resource(identity, verb(method, path, query.flag("watch")), path)?;
+        let api = &self.inner.api;
+        if !api.registry.serves(&path.group, &path.version) {
+            return Ok(not_found().into_response());
+        }
+        let resource = api
+            .registry
+            .find(path)
+            .ok_or_else(StatusError::unknown_resource)?;
+        if resource.info().namespaced != path.namespace.is_some()
+            && (path.name.is_some() || !resource.info().namespaced || *method == Method::POST)
+        {
+            return Err(
+                match resource.info().namespaced && *method == Method::POST && path.name.is_none() {
+                    true => StatusError::method_not_allowed(),
+                    false => StatusError::unknown_resource(),
+                },
+            );
+        }
+        let headers = request.headers().clone();
+        let mut context = Context {
+            api,
+            resource,
+            path,
+            query,
+            headers: &headers,
+            identity,
+            body: bytes::Bytes::new(),
+        };
+        let streaming = matches!(
+            path.subresource.as_deref(),
+            Some("exec" | "attach" | "portforward")
+        );
+        if streaming && resource.info().kind == "Pod" {
+            let subresource = path.subresource.as_deref().unwrap_or_default();
+            return upgrade(&context, self.inner.streams.as_ref(), subresource, request).await;
+        }
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            context.body = Limited::new(request.into_body(), BODY_LIMIT)
+                .collect()
+                .await
+                .map_err(|_| StatusError::too_large(BODY_LIMIT))?
+                .to_bytes();
+        }
+        let answer = match (&path.subresource, path.name.is_some()) {
+            (None, false) => match *method {
+                Method::GET | Method::HEAD if watching => verbs::watch::watch(&context).await,
+                Method::GET | Method::HEAD => verbs::list::list(&context).await,
+                Method::POST => verbs::create::create(&context).await,
+                Method::DELETE => verbs::delete_collection::delete_collection(&context).await,
+                _ => Err(StatusError::method_not_allowed()),
+            },
+            (None, true) => match *method {
+                Method::GET | Method::HEAD if query.flag("watch") => {
+                    verbs::watch::watch(&context).await
+                }
+                Method::GET | Method::HEAD => verbs::get::get(&context).await,
+                Method::PUT => verbs::update::update(&context, WriteScope::Main).await,
+                Method::PATCH => verbs::update::patch(&context, WriteScope::Main).await,
+                Method::DELETE => verbs::delete::delete(&context).await,
+                _ => Err(StatusError::method_not_allowed()),
+            },
+            (Some(subresource), _) => self.subresource(&context, method, subresource).await,
+        };
+        answer.map(Answer::into_response)
+    }
+
+    async fn subresource(
+        &self,
+        context: &Context<'_>,
+        method: &Method,
+        subresource: &str,
+    ) -> Result<Answer, StatusError> {
+        let info = context.resource.info();
+        let is_pod = (info.group, info.kind) == ("", "Pod");
+        match (subresource, method.as_str()) {
+            ("status", "GET" | "HEAD") if info.has_status => verbs::get::get_status(context).await,
+            ("status", "PUT") if info.has_status => {
+                verbs::update::update(context, WriteScope::Status).await
+            }
+            ("status", "PATCH") if info.has_status => {
+                verbs::update::patch(context, WriteScope::Status).await
+            }
+            ("scale", "GET" | "PUT" | "PATCH") if info.has_scale => {
+                verbs::scale::scale(context, method).await
+            }
+            ("finalize", "PUT") if info.kind == "Namespace" => {
+                verbs::finalize::finalize(context).await
+            }
+            ("binding", "POST") if is_pod => verbs::binding::bind(context).await,
+            ("eviction", "POST") if is_pod => verbs::eviction::evict(context).await,
+            ("log", "GET" | "HEAD") if is_pod => logs(context, self.inner.streams.as_ref()).await,
+            ("status", _) if info.has_status => Err(StatusError::method_not_allowed()),
+            ("scale", _) if info.has_scale => Err(StatusError::method_not_allowed()),
+            ("finalize", _) if info.kind == "Namespace" => Err(StatusError::method_not_allowed()),
+            ("binding" | "eviction" | "log", _) if is_pod => Err(StatusError::method_not_allowed()),
+            _ => Err(StatusError::unknown_resource()),
+        }
+    }
+}
+
+/// An administrator may act as somebody else.
+fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, StatusError> {
+    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    let Some(user) = headers.get("impersonate-user").map(text) else {
+        return Ok(identity.clone());
+    };
+    if !identity.is_in("system:masters") {
+        return Err(StatusError::forbidden_resource(
+            "",
+            "users",
+            &user,
+            &format!(
+                "User \"{}\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+                identity.user
+            ),
+        ));
+    }
+    let mut groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .map(text)
+        .collect();
+    if user != "system:anonymous" {
+        groups.push("system:authenticated".to_owned());
+    }
+    Ok(Identity { user, groups })
+}
+
+fn not_found() -> Answer {
+    Answer::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+fn document(document: Option<serde_json::Value>) -> Answer {
+    match document {
+        Some(document) => Answer::value(&document),
+        None => not_found(),
+    }
+}
+
+fn health(which: &str, query: &Query) -> Answer {
+    match query.flag("verbose") {
+        true => Answer::text(
+            StatusCode::OK,
+            format!("[+]ping ok\n[+]store ok\n{which} check passed\n"),
+        ),
+        false => Answer::text(StatusCode::OK, "ok"),
+    }
+}
+
+fn version() -> serde_json::Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": format!("v1.36.0+gantry.{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", std::env::consts::ARCH),
+    })
+}
+
+/// The same document as YAML.
+async fn as_yaml(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    let is_json = parts
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    let Ok(collected) = body.collect().await else {
+        return Answer::error(&StatusError::internal("the answer broke off")).into_response();
+    };
+    let bytes = collected.to_bytes();
+    let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok().filter(|_| is_json);
+    match value.and_then(|value| serde_norway::to_string(&value).ok()) {
+        Some(text) => {
+            parts.headers.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/yaml"),
+            );
+            Response::from_parts(parts, Body::from(text))
+        }
+        None => Response::from_parts(parts, Body::from(bytes)),
+    }
+}
+
+/// The API as a tower service within the process, for `kube::Client::new`.
+#[derive(Clone)]
+pub struct LocalService {
+    server: ApiServer,
+    identity: Identity,
+}
+
+impl<B> Service<http::Request<B>> for LocalService
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let (server, identity) = (self.server.clone(), self.identity.clone());
+        Box::pin(async move { Ok(server.handle(request.map(Body::new), identity).await) })
+    }
+}

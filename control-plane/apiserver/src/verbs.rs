@@ -1,0 +1,14 @@
+//! The verbs, each written once for all kinds.
+
+pub(crate) mod binding;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod delete_collection;
+pub(crate) mod eviction;
+pub(crate) mod finalize;
+pub(crate) mod get;
+pub(crate) mod list;
+pub(crate) mod scale;
+pub(crate) mod selection;
+pub(crate) mod update;
+pub(crate) mod watch;

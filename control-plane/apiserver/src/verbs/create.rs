@@ -1,0 +1,176 @@
+//! POST to a collection.
+
+use gantry_api::decode::decode;
+use gantry_api::kind::Kind;
+use gantry_api::kinds::namespace::NamespaceKind;
+use gantry_api::meta::generated_prefix;
+use gantry_api::status::StatusError;
+use gantry_store::{Guard, Key, Operation, Revision, Transaction};
+use rand::Rng;
+use serde_json::{Value, json};
+
+use crate::codec;
+use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::response::Answer;
+
+/// Letters and digits that do not form words: what Kubernetes generates names of.
+const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+
+/// Decodes, admits, validates and stores a new object.
+pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let decoded = decode(
+        &context.body,
+        context.content_type(),
+        context.resource.kind.as_ref(),
+        context.field_validation()?,
+    )?;
+    create_decoded(context, decoded.object, decoded.warnings).await
+}
+
+/// Stores a new object that has been decoded.
+pub(crate) async fn create_decoded(
+    context: &Context<'_>,
+    object: Value,
+    mut warnings: Vec<String>,
+) -> Result<Answer, StatusError> {
+    let info = context.resource.info();
+    let dry_run = context.dry_run()?;
+    let mut object = object;
+    check_namespace(context, &mut object)?;
+    if !object["metadata"].is_object() {
+        object["metadata"] = json!({});
+    }
+    if !meta(&object, "resourceVersion").is_empty() {
+        return Err(StatusError::unclassified(
+            "resourceVersion should not be set on objects to be created",
+        ));
+    }
+    object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
+    object["metadata"]["creationTimestamp"] = json!(context.api.clock.stamp());
+    if info.has_generation {
+        object["metadata"]["generation"] = json!(1);
+    }
+    context
+        .api
+        .admission
+        .create(context, &mut object, &mut warnings)?;
+    let generated = meta(&object, "name").is_empty();
+    let prefix = generated_prefix(meta(&object, "generateName")).to_owned();
+    for _ in 0..ATTEMPTS {
+        if generated && !prefix.is_empty() {
+            object["metadata"]["name"] = json!(format!("{prefix}{}", random_suffix()));
+        }
+        let mut prepared = context.resource.kind.create(object.clone())?;
+        let name = meta(&prepared.object, "name").to_owned();
+        let key = context.resource.key(context.namespace(), &name);
+        let mut transaction = Transaction {
+            guards: vec![Guard::Absent(key.clone())],
+            operations: Vec::new(),
+        };
+        if let Some(namespace) = context.namespace() {
+            transaction
+                .guards
+                .push(Guard::Exists(namespace_key(namespace)));
+        }
+        context
+            .api
+            .admission
+            .allocate(context, &mut prepared.object, None, &mut transaction)?;
+        let value = codec::encode(&prepared.object)?;
+        let index = codec::index(context.resource.kind.as_ref(), &prepared.object);
+        transaction.operations.push(Operation::Put {
+            key: key.clone(),
+            value: value.clone(),
+            index,
+        });
+        warnings.extend(prepared.warnings);
+        if dry_run {
+            if let Some(existing) = context.api.store.get(&key) {
+                return Err(already_exists(context, &name, &existing.value));
+            }
+            return Ok(Answer::created(info, &value, Revision(0)).with_warnings(warnings));
+        }
+        match context.api.commit(transaction).await? {
+            Committed::At(revision) => {
+                return Ok(Answer::created(info, &value, revision).with_warnings(warnings));
+            }
+            Committed::Conflict(0) if generated => {}
+            Committed::Conflict(0) => {
+                let existing = context.api.store.get(&key);
+                let existing = existing
+                    .as_ref()
+                    .map(|entry| &entry.value[..])
+                    .unwrap_or_default();
+                return Err(already_exists(context, &name, existing));
+            }
+            Committed::Conflict(1) if context.namespace().is_some() => {
+                let namespace = context.namespace().unwrap_or_default();
+                return Err(StatusError::not_found(
+                    &<NamespaceKind as Kind>::INFO,
+                    namespace,
+                ));
+            }
+            // An address or port was taken this moment: another is chosen.
+            Committed::Conflict(_) => {}
+        }
+    }
+    Err(StatusError::timeout(
+        "the object could not be created: names or addresses keep being taken",
+        1,
+    ))
+}
+
+fn already_exists(context: &Context<'_>, name: &str, existing: &[u8]) -> StatusError {
+    let info = context.resource.info();
+    let leaving = codec::decode(info, existing)
+        .is_ok_and(|object| !meta(&object, "deletionTimestamp").is_empty());
+    let error = StatusError::already_exists(info, name);
+    match leaving {
+        false => error,
+        true => StatusError::new(
+            409,
+            "AlreadyExists",
+            format!("object is being deleted: {}", error.message()),
+            error.details().cloned(),
+        ),
+    }
+}
+
+/// The key of a namespace's own object.
+pub(crate) fn namespace_key(namespace: &str) -> Key {
+    Key {
+        table: crate::registry::table("", "namespaces"),
+        namespace: "".into(),
+        name: namespace.into(),
+    }
+}
+
+/// The body's namespace must be the path's, when it names one.
+pub(crate) fn check_namespace(
+    context: &Context<'_>,
+    object: &mut Value,
+) -> Result<(), StatusError> {
+    let Some(namespace) = context.namespace() else {
+        return Ok(());
+    };
+    match meta(object, "namespace") {
+        "" => {
+            if object["metadata"].is_null() {
+                object["metadata"] = json!({});
+            }
+            object["metadata"]["namespace"] = json!(namespace);
+            Ok(())
+        }
+        own if own == namespace => Ok(()),
+        _ => Err(StatusError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )),
+    }
+}
+
+fn random_suffix() -> String {
+    let mut random = rand::rng();
+    (0..5)
+        .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
+        .collect()
+}

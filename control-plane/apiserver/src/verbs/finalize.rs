@@ -1,0 +1,40 @@
+//! `namespaces/finalize`: takes finalizers off a namespace's spec, and with the last one the namespace.
+
+use gantry_api::status::StatusError;
+use serde_json::Value;
+
+use super::update::store;
+use crate::codec;
+use crate::context::{ATTEMPTS, Context};
+use crate::response::Answer;
+
+pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let info = context.resource.info();
+    let wanted: Value = serde_json::from_slice(&context.body).map_err(|error| {
+        StatusError::bad_request(format!("the body is not a Namespace: {error}"))
+    })?;
+    for _ in 0..ATTEMPTS {
+        let entry = context.current()?;
+        let mut namespace = codec::decode(info, &entry.value)?;
+        let before = namespace.clone();
+        namespace["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone();
+        if wanted["spec"]["finalizers"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+            && let Some(spec) = namespace["spec"].as_object_mut()
+        {
+            spec.remove("finalizers");
+        }
+        if namespace == before {
+            return Ok(Answer::object(info, &entry.value, entry.modify_revision));
+        }
+        if let Some((value, revision)) = store(context, &entry, &namespace).await? {
+            return Ok(Answer::object(info, &value, revision));
+        }
+    }
+    Err(StatusError::conflict(
+        info,
+        context.name(),
+        "the namespace keeps being modified; try again",
+    ))
+}

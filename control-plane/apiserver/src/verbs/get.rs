@@ -1,0 +1,41 @@
+//! GET of one object.
+
+use gantry_api::field::{ErrorList, Path};
+use gantry_api::status::StatusError;
+
+use super::list::{as_table, wants_table};
+use crate::codec;
+use crate::context::Context;
+use crate::response::Answer;
+
+pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
+    if let Some(asked) = context.query.get("resourceVersion")
+        && asked.parse::<u64>().is_err()
+    {
+        let mut errors = ErrorList::default();
+        errors.invalid(
+            &Path::new("resourceVersion"),
+            asked,
+            &format!("strconv.ParseUint: parsing {asked:?}: invalid syntax"),
+        );
+        let message = errors
+            .0
+            .first()
+            .map(|error| format!("{}: {}", error.path, error.message));
+        return Err(StatusError::unclassified(message.unwrap_or_default()));
+    }
+    let entry = context.current()?;
+    let info = context.resource.info();
+    if let Some(shape) = wants_table(context.headers)? {
+        let revision = entry.modify_revision;
+        return as_table(context, shape, &[entry], revision, None);
+    }
+    Ok(Answer::object(info, &entry.value, entry.modify_revision))
+}
+
+/// Reads the `status` subresource: the whole object, as Kubernetes answers.
+pub(crate) async fn get_status(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let entry = context.current()?;
+    let bytes = codec::object_bytes(context.resource.info(), &entry.value, entry.modify_revision);
+    Ok(Answer::bytes(bytes))
+}

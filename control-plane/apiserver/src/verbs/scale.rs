@@ -1,0 +1,124 @@
+//! The `scale` subresource of kinds that have replicas.
+
+use gantry_api::field::{ErrorList, Path};
+use gantry_api::kind::WriteScope;
+use gantry_api::patch::{self, PatchType};
+use gantry_api::status::StatusError;
+use http::Method;
+use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde_json::{Value, json};
+
+use super::update::swap;
+use crate::codec;
+use crate::context::{Context, meta};
+use crate::response::Answer;
+
+pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answer, StatusError> {
+    let info = context.resource.info();
+    if method == Method::GET {
+        let entry = context.current()?;
+        return Ok(Answer::value(&scale_of(&codec::decode_for_client(
+            info, &entry,
+        )?)));
+    }
+    let body = &context.body;
+    let replicas = |current: &Value| -> Result<Value, StatusError> {
+        let scale = scale_of(current);
+        let wanted: Value = if method == Method::PATCH {
+            let media_type = context.content_type().split(';').next().unwrap_or_default();
+            let patch_type = PatchType::from_content_type(media_type).ok_or_else(|| {
+                StatusError::unsupported_media_type(&["application/merge-patch+json"])
+            })?;
+            // A Scale has no lists: a strategic merge is a merge.
+            let patch_type = match patch_type {
+                PatchType::Strategic => PatchType::Merge,
+                other => other,
+            };
+            patch::apply(context.resource.kind.as_ref(), patch_type, &scale, body)?
+        } else {
+            serde_json::from_slice(body).map_err(|error| {
+                StatusError::bad_request(format!("the body is not a Scale: {error}"))
+            })?
+        };
+        let parsed: Scale = serde_json::from_value(wanted.clone()).map_err(|error| {
+            StatusError::bad_request(format!(
+                "Scale in version \"v1\" cannot be handled as a Scale: {error}"
+            ))
+        })?;
+        let asked = parsed.metadata.resource_version.unwrap_or_default();
+        if !asked.is_empty() && asked != meta(current, "resourceVersion") {
+            return Err(StatusError::stale(info, context.name()));
+        }
+        let name = parsed.metadata.name.unwrap_or_default();
+        if !name.is_empty() && name != context.name() {
+            return Err(StatusError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                context.name()
+            )));
+        }
+        let replicas = parsed.spec.and_then(|spec| spec.replicas).unwrap_or(0);
+        if replicas < 0 {
+            let mut errors = ErrorList::default();
+            errors.invalid(
+                &Path::new("spec").child("replicas"),
+                replicas,
+                gantry_api::names::NOT_NEGATIVE,
+            );
+            return Err(StatusError::invalid_kind(
+                "autoscaling",
+                "Scale",
+                context.name(),
+                errors,
+            ));
+        }
+        Ok(json!(replicas))
+    };
+    swap(context, WriteScope::Main, |current| {
+        let mut object = current.clone();
+        object["spec"]["replicas"] = replicas(current)?;
+        Ok((object, Vec::new()))
+    })
+    .await?;
+    let entry = context.current()?;
+    Ok(Answer::value(&scale_of(&codec::decode_for_client(
+        info, &entry,
+    )?)))
+}
+
+/// A Scale as it stands for an object.
+fn scale_of(object: &Value) -> Value {
+    let mut metadata = json!({});
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
+        if !object["metadata"][field].is_null() {
+            metadata[field] = object["metadata"][field].clone();
+        }
+    }
+    let mut spec = json!({});
+    if let Some(replicas) = object["spec"]["replicas"]
+        .as_i64()
+        .filter(|replicas| *replicas != 0)
+    {
+        spec["replicas"] = json!(replicas);
+    }
+    let selector: Option<LabelSelector> =
+        serde_json::from_value(object["spec"]["selector"].clone()).ok();
+    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
+    let text = gantry_api::selector::LabelSelector::from_api(selector.as_ref()).to_string();
+    if !text.is_empty() {
+        status["selector"] = json!(text);
+    }
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": spec,
+        "status": status,
+    })
+}

@@ -1,0 +1,219 @@
+//! PUT and PATCH: the one compare-and-swap loop through which every object changes.
+
+use gantry_api::decode::{check, decode};
+use gantry_api::kind::WriteScope;
+use gantry_api::patch::{self, PatchType};
+use gantry_api::status::StatusError;
+use gantry_store::{Entry, Guard, Operation, Transaction};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::create::{check_namespace, create_decoded};
+use crate::codec;
+use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::response::Answer;
+
+/// Media types of patches, as a refusal lists them.
+const PATCH_TYPES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+/// Replaces an object or its status.
+pub(crate) async fn update(
+    context: &Context<'_>,
+    scope: WriteScope,
+) -> Result<Answer, StatusError> {
+    let info = context.resource.info();
+    let decoded = decode(
+        &context.body,
+        context.content_type(),
+        context.resource.kind.as_ref(),
+        context.field_validation()?,
+    )?;
+    let mut object = decoded.object;
+    let name = meta(&object, "name").to_owned();
+    if name.is_empty() {
+        return Err(StatusError::bad_request("name must be provided"));
+    }
+    if name != context.name() {
+        return Err(StatusError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            context.name()
+        )));
+    }
+    check_namespace(context, &mut object)?;
+    if info.create_on_update
+        && scope == WriteScope::Main
+        && context.api.store.get(&context.key()).is_none()
+    {
+        return create_decoded(context, object, decoded.warnings).await;
+    }
+    let answer = swap(context, scope, |_| Ok((object.clone(), Vec::new()))).await?;
+    Ok(answer.with_warnings(decoded.warnings))
+}
+
+/// Patches an object or its status.
+pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<Answer, StatusError> {
+    let kind = context.resource.kind.as_ref();
+    let content_type = context.content_type();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    let patch_type = PatchType::from_content_type(media_type)
+        .ok_or_else(|| StatusError::unsupported_media_type(PATCH_TYPES))?;
+    let validation = context.field_validation()?;
+    swap(context, scope, |current| {
+        let patched = patch::apply(kind, patch_type, current, &context.body)?;
+        let decoded = check(patched, kind, validation)?;
+        Ok((decoded.object, decoded.warnings))
+    })
+    .await
+}
+
+/// Makes a new object of the current one, until nobody else has changed it in between.
+pub(crate) async fn swap(
+    context: &Context<'_>,
+    scope: WriteScope,
+    mut change: impl FnMut(&Value) -> Result<(Value, Vec<String>), StatusError>,
+) -> Result<Answer, StatusError> {
+    let info = context.resource.info();
+    let dry_run = context.dry_run()?;
+    for _ in 0..ATTEMPTS {
+        let entry = context.current()?;
+        let current = codec::decode_for_client(info, &entry)?;
+        let (object, mut warnings) = change(&current)?;
+        check_identity(context, &object, &current)?;
+        let asked = meta(&object, "resourceVersion");
+        let insists =
+            !asked.is_empty() && asked != "0" && meta(&current, "resourceVersion") != asked;
+        if insists {
+            return Err(StatusError::stale(info, context.name()));
+        }
+        let mut transaction = Transaction::default();
+        let mut prepared = context.resource.kind.update(object, &current, scope)?;
+        if scope == WriteScope::Main {
+            context.api.admission.allocate(
+                context,
+                &mut prepared.object,
+                Some(&current),
+                &mut transaction,
+            )?;
+        }
+        warnings.extend(prepared.warnings);
+        let value = codec::encode(&prepared.object)?;
+        if value == entry.value {
+            return Ok(Answer::object(info, &value, entry.modify_revision).with_warnings(warnings));
+        }
+        if dry_run {
+            return Ok(Answer::object(info, &value, entry.modify_revision).with_warnings(warnings));
+        }
+        let key = context.key();
+        transaction
+            .guards
+            .insert(0, Guard::ModifiedAt(key.clone(), entry.modify_revision));
+        if is_released(&prepared.object) {
+            context
+                .api
+                .admission
+                .release(context, &prepared.object, &mut transaction);
+            transaction.operations.push(Operation::Delete {
+                key,
+                last: Some(value.clone()),
+            });
+        } else {
+            let index = codec::index(context.resource.kind.as_ref(), &prepared.object);
+            transaction.operations.push(Operation::Put {
+                key,
+                value: value.clone(),
+                index,
+            });
+        }
+        match context.api.commit(transaction).await? {
+            Committed::At(revision) => {
+                return Ok(Answer::object(info, &value, revision).with_warnings(warnings));
+            }
+            // Someone was faster. What the client asked for may still apply to the new state.
+            Committed::Conflict(_) => {}
+        }
+    }
+    Err(StatusError::conflict(
+        info,
+        context.name(),
+        "the object keeps being modified; please apply your changes to the latest version and try again",
+    ))
+}
+
+/// Identity in the body must be that of the object.
+fn check_identity(
+    context: &Context<'_>,
+    object: &Value,
+    current: &Value,
+) -> Result<(), StatusError> {
+    let info = context.resource.info();
+    let uid = meta(object, "uid");
+    if !uid.is_empty() && uid != meta(current, "uid") {
+        return Err(StatusError::conflict(
+            info,
+            context.name(),
+            &format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta(current, "uid")
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the last finalizer of a deleted object is gone, and nothing else holds it.
+pub(crate) fn is_released(object: &Value) -> bool {
+    let deleted = !object["metadata"]["deletionTimestamp"].is_null();
+    let held = object["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+        // A namespace is held by its spec, a pod by its grace period.
+        || object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+        || object["metadata"]["deletionGracePeriodSeconds"].as_i64().is_some_and(|seconds| seconds > 0);
+    deleted && !held
+}
+
+/// Writes a changed object outside of its kind's update rules: deletion marks, bindings, finalizers. The caller has
+/// made `object` of `entry`.
+pub(crate) async fn store(
+    context: &Context<'_>,
+    entry: &Entry,
+    object: &Value,
+) -> Result<Option<(bytes::Bytes, gantry_store::Revision)>, StatusError> {
+    let key = context.key();
+    let value = codec::encode(object)?;
+    let mut transaction = Transaction {
+        guards: vec![Guard::ModifiedAt(key.clone(), entry.modify_revision)],
+        operations: Vec::new(),
+    };
+    if is_released(object) {
+        context
+            .api
+            .admission
+            .release(context, object, &mut transaction);
+        transaction.operations.push(Operation::Delete {
+            key,
+            last: Some(value.clone()),
+        });
+    } else {
+        let index = codec::index(context.resource.kind.as_ref(), object);
+        transaction.operations.push(Operation::Put {
+            key,
+            value: value.clone(),
+            index,
+        });
+    }
+    match context.api.commit(transaction).await? {
+        Committed::At(revision) => Ok(Some((value, revision))),
+        Committed::Conflict(_) => Ok(None),
+    }
+}
+
+/// A success without an object.
+pub(crate) fn success(status: StatusCode) -> Answer {
+    Answer::value_with(
+        status,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": status.as_u16()}),
+    )
+}

@@ -309,19 +309,6 @@ impl Disk {
             source,
         }
     }
-
-    /// Damages a stored log entry, as a failing disk would.
-    #[cfg(test)]
-    pub(crate) fn damage_entry(&self, index: u64) -> fjall::Result<()> {
-        let mut record = self
-            .log
-            .get(entry_key(index))?
-            .expect("the entry exists")
-            .to_vec();
-        *record.last_mut().expect("a record is never empty") ^= 1;
-        self.log.insert(entry_key(index), record)?;
-        self.sync()
-    }
 }
 
 fn entry_key(index: u64) -> [u8; 9] {
@@ -422,3 +409,6 @@ fn decode_conf_state(bytes: &[u8]) -> Result<ConfState, RecordError> {
         .map_err(|_| RecordError::Unknown("membership"))?;
     Ok(conf_state)
 }
+
+#[cfg(test)]
+mod tests;

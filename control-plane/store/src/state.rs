@@ -260,3 +260,6 @@ impl Undo {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,3 +128,47 @@ async fn pages_continue_after_their_cursor_on_their_revision() {
     assert_eq!(names(Some("b"), Some(("b", "x"))), ["b/y"]);
     assert_eq!(page.range_namespace("b").count(), 2);
 }
+
+#[tokio::test]
+async fn too_many_waiting_proposals_are_refused_until_some_are_answered() {
+    let limits = HistoryLimits {
+        events: 1,
+        bytes: 1,
+    };
+    let shared = Shared::new(State::default(), limits);
+    shared.admit(2).unwrap();
+    shared.admit(2).unwrap();
+    let refused = shared.admit(2).unwrap_err();
+    assert!(
+        matches!(refused, ProposeError::Overloaded { waiting: 2 }),
+        "{refused:?}"
+    );
+    let (reply, answer) = oneshot::channel();
+    shared.answer(reply, Ok(Revision(1)));
+    assert_eq!(answer.await.unwrap().unwrap(), Revision(1));
+    shared.admit(2).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_message_for_this_member_is_refused() {
+    let store = Store::ephemeral();
+    assert!(matches!(
+        store.deliver(&[0xff; 7]),
+        Err(DeliverError::Malformed)
+    ));
+    let mut message = Message {
+        to: 9,
+        ..Message::default()
+    };
+    let bytes = protobuf::Message::write_to_bytes(&message).unwrap();
+    assert!(matches!(
+        store.deliver(&bytes),
+        Err(DeliverError::Misdirected { to: 9, member: 1 })
+    ));
+    (message.to, message.msg_type) = (1, 99);
+    let bytes = protobuf::Message::write_to_bytes(&message).unwrap();
+    assert!(matches!(
+        store.deliver(&bytes),
+        Err(DeliverError::Malformed)
+    ));
+}

@@ -1,0 +1,173 @@
+//! What survives: restarts, kill -9, a torn tail; and what is refused: a locked or unwritable directory.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{alone, create, delete, dump, eventually, key, open, put, table};
+use gantry_store::{NoPeers, OpenError, ProposeError, Revision, Store, StoreConfig, WatchError};
+
+async fn fill(store: &Store, from: usize, to: usize) {
+    for number in from..to {
+        let transaction = put(
+            key("pods", &format!("p{number}")),
+            &"v".repeat(number % 700),
+        );
+        store.propose(transaction).await.unwrap();
+    }
+}
+
+/// What a crash of the process leaves behind: the files as they are, without the lock.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for item in fs::read_dir(from).unwrap() {
+        let item = item.unwrap();
+        let target = to.join(item.file_name());
+        if item.file_type().unwrap().is_dir() {
+            copy(&item.path(), &target);
+        } else {
+            fs::copy(item.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_shutdown() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(alone(dir.path())).await;
+    fill(&store, 0, 50).await;
+    store.propose(delete(key("pods", "p7"))).await.unwrap();
+    let before = dump(&store, "pods");
+    let term = store.leadership().borrow().term;
+    store.shutdown().await;
+    assert!(matches!(
+        store.propose(delete(key("pods", "p8"))).await,
+        Err(ProposeError::Stopped(_))
+    ));
+    let again = open(alone(dir.path())).await;
+    assert_eq!(again.revision(), Revision(51));
+    assert_eq!(dump(&again, "pods"), before);
+    let leadership = *again.leadership().borrow();
+    assert!(
+        leadership.is_leader && leadership.term > term,
+        "{leadership:?}"
+    );
+    assert_eq!(
+        again.watch(&[table("pods")], Revision(3)).unwrap_err(),
+        WatchError::Compacted(again.compacted())
+    );
+    assert_eq!(
+        again.propose(create(key("pods", "new"), "")).await.unwrap(),
+        Revision(52)
+    );
+}
+
+#[tokio::test]
+async fn acknowledged_writes_survive_a_killed_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, crashed) = (dir.path().join("live"), dir.path().join("crashed"));
+    let store = open(alone(&live)).await;
+    fill(&store, 0, 120).await;
+    let before = dump(&store, "pods");
+    copy(&live, &crashed);
+    let recovered = open(alone(&crashed)).await;
+    assert_eq!(recovered.revision(), store.revision());
+    assert_eq!(dump(&recovered, "pods"), before);
+}
+
+#[tokio::test]
+async fn a_torn_tail_loses_nothing_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, torn) = (dir.path().join("live"), dir.path().join("torn"));
+    let store = open(alone(&live)).await;
+    fill(&store, 0, 40).await;
+    let before = dump(&store, "pods");
+    copy(&live, &torn);
+    // A write that the crash cut short: the beginning of a batch, then nothing that makes sense.
+    let journals = fs::read_dir(&torn).unwrap().filter_map(|item| {
+        let path = item.unwrap().path();
+        path.extension()
+            .is_some_and(|kind| kind == "jnl")
+            .then_some(path)
+    });
+    let journal = journals.max().expect("there is a journal");
+    let bytes = fs::read(&journal).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut file = fs::OpenOptions::new().write(true).open(&journal).unwrap();
+    file.set_len(used as u64).unwrap();
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).unwrap();
+    file.write_all(&bytes[..used.min(37)]).unwrap();
+    drop(file);
+    let recovered = open(alone(&torn)).await;
+    assert_eq!(dump(&recovered, "pods"), before);
+    recovered
+        .propose(create(key("pods", "after"), "x"))
+        .await
+        .unwrap();
+    recovered.shutdown().await;
+    let again = open(alone(&torn)).await;
+    assert_eq!(dump(&again, "pods").len(), before.len() + 1);
+}
+
+#[tokio::test]
+async fn a_log_that_was_shortened_recovers_from_the_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig {
+        log_entries: 8,
+        event_history: 10,
+        ..alone(dir.path())
+    };
+    let store = open(config.clone()).await;
+    fill(&store, 0, 200).await;
+    fill(&store, 0, 100).await;
+    let before = dump(&store, "pods");
+    assert_eq!(store.compacted(), Revision(290));
+    store.shutdown().await;
+    let again = open(config).await;
+    assert_eq!(again.revision(), Revision(300));
+    assert_eq!(dump(&again, "pods"), before);
+}
+
+#[tokio::test]
+async fn a_directory_in_use_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let _store = open(alone(dir.path())).await;
+    let refused = Store::open(alone(dir.path()), Arc::new(NoPeers))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, OpenError::Locked { .. }), "{refused:?}");
+    assert!(refused.to_string().contains(dir.path().to_str().unwrap()));
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let refused = Store::open(alone(&file.join("data")), Arc::new(NoPeers))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, OpenError::Directory { .. }),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_last_handle_stops_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(alone(dir.path())).await;
+    let mut leadership = store.leadership();
+    let mut watch = store.watch(&[table("pods")], Revision(0)).unwrap();
+    drop(store);
+    while leadership.changed().await.is_ok() {}
+    assert!(watch.next().await.is_none());
+    eventually("the directory is free", || {
+        let lock = fs::File::open(dir.path().join("lock")).unwrap();
+        lock.try_lock().is_ok()
+    })
+    .await;
+}

@@ -1,4 +1,5 @@
 //! What survives: restarts, kill -9, a torn tail; and what is refused: a locked or unwritable directory.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod common;
 

@@ -2,7 +2,8 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "every test binary uses its own part of it"
+    clippy::unwrap_used,
+    reason = "every test binary uses its own part of it, and a failed step fails the test"
 )]
 
 use std::collections::{HashMap, HashSet};

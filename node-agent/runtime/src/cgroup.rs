@@ -1,0 +1,280 @@
+//! cgroups as the agent sees them: making, limiting, measuring and removing groups on v1, hybrid and v2 hosts.
+//!
+//! Containers' own groups are made by libcontainer, below the pod's, from which everything else follows. A group is
+//! named by its path below every hierarchy's root, `<root>/<pod>/<name>-<attempt>`: never reused, since killing and
+//! removing work on all of a group.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::sys;
+use crate::traits::{Resources, Usage};
+
+/// How long a killed process may take to leave its group.
+const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The hierarchies of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hierarchies {
+    /// One for all controllers.
+    Unified(PathBuf),
+    /// One per controller, or set of controllers.
+    Legacy(Vec<(Vec<String>, PathBuf)>),
+}
+
+impl Hierarchies {
+    /// Those mounted in this mount namespace.
+    pub(crate) fn detect() -> io::Result<Self> {
+        Self::parse(&fs::read_to_string("/proc/self/mountinfo")?)
+            .ok_or_else(|| io::Error::other("no cgroup hierarchy is mounted below /sys/fs/cgroup"))
+    }
+
+    fn parse(mountinfo: &str) -> Option<Self> {
+        let mut legacy = Vec::new();
+        for line in mountinfo.lines() {
+            let (left, right) = line.split_once(" - ")?;
+            let mount_point = left.split(' ').nth(4)?;
+            let mut right = right.split(' ');
+            let kind = right.next()?;
+            if !mount_point.starts_with("/sys/fs/cgroup") {
+                continue;
+            }
+            if kind == "cgroup2" && mount_point == "/sys/fs/cgroup" {
+                return Some(Self::Unified(PathBuf::from(mount_point)));
+            }
+            if kind == "cgroup" {
+                let controllers = right.nth(1)?.split(',').map(str::to_owned).collect();
+                legacy.push((controllers, PathBuf::from(mount_point)));
+            }
+        }
+        if legacy.is_empty() { None } else { Some(Self::Legacy(legacy)) }
+    }
+
+    fn mounts(&self) -> Vec<&Path> {
+        match self {
+            Self::Unified(mount) => vec![mount],
+            Self::Legacy(mounts) => mounts.iter().map(|(_, mount)| mount.as_path()).collect(),
+        }
+    }
+
+    fn controller(&self, name: &str, group: &Path) -> PathBuf {
+        let mount = match self {
+            Self::Unified(mount) => mount.clone(),
+            Self::Legacy(mounts) => mounts
+                .iter()
+                .find(|(controllers, _)| controllers.iter().any(|controller| controller == name))
+                .map_or_else(|| Path::new("/sys/fs/cgroup").join(name), |(_, mount)| mount.clone()),
+        };
+        below(&mount, group)
+    }
+
+    /// v2, where a group with members may not also have groups with controllers.
+    pub(crate) fn is_unified(&self) -> bool {
+        matches!(self, Self::Unified(_))
+    }
+
+    /// The file whose line `oom_kill N` counts.
+    pub(crate) fn oom_file(&self, group: &Path) -> PathBuf {
+        let file = if self.is_unified() { "memory.events" } else { "memory.oom_control" };
+        self.controller("memory", group).join(file)
+    }
+
+    /// The members of a group.
+    pub(crate) fn procs_file(&self, group: &Path) -> PathBuf {
+        self.controller("memory", group).join("cgroup.procs")
+    }
+
+    /// Makes a group in every hierarchy; returns the files that let a process in.
+    pub(crate) fn create(&self, group: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut doors = Vec::new();
+        for mount in self.mounts() {
+            let mut dir = mount.to_owned();
+            for part in group.strip_prefix("/").unwrap_or(group) {
+                if self.is_unified() {
+                    for controller in ["+cpu", "+memory", "+pids"] {
+                        // Not every host delegates each of them; a limit that needs one will say so.
+                        if let Err(error) = fs::write(dir.join("cgroup.subtree_control"), controller) {
+                            tracing::debug!(dir = %dir.display(), controller, %error, "controller not enabled");
+                        }
+                    }
+                }
+                let parent = dir.clone();
+                dir.push(part);
+                match fs::create_dir(&dir) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => {}
+                }
+                inherit_cpuset(&parent, &dir)?;
+            }
+            doors.push(dir.join("cgroup.procs"));
+        }
+        Ok(doors)
+    }
+
+    /// Applies a pod's limits.
+    pub(crate) fn limit(&self, group: &Path, resources: &Resources) -> io::Result<()> {
+        let set = |controller: &str, file: &str, value: String| {
+            let path = self.controller(controller, group).join(file);
+            fs::write(&path, value)
+                .map_err(|error| io::Error::new(error.kind(), format!("writing {}: {error}", path.display())))
+        };
+        let unified = self.is_unified();
+        if let Some(limit) = resources.memory_limit {
+            set("memory", if unified { "memory.max" } else { "memory.limit_in_bytes" }, limit.to_string())?;
+        }
+        if let Some(limit) = resources.pids_limit {
+            set("pids", "pids.max", limit.to_string())?;
+        }
+        if let Some(shares) = resources.cpu_shares {
+            if unified {
+                set("cpu", "cpu.weight", weight(shares).to_string())?;
+            } else {
+                set("cpu", "cpu.shares", shares.to_string())?;
+            }
+        }
+        if let Some(quota) = resources.cpu_quota_micros {
+            let period = resources.cpu_period_micros.unwrap_or(100_000);
+            if unified {
+                set("cpu", "cpu.max", format!("{quota} {period}"))?;
+            } else {
+                set("cpu", "cpu.cfs_period_us", period.to_string())?;
+                set("cpu", "cpu.cfs_quota_us", quota.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a group uses; `None` when it does not exist.
+    pub(crate) fn usage(&self, group: &Path) -> Option<Usage> {
+        let memory = self.controller("memory", group);
+        let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let field = |path: PathBuf, name: &str| {
+            let text = fs::read_to_string(path).ok()?;
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
+        let (used, cache, cpu_nanos) = if self.is_unified() {
+            (
+                number(memory.join("memory.current"))?,
+                field(memory.join("memory.stat"), "inactive_file ")?,
+                field(memory.join("cpu.stat"), "usage_usec ")? * 1000,
+            )
+        } else {
+            (
+                number(memory.join("memory.usage_in_bytes"))?,
+                field(memory.join("memory.stat"), "total_inactive_file ")?,
+                number(self.controller("cpuacct", group).join("cpuacct.usage"))?,
+            )
+        };
+        Some(Usage { cpu_nanos, memory_working_set: used.saturating_sub(cache) })
+    }
+
+    /// Kills every process of a group and of those below it.
+    pub(crate) fn kill(&self, group: &Path) {
+        for mount in self.mounts() {
+            for dir in tree(&below(mount, group)) {
+                let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                for pid in members.lines().filter_map(|line| line.parse::<i32>().ok()) {
+                    match sys::kill(pid, libc::SIGKILL) {
+                        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                            tracing::warn!(pid, %error, "could not kill a process of a removed group");
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Kills what is left in a group and removes it from every hierarchy, with all below it.
+    pub(crate) async fn remove(&self, group: &Path) -> io::Result<()> {
+        let deadline = tokio::time::Instant::now() + REMOVAL_DEADLINE;
+        loop {
+            self.kill(group);
+            match self.try_remove(group) {
+                // A process that was killed leaves its group when it has ended, shortly after.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_remove(&self, group: &Path) -> io::Result<()> {
+        for mount in self.mounts() {
+            for dir in tree(&below(mount, group)).into_iter().rev() {
+                match fs::remove_dir(&dir) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn below(mount: &Path, group: &Path) -> PathBuf {
+    mount.join(group.strip_prefix("/").unwrap_or(group))
+}
+
+/// A directory and all below it, parents first.
+fn tree(dir: &Path) -> Vec<PathBuf> {
+    if !dir.is_dir() {
+        return Vec::new();
+    }
+    let mut all = vec![dir.to_owned()];
+    let mut next = 0;
+    while next < all.len() {
+        if let Ok(entries) = fs::read_dir(&all[next]) {
+            let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            all.extend(dirs.map(|entry| entry.path()));
+        }
+        next += 1;
+    }
+    all
+}
+
+/// A new cpuset of v1 is empty, and lets nobody in.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let Ok(own) = fs::read_to_string(dir.join(file)) else { continue };
+        if own.trim().is_empty() && !dir.join("cgroup.controllers").exists() {
+            fs::write(dir.join(file), fs::read_to_string(parent.join(file))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// cgroup v2's weight (1 to 10000) for v1's shares (2 to 262144), as Kubernetes converts it.
+fn weight(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + ((shares - 2) * 9999) / 262_142
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_hybrid_from_unified_hosts() {
+        let hybrid = "25 20 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+            26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+            27 25 0:24 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+            28 25 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let found = Hierarchies::parse(hybrid).unwrap();
+        assert_eq!(found.mounts().len(), 2);
+        let group = Path::new("/gantry/pod");
+        assert_eq!(found.controller("cpuacct", group), Path::new("/sys/fs/cgroup/cpu,cpuacct/gantry/pod"));
+        assert_eq!(found.oom_file(group), Path::new("/sys/fs/cgroup/memory/gantry/pod/memory.oom_control"));
+        let unified = Hierarchies::parse("25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
+        assert_eq!(unified.oom_file(group), Path::new("/sys/fs/cgroup/gantry/pod/memory.events"));
+        assert_eq!(Hierarchies::parse("20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"), None);
+    }
+
+    #[test]
+    fn converts_shares_to_weights() {
+        assert_eq!([weight(0), weight(2), weight(1024), weight(262_144)], [1, 1, 39, 10_000]);
+    }
+}

@@ -1,0 +1,344 @@
+//! From a `ContainerSpec` to the OCI configuration libcontainer reads: pure functions.
+//!
+//! Network, ipc and uts namespaces are not named in it: the helper is a child of the shim, and already in them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::RuntimeError;
+use crate::rootfs::DEFAULT_PATH;
+use crate::traits::{BindMount, ContainerSpec, ExecSpec, Propagation, Resources, SandboxSpec};
+
+/// What Kubernetes gives a container that asks for nothing.
+const DEFAULT_CAPABILITIES: &[&str] = &[
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// All capabilities in the kernel's order: the index is the number.
+const ALL_CAPABILITIES: &[&str] = &[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What the node and the sandbox decide about a container.
+pub(crate) struct Surroundings<'a> {
+    /// The sandbox it runs in.
+    pub(crate) sandbox: &'a SandboxSpec,
+    /// Its cgroup, below every hierarchy's root.
+    pub(crate) cgroup: &'a Path,
+    /// cgroup v2.
+    pub(crate) unified: bool,
+    /// The pod's shared memory.
+    pub(crate) shm: &'a Path,
+    /// Mounted at the termination message path.
+    pub(crate) termination: &'a Path,
+    /// The process that holds the pod's shared pid namespace.
+    pub(crate) pause_pid: Option<i32>,
+    /// The capabilities this process could give at all.
+    pub(crate) available: u64,
+}
+
+/// Names (without `CAP_`) of the capabilities a container gets.
+pub(crate) fn capabilities(spec: &ContainerSpec, available: u64) -> Result<BTreeSet<&'static str>, RuntimeError> {
+    let all = || ALL_CAPABILITIES.iter().enumerate().filter(|(bit, _)| available >> bit & 1 == 1).map(|(_, name)| *name);
+    if spec.privileged {
+        return Ok(all().collect());
+    }
+    let known = |asked: &str| -> Result<&'static str, RuntimeError> {
+        let bare = asked.strip_prefix("CAP_").unwrap_or(asked);
+        ALL_CAPABILITIES.iter().copied().find(|name| *name == bare).ok_or_else(|| RuntimeError::Create {
+            container: spec.id.name.clone(),
+            cause: format!("unknown capability \"{asked}\" to add or drop"),
+        })
+    };
+    let is_all = |name: &String| name == "ALL" || name == "CAP_ALL";
+    let mut granted: BTreeSet<&'static str> = if spec.cap_add.iter().any(is_all) {
+        all().collect()
+    } else {
+        all().filter(|name| DEFAULT_CAPABILITIES.contains(name)).collect()
+    };
+    if spec.cap_drop.iter().any(is_all) {
+        granted.clear();
+    }
+    for name in spec.cap_drop.iter().filter(|name| !is_all(name)) {
+        granted.remove(known(name)?);
+    }
+    for name in spec.cap_add.iter().filter(|name| !is_all(name)) {
+        let name = known(name)?;
+        if !all().any(|possible| possible == name) {
+            return Err(RuntimeError::Unsupported(format!(
+                "capability {name} cannot be given to container {}: the node agent does not have it itself",
+                spec.id.name
+            )));
+        }
+        granted.insert(name);
+    }
+    Ok(granted)
+}
+
+fn environment(spec: &ContainerSpec) -> Vec<String> {
+    let mut env = spec.env.clone();
+    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.insert(0, DEFAULT_PATH.to_owned());
+    }
+    if spec.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    env
+}
+
+/// The `process` part, for the container's command or for another one in it.
+fn process(spec: &ContainerSpec, args: &[String], tty: bool, available: u64) -> Result<Value, RuntimeError> {
+    let capabilities: Vec<String> =
+        capabilities(spec, available)?.into_iter().map(|name| format!("CAP_{name}")).collect();
+    let mut env = environment(spec);
+    if tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    let mut process = json!({
+        "terminal": tty,
+        "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": spec.groups},
+        "args": args,
+        "env": env,
+        "cwd": spec.cwd,
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+    });
+    if spec.no_new_privs {
+        // Never written as false: libcontainer treats the field's presence as a decision about filters.
+        process["noNewPrivileges"] = json!(true);
+    }
+    if let Some(adjustment) = spec.resources.oom_score_adj {
+        let privileged = available >> 24 & 1 == 1;
+        if adjustment >= 0 || privileged {
+            process["oomScoreAdj"] = json!(adjustment);
+        } else {
+            tracing::info!(
+                container = spec.id.name,
+                adjustment,
+                "oom_score_adj left at its default: a negative one needs CAP_SYS_RESOURCE"
+            );
+        }
+    }
+    Ok(process)
+}
+
+/// The `process.json` of an exec.
+pub(crate) fn exec_process(spec: &ContainerSpec, exec: &ExecSpec, available: u64) -> Result<Value, RuntimeError> {
+    process(spec, &exec.args, exec.tty, available)
+}
+
+fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
+    json!({"destination": target, "type": kind, "source": source, "options": options})
+}
+
+fn bind(mount: &BindMount) -> Value {
+    let propagation = match mount.propagation {
+        Propagation::None => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = if mount.read_only { "ro" } else { "rw" };
+    json!({
+        "destination": mount.target,
+        "type": "bind",
+        "source": mount.source,
+        "options": ["rbind", propagation, access],
+    })
+}
+
+fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
+    let sys: &[&str] = if spec.privileged { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
+    let shm = if around.sandbox.host_ipc { Path::new("/dev/shm") } else { around.shm };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", sys),
+        json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["bind", "rprivate", "nosuid", "noexec", "nodev"]}),
+    ];
+    if around.unified {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
+    }
+    // On v1 there is none: those mounts cannot be made read-only, and a container could lift its own limits.
+    mounts.extend(spec.mounts.iter().map(bind));
+    let path = &spec.termination_message_path;
+    if path.is_absolute() && path.parent().is_some() && !spec.mounts.iter().any(|mount| &mount.target == path) {
+        mounts.push(json!({
+            "destination": path,
+            "type": "bind",
+            "source": around.termination,
+            "options": ["bind", "rprivate", "rw"],
+        }));
+    }
+    mounts
+}
+
+fn resources(resources: &Resources, privileged: bool) -> Value {
+    let mut memory = json!({});
+    if let Some(limit) = resources.memory_limit {
+        memory["limit"] = json!(limit);
+    }
+    let mut cpu = json!({});
+    if let Some(shares) = resources.cpu_shares {
+        cpu["shares"] = json!(shares);
+    }
+    if let Some(quota) = resources.cpu_quota_micros {
+        cpu["quota"] = json!(quota);
+        cpu["period"] = json!(resources.cpu_period_micros.unwrap_or(100_000));
+    }
+    let mut all = json!({
+        "devices": [{"allow": privileged, "access": "rwm"}],
+        "memory": memory,
+        "cpu": cpu,
+    });
+    if let Some(limit) = resources.pids_limit {
+        all["pids"] = json!({"limit": limit});
+    }
+    all
+}
+
+/// Devices of the host for a privileged container, beside those every container has.
+fn host_devices() -> Vec<Value> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let mut devices = Vec::new();
+    let mut dirs = vec![std::path::PathBuf::from("/dev")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };
+            let kind = metadata.file_type();
+            let skipped = ["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console", "/dev/ptmx"];
+            let ordinary = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+            if skipped.iter().chain(&ordinary).any(|skip| path == Path::new(skip)) {
+                continue;
+            }
+            if kind.is_dir() {
+                dirs.push(path);
+            } else if kind.is_char_device() || kind.is_block_device() {
+                devices.push(json!({
+                    "path": path,
+                    "type": if kind.is_char_device() { "c" } else { "b" },
+                    "major": rustix::fs::major(metadata.rdev()),
+                    "minor": rustix::fs::minor(metadata.rdev()),
+                    "fileMode": metadata.mode() & 0o7777,
+                    "uid": metadata.uid(),
+                    "gid": metadata.gid(),
+                }));
+            }
+        }
+    }
+    devices
+}
+
+/// The whole `config.json`.
+pub(crate) fn config(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Value, RuntimeError> {
+    let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
+    if let Some(pid) = around.pause_pid {
+        namespaces.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")}));
+    } else if !around.sandbox.host_pid {
+        namespaces.push(json!({"type": "pid"}));
+    }
+    let mut linux = json!({
+        "namespaces": namespaces,
+        "cgroupsPath": around.cgroup,
+        "resources": resources(&spec.resources, spec.privileged),
+    });
+    let widest = spec.mounts.iter().map(|mount| mount.propagation).fold(Propagation::None, |widest, next| {
+        match (widest, next) {
+            (Propagation::Bidirectional, _) | (_, Propagation::Bidirectional) => Propagation::Bidirectional,
+            (Propagation::HostToContainer, _) | (_, Propagation::HostToContainer) => Propagation::HostToContainer,
+            _ => Propagation::None,
+        }
+    });
+    match widest {
+        Propagation::None => {}
+        Propagation::HostToContainer => linux["rootfsPropagation"] = json!("rslave"),
+        Propagation::Bidirectional => linux["rootfsPropagation"] = json!("rshared"),
+    }
+    if spec.privileged {
+        linux["devices"] = Value::Array(host_devices());
+        linux["maskedPaths"] = json!([]);
+        linux["readonlyPaths"] = json!([]);
+    } else {
+        linux["maskedPaths"] = json!(MASKED);
+        linux["readonlyPaths"] = json!(READ_ONLY);
+    }
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": spec.rootfs, "readonly": spec.read_only_rootfs},
+        "process": process(spec, &spec.args, spec.tty, around.available)?,
+        "mounts": mounts(spec, around),
+        "linux": linux,
+    }))
+}

@@ -1,1 +1,14 @@
-//! gantry-server
+//! The control plane's composition root: store, API server, node links, and on the leader the scheduler and the
+//! controllers.
+//!
+//! The only crate that knows all of them. It decides what runs where and when, and holds no logic of its own beyond
+//! the node link, which belongs to no single part: it reads the store, writes through the API, and carries streams.
+
+mod node_link;
+mod node_monitor;
+mod pod_cidr;
+mod recorder;
+mod server;
+
+pub use gantry_apiserver::pki::Credential;
+pub use server::{Server, ServerConfig};

@@ -43,18 +43,23 @@ impl PodCidrs {
             .filter_map(|node| node.spec?.pod_cidr?.parse().ok())
             .collect();
         used.extend(handed_out.iter());
-        let free = lowest_free(self.cluster, self.node_prefix, &used)
-            .with_context(|| format!("every /{} of the pod CIDR {} is taken", self.node_prefix, self.cluster))?;
+        let free = lowest_free(self.cluster, self.node_prefix, &used).with_context(|| {
+            format!(
+                "every /{} of the pod CIDR {} is taken",
+                self.node_prefix, self.cluster
+            )
+        })?;
         handed_out.insert(free);
         Ok(free.to_string())
     }
 }
 
 fn lowest_free(cluster: Ipv4Net, prefix: u8, used: &BTreeSet<Ipv4Net>) -> Option<Ipv4Net> {
-    cluster
-        .subnets(prefix)
-        .ok()?
-        .find(|block| !used.iter().any(|other| other.contains(block) || block.contains(other)))
+    cluster.subnets(prefix).ok()?.find(|block| {
+        !used
+            .iter()
+            .any(|other| other.contains(block) || block.contains(other))
+    })
 }
 
 #[cfg(test)]
@@ -65,9 +70,19 @@ mod tests {
     fn blocks_never_overlap() {
         let cluster: Ipv4Net = "10.244.0.0/16".parse().expect("a network");
         let mut used = BTreeSet::new();
-        assert_eq!(lowest_free(cluster, 24, &used).map(|block| block.to_string()).as_deref(), Some("10.244.0.0/24"));
+        assert_eq!(
+            lowest_free(cluster, 24, &used)
+                .map(|block| block.to_string())
+                .as_deref(),
+            Some("10.244.0.0/24")
+        );
         used.insert("10.244.0.0/23".parse().expect("a network"));
-        assert_eq!(lowest_free(cluster, 24, &used).map(|block| block.to_string()).as_deref(), Some("10.244.2.0/24"));
+        assert_eq!(
+            lowest_free(cluster, 24, &used)
+                .map(|block| block.to_string())
+                .as_deref(),
+            Some("10.244.2.0/24")
+        );
         used.insert(cluster);
         assert_eq!(lowest_free(cluster, 24, &used), None);
     }

@@ -79,7 +79,9 @@ async fn write(
         }
         // Expired meanwhile: written anew below.
     }
-    let object = event["involvedObject"]["name"].as_str().unwrap_or("unknown");
+    let object = event["involvedObject"]["name"]
+        .as_str()
+        .unwrap_or("unknown");
     let name = format!("{object}.{:x}", now.as_nanosecond());
     event["apiVersion"] = json!("v1");
     event["kind"] = json!("Event");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use gantry_rpc::node::{OpenStream, ServerMessage, StreamFrame, server_message};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
 
 /// Frames buffered per direction of a stream, before the sender waits.
 const STREAM_BUFFER: usize = 16;
@@ -30,7 +31,7 @@ pub(crate) struct Waiting {
 struct Connection {
     /// Tells an old connection of the same node from its successor.
     generation: u64,
-    down: mpsc::Sender<ServerMessage>,
+    down: mpsc::Sender<Result<ServerMessage, Status>>,
     last_heard: Instant,
 }
 
@@ -55,7 +56,11 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// Registers a node's new connection; returns its generation.
-    pub(crate) fn connected(&self, node: &str, down: mpsc::Sender<ServerMessage>) -> u64 {
+    pub(crate) fn connected(
+        &self,
+        node: &str,
+        down: mpsc::Sender<Result<ServerMessage, Status>>,
+    ) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         self.nodes.lock().insert(
             node.to_owned(),
@@ -72,7 +77,10 @@ impl Hub {
     /// Forgets a connection, unless a newer one has taken its place.
     pub(crate) fn disconnected(&self, node: &str, generation: u64) {
         let mut nodes = self.nodes.lock();
-        if nodes.get(node).is_some_and(|connection| connection.generation == generation) {
+        if nodes
+            .get(node)
+            .is_some_and(|connection| connection.generation == generation)
+        {
             nodes.remove(node);
             self.changed.send_modify(|count| *count += 1);
         }
@@ -100,7 +108,11 @@ impl Hub {
     }
 
     /// Asks a node for a stream and waits until it has dialled back.
-    pub(crate) async fn open(&self, node: &str, mut request: OpenStream) -> Result<StreamEnds, OpenError> {
+    pub(crate) async fn open(
+        &self,
+        node: &str,
+        mut request: OpenStream,
+    ) -> Result<StreamEnds, OpenError> {
         let down = match self.nodes.lock().get(node) {
             Some(connection) => connection.down.clone(),
             None => return Err(OpenError::NotConnected(node.to_owned())),
@@ -122,7 +134,7 @@ impl Hub {
         let message = ServerMessage {
             message: Some(server_message::Message::OpenStream(request)),
         };
-        if down.send(message).await.is_err() {
+        if down.send(Ok(message)).await.is_err() {
             self.streams.lock().remove(&id);
             return Err(OpenError::NotConnected(node.to_owned()));
         }
@@ -169,11 +181,23 @@ mod tests {
             let hub = hub.clone();
             async move { hub.open("one", OpenStream::default()).await }
         });
-        let Some(server_message::Message::OpenStream(request)) = messages.recv().await.expect("asked").message else {
+        let Some(server_message::Message::OpenStream(request)) = messages
+            .recv()
+            .await
+            .expect("asked")
+            .expect("a message")
+            .message
+        else {
             panic!("a request for a stream");
         };
-        assert!(hub.claim("two", &request.stream_id).is_none(), "another node cannot take it");
-        let (_, from_node) = hub.claim("one", &request.stream_id).expect("waiting").accept();
+        assert!(
+            hub.claim("two", &request.stream_id).is_none(),
+            "another node cannot take it"
+        );
+        let (_, from_node) = hub
+            .claim("one", &request.stream_id)
+            .expect("waiting")
+            .accept();
         let mut ends = opening.await.expect("no panic").expect("opened");
         from_node.send(StreamFrame::default()).await.expect("open");
         assert!(ends.from_node.recv().await.is_some());
@@ -182,11 +206,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_absent_or_silent_node_is_named() {
         let hub = Hub::default();
-        let error = hub.open("gone", OpenStream::default()).await.err().expect("not connected");
+        let error = hub
+            .open("gone", OpenStream::default())
+            .await
+            .err()
+            .expect("not connected");
         assert!(error.to_string().contains("node \"gone\" is not connected"));
         let (down, _messages) = mpsc::channel(4);
         hub.connected("mute", down);
-        let error = hub.open("mute", OpenStream::default()).await.err().expect("no answer");
+        let error = hub
+            .open("mute", OpenStream::default())
+            .await
+            .err()
+            .expect("no answer");
         assert!(error.to_string().contains("did not answer"));
     }
 

@@ -63,22 +63,38 @@ impl Reports {
             agent_message::Message::PodStatuses(statuses) => {
                 let queue = self.queue(node);
                 let mut pods = queue.pods.lock();
-                for PodStatus { namespace, name, uid, status } in statuses.statuses {
+                for PodStatus {
+                    namespace,
+                    name,
+                    uid,
+                    status,
+                } in statuses.statuses
+                {
                     let pending = pods.entry((namespace, name)).or_default();
                     if pending.uid != uid {
-                        *pending = Pending { uid, ..Pending::default() };
+                        *pending = Pending {
+                            uid,
+                            ..Pending::default()
+                        };
                     }
                     pending.status = Some(status.to_vec());
                 }
                 drop(pods);
                 queue.wake.notify_one();
             }
-            agent_message::Message::PodTerminated(PodTerminated { namespace, name, uid }) => {
+            agent_message::Message::PodTerminated(PodTerminated {
+                namespace,
+                name,
+                uid,
+            }) => {
                 let queue = self.queue(node);
                 let mut pods = queue.pods.lock();
                 let pending = pods.entry((namespace, name)).or_default();
                 if pending.uid != uid {
-                    *pending = Pending { uid, ..Pending::default() };
+                    *pending = Pending {
+                        uid,
+                        ..Pending::default()
+                    };
                 }
                 pending.terminated = true;
                 drop(pods);
@@ -86,13 +102,19 @@ impl Reports {
             }
             agent_message::Message::Event(record) => match serde_json::from_slice(&record.event) {
                 Ok(event) => self.recorder.record(event),
-                Err(error) => tracing::warn!(node, %error, "the node sent an event that is not JSON"),
+                Err(error) => {
+                    tracing::warn!(node, %error, "the node sent an event that is not JSON")
+                }
             },
             agent_message::Message::NodeStatus(status) => {
                 let (client, node) = (self.client.clone(), node.to_owned());
                 tokio::spawn(async move {
                     if let Err(error) = write_node_status(&client, &node, &status.status).await {
-                        tracing::warn!(node, error = format!("{error:#}"), "writing the node's status");
+                        tracing::warn!(
+                            node,
+                            error = format!("{error:#}"),
+                            "writing the node's status"
+                        );
                     }
                 });
             }
@@ -109,13 +131,18 @@ impl Reports {
         }
         let queue = Arc::new(Queue::default());
         queues.insert(node.to_owned(), queue.clone());
-        tokio::spawn(write_pods(self.client.clone(), node.to_owned(), queue.clone()));
+        tokio::spawn(write_pods(
+            self.client.clone(),
+            node.to_owned(),
+            queue.clone(),
+        ));
         queue
     }
 
     /// Creates or refreshes a Node from what its agent says, and returns its pod CIDR.
     pub(crate) async fn register(&self, node: &str, reported: &[u8]) -> Result<String> {
-        let reported: Value = serde_json::from_slice(reported).context("the Node object is not JSON")?;
+        let reported: Value =
+            serde_json::from_slice(reported).context("the Node object is not JSON")?;
         let path = format!("/api/v1/nodes/{node}");
         for _ in 0..ATTEMPTS {
             let existing = get(&self.client, &path).await?;
@@ -131,7 +158,9 @@ impl Reports {
                 }
                 Some(mut object) => {
                     for map in ["labels", "annotations"] {
-                        for (key, value) in reported["metadata"][map].as_object().into_iter().flatten() {
+                        for (key, value) in
+                            reported["metadata"][map].as_object().into_iter().flatten()
+                        {
                             object["metadata"][map][key] = value.clone();
                         }
                     }
@@ -145,8 +174,16 @@ impl Reports {
             };
             match result {
                 Ok(object) => {
-                    write_node_status(&self.client, node, reported["status"].to_string().as_bytes()).await?;
-                    return Ok(object["spec"]["podCIDR"].as_str().unwrap_or_default().to_owned());
+                    write_node_status(
+                        &self.client,
+                        node,
+                        reported["status"].to_string().as_bytes(),
+                    )
+                    .await?;
+                    return Ok(object["spec"]["podCIDR"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned());
                 }
                 Err(error) if is_conflict(&error) => {}
                 Err(error) => return Err(error.into()),
@@ -166,7 +203,13 @@ async fn write_pods(client: kube::Client, node: String, queue: Arc<Queue>) {
                 let (client, node) = (&client, node.as_str());
                 async move {
                     if let Err(error) = write_pod(client, node, &namespace, &name, &pending).await {
-                        tracing::warn!(node, namespace, pod = name, error = format!("{error:#}"), "writing a pod's status");
+                        tracing::warn!(
+                            node,
+                            namespace,
+                            pod = name,
+                            error = format!("{error:#}"),
+                            "writing a pod's status"
+                        );
                     }
                 }
             })
@@ -174,7 +217,13 @@ async fn write_pods(client: kube::Client, node: String, queue: Arc<Queue>) {
     }
 }
 
-async fn write_pod(client: &kube::Client, node: &str, namespace: &str, name: &str, pending: &Pending) -> Result<()> {
+async fn write_pod(
+    client: &kube::Client,
+    node: &str,
+    namespace: &str,
+    name: &str,
+    pending: &Pending,
+) -> Result<()> {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
     if let Some(status) = &pending.status {
         let status: Value = serde_json::from_slice(status).context("the status is not JSON")?;
@@ -197,7 +246,13 @@ async fn write_pod(client: &kube::Client, node: &str, namespace: &str, name: &st
     Ok(())
 }
 
-async fn write_status(client: &kube::Client, node: &str, path: &str, uid: &str, status: &Value) -> Result<()> {
+async fn write_status(
+    client: &kube::Client,
+    node: &str,
+    path: &str,
+    uid: &str,
+    status: &Value,
+) -> Result<()> {
     for _ in 0..ATTEMPTS {
         let Some(mut pod) = get(client, path).await? else {
             return Ok(());
@@ -206,7 +261,10 @@ async fn write_status(client: &kube::Client, node: &str, path: &str, uid: &str, 
             return Ok(());
         }
         if pod["spec"]["nodeName"] != node {
-            bail!("the pod is bound to node {}, not to this one", pod["spec"]["nodeName"]);
+            bail!(
+                "the pod is bound to node {}, not to this one",
+                pod["spec"]["nodeName"]
+            );
         }
         let merged = merge_status(&pod["status"], status);
         if merged == pod["status"] {
@@ -263,7 +321,12 @@ async fn write_node_status(client: &kube::Client, node: &str, status: &[u8]) -> 
 }
 
 /// One request with a JSON body.
-pub(crate) async fn call(client: &kube::Client, method: Method, path: &str, body: &Value) -> kube::Result<Value> {
+pub(crate) async fn call(
+    client: &kube::Client,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> kube::Result<Value> {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -275,7 +338,9 @@ pub(crate) async fn call(client: &kube::Client, method: Method, path: &str, body
 
 /// An object, or `None` when there is none of that name.
 async fn get(client: &kube::Client, path: &str) -> kube::Result<Option<Value>> {
-    let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+    let request = Request::get(path)
+        .body(Vec::new())
+        .map_err(kube::Error::HttpError)?;
     match client.request(request).await {
         Ok(object) => Ok(Some(object)),
         Err(error) if code(&error) == Some(404) => Ok(None),
@@ -303,7 +368,8 @@ mod tests {
     fn conditions_of_others_are_kept() {
         let current = json!({"qosClass": "Burstable", "conditions": [
             {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]});
-        let reported = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        let reported =
+            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
         assert_eq!(
             merge_status(&current, &reported),
             json!({"phase": "Running", "qosClass": "Burstable", "conditions": [

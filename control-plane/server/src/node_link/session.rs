@@ -11,8 +11,8 @@ use futures::Stream;
 use gantry_apiserver::Identity;
 use gantry_rpc::node::node_link_server::NodeLink;
 use gantry_rpc::node::{
-    AgentMessage, Hello, ObjectChange, Resource, ServerMessage, StreamFrame, Synced, Welcome, agent_message,
-    server_message,
+    AgentMessage, Hello, ObjectChange, Resource, ServerMessage, StreamFrame, Synced, Welcome,
+    agent_message, server_message,
 };
 use gantry_store::{Entry, Event, Key, Store, Table, WatchError};
 use serde_json::Value;
@@ -66,12 +66,19 @@ impl NodeLink for LinkService {
     type LinkStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
     type AttachStream = Pin<Box<dyn Stream<Item = Result<StreamFrame, Status>> + Send>>;
 
-    async fn link(&self, request: Request<Streaming<AgentMessage>>) -> Result<Response<Self::LinkStream>, Status> {
+    async fn link(
+        &self,
+        request: Request<Streaming<AgentMessage>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
         let node = node_of(&request)?;
         let mut up = request.into_inner();
         let hello = match up.message().await?.and_then(|message| message.message) {
             Some(agent_message::Message::Hello(hello)) => hello,
-            _ => return Err(Status::invalid_argument("the first message of a link is Hello")),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "the first message of a link is Hello",
+                ));
+            }
         };
         if hello.node_name != node {
             return Err(Status::permission_denied(format!(
@@ -128,7 +135,9 @@ impl LinkService {
             .reports
             .register(node, &hello.node)
             .await
-            .map_err(|error| Status::failed_precondition(format!("registering node \"{node}\": {error:#}")))?;
+            .map_err(|error| {
+                Status::failed_precondition(format!("registering node \"{node}\": {error:#}"))
+            })?;
         Ok(Welcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pod_cidr,
@@ -146,16 +155,25 @@ fn tables() -> [(Table, Resource); 8] {
         (Table("core/namespaces".into()), Resource::Namespace),
         (Table("core/nodes".into()), Resource::Node),
         (Table("core/services".into()), Resource::Service),
-        (Table("discovery.k8s.io/endpointslices".into()), Resource::EndpointSlice),
+        (
+            Table("discovery.k8s.io/endpointslices".into()),
+            Resource::EndpointSlice,
+        ),
         (Table("core/configmaps".into()), Resource::ConfigMap),
         (Table("core/secrets".into()), Resource::Secret),
-        (Table("core/serviceaccounts".into()), Resource::ServiceAccount),
+        (
+            Table("core/serviceaccounts".into()),
+            Resource::ServiceAccount,
+        ),
         (Table("core/pods".into()), Resource::Pod),
     ]
 }
 
 fn table_of(resource: Resource) -> Option<Table> {
-    tables().into_iter().find(|(_, known)| *known == resource).map(|(table, _)| table)
+    tables()
+        .into_iter()
+        .find(|(_, known)| *known == resource)
+        .map(|(table, _)| table)
 }
 
 struct Session {
@@ -183,11 +201,17 @@ impl Session {
         let mut watch = self.store.watch(&names, from).map_err(behind)?;
         for (table, resource) in tables() {
             let snapshot = self.store.snapshot(&table);
-            for (key, entry) in snapshot.iter() {
-                self.present(resource, key, entry).await?;
+            for ((namespace, name), entry) in snapshot.iter() {
+                let key = Key {
+                    table: table.clone(),
+                    namespace: namespace.clone(),
+                    name: name.clone(),
+                };
+                self.present(resource, &key, entry).await?;
             }
         }
-        self.send(server_message::Message::Synced(Synced { revision: from.0 })).await?;
+        self.send(server_message::Message::Synced(Synced { revision: from.0 }))
+            .await?;
         while let Some(event) = watch.next().await {
             self.change(&event.map_err(behind)?).await?;
         }
@@ -195,29 +219,42 @@ impl Session {
     }
 
     async fn send(&self, message: server_message::Message) -> Result<(), Closed> {
-        let message = ServerMessage { message: Some(message) };
+        let message = ServerMessage {
+            message: Some(message),
+        };
         self.down.send(Ok(message)).await.map_err(|_| Closed)
     }
 
     /// Sends an object of the snapshot, when this node needs it.
-    async fn present(&mut self, resource: Resource, key: &Key, entry: &Entry) -> Result<(), Closed> {
+    async fn present(
+        &mut self,
+        resource: Resource,
+        key: &Key,
+        entry: &Entry,
+    ) -> Result<(), Closed> {
         match resource {
             Resource::Pod if self.is_mine(entry) => self.pod(key, entry).await,
             // Sent with the pods that refer to them.
-            Resource::Pod | Resource::ConfigMap | Resource::Secret | Resource::ServiceAccount => Ok(()),
+            Resource::Pod | Resource::ConfigMap | Resource::Secret | Resource::ServiceAccount => {
+                Ok(())
+            }
             _ => self.object(resource, key, entry, false).await,
         }
     }
 
     async fn change(&mut self, event: &Event) -> Result<(), Closed> {
-        let Some((_, resource)) = tables().into_iter().find(|(table, _)| *table == event.key.table) else {
+        let Some((_, resource)) = tables()
+            .into_iter()
+            .find(|(table, _)| *table == event.key.table)
+        else {
             return Ok(());
         };
         match resource {
             Resource::Pod => {
                 if event.deleted || !self.is_mine(&event.entry) {
                     if self.needs.remove(&event.key.namespace, &event.key.name) {
-                        self.object(resource, &event.key, &event.entry, true).await?;
+                        self.object(resource, &event.key, &event.entry, true)
+                            .await?;
                     }
                     return Ok(());
                 }
@@ -230,11 +267,17 @@ impl Session {
                     name: event.key.name.to_string(),
                 };
                 match self.needs.contains(&reference) {
-                    true => self.object(resource, &event.key, &event.entry, event.deleted).await,
+                    true => {
+                        self.object(resource, &event.key, &event.entry, event.deleted)
+                            .await
+                    }
                     false => Ok(()),
                 }
             }
-            _ => self.object(resource, &event.key, &event.entry, event.deleted).await,
+            _ => {
+                self.object(resource, &event.key, &event.entry, event.deleted)
+                    .await
+            }
         }
     }
 
@@ -265,7 +308,13 @@ impl Session {
         self.object(Resource::Pod, key, entry, false).await
     }
 
-    async fn object(&self, resource: Resource, key: &Key, entry: &Entry, deleted: bool) -> Result<(), Closed> {
+    async fn object(
+        &self,
+        resource: Resource,
+        key: &Key,
+        entry: &Entry,
+        deleted: bool,
+    ) -> Result<(), Closed> {
         self.send(server_message::Message::Change(ObjectChange {
             resource: resource.into(),
             deleted,

@@ -16,13 +16,12 @@ pub(crate) async fn attach(
     node: &str,
     mut up: Streaming<StreamFrame>,
 ) -> Result<impl Stream<Item = Result<StreamFrame, Status>> + Send + 'static, Status> {
-    let first = up
-        .message()
-        .await?
-        .ok_or_else(|| Status::invalid_argument("the first frame of a stream carries its stream_id"))?;
-    let waiting = hub
-        .claim(node, &first.stream_id)
-        .ok_or_else(|| Status::not_found(format!("nobody waits for stream \"{}\"", first.stream_id)))?;
+    let first = up.message().await?.ok_or_else(|| {
+        Status::invalid_argument("the first frame of a stream carries its stream_id")
+    })?;
+    let waiting = hub.claim(node, &first.stream_id).ok_or_else(|| {
+        Status::not_found(format!("nobody waits for stream \"{}\"", first.stream_id))
+    })?;
     let (to_node, from_node) = waiting.accept();
     tokio::spawn(async move {
         if first.frame.is_some() && from_node.send(first).await.is_err() {

@@ -186,3 +186,52 @@ async fn a_leader_that_shuts_down_hands_over() {
         Revision(2)
     );
 }
+
+#[tokio::test]
+async fn a_restarted_member_keeps_its_vote_and_catches_up_from_its_files() {
+    let network = Network::default();
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let durable = |member: u64| StoreConfig {
+        data_dir: dirs[member as usize - 1].path().to_owned(),
+        ..config(member)
+    };
+    let mut stores = Vec::new();
+    for member in 1..=3 {
+        let store = Store::open(durable(member), network.port(member))
+            .await
+            .unwrap();
+        network.plug(member, &store);
+        stores.push(store);
+    }
+    let cluster = Cluster { network, stores };
+    let leader = cluster.leader(&[0, 1, 2]).await;
+    within(cluster.stores[leader].propose(put(key("pods", "a"), "1")))
+        .await
+        .unwrap();
+    let other = (leader + 1) % 3;
+    let member = other as u64 + 1;
+    within(cluster.stores[other].read_barrier()).await.unwrap();
+    let term = cluster.stores[other].leadership().borrow().term;
+    cluster.network.unplug(member);
+    within(cluster.stores[other].shutdown()).await;
+    for number in 0..10 {
+        let transaction = put(key("pods", &format!("p{number}")), "v");
+        within(cluster.stores[leader].propose(transaction))
+            .await
+            .unwrap();
+    }
+    let again = Store::open(durable(member), cluster.network.port(member))
+        .await
+        .unwrap();
+    assert!(
+        again.get(&key("pods", "a")).is_some(),
+        "it had that on its disk"
+    );
+    assert!(
+        again.leadership().borrow().term >= term,
+        "a term is never forgotten"
+    );
+    cluster.network.plug(member, &again);
+    assert_eq!(within(again.read_barrier()).await.unwrap(), Revision(11));
+    assert_eq!(dump(&again, "pods"), dump(&cluster.stores[leader], "pods"));
+}

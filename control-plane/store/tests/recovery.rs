@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{alone, create, delete, dump, eventually, key, open, put, table};
@@ -33,6 +33,13 @@ fn copy(from: &Path, to: &Path) {
             fs::copy(item.path(), target).unwrap();
         }
     }
+}
+
+/// The newest journal of the storage engine.
+fn journal(dir: &Path) -> PathBuf {
+    let paths = fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    let journals = paths.filter(|path| path.extension().is_some_and(|kind| kind == "jnl"));
+    journals.max().expect("there is a journal")
 }
 
 #[tokio::test]
@@ -88,13 +95,7 @@ async fn a_torn_tail_loses_nothing_acknowledged() {
     let before = dump(&store, "pods");
     copy(&live, &torn);
     // A write that the crash cut short: the beginning of a batch, then nothing that makes sense.
-    let journals = fs::read_dir(&torn).unwrap().filter_map(|item| {
-        let path = item.unwrap().path();
-        path.extension()
-            .is_some_and(|kind| kind == "jnl")
-            .then_some(path)
-    });
-    let journal = journals.max().expect("there is a journal");
+    let journal = journal(&torn);
     let bytes = fs::read(&journal).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     let mut file = fs::OpenOptions::new().write(true).open(&journal).unwrap();
@@ -111,6 +112,27 @@ async fn a_torn_tail_loses_nothing_acknowledged() {
     recovered.shutdown().await;
     let again = open(alone(&torn)).await;
     assert_eq!(dump(&again, "pods").len(), before.len() + 1);
+}
+
+#[tokio::test]
+async fn a_bit_that_flipped_amid_acknowledged_writes_is_refused_by_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(alone(dir.path())).await;
+    for number in 0..40 {
+        let transaction = put(key("pods", &format!("p{number}")), &"v".repeat(500));
+        store.propose(transaction).await.unwrap();
+    }
+    store.shutdown().await;
+    let journal = journal(dir.path());
+    let mut bytes = fs::read(&journal).unwrap();
+    let value = bytes.windows(100).position(|window| window == [b'v'; 100]);
+    bytes[value.expect("the journal holds the values") + 50] ^= 1;
+    fs::write(&journal, bytes).unwrap();
+    let refused = Store::open(alone(dir.path()), Arc::new(NoPeers))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, OpenError::Engine { .. }), "{refused:?}");
+    assert!(refused.to_string().contains(dir.path().to_str().unwrap()));
 }
 
 #[tokio::test]

@@ -1,7 +1,43 @@
 //! The node's network: links, addresses, service rules, DNS.
+//!
+//! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
+//!   CIDR, host ports, masquerade of what leaves the cluster.
+//! - [`NftServiceRules`] programs services into nftables, sending only what changed.
+//! - [`DnsServer`] answers the cluster's names and forwards the rest.
+//! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
+//!
+//! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
+//! the API server or the runtime: the agent translates those into the types of [`traits`].
+//!
+//! Invariants:
+//! - Every name in the kernel (bridge, links, tables, mounts) comes from the node's prefix and data directory
+//!   ([`names`]), so several agents share a machine, and `teardown` removes all of it.
+//! - An address is leased on disk before it is used and freed after its link is gone: two pods never share one.
+//! - The rules of a table change in one nft transaction or not at all.
+
+mod bridge;
+mod commands;
 
 pub mod error;
+mod fake;
+mod forwarding;
+
+mod ipam;
+mod leases;
+mod links;
+mod names;
+mod netlink;
+mod netns;
+mod nft;
+mod pod_rules;
+
+mod services;
 pub mod traits;
 
+pub use bridge::BridgeNetwork;
+
 pub use error::NetworkError;
+pub use fake::{FakeDns, FakePodNetwork, FakeServiceRules};
+
+pub use services::NftServiceRules;
 pub use traits::*;

@@ -10,7 +10,9 @@ use ipnet::Ipv4Net;
 use crate::error::NetworkError;
 
 /// Layer-4 protocol of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Protocol {
     /// TCP
     Tcp,
@@ -36,7 +38,9 @@ pub struct NodeNetwork {
 }
 
 /// A port of the host that leads to a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct HostPort {
     /// Host address; `None` for all.
     pub host_ip: Option<Ipv4Addr>,
@@ -61,7 +65,11 @@ pub struct PodAttachment {
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
     /// Creates (or finds) the pod's namespace, veth pair, address, route and host ports.
-    async fn attach(&self, pod_uid: &str, host_ports: &[HostPort]) -> Result<PodAttachment, NetworkError>;
+    async fn attach(
+        &self,
+        pod_uid: &str,
+        host_ports: &[HostPort],
+    ) -> Result<PodAttachment, NetworkError>;
     /// Removes all of it and frees the address. Unknown pods are fine.
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
     /// The pods attached now, including those of an earlier agent process.

@@ -1,0 +1,480 @@
+//! Pods on a bridge: the real [`PodNetwork`].
+//!
+//! Attaching makes, in this order: the lease (address and host ports, on disk), the namespace's mount, the veth pair
+//! and the pod's inside, the host ports' rules; then the lease is marked ready. Detaching goes the other way. What a
+//! crash leaves in between is removed at the next start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::ipam::AddressPool;
+use crate::leases::{Lease, LeaseFiles, check_uid};
+use crate::links::Bridge;
+use crate::names::Names;
+use crate::netlink::Netlink;
+use crate::nft::Nft;
+use crate::{
+    HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, forwarding, links, netns,
+    pod_rules,
+};
+
+/// Operations on one pod are one after the other, those on different pods (mostly) at the same time.
+const STRIPES: usize = 64;
+
+/// Connects the pods of one node over a bridge. Cloning is cheap and shares everything.
+#[derive(Clone)]
+pub struct BridgeNetwork {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeNetwork,
+    names: Names,
+    nft: Nft,
+    bridge: Bridge,
+    leases: LeaseFiles,
+    state: Mutex<State>,
+    stripes: Vec<tokio::sync::Mutex<()>>,
+    hasher: RandomState,
+}
+
+struct State {
+    pool: AddressPool,
+    pods: BTreeMap<String, Lease>,
+}
+
+impl BridgeNetwork {
+    /// Sets up (or takes over) the node's bridge, rules and leases, and removes what belongs to no living pod.
+    ///
+    /// Needs root, `nft`, and a kernel with bridge, veth and nftables; what is missing is named in the error.
+    pub fn new(node: NodeNetwork) -> Result<Self, NetworkError> {
+        let names = Names::new(&node)?;
+        let nft = Nft::find()?;
+        let leases = LeaseFiles::open(names.lease_dir())?;
+        make_dir(&names.netns_dir())?;
+        let mut netlink = Netlink::open()?;
+        let bridge = links::ensure_bridge(
+            &mut netlink,
+            &names.bridge(),
+            node.pod_cidr.trunc(),
+            names.gateway(),
+            node.service_cidr.trunc(),
+        )?;
+        forwarding::set_parameter("ip_forward", "1")?;
+        // For connections from the host's loopback to host ports and node ports.
+        forwarding::set_parameter(&format!("conf/{}/route_localnet", names.bridge()), "1")?;
+        let pods = reconcile(&mut netlink, &names, &leases)?;
+        nft.set_up(&pod_rules::table(&names, &node, pods.values()))?;
+        forwarding::accept(&nft, &names.bridge())?;
+        tracing::info!(bridge = names.bridge(), gateway = %bridge.gateway, pods = pods.len(), "pod network is ready");
+        let pool = AddressPool::new(node.pod_cidr, pods.values().map(|lease| lease.ip));
+        let shared = Shared {
+            node,
+            names,
+            nft,
+            bridge,
+            leases,
+            state: Mutex::new(State { pool, pods }),
+            stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::new(())).collect(),
+            hasher: RandomState::new(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Gives the node the address of the cluster's DNS service, so that a server on this node can listen on it.
+    /// Pods and processes of the host then reach it as a local address, with no translation on the way.
+    pub async fn bind_dns_address(&self, address: Ipv4Addr) -> Result<(), NetworkError> {
+        let index = self.shared.bridge.index;
+        blocking(move || links::ensure_address(&mut Netlink::open()?, index, address)).await
+    }
+
+    /// Makes sure that rules and parameters set up by [`BridgeNetwork::new`] are still there: another firewall may
+    /// have flushed them, or been started since. Cheap when they are; meant to be called now and then.
+    pub async fn reassert(&self) -> Result<(), NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            forwarding::set_parameter("ip_forward", "1")?;
+            if shared
+                .nft
+                .list(&[
+                    "list",
+                    "chain",
+                    "ip",
+                    &shared.names.pod_table(),
+                    "postrouting",
+                ])
+                .is_none()
+            {
+                tracing::warn!(
+                    table = shared.names.pod_table(),
+                    "the table of pods is gone; setting it up again"
+                );
+                shared.rebuild_table()?;
+            }
+            forwarding::accept(&shared.nft, &shared.names.bridge())
+        })
+        .await
+    }
+
+    /// Removes everything that this node's network made: tables, bridge, links, namespaces, leases. Idempotent; goes
+    /// on after an error and answers the first.
+    pub fn teardown(node: &NodeNetwork) -> Result<(), NetworkError> {
+        let names = Names::new(node)?;
+        let mut first = Ok(());
+        let mut keep = |result: Result<(), NetworkError>| {
+            if first.is_ok() {
+                first = result;
+            }
+        };
+        keep(remove_links(&names));
+        match Nft::find() {
+            Ok(nft) => {
+                keep(forwarding::forget(&nft, &names.bridge()));
+                for table in [names.pod_table(), names.service_table()] {
+                    keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
+                }
+            }
+            Err(error) => keep(Err(error)),
+        }
+        match mounted_names(&names.netns_dir()) {
+            Ok(uids) => uids
+                .iter()
+                .for_each(|uid| keep(netns::remove(&names.netns_dir().join(uid)))),
+            Err(error) => keep(Err(error)),
+        }
+        for dir in [names.netns_dir(), names.lease_dir()] {
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    keep(Err(doing("removing", &dir, e)))
+                }
+                _ => {}
+            }
+        }
+        first
+    }
+}
+
+#[async_trait]
+impl PodNetwork for BridgeNetwork {
+    async fn attach(
+        &self,
+        pod_uid: &str,
+        host_ports: &[HostPort],
+    ) -> Result<PodAttachment, NetworkError> {
+        check_uid(pod_uid)?;
+        let _one_at_a_time = self.shared.stripe(pod_uid).lock().await;
+        let (shared, uid, ports) = (
+            Arc::clone(&self.shared),
+            pod_uid.to_owned(),
+            host_ports.to_vec(),
+        );
+        blocking(move || shared.attach(&uid, ports)).await
+    }
+
+    async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
+        check_uid(pod_uid)?;
+        let _one_at_a_time = self.shared.stripe(pod_uid).lock().await;
+        let (shared, uid) = (Arc::clone(&self.shared), pod_uid.to_owned());
+        blocking(move || shared.detach(&uid)).await
+    }
+
+    async fn attached(&self) -> Result<BTreeMap<String, PodAttachment>, NetworkError> {
+        let state = self.shared.state.lock();
+        let ready = state.pods.iter().filter(|(_, lease)| lease.ready);
+        Ok(ready
+            .map(|(uid, lease)| (uid.clone(), self.shared.attachment(uid, lease.ip)))
+            .filter(|(_, attachment)| netns::is_mounted(&attachment.netns))
+            .collect())
+    }
+}
+
+impl Shared {
+    fn stripe(&self, uid: &str) -> &tokio::sync::Mutex<()> {
+        &self.stripes[self.hasher.hash_one(uid) as usize % STRIPES]
+    }
+
+    fn attachment(&self, uid: &str, ip: Ipv4Addr) -> PodAttachment {
+        PodAttachment {
+            netns: self.names.netns_dir().join(uid),
+            ip,
+        }
+    }
+
+    fn attach(&self, uid: &str, ports: Vec<HostPort>) -> Result<PodAttachment, NetworkError> {
+        let (lease, before) = self.lease(uid, ports)?;
+        let attachment = self.attachment(uid, lease.ip);
+        let connected = self
+            .connect(
+                &attachment,
+                before.as_ref().is_some_and(|lease| lease.ready),
+            )
+            .and_then(|()| self.exchange_rules(before.as_ref(), Some(&lease)))
+            .and_then(|()| {
+                self.record(
+                    uid,
+                    Lease {
+                        ready: true,
+                        ..lease
+                    },
+                )
+            });
+        if let Err(error) = connected {
+            // A pod that was connected before keeps what it has: its containers run in it.
+            if before.is_none_or(|lease| !lease.ready)
+                && let Err(also) = self.detach(uid)
+            {
+                tracing::warn!(pod = uid, error = %also, "removing a half-made attachment failed as well");
+            }
+            return Err(error);
+        }
+        tracing::debug!(pod = uid, ip = %attachment.ip, "pod attached");
+        Ok(attachment)
+    }
+
+    /// The pod's lease, made when there is none, and what it held before.
+    fn lease(
+        &self,
+        uid: &str,
+        host_ports: Vec<HostPort>,
+    ) -> Result<(Lease, Option<Lease>), NetworkError> {
+        let mut state = self.state.lock();
+        let before = state.pods.get(uid).cloned();
+        let others = state.pods.iter().filter(|(other, _)| *other != uid);
+        let held: Vec<HostPort> = others
+            .flat_map(|(_, lease)| lease.host_ports.iter().cloned())
+            .collect();
+        let mine = before
+            .as_ref()
+            .map(|lease| lease.host_ports.as_slice())
+            .unwrap_or_default();
+        let by_a_process = |port: &&HostPort| {
+            !mine.contains(port)
+                && forwarding::port_is_held(port.protocol, port.host_ip, port.host_port)
+        };
+        if let Some(port) =
+            pod_rules::conflict(&host_ports, &held).or_else(|| host_ports.iter().find(by_a_process))
+        {
+            let protocol = port.protocol.word().to_uppercase();
+            return Err(NetworkError::HostPortInUse {
+                port: port.host_port,
+                protocol,
+            });
+        }
+        let ip = match &before {
+            Some(lease) => lease.ip,
+            None => state.pool.take()?,
+        };
+        let lease = Lease {
+            ip,
+            host_ports,
+            ready: before.as_ref().is_some_and(|lease| lease.ready),
+        };
+        if before.as_ref() != Some(&lease) {
+            if let Err(error) = self.leases.write(uid, &lease) {
+                if before.is_none() {
+                    state.pool.free(ip);
+                }
+                return Err(error);
+            }
+            state.pods.insert(uid.to_owned(), lease.clone());
+        }
+        Ok((lease, before))
+    }
+
+    fn record(&self, uid: &str, lease: Lease) -> Result<(), NetworkError> {
+        let mut state = self.state.lock();
+        if state.pods.get(uid) == Some(&lease) {
+            return Ok(());
+        }
+        self.leases.write(uid, &lease)?;
+        state.pods.insert(uid.to_owned(), lease);
+        Ok(())
+    }
+
+    /// Makes the namespace and the pair, as far as they are missing. What an earlier attempt left half-done (not
+    /// `ready`) is made anew.
+    fn connect(&self, attachment: &PodAttachment, ready: bool) -> Result<(), NetworkError> {
+        let mut host = Netlink::open()?;
+        let link = self.names.host_link(attachment.ip);
+        let mut inside = if netns::is_mounted(&attachment.netns) {
+            let linked = links::find(&mut host, &link)?.is_some();
+            if linked && ready {
+                return Ok(());
+            }
+            netns::open(&attachment.netns)?
+        } else {
+            netns::create(&attachment.netns)?
+        };
+        match links::connect_pod(&mut host, &self.bridge, &link, &mut inside, attachment.ip) {
+            Err(links::ConnectError::Exists) => {
+                links::remove(&mut host, &link)?;
+                Ok(links::connect_pod(
+                    &mut host,
+                    &self.bridge,
+                    &link,
+                    &mut inside,
+                    attachment.ip,
+                )?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Replaces the host ports of one lease by those of another in one transaction. Should the table have been
+    /// flushed by someone, it is set up again from what is known.
+    fn exchange_rules(&self, old: Option<&Lease>, new: Option<&Lease>) -> Result<(), NetworkError> {
+        if old.map(|lease| &lease.host_ports) == new.map(|lease| &lease.host_ports) {
+            return Ok(());
+        }
+        let script = [
+            old.map(|lease| pod_rules::remove(&self.names, lease))
+                .unwrap_or_default(),
+            new.map(|lease| pod_rules::add(&self.names, lease))
+                .unwrap_or_default(),
+        ]
+        .concat();
+        if script.is_empty() {
+            return Ok(());
+        }
+        match self.nft.apply(&script) {
+            Err(NetworkError::Nft(words)) => {
+                tracing::warn!(
+                    words,
+                    "the table of pods is not as it was left; setting it up again"
+                );
+                self.rebuild_table()
+            }
+            other => other,
+        }
+    }
+
+    fn rebuild_table(&self) -> Result<(), NetworkError> {
+        let state = self.state.lock();
+        self.nft.set_up(&pod_rules::table(
+            &self.names,
+            &self.node,
+            state.pods.values(),
+        ))
+    }
+
+    fn detach(&self, uid: &str) -> Result<(), NetworkError> {
+        let lease = self.state.lock().pods.get(uid).cloned();
+        if let Some(lease) = &lease {
+            // The rules go first, and from what a rebuilt table would contain as well.
+            if let Some(kept) = self.state.lock().pods.get_mut(uid) {
+                kept.host_ports.clear();
+            }
+            self.exchange_rules(Some(lease), None)?;
+            links::remove(&mut Netlink::open()?, &self.names.host_link(lease.ip))?;
+        }
+        netns::remove(&self.names.netns_dir().join(uid))?;
+        self.leases.remove(uid)?;
+        let mut state = self.state.lock();
+        if let Some(lease) = state.pods.remove(uid) {
+            state.pool.free(lease.ip);
+            tracing::debug!(pod = uid, ip = %lease.ip, "pod detached");
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the leases whose pods are as they were left, and removes the leftovers of all others.
+fn reconcile(
+    netlink: &mut Netlink,
+    names: &Names,
+    leases: &LeaseFiles,
+) -> Result<BTreeMap<String, Lease>, NetworkError> {
+    let mut pods = leases.load()?;
+    let netns_dir = names.netns_dir();
+    let lost = |uid: &str, lease: &Lease| !lease.ready || !netns::is_mounted(&netns_dir.join(uid));
+    let gone: Vec<String> = pods
+        .iter()
+        .filter(|(uid, lease)| lost(uid, lease))
+        .map(|(uid, _)| uid.clone())
+        .collect();
+    for uid in &gone {
+        pods.remove(uid);
+    }
+    let known: BTreeSet<String> = pods
+        .values()
+        .map(|lease| names.host_link(lease.ip))
+        .collect();
+    for link in links::names(netlink)?
+        .iter()
+        .filter(|link| names.is_host_link(link) && !known.contains(*link))
+    {
+        links::remove(netlink, link)?;
+    }
+    for uid in mounted_names(&netns_dir)?
+        .iter()
+        .filter(|uid| !pods.contains_key(*uid))
+    {
+        netns::remove(&netns_dir.join(uid))?;
+    }
+    for uid in &gone {
+        leases.remove(uid)?;
+        tracing::info!(pod = uid, "the network of a pod that is gone was removed");
+    }
+    Ok(pods)
+}
+
+fn remove_links(names: &Names) -> Result<(), NetworkError> {
+    let mut netlink = Netlink::open()?;
+    for link in links::names(&mut netlink)?
+        .iter()
+        .filter(|link| names.is_host_link(link))
+    {
+        links::remove(&mut netlink, link)?;
+    }
+    links::remove(&mut netlink, &names.bridge())
+}
+
+fn mounted_names(dir: &PathBuf) -> Result<Vec<String>, NetworkError> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| doing("reading", dir, e))?,
+    };
+    entries
+        .map(|entry| {
+            Ok(entry
+                .map_err(|e| doing("reading", dir, e))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned())
+        })
+        .collect()
+}
+
+fn make_dir(dir: &PathBuf) -> Result<(), NetworkError> {
+    fs::create_dir_all(dir).map_err(|e| doing("creating", dir, e))
+}
+
+fn doing(what: &str, path: &std::path::Path, source: io::Error) -> NetworkError {
+    NetworkError::Io {
+        doing: format!("{what} {}", path.display()),
+        source,
+    }
+}
+
+/// Runs what waits for the kernel, or for a program, away from the runtime's own threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(NetworkError::Unsupported(format!(
+                "work on the network did not finish: {error}"
+            )))
+        })
+}

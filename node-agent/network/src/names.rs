@@ -1,0 +1,154 @@
+//! Names of what an agent creates in the kernel, all derived from the node's prefix.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+
+use crate::{NetworkError, NodeNetwork};
+
+/// IFNAMSIZ leaves 15 characters: the prefix, a separator, and the five digits of an address' offset.
+const LONGEST_PREFIX: usize = 8;
+/// Offsets are at most five digits long, so that a link's name fits.
+const WIDEST_POD_CIDR: u8 = 16;
+
+/// The names of one node's network.
+#[derive(Clone, Debug)]
+pub(crate) struct Names {
+    prefix: String,
+    pod_cidr: Ipv4Net,
+    data_dir: PathBuf,
+}
+
+impl Names {
+    /// Checks what names are made from: the prefix is an interface name, and the pod CIDR has room for pods.
+    pub(crate) fn new(node: &NodeNetwork) -> Result<Self, NetworkError> {
+        let prefix = &node.prefix;
+        let well_formed = prefix.starts_with(|c: char| c.is_ascii_lowercase())
+            && prefix
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        if !well_formed || prefix.len() > LONGEST_PREFIX {
+            return Err(NetworkError::Unsupported(format!(
+                "network prefix {prefix:?}: use 1 to {LONGEST_PREFIX} of a-z, 0-9 and '-', beginning with a letter"
+            )));
+        }
+        let length = node.pod_cidr.prefix_len();
+        if !(WIDEST_POD_CIDR..=30).contains(&length) {
+            return Err(NetworkError::Unsupported(format!(
+                "pod CIDR {}: a node's pod CIDR is between /{WIDEST_POD_CIDR} and /30",
+                node.pod_cidr
+            )));
+        }
+        Ok(Self {
+            prefix: prefix.clone(),
+            pod_cidr: node.pod_cidr.trunc(),
+            data_dir: node.data_dir.clone(),
+        })
+    }
+
+    /// The bridge.
+    pub(crate) fn bridge(&self) -> String {
+        format!("{}-br", self.prefix)
+    }
+
+    /// The bridge's address, which is every pod's default gateway: the first usable of the pod CIDR.
+    pub(crate) fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.pod_cidr.network()) + 1)
+    }
+
+    /// The host's end of the pair whose other end has `ip`.
+    pub(crate) fn host_link(&self, ip: Ipv4Addr) -> String {
+        format!(
+            "{}.{}",
+            self.prefix,
+            u32::from(ip).wrapping_sub(u32::from(self.pod_cidr.network()))
+        )
+    }
+
+    /// Whether a link of the host is the end of some pod's pair.
+    pub(crate) fn is_host_link(&self, link: &str) -> bool {
+        link.strip_prefix(&self.prefix)
+            .and_then(|rest| rest.strip_prefix('.'))
+            .is_some_and(|offset| !offset.is_empty() && offset.bytes().all(|b| b.is_ascii_digit()))
+    }
+
+    /// The nftables table of pods: host ports and masquerade.
+    pub(crate) fn pod_table(&self) -> String {
+        format!("{}-pods", self.prefix)
+    }
+
+    /// The nftables table of services.
+    pub(crate) fn service_table(&self) -> String {
+        format!("{}-services", self.prefix)
+    }
+
+    /// Where namespaces are mounted, by pod uid.
+    pub(crate) fn netns_dir(&self) -> PathBuf {
+        self.data_dir.join("netns")
+    }
+
+    /// Where address leases are kept, by pod uid.
+    pub(crate) fn lease_dir(&self) -> PathBuf {
+        self.data_dir.join("leases")
+    }
+}
+
+/// A hardware address that follows from an IPv4 address: a pod that takes over an address takes over its neighbours'
+/// ARP entries as well, and the bridge's never changes as links come and go.
+pub(crate) fn hardware_address(ip: Ipv4Addr) -> Vec<u8> {
+    let [a, b, c, d] = ip.octets();
+    // 0x02 marks a locally administered unicast address.
+    vec![0x02, 0x67, a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(prefix: &str, cidr: &str) -> NodeNetwork {
+        NodeNetwork {
+            prefix: prefix.into(),
+            pod_cidr: cidr.parse().unwrap(),
+            cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/12".parse().unwrap(),
+            data_dir: "/var/lib/gantry/network".into(),
+        }
+    }
+
+    #[test]
+    fn names_fit_the_kernel() {
+        let names = Names::new(&node("gantry12", "10.244.0.0/16")).unwrap();
+        assert_eq!(
+            names.host_link("10.244.255.254".parse().unwrap()),
+            "gantry12.65534"
+        );
+        assert!(names.host_link("10.244.255.254".parse().unwrap()).len() <= 15);
+        assert!(names.bridge().len() <= 15);
+        assert_eq!(names.gateway(), Ipv4Addr::new(10, 244, 0, 1));
+        assert!(names.is_host_link("gantry12.7"));
+        for other in [
+            "gantry12-br",
+            "gantry12.",
+            "gantry12.x",
+            "gantry1.7",
+            "eth0",
+        ] {
+            assert!(!names.is_host_link(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn bad_prefixes_and_ranges_are_refused_by_name() {
+        for bad in ["", "toolongprefix", "9g", "Gantry", "a;b", "a/b"] {
+            let error = Names::new(&node(bad, "10.244.0.0/24"))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("prefix"), "{error}");
+        }
+        for bad in ["10.0.0.0/8", "10.0.0.0/31", "10.0.0.0/32"] {
+            let error = Names::new(&node("gantry", bad)).unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+}

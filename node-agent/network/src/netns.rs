@@ -1,0 +1,111 @@
+//! Network namespaces that outlive processes: each is held by a bind mount of its nsfs file.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
+use crate::NetworkError;
+use crate::netlink::Netlink;
+
+/// `f_type` of the file system that namespaces live in (`NSFS_MAGIC` of linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// A pod's namespace from the outside: a file that names it, and a netlink socket that lives in it.
+pub(crate) struct Namespace {
+    pub(crate) file: File,
+    pub(crate) netlink: Netlink,
+}
+
+/// Whether `path` holds a namespace (and is not merely the file it was mounted on, as after a reboot).
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as i64 == NSFS_MAGIC)
+}
+
+/// Makes a new namespace and mounts it at `path`. Nothing stays behind on failure.
+pub(crate) fn create(path: &Path) -> Result<Namespace, NetworkError> {
+    let io = |doing: &str, source: io::Error| NetworkError::Io {
+        doing: format!("{doing} {}", path.display()),
+        source,
+    };
+    File::create(path).map_err(|e| io("creating", e))?;
+    let made = on_own_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|e| io("making the network namespace", e.into()))?;
+        mount_bind("/proc/thread-self/ns/net", path)
+            .map_err(|e| io("mounting the network namespace", e.into()))?;
+        allow_unprivileged_ports();
+        let file = File::open(path).map_err(|e| io("opening", e))?;
+        Ok(Namespace {
+            file,
+            netlink: Netlink::open()?,
+        })
+    });
+    if made.is_err()
+        && let Err(error) = remove(path)
+    {
+        tracing::warn!(netns = %path.display(), %error, "a half-made network namespace stays behind");
+    }
+    made
+}
+
+/// Opens the namespace mounted at `path`.
+pub(crate) fn open(path: &Path) -> Result<Namespace, NetworkError> {
+    let io = |doing: &str, source: io::Error| NetworkError::Io {
+        doing: format!("{doing} {}", path.display()),
+        source,
+    };
+    on_own_thread(|| {
+        let file = File::open(path).map_err(|e| io("opening the network namespace", e))?;
+        setns(&file, CloneFlags::CLONE_NEWNET)
+            .map_err(|e| io("entering the network namespace", e.into()))?;
+        Ok(Namespace {
+            file,
+            netlink: Netlink::open()?,
+        })
+    })
+}
+
+/// Unmounts and removes `path`; the kernel frees the namespace when its last process has gone. Absent is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), NetworkError> {
+    let io = |doing: &str, source: io::Error| NetworkError::Io {
+        doing: format!("{doing} {}", path.display()),
+        source,
+    };
+    while is_mounted(path) {
+        unmount(path, UnmountFlags::DETACH)
+            .map_err(|e| io("unmounting the network namespace", e.into()))?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("removing", error)),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` on a thread that ends with it: a thread that has changed its namespace must not serve anything else.
+fn on_own_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    std::thread::scope(|scope| {
+        scope.spawn(work).join().unwrap_or_else(|_| {
+            Err(NetworkError::Unsupported(
+                "the thread that sets up a network namespace panicked".to_owned(),
+            ))
+        })
+    })
+}
+
+/// Lets processes without capabilities bind low ports and ping, as container engines do for pods by default. It is a
+/// convenience of the namespace: where the kernel refuses, pods work without it.
+fn allow_unprivileged_ports() {
+    for (setting, value) in [
+        ("ip_unprivileged_port_start", "0"),
+        ("ping_group_range", "0 2147483647"),
+    ] {
+        if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value) {
+            tracing::debug!(setting, %error, "not set in the pod's network namespace");
+        }
+    }
+}

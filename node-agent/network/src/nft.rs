@@ -1,0 +1,77 @@
+//! Transactions on nftables: one script, given to `nft` on its standard input, is applied as a whole or not at all.
+
+use std::path::PathBuf;
+
+use crate::NetworkError;
+use crate::commands;
+
+/// How much of nft's complaint is worth repeating: it quotes the whole failing line.
+const LONGEST_COMPLAINT: usize = 400;
+
+/// The `nft` program.
+#[derive(Clone, Debug)]
+pub(crate) struct Nft {
+    program: PathBuf,
+}
+
+impl Nft {
+    /// Finds the program.
+    pub(crate) fn find() -> Result<Self, NetworkError> {
+        let program = commands::find("nft").ok_or_else(|| {
+            NetworkError::Unsupported(
+                "the program nft is missing: install the Debian package nftables (apt-get install nftables)".to_owned(),
+            )
+        })?;
+        Ok(Self { program })
+    }
+
+    /// Applies a script in one transaction.
+    pub(crate) fn apply(&self, script: &str) -> Result<(), NetworkError> {
+        self.run(&["-f", "-"], script).map(|_| ())
+    }
+
+    /// Applies a script that sets up a table. Should the kernel not know one of the expressions, says what it lacks.
+    pub(crate) fn set_up(&self, script: &str) -> Result<(), NetworkError> {
+        self.apply(script).map_err(|error| match error {
+            NetworkError::Nft(words) if words.contains("Operation not permitted") => NetworkError::Unsupported(format!(
+                "programming nftables was not permitted: Gantry's agent needs root (CAP_NET_ADMIN); nft says: {words}"
+            )),
+            NetworkError::Nft(words)
+                if ["Operation not supported", "No such file or directory", "Protocol not supported"]
+                    .iter()
+                    .any(|lack| words.contains(lack)) =>
+            {
+                NetworkError::Unsupported(format!(
+                    "the kernel lacks a part of nftables: load nf_tables, nft_chain_nat, nft_masq, nft_fib_ipv4, \
+                     nft_numgen, nft_hash, nft_ct and nft_reject_ipv4 (modprobe), or use a kernel built with them; \
+                     nft says: {words}"
+                ))
+            }
+            other => other,
+        })
+    }
+
+    /// What `nft` prints for a listing, `None` when it is refused (usually because the object does not exist).
+    pub(crate) fn list(&self, arguments: &[&str]) -> Option<String> {
+        self.run(arguments, "").ok()
+    }
+
+    fn run(&self, arguments: &[&str], script: &str) -> Result<String, NetworkError> {
+        let output =
+            commands::run(&self.program, arguments, script).map_err(|source| NetworkError::Io {
+                doing: format!("running {}", self.program.display()),
+                source,
+            })?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        let words = words.trim();
+        let short: String = words.chars().take(LONGEST_COMPLAINT).collect();
+        Err(NetworkError::Nft(if short.is_empty() {
+            output.status.to_string()
+        } else {
+            short
+        }))
+    }
+}

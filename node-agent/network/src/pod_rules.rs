@@ -1,0 +1,247 @@
+//! The nftables table of a node's pods, as text: host ports, masquerade, and what protects the host's loopback.
+//!
+//! ```text
+//! packet to the host --prerouting/output--> host_ports: (address, port) or (port) -> dnat to the pod
+//! pod -> outside the cluster --postrouting--> masquerade
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+use crate::leases::Lease;
+use crate::names::Names;
+use crate::{HostPort, NodeNetwork, Protocol};
+
+impl Protocol {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// nft's word for it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// An element of a set or map: which one, and the element in nft's words.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Element {
+    object: String,
+    key: String,
+    value: Option<String>,
+}
+
+fn elements(lease: &Lease) -> BTreeSet<Element> {
+    let mut elements = BTreeSet::new();
+    for port in &lease.host_ports {
+        let protocol = port.protocol.word();
+        let (object, key) = match port.host_ip {
+            None => (format!("port_{protocol}"), port.host_port.to_string()),
+            Some(host) => (
+                format!("address_{protocol}"),
+                format!("{host} . {}", port.host_port),
+            ),
+        };
+        elements.insert(Element {
+            object,
+            key,
+            value: Some(format!("{} . {}", lease.ip, port.container_port)),
+        });
+        let hairpin = format!("{0} . {0}", lease.ip);
+        elements.insert(Element {
+            object: "hairpin".to_owned(),
+            key: hairpin,
+            value: None,
+        });
+    }
+    elements
+}
+
+/// The script that makes the whole table anew, in one transaction.
+pub(crate) fn table<'a>(
+    names: &Names,
+    node: &NodeNetwork,
+    leases: impl Iterator<Item = &'a Lease>,
+) -> String {
+    let table = names.pod_table();
+    let bridge = names.bridge();
+    let pods = node.pod_cidr.trunc();
+    let cluster = node.cluster_pod_cidr.trunc();
+    let services = node.service_cidr.trunc();
+    let mut maps = String::new();
+    let mut lookups = String::new();
+    for protocol in Protocol::ALL.map(Protocol::word) {
+        let _infallible = write!(
+            maps,
+            "  map port_{protocol} {{ type inet_service : ipv4_addr . inet_service; }}\n  \
+             map address_{protocol} {{ type ipv4_addr . inet_service : ipv4_addr . inet_service; }}\n"
+        );
+        let _infallible = write!(
+            lookups,
+            "    meta l4proto {protocol} dnat ip to ip daddr . {protocol} dport map @address_{protocol}\n    \
+             meta l4proto {protocol} ip daddr != {services} dnat ip to {protocol} dport map @port_{protocol}\n"
+        );
+    }
+    let mut script = format!(
+        r#"add table ip {table}
+delete table ip {table}
+table ip {table} {{
+{maps}  set hairpin {{ type ipv4_addr . ipv4_addr; }}
+  chain host_ports {{
+{lookups}  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat - 1; policy accept;
+    fib daddr type local goto host_ports
+  }}
+  chain output {{
+    type nat hook output priority -101; policy accept;
+    fib daddr type local goto host_ports
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
+    ct status dnat ip saddr . ip daddr @hairpin masquerade
+    ip saddr {pods} oifname != "{bridge}" ip daddr != {{ {cluster}, 224.0.0.0/4 }} masquerade fully-random
+  }}
+  chain loopback {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname "{bridge}" ip daddr 127.0.0.0/8 drop
+  }}
+  chain redirects {{
+    type filter hook output priority filter; policy accept;
+    oifname "{bridge}" icmp type redirect drop
+  }}
+}}
+"#
+    );
+    for lease in leases {
+        script.push_str(&add(names, lease));
+    }
+    script
+}
+
+/// The commands that add a pod's host ports; empty when it has none.
+pub(crate) fn add(names: &Names, lease: &Lease) -> String {
+    render("add", names, &elements(lease))
+}
+
+/// The commands that remove a pod's host ports; empty when it has none.
+pub(crate) fn remove(names: &Names, lease: &Lease) -> String {
+    render("delete", names, &elements(lease))
+}
+
+fn render(verb: &str, names: &Names, elements: &BTreeSet<Element>) -> String {
+    let table = names.pod_table();
+    let mut script = String::new();
+    for Element { object, key, value } in elements {
+        let value = value
+            .as_ref()
+            .filter(|_| verb == "add")
+            .map(|value| format!(" : {value}"))
+            .unwrap_or_default();
+        let _infallible = writeln!(
+            script,
+            "{verb} element ip {table} {object} {{ {key}{value} }}"
+        );
+    }
+    script
+}
+
+/// The first port of `wanted` that one of `held` takes as well: the same number and protocol on the same address, or
+/// on all addresses.
+pub(crate) fn conflict<'a>(wanted: &'a [HostPort], held: &[HostPort]) -> Option<&'a HostPort> {
+    let overlap = |a: Option<Ipv4Addr>, b: Option<Ipv4Addr>| a.is_none() || b.is_none() || a == b;
+    wanted.iter().find(|port| {
+        held.iter().any(|other| {
+            other.host_port == port.host_port
+                && other.protocol == port.protocol
+                && overlap(other.host_ip, port.host_ip)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(host_ip: Option<[u8; 4]>, host_port: u16, protocol: Protocol) -> HostPort {
+        HostPort {
+            host_ip: host_ip.map(Ipv4Addr::from),
+            host_port,
+            container_port: 80,
+            protocol,
+        }
+    }
+
+    fn node() -> NodeNetwork {
+        NodeNetwork {
+            prefix: "gt".into(),
+            pod_cidr: "10.244.3.0/24".parse().unwrap(),
+            cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/12".parse().unwrap(),
+            data_dir: "/d".into(),
+        }
+    }
+
+    #[test]
+    fn host_ports_become_elements_and_are_removed_by_key() {
+        let names = Names::new(&node()).unwrap();
+        let lease = Lease {
+            ip: Ipv4Addr::new(10, 244, 3, 9),
+            host_ports: vec![
+                port(None, 80, Protocol::Tcp),
+                port(Some([127, 0, 0, 1]), 53, Protocol::Udp),
+            ],
+            ready: true,
+        };
+        assert_eq!(
+            add(&names, &lease),
+            "add element ip gt-pods address_udp { 127.0.0.1 . 53 : 10.244.3.9 . 80 }\n\
+             add element ip gt-pods hairpin { 10.244.3.9 . 10.244.3.9 }\n\
+             add element ip gt-pods port_tcp { 80 : 10.244.3.9 . 80 }\n"
+        );
+        assert_eq!(
+            remove(&names, &lease),
+            "delete element ip gt-pods address_udp { 127.0.0.1 . 53 }\n\
+             delete element ip gt-pods hairpin { 10.244.3.9 . 10.244.3.9 }\n\
+             delete element ip gt-pods port_tcp { 80 }\n"
+        );
+        assert!(
+            table(&names, &node(), [lease].iter()).ends_with("port_tcp { 80 : 10.244.3.9 . 80 }\n")
+        );
+        let none = Lease {
+            ip: Ipv4Addr::new(10, 244, 3, 10),
+            host_ports: vec![],
+            ready: true,
+        };
+        assert_eq!(add(&names, &none), "");
+    }
+
+    #[test]
+    fn the_table_is_replaced_in_the_transaction_that_removes_it() {
+        let names = Names::new(&node()).unwrap();
+        let script = table(&names, &node(), std::iter::empty());
+        assert!(
+            script
+                .starts_with("add table ip gt-pods\ndelete table ip gt-pods\ntable ip gt-pods {\n"),
+            "{script}"
+        );
+        assert!(script.contains(
+            "ip saddr 10.244.3.0/24 oifname != \"gt-br\" ip daddr != { 10.244.0.0/16, 224.0.0.0/4 }"
+        ));
+    }
+
+    #[test]
+    fn ports_conflict_on_the_same_or_all_addresses() {
+        use Protocol::{Tcp, Udp};
+        let held = [port(Some([10, 0, 0, 1]), 80, Tcp)];
+        assert!(conflict(&[port(None, 80, Tcp)], &held).is_some());
+        assert!(conflict(&[port(Some([10, 0, 0, 1]), 80, Tcp)], &held).is_some());
+        assert!(conflict(&[port(Some([10, 0, 0, 2]), 80, Tcp)], &held).is_none());
+        assert!(conflict(&[port(None, 80, Udp), port(None, 81, Tcp)], &held).is_none());
+    }
+}

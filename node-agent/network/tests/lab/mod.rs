@@ -1,0 +1,253 @@
+//! A machine of its own for each test: a thread in fresh network and mount namespaces, in which the code under test
+//! runs as on a host. When the thread ends, the kernel removes everything it made, however it ended.
+//!
+//! The namespace has a neighbour, `outside`, on the network 192.0.2.0/24: the host is .1, the neighbour .2.
+
+#![allow(
+    dead_code,
+    reason = "each test binary and the benchmark use a part of it"
+)]
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::time::Duration;
+
+use gantry_network::{BridgeNetwork, Endpoint, NodeNetwork, PodNetwork, Protocol, ServicePort};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::mount::{MountPropagationFlags, mount_change};
+
+/// Long enough for a loaded machine, short enough to notice that nobody answers.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a packet that must be dropped is waited for.
+pub const SILENCE: Duration = Duration::from_millis(700);
+
+pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// The machine.
+pub struct Lab {
+    pub node: NodeNetwork,
+    pub outside: File,
+    own: File,
+    _data: tempfile::TempDir,
+}
+
+/// Runs a test on a machine of its own, with a runtime whose threads all live on it.
+pub fn on_own_machine(test: impl AsyncFnOnce(&mut Lab) + Send) {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes network namespaces and nftables rules: run it as root (sudo make test)"
+    );
+    std::thread::scope(|scope| {
+        let machine = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("making namespaces");
+            mount_change(
+                "/",
+                MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+            )
+            .expect("private mounts");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            let mut lab = Lab::new();
+            runtime.block_on(test(&mut lab));
+            BridgeNetwork::teardown(&lab.node).expect("teardown after the test");
+        });
+        if let Err(panic) = machine.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+impl Lab {
+    fn new() -> Self {
+        let data = tempfile::tempdir().expect("a data directory");
+        let node = NodeNetwork {
+            prefix: "gt".into(),
+            pod_cidr: "10.244.1.0/24".parse().expect("CIDR"),
+            cluster_pod_cidr: "10.244.0.0/16".parse().expect("CIDR"),
+            service_cidr: "10.96.0.0/12".parse().expect("CIDR"),
+            data_dir: data.path().join("network"),
+        };
+        let outside = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    unshare(CloneFlags::CLONE_NEWNET).expect("making the neighbour");
+                    File::open("/proc/thread-self/ns/net").expect("the neighbour's namespace")
+                })
+                .join()
+                .expect("the neighbour's thread")
+        });
+        let own = File::open("/proc/thread-self/ns/net").expect("our own namespace");
+        let lab = Self {
+            node,
+            outside,
+            own,
+            _data: data,
+        };
+        ip("link set lo up");
+        let neighbour = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            lab.outside.as_raw_fd()
+        );
+        ip(&format!(
+            "link add uplink type veth peer name eth0 netns {neighbour}"
+        ));
+        ip(&format!("addr add {HOST}/24 dev uplink"));
+        ip("link set uplink up");
+        lab.from(&lab.outside, || {
+            ip("link set lo up");
+            ip(&format!("addr add {OUTSIDE}/24 dev eth0"));
+            ip("link set eth0 up");
+            ip(&format!("route add default via {HOST}"));
+        });
+        lab
+    }
+
+    /// Does something inside a namespace.
+    pub fn from<T: Send>(&self, namespace: &File, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
+                work()
+            });
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Does something on the host.
+    pub fn from_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.from(&self.own, work)
+    }
+
+    /// Attaches a pod in which a server answers on TCP and UDP `port` with its name and the client's address.
+    pub async fn pod(&self, network: &impl PodNetwork, name: &str, port: u16) -> Pod {
+        let attachment = network.attach(name, &[]).await.expect("attach");
+        let netns = File::open(&attachment.netns).expect("the pod's namespace");
+        self.from(&netns, || serve(name, Ipv4Addr::UNSPECIFIED, port));
+        Pod {
+            ip: attachment.ip,
+            netns,
+        }
+    }
+}
+
+/// A pod of a test.
+pub struct Pod {
+    pub ip: Ipv4Addr,
+    pub netns: File,
+}
+
+impl Pod {
+    pub fn endpoint(&self, port: u16) -> Endpoint {
+        Endpoint {
+            ip: self.ip,
+            port,
+            local: true,
+        }
+    }
+}
+
+/// A service with one TCP port 80.
+pub fn service(name: &str, cluster_ip: [u8; 4], endpoints: Vec<Endpoint>) -> ServicePort {
+    ServicePort {
+        namespace: "default".into(),
+        service: name.into(),
+        port_name: String::new(),
+        protocol: Protocol::Tcp,
+        cluster_ip: Some(cluster_ip.into()),
+        external_ips: vec![],
+        port: 80,
+        node_port: None,
+        client_ip_affinity: None,
+        external_local: false,
+        internal_local: false,
+        endpoints,
+    }
+}
+
+/// Runs iproute2 in the calling thread's namespace.
+pub fn ip(arguments: &str) -> String {
+    command("ip", &arguments.split(' ').collect::<Vec<_>>())
+}
+
+/// Runs a program and answers what it prints.
+pub fn command(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("running a program");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Starts a server in the calling thread's namespace; it ends with the process.
+pub fn serve(name: &str, address: Ipv4Addr, port: u16) {
+    let tcp = TcpListener::bind((address, port)).expect("listening on TCP");
+    let udp = UdpSocket::bind((address, port)).expect("listening on UDP");
+    let answer = move |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
+    let (tcp_name, udp_name) = (name.to_owned(), name.to_owned());
+    std::thread::spawn(move || {
+        for stream in tcp.incoming() {
+            let Ok(mut stream) = stream else { return };
+            if let Ok(peer) = stream.peer_addr() {
+                let _client_may_be_gone = stream.write_all(answer(&tcp_name, peer).as_bytes());
+                let _client_may_be_gone = stream.shutdown(Shutdown::Both);
+            }
+        }
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((_, peer)) = udp.recv_from(&mut buffer) {
+            let _client_may_be_gone = udp.send_to(answer(&udp_name, peer).as_bytes(), peer);
+        }
+    });
+}
+
+/// What a server answers over TCP, or why there is no connection.
+pub fn ask(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
+    ask_within(DEADLINE, address, port)
+}
+
+/// The same with a deadline of one's own.
+pub fn ask_within(
+    deadline: Duration,
+    address: impl Into<Ipv4Addr>,
+    port: u16,
+) -> Result<String, ErrorKind> {
+    let address = SocketAddr::from((address.into(), port));
+    let mut stream = TcpStream::connect_timeout(&address, deadline).map_err(|e| e.kind())?;
+    stream
+        .set_read_timeout(Some(deadline))
+        .map_err(|e| e.kind())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(|e| e.kind())?;
+    Ok(answer)
+}
+
+/// What a server answers over UDP.
+pub fn ask_udp(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| e.kind())?;
+    socket
+        .connect((address.into(), port))
+        .map_err(|e| e.kind())?;
+    socket
+        .set_read_timeout(Some(DEADLINE))
+        .map_err(|e| e.kind())?;
+    socket.send(b"?").map_err(|e| e.kind())?;
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).map_err(|e| e.kind())?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}

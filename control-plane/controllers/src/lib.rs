@@ -1,10 +1,21 @@
 //! The reconcile loops of the built-in kinds: one module per controller, each a pure plan and a thin shell of effects.
 //!
 //! They see the cluster only through `gantry-informer` and a `kube::Client`, and must never know whose API server
-//! that is.
+//! that is. Every loop is level-triggered: it is handed a key, looks at the caches, and does what is missing, so that
+//! it does not matter which event woke it or how many were lost.
+
+mod claim;
+mod context;
+mod deployment;
+mod error;
+mod pods;
+mod replica_set;
+mod template_hash;
 
 use gantry_informer::Clock;
 use tokio_util::sync::CancellationToken;
+
+use self::context::Context;
 
 /// What to run with.
 #[derive(Clone)]
@@ -28,6 +39,13 @@ impl ControllersConfig {
 /// Runs all controllers until stopped. Trouble with the API server is logged and tried again, so there is no error
 /// to return.
 pub async fn run(client: kube::Client, config: ControllersConfig, stop: CancellationToken) {
-    tracing::info!(api = client.default_namespace(), now = %config.clock.now(), "starting");
-    stop.cancelled().await;
+    let Some(context) = Context::start(client, config.clock, stop).await else {
+        return;
+    };
+    let sets = context.recorder(replica_set::COMPONENT);
+    let deployments = context.recorder(deployment::COMPONENT);
+    tokio::join!(
+        replica_set::run(context.clone(), sets),
+        deployment::run(context.clone(), deployments),
+    );
 }

@@ -234,7 +234,7 @@ impl<K: Object> Cache<K> {
                 let dying = old.meta().deletion_timestamp.is_none()
                     && object.meta().deletion_timestamp.is_some()
                     && revision(object.meta()) == revision(old.meta());
-                if !newer && !(same && dying) {
+                if !(newer || same && dying) {
                     return;
                 }
                 self.unindex(&mut contents, &key, old);

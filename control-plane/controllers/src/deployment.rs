@@ -1,0 +1,330 @@
+//! Deployment: brings the pods of an application to its current template, by way of one ReplicaSet per template.
+
+pub(crate) mod plan;
+mod revision;
+mod sizing;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use gantry_api::selector::LabelSelector;
+use gantry_informer::object::controller_of;
+use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+
+use self::plan::{Observed, Plan, set_name};
+use self::revision::same_template;
+use self::sizing::is_rolling;
+use crate::claim::{Claim, adoption, claim, release};
+use crate::context::{Context, ORPHANS};
+use crate::error::{Doing, Error, Result, code, namespace_terminating, words};
+use crate::pods::is_finished;
+use crate::template_hash::template_hash;
+
+pub(crate) const COMPONENT: &str = "deployment-controller";
+const AT_ONCE: usize = 16;
+
+/// Runs until stopped.
+pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
+    let queue = Arc::new(Queue::<Key>::default());
+    context.deployments.subscribe(Box::new({
+        let queue = queue.clone();
+        move |change| {
+            if let Some(deployment) = change.last() {
+                queue.add(Key::of(&deployment.metadata));
+            }
+        }
+    }));
+    context.replica_sets.subscribe(Box::new({
+        let (queue, deployments) = (queue.clone(), context.deployments.clone());
+        move |change| {
+            for set in [change.old, change.new].into_iter().flatten() {
+                for key in interested(&deployments, &set.metadata) {
+                    queue.add(key);
+                }
+            }
+        }
+    }));
+    // Recreate waits for the end of old pods, which their sets do not report once scaled to zero.
+    context.pods.subscribe(Box::new({
+        let (queue, sets) = (queue.clone(), context.replica_sets.clone());
+        move |change| {
+            let gone = change.new.is_none_or(|pod| is_finished(pod));
+            let owner = change.last().filter(|_| gone).and_then(|pod| {
+                let owner = controller_of(&pod.metadata)?;
+                let namespace = pod.metadata.namespace.as_deref()?;
+                sets.get(&Key::new(namespace, &owner.name))
+            });
+            if let Some(set) = owner
+                && let Some(owner) = controller_of(&set.metadata)
+            {
+                let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
+                queue.add(Key::new(namespace, &owner.name));
+            }
+        }
+    }));
+    let stop = context.stop.clone();
+    runner::run("deployment", queue, AT_ONCE, stop, move |key| {
+        let (context, recorder) = (context.clone(), recorder.clone());
+        async move { reconcile(&context, &recorder, &key).await }
+    })
+    .await;
+}
+
+/// The deployments a set concerns: its controller, or, for an orphan, those that would adopt it.
+fn interested(deployments: &Cache<Deployment>, set: &ObjectMeta) -> Vec<Key> {
+    let namespace = set.namespace.as_deref().unwrap_or_default();
+    match controller_of(set) {
+        Some(owner) if owner.kind == "Deployment" => vec![Key::new(namespace, &owner.name)],
+        Some(_) => Vec::new(),
+        None => deployments
+            .in_namespace(namespace)
+            .iter()
+            .filter(|deployment| selector(deployment).matches_map(set.labels.as_ref()))
+            .map(|deployment| Key::of(&deployment.metadata))
+            .collect(),
+    }
+}
+
+fn selector(deployment: &Deployment) -> LabelSelector {
+    LabelSelector::from_api(deployment.spec.as_ref().map(|spec| &spec.selector))
+}
+
+async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<Next> {
+    let Some(deployment) = context.deployments.get(key) else {
+        return Ok(Next::Changed);
+    };
+    if selector(&deployment).is_everything() {
+        recorder.warning(
+            Reference::to(&*deployment),
+            "SelectingAll",
+            "This deployment is selecting all pods. A non-empty selector is required.".to_owned(),
+        );
+        return Ok(Next::Changed);
+    }
+    let sets = claimed(context, &deployment).await?;
+    let collisions = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.collision_count);
+    let hash = match deployment.spec.as_ref() {
+        Some(spec) => template_hash(&spec.template, collisions),
+        None => return Ok(Next::Changed),
+    };
+    let plan = plan::plan(Observed {
+        old_pods_run: !is_rolling(&deployment) && old_pods_run(context, &deployment, &sets),
+        deployment: &deployment,
+        sets,
+        hash: hash.clone(),
+        now: context.clock.now(),
+    });
+    carry_out(context, recorder, &deployment, plan, &hash).await
+}
+
+/// Whether pods run that are not of the current template.
+fn old_pods_run(context: &Context, deployment: &Deployment, sets: &[ReplicaSet]) -> bool {
+    let template = deployment.spec.as_ref().map(|spec| &spec.template);
+    sets.iter()
+        .filter(|set| {
+            let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+            !matches!((own, template), (Some(own), Some(template)) if same_template(own, template))
+        })
+        .filter_map(|set| set.metadata.uid.as_deref())
+        .flat_map(|uid| context.pods.owned_by(uid))
+        .any(|pod| !is_finished(&pod))
+}
+
+async fn carry_out(
+    context: &Context,
+    recorder: &Recorder,
+    deployment: &Deployment,
+    plan: Plan,
+    hash: &str,
+) -> Result<Next> {
+    let key = Key::of(&deployment.metadata);
+    let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &key.namespace);
+    if let Some(set) = &plan.create {
+        match sets.create(&PostParams::default(), set).await {
+            Ok(set) => context.replica_sets.observe(set),
+            Err(error) => return refused(context, deployment, hash, error).await,
+        }
+    }
+    for set in &plan.update {
+        let set_key = Key::of(&set.metadata);
+        let written = sets
+            .replace(&set_key.name, &PostParams::default(), set)
+            .await
+            .doing("writing replica set", &set_key)?;
+        context.replica_sets.observe(written);
+    }
+    for message in plan.events {
+        recorder.normal(Reference::to(deployment), "ScalingReplicaSet", message);
+    }
+    for name in &plan.delete {
+        match sets.delete(name, &DeleteParams::background()).await {
+            Ok(answer) => {
+                if let Some(set) = answer.left() {
+                    context.replica_sets.observe_deleting(set);
+                }
+            }
+            Err(error) if code(&error) == Some(404) => {}
+            Err(error) => return Err(error).doing("deleting an old replica set of", &key),
+        }
+    }
+    if let Some(changed) = &plan.deployment {
+        write_status(context, changed).await?;
+    }
+    Ok(plan.wake.map_or(Next::Changed, Next::After))
+}
+
+/// Writes status and revision; Kubernetes lets the status subresource change a deployment's annotations.
+async fn write_status(context: &Context, changed: &Deployment) -> Result<()> {
+    let key = Key::of(&changed.metadata);
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), &key.namespace);
+    match api
+        .replace_status(&key.name, &PostParams::default(), changed)
+        .await
+    {
+        Ok(written) => {
+            context.deployments.observe(written);
+            Ok(())
+        }
+        Err(error) if code(&error) == Some(404) => Ok(()),
+        Err(error) => Err(error).doing("updating the status of deployment", &key),
+    }
+}
+
+/// The set of the current template could not be created.
+async fn refused(
+    context: &Context,
+    deployment: &Deployment,
+    hash: &str,
+    error: kube::Error,
+) -> Result<Next> {
+    if namespace_terminating(&error) {
+        return Ok(Next::Changed);
+    }
+    let key = Key::of(&deployment.metadata);
+    let name = set_name(deployment, hash);
+    let mut changed = deployment.clone();
+    let now = context.clock.now();
+    let mut status = changed.status.take().unwrap_or_default();
+    if code(&error) == Some(409) {
+        let sets: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &key.namespace);
+        let existing = sets
+            .get_opt(&name)
+            .await
+            .doing("looking at a replica set of", &key)?;
+        if let Some(existing) = existing {
+            let ours = controller_of(&existing.metadata)
+                .is_some_and(|owner| Some(&owner.uid) == deployment.metadata.uid.as_ref());
+            let same = existing
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.template.as_ref())
+                .zip(deployment.spec.as_ref())
+                .is_some_and(|(own, spec)| same_template(own, &spec.template));
+            if ours && same {
+                // It was made before, by an answer that never arrived.
+                context.replica_sets.observe(existing);
+                return Err(Error::NotYet {
+                    object: key.to_string(),
+                    why: format!("replica set {name} is there already"),
+                });
+            }
+            // Another object has the name: the next pass hashes with the collision counted in.
+            status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+        }
+    } else if status::deadline(deployment).is_some() {
+        let message = format!(
+            "Failed to create new replica set {name:?}: {}",
+            words(&error)
+        );
+        let condition = status::new_condition(
+            status::PROGRESSING,
+            "False",
+            status::FAILED_CREATE,
+            message,
+            now,
+        );
+        status::set_condition(&mut status, condition);
+    }
+    changed.status = Some(status);
+    if changed != *deployment {
+        write_status(context, &changed).await?;
+    }
+    Err(error).doing("creating the replica set of", &key)
+}
+
+/// The sets that are ours, after adopting and releasing.
+async fn claimed(context: &Context, deployment: &Deployment) -> Result<Vec<ReplicaSet>> {
+    let key = Key::of(&deployment.metadata);
+    let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
+    let selector = selector(deployment);
+    let mut sets = context.replica_sets.owned_by(uid);
+    sets.extend(context.replica_sets.indexed(ORPHANS, &key.namespace));
+    let api: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &key.namespace);
+    let mut ours = Vec::new();
+    for set in sets {
+        let decision = claim(&deployment.metadata, &selector, &set.metadata);
+        let patch = match decision {
+            Claim::Own => {
+                ours.push((*set).clone());
+                continue;
+            }
+            Claim::Ignore => continue,
+            Claim::Adopt => {
+                confirm_alive(context, deployment).await?;
+                adoption(deployment, set.metadata.uid.as_deref())
+            }
+            Claim::Release => release(&deployment.metadata, set.metadata.uid.as_deref()),
+        };
+        let set_key = Key::of(&set.metadata);
+        match api
+            .patch(
+                &set_key.name,
+                &PatchParams::default(),
+                &Patch::Strategic(patch),
+            )
+            .await
+        {
+            Ok(set) => {
+                context.replica_sets.observe(set.clone());
+                if decision == Claim::Adopt {
+                    ours.push(set);
+                }
+            }
+            Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
+                tracing::debug!(%set_key, %error, "a replica set changed while it was claimed");
+            }
+            Err(error) => return Err(error).doing("claiming replica set", &set_key),
+        }
+    }
+    Ok(ours)
+}
+
+/// Asks the API server itself whether the deployment may still adopt.
+async fn confirm_alive(context: &Context, deployment: &Deployment) -> Result<()> {
+    let key = Key::of(&deployment.metadata);
+    let api: Api<Deployment> = Api::namespaced(context.client.clone(), &key.namespace);
+    let live = api
+        .get_metadata_opt(&key.name)
+        .await
+        .doing("looking at deployment", &key)?;
+    match live {
+        Some(live)
+            if live.metadata.uid == deployment.metadata.uid
+                && live.metadata.deletion_timestamp.is_none() =>
+        {
+            Ok(())
+        }
+        _ => Err(Error::NotYet {
+            object: key.to_string(),
+            why: "it is being deleted, and adopts nothing any more".to_owned(),
+        }),
+    }
+}

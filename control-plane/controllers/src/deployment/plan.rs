@@ -1,0 +1,471 @@
+//! The pure part: from a deployment and its replica sets to what is to be written.
+//!
+//! One pass changes at most one side of a rollout: either the current set grows, or older sets shrink. What the change
+//! brings about is judged in the next pass, by what the sets then report. Invariants, kept here and tested below:
+//!
+//! - a rolling update never has more pods than wanted + maxSurge, and never takes away an available pod when that
+//!   would leave fewer than wanted - maxUnavailable;
+//! - a paused deployment keeps its templates and can only be scaled.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+
+use super::revision::{
+    DESIRED_REPLICAS, REVISION, TEMPLATE_HASH, annotate_new, annotate_size, annotation,
+    revision_of, same_template,
+};
+use super::sizing::{
+    available, is_rolling, max_surge, max_unavailable, new_size, resize, share, size, total, wanted,
+};
+use super::status::{
+    self, FOUND_NEW_SET, NEW_SET_CREATED, PROGRESSING, condition, deadline, new_condition,
+    set_condition,
+};
+use crate::claim::controller_reference;
+
+/// What one pass writes, in this order.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// The set of the current template, when there is none yet.
+    pub(crate) create: Option<ReplicaSet>,
+    /// Sets to write, as they shall be.
+    pub(crate) update: Vec<ReplicaSet>,
+    /// Messages of `ScalingReplicaSet` events.
+    pub(crate) events: Vec<String>,
+    /// Names of sets beyond the history limit.
+    pub(crate) delete: Vec<String>,
+    /// The deployment with its revision and new status, when they changed.
+    pub(crate) deployment: Option<Deployment>,
+    /// When to look again though nothing changed.
+    pub(crate) wake: Option<Duration>,
+}
+
+/// What is known of a deployment.
+pub(crate) struct Observed<'a> {
+    pub(crate) deployment: &'a Deployment,
+    /// The sets it controls.
+    pub(crate) sets: Vec<ReplicaSet>,
+    /// Whether pods of older templates still run; only asked for by the strategy Recreate.
+    pub(crate) old_pods_run: bool,
+    /// The hash of the current template.
+    pub(crate) hash: String,
+    pub(crate) now: Timestamp,
+}
+
+struct Pass<'a> {
+    deployment: &'a Deployment,
+    /// The status as it becomes.
+    status: DeploymentStatus,
+    revision: Option<i64>,
+    /// The set of the current template.
+    new: Option<ReplicaSet>,
+    /// All others, oldest first.
+    old: Vec<ReplicaSet>,
+    plan: Plan,
+    now: Timestamp,
+}
+
+/// Decides on one pass.
+pub(crate) fn plan(observed: Observed<'_>) -> Plan {
+    let deployment = observed.deployment;
+    let mut pass = Pass::new(observed.deployment, observed.sets, observed.now);
+    if deployment.metadata.deletion_timestamp.is_some() {
+        return pass.finish(false);
+    }
+    status::note_pause(deployment, &mut pass.status, pass.now);
+    if status::is_paused(deployment) || pass.was_resized() {
+        pass.sync_revision(None);
+        pass.scale_all();
+        if status::is_paused(deployment) {
+            pass.clean_up();
+        }
+        return pass.finish(false);
+    }
+    if is_rolling(deployment) {
+        pass.sync_revision(Some(&observed.hash));
+        if !pass.grow_new() {
+            pass.shrink_old();
+        }
+    } else {
+        pass.sync_revision(None);
+        if !pass.stop_old() && !observed.old_pods_run {
+            pass.sync_revision(Some(&observed.hash));
+            pass.grow_new();
+        }
+    }
+    pass.finish(true)
+}
+
+impl<'a> Pass<'a> {
+    fn new(deployment: &'a Deployment, mut sets: Vec<ReplicaSet>, now: Timestamp) -> Self {
+        sets.sort_by(|left, right| {
+            let key = |set: &ReplicaSet| {
+                let created = set.metadata.creation_timestamp.clone();
+                (created, set.metadata.name.clone())
+            };
+            key(left).cmp(&key(right))
+        });
+        let template = deployment.spec.as_ref().map(|spec| &spec.template);
+        let position = sets.iter().position(|set| {
+            let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+            matches!((own, template), (Some(own), Some(template)) if same_template(own, template))
+        });
+        let new = position.map(|at| sets.remove(at));
+        Self {
+            deployment,
+            status: deployment.status.clone().unwrap_or_default(),
+            revision: None,
+            new,
+            old: sets,
+            plan: Plan::default(),
+            now,
+        }
+    }
+
+    fn all(&self) -> Vec<&ReplicaSet> {
+        self.old.iter().chain(&self.new).collect()
+    }
+
+    /// Whether `spec.replicas` changed since the sets were last sized.
+    fn was_resized(&self) -> bool {
+        let wanted = wanted(self.deployment);
+        self.all()
+            .iter()
+            .filter(|set| size(set) > 0)
+            .filter_map(|set| annotation::<i32>(&set.metadata, DESIRED_REPLICAS))
+            .any(|desired| desired != wanted)
+    }
+
+    /// Gives the current set its revision; with a hash, plans the set when there is none.
+    fn sync_revision(&mut self, hash: Option<&str>) {
+        let last = self.old.iter().map(|set| revision_of(&set.metadata)).max();
+        let revision = last.unwrap_or(0) + 1;
+        if let Some(new) = &mut self.new {
+            let before = new.clone();
+            annotate_new(self.deployment, new, revision);
+            let seconds = self
+                .deployment
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.min_ready_seconds);
+            let spec = new.spec.get_or_insert_default();
+            if spec.min_ready_seconds.unwrap_or(0) != seconds.unwrap_or(0) {
+                spec.min_ready_seconds = seconds;
+            }
+            let changed = *new != before;
+            let name = new.metadata.name.clone().unwrap_or_default();
+            self.revision = Some(revision_of(&new.metadata));
+            if changed {
+                self.wrote(new_clone(&self.new));
+            }
+            if condition(&self.status, PROGRESSING).is_none() {
+                self.progressing(FOUND_NEW_SET, format!("Found new replica set {name:?}"));
+            }
+        } else if let Some(hash) = hash {
+            let mut set = set_of(self.deployment, hash);
+            let replicas = new_size(self.deployment, 0, total(&self.old));
+            resize(&mut set, replicas);
+            annotate_new(self.deployment, &mut set, revision);
+            let wanted = wanted(self.deployment);
+            annotate_size(&mut set, wanted, wanted + max_surge(self.deployment));
+            let name = set.metadata.name.clone().unwrap_or_default();
+            if replicas > 0 {
+                let message = format!("Scaled up replica set {name} from 0 to {replicas}");
+                self.plan.events.push(message);
+            }
+            self.progressing(NEW_SET_CREATED, format!("Created new replica set {name:?}"));
+            self.revision = Some(revision);
+            self.plan.create = Some(set.clone());
+            self.new = Some(set);
+        }
+    }
+
+    fn progressing(&mut self, reason: &str, message: String) {
+        if deadline(self.deployment).is_some() {
+            let condition = new_condition(PROGRESSING, "True", reason, message, self.now);
+            set_condition(&mut self.status, condition);
+        }
+    }
+
+    /// Notes that a set is to be written; of several changes to one set, the last is complete.
+    fn wrote(&mut self, set: ReplicaSet) {
+        let update = &mut self.plan.update;
+        update.retain(|known| known.metadata.name != set.metadata.name);
+        update.push(set);
+    }
+
+    /// Sizes a set and notes the deployment's size in it.
+    fn scaled(&mut self, mut set: ReplicaSet, to: i32) -> ReplicaSet {
+        let from = size(&set);
+        let before = set.metadata.annotations.clone();
+        let wanted = wanted(self.deployment);
+        resize(&mut set, to);
+        annotate_size(&mut set, wanted, wanted + max_surge(self.deployment));
+        if from != to {
+            let direction = if from < to { "up" } else { "down" };
+            let name = set.metadata.name.as_deref().unwrap_or_default();
+            self.plan.events.push(format!(
+                "Scaled {direction} replica set {name} from {from} to {to}"
+            ));
+        }
+        if from != to || before != set.metadata.annotations {
+            self.wrote(set.clone());
+        }
+        set
+    }
+
+    fn scale_old(&mut self, at: usize, to: i32) {
+        let set = self.old[at].clone();
+        self.old[at] = self.scaled(set, to);
+    }
+
+    /// Brings the current set to the size it may have; whether that changed anything.
+    fn grow_new(&mut self) -> bool {
+        // One that is planned in this very pass has its size.
+        if self.plan.create.is_some() {
+            return true;
+        }
+        let Some(new) = self.new.take() else {
+            return false;
+        };
+        let current = size(&new);
+        let target = if current > wanted(self.deployment) {
+            wanted(self.deployment)
+        } else {
+            new_size(self.deployment, current, total(&self.old))
+        };
+        if current == target {
+            self.new = Some(new);
+            return false;
+        }
+        self.new = Some(self.scaled(new, target));
+        true
+    }
+
+    /// Takes away older pods: first those that are not available anyway, then as many as availability allows.
+    fn shrink_old(&mut self) {
+        let old_total = total(&self.old);
+        if old_total == 0 {
+            return;
+        }
+        let least = wanted(self.deployment) - max_unavailable(self.deployment);
+        let new_unavailable = self
+            .new
+            .as_ref()
+            .map_or(0, |new| size(new) - available(new));
+        let mut spare = old_total + self.new.as_ref().map_or(0, size) - least - new_unavailable;
+        for at in 0..self.old.len() {
+            let unhealthy = size(&self.old[at]) - available(&self.old[at]);
+            let take = unhealthy.min(spare);
+            if take > 0 {
+                self.scale_old(at, size(&self.old[at]) - take);
+                spare -= take;
+            }
+        }
+        let mut spare = self.all().iter().map(|set| available(set)).sum::<i32>() - least;
+        for at in 0..self.old.len() {
+            // What was unhealthy is gone by now: the rest is available.
+            let take = size(&self.old[at]).min(spare);
+            if take > 0 {
+                self.scale_old(at, size(&self.old[at]) - take);
+                spare -= take;
+            }
+        }
+    }
+
+    /// Recreate: all older sets go to zero first; whether any had to.
+    fn stop_old(&mut self) -> bool {
+        let mut stopped = false;
+        for at in 0..self.old.len() {
+            if size(&self.old[at]) > 0 {
+                self.scale_old(at, 0);
+                stopped = true;
+            }
+        }
+        stopped
+    }
+
+    /// Follows a change of `spec.replicas`: the only active set takes it all, several share it in proportion.
+    fn scale_all(&mut self) {
+        let wanted = wanted(self.deployment);
+        let active: Vec<usize> = (0..self.old.len())
+            .filter(|at| size(&self.old[*at]) > 0)
+            .collect();
+        let new_active = self.new.as_ref().is_some_and(|new| size(new) > 0);
+        match (active.as_slice(), new_active) {
+            ([], _) => {
+                if let Some(new) = self.new.take() {
+                    self.new = Some(self.scaled(new, wanted));
+                } else if let Some(latest) = self.old.len().checked_sub(1) {
+                    self.scale_old(latest, wanted);
+                }
+                return;
+            }
+            ([only], false) => return self.scale_old(*only, wanted),
+            _ => {}
+        }
+        if self.is_saturated() {
+            for at in active {
+                self.scale_old(at, 0);
+            }
+        } else if is_rolling(self.deployment) {
+            self.scale_in_proportion();
+        }
+    }
+
+    /// Whether the current set alone already does what is wanted.
+    fn is_saturated(&self) -> bool {
+        let wanted = wanted(self.deployment);
+        self.new.as_ref().is_some_and(|new| {
+            size(new) == wanted
+                && annotation(&new.metadata, DESIRED_REPLICAS) == Some(wanted)
+                && available(new) == wanted
+        })
+    }
+
+    fn scale_in_proportion(&mut self) {
+        let wanted = wanted(self.deployment);
+        let mut sets: Vec<ReplicaSet> = self
+            .all()
+            .into_iter()
+            .filter(|set| size(set) > 0)
+            .cloned()
+            .collect();
+        let allowed = if wanted > 0 {
+            wanted + max_surge(self.deployment)
+        } else {
+            0
+        };
+        let to_add = allowed - total(&sets);
+        // The largest first; among equals the newest when growing, the oldest when shrinking.
+        sets.sort_by(|left, right| {
+            let age = left
+                .metadata
+                .creation_timestamp
+                .cmp(&right.metadata.creation_timestamp);
+            let age = if to_add > 0 { age.reverse() } else { age };
+            size(right).cmp(&size(left)).then(age)
+        });
+        let mut added = 0;
+        let mut sizes = Vec::with_capacity(sets.len());
+        for set in &sets {
+            let part = share(self.deployment, set, to_add, added);
+            added += part;
+            sizes.push(size(set) + part);
+        }
+        if let Some(first) = sizes.first_mut() {
+            // What rounding left over.
+            *first = (*first + to_add - added).max(0);
+        }
+        for (set, to) in sets.into_iter().zip(sizes) {
+            let name = set.metadata.name.clone();
+            let set = self.scaled(set, to);
+            if let Some(at) = self.old.iter().position(|old| old.metadata.name == name) {
+                self.old[at] = set;
+            } else {
+                self.new = Some(set);
+            }
+        }
+    }
+
+    /// Lets go of the oldest revisions beyond the history limit, when nothing is left of them.
+    fn clean_up(&mut self) {
+        let spec = self.deployment.spec.as_ref();
+        let limit = spec
+            .and_then(|spec| spec.revision_history_limit)
+            .unwrap_or(10);
+        let mut sets: Vec<&ReplicaSet> = self
+            .old
+            .iter()
+            .filter(|set| set.metadata.deletion_timestamp.is_none())
+            .collect();
+        sets.sort_by_key(|set| revision_of(&set.metadata));
+        let excess = sets
+            .len()
+            .saturating_sub(usize::try_from(limit).unwrap_or(0));
+        self.plan.delete = sets
+            .into_iter()
+            .take(excess)
+            .filter(|set| {
+                let status = set.status.clone().unwrap_or_default();
+                status.replicas == 0
+                    && size(set) == 0
+                    && set.metadata.generation <= status.observed_generation
+            })
+            .filter_map(|set| set.metadata.name.clone())
+            .collect();
+    }
+
+    fn finish(mut self, rollout: bool) -> Plan {
+        let all = self.all();
+        let (deployment, new, now) = (self.deployment, self.new.as_ref(), self.now);
+        let status = if rollout {
+            let mut before = deployment.status.clone().unwrap_or_default();
+            before.conditions.clone_from(&self.status.conditions);
+            status::of_rollout(deployment, &before, new, &all, now)
+        } else {
+            status::counted(deployment, &self.status, new, &all, now)
+        };
+        if rollout && status::is_complete(deployment, &status) {
+            self.clean_up();
+        }
+        let mut changed = deployment.clone();
+        if let Some(revision) = self.revision {
+            let annotations = changed.metadata.annotations.get_or_insert_default();
+            annotations.insert(REVISION.to_owned(), revision.to_string());
+        }
+        self.plan.wake = status::wake(deployment, &status, now);
+        changed.status = Some(status);
+        if changed != *deployment {
+            self.plan.deployment = Some(changed);
+        }
+        self.plan
+    }
+}
+
+fn new_clone(new: &Option<ReplicaSet>) -> ReplicaSet {
+    new.clone().unwrap_or_default()
+}
+
+/// The name of the set of a template.
+pub(crate) fn set_name(deployment: &Deployment, hash: &str) -> String {
+    format!(
+        "{}-{hash}",
+        deployment.metadata.name.as_deref().unwrap_or_default()
+    )
+}
+
+/// The set of the current template, not yet sized.
+fn set_of(deployment: &Deployment, hash: &str) -> ReplicaSet {
+    let spec = deployment.spec.clone().unwrap_or_default();
+    let label = || (TEMPLATE_HASH.to_owned(), hash.to_owned());
+    let mut template = spec.template;
+    let metadata = template.metadata.get_or_insert_default();
+    let labels = metadata.labels.get_or_insert_default();
+    labels.extend([label()]);
+    let labels = labels.clone();
+    let mut selector = spec.selector;
+    selector
+        .match_labels
+        .get_or_insert_default()
+        .extend([label()]);
+    ReplicaSet {
+        metadata: ObjectMeta {
+            name: Some(set_name(deployment, hash)),
+            namespace: deployment.metadata.namespace.clone(),
+            labels: Some(labels),
+            owner_references: Some(vec![controller_reference(deployment)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ReplicaSetSpec {
+            replicas: Some(0),
+            min_ready_seconds: spec.min_ready_seconds,
+            selector,
+            template: Some(template),
+        }),
+        status: None,
+    }
+}

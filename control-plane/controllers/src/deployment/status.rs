@@ -1,0 +1,307 @@
+//! The status of a deployment: counts and the conditions Available, Progressing and ReplicaFailure.
+
+use std::time::Duration;
+
+use gantry_informer::clock::seconds;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
+use k8s_openapi::jiff::Timestamp;
+
+use super::sizing::{available, max_unavailable, total, wanted};
+use crate::replica_set::nonzero;
+
+pub(crate) const PROGRESSING: &str = "Progressing";
+const AVAILABLE: &str = "Available";
+const REPLICA_FAILURE: &str = "ReplicaFailure";
+pub(crate) const NEW_SET_CREATED: &str = "NewReplicaSetCreated";
+pub(crate) const FOUND_NEW_SET: &str = "FoundNewReplicaSet";
+pub(crate) const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
+const SET_UPDATED: &str = "ReplicaSetUpdated";
+pub(crate) const FAILED_CREATE: &str = "ReplicaSetCreateError";
+const TIMED_OUT: &str = "ProgressDeadlineExceeded";
+const PAUSED: &str = "DeploymentPaused";
+const RESUMED: &str = "DeploymentResumed";
+
+/// A deadline of `i32::MAX` seconds means none.
+pub(crate) fn deadline(deployment: &Deployment) -> Option<Duration> {
+    let spec = deployment.spec.as_ref()?;
+    let seconds = spec.progress_deadline_seconds?;
+    (seconds != i32::MAX).then(|| Duration::from_secs(u64::from(seconds.max(0).unsigned_abs())))
+}
+
+/// The condition of that type.
+pub(crate) fn condition<'a>(
+    status: &'a DeploymentStatus,
+    type_: &str,
+) -> Option<&'a DeploymentCondition> {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.find(|condition| condition.type_ == type_)
+}
+
+/// A condition that begins now.
+pub(crate) fn new_condition(
+    type_: &str,
+    status: &str,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) -> DeploymentCondition {
+    DeploymentCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_update_time: Some(seconds(now)),
+        last_transition_time: Some(seconds(now)),
+    }
+}
+
+/// Puts the condition at the end, unless status and reason are unchanged. A status that stays keeps its time.
+pub(crate) fn set_condition(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
+    if let Some(current) = condition(status, &new.type_) {
+        if current.status == new.status && current.reason == new.reason {
+            return;
+        }
+        if current.status == new.status {
+            new.last_transition_time
+                .clone_from(&current.last_transition_time);
+        }
+    }
+    remove_condition(status, &new.type_.clone());
+    status.conditions.get_or_insert_default().push(new);
+}
+
+fn remove_condition(status: &mut DeploymentStatus, type_: &str) {
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|condition| condition.type_ != type_);
+        if conditions.is_empty() {
+            status.conditions = None;
+        }
+    }
+}
+
+/// Notes that a deployment was paused or resumed, so that a pause does not count against the deadline.
+pub(crate) fn note_pause(deployment: &Deployment, status: &mut DeploymentStatus, now: Timestamp) {
+    if deadline(deployment).is_none() {
+        return;
+    }
+    let reason = condition(status, PROGRESSING).and_then(|condition| condition.reason.as_deref());
+    if reason == Some(TIMED_OUT) {
+        return;
+    }
+    let was_paused = reason == Some(PAUSED);
+    let is_paused = is_paused(deployment);
+    let condition = match (is_paused, was_paused) {
+        (true, false) => (PAUSED, "Deployment is paused"),
+        (false, true) => (RESUMED, "Deployment is resumed"),
+        _ => return,
+    };
+    let (reason, message) = condition;
+    set_condition(
+        status,
+        new_condition(PROGRESSING, "Unknown", reason, message.to_owned(), now),
+    );
+}
+
+/// `spec.paused`.
+pub(crate) fn is_paused(deployment: &Deployment) -> bool {
+    let spec = deployment.spec.as_ref();
+    spec.and_then(|spec| spec.paused).unwrap_or(false)
+}
+
+/// Counts what the sets report, and whether that is enough. Everything else is taken over from `status`.
+pub(crate) fn counted(
+    deployment: &Deployment,
+    status: &DeploymentStatus,
+    new: Option<&ReplicaSet>,
+    all: &[&ReplicaSet],
+    now: Timestamp,
+) -> DeploymentStatus {
+    fn reported(set: &ReplicaSet) -> i32 {
+        set.status.as_ref().map_or(0, |status| status.replicas)
+    }
+    let ready = |set: &&ReplicaSet| {
+        let status = set.status.as_ref();
+        status.and_then(|status| status.ready_replicas).unwrap_or(0)
+    };
+    let terminating = |set: &&ReplicaSet| {
+        let status = set.status.as_ref();
+        status.map_or(Some(0), |status| status.terminating_replicas)
+    };
+    let available: i32 = all.iter().map(|set| available(set)).sum();
+    let mut counted = DeploymentStatus {
+        observed_generation: deployment.metadata.generation,
+        replicas: nonzero(all.iter().map(|set| reported(set)).sum()),
+        updated_replicas: nonzero(new.map_or(0, reported)),
+        ready_replicas: nonzero(all.iter().map(ready).sum()),
+        available_replicas: nonzero(available),
+        unavailable_replicas: nonzero((total(all.iter().copied()) - available).max(0)),
+        terminating_replicas: all.iter().map(terminating).sum(),
+        collision_count: status.collision_count,
+        conditions: status.conditions.clone(),
+    };
+    let enough = available >= wanted(deployment) - max_unavailable(deployment);
+    let condition = if enough {
+        (
+            "True",
+            "MinimumReplicasAvailable",
+            "Deployment has minimum availability.",
+        )
+    } else {
+        (
+            "False",
+            "MinimumReplicasUnavailable",
+            "Deployment does not have minimum availability.",
+        )
+    };
+    let (value, reason, message) = condition;
+    set_condition(
+        &mut counted,
+        new_condition(AVAILABLE, value, reason, message.to_owned(), now),
+    );
+    counted
+}
+
+/// Whether every wanted pod is of the current template and available, and no other is left.
+pub(crate) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) -> bool {
+    let wanted = wanted(deployment);
+    status.updated_replicas.unwrap_or(0) == wanted
+        && status.replicas.unwrap_or(0) == wanted
+        && status.available_replicas.unwrap_or(0) == wanted
+        && status.observed_generation >= deployment.metadata.generation
+}
+
+fn has_progressed(before: &DeploymentStatus, after: &DeploymentStatus) -> bool {
+    let old_pods = |status: &DeploymentStatus| {
+        status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0)
+    };
+    after.updated_replicas > before.updated_replicas
+        || old_pods(after) < old_pods(before)
+        || after.ready_replicas > before.ready_replicas
+        || after.available_replicas > before.available_replicas
+}
+
+/// The status during a rollout: [`counted`], and how the rollout goes.
+pub(crate) fn of_rollout(
+    deployment: &Deployment,
+    before: &DeploymentStatus,
+    new: Option<&ReplicaSet>,
+    all: &[&ReplicaSet],
+    now: Timestamp,
+) -> DeploymentStatus {
+    let mut status = counted(deployment, before, new, all, now);
+    let current = condition(before, PROGRESSING).cloned();
+    if deadline(deployment).is_none() {
+        remove_condition(&mut status, PROGRESSING);
+    } else if !(status.replicas == status.updated_replicas
+        && current
+            .as_ref()
+            .is_some_and(|current| current.reason.as_deref() == Some(NEW_SET_AVAILABLE)))
+    {
+        progress(deployment, before, &mut status, new, current, now);
+    }
+    match replica_failure(new, all) {
+        Some(failure) => set_condition(&mut status, failure),
+        None => remove_condition(&mut status, REPLICA_FAILURE),
+    }
+    status
+}
+
+fn progress(
+    deployment: &Deployment,
+    before: &DeploymentStatus,
+    status: &mut DeploymentStatus,
+    new: Option<&ReplicaSet>,
+    current: Option<DeploymentCondition>,
+    now: Timestamp,
+) {
+    let subject = match new {
+        Some(set) => format!(
+            "ReplicaSet {:?}",
+            set.metadata.name.as_deref().unwrap_or_default()
+        ),
+        None => format!(
+            "Deployment {:?}",
+            deployment.metadata.name.as_deref().unwrap_or_default()
+        ),
+    };
+    if is_complete(deployment, status) {
+        let message = format!("{subject} has successfully progressed.");
+        set_condition(
+            status,
+            new_condition(PROGRESSING, "True", NEW_SET_AVAILABLE, message, now),
+        );
+    } else if has_progressed(before, status) {
+        let message = format!("{subject} is progressing.");
+        let mut condition = new_condition(PROGRESSING, "True", SET_UPDATED, message, now);
+        if let Some(current) = current {
+            if current.status == "True" {
+                condition.last_transition_time = current.last_transition_time;
+            }
+            remove_condition(status, PROGRESSING);
+        }
+        set_condition(status, condition);
+    } else if is_overdue(deployment, status, now) {
+        let message = format!("{subject} has timed out progressing.");
+        set_condition(
+            status,
+            new_condition(PROGRESSING, "False", TIMED_OUT, message, now),
+        );
+    }
+}
+
+/// How long the rollout may still take without progress; none when nothing is awaited.
+fn time_left(
+    deployment: &Deployment,
+    status: &DeploymentStatus,
+    now: Timestamp,
+) -> Option<Option<Duration>> {
+    let deadline = deadline(deployment)?;
+    let condition = condition(status, PROGRESSING)?;
+    if matches!(
+        condition.reason.as_deref(),
+        Some(NEW_SET_AVAILABLE | PAUSED)
+    ) {
+        return None;
+    }
+    let since = condition.last_update_time.as_ref()?.0;
+    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    Some(deadline.checked_sub(passed).filter(|left| !left.is_zero()))
+}
+
+fn is_overdue(deployment: &Deployment, status: &DeploymentStatus, now: Timestamp) -> bool {
+    let reason = condition(status, PROGRESSING).and_then(|condition| condition.reason.as_deref());
+    reason == Some(TIMED_OUT) || time_left(deployment, status, now) == Some(None)
+}
+
+/// When to look again whether the deadline has passed.
+pub(crate) fn wake(
+    deployment: &Deployment,
+    status: &DeploymentStatus,
+    now: Timestamp,
+) -> Option<Duration> {
+    let reason = condition(status, PROGRESSING).and_then(|condition| condition.reason.as_deref());
+    if is_complete(deployment, status) || reason == Some(TIMED_OUT) || is_paused(deployment) {
+        return None;
+    }
+    let left = time_left(deployment, status, now)?;
+    Some(left.unwrap_or_default() + Duration::from_secs(1))
+}
+
+fn replica_failure(new: Option<&ReplicaSet>, all: &[&ReplicaSet]) -> Option<DeploymentCondition> {
+    let failure = |set: &ReplicaSet| {
+        let conditions = set.status.as_ref()?.conditions.as_ref()?;
+        let condition = conditions
+            .iter()
+            .find(|condition| condition.type_ == REPLICA_FAILURE)?;
+        Some(DeploymentCondition {
+            type_: REPLICA_FAILURE.to_owned(),
+            status: condition.status.clone(),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            last_update_time: condition.last_transition_time.clone(),
+            last_transition_time: condition.last_transition_time.clone(),
+        })
+    };
+    new.and_then(failure)
+        .or_else(|| all.iter().find_map(|set| failure(set)))
+}

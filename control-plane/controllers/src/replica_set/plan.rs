@@ -1,0 +1,203 @@
+//! The pure part: how many pods to create or which to delete, and what the status says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_api::selector::LabelSelector;
+use gantry_informer::clock::seconds;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+
+use super::rank;
+use crate::claim::controller_reference;
+use crate::pods::{Availability, availability, is_ready};
+
+/// No more than this many pods are created or deleted in one pass.
+const BURST: usize = 500;
+
+/// How to come to the wanted number of pods.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Nothing,
+    Create(usize),
+    Delete(Vec<Arc<Pod>>),
+}
+
+/// Compares what is wanted with the active pods.
+pub(crate) fn change(
+    set: &ReplicaSet,
+    active: &[Arc<Pod>],
+    related: &[Arc<Pod>],
+    now: Timestamp,
+) -> Change {
+    if set.metadata.deletion_timestamp.is_some() {
+        return Change::Nothing;
+    }
+    let wanted = wanted(set);
+    match active.len() {
+        have if have < wanted => Change::Create((wanted - have).min(BURST)),
+        have if have > wanted => Change::Delete(rank::victims(
+            active,
+            related,
+            (have - wanted).min(BURST),
+            now,
+        )),
+        _ => Change::Nothing,
+    }
+}
+
+/// `spec.replicas`.
+pub(crate) fn wanted(set: &ReplicaSet) -> usize {
+    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+    usize::try_from(replicas.unwrap_or(1)).unwrap_or(0)
+}
+
+/// A pod from the set's template.
+pub(crate) fn pod_of(set: &ReplicaSet) -> Pod {
+    let template = set.spec.as_ref().and_then(|spec| spec.template.clone());
+    let PodTemplateSpec { metadata, spec } = template.unwrap_or_default();
+    let metadata = metadata.unwrap_or_default();
+    let name = set.metadata.name.as_deref().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{name}-")),
+            namespace: set.metadata.namespace.clone(),
+            labels: metadata.labels,
+            annotations: metadata.annotations,
+            finalizers: metadata.finalizers,
+            owner_references: Some(vec![controller_reference(set)]),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: None,
+    }
+}
+
+/// A failure to create or delete pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// `FailedCreate` or `FailedDelete`.
+    pub(crate) reason: &'static str,
+    /// The API server's words.
+    pub(crate) message: String,
+}
+
+/// The status, and after what time a ready pod becomes available without any event telling so.
+pub(crate) fn status(
+    set: &ReplicaSet,
+    active: &[Arc<Pod>],
+    terminating: usize,
+    failure: Option<&Failure>,
+    now: Timestamp,
+) -> (ReplicaSetStatus, Option<Duration>) {
+    let spec = set.spec.clone().unwrap_or_default();
+    let template_labels = spec
+        .template
+        .as_ref()
+        .and_then(|template| template.metadata.as_ref())
+        .and_then(|metadata| metadata.labels.clone())
+        .unwrap_or_default();
+    let fully_labelled = LabelSelector::from_map(&template_labels);
+    let (mut labelled, mut ready, mut available) = (0, 0, 0);
+    let mut wake: Option<Duration> = None;
+    for pod in active {
+        labelled += i32::from(fully_labelled.matches_map(pod.metadata.labels.as_ref()));
+        ready += i32::from(is_ready(pod));
+        match availability(pod, spec.min_ready_seconds.unwrap_or(0), now) {
+            Availability::Available => available += 1,
+            Availability::In(left) => wake = Some(wake.map_or(left, |wake| wake.min(left))),
+            Availability::No => {}
+        }
+    }
+    let old = set.status.clone().unwrap_or_default();
+    let status = ReplicaSetStatus {
+        replicas: count(active.len()),
+        fully_labeled_replicas: nonzero(labelled),
+        ready_replicas: nonzero(ready),
+        available_replicas: nonzero(available),
+        terminating_replicas: Some(count(terminating)),
+        observed_generation: set.metadata.generation,
+        conditions: conditions(old.conditions, failure, now),
+    };
+    (status, wake)
+}
+
+/// Kubernetes leaves zero counts out.
+pub(crate) fn nonzero(count: i32) -> Option<i32> {
+    Some(count).filter(|count| *count != 0)
+}
+
+fn count(length: usize) -> i32 {
+    i32::try_from(length).unwrap_or(i32::MAX)
+}
+
+fn conditions(
+    old: Option<Vec<ReplicaSetCondition>>,
+    failure: Option<&Failure>,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
+    let mut conditions = old.unwrap_or_default();
+    let known = conditions
+        .iter()
+        .position(|condition| condition.type_ == "ReplicaFailure");
+    match (failure, known) {
+        (Some(failure), None) => conditions.push(ReplicaSetCondition {
+            type_: "ReplicaFailure".to_owned(),
+            status: "True".to_owned(),
+            reason: Some(failure.reason.to_owned()),
+            message: Some(failure.message.clone()),
+            last_transition_time: Some(seconds(now)),
+        }),
+        (None, Some(at)) => {
+            conditions.remove(at);
+        }
+        // The first failure stays until it is over: its message names a pod, and would change at each attempt.
+        (Some(_), Some(_)) | (None, None) => {}
+    }
+    Some(conditions).filter(|conditions| !conditions.is_empty())
+}
+
+/// Sizes of the batches in which `total` pods are created: each twice the one before, so that a cause that refuses
+/// all of them is met by one request and not by hundreds.
+pub(crate) fn batches(total: usize) -> impl Iterator<Item = usize> {
+    let mut left = total;
+    let mut size = 1;
+    std::iter::from_fn(move || {
+        let batch = size.min(left);
+        left -= batch;
+        size *= 2;
+        (batch > 0).then_some(batch)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_double_and_add_up() {
+        assert_eq!(batches(10).collect::<Vec<_>>(), [1, 2, 4, 3]);
+        assert_eq!(batches(1).collect::<Vec<_>>(), [1]);
+        assert_eq!(batches(0).count(), 0);
+        assert_eq!(batches(500).sum::<usize>(), 500);
+    }
+
+    #[test]
+    fn a_failure_is_told_once_and_withdrawn_when_over() {
+        let now = Timestamp::UNIX_EPOCH;
+        let failure = |message: &str| Failure {
+            reason: "FailedCreate",
+            message: message.to_owned(),
+        };
+        let first = conditions(None, Some(&failure("a")), now);
+        let second = conditions(first.clone(), Some(&failure("b")), now);
+        assert_eq!(first, second);
+        assert_eq!(
+            first.as_ref().and_then(|all| all[0].message.as_deref()),
+            Some("a")
+        );
+        assert_eq!(conditions(second, None, now), None);
+    }
+}

@@ -1,0 +1,275 @@
+//! Which pods go first when there are too many.
+//!
+//! In this order: not yet on a node; pending before running; not ready; lower deletion cost; more replicas of the same
+//! owner on its node; ready for a shorter time; more restarts; younger. Times count by their order of magnitude only,
+//! so that among pods of about the same age the choice is spread.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::pods::{is_ready, phase, ready_since};
+
+/// Chooses the `count` pods to delete. `related` are the active pods of the same owner's other replica sets, too.
+pub(crate) fn victims(
+    pods: &[Arc<Pod>],
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<Arc<Pod>> {
+    let mut on_node: HashMap<&str, usize> = HashMap::new();
+    for pod in related {
+        if let Some(node) = node_of(pod) {
+            *on_node.entry(node).or_default() += 1;
+        }
+    }
+    let mut ranked: Vec<_> = pods.to_vec();
+    ranked.sort_by(|left, right| {
+        let crowd = |pod: &Arc<Pod>| {
+            node_of(pod)
+                .and_then(|node| on_node.get(node))
+                .copied()
+                .unwrap_or(0)
+        };
+        order(left, right, crowd(left), crowd(right), now)
+    });
+    ranked.truncate(count);
+    ranked
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec
+        .as_ref()?
+        .node_name
+        .as_deref()
+        .filter(|node| !node.is_empty())
+}
+
+/// Less: goes first.
+fn order(left: &Pod, right: &Pod, crowd: usize, other_crowd: usize, now: Timestamp) -> Ordering {
+    let key = |pod: &Pod, crowd: usize| {
+        (
+            node_of(pod).is_some(),
+            phase_rank(phase(pod)),
+            is_ready(pod),
+            deletion_cost(pod),
+            Reverse(crowd),
+        )
+    };
+    key(left, crowd)
+        .cmp(&key(right, other_crowd))
+        .then_with(|| {
+            if is_ready(left) && is_ready(right) {
+                by_age(ready_since(left), ready_since(right), now)
+            } else {
+                Ordering::Equal
+            }
+        })
+        .then_with(|| restarts(right).cmp(&restarts(left)))
+        .then_with(|| by_age(created(left), created(right), now))
+        .then_with(|| left.metadata.uid.cmp(&right.metadata.uid))
+}
+
+fn phase_rank(phase: &str) -> u8 {
+    match phase {
+        "Running" => 2,
+        "Unknown" => 1,
+        _ => 0,
+    }
+}
+
+fn deletion_cost(pod: &Pod) -> i32 {
+    pod.metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get("controller.kubernetes.io/pod-deletion-cost"))
+        .and_then(|cost| cost.parse().ok())
+        .unwrap_or(0)
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    pod.status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten())
+        .map(|container| container.restart_count)
+        .max()
+        .unwrap_or(0)
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+/// Younger first, by order of magnitude; an unknown time is the youngest.
+fn by_age(left: Option<Timestamp>, right: Option<Timestamp>, now: Timestamp) -> Ordering {
+    let magnitude = |time: Option<Timestamp>| {
+        time.map(|time| {
+            let seconds = now.duration_since(time).as_secs().max(0).unsigned_abs();
+            seconds.checked_ilog2().map_or(0, |log| log + 1)
+        })
+    };
+    magnitude(left).cmp(&magnitude(right))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_000_000).expect("in range")
+    }
+
+    struct Made<'a> {
+        name: &'a str,
+        node: Option<&'a str>,
+        phase: &'a str,
+        ready_for: Option<i64>,
+        age: i64,
+        restarts: i32,
+        cost: Option<&'a str>,
+    }
+
+    const RUNNING: Made<'static> = Made {
+        name: "running",
+        node: Some("n"),
+        phase: "Running",
+        ready_for: Some(4000),
+        age: 4000,
+        restarts: 0,
+        cost: None,
+    };
+
+    fn pod(made: &Made<'_>) -> Arc<Pod> {
+        let at = |ago: i64| Time(Timestamp::from_second(1_000_000 - ago).expect("in range"));
+        Arc::new(Pod {
+            metadata: ObjectMeta {
+                name: Some(made.name.to_owned()),
+                uid: Some(made.name.to_owned()),
+                creation_timestamp: Some(at(made.age)),
+                annotations: made.cost.map(|cost| {
+                    [(
+                        "controller.kubernetes.io/pod-deletion-cost".to_owned(),
+                        cost.to_owned(),
+                    )]
+                    .into()
+                }),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec {
+                node_name: made.node.map(str::to_owned),
+                ..PodSpec::default()
+            }),
+            status: Some(PodStatus {
+                phase: Some(made.phase.to_owned()),
+                conditions: made.ready_for.map(|ago| {
+                    vec![PodCondition {
+                        type_: "Ready".to_owned(),
+                        status: "True".to_owned(),
+                        last_transition_time: Some(at(ago)),
+                        ..PodCondition::default()
+                    }]
+                }),
+                container_statuses: Some(vec![ContainerStatus {
+                    restart_count: made.restarts,
+                    ..ContainerStatus::default()
+                }]),
+                ..PodStatus::default()
+            }),
+        })
+    }
+
+    #[test]
+    fn each_rule_decides_before_the_next() {
+        let keep = pod(&RUNNING);
+        let cases = [
+            (
+                "unassigned",
+                Made {
+                    name: "v",
+                    node: None,
+                    phase: "Pending",
+                    ready_for: None,
+                    ..RUNNING
+                },
+            ),
+            (
+                "pending",
+                Made {
+                    name: "v",
+                    phase: "Pending",
+                    ready_for: None,
+                    ..RUNNING
+                },
+            ),
+            (
+                "not ready",
+                Made {
+                    name: "v",
+                    ready_for: None,
+                    ..RUNNING
+                },
+            ),
+            (
+                "cheaper",
+                Made {
+                    name: "v",
+                    cost: Some("-5"),
+                    ..RUNNING
+                },
+            ),
+            (
+                "ready later",
+                Made {
+                    name: "v",
+                    ready_for: Some(3),
+                    ..RUNNING
+                },
+            ),
+            (
+                "restarting",
+                Made {
+                    name: "v",
+                    restarts: 4,
+                    ..RUNNING
+                },
+            ),
+            (
+                "younger",
+                Made {
+                    name: "v",
+                    age: 3,
+                    ..RUNNING
+                },
+            ),
+        ];
+        for (why, made) in cases {
+            let victim = pod(&made);
+            for pods in [
+                [keep.clone(), victim.clone()],
+                [victim.clone(), keep.clone()],
+            ] {
+                let chosen = victims(&pods, &pods, 1, now());
+                assert_eq!(chosen[0].metadata.name.as_deref(), Some("v"), "{why}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_crowded_node_gives_up_its_pod() {
+        let crowded = pod(&Made {
+            name: "v",
+            node: Some("full"),
+            ..RUNNING
+        });
+        let alone = pod(&RUNNING);
+        let related = [crowded.clone(), crowded.clone(), alone.clone()];
+        let chosen = victims(&[alone, crowded], &related, 1, now());
+        assert_eq!(chosen[0].metadata.name.as_deref(), Some("v"));
+    }
+}

@@ -276,7 +276,7 @@ pub(crate) fn pause() -> io::Result<()> {
     rustix::io::ioctl_fionbio(signals.as_fd(), false)?;
     loop {
         loop {
-            match rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG) {
+            match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
                 Ok(Some(_)) => {}
                 Ok(None) | Err(rustix::io::Errno::CHILD) => break,
                 Err(error) => return Err(error.into()),

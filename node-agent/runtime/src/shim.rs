@@ -218,7 +218,7 @@ impl Shim {
         let mut drained = [0u8; 128 * 8];
         while matches!(rustix::io::read(&self.signals, &mut drained), Ok(count) if count > 0) {}
         loop {
-            match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     let pid = pid.as_raw_pid();
                     match self.helpers.remove(&pid) {

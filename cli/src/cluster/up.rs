@@ -6,6 +6,7 @@ use std::process::{Child, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use gantry_server::Server;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use tokio::signal::unix::{SignalKind, signal};
@@ -152,24 +153,47 @@ impl Up {
         let agent = agent::Settings {
             node_name: name.clone(),
             servers: vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port())],
-            identity: server.node_identity(&name)?,
+            identity: node_identity(&server, &name)?,
             data_dir: self.place.data_dir.join("agent"),
             address,
         };
         let agent = tokio::spawn(agent::run(agent, stop.clone()));
         let serving = tokio::spawn(server.run(stop.clone()));
-        let mut terminated = signal(SignalKind::terminate())?;
-        let mut interrupted = signal(SignalKind::interrupt())?;
-        let ended = tokio::select! {
-            _ = terminated.recv() => Ok(()),
-            _ = interrupted.recv() => Ok(()),
-            result = agent => result.context("the agent")?.context("the agent stopped"),
-            result = serving => result.context("the server")?.context("the server stopped"),
+        tokio::pin!(agent, serving);
+        let mut ended = tokio::select! {
+            result = terminated() => result,
+            result = &mut agent => result.context("the agent")?.context("the agent stopped"),
+            result = &mut serving => result.context("the server")?.context("the server stopped"),
         };
         stop.cancel();
+        // Both end by themselves; the store's last writes are durable either way.
+        if !serving.is_finished() {
+            ended = ended.and(serving.await.context("the server")?);
+        }
         drop(lock);
         ended
     }
+}
+
+/// Waits for SIGTERM or SIGINT.
+pub(super) async fn terminated() -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    Ok(())
+}
+
+/// The certificate of the node in the same process.
+fn node_identity(server: &Server, name: &str) -> Result<agent::NodeIdentity> {
+    let credential = server.node_credential(name)?;
+    Ok(agent::NodeIdentity {
+        ca: server.ca_pem().to_owned(),
+        certificate: credential.certificate,
+        key: credential.key,
+    })
 }
 
 /// The lines the process left in its log, from the last error on.

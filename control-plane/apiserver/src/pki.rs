@@ -221,12 +221,13 @@ impl Pki {
 
     /// The administrator's kubeconfig in a file that only its owner can read.
     pub fn write_admin_kubeconfig(&self, path: &Path, server: &str) -> Result<(), PkiError> {
-        let credential = self.issue_client("kubernetes-admin", &["system:masters"])?;
-        write(
-            path,
-            &self.kubeconfig(server, "kubernetes-admin", &credential),
-            0o600,
-        )
+        self.write_kubeconfig(path, server, "kubernetes-admin", &["system:masters"])
+    }
+
+    /// A kubeconfig with a new certificate, in a file that only its owner can read.
+    pub fn write_kubeconfig(&self, path: &Path, server: &str, user: &str, groups: &[&str]) -> Result<(), PkiError> {
+        let credential = self.issue_client(user, groups)?;
+        write(path, &self.kubeconfig(server, user, &credential), 0o600)
     }
 }
 

@@ -247,6 +247,12 @@ impl Server {
             .issue_client(&format!("system:node:{node}"), &["system:nodes"])?)
     }
 
+    /// A node's kubeconfig, in a file that only root can read.
+    pub fn write_node_kubeconfig(&self, path: &Path, node: &str, server: SocketAddr) -> Result<()> {
+        let user = format!("system:node:{node}");
+        Ok(self.pki.write_kubeconfig(path, &format!("https://{server}"), &user, &["system:nodes"])?)
+    }
+
     /// Runs until told to stop, or until the store fails.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
         let mut leadership = self.store.leadership();

@@ -1,0 +1,125 @@
+//! `gantry agent`: a node alone; and what `up` and `down` need of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use gantry_agent::{Agent, AgentConfig};
+use tokio_util::sync::CancellationToken;
+
+use super::{Place, daemon, default_node_name, require_root, up};
+
+/// What an agent is and where it reports to.
+pub(crate) struct Settings {
+    pub(crate) node_name: String,
+    pub(crate) servers: Vec<SocketAddr>,
+    pub(crate) identity: NodeIdentity,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) address: Ipv4Addr,
+}
+
+/// A node's certificate and the authority it trusts, PEM.
+pub(crate) struct NodeIdentity {
+    pub(crate) ca: String,
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+/// Run a node's agent, in the foreground
+#[derive(Debug, clap::Args)]
+pub(crate) struct AgentCommand {
+    #[command(flatten)]
+    place: Place,
+    /// The node's kubeconfig, from 'gantry server --node-kubeconfig NAME=FILE'
+    #[arg(long, value_name = "FILE")]
+    node_kubeconfig: PathBuf,
+    /// The node's name; this machine's host name when not given
+    #[arg(long)]
+    node_name: Option<String>,
+    /// The address other machines reach this one at; that of the default route when not given
+    #[arg(long)]
+    address: Option<Ipv4Addr>,
+}
+
+/// The agent's configuration, derived from its data directory alone but for who it is.
+fn config(settings: Settings) -> AgentConfig {
+    AgentConfig {
+        node_name: settings.node_name,
+        servers: settings.servers,
+        ca_pem: settings.identity.ca,
+        certificate_pem: settings.identity.certificate,
+        key_pem: settings.identity.key,
+        node_address: settings.address,
+        ..AgentConfig::in_directory(&settings.data_dir)
+    }
+}
+
+/// Runs an agent until told to stop; its pods stay.
+pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
+    Agent::run(config(settings), stop).await
+}
+
+/// Ends every pod of an agent that no longer runs, and removes its network, mounts and cgroups.
+pub(crate) async fn teardown(data_dir: &Path) -> Result<()> {
+    if !data_dir.exists() {
+        return Ok(());
+    }
+    gantry_agent::teardown(&AgentConfig::in_directory(data_dir))
+        .await
+        .context("removing what the agent left behind")
+}
+
+impl AgentCommand {
+    pub(crate) async fn run(&self) -> Result<()> {
+        require_root("agent")?;
+        let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
+        let kubeconfig = kube::config::Kubeconfig::read_from(&self.node_kubeconfig)
+            .with_context(|| format!("reading {}", self.node_kubeconfig.display()))?;
+        let Some((server, identity)) = identity_of(&kubeconfig) else {
+            bail!(
+                "{} has no server, certificate and key of a node: make one with 'gantry server --node-kubeconfig NAME=FILE'",
+                self.node_kubeconfig.display()
+            );
+        };
+        let settings = Settings {
+            node_name: self.node_name.clone().unwrap_or_else(default_node_name),
+            servers: vec![server],
+            identity,
+            data_dir: self.place.data_dir.join("agent"),
+            address: self.address.unwrap_or_else(up::default_address),
+        };
+        let stop = CancellationToken::new();
+        let running = run(settings, stop.clone());
+        tokio::pin!(running);
+        tokio::select! {
+            result = &mut running => result,
+            result = up::terminated() => {
+                result?;
+                stop.cancel();
+                running.await
+            }
+        }
+    }
+}
+
+/// The first cluster and user of a kubeconfig with embedded certificates.
+fn identity_of(kubeconfig: &kube::config::Kubeconfig) -> Option<(SocketAddr, NodeIdentity)> {
+    use base64::Engine;
+    let decode = |text: &str| {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+        String::from_utf8(bytes).ok()
+    };
+    let cluster = kubeconfig.clusters.first()?.cluster.as_ref()?;
+    let user = kubeconfig.auth_infos.first()?.auth_info.as_ref()?;
+    let server = cluster.server.as_deref()?.strip_prefix("https://")?.parse().ok()?;
+    let key = serde_json::to_value(user).ok()?;
+    let field = |name: &str| key[name].as_str().and_then(decode);
+    Some((
+        server,
+        NodeIdentity {
+            ca: decode(cluster.certificate_authority_data.as_deref()?)?,
+            certificate: field("client-certificate-data")?,
+            key: field("client-key-data")?,
+        },
+    ))
+}

@@ -1,0 +1,96 @@
+//! `gantry server`: the control plane alone; and what `up` needs of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use gantry_server::{Server, ServerConfig};
+use tokio_util::sync::CancellationToken;
+
+use super::{Place, daemon, up};
+use crate::output;
+
+/// Address ranges; they cannot change once a cluster exists.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Networks {
+    /// Addresses of pods, of all nodes
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pod_cidr: ipnet::Ipv4Net,
+    /// Addresses of services
+    #[arg(long, default_value = "10.96.0.0/12")]
+    service_cidr: ipnet::Ipv4Net,
+    /// The zone of services
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+}
+
+/// Run a server of the control plane, in the foreground
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServerCommand {
+    #[command(flatten)]
+    place: Place,
+    /// Address and port to listen on
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    listen: SocketAddr,
+    /// The address other machines reach this one at; that of the default route when not given
+    #[arg(long)]
+    address: Option<Ipv4Addr>,
+    /// Write a kubeconfig for this node here, for 'gantry agent'
+    #[arg(long, value_name = "NAME=FILE", value_parser = name_and_file)]
+    node_kubeconfig: Vec<(String, std::path::PathBuf)>,
+    #[command(flatten)]
+    networks: Networks,
+}
+
+fn name_and_file(text: &str) -> Result<(String, std::path::PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err(format!("\"{text}\" is not of the form NAME=FILE")),
+    }
+}
+
+/// Opens the store and listens.
+pub(super) async fn start(data_dir: &Path, listen: SocketAddr, address: Ipv4Addr, networks: &Networks) -> Result<Server> {
+    Server::start(ServerConfig {
+        data_dir: data_dir.to_owned(),
+        listen,
+        address,
+        pod_cidr: networks.pod_cidr,
+        service_cidr: networks.service_cidr,
+        cluster_domain: networks.cluster_domain.clone(),
+        admin_tokens: Vec::new(),
+    })
+    .await
+}
+
+impl ServerCommand {
+    pub(crate) async fn run(&self) -> Result<()> {
+        let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
+        let address = self.address.unwrap_or_else(up::default_address);
+        let server = start(&self.place.data_dir, self.listen, address, &self.networks).await?;
+        let kubeconfig = self.place.data_dir.join("admin.kubeconfig");
+        server.write_admin_kubeconfig(&kubeconfig, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()))?;
+        for (node, file) in &self.node_kubeconfig {
+            let url = SocketAddr::new(address.into(), self.listen.port());
+            server
+                .write_node_kubeconfig(file, node, url)
+                .with_context(|| format!("writing the kubeconfig of node {node}"))?;
+        }
+        output::print(&format!(
+            "serving the Kubernetes API on {}\nexport KUBECONFIG={}\n",
+            self.listen,
+            kubeconfig.display()
+        ))?;
+        let stop = CancellationToken::new();
+        let (running, cancel) = (server.run(stop.clone()), stop);
+        tokio::pin!(running);
+        tokio::select! {
+            result = &mut running => result,
+            result = up::terminated() => {
+                result?;
+                cancel.cancel();
+                running.await
+            }
+        }
+    }
+}

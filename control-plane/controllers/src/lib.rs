@@ -7,7 +7,9 @@
 mod claim;
 mod context;
 mod deployment;
+mod endpoint_slice;
 mod error;
+mod namespace_defaults;
 mod pods;
 mod replica_set;
 mod template_hash;
@@ -47,5 +49,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
     tokio::join!(
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
+        endpoint_slice::run(context.clone()),
+        namespace_defaults::run(context.clone(), config.root_ca_pem),
     );
 }

@@ -1,0 +1,225 @@
+//! EndpointSlice: where the pods of each service can be reached.
+
+pub(crate) mod plan;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use gantry_api::selector::LabelSelector;
+use gantry_informer::{Key, Next, Queue, runner};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, PostParams};
+use parking_lot::Mutex;
+
+use self::plan::{MANAGED_BY, MANAGER, SERVICE_NAME, selector};
+use crate::context::Context;
+use crate::error::{Doing, Result, code, namespace_terminating};
+use crate::pods::readiness_changed;
+
+const AT_ONCE: usize = 16;
+
+/// Runs until stopped.
+pub(crate) async fn run(context: Arc<Context>) {
+    let queue = Arc::new(Queue::<Key>::default());
+    wake_on_changes(&context, &queue);
+    let triggers = Arc::new(Triggers::default());
+    let stop = context.stop.clone();
+    runner::run("endpointslice", queue, AT_ONCE, stop, move |key| {
+        let (context, triggers) = (context.clone(), triggers.clone());
+        async move { reconcile(&context, &triggers, &key).await }
+    })
+    .await;
+}
+
+/// Queues each service whose endpoints a change may concern.
+pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
+    context.services.subscribe(Box::new({
+        let queue = queue.clone();
+        move |change| {
+            if let Some(service) = change.last() {
+                queue.add(Key::of(&service.metadata));
+            }
+        }
+    }));
+    context.pods.subscribe(Box::new({
+        let (queue, services) = (queue.clone(), context.services.clone());
+        move |change| {
+            if let (Some(old), Some(new)) = (change.old, change.new)
+                && same_endpoint(old, new)
+            {
+                return;
+            }
+            let Some(pod) = change.last() else { return };
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            for service in services.in_namespace(namespace) {
+                let Some(selector) = selector(&service).map(LabelSelector::from_map) else {
+                    continue;
+                };
+                let concerns = |pod: &Arc<Pod>| selector.matches_map(pod.metadata.labels.as_ref());
+                if change.old.is_some_and(concerns) || change.new.is_some_and(concerns) {
+                    queue.add(Key::of(&service.metadata));
+                }
+            }
+        }
+    }));
+    context.slices.subscribe(Box::new({
+        let queue = queue.clone();
+        move |change| {
+            let Some(slice) = change.last() else { return };
+            let labels = slice.metadata.labels.as_ref();
+            let label = |name: &str| labels.and_then(|labels| labels.get(name));
+            if label(MANAGED_BY).map(String::as_str) == Some(MANAGER)
+                && let Some(service) = label(SERVICE_NAME)
+            {
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                queue.add(Key::new(namespace, service));
+            }
+        }
+    }));
+}
+
+/// Whether a change of a pod leaves all that endpoints tell of it as it was.
+fn same_endpoint(old: &Pod, new: &Pod) -> bool {
+    let told = |pod: &Pod| {
+        let status = pod.status.as_ref();
+        (
+            pod.metadata.labels.clone(),
+            pod.metadata.deletion_timestamp.is_some(),
+            crate::pods::is_finished(pod),
+            crate::pods::is_ready(pod),
+            status.and_then(|status| status.pod_ip.clone()),
+            status.and_then(|status| status.pod_ips.clone()),
+            pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        )
+    };
+    told(old) == told(new)
+}
+
+/// The pods that a service's selector matches.
+pub(crate) fn pods_of(context: &Context, service: &Service) -> Vec<Arc<Pod>> {
+    let Some(selector) = selector(service).map(LabelSelector::from_map) else {
+        return Vec::new();
+    };
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    let mut pods = context.pods.in_namespace(namespace);
+    pods.retain(|pod| selector.matches_map(pod.metadata.labels.as_ref()));
+    pods
+}
+
+async fn reconcile(context: &Context, triggers: &Triggers, key: &Key) -> Result<Next> {
+    let service = match context.services.get(key) {
+        Some(service) if service.metadata.deletion_timestamp.is_none() => service,
+        _ => {
+            triggers.forget(key);
+            return Ok(Next::Changed);
+        }
+    };
+    if selector(&service).is_none() {
+        return Ok(Next::Changed);
+    }
+    let uid = service.metadata.uid.as_deref().unwrap_or_default();
+    let pods = pods_of(context, &service);
+    let mut existing = context.slices.owned_by(uid);
+    existing.retain(|slice| slice.metadata.deletion_timestamp.is_none());
+    let last_change = triggers.latest(key, &service, &pods);
+    let zones = zones(context, &pods);
+    let plan = plan::plan(&service, &pods, &zones, &existing, last_change.as_deref());
+    let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &key.namespace);
+    for slice in &plan.create {
+        match api.create(&PostParams::default(), slice).await {
+            Ok(slice) => context.slices.observe(slice),
+            Err(error) if namespace_terminating(&error) => return Ok(Next::Changed),
+            Err(error) => return Err(error).doing("creating an endpoint slice of service", key),
+        }
+    }
+    for slice in &plan.update {
+        let slice_key = Key::of(&slice.metadata);
+        let written = api
+            .replace(&slice_key.name, &PostParams::default(), slice)
+            .await
+            .doing("updating endpoint slice", &slice_key)?;
+        context.slices.observe(written);
+    }
+    for slice in &plan.delete {
+        let slice_key = Key::of(&slice.metadata);
+        match api.delete(&slice_key.name, &DeleteParams::default()).await {
+            Ok(_) => {
+                let uid = slice.metadata.uid.as_deref().unwrap_or_default();
+                context.slices.observe_gone(&slice_key, uid);
+            }
+            Err(error) if code(&error) == Some(404) => {}
+            Err(error) => return Err(error).doing("deleting endpoint slice", &slice_key),
+        }
+    }
+    Ok(Next::Changed)
+}
+
+fn zones(context: &Context, pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
+    let mut zones = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) else {
+            continue;
+        };
+        if zones.contains_key(node) {
+            continue;
+        }
+        let zone = context.nodes.get(&Key::new("", node)).and_then(|node| {
+            let labels = node.metadata.labels.as_ref()?;
+            labels.get("topology.kubernetes.io/zone").cloned()
+        });
+        if let Some(zone) = zone {
+            zones.insert(node.to_owned(), zone);
+        }
+    }
+    zones
+}
+
+/// When what made the endpoints change took place: the earliest cause not yet told of. By it, the delay from a pod's
+/// change to the rules on the nodes can be measured.
+#[derive(Default)]
+struct Triggers {
+    seen: Mutex<HashMap<Key, Seen>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    service: Option<Timestamp>,
+    pods: HashMap<String, Timestamp>,
+}
+
+impl Triggers {
+    fn latest(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> Option<String> {
+        let mut all = self.seen.lock();
+        let seen = all.entry(key.clone()).or_default();
+        let created = service
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0);
+        let mut causes = Vec::new();
+        if created > seen.service {
+            causes.extend(created);
+            seen.service = created;
+        }
+        let mut current = HashMap::with_capacity(pods.len());
+        for pod in pods {
+            let (Some(uid), Some(changed)) = (pod.metadata.uid.as_ref(), readiness_changed(pod))
+            else {
+                continue;
+            };
+            if seen.pods.get(uid).is_none_or(|before| *before < changed) {
+                causes.push(changed);
+            }
+            current.insert(uid.clone(), changed);
+        }
+        seen.pods = current;
+        let earliest = causes.into_iter().min()?;
+        Some(earliest.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    }
+
+    fn forget(&self, key: &Key) {
+        self.seen.lock().remove(key);
+    }
+}

@@ -49,7 +49,11 @@ impl Hierarchies {
                 legacy.push((controllers, PathBuf::from(mount_point)));
             }
         }
-        if legacy.is_empty() { None } else { Some(Self::Legacy(legacy)) }
+        if legacy.is_empty() {
+            None
+        } else {
+            Some(Self::Legacy(legacy))
+        }
     }
 
     fn mounts(&self) -> Vec<&Path> {
@@ -65,7 +69,10 @@ impl Hierarchies {
             Self::Legacy(mounts) => mounts
                 .iter()
                 .find(|(controllers, _)| controllers.iter().any(|controller| controller == name))
-                .map_or_else(|| Path::new("/sys/fs/cgroup").join(name), |(_, mount)| mount.clone()),
+                .map_or_else(
+                    || Path::new("/sys/fs/cgroup").join(name),
+                    |(_, mount)| mount.clone(),
+                ),
         };
         below(&mount, group)
     }
@@ -77,7 +84,11 @@ impl Hierarchies {
 
     /// The file whose line `oom_kill N` counts.
     pub(crate) fn oom_file(&self, group: &Path) -> PathBuf {
-        let file = if self.is_unified() { "memory.events" } else { "memory.oom_control" };
+        let file = if self.is_unified() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
         self.controller("memory", group).join(file)
     }
 
@@ -95,7 +106,9 @@ impl Hierarchies {
                 if self.is_unified() {
                     for controller in ["+cpu", "+memory", "+pids"] {
                         // Not every host delegates each of them; a limit that needs one will say so.
-                        if let Err(error) = fs::write(dir.join("cgroup.subtree_control"), controller) {
+                        if let Err(error) =
+                            fs::write(dir.join("cgroup.subtree_control"), controller)
+                        {
                             tracing::debug!(dir = %dir.display(), controller, %error, "controller not enabled");
                         }
                     }
@@ -103,7 +116,9 @@ impl Hierarchies {
                 let parent = dir.clone();
                 dir.push(part);
                 match fs::create_dir(&dir) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
                     _ => {}
                 }
                 inherit_cpuset(&parent, &dir)?;
@@ -117,12 +132,21 @@ impl Hierarchies {
     pub(crate) fn limit(&self, group: &Path, resources: &Resources) -> io::Result<()> {
         let set = |controller: &str, file: &str, value: String| {
             let path = self.controller(controller, group).join(file);
-            fs::write(&path, value)
-                .map_err(|error| io::Error::new(error.kind(), format!("writing {}: {error}", path.display())))
+            fs::write(&path, value).map_err(|error| {
+                io::Error::new(error.kind(), format!("writing {}: {error}", path.display()))
+            })
         };
         let unified = self.is_unified();
         if let Some(limit) = resources.memory_limit {
-            set("memory", if unified { "memory.max" } else { "memory.limit_in_bytes" }, limit.to_string())?;
+            set(
+                "memory",
+                if unified {
+                    "memory.max"
+                } else {
+                    "memory.limit_in_bytes"
+                },
+                limit.to_string(),
+            )?;
         }
         if let Some(limit) = resources.pids_limit {
             set("pids", "pids.max", limit.to_string())?;
@@ -152,7 +176,8 @@ impl Hierarchies {
         let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let field = |path: PathBuf, name: &str| {
             let text = fs::read_to_string(path).ok()?;
-            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
         };
         let (used, cache, cpu_nanos) = if self.is_unified() {
             (
@@ -167,7 +192,10 @@ impl Hierarchies {
                 number(self.controller("cpuacct", group).join("cpuacct.usage"))?,
             )
         };
-        Some(Usage { cpu_nanos, memory_working_set: used.saturating_sub(cache) })
+        Some(Usage {
+            cpu_nanos,
+            memory_working_set: used.saturating_sub(cache),
+        })
     }
 
     /// Kills every process of a group and of those below it.
@@ -194,7 +222,10 @@ impl Hierarchies {
             self.kill(group);
             match self.try_remove(group) {
                 // A process that was killed leaves its group when it has ended, shortly after.
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tokio::time::Instant::now() < deadline => {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EBUSY)
+                        && tokio::time::Instant::now() < deadline =>
+                {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 result => return result,
@@ -228,7 +259,9 @@ fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut next = 0;
     while next < all.len() {
         if let Ok(entries) = fs::read_dir(&all[next]) {
-            let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let dirs = entries
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             all.extend(dirs.map(|entry| entry.path()));
         }
         next += 1;
@@ -239,7 +272,9 @@ fn tree(dir: &Path) -> Vec<PathBuf> {
 /// A new cpuset of v1 is empty, and lets nobody in.
 fn inherit_cpuset(parent: &Path, dir: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let Ok(own) = fs::read_to_string(dir.join(file)) else { continue };
+        let Ok(own) = fs::read_to_string(dir.join(file)) else {
+            continue;
+        };
         if own.trim().is_empty() && !dir.join("cgroup.controllers").exists() {
             fs::write(dir.join(file), fs::read_to_string(parent.join(file))?)?;
         }
@@ -266,15 +301,31 @@ mod tests {
         let found = Hierarchies::parse(hybrid).unwrap();
         assert_eq!(found.mounts().len(), 2);
         let group = Path::new("/gantry/pod");
-        assert_eq!(found.controller("cpuacct", group), Path::new("/sys/fs/cgroup/cpu,cpuacct/gantry/pod"));
-        assert_eq!(found.oom_file(group), Path::new("/sys/fs/cgroup/memory/gantry/pod/memory.oom_control"));
-        let unified = Hierarchies::parse("25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
-        assert_eq!(unified.oom_file(group), Path::new("/sys/fs/cgroup/gantry/pod/memory.events"));
-        assert_eq!(Hierarchies::parse("20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"), None);
+        assert_eq!(
+            found.controller("cpuacct", group),
+            Path::new("/sys/fs/cgroup/cpu,cpuacct/gantry/pod")
+        );
+        assert_eq!(
+            found.oom_file(group),
+            Path::new("/sys/fs/cgroup/memory/gantry/pod/memory.oom_control")
+        );
+        let unified =
+            Hierarchies::parse("25 20 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n").unwrap();
+        assert_eq!(
+            unified.oom_file(group),
+            Path::new("/sys/fs/cgroup/gantry/pod/memory.events")
+        );
+        assert_eq!(
+            Hierarchies::parse("20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"),
+            None
+        );
     }
 
     #[test]
     fn converts_shares_to_weights() {
-        assert_eq!([weight(0), weight(2), weight(1024), weight(262_144)], [1, 1, 39, 10_000]);
+        assert_eq!(
+            [weight(0), weight(2), weight(1024), weight(262_144)],
+            [1, 1, 39, 10_000]
+        );
     }
 }

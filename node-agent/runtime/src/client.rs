@@ -25,10 +25,17 @@ pub(crate) fn short_path(dir: &impl AsFd, name: &str) -> PathBuf {
 
 impl Link {
     /// Connects to the shim of the sandbox in `dir` and asks.
-    pub(crate) async fn open(dir: &Path, body: request::Body, fds: Vec<OwnedFd>) -> io::Result<Self> {
+    pub(crate) async fn open(
+        dir: &Path,
+        body: request::Body,
+        fds: Vec<OwnedFd>,
+    ) -> io::Result<Self> {
         let directory = open_directory(dir)?;
         let stream = UnixStream::connect(short_path(&directory, shim::SOCKET)).await?;
-        let mut link = Self { stream, input: Vec::new() };
+        let mut link = Self {
+            stream,
+            input: Vec::new(),
+        };
         link.send(body, &fds).await?;
         Ok(link)
     }
@@ -40,8 +47,12 @@ impl Link {
         let mut sent = 0;
         while sent < bytes.len() {
             let fds: &[BorrowedFd<'_>] = if sent == 0 { &borrowed } else { &[] };
-            sent +=
-                self.stream.async_io(Interest::WRITABLE, || sys::send(&self.stream, &bytes[sent..], fds)).await?;
+            sent += self
+                .stream
+                .async_io(Interest::WRITABLE, || {
+                    sys::send(&self.stream, &bytes[sent..], fds)
+                })
+                .await?;
         }
         Ok(())
     }
@@ -53,7 +64,10 @@ impl Link {
                 return Ok(body);
             }
             if self.stream.read_buf(&mut self.input).await? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the pod's shim closed the connection"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the pod's shim closed the connection",
+                ));
             }
         }
     }

@@ -14,8 +14,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::error::RuntimeError;
 use crate::traits::{
-    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec, IoSession, PodUid, Runtime,
-    RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
+    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
+    IoSession, PodUid, Runtime, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
 };
 
 /// A runtime in memory; clones share it.
@@ -91,8 +91,14 @@ impl Default for FakeRuntime {
 impl FakeRuntime {
     /// An empty node.
     pub fn new() -> Self {
-        let state = State { next_pid: 1000, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), events: broadcast::channel(1024).0 }
+        let state = State {
+            next_pid: 1000,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            events: broadcast::channel(1024).0,
+        }
     }
 
     /// Makes argv[0] `command` one that runs until it is ended.
@@ -102,7 +108,10 @@ impl FakeRuntime {
 
     /// Makes every exec of argv[0] `command` end with this code; it may change from one exec to the next.
     pub fn set_exec_code(&self, command: &str, code: i32) {
-        self.state.lock().exec_codes.insert(command.to_owned(), code);
+        self.state
+            .lock()
+            .exec_codes
+            .insert(command.to_owned(), code);
     }
 
     /// Ends a running container with this code, as if by itself.
@@ -118,7 +127,10 @@ impl FakeRuntime {
     /// Ends a pod's shim as a crash would.
     pub fn lose_sandbox(&self, pod: &PodUid) {
         if self.state.lock().sandboxes.remove(pod).is_some() {
-            drop(self.events.send(RuntimeEvent::SandboxLost { pod: pod.clone() }));
+            drop(
+                self.events
+                    .send(RuntimeEvent::SandboxLost { pod: pod.clone() }),
+            );
         }
     }
 
@@ -134,14 +146,27 @@ impl FakeRuntime {
 
     fn end(&self, id: &ContainerId, code: i32, signal: Option<i32>, oom_killed: bool) {
         let mut state = self.state.lock();
-        let Some(container) = state.container(id) else { return };
-        let ContainerState::Running { started_at, .. } = container.status.state else { return };
-        let exit =
-            ContainerExit { code, signal, oom_killed, started_at, finished_at: now(), message: String::new() };
+        let Some(container) = state.container(id) else {
+            return;
+        };
+        let ContainerState::Running { started_at, .. } = container.status.state else {
+            return;
+        };
+        let exit = ContainerExit {
+            code,
+            signal,
+            oom_killed,
+            started_at,
+            finished_at: now(),
+            message: String::new(),
+        };
         container.status.state = ContainerState::Exited(exit.clone());
         drop(state);
         // Nobody listening is nobody to tell.
-        drop(self.events.send(RuntimeEvent::Exited { id: id.clone(), exit }));
+        drop(self.events.send(RuntimeEvent::Exited {
+            id: id.clone(),
+            exit,
+        }));
     }
 
     fn session(behaviour: Behaviour, stdin: bool, tty: bool, code: Option<i32>) -> IoSession {
@@ -153,7 +178,9 @@ impl FakeRuntime {
         tokio::spawn(async move {
             let mut ours = ours;
             let result = match behaviour {
-                Behaviour::Exits { code, output } => ours.write_all(output.as_bytes()).await.map(|()| code),
+                Behaviour::Exits { code, output } => {
+                    ours.write_all(output.as_bytes()).await.map(|()| code)
+                }
                 Behaviour::Copies if stdin => {
                     let mut input = their_input;
                     tokio::io::copy(&mut input, &mut ours).await.map(|_| 0)
@@ -167,7 +194,10 @@ impl FakeRuntime {
             drop(ours);
             let result = result
                 .map(|own| code.unwrap_or(own))
-                .map_err(|source| RuntimeError::Io { doing: "running a command of the fake".to_owned(), source });
+                .map_err(|source| RuntimeError::Io {
+                    doing: "running a command of the fake".to_owned(),
+                    source,
+                });
             drop(done.send(result));
         });
         IoSession {
@@ -182,7 +212,11 @@ impl FakeRuntime {
 
 impl State {
     fn container(&mut self, id: &ContainerId) -> Option<&mut Container> {
-        self.sandboxes.get_mut(&id.pod)?.containers.iter_mut().find(|container| &container.status.id == id)
+        self.sandboxes
+            .get_mut(&id.pod)?
+            .containers
+            .iter_mut()
+            .find(|container| &container.status.id == id)
     }
 
     fn running(&mut self, id: &ContainerId) -> Result<&mut Container, RuntimeError> {
@@ -206,7 +240,11 @@ impl Runtime for FakeRuntime {
         let mut state = self.state.lock();
         let shim_pid = state.pid();
         let pod = spec.pod.clone();
-        state.sandboxes.entry(pod).or_insert(Sandbox { spec, shim_pid, containers: Vec::new() });
+        state.sandboxes.entry(pod).or_insert(Sandbox {
+            spec,
+            shim_pid,
+            containers: Vec::new(),
+        });
         Ok(())
     }
 
@@ -215,7 +253,11 @@ impl Runtime for FakeRuntime {
         let status = |sandbox: &Sandbox| SandboxStatus {
             spec: sandbox.spec.clone(),
             shim_pid: sandbox.shim_pid,
-            containers: sandbox.containers.iter().map(|container| container.status.clone()).collect(),
+            containers: sandbox
+                .containers
+                .iter()
+                .map(|container| container.status.clone())
+                .collect(),
         };
         Ok(state.sandboxes.values().map(status).collect())
     }
@@ -236,10 +278,19 @@ impl Runtime for FakeRuntime {
                 return Ok(known.status.clone());
             }
             let behaviour = behaviour(&spec.args, &state.commands)?;
-            let running = ContainerState::Running { pid: state.pid(), started_at: now() };
-            let status = ContainerStatus { id: id.clone(), state: running };
+            let running = ContainerState::Running {
+                pid: state.pid(),
+                started_at: now(),
+            };
+            let status = ContainerStatus {
+                id: id.clone(),
+                state: running,
+            };
             state.starts.push(spec.clone());
-            let container = Container { spec, status: status.clone() };
+            let container = Container {
+                spec,
+                status: status.clone(),
+            };
             let ending = match behaviour {
                 Behaviour::Exits { code, .. } => Some(code),
                 Behaviour::Copies if !container.spec.stdin => Some(0),
@@ -276,10 +327,15 @@ impl Runtime for FakeRuntime {
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let mut state = self.state.lock();
         if state.running(id).is_ok() {
-            return Err(RuntimeError::Shim(format!("container {} is still running", id.name)));
+            return Err(RuntimeError::Shim(format!(
+                "container {} is still running",
+                id.name
+            )));
         }
         if let Some(sandbox) = state.sandboxes.get_mut(&id.pod) {
-            sandbox.containers.retain(|container| &container.status.id != id);
+            sandbox
+                .containers
+                .retain(|container| &container.status.id != id);
         }
         Ok(())
     }
@@ -290,7 +346,10 @@ impl Runtime for FakeRuntime {
         let command = spec.args.first().cloned().unwrap_or_default();
         let code = state.exec_codes.get(&command).copied();
         let behaviour = match code {
-            Some(code) => Behaviour::Exits { code, output: String::new() },
+            Some(code) => Behaviour::Exits {
+                code,
+                output: String::new(),
+            },
             None => behaviour(&spec.args, &state.commands)?,
         };
         drop(state);
@@ -308,10 +367,21 @@ impl Runtime for FakeRuntime {
 
     async fn usage(&self, pod: &PodUid) -> Result<BTreeMap<String, Usage>, RuntimeError> {
         let state = self.state.lock();
-        let sandbox = state.sandboxes.get(pod).ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))?;
-        let running = sandbox.containers.iter().filter(|known| matches!(known.status.state, ContainerState::Running { .. }));
-        let usage = Usage { cpu_nanos: 1_000_000, memory_working_set: 1 << 20 };
-        Ok(running.map(|container| (container.status.id.name.clone(), usage.clone())).collect())
+        let sandbox = state
+            .sandboxes
+            .get(pod)
+            .ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))?;
+        let running = sandbox
+            .containers
+            .iter()
+            .filter(|known| matches!(known.status.state, ContainerState::Running { .. }));
+        let usage = Usage {
+            cpu_nanos: 1_000_000,
+            memory_working_set: 1 << 20,
+        };
+        Ok(running
+            .map(|container| (container.status.id.name.clone(), usage.clone()))
+            .collect())
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

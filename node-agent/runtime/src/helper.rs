@@ -16,7 +16,9 @@ use std::sync::Arc;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
 use rustix::thread::UnshareFlags;
 
 use crate::seccomp::{self, Program};
@@ -77,16 +79,32 @@ struct Confined {
 impl Confined {
     fn attempt(&self, spec: &Spec) -> io::Error {
         let process = spec.process().as_ref();
-        let args = process.and_then(|process| process.args().clone()).unwrap_or_default();
-        let env = process.and_then(|process| process.env().clone()).unwrap_or_default();
-        let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
-        let Some(command) = args.first() else { return io::Error::from_raw_os_error(libc::ENOENT) };
+        let args = process
+            .and_then(|process| process.args().clone())
+            .unwrap_or_default();
+        let env = process
+            .and_then(|process| process.env().clone())
+            .unwrap_or_default();
+        let path = env
+            .iter()
+            .find_map(|entry| entry.strip_prefix("PATH="))
+            .unwrap_or_default();
+        let Some(command) = args.first() else {
+            return io::Error::from_raw_os_error(libc::ENOENT);
+        };
         let candidates: Vec<String> = if command.contains('/') {
             vec![command.clone()]
         } else {
-            path.split(':').filter(|dir| !dir.is_empty()).map(|dir| format!("{dir}/{command}")).collect()
+            path.split(':')
+                .filter(|dir| !dir.is_empty())
+                .map(|dir| format!("{dir}/{command}"))
+                .collect()
         };
-        let strings = |list: &[String]| list.iter().map(|item| CString::new(item.as_str())).collect::<Result<Vec<_>, _>>();
+        let strings = |list: &[String]| {
+            list.iter()
+                .map(|item| CString::new(item.as_str()))
+                .collect::<Result<Vec<_>, _>>()
+        };
         // libcontainer adds what is missing (HOME) to the process's own environment.
         let environment: Vec<String> = with_home(env);
         let (Ok(args), Ok(environment), Ok(candidates)) =
@@ -103,10 +121,15 @@ impl Confined {
         let mut cause = io::Error::from_raw_os_error(libc::ENOENT);
         for candidate in &candidates {
             let error = sys::execve(candidate, &args, &environment);
-            if error.raw_os_error() != Some(libc::ENOENT) || cause.raw_os_error() != Some(libc::EACCES) {
+            if error.raw_os_error() != Some(libc::ENOENT)
+                || cause.raw_os_error() != Some(libc::EACCES)
+            {
                 cause = error;
             }
-            if !matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EACCES | libc::ENOTDIR)) {
+            if !matches!(
+                cause.raw_os_error(),
+                Some(libc::ENOENT | libc::EACCES | libc::ENOTDIR)
+            ) {
                 break;
             }
         }
@@ -140,7 +163,11 @@ impl Executor for Confined {
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         // Everything else is taken from the specification, in its order and with its repetitions.
         if let Some(home) = envs.get("HOME") {
-            #[expect(unsafe_code, clippy::disallowed_methods, reason = "the forked init has one thread")]
+            #[expect(
+                unsafe_code,
+                clippy::disallowed_methods,
+                reason = "the forked init has one thread"
+            )]
             // SAFETY: this process was forked from a single-threaded helper and starts no threads.
             unsafe {
                 std::env::set_var("HOME", home);
@@ -180,7 +207,11 @@ pub(crate) fn exec(container_dir: &Path, dir: &Path) -> io::Result<()> {
 
 type Built = Result<i32, libcontainer::error::LibcontainerError>;
 
-fn run(container_dir: &Path, dir: &Path, build: impl FnOnce(ContainerBuilder, bool) -> Built) -> Outcome {
+fn run(
+    container_dir: &Path,
+    dir: &Path,
+    build: impl FnOnce(ContainerBuilder, bool) -> Built,
+) -> Outcome {
     match try_run(container_dir, dir, build) {
         Ok(outcome) => outcome,
         Err(error) => Outcome::Failed(error.to_string()),
@@ -194,7 +225,10 @@ fn try_run(
 ) -> io::Result<Outcome> {
     let filters = seccomp::load(container_dir)?;
     let (mut failures, report) = io::pipe()?;
-    let executor = Confined { filters, report: Arc::new(report) };
+    let executor = Confined {
+        filters,
+        report: Arc::new(report),
+    };
     let console = dir.join(CONSOLE);
     let has_console = console.exists();
     // The root path is made canonical by libcontainer, so it must exist.
@@ -234,7 +268,14 @@ fn read_now(pipe: &mut io::PipeReader, code: &mut [u8; 4]) -> io::Result<bool> {
     rustix::io::ioctl_fionbio(pipe.as_fd(), true)?;
     match pipe.read_exact(code) {
         Ok(()) => Ok(true),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::UnexpectedEof) => Ok(false),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -266,7 +307,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Creates a pid namespace and leaves a process in it as its pid 1; writes that one's pid to `file`.
 pub(crate) fn start_pause(file: &Path) -> io::Result<()> {
     sys::unshare(UnshareFlags::NEWPID)?;
-    let pause = Command::new(PathBuf::from("/proc/self/exe")).arg(crate::PAUSE).spawn()?;
+    let pause = Command::new(PathBuf::from("/proc/self/exe"))
+        .arg(crate::PAUSE)
+        .spawn()?;
     fs::write(file, pause.id().to_string())
 }
 

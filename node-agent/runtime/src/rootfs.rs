@@ -13,25 +13,51 @@ use crate::error::RuntimeError;
 use crate::traits::ContainerSpec;
 
 /// Where programs are looked for when a container does not say.
-pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str =
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn open(root: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-    rustix::fs::openat2(root, relative, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
+    let relative = if relative.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        relative
+    };
+    rustix::fs::openat2(
+        root,
+        relative,
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )
 }
 
 /// The host directory or file that will be at `path`, as a root and a path within: a mount hides what it covers.
 fn locate(spec: &ContainerSpec, path: &Path) -> (PathBuf, PathBuf) {
-    let covering = spec.mounts.iter().rev().filter(|mount| path.starts_with(&mount.target));
+    let covering = spec
+        .mounts
+        .iter()
+        .rev()
+        .filter(|mount| path.starts_with(&mount.target));
     match covering.max_by_key(|mount| mount.target.components().count()) {
         Some(mount) => {
             let rest = path.strip_prefix(&mount.target).unwrap_or(path);
             if rest.as_os_str().is_empty() {
                 // A file mounted by itself.
                 let parent = mount.source.parent().unwrap_or(Path::new("/")).to_owned();
-                (parent, mount.source.file_name().map(PathBuf::from).unwrap_or_default())
+                (
+                    parent,
+                    mount
+                        .source
+                        .file_name()
+                        .map(PathBuf::from)
+                        .unwrap_or_default(),
+                )
             } else {
                 (mount.source.clone(), rest.to_owned())
             }
@@ -54,7 +80,12 @@ fn check(spec: &ContainerSpec, path: &Path) -> Result<(), Errno> {
 /// Refuses a command that is not there or not executable.
 pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     let command = spec.args.first().cloned().unwrap_or_default();
-    let refuse = |cause: String| Err(RuntimeError::CannotExecute { command: command.clone(), cause });
+    let refuse = |cause: String| {
+        Err(RuntimeError::CannotExecute {
+            command: command.clone(),
+            cause,
+        })
+    };
     if command.is_empty() {
         return refuse("no command specified".to_owned());
     }
@@ -62,14 +93,22 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let path = spec.cwd.join(&command);
         return match check(spec, &path) {
             Ok(()) => Ok(()),
-            Err(Errno::NOENT | Errno::NOTDIR) => refuse(format!("stat {command}: no such file or directory")),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                refuse(format!("stat {command}: no such file or directory"))
+            }
             Err(Errno::ISDIR) => refuse("is a directory".to_owned()),
             Err(Errno::ACCESS) => refuse("permission denied".to_owned()),
             Err(error) => refuse(io::Error::from(error).to_string()),
         };
     }
-    let path = spec.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
-    let path = path.or_else(|| DEFAULT_PATH.strip_prefix("PATH=")).unwrap_or_default();
+    let path = spec
+        .env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix("PATH="));
+    let path = path
+        .or_else(|| DEFAULT_PATH.strip_prefix("PATH="))
+        .unwrap_or_default();
     let mut denied = false;
     for dir in path.split(':').filter(|dir| !dir.is_empty()) {
         match check(spec, &spec.cwd.join(dir).join(&command)) {
@@ -78,12 +117,23 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
             Err(_) => {}
         }
     }
-    refuse(if denied { "permission denied" } else { "executable file not found in $PATH" }.to_owned())
+    refuse(
+        if denied {
+            "permission denied"
+        } else {
+            "executable file not found in $PATH"
+        }
+        .to_owned(),
+    )
 }
 
 /// Makes the working directory, owned by root as an image's would be, unless a mount will provide it.
 pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
-    if spec.mounts.iter().any(|mount| spec.cwd.starts_with(&mount.target)) {
+    if spec
+        .mounts
+        .iter()
+        .any(|mount| spec.cwd.starts_with(&mount.target))
+    {
         return Ok(());
     }
     let mut done = PathBuf::from("/");
@@ -105,5 +155,10 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
 /// Makes the directory or file on which something will be mounted, so that a read-only rootfs can take it.
 pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
+    Ok(File::from(rustix::fs::openat(
+        CWD,
+        path,
+        flags,
+        Mode::empty(),
+    )?))
 }

@@ -22,8 +22,8 @@ use tokio::sync::broadcast;
 use crate::cgroup::Hierarchies;
 use crate::error::RuntimeError;
 use crate::traits::{
-    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec, IoSession, PodUid, Runtime,
-    RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
+    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
+    IoSession, PodUid, Runtime, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
 };
 
 /// Where a node's runtime keeps its things. All of it derives from the agent, so that several can share a machine.
@@ -80,7 +80,10 @@ pub struct ShimRuntime {
 
 fn io_error(doing: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
     let doing = doing.into();
-    move |source| RuntimeError::Io { doing: format!("{doing}: {source}"), source }
+    move |source| RuntimeError::Io {
+        doing: format!("{doing}: {source}"),
+        source,
+    }
 }
 
 impl ShimRuntime {
@@ -98,19 +101,25 @@ impl ShimRuntime {
                 config.cgroup_root.display()
             )));
         }
-        fs::create_dir_all(&config.run_dir)
-            .map_err(io_error(format!("creating the run directory {}", config.run_dir.display())))?;
-        let hierarchies = Hierarchies::detect().map_err(|error| RuntimeError::Unsupported(error.to_string()))?;
+        fs::create_dir_all(&config.run_dir).map_err(io_error(format!(
+            "creating the run directory {}",
+            config.run_dir.display()
+        )))?;
+        let hierarchies =
+            Hierarchies::detect().map_err(|error| RuntimeError::Unsupported(error.to_string()))?;
         let shared = Shared {
             config,
             hierarchies,
-            available: bounding_set().map_err(io_error("reading the capabilities of the node agent"))?,
+            available: bounding_set()
+                .map_err(io_error("reading the capabilities of the node agent"))?,
             events: broadcast::channel(1024).0,
             sandboxes: Mutex::new(HashMap::new()),
             locks: Mutex::new(HashMap::new()),
             execs: AtomicU64::new(0),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 }
 
@@ -120,7 +129,9 @@ impl Shared {
     }
 
     fn container_dir(&self, id: &ContainerId) -> PathBuf {
-        self.sandbox_dir(&id.pod).join("c").join(format!("{}-{}", id.name, id.attempt))
+        self.sandbox_dir(&id.pod)
+            .join("c")
+            .join(format!("{}-{}", id.name, id.attempt))
     }
 
     fn pod_cgroup(&self, pod: &PodUid) -> PathBuf {
@@ -128,7 +139,8 @@ impl Shared {
     }
 
     fn container_cgroup(&self, id: &ContainerId) -> PathBuf {
-        self.pod_cgroup(&id.pod).join(format!("{}-{}", id.name, id.attempt))
+        self.pod_cgroup(&id.pod)
+            .join(format!("{}-{}", id.name, id.attempt))
     }
 
     fn sandbox(&self, pod: &PodUid) -> Option<Arc<Sandbox>> {
@@ -146,17 +158,27 @@ impl Shared {
 
 fn bounding_set() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let bits = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap_or_default();
+    let bits = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))
+        .unwrap_or_default();
     u64::from_str_radix(bits.trim(), 16).map_err(io::Error::other)
 }
 
 fn reference(id: &ContainerId) -> ContainerRef {
-    ContainerRef { name: id.name.clone(), attempt: id.attempt }
+    ContainerRef {
+        name: id.name.clone(),
+        attempt: id.attempt,
+    }
 }
 
 fn status(pod: &PodUid, container: shim::Container) -> ContainerStatus {
     let reference = container.container.unwrap_or_default();
-    let id = ContainerId { pod: pod.clone(), name: reference.name, attempt: reference.attempt };
+    let id = ContainerId {
+        pod: pod.clone(),
+        name: reference.name,
+        attempt: reference.attempt,
+    };
     let state = match container.exit {
         Some(exit) => ContainerState::Exited(ContainerExit {
             code: exit.code,
@@ -167,7 +189,10 @@ fn status(pod: &PodUid, container: shim::Container) -> ContainerStatus {
             message: exit.message,
         }),
         None if container.pid == 0 => ContainerState::Created,
-        None => ContainerState::Running { pid: container.pid, started_at: container.started_at },
+        None => ContainerState::Running {
+            pid: container.pid,
+            started_at: container.started_at,
+        },
     };
     ContainerStatus { id, state }
 }
@@ -176,12 +201,16 @@ fn status(pod: &PodUid, container: shim::Container) -> ContainerStatus {
 fn check_name(name: &str) -> Result<(), RuntimeError> {
     let plain = !name.is_empty()
         && name.len() <= 253
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         && !name.starts_with('.');
     if plain {
         Ok(())
     } else {
-        Err(RuntimeError::Unsupported(format!("\"{name}\" cannot name a pod or container: use letters, digits and -")))
+        Err(RuntimeError::Unsupported(format!(
+            "\"{name}\" cannot name a pod or container: use letters, digits and -"
+        )))
     }
 }
 

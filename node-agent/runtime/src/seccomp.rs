@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
 };
 use serde::Deserialize;
 
@@ -33,12 +33,17 @@ const INSTRUCTION: usize = 8;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The content of [`FILE`] for a container with these effective capabilities (without `CAP_`).
-pub(crate) fn prepare(profile: &Seccomp, capabilities: &BTreeSet<&str>) -> Result<Arc<Vec<u8>>, String> {
+pub(crate) fn prepare(
+    profile: &Seccomp,
+    capabilities: &BTreeSet<&str>,
+) -> Result<Arc<Vec<u8>>, String> {
     match profile {
         Seccomp::Unconfined => Ok(Arc::new(UNCONFINED.to_vec())),
         Seccomp::RuntimeDefault => default_profile(capabilities),
         Seccomp::Localhost(path) => {
-            let doing = |cause: &dyn std::fmt::Display| format!("seccomp profile {}: {cause}", path.display());
+            let doing = |cause: &dyn std::fmt::Display| {
+                format!("seccomp profile {}: {cause}", path.display())
+            };
             let text = fs::read(path).map_err(|error| doing(&error))?;
             let profile: Profile = serde_json::from_slice(&text).map_err(|error| doing(&error))?;
             let programs = profile.compile().map_err(|error| doing(&error))?;
@@ -49,12 +54,14 @@ pub(crate) fn prepare(profile: &Seccomp, capabilities: &BTreeSet<&str>) -> Resul
 
 /// Reads what [`prepare`] wrote. Anything unexpected is an error: never start without the filter that was meant.
 pub(crate) fn load(dir: &Path) -> io::Result<Vec<Program>> {
-    let content = fs::read(dir.join(FILE))
-        .map_err(|error| io::Error::new(error.kind(), format!("reading the seccomp filter: {error}")))?;
+    let content = fs::read(dir.join(FILE)).map_err(|error| {
+        io::Error::new(error.kind(), format!("reading the seccomp filter: {error}"))
+    })?;
     if content == UNCONFINED {
         return Ok(Vec::new());
     }
-    decode(&content).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the seccomp filter is damaged"))
+    decode(&content)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the seccomp filter is damaged"))
 }
 
 /// Puts the calling thread under the filter.
@@ -80,7 +87,8 @@ fn decode(content: &[u8]) -> Option<Vec<Program>> {
     let mut programs = Vec::new();
     while !rest.is_empty() {
         let (length, tail) = rest.split_first_chunk::<4>()?;
-        let (body, tail) = tail.split_at_checked(u32::from_ne_bytes(*length) as usize * INSTRUCTION)?;
+        let (body, tail) =
+            tail.split_at_checked(u32::from_ne_bytes(*length) as usize * INSTRUCTION)?;
         let program: Program = body
             .chunks_exact(INSTRUCTION)
             .map(|bytes| sock_filter {
@@ -96,21 +104,30 @@ fn decode(content: &[u8]) -> Option<Vec<Program>> {
         programs.push(program);
         rest = tail;
     }
-    if programs.is_empty() { None } else { Some(programs) }
+    if programs.is_empty() {
+        None
+    } else {
+        Some(programs)
+    }
 }
 
 fn architecture() -> Result<TargetArch, String> {
     TargetArch::try_from(std::env::consts::ARCH).map_err(|error| error.to_string())
 }
 
-fn compile(rules: Rules, otherwise: SeccompAction, matching: SeccompAction) -> Result<Program, String> {
-    let filter =
-        SeccompFilter::new(rules, otherwise, matching, architecture()?).map_err(|error| error.to_string())?;
+fn compile(
+    rules: Rules,
+    otherwise: SeccompAction,
+    matching: SeccompAction,
+) -> Result<Program, String> {
+    let filter = SeccompFilter::new(rules, otherwise, matching, architecture()?)
+        .map_err(|error| error.to_string())?;
     Program::try_from(filter).map_err(|error| error.to_string())
 }
 
 fn condition(index: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, String> {
-    SeccompCondition::new(index, SeccompCmpArgLen::Qword, op, value).map_err(|error| error.to_string())
+    SeccompCondition::new(index, SeccompCmpArgLen::Qword, op, value)
+        .map_err(|error| error.to_string())
 }
 
 fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, String> {
@@ -146,7 +163,10 @@ fn compile_default(extra: &[&str], administrator: bool) -> Result<Vec<Program>, 
     rules.insert(libc::SYS_personality, personalities);
     // Virtual machine sockets are not confined by network namespaces.
     let vsock = u64::from(libc::AF_VSOCK.unsigned_abs());
-    rules.insert(libc::SYS_socket, vec![rule(vec![condition(0, SeccompCmpOp::Ne, vsock)?])?]);
+    rules.insert(
+        libc::SYS_socket,
+        vec![rule(vec![condition(0, SeccompCmpOp::Ne, vsock)?])?],
+    );
     // Threads and processes, but no new namespaces.
     let namespaces = u64::from(
         (libc::CLONE_NEWNS
@@ -158,8 +178,20 @@ fn compile_default(extra: &[&str], administrator: bool) -> Result<Vec<Program>, 
             | libc::CLONE_NEWCGROUP)
             .cast_unsigned(),
     );
-    rules.insert(libc::SYS_clone, vec![rule(vec![condition(0, SeccompCmpOp::MaskedEq(namespaces), 0)?])?]);
-    for name in extra.iter().copied().chain([default::ALLOWED]).flat_map(str::split_ascii_whitespace) {
+    rules.insert(
+        libc::SYS_clone,
+        vec![rule(vec![condition(
+            0,
+            SeccompCmpOp::MaskedEq(namespaces),
+            0,
+        )?])?],
+    );
+    for name in extra
+        .iter()
+        .copied()
+        .chain([default::ALLOWED])
+        .flat_map(str::split_ascii_whitespace)
+    {
         if let Some(number) = calls::number(name) {
             rules.insert(number, Vec::new());
         }
@@ -248,8 +280,11 @@ impl Profile {
                 continue;
             }
             for number in entry.names.iter().filter_map(|name| calls::number(name)) {
-                let conditions =
-                    entry.args.iter().map(Argument::condition).collect::<Result<Vec<_>, _>>()?;
+                let conditions = entry
+                    .args
+                    .iter()
+                    .map(Argument::condition)
+                    .collect::<Result<Vec<_>, _>>()?;
                 add(&mut mentioned, number, &conditions)?;
                 if action != SeccompAction::Allow {
                     match others.iter_mut().find(|(known, _)| *known == action) {
@@ -282,7 +317,10 @@ fn add(rules: &mut Rules, number: i64, conditions: &[SeccompCondition]) -> Resul
     if conditions.is_empty() {
         rules.insert(number, Vec::new());
     } else if rules.get(&number).is_none_or(|known| !known.is_empty()) {
-        rules.entry(number).or_default().push(rule(conditions.to_vec())?);
+        rules
+            .entry(number)
+            .or_default()
+            .push(rule(conditions.to_vec())?);
     }
     Ok(())
 }
@@ -294,8 +332,14 @@ mod tests {
     #[test]
     fn every_name_of_the_default_profile_exists() {
         let extra = default::WITH_CAPABILITY.iter().map(|(_, names)| *names);
-        for name in extra.chain([default::ALLOWED]).flat_map(str::split_ascii_whitespace) {
-            assert!(calls::number(name).is_some() || cfg!(not(target_arch = "x86_64")), "{name}");
+        for name in extra
+            .chain([default::ALLOWED])
+            .flat_map(str::split_ascii_whitespace)
+        {
+            assert!(
+                calls::number(name).is_some() || cfg!(not(target_arch = "x86_64")),
+                "{name}"
+            );
         }
     }
 

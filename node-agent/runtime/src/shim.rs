@@ -44,9 +44,11 @@ pub(crate) const READY: &str = "ready\n";
 pub(crate) fn run(dir: &Path) -> stdio::Result<()> {
     rustix::process::setsid()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    let config = SandboxConfig::decode(&*fs::read(dir.join(CONFIG))?).map_err(stdio::Error::other)?;
+    let config =
+        SandboxConfig::decode(&*fs::read(dir.join(CONFIG))?).map_err(stdio::Error::other)?;
     for file in &config.cgroup_procs {
-        fs::write(file, "0").map_err(|error| explain(&format!("entering the cgroup at {file}"), error))?;
+        fs::write(file, "0")
+            .map_err(|error| explain(&format!("entering the cgroup at {file}"), error))?;
     }
     enter_namespaces(&config)?;
     let mut shim = Shim {
@@ -69,7 +71,10 @@ pub(crate) fn run(dir: &Path) -> stdio::Result<()> {
     use std::io::Write;
     stdio::stdout().write_all(READY.as_bytes())?;
     // Whoever started us may wait for the end of our output.
-    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     shim.serve()
 }
@@ -92,14 +97,23 @@ fn enter_namespaces(config: &SandboxConfig) -> stdio::Result<()> {
     sys::unshare(new)?;
     rustix::system::sethostname(config.hostname.as_bytes())?;
     if !config.netns.is_empty() {
-        let joining = |error| explain(&format!("joining the network namespace {}", config.netns), error);
+        let joining = |error| {
+            explain(
+                &format!("joining the network namespace {}", config.netns),
+                error,
+            )
+        };
         let namespace = fs::File::open(&config.netns).map_err(joining)?;
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|error| joining(error.into()))?;
+        rustix::thread::move_into_link_name_space(
+            namespace.as_fd(),
+            Some(LinkNameSpaceType::Network),
+        )
+        .map_err(|error| joining(error.into()))?;
     }
     for (name, value) in &config.sysctls {
         let file = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&file, value).map_err(|error| explain(&format!("setting the sysctl {name}"), error))?;
+        fs::write(&file, value)
+            .map_err(|error| explain(&format!("setting the sysctl {name}"), error))?;
     }
     Ok(())
 }
@@ -148,7 +162,11 @@ impl Shim {
                     Source::Listener => self.accept(),
                     Source::Connection(index) => self.connection_ready(index, ready),
                     Source::Container(serial, part) => {
-                        if let Some(container) = self.containers.iter_mut().find(|known| known.serial == serial) {
+                        if let Some(container) = self
+                            .containers
+                            .iter_mut()
+                            .find(|known| known.serial == serial)
+                        {
                             container.ready(part);
                         }
                     }
@@ -163,15 +181,23 @@ impl Shim {
     fn finished(&self) -> bool {
         self.stopping
             && self.helpers.is_empty()
-            && self.containers.iter().all(|container| container.running_pid().is_none())
-            && self.connections.iter().all(|connection| !connection.has_output())
+            && self
+                .containers
+                .iter()
+                .all(|container| container.running_pid().is_none())
+            && self
+                .connections
+                .iter()
+                .all(|connection| !connection.has_output())
     }
 
     /// Polls everything once. Connections are only removed in `settle`, so their indices stay right until then.
     fn wait(&self) -> stdio::Result<Vec<(Source, PollFlags)>> {
         let mut sources = vec![Source::Signals, Source::Listener];
-        let mut fds =
-            vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        let mut fds = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
         for (index, connection) in self.connections.iter().enumerate() {
             sources.push(Source::Connection(index));
             fds.push(PollFd::new(connection, connection.interest()));
@@ -248,9 +274,14 @@ impl Shim {
             .stdout(std::process::Stdio::null())
             .status()?;
         if !status.success() {
-            return Err(stdio::Error::other("could not create the pod's pid namespace"));
+            return Err(stdio::Error::other(
+                "could not create the pod's pid namespace",
+            ));
         }
-        fs::read_to_string(file)?.trim().parse().map_err(stdio::Error::other)
+        fs::read_to_string(file)?
+            .trim()
+            .parse()
+            .map_err(stdio::Error::other)
     }
 }
 

@@ -89,7 +89,13 @@ const MASKED: &[&str] = &[
     "/sys/firmware",
 ];
 
-const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// What the node and the sandbox decide about a container.
 pub(crate) struct Surroundings<'a> {
@@ -110,23 +116,38 @@ pub(crate) struct Surroundings<'a> {
 }
 
 /// Names (without `CAP_`) of the capabilities a container gets.
-pub(crate) fn capabilities(spec: &ContainerSpec, available: u64) -> Result<BTreeSet<&'static str>, RuntimeError> {
-    let all = || ALL_CAPABILITIES.iter().enumerate().filter(|(bit, _)| available >> bit & 1 == 1).map(|(_, name)| *name);
+pub(crate) fn capabilities(
+    spec: &ContainerSpec,
+    available: u64,
+) -> Result<BTreeSet<&'static str>, RuntimeError> {
+    let all = || {
+        ALL_CAPABILITIES
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| available >> bit & 1 == 1)
+            .map(|(_, name)| *name)
+    };
     if spec.privileged {
         return Ok(all().collect());
     }
     let known = |asked: &str| -> Result<&'static str, RuntimeError> {
         let bare = asked.strip_prefix("CAP_").unwrap_or(asked);
-        ALL_CAPABILITIES.iter().copied().find(|name| *name == bare).ok_or_else(|| RuntimeError::Create {
-            container: spec.id.name.clone(),
-            cause: format!("unknown capability \"{asked}\" to add or drop"),
-        })
+        ALL_CAPABILITIES
+            .iter()
+            .copied()
+            .find(|name| *name == bare)
+            .ok_or_else(|| RuntimeError::Create {
+                container: spec.id.name.clone(),
+                cause: format!("unknown capability \"{asked}\" to add or drop"),
+            })
     };
     let is_all = |name: &String| name == "ALL" || name == "CAP_ALL";
     let mut granted: BTreeSet<&'static str> = if spec.cap_add.iter().any(is_all) {
         all().collect()
     } else {
-        all().filter(|name| DEFAULT_CAPABILITIES.contains(name)).collect()
+        all()
+            .filter(|name| DEFAULT_CAPABILITIES.contains(name))
+            .collect()
     };
     if spec.cap_drop.iter().any(is_all) {
         granted.clear();
@@ -159,16 +180,25 @@ fn environment(spec: &ContainerSpec) -> Vec<String> {
 }
 
 /// The `process` part, for the container's command or for another one in it.
-fn process(spec: &ContainerSpec, args: &[String], tty: bool, available: u64) -> Result<Value, RuntimeError> {
-    let capabilities: Vec<String> =
-        capabilities(spec, available)?.into_iter().map(|name| format!("CAP_{name}")).collect();
+fn process(
+    spec: &ContainerSpec,
+    args: &[String],
+    tty: bool,
+    available: u64,
+) -> Result<Value, RuntimeError> {
+    let capabilities: Vec<String> = capabilities(spec, available)?
+        .into_iter()
+        .map(|name| format!("CAP_{name}"))
+        .collect();
     let mut env = environment(spec);
     if tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
         env.push("TERM=xterm".to_owned());
     }
+    // The primary group is among the supplementary ones: a process that changes its group keeps its access.
+    let groups: BTreeSet<u32> = spec.groups.iter().copied().chain([spec.gid]).collect();
     let mut process = json!({
         "terminal": tty,
-        "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": spec.groups},
+        "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": groups},
         "args": args,
         "env": env,
         "cwd": spec.cwd,
@@ -194,7 +224,11 @@ fn process(spec: &ContainerSpec, args: &[String], tty: bool, available: u64) -> 
 }
 
 /// The `process.json` of an exec.
-pub(crate) fn exec_process(spec: &ContainerSpec, exec: &ExecSpec, available: u64) -> Result<Value, RuntimeError> {
+pub(crate) fn exec_process(
+    spec: &ContainerSpec,
+    exec: &ExecSpec,
+    available: u64,
+) -> Result<Value, RuntimeError> {
     process(spec, &exec.args, exec.tty, available)
 }
 
@@ -218,23 +252,61 @@ fn bind(mount: &BindMount) -> Value {
 }
 
 fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
-    let sys: &[&str] = if spec.privileged { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
-    let shm = if around.sandbox.host_ipc { Path::new("/dev/shm") } else { around.shm };
+    let sys: &[&str] = if spec.privileged {
+        &["nosuid", "noexec", "nodev"]
+    } else {
+        &["nosuid", "noexec", "nodev", "ro"]
+    };
+    let shm = if around.sandbox.host_ipc {
+        Path::new("/dev/shm")
+    } else {
+        around.shm
+    };
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
         mount("/sys", "sysfs", "sysfs", sys),
         json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": ["bind", "rprivate", "nosuid", "noexec", "nodev"]}),
     ];
     if around.unified {
-        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]));
+        mounts.push(mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ));
     }
     // On v1 there is none: those mounts cannot be made read-only, and a container could lift its own limits.
     mounts.extend(spec.mounts.iter().map(bind));
     let path = &spec.termination_message_path;
-    if path.is_absolute() && path.parent().is_some() && !spec.mounts.iter().any(|mount| &mount.target == path) {
+    if path.is_absolute()
+        && path.parent().is_some()
+        && !spec.mounts.iter().any(|mount| &mount.target == path)
+    {
         mounts.push(json!({
             "destination": path,
             "type": "bind",
@@ -276,11 +348,31 @@ fn host_devices() -> Vec<Value> {
     let mut dirs = vec![std::path::PathBuf::from("/dev")];
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };
+            let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else {
+                continue;
+            };
             let kind = metadata.file_type();
-            let skipped = ["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console", "/dev/ptmx"];
-            let ordinary = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
-            if skipped.iter().chain(&ordinary).any(|skip| path == Path::new(skip)) {
+            let skipped = [
+                "/dev/pts",
+                "/dev/shm",
+                "/dev/fd",
+                "/dev/mqueue",
+                "/dev/console",
+                "/dev/ptmx",
+            ];
+            let ordinary = [
+                "/dev/null",
+                "/dev/zero",
+                "/dev/full",
+                "/dev/random",
+                "/dev/urandom",
+                "/dev/tty",
+            ];
+            if skipped
+                .iter()
+                .chain(&ordinary)
+                .any(|skip| path == Path::new(skip))
+            {
                 continue;
             }
             if kind.is_dir() {
@@ -302,7 +394,10 @@ fn host_devices() -> Vec<Value> {
 }
 
 /// The whole `config.json`.
-pub(crate) fn config(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Value, RuntimeError> {
+pub(crate) fn config(
+    spec: &ContainerSpec,
+    around: &Surroundings<'_>,
+) -> Result<Value, RuntimeError> {
     let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
     if let Some(pid) = around.pause_pid {
         namespaces.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")}));
@@ -314,13 +409,18 @@ pub(crate) fn config(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<
         "cgroupsPath": around.cgroup,
         "resources": resources(&spec.resources, spec.privileged),
     });
-    let widest = spec.mounts.iter().map(|mount| mount.propagation).fold(Propagation::None, |widest, next| {
-        match (widest, next) {
-            (Propagation::Bidirectional, _) | (_, Propagation::Bidirectional) => Propagation::Bidirectional,
-            (Propagation::HostToContainer, _) | (_, Propagation::HostToContainer) => Propagation::HostToContainer,
+    let widest = spec.mounts.iter().map(|mount| mount.propagation).fold(
+        Propagation::None,
+        |widest, next| match (widest, next) {
+            (Propagation::Bidirectional, _) | (_, Propagation::Bidirectional) => {
+                Propagation::Bidirectional
+            }
+            (Propagation::HostToContainer, _) | (_, Propagation::HostToContainer) => {
+                Propagation::HostToContainer
+            }
             _ => Propagation::None,
-        }
-    });
+        },
+    );
     match widest {
         Propagation::None => {}
         Propagation::HostToContainer => linux["rootfsPropagation"] = json!("rslave"),

@@ -6,15 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use prost::Message;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 /// The largest frame either side accepts.
 pub(crate) const MAX_FRAME: usize = 1 << 20;
 
 fn check(result: i32) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Sends a signal; 0 only asks whether the process exists.
@@ -30,14 +34,25 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
 /// Blocks SIGCHLD and returns a non-blocking descriptor that reads it.
 pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    #[expect(unsafe_code, reason = "signalfd has no safe wrapper among our dependencies")]
+    #[expect(
+        unsafe_code,
+        reason = "signalfd has no safe wrapper among our dependencies"
+    )]
     // SAFETY: sigemptyset initialises the set before any other call reads it; signalfd returns a descriptor we own.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
-        check(libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()))?;
+        check(libc::pthread_sigmask(
+            libc::SIG_BLOCK,
+            set.as_ptr(),
+            std::ptr::null_mut(),
+        ))?;
         let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
     }
 }
 
@@ -50,7 +65,10 @@ pub(crate) fn close_inherited() -> io::Result<()> {
 
 /// Gives a process new namespaces. Must be called with one thread.
 pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "CLONE_FILES would be dangerous with several threads")]
+    #[expect(
+        unsafe_code,
+        reason = "CLONE_FILES would be dangerous with several threads"
+    )]
     // SAFETY: callers pass namespace flags only, never FILES, and have one thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
@@ -65,12 +83,22 @@ pub(crate) fn default_sigpipe() {
 }
 
 /// Replaces the process; returns only to say why it could not.
-pub(crate) fn execve(path: &std::ffi::CStr, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> io::Error {
+pub(crate) fn execve(
+    path: &std::ffi::CStr,
+    args: &[std::ffi::CString],
+    env: &[std::ffi::CString],
+) -> io::Error {
     let pointers = |list: &[std::ffi::CString]| {
-        list.iter().map(|item| item.as_ptr()).chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
+        list.iter()
+            .map(|item| item.as_ptr())
+            .chain(std::iter::once(std::ptr::null()))
+            .collect::<Vec<_>>()
     };
     let (args, env) = (pointers(args), pointers(env));
-    #[expect(unsafe_code, reason = "exec with an exact environment and no shell fallback")]
+    #[expect(
+        unsafe_code,
+        reason = "exec with an exact environment and no shell fallback"
+    )]
     // SAFETY: both arrays end in null and point to strings that outlive the call.
     unsafe {
         libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr());
@@ -89,15 +117,21 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
 
 /// Takes the first whole frame out of `buffer`, if it is there.
 pub(crate) fn take_frame<M: Message + Default>(buffer: &mut Vec<u8>) -> io::Result<Option<M>> {
-    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let Some(head) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let length = u32::from_be_bytes(*head) as usize;
     if length > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("frame of {length} bytes"),
+        ));
     }
     if buffer.len() < length + 4 {
         return Ok(None);
     }
-    let message = M::decode(&buffer[4..length + 4]).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let message = M::decode(&buffer[4..length + 4])
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     buffer.drain(..length + 4);
     Ok(Some(message))
 }
@@ -107,13 +141,25 @@ pub(crate) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> i
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors",
+        ));
     }
-    Ok(rustix::net::sendmsg(socket, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    Ok(rustix::net::sendmsg(
+        socket,
+        &[io::IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?)
 }
 
 /// Receives what is there, appending descriptors to `fds`. 0 bytes is the end.
-pub(crate) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+pub(crate) fn receive(
+    socket: impl AsFd,
+    buffer: &mut Vec<u8>,
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
     let mut bytes = [0u8; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -129,7 +175,10 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut Vec<u8>, fds: &mut Vec<Own
         }
     }
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than expected"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "more descriptors than expected",
+        ));
     }
     buffer.extend_from_slice(&bytes[..received.bytes]);
     Ok(received.bytes)

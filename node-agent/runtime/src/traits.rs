@@ -11,11 +11,15 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::error::RuntimeError;
 
 /// The uid of a pod; names its sandbox, cgroup and directories.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct PodUid(pub String);
 
 /// One attempt at running a container: never reused, so a container is never started twice for one attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct ContainerId {
     /// The pod it belongs to.
     pub pod: PodUid,

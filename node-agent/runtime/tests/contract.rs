@@ -9,7 +9,11 @@ use support::*;
 use tokio::io::AsyncWriteExt;
 
 fn id(pod: &str, name: &str, attempt: u32) -> ContainerId {
-    ContainerId { pod: PodUid(pod.to_owned()), name: name.to_owned(), attempt }
+    ContainerId {
+        pod: PodUid(pod.to_owned()),
+        name: name.to_owned(),
+        attempt,
+    }
 }
 
 async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
@@ -21,8 +25,14 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     // Nothing is there at first, and asking for something of it says what is missing.
     assert!(runtime.sandboxes().await.unwrap().is_empty());
     let refused = runtime.start_container(spec(&["/bin/true"])).await;
-    assert!(matches!(refused, Err(RuntimeError::NoSandbox(_))), "{refused:?}");
-    assert!(matches!(runtime.kill(&main, 15).await, Err(RuntimeError::NoSandbox(_))));
+    assert!(
+        matches!(refused, Err(RuntimeError::NoSandbox(_))),
+        "{refused:?}"
+    );
+    assert!(matches!(
+        runtime.kill(&main, 15).await,
+        Err(RuntimeError::NoSandbox(_))
+    ));
     runtime.remove_sandbox(&pod).await.unwrap();
 
     // Starting twice is starting once.
@@ -30,25 +40,67 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     let shim = runtime.sandboxes().await.unwrap()[0].shim_pid;
     runtime.start_sandbox(sandbox(&pod.0, logs)).await.unwrap();
     assert_eq!(runtime.sandboxes().await.unwrap()[0].shim_pid, shim);
-    assert!(matches!(runtime.kill(&main, 15).await, Err(RuntimeError::NotRunning(_))));
+    assert!(matches!(
+        runtime.kill(&main, 15).await,
+        Err(RuntimeError::NotRunning(_))
+    ));
 
-    let started = runtime.start_container(spec(&["/bin/sleep", "1000"])).await.unwrap();
-    assert!(matches!(started.state, ContainerState::Running { pid, started_at } if pid > 0 && started_at > 0));
-    assert_eq!(runtime.start_container(spec(&["/bin/sleep", "1000"])).await.unwrap(), started);
+    let started = runtime
+        .start_container(spec(&["/bin/sleep", "1000"]))
+        .await
+        .unwrap();
+    assert!(
+        matches!(started.state, ContainerState::Running { pid, started_at } if pid > 0 && started_at > 0)
+    );
+    assert_eq!(
+        runtime
+            .start_container(spec(&["/bin/sleep", "1000"]))
+            .await
+            .unwrap(),
+        started
+    );
     assert_eq!(runtime.sandboxes().await.unwrap()[0].containers, [started]);
 
     // exec: output, codes, stdin and its end, what cannot be executed.
-    let (out, err, code) = finish(runtime.exec(&main, command(&["/bin/echo", "a", "b"])).await.unwrap()).await;
+    let (out, err, code) = finish(
+        runtime
+            .exec(&main, command(&["/bin/echo", "a", "b"]))
+            .await
+            .unwrap(),
+    )
+    .await;
     assert_eq!((out.as_str(), err.as_str(), code), ("a b\n", "", 0));
-    let (.., code) = finish(runtime.exec(&main, command(&["/bin/sh", "-c", "exit 7"])).await.unwrap()).await;
+    let (.., code) = finish(
+        runtime
+            .exec(&main, command(&["/bin/sh", "-c", "exit 7"]))
+            .await
+            .unwrap(),
+    )
+    .await;
     assert_eq!(code, 7);
-    let copying = ExecSpec { stdin: true, ..command(&["/bin/cat"]) };
+    let copying = ExecSpec {
+        stdin: true,
+        ..command(&["/bin/cat"])
+    };
     let mut session = runtime.exec(&main, copying).await.unwrap();
-    session.stdin.as_mut().unwrap().write_all(b"through").await.unwrap();
+    session
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(b"through")
+        .await
+        .unwrap();
     let (out, _, code) = finish(session).await;
     assert_eq!((out.as_str(), code), ("through", 0));
-    let missing = runtime.exec(&main, command(&["nope"])).await.err().expect("it does not exist");
-    assert_eq!(missing.to_string(), r#"exec: "nope": executable file not found in $PATH"#);
+    let missing = runtime
+        .exec(&main, command(&["nope"]))
+        .await
+        .err()
+        .expect("it does not exist");
+    assert_eq!(
+        missing.to_string(),
+        r#"exec: "nope": executable file not found in $PATH"#
+    );
 
     assert!(runtime.usage(&pod).await.unwrap().contains_key("main"));
 
@@ -56,12 +108,25 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     assert!(runtime.remove_container(&main).await.is_err());
     runtime.kill(&main, libc::SIGKILL).await.unwrap();
     let exit = wait_exit(runtime, &mut events, &main).await;
-    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), false));
+    assert_eq!(
+        (exit.code, exit.signal, exit.oom_killed),
+        (137, Some(9), false)
+    );
     assert!(exit.finished_at >= exit.started_at);
-    assert!(matches!(runtime.exec(&main, command(&["/bin/true"])).await.err(), Some(RuntimeError::NotRunning(_))));
+    assert!(matches!(
+        runtime.exec(&main, command(&["/bin/true"])).await.err(),
+        Some(RuntimeError::NotRunning(_))
+    ));
     runtime.kill(&main, libc::SIGTERM).await.unwrap();
-    let again = runtime.start_container(spec(&["/bin/sleep", "1000"])).await.unwrap();
-    assert_eq!(again.state, ContainerState::Exited(exit), "one attempt is started once");
+    let again = runtime
+        .start_container(spec(&["/bin/sleep", "1000"]))
+        .await
+        .unwrap();
+    assert_eq!(
+        again.state,
+        ContainerState::Exited(exit),
+        "one attempt is started once"
+    );
     runtime.remove_container(&main).await.unwrap();
     runtime.remove_container(&main).await.unwrap();
     assert!(runtime.sandboxes().await.unwrap()[0].containers.is_empty());
@@ -70,28 +135,50 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     let mut second = spec(&["/bin/sh", "-c", "exit 3"]);
     second.id.attempt = 1;
     runtime.start_container(second).await.unwrap();
-    assert_eq!(wait_exit(runtime, &mut events, &id(&pod.0, "main", 1)).await.code, 3);
+    assert_eq!(
+        wait_exit(runtime, &mut events, &id(&pod.0, "main", 1))
+            .await
+            .code,
+        3
+    );
 
     for (args, message) in [
-        (vec!["nope"], r#"exec: "nope": executable file not found in $PATH"#),
-        (vec!["/no/pe"], r#"exec: "/no/pe": stat /no/pe: no such file or directory"#),
+        (
+            vec!["nope"],
+            r#"exec: "nope": executable file not found in $PATH"#,
+        ),
+        (
+            vec!["/no/pe"],
+            r#"exec: "/no/pe": stat /no/pe: no such file or directory"#,
+        ),
     ] {
         let mut bad = spec(&args);
         bad.id.name = "bad".to_owned();
         let error = runtime.start_container(bad).await.unwrap_err();
-        assert!(matches!(error, RuntimeError::CannotExecute { .. }), "{error:?}");
+        assert!(
+            matches!(error, RuntimeError::CannotExecute { .. }),
+            "{error:?}"
+        );
         assert_eq!(error.to_string(), message);
     }
 
     runtime.remove_sandbox(&pod).await.unwrap();
     runtime.remove_sandbox(&pod).await.unwrap();
     assert!(runtime.sandboxes().await.unwrap().is_empty());
-    assert!(matches!(runtime.usage(&pod).await, Err(RuntimeError::NoSandbox(_))));
+    assert!(matches!(
+        runtime.usage(&pod).await,
+        Err(RuntimeError::NoSandbox(_))
+    ));
 }
 
 #[tokio::test]
 async fn fake() {
-    contract(&FakeRuntime::new(), Path::new("/nowhere"), Path::new("/nowhere")).await;
+    contract(
+        &FakeRuntime::new(),
+        Path::new("/nowhere"),
+        Path::new("/nowhere"),
+    )
+    .await;
 }
 
 #[tokio::test]

@@ -19,13 +19,18 @@ use crate::client::{Link, call, short_path};
 use crate::error::RuntimeError;
 use crate::session::Terminal;
 use crate::spec::{self, Surroundings};
-use crate::traits::{ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, TerminalSize, Usage};
+use crate::traits::{
+    ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, TerminalSize, Usage,
+};
 use crate::{rootfs, seccomp, shim};
 
 const SPEC: &str = "spec.json";
 
 fn talking(id: &ContainerId) -> impl FnOnce(io::Error) -> RuntimeError {
-    io_error(format!("talking to the shim of pod {} about container {}", id.pod.0, id.name))
+    io_error(format!(
+        "talking to the shim of pod {} about container {}",
+        id.pod.0, id.name
+    ))
 }
 
 fn refused(id: &ContainerId, command: Option<&String>, failure: Failure) -> RuntimeError {
@@ -33,14 +38,18 @@ fn refused(id: &ContainerId, command: Option<&String>, failure: Failure) -> Runt
         failure::Kind::NotRunning => RuntimeError::NotRunning(id.name.clone()),
         failure::Kind::CannotExecute => {
             let command = command.cloned().unwrap_or_default();
-            let cause = if !command.contains('/') && failure.message == "no such file or directory" {
+            let cause = if !command.contains('/') && failure.message == "no such file or directory"
+            {
                 "executable file not found in $PATH".to_owned()
             } else {
                 failure.message
             };
             RuntimeError::CannotExecute { command, cause }
         }
-        failure::Kind::Create => RuntimeError::Create { container: id.name.clone(), cause: failure.message },
+        failure::Kind::Create => RuntimeError::Create {
+            container: id.name.clone(),
+            cause: failure.message,
+        },
         failure::Kind::Other => RuntimeError::Shim(failure.message),
     }
 }
@@ -50,10 +59,15 @@ fn unexpected() -> RuntimeError {
 }
 
 fn sandbox(shared: &Shared, pod: &PodUid) -> Result<Arc<Sandbox>, RuntimeError> {
-    shared.sandbox(pod).ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))
+    shared
+        .sandbox(pod)
+        .ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))
 }
 
-pub(super) async fn start(shared: &Arc<Shared>, spec: ContainerSpec) -> Result<ContainerStatus, RuntimeError> {
+pub(super) async fn start(
+    shared: &Arc<Shared>,
+    spec: ContainerSpec,
+) -> Result<ContainerStatus, RuntimeError> {
     let id = spec.id.clone();
     let lock = shared.lock_of(&id.pod);
     let _one_at_a_time = lock.lock().await;
@@ -77,20 +91,34 @@ pub(super) async fn start(shared: &Arc<Shared>, spec: ContainerSpec) -> Result<C
 
 /// The container as its shim knows it.
 async fn find(shared: &Shared, id: &ContainerId) -> Result<Option<ContainerStatus>, RuntimeError> {
-    let answer = call(&shared.sandbox_dir(&id.pod), request::Body::List(Default::default())).await;
+    let answer = call(
+        &shared.sandbox_dir(&id.pod),
+        request::Body::List(Default::default()),
+    )
+    .await;
     match answer.map_err(talking(id))? {
         reply::Body::Containers(known) => {
-            let statuses = known.containers.into_iter().map(|container| status(&id.pod, container));
+            let statuses = known
+                .containers
+                .into_iter()
+                .map(|container| status(&id.pod, container));
             Ok(statuses.into_iter().find(|status| &status.id == id))
         }
         _ => Err(unexpected()),
     }
 }
 
-fn prepare(shared: &Shared, sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path) -> Result<(), RuntimeError> {
+fn prepare(
+    shared: &Shared,
+    sandbox: &Sandbox,
+    spec: &ContainerSpec,
+    dir: &Path,
+) -> Result<(), RuntimeError> {
     let failed = |doing: &str| io_error(format!("{doing} of container {}", spec.id.name));
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("clearing the directory")(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("clearing the directory")(error));
+        }
         _ => {}
     }
     fs::create_dir_all(dir).map_err(failed("creating the directory"))?;
@@ -111,9 +139,17 @@ fn prepare(shared: &Shared, sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path)
         available: shared.available,
     };
     let config = spec::config(spec, &around)?;
-    let profile = if spec.privileged { &crate::traits::Seccomp::Unconfined } else { &spec.seccomp };
-    let filter = seccomp::prepare(profile, &spec::capabilities(spec, shared.available)?)
-        .map_err(|cause| RuntimeError::Create { container: spec.id.name.clone(), cause })?;
+    let profile = if spec.privileged {
+        &crate::traits::Seccomp::Unconfined
+    } else {
+        &spec.seccomp
+    };
+    let filter = seccomp::prepare(profile, &spec::capabilities(spec, shared.available)?).map_err(
+        |cause| RuntimeError::Create {
+            container: spec.id.name.clone(),
+            cause,
+        },
+    )?;
     let write = |name: &str, content: &[u8]| fs::write(dir.join(name), content);
     let json = |error: serde_json::Error| io::Error::other(error);
     serde_json::to_vec(&config)
@@ -125,7 +161,11 @@ fn prepare(shared: &Shared, sandbox: &Sandbox, spec: &ContainerSpec, dir: &Path)
         .map_err(failed("writing the configuration"))
 }
 
-async fn ask_to_start(shared: &Shared, spec: &ContainerSpec, dir: &Path) -> Result<ContainerStatus, RuntimeError> {
+async fn ask_to_start(
+    shared: &Shared,
+    spec: &ContainerSpec,
+    dir: &Path,
+) -> Result<ContainerStatus, RuntimeError> {
     let id = &spec.id;
     let group = shared.container_cgroup(id);
     let start = Start {
@@ -136,17 +176,30 @@ async fn ask_to_start(shared: &Shared, spec: &ContainerSpec, dir: &Path) -> Resu
         oom_file: shared.hierarchies.oom_file(&group).display().to_string(),
         procs_file: shared.hierarchies.procs_file(&group).display().to_string(),
     };
-    match call(&shared.sandbox_dir(&id.pod), request::Body::Start(start)).await.map_err(talking(id))? {
+    match call(&shared.sandbox_dir(&id.pod), request::Body::Start(start))
+        .await
+        .map_err(talking(id))?
+    {
         reply::Body::Container(container) => Ok(status(&id.pod, container)),
         reply::Body::Failure(failure) => Err(refused(id, spec.args.first(), failure)),
         _ => Err(unexpected()),
     }
 }
 
-pub(super) async fn kill(shared: &Shared, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {
+pub(super) async fn kill(
+    shared: &Shared,
+    id: &ContainerId,
+    signal: i32,
+) -> Result<(), RuntimeError> {
     sandbox(shared, &id.pod)?;
-    let body = request::Body::Signal(Signal { container: Some(reference(id)), signal });
-    match call(&shared.sandbox_dir(&id.pod), body).await.map_err(talking(id))? {
+    let body = request::Body::Signal(Signal {
+        container: Some(reference(id)),
+        signal,
+    });
+    match call(&shared.sandbox_dir(&id.pod), body)
+        .await
+        .map_err(talking(id))?
+    {
         reply::Body::Done(_) => Ok(()),
         reply::Body::Failure(failure) => Err(refused(id, None, failure)),
         _ => Err(unexpected()),
@@ -160,7 +213,10 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Runt
         return Ok(());
     }
     let body = request::Body::Forget(reference(id));
-    match call(&shared.sandbox_dir(&id.pod), body).await.map_err(talking(id))? {
+    match call(&shared.sandbox_dir(&id.pod), body)
+        .await
+        .map_err(talking(id))?
+    {
         reply::Body::Done(_) => clean(shared, id).await,
         reply::Body::Failure(failure) => Err(refused(id, None, failure)),
         _ => Err(unexpected()),
@@ -173,7 +229,11 @@ async fn clean(shared: &Shared, id: &ContainerId) -> Result<(), RuntimeError> {
         .hierarchies
         .remove(&group)
         .await
-        .map_err(io_error(format!("removing the cgroup {} of container {}", group.display(), id.name)))?;
+        .map_err(io_error(format!(
+            "removing the cgroup {} of container {}",
+            group.display(),
+            id.name
+        )))?;
     let dir = shared.container_dir(id);
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -183,14 +243,25 @@ async fn clean(shared: &Shared, id: &ContainerId) -> Result<(), RuntimeError> {
     }
 }
 
-pub(super) fn usage(shared: &Shared, pod: &PodUid) -> Result<BTreeMap<String, Usage>, RuntimeError> {
+pub(super) fn usage(
+    shared: &Shared,
+    pod: &PodUid,
+) -> Result<BTreeMap<String, Usage>, RuntimeError> {
     sandbox(shared, pod)?;
     let dir = shared.sandbox_dir(pod).join("c");
     let entries = fs::read_dir(&dir).map_err(io_error(format!("reading {}", dir.display())))?;
     let mut usage: BTreeMap<String, Usage> = BTreeMap::new();
-    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let Some((container, _attempt)) = name.rsplit_once('-') else { continue };
-        if let Some(used) = shared.hierarchies.usage(&shared.pod_cgroup(pod).join(&name)) {
+    for name in entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+    {
+        let Some((container, _attempt)) = name.rsplit_once('-') else {
+            continue;
+        };
+        if let Some(used) = shared
+            .hierarchies
+            .usage(&shared.pod_cgroup(pod).join(&name))
+        {
             // An ended attempt that is not removed yet adds to its successor's.
             let total = usage.entry(container.to_owned()).or_default();
             total.cpu_nanos += used.cpu_nanos;
@@ -225,16 +296,28 @@ impl Pipes {
         };
         let stdout = output()?;
         let stderr = if stderr { Some(output()?) } else { None };
-        Ok(Self { stdin, stdout, stderr, theirs })
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr,
+            theirs,
+        })
     }
 }
 
-pub(super) async fn exec(shared: &Arc<Shared>, id: &ContainerId, exec: ExecSpec) -> Result<IoSession, RuntimeError> {
+pub(super) async fn exec(
+    shared: &Arc<Shared>,
+    id: &ContainerId,
+    exec: ExecSpec,
+) -> Result<IoSession, RuntimeError> {
     sandbox(shared, &id.pod)?;
     let container_dir = shared.container_dir(id);
-    let text = fs::read(container_dir.join(SPEC)).map_err(|_| RuntimeError::NotRunning(id.name.clone()))?;
+    let text = fs::read(container_dir.join(SPEC))
+        .map_err(|_| RuntimeError::NotRunning(id.name.clone()))?;
     let failed = || io_error(format!("preparing a command for container {}", id.name));
-    let spec: ContainerSpec = serde_json::from_slice(&text).map_err(io::Error::other).map_err(failed())?;
+    let spec: ContainerSpec = serde_json::from_slice(&text)
+        .map_err(io::Error::other)
+        .map_err(failed())?;
     let process = spec::exec_process(&spec, &exec, shared.available)?;
     // The process id keeps an earlier agent's leftovers apart.
     let number = format!("{}-{}", std::process::id(), shared.next_exec());
@@ -253,14 +336,17 @@ pub(super) async fn exec(shared: &Arc<Shared>, id: &ContainerId, exec: ExecSpec)
     let mut theirs = Vec::new();
     if exec.tty {
         let directory = rootfs::open_directory(&dir.0).map_err(failed())?;
-        console = Some(UnixListener::bind(short_path(&directory, shim::CONSOLE)).map_err(failed())?);
+        console =
+            Some(UnixListener::bind(short_path(&directory, shim::CONSOLE)).map_err(failed())?);
     } else {
         let mut made = Pipes::new(exec.stdin, true).map_err(failed())?;
         theirs = std::mem::take(&mut made.theirs);
         pipes = Some(made);
     }
     let sandbox_dir = shared.sandbox_dir(&id.pod);
-    let mut link = Link::open(&sandbox_dir, request::Body::Exec(request), theirs).await.map_err(talking(id))?;
+    let mut link = Link::open(&sandbox_dir, request::Body::Exec(request), theirs)
+        .await
+        .map_err(talking(id))?;
     match link.next().await.map_err(talking(id))? {
         reply::Body::Running(_) => {}
         reply::Body::Failure(failure) => return Err(refused(id, exec.args.first(), failure)),
@@ -273,7 +359,10 @@ pub(super) async fn exec(shared: &Arc<Shared>, id: &ContainerId, exec: ExecSpec)
         (Some(console), _) => {
             // The helper sent it before the command ran.
             let accepted = tokio::time::timeout(Duration::from_secs(5), console.accept()).await;
-            let (stream, _) = accepted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut)).flatten().map_err(failed())?;
+            let (stream, _) = accepted
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
+                .flatten()
+                .map_err(failed())?;
             let stream = stream.into_std().map_err(failed())?;
             stream.set_nonblocking(false).map_err(failed())?;
             let fd = shim::receive_console(&stream).map_err(failed())?;
@@ -304,7 +393,10 @@ pub(super) async fn exec(shared: &Arc<Shared>, id: &ContainerId, exec: ExecSpec)
             Some(limit) => match tokio::time::timeout(limit, following).await {
                 Ok(result) => result,
                 // Closing the connection kills the command.
-                Err(_) => Err(RuntimeError::Shim(format!("command timed out after {}s", limit.as_secs_f64()))),
+                Err(_) => Err(RuntimeError::Shim(format!(
+                    "command timed out after {}s",
+                    limit.as_secs_f64()
+                ))),
             },
         };
         drop(dir);
@@ -359,16 +451,28 @@ async fn follow(
     }
 }
 
-pub(super) async fn attach(shared: &Arc<Shared>, id: &ContainerId, stdin: bool) -> Result<IoSession, RuntimeError> {
+pub(super) async fn attach(
+    shared: &Arc<Shared>,
+    id: &ContainerId,
+    stdin: bool,
+) -> Result<IoSession, RuntimeError> {
     sandbox(shared, &id.pod)?;
-    let text = fs::read(shared.container_dir(id).join(SPEC)).map_err(|_| RuntimeError::NotRunning(id.name.clone()))?;
+    let text = fs::read(shared.container_dir(id).join(SPEC))
+        .map_err(|_| RuntimeError::NotRunning(id.name.clone()))?;
     let failed = || io_error(format!("attaching to container {}", id.name));
-    let spec: ContainerSpec = serde_json::from_slice(&text).map_err(io::Error::other).map_err(failed())?;
+    let spec: ContainerSpec = serde_json::from_slice(&text)
+        .map_err(io::Error::other)
+        .map_err(failed())?;
     let mut pipes = Pipes::new(stdin, !spec.tty).map_err(failed())?;
-    let request = Attach { container: Some(reference(id)), stdin };
+    let request = Attach {
+        container: Some(reference(id)),
+        stdin,
+    };
     let theirs = std::mem::take(&mut pipes.theirs);
     let dir = shared.sandbox_dir(&id.pod);
-    let mut link = Link::open(&dir, request::Body::Attach(request), theirs).await.map_err(talking(id))?;
+    let mut link = Link::open(&dir, request::Body::Attach(request), theirs)
+        .await
+        .map_err(talking(id))?;
     match link.next().await.map_err(talking(id))? {
         reply::Body::Done(_) => {}
         reply::Body::Failure(failure) => return Err(refused(id, None, failure)),

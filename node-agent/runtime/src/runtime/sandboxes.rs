@@ -47,8 +47,14 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
     let dir = shared.sandbox_dir(pod);
     let shm = dir.join(SHM);
     fs::create_dir_all(&shm).map_err(io_error(format!("creating {}", shm.display())))?;
-    fs::create_dir_all(dir.join("c")).map_err(io_error(format!("creating the directories of pod {}", pod.0)))?;
-    fs::create_dir_all(dir.join("x")).map_err(io_error(format!("creating the directories of pod {}", pod.0)))?;
+    fs::create_dir_all(dir.join("c")).map_err(io_error(format!(
+        "creating the directories of pod {}",
+        pod.0
+    )))?;
+    fs::create_dir_all(dir.join("x")).map_err(io_error(format!(
+        "creating the directories of pod {}",
+        pod.0
+    )))?;
     rustix::mount::mount(
         "shm",
         &shm,
@@ -56,7 +62,9 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
         MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC,
         Some(c"mode=1777,size=65536k"),
     )
-    .map_err(|error| io_error(format!("mounting the shared memory of pod {}", pod.0))(error.into()))?;
+    .map_err(|error| {
+        io_error(format!("mounting the shared memory of pod {}", pod.0))(error.into())
+    })?;
     let group = shared.pod_cgroup(pod);
     let doors = shared
         .hierarchies
@@ -67,28 +75,43 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
     let config = SandboxConfig {
         pod: pod.0.clone(),
         hostname: spec.hostname.clone(),
-        netns: spec.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        netns: spec
+            .netns
+            .as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
         host_ipc: spec.host_ipc,
         share_pid: spec.share_pid && !spec.host_pid,
         sysctls: spec.sysctls.clone().into_iter().collect(),
         log_dir: spec.log_dir.display().to_string(),
         log_max_bytes: spec.log_max_bytes,
         log_max_files: spec.log_max_files,
-        cgroup_procs: doors.iter().map(|path| path.display().to_string()).collect(),
+        cgroup_procs: doors
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect(),
     };
-    fs::write(dir.join(shim::CONFIG), config.encode_to_vec())
-        .map_err(io_error(format!("writing the configuration of pod {}", pod.0)))?;
+    fs::write(dir.join(shim::CONFIG), config.encode_to_vec()).map_err(io_error(format!(
+        "writing the configuration of pod {}",
+        pod.0
+    )))?;
     spawn(shared, pod, &dir).await?;
     // Written last: a directory without it is one whose shim never worked.
-    let text = serde_json::to_vec(spec)
-        .map_err(|error| io_error(format!("encoding the sandbox of pod {}", pod.0))(io::Error::other(error)))?;
-    fs::write(dir.join(SPEC), text).map_err(io_error(format!("writing the sandbox of pod {}", pod.0)))?;
-    subscribe(shared, spec).await.map(|_| ()).map_err(io_error(format!("connecting to the shim of pod {}", pod.0)))
+    let text = serde_json::to_vec(spec).map_err(|error| {
+        io_error(format!("encoding the sandbox of pod {}", pod.0))(io::Error::other(error))
+    })?;
+    fs::write(dir.join(SPEC), text)
+        .map_err(io_error(format!("writing the sandbox of pod {}", pod.0)))?;
+    subscribe(shared, spec)
+        .await
+        .map(|_| ())
+        .map_err(io_error(format!("connecting to the shim of pod {}", pod.0)))
 }
 
 async fn spawn(shared: &Shared, pod: &PodUid, dir: &Path) -> Result<(), RuntimeError> {
     let log_path = dir.join("shim.log");
-    let log = fs::File::create(&log_path).map_err(io_error(format!("creating {}", log_path.display())))?;
+    let log = fs::File::create(&log_path)
+        .map_err(io_error(format!("creating {}", log_path.display())))?;
     let mut shim = tokio::process::Command::new(&shared.config.shim_command)
         .arg(SHIM)
         .arg(dir)
@@ -97,7 +120,10 @@ async fn spawn(shared: &Shared, pod: &PodUid, dir: &Path) -> Result<(), RuntimeE
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-        .map_err(io_error(format!("starting {}", shared.config.shim_command.display())))?;
+        .map_err(io_error(format!(
+            "starting {}",
+            shared.config.shim_command.display()
+        )))?;
     let mut said = String::new();
     if let Some(mut stdout) = shim.stdout.take() {
         let reading = tokio::time::timeout(PATIENCE, stdout.read_to_string(&mut said)).await;
@@ -115,12 +141,22 @@ async fn spawn(shared: &Shared, pod: &PodUid, dir: &Path) -> Result<(), RuntimeE
     }
     let cause = fs::read_to_string(&log_path).unwrap_or_default();
     let cause = cause.trim();
-    let cause = if cause.is_empty() { "it said nothing" } else { cause };
-    Err(RuntimeError::Shim(format!("the shim of pod {} did not start: {cause}", pod.0)))
+    let cause = if cause.is_empty() {
+        "it said nothing"
+    } else {
+        cause
+    };
+    Err(RuntimeError::Shim(format!(
+        "the shim of pod {} did not start: {cause}",
+        pod.0
+    )))
 }
 
 /// Connects to a shim and keeps listening to it. Only for a pod that is not in the map.
-async fn subscribe(shared: &Arc<Shared>, spec: &SandboxSpec) -> io::Result<(Arc<Sandbox>, Containers)> {
+async fn subscribe(
+    shared: &Arc<Shared>,
+    spec: &SandboxSpec,
+) -> io::Result<(Arc<Sandbox>, Containers)> {
     let pod = spec.pod.clone();
     let dir = shared.sandbox_dir(&pod);
     let mut link = Link::open(&dir, request::Body::Subscribe(Empty {}), Vec::new()).await?;
@@ -133,7 +169,10 @@ async fn subscribe(shared: &Arc<Shared>, spec: &SandboxSpec) -> io::Result<(Arc<
         pause_pid: (known.pause_pid != 0).then_some(known.pause_pid),
         removing: AtomicBool::new(false),
     });
-    shared.sandboxes.lock().insert(pod.clone(), Arc::clone(&sandbox));
+    shared
+        .sandboxes
+        .lock()
+        .insert(pod.clone(), Arc::clone(&sandbox));
     // A weak reference: a runtime that is dropped stops listening, and the shims live on.
     let (weak, watched) = (Arc::downgrade(shared), Arc::clone(&sandbox));
     let events = shared.events.clone();
@@ -144,7 +183,10 @@ async fn subscribe(shared: &Arc<Shared>, spec: &SandboxSpec) -> io::Result<(Arc<
                     let status = status(&pod, container);
                     if let ContainerState::Exited(exit) = status.state {
                         // Nobody listening is nobody to tell.
-                        drop(events.send(RuntimeEvent::Exited { id: status.id, exit }));
+                        drop(events.send(RuntimeEvent::Exited {
+                            id: status.id,
+                            exit,
+                        }));
                     }
                 }
                 Ok(_) => {}
@@ -154,7 +196,10 @@ async fn subscribe(shared: &Arc<Shared>, spec: &SandboxSpec) -> io::Result<(Arc<
                         tracing::warn!(pod = pod.0, %error, "a pod's shim is gone");
                         shared.hierarchies.kill(&shared.pod_cgroup(&pod));
                         let mut sandboxes = shared.sandboxes.lock();
-                        if sandboxes.get(&pod).is_some_and(|known| Arc::ptr_eq(known, &watched)) {
+                        if sandboxes
+                            .get(&pod)
+                            .is_some_and(|known| Arc::ptr_eq(known, &watched))
+                        {
                             sandboxes.remove(&pod);
                         }
                         drop(sandboxes);
@@ -177,24 +222,35 @@ async fn take_over(shared: &Arc<Shared>, pod: &PodUid) -> Option<(Arc<Sandbox>, 
 
 pub(super) async fn list(shared: &Arc<Shared>) -> Result<Vec<SandboxStatus>, RuntimeError> {
     let run_dir = &shared.config.run_dir;
-    let entries = fs::read_dir(run_dir).map_err(io_error(format!("reading {}", run_dir.display())))?;
-    let mut pods: Vec<PodUid> =
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).map(PodUid).collect();
+    let entries =
+        fs::read_dir(run_dir).map_err(io_error(format!("reading {}", run_dir.display())))?;
+    let mut pods: Vec<PodUid> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(PodUid)
+        .collect();
     pods.sort();
     let mut found = Vec::new();
     for pod in pods {
         let lock = shared.lock_of(&pod);
         let _one_at_a_time = lock.lock().await;
         let taken = match shared.sandbox(&pod) {
-            Some(sandbox) => match crate::client::call(&shared.sandbox_dir(&pod), request::Body::List(Empty {})).await {
-                Ok(reply::Body::Containers(known)) => Some((sandbox, known)),
-                _ => None,
-            },
+            Some(sandbox) => {
+                match crate::client::call(&shared.sandbox_dir(&pod), request::Body::List(Empty {}))
+                    .await
+                {
+                    Ok(reply::Body::Containers(known)) => Some((sandbox, known)),
+                    _ => None,
+                }
+            }
             None => take_over(shared, &pod).await,
         };
         let Some((sandbox, known)) = taken else {
             if shared.sandbox(&pod).is_none() {
-                tracing::info!(pod = pod.0, "removing what is left of a sandbox without a shim");
+                tracing::info!(
+                    pod = pod.0,
+                    "removing what is left of a sandbox without a shim"
+                );
                 clean(shared, &pod).await?;
             }
             continue;
@@ -202,7 +258,11 @@ pub(super) async fn list(shared: &Arc<Shared>) -> Result<Vec<SandboxStatus>, Run
         found.push(SandboxStatus {
             spec: sandbox.spec.clone(),
             shim_pid: sandbox.shim_pid,
-            containers: known.containers.into_iter().map(|container| status(&pod, container)).collect(),
+            containers: known
+                .containers
+                .into_iter()
+                .map(|container| status(&pod, container))
+                .collect(),
         });
     }
     Ok(found)
@@ -242,11 +302,20 @@ async fn clean(shared: &Shared, pod: &PodUid) -> Result<(), RuntimeError> {
         .hierarchies
         .remove(&group)
         .await
-        .map_err(io_error(format!("removing the cgroup {} of pod {}", group.display(), pod.0)))?;
+        .map_err(io_error(format!(
+            "removing the cgroup {} of pod {}",
+            group.display(),
+            pod.0
+        )))?;
     let dir = shared.sandbox_dir(pod);
     match rustix::mount::unmount(dir.join(SHM), UnmountFlags::DETACH) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(io_error(format!("unmounting the shared memory of pod {}", pod.0))(error.into())),
+        Err(error) => {
+            return Err(io_error(format!(
+                "unmounting the shared memory of pod {}",
+                pod.0
+            ))(error.into()));
+        }
     }
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

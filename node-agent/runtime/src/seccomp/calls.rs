@@ -376,5 +376,9 @@ const OWN: &[(&str, i64)] = &[];
 
 /// The number of a call; `None` for one that does not exist here.
 pub(crate) fn number(name: &str) -> Option<i64> {
-    COMMON.iter().chain(OWN).find(|(known, _)| *known == name).map(|(_, number)| *number)
+    COMMON
+        .iter()
+        .chain(OWN)
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| *number)
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use gantry_rpc::shim::{
-    Attach, ContainerRef, Containers, Empty, Exec, Failure, Reply, Request, Start, failure, reply, request,
+    Attach, ContainerRef, Containers, Empty, Exec, Failure, Reply, Request, Start, failure, reply,
+    request,
 };
 use rustix::event::PollFlags;
 use rustix::process::WaitStatus;
@@ -58,7 +59,11 @@ impl Connection {
     }
 
     pub(crate) fn interest(&self) -> PollFlags {
-        if self.has_output() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+        if self.has_output() {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        }
     }
 
     pub(crate) fn has_output(&self) -> bool {
@@ -70,7 +75,8 @@ impl Connection {
     }
 
     pub(crate) fn reply(&mut self, body: reply::Body) {
-        self.output.extend_from_slice(&sys::frame(&Reply { body: Some(body) }));
+        self.output
+            .extend_from_slice(&sys::frame(&Reply { body: Some(body) }));
         self.flush();
     }
 
@@ -122,7 +128,10 @@ impl AsFd for Connection {
 }
 
 fn failed(kind: failure::Kind, message: impl Into<String>) -> reply::Body {
-    reply::Body::Failure(Failure { kind: kind.into(), message: message.into() })
+    reply::Body::Failure(Failure {
+        kind: kind.into(),
+        message: message.into(),
+    })
 }
 
 fn not_running(container: &ContainerRef) -> reply::Body {
@@ -131,7 +140,9 @@ fn not_running(container: &ContainerRef) -> reply::Body {
 
 impl Shim {
     pub(super) fn connection_ready(&mut self, index: usize, ready: PollFlags) {
-        let Some(connection) = self.connections.get_mut(index) else { return };
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
         if ready.contains(PollFlags::OUT) {
             connection.flush();
         }
@@ -159,19 +170,32 @@ impl Shim {
             request::Body::Start(start) => self.start(index, start),
             request::Body::Signal(signal) => {
                 let reference = signal.container.unwrap_or_default();
-                let Some(container) = self.find(&reference) else { return Some(not_running(&reference)) };
-                match container.running_pid().map(|pid| sys::kill(pid, signal.signal)) {
+                let Some(container) = self.find(&reference) else {
+                    return Some(not_running(&reference));
+                };
+                match container
+                    .running_pid()
+                    .map(|pid| sys::kill(pid, signal.signal))
+                {
                     // Its end is being recorded; a signal for it has nothing left to do.
                     None => done,
                     Some(Ok(())) => done,
                     Some(Err(error)) if error.raw_os_error() == Some(libc::ESRCH) => done,
-                    Some(Err(error)) => Some(failed(failure::Kind::Other, format!("sending the signal: {error}"))),
+                    Some(Err(error)) => Some(failed(
+                        failure::Kind::Other,
+                        format!("sending the signal: {error}"),
+                    )),
                 }
             }
             request::Body::Forget(reference) => {
-                let position = self.containers.iter().position(|container| container.is(&reference));
+                let position = self
+                    .containers
+                    .iter()
+                    .position(|container| container.is(&reference));
                 match position {
-                    Some(found) if self.containers[found].exited() => drop(self.containers.remove(found)),
+                    Some(found) if self.containers[found].exited() => {
+                        drop(self.containers.remove(found))
+                    }
                     Some(_) => {
                         let message = format!("container {} is still running", reference.name);
                         return Some(failed(failure::Kind::Other, message));
@@ -198,7 +222,9 @@ impl Shim {
     }
 
     fn find(&mut self, reference: &ContainerRef) -> Option<&mut Container> {
-        self.containers.iter_mut().find(|container| container.is(reference))
+        self.containers
+            .iter_mut()
+            .find(|container| container.is(reference))
     }
 
     fn list(&self) -> reply::Body {
@@ -211,7 +237,10 @@ impl Shim {
 
     fn start(&mut self, index: usize, start: Start) -> Option<reply::Body> {
         let reference = start.container.clone().unwrap_or_default();
-        let role = Role::Starting { name: reference.name.clone(), attempt: reference.attempt };
+        let role = Role::Starting {
+            name: reference.name.clone(),
+            attempt: reference.attempt,
+        };
         if let Some(container) = self.find(&reference) {
             if !container.created() {
                 // Asked twice: both get the answer of the one helper.
@@ -225,8 +254,14 @@ impl Shim {
             Ok((container, process)) => {
                 self.containers.push(container);
                 self.connections[index].role = role;
-                let purpose = Purpose::Create { name: reference.name, attempt: reference.attempt };
-                self.helpers.insert(i32::try_from(process.id()).unwrap_or(0), Helper { process, purpose });
+                let purpose = Purpose::Create {
+                    name: reference.name,
+                    attempt: reference.attempt,
+                };
+                self.helpers.insert(
+                    i32::try_from(process.id()).unwrap_or(0),
+                    Helper { process, purpose },
+                );
                 None
             }
             Err(error) => Some(failed(failure::Kind::Create, error.to_string())),
@@ -236,15 +271,24 @@ impl Shim {
     fn exec(&mut self, index: usize, exec: Exec) -> Option<reply::Body> {
         let reference = exec.container.unwrap_or_default();
         let fds = std::mem::take(&mut self.connections[index].fds);
-        if self.find(&reference).and_then(|container| container.running_pid()).is_none() {
+        if self
+            .find(&reference)
+            .and_then(|container| container.running_pid())
+            .is_none()
+        {
             return Some(not_running(&reference));
         }
         let mut command = Command::new(&self.executable);
         command.args([crate::EXEC_HELPER, &exec.container_dir, &exec.dir]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         if !exec.tty {
             let mut fds = fds.into_iter();
-            if exec.stdin && let Some(fd) = fds.next() {
+            if exec.stdin
+                && let Some(fd) = fds.next()
+            {
                 command.stdin(fd);
             }
             if let Some(fd) = fds.next() {
@@ -257,12 +301,20 @@ impl Shim {
         match command.spawn() {
             Ok(process) => {
                 self.connections[index].role = Role::Exec { pid: 0 };
-                let purpose =
-                    Purpose::Exec { connection: self.connections[index].id, dir: PathBuf::from(exec.dir) };
-                self.helpers.insert(i32::try_from(process.id()).unwrap_or(0), Helper { process, purpose });
+                let purpose = Purpose::Exec {
+                    connection: self.connections[index].id,
+                    dir: PathBuf::from(exec.dir),
+                };
+                self.helpers.insert(
+                    i32::try_from(process.id()).unwrap_or(0),
+                    Helper { process, purpose },
+                );
                 None
             }
-            Err(error) => Some(failed(failure::Kind::Other, format!("starting the exec helper: {error}"))),
+            Err(error) => Some(failed(
+                failure::Kind::Other,
+                format!("starting the exec helper: {error}"),
+            )),
         }
     }
 
@@ -270,7 +322,9 @@ impl Shim {
         let reference = attach.container.clone().unwrap_or_default();
         let fds = std::mem::take(&mut self.connections[index].fds);
         let id = self.connections[index].id;
-        let Some(container) = self.find(&reference) else { return Some(not_running(&reference)) };
+        let Some(container) = self.find(&reference) else {
+            return Some(not_running(&reference));
+        };
         if container.running_pid().is_none() {
             return Some(not_running(&reference));
         }
@@ -278,7 +332,10 @@ impl Shim {
             Ok(attachment) => container.attach(attachment),
             Err(error) => return Some(failed(failure::Kind::Other, format!("attaching: {error}"))),
         }
-        self.connections[index].role = Role::Attached { name: reference.name, attempt: reference.attempt };
+        self.connections[index].role = Role::Attached {
+            name: reference.name,
+            attempt: reference.attempt,
+        };
         Some(reply::Body::Done(Empty {}))
     }
 
@@ -306,27 +363,46 @@ impl Shim {
         match helper.purpose {
             Purpose::Create { name, attempt } => {
                 let reference = ContainerRef { name, attempt };
-                let Some(container) = self.find(&reference) else { return };
+                let Some(container) = self.find(&reference) else {
+                    return;
+                };
                 let answer = match Outcome::read(container.dir()) {
                     Outcome::Running(pid) => {
                         container.started(pid);
                         reply::Body::Container(container.describe())
                     }
-                    Outcome::CannotExecute(message) => failed(failure::Kind::CannotExecute, message),
+                    Outcome::CannotExecute(message) => {
+                        failed(failure::Kind::CannotExecute, message)
+                    }
                     Outcome::Failed(message) => failed(failure::Kind::Create, message),
                 };
                 if matches!(answer, reply::Body::Failure(_)) {
-                    self.containers.retain(|container| !container.is(&reference));
+                    self.containers
+                        .retain(|container| !container.is(&reference));
                 }
-                let role = Role::Starting { name: reference.name, attempt };
-                for connection in self.connections.iter_mut().filter(|connection| connection.role == role) {
+                let role = Role::Starting {
+                    name: reference.name,
+                    attempt,
+                };
+                for connection in self
+                    .connections
+                    .iter_mut()
+                    .filter(|connection| connection.role == role)
+                {
                     connection.role = Role::Plain;
                     connection.reply(answer.clone());
                 }
             }
-            Purpose::Exec { connection: id, dir } => {
+            Purpose::Exec {
+                connection: id,
+                dir,
+            } => {
                 let outcome = Outcome::read(&dir);
-                match self.connections.iter_mut().find(|connection| connection.id == id) {
+                match self
+                    .connections
+                    .iter_mut()
+                    .find(|connection| connection.id == id)
+                {
                     Some(connection) => match outcome {
                         Outcome::Running(pid) => {
                             connection.role = Role::Exec { pid };
@@ -335,7 +411,9 @@ impl Shim {
                         Outcome::CannotExecute(message) => {
                             connection.reply(failed(failure::Kind::CannotExecute, message));
                         }
-                        Outcome::Failed(message) => connection.reply(failed(failure::Kind::Other, message)),
+                        Outcome::Failed(message) => {
+                            connection.reply(failed(failure::Kind::Other, message))
+                        }
                     },
                     // Abandoned while it was being started.
                     None => {
@@ -352,7 +430,11 @@ impl Shim {
 
     /// Whether the process was one we know.
     pub(super) fn process_ended(&mut self, pid: i32, status: WaitStatus) -> bool {
-        if let Some(container) = self.containers.iter_mut().find(|container| container.running_pid() == Some(pid)) {
+        if let Some(container) = self
+            .containers
+            .iter_mut()
+            .find(|container| container.running_pid() == Some(pid))
+        {
             container.ended(status);
             let body = reply::Body::Container(container.describe());
             let code = exit_code(status).0;

@@ -55,9 +55,17 @@ impl Attachment {
     /// Takes the descriptors of an `Attach` request.
     pub(crate) fn new(connection: u64, stdin: bool, fds: Vec<OwnedFd>) -> io::Result<Self> {
         let mut fds = fds.into_iter();
-        let stdin = if stdin { fds.next().map(nonblocking).transpose()? } else { None };
+        let stdin = if stdin {
+            fds.next().map(nonblocking).transpose()?
+        } else {
+            None
+        };
         let outputs = fds.map(Output::new).collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { connection, stdin, outputs })
+        Ok(Self {
+            connection,
+            stdin,
+            outputs,
+        })
     }
 }
 
@@ -110,7 +118,10 @@ impl Container {
         )?;
         let mut command = Command::new(executable);
         command.arg(crate::CREATE_HELPER).arg(&dir);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut console = None;
         let (mut stdin, mut stdout, mut stderr) = (None, None, None);
         if start.tty {
@@ -176,7 +187,10 @@ impl Container {
 
     pub(crate) fn describe(&self) -> shim::Container {
         shim::Container {
-            container: Some(ContainerRef { name: self.name.clone(), attempt: self.attempt }),
+            container: Some(ContainerRef {
+                name: self.name.clone(),
+                attempt: self.attempt,
+            }),
             pid: self.running_pid().unwrap_or(0),
             started_at: self.started_at,
             exit: match &self.life {
@@ -209,9 +223,17 @@ impl Container {
         }
         for attachment in &self.attachments {
             if let Some(fd) = attachment.stdin.as_ref().filter(|_| !stdin_behind) {
-                add(Part::ClientInput(attachment.connection), fd.as_fd(), PollFlags::IN);
+                add(
+                    Part::ClientInput(attachment.connection),
+                    fd.as_fd(),
+                    PollFlags::IN,
+                );
             }
-            for output in attachment.outputs.iter().filter(|output| output.is_behind()) {
+            for output in attachment
+                .outputs
+                .iter()
+                .filter(|output| output.is_behind())
+            {
                 add(Part::ClientOutput, output.as_fd(), PollFlags::OUT);
             }
         }
@@ -230,7 +252,11 @@ impl Container {
             }
             Part::ClientInput(connection) => self.client_input(connection),
             Part::ClientOutput => {
-                for output in self.attachments.iter_mut().flat_map(|attachment| &mut attachment.outputs) {
+                for output in self
+                    .attachments
+                    .iter_mut()
+                    .flat_map(|attachment| &mut attachment.outputs)
+                {
                     output.flush();
                 }
                 self.drop_finished_clients();
@@ -242,7 +268,9 @@ impl Container {
     }
 
     fn receive_terminal(&mut self) {
-        let Some(Ok((stream, _))) = self.console.as_ref().map(UnixListener::accept) else { return };
+        let Some(Ok((stream, _))) = self.console.as_ref().map(UnixListener::accept) else {
+            return;
+        };
         self.console = None;
         let received = receive_console(&stream).and_then(|terminal| {
             let input = Output::new(terminal.try_clone()?)?;
@@ -284,7 +312,11 @@ impl Container {
     }
 
     fn client_input(&mut self, connection: u64) {
-        let Some(attachment) = self.attachments.iter_mut().find(|known| known.connection == connection) else {
+        let Some(attachment) = self
+            .attachments
+            .iter_mut()
+            .find(|known| known.connection == connection)
+        else {
             return;
         };
         let Some(fd) = &attachment.stdin else { return };
@@ -311,16 +343,22 @@ impl Container {
     }
 
     pub(crate) fn detach(&mut self, connection: u64) {
-        self.attachments.retain(|attachment| attachment.connection != connection);
+        self.attachments
+            .retain(|attachment| attachment.connection != connection);
     }
 
     /// Connections of the clients attached.
     pub(crate) fn attached(&self) -> Vec<u64> {
-        self.attachments.iter().map(|attachment| attachment.connection).collect()
+        self.attachments
+            .iter()
+            .map(|attachment| attachment.connection)
+            .collect()
     }
 
     pub(crate) fn resize(&self, width: u32, height: u32) {
-        let (Some(terminal), true) = (&self.stdout, self.tty) else { return };
+        let (Some(terminal), true) = (&self.stdout, self.tty) else {
+            return;
+        };
         let size = Winsize {
             ws_row: u16::try_from(height).unwrap_or(u16::MAX),
             ws_col: u16::try_from(width).unwrap_or(u16::MAX),
@@ -361,7 +399,8 @@ impl Container {
 
     fn drop_finished_clients(&mut self) {
         if self.exited() {
-            self.attachments.retain(|attachment| attachment.outputs.iter().any(Output::is_behind));
+            self.attachments
+                .retain(|attachment| attachment.outputs.iter().any(Output::is_behind));
         }
     }
 
@@ -372,7 +411,9 @@ impl Container {
 
     /// Kills every process of its cgroup.
     pub(crate) fn kill_all(&self) {
-        let Ok(members) = fs::read_to_string(&self.procs_file) else { return };
+        let Ok(members) = fs::read_to_string(&self.procs_file) else {
+            return;
+        };
         for pid in members.lines().filter_map(|line| line.parse::<i32>().ok()) {
             match sys::kill(pid, libc::SIGKILL) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
@@ -388,18 +429,26 @@ impl Container {
 pub(crate) fn receive_console(stream: &std::os::unix::net::UnixStream) -> io::Result<OwnedFd> {
     let (mut name, mut fds) = (Vec::new(), Vec::new());
     sys::receive(stream, &mut name, &mut fds)?;
-    fds.pop().ok_or_else(|| io::Error::other("no terminal was sent"))
+    fds.pop()
+        .ok_or_else(|| io::Error::other("no terminal was sent"))
 }
 
 /// Both cgroup v1 (`memory.oom_control`) and v2 (`memory.events`) count in a line `oom_kill N`.
 fn oom_killed(file: &Path) -> bool {
-    let Ok(counters) = fs::read_to_string(file) else { return false };
-    counters.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
+    let Ok(counters) = fs::read_to_string(file) else {
+        return false;
+    };
+    counters
+        .lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "))
+        .any(|count| count.trim() != "0")
 }
 
 fn termination_message(file: &Path) -> String {
     let mut buffer = [0u8; MAX_MESSAGE];
-    let Ok(file) = fs::File::open(file) else { return String::new() };
+    let Ok(file) = fs::File::open(file) else {
+        return String::new();
+    };
     let length = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
     let start = length.saturating_sub(MAX_MESSAGE as u64);
     let count = file.read_at(&mut buffer, start).unwrap_or(0);

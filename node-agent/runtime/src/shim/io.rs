@@ -42,7 +42,11 @@ pub(crate) struct Output {
 impl Output {
     /// Takes over `fd`.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { fd: nonblocking(fd)?, waiting: Vec::new(), broken: false })
+        Ok(Self {
+            fd: nonblocking(fd)?,
+            waiting: Vec::new(),
+            broken: false,
+        })
     }
 
     /// Queues bytes and writes what fits.

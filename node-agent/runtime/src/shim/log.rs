@@ -40,13 +40,26 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens `<dir>/<container>/<attempt>.log`, continuing what is there.
-    pub(crate) fn open(dir: &Path, container: &str, attempt: u32, max_bytes: u64, max_files: u32) -> io::Result<Self> {
+    pub(crate) fn open(
+        dir: &Path,
+        container: &str,
+        attempt: u32,
+        max_bytes: u64,
+        max_files: u32,
+    ) -> io::Result<Self> {
         let dir = dir.join(container);
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(format!("{attempt}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         let written = file.metadata()?.len();
-        Ok(Self { path, file, written, max_bytes, max_files, pending: [Vec::new(), Vec::new()] })
+        Ok(Self {
+            path,
+            file,
+            written,
+            max_bytes,
+            max_files,
+            pending: [Vec::new(), Vec::new()],
+        })
     }
 
     /// Writes every whole line, and keeps the rest until its end arrives or it grows too long.
@@ -75,7 +88,11 @@ impl Log {
             }
         }
         // Most writes end a line; then the buffer's memory goes back.
-        self.pending[stream as usize] = if pending.is_empty() { Vec::new() } else { pending };
+        self.pending[stream as usize] = if pending.is_empty() {
+            Vec::new()
+        } else {
+            pending
+        };
         self.append(&out)
     }
 
@@ -93,15 +110,31 @@ impl Log {
         Ok(())
     }
 
-    fn append(&mut self, out: &[u8]) -> io::Result<()> {
-        if out.is_empty() {
-            return Ok(());
+    /// Writes records, starting a new file wherever the next one would not fit.
+    fn append(&mut self, mut out: &[u8]) -> io::Result<()> {
+        while !out.is_empty() {
+            let room = match self.max_bytes {
+                0 => out.len(),
+                max => usize::try_from(max.saturating_sub(self.written)).unwrap_or(usize::MAX),
+            };
+            let whole = if out.len() <= room {
+                out.len()
+            } else {
+                let end_of = |position: Option<usize>| position.map_or(0, |newline| newline + 1);
+                match end_of(out[..room].iter().rposition(|byte| *byte == b'\n')) {
+                    0 if self.written > 0 => {
+                        self.rotate()?;
+                        continue;
+                    }
+                    // One record larger than a file may be: it gets a file to itself.
+                    0 => end_of(out.iter().position(|byte| *byte == b'\n')),
+                    fits => fits,
+                }
+            };
+            self.file.write_all(&out[..whole])?;
+            self.written += whole as u64;
+            out = &out[whole..];
         }
-        if self.max_bytes > 0 && self.written > 0 && self.written + out.len() as u64 > self.max_bytes {
-            self.rotate()?;
-        }
-        self.file.write_all(out)?;
-        self.written += out.len() as u64;
         Ok(())
     }
 
@@ -121,13 +154,22 @@ impl Log {
             }
         }
         std::fs::rename(&self.path, older(1))?;
-        self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        self.file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.path)?;
         self.written = 0;
         Ok(())
     }
 }
 
-fn record(out: &mut Vec<u8>, now: jiff::Timestamp, stream: Stream, tag: char, text: &[u8]) -> io::Result<()> {
+fn record(
+    out: &mut Vec<u8>,
+    now: jiff::Timestamp,
+    stream: Stream,
+    tag: char,
+    text: &[u8],
+) -> io::Result<()> {
     write!(out, "{now:.9} {} {tag} ", stream.name())?;
     out.extend_from_slice(text);
     out.push(b'\n');
@@ -148,7 +190,10 @@ mod tests {
 
     fn texts(path: &Path) -> Vec<String> {
         let content = std::fs::read_to_string(path).unwrap();
-        content.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+        content
+            .lines()
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect()
     }
 
     #[test]
@@ -159,11 +204,21 @@ mod tests {
         log.write(Stream::Stderr, b"oops\n").unwrap();
         log.write(Stream::Stdout, b"o\n\nrest").unwrap();
         log.finish().unwrap();
-        let expected = ["stdout F one", "stderr F oops", "stdout F two", "stdout F ", "stdout F rest"];
+        let expected = [
+            "stdout F one",
+            "stderr F oops",
+            "stdout F two",
+            "stdout F ",
+            "stdout F rest",
+        ];
         assert_eq!(texts(&dir.join("web/2.log")), expected);
         let first = std::fs::read_to_string(dir.join("web/2.log")).unwrap();
         let stamp = first.split(' ').next().unwrap();
-        assert_eq!((stamp.len(), &stamp[10..11], &stamp[29..]), (30, "T", "Z"), "{stamp}");
+        assert_eq!(
+            (stamp.len(), &stamp[10..11], &stamp[29..]),
+            (30, "T", "Z"),
+            "{stamp}"
+        );
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
@@ -175,7 +230,10 @@ mod tests {
         line.push(b'\n');
         log.write(Stream::Stdout, &line).unwrap();
         let lines = texts(&dir.join("web/0.log"));
-        assert_eq!((lines.len(), &lines[0][..9], lines[0].len()), (2, "stdout P ", MAX_PIECE + 9));
+        assert_eq!(
+            (lines.len(), &lines[0][..9], lines[0].len()),
+            (2, "stdout P ", MAX_PIECE + 9)
+        );
         assert_eq!(lines[1], format!("stdout F {}", "x".repeat(10)));
         std::fs::remove_dir_all(&dir).unwrap();
     }
@@ -185,16 +243,32 @@ mod tests {
         let dir = scratch("rotate");
         let mut log = Log::open(&dir, "web", 0, 150, 3).unwrap();
         for number in 0..20 {
-            log.write(Stream::Stdout, format!("line {number}\n").as_bytes()).unwrap();
+            log.write(Stream::Stdout, format!("line {number}\n").as_bytes())
+                .unwrap();
         }
-        let mut names: Vec<_> =
-            std::fs::read_dir(dir.join("web")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> = std::fs::read_dir(dir.join("web"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         names.sort();
         assert_eq!(names, ["0.log", "0.log.1", "0.log.2"]);
         for name in &names {
             assert!(std::fs::metadata(dir.join("web").join(name)).unwrap().len() <= 150);
         }
-        assert_eq!(texts(&dir.join("web/0.log")).last().unwrap(), "stdout F line 19");
+        assert_eq!(
+            texts(&dir.join("web/0.log")).last().unwrap(),
+            "stdout F line 19"
+        );
+        // One write of many lines is divided too, and a line larger than a file is written whole.
+        log.write(Stream::Stdout, "short\n".repeat(50).as_bytes())
+            .unwrap();
+        assert!(std::fs::metadata(dir.join("web/0.log.1")).unwrap().len() <= 150);
+        log.write(Stream::Stdout, format!("{}\n", "y".repeat(300)).as_bytes())
+            .unwrap();
+        assert_eq!(
+            texts(&dir.join("web/0.log")),
+            [format!("stdout F {}", "y".repeat(300))]
+        );
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

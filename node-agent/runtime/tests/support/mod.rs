@@ -1,6 +1,11 @@
 //! What the tests of this crate share: a runtime of their own, a root file system with busybox, and the watch for
 //! what is left behind. Needs root, cgroups and Debian's busybox-static, and says so when one is missing.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "shared by test files, each of which uses its own part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "shared by test files, each of which uses its own part"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,8 +31,15 @@ pub struct Node {
 impl Node {
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let dir = tempfile::Builder::new().prefix("gantry-rt-").tempdir().unwrap();
-        let name = format!("gantry-rt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new()
+            .prefix("gantry-rt-")
+            .tempdir()
+            .unwrap();
+        let name = format!(
+            "gantry-rt-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let config = ShimRuntimeConfig {
             data_dir: dir.path().join("data"),
             run_dir: dir.path().join("run"),
@@ -35,8 +47,14 @@ impl Node {
             shim_command: PathBuf::from(env!("CARGO_BIN_EXE_gantry-shim")),
         };
         let rootfs = busybox(dir.path());
-        let runtime = ShimRuntime::new(config.clone()).expect("these tests run as root, with cgroups mounted");
-        Self { dir, config, runtime, rootfs }
+        let runtime = ShimRuntime::new(config.clone())
+            .expect("these tests run as root, with cgroups mounted");
+        Self {
+            dir,
+            config,
+            runtime,
+            rootfs,
+        }
     }
 
     pub fn logs(&self) -> PathBuf {
@@ -62,12 +80,22 @@ impl Node {
     /// The text of a container's log, without times and streams.
     pub fn log(&self, name: &str) -> String {
         let path = self.logs().join(name).join("0.log");
-        let content = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        content.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n").collect()
+        let content =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        content
+            .lines()
+            .map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n")
+            .collect()
     }
 
     /// Runs a script to its end and returns what it printed.
-    pub async fn script(&self, pod: &str, name: &str, script: &str, change: impl FnOnce(&mut ContainerSpec)) -> String {
+    pub async fn script(
+        &self,
+        pod: &str,
+        name: &str,
+        script: &str,
+        change: impl FnOnce(&mut ContainerSpec),
+    ) -> String {
         let mut spec = self.container(pod, &["/bin/sh", "-c", script]);
         spec.id.name = name.to_owned();
         change(&mut spec);
@@ -89,17 +117,35 @@ impl Node {
             }
         }
         let here = self.dir.path().to_str().unwrap();
-        found.extend(mounts.lines().filter(|line| line.contains(here)).map(|line| format!("mount {line}")));
+        found.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(here))
+                .map(|line| format!("mount {line}")),
+        );
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             let state = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            let zombie = state.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z');
+            let zombie = state
+                .rsplit(')')
+                .next()
+                .unwrap_or_default()
+                .trim_start()
+                .starts_with('Z');
             if (command.contains(here) || cgroup.contains(group.to_str().unwrap())) && !zombie {
-                found.push(format!("process {} {}", entry.path().display(), command.replace('\0', " ")));
+                found.push(format!(
+                    "process {} {}",
+                    entry.path().display(),
+                    command.replace('\0', " ")
+                ));
             }
         }
-        for entry in fs::read_dir(&self.config.run_dir).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(&self.config.run_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             found.push(format!("directory {}", entry.path().display()));
         }
         found
@@ -109,7 +155,12 @@ impl Node {
 impl Drop for Node {
     /// Leaves nothing behind, also when a test failed half way.
     fn drop(&mut self) {
-        let group = self.config.cgroup_root.strip_prefix("/").unwrap().to_owned();
+        let group = self
+            .config
+            .cgroup_root
+            .strip_prefix("/")
+            .unwrap()
+            .to_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let roots: Vec<PathBuf> = mounts
             .lines()
@@ -127,7 +178,8 @@ impl Drop for Node {
         let here = self.dir.path().to_str().unwrap();
         for mount in mounts.lines().filter(|line| line.contains(here)) {
             let target = mount.split(' ').nth(4).unwrap();
-            if let Err(error) = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH) {
+            if let Err(error) = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH)
+            {
                 eprintln!("unmounting {target}: {error}");
             }
         }
@@ -141,7 +193,10 @@ fn sweep(dir: &Path) -> bool {
             sweep(&entry.path());
         }
     }
-    for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+    for pid in fs::read_to_string(dir.join("cgroup.procs"))
+        .unwrap_or_default()
+        .lines()
+    {
         if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap_or_default();
         }
@@ -154,10 +209,12 @@ fn busybox(dir: &Path) -> PathBuf {
     for part in ["bin", "tmp", "etc", "proc", "dev", "sys"] {
         fs::create_dir_all(rootfs.join(part)).unwrap();
     }
-    fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("install busybox-static: these tests run in it");
+    fs::copy("/bin/busybox", rootfs.join("bin/busybox"))
+        .expect("install busybox-static: these tests run in it");
     for name in [
-        "sh", "true", "false", "echo", "cat", "sleep", "stty", "id", "ls", "touch", "mkdir", "grep", "hostname", "unshare",
-        "mount", "env", "dd", "head", "tail", "ps", "kill", "seq", "printf", "sync", "test", "wc", "ipcs", "chroot", "stat",
+        "sh", "true", "false", "echo", "cat", "sleep", "stty", "id", "ls", "touch", "mkdir",
+        "grep", "hostname", "unshare", "mount", "env", "dd", "head", "tail", "ps", "kill", "seq",
+        "printf", "sync", "test", "wc", "ipcs", "chroot", "stat",
     ] {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(name)).unwrap();
     }
@@ -184,7 +241,11 @@ pub fn sandbox(pod: &str, logs: &Path) -> SandboxSpec {
 
 pub fn container(pod: &str, rootfs: &Path, args: &[&str]) -> ContainerSpec {
     ContainerSpec {
-        id: ContainerId { pod: PodUid(pod.to_owned()), name: "main".to_owned(), attempt: 0 },
+        id: ContainerId {
+            pod: PodUid(pod.to_owned()),
+            name: "main".to_owned(),
+            attempt: 0,
+        },
         rootfs: rootfs.to_owned(),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: Vec::new(),
@@ -207,7 +268,12 @@ pub fn container(pod: &str, rootfs: &Path, args: &[&str]) -> ContainerSpec {
 }
 
 pub fn command(args: &[&str]) -> ExecSpec {
-    ExecSpec { args: args.iter().map(|arg| (*arg).to_owned()).collect(), tty: false, stdin: false, timeout: None }
+    ExecSpec {
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        tty: false,
+        stdin: false,
+        timeout: None,
+    }
 }
 
 /// Waits for the end of a container, which may have happened already.
@@ -237,7 +303,13 @@ pub async fn wait_exit(
 
 /// Everything a session prints, and its exit code.
 pub async fn finish(session: IoSession) -> (String, String, i32) {
-    let IoSession { mut stdout, stderr, exit, stdin, resize } = session;
+    let IoSession {
+        mut stdout,
+        stderr,
+        exit,
+        stdin,
+        resize,
+    } = session;
     drop(stdin);
     let (mut out, mut err) = (String::new(), String::new());
     let reading = async {
@@ -247,13 +319,18 @@ pub async fn finish(session: IoSession) -> (String, String, i32) {
         }
         exit.await.unwrap().unwrap()
     };
-    let code = tokio::time::timeout(DEADLINE, reading).await.expect("the command ends");
+    let code = tokio::time::timeout(DEADLINE, reading)
+        .await
+        .expect("the command ends");
     drop(resize);
     (out, err, code)
 }
 
 /// Reads until the text appears.
-pub async fn read_until(stream: &mut (impl tokio::io::AsyncRead + Unpin + ?Sized), wanted: &str) -> String {
+pub async fn read_until(
+    stream: &mut (impl tokio::io::AsyncRead + Unpin + ?Sized),
+    wanted: &str,
+) -> String {
     let mut seen = String::new();
     tokio::time::timeout(DEADLINE, async {
         let mut buffer = [0u8; 1024];

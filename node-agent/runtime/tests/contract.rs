@@ -1,4 +1,8 @@
 //! What every runtime must do, run against the one in memory and the real one.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test, and says where"
+)]
 
 mod support;
 

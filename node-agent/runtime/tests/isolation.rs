@@ -1,4 +1,8 @@
 //! What a container may and may not do, seen from inside, for its init and for commands executed in it.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test, and says where"
+)]
 
 mod support;
 

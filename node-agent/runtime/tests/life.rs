@@ -1,4 +1,8 @@
 //! Containers from start to end: output, logs, terminals, memory, agents that come and go.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed step is a failed test, and says where"
+)]
 
 mod support;
 
@@ -276,20 +280,29 @@ async fn logs_rotate() {
 #[tokio::test]
 async fn an_agent_that_comes_back_finds_its_containers() {
     let node = Node::new();
-    node.runtime
-        .start_sandbox(node.sandbox("pod"))
-        .await
-        .unwrap();
-    let started = node
-        .runtime
+    let first = ShimRuntime::new(node.config.clone()).unwrap();
+    first.start_sandbox(node.sandbox("pod")).await.unwrap();
+    let started = first
         .start_container(node.container("pod", &["/bin/sleep", "1000"]))
         .await
         .unwrap();
-    let mut short = node.container("pod", &["/bin/sh", "-c", "exit 4"]);
-    short.id.name = "short".to_owned();
-    node.run(short).await;
+    let mut ended = node.container("pod", &["/bin/sh", "-c", "exit 4"]);
+    ended.id.name = "ended".to_owned();
+    let mut events = first.events();
+    first.start_container(ended.clone()).await.unwrap();
+    wait_exit(&first, &mut events, &ended.id).await;
+    let mut later = node.container(
+        "pod",
+        &["/bin/sh", "-c", "until test -e /tmp/go; do :; done; exit 6"],
+    );
+    later.id.name = "later".to_owned();
+    first.start_container(later.clone()).await.unwrap();
+    drop((first, events));
+    // This one ends while nobody looks.
+    fs::write(node.rootfs.join("tmp/go"), "").unwrap();
 
     let second = ShimRuntime::new(node.config.clone()).unwrap();
+    let mut events = second.events();
     let found = second.sandboxes().await.unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!(
@@ -299,7 +312,7 @@ async fn an_agent_that_comes_back_finds_its_containers() {
     assert!(
         matches!(&found[0].containers[1].state, ContainerState::Exited(exit) if exit.code == 4)
     );
-    let mut events = second.events();
+    assert_eq!(wait_exit(&second, &mut events, &later.id).await.code, 6);
     second.kill(&started.id, libc::SIGKILL).await.unwrap();
     assert_eq!(wait_exit(&second, &mut events, &started.id).await.code, 137);
     second.remove_sandbox(&started.id.pod).await.unwrap();

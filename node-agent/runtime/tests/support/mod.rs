@@ -1,6 +1,7 @@
 //! What the tests of this crate share: a runtime of their own, a root file system with busybox, and the watch for
 //! what is left behind. Needs root, cgroups and Debian's busybox-static, and says so when one is missing.
 #![allow(
+    clippy::unwrap_used,
     dead_code,
     missing_docs,
     unreachable_pub,

@@ -315,3 +315,74 @@ async fn a_privileged_container_is_not_confined() {
     node.runtime.remove_sandbox(&id.pod).await.unwrap();
     assert_eq!(node.traces(), Vec::<String>::new());
 }
+
+/// A process that holds a network namespace, until it is dropped.
+struct Namespace(std::process::Child);
+
+impl Namespace {
+    fn new() -> Self {
+        use std::io::Read;
+        let mut holder = std::process::Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo ready; exec sleep 1000"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0u8; 5];
+        holder
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut ready)
+            .unwrap();
+        Self(holder)
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.0.id()))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pod_joins_its_network_namespace_and_has_its_sysctls() {
+    let node = Node::new();
+    let namespace = Namespace::new();
+    let inode = rustix::fs::stat(namespace.path())
+        .unwrap()
+        .st_ino
+        .to_string();
+    let sandbox = SandboxSpec {
+        netns: Some(namespace.path()),
+        sysctls: [(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "77".to_owned(),
+        )]
+        .into(),
+        ..node.sandbox("pod")
+    };
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let spec = node.container("pod", &["/bin/sleep", "1000"]);
+    let id = spec.id.clone();
+    node.runtime.start_container(spec).await.unwrap();
+    let look = "stat -L -c %i /proc/1/ns/net /proc/self/ns/net; cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+    assert_eq!(
+        inside(&node, &id, look).await.0,
+        format!("{inode}\n{inode}\n77\n")
+    );
+    node.runtime.remove_sandbox(&id.pod).await.unwrap();
+
+    // One that is not there fails the start, says so, and leaves nothing.
+    let missing = SandboxSpec {
+        netns: Some(PathBuf::from("/run/no-such-netns")),
+        ..node.sandbox("other")
+    };
+    let error = node.runtime.start_sandbox(missing).await.unwrap_err();
+    assert!(error.to_string().contains("/run/no-such-netns"), "{error}");
+    assert_eq!(node.traces(), Vec::<String>::new());
+}

@@ -80,7 +80,13 @@ fn forbidden_edges(edges: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
 fn workspace_edges() -> BTreeMap<String, BTreeSet<String>> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--no-deps",
+            "--manifest-path",
+        ])
         .arg(manifest)
         .output()
         .expect("cargo metadata runs");
@@ -123,5 +129,8 @@ fn a_forbidden_edge_is_found() {
         "gantry-scheduler".to_owned(),
         BTreeSet::from(["gantry-store".to_owned()]),
     )]);
-    assert_eq!(forbidden_edges(&edges), ["gantry-scheduler -> gantry-store"]);
+    assert_eq!(
+        forbidden_edges(&edges),
+        ["gantry-scheduler -> gantry-store"]
+    );
 }

@@ -1,0 +1,248 @@
+//! One machine, end to end: apply a web application with kubectl, scale it, roll it, roll it back, crash and recover.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use gantry_e2e::{Cluster, HOST_ADDRESS, eventually, gantry};
+
+fn manifest() -> String {
+    format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A running cluster with the example application rolled out.
+fn with_web() -> Result<Cluster> {
+    let cluster = Cluster::start()?;
+    cluster.import_demo_images()?;
+    cluster.kubectl(&["apply", "-f", &manifest()])?;
+    rolled_out(&cluster)?;
+    Ok(cluster)
+}
+
+fn rolled_out(cluster: &Cluster) -> Result<String> {
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=90s"])
+}
+
+fn service_address(cluster: &Cluster) -> Result<String> {
+    cluster.kubectl(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP}"])
+}
+
+/// Name and start time of every running container of the application.
+fn started(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let text = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "app=web",
+        "-o",
+        "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].state.running.startedAt}#{.status.containerStatuses[0].restartCount}{\"\\n\"}{end}",
+    ])?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, time)| (name.to_owned(), time.to_owned()))
+        .collect())
+}
+
+#[test]
+fn kubectl_runs_scales_rolls_and_undoes_a_web_application() -> Result<()> {
+    let cluster = with_web()?;
+    let address = service_address(&cluster)?;
+    let answer = eventually("an answer through the ClusterIP", || {
+        cluster.curl(&format!("http://{address}/"))
+    })?;
+    ensure!(answer.starts_with("web v1 from web-"), "{answer}");
+    let answer = cluster
+        .curl(&format!("http://{HOST_ADDRESS}:30080/"))
+        .context("through the NodePort")?;
+    ensure!(answer.starts_with("web v1 from web-"), "{answer}");
+
+    let table = cluster.kubectl(&["get", "deploy,rs,pods,svc", "-o", "wide"])?;
+    for words in [
+        "deployment.apps/web",
+        "3/3",
+        "replicaset.apps/web-",
+        "pod/web-",
+        "node-1",
+        "service/web",
+        "80:30080/TCP",
+    ] {
+        ensure!(table.contains(words), "{words} is missing in:\n{table}");
+    }
+    let described = cluster.kubectl(&["describe", "deploy", "web"])?;
+    ensure!(described.contains("ScalingReplicaSet"), "{described}");
+    let pods = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"])?;
+    let pod = pods.lines().next().context("a pod")?.to_owned();
+    let described = cluster.kubectl(&["describe", &pod])?;
+    for words in ["Started", "Scheduled", "gantry.local/web:v1"] {
+        ensure!(
+            described.contains(words),
+            "{words} is missing in:\n{described}"
+        );
+    }
+    let logs = cluster.kubectl(&["logs", &pod])?;
+    ensure!(logs.contains("listens on port 8080"), "{logs}");
+
+    cluster.kubectl(&["scale", "deploy/web", "--replicas=6"])?;
+    rolled_out(&cluster)?;
+    cluster.kubectl(&["set", "image", "deploy/web", "web=gantry.local/web:v2"])?;
+    rolled_out(&cluster)?;
+    let answer = cluster.curl(&format!("http://{address}/"))?;
+    ensure!(answer.starts_with("web v2 from web-"), "{answer}");
+    let history = cluster.kubectl(&["rollout", "history", "deploy/web"])?;
+    ensure!(
+        history.contains("1 ") && history.contains("2 "),
+        "{history}"
+    );
+    cluster.kubectl(&["rollout", "undo", "deploy/web"])?;
+    rolled_out(&cluster)?;
+    let answer = cluster.curl(&format!("http://{address}/"))?;
+    ensure!(answer.starts_with("web v1 from web-"), "{answer}");
+
+    cluster.kubectl(&["delete", "-f", &manifest()])?;
+    eventually("every pod to be gone", || {
+        let left = cluster.kubectl(&["get", "pods", "-o", "name"])?;
+        ensure!(left.is_empty(), "{left} is left");
+        Ok(())
+    })
+}
+
+#[test]
+fn exec_runs_commands_and_reports_their_exit_codes() -> Result<()> {
+    let cluster = with_web()?;
+    // The image's only program; a second one finds the port taken and says so.
+    let (code, said) =
+        cluster.fails(Path::new("kubectl"), &["exec", "deploy/web", "--", "/web"])?;
+    ensure!(
+        code == 1 && said.contains("cannot listen on port 8080"),
+        "kubectl: {code} {said}"
+    );
+    let (code, said) = cluster.fails(&gantry()?, &["exec", "deploy/web", "--", "/web"])?;
+    ensure!(
+        code == 1 && said.contains("cannot listen on port 8080"),
+        "gantry: {code} {said}"
+    );
+    let (_, said) = cluster.fails(Path::new("kubectl"), &["exec", "deploy/web", "--", "/nope"])?;
+    ensure!(said.contains("/nope"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_crash_of_gantry_changes_nothing_for_containers() -> Result<()> {
+    let mut cluster = with_web()?;
+    let before = started(&cluster)?;
+    ensure!(before.len() == 3, "{before:?}");
+    let revision = |cluster: &Cluster| -> Result<u64> {
+        let text = cluster.kubectl(&[
+            "get",
+            "deploy",
+            "web",
+            "-o",
+            "jsonpath={.metadata.resourceVersion}",
+        ])?;
+        text.parse()
+            .with_context(|| format!("{text:?} is no revision"))
+    };
+    let revision_before = revision(&cluster)?;
+    cluster.kill()?;
+    cluster.up()?;
+    ensure!(
+        revision(&cluster)? >= revision_before,
+        "the store went back in time"
+    );
+    let after = eventually("the same pods", || {
+        let after = started(&cluster)?;
+        ensure!(after.len() == 3, "{after:?}");
+        Ok(after)
+    })?;
+    ensure!(
+        before == after,
+        "containers were touched:\n{before:?}\n{after:?}"
+    );
+    let address = service_address(&cluster)?;
+    eventually("an answer after the restart", || {
+        cluster.curl(&format!("http://{address}/"))
+    })?;
+    // Everything is still in hand: a change takes effect.
+    cluster.kubectl(&["scale", "deploy/web", "--replicas=1"])?;
+    eventually("one pod", || {
+        let left = started(&cluster)?;
+        ensure!(left.len() == 1, "{left:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_cannot_run_says_why() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.import_demo_images()?;
+    cluster.kubectl(&["run", "unknown", "--image=127.0.0.1:1/none:v1"])?;
+    cluster.kubectl(&[
+        "run",
+        "command",
+        "--image=gantry.local/web:v1",
+        "--command",
+        "--",
+        "/nope",
+    ])?;
+    cluster.kubectl(&["run", "big", "--image=gantry.local/web:v1", "--overrides", r#"{"spec":{"containers":[{"name":"big","image":"gantry.local/web:v1","resources":{"requests":{"cpu":"1000"}}}]}}"#])?;
+    eventually("the unknown image to be refused", || {
+        let reason = cluster.kubectl(&[
+            "get",
+            "pod",
+            "unknown",
+            "-o",
+            "jsonpath={.status.containerStatuses[0].state.waiting.reason}",
+        ])?;
+        ensure!(
+            reason == "ErrImagePull" || reason == "ImagePullBackOff",
+            "{reason}"
+        );
+        Ok(())
+    })?;
+    eventually("the missing command to be named", || {
+        let status = cluster.kubectl(&[
+            "get",
+            "pod",
+            "command",
+            "-o",
+            "jsonpath={.status.containerStatuses[0]}",
+        ])?;
+        ensure!(status.contains("/nope"), "{status}");
+        Ok(())
+    })?;
+    eventually("the pod that does not fit to say so", || {
+        let message = cluster.kubectl(&[
+            "get",
+            "pod",
+            "big",
+            "-o",
+            "jsonpath={.status.conditions[?(@.type==\"PodScheduled\")].message}",
+        ])?;
+        ensure!(
+            message.starts_with("0/1 nodes are available: 1 Insufficient cpu."),
+            "{message}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_second_cluster_is_refused_politely() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let other = tempfile::tempdir()?;
+    let data_dir = other.path().display().to_string();
+    // The port is taken by the first cluster.
+    let (code, said) =
+        cluster.fails(&gantry()?, &["up", "--foreground", "--data-dir", &data_dir])?;
+    ensure!(
+        code == 1 && said.contains("6443") && said.contains("--listen"),
+        "{said}"
+    );
+    // The data directory is taken by the first cluster.
+    let data_dir = cluster.data_dir().display().to_string();
+    let (code, said) =
+        cluster.fails(&gantry()?, &["up", "--foreground", "--data-dir", &data_dir])?;
+    ensure!(code == 1 && said.contains("already runs"), "{said}");
+    Ok(())
+}

@@ -1,1 +1,143 @@
-fn main() {}
+//! What a pod's attachment and a changed endpoint cost, against a real kernel (needs root).
+
+#[path = "../tests/lab/mod.rs"]
+mod lab;
+
+use std::hint::black_box;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion};
+use gantry_network::{
+    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, Endpoint, NftServiceRules,
+    PodNetwork, ServicePort, ServiceRules,
+};
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
+use lab::{blocking_on_own_machine, service};
+
+fn attach_and_detach(criterion: &mut Criterion) {
+    blocking_on_own_machine(|lab, runtime| {
+        let network = BridgeNetwork::new(lab.node.clone()).expect("the network");
+        let mut measure = |name: &str, of_attach: bool| {
+            criterion.bench_function(name, |bencher| {
+                bencher.iter_custom(|rounds| {
+                    let mut total = Duration::ZERO;
+                    for _ in 0..rounds {
+                        let start = Instant::now();
+                        runtime
+                            .block_on(network.attach("pod", &[]))
+                            .expect("attach");
+                        let attached = start.elapsed();
+                        runtime.block_on(network.detach("pod")).expect("detach");
+                        total += if of_attach {
+                            attached
+                        } else {
+                            start.elapsed() - attached
+                        };
+                    }
+                    total
+                });
+            });
+        };
+        measure("pod/attach", true);
+        measure("pod/detach", false);
+    });
+}
+
+fn services(count: u16) -> Vec<ServicePort> {
+    (0..count)
+        .map(|index| {
+            let [high, low] = index.to_be_bytes();
+            let endpoints = (0..3)
+                .map(|n| Endpoint {
+                    ip: Ipv4Addr::new(10, 244 + n, high, low),
+                    port: 8080,
+                    local: n == 0,
+                })
+                .collect();
+            service(&format!("s{index}"), [10, 97, high, low], endpoints)
+        })
+        .collect()
+}
+
+fn service_rules(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("services");
+    group.sample_size(10);
+    for count in [1_000, 10_000] {
+        blocking_on_own_machine(|lab, runtime| {
+            let desired = services(count);
+            group.bench_with_input(
+                BenchmarkId::new("from scratch", count),
+                &desired,
+                |bencher, desired| {
+                    bencher.iter(|| {
+                        let rules = NftServiceRules::new(&lab.node).expect("nft");
+                        runtime.block_on(rules.sync(desired.clone())).expect("sync");
+                    });
+                },
+            );
+            let rules = NftServiceRules::new(&lab.node).expect("nft");
+            runtime.block_on(rules.sync(desired.clone())).expect("sync");
+            let mut changed = desired.clone();
+            changed[usize::from(count) / 2].endpoints[1].port = 9090;
+            let mut turn = false;
+            group.bench_function(BenchmarkId::new("one endpoint changed", count), |bencher| {
+                bencher.iter(|| {
+                    turn = !turn;
+                    let next = if turn {
+                        changed.clone()
+                    } else {
+                        desired.clone()
+                    };
+                    runtime.block_on(rules.sync(next)).expect("sync");
+                });
+            });
+        });
+    }
+    group.finish();
+}
+
+fn dns(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let listen = [(Ipv4Addr::LOCALHOST, 0).into()];
+    let server = runtime
+        .block_on(DnsServer::start(&listen, "cluster.local", vec![]))
+        .expect("DNS");
+    let record = |index: u16| {
+        let [high, low] = index.to_be_bytes();
+        (
+            format!("s{index}.default.svc.cluster.local"),
+            vec![DnsRecord::Addresses(vec![[10, 97, high, low].into()])],
+        )
+    };
+    server.publish(DnsTable {
+        records: (0..10_000).map(record).collect(),
+        ..DnsTable::default()
+    });
+    let mut request = Message::query();
+    let name = Name::from_ascii("s5000.default.svc.cluster.local.").expect("a name");
+    request.add_query(Query::query(name, RecordType::A));
+    let bytes = request.to_vec().expect("encoding");
+    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    client.connect(server.addresses()[0]).expect("connecting");
+    let mut buffer = [0; 512];
+    criterion.bench_function("dns/one query, there and back", |bencher| {
+        bencher.iter(|| {
+            client.send(&bytes).expect("sending");
+            black_box(client.recv(&mut buffer).expect("an answer"));
+        });
+    });
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args().without_plots();
+    attach_and_detach(&mut criterion);
+    service_rules(&mut criterion);
+    dns(&mut criterion);
+    criterion.final_summary();
+}

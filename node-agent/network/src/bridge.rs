@@ -69,8 +69,9 @@ impl BridgeNetwork {
             node.service_cidr.trunc(),
         )?;
         forwarding::set_parameter("ip_forward", "1")?;
-        // For connections from the host's loopback to host ports and node ports.
-        forwarding::set_parameter(&format!("conf/{}/route_localnet", names.bridge()), "1")?;
+        for (parameter, value) in bridge_parameters(&names.bridge()) {
+            forwarding::set_parameter(&parameter, value)?;
+        }
         let pods = reconcile(&mut netlink, &names, &leases)?;
         nft.set_up(&pod_rules::table(&names, &node, pods.values()))?;
         forwarding::accept(&nft, &names.bridge())?;
@@ -426,6 +427,19 @@ fn reconcile(
         tracing::info!(pod = uid, "the network of a pod that is gone was removed");
     }
     Ok(pods)
+}
+
+/// What the kernel must know about the bridge.
+fn bridge_parameters(bridge: &str) -> [(String, &'static str); 3] {
+    [
+        // For connections from the host's loopback to host ports and node ports.
+        (format!("conf/{bridge}/route_localnet"), "1"),
+        // Packets between pods come in and leave by the bridge, on purpose: advice to take a shorter way is wrong, and
+        // using up the allowance for it keeps the kernel from sending refusals. A link sends redirects unless both its
+        // own and the common switch are off; other links keep theirs.
+        ("conf/all/send_redirects".to_owned(), "0"),
+        (format!("conf/{bridge}/send_redirects"), "0"),
+    ]
 }
 
 fn remove_links(names: &Names) -> Result<(), NetworkError> {

@@ -17,11 +17,11 @@
 
 mod bridge;
 mod commands;
-
+mod dns;
 pub mod error;
 mod fake;
 mod forwarding;
-
+mod hosts;
 mod ipam;
 mod leases;
 mod links;
@@ -30,14 +30,15 @@ mod netlink;
 mod netns;
 mod nft;
 mod pod_rules;
-
+mod resolv;
 mod services;
 pub mod traits;
 
 pub use bridge::BridgeNetwork;
-
+pub use dns::DnsServer;
 pub use error::NetworkError;
 pub use fake::{FakeDns, FakePodNetwork, FakeServiceRules};
-
+pub use hosts::{HostAlias, PodHosts, hosts_file};
+pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use traits::*;

@@ -171,8 +171,8 @@ pub(crate) fn connect_pod(
     host.change(Change::new(
         format!("setting hairpin mode of {host_link}"),
         0,
-        // The port's settings travel with its master, which also makes a pair from an earlier version join it.
-        RouteNetlinkMessage::SetLink(
+        // Only this request heeds a port's settings; SetLink passes over them without a word.
+        RouteNetlinkMessage::NewLink(
             LinkBridgePort::new(port)
                 .controller(bridge.index)
                 .hairpin(true)

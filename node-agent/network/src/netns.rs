@@ -11,7 +11,7 @@ use crate::NetworkError;
 use crate::netlink::Netlink;
 
 /// `f_type` of the file system that namespaces live in (`NSFS_MAGIC` of linux/magic.h).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// A pod's namespace from the outside: a file that names it, and a netlink socket that lives in it.
 pub(crate) struct Namespace {
@@ -21,7 +21,7 @@ pub(crate) struct Namespace {
 
 /// Whether `path` holds a namespace (and is not merely the file it was mounted on, as after a reboot).
 pub(crate) fn is_mounted(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as i64 == NSFS_MAGIC)
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
 }
 
 /// Makes a new namespace and mounts it at `path`. Nothing stays behind on failure.

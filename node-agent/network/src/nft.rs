@@ -75,3 +75,52 @@ impl Nft {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A program that refuses everything with the given words.
+    fn refusing(dir: &tempfile::TempDir, words: &str) -> Nft {
+        let program = dir.path().join("nft");
+        fs::write(&program, format!("#!/bin/sh\necho '{words}' >&2\nexit 1\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Nft { program }
+    }
+
+    #[test]
+    fn what_the_kernel_or_the_user_lacks_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (words, fix) in [
+            (
+                "Error: Could not process rule: Operation not supported",
+                "modprobe",
+            ),
+            (
+                "Error: Could not process rule: No such file or directory",
+                "modprobe",
+            ),
+            ("Operation not permitted (you must be root)", "needs root"),
+        ] {
+            let error = refusing(&dir, words)
+                .set_up("add table ip t\n")
+                .unwrap_err();
+            assert!(matches!(error, NetworkError::Unsupported(_)), "{error:?}");
+            let error = error.to_string();
+            assert!(error.contains(fix) && error.contains(words), "{error}");
+        }
+        let error = refusing(&dir, &"x".repeat(5000))
+            .apply("")
+            .unwrap_err()
+            .to_string();
+        assert!(error.len() < 500, "{error}");
+    }
+
+    #[test]
+    fn a_program_that_is_nowhere_is_not_found() {
+        assert_eq!(commands::find("no-such-program-anywhere"), None);
+    }
+}

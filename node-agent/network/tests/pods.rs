@@ -250,6 +250,41 @@ fn a_new_agent_process_finds_the_pods_of_the_last_one() {
 }
 
 #[test]
+fn many_pods_at_once_get_addresses_of_their_own_and_all_work() {
+    on_own_machine(async |lab| {
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        let mut attaching = tokio::task::JoinSet::new();
+        for index in 0..40 {
+            let network = network.clone();
+            // Every pod twice at the same time: the second finds what the first made.
+            attaching.spawn(async move {
+                network
+                    .attach(&format!("pod-{}", index / 2), &[])
+                    .await
+                    .unwrap()
+            });
+        }
+        let attached = attaching.join_all().await;
+        let addresses: BTreeSet<Ipv4Addr> = attached.iter().map(|pod| pod.ip).collect();
+        assert_eq!(addresses.len(), 20);
+        for pod in &attached {
+            let netns = File::open(&pod.netns).unwrap();
+            let address = lab.from(&netns, || ip("-4 -o addr show dev eth0"));
+            assert!(address.contains(&format!(" {}/32 ", pod.ip)), "{address}");
+        }
+        let mut detaching = tokio::task::JoinSet::new();
+        for index in 0..40 {
+            let network = network.clone();
+            detaching
+                .spawn(async move { network.detach(&format!("pod-{}", index / 2)).await.unwrap() });
+        }
+        detaching.join_all().await;
+        assert!(network.attached().await.unwrap().is_empty());
+        assert!(!ip("-o link").contains("gt."), "{}", ip("-o link"));
+    });
+}
+
+#[test]
 fn a_pair_that_something_removed_is_made_again() {
     on_own_machine(async |lab| {
         let network = BridgeNetwork::new(lab.node.clone()).unwrap();

@@ -135,6 +135,7 @@ fn without_endpoints_a_service_is_refused_at_once() {
     on_own_machine(async |lab| {
         let (network, rules) = start(&lab.node);
         let client = lab.pod(&network, "client", 8080).await;
+        lab::ip(&format!("route add default via {OUTSIDE}"));
         let mut none = service("none", VIP, vec![]);
         (none.node_port, none.external_ips) = (Some(30081), vec!["198.51.100.7".parse().unwrap()]);
         let mut udp = none.clone();
@@ -144,7 +145,11 @@ fn without_endpoints_a_service_is_refused_at_once() {
         assert_eq!(lab.from(&client.netns, || ask(VIP, 80)), refused);
         assert_eq!(lab.from(&client.netns, || ask_udp(VIP, 80)), refused);
         assert_eq!(lab.from_host(|| ask(VIP, 80)), refused);
-        assert_eq!(lab.from_host(|| ask_udp(VIP, 80)), refused);
+        // A packet refused on its way out fails the call that sent it.
+        assert_eq!(
+            lab.from_host(|| ask_udp(VIP, 80)),
+            Err(ErrorKind::PermissionDenied)
+        );
         assert_eq!(lab.from(&lab.outside, || ask(HOST, 30081)), refused);
         assert_eq!(lab.from_host(|| ask([127, 0, 0, 1], 30081)), refused);
         assert_eq!(

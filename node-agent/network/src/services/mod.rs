@@ -100,3 +100,35 @@ impl ServiceRules for NftServiceRules {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Endpoint, Protocol, ServicePort};
+
+    pub(super) fn endpoint(number: u16) -> Endpoint {
+        let [high, low] = number.to_be_bytes();
+        Endpoint {
+            ip: [10, 244, high, low].into(),
+            port: 8080,
+            local: true,
+        }
+    }
+
+    pub(super) fn service(name: &str, address: u16, endpoints: &[u16]) -> ServicePort {
+        let [high, low] = address.to_be_bytes();
+        ServicePort {
+            namespace: "default".into(),
+            service: name.into(),
+            port_name: String::new(),
+            protocol: Protocol::Tcp,
+            cluster_ip: Some([10, 96, high, low].into()),
+            external_ips: vec![],
+            port: 80,
+            node_port: None,
+            client_ip_affinity: None,
+            external_local: false,
+            internal_local: false,
+            endpoints: endpoints.iter().map(|&number| endpoint(number)).collect(),
+        }
+    }
+}

@@ -181,3 +181,82 @@ impl Target<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{endpoint, service};
+    use super::*;
+
+    fn of(plan: &Plan) -> Vec<String> {
+        plan.elements()
+            .iter()
+            .map(|element| format!("{element:?}"))
+            .collect()
+    }
+
+    #[test]
+    fn order_of_services_and_endpoints_does_not_matter() {
+        let (a, b) = (service("a", 1, &[1, 2, 3]), service("b", 2, &[4]));
+        let mut turned = a.clone();
+        turned.endpoints.reverse();
+        turned.endpoints.push(endpoint(2));
+        assert_eq!(
+            of(&Plan::new(&[a, b.clone()])),
+            of(&Plan::new(&[b, turned]))
+        );
+    }
+
+    #[test]
+    fn the_first_by_name_has_a_frontend_that_two_claim() {
+        let (mut a, mut b) = (service("a", 1, &[1]), service("b", 2, &[2, 3]));
+        a.external_ips = vec![[192, 0, 2, 9].into()];
+        b.external_ips.clone_from(&a.external_ips);
+        let plan = Plan::new(&[b, a]);
+        let shared = Frontend::Address(Protocol::Tcp, [192, 0, 2, 9].into(), 80);
+        let backends: Vec<_> = plan
+            .elements()
+            .iter()
+            .filter(|(key, _)| matches!(key, Key::Backend(_, f, _) if *f == shared))
+            .collect();
+        assert_eq!(backends.len(), 1, "{backends:?}");
+        assert_eq!(backends[0].1, Value::To(endpoint(1).ip, 8080));
+    }
+
+    #[test]
+    fn local_policies_keep_to_this_node() {
+        let mut local = service("a", 1, &[1, 2]);
+        local.endpoints[1].local = false;
+        (local.node_port, local.external_local) = (Some(30000), true);
+        let frontend = Frontend::NodePort(Protocol::Tcp, 30000);
+        let verdict = |plan: &Plan, scope| {
+            plan.elements()
+                .iter()
+                .find(|(key, _)| *key == Key::Verdict(scope, frontend))
+                .map(|&(_, value)| value)
+        };
+        let endpoints = |value| match value {
+            Some(Value::Balance(shape)) => shape.endpoints,
+            other => panic!("{other:?}"),
+        };
+        let plan = Plan::new(std::slice::from_ref(&local));
+        assert_eq!(endpoints(verdict(&plan, Scope::Outside)), 1);
+        assert_eq!(endpoints(verdict(&plan, Scope::Anywhere)), 2);
+        local.endpoints.remove(0);
+        let plan = Plan::new(std::slice::from_ref(&local));
+        assert_eq!(verdict(&plan, Scope::Outside), Some(Value::Drop));
+        local.endpoints.clear();
+        let plan = Plan::new(&[local]);
+        assert_eq!(verdict(&plan, Scope::Outside), None);
+        assert!(
+            plan.elements()
+                .contains(&(Key::Refused(frontend), Value::Member))
+        );
+    }
+
+    #[test]
+    fn a_headless_service_without_node_port_needs_nothing() {
+        let mut headless = service("a", 1, &[1, 2]);
+        headless.cluster_ip = None;
+        assert_eq!(Plan::new(&[headless]).len(), 0);
+    }
+}

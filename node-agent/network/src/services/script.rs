@@ -317,3 +317,159 @@ table ip {table} {{
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::tests::service;
+    use super::*;
+    use crate::{Protocol, ServicePort};
+
+    fn skeleton() -> Skeleton {
+        Skeleton {
+            table: "gt-services".into(),
+            pod_cidr: "10.244.1.0/24".parse().unwrap(),
+            service_cidr: "10.96.0.0/12".parse().unwrap(),
+        }
+    }
+
+    /// Does what nft does with the scripts: maps of elements, in which nothing may be added twice with another value,
+    /// removed when absent, or refer to a chain that does not exist.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    struct Kernel {
+        elements: BTreeMap<String, BTreeMap<String, String>>,
+        chains: BTreeSet<String>,
+    }
+
+    impl Kernel {
+        fn apply(&mut self, script: &str) {
+            for line in script.lines() {
+                let words: Vec<&str> = line.split(' ').collect();
+                match words[..] {
+                    ["add", "chain", "ip", "gt-services", chain] => {
+                        assert!(self.chains.insert(chain.to_owned()), "chain {chain} twice");
+                    }
+                    [
+                        verb @ ("add" | "delete"),
+                        "element",
+                        "ip",
+                        "gt-services",
+                        object,
+                        ..,
+                    ] => {
+                        let map = self.elements.entry(object.to_owned()).or_default();
+                        let (_, list) = line.split_once("{ ").unwrap();
+                        for element in list.trim_end_matches(" }").split(", ") {
+                            let (key, value) = element.split_once(" : ").unwrap_or((element, ""));
+                            if let Some(chain) = value.strip_prefix("goto ") {
+                                assert!(self.chains.contains(chain), "no chain {chain}");
+                            }
+                            let before = match verb {
+                                "add" => map.insert(key.to_owned(), value.to_owned()),
+                                _ => Some(
+                                    map.remove(key).expect("only what is there can be deleted"),
+                                ),
+                            };
+                            assert_eq!(before.is_some(), verb == "delete", "{line}");
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.elements.retain(|_, map| !map.is_empty());
+        }
+    }
+
+    fn scratch(services: &[ServicePort]) -> (Kernel, Programmed) {
+        let (script, programmed) = from_scratch(&skeleton(), &Plan::new(services));
+        let mut kernel = Kernel::default();
+        kernel.apply(&script);
+        (kernel, programmed)
+    }
+
+    #[test]
+    fn one_changed_endpoint_is_a_few_elements_however_many_services_there_are() {
+        let mut services: Vec<_> = (0..1000u16)
+            .map(|i| service(&format!("s{i}"), i, &[i, i + 1000, i + 2000]))
+            .collect();
+        let (_, programmed) = scratch(&services);
+        services[500].endpoints[1].port = 9090;
+        let (script, next) = difference(&skeleton(), &programmed, &Plan::new(&services));
+        assert_eq!(
+            script,
+            "delete element ip gt-services tcp_address_3 { 10.96.1.244 . 80 . 1 }\n\
+             add element ip gt-services tcp_address_3 { 10.96.1.244 . 80 . 1 : 10.244.5.220 . 9090 }\n"
+        );
+        assert_eq!(difference(&skeleton(), &next, &Plan::new(&services)).0, "");
+    }
+
+    #[test]
+    fn one_endpoint_more_moves_the_service_to_another_chain() {
+        let mut web = service("web", 1, &[1]);
+        let (_, programmed) = scratch(std::slice::from_ref(&web));
+        web.endpoints = service("web", 1, &[1, 2]).endpoints;
+        let (script, _) = difference(&skeleton(), &programmed, &Plan::new(&[web]));
+        assert_eq!(
+            script,
+            "add map ip gt-services tcp_address_2 { typeof ip daddr . tcp dport . numgen random mod 2 : ip daddr . tcp dport; }\n\
+             add chain ip gt-services tcp_address_2\n\
+             add rule ip gt-services tcp_address_2 ip saddr != 10.244.1.0/24 meta mark set meta mark | 0x2000\n\
+             add rule ip gt-services tcp_address_2 meta l4proto tcp dnat ip to ip daddr . tcp dport . numgen random mod 2 map @tcp_address_2\n\
+             delete element ip gt-services service_address { 10.96.0.1 . tcp . 80 }\n\
+             delete element ip gt-services tcp_address_1 { 10.96.0.1 . 80 }\n\
+             add element ip gt-services hairpin { 10.244.0.2 . 10.244.0.2 }\n\
+             add element ip gt-services service_address { 10.96.0.1 . tcp . 80 : goto tcp_address_2 }\n\
+             add element ip gt-services tcp_address_2 { 10.96.0.1 . 80 . 0 : 10.244.0.1 . 8080, 10.96.0.1 . 80 . 1 : 10.244.0.2 . 8080 }\n"
+        );
+    }
+
+    fn services() -> impl Strategy<Value = Vec<ServicePort>> {
+        let one = (
+            0u16..6,
+            proptest::collection::vec((0u16..8, any::<bool>()), 0..4),
+            any::<[bool; 4]>(),
+            0u16..3,
+        );
+        proptest::collection::vec(one, 0..8).prop_map(|many| {
+            many.into_iter()
+                .enumerate()
+                .map(
+                    |(index, (address, endpoints, [sticky, external, internal, udp], port))| {
+                        let numbers: Vec<u16> =
+                            endpoints.iter().map(|&(number, _)| number).collect();
+                        let mut service = service(&format!("s{index}"), address, &numbers);
+                        for (endpoint, (_, local)) in service.endpoints.iter_mut().zip(endpoints) {
+                            endpoint.local = local;
+                        }
+                        service.client_ip_affinity = sticky.then_some(60);
+                        (service.external_local, service.internal_local) = (external, internal);
+                        if udp {
+                            service.protocol = Protocol::Udp;
+                        }
+                        service.node_port = (port > 0).then_some(30000 + port);
+                        service
+                    },
+                )
+                .collect()
+        })
+    }
+
+    proptest! {
+        /// The invariant of incremental programming: it never matters which way the kernel got where it is.
+        #[test]
+        fn differences_lead_to_the_same_elements_as_a_fresh_start(
+            steps in proptest::collection::vec(services(), 1..5)
+        ) {
+            let (mut kernel, mut programmed) = scratch(&[]);
+            for step in &steps {
+                let (script, next) = difference(&skeleton(), &programmed, &Plan::new(step));
+                kernel.apply(&script);
+                programmed = next;
+                prop_assert_eq!(&kernel.elements, &scratch(step).0.elements);
+            }
+        }
+    }
+}

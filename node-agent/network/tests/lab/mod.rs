@@ -18,25 +18,31 @@ use std::time::Duration;
 use gantry_network::{BridgeNetwork, Endpoint, NodeNetwork, PodNetwork, Protocol, ServicePort};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use tokio::runtime::Runtime;
 
 /// Long enough for a loaded machine, short enough to notice that nobody answers.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// How long a packet that must be dropped is waited for.
-pub const SILENCE: Duration = Duration::from_millis(700);
+pub(crate) const SILENCE: Duration = Duration::from_millis(700);
 
-pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
 /// The machine.
-pub struct Lab {
-    pub node: NodeNetwork,
-    pub outside: File,
+pub(crate) struct Lab {
+    pub(crate) node: NodeNetwork,
+    pub(crate) outside: File,
     own: File,
     _data: tempfile::TempDir,
 }
 
 /// Runs a test on a machine of its own, with a runtime whose threads all live on it.
-pub fn on_own_machine(test: impl AsyncFnOnce(&mut Lab) + Send) {
+pub(crate) fn on_own_machine(test: impl AsyncFnOnce(&mut Lab) + Send) {
+    blocking_on_own_machine(|lab, runtime| runtime.block_on(test(lab)));
+}
+
+/// The same for what drives the runtime itself.
+pub(crate) fn blocking_on_own_machine(test: impl FnOnce(&mut Lab, &Runtime) + Send) {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test makes network namespaces and nftables rules: run it as root (sudo make test)"
@@ -54,7 +60,7 @@ pub fn on_own_machine(test: impl AsyncFnOnce(&mut Lab) + Send) {
                 .build()
                 .expect("a runtime");
             let mut lab = Lab::new();
-            runtime.block_on(test(&mut lab));
+            test(&mut lab, &runtime);
             BridgeNetwork::teardown(&lab.node).expect("teardown after the test");
         });
         if let Err(panic) = machine.join() {
@@ -110,7 +116,7 @@ impl Lab {
     }
 
     /// Does something inside a namespace.
-    pub fn from<T: Send>(&self, namespace: &File, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn from<T: Send>(&self, namespace: &File, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
@@ -123,12 +129,12 @@ impl Lab {
     }
 
     /// Does something on the host.
-    pub fn from_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn from_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.from(&self.own, work)
     }
 
     /// Attaches a pod in which a server answers on TCP and UDP `port` with its name and the client's address.
-    pub async fn pod(&self, network: &impl PodNetwork, name: &str, port: u16) -> Pod {
+    pub(crate) async fn pod(&self, network: &impl PodNetwork, name: &str, port: u16) -> Pod {
         let attachment = network.attach(name, &[]).await.expect("attach");
         let netns = File::open(&attachment.netns).expect("the pod's namespace");
         self.from(&netns, || serve(name, Ipv4Addr::UNSPECIFIED, port));
@@ -140,13 +146,13 @@ impl Lab {
 }
 
 /// A pod of a test.
-pub struct Pod {
-    pub ip: Ipv4Addr,
-    pub netns: File,
+pub(crate) struct Pod {
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) netns: File,
 }
 
 impl Pod {
-    pub fn endpoint(&self, port: u16) -> Endpoint {
+    pub(crate) fn endpoint(&self, port: u16) -> Endpoint {
         Endpoint {
             ip: self.ip,
             port,
@@ -156,7 +162,7 @@ impl Pod {
 }
 
 /// A service with one TCP port 80.
-pub fn service(name: &str, cluster_ip: [u8; 4], endpoints: Vec<Endpoint>) -> ServicePort {
+pub(crate) fn service(name: &str, cluster_ip: [u8; 4], endpoints: Vec<Endpoint>) -> ServicePort {
     ServicePort {
         namespace: "default".into(),
         service: name.into(),
@@ -174,12 +180,12 @@ pub fn service(name: &str, cluster_ip: [u8; 4], endpoints: Vec<Endpoint>) -> Ser
 }
 
 /// Runs iproute2 in the calling thread's namespace.
-pub fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     command("ip", &arguments.split(' ').collect::<Vec<_>>())
 }
 
 /// Runs a program and answers what it prints.
-pub fn command(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -194,7 +200,7 @@ pub fn command(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Starts a server in the calling thread's namespace; it ends with the process.
-pub fn serve(name: &str, address: Ipv4Addr, port: u16) {
+pub(crate) fn serve(name: &str, address: Ipv4Addr, port: u16) {
     let tcp = TcpListener::bind((address, port)).expect("listening on TCP");
     let udp = UdpSocket::bind((address, port)).expect("listening on UDP");
     let answer = move |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
@@ -217,12 +223,12 @@ pub fn serve(name: &str, address: Ipv4Addr, port: u16) {
 }
 
 /// What a server answers over TCP, or why there is no connection.
-pub fn ask(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
+pub(crate) fn ask(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
     ask_within(DEADLINE, address, port)
 }
 
 /// The same with a deadline of one's own.
-pub fn ask_within(
+pub(crate) fn ask_within(
     deadline: Duration,
     address: impl Into<Ipv4Addr>,
     port: u16,
@@ -238,7 +244,7 @@ pub fn ask_within(
 }
 
 /// What a server answers over UDP.
-pub fn ask_udp(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
+pub(crate) fn ask_udp(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| e.kind())?;
     socket
         .connect((address.into(), port))

@@ -2,11 +2,13 @@
 //!
 //! Pure functions: no IO, no async, no clock. Knows nothing of the store, the API server or the node.
 
+pub mod decode;
 pub mod field;
 pub mod kind;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

@@ -1,0 +1,119 @@
+//! ReplicaSet: a number of equal pods.
+
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec, ReplicaSetStatus};
+use serde_json::{Value, json};
+
+use super::{table, workload};
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+
+/// See [`ReplicaSet`].
+pub struct ReplicaSetKind;
+
+impl Kind for ReplicaSetKind {
+    type Object = ReplicaSet;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "apps",
+        version: "v1",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        namespaced: true,
+        has_status: true,
+        has_scale: true,
+        has_generation: true,
+        create_on_update: false,
+    };
+
+    fn default(object: &mut ReplicaSet) {
+        let Some(spec) = &mut object.spec else {
+            return;
+        };
+        spec.replicas.get_or_insert(1);
+        if let Some(template) = &mut spec.template {
+            workload::default_template(template);
+        }
+    }
+
+    fn prepare_create(object: &mut ReplicaSet) {
+        object.status = Some(ReplicaSetStatus::default());
+    }
+
+    fn validate(object: &ReplicaSet, errors: &mut ErrorList) {
+        let empty = ReplicaSetSpec::default();
+        let spec = object.spec.as_ref().unwrap_or(&empty);
+        let template = spec.template.clone().unwrap_or_default();
+        workload::validate(
+            spec.replicas,
+            &spec.selector,
+            &template,
+            &Path::new("spec"),
+            errors,
+        );
+    }
+
+    fn prepare_update(new: &mut ReplicaSet, old: &ReplicaSet) {
+        new.status.clone_from(&old.status);
+        let changed = new.spec != old.spec;
+        new.metadata.generation = old
+            .metadata
+            .generation
+            .map(|generation| generation + i64::from(changed));
+    }
+
+    fn validate_update(new: &ReplicaSet, old: &ReplicaSet, errors: &mut ErrorList) {
+        Self::validate(new, errors);
+        let selector = |object: &ReplicaSet| object.spec.as_ref().map(|spec| spec.selector.clone());
+        if selector(new) != selector(old) {
+            errors.invalid(
+                &Path::new("spec").child("selector"),
+                selector(new),
+                "field is immutable",
+            );
+        }
+    }
+
+    fn prepare_status_update(new: &mut ReplicaSet, old: &ReplicaSet) {
+        new.spec.clone_from(&old.spec);
+    }
+
+    fn columns() -> Vec<Column> {
+        let doc = |field: &str| table::field_doc::<ReplicaSetSpec>(field);
+        let status = |field: &str| table::field_doc::<ReplicaSetStatus>(field);
+        let text =
+            |name, description: &str| table::column(name, "string", description.to_owned(), 1);
+        vec![
+            table::name_column(),
+            table::column("Desired", "integer", doc("replicas"), 0),
+            table::column("Current", "integer", status("replicas"), 0),
+            table::column("Ready", "integer", status("readyReplicas"), 0),
+            table::age_column(),
+            text("Containers", "Names of each container in the template."),
+            text(
+                "Images",
+                "Images referenced by each container in the template.",
+            ),
+            table::column("Selector", "string", doc("selector"), 1),
+        ]
+    }
+
+    fn row(object: &ReplicaSet, now: i64) -> Vec<Value> {
+        let empty = ReplicaSetSpec::default();
+        let spec = object.spec.as_ref().unwrap_or(&empty);
+        let status = object.status.clone().unwrap_or_default();
+        let (names, images) = workload::containers(&spec.template.clone().unwrap_or_default());
+        vec![
+            table::name_cell(&object.metadata),
+            json!(spec.replicas.unwrap_or(0)),
+            json!(status.replicas),
+            json!(status.ready_replicas.unwrap_or(0)),
+            table::age_cell(&object.metadata, now),
+            json!(names),
+            json!(images),
+            json!(workload::selector_text(&spec.selector)),
+        ]
+    }
+}

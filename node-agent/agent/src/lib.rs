@@ -1,1 +1,22 @@
-//! gantry-agent
+//! The node agent: runs the pods bound to this node and reports what is true.
+//!
+//! Pod workers know the runtime, images, network and volumes by their traits; only [`agent`], the composition root,
+//! names implementations. The agent knows the server by the node link alone and must never know the control plane's
+//! crates.
+//!
+//! Invariants kept here:
+//! - a pod's phase never moves backwards ([`pod`]'s status);
+//! - a container is never started twice for one attempt: the attempt is on disk before the runtime is asked;
+//! - the agent's death changes nothing for running containers, and a later agent takes them over;
+//! - secrets are written to tmpfs only.
+
+pub mod desired;
+pub mod env;
+pub mod reports;
+pub mod limits;
+pub mod services;
+pub mod tls;
+pub mod users;
+pub mod volumes;
+
+mod pod;

@@ -1,0 +1,14 @@
+//! Pods: one worker each.
+
+mod backoff;
+mod files;
+mod hooks;
+mod launch;
+mod node;
+mod plan;
+mod probe;
+mod pull;
+mod record;
+mod setup;
+mod status;
+mod stop;

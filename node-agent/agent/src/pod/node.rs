@@ -1,0 +1,59 @@
+//! What all workers of a node share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gantry_image::Images;
+use gantry_network::PodNetwork;
+use gantry_runtime::Runtime;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use tokio::sync::watch;
+
+use crate::desired::Desired;
+use crate::reports::Reports;
+
+/// The node as its pod workers see it.
+pub(crate) struct Node {
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) network: Arc<dyn PodNetwork>,
+    pub(crate) desired: Arc<Desired>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) address: IpAddr,
+    /// A directory per pod uid: journal, volumes, generated files.
+    pub(crate) pods_dir: PathBuf,
+    /// `<namespace>_<name>_<uid>/<container>/<attempt>.log`
+    pub(crate) logs_dir: PathBuf,
+    /// Profiles that `seccompProfile.localhostProfile` names.
+    pub(crate) seccomp_dir: PathBuf,
+    pub(crate) allocatable: BTreeMap<String, Quantity>,
+    /// Bytes.
+    pub(crate) memory: i64,
+    pub(crate) pids_limit: Option<i64>,
+    pub(crate) cluster_dns: Option<IpAddr>,
+    pub(crate) cluster_domain: String,
+    /// Pod addresses to which this node's rules send new connections.
+    pub(crate) routed: watch::Receiver<BTreeSet<Ipv4Addr>>,
+}
+
+impl Node {
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.pods_dir.join(uid)
+    }
+
+    pub(crate) fn log_dir(&self, pod: &Pod) -> PathBuf {
+        let part = |value: &Option<String>| value.clone().unwrap_or_default();
+        let meta = &pod.metadata;
+        self.logs_dir.join(format!("{}_{}_{}", part(&meta.namespace), part(&meta.name), part(&meta.uid)))
+    }
+}
+
+/// A pod as messages name it: `name_namespace(uid)`.
+pub(crate) fn full_name(pod: &Pod) -> String {
+    let part = |value: &Option<String>| value.clone().unwrap_or_default();
+    let meta = &pod.metadata;
+    format!("{}_{}({})", part(&meta.name), part(&meta.namespace), part(&meta.uid))
+}

@@ -1,0 +1,174 @@
+//! What a worker knows of its containers, and the journal that lets a later agent process continue.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use gantry_runtime::ContainerExit;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::is_sidecar;
+
+/// A container's part in the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Runs to completion before the next.
+    Init,
+    /// An init container that keeps running.
+    Sidecar,
+    /// One of `spec.containers`.
+    Main,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) attempt: u32,
+    pub(crate) exit: ContainerExit,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`.
+    pub(crate) reason: String,
+}
+
+impl Ended {
+    pub(crate) fn new(attempt: u32, exit: ContainerExit) -> Self {
+        let reason = match (exit.oom_killed, exit.code) {
+            (true, _) => "OOMKilled",
+            (false, 0) => "Completed",
+            (false, _) => "Error",
+        };
+        Self { attempt, exit, reason: reason.to_owned() }
+    }
+
+    pub(crate) fn succeeded(&self) -> bool {
+        self.exit.code == 0
+    }
+}
+
+/// Where a container is.
+///
+/// ```text
+/// Waiting -> Starting -> Running -> Ended -> Waiting (back-off) -> Starting ...
+///    ^          |  `------------------^  (cannot execute)
+///    `----------'  (no image, no configuration)
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Stage {
+    /// Not running, for this reason.
+    Waiting { reason: String, message: String },
+    /// Its image is being fetched, or it is being created.
+    Starting { reason: String, message: String },
+    /// Executing. `started`: its startup probe and postStart hook are through. `ready`: so says its readiness probe.
+    Running { since: i64, started: bool, ready: bool },
+    /// Ended; whether it is started again is the plan's decision.
+    Ended(Ended),
+}
+
+impl Stage {
+    /// Waiting with no reason of its own: the status fills in `PodInitializing` or `ContainerCreating`.
+    pub(crate) fn idle() -> Self {
+        Self::Waiting { reason: String::new(), message: String::new() }
+    }
+}
+
+/// One container of a pod.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) stage: Stage,
+    /// The attempt that runs or ran last; `None` before the first.
+    pub(crate) attempt: Option<u32>,
+    pub(crate) last: Option<Ended>,
+    /// The image's reference and id, once known.
+    pub(crate) image: String,
+    pub(crate) image_id: String,
+}
+
+impl Record {
+    pub(crate) fn next_attempt(&self) -> u32 {
+        self.attempt.map_or(0, |attempt| attempt + 1)
+    }
+}
+
+/// The containers of a specification, init containers first.
+pub(crate) fn containers(spec: &PodSpec) -> impl Iterator<Item = (Role, &Container)> {
+    let inits = spec.init_containers.iter().flatten().map(|init| match is_sidecar(init) {
+        true => (Role::Sidecar, init),
+        false => (Role::Init, init),
+    });
+    inits.chain(spec.containers.iter().map(|main| (Role::Main, main)))
+}
+
+/// What outlives the agent for one container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// The last attempt that was begun. Written before the runtime is asked, so that an attempt is never begun twice.
+    pub(crate) attempt: Option<u32>,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) last: Option<Ended>,
+    pub(crate) image: String,
+    pub(crate) image_id: String,
+    /// The image's user-facing stop signal, for a container found again.
+    pub(crate) stop_signal: Option<String>,
+}
+
+/// The final word on a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PodEnd {
+    pub(crate) failed: bool,
+    pub(crate) reason: Option<String>,
+    pub(crate) message: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Notes {
+    pub(crate) containers: BTreeMap<String, Entry>,
+    pub(crate) end: Option<PodEnd>,
+    /// Nanoseconds since the epoch at which this node took the pod.
+    pub(crate) started_at: Option<i64>,
+    /// All init containers are through.
+    pub(crate) initialised: bool,
+}
+
+/// A pod's notes on disk: written through a rename, so that a crash leaves the old or the new.
+pub(crate) struct Journal {
+    path: PathBuf,
+    notes: Mutex<Notes>,
+}
+
+impl Journal {
+    /// Reads a pod's journal; a missing one is empty.
+    pub(crate) fn open(pod_dir: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(pod_dir)?;
+        let path = pod_dir.join("journal.json");
+        let notes = match std::fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Notes::default(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, notes: Mutex::new(notes) })
+    }
+
+    pub(crate) fn notes(&self) -> Notes {
+        self.notes.lock().clone()
+    }
+
+    /// Changes the notes, on disk first.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Notes)) -> io::Result<()> {
+        let mut notes = self.notes.lock();
+        let mut next = notes.clone();
+        change(&mut next);
+        let temporary = self.path.with_extension("tmp");
+        std::fs::write(&temporary, serde_json::to_vec(&next)?)?;
+        std::fs::rename(&temporary, &self.path)?;
+        *notes = next;
+        Ok(())
+    }
+
+    /// Changes one container's entry.
+    pub(crate) fn container(&self, name: &str, change: impl FnOnce(&mut Entry)) -> io::Result<()> {
+        self.change(|notes| change(notes.containers.entry(name.to_owned()).or_default()))
+    }
+}

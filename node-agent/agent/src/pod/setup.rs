@@ -1,0 +1,186 @@
+//! What surrounds a pod's containers: network, volumes, generated files, the sandbox; and its removal.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use gantry_network::{HostPort, Protocol};
+use gantry_runtime::{PodUid, SandboxSpec};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::files;
+use super::launch::Sandbox;
+use super::node::Node;
+use super::pull::words;
+use crate::limits;
+use crate::volumes::{self, VolumeContext};
+
+/// A log is rotated at this size, and this many are kept.
+const LOG_MAX_BYTES: u64 = 10 * 1024 * 1024;
+const LOG_MAX_FILES: u32 = 5;
+
+/// Why the pod cannot start; tried again.
+#[derive(Debug)]
+pub(crate) struct NotSetUp {
+    /// The Event's reason.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// Makes everything that containers need. Idempotent: also used to take over what an earlier process left.
+pub(crate) async fn set_up(node: Arc<Node>, pod: Arc<Pod>, uid: String) -> Result<Sandbox, NotSetUp> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let sandbox_failed = |message: String| NotSetUp {
+        reason: "FailedCreatePodSandBox",
+        message: format!("Failed to create pod sandbox: {message}"),
+    };
+    let (netns, pod_ip) = if spec.host_network == Some(true) {
+        (None, node.address.to_string())
+    } else {
+        let attachment = node.network.attach(&uid, &host_ports(&spec)).await;
+        let attachment = attachment.map_err(|error| sandbox_failed(words(&error)))?;
+        (Some(attachment.netns), attachment.ip.to_string())
+    };
+    let paths = {
+        let (node, pod, uid, pod_ip) = (node.clone(), pod.clone(), uid.clone(), pod_ip.clone());
+        let prepared = tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &pod_ip)).await;
+        prepared.map_err(|error| sandbox_failed(error.to_string()))??
+    };
+    let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
+    let (hostname, _) = files::hostname(&pod, &node.cluster_domain);
+    let sandbox = SandboxSpec {
+        pod: PodUid(uid.clone()),
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        hostname,
+        netns,
+        host_pid: spec.host_pid == Some(true),
+        host_ipc: spec.host_ipc == Some(true),
+        share_pid: spec.share_process_namespace == Some(true),
+        sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        resources: limits::pod(&spec, node.pids_limit),
+        log_dir: node.log_dir(&pod),
+        log_max_bytes: LOG_MAX_BYTES,
+        log_max_files: LOG_MAX_FILES,
+    };
+    node.runtime.start_sandbox(sandbox).await.map_err(|error| sandbox_failed(words(&error)))?;
+    Ok(Sandbox { pod_ip, volumes: paths })
+}
+
+fn prepare(
+    node: &Node,
+    pod: &Pod,
+    uid: &str,
+    pod_ip: &str,
+) -> Result<std::collections::BTreeMap<String, std::path::PathBuf>, NotSetUp> {
+    let (pod_dir, host_ip) = (node.pod_dir(uid), node.address.to_string());
+    let context = VolumeContext {
+        pod,
+        desired: &node.desired,
+        pod_dir: &pod_dir,
+        pod_ip,
+        host_ip: &host_ip,
+        allocatable: &node.allocatable,
+    };
+    let paths = volumes::set_up(&context).map_err(|(name, error)| NotSetUp {
+        reason: "FailedMount",
+        message: format!("MountVolume.SetUp failed for volume \"{name}\" : {error}"),
+    })?;
+    write_files(node, pod, uid, pod_ip).map_err(|error| NotSetUp {
+        reason: "FailedCreatePodSandBox",
+        message: format!("Failed to create pod sandbox: writing the pod's /etc files: {error}"),
+    })?;
+    Ok(paths)
+}
+
+fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> std::io::Result<()> {
+    let etc = node.pod_dir(uid).join("etc");
+    let spec = pod.spec.clone().unwrap_or_default();
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let host_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let hosts = files::hosts(pod, pod_ip, &node.cluster_domain, &host_file("/etc/hosts"));
+    files::write(&etc.join("hosts"), &hosts)?;
+    let resolver = host_resolver();
+    let resolv = files::resolv_conf(&spec, namespace, node.cluster_dns, &node.cluster_domain, &resolver);
+    files::write(&etc.join("resolv.conf"), &resolv)?;
+    if spec.host_network != Some(true) {
+        let (hostname, _) = files::hostname(pod, &node.cluster_domain);
+        files::write(&etc.join("hostname"), &format!("{hostname}\n"))?;
+    }
+    Ok(())
+}
+
+/// The node's resolver file; systemd-resolved's own where /etc/resolv.conf leads to its loopback stub, which pods
+/// cannot reach.
+fn host_resolver() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let usual = read("/etc/resolv.conf");
+    if usual.lines().any(|line| line.trim() == "nameserver 127.0.0.53") {
+        let real = read("/run/systemd/resolve/resolv.conf");
+        if !real.is_empty() {
+            return real;
+        }
+    }
+    usual
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let containers = super::record::containers(spec).map(|(_, container)| container);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let number = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0);
+    ports
+        .filter_map(|port| {
+            let host_ip = port.host_ip.as_deref().and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            Some(HostPort {
+                host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
+                host_port: number(port.host_port?)?,
+                container_port: number(port.container_port)?,
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+            })
+        })
+        .collect()
+}
+
+/// Brings volumes up to date with their objects.
+pub(crate) fn refresh(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> Result<(), NotSetUp> {
+    let (pod_dir, host_ip) = (node.pod_dir(uid), node.address.to_string());
+    let context = VolumeContext {
+        pod,
+        desired: &node.desired,
+        pod_dir: &pod_dir,
+        pod_ip,
+        host_ip: &host_ip,
+        allocatable: &node.allocatable,
+    };
+    volumes::refresh(&context).map_err(|(name, error)| NotSetUp {
+        reason: "FailedMount",
+        message: format!("MountVolume.SetUp failed for volume \"{name}\" : {error}"),
+    })
+}
+
+/// Ends the sandbox and frees the network and root file systems; logs, volumes and the journal stay, so that a pod
+/// that is over can still be looked at.
+pub(crate) async fn tear_down(node: Arc<Node>, uid: String, rootfs_keys: Vec<String>) -> Result<(), String> {
+    node.runtime.remove_sandbox(&PodUid(uid.clone())).await.map_err(|error| words(&error))?;
+    for key in rootfs_keys {
+        node.images.unmount_rootfs(&key).await.map_err(|error| words(&error))?;
+    }
+    node.network.detach(&uid).await.map_err(|error| words(&error))
+}
+
+/// Removes the rest: volumes, journal and logs.
+pub(crate) async fn remove(node: Arc<Node>, uid: String, log_dir: std::path::PathBuf) -> Result<(), String> {
+    let removed = tokio::task::spawn_blocking(move || {
+        volumes::tear_down(&node.pod_dir(&uid)).map_err(|error| error.to_string())?;
+        match std::fs::remove_dir_all(&log_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("removing {}: {error}", log_dir.display()))
+            }
+            _ => Ok(()),
+        }
+    });
+    removed.await.map_err(|error| error.to_string())?
+}

@@ -1,0 +1,329 @@
+//! The kinds of volumes this node knows.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use gantry_api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource, SecretVolumeSource, Volume as Written,
+};
+use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, DownwardAPIVolumeSource};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::atomic::{self, Files};
+use super::payload::{self, DEFAULT_MODE};
+use super::{Volume, VolumeContext, VolumeError, io};
+
+/// The implementation for a volume as written.
+pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
+    let name = volume.name.clone();
+    Ok(if let Some(source) = volume.config_map.clone() {
+        Box::new(FromObjects { name, source: Source::ConfigMap(source) })
+    } else if let Some(source) = volume.secret.clone() {
+        Box::new(FromObjects { name, source: Source::Secret(source) })
+    } else if let Some(source) = volume.projected.clone() {
+        Box::new(FromObjects { name, source: Source::Projected(source) })
+    } else if let Some(source) = volume.downward_api.clone() {
+        Box::new(FromObjects { name, source: Source::Downward(source) })
+    } else if let Some(source) = volume.host_path.clone() {
+        Box::new(HostPath(source))
+    } else if let Some(source) = volume.empty_dir.clone() {
+        Box::new(EmptyDir { name, source })
+    } else if let Some(claim) = &volume.persistent_volume_claim {
+        return Err(VolumeError::Missing { kind: "persistentvolumeclaim", name: claim.claim_name.clone() });
+    } else {
+        return Err(VolumeError::Unsupported);
+    })
+}
+
+struct EmptyDir {
+    name: String,
+    source: EmptyDirVolumeSource,
+}
+
+impl Volume for EmptyDir {
+    fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
+        let path = context.dir("kubernetes.io~empty-dir", &self.name);
+        let existed = path.exists();
+        fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
+        if self.source.medium.as_deref() == Some("Memory") {
+            let limit = self.source.size_limit.as_ref().and_then(|limit| limit.0.parse::<Quantity>().ok());
+            let size = limit.filter(|limit| limit.sign() > 0).map(|limit| limit.units());
+            mount_tmpfs(&path, size, 0o777)?;
+        }
+        if !existed {
+            let doing = || format!("setting the permissions of {}", path.display());
+            let mode = if context.fs_group().is_some() { 0o2777 } else { 0o777 };
+            chown(&path, None, context.fs_group()).map_err(io(doing()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(io(doing()))?;
+        }
+        Ok(path)
+    }
+
+    fn refresh(&self, _: &VolumeContext<'_>) -> Result<(), VolumeError> {
+        Ok(())
+    }
+}
+
+struct HostPath(HostPathVolumeSource);
+
+impl Volume for HostPath {
+    fn set_up(&self, _: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
+        let path = PathBuf::from(&self.0.path);
+        let kind = self.0.type_.as_deref().unwrap_or_default();
+        let doing = || io(format!("creating {}", path.display()));
+        if fs::metadata(&path).is_err() {
+            match kind {
+                "DirectoryOrCreate" => fs::create_dir_all(&path).map_err(doing())?,
+                "FileOrCreate" => fs::File::create(&path).map(drop).map_err(doing())?,
+                // As container engines do: a missing path is a new directory.
+                "" => fs::create_dir_all(&path).map_err(doing())?,
+                _ => {}
+            }
+        }
+        let metadata = fs::metadata(&path).ok();
+        let is = |test: fn(&fs::FileType) -> bool| metadata.as_ref().is_some_and(|metadata| test(&metadata.file_type()));
+        let (fits, expected) = match kind {
+            "Directory" | "DirectoryOrCreate" => (is(fs::FileType::is_dir), "a directory"),
+            "File" | "FileOrCreate" => (is(fs::FileType::is_file), "a file"),
+            "Socket" => (is(FileTypeExt::is_socket), "a socket file"),
+            "CharDevice" => (is(FileTypeExt::is_char_device), "a character device"),
+            "BlockDevice" => (is(FileTypeExt::is_block_device), "a block device"),
+            _ => (metadata.is_some(), "there"),
+        };
+        if fits { Ok(path) } else { Err(VolumeError::HostPathType { path: self.0.path.clone(), expected }) }
+    }
+
+    fn refresh(&self, _: &VolumeContext<'_>) -> Result<(), VolumeError> {
+        Ok(())
+    }
+}
+
+/// A volume whose files are written from API objects.
+struct FromObjects {
+    name: String,
+    source: Source,
+}
+
+enum Source {
+    ConfigMap(ConfigMapVolumeSource),
+    Secret(SecretVolumeSource),
+    Projected(ProjectedVolumeSource),
+    Downward(DownwardAPIVolumeSource),
+}
+
+impl FromObjects {
+    fn path(&self, context: &VolumeContext<'_>) -> PathBuf {
+        let plugin = match self.source {
+            Source::ConfigMap(_) => "kubernetes.io~configmap",
+            Source::Secret(_) => "kubernetes.io~secret",
+            Source::Projected(_) => "kubernetes.io~projected",
+            Source::Downward(_) => "kubernetes.io~downward-api",
+        };
+        context.dir(plugin, &self.name)
+    }
+
+    fn files(&self, context: &VolumeContext<'_>) -> Result<Files, VolumeError> {
+        match &self.source {
+            Source::ConfigMap(source) => payload::config_map(
+                context,
+                &source.name,
+                source.items.as_ref(),
+                source.default_mode.unwrap_or(DEFAULT_MODE),
+                source.optional == Some(true),
+            ),
+            Source::Secret(source) => payload::secret(
+                context,
+                source.secret_name.as_deref().unwrap_or_default(),
+                source.items.as_ref(),
+                source.default_mode.unwrap_or(DEFAULT_MODE),
+                source.optional == Some(true),
+            ),
+            Source::Projected(source) => payload::projected(context, source),
+            Source::Downward(source) => {
+                payload::downward(context, source.items.as_ref(), source.default_mode.unwrap_or(DEFAULT_MODE))
+            }
+        }
+    }
+
+    fn write(&self, context: &VolumeContext<'_>, path: &Path) -> Result<(), VolumeError> {
+        let mut files = self.files(context)?;
+        let group = context.fs_group();
+        if group.is_some() {
+            for file in files.values_mut() {
+                file.mode |= 0o440;
+            }
+        }
+        atomic::write(path, &files, group).map_err(io(format!("writing volume \"{}\"", self.name)))
+    }
+}
+
+impl Volume for FromObjects {
+    fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
+        let path = self.path(context);
+        fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
+        // Secrets never touch a disk.
+        if matches!(self.source, Source::Secret(_) | Source::Projected(_)) {
+            mount_tmpfs(&path, None, 0o755)?;
+        }
+        self.write(context, &path)?;
+        Ok(path)
+    }
+
+    fn refresh(&self, context: &VolumeContext<'_>) -> Result<(), VolumeError> {
+        let path = self.path(context);
+        if path.exists() { self.write(context, &path) } else { Ok(()) }
+    }
+}
+
+fn mount_tmpfs(path: &Path, size: Option<i64>, mode: u32) -> Result<(), VolumeError> {
+    if mounts_below(path)?.iter().any(|mount| mount == path) {
+        return Ok(());
+    }
+    let size = size.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+    let options = CString::new(format!("mode={mode:o}{size}")).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str()))
+        .map_err(|error| io(format!("mounting a tmpfs at {} (root is needed)", path.display()))(error.into()))
+}
+
+/// Mount points at or below a path, outermost first.
+pub(super) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, VolumeError> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let table = fs::read_to_string("/proc/self/mountinfo").map_err(io("reading /proc/self/mountinfo"))?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(points.map(|point| PathBuf::from(point.replace("\\040", " "))).filter(|point| point.starts_with(&path)).collect())
+}
+
+pub(super) fn unmount(path: &Path) -> Result<(), VolumeError> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH)
+        .map_err(|error| io(format!("unmounting {}", path.display()))(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use gantry_rpc::node::Resource;
+    use serde_json::{Value, json};
+
+    use super::super::{mounts, refresh, set_up, tear_down};
+    use super::*;
+    use crate::desired::Desired;
+    use crate::desired::tests::change;
+
+    struct Bed {
+        directory: tempfile::TempDir,
+        desired: Desired,
+    }
+
+    impl Bed {
+        fn new(objects: &[(Resource, Value)]) -> Self {
+            let desired = Desired::default();
+            for (resource, object) in objects {
+                desired.apply(&change(*resource, object)).unwrap();
+            }
+            Self { directory: tempfile::tempdir().unwrap(), desired }
+        }
+
+        fn with<T>(&self, spec: Value, run: impl FnOnce(&VolumeContext<'_>) -> T) -> T {
+            let pod = serde_json::from_value(json!({
+                "metadata": {"name": "p", "namespace": "d", "labels": {"app": "x"}}, "spec": spec
+            }))
+            .unwrap();
+            run(&VolumeContext {
+                pod: &pod,
+                desired: &self.desired,
+                pod_dir: &self.directory.path().join("pod"),
+                pod_ip: "10.0.0.5",
+                host_ip: "10.0.0.1",
+                allocatable: &BTreeMap::new(),
+            })
+        }
+    }
+
+    fn map(value: &str) -> (Resource, Value) {
+        (Resource::ConfigMap, json!({"metadata": {"name": "c", "namespace": "d"}, "data": {"k": value, "l": "2"}}))
+    }
+
+    #[test]
+    fn a_config_map_is_written_and_follows_its_object() {
+        let bed = Bed::new(&[map("1")]);
+        let spec = json!({"containers": [], "volumes": [
+            {"name": "v", "configMap": {"name": "c", "items": [{"key": "k", "path": "sub/file", "mode": 0o400}]}},
+            {"name": "e", "emptyDir": {}}
+        ]});
+        let paths = bed.with(spec.clone(), |context| set_up(context).unwrap());
+        let file = paths["v"].join("sub/file");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "1");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o400);
+        assert_eq!(fs::metadata(&paths["e"]).unwrap().permissions().mode() & 0o777, 0o777);
+        let (resource, object) = map("changed");
+        bed.desired.apply(&change(resource, &object)).unwrap();
+        bed.with(spec, |context| refresh(context).unwrap());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "changed");
+        let container = serde_json::from_value(json!({"name": "x", "volumeMounts": [
+            {"name": "v", "mountPath": "/etc/x/deep", "subPath": "sub/file", "readOnly": true},
+            {"name": "e", "mountPath": "/etc"}]}))
+        .unwrap();
+        let binds = mounts(&container, &paths, &[]).unwrap();
+        assert_eq!(binds[0].target, Path::new("/etc"));
+        assert_eq!(fs::read_to_string(&binds[1].source).unwrap(), "changed");
+        tear_down(&bed.directory.path().join("pod")).unwrap();
+        assert!(!bed.directory.path().join("pod").exists());
+    }
+
+    #[test]
+    fn missing_objects_and_keys_say_so() {
+        let bed = Bed::new(&[map("1")]);
+        let words = |source: Value| {
+            let spec = json!({"containers": [], "volumes": [{"name": "v", "configMap": source}]});
+            bed.with(spec, |context| set_up(context).map_err(|(_, error)| error.to_string()))
+        };
+        assert_eq!(words(json!({"name": "no"})).unwrap_err(), "configmap \"no\" not found");
+        let absent = json!({"name": "c", "items": [{"key": "z", "path": "z"}]});
+        assert_eq!(words(absent).unwrap_err(), "references non-existent config key: z");
+        assert!(words(json!({"name": "no", "optional": true})).is_ok());
+    }
+
+    #[test]
+    fn host_paths_are_checked() {
+        let bed = Bed::new(&[]);
+        let base = bed.directory.path().to_owned();
+        let try_type = |path: &str, kind: &str| {
+            let source = json!({"path": base.join(path).to_str().unwrap(), "type": kind});
+            let spec = json!({"containers": [], "volumes": [{"name": "v", "hostPath": source}]});
+            bed.with(spec, |context| set_up(context).map(drop).map_err(|(_, error)| error.to_string()))
+        };
+        assert!(try_type("no", "Directory").unwrap_err().ends_with("is not a directory"));
+        assert!(try_type("dir", "DirectoryOrCreate").is_ok() && base.join("dir").is_dir());
+        assert!(try_type("file", "FileOrCreate").is_ok() && base.join("file").is_file());
+        assert!(try_type("file", "Socket").unwrap_err().ends_with("is not a socket file"));
+        assert!(try_type("dir", "File").is_err());
+    }
+
+    /// Needs root: a tmpfs is mounted.
+    #[test]
+    fn secrets_and_projections_live_in_memory() {
+        let secret = json!({"metadata": {"name": "s", "namespace": "d"}, "data": {"k": "dg=="}});
+        let bed = Bed::new(&[(Resource::Secret, secret), map("1")]);
+        let spec = json!({"containers": [], "securityContext": {"fsGroup": 1234}, "volumes": [
+            {"name": "s", "secret": {"secretName": "s", "defaultMode": 0o400}},
+            {"name": "p", "projected": {"sources": [
+                {"configMap": {"name": "c"}},
+                {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}
+        ]});
+        let paths = bed.with(spec.clone(), |context| set_up(context).expect("this test needs root"));
+        let again = bed.with(spec, |context| set_up(context).unwrap());
+        assert_eq!(paths, again);
+        assert_eq!(mounts_below(&bed.directory.path().join("pod")).unwrap().len(), 2, "mounted once");
+        assert_eq!(fs::read_to_string(paths["s"].join("k")).unwrap(), "v");
+        let mode = fs::metadata(paths["s"].join("k")).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o440, "the group may read what fsGroup is for");
+        assert_eq!(fs::read_to_string(paths["p"].join("labels")).unwrap(), "app=\"x\"");
+        assert_eq!(fs::read_to_string(paths["p"].join("k")).unwrap(), "1");
+        tear_down(&bed.directory.path().join("pod")).unwrap();
+    }
+}

@@ -1,0 +1,185 @@
+//! A pod's volumes on the host, and the bind mounts made of them.
+//!
+//! Each kind is a [`Volume`]. Secrets and projected volumes live in a tmpfs of their own, so that their contents never
+//! touch a disk; what is written from API objects is replaced atomically when the objects change.
+
+mod atomic;
+mod kinds;
+mod payload;
+mod subpath;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gantry_runtime::{BindMount, Propagation};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume as Written};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::desired::Desired;
+use crate::env::{EnvError, expand};
+
+/// A volume that cannot be set up; the pod waits, and the words become a `FailedMount` Event.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// No such ConfigMap, Secret or claim.
+    #[error("{kind} \"{name}\" not found")]
+    Missing {
+        /// `configmap`, `secret` or `persistentvolumeclaim`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// `items` names a key that is not there.
+    #[error("references non-existent {kind} key: {key}")]
+    Key {
+        /// `config` or `secret`.
+        kind: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// hostPath is not what its type says.
+    #[error("hostPath type check failed: {path} is not {expected}")]
+    HostPathType {
+        /// The path.
+        path: String,
+        /// e.g. `a directory`.
+        expected: &'static str,
+    },
+    /// A kind that this node does not know.
+    #[error("volume source of this kind is not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI or projected")]
+    Unsupported,
+    /// A path that leaves the volume.
+    #[error("subPath {0:?} must stay within the volume")]
+    Outside(String),
+    /// Downward API.
+    #[error(transparent)]
+    Field(#[from] EnvError),
+    /// A mount names a volume that the pod does not have.
+    #[error("volume \"{0}\" of a volumeMount is not among the pod's volumes")]
+    Unknown(String),
+    /// The file system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> VolumeError {
+    let doing = doing.into();
+    move |source| VolumeError::Io { doing, source }
+}
+
+/// What volumes are made from.
+pub struct VolumeContext<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Where references lead.
+    pub desired: &'a Desired,
+    /// This pod's directory.
+    pub pod_dir: &'a Path,
+    /// The pod's address, once known.
+    pub pod_ip: &'a str,
+    /// The node's address.
+    pub host_ip: &'a str,
+    /// The node's allocatable resources.
+    pub allocatable: &'a BTreeMap<String, Quantity>,
+}
+
+impl VolumeContext<'_> {
+    fn dir(&self, plugin: &str, name: &str) -> PathBuf {
+        self.pod_dir.join("volumes").join(plugin).join(name)
+    }
+
+    fn fs_group(&self) -> Option<u32> {
+        let context = self.pod.spec.as_ref()?.security_context.as_ref()?;
+        u32::try_from(context.fs_group?).ok()
+    }
+}
+
+/// One kind of volume. Both operations are idempotent.
+pub trait Volume: Send + Sync {
+    /// Makes it exist; answers its path on the host.
+    fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError>;
+    /// Brings its contents up to date with the API objects they come from.
+    fn refresh(&self, context: &VolumeContext<'_>) -> Result<(), VolumeError>;
+}
+
+/// Sets up every volume of the pod; answers their host paths by name.
+pub fn set_up(context: &VolumeContext<'_>) -> Result<BTreeMap<String, PathBuf>, (String, VolumeError)> {
+    let mut paths = BTreeMap::new();
+    for volume in volumes(context.pod) {
+        let path = kinds::of(volume)
+            .and_then(|kind| kind.set_up(context))
+            .map_err(|error| (volume.name.clone(), error))?;
+        paths.insert(volume.name.clone(), path);
+    }
+    Ok(paths)
+}
+
+/// Brings the contents of all volumes up to date; the first error, after all were tried.
+pub fn refresh(context: &VolumeContext<'_>) -> Result<(), (String, VolumeError)> {
+    let mut result = Ok(());
+    for volume in volumes(context.pod) {
+        let refreshed = kinds::of(volume).and_then(|kind| kind.refresh(context));
+        if let (Err(error), true) = (refreshed, result.is_ok()) {
+            result = Err((volume.name.clone(), error));
+        }
+    }
+    result
+}
+
+/// Unmounts and removes everything below a pod's directory. The caller knows that no container uses it.
+pub fn tear_down(pod_dir: &Path) -> Result<(), VolumeError> {
+    let mounted = kinds::mounts_below(pod_dir)?;
+    for mount in mounted.iter().rev() {
+        kinds::unmount(mount)?;
+    }
+    match std::fs::remove_dir_all(pod_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io(format!("removing {}", pod_dir.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn volumes(pod: &Pod) -> impl Iterator<Item = &Written> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
+}
+
+/// The bind mounts of a container. `env` is what `subPathExpr` sees.
+pub fn mounts(
+    container: &Container,
+    paths: &BTreeMap<String, PathBuf>,
+    env: &[(String, String)],
+) -> Result<Vec<BindMount>, VolumeError> {
+    let lookup = |name: &str| env.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
+    let mut result = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let base = paths.get(&mount.name).ok_or_else(|| VolumeError::Unknown(mount.name.clone()))?;
+        let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
+            (Some(path), _) if !path.is_empty() => Some(path.clone()),
+            (_, Some(expression)) if !expression.is_empty() => Some(expand(expression, &lookup)),
+            _ => None,
+        };
+        let source = match sub_path {
+            Some(path) => subpath::resolve(base, &path)?,
+            None => base.clone(),
+        };
+        result.push(BindMount {
+            source,
+            target: Path::new("/").join(&mount.mount_path),
+            read_only: mount.read_only == Some(true),
+            propagation: match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => Propagation::HostToContainer,
+                Some("Bidirectional") => Propagation::Bidirectional,
+                _ => Propagation::None,
+            },
+        });
+    }
+    // A mount point below another must be mounted after it.
+    result.sort_by_key(|mount| mount.target.components().count());
+    Ok(result)
+}

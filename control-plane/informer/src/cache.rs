@@ -51,6 +51,7 @@ struct Contents<K> {
 pub struct Cache<K> {
     contents: RwLock<Contents<K>>,
     index_fns: Vec<(&'static str, IndexFn<K>)>,
+    prune: Option<fn(&mut K)>,
     handlers: RwLock<Vec<Handler<K>>>,
     /// One change at a time, so that handlers see changes in order while readers stay unblocked by them.
     writing: Mutex<()>,
@@ -60,6 +61,14 @@ pub struct Cache<K> {
 impl<K: Object> Cache<K> {
     /// An empty cache with these indexes beside those by namespace and owner.
     pub fn new(indexes: Vec<(&'static str, IndexFn<K>)>) -> Self {
+        Self::pruned(indexes, None)
+    }
+
+    /// A cache that keeps of each object what `prune` leaves.
+    pub(crate) fn pruned(
+        indexes: Vec<(&'static str, IndexFn<K>)>,
+        prune: Option<fn(&mut K)>,
+    ) -> Self {
         Self {
             contents: RwLock::new(Contents {
                 objects: BTreeMap::new(),
@@ -68,6 +77,7 @@ impl<K: Object> Cache<K> {
                 watched: 0,
             }),
             index_fns: indexes,
+            prune,
             handlers: RwLock::new(Vec::new()),
             writing: Mutex::new(()),
             synced: watch::Sender::new(false),
@@ -222,6 +232,9 @@ impl<K: Object> Cache<K> {
 
     fn put(&self, mut object: K) {
         object.meta_mut().managed_fields = None;
+        if let Some(prune) = self.prune {
+            prune(&mut object);
+        }
         let key = Key::of(object.meta());
         let object = Arc::new(object);
         let old = {

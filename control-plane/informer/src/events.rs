@@ -23,7 +23,7 @@ const WRITING_AT_ONCE: usize = 16;
 const REMEMBERED: usize = 4096;
 
 /// The two forms in which Kubernetes' components write events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventStyle {
     /// Controllers: `source`, `count`, `firstTimestamp`.
     Counted,
@@ -31,6 +31,8 @@ pub enum EventStyle {
     Series {
         /// What was being done.
         action: &'static str,
+        /// Which of several processes of the component.
+        instance: String,
     },
 }
 
@@ -208,7 +210,7 @@ impl Writer {
     }
 
     fn repeated(&self, count: i32, now: Timestamp) -> serde_json::Value {
-        match self.style {
+        match &self.style {
             EventStyle::Counted => json!({"count": count, "lastTimestamp": seconds(now)}),
             EventStyle::Series { .. } => {
                 json!({"series": EventSeries { count: Some(count), last_observed_time: Some(MicroTime(now)) }})
@@ -240,7 +242,7 @@ impl Writer {
             reporting_component: Some(self.component.to_owned()),
             ..Event::default()
         };
-        match self.style {
+        match &self.style {
             EventStyle::Counted => {
                 object.source = Some(EventSource {
                     component: Some(self.component.to_owned()),
@@ -251,10 +253,10 @@ impl Writer {
                 object.last_timestamp = Some(seconds(now));
                 object.reporting_instance = Some(String::new());
             }
-            EventStyle::Series { action } => {
+            EventStyle::Series { action, instance } => {
                 object.event_time = Some(MicroTime(now));
-                object.action = Some(action.to_owned());
-                object.reporting_instance = Some(self.component.to_owned());
+                object.action = Some((*action).to_owned());
+                object.reporting_instance = Some(instance.clone());
             }
         }
         object

@@ -25,6 +25,7 @@ pub struct Informer<K> {
     api: Api<K>,
     fields: Option<String>,
     indexes: Vec<(&'static str, IndexFn<K>)>,
+    prune: Option<fn(&mut K)>,
 }
 
 impl<K: Object> Informer<K> {
@@ -34,6 +35,7 @@ impl<K: Object> Informer<K> {
             api: Api::all(client),
             fields: None,
             indexes: Vec::new(),
+            prune: None,
         }
     }
 
@@ -51,9 +53,16 @@ impl<K: Object> Informer<K> {
         self
     }
 
+    /// Lets go of what nobody asks for before an object is kept.
+    #[must_use]
+    pub fn prune(mut self, prune: fn(&mut K)) -> Self {
+        self.prune = Some(prune);
+        self
+    }
+
     /// Fills the cache until stopped.
     pub fn start(self, stop: &CancellationToken) -> Arc<Cache<K>> {
-        let cache = Arc::new(Cache::new(self.indexes));
+        let cache = Arc::new(Cache::pruned(self.indexes, self.prune));
         let (api, fields, filled, stop) = (self.api, self.fields, cache.clone(), stop.clone());
         tokio::spawn(async move {
             stop.run_until_cancelled(feed(api, fields, &filled)).await;

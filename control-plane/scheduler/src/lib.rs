@@ -1,36 +1,57 @@
 //! Decides on which node each pod runs, and binds it there.
 //!
 //! Sees the cluster only through `gantry-informer` and a `kube::Client`; must never know whose API server that is.
+//!
+//! Invariants kept here:
+//! - a node is never promised more than it has: a pod counts from the moment its node is chosen ([`snapshot`]);
+//! - a pod that fits nowhere says why, in its status and in [`Verdicts`], and is tried again when something changes;
+//! - pods of other schedulers are never touched.
+
+mod affinity;
+mod binding;
+mod filters;
+mod pod;
+mod queue;
+mod resources;
+mod scheduling;
+mod scores;
+mod snapshot;
+mod verdict;
 
 use std::sync::Arc;
 
 use gantry_informer::Clock;
 use tokio_util::sync::CancellationToken;
 
+pub use self::verdict::{Explanation, Verdict, Verdicts};
+
 /// What to run with.
 #[derive(Clone)]
 pub struct SchedulerConfig {
     /// Pods whose `schedulerName` is this are scheduled; all others are left alone.
     pub scheduler_name: Arc<str>,
+    /// How this process calls itself in events.
+    pub instance: Arc<str>,
     /// The time of day, for conditions and events.
     pub clock: Clock,
+    /// Where to tell, node by node, why a pod fits nowhere. Keep a clone to ask.
+    pub verdicts: Verdicts,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
+        // Absent outside Linux: then the name alone has to do.
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Self {
             scheduler_name: "default-scheduler".into(),
+            instance: format!("default-scheduler-{}", host.trim()).into(),
             clock: Clock::system(),
+            verdicts: Verdicts::default(),
         }
     }
 }
 
 /// Schedules pods until stopped. Trouble with the API server is logged and tried again, so there is no error to return.
 pub async fn run(client: kube::Client, config: SchedulerConfig, stop: CancellationToken) {
-    tracing::info!(
-        scheduler = &*config.scheduler_name,
-        api = client.default_namespace(),
-        "starting"
-    );
-    stop.cancelled().await;
+    scheduling::run(client, config, stop).await;
 }

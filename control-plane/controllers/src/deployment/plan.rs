@@ -257,6 +257,9 @@ impl<'a> Pass<'a> {
             .as_ref()
             .map_or(0, |new| size(new) - available(new));
         let mut spare = old_total + self.new.as_ref().map_or(0, size) - least - new_unavailable;
+        if spare <= 0 {
+            return;
+        }
         for at in 0..self.old.len() {
             let unhealthy = size(&self.old[at]) - available(&self.old[at]);
             let take = unhealthy.min(spare);
@@ -265,7 +268,9 @@ impl<'a> Pass<'a> {
                 spare -= take;
             }
         }
-        let mut spare = self.all().iter().map(|set| available(set)).sum::<i32>() - least;
+        // A set that was shrunk a moment ago may still report the pods it had.
+        let still = |set: &&ReplicaSet| available(set).min(size(set));
+        let mut spare = self.all().iter().map(still).sum::<i32>() - least;
         for at in 0..self.old.len() {
             // What was unhealthy is gone by now: the rest is available.
             let take = size(&self.old[at]).min(spare);

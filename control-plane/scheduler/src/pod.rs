@@ -1,0 +1,277 @@
+//! What scheduling needs to know of a pod, worked out once.
+
+use std::sync::Arc;
+
+use gantry_informer::{Key, Reference};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, Taint, Toleration};
+
+use crate::affinity::Term;
+use crate::resources::{LEAST_MEMORY, LEAST_MILLI_CPU, Resources, of_pod};
+
+/// A port on the node that a pod takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    /// `0.0.0.0` for all addresses.
+    ip: String,
+    protocol: String,
+    port: i32,
+}
+
+impl HostPort {
+    pub(crate) fn conflicts(&self, other: &Self) -> bool {
+        let any = |ip: &str| ip == "0.0.0.0";
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
+    }
+}
+
+/// A pod as the scheduler sees it.
+#[derive(Debug)]
+pub(crate) struct PodInfo {
+    pub(crate) uid: Arc<str>,
+    pub(crate) key: Key,
+    pub(crate) generation: Option<i64>,
+    pub(crate) resource_version: String,
+    pub(crate) priority: i32,
+    pub(crate) never_preempts: bool,
+    /// The node it is bound to.
+    pub(crate) node: Option<Arc<str>>,
+    pub(crate) requests: Resources,
+    /// For scoring: never nothing.
+    pub(crate) weight_cpu: i64,
+    pub(crate) weight_memory: i64,
+    pub(crate) host_ports: Vec<HostPort>,
+    pub(crate) node_selector: Vec<(String, String)>,
+    /// Any of these must match; absent: all nodes do.
+    pub(crate) required: Option<Vec<Term>>,
+    pub(crate) preferred: Vec<(i64, Term)>,
+    pub(crate) tolerations: Vec<Toleration>,
+    pub(crate) images: Vec<String>,
+    pub(crate) containers: usize,
+    /// Whether something still holds its scheduling back.
+    pub(crate) gated: bool,
+    pub(crate) deleting: bool,
+    pub(crate) finished: bool,
+    scheduler: Option<String>,
+    /// What its status says of its scheduling.
+    pub(crate) condition: Option<PodCondition>,
+}
+
+impl PodInfo {
+    pub(crate) fn new(pod: &Pod) -> Self {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let status = pod.status.as_ref();
+        let requests = of_pod(pod);
+        let affinity = spec
+            .affinity
+            .and_then(|affinity| affinity.node_affinity)
+            .unwrap_or_default();
+        let required = affinity
+            .required_during_scheduling_ignored_during_execution
+            .map(|selector| selector.node_selector_terms.iter().map(Term::new).collect());
+        let preferred = affinity
+            .preferred_during_scheduling_ignored_during_execution
+            .into_iter()
+            .flatten()
+            .map(|term| (i64::from(term.weight), Term::new(&term.preference)))
+            .collect();
+        let all = || {
+            spec.containers
+                .iter()
+                .chain(spec.init_containers.iter().flatten())
+        };
+        let host_network = spec.host_network.unwrap_or(false);
+        Self {
+            uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+            key: Key::of(&pod.metadata),
+            generation: pod.metadata.generation,
+            resource_version: pod.metadata.resource_version.clone().unwrap_or_default(),
+            priority: spec.priority.unwrap_or(0),
+            never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            node: spec
+                .node_name
+                .as_deref()
+                .filter(|node| !node.is_empty())
+                .map(Into::into),
+            weight_cpu: if requests.milli_cpu == 0 {
+                LEAST_MILLI_CPU
+            } else {
+                requests.milli_cpu
+            },
+            weight_memory: if requests.memory == 0 {
+                LEAST_MEMORY
+            } else {
+                requests.memory
+            },
+            requests,
+            host_ports: all()
+                .flat_map(|container| container.ports.iter().flatten())
+                .filter_map(|port| {
+                    let number = match port.host_port {
+                        Some(number) if number > 0 => number,
+                        _ if host_network => port.container_port,
+                        _ => return None,
+                    };
+                    Some(HostPort {
+                        ip: port
+                            .host_ip
+                            .clone()
+                            .filter(|ip| !ip.is_empty())
+                            .unwrap_or_else(|| "0.0.0.0".to_owned()),
+                        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                        port: number,
+                    })
+                })
+                .collect(),
+            images: all()
+                .filter_map(|container| container.image.as_deref())
+                .map(normalised)
+                .collect(),
+            containers: all().count(),
+            node_selector: spec.node_selector.into_iter().flatten().collect(),
+            required,
+            preferred,
+            tolerations: spec.tolerations.unwrap_or_default(),
+            gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
+            deleting: pod.metadata.deletion_timestamp.is_some(),
+            finished: status
+                .and_then(|status| status.phase.as_deref())
+                .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed")),
+            scheduler: spec.scheduler_name,
+            condition: status
+                .and_then(|status| status.conditions.as_ref())
+                .and_then(|conditions| {
+                    conditions
+                        .iter()
+                        .find(|condition| condition.type_ == "PodScheduled")
+                })
+                .cloned(),
+        }
+    }
+
+    /// Whether it waits for the scheduler of that name, and for nothing else.
+    pub(crate) fn is_waiting_for(&self, scheduler: &str) -> bool {
+        self.node.is_none()
+            && !self.gated
+            && !self.deleting
+            && !self.finished
+            && self.scheduler.as_deref().unwrap_or("default-scheduler") == scheduler
+    }
+
+    /// For events about it.
+    pub(crate) fn reference(&self) -> Reference {
+        Reference {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: self.key.namespace.to_string(),
+            name: self.key.name.to_string(),
+            uid: self.uid.to_string(),
+            resource_version: self.resource_version.clone(),
+        }
+    }
+
+    /// Whether one of its tolerations covers the taint.
+    pub(crate) fn tolerates(&self, taint: &Taint) -> bool {
+        self.tolerations
+            .iter()
+            .any(|toleration| covers(toleration, taint))
+    }
+}
+
+fn covers(toleration: &Toleration, taint: &Taint) -> bool {
+    fn given(text: Option<&String>) -> Option<&str> {
+        text.map(String::as_str).filter(|text| !text.is_empty())
+    }
+    let key = given(toleration.key.as_ref());
+    let operator = given(toleration.operator.as_ref()).unwrap_or("Equal");
+    if given(toleration.effect.as_ref()).is_some_and(|effect| effect != taint.effect)
+        || key.is_some_and(|key| key != taint.key)
+    {
+        return false;
+    }
+    let own = toleration.value.as_deref().unwrap_or_default();
+    let other = taint.value.as_deref().unwrap_or_default();
+    let numbers = || other.parse::<i64>().ok().zip(own.parse::<i64>().ok());
+    match operator {
+        "Exists" => true,
+        "Equal" => key.is_some() && own == other,
+        "Gt" => key.is_some() && numbers().is_some_and(|(taint, own)| taint > own),
+        "Lt" => key.is_some() && numbers().is_some_and(|(taint, own)| taint < own),
+        _ => false,
+    }
+}
+
+/// The name under which nodes report an image: with its tag.
+fn normalised(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if last.contains(':') || last.contains('@') {
+        image.to_owned()
+    } else {
+        format!("{image}:latest")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tolerations_cover_by_key_value_and_effect() {
+        let taint = Taint {
+            key: "dedicated".to_owned(),
+            value: Some("gpu".to_owned()),
+            effect: "NoSchedule".to_owned(),
+            time_added: None,
+        };
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        for (key, operator, value, effect, expected) in [
+            ("dedicated", "Equal", "gpu", "NoSchedule", true),
+            ("dedicated", "", "gpu", "", true),
+            ("dedicated", "Equal", "cpu", "", false),
+            ("dedicated", "Exists", "", "NoExecute", false),
+            ("dedicated", "Exists", "", "", true),
+            ("other", "Exists", "", "", false),
+            ("", "Exists", "", "", true),
+            ("", "Equal", "", "", false),
+        ] {
+            let toleration = Toleration {
+                key: text(key),
+                operator: text(operator),
+                value: text(value),
+                effect: text(effect),
+                toleration_seconds: None,
+            };
+            assert_eq!(covers(&toleration, &taint), expected, "{toleration:?}");
+        }
+    }
+
+    #[test]
+    fn host_ports_conflict_by_address_too() {
+        let port = |ip: &str, port: i32| HostPort {
+            ip: ip.to_owned(),
+            protocol: "TCP".to_owned(),
+            port,
+        };
+        for (left, right, expected) in [
+            (port("0.0.0.0", 80), port("10.0.0.1", 80), true),
+            (port("10.0.0.2", 80), port("10.0.0.1", 80), false),
+            (port("10.0.0.1", 80), port("10.0.0.1", 80), true),
+            (port("0.0.0.0", 80), port("0.0.0.0", 81), false),
+        ] {
+            assert_eq!(left.conflicts(&right), expected, "{left:?} {right:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_without_tag_is_the_latest() {
+        for (image, expected) in [
+            ("nginx", "nginx:latest"),
+            ("host:5000/nginx", "host:5000/nginx:latest"),
+            ("nginx:1", "nginx:1"),
+            ("nginx@sha256:0", "nginx@sha256:0"),
+        ] {
+            assert_eq!(normalised(image), expected);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Pods that wait to be scheduled: by priority, then in the order of their arrival.
+//!
+//! A pod is *ready* (to be tried), *waiting* (tried in vain; until its backoff is over or something changes) or *taken*
+//! (being tried). Leaving *taken* is by [`PodQueue::remove`], [`PodQueue::park`] or [`PodQueue::retry`].
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_informer::queue::Backoff;
+use tokio::time::Instant;
+
+use crate::pod::PodInfo;
+
+const BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(10),
+};
+/// A pod that fits nowhere is tried again after this even if nothing changed, should a change have been missed.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+type Uid = Arc<str>;
+type Rank = (Reverse<i32>, u64);
+
+enum State {
+    Ready(Rank),
+    Waiting {
+        due: Instant,
+        /// When a change may wake it: not before its backoff is over.
+        earliest: Instant,
+    },
+    Taken,
+}
+
+struct Entry {
+    pod: Arc<PodInfo>,
+    attempts: u32,
+    state: State,
+}
+
+/// The queue; see the module's documentation.
+#[derive(Default)]
+pub(crate) struct PodQueue {
+    entries: HashMap<Uid, Entry>,
+    ready: BTreeMap<Rank, Uid>,
+    waiting: BTreeSet<(Instant, Uid)>,
+    arrivals: u64,
+}
+
+impl PodQueue {
+    /// A pod that came or changed. One that waits is tried again at once when its spec changed.
+    pub(crate) fn put(&mut self, pod: Arc<PodInfo>) {
+        let attempts = match self.entries.get_mut(&pod.uid) {
+            Some(entry) => {
+                let changed = entry.pod.generation != pod.generation;
+                entry.pod = pod.clone();
+                if !changed || !matches!(entry.state, State::Waiting { .. }) {
+                    return;
+                }
+                0
+            }
+            None => 0,
+        };
+        self.remove(&pod.uid);
+        self.make_ready(pod, attempts);
+    }
+
+    fn make_ready(&mut self, pod: Arc<PodInfo>, attempts: u32) {
+        self.arrivals += 1;
+        let rank = (Reverse(pod.priority), self.arrivals);
+        self.ready.insert(rank, pod.uid.clone());
+        let state = State::Ready(rank);
+        let uid = pod.uid.clone();
+        self.entries.insert(
+            uid,
+            Entry {
+                pod,
+                attempts,
+                state,
+            },
+        );
+    }
+
+    /// The pod no longer waits.
+    pub(crate) fn remove(&mut self, uid: &str) {
+        if let Some((uid, entry)) = self.entries.remove_entry(uid) {
+            match entry.state {
+                State::Ready(rank) => {
+                    self.ready.remove(&rank);
+                }
+                State::Waiting { due, .. } => {
+                    self.waiting.remove(&(due, uid));
+                }
+                State::Taken => {}
+            }
+        }
+    }
+
+    /// Takes the next pod to try.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Arc<PodInfo>> {
+        while let Some((due, uid)) = self.waiting.first().cloned() {
+            if due > now {
+                break;
+            }
+            self.waiting.remove(&(due, uid.clone()));
+            if let Some(entry) = self.entries.remove(&uid) {
+                self.make_ready(entry.pod, entry.attempts);
+            }
+        }
+        let (_, uid) = self.ready.pop_first()?;
+        let entry = self.entries.get_mut(&uid)?;
+        entry.attempts += 1;
+        entry.state = State::Taken;
+        Some(entry.pod.clone())
+    }
+
+    /// The taken pod fits nowhere: it waits until something changes.
+    pub(crate) fn park(&mut self, uid: &str, now: Instant) {
+        self.wait(uid, now, false);
+    }
+
+    /// Tries the pod again after its backoff, whether it was taken or has left the queue.
+    pub(crate) fn retry(&mut self, pod: Arc<PodInfo>, now: Instant) {
+        let uid = pod.uid.clone();
+        self.entries.entry(uid.clone()).or_insert(Entry {
+            pod,
+            attempts: 1,
+            state: State::Taken,
+        });
+        self.wait(&uid, now, true);
+    }
+
+    fn wait(&mut self, uid: &str, now: Instant, again: bool) {
+        let Some(entry) = self.entries.get_mut(uid) else {
+            return;
+        };
+        if !matches!(entry.state, State::Taken) {
+            return;
+        }
+        let earliest = now + BACKOFF.after(entry.attempts);
+        let due = if again { earliest } else { now + PATIENCE };
+        entry.state = State::Waiting { due, earliest };
+        self.waiting.insert((due, entry.pod.uid.clone()));
+    }
+
+    /// Something changed by which pods may fit: all that wait are tried once their backoff is over.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (_, uid) in waiting {
+            let Some(entry) = self.entries.get_mut(&uid) else {
+                continue;
+            };
+            if let State::Waiting { due, earliest } = &mut entry.state {
+                *due = (*due).min((*earliest).max(now));
+                self.waiting.insert((*due, uid));
+            }
+        }
+    }
+
+    /// When the next waiting pod is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.waiting.first().map(|(due, _)| *due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::tests::pod;
+
+    fn info(uid: &str, priority: i32, generation: i64) -> Arc<PodInfo> {
+        let mut pod = pod(uid, "", "");
+        pod.spec.get_or_insert_default().priority = Some(priority);
+        pod.metadata.generation = Some(generation);
+        Arc::new(PodInfo::new(&pod))
+    }
+
+    fn taken(queue: &mut PodQueue, now: Instant) -> Option<String> {
+        queue.take(now).map(|pod| pod.uid.to_string())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn priority_goes_first_then_arrival() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        for (uid, priority) in [("a", 0), ("b", 10), ("c", 0), ("d", 10)] {
+            queue.put(info(uid, priority, 1));
+        }
+        queue.remove("c");
+        let order: Vec<_> = std::iter::from_fn(|| taken(&mut queue, now)).collect();
+        assert_eq!(order, ["b", "d", "a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_parked_pod_waits_for_a_change_and_its_backoff() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        queue.put(info("a", 0, 1));
+        assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+        queue.park("a", now);
+        // A change of its status only does not matter.
+        queue.put(info("a", 0, 1));
+        assert_eq!(taken(&mut queue, now + Duration::from_secs(5)), None);
+        queue.wake(now);
+        assert_eq!(taken(&mut queue, now), None, "its backoff");
+        assert_eq!(queue.next_due(), Some(now + BACKOFF.first));
+        let later = now + BACKOFF.first;
+        assert_eq!(taken(&mut queue, later).as_deref(), Some("a"));
+        queue.park("a", later);
+        queue.wake(later);
+        assert_eq!(
+            queue.next_due(),
+            Some(later + BACKOFF.first * 2),
+            "longer each time"
+        );
+        // A change of its spec is worth trying at once.
+        queue.put(info("a", 0, 2));
+        assert_eq!(taken(&mut queue, later).as_deref(), Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_whose_binding_failed_is_tried_again() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        queue.put(info("a", 0, 1));
+        assert!(taken(&mut queue, now).is_some());
+        queue.remove("a");
+        queue.retry(info("a", 0, 1), now);
+        assert_eq!(taken(&mut queue, now), None);
+        assert_eq!(taken(&mut queue, now + BACKOFF.first).as_deref(), Some("a"));
+        queue.remove("a");
+        assert_eq!(queue.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_forgotten_for_good() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        queue.put(info("a", 0, 1));
+        assert!(taken(&mut queue, now).is_some());
+        queue.park("a", now);
+        assert_eq!(taken(&mut queue, now + PATIENCE).as_deref(), Some("a"));
+    }
+}

@@ -1,0 +1,349 @@
+//! The loop: takes in changes, tries pods one by one against the snapshot, and binds concurrently.
+//!
+//! One task owns snapshot and queue, so that nothing in the hot path takes a lock. The watches put changes into an
+//! inbox; bindings run beside and report there.
+
+use std::sync::Arc;
+
+use gantry_informer::{EventStyle, Informer, Recorder};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::SchedulerConfig;
+use crate::binding;
+use crate::filters;
+use crate::pod::PodInfo;
+use crate::queue::PodQueue;
+use crate::scores;
+use crate::snapshot::Snapshot;
+use crate::verdict::{Diagnosis, Explanation};
+
+const COMPONENT: &str = "default-scheduler";
+/// Bindings under way at once: each waits for the store's disk, and many share one write to it.
+const BINDING_AT_ONCE: usize = 128;
+/// Once that many nodes can take a pod, no more are looked at; the next pod begins where this one ended. So a decision
+/// costs the same on fifty nodes and on five thousand.
+const ENOUGH: usize = 100;
+
+enum Update {
+    Node(Arc<Node>),
+    NodeGone(String),
+    Pod(Arc<PodInfo>),
+    PodGone(Arc<str>),
+    BindingFailed(Arc<PodInfo>),
+    /// A binding ended: there is room for another.
+    Slot,
+}
+
+#[derive(Default)]
+struct Inbox {
+    updates: Mutex<Vec<Update>>,
+    changed: Notify,
+}
+
+impl Inbox {
+    fn put(&self, update: Update) {
+        self.updates.lock().push(update);
+        self.changed.notify_one();
+    }
+}
+
+struct Recorders {
+    scheduling: Recorder,
+    binding: Recorder,
+}
+
+/// Schedules until stopped.
+pub(crate) async fn run(client: kube::Client, config: SchedulerConfig, stop: CancellationToken) {
+    let inbox = Arc::new(Inbox::default());
+    let nodes = Informer::<Node>::all(client.clone()).start(&stop);
+    let pods = Informer::<Pod>::all(client.clone())
+        .prune(forget_what_does_not_matter)
+        .start(&stop);
+    nodes.subscribe(Box::new({
+        let inbox = inbox.clone();
+        move |change| match (change.new, change.old) {
+            (Some(node), _) => inbox.put(Update::Node(node.clone())),
+            (None, Some(node)) => {
+                inbox.put(Update::NodeGone(
+                    node.metadata.name.clone().unwrap_or_default(),
+                ));
+            }
+            (None, None) => {}
+        }
+    }));
+    // Pods after nodes: bound ones need theirs to count on, and nothing is tried before both are known.
+    let both = async {
+        nodes.synced().await;
+        pods.subscribe(Box::new({
+            let inbox = inbox.clone();
+            move |change| match (change.new, change.old) {
+                (Some(pod), old) => {
+                    if let Some(old) = old.filter(|old| old.metadata.uid != pod.metadata.uid) {
+                        inbox.put(Update::PodGone(uid(old)));
+                    }
+                    inbox.put(Update::Pod(Arc::new(PodInfo::new(pod))));
+                }
+                (None, Some(pod)) => inbox.put(Update::PodGone(uid(pod))),
+                (None, None) => {}
+            }
+        }));
+        pods.synced().await;
+    };
+    if stop.run_until_cancelled(both).await.is_none() {
+        return;
+    }
+    let recorder = |action| {
+        let style = EventStyle::Series {
+            action,
+            instance: config.instance.to_string(),
+        };
+        Recorder::start(
+            client.clone(),
+            COMPONENT,
+            style,
+            config.clock.clone(),
+            &stop,
+        )
+    };
+    let scheduling = Scheduling {
+        recorders: Arc::new(Recorders {
+            scheduling: recorder("Scheduling"),
+            binding: recorder("Binding"),
+        }),
+        client,
+        config,
+        stop: stop.clone(),
+        inbox,
+        snapshot: Snapshot::default(),
+        queue: PodQueue::default(),
+        slots: Arc::new(Semaphore::new(BINDING_AT_ONCE)),
+        start: 0,
+        turn: 0,
+        feasible: Vec::new(),
+    };
+    stop.run_until_cancelled(scheduling.run()).await;
+}
+
+fn uid(pod: &Pod) -> Arc<str> {
+    pod.metadata.uid.as_deref().unwrap_or_default().into()
+}
+
+/// Most of a pod is of no interest here; the cache holds it without.
+fn forget_what_does_not_matter(pod: &mut Pod) {
+    pod.metadata.annotations = None;
+    if let Some(spec) = &mut pod.spec {
+        spec.volumes = None;
+        let containers = spec.containers.iter_mut();
+        for container in containers.chain(spec.init_containers.iter_mut().flatten()) {
+            container.env = None;
+            container.env_from = None;
+            container.args = None;
+            container.command = None;
+            container.volume_mounts = None;
+            container.lifecycle = None;
+            container.liveness_probe = None;
+            container.readiness_probe = None;
+            container.startup_probe = None;
+        }
+    }
+    if let Some(status) = &mut pod.status {
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+    }
+}
+
+struct Scheduling {
+    client: kube::Client,
+    config: SchedulerConfig,
+    stop: CancellationToken,
+    inbox: Arc<Inbox>,
+    snapshot: Snapshot,
+    queue: PodQueue,
+    recorders: Arc<Recorders>,
+    slots: Arc<Semaphore>,
+    /// Where the search for nodes begins.
+    start: usize,
+    /// Which of equally good nodes is taken.
+    turn: usize,
+    /// Kept between pods for its memory.
+    feasible: Vec<usize>,
+}
+
+impl Scheduling {
+    async fn run(mut self) {
+        loop {
+            self.take_in();
+            let now = Instant::now();
+            let mut tried = false;
+            while self.slots.available_permits() > 0 {
+                let Some(pod) = self.queue.take(now) else {
+                    break;
+                };
+                self.try_pod(&pod, now);
+                tried = true;
+            }
+            if tried {
+                // Changes may have come meanwhile; and a long queue must not starve the other tasks.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            match self.queue.next_due() {
+                Some(due) => tokio::select! {
+                    () = self.inbox.changed.notified() => {}
+                    () = tokio::time::sleep_until(due), if due > now => {}
+                },
+                None => self.inbox.changed.notified().await,
+            }
+        }
+    }
+
+    fn take_in(&mut self) {
+        let updates = std::mem::take(&mut *self.inbox.updates.lock());
+        let mut helps = false;
+        for update in updates {
+            helps |= self.apply(update);
+        }
+        if helps {
+            self.queue.wake(Instant::now());
+        }
+    }
+
+    /// Whether waiting pods may fit by what changed.
+    fn apply(&mut self, update: Update) -> bool {
+        match update {
+            Update::Node(node) => self.snapshot.set_node(&node),
+            Update::NodeGone(name) => {
+                self.snapshot.remove_node(&name);
+                false
+            }
+            Update::Pod(pod) if pod.finished => self.forget(&pod.uid),
+            Update::Pod(pod) => {
+                if let Some(node) = pod.node.clone() {
+                    self.queue.remove(&pod.uid);
+                    self.config.verdicts.remove(&pod.uid);
+                    self.snapshot.assign(pod, &node);
+                } else if !pod.is_waiting_for(&self.config.scheduler_name) {
+                    self.queue.remove(&pod.uid);
+                    self.config.verdicts.remove(&pod.uid);
+                } else if !self.snapshot.is_assigned(&pod.uid) {
+                    // One that is assigned is being bound: this is older news.
+                    self.queue.put(pod);
+                }
+                false
+            }
+            Update::PodGone(uid) => self.forget(&uid),
+            Update::BindingFailed(pod) => {
+                // Otherwise it was deleted meanwhile.
+                let counted = self.snapshot.unassign(&pod.uid);
+                if counted {
+                    self.queue.retry(pod, Instant::now());
+                }
+                counted
+            }
+            Update::Slot => false,
+        }
+    }
+
+    fn forget(&mut self, uid: &str) -> bool {
+        self.queue.remove(uid);
+        self.config.verdicts.remove(uid);
+        self.snapshot.unassign(uid)
+    }
+
+    fn try_pod(&mut self, pod: &Arc<PodInfo>, now: Instant) {
+        match self.find(pod) {
+            Ok(at) => {
+                let node = self.snapshot.nodes()[at].name.clone();
+                self.queue.remove(&pod.uid);
+                self.config.verdicts.remove(&pod.uid);
+                self.snapshot.assign(pod.clone(), &node);
+                self.bind(pod.clone(), node);
+            }
+            Err(explanation) => {
+                self.queue.park(&pod.uid, now);
+                self.tell(pod.clone(), &explanation);
+                self.config.verdicts.set(&pod.uid, explanation);
+            }
+        }
+    }
+
+    /// The node for the pod, by index.
+    fn find(&mut self, pod: &PodInfo) -> Result<usize, Explanation> {
+        let nodes = self.snapshot.nodes();
+        let mut feasible = std::mem::take(&mut self.feasible);
+        feasible.clear();
+        let mut diagnosis = Diagnosis::default();
+        let mut looked_at = 0;
+        for offset in 0..nodes.len() {
+            let at = (self.start + offset) % nodes.len();
+            looked_at += 1;
+            if !nodes[at].present {
+                continue;
+            }
+            match filters::check(pod, &nodes[at]) {
+                Ok(()) => feasible.push(at),
+                Err(refusal) if feasible.is_empty() => diagnosis.add(&nodes[at].name, refusal),
+                // Some node will do: nobody will ask why this one does not.
+                Err(_) => {}
+            }
+            if feasible.len() == ENOUGH {
+                break;
+            }
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let best = scores::best(pod, &self.snapshot, &feasible, self.turn);
+        self.start = (self.start + looked_at) % nodes.len().max(1);
+        self.feasible = feasible;
+        best.ok_or_else(|| diagnosis.explain(pod, self.config.clock.now()))
+    }
+
+    fn bind(&self, pod: Arc<PodInfo>, node: Arc<str>) {
+        let (client, inbox) = (self.client.clone(), self.inbox.clone());
+        let (recorders, slots) = (self.recorders.clone(), self.slots.clone());
+        let stop = self.stop.clone();
+        // The loop looked for a free slot before it took the pod.
+        let slot = slots.try_acquire_owned().ok();
+        tokio::spawn(async move {
+            let bound = binding::bind(&client, &pod, &node);
+            let Some(outcome) = stop.run_until_cancelled(bound).await else {
+                return;
+            };
+            drop(slot);
+            match outcome {
+                Ok(()) => {
+                    tracing::debug!(pod = %pod.key, node = &*node, "bound");
+                    let message = format!("Successfully assigned {} to {node}", pod.key);
+                    recorders
+                        .binding
+                        .normal(pod.reference(), "Scheduled", message);
+                    inbox.put(Update::Slot);
+                }
+                Err(error) => {
+                    tracing::info!(pod = %pod.key, node = &*node, %error, "binding failed; trying again");
+                    inbox.put(Update::BindingFailed(pod));
+                }
+            }
+        });
+    }
+
+    fn tell(&self, pod: Arc<PodInfo>, explanation: &Explanation) {
+        tracing::debug!(pod = %pod.key, message = explanation.message, "fits nowhere");
+        let message = explanation.message.clone();
+        let events = &self.recorders.scheduling;
+        events.warning(pod.reference(), "FailedScheduling", message.clone());
+        if binding::is_told(&pod, &message) {
+            return;
+        }
+        let (client, now, stop) = (self.client.clone(), explanation.at, self.stop.clone());
+        tokio::spawn(async move {
+            let told = binding::tell(&client, &pod, &message, now);
+            if let Some(Err(error)) = stop.run_until_cancelled(told).await {
+                tracing::debug!(pod = %pod.key, %error, "telling that it fits nowhere");
+            }
+        });
+    }
+}

@@ -1,0 +1,325 @@
+//! The nodes, and what is promised of them: kept up to date change by change, never rebuilt.
+//!
+//! Invariant: a node's sums are exactly those of the pods assigned to it here. A pod counts from the moment its node is
+//! chosen, before the binding is answered, so that two pods never get the same room.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::affinity::Labels;
+use crate::pod::{HostPort, PodInfo};
+use crate::resources::{Resources, pod_limit};
+
+/// A node and its sums.
+#[derive(Debug, Default)]
+pub(crate) struct NodeInfo {
+    pub(crate) name: Arc<str>,
+    /// Whether the node itself is known: pods may be bound to one that is not, yet or any more.
+    pub(crate) present: bool,
+    pub(crate) labels: Labels,
+    pub(crate) taints: Vec<Taint>,
+    pub(crate) unschedulable: bool,
+    pub(crate) allocatable: Resources,
+    pub(crate) pod_limit: i64,
+    /// Size of each image it has, by name.
+    pub(crate) images: HashMap<String, i64>,
+    pub(crate) requested: Resources,
+    pub(crate) weight_cpu: i64,
+    pub(crate) weight_memory: i64,
+    pub(crate) host_ports: Vec<(Arc<str>, HostPort)>,
+    pub(crate) pods: HashMap<Arc<str>, Arc<PodInfo>>,
+}
+
+impl NodeInfo {
+    fn set(&mut self, node: &Node) {
+        let spec = node.spec.clone().unwrap_or_default();
+        let status = node.status.clone().unwrap_or_default();
+        self.present = true;
+        self.labels = node.metadata.labels.clone().unwrap_or_default();
+        self.taints = spec.taints.unwrap_or_default();
+        self.unschedulable = spec.unschedulable.unwrap_or(false);
+        self.allocatable = Resources::from_list(status.allocatable.as_ref());
+        self.pod_limit = pod_limit(status.allocatable.as_ref());
+        self.images = status
+            .images
+            .into_iter()
+            .flatten()
+            .flat_map(|image| {
+                let size = image.size_bytes.unwrap_or(0);
+                image
+                    .names
+                    .into_iter()
+                    .flatten()
+                    .map(move |name| (name, size))
+            })
+            .collect();
+    }
+
+    fn add(&mut self, pod: Arc<PodInfo>) {
+        self.requested.add(&pod.requests);
+        self.weight_cpu += pod.weight_cpu;
+        self.weight_memory += pod.weight_memory;
+        let ports = pod.host_ports.iter().cloned();
+        self.host_ports
+            .extend(ports.map(|port| (pod.uid.clone(), port)));
+        self.pods.insert(pod.uid.clone(), pod);
+    }
+
+    fn remove(&mut self, uid: &str) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
+        self.requested.subtract(&pod.requests);
+        self.weight_cpu -= pod.weight_cpu;
+        self.weight_memory -= pod.weight_memory;
+        self.host_ports.retain(|(owner, _)| **owner != *uid);
+    }
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    nodes: Vec<NodeInfo>,
+    by_name: HashMap<Arc<str>, usize>,
+    /// Where each assigned pod is.
+    assigned: HashMap<Arc<str>, Arc<str>>,
+    /// On how many nodes each image is.
+    spread: HashMap<String, usize>,
+    present: usize,
+}
+
+impl Snapshot {
+    /// All nodes, also those that only pods tell of.
+    pub(crate) fn nodes(&self) -> &[NodeInfo] {
+        &self.nodes
+    }
+
+    /// How many nodes are known.
+    pub(crate) fn len(&self) -> usize {
+        self.present
+    }
+
+    /// On how many nodes the image is.
+    pub(crate) fn image_spread(&self, image: &str) -> usize {
+        self.spread.get(image).copied().unwrap_or(0)
+    }
+
+    fn entry(&mut self, name: &str) -> &mut NodeInfo {
+        let at = match self.by_name.get(name) {
+            Some(at) => *at,
+            None => {
+                let name: Arc<str> = name.into();
+                self.nodes.push(NodeInfo {
+                    name: name.clone(),
+                    ..NodeInfo::default()
+                });
+                self.by_name.insert(name, self.nodes.len() - 1);
+                self.nodes.len() - 1
+            }
+        };
+        &mut self.nodes[at]
+    }
+
+    /// A node that came or changed; whether in a way by which more pods may fit.
+    pub(crate) fn set_node(&mut self, node: &Node) -> bool {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        self.forget_images(name);
+        let info = self.entry(name);
+        let new = !info.present;
+        let offer = |info: &NodeInfo| {
+            let taints: Vec<_> = info
+                .taints
+                .iter()
+                .map(|taint| (taint.key.clone(), taint.effect.clone()))
+                .collect();
+            (
+                info.labels.clone(),
+                taints,
+                info.unschedulable,
+                info.allocatable.clone(),
+                info.pod_limit,
+            )
+        };
+        let before = offer(info);
+        info.set(node);
+        let changed = new || before != offer(info);
+        let images: Vec<String> = info.images.keys().cloned().collect();
+        for image in images {
+            *self.spread.entry(image).or_default() += 1;
+        }
+        self.present += usize::from(new);
+        changed
+    }
+
+    /// A node that went. Its pods stay counted, for the case that it comes back.
+    pub(crate) fn remove_node(&mut self, name: &str) {
+        self.forget_images(name);
+        let info = self.entry(name);
+        let was = info.present;
+        info.present = false;
+        info.images.clear();
+        self.present -= usize::from(was);
+        self.drop_if_void(name);
+    }
+
+    fn forget_images(&mut self, name: &str) {
+        let Some(at) = self.by_name.get(name) else {
+            return;
+        };
+        for image in self.nodes[*at].images.keys() {
+            if let Some(count) = self.spread.get_mut(image) {
+                *count -= 1;
+                if *count == 0 {
+                    self.spread.remove(image);
+                }
+            }
+        }
+    }
+
+    fn drop_if_void(&mut self, name: &str) {
+        let Some(at) = self.by_name.get(name).copied() else {
+            return;
+        };
+        if self.nodes[at].present || !self.nodes[at].pods.is_empty() {
+            return;
+        }
+        self.nodes.swap_remove(at);
+        self.by_name.remove(name);
+        if let Some(moved) = self.nodes.get(at) {
+            self.by_name.insert(moved.name.clone(), at);
+        }
+    }
+
+    /// Counts the pod on the node; when it was on another, or was different, no longer there.
+    pub(crate) fn assign(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.unassign(&pod.uid);
+        let uid = pod.uid.clone();
+        let info = self.entry(node);
+        info.add(pod);
+        let name = info.name.clone();
+        self.assigned.insert(uid, name);
+    }
+
+    /// The pod no longer counts. Whether it did.
+    pub(crate) fn unassign(&mut self, uid: &str) -> bool {
+        let Some(node) = self.assigned.remove(uid) else {
+            return false;
+        };
+        self.entry(&node).remove(uid);
+        self.drop_if_void(&node);
+        true
+    }
+
+    /// Whether the pod counts on some node.
+    pub(crate) fn is_assigned(&self, uid: &str) -> bool {
+        self.assigned.contains_key(uid)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use k8s_openapi::api::core::v1::{
+        Container, ContainerImage, ContainerPort, NodeSpec, NodeStatus, Pod, PodSpec,
+        ResourceRequirements,
+    };
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A node with that much room.
+    pub(crate) fn node(name: &str, cpu: &str, memory: &str) -> Node {
+        let list = [("cpu", cpu), ("memory", memory), ("pods", "110")]
+            .map(|(key, value)| (key.to_owned(), Quantity(value.to_owned())));
+        Node {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some([("zone".to_owned(), format!("zone-of-{name}"))].into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(NodeSpec::default()),
+            status: Some(NodeStatus {
+                allocatable: Some(list.into()),
+                images: Some(vec![ContainerImage {
+                    names: Some(vec![format!("image-on-{name}:1")]),
+                    size_bytes: Some(500 * 1024 * 1024),
+                }]),
+                ..NodeStatus::default()
+            }),
+        }
+    }
+
+    /// A pod that asks for that much.
+    pub(crate) fn pod(uid: &str, cpu: &str, memory: &str) -> Pod {
+        let list = [("cpu", cpu), ("memory", memory)]
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| (key.to_owned(), Quantity(value.to_owned())));
+        Pod {
+            metadata: ObjectMeta {
+                name: Some(uid.to_owned()),
+                namespace: Some("ns".to_owned()),
+                uid: Some(uid.to_owned()),
+                generation: Some(1),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec {
+                containers: vec![Container {
+                    image: Some("x:1".to_owned()),
+                    resources: Some(ResourceRequirements {
+                        requests: Some(list.collect()),
+                        ..ResourceRequirements::default()
+                    }),
+                    ports: Some(vec![ContainerPort {
+                        container_port: 1,
+                        ..ContainerPort::default()
+                    }]),
+                    ..Container::default()
+                }],
+                ..PodSpec::default()
+            }),
+            status: None,
+        }
+    }
+
+    proptest! {
+        /// However nodes and pods come and go, a node's sums are those of its pods.
+        #[test]
+        fn sums_are_those_of_the_pods(steps in prop::collection::vec((0u8..5, 0usize..6, 0usize..3, 1i64..500), 1..80)) {
+            let mut snapshot = Snapshot::default();
+            for (step, pod_at, node_at, cpu) in steps {
+                let name = format!("n{node_at}");
+                let uid = format!("p{pod_at}");
+                match step {
+                    0 => {
+                        snapshot.set_node(&node(&name, "8", "16Gi"));
+                    }
+                    1 => snapshot.remove_node(&name),
+                    2 => {
+                        snapshot.unassign(&uid);
+                    }
+                    _ => snapshot.assign(Arc::new(PodInfo::new(&pod(&uid, &format!("{cpu}m"), ""))), &name),
+                }
+            }
+            let mut present = 0;
+            for (at, info) in snapshot.nodes().iter().enumerate() {
+                let cpu: i64 = info.pods.values().map(|pod| pod.requests.milli_cpu).sum();
+                prop_assert_eq!(cpu, info.requested.milli_cpu);
+                prop_assert!(info.present || !info.pods.is_empty());
+                prop_assert_eq!(snapshot.by_name.get(&info.name), Some(&at));
+                present += usize::from(info.present);
+                for uid in info.pods.keys() {
+                    prop_assert_eq!(snapshot.assigned.get(uid), Some(&info.name));
+                }
+            }
+            prop_assert_eq!(present, snapshot.len());
+            for info in snapshot.nodes().iter().filter(|info| info.present) {
+                let image = format!("image-on-{}:1", info.name);
+                prop_assert_eq!(snapshot.image_spread(&image), 1);
+            }
+        }
+    }
+}

@@ -14,6 +14,7 @@ pub mod desired;
 pub mod env;
 pub mod reports;
 pub mod limits;
+pub mod logs;
 pub mod services;
 pub mod tls;
 pub mod users;

@@ -1,6 +1,7 @@
 //! Pods: one worker each.
 
 mod backoff;
+mod containers;
 mod files;
 mod hooks;
 mod launch;
@@ -12,3 +13,4 @@ mod record;
 mod setup;
 mod status;
 mod stop;
+mod worker;

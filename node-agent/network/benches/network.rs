@@ -14,35 +14,34 @@ use gantry_network::{
 };
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
-use lab::{blocking_on_own_machine, service};
+use lab::{Lab, blocking_on_own_machine, service};
+use tokio::runtime::Runtime;
 
-fn attach_and_detach(criterion: &mut Criterion) {
-    blocking_on_own_machine(|lab, runtime| {
-        let network = BridgeNetwork::new(lab.node.clone()).expect("the network");
-        let mut measure = |name: &str, of_attach: bool| {
-            criterion.bench_function(name, |bencher| {
-                bencher.iter_custom(|rounds| {
-                    let mut total = Duration::ZERO;
-                    for _ in 0..rounds {
-                        let start = Instant::now();
-                        runtime
-                            .block_on(network.attach("pod", &[]))
-                            .expect("attach");
-                        let attached = start.elapsed();
-                        runtime.block_on(network.detach("pod")).expect("detach");
-                        total += if of_attach {
-                            attached
-                        } else {
-                            start.elapsed() - attached
-                        };
-                    }
-                    total
-                });
+fn attach_and_detach(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime) {
+    let network = BridgeNetwork::new(lab.node.clone()).expect("the network");
+    let mut measure = |name: &str, of_attach: bool| {
+        criterion.bench_function(name, |bencher| {
+            bencher.iter_custom(|rounds| {
+                let mut total = Duration::ZERO;
+                for _ in 0..rounds {
+                    let start = Instant::now();
+                    runtime
+                        .block_on(network.attach("pod", &[]))
+                        .expect("attach");
+                    let attached = start.elapsed();
+                    runtime.block_on(network.detach("pod")).expect("detach");
+                    total += if of_attach {
+                        attached
+                    } else {
+                        start.elapsed() - attached
+                    };
+                }
+                total
             });
-        };
-        measure("pod/attach", true);
-        measure("pod/detach", false);
-    });
+        });
+    };
+    measure("pod/attach", true);
+    measure("pod/detach", false);
 }
 
 fn services(count: u16) -> Vec<ServicePort> {
@@ -61,40 +60,36 @@ fn services(count: u16) -> Vec<ServicePort> {
         .collect()
 }
 
-fn service_rules(criterion: &mut Criterion) {
+fn service_rules(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime, count: u16) {
     let mut group = criterion.benchmark_group("services");
     group.sample_size(10);
-    for count in [1_000, 10_000] {
-        blocking_on_own_machine(|lab, runtime| {
-            let desired = services(count);
-            group.bench_with_input(
-                BenchmarkId::new("from scratch", count),
-                &desired,
-                |bencher, desired| {
-                    bencher.iter(|| {
-                        let rules = NftServiceRules::new(&lab.node).expect("nft");
-                        runtime.block_on(rules.sync(desired.clone())).expect("sync");
-                    });
-                },
-            );
-            let rules = NftServiceRules::new(&lab.node).expect("nft");
-            runtime.block_on(rules.sync(desired.clone())).expect("sync");
-            let mut changed = desired.clone();
-            changed[usize::from(count) / 2].endpoints[1].port = 9090;
-            let mut turn = false;
-            group.bench_function(BenchmarkId::new("one endpoint changed", count), |bencher| {
-                bencher.iter(|| {
-                    turn = !turn;
-                    let next = if turn {
-                        changed.clone()
-                    } else {
-                        desired.clone()
-                    };
-                    runtime.block_on(rules.sync(next)).expect("sync");
-                });
+    let desired = services(count);
+    group.bench_with_input(
+        BenchmarkId::new("from scratch", count),
+        &desired,
+        |bencher, desired| {
+            bencher.iter(|| {
+                let rules = NftServiceRules::new(&lab.node).expect("nft");
+                runtime.block_on(rules.sync(desired.clone())).expect("sync");
             });
+        },
+    );
+    let rules = NftServiceRules::new(&lab.node).expect("nft");
+    runtime.block_on(rules.sync(desired.clone())).expect("sync");
+    let mut changed = desired.clone();
+    changed[usize::from(count) / 2].endpoints[1].port = 9090;
+    let mut turn = false;
+    group.bench_function(BenchmarkId::new("one endpoint changed", count), |bencher| {
+        bencher.iter(|| {
+            turn = !turn;
+            let next = if turn {
+                changed.clone()
+            } else {
+                desired.clone()
+            };
+            runtime.block_on(rules.sync(next)).expect("sync");
         });
-    }
+    });
     group.finish();
 }
 
@@ -134,10 +129,18 @@ fn dns(criterion: &mut Criterion) {
     });
 }
 
+fn criterion() -> Criterion {
+    Criterion::default().configure_from_args().without_plots()
+}
+
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args().without_plots();
-    attach_and_detach(&mut criterion);
-    service_rules(&mut criterion);
-    dns(&mut criterion);
-    criterion.final_summary();
+    // A machine is a thread, and so is what measures on it.
+    blocking_on_own_machine(|lab, runtime| attach_and_detach(&mut criterion(), lab, runtime));
+    for count in [1_000, 10_000] {
+        blocking_on_own_machine(|lab, runtime| {
+            service_rules(&mut criterion(), lab, runtime, count);
+        });
+    }
+    dns(&mut criterion());
+    criterion().final_summary();
 }

@@ -29,6 +29,7 @@ mod names;
 mod netlink;
 mod netns;
 mod nft;
+mod nft_session;
 mod pod_rules;
 mod resolv;
 mod services;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::NetworkError;
 use crate::commands;
+use crate::nft_session::Session;
 
 /// How much of nft's complaint is worth repeating: it quotes the whole failing line.
 const LONGEST_COMPLAINT: usize = 400;
@@ -23,6 +24,18 @@ impl Nft {
             )
         })?;
         Ok(Self { program })
+    }
+
+    /// Starts a program that stays, for many small transactions.
+    pub(crate) fn session(&self) -> Result<Session, NetworkError> {
+        Session::start(&self.program).map_err(|source| self.cannot_run(source))
+    }
+
+    fn cannot_run(&self, source: std::io::Error) -> NetworkError {
+        NetworkError::Io {
+            doing: format!("running {}", self.program.display()),
+            source,
+        }
     }
 
     /// Applies a script in one transaction.
@@ -57,23 +70,23 @@ impl Nft {
     }
 
     fn run(&self, arguments: &[&str], script: &str) -> Result<String, NetworkError> {
-        let output =
-            commands::run(&self.program, arguments, script).map_err(|source| NetworkError::Io {
-                doing: format!("running {}", self.program.display()),
-                source,
-            })?;
+        let output = commands::run(&self.program, arguments, script)
+            .map_err(|source| self.cannot_run(source))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let words = String::from_utf8_lossy(&output.stderr);
         let words = words.trim();
-        let short: String = words.chars().take(LONGEST_COMPLAINT).collect();
-        Err(NetworkError::Nft(if short.is_empty() {
-            output.status.to_string()
-        } else {
-            short
-        }))
+        if words.is_empty() {
+            return Err(NetworkError::Nft(output.status.to_string()));
+        }
+        Err(NetworkError::Nft(shortened(words)))
     }
+}
+
+/// The beginning of a complaint.
+pub(crate) fn shortened(words: &str) -> String {
+    words.chars().take(LONGEST_COMPLAINT).collect()
 }
 
 #[cfg(test)]

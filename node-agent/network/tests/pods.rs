@@ -1,5 +1,8 @@
 //! Pods in a real kernel: the contract that the fake keeps as well, and everything only a kernel can show.
-#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
 
 mod lab;
 
@@ -117,27 +120,27 @@ fn pods_reach_each_other_the_host_and_beyond() {
             lab.pod(&network, "b", 8080).await,
         );
         assert_eq!(
-            lab.from(&a.netns, || ask(b.ip, 8080)).unwrap(),
+            lab.inside(&a.netns, || ask(b.ip, 8080)).unwrap(),
             format!("b {}", a.ip)
         );
         assert_eq!(
-            lab.from(&a.netns, || ask_udp(b.ip, 8080)).unwrap(),
+            lab.inside(&a.netns, || ask_udp(b.ip, 8080)).unwrap(),
             format!("b {}", a.ip)
         );
         assert_eq!(
-            lab.from(&a.netns, || ask([127, 0, 0, 1], 8080)).unwrap(),
+            lab.inside(&a.netns, || ask([127, 0, 0, 1], 8080)).unwrap(),
             "a 127.0.0.1",
             "loopback is up"
         );
-        assert!(lab.from_host(|| ask(a.ip, 8080)).unwrap().starts_with("a "));
-        lab.from_host(|| serve("host", HOST, 7000));
+        assert!(lab.on_host(|| ask(a.ip, 8080)).unwrap().starts_with("a "));
+        lab.on_host(|| serve("host", HOST, 7000));
         assert_eq!(
-            lab.from(&a.netns, || ask(HOST, 7000)).unwrap(),
+            lab.inside(&a.netns, || ask(HOST, 7000)).unwrap(),
             format!("host {}", a.ip)
         );
-        lab.from(&lab.outside, || serve("outside", OUTSIDE, 7001));
+        lab.inside(&lab.outside, || serve("outside", OUTSIDE, 7001));
         assert_eq!(
-            lab.from(&a.netns, || ask(OUTSIDE, 7001)).unwrap(),
+            lab.inside(&a.netns, || ask(OUTSIDE, 7001)).unwrap(),
             format!("outside {HOST}"),
             "what leaves the cluster comes from the node's address"
         );
@@ -156,20 +159,20 @@ fn host_ports_lead_to_the_pod_and_end_with_it() {
         ];
         let attachment = network.attach("web", &ports).await.unwrap();
         let netns = File::open(&attachment.netns).unwrap();
-        lab.from(&netns, || serve("web", Ipv4Addr::UNSPECIFIED, 8080));
+        lab.inside(&netns, || serve("web", Ipv4Addr::UNSPECIFIED, 8080));
         let client = lab.pod(&network, "client", 8080).await;
 
         assert_eq!(
-            lab.from(&lab.outside, || ask(HOST, 18080)).unwrap(),
+            lab.inside(&lab.outside, || ask(HOST, 18080)).unwrap(),
             format!("web {OUTSIDE}"),
             "source kept"
         );
         assert_eq!(
-            lab.from(&lab.outside, || ask_udp(HOST, 18080)).unwrap(),
+            lab.inside(&lab.outside, || ask_udp(HOST, 18080)).unwrap(),
             format!("web {OUTSIDE}")
         );
         assert_eq!(
-            lab.from(&client.netns, || ask(HOST, 18080)).unwrap(),
+            lab.inside(&client.netns, || ask(HOST, 18080)).unwrap(),
             format!("web {}", client.ip)
         );
         for (address, port) in [
@@ -178,29 +181,29 @@ fn host_ports_lead_to_the_pod_and_end_with_it() {
             (Ipv4Addr::LOCALHOST, 18081),
         ] {
             assert!(
-                lab.from_host(|| ask(address, port))
+                lab.on_host(|| ask(address, port))
                     .unwrap()
                     .starts_with("web "),
                 "{address}:{port}"
             );
         }
         assert!(
-            lab.from(&netns, || ask(HOST, 18080))
+            lab.inside(&netns, || ask(HOST, 18080))
                 .unwrap()
                 .starts_with("web "),
             "the pod reaches itself"
         );
         assert_eq!(
-            lab.from(&lab.outside, || ask(HOST, 18081)),
+            lab.inside(&lab.outside, || ask(HOST, 18081)),
             Err(ErrorKind::ConnectionRefused)
         );
 
         network.detach("web").await.unwrap();
         assert_eq!(
-            lab.from(&lab.outside, || ask(HOST, 18080)),
+            lab.inside(&lab.outside, || ask(HOST, 18080)),
             Err(ErrorKind::ConnectionRefused)
         );
-        let held = lab.from_host(|| TcpListener::bind((HOST, 18080))).unwrap();
+        let held = lab.on_host(|| TcpListener::bind((HOST, 18080))).unwrap();
         let refused = network.attach("web", &ports).await.unwrap_err();
         assert!(
             matches!(refused, NetworkError::HostPortInUse { port: 18080, .. }),
@@ -218,7 +221,7 @@ fn a_new_agent_process_finds_the_pods_of_the_last_one() {
         let ports = [host_port(None, 18080, Protocol::Tcp)];
         let web = network.attach("web", &ports).await.unwrap();
         let netns = File::open(&web.netns).unwrap();
-        lab.from(&netns, || serve("web", Ipv4Addr::UNSPECIFIED, 8080));
+        lab.inside(&netns, || serve("web", Ipv4Addr::UNSPECIFIED, 8080));
         let lost = network.attach("lost", &[]).await.unwrap();
         drop(network);
         // As after a crash between two steps, and after something removed a namespace's mount.
@@ -238,7 +241,7 @@ fn a_new_agent_process_finds_the_pods_of_the_last_one() {
             [("web".to_owned(), web.clone())]
         );
         assert!(
-            lab.from(&lab.outside, || ask(HOST, 18080))
+            lab.inside(&lab.outside, || ask(HOST, 18080))
                 .unwrap()
                 .starts_with("web ")
         );
@@ -269,7 +272,7 @@ fn many_pods_at_once_get_addresses_of_their_own_and_all_work() {
         assert_eq!(addresses.len(), 20);
         for pod in &attached {
             let netns = File::open(&pod.netns).unwrap();
-            let address = lab.from(&netns, || ip("-4 -o addr show dev eth0"));
+            let address = lab.inside(&netns, || ip("-4 -o addr show dev eth0"));
             assert!(address.contains(&format!(" {}/32 ", pod.ip)), "{address}");
         }
         let mut detaching = tokio::task::JoinSet::new();
@@ -295,7 +298,7 @@ fn a_pair_that_something_removed_is_made_again() {
         ip(&format!("link del gt.{}", a.ip.octets()[3]));
         assert_eq!(network.attach("a", &[]).await.unwrap().ip, a.ip);
         assert_eq!(
-            lab.from(&b.netns, || ask(a.ip, 8080)).unwrap(),
+            lab.inside(&b.netns, || ask(a.ip, 8080)).unwrap(),
             format!("a {}", b.ip),
             "the same namespace"
         );
@@ -313,20 +316,20 @@ fn a_firewall_that_drops_what_is_forwarded_does_not_cut_pods_off() {
         );
         let switch = "/proc/sys/net/bridge/bridge-nf-call-iptables";
         if std::path::Path::new(switch).exists() {
-            lab.from_host(|| std::fs::write(switch, "1")).unwrap();
+            lab.on_host(|| std::fs::write(switch, "1")).unwrap();
         }
         let network = BridgeNetwork::new(lab.node.clone()).unwrap();
         let (a, b): (Pod, Pod) = (
             lab.pod(&network, "a", 8080).await,
             lab.pod(&network, "b", 8080).await,
         );
-        lab.from(&lab.outside, || serve("outside", OUTSIDE, 7001));
+        lab.inside(&lab.outside, || serve("outside", OUTSIDE, 7001));
         assert_eq!(
-            lab.from(&a.netns, || ask(b.ip, 8080)).unwrap(),
+            lab.inside(&a.netns, || ask(b.ip, 8080)).unwrap(),
             format!("b {}", a.ip)
         );
         assert!(
-            lab.from(&a.netns, || ask(OUTSIDE, 7001))
+            lab.inside(&a.netns, || ask(OUTSIDE, 7001))
                 .unwrap()
                 .starts_with("outside ")
         );
@@ -351,8 +354,8 @@ fn pods_cannot_reach_the_hosts_loopback() {
     on_own_machine(async |lab| {
         let network = BridgeNetwork::new(lab.node.clone()).unwrap();
         let pod = lab.pod(&network, "pod", 8080).await;
-        lab.from_host(|| serve("secret", Ipv4Addr::LOCALHOST, 7002));
-        let answer = lab.from(&pod.netns, || {
+        lab.on_host(|| serve("secret", Ipv4Addr::LOCALHOST, 7002));
+        let answer = lab.inside(&pod.netns, || {
             std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
             ip("addr del 127.0.0.1/8 dev lo");
             ip(&format!(
@@ -363,7 +366,7 @@ fn pods_cannot_reach_the_hosts_loopback() {
         });
         assert!(answer.is_err(), "{answer:?}");
         assert!(
-            lab.from_host(|| ask_within(DEADLINE, Ipv4Addr::LOCALHOST, 7002))
+            lab.on_host(|| ask_within(DEADLINE, Ipv4Addr::LOCALHOST, 7002))
                 .is_ok()
         );
     });

@@ -1,5 +1,8 @@
 //! Services in a real kernel: who answers, from which address the request seems to come, who is refused.
-#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
 
 mod lab;
 
@@ -36,7 +39,7 @@ fn a_cluster_ip_balances_for_pods_and_the_host_and_pods_keep_their_address() {
             .await
             .unwrap();
         let from_pod: BTreeSet<String> = (0..40)
-            .map(|_| lab.from(&client.netns, || ask(VIP, 80)).unwrap())
+            .map(|_| lab.inside(&client.netns, || ask(VIP, 80)).unwrap())
             .collect();
         assert_eq!(
             from_pod,
@@ -48,7 +51,7 @@ fn a_cluster_ip_balances_for_pods_and_the_host_and_pods_keep_their_address() {
         );
         let from_host: BTreeSet<String> = (0..40)
             .map(|_| {
-                lab.from_host(|| ask(VIP, 80))
+                lab.on_host(|| ask(VIP, 80))
                     .unwrap()
                     .split(' ')
                     .next()
@@ -76,14 +79,14 @@ fn a_pod_reaches_itself_through_its_service_with_and_without_bridge_netfilter() 
         let switch = "/proc/sys/net/bridge/bridge-nf-call-iptables";
         for on in ["0", "1"] {
             if std::path::Path::new(switch).exists() {
-                lab.from_host(|| std::fs::write(switch, on)).unwrap();
+                lab.on_host(|| std::fs::write(switch, on)).unwrap();
             }
-            let answer = lab.from(&web.netns, || ask(VIP, 80)).unwrap();
+            let answer = lab.inside(&web.netns, || ask(VIP, 80)).unwrap();
             assert!(
                 answer.starts_with("web "),
                 "{answer} with bridge netfilter {on}"
             );
-            let answer = lab.from(&client.netns, || ask(VIP, 80)).unwrap();
+            let answer = lab.inside(&client.netns, || ask(VIP, 80)).unwrap();
             assert_eq!(
                 answer,
                 format!("web {}", client.ip),
@@ -106,24 +109,24 @@ fn a_node_port_answers_on_all_addresses_of_the_node() {
         let gateway = network_gateway(lab);
         // Replies must pass this node again: what comes from outside arrives from the node's own address.
         assert_eq!(
-            lab.from(&lab.outside, || ask(HOST, 30080)).unwrap(),
+            lab.inside(&lab.outside, || ask(HOST, 30080)).unwrap(),
             format!("web {gateway}")
         );
         assert_eq!(
-            lab.from(&lab.outside, || ask_udp(HOST, 30080)).unwrap(),
+            lab.inside(&lab.outside, || ask_udp(HOST, 30080)).unwrap(),
             format!("web {gateway}")
         );
         for address in [HOST.octets(), [127, 0, 0, 1], gateway.octets()] {
-            let answer = lab.from_host(|| ask(address, 30080)).unwrap();
+            let answer = lab.on_host(|| ask(address, 30080)).unwrap();
             assert!(answer.starts_with("web "), "{answer} on {address:?}");
-            let answer = lab.from_host(|| ask_udp(address, 30080)).unwrap();
+            let answer = lab.on_host(|| ask_udp(address, 30080)).unwrap();
             assert!(
                 answer.starts_with("web "),
                 "{answer} on {address:?} over UDP"
             );
         }
         assert!(
-            lab.from(&web.netns, || ask(HOST, 30080))
+            lab.inside(&web.netns, || ask(HOST, 30080))
                 .unwrap()
                 .starts_with("web ")
         );
@@ -142,22 +145,22 @@ fn without_endpoints_a_service_is_refused_at_once() {
         (udp.protocol, udp.service) = (Protocol::Udp, "udp".into());
         rules.sync(vec![none, udp]).await.unwrap();
         let refused = Err(ErrorKind::ConnectionRefused);
-        assert_eq!(lab.from(&client.netns, || ask(VIP, 80)), refused);
-        assert_eq!(lab.from(&client.netns, || ask_udp(VIP, 80)), refused);
-        assert_eq!(lab.from_host(|| ask(VIP, 80)), refused);
+        assert_eq!(lab.inside(&client.netns, || ask(VIP, 80)), refused);
+        assert_eq!(lab.inside(&client.netns, || ask_udp(VIP, 80)), refused);
+        assert_eq!(lab.on_host(|| ask(VIP, 80)), refused);
         // A packet refused on its way out fails the call that sent it.
         assert_eq!(
-            lab.from_host(|| ask_udp(VIP, 80)),
+            lab.on_host(|| ask_udp(VIP, 80)),
             Err(ErrorKind::PermissionDenied)
         );
-        assert_eq!(lab.from(&lab.outside, || ask(HOST, 30081)), refused);
-        assert_eq!(lab.from_host(|| ask([127, 0, 0, 1], 30081)), refused);
+        assert_eq!(lab.inside(&lab.outside, || ask(HOST, 30081)), refused);
+        assert_eq!(lab.on_host(|| ask([127, 0, 0, 1], 30081)), refused);
         assert_eq!(
-            lab.from(&lab.outside, || ask([198, 51, 100, 7], 80)),
+            lab.inside(&lab.outside, || ask([198, 51, 100, 7], 80)),
             refused
         );
         assert_eq!(
-            lab.from(&client.netns, || ask([10, 96, 9, 9], 80)),
+            lab.inside(&client.netns, || ask([10, 96, 9, 9], 80)),
             refused,
             "an address of no service"
         );
@@ -183,29 +186,29 @@ fn external_addresses_and_local_policies() {
         for _ in 0..20 {
             let answer = format!("web {OUTSIDE}");
             assert_eq!(
-                lab.from(&lab.outside, || ask(HOST, 30082)).unwrap(),
+                lab.inside(&lab.outside, || ask(HOST, 30082)).unwrap(),
                 answer,
                 "the source is kept"
             );
             assert_eq!(
-                lab.from(&lab.outside, || ask(external, 80)).unwrap(),
+                lab.inside(&lab.outside, || ask(external, 80)).unwrap(),
                 answer
             );
             assert_eq!(
-                lab.from(&client.netns, || ask(VIP, 80)).unwrap(),
+                lab.inside(&client.netns, || ask(VIP, 80)).unwrap(),
                 format!("web {}", client.ip)
             );
         }
         local.endpoints = vec![elsewhere];
         rules.sync(vec![local]).await.unwrap();
-        let silent = lab.from(&lab.outside, || ask_within(lab::SILENCE, HOST, 30082));
+        let silent = lab.inside(&lab.outside, || ask_within(lab::SILENCE, HOST, 30082));
         assert_eq!(
             silent,
             Err(ErrorKind::TimedOut),
             "no endpoint here: dropped, so that balancers look elsewhere"
         );
         assert_eq!(
-            lab.from(&client.netns, || ask_within(lab::SILENCE, VIP, 80)),
+            lab.inside(&client.netns, || ask_within(lab::SILENCE, VIP, 80)),
             Err(ErrorKind::TimedOut)
         );
     });
@@ -226,7 +229,7 @@ fn session_affinity_keeps_a_client_with_its_endpoint() {
         for index in 0..8 {
             let client = lab.pod(&network, &format!("client-{index}"), 8080).await;
             let answers: BTreeSet<String> = (0..10)
-                .map(|_| lab.from(&client.netns, || ask(VIP, 80)).unwrap())
+                .map(|_| lab.inside(&client.netns, || ask(VIP, 80)).unwrap())
                 .collect();
             assert_eq!(answers.len(), 1, "{answers:?}");
             chosen.extend(
@@ -250,7 +253,7 @@ fn endpoints_follow_each_sync_and_a_flushed_ruleset_heals() {
         let second = lab.pod(&network, "second", 8080).await;
         let client = lab.pod(&network, "client", 8080).await;
         let answer = || {
-            lab.from(&client.netns, || ask(VIP, 80))
+            lab.inside(&client.netns, || ask(VIP, 80))
                 .map(|a| a.split(' ').next().unwrap().to_owned())
         };
         let steps: [(Vec<_>, Result<&str, ErrorKind>); 5] = [
@@ -287,11 +290,11 @@ fn a_service_answered_by_the_host_itself_and_an_address_the_host_holds() {
     on_own_machine(async |lab| {
         let (network, rules) = start(&lab.node);
         let client = lab.pod(&network, "client", 8080).await;
-        lab.from_host(|| serve("host", HOST, 6443));
+        lab.on_host(|| serve("host", HOST, 6443));
         let dns = std::net::Ipv4Addr::new(10, 96, 0, 10);
         network.bind_dns_address(dns).await.unwrap();
         network.bind_dns_address(dns).await.unwrap();
-        lab.from_host(|| serve("dns", dns, 53));
+        lab.on_host(|| serve("dns", dns, 53));
         let on_host = gantry_network::Endpoint {
             ip: HOST,
             port: 6443,
@@ -303,34 +306,35 @@ fn a_service_answered_by_the_host_itself_and_an_address_the_host_holds() {
         (of_nobody.protocol, of_nobody.port) = (Protocol::Udp, 53);
         rules.sync(vec![api, of_nobody]).await.unwrap();
         assert_eq!(
-            lab.from(&client.netns, || ask([10, 96, 0, 1], 80)).unwrap(),
+            lab.inside(&client.netns, || ask([10, 96, 0, 1], 80))
+                .unwrap(),
             format!("host {}", client.ip)
         );
         assert!(
-            lab.from_host(|| ask([10, 96, 0, 1], 80))
+            lab.on_host(|| ask([10, 96, 0, 1], 80))
                 .unwrap()
                 .starts_with("host ")
         );
         assert!(
-            lab.from_host(|| ask([127, 0, 0, 1], 30443))
+            lab.on_host(|| ask([127, 0, 0, 1], 30443))
                 .unwrap()
                 .starts_with("host ")
         );
         assert!(
-            lab.from(&lab.outside, || ask(HOST, 30443))
+            lab.inside(&lab.outside, || ask(HOST, 30443))
                 .unwrap()
                 .starts_with("host ")
         );
         assert_eq!(
-            lab.from(&client.netns, || ask_udp(dns, 53)).unwrap(),
+            lab.inside(&client.netns, || ask_udp(dns, 53)).unwrap(),
             format!("dns {}", client.ip)
         );
         assert_eq!(
-            lab.from(&client.netns, || ask(dns, 53)).unwrap(),
+            lab.inside(&client.netns, || ask(dns, 53)).unwrap(),
             format!("dns {}", client.ip)
         );
         assert!(
-            lab.from_host(|| ask_udp(dns, 53))
+            lab.on_host(|| ask_udp(dns, 53))
                 .unwrap()
                 .starts_with("dns ")
         );

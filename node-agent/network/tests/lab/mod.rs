@@ -106,7 +106,7 @@ impl Lab {
         ));
         ip(&format!("addr add {HOST}/24 dev uplink"));
         ip("link set uplink up");
-        lab.from(&lab.outside, || {
+        lab.inside(&lab.outside, || {
             ip("link set lo up");
             ip(&format!("addr add {OUTSIDE}/24 dev eth0"));
             ip("link set eth0 up");
@@ -116,28 +116,28 @@ impl Lab {
     }
 
     /// Does something inside a namespace.
-    pub(crate) fn from<T: Send>(&self, namespace: &File, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T: Send>(&self, namespace: &File, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
+            let entered = scope.spawn(|| {
                 setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
                 work()
             });
-            inside
+            entered
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// Does something on the host.
-    pub(crate) fn from_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.from(&self.own, work)
+    pub(crate) fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.inside(&self.own, work)
     }
 
     /// Attaches a pod in which a server answers on TCP and UDP `port` with its name and the client's address.
     pub(crate) async fn pod(&self, network: &impl PodNetwork, name: &str, port: u16) -> Pod {
         let attachment = network.attach(name, &[]).await.expect("attach");
         let netns = File::open(&attachment.netns).expect("the pod's namespace");
-        self.from(&netns, || serve(name, Ipv4Addr::UNSPECIFIED, port));
+        self.inside(&netns, || serve(name, Ipv4Addr::UNSPECIFIED, port));
         Pod {
             ip: attachment.ip,
             netns,

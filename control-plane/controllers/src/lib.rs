@@ -9,9 +9,14 @@ mod context;
 mod deployment;
 mod endpoint_slice;
 mod error;
+mod garbage;
+mod namespace;
 mod namespace_defaults;
+mod node_lifecycle;
+mod pod_gc;
 mod pods;
 mod replica_set;
+mod resources;
 mod template_hash;
 
 use gantry_informer::Clock;
@@ -46,10 +51,15 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
     };
     let sets = context.recorder(replica_set::COMPONENT);
     let deployments = context.recorder(deployment::COMPONENT);
+    let evictions = context.recorder(node_lifecycle::COMPONENT);
     tokio::join!(
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
         endpoint_slice::run(context.clone()),
         namespace_defaults::run(context.clone(), config.root_ca_pem),
+        namespace::run(context.clone()),
+        garbage::run(context.clone()),
+        node_lifecycle::run(context.clone(), evictions),
+        pod_gc::run(context.clone()),
     );
 }

@@ -1,0 +1,379 @@
+//! Garbage collection by owner references: background, foreground and orphaning deletion, and absent owners.
+//!
+//! The graph says what to look at; what is done to an object is decided on the object as the API server has it now,
+//! and guarded by its uid and revision, so that a graph that is behind never deletes what it should not.
+
+mod graph;
+mod monitor;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_informer::{Next, Queue, runner};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::discovery::verbs;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::graph::{
+    Deletion, FOREGROUND, Graph, Node, ORPHAN, Owner, OwnerState, Uid, Verdict, deletion, judge,
+};
+use crate::context::Context;
+use crate::error::{Doing, Error, Result, code};
+use crate::resources::{ByKind, Resource, by_kind, deletable};
+
+const AT_ONCE: usize = 32;
+/// How often to look for kinds that were added or removed.
+const REDISCOVER: Duration = Duration::from_secs(30);
+
+/// Shared by the monitors and the workers.
+pub(crate) struct Collector {
+    context: Arc<Context>,
+    graph: Mutex<Graph>,
+    queue: Arc<Queue<Uid>>,
+    kinds: Mutex<ByKind>,
+}
+
+impl Collector {
+    fn put(&self, uid: Uid, node: Node) {
+        let look = self.graph.lock().put(uid, node);
+        self.look_at(look);
+    }
+
+    fn remove(&self, uid: &str) {
+        let look = self.graph.lock().remove(uid);
+        self.look_at(look);
+    }
+
+    fn forget_missing(&self, resource: &Arc<Resource>, listed: &HashSet<Uid>) {
+        let missing = self.graph.lock().missing(resource, listed);
+        for uid in missing {
+            self.remove(&uid);
+        }
+    }
+
+    fn look_at(&self, uids: Vec<Uid>) {
+        for uid in uids {
+            self.queue.add(uid);
+        }
+    }
+}
+
+/// Runs until stopped.
+pub(crate) async fn run(context: Arc<Context>) {
+    let stop = context.stop.clone();
+    let collector = Arc::new(Collector {
+        context,
+        graph: Mutex::new(Graph::default()),
+        queue: Arc::new(Queue::default()),
+        kinds: Mutex::new(ByKind::new()),
+    });
+    let first = watch::Sender::new(false);
+    let mut complete = first.subscribe();
+    let monitors = tokio::spawn({
+        let (collector, stop) = (collector.clone(), stop.clone());
+        async move {
+            stop.run_until_cancelled(monitor_all(collector, first))
+                .await;
+        }
+    });
+    // Not before all objects are known: a foreground deletion would not wait for dependents nobody has heard of.
+    let known = stop
+        .run_until_cancelled(complete.wait_for(|complete| *complete))
+        .await;
+    if matches!(known, Some(Ok(_))) {
+        let queue = collector.queue.clone();
+        let collector = collector.clone();
+        runner::run("garbage", queue, AT_ONCE, stop, move |uid| {
+            let collector = collector.clone();
+            async move { process(&collector, &uid).await }
+        })
+        .await;
+    }
+    monitors.abort();
+}
+
+/// A monitor, and whether it has listed its kind.
+type Monitor = (Aborting, watch::Receiver<bool>);
+
+/// A task that ends with its handle.
+struct Aborting(JoinHandle<()>);
+
+impl Drop for Aborting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Keeps a monitor per kind; tells `complete` once all of the first are in the graph.
+async fn monitor_all(collector: Arc<Collector>, complete: watch::Sender<bool>) {
+    let mut monitors: HashMap<Arc<Resource>, Monitor> = HashMap::new();
+    loop {
+        match deletable(&collector.context.client).await {
+            Ok(resources) => {
+                *collector.kinds.lock() = by_kind(&resources);
+                let wanted: HashSet<_> = resources
+                    .into_iter()
+                    .filter(|kind| is_followed(kind))
+                    .collect();
+                monitors.retain(|resource, _| {
+                    let keep = wanted.contains(resource);
+                    if !keep {
+                        collector.forget_missing(resource, &HashSet::new());
+                    }
+                    keep
+                });
+                for resource in wanted {
+                    monitors.entry(resource).or_insert_with_key(|resource| {
+                        let listed = watch::Sender::new(false);
+                        let receiver = listed.subscribe();
+                        let task = monitor::follow(collector.clone(), resource.clone(), listed);
+                        (Aborting(tokio::spawn(task)), receiver)
+                    });
+                }
+                for (_, listed) in monitors.values_mut() {
+                    // Its sender goes only with the monitor.
+                    if listed.wait_for(|listed| *listed).await.is_err() {
+                        tracing::debug!("a monitor ended early");
+                    }
+                }
+                complete.send_replace(true);
+            }
+            Err(error) => tracing::warn!(%error, "discovering the kinds to collect"),
+        }
+        let wait = if *complete.borrow() {
+            REDISCOVER
+        } else {
+            Duration::from_millis(500)
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Events own nothing and have no owners, and there are many of them.
+fn is_followed(resource: &Resource) -> bool {
+    resource.can(verbs::WATCH) && resource.api.kind != "Event"
+}
+
+async fn process(collector: &Collector, uid: &Uid) -> Result<Next> {
+    let Some(node) = collector.graph.lock().get(uid).cloned() else {
+        return Ok(Next::Changed);
+    };
+    match node.deletion {
+        Deletion::Other => Ok(Next::Changed),
+        Deletion::Foreground => finish_foreground(collector, uid, &node).await,
+        Deletion::Orphan => orphan(collector, uid, &node).await,
+        Deletion::None if node.owners.is_empty() => Ok(Next::Changed),
+        Deletion::None => collect(collector, uid, &node).await,
+    }
+}
+
+/// The object as it is now; none when it is gone, or another has its name.
+async fn live(collector: &Collector, uid: &Uid, node: &Node) -> Result<Option<ObjectMeta>> {
+    let api = node
+        .resource
+        .objects(&collector.context.client, &node.key.namespace);
+    let found = api
+        .get_metadata_opt(&node.key.name)
+        .await
+        .doing("looking at", &node.key)?;
+    let meta = found.map(|found| found.metadata);
+    Ok(meta.filter(|meta| meta.uid.as_deref() == Some(&**uid)))
+}
+
+/// Deletes a dependent that has lost its owners.
+async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> {
+    let Some(meta) = live(collector, uid, node).await? else {
+        collector.remove(uid);
+        return Ok(Next::Changed);
+    };
+    let node = Node::new(node.resource.clone(), &meta);
+    if node.deletion != Deletion::None {
+        return Ok(Next::Changed);
+    }
+    let mut owners = Vec::with_capacity(node.owners.len());
+    for owner in &node.owners {
+        owners.push((
+            owner.uid.clone(),
+            owner_state(collector, &node, owner).await?,
+        ));
+    }
+    let has_dependents = !collector.graph.lock().dependents(uid).is_empty();
+    match judge(&owners, has_dependents) {
+        Verdict::Keep => Ok(Next::Changed),
+        Verdict::Release(going) => release(collector, &node, &meta, &going).await,
+        Verdict::Delete { foreground } => {
+            let has = |finalizer: &str| {
+                meta.finalizers
+                    .iter()
+                    .flatten()
+                    .any(|known| known == finalizer)
+            };
+            let policy = if foreground || has(FOREGROUND) {
+                PropagationPolicy::Foreground
+            } else if has(ORPHAN) {
+                PropagationPolicy::Orphan
+            } else {
+                PropagationPolicy::Background
+            };
+            tracing::debug!(object = %node.key, resource = node.resource.qualified(), "its owners are gone");
+            let parameters = DeleteParams {
+                propagation_policy: Some(policy),
+                preconditions: Some(Preconditions {
+                    uid: Some(uid.to_string()),
+                    resource_version: None,
+                }),
+                ..DeleteParams::default()
+            };
+            let api = node
+                .resource
+                .objects(&collector.context.client, &node.key.namespace);
+            match api.delete(&node.key.name, &parameters).await {
+                Err(error) if !matches!(code(&error), Some(404 | 409)) => {
+                    Err(error).doing("deleting", &node.key)
+                }
+                _ => Ok(Next::Changed),
+            }
+        }
+    }
+}
+
+async fn owner_state(collector: &Collector, node: &Node, owner: &Owner) -> Result<OwnerState> {
+    let state = |deletion: Deletion| match deletion {
+        Deletion::Foreground => OwnerState::Waiting,
+        _ => OwnerState::Solid,
+    };
+    let known = collector
+        .graph
+        .lock()
+        .get(&owner.uid)
+        .map(|owner| owner.deletion);
+    if let Some(deletion) = known {
+        return Ok(state(deletion));
+    }
+    // Not known: absent, or newer than the graph. The API server knows.
+    let kind = (owner.group.clone(), owner.kind.clone());
+    let resource = collector.kinds.lock().get(&kind).cloned();
+    let Some(resource) = resource else {
+        return Err(Error::NotYet {
+            object: node.key.to_string(),
+            why: format!(
+                "it is owned by a {} of group {:?}, which nobody knows",
+                owner.kind, owner.group
+            ),
+        });
+    };
+    if resource.namespaced && node.key.namespace.is_empty() {
+        // A cluster-wide object cannot have an owner in a namespace: the reference means nothing.
+        return Ok(OwnerState::Solid);
+    }
+    let api = resource.objects(&collector.context.client, &node.key.namespace);
+    let found = api
+        .get_metadata_opt(&owner.name)
+        .await
+        .doing("looking for the owner of", &node.key)?;
+    Ok(match found {
+        Some(found) if found.metadata.uid.as_deref() == Some(&*owner.uid) => {
+            state(deletion(&found.metadata))
+        }
+        _ => OwnerState::Absent,
+    })
+}
+
+/// Takes references to these owners off an object.
+async fn release(
+    collector: &Collector,
+    node: &Node,
+    meta: &ObjectMeta,
+    going: &[Uid],
+) -> Result<Next> {
+    let kept: Vec<_> = meta
+        .owner_references
+        .iter()
+        .flatten()
+        .filter(|reference| !going.iter().any(|uid| **uid == *reference.uid))
+        .collect();
+    let patch =
+        json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": kept}});
+    let api = node
+        .resource
+        .objects(&collector.context.client, &node.key.namespace);
+    match api
+        .patch_metadata(
+            &node.key.name,
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await
+    {
+        Err(error) if code(&error) != Some(404) => Err(error).doing("releasing", &node.key),
+        _ => Ok(Next::Changed),
+    }
+}
+
+/// Lets the object go once no dependent blocks it. Those that do were queued when its deletion began, and the last to
+/// go brings us back here.
+async fn finish_foreground(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> {
+    if !collector.graph.lock().blockers(uid).is_empty() {
+        return Ok(Next::Changed);
+    }
+    remove_finalizer(collector, uid, node, FOREGROUND).await
+}
+
+/// Releases all dependents, and then lets the object go.
+async fn orphan(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> {
+    let dependents: Vec<(Uid, Node)> = {
+        let graph = collector.graph.lock();
+        let dependents = graph.dependents(uid);
+        dependents
+            .into_iter()
+            .filter_map(|uid| graph.get(&uid).cloned().map(|node| (uid, node)))
+            .collect()
+    };
+    for (dependent_uid, dependent) in &dependents {
+        let meta = live(collector, dependent_uid, dependent).await?;
+        let owned = |meta: &ObjectMeta| {
+            let mut owners = meta.owner_references.iter().flatten();
+            owners.any(|owner| *owner.uid == **uid)
+        };
+        if let Some(meta) = meta.filter(owned) {
+            release(collector, dependent, &meta, std::slice::from_ref(uid)).await?;
+        }
+    }
+    remove_finalizer(collector, uid, node, ORPHAN).await
+}
+
+async fn remove_finalizer(
+    collector: &Collector,
+    uid: &Uid,
+    node: &Node,
+    finalizer: &str,
+) -> Result<Next> {
+    let Some(meta) = live(collector, uid, node).await? else {
+        return Ok(Next::Changed);
+    };
+    let all = meta.finalizers.clone().unwrap_or_default();
+    let kept: Vec<_> = all.iter().filter(|known| *known != finalizer).collect();
+    if kept.len() == all.len() {
+        return Ok(Next::Changed);
+    }
+    let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": kept}});
+    let api = node
+        .resource
+        .objects(&collector.context.client, &node.key.namespace);
+    match api
+        .patch_metadata(
+            &node.key.name,
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await
+    {
+        Err(error) if code(&error) != Some(404) => Err(error).doing("finalizing", &node.key),
+        _ => Ok(Next::Changed),
+    }
+}

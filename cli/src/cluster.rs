@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 /// Where everything lives unless told otherwise.
-const DATA_DIR: &str = "/var/lib/gantry";
+pub(crate) const DATA_DIR: &str = "/var/lib/gantry";
 
 /// Where a node keeps its state.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,6 +24,11 @@ pub(crate) struct Place {
     /// Directory for all state: desired state, keys, images, logs
     #[arg(long, default_value = DATA_DIR, env = "GANTRY_DATA_DIR")]
     data_dir: PathBuf,
+}
+
+/// How the agent of a cluster's data directory is set up.
+pub(crate) fn agent_config(data_dir: &std::path::Path) -> gantry_agent::AgentConfig {
+    gantry_agent::AgentConfig::in_directory(&data_dir.join("agent"))
 }
 
 /// This machine's name, as a Kubernetes object may be named.

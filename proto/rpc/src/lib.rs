@@ -1,8 +1,13 @@
-//! The contracts between Gantry's processes: `node.proto` (agent and server), `raft.proto` (server and server)
-//! and `shim.proto` (agent and pod shim), and the tonic/prost code generated from them.
+//! The contracts between Gantry's processes: `node.proto` (agent and server), `raft.proto` (server and server),
+//! `shim.proto` (agent and pod shim) and `image.proto` (CLI and agent), and the tonic/prost code generated from them.
 //!
 //! Depends on nothing above it and must never hold logic: a message's meaning is documented in its `.proto` file.
 #![allow(missing_docs, unreachable_pub, clippy::all)]
+
+/// CLI and agent: the node's images.
+pub mod image {
+    tonic::include_proto!("gantry.image.v1");
+}
 
 /// Agent and server: the node link.
 pub mod node {

@@ -61,12 +61,21 @@ pub(crate) fn blocking_on_own_machine(test: impl FnOnce(&mut Lab, &Runtime) + Se
                 .expect("a runtime");
             let mut lab = Lab::new();
             test(&mut lab, &runtime);
-            BridgeNetwork::teardown(&lab.node).expect("teardown after the test");
         });
         if let Err(panic) = machine.join() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+impl Drop for Lab {
+    /// Also after a failure: what is mounted keeps the data directory from being removed.
+    fn drop(&mut self) {
+        let torn_down = BridgeNetwork::teardown(&self.node);
+        if !std::thread::panicking() {
+            torn_down.expect("teardown after the test");
+        }
+    }
 }
 
 impl Lab {

@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //! - Every name in the kernel (bridge, links, tables, mounts) comes from the node's prefix and data directory
-//!   ([`names`]), so several agents share a machine, and `teardown` removes all of it.
+//!   (`names.rs`), so several agents share a machine, and `teardown` removes all of it.
 //! - An address is leased on disk before it is used and freed after its link is gone: two pods never share one.
 //! - The rules of a table change in one nft transaction or not at all.
 

@@ -77,4 +77,4 @@ audit: ## Check dependencies against the advisory database (needs the internet)
 bench: tools-node build ## Measure what docs/benchmarks.md reports
 	$(call install,$(BENCH_TOOLS))
 	cargo bench --workspace
-	$(RELEASE)/gantry bench --demo $(RELEASE)
+	cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry

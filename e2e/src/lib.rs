@@ -93,7 +93,7 @@ impl Cluster {
         };
         for arguments in [
             vec!["link", "set", "lo", "up"],
-            vec!["link", "add", "uplink", "type", "dummy"],
+            vec!["link", "add", "uplink", "type", "bridge"],
             vec!["addr", "add", "10.199.0.1/24", "dev", "uplink"],
             vec!["link", "set", "uplink", "up"],
             vec!["route", "add", "default", "dev", "uplink"],

@@ -10,6 +10,8 @@
 //! - the agent's death changes nothing for running containers, and a later agent takes them over;
 //! - secrets are written to tmpfs only.
 
+mod checkpoint;
+pub mod config;
 pub mod desired;
 pub mod env;
 pub mod reports;
@@ -20,4 +22,6 @@ pub mod tls;
 pub mod users;
 pub mod volumes;
 
+mod link;
 mod pod;
+mod streams;

@@ -1,14 +1,12 @@
 //! Files that every container of a pod sees: /etc/hosts, /etc/hostname and /etc/resolv.conf.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
+use gantry_network::{
+    DnsConfig, HostAlias, HostResolver, NetworkError, PodDns, PodHosts, hosts_file, resolv_conf,
+};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
-
-/// Limits of the resolver.
-const MAX_NAMESERVERS: usize = 3;
-const MAX_SEARCHES: usize = 32;
 
 /// What a pod is called: its hostname, and its full name when it has a subdomain.
 pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
@@ -24,109 +22,53 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<Strin
     (hostname, full)
 }
 
-/// /etc/hosts of a pod with a network of its own; `None` for one in the host's that adds nothing.
+/// /etc/hosts. `host_file` is the node's own, for pods in its network.
 pub(crate) fn hosts(pod: &Pod, pod_ip: &str, cluster_domain: &str, host_file: &str) -> String {
     let spec = pod.spec.as_ref();
-    let mut text = if spec.and_then(|spec| spec.host_network) == Some(true) {
-        format!("# Kubernetes-managed hosts file (host network).\n{host_file}")
-    } else {
-        let (hostname, full) = hostname(pod, cluster_domain);
-        let names = full.map_or_else(|| hostname.clone(), |full| format!("{full}\t{hostname}"));
-        format!(
-            "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
-             fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n\
-             {pod_ip}\t{names}\n"
-        )
-    };
-    let aliases = spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
-    for (index, alias) in aliases.enumerate() {
-        if index == 0 {
-            text.push_str("\n# Entries added by HostAliases.\n");
-        }
-        // Writing to a String cannot fail.
-        writeln!(text, "{}\t{}", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join("\t")).ok();
-    }
-    text
+    let (hostname, full) = hostname(pod, cluster_domain);
+    let domain = full.as_deref().and_then(|full| full.split_once('.')).map(|(_, domain)| domain);
+    let written = spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
+    let aliases: Vec<HostAlias> = written
+        .map(|alias| HostAlias { ip: alias.ip.clone(), hostnames: alias.hostnames.clone().unwrap_or_default() })
+        .collect();
+    let ips: Vec<IpAddr> = pod_ip.parse().into_iter().collect();
+    let host_network = spec.and_then(|spec| spec.host_network) == Some(true);
+    hosts_file(&PodHosts {
+        ips: &ips,
+        hostname: &hostname,
+        domain,
+        aliases: &aliases,
+        host_file: host_network.then_some(host_file),
+    })
 }
 
-#[derive(Default)]
-struct Resolver {
-    nameservers: Vec<String>,
-    searches: Vec<String>,
-    options: Vec<String>,
-}
-
-impl Resolver {
-    fn parse(text: &str) -> Self {
-        let mut resolver = Self::default();
-        for line in text.lines() {
-            let mut words = line.split_whitespace();
-            let key = words.next().unwrap_or_default();
-            let rest = words.map(str::to_owned);
-            match key {
-                "nameserver" => resolver.nameservers.extend(rest.take(1)),
-                "search" | "domain" => resolver.searches = rest.collect(),
-                "options" => resolver.options.extend(rest),
-                _ => {}
-            }
-        }
-        resolver
-    }
-
-    fn text(mut self) -> String {
-        self.searches.dedup();
-        let mut text = String::new();
-        for server in self.nameservers.iter().take(MAX_NAMESERVERS) {
-            writeln!(text, "nameserver {server}").ok();
-        }
-        if !self.searches.is_empty() {
-            self.searches.truncate(MAX_SEARCHES);
-            text.insert_str(0, &format!("search {}\n", self.searches.join(" ")));
-        }
-        if !self.options.is_empty() {
-            writeln!(text, "options {}", self.options.join(" ")).ok();
-        }
-        text
-    }
-}
-
-/// /etc/resolv.conf by the pod's dnsPolicy and dnsConfig. `host_file` is the node's own.
-pub(crate) fn resolv_conf(
+/// /etc/resolv.conf by the pod's dnsPolicy and dnsConfig. `host` is the node's own.
+pub(crate) fn resolver(
     spec: &PodSpec,
     namespace: &str,
-    cluster_dns: Option<IpAddr>,
+    nameserver: Ipv4Addr,
     cluster_domain: &str,
-    host_file: &str,
-) -> String {
-    let host_network = spec.host_network == Some(true);
-    let mut resolver = match (spec.dns_policy.as_deref(), cluster_dns) {
-        (Some("None"), _) => Resolver::default(),
-        (Some("Default"), _) | (_, None) => Resolver::parse(host_file),
-        (Some("ClusterFirst") | None, _) if host_network => Resolver::parse(host_file),
-        (_, Some(dns)) => {
-            let mut searches = vec![
-                format!("{namespace}.svc.{cluster_domain}"),
-                format!("svc.{cluster_domain}"),
-                cluster_domain.to_owned(),
-            ];
-            searches.extend(Resolver::parse(host_file).searches);
-            Resolver { nameservers: vec![dns.to_string()], searches, options: vec!["ndots:5".to_owned()] }
-        }
-    };
-    if let Some(config) = &spec.dns_config {
-        resolver.nameservers.extend(config.nameservers.iter().flatten().cloned());
-        resolver.searches.extend(config.searches.iter().flatten().cloned());
-        for option in config.options.iter().flatten() {
-            let Some(name) = &option.name else { continue };
-            // A pod's own value replaces the policy's.
-            resolver.options.retain(|known| known.split(':').next() != Some(name));
-            resolver.options.push(match &option.value {
-                Some(value) => format!("{name}:{value}"),
-                None => name.clone(),
-            });
-        }
-    }
-    resolver.text()
+    host: &HostResolver,
+) -> Result<String, NetworkError> {
+    let config = spec.dns_config.as_ref().map(|config| DnsConfig {
+        nameservers: config.nameservers.clone().unwrap_or_default(),
+        searches: config.searches.clone().unwrap_or_default(),
+        options: config
+            .options
+            .iter()
+            .flatten()
+            .filter_map(|option| Some((option.name.clone()?, option.value.clone())))
+            .collect(),
+    });
+    Ok(resolv_conf(&PodDns {
+        policy: spec.dns_policy.as_deref().unwrap_or_default().parse()?,
+        config: config.as_ref(),
+        host_network: spec.host_network == Some(true),
+        namespace,
+        cluster_domain,
+        nameserver,
+        host,
+    }))
 }
 
 /// Writes a file in place, so that containers which have it mounted see the new contents.
@@ -153,21 +95,18 @@ mod tests {
     }
 
     #[test]
-    fn dns_policies() {
-        let host = "# c\nnameserver 192.0.2.53\nsearch corp.example\noptions rotate\n";
-        let dns = Some("10.96.0.10".parse().unwrap());
-        let make = |value| resolv_conf(&spec(value), "shop", dns, "cluster.local", host);
-        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local corp.example\nnameserver 10.96.0.10\noptions ndots:5\n";
-        let own = "search corp.example\nnameserver 192.0.2.53\noptions rotate\n";
-        assert_eq!(make(json!({})), cluster);
-        assert_eq!(make(json!({"dnsPolicy": "Default"})), own);
-        assert_eq!(make(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirst"})), own);
-        assert_eq!(make(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})), cluster);
+    fn the_policy_and_configuration_of_the_pod_are_told() {
+        let host = HostResolver::parse("nameserver 192.0.2.53\nsearch corp.example\n");
+        let make = |value| resolver(&spec(value), "shop", Ipv4Addr::new(10, 96, 0, 10), "cluster.local", &host);
+        let cluster = make(json!({})).unwrap();
+        assert!(cluster.contains("nameserver 10.96.0.10") && cluster.contains("shop.svc.cluster.local"), "{cluster}");
+        assert!(make(json!({"dnsPolicy": "Default"})).unwrap().contains("192.0.2.53"));
+        assert!(make(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirst"})).unwrap().contains("192.0.2.53"));
         let custom = json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"], "searches": ["a.b"],
-            "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}});
-        assert_eq!(make(custom), "search a.b\nnameserver 192.0.2.1\noptions ndots:2 edns0\n");
-        let overridden = make(json!({"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}));
-        assert!(overridden.ends_with("options ndots:1\n"), "{overridden}");
+            "options": [{"name": "ndots", "value": "2"}]}});
+        let custom = make(custom).unwrap();
+        assert!(custom.contains("192.0.2.1") && custom.contains("a.b") && custom.contains("ndots:2"), "{custom}");
+        assert!(make(json!({"dnsPolicy": "Nonsense"})).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod containers;
 mod files;
 mod hooks;
 mod launch;
+mod manager;
 mod node;
 mod plan;
 mod probe;
@@ -14,3 +15,7 @@ mod setup;
 mod status;
 mod stop;
 mod worker;
+
+pub(crate) use manager::{Manager, News, remove_all};
+pub(crate) use node::Node;
+pub(crate) use pull::words;

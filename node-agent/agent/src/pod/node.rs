@@ -33,7 +33,7 @@ pub(crate) struct Node {
     /// Bytes.
     pub(crate) memory: i64,
     pub(crate) pids_limit: Option<i64>,
-    pub(crate) cluster_dns: Option<IpAddr>,
+    pub(crate) cluster_dns: Ipv4Addr,
     pub(crate) cluster_domain: String,
     /// Pod addresses to which this node's rules send new connections.
     pub(crate) routed: watch::Receiver<BTreeSet<Ipv4Addr>>,
@@ -48,6 +48,14 @@ impl Node {
         let part = |value: &Option<String>| value.clone().unwrap_or_default();
         let meta = &pod.metadata;
         self.logs_dir.join(format!("{}_{}_{}", part(&meta.namespace), part(&meta.name), part(&meta.uid)))
+    }
+
+    /// The log directory of a pod of which only the uid is known.
+    pub(crate) fn log_dir_of(&self, uid: &str) -> PathBuf {
+        let suffix = format!("_{uid}");
+        let entries = std::fs::read_dir(&self.logs_dir).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        self.logs_dir.join(names.find(|name| name.ends_with(&suffix)).unwrap_or(suffix))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use gantry_network::{HostPort, Protocol};
+use gantry_network::{HostPort, HostResolver, Protocol};
 use gantry_runtime::{PodUid, SandboxSpec};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
@@ -99,28 +99,14 @@ fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> std::io::Resu
     let host_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let hosts = files::hosts(pod, pod_ip, &node.cluster_domain, &host_file("/etc/hosts"));
     files::write(&etc.join("hosts"), &hosts)?;
-    let resolver = host_resolver();
-    let resolv = files::resolv_conf(&spec, namespace, node.cluster_dns, &node.cluster_domain, &resolver);
-    files::write(&etc.join("resolv.conf"), &resolv)?;
+    let host = HostResolver::read().map_err(std::io::Error::other)?;
+    let resolv = files::resolver(&spec, namespace, node.cluster_dns, &node.cluster_domain, &host);
+    files::write(&etc.join("resolv.conf"), &resolv.map_err(std::io::Error::other)?)?;
     if spec.host_network != Some(true) {
         let (hostname, _) = files::hostname(pod, &node.cluster_domain);
         files::write(&etc.join("hostname"), &format!("{hostname}\n"))?;
     }
     Ok(())
-}
-
-/// The node's resolver file; systemd-resolved's own where /etc/resolv.conf leads to its loopback stub, which pods
-/// cannot reach.
-fn host_resolver() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let usual = read("/etc/resolv.conf");
-    if usual.lines().any(|line| line.trim() == "nameserver 127.0.0.53") {
-        let real = read("/run/systemd/resolve/resolv.conf");
-        if !real.is_empty() {
-            return real;
-        }
-    }
-    usual
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

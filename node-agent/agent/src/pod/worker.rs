@@ -134,9 +134,15 @@ impl Worker {
             }
         };
         let previous = pod.status.clone().unwrap_or_default();
+        // A verdict that the server knows stands, even when this node has forgotten the pod.
+        let known = previous.phase.as_deref().filter(|phase| matches!(*phase, "Succeeded" | "Failed"));
+        let end = notes.end.clone().or_else(|| {
+            let failed = known? == "Failed";
+            Some(PodEnd { failed, reason: previous.reason.clone(), message: previous.message.clone() })
+        });
         let (records, controls) = super::containers::recover(&pod, &notes, found, &previous);
         Ok(Self {
-            surroundings: match notes.end {
+            surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,
                 _ => Surroundings::Missing { retry_at: Instant::now() },
             },
@@ -147,7 +153,7 @@ impl Worker {
             controls,
             setup_failures: 0,
             stopping: None,
-            end: notes.end,
+            end,
             initialised: notes.initialised,
             started_at,
             pod_ip: None,

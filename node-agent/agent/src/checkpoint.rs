@@ -1,0 +1,109 @@
+//! Keeps what the server said, so that pods continue when the agent starts and no server answers.
+//!
+//! Everything but Secrets goes into the data directory; Secrets only into the run directory, which is a tmpfs: they
+//! never touch a disk. Files are replaced by rename; a damaged one counts as missing.
+
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use gantry_rpc::node::{ObjectChange, Resource, Welcome};
+use prost::Message as _;
+
+use crate::desired::Desired;
+
+/// Where the two files and the cluster's facts are.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoint {
+    objects: PathBuf,
+    secrets: PathBuf,
+    welcome: PathBuf,
+}
+
+impl Checkpoint {
+    pub(crate) fn new(data_dir: &Path, run_dir: &Path) -> Self {
+        Self {
+            objects: data_dir.join("objects.checkpoint"),
+            secrets: run_dir.join("secrets.checkpoint"),
+            welcome: data_dir.join("cluster.checkpoint"),
+        }
+    }
+
+    /// Fills the desired state with what was known.
+    pub(crate) fn load(&self, desired: &Desired) {
+        for path in [&self.secrets, &self.objects] {
+            let Ok(content) = std::fs::read(path) else { continue };
+            let mut rest = Bytes::from(content);
+            while !rest.is_empty() {
+                let change = match ObjectChange::decode_length_delimited(&mut rest) {
+                    Ok(change) => change,
+                    Err(error) => {
+                        tracing::warn!(path = %path.display(), %error, "the checkpoint is damaged; going on without the rest");
+                        break;
+                    }
+                };
+                if let Err(error) = desired.apply(&change) {
+                    tracing::warn!(%error, "an object of the checkpoint");
+                }
+            }
+        }
+    }
+
+    pub(crate) fn save(&self, desired: &Desired) -> io::Result<()> {
+        let (mut objects, mut secrets) = (BytesMut::new(), BytesMut::new());
+        for change in desired.snapshot() {
+            let into = if change.resource() == Resource::Secret { &mut secrets } else { &mut objects };
+            change.encode_length_delimited(into).map_err(io::Error::other)?;
+        }
+        replace(&self.secrets, &secrets)?;
+        replace(&self.objects, &objects)
+    }
+
+    pub(crate) fn welcome(&self) -> Option<Welcome> {
+        Welcome::decode(Bytes::from(std::fs::read(&self.welcome).ok()?)).ok()
+    }
+
+    pub(crate) fn save_welcome(&self, welcome: &Welcome) -> io::Result<()> {
+        replace(&self.welcome, &welcome.encode_to_vec())
+    }
+}
+
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(content)?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::desired::tests::change;
+
+    #[test]
+    fn secrets_are_kept_apart_and_all_comes_back() {
+        let (data, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let checkpoint = Checkpoint::new(data.path(), run.path());
+        let desired = Desired::default();
+        let meta = |name: &str| json!({"name": name, "namespace": "d"});
+        let pod = json!({"metadata": meta("p"), "spec": {"containers": []}});
+        let secret = json!({"metadata": meta("s"), "data": {"k": "c2VjcmV0"}});
+        desired.apply(&change(Resource::Pod, &pod)).unwrap();
+        desired.apply(&change(Resource::Secret, &secret)).unwrap();
+        checkpoint.save(&desired).unwrap();
+        let on_disk = std::fs::read(data.path().join("objects.checkpoint")).unwrap();
+        assert!(!String::from_utf8_lossy(&on_disk).contains("c2VjcmV0"), "a secret on the disk");
+        let later = Desired::default();
+        checkpoint.load(&later);
+        assert!(later.pod("d", "p").is_some() && later.secret("d", "s").is_some());
+        assert!(!later.is_synced());
+        std::fs::write(data.path().join("objects.checkpoint"), &on_disk[..on_disk.len() / 2]).unwrap();
+        let damaged = Desired::default();
+        checkpoint.load(&damaged);
+        assert!(damaged.pod("d", "p").is_none() && damaged.secret("d", "s").is_some());
+    }
+}

@@ -1,0 +1,99 @@
+//! What an agent is configured with.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
+/// data directory, so that several agents share a machine.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Name of the Node object.
+    pub node_name: String,
+    /// Servers, tried in turn.
+    pub servers: Vec<SocketAddr>,
+    /// The authority that signed the servers' certificates, PEM.
+    pub ca_pem: String,
+    /// The node's certificate (`system:node:NAME` in `system:nodes`), PEM.
+    pub certificate_pem: String,
+    /// Its key, PEM.
+    pub key_pem: String,
+    /// The address other nodes reach this one at.
+    pub node_address: Ipv4Addr,
+    /// Labels of the Node object beside the usual ones.
+    pub labels: BTreeMap<String, String>,
+    /// State that survives a reboot: images, journals, logs, checkpoints.
+    pub data_dir: PathBuf,
+    /// Sockets, shims and checkpointed secrets; on a tmpfs.
+    pub run_dir: PathBuf,
+    /// Below every cgroup hierarchy's root.
+    pub cgroup_root: PathBuf,
+    /// Names the bridge and tables; at most 8 characters.
+    pub network_prefix: String,
+    /// The binary to execute as shim: one whose `main` calls `gantry_runtime::dispatch` first.
+    pub shim_command: PathBuf,
+    /// Pods this node takes.
+    pub max_pods: u32,
+}
+
+impl AgentConfig {
+    /// The configuration of the agent that lives in this directory; name, servers and credentials are still to be set.
+    pub fn in_directory(data_dir: &Path) -> Self {
+        let prefix = prefix(data_dir);
+        Self {
+            node_name: String::new(),
+            servers: Vec::new(),
+            ca_pem: String::new(),
+            certificate_pem: String::new(),
+            key_pem: String::new(),
+            node_address: Ipv4Addr::LOCALHOST,
+            labels: BTreeMap::new(),
+            data_dir: data_dir.to_owned(),
+            run_dir: Path::new("/run/gantry").join(&prefix),
+            cgroup_root: Path::new("/gantry").join(&prefix),
+            network_prefix: prefix,
+            shim_command: PathBuf::from("/proc/self/exe"),
+            max_pods: 110,
+        }
+    }
+
+    /// Where the image service listens.
+    pub fn image_socket(&self) -> PathBuf {
+        self.run_dir.join("images.sock")
+    }
+
+    pub(crate) fn pods_dir(&self) -> PathBuf {
+        self.data_dir.join("pods")
+    }
+
+    pub(crate) fn logs_dir(&self) -> PathBuf {
+        self.data_dir.join("logs")
+    }
+}
+
+/// A short name for a directory: the same for the same path, and very unlikely to be another's.
+fn prefix(data_dir: &Path) -> String {
+    let absolute = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    // FNV-1a: must never change, since names in the kernel are found again by it.
+    let hash = absolute
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("g{:06x}", (hash ^ (hash >> 32)) & 0xff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_derive_from_the_directory() {
+        let one = AgentConfig::in_directory(Path::new("/var/lib/a"));
+        let again = AgentConfig::in_directory(Path::new("/var/lib/a"));
+        let other = AgentConfig::in_directory(Path::new("/var/lib/b"));
+        assert_eq!((&one.network_prefix, &one.run_dir), (&again.network_prefix, &again.run_dir));
+        assert_ne!(one.network_prefix, other.network_prefix);
+        assert_eq!(one.network_prefix.len(), 7);
+    }
+}

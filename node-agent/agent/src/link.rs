@@ -1,0 +1,212 @@
+//! The node link: dials a server, says who this node is, applies what is sent, and reports; again and again.
+//!
+//! Losing it changes nothing on the node. On the next connection the server sends everything anew, and the agent says
+//! the latest status of every pod anew.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gantry_rpc::node::node_link_client::NodeLinkClient;
+use gantry_rpc::node::{AgentMessage, Heartbeat, Hello, ServerMessage, Welcome, agent_message, server_message};
+use hyper_util::rt::TokioIo;
+use rand::Rng as _;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::desired::{Desired, Touched};
+use crate::pod::News;
+use crate::reports::Reports;
+use crate::streams::Streams;
+
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 pings find a dead server that TCP would take minutes to miss.
+const PING: Duration = Duration::from_secs(10);
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+const QUEUE: usize = 64;
+/// Pods with large specifications; the store takes no object as large.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// Why a connection ended or could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("connecting to {address}: {source}")]
+    Connect { address: SocketAddr, source: tonic::transport::Error },
+    #[error("the server ended the link: {0}")]
+    Ended(#[from] tonic::Status),
+    #[error("the server closed the link")]
+    Closed,
+}
+
+/// What the link works with.
+pub(crate) struct Link {
+    pub(crate) node_name: String,
+    pub(crate) servers: Vec<SocketAddr>,
+    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) desired: Arc<Desired>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) streams: Arc<Streams>,
+    /// The Node object's JSON, made anew for each connection.
+    pub(crate) node: Box<dyn Fn() -> Bytes + Send + Sync>,
+    pub(crate) news: mpsc::UnboundedSender<News>,
+    /// Services or EndpointSlices have changed.
+    pub(crate) services: Arc<Notify>,
+    /// Anything worth a checkpoint has changed.
+    pub(crate) changed: Arc<Notify>,
+    pub(crate) welcome: watch::Sender<Option<Welcome>>,
+}
+
+impl Link {
+    /// Keeps the link up until stopped.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut delay = FIRST_DELAY;
+        for address in self.servers.iter().cycle() {
+            let began = tokio::time::Instant::now();
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.connection(*address) => ended,
+            };
+            if began.elapsed() > LONGEST_DELAY {
+                delay = FIRST_DELAY;
+            }
+            if let Err(error) = ended {
+                tracing::info!(server = %address, error = crate::pod::words(&error), ?delay, "the node link is down; connecting again");
+            }
+            let jitter = rand::rng().random_range(0.75..1.25);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(delay.mul_f64(jitter)) => {}
+            }
+            delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+
+    async fn connection(&self, address: SocketAddr) -> Result<(), LinkError> {
+        let channel =
+            dial(address, self.tls.clone()).await.map_err(|source| LinkError::Connect { address, source })?;
+        let mut client = NodeLinkClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (up, outbound) = mpsc::channel(QUEUE);
+        let hello = Hello {
+            node_name: self.node_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: (self.node)(),
+        };
+        let hello = AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
+        // The queue is empty: there is room.
+        up.send(hello).await.map_err(|_| LinkError::Closed)?;
+        let mut down = client.link(ReceiverStream::new(outbound)).await?.into_inner();
+        self.desired.link_opened();
+        tracing::info!(server = %address, "node link is up");
+        tokio::select! {
+            ended = self.receive(&mut down, &client) => ended,
+            ended = self.send(up) => ended,
+        }
+    }
+
+    /// Sends reports as they come, and heartbeats.
+    async fn send(&self, up: mpsc::Sender<AgentMessage>) -> Result<(), LinkError> {
+        self.reports.link_opened();
+        let mut sequence = 0;
+        let mut beats = tokio::time::interval(HEARTBEAT);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            // Room first, so that nothing is taken that cannot be sent.
+            let room = up.reserve().await.map_err(|_| LinkError::Closed)?;
+            tokio::select! {
+                messages = self.reports.next() => {
+                    drop(room);
+                    for message in messages {
+                        up.send(message).await.map_err(|_| LinkError::Closed)?;
+                    }
+                }
+                _ = beats.tick() => {
+                    sequence += 1;
+                    room.send(AgentMessage { message: Some(agent_message::Message::Heartbeat(Heartbeat { sequence })) });
+                }
+            }
+        }
+    }
+
+    async fn receive(
+        &self,
+        down: &mut Streaming<ServerMessage>,
+        client: &NodeLinkClient<Channel>,
+    ) -> Result<(), LinkError> {
+        // While the snapshot is on its way, services would be seen half.
+        let mut synced = false;
+        while let Some(message) = down.message().await? {
+            match message.message {
+                Some(server_message::Message::Welcome(welcome)) => {
+                    self.welcome.send_replace(Some(welcome));
+                }
+                Some(server_message::Message::Change(change)) => {
+                    let touched = self.desired.apply(&change).unwrap_or_else(|error| {
+                        tracing::warn!(%error, "ignoring an object");
+                        Touched::Nothing
+                    });
+                    self.changed.notify_one();
+                    self.tell(touched, synced);
+                }
+                Some(server_message::Message::Synced(done)) => {
+                    synced = true;
+                    for pod in self.desired.synced(done.revision) {
+                        self.news.send(News::Gone(pod)).ok();
+                    }
+                    self.news.send(News::Synced).ok();
+                    self.services.notify_one();
+                    self.changed.notify_one();
+                }
+                Some(server_message::Message::OpenStream(open)) => self.streams.open(open, client.clone()),
+                None => {}
+            }
+        }
+        Err(LinkError::Closed)
+    }
+
+    fn tell(&self, touched: Touched, synced: bool) {
+        let news = match touched {
+            Touched::Pod(pod) => News::Pod(pod),
+            Touched::PodGone(pod) => News::Gone(pod),
+            Touched::Reference(namespace) => News::References(namespace),
+            Touched::Service => {
+                if synced {
+                    self.services.notify_one();
+                }
+                return;
+            }
+            Touched::Node | Touched::Nothing => return,
+        };
+        // Nobody listens once the agent is stopping.
+        self.news.send(news).ok();
+    }
+}
+
+/// A mutually authenticated HTTP/2 connection.
+async fn dial(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true);
+    let connector = tower::service_fn(move |_| {
+        let connector = TlsConnector::from(tls.clone());
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let name = ServerName::IpAddress(address.ip().into());
+            std::io::Result::Ok(TokioIo::new(connector.connect(name, stream).await?))
+        }
+    });
+    endpoint.connect_with_connector(connector).await
+}

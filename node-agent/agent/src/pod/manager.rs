@@ -1,0 +1,226 @@
+//! Gives every pod its worker, and every worker its news.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gantry_runtime::{ContainerState, PodUid, RuntimeEvent, SandboxStatus};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::node::Node;
+use super::setup;
+use super::worker::{Input, Worker};
+use crate::reports::Severity;
+
+/// News from the link.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// A pod is new or has changed.
+    Pod(Arc<Pod>),
+    /// A pod no longer exists.
+    Gone(Arc<Pod>),
+    /// Something in this namespace that pods may refer to has changed.
+    References(String),
+    /// The server has said everything: what it did not name is left over.
+    Synced,
+}
+
+struct Handle {
+    namespace: String,
+    inputs: mpsc::UnboundedSender<Input>,
+}
+
+/// All workers of the node.
+pub(crate) struct Manager {
+    node: Arc<Node>,
+    workers: BTreeMap<String, Handle>,
+    running: JoinSet<String>,
+    /// Sandboxes of an earlier process that no worker has taken over yet.
+    found: BTreeMap<String, SandboxStatus>,
+    /// Removed from this node, but not yet from the cluster.
+    removed: BTreeSet<String>,
+}
+
+fn uid_of(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}
+
+impl Manager {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node, workers: BTreeMap::new(), running: JoinSet::new(), found: BTreeMap::new(), removed: BTreeSet::new() }
+    }
+
+    /// Takes over what runs, then follows the news until stopped. Containers are left running.
+    pub(crate) async fn run(mut self, mut news: mpsc::UnboundedReceiver<News>, stop: CancellationToken) {
+        let mut events = self.node.runtime.events();
+        match self.node.runtime.sandboxes().await {
+            Ok(found) => self.found = found.into_iter().map(|sandbox| (sandbox.spec.pod.0.clone(), sandbox)).collect(),
+            Err(error) => tracing::error!(%error, "looking for pods of an earlier agent"),
+        }
+        if !self.found.is_empty() {
+            tracing::info!(pods = self.found.len(), "taking over the pods of an earlier agent");
+        }
+        for pod in self.node.desired.pods() {
+            self.pod(pod);
+        }
+        if self.node.desired.is_synced() {
+            self.remove_leftovers().await;
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(news) = news.recv() => match news {
+                    News::Pod(pod) => self.pod(pod),
+                    News::Gone(pod) => self.gone(&pod),
+                    News::References(namespace) => {
+                        for handle in self.workers.values().filter(|handle| handle.namespace == namespace) {
+                            handle.inputs.send(Input::References).ok();
+                        }
+                    }
+                    News::Synced => self.remove_leftovers().await,
+                },
+                event = events.recv() => self.runtime_event(event, &mut events).await,
+                Some(finished) = self.running.join_next() => match finished {
+                    Ok(uid) => {
+                        self.workers.remove(&uid);
+                        self.removed.insert(uid);
+                    }
+                    Err(error) => tracing::error!(%error, "a pod's worker failed"),
+                },
+            }
+        }
+    }
+
+    fn pod(&mut self, pod: Arc<Pod>) {
+        let uid = uid_of(&pod);
+        if uid.is_empty() || self.removed.contains(&uid) {
+            return;
+        }
+        if let Some(handle) = self.workers.get(&uid) {
+            handle.inputs.send(Input::Pod(pod)).ok();
+            return;
+        }
+        let found = self.found.remove(&uid);
+        let (inputs, receiver) = mpsc::unbounded_channel();
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        match Worker::new(self.node.clone(), pod.clone(), found.as_ref(), receiver) {
+            Ok(worker) => {
+                tracing::info!(namespace, pod = pod.metadata.name, uid, resumed = found.is_some(), "pod taken");
+                let finished = uid.clone();
+                self.running.spawn(async move {
+                    worker.run().await;
+                    finished
+                });
+                self.workers.insert(uid, Handle { namespace, inputs });
+            }
+            Err(error) => {
+                let message = format!("error syncing pod: preparing {}: {error}", self.node.pod_dir(&uid).display());
+                self.node.reports.event(&pod, None, Severity::Warning, "FailedSync", &message);
+            }
+        }
+    }
+
+    fn gone(&mut self, pod: &Pod) {
+        let uid = uid_of(pod);
+        self.node.reports.forget(&uid);
+        self.removed.remove(&uid);
+        if let Some(handle) = self.workers.get(&uid) {
+            handle.inputs.send(Input::Gone).ok();
+        }
+    }
+
+    async fn runtime_event(
+        &mut self,
+        event: Result<RuntimeEvent, RecvError>,
+        events: &mut broadcast::Receiver<RuntimeEvent>,
+    ) {
+        match event {
+            Ok(RuntimeEvent::Exited { id, exit }) => {
+                if let Some(handle) = self.workers.get(&id.pod.0) {
+                    handle.inputs.send(Input::Exited(id, exit)).ok();
+                }
+            }
+            Ok(RuntimeEvent::SandboxLost { pod }) => {
+                if let Some(handle) = self.workers.get(&pod.0) {
+                    handle.inputs.send(Input::SandboxLost).ok();
+                }
+            }
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "events of the runtime were missed; asking for the state of all containers");
+                *events = self.node.runtime.events();
+                self.compare().await;
+            }
+            // The runtime lives as long as the node.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+
+    /// Tells workers what has happened to their containers, from the present state.
+    async fn compare(&self) {
+        let Ok(sandboxes) = self.node.runtime.sandboxes().await else { return };
+        for sandbox in sandboxes {
+            let Some(handle) = self.workers.get(&sandbox.spec.pod.0) else { continue };
+            for container in sandbox.containers {
+                if let ContainerState::Exited(exit) = container.state {
+                    handle.inputs.send(Input::Exited(container.id, exit)).ok();
+                }
+            }
+        }
+    }
+
+    /// Removes sandboxes, networks and directories of pods that the cluster no longer knows.
+    async fn remove_leftovers(&mut self) {
+        let known: BTreeSet<String> =
+            self.node.desired.pods().iter().map(|pod| uid_of(pod)).chain(self.workers.keys().cloned()).collect();
+        let mut strangers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (uid, sandbox) in std::mem::take(&mut self.found) {
+            let keys = sandbox.containers.iter().map(|container| {
+                super::launch::rootfs_key(&uid, &container.id.name, container.id.attempt)
+            });
+            strangers.insert(uid.clone(), keys.collect());
+            let spec = &sandbox.spec;
+            tracing::info!(namespace = spec.namespace, pod = spec.name, uid, "removing a pod that no longer exists");
+        }
+        match self.node.network.attached().await {
+            Ok(attached) => strangers.extend(attached.into_keys().map(|uid| (uid, Vec::new())).filter(|(uid, _)| !known.contains(uid))),
+            Err(error) => tracing::warn!(%error, "listing the pods attached to the network"),
+        }
+        let directories = std::fs::read_dir(&self.node.pods_dir).into_iter().flatten().flatten();
+        for name in directories.filter_map(|entry| entry.file_name().into_string().ok()) {
+            if !known.contains(&name) {
+                strangers.entry(name).or_default();
+            }
+        }
+        for (uid, keys) in strangers.into_iter().filter(|(uid, _)| !known.contains(uid)) {
+            let node = self.node.clone();
+            let log_dir = node.log_dir_of(&uid);
+            let removed = async {
+                setup::tear_down(node.clone(), uid.clone(), keys).await?;
+                setup::remove(node, uid.clone(), log_dir).await
+            };
+            if let Err(error) = removed.await {
+                tracing::warn!(uid, error, "removing what is left of a pod");
+            }
+        }
+    }
+}
+
+/// Removes everything that pods have on this node: for an agent that is not coming back.
+pub(crate) async fn remove_all(
+    runtime: &dyn gantry_runtime::Runtime,
+    images: &dyn gantry_image::Images,
+    pods_dir: &std::path::Path,
+) -> Result<(), String> {
+    for sandbox in runtime.sandboxes().await.map_err(|error| error.to_string())? {
+        let pod: PodUid = sandbox.spec.pod;
+        runtime.remove_sandbox(&pod).await.map_err(|error| error.to_string())?;
+        for container in sandbox.containers {
+            let key = super::launch::rootfs_key(&pod.0, &container.id.name, container.id.attempt);
+            images.unmount_rootfs(&key).await.map_err(|error| error.to_string())?;
+        }
+    }
+    crate::volumes::tear_down(pods_dir).map_err(|error| error.to_string())
+}

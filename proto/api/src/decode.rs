@@ -1,48 +1,297 @@
-//! placeholder
+//! From a request's body to an object in the normal form that Go's types would give it.
+//!
+//! One walker over [`TypeSchema`] reads streams (JSON, YAML) and parsed values alike: it finds unknown and duplicate
+//! fields in document order, drops the former, and tells wrong types in Go's words.
+
+mod walker;
+
+use base64::Engine;
+use serde::de::DeserializeSeed;
+use serde_json::Value;
+
 use crate::kind::ResourceKind;
 use crate::status::StatusError;
-use serde_json::Value;
-/// How strictly fields are checked.
+use walker::{Findings, Walker};
+
+/// What happens to unknown and duplicate fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldValidation {
-    /// a
+    /// Dropped silently.
     Ignore,
-    /// b
+    /// Dropped with a warning.
     Warn,
-    /// c
+    /// Refused.
     Strict,
 }
-/// Decoded.
+
+/// An object in normal form.
 #[derive(Clone, Debug)]
 pub struct Decoded {
-    /// o
+    /// The object, with `kind` and `apiVersion`.
     pub object: Value,
-    /// w
+    /// For the client.
     pub warnings: Vec<String>,
 }
-/// d
+
+/// Media types that are understood, as a refusal lists them.
+const ACCEPTED: &[&str] = &[
+    "application/json",
+    "application/yaml",
+    "application/vnd.kubernetes.protobuf",
+];
+
+/// Decodes a body in JSON or YAML as an object of a kind.
 pub fn decode(
     body: &[u8],
     content_type: &str,
     kind: &dyn ResourceKind,
     validation: FieldValidation,
 ) -> Result<Decoded, StatusError> {
-    let object: Value = if content_type.contains("yaml") {
-        serde_norway::from_slice(body).map_err(|e| StatusError::bad_request(e.to_string()))?
-    } else {
-        serde_json::from_slice(body).map_err(|e| StatusError::bad_request(e.to_string()))?
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    let mut findings = Findings::default();
+    let walker = Walker::root(kind.schema(), &mut findings);
+    let value = match media_type {
+        "application/json" | "" => {
+            let mut deserializer = serde_json::Deserializer::from_slice(body);
+            walker
+                .deserialize(&mut deserializer)
+                .and_then(|value| deserializer.end().map(|()| value))
+                .map_err(|error| unrecognised(kind, "json parse error", &go_syntax(&error), body))?
+        }
+        "application/yaml" => walker
+            .deserialize(serde_norway::Deserializer::from_slice(body))
+            .map_err(|error| unrecognised(kind, "yaml", &error.to_string(), body))?,
+        _ => return Err(StatusError::unsupported_media_type(ACCEPTED)),
     };
-    check(object, kind, validation)
+    if !value.is_object() {
+        let got = walker::go_kind(&value);
+        let text = format!(
+            "json: cannot unmarshal {got} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+        );
+        return Err(unrecognised(kind, "json parse error", &text, body));
+    }
+    finish(value, findings, kind, validation)
 }
-/// c
+
+/// Brings an object that is parsed already (the result of a patch) into normal form.
 pub fn check(
-    mut object: Value,
+    object: Value,
     kind: &dyn ResourceKind,
-    _validation: FieldValidation,
+    validation: FieldValidation,
 ) -> Result<Decoded, StatusError> {
-    kind.schema().complete(&mut object);
+    let mut findings = Findings::default();
+    let value = Walker::root(kind.schema(), &mut findings)
+        .deserialize(object)
+        .map_err(|error| StatusError::bad_request(error.to_string()))?;
+    finish(value, findings, kind, validation)
+}
+
+fn finish(
+    mut value: Value,
+    findings: Findings,
+    kind: &dyn ResourceKind,
+    validation: FieldValidation,
+) -> Result<Decoded, StatusError> {
+    let info = kind.info();
+    let api_version = match info.group {
+        "" => info.version.to_owned(),
+        group => format!("{group}/{}", info.version),
+    };
+    let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
+    let (found_version, found_kind) = (text("apiVersion"), text("kind"));
+    let refused = |found: &str, version: &str, why: &str| {
+        StatusError::bad_request(format!(
+            "{found} in version \"{version}\" cannot be handled as a {}: {why}",
+            info.kind
+        ))
+    };
+    if !found_version.is_empty() && found_version != api_version {
+        let found = if found_kind.is_empty() {
+            info.kind
+        } else {
+            &found_kind
+        };
+        let version = found_version.rsplit('/').next().unwrap_or_default();
+        return Err(refused(
+            found,
+            version,
+            &format!(
+                "no kind \"{found}\" is registered for version \"{found_version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+            ),
+        ));
+    }
+    if !found_kind.is_empty() && found_kind != info.kind {
+        let package = if info.group.is_empty() {
+            "core"
+        } else {
+            info.group.split('.').next().unwrap_or_default()
+        };
+        return Err(refused(
+            &found_kind,
+            info.version,
+            &format!(
+                "converting ({}.{found_kind}) to ({package}.{}): unknown conversion",
+                info.version, info.kind
+            ),
+        ));
+    }
+    if let Some(error) = findings.error {
+        return Err(refused(info.kind, info.version, &error));
+    }
+    let warnings = match validation {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Warn => findings.strict,
+        FieldValidation::Strict if findings.strict.is_empty() => Vec::new(),
+        FieldValidation::Strict => {
+            let why = format!("strict decoding error: {}", findings.strict.join(", "));
+            return Err(refused(info.kind, info.version, &why));
+        }
+    };
+    value["apiVersion"] = Value::from(api_version);
+    value["kind"] = Value::from(info.kind);
+    kind.schema().complete(&mut value);
     Ok(Decoded {
-        object,
-        warnings: Vec::new(),
+        object: value,
+        warnings,
     })
+}
+
+fn unrecognised(kind: &dyn ResourceKind, format: &str, why: &str, body: &[u8]) -> StatusError {
+    // Kubernetes shows how the body starts: as text when that looks like JSON, else in hexadecimal.
+    let start = &body[..body.len().min(30)];
+    let shown = match start.first() {
+        Some(b'{') => String::from_utf8_lossy(start).into_owned(),
+        _ => start.iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    StatusError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): couldn't get version/kind; {format}: {why} ({shown})",
+        kind.info().kind
+    ))
+}
+
+/// A JSON syntax error in Go's words, where they are well known.
+fn go_syntax(error: &serde_json::Error) -> String {
+    match error.classify() {
+        serde_json::error::Category::Eof => "unexpected end of JSON input".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Where base64 stops being valid, as Go counts.
+pub(crate) fn base64_error(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    match base64::engine::general_purpose::STANDARD.decode(bytes) {
+        Ok(_) => None,
+        Err(_) => Some(
+            bytes
+                .iter()
+                .position(|byte| !(byte.is_ascii_alphanumeric() || b"+/=".contains(byte)))
+                .unwrap_or(bytes.len()),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::kinds::config_map::ConfigMapKind;
+    use crate::kinds::deployment::DeploymentKind;
+    use crate::kinds::pod::PodKind;
+    use crate::kinds::secret::SecretKind;
+    use crate::typed::Typed;
+
+    fn refusal(kind: &dyn ResourceKind, body: &str, content_type: &str) -> String {
+        decode(body.as_bytes(), content_type, kind, FieldValidation::Strict)
+            .expect_err(body)
+            .message()
+            .to_owned()
+    }
+
+    #[test]
+    fn wrong_types_are_told_in_gos_words() {
+        let deployment = Typed::<DeploymentKind>::default();
+        let pod = Typed::<PodKind>::default();
+        let json = "application/json";
+        assert_eq!(
+            refusal(&deployment, r#"{"spec":{"replicas":"three"}}"#, json),
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
+        );
+        assert_eq!(
+            refusal(&pod, r#"{"spec":{"containers":"hello"}}"#, json),
+            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal string into Go struct field PodSpec.spec.containers of type []v1.Container"
+        );
+        assert_eq!(
+            refusal(
+                &Typed::<ConfigMapKind>::default(),
+                r#"{"data":{"a":5}}"#,
+                json
+            ),
+            "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go struct field ConfigMap.data of type string"
+        );
+        assert_eq!(
+            refusal(
+                &Typed::<SecretKind>::default(),
+                r#"{"data":{"a":"not base64"}}"#,
+                json
+            ),
+            "Secret in version \"v1\" cannot be handled as a Secret: illegal base64 data at input byte 3"
+        );
+    }
+
+    #[test]
+    fn unknown_fields_keep_the_documents_order() {
+        let pod = Typed::<PodKind>::default();
+        let body = r#"{"metadata":{"bogusMeta":1},"spec":{"bogus":1,"containers":[{"name":"c","imagPullPolicy":"Always"}]}}"#;
+        assert_eq!(
+            refusal(&pod, body, "application/json"),
+            "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: unknown field \"metadata.bogusMeta\", unknown field \"spec.bogus\", unknown field \"spec.containers[0].imagPullPolicy\""
+        );
+        let warned = decode(
+            body.as_bytes(),
+            "application/json",
+            &pod,
+            FieldValidation::Warn,
+        )
+        .expect("decodes");
+        assert_eq!(warned.warnings.len(), 3);
+        assert_eq!(warned.object["spec"]["bogus"], json!(null));
+    }
+
+    #[test]
+    fn duplicates_kinds_and_yaml() {
+        let map = Typed::<ConfigMapKind>::default();
+        let duplicate = refusal(
+            &map,
+            r#"{"data":{"a":"1"},"data":{"b":"2"}}"#,
+            "application/json",
+        );
+        assert!(
+            duplicate.ends_with("strict decoding error: duplicate field \"data\""),
+            "{duplicate}"
+        );
+        let wrong = refusal(
+            &map,
+            r#"{"apiVersion":"v1","kind":"Secret"}"#,
+            "application/json",
+        );
+        assert_eq!(
+            wrong,
+            "Secret in version \"v1\" cannot be handled as a ConfigMap: converting (v1.Secret) to (core.ConfigMap): unknown conversion"
+        );
+        let yaml = decode(
+            b"data:\n  a: |\n    two\n",
+            "application/yaml",
+            &map,
+            FieldValidation::Strict,
+        )
+        .expect("decodes");
+        assert_eq!(yaml.object["data"]["a"], "two\n");
+        assert!(
+            refusal(&map, "{\"kind\":", "application/json")
+                .contains("unexpected end of JSON input ({\"kind\":)")
+        );
+        assert!(refusal(&map, "hello", "text/plain").contains("accepted media types include"));
+    }
 }

@@ -10,6 +10,7 @@
 //! - the agent's death changes nothing for running containers, and a later agent takes them over;
 //! - secrets are written to tmpfs only.
 
+pub mod agent;
 mod checkpoint;
 pub mod config;
 pub mod desired;
@@ -22,6 +23,11 @@ pub mod tls;
 pub mod users;
 pub mod volumes;
 
+mod image_service;
 mod link;
+mod node;
 mod pod;
 mod streams;
+
+pub use agent::{Agent, teardown};
+pub use config::AgentConfig;

@@ -1,0 +1,343 @@
+//! The composition root: the one place that names implementations of the runtime, images, network and DNS.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use gantry_image::{ImageStore, ImageStoreConfig, Images};
+use gantry_network::{
+    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, ServiceRules,
+};
+use gantry_rpc::node::Welcome;
+use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::AgentConfig;
+use crate::desired::Desired;
+use crate::image_service;
+use crate::link::Link;
+use crate::node::{self, Machine};
+use crate::pod::{Manager, Node};
+use crate::reports::Reports;
+use crate::services;
+use crate::streams::Streams;
+use crate::tls;
+
+/// Between looks at what other programs may have changed: firewall rules, images, free space.
+const LOOK_AROUND: Duration = Duration::from_secs(60);
+/// Changes that come together are one checkpoint.
+const CHECKPOINT_DELAY: Duration = Duration::from_secs(1);
+/// A burst of endpoint changes is one transaction.
+const SERVICES_RETRY: Duration = Duration::from_secs(5);
+const DNS_PORT: u16 = 53;
+
+/// The node agent.
+#[derive(Debug)]
+pub struct Agent;
+
+impl Agent {
+    /// Runs until stopped; containers go on running after that, and a later agent takes them over.
+    pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<()> {
+        prepare_directories(&config)?;
+        let tls = tls::mutual(&config.ca_pem, &config.certificate_pem, &config.key_pem)?;
+        let machine = Machine::here(&config.data_dir);
+        let runtime = Arc::new(ShimRuntime::new(runtime_config(&config)).context("starting the container runtime")?);
+        let images: Arc<ImageStore> = Arc::new(open_images(&config).await?);
+        let desired = Arc::new(Desired::default());
+        let checkpoint = Checkpoint::new(&config.data_dir, &config.run_dir);
+        checkpoint.load(&desired);
+        let reports = Arc::new(Reports::new(&config.node_name));
+        let (news, news_receiver) = mpsc::unbounded_channel();
+        let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
+        let (services_changed, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let mut tasks = JoinSet::new();
+
+        let socket = config.image_socket();
+        let listener =
+            image_service::bind(&socket).with_context(|| format!("binding the image socket {}", socket.display()))?;
+        let (served, stopped) = (images.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = image_service::serve(listener, served, stopped).await {
+                tracing::error!(%error, "serving the image socket");
+            }
+        });
+
+        let presence = Arc::new(Presence {
+            config: config.clone(),
+            machine,
+            images: images.clone(),
+            described: Mutex::new(None),
+        });
+        presence.refresh().await;
+        let link = Link {
+            node_name: config.node_name.clone(),
+            servers: config.servers.clone(),
+            tls,
+            desired: desired.clone(),
+            reports: reports.clone(),
+            streams: Arc::new(Streams {
+                runtime: runtime.clone(),
+                desired: desired.clone(),
+                logs_dir: config.logs_dir(),
+            }),
+            node: {
+                let presence = presence.clone();
+                Box::new(move || presence.json())
+            },
+            news,
+            services: services_changed.clone(),
+            changed: changed.clone(),
+            welcome,
+        };
+        tasks.spawn(link.run(stop.clone()));
+
+        let facts = tokio::select! {
+            facts = welcomed.wait_for(Option::is_some) => facts.context("waiting for a server")?.clone().unwrap_or_default(),
+            () = stop.cancelled() => return Ok(()),
+        };
+        checkpoint.save_welcome(&facts).context("writing the checkpoint of the cluster's facts")?;
+        let wiring = Wiring::new(&config, &facts).await?;
+
+        let (routed, routed_receiver) = watch::channel(BTreeSet::new());
+        let node = Arc::new(Node {
+            runtime,
+            images: images.clone(),
+            network: wiring.network.clone(),
+            desired: desired.clone(),
+            reports: reports.clone(),
+            address: config.node_address.into(),
+            pods_dir: config.pods_dir(),
+            logs_dir: config.logs_dir(),
+            seccomp_dir: config.data_dir.join("seccomp"),
+            allocatable: presence.allocatable(),
+            memory: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
+            pids_limit: None,
+            cluster_dns: wiring.dns_address,
+            cluster_domain: facts.cluster_domain.clone(),
+            routed: routed_receiver,
+        });
+        tasks.spawn(Manager::new(node).run(news_receiver, stop.clone()));
+        if !desired.services().0.is_empty() {
+            services_changed.notify_one();
+        }
+        let program = Program {
+            node_name: config.node_name.clone(),
+            cluster_domain: facts.cluster_domain.clone(),
+            desired: desired.clone(),
+            reports: reports.clone(),
+            rules: Arc::new(wiring.rules),
+            dns: Arc::new(wiring.dns),
+            routed,
+        };
+        tasks.spawn(program.run(services_changed));
+        tasks.spawn(keep_checkpoint(checkpoint.clone(), desired.clone(), changed));
+        tasks.spawn(look_around(wiring.network, presence, reports));
+        tracing::info!(node = config.node_name, "the agent runs");
+
+        stop.cancelled().await;
+        tasks.shutdown().await;
+        checkpoint.save(&desired).context("writing the checkpoint")?;
+        Ok(())
+    }
+}
+
+fn prepare_directories(config: &AgentConfig) -> Result<()> {
+    for directory in [&config.data_dir, &config.run_dir, &config.pods_dir(), &config.logs_dir()] {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("creating {}: is it writable, and is this root?", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn runtime_config(config: &AgentConfig) -> ShimRuntimeConfig {
+    ShimRuntimeConfig {
+        data_dir: config.data_dir.join("runtime"),
+        run_dir: config.run_dir.join("pods"),
+        cgroup_root: config.cgroup_root.clone(),
+        shim_command: config.shim_command.clone(),
+    }
+}
+
+async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
+    let data_dir = config.data_dir.join("images");
+    ImageStore::open(ImageStoreConfig { data_dir }).await.context("opening the image store")
+}
+
+/// The node's network, made from the cluster's facts.
+struct Wiring {
+    network: Arc<BridgeNetwork>,
+    rules: NftServiceRules,
+    dns: DnsServer,
+    dns_address: Ipv4Addr,
+}
+
+fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
+    let cidr = |what: &str, text: &str| {
+        text.parse().with_context(|| format!("the server's {what} \"{text}\" is not an IPv4 block"))
+    };
+    Ok(NodeNetwork {
+        prefix: config.network_prefix.clone(),
+        pod_cidr: cidr("pod CIDR of this node", &facts.pod_cidr)?,
+        cluster_pod_cidr: cidr("pod CIDR of the cluster", &facts.cluster_pod_cidr)?,
+        service_cidr: cidr("service CIDR", &facts.service_cidr)?,
+        data_dir: config.data_dir.join("network"),
+    })
+}
+
+impl Wiring {
+    async fn new(config: &AgentConfig, facts: &Welcome) -> Result<Self> {
+        let node = node_network(config, facts)?;
+        let dns_address: Ipv4Addr = facts
+            .dns_service_ip
+            .parse()
+            .with_context(|| format!("the server's DNS address \"{}\" is not IPv4", facts.dns_service_ip))?;
+        let network = {
+            let node = node.clone();
+            tokio::task::spawn_blocking(move || BridgeNetwork::new(node)).await?
+        };
+        let network = Arc::new(network.context("setting up the pod network")?);
+        let rules = NftServiceRules::new(&node).context("setting up service rules")?;
+        network.bind_dns_address(dns_address).await.context("giving the node the address of the cluster's DNS")?;
+        let upstreams = HostResolver::read().context("reading the node's resolver configuration")?.upstreams();
+        let listen = [SocketAddr::from((dns_address, DNS_PORT))];
+        let dns = DnsServer::start(&listen, &facts.cluster_domain, upstreams).await.context("starting DNS")?;
+        Ok(Self { network, rules, dns, dns_address })
+    }
+}
+
+/// What the node says of itself, kept for the next connection.
+struct Presence {
+    config: AgentConfig,
+    machine: Machine,
+    images: Arc<dyn Images>,
+    described: Mutex<Option<serde_json::Value>>,
+}
+
+impl Presence {
+    /// Describes the node anew; whether anything but the heartbeat's time has changed.
+    async fn refresh(&self) -> bool {
+        let images = self.images.list().await.unwrap_or_else(|error| {
+            tracing::warn!(error = crate::pod::words(&error), "listing images");
+            Vec::new()
+        });
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let mut described = self.described.lock();
+        let earlier: Option<NodeObject> =
+            described.as_ref().and_then(|value| serde_json::from_value(value.clone()).ok());
+        let (name, address) = (&self.config.node_name, self.config.node_address);
+        let mut next = node::describe(name, address, self.machine, &images, &now, earlier.as_ref());
+        for (key, value) in &self.config.labels {
+            next["metadata"]["labels"][key] = value.clone().into();
+        }
+        let changed = described.as_ref().is_none_or(|before| before["status"]["images"] != next["status"]["images"]);
+        *described = Some(next);
+        changed
+    }
+
+    fn json(&self) -> Bytes {
+        self.described.lock().as_ref().map(|node| node.to_string().into()).unwrap_or_default()
+    }
+
+    fn status(&self) -> Vec<u8> {
+        self.described.lock().as_ref().map(|node| node["status"].to_string().into_bytes()).unwrap_or_default()
+    }
+
+    fn allocatable(&self) -> std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity> {
+        let described = self.described.lock();
+        let allocatable = described.as_ref().map(|node| node["status"]["allocatable"].clone());
+        allocatable.and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default()
+    }
+}
+
+/// Now and then: rules that others flushed are put back, images are reported.
+async fn look_around(network: Arc<BridgeNetwork>, presence: Arc<Presence>, reports: Arc<Reports>) {
+    let mut ticks = tokio::time::interval(LOOK_AROUND);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = network.reassert().await {
+            tracing::warn!(error = crate::pod::words(&error), "looking after the pod network");
+        }
+        if presence.refresh().await {
+            reports.node_status(presence.status());
+        }
+    }
+}
+
+async fn keep_checkpoint(checkpoint: Checkpoint, desired: Arc<Desired>, changed: Arc<Notify>) {
+    loop {
+        changed.notified().await;
+        tokio::time::sleep(CHECKPOINT_DELAY).await;
+        let (checkpoint, desired) = (checkpoint.clone(), desired.clone());
+        let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired)).await;
+        if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
+            tracing::warn!(%error, "writing the checkpoint");
+        }
+    }
+}
+
+/// Programs services and names into this node.
+struct Program {
+    node_name: String,
+    cluster_domain: String,
+    desired: Arc<Desired>,
+    reports: Arc<Reports>,
+    rules: Arc<dyn ServiceRules>,
+    dns: Arc<dyn ClusterDns>,
+    routed: watch::Sender<BTreeSet<Ipv4Addr>>,
+}
+
+impl Program {
+    async fn run(self, changed: Arc<Notify>) {
+        loop {
+            changed.notified().await;
+            while let Err(error) = self.sync().await {
+                tracing::warn!(error = crate::pod::words(&error), "programming services; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(SERVICES_RETRY) => {}
+                    () = changed.notified() => {}
+                }
+            }
+        }
+    }
+
+    /// Acknowledged only when the kernel has it: pods wait for that before they stop.
+    async fn sync(&self) -> Result<(), gantry_network::NetworkError> {
+        let (services, slices, revision) = self.desired.services();
+        self.dns.publish(services::names(&services, &slices, &self.cluster_domain));
+        self.rules.sync(services::rules(&services, &slices, &self.node_name)).await?;
+        self.routed.send_replace(services::routed_addresses(&slices));
+        self.reports.services_programmed(revision);
+        Ok(())
+    }
+}
+
+/// Ends every pod of an agent that no longer runs, and removes its network, mounts and cgroups. Images stay.
+pub async fn teardown(config: &AgentConfig) -> Result<()> {
+    let runtime = ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods")?;
+    let images = open_images(config).await?;
+    crate::pod::remove_all(&runtime, &images, &config.pods_dir())
+        .await
+        .map_err(anyhow::Error::msg)
+        .context("ending the agent's pods")?;
+    if let Some(facts) = Checkpoint::new(&config.data_dir, &config.run_dir).welcome() {
+        let node = node_network(config, &facts)?;
+        tokio::task::spawn_blocking(move || BridgeNetwork::teardown(&node))
+            .await?
+            .context("removing the pod network")?;
+    }
+    match std::fs::remove_dir_all(&config.run_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", config.run_dir.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -5,7 +5,7 @@ mod kubeconfig;
 mod mapping;
 
 pub(crate) use error::{ApiError, explain};
-pub(crate) use kubeconfig::{Credentials, default_kubeconfig};
+pub(crate) use kubeconfig::Credentials;
 pub(crate) use mapping::{Mapping, Target};
 
 use anyhow::{Context, Result, bail};
@@ -92,12 +92,6 @@ impl Cluster {
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Value, ApiError> {
         let request = call.request().map_err(ApiError::from)?;
         Ok(self.client.request::<Value>(request).await?)
-    }
-
-    /// Sends a request and returns the text of the answer.
-    pub(crate) async fn text(&self, call: Call<'_>) -> Result<String, ApiError> {
-        let request = call.request().map_err(ApiError::from)?;
-        Ok(self.client.request_text(request).await?)
     }
 
     /// Sends a request and returns the body as it arrives: logs and watches.

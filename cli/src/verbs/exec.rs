@@ -1,5 +1,6 @@
 //! `gantry exec`, with a terminal when asked for.
 
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -98,9 +99,10 @@ impl Exec {
     /// Copies between the local terminal and the process until its output ends.
     async fn copy(&self, process: &mut AttachedProcess) -> Result<()> {
         if let Some(mut stdin) = process.stdin() {
+            let mut input = standard(std::io::stdin())?;
             tokio::spawn(async move {
                 // Ends with either side; what is left to say is said by the exit status.
-                if tokio::io::copy(&mut tokio::io::stdin(), &mut stdin).await.is_ok() {
+                if tokio::io::copy(&mut input, &mut stdin).await.is_ok() {
                     stdin.shutdown().await.ok();
                 }
             });
@@ -126,20 +128,26 @@ impl Exec {
         let stderr = process.stderr();
         let errors = async {
             if let Some(mut stderr) = stderr {
-                pump(&mut stderr, &mut tokio::io::stderr()).await?;
+                pump(&mut stderr, &mut standard(std::io::stderr())?).await?;
             }
             anyhow::Ok(())
         };
         let stdout = process.stdout();
         let output = async {
             if let Some(mut stdout) = stdout {
-                pump(&mut stdout, &mut tokio::io::stdout()).await?;
+                pump(&mut stdout, &mut standard(std::io::stdout())?).await?;
             }
             anyhow::Ok(())
         };
         futures::future::try_join(output, errors).await?;
         Ok(())
     }
+}
+
+/// A standard stream for asynchronous use, on a descriptor of its own.
+fn standard(stream: impl AsFd) -> Result<tokio::fs::File> {
+    let descriptor = stream.as_fd().try_clone_to_owned().context("sharing a standard stream")?;
+    Ok(tokio::fs::File::from_std(std::fs::File::from(descriptor)))
 }
 
 /// Copies and flushes each piece as it arrives.

@@ -85,7 +85,7 @@ impl ImageCommand {
     }
 
     async fn connect(&self) -> Result<ImageServiceClient<Channel>> {
-        let socket = gantry_agent::image_socket(&crate::cluster::agent_config(&self.data_dir).run_dir);
+        let socket = crate::cluster::agent_config(&self.data_dir).image_socket();
         connect(&socket).await.with_context(|| {
             format!(
                 "no agent answers on {}: is a cluster running from {}? ('gantry up'; root is needed)",

@@ -83,9 +83,9 @@ pub(crate) async fn run(context: Arc<Context>) {
     });
     // Not before all objects are known: a foreground deletion would not wait for dependents nobody has heard of.
     let known = stop
-        .run_until_cancelled(complete.wait_for(|complete| *complete))
+        .run_until_cancelled(async { complete.wait_for(|complete| *complete).await.is_ok() })
         .await;
-    if matches!(known, Some(Ok(_))) {
+    if known == Some(true) {
         let queue = collector.queue.clone();
         let collector = collector.clone();
         runner::run("garbage", queue, AT_ONCE, stop, move |uid| {

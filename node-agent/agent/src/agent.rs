@@ -49,7 +49,9 @@ impl Agent {
         prepare_directories(&config)?;
         let tls = tls::mutual(&config.ca_pem, &config.certificate_pem, &config.key_pem)?;
         let machine = Machine::here(&config.data_dir);
-        let runtime = Arc::new(ShimRuntime::new(runtime_config(&config)).context("starting the container runtime")?);
+        let runtime = Arc::new(
+            ShimRuntime::new(runtime_config(&config)).context("starting the container runtime")?,
+        );
         let images: Arc<ImageStore> = Arc::new(open_images(&config).await?);
         let desired = Arc::new(Desired::default());
         let checkpoint = Checkpoint::new(&config.data_dir, &config.run_dir);
@@ -61,8 +63,8 @@ impl Agent {
         let mut tasks = JoinSet::new();
 
         let socket = config.image_socket();
-        let listener =
-            image_service::bind(&socket).with_context(|| format!("binding the image socket {}", socket.display()))?;
+        let listener = image_service::bind(&socket)
+            .with_context(|| format!("binding the image socket {}", socket.display()))?;
         let (served, stopped) = (images.clone(), stop.clone());
         tasks.spawn(async move {
             if let Err(error) = image_service::serve(listener, served, stopped).await {
@@ -103,7 +105,9 @@ impl Agent {
             facts = welcomed.wait_for(Option::is_some) => facts.context("waiting for a server")?.clone().unwrap_or_default(),
             () = stop.cancelled() => return Ok(()),
         };
-        checkpoint.save_welcome(&facts).context("writing the checkpoint of the cluster's facts")?;
+        checkpoint
+            .save_welcome(&facts)
+            .context("writing the checkpoint of the cluster's facts")?;
         let wiring = Wiring::new(&config, &facts).await?;
 
         let (routed, routed_receiver) = watch::channel(BTreeSet::new());
@@ -138,21 +142,36 @@ impl Agent {
             routed,
         };
         tasks.spawn(program.run(services_changed));
-        tasks.spawn(keep_checkpoint(checkpoint.clone(), desired.clone(), changed));
+        tasks.spawn(keep_checkpoint(
+            checkpoint.clone(),
+            desired.clone(),
+            changed,
+        ));
         tasks.spawn(look_around(wiring.network, presence, reports));
         tracing::info!(node = config.node_name, "the agent runs");
 
         stop.cancelled().await;
         tasks.shutdown().await;
-        checkpoint.save(&desired).context("writing the checkpoint")?;
+        checkpoint
+            .save(&desired)
+            .context("writing the checkpoint")?;
         Ok(())
     }
 }
 
 fn prepare_directories(config: &AgentConfig) -> Result<()> {
-    for directory in [&config.data_dir, &config.run_dir, &config.pods_dir(), &config.logs_dir()] {
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("creating {}: is it writable, and is this root?", directory.display()))?;
+    for directory in [
+        &config.data_dir,
+        &config.run_dir,
+        &config.pods_dir(),
+        &config.logs_dir(),
+    ] {
+        std::fs::create_dir_all(directory).with_context(|| {
+            format!(
+                "creating {}: is it writable, and is this root?",
+                directory.display()
+            )
+        })?;
     }
     Ok(())
 }
@@ -168,7 +187,9 @@ fn runtime_config(config: &AgentConfig) -> ShimRuntimeConfig {
 
 async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
     let data_dir = config.data_dir.join("images");
-    ImageStore::open(ImageStoreConfig { data_dir }).await.context("opening the image store")
+    ImageStore::open(ImageStoreConfig { data_dir })
+        .await
+        .context("opening the image store")
 }
 
 /// The node's network, made from the cluster's facts.
@@ -181,7 +202,8 @@ struct Wiring {
 
 fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
     let cidr = |what: &str, text: &str| {
-        text.parse().with_context(|| format!("the server's {what} \"{text}\" is not an IPv4 block"))
+        text.parse()
+            .with_context(|| format!("the server's {what} \"{text}\" is not an IPv4 block"))
     };
     Ok(NodeNetwork {
         prefix: config.network_prefix.clone(),
@@ -195,21 +217,35 @@ fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
 impl Wiring {
     async fn new(config: &AgentConfig, facts: &Welcome) -> Result<Self> {
         let node = node_network(config, facts)?;
-        let dns_address: Ipv4Addr = facts
-            .dns_service_ip
-            .parse()
-            .with_context(|| format!("the server's DNS address \"{}\" is not IPv4", facts.dns_service_ip))?;
+        let dns_address: Ipv4Addr = facts.dns_service_ip.parse().with_context(|| {
+            format!(
+                "the server's DNS address \"{}\" is not IPv4",
+                facts.dns_service_ip
+            )
+        })?;
         let network = {
             let node = node.clone();
             tokio::task::spawn_blocking(move || BridgeNetwork::new(node)).await?
         };
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
-        network.bind_dns_address(dns_address).await.context("giving the node the address of the cluster's DNS")?;
-        let upstreams = HostResolver::read().context("reading the node's resolver configuration")?.upstreams();
+        network
+            .bind_dns_address(dns_address)
+            .await
+            .context("giving the node the address of the cluster's DNS")?;
+        let upstreams = HostResolver::read()
+            .context("reading the node's resolver configuration")?
+            .upstreams();
         let listen = [SocketAddr::from((dns_address, DNS_PORT))];
-        let dns = DnsServer::start(&listen, &facts.cluster_domain, upstreams).await.context("starting DNS")?;
-        Ok(Self { network, rules, dns, dns_address })
+        let dns = DnsServer::start(&listen, &facts.cluster_domain, upstreams)
+            .await
+            .context("starting DNS")?;
+        Ok(Self {
+            network,
+            rules,
+            dns,
+            dns_address,
+        })
     }
 }
 
@@ -228,32 +264,52 @@ impl Presence {
             tracing::warn!(error = crate::pod::words(&error), "listing images");
             Vec::new()
         });
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
         let mut described = self.described.lock();
-        let earlier: Option<NodeObject> =
-            described.as_ref().and_then(|value| serde_json::from_value(value.clone()).ok());
+        let earlier: Option<NodeObject> = described
+            .as_ref()
+            .and_then(|value| serde_json::from_value(value.clone()).ok());
         let (name, address) = (&self.config.node_name, self.config.node_address);
         let mut next = node::describe(name, address, self.machine, &images, &now, earlier.as_ref());
         for (key, value) in &self.config.labels {
             next["metadata"]["labels"][key] = value.clone().into();
         }
-        let changed = described.as_ref().is_none_or(|before| before["status"]["images"] != next["status"]["images"]);
+        let changed = described
+            .as_ref()
+            .is_none_or(|before| before["status"]["images"] != next["status"]["images"]);
         *described = Some(next);
         changed
     }
 
     fn json(&self) -> Bytes {
-        self.described.lock().as_ref().map(|node| node.to_string().into()).unwrap_or_default()
+        self.described
+            .lock()
+            .as_ref()
+            .map(|node| node.to_string().into())
+            .unwrap_or_default()
     }
 
     fn status(&self) -> Vec<u8> {
-        self.described.lock().as_ref().map(|node| node["status"].to_string().into_bytes()).unwrap_or_default()
+        self.described
+            .lock()
+            .as_ref()
+            .map(|node| node["status"].to_string().into_bytes())
+            .unwrap_or_default()
     }
 
-    fn allocatable(&self) -> std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity> {
+    fn allocatable(
+        &self,
+    ) -> std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>
+    {
         let described = self.described.lock();
-        let allocatable = described.as_ref().map(|node| node["status"]["allocatable"].clone());
-        allocatable.and_then(|value| serde_json::from_value(value).ok()).unwrap_or_default()
+        let allocatable = described
+            .as_ref()
+            .map(|node| node["status"]["allocatable"].clone());
+        allocatable
+            .and_then(|value| serde_json::from_value(value).ok())
+            .unwrap_or_default()
     }
 }
 
@@ -264,7 +320,10 @@ async fn look_around(network: Arc<BridgeNetwork>, presence: Arc<Presence>, repor
     loop {
         ticks.tick().await;
         if let Err(error) = network.reassert().await {
-            tracing::warn!(error = crate::pod::words(&error), "looking after the pod network");
+            tracing::warn!(
+                error = crate::pod::words(&error),
+                "looking after the pod network"
+            );
         }
         if presence.refresh().await {
             reports.node_status(presence.status());
@@ -300,7 +359,10 @@ impl Program {
         loop {
             changed.notified().await;
             while let Err(error) = self.sync().await {
-                tracing::warn!(error = crate::pod::words(&error), "programming services; trying again");
+                tracing::warn!(
+                    error = crate::pod::words(&error),
+                    "programming services; trying again"
+                );
                 tokio::select! {
                     () = tokio::time::sleep(SERVICES_RETRY) => {}
                     () = changed.notified() => {}
@@ -312,9 +374,13 @@ impl Program {
     /// Acknowledged only when the kernel has it: pods wait for that before they stop.
     async fn sync(&self) -> Result<(), gantry_network::NetworkError> {
         let (services, slices, revision) = self.desired.services();
-        self.dns.publish(services::names(&services, &slices, &self.cluster_domain));
-        self.rules.sync(services::rules(&services, &slices, &self.node_name)).await?;
-        self.routed.send_replace(services::routed_addresses(&slices));
+        self.dns
+            .publish(services::names(&services, &slices, &self.cluster_domain));
+        self.rules
+            .sync(services::rules(&services, &slices, &self.node_name))
+            .await?;
+        self.routed
+            .send_replace(services::routed_addresses(&slices));
         self.reports.services_programmed(revision);
         Ok(())
     }
@@ -322,7 +388,8 @@ impl Program {
 
 /// Ends every pod of an agent that no longer runs, and removes its network, mounts and cgroups. Images stay.
 pub async fn teardown(config: &AgentConfig) -> Result<()> {
-    let runtime = ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods")?;
+    let runtime =
+        ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods")?;
     let images = open_images(config).await?;
     crate::pod::remove_all(&runtime, &images, &config.pods_dir())
         .await

@@ -33,7 +33,9 @@ impl Checkpoint {
     /// Fills the desired state with what was known.
     pub(crate) fn load(&self, desired: &Desired) {
         for path in [&self.secrets, &self.objects] {
-            let Ok(content) = std::fs::read(path) else { continue };
+            let Ok(content) = std::fs::read(path) else {
+                continue;
+            };
             let mut rest = Bytes::from(content);
             while !rest.is_empty() {
                 let change = match ObjectChange::decode_length_delimited(&mut rest) {
@@ -53,8 +55,14 @@ impl Checkpoint {
     pub(crate) fn save(&self, desired: &Desired) -> io::Result<()> {
         let (mut objects, mut secrets) = (BytesMut::new(), BytesMut::new());
         for change in desired.snapshot() {
-            let into = if change.resource() == Resource::Secret { &mut secrets } else { &mut objects };
-            change.encode_length_delimited(into).map_err(io::Error::other)?;
+            let into = if change.resource() == Resource::Secret {
+                &mut secrets
+            } else {
+                &mut objects
+            };
+            change
+                .encode_length_delimited(into)
+                .map_err(io::Error::other)?;
         }
         replace(&self.secrets, &secrets)?;
         replace(&self.objects, &objects)
@@ -71,8 +79,12 @@ impl Checkpoint {
 
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(content)?;
     std::fs::rename(&temporary, path)
 }
@@ -96,12 +108,19 @@ mod tests {
         desired.apply(&change(Resource::Secret, &secret)).unwrap();
         checkpoint.save(&desired).unwrap();
         let on_disk = std::fs::read(data.path().join("objects.checkpoint")).unwrap();
-        assert!(!String::from_utf8_lossy(&on_disk).contains("c2VjcmV0"), "a secret on the disk");
+        assert!(
+            !String::from_utf8_lossy(&on_disk).contains("c2VjcmV0"),
+            "a secret on the disk"
+        );
         let later = Desired::default();
         checkpoint.load(&later);
         assert!(later.pod("d", "p").is_some() && later.secret("d", "s").is_some());
         assert!(!later.is_synced());
-        std::fs::write(data.path().join("objects.checkpoint"), &on_disk[..on_disk.len() / 2]).unwrap();
+        std::fs::write(
+            data.path().join("objects.checkpoint"),
+            &on_disk[..on_disk.len() / 2],
+        )
+        .unwrap();
         let damaged = Desired::default();
         checkpoint.load(&damaged);
         assert!(damaged.pod("d", "p").is_none() && damaged.secret("d", "s").is_some());

@@ -79,7 +79,9 @@ fn prefix(data_dir: &Path) -> String {
         .as_os_str()
         .as_encoded_bytes()
         .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     format!("g{:06x}", (hash ^ (hash >> 32)) & 0xff_ffff)
 }
 
@@ -92,7 +94,10 @@ mod tests {
         let one = AgentConfig::in_directory(Path::new("/var/lib/a"));
         let again = AgentConfig::in_directory(Path::new("/var/lib/a"));
         let other = AgentConfig::in_directory(Path::new("/var/lib/b"));
-        assert_eq!((&one.network_prefix, &one.run_dir), (&again.network_prefix, &again.run_dir));
+        assert_eq!(
+            (&one.network_prefix, &one.run_dir),
+            (&again.network_prefix, &again.run_dir)
+        );
         assert_ne!(one.network_prefix, other.network_prefix);
         assert_eq!(one.network_prefix.len(), 7);
     }

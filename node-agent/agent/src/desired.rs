@@ -82,8 +82,19 @@ fn put<T: DeserializeOwned>(
     }
     let object: Arc<T> = serde_json::from_slice(&change.object)
         .map(Arc::new)
-        .map_err(|source| Unreadable { resource: kind, namespace: key.0.clone(), name: key.1.clone(), source })?;
-    table.insert(key, Kept { object: object.clone(), json: change.object.clone() });
+        .map_err(|source| Unreadable {
+            resource: kind,
+            namespace: key.0.clone(),
+            name: key.1.clone(),
+            source,
+        })?;
+    table.insert(
+        key,
+        Kept {
+            object: object.clone(),
+            json: change.object.clone(),
+        },
+    );
     Ok(Some(object))
 }
 
@@ -114,7 +125,12 @@ impl Desired {
                 Touched::Reference(change.namespace.clone())
             }
             Resource::ServiceAccount => {
-                put(&mut objects.service_accounts, "service account", key, change)?;
+                put(
+                    &mut objects.service_accounts,
+                    "service account",
+                    key,
+                    change,
+                )?;
                 Touched::Reference(change.namespace.clone())
             }
             Resource::Service => {
@@ -140,15 +156,29 @@ impl Desired {
         let mut guard = self.objects.write();
         let objects = &mut *guard;
         let sent = std::mem::take(&mut objects.sent);
-        fn keep<T>(table: &mut Table<T>, resource: Resource, sent: &BTreeSet<(i32, ObjectKey)>) -> Vec<Arc<T>> {
-            let gone: Vec<ObjectKey> =
-                table.keys().filter(|key| !sent.contains(&(resource.into(), (*key).clone()))).cloned().collect();
-            gone.iter().filter_map(|key| table.remove(key)).map(|kept| kept.object).collect()
+        fn keep<T>(
+            table: &mut Table<T>,
+            resource: Resource,
+            sent: &BTreeSet<(i32, ObjectKey)>,
+        ) -> Vec<Arc<T>> {
+            let gone: Vec<ObjectKey> = table
+                .keys()
+                .filter(|key| !sent.contains(&(resource.into(), (*key).clone())))
+                .cloned()
+                .collect();
+            gone.iter()
+                .filter_map(|key| table.remove(key))
+                .map(|kept| kept.object)
+                .collect()
         }
         let gone = keep(&mut objects.pods, Resource::Pod, &sent);
         keep(&mut objects.config_maps, Resource::ConfigMap, &sent);
         keep(&mut objects.secrets, Resource::Secret, &sent);
-        keep(&mut objects.service_accounts, Resource::ServiceAccount, &sent);
+        keep(
+            &mut objects.service_accounts,
+            Resource::ServiceAccount,
+            &sent,
+        );
         keep(&mut objects.services, Resource::Service, &sent);
         keep(&mut objects.endpoint_slices, Resource::EndpointSlice, &sent);
         keep(&mut objects.nodes, Resource::Node, &sent);
@@ -164,36 +194,65 @@ impl Desired {
 
     /// All pods of this node.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.objects.read().pods.values().map(|kept| kept.object.clone()).collect()
+        self.objects
+            .read()
+            .pods
+            .values()
+            .map(|kept| kept.object.clone())
+            .collect()
     }
 
     /// One pod.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.objects.read().pods.get(&(namespace.to_owned(), name.to_owned())).map(|kept| kept.object.clone())
+        self.objects
+            .read()
+            .pods
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .map(|kept| kept.object.clone())
     }
 
     /// A ConfigMap.
     pub fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>> {
-        self.objects.read().config_maps.get(&(namespace.to_owned(), name.to_owned())).map(|kept| kept.object.clone())
+        self.objects
+            .read()
+            .config_maps
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .map(|kept| kept.object.clone())
     }
 
     /// A Secret.
     pub fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>> {
-        self.objects.read().secrets.get(&(namespace.to_owned(), name.to_owned())).map(|kept| kept.object.clone())
+        self.objects
+            .read()
+            .secrets
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .map(|kept| kept.object.clone())
     }
 
     /// A ServiceAccount.
     pub fn service_account(&self, namespace: &str, name: &str) -> Option<Arc<ServiceAccount>> {
         let key = (namespace.to_owned(), name.to_owned());
-        self.objects.read().service_accounts.get(&key).map(|kept| kept.object.clone())
+        self.objects
+            .read()
+            .service_accounts
+            .get(&key)
+            .map(|kept| kept.object.clone())
     }
 
     /// Services, EndpointSlices, and the revision they reflect.
     pub fn services(&self) -> (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>, u64) {
         let objects = self.objects.read();
         (
-            objects.services.values().map(|kept| kept.object.clone()).collect(),
-            objects.endpoint_slices.values().map(|kept| kept.object.clone()).collect(),
+            objects
+                .services
+                .values()
+                .map(|kept| kept.object.clone())
+                .collect(),
+            objects
+                .endpoint_slices
+                .values()
+                .map(|kept| kept.object.clone())
+                .collect(),
             objects.service_revision,
         )
     }
@@ -201,13 +260,20 @@ impl Desired {
     /// The services of one namespace.
     pub fn services_of(&self, namespace: &str) -> Vec<Arc<Service>> {
         let objects = self.objects.read();
-        let in_namespace = objects.services.iter().filter(|((own, _), _)| own == namespace);
+        let in_namespace = objects
+            .services
+            .iter()
+            .filter(|((own, _), _)| own == namespace);
         in_namespace.map(|(_, kept)| kept.object.clone()).collect()
     }
 
     /// One node.
     pub fn node(&self, name: &str) -> Option<Arc<Node>> {
-        self.objects.read().nodes.get(&(String::new(), name.to_owned())).map(|kept| kept.object.clone())
+        self.objects
+            .read()
+            .nodes
+            .get(&(String::new(), name.to_owned()))
+            .map(|kept| kept.object.clone())
     }
 
     /// The JSON of everything, as it would be sent: what a checkpoint holds. Secrets are told apart by their kind.
@@ -226,9 +292,17 @@ impl Desired {
         let mut changes = Vec::new();
         all(&objects.config_maps, Resource::ConfigMap, &mut changes);
         all(&objects.secrets, Resource::Secret, &mut changes);
-        all(&objects.service_accounts, Resource::ServiceAccount, &mut changes);
+        all(
+            &objects.service_accounts,
+            Resource::ServiceAccount,
+            &mut changes,
+        );
         all(&objects.services, Resource::Service, &mut changes);
-        all(&objects.endpoint_slices, Resource::EndpointSlice, &mut changes);
+        all(
+            &objects.endpoint_slices,
+            Resource::EndpointSlice,
+            &mut changes,
+        );
         all(&objects.nodes, Resource::Node, &mut changes);
         all(&objects.pods, Resource::Pod, &mut changes);
         changes
@@ -246,8 +320,14 @@ pub(crate) mod tests {
             resource: resource.into(),
             deleted: false,
             revision: 7,
-            namespace: object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned(),
-            name: object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            namespace: object["metadata"]["namespace"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+            name: object["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             object: object.to_string().into(),
         }
     }

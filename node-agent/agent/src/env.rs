@@ -63,7 +63,10 @@ pub fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
         if let Some(tail) = after.strip_prefix('$') {
             result.push('$');
             rest = tail;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+        } else if let Some((name, tail)) = after
+            .strip_prefix('(')
+            .and_then(|inner| inner.split_once(')'))
+        {
             match lookup(name) {
                 Some(value) => result.push_str(&value),
                 None => {
@@ -84,10 +87,23 @@ pub fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
 
 /// The environment of a container, in the order in which names first appear; service links come first and are
 /// overridden by everything else.
-pub fn environment(context: &EnvContext<'_>, container: &Container) -> Result<Vec<(String, String)>, EnvError> {
-    let namespace = context.pod.metadata.namespace.as_deref().unwrap_or_default();
+pub fn environment(
+    context: &EnvContext<'_>,
+    container: &Container,
+) -> Result<Vec<(String, String)>, EnvError> {
+    let namespace = context
+        .pod
+        .metadata
+        .namespace
+        .as_deref()
+        .unwrap_or_default();
     let mut result = Ordered::default();
-    let links = context.pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+    let links = context
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.enable_service_links)
+        .unwrap_or(true);
     for (name, value) in service_variables(context, namespace, links) {
         result.set(name, value);
     }
@@ -101,18 +117,31 @@ pub fn environment(context: &EnvContext<'_>, container: &Container) -> Result<Ve
                     }
                 }
                 None if reference.optional == Some(true) => {}
-                None => return Err(EnvError::Missing { kind: "configmap", name: reference.name.clone() }),
+                None => {
+                    return Err(EnvError::Missing {
+                        kind: "configmap",
+                        name: reference.name.clone(),
+                    });
+                }
             }
         }
         if let Some(reference) = &source.secret_ref {
             match context.desired.secret(namespace, &reference.name) {
                 Some(secret) => {
                     for (key, value) in secret.data.iter().flatten() {
-                        result.set(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                        result.set(
+                            format!("{prefix}{key}"),
+                            String::from_utf8_lossy(&value.0).into_owned(),
+                        );
                     }
                 }
                 None if reference.optional == Some(true) => {}
-                None => return Err(EnvError::Missing { kind: "secret", name: reference.name.clone() }),
+                None => {
+                    return Err(EnvError::Missing {
+                        kind: "secret",
+                        name: reference.name.clone(),
+                    });
+                }
             }
         }
     }
@@ -144,36 +173,76 @@ fn resolve(
     }
     if let Some(selector) = &source.resource_field_ref {
         let spec = context.pod.spec.as_ref();
-        let named = selector.container_name.as_deref().filter(|name| !name.is_empty());
+        let named = selector
+            .container_name
+            .as_deref()
+            .filter(|name| !name.is_empty());
         let target = named
-            .and_then(|name| spec?.containers.iter().find(|container| container.name == name))
-            .unwrap_or(container);
-        return limits::field(target, &selector.resource, selector.divisor.as_ref(), context.allocatable)
-            .map(Some)
-            .ok_or_else(|| EnvError::Resource(selector.resource.clone()));
-    }
-    let (kind, short, name, key, optional, value) = if let Some(selector) = &source.config_map_key_ref {
-        let value = context.desired.config_map(namespace, &selector.name).map(|map| {
-            let text = map.data.as_ref().and_then(|data| data.get(&selector.key).cloned());
-            text.or_else(|| {
-                let bytes = map.binary_data.as_ref()?.get(&selector.key)?;
-                Some(String::from_utf8_lossy(&bytes.0).into_owned())
+            .and_then(|name| {
+                spec?
+                    .containers
+                    .iter()
+                    .find(|container| container.name == name)
             })
-        });
-        ("ConfigMap", "configmap", &selector.name, &selector.key, selector.optional, value)
-    } else if let Some(selector) = &source.secret_key_ref {
-        let value = context.desired.secret(namespace, &selector.name).map(|secret| {
-            let bytes = secret.data.as_ref()?.get(&selector.key)?;
-            Some(String::from_utf8_lossy(&bytes.0).into_owned())
-        });
-        ("Secret", "secret", &selector.name, &selector.key, selector.optional, value)
-    } else {
-        return Ok(Some(String::new()));
-    };
+            .unwrap_or(container);
+        return limits::field(
+            target,
+            &selector.resource,
+            selector.divisor.as_ref(),
+            context.allocatable,
+        )
+        .map(Some)
+        .ok_or_else(|| EnvError::Resource(selector.resource.clone()));
+    }
+    let (kind, short, name, key, optional, value) =
+        if let Some(selector) = &source.config_map_key_ref {
+            let value = context
+                .desired
+                .config_map(namespace, &selector.name)
+                .map(|map| {
+                    let text = map
+                        .data
+                        .as_ref()
+                        .and_then(|data| data.get(&selector.key).cloned());
+                    text.or_else(|| {
+                        let bytes = map.binary_data.as_ref()?.get(&selector.key)?;
+                        Some(String::from_utf8_lossy(&bytes.0).into_owned())
+                    })
+                });
+            (
+                "ConfigMap",
+                "configmap",
+                &selector.name,
+                &selector.key,
+                selector.optional,
+                value,
+            )
+        } else if let Some(selector) = &source.secret_key_ref {
+            let value = context
+                .desired
+                .secret(namespace, &selector.name)
+                .map(|secret| {
+                    let bytes = secret.data.as_ref()?.get(&selector.key)?;
+                    Some(String::from_utf8_lossy(&bytes.0).into_owned())
+                });
+            (
+                "Secret",
+                "secret",
+                &selector.name,
+                &selector.key,
+                selector.optional,
+                value,
+            )
+        } else {
+            return Ok(Some(String::new()));
+        };
     match value {
         Some(Some(value)) => Ok(Some(value)),
         _ if optional == Some(true) => Ok(None),
-        None => Err(EnvError::Missing { kind: short, name: name.clone() }),
+        None => Err(EnvError::Missing {
+            kind: short,
+            name: name.clone(),
+        }),
         Some(None) => Err(EnvError::Key {
             kind,
             key: key.clone(),
@@ -218,41 +287,74 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// A map as a downward API file shows it: one `key="value"` a line.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<String> = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect();
     lines.join("\n")
 }
 
 /// Variables that tell of services with a ClusterIP: those of the pod's namespace, and always the API server's.
-fn service_variables(context: &EnvContext<'_>, namespace: &str, links: bool) -> Vec<(String, String)> {
+fn service_variables(
+    context: &EnvContext<'_>,
+    namespace: &str,
+    links: bool,
+) -> Vec<(String, String)> {
     let named = |service: &Service, name: &str| service.metadata.name.as_deref() == Some(name);
-    let mut services: Vec<_> =
-        context.desired.services_of("default").into_iter().filter(|service| named(service, "kubernetes")).collect();
+    let mut services: Vec<_> = context
+        .desired
+        .services_of("default")
+        .into_iter()
+        .filter(|service| named(service, "kubernetes"))
+        .collect();
     if links {
         let others = context.desired.services_of(namespace).into_iter();
-        services.extend(others.filter(|service| namespace != "default" || !named(service, "kubernetes")));
+        services.extend(
+            others.filter(|service| namespace != "default" || !named(service, "kubernetes")),
+        );
     }
-    services.iter().flat_map(|service| link_variables(service)).collect()
+    services
+        .iter()
+        .flat_map(|service| link_variables(service))
+        .collect()
 }
 
 fn link_variables(service: &Service) -> Vec<(String, String)> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+    let Some(spec) = &service.spec else {
+        return Vec::new();
+    };
+    let Some(ip) = spec
+        .cluster_ip
+        .as_deref()
+        .filter(|ip| !ip.is_empty() && *ip != "None")
+    else {
         return Vec::new();
     };
     let ports: Vec<_> = spec.ports.iter().flatten().collect();
-    let Some(first) = ports.first() else { return Vec::new() };
+    let Some(first) = ports.first() else {
+        return Vec::new();
+    };
     let variable = |text: &str| text.to_uppercase().replace('-', "_");
     let name = variable(service.metadata.name.as_deref().unwrap_or_default());
     let protocol = |port: Option<&String>| port.cloned().unwrap_or_else(|| "TCP".to_owned());
-    let mut result =
-        vec![(format!("{name}_SERVICE_HOST"), ip.to_owned()), (format!("{name}_SERVICE_PORT"), first.port.to_string())];
+    let mut result = vec![
+        (format!("{name}_SERVICE_HOST"), ip.to_owned()),
+        (format!("{name}_SERVICE_PORT"), first.port.to_string()),
+    ];
     for port in &ports {
         if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-            result.push((format!("{name}_SERVICE_PORT_{}", variable(port_name)), port.port.to_string()));
+            result.push((
+                format!("{name}_SERVICE_PORT_{}", variable(port_name)),
+                port.port.to_string(),
+            ));
         }
     }
     let url = |protocol: &str, port: i32| format!("{}://{ip}:{port}", protocol.to_lowercase());
-    result.push((format!("{name}_PORT"), url(&protocol(first.protocol.as_ref()), first.port)));
+    result.push((
+        format!("{name}_PORT"),
+        url(&protocol(first.protocol.as_ref()), first.port),
+    ));
     for port in ports {
         let protocol = protocol(port.protocol.as_ref());
         let prefix = format!("{name}_PORT_{}_{protocol}", port.port);
@@ -283,7 +385,9 @@ impl Ordered {
     }
 
     fn get(&self, name: &str) -> Option<String> {
-        self.positions.get(name).map(|&at| self.entries[at].1.clone())
+        self.positions
+            .get(name)
+            .map(|&at| self.entries[at].1.clone())
     }
 }
 
@@ -316,10 +420,19 @@ mod tests {
     fn evaluate(container: Value) -> Result<Vec<(String, String)>, EnvError> {
         let desired = Desired::default();
         let objects = [
-            (Resource::ConfigMap, json!({"metadata": {"name": "c", "namespace": "d"}, "data": {"k": "v", "other": "o"}})),
-            (Resource::Secret, json!({"metadata": {"name": "s", "namespace": "d"}, "data": {"p": "cHc="}})),
-            (Resource::Service, json!({"metadata": {"name": "my-db", "namespace": "d"},
-                "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 5432, "protocol": "TCP", "name": "sql"}]}})),
+            (
+                Resource::ConfigMap,
+                json!({"metadata": {"name": "c", "namespace": "d"}, "data": {"k": "v", "other": "o"}}),
+            ),
+            (
+                Resource::Secret,
+                json!({"metadata": {"name": "s", "namespace": "d"}, "data": {"p": "cHc="}}),
+            ),
+            (
+                Resource::Service,
+                json!({"metadata": {"name": "my-db", "namespace": "d"},
+                "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 5432, "protocol": "TCP", "name": "sql"}]}}),
+            ),
         ];
         for (resource, object) in &objects {
             desired.apply(&change(*resource, object)).unwrap();
@@ -329,13 +442,26 @@ mod tests {
             "spec": {"containers": [], "nodeName": "n", "enableServiceLinks": container["links"] == true}
         }))
         .unwrap();
-        let context =
-            EnvContext { pod: &pod, desired: &desired, pod_ip: "10.0.0.5", host_ip: "10.0.0.1", allocatable: &BTreeMap::new() };
-        environment(&context, &serde_json::from_value(json!({"name": "x", "env": container["env"], "envFrom": container["envFrom"]})).unwrap())
+        let context = EnvContext {
+            pod: &pod,
+            desired: &desired,
+            pod_ip: "10.0.0.5",
+            host_ip: "10.0.0.1",
+            allocatable: &BTreeMap::new(),
+        };
+        environment(
+            &context,
+            &serde_json::from_value(
+                json!({"name": "x", "env": container["env"], "envFrom": container["envFrom"]}),
+            )
+            .unwrap(),
+        )
     }
 
     fn get(env: &[(String, String)], name: &str) -> Option<String> {
-        env.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone())
+        env.iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone())
     }
 
     #[test]
@@ -355,15 +481,27 @@ mod tests {
         assert_eq!(get(&env, "X_other").as_deref(), Some("mine"));
         assert_eq!(get(&env, "IP").as_deref(), Some("10.0.0.5"));
         assert_eq!(get(&env, "L").as_deref(), Some("c"));
-        assert_eq!(get(&env, "MY_DB_SERVICE_HOST"), None, "service links are off");
+        assert_eq!(
+            get(&env, "MY_DB_SERVICE_HOST"),
+            None,
+            "service links are off"
+        );
     }
 
     #[test]
     fn service_links() {
-        let env = evaluate(json!({"links": true, "env": [{"name": "U", "value": "$(MY_DB_PORT)"}]})).unwrap();
-        assert_eq!(get(&env, "MY_DB_SERVICE_HOST").as_deref(), Some("10.96.0.9"));
+        let env =
+            evaluate(json!({"links": true, "env": [{"name": "U", "value": "$(MY_DB_PORT)"}]}))
+                .unwrap();
+        assert_eq!(
+            get(&env, "MY_DB_SERVICE_HOST").as_deref(),
+            Some("10.96.0.9")
+        );
         assert_eq!(get(&env, "MY_DB_SERVICE_PORT_SQL").as_deref(), Some("5432"));
-        assert_eq!(get(&env, "MY_DB_PORT_5432_TCP_ADDR").as_deref(), Some("10.96.0.9"));
+        assert_eq!(
+            get(&env, "MY_DB_PORT_5432_TCP_ADDR").as_deref(),
+            Some("10.96.0.9")
+        );
         assert_eq!(get(&env, "U").as_deref(), Some("tcp://10.96.0.9:5432"));
     }
 
@@ -371,10 +509,22 @@ mod tests {
     fn missing_references_say_what_is_missing() {
         let with = |source: Value| evaluate(json!({"env": [{"name": "A", "valueFrom": source}]}));
         let words = |source| with(source).unwrap_err().to_string();
-        assert_eq!(words(json!({"configMapKeyRef": {"name": "no", "key": "k"}})), "configmap \"no\" not found");
-        assert_eq!(words(json!({"secretKeyRef": {"name": "s", "key": "q"}})), "couldn't find key q in Secret d/s");
-        assert_eq!(with(json!({"secretKeyRef": {"name": "no", "key": "q", "optional": true}})), Ok(Vec::new()));
-        assert_eq!(words(json!({"fieldRef": {"fieldPath": "spec.what"}})), "unsupported fieldPath: spec.what");
+        assert_eq!(
+            words(json!({"configMapKeyRef": {"name": "no", "key": "k"}})),
+            "configmap \"no\" not found"
+        );
+        assert_eq!(
+            words(json!({"secretKeyRef": {"name": "s", "key": "q"}})),
+            "couldn't find key q in Secret d/s"
+        );
+        assert_eq!(
+            with(json!({"secretKeyRef": {"name": "no", "key": "q", "optional": true}})),
+            Ok(Vec::new())
+        );
+        assert_eq!(
+            words(json!({"fieldRef": {"fieldPath": "spec.what"}})),
+            "unsupported fieldPath: spec.what"
+        );
         assert!(evaluate(json!({"envFrom": [{"configMapRef": {"name": "no"}}]})).is_err());
     }
 }

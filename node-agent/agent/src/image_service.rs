@@ -10,7 +10,8 @@ use gantry_image::{Credentials, Image, ImageError, Images, Progress, ProgressSin
 use gantry_rpc::image::image_service_server::{ImageService, ImageServiceServer};
 use gantry_rpc::image::progress::Event;
 use gantry_rpc::image::{
-    self as wire, ImportRequest, ListRequest, ListResponse, PullRequest, RemoveRequest, RemoveResponse,
+    self as wire, ImportRequest, ListRequest, ListResponse, PullRequest, RemoveRequest,
+    RemoveResponse,
 };
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -28,7 +29,9 @@ struct Service {
 fn refused(error: &ImageError) -> Status {
     let words = crate::pod::words(error);
     match error {
-        ImageError::InvalidReference { .. } | ImageError::Archive { .. } => Status::invalid_argument(words),
+        ImageError::InvalidReference { .. } | ImageError::Archive { .. } => {
+            Status::invalid_argument(words)
+        }
         ImageError::NotFound(_) => Status::not_found(words),
         ImageError::InUse(_) => Status::failed_precondition(words),
         ImageError::Pull { .. } => Status::unavailable(words),
@@ -38,7 +41,12 @@ fn refused(error: &ImageError) -> Status {
 }
 
 fn to_wire(image: Image) -> wire::Image {
-    wire::Image { id: image.id, tags: image.tags, digests: image.digests, size: image.size }
+    wire::Image {
+        id: image.id,
+        tags: image.tags,
+        digests: image.digests,
+        size: image.size,
+    }
 }
 
 fn event(progress: Progress) -> wire::Progress {
@@ -64,7 +72,9 @@ async fn finish(events: Events, result: Result<Vec<Image>, ImageError>) {
     let last = match result {
         Ok(images) => {
             let images = images.into_iter().map(to_wire).collect();
-            Ok(wire::Progress { event: Some(Event::Done(wire::Done { images })) })
+            Ok(wire::Progress {
+                event: Some(Event::Done(wire::Done { images })),
+            })
         }
         Err(error) => Err(refused(&error)),
     };
@@ -80,12 +90,18 @@ impl ImageService for Service {
     type ImportStream = Answer;
 
     async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Answer>, Status> {
-        let PullRequest { reference, username, password } = request.into_inner();
+        let PullRequest {
+            reference,
+            username,
+            password,
+        } = request.into_inner();
         let credentials = (!username.is_empty()).then_some(Credentials { username, password });
         let (events, answer) = mpsc::channel(QUEUE);
         let images = self.images.clone();
         tokio::spawn(async move {
-            let pulled = images.pull(&reference, credentials, Some(sink(&events))).await;
+            let pulled = images
+                .pull(&reference, credentials, Some(sink(&events)))
+                .await;
             finish(events, pulled.map(|image| vec![image])).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answer))))
@@ -94,7 +110,10 @@ impl ImageService for Service {
     async fn import(&self, request: Request<ImportRequest>) -> Result<Response<Answer>, Status> {
         let path = std::path::PathBuf::from(request.into_inner().path);
         if !path.is_absolute() {
-            return Err(Status::invalid_argument(format!("{}: the path of an archive must be absolute", path.display())));
+            return Err(Status::invalid_argument(format!(
+                "{}: the path of an archive must be absolute",
+                path.display()
+            )));
         }
         let (events, answer) = mpsc::channel(QUEUE);
         let images = self.images.clone();
@@ -107,12 +126,24 @@ impl ImageService for Service {
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let images = self.images.list().await.map_err(|error| refused(&error))?;
-        Ok(Response::new(ListResponse { images: images.into_iter().map(to_wire).collect() }))
+        Ok(Response::new(ListResponse {
+            images: images.into_iter().map(to_wire).collect(),
+        }))
     }
 
-    async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveResponse>, Status> {
-        self.images.remove(&request.into_inner().reference).await.map_err(|error| refused(&error))?;
-        let freed = self.images.collect_garbage().await.map_err(|error| refused(&error))?;
+    async fn remove(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        self.images
+            .remove(&request.into_inner().reference)
+            .await
+            .map_err(|error| refused(&error))?;
+        let freed = self
+            .images
+            .collect_garbage()
+            .await
+            .map_err(|error| refused(&error))?;
         tracing::info!(freed, "an image was removed");
         Ok(Response::new(RemoveResponse {}))
     }
@@ -166,20 +197,49 @@ mod tests {
             .await
             .unwrap();
         let mut client = ImageServiceClient::new(channel);
-        let pull = |reference: &str| PullRequest { reference: reference.to_owned(), ..PullRequest::default() };
+        let pull = |reference: &str| PullRequest {
+            reference: reference.to_owned(),
+            ..PullRequest::default()
+        };
         let mut events = client.pull(pull("web:1")).await.unwrap().into_inner();
         let mut last = None;
         while let Some(event) = events.message().await.unwrap() {
             last = event.event;
         }
-        assert!(matches!(last, Some(Event::Done(done)) if done.images[0].tags == ["docker.io/library/web:1"]));
-        assert_eq!(client.list(ListRequest {}).await.unwrap().into_inner().images.len(), 1);
+        assert!(
+            matches!(last, Some(Event::Done(done)) if done.images[0].tags == ["docker.io/library/web:1"])
+        );
+        assert_eq!(
+            client
+                .list(ListRequest {})
+                .await
+                .unwrap()
+                .into_inner()
+                .images
+                .len(),
+            1
+        );
         let mut refused = client.pull(pull("none:1")).await.unwrap().into_inner();
         let status = refused.message().await.unwrap_err();
         assert!(status.message().contains("manifest unknown"), "{status}");
-        client.remove(RemoveRequest { reference: "web:1".to_owned() }).await.unwrap();
-        assert!(client.list(ListRequest {}).await.unwrap().into_inner().images.is_empty());
-        let relative = ImportRequest { path: "x.tar".to_owned() };
+        client
+            .remove(RemoveRequest {
+                reference: "web:1".to_owned(),
+            })
+            .await
+            .unwrap();
+        assert!(
+            client
+                .list(ListRequest {})
+                .await
+                .unwrap()
+                .into_inner()
+                .images
+                .is_empty()
+        );
+        let relative = ImportRequest {
+            path: "x.tar".to_owned(),
+        };
         assert!(client.import(relative).await.is_err());
         drop(client);
         stop.cancel();

@@ -34,7 +34,8 @@ fn quantity(amounts: Option<&Amounts>, name: &str) -> Option<Quantity> {
 /// A limit counts as request where no request is written.
 fn request(resources: Option<&ResourceRequirements>, name: &str) -> Option<Quantity> {
     let resources = resources?;
-    quantity(resources.requests.as_ref(), name).or_else(|| quantity(resources.limits.as_ref(), name))
+    quantity(resources.requests.as_ref(), name)
+        .or_else(|| quantity(resources.limits.as_ref(), name))
 }
 
 fn limit(resources: Option<&ResourceRequirements>, name: &str) -> Option<Quantity> {
@@ -45,7 +46,12 @@ fn limit(resources: Option<&ResourceRequirements>, name: &str) -> Option<Quantit
 pub fn qos_class(spec: &PodSpec) -> QosClass {
     let positive = |value: Option<Quantity>| value.is_some_and(|value| value.sign() > 0);
     let (mut any, mut guaranteed) = (false, true);
-    for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+    for container in spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+    {
         let resources = container.resources.as_ref();
         for name in ["cpu", "memory"] {
             let (request, limit) = (request(resources, name), limit(resources, name));
@@ -62,7 +68,9 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
 
 /// cpu.shares for a request in thousandths of a CPU.
 fn shares(millis: i64) -> u64 {
-    (millis * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES).unsigned_abs()
+    (millis * 1024 / 1000)
+        .clamp(MIN_SHARES, MAX_SHARES)
+        .unsigned_abs()
 }
 
 /// The quota for a limit in thousandths of a CPU.
@@ -76,7 +84,8 @@ fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory: i64) -> i32
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
         QosClass::Burstable => {
-            let requested = request(container.resources.as_ref(), "memory").map_or(0, |memory| memory.units());
+            let requested =
+                request(container.resources.as_ref(), "memory").map_or(0, |memory| memory.units());
             let share = i128::from(requested) * 1000 / i128::from(node_memory.max(1));
             i32::try_from((1000 - share).clamp(3, 999)).unwrap_or(999)
         }
@@ -88,7 +97,9 @@ pub fn container(spec: &PodSpec, container: &Container, node_memory: i64) -> Res
     let resources = container.resources.as_ref();
     let cpu_limit = limit(resources, "cpu").map(|cpu| cpu.millis());
     Resources {
-        cpu_shares: Some(shares(request(resources, "cpu").map_or(0, |cpu| cpu.millis()))),
+        cpu_shares: Some(shares(
+            request(resources, "cpu").map_or(0, |cpu| cpu.millis()),
+        )),
         cpu_quota_micros: cpu_limit.map(quota),
         cpu_period_micros: cpu_limit.map(|_| PERIOD_MICROS.unsigned_abs()),
         memory_limit: limit(resources, "memory").map(|memory| memory.units()),
@@ -99,8 +110,17 @@ pub fn container(spec: &PodSpec, container: &Container, node_memory: i64) -> Res
 
 /// Adds up what `amount` gives for the containers that run at once; `None` as soon as one sets nothing.
 fn sum(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
-    let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
-    let together = spec.containers.iter().chain(sidecars).map(&amount).sum::<Option<i64>>()?;
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|init| is_sidecar(init));
+    let together = spec
+        .containers
+        .iter()
+        .chain(sidecars)
+        .map(&amount)
+        .sum::<Option<i64>>()?;
     let init: Option<Vec<i64>> = spec.init_containers.iter().flatten().map(&amount).collect();
     Some(together.max(init?.into_iter().max().unwrap_or(0)))
 }
@@ -112,16 +132,27 @@ pub fn pod(spec: &PodSpec, pids_limit: Option<i64>) -> Resources {
     let requested: i64 = spec
         .containers
         .iter()
-        .chain(spec.init_containers.iter().flatten().filter(|init| is_sidecar(init)))
+        .chain(
+            spec.init_containers
+                .iter()
+                .flatten()
+                .filter(|init| is_sidecar(init)),
+        )
         .filter_map(|container| request(container.resources.as_ref(), "cpu"))
         .map(millis)
         .sum();
-    let cpu_limit = limit(own, "cpu")
-        .map(millis)
-        .or_else(|| sum(spec, |container| limit(container.resources.as_ref(), "cpu").map(millis)));
+    let cpu_limit = limit(own, "cpu").map(millis).or_else(|| {
+        sum(spec, |container| {
+            limit(container.resources.as_ref(), "cpu").map(millis)
+        })
+    });
     let memory_limit = limit(own, "memory")
         .map(|memory| memory.units())
-        .or_else(|| sum(spec, |container| limit(container.resources.as_ref(), "memory").map(|value| value.units())));
+        .or_else(|| {
+            sum(spec, |container| {
+                limit(container.resources.as_ref(), "memory").map(|value| value.units())
+            })
+        });
     Resources {
         cpu_shares: Some(shares(request(own, "cpu").map_or(requested, millis))),
         cpu_quota_micros: cpu_limit.map(quota),
@@ -138,7 +169,12 @@ pub fn is_sidecar(init: &Container) -> bool {
 }
 
 /// A `resourceFieldRef`'s value in units of its divisor, rounded up; a missing limit is the node's capacity.
-pub fn field(container: &Container, resource: &str, divisor: Option<&Written>, node: &Amounts) -> Option<String> {
+pub fn field(
+    container: &Container,
+    resource: &str,
+    divisor: Option<&Written>,
+    node: &Amounts,
+) -> Option<String> {
     let (kind, name) = resource.split_once('.')?;
     let resources = container.resources.as_ref();
     let value = match kind {
@@ -147,7 +183,9 @@ pub fn field(container: &Container, resource: &str, divisor: Option<&Written>, n
         _ => return None,
     };
     let nanos = value.map_or(0, |value| value.nanos());
-    let divisor = divisor.and_then(|divisor| divisor.0.parse::<Quantity>().ok()).map_or(0, |divisor| divisor.nanos());
+    let divisor = divisor
+        .and_then(|divisor| divisor.0.parse::<Quantity>().ok())
+        .map_or(0, |divisor| divisor.nanos());
     let divisor = if divisor > 0 { divisor } else { 1_000_000_000 };
     Some(((nanos + divisor - 1) / divisor).to_string())
 }
@@ -156,7 +194,11 @@ pub fn field(container: &Container, resource: &str, divisor: Option<&Written>, n
 pub fn grace_period(pod: &Pod) -> i64 {
     pod.metadata
         .deletion_grace_period_seconds
-        .or_else(|| pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds))
+        .or_else(|| {
+            pod.spec
+                .as_ref()
+                .and_then(|spec| spec.termination_grace_period_seconds)
+        })
         .unwrap_or(30)
 }
 
@@ -176,10 +218,19 @@ mod tests {
         let table = [
             (json!({}), QosClass::BestEffort),
             (json!({"requests": {"cpu": "100m"}}), QosClass::Burstable),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), QosClass::Guaranteed),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}}),
+                QosClass::Guaranteed,
+            ),
             (json!({"limits": {"cpu": "1"}}), QosClass::Burstable),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), QosClass::Burstable),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}}), QosClass::Guaranteed),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}),
+                QosClass::Burstable,
+            ),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m"}}),
+                QosClass::Guaranteed,
+            ),
         ];
         for (resources, class) in table {
             assert_eq!(qos_class(&with(resources.clone())), class, "{resources}");
@@ -190,16 +241,24 @@ mod tests {
     fn kernel_units() {
         let requests = json!({"cpu": "250m", "memory": "256Mi"});
         let limits = json!({"cpu": "1500m", "memory": "512Mi"});
-        let spec = spec(json!([{"name": "a", "resources": {"requests": requests, "limits": limits}}, {"name": "b"}]));
+        let spec = spec(
+            json!([{"name": "a", "resources": {"requests": requests, "limits": limits}}, {"name": "b"}]),
+        );
         let a = container(&spec, &spec.containers[0], 1 << 30);
         assert_eq!(a.cpu_shares, Some(256));
         assert_eq!(a.cpu_quota_micros, Some(150_000));
         assert_eq!(a.memory_limit, Some(512 << 20));
         assert_eq!(a.oom_score_adj, Some(750));
         let b = container(&spec, &spec.containers[1], 1 << 30);
-        assert_eq!((b.cpu_shares, b.cpu_quota_micros, b.memory_limit), (Some(2), None, None));
+        assert_eq!(
+            (b.cpu_shares, b.cpu_quota_micros, b.memory_limit),
+            (Some(2), None, None)
+        );
         let pod = pod(&spec, Some(100));
-        assert_eq!((pod.cpu_shares, pod.cpu_quota_micros, pod.memory_limit), (Some(256), None, None));
+        assert_eq!(
+            (pod.cpu_shares, pod.cpu_quota_micros, pod.memory_limit),
+            (Some(256), None, None)
+        );
         assert_eq!(pod.pids_limit, Some(100));
     }
 
@@ -215,14 +274,25 @@ mod tests {
 
     #[test]
     fn fields_are_divided_and_rounded_up() {
-        let spec = spec(json!([{"name": "a", "resources": {"limits": {"cpu": "1500m", "memory": "100Mi"}}}]));
+        let spec = spec(
+            json!([{"name": "a", "resources": {"limits": {"cpu": "1500m", "memory": "100Mi"}}}]),
+        );
         let node: Amounts = [("ephemeral-storage".to_owned(), Written("5Gi".into()))].into();
-        let value =
-            |resource, divisor: &str| field(&spec.containers[0], resource, Some(&Written(divisor.into())), &node);
+        let value = |resource, divisor: &str| {
+            field(
+                &spec.containers[0],
+                resource,
+                Some(&Written(divisor.into())),
+                &node,
+            )
+        };
         assert_eq!(value("limits.cpu", "0").as_deref(), Some("2"));
         assert_eq!(value("limits.cpu", "1m").as_deref(), Some("1500"));
         assert_eq!(value("requests.memory", "1Mi").as_deref(), Some("100"));
-        assert_eq!(value("limits.ephemeral-storage", "1Gi").as_deref(), Some("5"));
+        assert_eq!(
+            value("limits.ephemeral-storage", "1Gi").as_deref(),
+            Some("5")
+        );
         assert_eq!(value("nonsense", "1"), None);
     }
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gantry_rpc::node::node_link_client::NodeLinkClient;
-use gantry_rpc::node::{AgentMessage, Heartbeat, Hello, ServerMessage, Welcome, agent_message, server_message};
+use gantry_rpc::node::{
+    AgentMessage, Heartbeat, Hello, ServerMessage, Welcome, agent_message, server_message,
+};
 use hyper_util::rt::TokioIo;
 use rand::Rng as _;
 use rustls::ClientConfig;
@@ -41,7 +43,10 @@ const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     #[error("connecting to {address}: {source}")]
-    Connect { address: SocketAddr, source: tonic::transport::Error },
+    Connect {
+        address: SocketAddr,
+        source: tonic::transport::Error,
+    },
     #[error("the server ended the link: {0}")]
     Ended(#[from] tonic::Status),
     #[error("the server closed the link")]
@@ -92,8 +97,9 @@ impl Link {
     }
 
     async fn connection(&self, address: SocketAddr) -> Result<(), LinkError> {
-        let channel =
-            dial(address, self.tls.clone()).await.map_err(|source| LinkError::Connect { address, source })?;
+        let channel = dial(address, self.tls.clone())
+            .await
+            .map_err(|source| LinkError::Connect { address, source })?;
         let mut client = NodeLinkClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (up, outbound) = mpsc::channel(QUEUE);
         let hello = Hello {
@@ -101,10 +107,15 @@ impl Link {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: (self.node)(),
         };
-        let hello = AgentMessage { message: Some(agent_message::Message::Hello(hello)) };
+        let hello = AgentMessage {
+            message: Some(agent_message::Message::Hello(hello)),
+        };
         // The queue is empty: there is room.
         up.send(hello).await.map_err(|_| LinkError::Closed)?;
-        let mut down = client.link(ReceiverStream::new(outbound)).await?.into_inner();
+        let mut down = client
+            .link(ReceiverStream::new(outbound))
+            .await?
+            .into_inner();
         self.desired.link_opened();
         tracing::info!(server = %address, "node link is up");
         tokio::select! {
@@ -166,7 +177,9 @@ impl Link {
                     self.services.notify_one();
                     self.changed.notify_one();
                 }
-                Some(server_message::Message::OpenStream(open)) => self.streams.open(open, client.clone()),
+                Some(server_message::Message::OpenStream(open)) => {
+                    self.streams.open(open, client.clone())
+                }
                 None => {}
             }
         }
@@ -192,7 +205,10 @@ impl Link {
 }
 
 /// A mutually authenticated HTTP/2 connection.
-async fn dial(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
+async fn dial(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("https://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(PING)

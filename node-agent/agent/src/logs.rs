@@ -69,14 +69,22 @@ fn parse(line: &[u8]) -> Option<Parsed<'_>> {
         _ => return None,
     };
     let whole = parts.next()?.first() == Some(&b'F');
-    Some(Parsed { time, stream, whole, text: parts.next().unwrap_or_default() })
+    Some(Parsed {
+        time,
+        stream,
+        whole,
+        text: parts.next().unwrap_or_default(),
+    })
 }
 
 /// Turns a written line (without newline) into what is given, unless it is too old or no log line at all.
 fn render(line: &[u8], query: &LogQuery) -> Option<Line> {
     let parsed = parse(line)?;
     if let Some(since) = query.since
-        && parsed.time.parse::<Timestamp>().is_ok_and(|time| time < since)
+        && parsed
+            .time
+            .parse::<Timestamp>()
+            .is_ok_and(|time| time < since)
     {
         return None;
     }
@@ -89,7 +97,10 @@ fn render(line: &[u8], query: &LogQuery) -> Option<Line> {
     if parsed.whole {
         bytes.push(b'\n');
     }
-    Some(Line { stream: parsed.stream, bytes })
+    Some(Line {
+        stream: parsed.stream,
+        bytes,
+    })
 }
 
 fn current(directory: &Path, attempt: u32) -> PathBuf {
@@ -98,8 +109,12 @@ fn current(directory: &Path, attempt: u32) -> PathBuf {
 
 /// The files of an attempt, oldest first.
 fn files(directory: &Path, attempt: u32) -> Vec<PathBuf> {
-    let rotated = (1..).map(|number| directory.join(format!("{attempt}.log.{number}"))).take_while(|path| path.exists());
-    let mut all: Vec<PathBuf> = std::iter::once(current(directory, attempt)).chain(rotated).collect();
+    let rotated = (1..)
+        .map(|number| directory.join(format!("{attempt}.log.{number}")))
+        .take_while(|path| path.exists());
+    let mut all: Vec<PathBuf> = std::iter::once(current(directory, attempt))
+        .chain(rotated)
+        .collect();
     all.reverse();
     all
 }
@@ -112,7 +127,12 @@ pub async fn read(
     ended: &CancellationToken,
     lines: &mpsc::Sender<Line>,
 ) -> io::Result<()> {
-    let mut output = Output { query, lines, left: query.limit_bytes, held: query.tail.map(|_| VecDeque::new()) };
+    let mut output = Output {
+        query,
+        lines,
+        left: query.limit_bytes,
+        held: query.tail.map(|_| VecDeque::new()),
+    };
     let mut open = None;
     for path in files(directory, attempt) {
         match File::open(&path).await {
@@ -131,7 +151,10 @@ pub async fn read(
         return Ok(());
     }
     let path = current(directory, attempt);
-    while query.follow {
+    if !query.follow {
+        return Ok(());
+    }
+    loop {
         let last = ended.is_cancelled();
         if let Some(reader) = &mut open {
             if !reader.read_on(&mut output).await? {
@@ -162,7 +185,6 @@ pub async fn read(
             Err(error) => return Err(error),
         };
     }
-    Ok(())
 }
 
 struct Output<'a> {
@@ -176,7 +198,9 @@ struct Output<'a> {
 impl Output<'_> {
     /// Whether more is wanted.
     async fn take(&mut self, line: &[u8]) -> bool {
-        let Some(line) = render(line, self.query) else { return true };
+        let Some(line) = render(line, self.query) else {
+            return true;
+        };
         if let Some(held) = &mut self.held {
             held.push_back(line);
             let tail = self.query.tail.unwrap_or(usize::MAX);
@@ -220,7 +244,11 @@ impl Reader {
     async fn new(path: PathBuf, file: File) -> io::Result<Self> {
         let inode = file.metadata().await?.ino();
         tracing::trace!(path = %path.display(), inode, "reading a log");
-        Ok(Self { file: BufReader::new(file), inode, partial: Vec::new() })
+        Ok(Self {
+            file: BufReader::new(file),
+            inode,
+            partial: Vec::new(),
+        })
     }
 
     /// Reads whole lines to the present end; whether more is wanted.
@@ -242,7 +270,9 @@ impl Reader {
 
     /// Another file has taken the name, or this one was cut.
     async fn was_rotated(&mut self, path: &Path) -> bool {
-        let Ok(metadata) = tokio::fs::metadata(path).await else { return true };
+        let Ok(metadata) = tokio::fs::metadata(path).await else {
+            return true;
+        };
         let position = self.file.stream_position().await.unwrap_or(0);
         metadata.ino() != self.inode || metadata.len() < position
     }
@@ -252,9 +282,15 @@ impl Reader {
 pub(crate) fn last_words(directory: &Path, attempt: u32) -> String {
     let content = std::fs::read(current(directory, attempt)).unwrap_or_default();
     let query = LogQuery::default();
-    let lines: Vec<Line> = content.split(|byte| *byte == b'\n').filter_map(|line| render(line, &query)).collect();
-    let kept: Vec<u8> =
-        lines.iter().skip(lines.len().saturating_sub(LAST_LINES)).flat_map(|line| line.bytes.clone()).collect();
+    let lines: Vec<Line> = content
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| render(line, &query))
+        .collect();
+    let kept: Vec<u8> = lines
+        .iter()
+        .skip(lines.len().saturating_sub(LAST_LINES))
+        .flat_map(|line| line.bytes.clone())
+        .collect();
     String::from_utf8_lossy(&kept[kept.len().saturating_sub(LAST_BYTES)..]).into_owned()
 }
 
@@ -277,7 +313,11 @@ mod tests {
     use super::*;
 
     fn append(path: &Path, lines: &[(&str, &str)]) {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
         for (second, rest) in lines {
             writeln!(file, "2026-01-01T00:00:{second}.000000000Z {rest}").unwrap();
         }
@@ -285,7 +325,9 @@ mod tests {
 
     async fn all(directory: &Path, query: LogQuery) -> String {
         let (sender, mut lines) = mpsc::channel(100);
-        read(directory, 0, &query, &CancellationToken::new(), &sender).await.unwrap();
+        read(directory, 0, &query, &CancellationToken::new(), &sender)
+            .await
+            .unwrap();
         drop(sender);
         let mut text = Vec::new();
         while let Some(line) = lines.recv().await {
@@ -299,14 +341,58 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         append(&path.join("0.log.1"), &[("01", "stdout F one")]);
-        append(&path.join("0.log"), &[("02", "stderr P tw"), ("02", "stderr F o"), ("03", "stdout F three")]);
+        append(
+            &path.join("0.log"),
+            &[
+                ("02", "stderr P tw"),
+                ("02", "stderr F o"),
+                ("03", "stdout F three"),
+            ],
+        );
         assert_eq!(all(path, LogQuery::default()).await, "one\ntwo\nthree\n");
-        assert_eq!(all(path, LogQuery { tail: Some(1), ..LogQuery::default() }).await, "three\n");
-        assert_eq!(all(path, LogQuery { tail: Some(0), ..LogQuery::default() }).await, "");
-        assert_eq!(all(path, LogQuery { limit_bytes: Some(5), ..LogQuery::default() }).await, "one\nt");
+        assert_eq!(
+            all(
+                path,
+                LogQuery {
+                    tail: Some(1),
+                    ..LogQuery::default()
+                }
+            )
+            .await,
+            "three\n"
+        );
+        assert_eq!(
+            all(
+                path,
+                LogQuery {
+                    tail: Some(0),
+                    ..LogQuery::default()
+                }
+            )
+            .await,
+            ""
+        );
+        assert_eq!(
+            all(
+                path,
+                LogQuery {
+                    limit_bytes: Some(5),
+                    ..LogQuery::default()
+                }
+            )
+            .await,
+            "one\nt"
+        );
         let since = Some("2026-01-01T00:00:03Z".parse().unwrap());
-        let stamped = LogQuery { since, timestamps: true, ..LogQuery::default() };
-        assert_eq!(all(path, stamped).await, "2026-01-01T00:00:03.000000000Z three\n");
+        let stamped = LogQuery {
+            since,
+            timestamps: true,
+            ..LogQuery::default()
+        };
+        assert_eq!(
+            all(path, stamped).await,
+            "2026-01-01T00:00:03.000000000Z three\n"
+        );
         assert_eq!(last_words(path, 0), "two\nthree\n");
         assert_eq!(all(&path.join("none"), LogQuery::default()).await, "");
     }
@@ -320,7 +406,10 @@ mod tests {
         let ended = CancellationToken::new();
         let task = {
             let (path, ended) = (path.clone(), ended.clone());
-            let query = LogQuery { follow: true, ..LogQuery::default() };
+            let query = LogQuery {
+                follow: true,
+                ..LogQuery::default()
+            };
             tokio::spawn(async move { read(&path, 0, &query, &ended, &sender).await })
         };
         assert_eq!(lines.recv().await.unwrap().bytes, b"one\n");

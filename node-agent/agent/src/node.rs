@@ -35,7 +35,9 @@ impl Machine {
 
 /// `MemTotal` of /proc/meminfo in bytes.
 fn total_memory(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -49,11 +51,20 @@ fn os_release(text: &str, field: &str) -> String {
 }
 
 fn read(path: &str) -> String {
-    std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string(path)
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// The Node as the agent registers it. `now` is RFC 3339; `earlier` keeps transition times of unchanged conditions.
-pub(crate) fn describe(name: &str, address: Ipv4Addr, machine: Machine, images: &[Image], now: &str, earlier: Option<&Node>) -> Value {
+pub(crate) fn describe(
+    name: &str,
+    address: Ipv4Addr,
+    machine: Machine,
+    images: &[Image],
+    now: &str,
+    earlier: Option<&Node>,
+) -> Value {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -66,16 +77,40 @@ pub(crate) fn describe(name: &str, address: Ipv4Addr, machine: Machine, images: 
         "pods": PODS.to_string(),
     });
     let conditions: Vec<Value> = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        (
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        (
+            "DiskPressure",
+            "False",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+        ),
+        (
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
+        (
+            "Ready",
+            "True",
+            "KubeletReady",
+            "kubelet is posting ready status",
+        ),
     ]
     .iter()
     .map(|(kind, status, reason, message)| {
         let since = earlier
             .and_then(|node| node.status.as_ref()?.conditions.as_ref())
-            .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == *kind && condition.status == *status))
+            .and_then(|conditions| {
+                conditions
+                    .iter()
+                    .find(|condition| condition.type_ == *kind && condition.status == *status)
+            })
             .and_then(|condition| serde_json::to_value(&condition.last_transition_time).ok())
             .filter(|time| !time.is_null())
             .unwrap_or_else(|| json!(now));
@@ -142,9 +177,15 @@ mod tests {
 
     #[test]
     fn the_machines_files_are_read() {
-        assert_eq!(total_memory("MemTotal:       16384 kB\nMemFree: 1 kB\n"), Some(16 << 20));
+        assert_eq!(
+            total_memory("MemTotal:       16384 kB\nMemFree: 1 kB\n"),
+            Some(16 << 20)
+        );
         assert_eq!(total_memory(""), None);
-        assert_eq!(os_release("NAME=\"X\"\nPRETTY_NAME=\"Debian 12\"\n", "PRETTY_NAME"), "Debian 12");
+        assert_eq!(
+            os_release("NAME=\"X\"\nPRETTY_NAME=\"Debian 12\"\n", "PRETTY_NAME"),
+            "Debian 12"
+        );
     }
 
     #[test]
@@ -154,9 +195,23 @@ mod tests {
             memory_bytes: 1 << 30,
             disk_bytes: 1 << 30,
         };
-        let first = describe("n", Ipv4Addr::LOCALHOST, machine, &[], "2026-01-01T00:00:00Z", None);
+        let first = describe(
+            "n",
+            Ipv4Addr::LOCALHOST,
+            machine,
+            &[],
+            "2026-01-01T00:00:00Z",
+            None,
+        );
         let node: Node = serde_json::from_value(first).expect("a Node");
-        let second = describe("n", Ipv4Addr::LOCALHOST, machine, &[], "2026-01-02T00:00:00Z", Some(&node));
+        let second = describe(
+            "n",
+            Ipv4Addr::LOCALHOST,
+            machine,
+            &[],
+            "2026-01-02T00:00:00Z",
+            Some(&node),
+        );
         let ready = &second["status"]["conditions"][3];
         assert_eq!(ready["lastTransitionTime"], "2026-01-01T00:00:00Z");
         assert_eq!(ready["lastHeartbeatTime"], "2026-01-02T00:00:00Z");

@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use gantry_rpc::node::{AgentMessage, EventRecord, PodStatuses, PodTerminated, ServicesProgrammed, agent_message};
+use gantry_rpc::node::{
+    AgentMessage, EventRecord, PodStatuses, PodTerminated, ServicesProgrammed, agent_message,
+};
 use gantry_rpc::node::{NodeStatus, PodStatus};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
@@ -44,7 +46,11 @@ pub enum Severity {
 impl Reports {
     /// Reports of the node of this name.
     pub fn new(node: &str) -> Self {
-        Self { node: node.to_owned(), pending: Mutex::default(), wake: Notify::new() }
+        Self {
+            node: node.to_owned(),
+            pending: Mutex::default(),
+            wake: Notify::new(),
+        }
     }
 
     /// The latest status of a pod, as JSON.
@@ -90,13 +96,31 @@ impl Reports {
     }
 
     /// An Event about a pod, or about one of its containers.
-    pub fn event(&self, pod: &Pod, container: Option<&str>, severity: Severity, reason: &str, message: &str) {
+    pub fn event(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) {
         let is_init = |name: &str| {
-            let inits = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+            let inits = pod
+                .spec
+                .iter()
+                .flat_map(|spec| spec.init_containers.iter().flatten());
             inits.into_iter().any(|init| init.name == name)
         };
-        let field = container
-            .map(|name| format!("spec.{}{{{name}}}", if is_init(name) { "initContainers" } else { "containers" }));
+        let field = container.map(|name| {
+            format!(
+                "spec.{}{{{name}}}",
+                if is_init(name) {
+                    "initContainers"
+                } else {
+                    "containers"
+                }
+            )
+        });
         let mut object = json!({
             "kind": "Pod", "apiVersion": "v1",
             "namespace": pod.metadata.namespace, "name": pod.metadata.name,
@@ -107,16 +131,30 @@ impl Reports {
         }
         self.push_event(object, severity, reason, message);
         let level = format!("{severity:?}");
-        tracing::info!(pod = pod.metadata.name, container, level, reason, message, "event");
+        tracing::info!(
+            pod = pod.metadata.name,
+            container,
+            level,
+            reason,
+            message,
+            "event"
+        );
     }
 
     /// An Event about this node.
     pub fn node_event(&self, severity: Severity, reason: &str, message: &str) {
-        let object = json!({"kind": "Node", "apiVersion": "v1", "name": self.node, "uid": self.node});
+        let object =
+            json!({"kind": "Node", "apiVersion": "v1", "name": self.node, "uid": self.node});
         self.push_event(object, severity, reason, message);
     }
 
-    fn push_event(&self, object: serde_json::Value, severity: Severity, reason: &str, message: &str) {
+    fn push_event(
+        &self,
+        object: serde_json::Value,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) {
         let event = json!({
             "apiVersion": "v1", "kind": "Event",
             "involvedObject": object,
@@ -171,10 +209,15 @@ impl Reports {
         let pending = &mut *guard;
         let mut messages = Vec::new();
         let changed = std::mem::take(&mut pending.changed);
-        let statuses: Vec<_> = changed.iter().filter_map(|uid| pending.latest.get(uid).cloned()).collect();
+        let statuses: Vec<_> = changed
+            .iter()
+            .filter_map(|uid| pending.latest.get(uid).cloned())
+            .collect();
         // The last status goes before the word that the pod is gone.
         if !statuses.is_empty() {
-            messages.push(agent_message::Message::PodStatuses(PodStatuses { statuses }));
+            messages.push(agent_message::Message::PodStatuses(PodStatuses {
+                statuses,
+            }));
         }
         let gone = std::mem::take(&mut pending.newly_terminated);
         messages.extend(
@@ -182,14 +225,26 @@ impl Reports {
                 .filter_map(|uid| pending.terminated.get(uid).cloned())
                 .map(agent_message::Message::PodTerminated),
         );
-        messages.extend(pending.events.drain(..).map(|event| agent_message::Message::Event(EventRecord { event })));
+        messages.extend(
+            pending
+                .events
+                .drain(..)
+                .map(|event| agent_message::Message::Event(EventRecord { event })),
+        );
         if let Some(revision) = pending.programmed.take() {
-            messages.push(agent_message::Message::ServicesProgrammed(ServicesProgrammed { revision }));
+            messages.push(agent_message::Message::ServicesProgrammed(
+                ServicesProgrammed { revision },
+            ));
         }
         if let Some(status) = pending.node_status.take() {
             messages.push(agent_message::Message::NodeStatus(NodeStatus { status }));
         }
-        messages.into_iter().map(|message| AgentMessage { message: Some(message) }).collect()
+        messages
+            .into_iter()
+            .map(|message| AgentMessage {
+                message: Some(message),
+            })
+            .collect()
     }
 }
 
@@ -198,7 +253,8 @@ mod tests {
     use super::*;
 
     fn pod(name: &str) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "d", "uid": name}})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "d", "uid": name}}))
+            .unwrap()
     }
 
     #[tokio::test]
@@ -210,13 +266,17 @@ mod tests {
         reports.pod_terminated(&pod("b"));
         let messages = reports.next().await;
         assert_eq!(messages.len(), 2);
-        let Some(agent_message::Message::PodStatuses(batch)) = &messages[0].message else { panic!("{messages:?}") };
+        let Some(agent_message::Message::PodStatuses(batch)) = &messages[0].message else {
+            panic!("{messages:?}")
+        };
         assert_eq!(batch.statuses.len(), 2);
         assert_eq!(&batch.statuses[0].status[..], b"2");
         reports.forget("b");
         reports.link_opened();
         let messages = reports.next().await;
-        let Some(agent_message::Message::PodStatuses(batch)) = &messages[0].message else { panic!("{messages:?}") };
+        let Some(agent_message::Message::PodStatuses(batch)) = &messages[0].message else {
+            panic!("{messages:?}")
+        };
         assert_eq!((messages.len(), batch.statuses.len()), (1, 1));
     }
 }

@@ -7,7 +7,9 @@ use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::open_stream::Kind;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_rpc::node::{LogOptions, OpenStream, StreamFrame};
-use gantry_runtime::{ContainerId, ContainerState, ExecSpec, IoSession, PodUid, Runtime, RuntimeEvent, TerminalSize};
+use gantry_runtime::{
+    ContainerId, ContainerState, ExecSpec, IoSession, PodUid, Runtime, RuntimeEvent, TerminalSize,
+};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -39,7 +41,11 @@ struct Failure {
 }
 
 fn failure(code: u16, reason: &'static str, message: impl Into<String>) -> Failure {
-    Failure { code, reason, message: message.into() }
+    Failure {
+        code,
+        reason,
+        message: message.into(),
+    }
 }
 
 fn internal(error: &dyn std::error::Error) -> Failure {
@@ -67,7 +73,10 @@ fn failure_status(failure: &Failure) -> Value {
 }
 
 fn frame(frame: Frame) -> StreamFrame {
-    StreamFrame { stream_id: String::new(), frame: Some(frame) }
+    StreamFrame {
+        stream_id: String::new(),
+        frame: Some(frame),
+    }
 }
 
 /// The frames of one stream, both ways.
@@ -82,7 +91,10 @@ impl Streams {
         let streams = self.clone();
         tokio::spawn(async move {
             let (up, outbound) = mpsc::channel(QUEUE);
-            let first = StreamFrame { stream_id: open.stream_id.clone(), frame: None };
+            let first = StreamFrame {
+                stream_id: open.stream_id.clone(),
+                frame: None,
+            };
             if up.send(first).await.is_err() {
                 return;
             }
@@ -99,7 +111,9 @@ impl Streams {
                 Err(failed) => failure_status(&failed),
             };
             // A client that has gone needs no status.
-            last.send(frame(Frame::Status(status.to_string().into()))).await.ok();
+            last.send(frame(Frame::Status(status.to_string().into())))
+                .await
+                .ok();
         });
     }
 
@@ -110,32 +124,70 @@ impl Streams {
             None => open.pod_uid.clone(),
         };
         if !open.pod_uid.is_empty() && uid != open.pod_uid {
-            return Err(failure(404, "NotFound", format!("pods \"{name}\" not found")));
+            return Err(failure(
+                404,
+                "NotFound",
+                format!("pods \"{name}\" not found"),
+            ));
         }
-        let directory = self.logs_dir.join(format!("{namespace}_{name}_{uid}")).join(&open.container);
+        let directory = self
+            .logs_dir
+            .join(format!("{namespace}_{name}_{uid}"))
+            .join(&open.container);
         let attempt = last_attempt(&directory);
-        let id = ContainerId { pod: PodUid(uid), name: open.container.clone(), attempt: attempt.unwrap_or(0) };
+        let id = ContainerId {
+            pod: PodUid(uid),
+            name: open.container.clone(),
+            attempt: attempt.unwrap_or(0),
+        };
         let no_container = || {
-            failure(400, "BadRequest", format!("container \"{}\" in pod \"{name}\" is waiting to start: ContainerCreating", open.container))
+            failure(
+                400,
+                "BadRequest",
+                format!(
+                    "container \"{}\" in pod \"{name}\" is waiting to start: ContainerCreating",
+                    open.container
+                ),
+            )
         };
         match open.kind {
             Some(Kind::Exec(options)) => {
                 attempt.ok_or_else(no_container)?;
-                let spec = ExecSpec { args: options.command, tty: options.tty, stdin: options.stdin, timeout: None };
-                let session = self.runtime.exec(&id, spec).await.map_err(|error| internal(&error))?;
+                let spec = ExecSpec {
+                    args: options.command,
+                    tty: options.tty,
+                    stdin: options.stdin,
+                    timeout: None,
+                };
+                let session = self
+                    .runtime
+                    .exec(&id, spec)
+                    .await
+                    .map_err(|error| internal(&error))?;
                 converse(session, wire).await
             }
             Some(Kind::Attach(options)) => {
                 attempt.ok_or_else(no_container)?;
-                let session = self.runtime.attach(&id, options.stdin).await.map_err(|error| internal(&error))?;
+                let session = self
+                    .runtime
+                    .attach(&id, options.stdin)
+                    .await
+                    .map_err(|error| internal(&error))?;
                 converse(session, wire).await
             }
             Some(Kind::Logs(options)) => {
                 let attempt = attempt.ok_or_else(no_container)?;
                 self.logs(&directory, id, attempt, &options, wire).await
             }
-            Some(Kind::PortForward(options)) => self.forward(&open.namespace, name, options.port, wire).await,
-            None => Err(failure(400, "BadRequest", "the server asked for a stream of no kind that this node knows")),
+            Some(Kind::PortForward(options)) => {
+                self.forward(&open.namespace, name, options.port, wire)
+                    .await
+            }
+            None => Err(failure(
+                400,
+                "BadRequest",
+                "the server asked for a stream of no kind that this node knows",
+            )),
         }
     }
 
@@ -157,7 +209,11 @@ impl Streams {
         }
         let query = query(options)?;
         let ended = CancellationToken::new();
-        let watcher = if query.follow { Some(self.watch_end(id.clone(), ended.clone())) } else { None };
+        let watcher = if query.follow {
+            Some(self.watch_end(id.clone(), ended.clone()))
+        } else {
+            None
+        };
         let (sender, mut lines) = mpsc::channel(256);
         let read = async {
             let result = logs::read(directory, id.attempt, &query, &ended, &sender).await;
@@ -173,7 +229,12 @@ impl Streams {
                 {
                     bytes.extend(more.bytes);
                 }
-                if wire.up.send(frame(Frame::Stdout(bytes.into()))).await.is_err() {
+                if wire
+                    .up
+                    .send(frame(Frame::Stdout(bytes.into())))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -197,16 +258,25 @@ impl Streams {
             loop {
                 let mut events = runtime.events();
                 let runs = |containers: &[gantry_runtime::ContainerStatus]| {
-                    containers.iter().any(|known| known.id == id && !matches!(known.state, ContainerState::Exited(_)))
+                    containers.iter().any(|known| {
+                        known.id == id && !matches!(known.state, ContainerState::Exited(_))
+                    })
                 };
                 let sandboxes = runtime.sandboxes().await.unwrap_or_default();
-                if !sandboxes.iter().any(|sandbox| sandbox.spec.pod == id.pod && runs(&sandbox.containers)) {
+                if !sandboxes
+                    .iter()
+                    .any(|sandbox| sandbox.spec.pod == id.pod && runs(&sandbox.containers))
+                {
                     return ended.cancel();
                 }
                 loop {
                     match events.recv().await {
-                        Ok(RuntimeEvent::Exited { id: other, .. }) if other == id => return ended.cancel(),
-                        Ok(RuntimeEvent::SandboxLost { pod }) if pod == id.pod => return ended.cancel(),
+                        Ok(RuntimeEvent::Exited { id: other, .. }) if other == id => {
+                            return ended.cancel();
+                        }
+                        Ok(RuntimeEvent::SandboxLost { pod }) if pod == id.pod => {
+                            return ended.cancel();
+                        }
                         Ok(_) => {}
                         // Something may have been missed: look again.
                         Err(_) => break,
@@ -216,14 +286,30 @@ impl Streams {
         })
     }
 
-    async fn forward(&self, namespace: &str, name: &str, port: u32, wire: Wire) -> Result<Value, Failure> {
+    async fn forward(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: u32,
+        wire: Wire,
+    ) -> Result<Value, Failure> {
         let pod = self.desired.pod(namespace, name);
-        let ip = pod.as_ref().and_then(|pod| pod.status.as_ref()?.pod_ip.clone());
-        let ip = ip.ok_or_else(|| failure(400, "BadRequest", format!("pod {name} has no address yet")))?;
-        let port = u16::try_from(port).map_err(|_| failure(400, "BadRequest", format!("{port} is not a port")))?;
-        let stream = TcpStream::connect((ip.as_str(), port)).await.map_err(|error| {
-            failure(500, "InternalError", format!("failed to connect to {ip}:{port} inside pod {name}: {error}"))
-        })?;
+        let ip = pod
+            .as_ref()
+            .and_then(|pod| pod.status.as_ref()?.pod_ip.clone());
+        let ip =
+            ip.ok_or_else(|| failure(400, "BadRequest", format!("pod {name} has no address yet")))?;
+        let port = u16::try_from(port)
+            .map_err(|_| failure(400, "BadRequest", format!("{port} is not a port")))?;
+        let stream = TcpStream::connect((ip.as_str(), port))
+            .await
+            .map_err(|error| {
+                failure(
+                    500,
+                    "InternalError",
+                    format!("failed to connect to {ip}:{port} inside pod {name}: {error}"),
+                )
+            })?;
         let (mut from, mut to) = stream.into_split();
         let Wire { up, mut down } = wire;
         let inbound = async {
@@ -253,7 +339,9 @@ async fn hung_up(down: &mut Streaming<StreamFrame>) {
 fn last_attempt(directory: &Path) -> Option<u32> {
     let entries = std::fs::read_dir(directory).ok()?.flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_suffix(".log")?.parse().ok()).max()
+    names
+        .filter_map(|name| name.strip_suffix(".log")?.parse().ok())
+        .max()
 }
 
 fn query(options: &LogOptions) -> Result<LogQuery, Failure> {
@@ -263,12 +351,30 @@ fn query(options: &LogOptions) -> Result<LogQuery, Failure> {
         (None, Some(seconds)) => Some(Timestamp::now() - jiff::SignedDuration::from_secs(seconds)),
         (None, None) => None,
     };
-    let tail = options.tail_lines.map(usize::try_from).transpose().map_err(|_| bad("tailLines"))?;
-    let limit_bytes = options.limit_bytes.map(u64::try_from).transpose().map_err(|_| bad("limitBytes"))?;
-    Ok(LogQuery { follow: options.follow, timestamps: options.timestamps, since, tail, limit_bytes })
+    let tail = options
+        .tail_lines
+        .map(usize::try_from)
+        .transpose()
+        .map_err(|_| bad("tailLines"))?;
+    let limit_bytes = options
+        .limit_bytes
+        .map(u64::try_from)
+        .transpose()
+        .map_err(|_| bad("limitBytes"))?;
+    Ok(LogQuery {
+        follow: options.follow,
+        timestamps: options.timestamps,
+        since,
+        tail,
+        limit_bytes,
+    })
 }
 
-async fn copy_out(from: &mut (dyn AsyncRead + Send + Unpin), up: &mpsc::Sender<StreamFrame>, wrap: fn(bytes::Bytes) -> Frame) {
+async fn copy_out(
+    from: &mut (dyn AsyncRead + Send + Unpin),
+    up: &mpsc::Sender<StreamFrame>,
+    wrap: fn(bytes::Bytes) -> Frame,
+) {
     let mut buffer = vec![0; CHUNK];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let bytes = bytes::Bytes::copy_from_slice(&buffer[..count]);
@@ -288,7 +394,8 @@ async fn converse(mut session: IoSession, wire: Wire) -> Result<Value, Failure> 
             match message.frame {
                 Some(Frame::Stdin(bytes)) => {
                     if let Some(writer) = &mut stdin
-                        && (writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err())
+                        && (writer.write_all(&bytes).await.is_err()
+                            || writer.flush().await.is_err())
                     {
                         stdin = None;
                     }
@@ -296,7 +403,10 @@ async fn converse(mut session: IoSession, wire: Wire) -> Result<Value, Failure> 
                 Some(Frame::CloseStdin(true)) => stdin = None,
                 Some(Frame::Resize(size)) => {
                     let cells = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-                    let size = TerminalSize { width: cells(size.width), height: cells(size.height) };
+                    let size = TerminalSize {
+                        width: cells(size.width),
+                        height: cells(size.height),
+                    };
                     resize.send(size).await.ok();
                 }
                 _ => {}
@@ -333,7 +443,10 @@ mod tests {
         assert_eq!(exit_status(0)["status"], "Success");
         let failed = exit_status(3);
         assert_eq!(failed["reason"], "NonZeroExitCode");
-        assert_eq!(failed["details"]["causes"][0], json!({"reason": "ExitCode", "message": "3"}));
+        assert_eq!(
+            failed["details"]["causes"][0],
+            json!({"reason": "ExitCode", "message": "3"})
+        );
     }
 
     #[test]
@@ -348,12 +461,25 @@ mod tests {
 
     #[test]
     fn log_options() {
-        let options = LogOptions { tail_lines: Some(-1), ..LogOptions::default() };
+        let options = LogOptions {
+            tail_lines: Some(-1),
+            ..LogOptions::default()
+        };
         assert!(query(&options).is_err());
-        let options = LogOptions { since_time: Some("nonsense".into()), ..LogOptions::default() };
+        let options = LogOptions {
+            since_time: Some("nonsense".into()),
+            ..LogOptions::default()
+        };
         assert!(query(&options).is_err());
-        let options = LogOptions { since_seconds: Some(5), limit_bytes: Some(7), ..LogOptions::default() };
+        let options = LogOptions {
+            since_seconds: Some(5),
+            limit_bytes: Some(7),
+            ..LogOptions::default()
+        };
         let query = query(&options).ok().unwrap();
-        assert!(query.since.is_some_and(|since| since < Timestamp::now()) && query.limit_bytes == Some(7));
+        assert!(
+            query.since.is_some_and(|since| since < Timestamp::now())
+                && query.limit_bytes == Some(7)
+        );
     }
 }

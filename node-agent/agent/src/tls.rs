@@ -35,8 +35,14 @@ fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'sta
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match all {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(TlsError::Pem { what, cause: "it holds no certificate".to_owned() }),
-        Err(error) => Err(TlsError::Pem { what, cause: error.to_string() }),
+        Ok(_) => Err(TlsError::Pem {
+            what,
+            cause: "it holds no certificate".to_owned(),
+        }),
+        Err(error) => Err(TlsError::Pem {
+            what,
+            cause: error.to_string(),
+        }),
     }
 }
 
@@ -47,8 +53,10 @@ pub fn mutual(ca: &str, certificate: &str, key: &str) -> Result<Arc<ClientConfig
         roots.add(ca)?;
     }
     let chain = certificates(certificate, "client certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-        .map_err(|error| TlsError::Pem { what: "client key", cause: error.to_string() })?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| TlsError::Pem {
+        what: "client key",
+        cause: error.to_string(),
+    })?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
@@ -79,7 +87,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -88,7 +101,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -97,7 +115,10 @@ impl ServerCertVerifier for AnyCertificate {
 }
 
 /// A TLS session with whoever answers; only for probes and hooks, which send no secrets.
-pub(crate) async fn unverified(host: &str, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn unverified(
+    host: &str,
+    stream: TcpStream,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(std::io::Error::other)?
@@ -105,7 +126,9 @@ pub(crate) async fn unverified(host: &str, stream: TcpStream) -> std::io::Result
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider())))
         .with_no_client_auth();
     let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
 }
 
 #[cfg(test)]
@@ -115,6 +138,9 @@ mod tests {
     #[test]
     fn unusable_credentials_are_named() {
         let error = mutual("nonsense", "", "").unwrap_err().to_string();
-        assert!(error.starts_with("the agent's CA certificate is not usable PEM"), "{error}");
+        assert!(
+            error.starts_with("the agent's CA certificate is not usable PEM"),
+            "{error}"
+        );
     }
 }

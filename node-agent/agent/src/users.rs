@@ -15,7 +15,9 @@ pub enum UserError {
     #[error("unable to find group {0}: no matching entries in group file")]
     UnknownGroup(String),
     /// runAsNonRoot, and the image says root.
-    #[error("container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})")]
+    #[error(
+        "container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})"
+    )]
     ImageRunsAsRoot {
         /// name_namespace(uid).
         pod: String,
@@ -69,10 +71,15 @@ impl Accounts {
     /// would be resolved on the host.
     pub fn read(rootfs: &Path) -> Self {
         let read = |file: &str| match std::fs::symlink_metadata(rootfs.join(file)) {
-            Ok(metadata) if metadata.is_file() => std::fs::read_to_string(rootfs.join(file)).unwrap_or_default(),
+            Ok(metadata) if metadata.is_file() => {
+                std::fs::read_to_string(rootfs.join(file)).unwrap_or_default()
+            }
             _ => String::new(),
         };
-        Self { passwd: read("etc/passwd"), group: read("etc/group") }
+        Self {
+            passwd: read("etc/passwd"),
+            group: read("etc/group"),
+        }
     }
 
     fn user(&self, wanted: impl Fn(&str, u32) -> bool) -> Option<(String, u32, u32)> {
@@ -95,14 +102,19 @@ impl Accounts {
     fn group(&self, name: &str) -> Option<u32> {
         self.group.lines().find_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
-            (fields[0] == name).then(|| fields.get(2)?.parse().ok()).flatten()
+            (fields[0] == name)
+                .then(|| fields.get(2)?.parse().ok())
+                .flatten()
         })
     }
 
     fn groups_of(&self, user: &str) -> Vec<u32> {
         let member = |line: &str| {
             let fields: Vec<&str> = line.split(':').collect();
-            let listed = fields.get(3)?.split(',').any(|member| member.trim() == user);
+            let listed = fields
+                .get(3)?
+                .split(',')
+                .any(|member| member.trim() == user);
             listed.then(|| fields[2].parse().ok()).flatten()
         };
         self.group.lines().filter_map(member).collect()
@@ -121,11 +133,21 @@ pub fn identity(
     accounts: &Accounts,
     pod: &str,
 ) -> Result<Identity, UserError> {
-    let (own, shared) = (container.security_context.as_ref(), spec.security_context.as_ref());
-    let user = number(own.and_then(|own| own.run_as_user).or_else(|| shared.and_then(|shared| shared.run_as_user)));
-    let group = number(own.and_then(|own| own.run_as_group).or_else(|| shared.and_then(|shared| shared.run_as_group)));
-    let non_root =
-        own.and_then(|own| own.run_as_non_root).or_else(|| shared.and_then(|shared| shared.run_as_non_root));
+    let (own, shared) = (
+        container.security_context.as_ref(),
+        spec.security_context.as_ref(),
+    );
+    let user = number(
+        own.and_then(|own| own.run_as_user)
+            .or_else(|| shared.and_then(|shared| shared.run_as_user)),
+    );
+    let group = number(
+        own.and_then(|own| own.run_as_group)
+            .or_else(|| shared.and_then(|shared| shared.run_as_group)),
+    );
+    let non_root = own
+        .and_then(|own| own.run_as_non_root)
+        .or_else(|| shared.and_then(|shared| shared.run_as_non_root));
     let (image_name, image_group) = match image_user.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (image_user, None),
@@ -145,42 +167,65 @@ pub fn identity(
         (Some(group), ..) => group,
         (None, None, Some(group)) if !group.is_empty() => match group.parse() {
             Ok(number) => number,
-            Err(_) => accounts.group(group).ok_or_else(|| UserError::UnknownGroup(group.to_owned()))?,
+            Err(_) => accounts
+                .group(group)
+                .ok_or_else(|| UserError::UnknownGroup(group.to_owned()))?,
         },
         _ => default_gid,
     };
 
     let mut groups = Vec::new();
-    let merges = shared.and_then(|shared| shared.supplemental_groups_policy.as_deref()) != Some("Strict");
+    let merges =
+        shared.and_then(|shared| shared.supplemental_groups_policy.as_deref()) != Some("Strict");
     if merges && !name.is_empty() {
         groups.extend(accounts.groups_of(&name));
     }
     groups.extend(shared.and_then(|shared| number(shared.fs_group)));
     let supplemental = shared.and_then(|shared| shared.supplemental_groups.as_ref());
-    groups.extend(supplemental.into_iter().flatten().filter_map(|group| number(Some(*group))));
+    groups.extend(
+        supplemental
+            .into_iter()
+            .flatten()
+            .filter_map(|group| number(Some(*group))),
+    );
     groups.sort_unstable();
     groups.dedup();
     Ok(Identity { uid, gid, groups })
 }
 
-fn check_non_root(user: Option<u32>, image_user: &str, pod: &str, container: &str) -> Result<(), UserError> {
+fn check_non_root(
+    user: Option<u32>,
+    image_user: &str,
+    pod: &str,
+    container: &str,
+) -> Result<(), UserError> {
     let (pod, container) = (pod.to_owned(), container.to_owned());
     match (user, image_user.parse::<u32>()) {
         (Some(0), _) => Err(UserError::RunsAsRoot { pod, container }),
         (Some(_), _) => Ok(()),
         (None, Ok(0)) => Err(UserError::ImageRunsAsRoot { pod, container }),
         (None, Ok(_)) => Ok(()),
-        (None, Err(_)) if image_user.is_empty() => Err(UserError::ImageRunsAsRoot { pod, container }),
-        (None, Err(_)) => Err(UserError::NotNumeric { user: image_user.to_owned(), pod, container }),
+        (None, Err(_)) if image_user.is_empty() => {
+            Err(UserError::ImageRunsAsRoot { pod, container })
+        }
+        (None, Err(_)) => Err(UserError::NotNumeric {
+            user: image_user.to_owned(),
+            pod,
+            container,
+        }),
     }
 }
 
 fn image_identity(name: &str, accounts: &Accounts) -> Result<(String, u32, u32), UserError> {
     if name.is_empty() {
-        return Ok(accounts.user(|_, uid| uid == 0).unwrap_or_else(|| ("root".to_owned(), 0, 0)));
+        return Ok(accounts
+            .user(|_, uid| uid == 0)
+            .unwrap_or_else(|| ("root".to_owned(), 0, 0)));
     }
     if let Ok(number) = name.parse::<u32>() {
-        return Ok(accounts.user(|_, uid| uid == number).unwrap_or((String::new(), number, 0)));
+        return Ok(accounts
+            .user(|_, uid| uid == number)
+            .unwrap_or((String::new(), number, 0)));
     }
     match accounts.user(|own, _| own == name) {
         Some(entry) => Ok(entry),
@@ -200,37 +245,83 @@ mod tests {
             passwd: "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/:/bin/false\n".to_owned(),
             group: "root:x:0:\nwww:x:102:\nextra:x:200:web,other\n".to_owned(),
         };
-        let spec: PodSpec = serde_json::from_value(json!({"containers": [], "securityContext": pod})).unwrap();
-        let container = serde_json::from_value(json!({"name": "c", "securityContext": container})).unwrap();
+        let spec: PodSpec =
+            serde_json::from_value(json!({"containers": [], "securityContext": pod})).unwrap();
+        let container =
+            serde_json::from_value(json!({"name": "c", "securityContext": container})).unwrap();
         identity(&spec, &container, image, &accounts, "p_d(u)")
     }
 
     #[test]
     fn table() {
-        let is = |uid, gid, groups: &[u32]| Ok(Identity { uid, gid, groups: groups.to_vec() });
+        let is = |uid, gid, groups: &[u32]| {
+            Ok(Identity {
+                uid,
+                gid,
+                groups: groups.to_vec(),
+            })
+        };
         let rows = [
             (json!({}), json!({}), "", is(0, 0, &[])),
             (json!({}), json!({}), "web", is(101, 102, &[200])),
             (json!({}), json!({}), "web:www", is(101, 102, &[200])),
             (json!({}), json!({}), "5:6", is(5, 6, &[])),
             (json!({"runAsUser": 7}), json!({}), "web", is(7, 0, &[])),
-            (json!({"runAsUser": 7, "runAsGroup": 8}), json!({"runAsUser": 101}), "", is(101, 8, &[200])),
-            (json!({"fsGroup": 9, "supplementalGroups": [3, 9]}), json!({}), "", is(0, 0, &[3, 9])),
-            (json!({"supplementalGroupsPolicy": "Strict"}), json!({}), "web", is(101, 102, &[])),
-            (json!({}), json!({}), "nobody", Err(UserError::UnknownUser("nobody".into()))),
-            (json!({}), json!({}), "web:none", Err(UserError::UnknownGroup("none".into()))),
+            (
+                json!({"runAsUser": 7, "runAsGroup": 8}),
+                json!({"runAsUser": 101}),
+                "",
+                is(101, 8, &[200]),
+            ),
+            (
+                json!({"fsGroup": 9, "supplementalGroups": [3, 9]}),
+                json!({}),
+                "",
+                is(0, 0, &[3, 9]),
+            ),
+            (
+                json!({"supplementalGroupsPolicy": "Strict"}),
+                json!({}),
+                "web",
+                is(101, 102, &[]),
+            ),
+            (
+                json!({}),
+                json!({}),
+                "nobody",
+                Err(UserError::UnknownUser("nobody".into())),
+            ),
+            (
+                json!({}),
+                json!({}),
+                "web:none",
+                Err(UserError::UnknownGroup("none".into())),
+            ),
         ];
         for (pod, container, image, expected) in rows {
-            assert_eq!(decide(pod.clone(), container.clone(), image), expected, "{pod} {container} {image:?}");
+            assert_eq!(
+                decide(pod.clone(), container.clone(), image),
+                expected,
+                "{pod} {container} {image:?}"
+            );
         }
     }
 
     #[test]
     fn non_root_is_proven_or_refused() {
         let strict = || json!({"runAsNonRoot": true});
-        assert!(matches!(decide(strict(), json!({}), ""), Err(UserError::ImageRunsAsRoot { .. })));
-        assert!(matches!(decide(strict(), json!({}), "web"), Err(UserError::NotNumeric { .. })));
-        assert!(matches!(decide(strict(), json!({"runAsUser": 0}), ""), Err(UserError::RunsAsRoot { .. })));
+        assert!(matches!(
+            decide(strict(), json!({}), ""),
+            Err(UserError::ImageRunsAsRoot { .. })
+        ));
+        assert!(matches!(
+            decide(strict(), json!({}), "web"),
+            Err(UserError::NotNumeric { .. })
+        ));
+        assert!(matches!(
+            decide(strict(), json!({"runAsUser": 0}), ""),
+            Err(UserError::RunsAsRoot { .. })
+        ));
         assert!(decide(strict(), json!({}), "101").is_ok());
         assert!(decide(strict(), json!({"runAsNonRoot": false}), "").is_ok());
     }

@@ -11,14 +11,21 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 /// What a pod is called: its hostname, and its full name when it has a subdomain.
 pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<String>) {
     let spec = pod.spec.as_ref();
-    let named = spec.and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
-    let mut hostname = named.or_else(|| pod.metadata.name.clone()).unwrap_or_default();
+    let named = spec
+        .and_then(|spec| spec.hostname.clone())
+        .filter(|name| !name.is_empty());
+    let mut hostname = named
+        .or_else(|| pod.metadata.name.clone())
+        .unwrap_or_default();
     // The kernel's limit.
     hostname.truncate(63);
     let hostname = hostname.trim_end_matches(['-', '.']).to_owned();
-    let subdomain = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|name| !name.is_empty());
+    let subdomain = spec
+        .and_then(|spec| spec.subdomain.as_deref())
+        .filter(|name| !name.is_empty());
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let full = subdomain.map(|subdomain| format!("{hostname}.{subdomain}.{namespace}.svc.{cluster_domain}"));
+    let full = subdomain
+        .map(|subdomain| format!("{hostname}.{subdomain}.{namespace}.svc.{cluster_domain}"));
     (hostname, full)
 }
 
@@ -26,10 +33,18 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<Strin
 pub(crate) fn hosts(pod: &Pod, pod_ip: &str, cluster_domain: &str, host_file: &str) -> String {
     let spec = pod.spec.as_ref();
     let (hostname, full) = hostname(pod, cluster_domain);
-    let domain = full.as_deref().and_then(|full| full.split_once('.')).map(|(_, domain)| domain);
-    let written = spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
+    let domain = full
+        .as_deref()
+        .and_then(|full| full.split_once('.'))
+        .map(|(_, domain)| domain);
+    let written = spec
+        .iter()
+        .flat_map(|spec| spec.host_aliases.iter().flatten());
     let aliases: Vec<HostAlias> = written
-        .map(|alias| HostAlias { ip: alias.ip.clone(), hostnames: alias.hostnames.clone().unwrap_or_default() })
+        .map(|alias| HostAlias {
+            ip: alias.ip.clone(),
+            hostnames: alias.hostnames.clone().unwrap_or_default(),
+        })
         .collect();
     let ips: Vec<IpAddr> = pod_ip.parse().into_iter().collect();
     let host_network = spec.and_then(|spec| spec.host_network) == Some(true);
@@ -97,29 +112,72 @@ mod tests {
     #[test]
     fn the_policy_and_configuration_of_the_pod_are_told() {
         let host = HostResolver::parse("nameserver 192.0.2.53\nsearch corp.example\n");
-        let make = |value| resolver(&spec(value), "shop", Ipv4Addr::new(10, 96, 0, 10), "cluster.local", &host);
+        let make = |value| {
+            resolver(
+                &spec(value),
+                "shop",
+                Ipv4Addr::new(10, 96, 0, 10),
+                "cluster.local",
+                &host,
+            )
+        };
         let cluster = make(json!({})).unwrap();
-        assert!(cluster.contains("nameserver 10.96.0.10") && cluster.contains("shop.svc.cluster.local"), "{cluster}");
-        assert!(make(json!({"dnsPolicy": "Default"})).unwrap().contains("192.0.2.53"));
-        assert!(make(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirst"})).unwrap().contains("192.0.2.53"));
+        assert!(
+            cluster.contains("nameserver 10.96.0.10") && cluster.contains("shop.svc.cluster.local"),
+            "{cluster}"
+        );
+        assert!(
+            make(json!({"dnsPolicy": "Default"}))
+                .unwrap()
+                .contains("192.0.2.53")
+        );
+        assert!(
+            make(json!({"hostNetwork": true, "dnsPolicy": "ClusterFirst"}))
+                .unwrap()
+                .contains("192.0.2.53")
+        );
         let custom = json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"], "searches": ["a.b"],
             "options": [{"name": "ndots", "value": "2"}]}});
         let custom = make(custom).unwrap();
-        assert!(custom.contains("192.0.2.1") && custom.contains("a.b") && custom.contains("ndots:2"), "{custom}");
+        assert!(
+            custom.contains("192.0.2.1") && custom.contains("a.b") && custom.contains("ndots:2"),
+            "{custom}"
+        );
         assert!(make(json!({"dnsPolicy": "Nonsense"})).is_err());
     }
 
     #[test]
     fn hosts_file_names_the_pod() {
         let pod = |spec: Value| -> Pod {
-            serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec})).unwrap()
+            serde_json::from_value(
+                json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec}),
+            )
+            .unwrap()
         };
-        let text = hosts(&pod(json!({"containers": [], "subdomain": "web", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]})), "10.0.0.5", "cluster.local", "");
-        assert!(text.contains("10.0.0.5\tweb-0.web.shop.svc.cluster.local\tweb-0\n"), "{text}");
+        let text = hosts(
+            &pod(
+                json!({"containers": [], "subdomain": "web", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
+            ),
+            "10.0.0.5",
+            "cluster.local",
+            "",
+        );
+        assert!(
+            text.contains("10.0.0.5\tweb-0.web.shop.svc.cluster.local\tweb-0\n"),
+            "{text}"
+        );
         assert!(text.ends_with("1.2.3.4\ta\tb\n"), "{text}");
-        let host = hosts(&pod(json!({"containers": [], "hostNetwork": true})), "192.0.2.1", "cluster.local", "127.0.0.1 me\n");
+        let host = hosts(
+            &pod(json!({"containers": [], "hostNetwork": true})),
+            "192.0.2.1",
+            "cluster.local",
+            "127.0.0.1 me\n",
+        );
         assert!(host.ends_with("127.0.0.1 me\n") && !host.contains("web-0"));
-        let (name, full) = hostname(&pod(json!({"containers": [], "hostname": "h"})), "cluster.local");
+        let (name, full) = hostname(
+            &pod(json!({"containers": [], "hostname": "h"})),
+            "cluster.local",
+        );
         assert_eq!((name.as_str(), full), ("h", None));
     }
 }

@@ -29,7 +29,10 @@ pub(crate) struct Target {
 pub(crate) enum Action {
     Exec(Vec<String>),
     Http(HTTPGetAction),
-    Tcp { host: Option<String>, port: IntOrString },
+    Tcp {
+        host: Option<String>,
+        port: IntOrString,
+    },
     Grpc(GRPCAction),
     Sleep(Duration),
 }
@@ -43,7 +46,10 @@ impl Action {
             return Some(Self::Http(get.clone()));
         }
         if let Some(socket) = &probe.tcp_socket {
-            return Some(Self::Tcp { host: socket.host.clone(), port: socket.port.clone() });
+            return Some(Self::Tcp {
+                host: socket.host.clone(),
+                port: socket.port.clone(),
+            });
         }
         probe.grpc.clone().map(Self::Grpc)
     }
@@ -56,14 +62,23 @@ impl Action {
             return Some(Self::Http(get.clone()));
         }
         if let Some(socket) = &hook.tcp_socket {
-            return Some(Self::Tcp { host: socket.host.clone(), port: socket.port.clone() });
+            return Some(Self::Tcp {
+                host: socket.host.clone(),
+                port: socket.port.clone(),
+            });
         }
         let sleep = hook.sleep.as_ref()?;
-        Some(Self::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))))
+        Some(Self::Sleep(Duration::from_secs(
+            u64::try_from(sleep.seconds).unwrap_or(0),
+        )))
     }
 
     /// Does it. The error is worded as a kubelet's probe message.
-    pub(crate) async fn run(&self, target: &Target, timeout: Option<Duration>) -> Result<(), String> {
+    pub(crate) async fn run(
+        &self,
+        target: &Target,
+        timeout: Option<Duration>,
+    ) -> Result<(), String> {
         let action = async {
             match self {
                 Self::Exec(command) => exec(target, command, timeout).await,
@@ -81,16 +96,24 @@ impl Action {
         };
         match timeout {
             None => action.await,
-            Some(limit) => tokio::time::timeout(limit, action).await.unwrap_or_else(|_| Err(self.timed_out(target, limit))),
+            Some(limit) => tokio::time::timeout(limit, action)
+                .await
+                .unwrap_or_else(|_| Err(self.timed_out(target, limit))),
         }
     }
 
     fn timed_out(&self, target: &Target, limit: Duration) -> String {
         match self {
-            Self::Exec(_) => format!("command timed out: exec in container {} took more than {limit:?}", target.id.name),
+            Self::Exec(_) => format!(
+                "command timed out: exec in container {} took more than {limit:?}",
+                target.id.name
+            ),
             Self::Http(get) => {
                 let port = target.port(&get.port).unwrap_or_default();
-                let (host, path) = (target.host(get.host.as_deref()), get.path.as_deref().unwrap_or("/"));
+                let (host, path) = (
+                    target.host(get.host.as_deref()),
+                    get.path.as_deref().unwrap_or("/"),
+                );
                 let scheme = get.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
                 format!(
                     "Get \"{scheme}://{host}:{port}{path}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
@@ -98,9 +121,14 @@ impl Action {
             }
             Self::Tcp { host, port } => {
                 let port = target.port(port).unwrap_or_default();
-                format!("dial tcp {}:{port}: i/o timeout", target.host(host.as_deref()))
+                format!(
+                    "dial tcp {}:{port}: i/o timeout",
+                    target.host(host.as_deref())
+                )
             }
-            Self::Grpc(_) => format!("timeout: failed to connect service within {limit:?}: context deadline exceeded"),
+            Self::Grpc(_) => format!(
+                "timeout: failed to connect service within {limit:?}: context deadline exceeded"
+            ),
             Self::Sleep(_) => "the sleep was cut short".to_owned(),
         }
     }
@@ -108,7 +136,9 @@ impl Action {
 
 impl Target {
     fn host(&self, host: Option<&str>) -> String {
-        host.filter(|host| !host.is_empty()).unwrap_or(&self.pod_ip).to_owned()
+        host.filter(|host| !host.is_empty())
+            .unwrap_or(&self.pod_ip)
+            .to_owned()
     }
 
     fn port(&self, port: &IntOrString) -> Result<u16, String> {
@@ -116,19 +146,41 @@ impl Target {
             IntOrString::Int(number) => Some(*number),
             IntOrString::String(name) => {
                 let ports = self.container.ports.iter().flatten();
-                let named = ports.into_iter().find(|port| port.name.as_deref() == Some(name));
-                named.map(|port| port.container_port).or_else(|| name.parse().ok())
+                let named = ports
+                    .into_iter()
+                    .find(|port| port.name.as_deref() == Some(name));
+                named
+                    .map(|port| port.container_port)
+                    .or_else(|| name.parse().ok())
             }
         };
         number
             .and_then(|number| u16::try_from(number).ok())
-            .ok_or_else(|| format!("couldn't find port: container {} has no port {port:?}", self.container.name))
+            .ok_or_else(|| {
+                format!(
+                    "couldn't find port: container {} has no port {port:?}",
+                    self.container.name
+                )
+            })
     }
 }
 
-async fn exec(target: &Target, command: &[String], timeout: Option<Duration>) -> Result<(), String> {
-    let spec = ExecSpec { args: command.to_vec(), tty: false, stdin: false, timeout };
-    let mut session = target.runtime.exec(&target.id, spec).await.map_err(|error| error.to_string())?;
+async fn exec(
+    target: &Target,
+    command: &[String],
+    timeout: Option<Duration>,
+) -> Result<(), String> {
+    let spec = ExecSpec {
+        args: command.to_vec(),
+        tty: false,
+        stdin: false,
+        timeout,
+    };
+    let mut session = target
+        .runtime
+        .exec(&target.id, spec)
+        .await
+        .map_err(|error| error.to_string())?;
     let (mut output, mut errors) = (Vec::new(), Vec::new());
     let stderr = session.stderr.take();
     let read_errors = async {
@@ -142,7 +194,11 @@ async fn exec(target: &Target, command: &[String], timeout: Option<Duration>) ->
         Ok(Ok(code)) => {
             output.extend(errors);
             let words = String::from_utf8_lossy(&output).into_owned();
-            Err(if words.is_empty() { format!("command exited with {code}") } else { words })
+            Err(if words.is_empty() {
+                format!("command exited with {code}")
+            } else {
+                words
+            })
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("the command's container {} ended", target.id.name)),
@@ -171,9 +227,20 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 async fn http_get(target: &Target, get: &HTTPGetAction) -> Result<(), String> {
     let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
     let secure = get.scheme.as_deref() == Some("HTTPS");
-    let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let url = format!("{}://{host}:{port}{path}", if secure { "https" } else { "http" });
+    let path = get
+        .path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or("/");
+    let path = if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    };
+    let url = format!(
+        "{}://{host}:{port}{path}",
+        if secure { "https" } else { "http" }
+    );
     let wrong = |error: &dyn std::fmt::Display| format!("Get \"{url}\": {error}");
     let mut request = http::Request::get(&path);
     let mut has = (false, false);
@@ -188,10 +255,14 @@ async fn http_get(target: &Target, get: &HTTPGetAction) -> Result<(), String> {
     if !has.1 {
         request = request.header(http::header::USER_AGENT, "kube-probe/1.36");
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| wrong(&error))?;
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| wrong(&error))?;
     let stream = connect(&host, port).await.map_err(|error| wrong(&error))?;
     let (status, body) = if secure {
-        let stream = crate::tls::unverified(&host, stream).await.map_err(|error| wrong(&error))?;
+        let stream = crate::tls::unverified(&host, stream)
+            .await
+            .map_err(|error| wrong(&error))?;
         send(stream, request).await
     } else {
         send(stream, request).await
@@ -208,11 +279,16 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     request: http::Request<Empty<Bytes>>,
 ) -> Result<(u16, Bytes), hyper::Error> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), KEPT).collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = Limited::new(response.into_body(), KEPT)
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
     driver.abort();
     Ok((status, body))
 }
@@ -233,14 +309,26 @@ struct HealthResponse {
 
 async fn grpc(target: &Target, check: &GRPCAction) -> Result<(), String> {
     let uri = format!("http://{}:{}", target.pod_ip, check.port);
-    let endpoint = tonic::transport::Endpoint::from_shared(uri).map_err(|error| error.to_string())?;
-    let channel = endpoint.connect().await.map_err(|error| format!("failed to connect service: {error}"))?;
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(uri).map_err(|error| error.to_string())?;
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| format!("failed to connect service: {error}"))?;
     let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.map_err(|error| format!("failed to connect service: {error}"))?;
-    let request = tonic::Request::new(HealthRequest { service: check.service.clone().unwrap_or_default() });
+    client
+        .ready()
+        .await
+        .map_err(|error| format!("failed to connect service: {error}"))?;
+    let request = tonic::Request::new(HealthRequest {
+        service: check.service.clone().unwrap_or_default(),
+    });
     let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
     let codec = tonic_prost::ProstCodec::<HealthRequest, HealthResponse>::default();
-    let answer = client.unary(request, path, codec).await.map_err(|status| format!("service unhealthy: {status}"))?;
+    let answer = client
+        .unary(request, path, codec)
+        .await
+        .map_err(|status| format!("service unhealthy: {status}"))?;
     match answer.into_inner().status {
         1 => Ok(()),
         other => Err(format!("service unhealthy (responded with status {other})")),
@@ -259,9 +347,16 @@ mod tests {
     fn target(port: u16) -> Target {
         Target {
             runtime: Arc::new(FakeRuntime::new()),
-            id: ContainerId { pod: PodUid("u".into()), name: "c".into(), attempt: 0 },
+            id: ContainerId {
+                pod: PodUid("u".into()),
+                name: "c".into(),
+                attempt: 0,
+            },
             container: Arc::new(
-                serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": port}]})).unwrap(),
+                serde_json::from_value(
+                    json!({"name": "c", "ports": [{"name": "web", "containerPort": port}]}),
+                )
+                .unwrap(),
             ),
             pod_ip: "127.0.0.1".into(),
         }
@@ -282,8 +377,12 @@ mod tests {
     }
 
     async fn get(port: u16) -> Result<(), String> {
-        let probe = serde_json::from_value(json!({"httpGet": {"port": "web", "path": "/healthz"}})).unwrap();
-        Action::of_probe(&probe).unwrap().run(&target(port), Some(Duration::from_secs(5))).await
+        let probe = serde_json::from_value(json!({"httpGet": {"port": "web", "path": "/healthz"}}))
+            .unwrap();
+        Action::of_probe(&probe)
+            .unwrap()
+            .run(&target(port), Some(Duration::from_secs(5)))
+            .await
     }
 
     #[tokio::test]
@@ -291,22 +390,36 @@ mod tests {
         let good = server("HTTP/1.1 204 No Content\r\n\r\n").await;
         assert_eq!(get(good).await, Ok(()));
         let bad = server("HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\n\r\n").await;
-        assert_eq!(get(bad).await, Err("HTTP probe failed with statuscode: 503".to_owned()));
+        assert_eq!(
+            get(bad).await,
+            Err("HTTP probe failed with statuscode: 503".to_owned())
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
         let words = get(port).await.unwrap_err();
         assert_eq!(
             words,
-            format!("Get \"http://127.0.0.1:{port}/healthz\": dial tcp 127.0.0.1:{port}: connect: connection refused")
+            format!(
+                "Get \"http://127.0.0.1:{port}/healthz\": dial tcp 127.0.0.1:{port}: connect: connection refused"
+            )
         );
     }
 
     #[tokio::test]
     async fn a_port_name_must_exist() {
         let port = server("").await;
-        let named = |name: &str| Action::Tcp { host: None, port: IntOrString::String(name.into()) };
+        let named = |name: &str| Action::Tcp {
+            host: None,
+            port: IntOrString::String(name.into()),
+        };
         assert_eq!(named("web").run(&target(port), None).await, Ok(()));
-        assert!(named("nope").run(&target(port), None).await.unwrap_err().starts_with("couldn't find port"));
+        assert!(
+            named("nope")
+                .run(&target(port), None)
+                .await
+                .unwrap_err()
+                .starts_with("couldn't find port")
+        );
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use gantry_image::Image;
 use gantry_runtime::{
-    BindMount, ContainerExit, ContainerId, ContainerSpec, ContainerStatus, PodUid, Propagation, RuntimeError, Seccomp,
+    BindMount, ContainerExit, ContainerId, ContainerSpec, ContainerStatus, PodUid, Propagation,
+    RuntimeError, Seccomp,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tokio_util::sync::CancellationToken;
@@ -16,8 +17,8 @@ use super::node::{Node, full_name};
 use super::pull::{self, words};
 use super::record::{Ended, Journal};
 use crate::env::{EnvContext, environment, expand};
-use crate::reports::Severity;
 use crate::limits;
+use crate::reports::Severity;
 use crate::users::{self, Accounts};
 use crate::volumes;
 
@@ -57,7 +58,10 @@ pub(crate) enum NotLaunched {
     /// No image; tried again after a pull back-off when `retry`.
     Image(pull::NoImage),
     /// A reference, user or mount is wrong; tried again when something changes, and now and then.
-    Config { reason: &'static str, message: String },
+    Config {
+        reason: &'static str,
+        message: String,
+    },
     /// The attempt was made and could not execute; it counts as a failed run.
     Failed(Ended),
     /// The pod is being stopped.
@@ -65,7 +69,10 @@ pub(crate) enum NotLaunched {
 }
 
 fn config(reason: &'static str) -> impl Fn(&dyn std::error::Error) -> NotLaunched {
-    move |error| NotLaunched::Config { reason, message: words(error) }
+    move |error| NotLaunched::Config {
+        reason,
+        message: words(error),
+    }
 }
 
 /// The rootfs key of an attempt.
@@ -75,7 +82,13 @@ pub(crate) fn rootfs_key(uid: &str, name: &str, attempt: u32) -> String {
 
 impl Launch {
     fn event(&self, severity: Severity, reason: &str, message: &str) {
-        self.node.reports.event(&self.pod, Some(&self.container.name), severity, reason, message);
+        self.node.reports.event(
+            &self.pod,
+            Some(&self.container.name),
+            severity,
+            reason,
+            message,
+        );
     }
 
     /// Does it.
@@ -135,7 +148,11 @@ impl Launch {
             finished_at: now,
             message,
         };
-        NotLaunched::Failed(Ended { attempt: self.attempt, exit, reason: "StartError".to_owned() })
+        NotLaunched::Failed(Ended {
+            attempt: self.attempt,
+            exit,
+            reason: "StartError".to_owned(),
+        })
     }
 
     fn spec(&self, image: &Image, rootfs: &Path) -> Result<ContainerSpec, NotLaunched> {
@@ -152,21 +169,40 @@ impl Launch {
         };
         let own = environment(&context, container).map_err(|error| wrong(&error))?;
         let accounts = Accounts::read(rootfs);
-        let identity = users::identity(&spec, container, &image.config.user, &accounts, &full_name(&self.pod))
+        let identity = users::identity(
+            &spec,
+            container,
+            &image.config.user,
+            &accounts,
+            &full_name(&self.pod),
+        )
+        .map_err(|error| wrong(&error))?;
+        let mut mounts = volumes::mounts(container, &self.sandbox.volumes, &own)
             .map_err(|error| wrong(&error))?;
-        let mut mounts = volumes::mounts(container, &self.sandbox.volumes, &own).map_err(|error| wrong(&error))?;
         self.add_files(&mut mounts);
         let args = command(container, image, &own);
         if args.is_empty() {
-            let message = format!("no command specified: image \"{}\" has no entrypoint", container.image.as_deref().unwrap_or_default());
-            return Err(NotLaunched::Config { reason: "CreateContainerError", message });
+            let message = format!(
+                "no command specified: image \"{}\" has no entrypoint",
+                container.image.as_deref().unwrap_or_default()
+            );
+            return Err(NotLaunched::Config {
+                reason: "CreateContainerError",
+                message,
+            });
         }
         let security = container.security_context.as_ref();
         let capabilities = security.and_then(|security| security.capabilities.as_ref());
         let names = |list: Option<&Vec<String>>| -> Vec<String> {
-            list.into_iter().flatten().map(|name| name.trim_start_matches("CAP_").to_owned()).collect()
+            list.into_iter()
+                .flatten()
+                .map(|name| name.trim_start_matches("CAP_").to_owned())
+                .collect()
         };
-        let working_dir = container.working_dir.as_deref().filter(|dir| !dir.is_empty());
+        let working_dir = container
+            .working_dir
+            .as_deref()
+            .filter(|dir| !dir.is_empty());
         let image_dir = Some(image.config.working_dir.as_str()).filter(|dir| !dir.is_empty());
         let privileged = security.and_then(|security| security.privileged) == Some(true);
         Ok(ContainerSpec {
@@ -183,36 +219,60 @@ impl Launch {
             gid: identity.gid,
             groups: identity.groups,
             mounts,
-            read_only_rootfs: security.and_then(|security| security.read_only_root_filesystem) == Some(true),
+            read_only_rootfs: security.and_then(|security| security.read_only_root_filesystem)
+                == Some(true),
             privileged,
             cap_add: names(capabilities.and_then(|all| all.add.as_ref())),
             cap_drop: names(capabilities.and_then(|all| all.drop.as_ref())),
-            no_new_privs: security.and_then(|security| security.allow_privilege_escalation) == Some(false),
-            seccomp: if privileged { Seccomp::Unconfined } else { self.seccomp(&spec) },
+            no_new_privs: security.and_then(|security| security.allow_privilege_escalation)
+                == Some(false),
+            seccomp: if privileged {
+                Seccomp::Unconfined
+            } else {
+                self.seccomp(&spec)
+            },
             resources: limits::container(&spec, container, node.memory),
             tty: container.tty == Some(true),
             stdin: container.stdin == Some(true),
             termination_message_path: PathBuf::from(
-                container.termination_message_path.as_deref().unwrap_or("/dev/termination-log"),
+                container
+                    .termination_message_path
+                    .as_deref()
+                    .unwrap_or("/dev/termination-log"),
             ),
         })
     }
 
     /// The image's variables, overridden by the container's; what programs expect comes first.
-    fn env(&self, image: &Image, own: Vec<(String, String)>, accounts: &Accounts, uid: u32) -> Vec<String> {
+    fn env(
+        &self,
+        image: &Image,
+        own: Vec<(String, String)>,
+        accounts: &Accounts,
+        uid: u32,
+    ) -> Vec<String> {
         let (hostname, _) = files::hostname(&self.pod, &self.node.cluster_domain);
-        let image_env = image.config.env.iter().filter_map(|line| line.split_once('='));
+        let image_env = image
+            .config
+            .env
+            .iter()
+            .filter_map(|line| line.split_once('='));
         let mut all: Vec<(String, String)> = vec![("HOSTNAME".to_owned(), hostname)];
         if let Some(home) = accounts.home(uid) {
             all.push(("HOME".to_owned(), home));
         }
-        for (name, value) in image_env.map(|(name, value)| (name.to_owned(), value.to_owned())).chain(own) {
+        for (name, value) in image_env
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .chain(own)
+        {
             match all.iter_mut().find(|(known, _)| *known == name) {
                 Some(entry) => entry.1 = value,
                 None => all.push((name, value)),
             }
         }
-        all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+        all.into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
     }
 
     /// /etc/hosts and its kind, unless the container mounts its own.
@@ -222,20 +282,36 @@ impl Launch {
             let target = Path::new("/etc").join(name);
             let source = etc.join(name);
             if source.exists() && !mounts.iter().any(|mount| mount.target == target) {
-                mounts.push(BindMount { source, target, read_only: false, propagation: Propagation::None });
+                mounts.push(BindMount {
+                    source,
+                    target,
+                    read_only: false,
+                    propagation: Propagation::None,
+                });
             }
         }
     }
 
     fn seccomp(&self, spec: &PodSpec) -> Seccomp {
-        let own = self.container.security_context.as_ref().and_then(|security| security.seccomp_profile.as_ref());
-        let shared = spec.security_context.as_ref().and_then(|security| security.seccomp_profile.as_ref());
-        let Some(profile) = own.or(shared) else { return Seccomp::RuntimeDefault };
+        let own = self
+            .container
+            .security_context
+            .as_ref()
+            .and_then(|security| security.seccomp_profile.as_ref());
+        let shared = spec
+            .security_context
+            .as_ref()
+            .and_then(|security| security.seccomp_profile.as_ref());
+        let Some(profile) = own.or(shared) else {
+            return Seccomp::RuntimeDefault;
+        };
         match profile.type_.as_str() {
             "Unconfined" => Seccomp::Unconfined,
-            "Localhost" => {
-                Seccomp::Localhost(self.node.seccomp_dir.join(profile.localhost_profile.as_deref().unwrap_or_default()))
-            }
+            "Localhost" => Seccomp::Localhost(
+                self.node
+                    .seccomp_dir
+                    .join(profile.localhost_profile.as_deref().unwrap_or_default()),
+            ),
             _ => Seccomp::RuntimeDefault,
         }
     }
@@ -248,7 +324,11 @@ fn image_id(image: &Image) -> String {
 
 /// argv: a command replaces the entrypoint and drops the image's arguments; arguments alone replace those.
 fn command(container: &Container, image: &Image, env: &[(String, String)]) -> Vec<String> {
-    let lookup = |name: &str| env.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
+    let lookup = |name: &str| {
+        env.iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone())
+    };
     let own = |list: &Option<Vec<String>>| -> Option<Vec<String>> {
         let list = list.as_ref().filter(|list| !list.is_empty())?;
         Some(list.iter().map(|text| expand(text, &lookup)).collect())
@@ -282,15 +362,25 @@ mod tests {
             tags: Vec::new(),
             digests: Vec::new(),
             size: 0,
-            config: ImageConfig { entrypoint: text(&["/entry"]), cmd: text(&["a", "b"]), ..ImageConfig::default() },
+            config: ImageConfig {
+                entrypoint: text(&["/entry"]),
+                cmd: text(&["a", "b"]),
+                ..ImageConfig::default()
+            },
         };
         let run = |value: Value| {
             let container = serde_json::from_value(value).unwrap();
             command(&container, &image, &[("N".to_owned(), "7".to_owned())])
         };
         assert_eq!(run(json!({"name": "x"})), ["/entry", "a", "b"]);
-        assert_eq!(run(json!({"name": "x", "args": ["$(N)", "$$(N)"]})), ["/entry", "7", "$(N)"]);
+        assert_eq!(
+            run(json!({"name": "x", "args": ["$(N)", "$$(N)"]})),
+            ["/entry", "7", "$(N)"]
+        );
         assert_eq!(run(json!({"name": "x", "command": ["/own"]})), ["/own"]);
-        assert_eq!(run(json!({"name": "x", "command": ["/own"], "args": ["z"]})), ["/own", "z"]);
+        assert_eq!(
+            run(json!({"name": "x", "command": ["/own"], "args": ["z"]})),
+            ["/own", "z"]
+        );
     }
 }

@@ -50,25 +50,23 @@ fn uid_of(pod: &Pod) -> String {
 
 impl Manager {
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node, workers: BTreeMap::new(), running: JoinSet::new(), found: BTreeMap::new(), removed: BTreeSet::new() }
+        Self {
+            node,
+            workers: BTreeMap::new(),
+            running: JoinSet::new(),
+            found: BTreeMap::new(),
+            removed: BTreeSet::new(),
+        }
     }
 
     /// Takes over what runs, then follows the news until stopped. Containers are left running.
-    pub(crate) async fn run(mut self, mut news: mpsc::UnboundedReceiver<News>, stop: CancellationToken) {
+    pub(crate) async fn run(
+        mut self,
+        mut news: mpsc::UnboundedReceiver<News>,
+        stop: CancellationToken,
+    ) {
         let mut events = self.node.runtime.events();
-        match self.node.runtime.sandboxes().await {
-            Ok(found) => self.found = found.into_iter().map(|sandbox| (sandbox.spec.pod.0.clone(), sandbox)).collect(),
-            Err(error) => tracing::error!(%error, "looking for pods of an earlier agent"),
-        }
-        if !self.found.is_empty() {
-            tracing::info!(pods = self.found.len(), "taking over the pods of an earlier agent");
-        }
-        for pod in self.node.desired.pods() {
-            self.pod(pod);
-        }
-        if self.node.desired.is_synced() {
-            self.remove_leftovers().await;
-        }
+        self.take_over().await;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -94,6 +92,31 @@ impl Manager {
         }
     }
 
+    /// Gives the known pods their workers and what runs already, and removes what nobody knows.
+    pub(super) async fn take_over(&mut self) {
+        match self.node.runtime.sandboxes().await {
+            Ok(found) => {
+                self.found = found
+                    .into_iter()
+                    .map(|sandbox| (sandbox.spec.pod.0.clone(), sandbox))
+                    .collect()
+            }
+            Err(error) => tracing::error!(%error, "looking for pods of an earlier agent"),
+        }
+        if !self.found.is_empty() {
+            tracing::info!(
+                pods = self.found.len(),
+                "taking over the pods of an earlier agent"
+            );
+        }
+        for pod in self.node.desired.pods() {
+            self.pod(pod);
+        }
+        if self.node.desired.is_synced() {
+            self.remove_leftovers().await;
+        }
+    }
+
     fn pod(&mut self, pod: Arc<Pod>) {
         let uid = uid_of(&pod);
         if uid.is_empty() || self.removed.contains(&uid) {
@@ -108,7 +131,13 @@ impl Manager {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         match Worker::new(self.node.clone(), pod.clone(), found.as_ref(), receiver) {
             Ok(worker) => {
-                tracing::info!(namespace, pod = pod.metadata.name, uid, resumed = found.is_some(), "pod taken");
+                tracing::info!(
+                    namespace,
+                    pod = pod.metadata.name,
+                    uid,
+                    resumed = found.is_some(),
+                    "pod taken"
+                );
                 let finished = uid.clone();
                 self.running.spawn(async move {
                     worker.run().await;
@@ -117,8 +146,13 @@ impl Manager {
                 self.workers.insert(uid, Handle { namespace, inputs });
             }
             Err(error) => {
-                let message = format!("error syncing pod: preparing {}: {error}", self.node.pod_dir(&uid).display());
-                self.node.reports.event(&pod, None, Severity::Warning, "FailedSync", &message);
+                let message = format!(
+                    "error syncing pod: preparing {}: {error}",
+                    self.node.pod_dir(&uid).display()
+                );
+                self.node
+                    .reports
+                    .event(&pod, None, Severity::Warning, "FailedSync", &message);
             }
         }
     }
@@ -149,7 +183,10 @@ impl Manager {
                 }
             }
             Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "events of the runtime were missed; asking for the state of all containers");
+                tracing::warn!(
+                    missed,
+                    "events of the runtime were missed; asking for the state of all containers"
+                );
                 *events = self.node.runtime.events();
                 self.compare().await;
             }
@@ -160,9 +197,13 @@ impl Manager {
 
     /// Tells workers what has happened to their containers, from the present state.
     async fn compare(&self) {
-        let Ok(sandboxes) = self.node.runtime.sandboxes().await else { return };
+        let Ok(sandboxes) = self.node.runtime.sandboxes().await else {
+            return;
+        };
         for sandbox in sandboxes {
-            let Some(handle) = self.workers.get(&sandbox.spec.pod.0) else { continue };
+            let Some(handle) = self.workers.get(&sandbox.spec.pod.0) else {
+                continue;
+            };
             for container in sandbox.containers {
                 if let ContainerState::Exited(exit) = container.state {
                     handle.inputs.send(Input::Exited(container.id, exit)).ok();
@@ -173,8 +214,14 @@ impl Manager {
 
     /// Removes sandboxes, networks and directories of pods that the cluster no longer knows.
     async fn remove_leftovers(&mut self) {
-        let known: BTreeSet<String> =
-            self.node.desired.pods().iter().map(|pod| uid_of(pod)).chain(self.workers.keys().cloned()).collect();
+        let known: BTreeSet<String> = self
+            .node
+            .desired
+            .pods()
+            .iter()
+            .map(|pod| uid_of(pod))
+            .chain(self.workers.keys().cloned())
+            .collect();
         let mut strangers: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (uid, sandbox) in std::mem::take(&mut self.found) {
             let keys = sandbox.containers.iter().map(|container| {
@@ -182,19 +229,35 @@ impl Manager {
             });
             strangers.insert(uid.clone(), keys.collect());
             let spec = &sandbox.spec;
-            tracing::info!(namespace = spec.namespace, pod = spec.name, uid, "removing a pod that no longer exists");
+            tracing::info!(
+                namespace = spec.namespace,
+                pod = spec.name,
+                uid,
+                "removing a pod that no longer exists"
+            );
         }
         match self.node.network.attached().await {
-            Ok(attached) => strangers.extend(attached.into_keys().map(|uid| (uid, Vec::new())).filter(|(uid, _)| !known.contains(uid))),
+            Ok(attached) => strangers.extend(
+                attached
+                    .into_keys()
+                    .map(|uid| (uid, Vec::new()))
+                    .filter(|(uid, _)| !known.contains(uid)),
+            ),
             Err(error) => tracing::warn!(%error, "listing the pods attached to the network"),
         }
-        let directories = std::fs::read_dir(&self.node.pods_dir).into_iter().flatten().flatten();
+        let directories = std::fs::read_dir(&self.node.pods_dir)
+            .into_iter()
+            .flatten()
+            .flatten();
         for name in directories.filter_map(|entry| entry.file_name().into_string().ok()) {
             if !known.contains(&name) {
                 strangers.entry(name).or_default();
             }
         }
-        for (uid, keys) in strangers.into_iter().filter(|(uid, _)| !known.contains(uid)) {
+        for (uid, keys) in strangers
+            .into_iter()
+            .filter(|(uid, _)| !known.contains(uid))
+        {
             let node = self.node.clone();
             let log_dir = node.log_dir_of(&uid);
             let removed = async {
@@ -214,12 +277,22 @@ pub(crate) async fn remove_all(
     images: &dyn gantry_image::Images,
     pods_dir: &std::path::Path,
 ) -> Result<(), String> {
-    for sandbox in runtime.sandboxes().await.map_err(|error| error.to_string())? {
+    for sandbox in runtime
+        .sandboxes()
+        .await
+        .map_err(|error| error.to_string())?
+    {
         let pod: PodUid = sandbox.spec.pod;
-        runtime.remove_sandbox(&pod).await.map_err(|error| error.to_string())?;
+        runtime
+            .remove_sandbox(&pod)
+            .await
+            .map_err(|error| error.to_string())?;
         for container in sandbox.containers {
             let key = super::launch::rootfs_key(&pod.0, &container.id.name, container.id.attempt);
-            images.unmount_rootfs(&key).await.map_err(|error| error.to_string())?;
+            images
+                .unmount_rootfs(&key)
+                .await
+                .map_err(|error| error.to_string())?;
         }
     }
     crate::volumes::tear_down(pods_dir).map_err(|error| error.to_string())

@@ -19,3 +19,6 @@ mod worker;
 pub(crate) use manager::{Manager, News, remove_all};
 pub(crate) use node::Node;
 pub(crate) use pull::words;
+
+#[cfg(test)]
+mod tests;

@@ -47,15 +47,24 @@ impl Node {
     pub(crate) fn log_dir(&self, pod: &Pod) -> PathBuf {
         let part = |value: &Option<String>| value.clone().unwrap_or_default();
         let meta = &pod.metadata;
-        self.logs_dir.join(format!("{}_{}_{}", part(&meta.namespace), part(&meta.name), part(&meta.uid)))
+        self.logs_dir.join(format!(
+            "{}_{}_{}",
+            part(&meta.namespace),
+            part(&meta.name),
+            part(&meta.uid)
+        ))
     }
 
     /// The log directory of a pod of which only the uid is known.
     pub(crate) fn log_dir_of(&self, uid: &str) -> PathBuf {
         let suffix = format!("_{uid}");
-        let entries = std::fs::read_dir(&self.logs_dir).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(&self.logs_dir)
+            .into_iter()
+            .flatten()
+            .flatten();
         let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        self.logs_dir.join(names.find(|name| name.ends_with(&suffix)).unwrap_or(suffix))
+        self.logs_dir
+            .join(names.find(|name| name.ends_with(&suffix)).unwrap_or(suffix))
     }
 }
 
@@ -63,5 +72,10 @@ impl Node {
 pub(crate) fn full_name(pod: &Pod) -> String {
     let part = |value: &Option<String>| value.clone().unwrap_or_default();
     let meta = &pod.metadata;
-    format!("{}_{}({})", part(&meta.name), part(&meta.namespace), part(&meta.uid))
+    format!(
+        "{}_{}({})",
+        part(&meta.name),
+        part(&meta.namespace),
+        part(&meta.uid)
+    )
 }

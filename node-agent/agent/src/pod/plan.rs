@@ -40,7 +40,9 @@ enum After {
 }
 
 fn after(record: &Record, policy: RestartPolicy) -> Option<After> {
-    let Stage::Ended(ended) = &record.stage else { return None };
+    let Stage::Ended(ended) = &record.stage else {
+        return None;
+    };
     Some(match (record.role, policy, ended.succeeded()) {
         (Role::Sidecar, ..) | (Role::Main, RestartPolicy::Always, _) => After::Again,
         (_, _, true) => After::Done,
@@ -53,9 +55,10 @@ fn after(record: &Record, policy: RestartPolicy) -> Option<After> {
 /// started; the main containers run together; sidecars are stopped, last first, when all of those are done.
 pub(crate) fn plan(records: &[Record], policy: RestartPolicy, initialised: bool) -> Vec<Step> {
     let mut steps = Vec::new();
-    let mains_over = records.iter().filter(|record| record.role == Role::Main).all(|record| {
-        matches!(after(record, policy), Some(After::Done | After::Failed))
-    });
+    let mains_over = records
+        .iter()
+        .filter(|record| record.role == Role::Main)
+        .all(|record| matches!(after(record, policy), Some(After::Done | After::Failed)));
     if mains_over && initialised {
         return over(records);
     }
@@ -83,7 +86,8 @@ pub(crate) fn plan(records: &[Record], policy: RestartPolicy, initialised: bool)
                 if waiting || after(record, policy).is_some() {
                     steps.push(Step::Start(index));
                 }
-                through &= initialised || matches!(record.stage, Stage::Running { started: true, .. });
+                through &=
+                    initialised || matches!(record.stage, Stage::Running { started: true, .. });
             }
             Role::Main if !(through || initialised) => {}
             Role::Main => {
@@ -120,7 +124,8 @@ fn over(records: &[Record]) -> Vec<Step> {
 
 fn last_running_sidecar(records: &[Record]) -> Option<usize> {
     records.iter().rposition(|record| {
-        record.role == Role::Sidecar && matches!(record.stage, Stage::Running { .. } | Stage::Starting { .. })
+        record.role == Role::Sidecar
+            && matches!(record.stage, Stage::Running { .. } | Stage::Starting { .. })
     })
 }
 
@@ -132,13 +137,23 @@ mod tests {
     use super::*;
 
     fn ended(code: i32) -> Stage {
-        let exit =
-            ContainerExit { code, signal: None, oom_killed: false, started_at: 0, finished_at: 1, message: String::new() };
+        let exit = ContainerExit {
+            code,
+            signal: None,
+            oom_killed: false,
+            started_at: 0,
+            finished_at: 1,
+            message: String::new(),
+        };
         Stage::Ended(Ended::new(0, exit))
     }
 
     fn running() -> Stage {
-        Stage::Running { since: 0, started: true, ready: true }
+        Stage::Running {
+            since: 0,
+            started: true,
+            ready: true,
+        }
     }
 
     fn records(all: &[(Role, Stage)]) -> Vec<Record> {
@@ -156,16 +171,34 @@ mod tests {
 
     #[test]
     fn init_containers_run_in_order() {
-        use Role::{Init, Main};
         use RestartPolicy::{Always, Never};
+        use Role::{Init, Main};
         let idle = Stage::idle;
         let due = |all: &[(Role, Stage)], policy| plan(&records(all), policy, false);
-        assert_eq!(due(&[(Init, idle()), (Init, idle()), (Main, idle())], Always), [Step::Start(0)]);
-        assert_eq!(due(&[(Init, running()), (Init, idle()), (Main, idle())], Always), []);
-        assert_eq!(due(&[(Init, ended(0)), (Init, idle()), (Main, idle())], Always), [Step::Start(1)]);
-        assert_eq!(due(&[(Init, ended(1)), (Main, idle())], Always), [Step::Start(0)]);
-        assert_eq!(due(&[(Init, ended(1)), (Main, idle())], Never), [Step::End { failed: true }]);
-        assert_eq!(due(&[(Init, ended(0)), (Main, idle())], Never), [Step::Initialised, Step::Start(1)]);
+        assert_eq!(
+            due(&[(Init, idle()), (Init, idle()), (Main, idle())], Always),
+            [Step::Start(0)]
+        );
+        assert_eq!(
+            due(&[(Init, running()), (Init, idle()), (Main, idle())], Always),
+            []
+        );
+        assert_eq!(
+            due(&[(Init, ended(0)), (Init, idle()), (Main, idle())], Always),
+            [Step::Start(1)]
+        );
+        assert_eq!(
+            due(&[(Init, ended(1)), (Main, idle())], Always),
+            [Step::Start(0)]
+        );
+        assert_eq!(
+            due(&[(Init, ended(1)), (Main, idle())], Never),
+            [Step::End { failed: true }]
+        );
+        assert_eq!(
+            due(&[(Init, ended(0)), (Main, idle())], Never),
+            [Step::Initialised, Step::Start(1)]
+        );
     }
 
     #[test]
@@ -180,7 +213,11 @@ mod tests {
             (Never, 1, vec![Step::End { failed: true }]),
         ];
         for (policy, code, steps) in rows {
-            assert_eq!(plan(&records(&[(Role::Main, ended(code))]), policy, true), steps, "{policy:?} {code}");
+            assert_eq!(
+                plan(&records(&[(Role::Main, ended(code))]), policy, true),
+                steps,
+                "{policy:?} {code}"
+            );
         }
         let mixed = records(&[(Role::Main, ended(0)), (Role::Main, running())]);
         assert_eq!(plan(&mixed, Never, true), []);
@@ -189,14 +226,56 @@ mod tests {
     #[test]
     fn sidecars_start_first_and_stop_last() {
         use Role::{Init, Main, Sidecar};
-        let not_yet = Stage::Running { since: 0, started: false, ready: false };
-        let due = |all: &[(Role, Stage)], initialised| plan(&records(all), RestartPolicy::Never, initialised);
-        assert_eq!(due(&[(Sidecar, not_yet), (Init, Stage::idle()), (Main, Stage::idle())], false), []);
-        assert_eq!(due(&[(Sidecar, running()), (Init, Stage::idle()), (Main, Stage::idle())], false), [Step::Start(1)]);
-        assert_eq!(due(&[(Sidecar, ended(1)), (Main, running())], true), [Step::Start(0)]);
+        let not_yet = Stage::Running {
+            since: 0,
+            started: false,
+            ready: false,
+        };
+        let due = |all: &[(Role, Stage)], initialised| {
+            plan(&records(all), RestartPolicy::Never, initialised)
+        };
+        assert_eq!(
+            due(
+                &[
+                    (Sidecar, not_yet),
+                    (Init, Stage::idle()),
+                    (Main, Stage::idle())
+                ],
+                false
+            ),
+            []
+        );
+        assert_eq!(
+            due(
+                &[
+                    (Sidecar, running()),
+                    (Init, Stage::idle()),
+                    (Main, Stage::idle())
+                ],
+                false
+            ),
+            [Step::Start(1)]
+        );
+        assert_eq!(
+            due(&[(Sidecar, ended(1)), (Main, running())], true),
+            [Step::Start(0)]
+        );
         let two = [(Sidecar, running()), (Sidecar, running()), (Main, ended(0))];
         assert_eq!(due(&two, true), [Step::StopSidecar(1)]);
-        assert_eq!(due(&[(Sidecar, ended(0)), (Main, ended(0))], true), [Step::End { failed: false }]);
-        assert_eq!(due(&[(Sidecar, running()), (Init, ended(1)), (Main, Stage::idle())], false), [Step::StopSidecar(0)]);
+        assert_eq!(
+            due(&[(Sidecar, ended(0)), (Main, ended(0))], true),
+            [Step::End { failed: false }]
+        );
+        assert_eq!(
+            due(
+                &[
+                    (Sidecar, running()),
+                    (Init, ended(1)),
+                    (Main, Stage::idle())
+                ],
+                false
+            ),
+            [Step::StopSidecar(0)]
+        );
     }
 }

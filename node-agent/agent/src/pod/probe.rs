@@ -72,7 +72,11 @@ impl Counter {
 
     /// Takes an outcome; answers the new state when it has changed.
     pub(crate) fn count(&mut self, good: bool) -> Option<bool> {
-        self.run = if self.run.0 == good { (good, self.run.1 + 1) } else { (good, 1) };
+        self.run = if self.run.0 == good {
+            (good, self.run.1 + 1)
+        } else {
+            (good, 1)
+        };
         let needed = if good { self.success } else { self.failure };
         if self.run.1 >= needed && self.state != Some(good) {
             self.state = Some(good);
@@ -91,7 +95,9 @@ pub(crate) async fn run(
     began: Instant,
     reports: mpsc::Sender<Report>,
 ) {
-    let Some(action) = Action::of_probe(&probe) else { return };
+    let Some(action) = Action::of_probe(&probe) else {
+        return;
+    };
     let attempt = target.id.attempt;
     let timeout = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
     let period = seconds(probe.period_seconds, 10).max(Duration::from_secs(1));
@@ -110,7 +116,16 @@ pub(crate) async fn run(
         let change = counter.count(good);
         findings.extend(change.map(Finding::Now));
         for finding in findings {
-            if reports.send(Report { index, attempt, purpose, finding }).await.is_err() {
+            if reports
+                .send(Report {
+                    index,
+                    attempt,
+                    purpose,
+                    finding,
+                })
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -129,10 +144,16 @@ mod tests {
 
     #[test]
     fn thresholds() {
-        let probe = serde_json::from_value(json!({"successThreshold": 2, "failureThreshold": 3})).unwrap();
+        let probe =
+            serde_json::from_value(json!({"successThreshold": 2, "failureThreshold": 3})).unwrap();
         let mut counter = Counter::new(&probe);
-        let outcomes = [true, true, true, false, false, true, false, false, false, false, true, true];
-        let changes: Vec<Option<bool>> = outcomes.into_iter().map(|good| counter.count(good)).collect();
+        let outcomes = [
+            true, true, true, false, false, true, false, false, false, false, true, true,
+        ];
+        let changes: Vec<Option<bool>> = outcomes
+            .into_iter()
+            .map(|good| counter.count(good))
+            .collect();
         let mut expected = vec![None; 12];
         (expected[1], expected[8], expected[11]) = (Some(true), Some(false), Some(true));
         assert_eq!(changes, expected);

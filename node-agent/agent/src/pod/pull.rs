@@ -43,7 +43,8 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
     };
     let reference = gantry_image::normalise(written).map_err(|error| invalid(error.to_string()))?;
     let event = |severity, reason: &str, message: &str| {
-        node.reports.event(pod, Some(&container.name), severity, reason, message);
+        node.reports
+            .event(pod, Some(&container.name), severity, reason, message);
     };
     let policy = policy(container, &reference);
     if !matches!(policy, Policy::Always)
@@ -52,25 +53,43 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
         event(
             Severity::Normal,
             "Pulled",
-            &format!("Container image \"{written}\" already present on machine and can be accessed by the pod"),
+            &format!(
+                "Container image \"{written}\" already present on machine and can be accessed by the pod"
+            ),
         );
         return Ok(image);
     }
     if matches!(policy, Policy::Never) {
-        let message = format!("Container image \"{written}\" is not present with pull policy of Never");
+        let message =
+            format!("Container image \"{written}\" is not present with pull policy of Never");
         event(Severity::Warning, "ErrImageNeverPull", &message);
-        return Err(NoImage { reason: "ErrImageNeverPull", message, retry: true });
+        return Err(NoImage {
+            reason: "ErrImageNeverPull",
+            message,
+            retry: true,
+        });
     }
-    event(Severity::Normal, "Pulling", &format!("Pulling image \"{written}\""));
+    event(
+        Severity::Normal,
+        "Pulling",
+        &format!("Pulling image \"{written}\""),
+    );
     let begun = tokio::time::Instant::now();
-    let mut candidates: Vec<Option<Credentials>> = credentials(node, pod, &reference).into_iter().map(Some).collect();
+    let mut candidates: Vec<Option<Credentials>> = credentials(node, pod, &reference)
+        .into_iter()
+        .map(Some)
+        .collect();
     candidates.push(None);
     let mut refused = None;
     for candidate in candidates {
         match node.images.pull(written, candidate, None).await {
             Ok(image) => {
                 let took = begun.elapsed().as_millis();
-                let took = if took < 1000 { format!("{took}ms") } else { format!("{:.3}s", took as f64 / 1000.0) };
+                let took = if took < 1000 {
+                    format!("{took}ms")
+                } else {
+                    format!("{:.3}s", took as f64 / 1000.0)
+                };
                 let message = format!(
                     "Successfully pulled image \"{written}\" in {took} ({took} including waiting). Image size: {} bytes.",
                     image.size
@@ -84,9 +103,17 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
         }
     }
     let message = refused.unwrap_or_default();
-    event(Severity::Warning, "Failed", &format!("Failed to pull image \"{written}\": {message}"));
+    event(
+        Severity::Warning,
+        "Failed",
+        &format!("Failed to pull image \"{written}\": {message}"),
+    );
     event(Severity::Warning, "Failed", "Error: ErrImagePull");
-    Err(NoImage { reason: "ErrImagePull", message, retry: true })
+    Err(NoImage {
+        reason: "ErrImagePull",
+        message,
+        retry: true,
+    })
 }
 
 /// An error with its sources.
@@ -107,17 +134,34 @@ pub(crate) fn words(error: &dyn std::error::Error) -> String {
 /// Credentials for a registry from the pod's and its account's pull secrets, in that order.
 fn credentials(node: &Node, pod: &Pod, reference: &str) -> Vec<Credentials> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let account = spec.service_account_name.as_deref().and_then(|name| node.desired.service_account(namespace, name));
-    let of_account = account.iter().flat_map(|account| account.image_pull_secrets.iter().flatten());
-    let names = spec.image_pull_secrets.iter().flatten().chain(of_account).map(|reference| reference.name.clone());
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
+    let account = spec
+        .service_account_name
+        .as_deref()
+        .and_then(|name| node.desired.service_account(namespace, name));
+    let of_account = account
+        .iter()
+        .flat_map(|account| account.image_pull_secrets.iter().flatten());
+    let names = spec
+        .image_pull_secrets
+        .iter()
+        .flatten()
+        .chain(of_account)
+        .map(|reference| reference.name.clone());
     names
         .filter_map(|name| node.desired.secret(namespace, &name))
         .flat_map(|secret| {
             let data = secret.data.clone().unwrap_or_default();
-            let json = data.get(".dockerconfigjson").map(|bytes| bytes.0.as_slice());
+            let json = data
+                .get(".dockerconfigjson")
+                .map(|bytes| bytes.0.as_slice());
             let found = json.map(|json| from_docker_config(json, reference));
-            let legacy = || data.get(".dockercfg").map(|bytes| from_auths(parse(&bytes.0), reference));
+            let legacy = || {
+                data.get(".dockercfg")
+                    .map(|bytes| from_auths(parse(&bytes.0), reference))
+            };
             found.or_else(legacy).unwrap_or_default()
         })
         .collect()
@@ -138,7 +182,10 @@ fn from_auths(auths: Value, reference: &str) -> Vec<Credentials> {
         .into_iter()
         .flatten()
         .filter_map(|(registry, entry)| {
-            let bare = registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+            let bare = registry
+                .trim_start_matches("https://")
+                .trim_start_matches("http://")
+                .trim_end_matches('/');
             let bare = match bare {
                 "index.docker.io/v1" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
                 other => other.trim_end_matches("/v1").trim_end_matches("/v2"),
@@ -149,19 +196,30 @@ fn from_auths(auths: Value, reference: &str) -> Vec<Credentials> {
         })
         .collect();
     fitting.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    fitting.into_iter().map(|(_, credentials)| credentials).collect()
+    fitting
+        .into_iter()
+        .map(|(_, credentials)| credentials)
+        .collect()
 }
 
 fn of_entry(entry: &Value) -> Option<Credentials> {
     use base64::Engine as _;
     if let Some(encoded) = entry["auth"].as_str().filter(|auth| !auth.is_empty()) {
-        let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).ok()?;
+        let decoded = base64::engine::general_purpose::STANDARD
+            .decode(encoded)
+            .ok()?;
         let text = String::from_utf8(decoded).ok()?;
         let (username, password) = text.split_once(':')?;
-        return Some(Credentials { username: username.to_owned(), password: password.to_owned() });
+        return Some(Credentials {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        });
     }
     let (username, password) = (entry["username"].as_str()?, entry["password"].as_str()?);
-    Some(Credentials { username: username.to_owned(), password: password.to_owned() })
+    Some(Credentials {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -176,10 +234,15 @@ mod tests {
             "https://index.docker.io/v1/": {"username": "hub", "password": "h"}}}"#;
         let users = |reference: &str| -> Vec<(String, String)> {
             let all = from_docker_config(config, reference);
-            all.into_iter().map(|found| (found.username, found.password)).collect()
+            all.into_iter()
+                .map(|found| (found.username, found.password))
+                .collect()
         };
         let pair = |user: &str, password: &str| (user.to_owned(), password.to_owned());
-        assert_eq!(users("registry.example/team/app:1"), [pair("b", "2:3"), pair("a", "1")]);
+        assert_eq!(
+            users("registry.example/team/app:1"),
+            [pair("b", "2:3"), pair("a", "1")]
+        );
         assert_eq!(users("registry.example/other:1"), [pair("a", "1")]);
         assert_eq!(users("registry.example.org/x:1"), []);
         assert_eq!(users("docker.io/library/nginx:1"), [pair("hub", "h")]);

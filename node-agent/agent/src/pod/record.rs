@@ -38,7 +38,11 @@ impl Ended {
             (false, 0) => "Completed",
             (false, _) => "Error",
         };
-        Self { attempt, exit, reason: reason.to_owned() }
+        Self {
+            attempt,
+            exit,
+            reason: reason.to_owned(),
+        }
     }
 
     pub(crate) fn succeeded(&self) -> bool {
@@ -60,7 +64,11 @@ pub(crate) enum Stage {
     /// Its image is being fetched, or it is being created.
     Starting { reason: String, message: String },
     /// Executing. `started`: its startup probe and postStart hook are through. `ready`: so says its readiness probe.
-    Running { since: i64, started: bool, ready: bool },
+    Running {
+        since: i64,
+        started: bool,
+        ready: bool,
+    },
     /// Ended; whether it is started again is the plan's decision.
     Ended(Ended),
 }
@@ -68,7 +76,10 @@ pub(crate) enum Stage {
 impl Stage {
     /// Waiting with no reason of its own: the status fills in `PodInitializing` or `ContainerCreating`.
     pub(crate) fn idle() -> Self {
-        Self::Waiting { reason: String::new(), message: String::new() }
+        Self::Waiting {
+            reason: String::new(),
+            message: String::new(),
+        }
     }
 }
 
@@ -94,10 +105,14 @@ impl Record {
 
 /// The containers of a specification, init containers first.
 pub(crate) fn containers(spec: &PodSpec) -> impl Iterator<Item = (Role, &Container)> {
-    let inits = spec.init_containers.iter().flatten().map(|init| match is_sidecar(init) {
-        true => (Role::Sidecar, init),
-        false => (Role::Init, init),
-    });
+    let inits = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|init| match is_sidecar(init) {
+            true => (Role::Sidecar, init),
+            false => (Role::Init, init),
+        });
     inits.chain(spec.containers.iter().map(|main| (Role::Main, main)))
 }
 
@@ -148,7 +163,10 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Notes::default(),
             Err(error) => return Err(error),
         };
-        Ok(Self { path, notes: Mutex::new(notes) })
+        Ok(Self {
+            path,
+            notes: Mutex::new(notes),
+        })
     }
 
     pub(crate) fn notes(&self) -> Notes {

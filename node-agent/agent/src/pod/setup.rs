@@ -27,7 +27,11 @@ pub(crate) struct NotSetUp {
 }
 
 /// Makes everything that containers need. Idempotent: also used to take over what an earlier process left.
-pub(crate) async fn set_up(node: Arc<Node>, pod: Arc<Pod>, uid: String) -> Result<Sandbox, NotSetUp> {
+pub(crate) async fn set_up(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    uid: String,
+) -> Result<Sandbox, NotSetUp> {
     let spec = pod.spec.clone().unwrap_or_default();
     let sandbox_failed = |message: String| NotSetUp {
         reason: "FailedCreatePodSandBox",
@@ -42,10 +46,14 @@ pub(crate) async fn set_up(node: Arc<Node>, pod: Arc<Pod>, uid: String) -> Resul
     };
     let paths = {
         let (node, pod, uid, pod_ip) = (node.clone(), pod.clone(), uid.clone(), pod_ip.clone());
-        let prepared = tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &pod_ip)).await;
+        let prepared =
+            tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &pod_ip)).await;
         prepared.map_err(|error| sandbox_failed(error.to_string()))??
     };
-    let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
+    let sysctls = spec
+        .security_context
+        .iter()
+        .flat_map(|context| context.sysctls.iter().flatten());
     let (hostname, _) = files::hostname(&pod, &node.cluster_domain);
     let sandbox = SandboxSpec {
         pod: PodUid(uid.clone()),
@@ -56,14 +64,22 @@ pub(crate) async fn set_up(node: Arc<Node>, pod: Arc<Pod>, uid: String) -> Resul
         host_pid: spec.host_pid == Some(true),
         host_ipc: spec.host_ipc == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
-        sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        sysctls: sysctls
+            .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
+            .collect(),
         resources: limits::pod(&spec, node.pids_limit),
         log_dir: node.log_dir(&pod),
         log_max_bytes: LOG_MAX_BYTES,
         log_max_files: LOG_MAX_FILES,
     };
-    node.runtime.start_sandbox(sandbox).await.map_err(|error| sandbox_failed(words(&error)))?;
-    Ok(Sandbox { pod_ip, volumes: paths })
+    node.runtime
+        .start_sandbox(sandbox)
+        .await
+        .map_err(|error| sandbox_failed(words(&error)))?;
+    Ok(Sandbox {
+        pod_ip,
+        volumes: paths,
+    })
 }
 
 fn prepare(
@@ -100,8 +116,17 @@ fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> std::io::Resu
     let hosts = files::hosts(pod, pod_ip, &node.cluster_domain, &host_file("/etc/hosts"));
     files::write(&etc.join("hosts"), &hosts)?;
     let host = HostResolver::read().map_err(std::io::Error::other)?;
-    let resolv = files::resolver(&spec, namespace, node.cluster_dns, &node.cluster_domain, &host);
-    files::write(&etc.join("resolv.conf"), &resolv.map_err(std::io::Error::other)?)?;
+    let resolv = files::resolver(
+        &spec,
+        namespace,
+        node.cluster_dns,
+        &node.cluster_domain,
+        &host,
+    );
+    files::write(
+        &etc.join("resolv.conf"),
+        &resolv.map_err(std::io::Error::other)?,
+    )?;
     if spec.host_network != Some(true) {
         let (hostname, _) = files::hostname(pod, &node.cluster_domain);
         files::write(&etc.join("hostname"), &format!("{hostname}\n"))?;
@@ -115,7 +140,10 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let number = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0);
     ports
         .filter_map(|port| {
-            let host_ip = port.host_ip.as_deref().and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            let host_ip = port
+                .host_ip
+                .as_deref()
+                .and_then(|ip| ip.parse::<Ipv4Addr>().ok());
             Some(HostPort {
                 host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
                 host_port: number(port.host_port?)?,
@@ -149,16 +177,33 @@ pub(crate) fn refresh(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> Result
 
 /// Ends the sandbox and frees the network and root file systems; logs, volumes and the journal stay, so that a pod
 /// that is over can still be looked at.
-pub(crate) async fn tear_down(node: Arc<Node>, uid: String, rootfs_keys: Vec<String>) -> Result<(), String> {
-    node.runtime.remove_sandbox(&PodUid(uid.clone())).await.map_err(|error| words(&error))?;
+pub(crate) async fn tear_down(
+    node: Arc<Node>,
+    uid: String,
+    rootfs_keys: Vec<String>,
+) -> Result<(), String> {
+    node.runtime
+        .remove_sandbox(&PodUid(uid.clone()))
+        .await
+        .map_err(|error| words(&error))?;
     for key in rootfs_keys {
-        node.images.unmount_rootfs(&key).await.map_err(|error| words(&error))?;
+        node.images
+            .unmount_rootfs(&key)
+            .await
+            .map_err(|error| words(&error))?;
     }
-    node.network.detach(&uid).await.map_err(|error| words(&error))
+    node.network
+        .detach(&uid)
+        .await
+        .map_err(|error| words(&error))
 }
 
 /// Removes the rest: volumes, journal and logs.
-pub(crate) async fn remove(node: Arc<Node>, uid: String, log_dir: std::path::PathBuf) -> Result<(), String> {
+pub(crate) async fn remove(
+    node: Arc<Node>,
+    uid: String,
+    log_dir: std::path::PathBuf,
+) -> Result<(), String> {
     let removed = tokio::task::spawn_blocking(move || {
         volumes::tear_down(&node.pod_dir(&uid)).map_err(|error| error.to_string())?;
         match std::fs::remove_dir_all(&log_dir) {

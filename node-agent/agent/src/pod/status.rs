@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodStatus,
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -41,20 +41,28 @@ pub(crate) fn container_id(uid: &str, name: &str, attempt: u32) -> String {
 pub(crate) fn status(view: &View<'_>) -> PodStatus {
     let spec = view.pod.spec.as_ref();
     let of = |roles: &[Role]| -> Vec<ContainerStatus> {
-        let chosen = view.records.iter().filter(|record| roles.contains(&record.role));
+        let chosen = view
+            .records
+            .iter()
+            .filter(|record| roles.contains(&record.role));
         chosen.map(|record| container(view, record)).collect()
     };
     let (inits, mains) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]));
     let conditions = conditions(view, &inits, &mains);
     let previous = view.previous;
-    let ip = view.pod_ip.map(str::to_owned).or_else(|| previous.pod_ip.clone());
+    let ip = view
+        .pod_ip
+        .map(str::to_owned)
+        .or_else(|| previous.pod_ip.clone());
     PodStatus {
         phase: Some(phase(view).to_owned()),
         conditions: Some(conditions),
         reason: view.end.and_then(|end| end.reason.clone()),
         message: view.end.and_then(|end| end.message.clone()),
         host_ip: Some(view.host_ip.to_owned()),
-        host_ips: Some(vec![HostIP { ip: view.host_ip.to_owned() }]),
+        host_ips: Some(vec![HostIP {
+            ip: view.host_ip.to_owned(),
+        }]),
         pod_ips: ip.clone().map(|ip| vec![PodIP { ip }]),
         pod_ip: ip,
         start_time: time(view.started_at),
@@ -80,7 +88,11 @@ fn rank(phase: &str) -> u8 {
 /// The phase; it never moves backwards, whatever is found on the node.
 fn phase<'a>(view: &View<'a>) -> &'a str {
     let before = view.previous.phase.as_deref().unwrap_or("Pending");
-    let mains = || view.records.iter().filter(|record| record.role == Role::Main);
+    let mains = || {
+        view.records
+            .iter()
+            .filter(|record| record.role == Role::Main)
+    };
     let never_ran = |record: &Record| {
         !matches!(record.stage, Stage::Running { .. } | Stage::Ended(_)) && record.last.is_none()
     };
@@ -90,7 +102,11 @@ fn phase<'a>(view: &View<'a>) -> &'a str {
         None if !view.initialised || mains().any(never_ran) => "Pending",
         None => "Running",
     };
-    if rank(now) < rank(before) || (rank(before) == 2 && now != before) { before } else { now }
+    if rank(now) < rank(before) || (rank(before) == 2 && now != before) {
+        before
+    } else {
+        now
+    }
 }
 
 fn terminated(view: &View<'_>, record: &Record, ended: &Ended) -> ContainerState {
@@ -121,7 +137,8 @@ fn waiting(reason: &str, message: &str) -> ContainerState {
 
 fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
     let spec = view.pod.spec.as_ref();
-    let written = spec.and_then(|spec| super::record::containers(spec).find(|(_, own)| own.name == record.name));
+    let written = spec
+        .and_then(|spec| super::record::containers(spec).find(|(_, own)| own.name == record.name));
     let has_inits = view.records.iter().any(|other| other.role != Role::Main);
     let default_reason = match record.role {
         Role::Main if has_inits && !view.initialised => "PodInitializing",
@@ -130,40 +147,69 @@ fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
     };
     let state = match &record.stage {
         // Nothing will start any more.
-        Stage::Waiting { .. } | Stage::Starting { .. } if view.end.is_some() && record.last.is_some() => {
-            record.last.as_ref().map(|last| terminated(view, record, last)).unwrap_or_default()
+        Stage::Waiting { .. } | Stage::Starting { .. }
+            if view.end.is_some() && record.last.is_some() =>
+        {
+            record
+                .last
+                .as_ref()
+                .map(|last| terminated(view, record, last))
+                .unwrap_or_default()
         }
         Stage::Waiting { reason, message } | Stage::Starting { reason, message } => {
-            let reason = if reason.is_empty() { default_reason } else { reason };
+            let reason = if reason.is_empty() {
+                default_reason
+            } else {
+                reason
+            };
             waiting(reason, message)
         }
         Stage::Running { since, .. } => ContainerState {
-            running: Some(ContainerStateRunning { started_at: time(*since) }),
+            running: Some(ContainerStateRunning {
+                started_at: time(*since),
+            }),
             ..ContainerState::default()
         },
         Stage::Ended(ended) => terminated(view, record, ended),
     };
     let (started, ready) = match &record.stage {
-        Stage::Running { started, ready, .. } => (*started, *started && *ready),
+        // An init container is ready when it is done.
+        Stage::Running { started, ready, .. } => {
+            (*started, *started && *ready && record.role != Role::Init)
+        }
         Stage::Ended(ended) => (false, record.role == Role::Init && ended.succeeded()),
         _ => (false, false),
     };
-    let last = record.last.as_ref().filter(|_| state.terminated.is_none() || matches!(record.stage, Stage::Ended(_)));
+    let last = record
+        .last
+        .as_ref()
+        .filter(|_| state.terminated.is_none() || matches!(record.stage, Stage::Ended(_)));
     let resources = written.and_then(|(_, container)| container.resources.clone());
     ContainerStatus {
         name: record.name.clone(),
         image: match record.image.is_empty() {
-            true => written.and_then(|(_, container)| container.image.clone()).unwrap_or_default(),
+            true => written
+                .and_then(|(_, container)| container.image.clone())
+                .unwrap_or_default(),
             false => record.image.clone(),
         },
         image_id: record.image_id.clone(),
-        container_id: record.attempt.map(|attempt| container_id(view.uid, &record.name, attempt)),
+        container_id: record
+            .attempt
+            .map(|attempt| container_id(view.uid, &record.name, attempt)),
         ready,
         started: Some(started),
-        restart_count: record.attempt.map_or(0, |attempt| i32::try_from(attempt).unwrap_or(i32::MAX)),
+        restart_count: record
+            .attempt
+            .map_or(0, |attempt| i32::try_from(attempt).unwrap_or(i32::MAX)),
         state: Some(state),
-        last_state: Some(last.map(|last| terminated(view, record, last)).unwrap_or_default()),
-        allocated_resources: resources.as_ref().and_then(|resources| resources.requests.clone()),
+        last_state: Some(
+            last.map(|last| terminated(view, record, last))
+                .unwrap_or_default(),
+        ),
+        allocated_resources: resources
+            .as_ref()
+            .and_then(|resources| resources.requests.clone()),
         resources,
         ..ContainerStatus::default()
     }
@@ -171,11 +217,14 @@ fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
 
 /// Whether all init containers before this one are through.
 fn is_next_init(records: &[Record], record: &Record) -> bool {
-    records.iter().take_while(|other| other.name != record.name).all(|other| match (other.role, &other.stage) {
-        (Role::Init, Stage::Ended(ended)) => ended.succeeded(),
-        (Role::Sidecar, Stage::Running { started, .. }) => *started,
-        _ => false,
-    })
+    records
+        .iter()
+        .take_while(|other| other.name != record.name)
+        .all(|other| match (other.role, &other.stage) {
+            (Role::Init, Stage::Ended(ended)) => ended.succeeded(),
+            (Role::Sidecar, Stage::Running { started, .. }) => *started,
+            _ => false,
+        })
 }
 
 struct Verdict {
@@ -185,16 +234,32 @@ struct Verdict {
 }
 
 fn yes() -> Verdict {
-    Verdict { status: true, reason: None, message: None }
+    Verdict {
+        status: true,
+        reason: None,
+        message: None,
+    }
 }
 
 fn no(reason: &'static str, message: Option<String>) -> Verdict {
-    Verdict { status: false, reason: Some(reason), message }
+    Verdict {
+        status: false,
+        reason: Some(reason),
+        message,
+    }
 }
 
-fn conditions(view: &View<'_>, inits: &[ContainerStatus], mains: &[ContainerStatus]) -> Vec<PodCondition> {
+fn conditions(
+    view: &View<'_>,
+    inits: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Vec<PodCondition> {
     let names = |names: Vec<&str>| names.join(" ");
-    let is_sidecar = |name: &str| view.records.iter().any(|record| record.name == name && record.role == Role::Sidecar);
+    let is_sidecar = |name: &str| {
+        view.records
+            .iter()
+            .any(|record| record.name == name && record.role == Role::Sidecar)
+    };
     let over = view.end.map(|end| match end.failed {
         true => "PodFailed",
         false => "PodCompleted",
@@ -209,23 +274,49 @@ fn conditions(view: &View<'_>, inits: &[ContainerStatus], mains: &[ContainerStat
     let containers_ready = match over {
         Some(reason) => no(reason, None),
         None if unready.is_empty() => yes(),
-        None => no("ContainersNotReady", Some(format!("containers with unready status: [{}]", names(unready)))),
+        None => no(
+            "ContainersNotReady",
+            Some(format!(
+                "containers with unready status: [{}]",
+                names(unready)
+            )),
+        ),
     };
-    let gates = view.pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let gates = view
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.readiness_gates.iter().flatten());
     let gate_status = |wanted: &str| {
-        let all = view.pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        all.into_iter().find(|condition| condition.type_ == wanted).map(|condition| condition.status.clone())
+        let all = view
+            .pod
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        all.into_iter()
+            .find(|condition| condition.type_ == wanted)
+            .map(|condition| condition.status.clone())
     };
     let closed: Vec<String> = gates
         .filter_map(|gate| match gate_status(&gate.condition_type).as_deref() {
             Some("True") => None,
-            Some(_) => Some(format!("the status of pod readiness gate \"{}\" is not \"True\"", gate.condition_type)),
-            None => Some(format!("corresponding condition of pod readiness gate \"{}\" does not exist.", gate.condition_type)),
+            Some(_) => Some(format!(
+                "the status of pod readiness gate \"{}\" is not \"True\"",
+                gate.condition_type
+            )),
+            None => Some(format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist.",
+                gate.condition_type
+            )),
         })
         .collect();
     let ready = match (containers_ready.status, closed.is_empty()) {
         (true, false) => no("ReadinessGatesNotReady", Some(closed.join(", "))),
-        (status, _) => Verdict { status, reason: containers_ready.reason, message: containers_ready.message.clone() },
+        (status, _) => Verdict {
+            status,
+            reason: containers_ready.reason,
+            message: containers_ready.message.clone(),
+        },
     };
     let incomplete: Vec<&str> = inits
         .iter()
@@ -236,14 +327,25 @@ fn conditions(view: &View<'_>, inits: &[ContainerStatus], mains: &[ContainerStat
         .map(|status| status.name.as_str())
         .collect();
     let initialized = match over {
-        Some("PodCompleted") => Verdict { status: true, reason: Some("PodCompleted"), message: None },
+        Some("PodCompleted") => Verdict {
+            status: true,
+            reason: Some("PodCompleted"),
+            message: None,
+        },
         _ if view.initialised || incomplete.is_empty() => yes(),
         _ => no(
             "ContainersNotInitialized",
-            Some(format!("containers with incomplete status: [{}]", names(incomplete))),
+            Some(format!(
+                "containers with incomplete status: [{}]",
+                names(incomplete)
+            )),
         ),
     };
-    let sandbox = Verdict { status: view.sandbox_ready, reason: None, message: None };
+    let sandbox = Verdict {
+        status: view.sandbox_ready,
+        reason: None,
+        message: None,
+    };
     let scheduled = yes();
     let ours = [
         ("PodReadyToStartContainers", sandbox),
@@ -252,25 +354,45 @@ fn conditions(view: &View<'_>, inits: &[ContainerStatus], mains: &[ContainerStat
         ("ContainersReady", containers_ready),
         ("PodScheduled", scheduled),
     ];
-    let mut result: Vec<PodCondition> =
-        ours.into_iter().map(|(name, verdict)| condition(view, name, verdict)).collect();
+    let mut result: Vec<PodCondition> = ours
+        .into_iter()
+        .map(|(name, verdict)| condition(view, name, verdict))
+        .collect();
     let foreign = view.previous.conditions.iter().flatten();
-    result.extend(foreign.filter(|theirs| !OWN.contains(&theirs.type_.as_str())).cloned());
+    result.extend(
+        foreign
+            .filter(|theirs| !OWN.contains(&theirs.type_.as_str()))
+            .cloned(),
+    );
     result
 }
 
-const OWN: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWN: [&str; 5] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+];
 
 fn condition(view: &View<'_>, name: &str, verdict: Verdict) -> PodCondition {
     let status = if verdict.status { "True" } else { "False" };
-    let before = view.previous.conditions.iter().flatten().find(|condition| condition.type_ == name);
-    let since = before.filter(|before| before.status == status).and_then(|before| before.last_transition_time.clone());
+    let before = view
+        .previous
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == name);
+    let since = before
+        .filter(|before| before.status == status)
+        .and_then(|before| before.last_transition_time.clone());
     PodCondition {
         type_: name.to_owned(),
         status: status.to_owned(),
         reason: verdict.reason.map(str::to_owned),
         message: verdict.message,
-        last_transition_time: since.or_else(|| Timestamp::from_second(view.now.as_second()).ok().map(Time)),
+        last_transition_time: since
+            .or_else(|| Timestamp::from_second(view.now.as_second()).ok().map(Time)),
         observed_generation: view.pod.metadata.generation,
         ..PodCondition::default()
     }
@@ -285,26 +407,46 @@ mod tests {
 
     fn exit(code: i32) -> Ended {
         let second = 1_000_000_000;
-        Ended::new(0, ContainerExit {
-            code,
-            signal: None,
-            oom_killed: false,
-            started_at: 10 * second,
-            finished_at: 20 * second,
-            message: String::new(),
-        })
+        Ended::new(
+            0,
+            ContainerExit {
+                code,
+                signal: None,
+                oom_killed: false,
+                started_at: 10 * second,
+                finished_at: 20 * second,
+                message: String::new(),
+            },
+        )
     }
 
     fn record(name: &str, role: Role, stage: Stage) -> Record {
         let attempt = (!matches!(stage, Stage::Waiting { .. })).then_some(0);
-        Record { name: name.into(), role, stage, attempt, last: None, image: String::new(), image_id: String::new() }
+        Record {
+            name: name.into(),
+            role,
+            stage,
+            attempt,
+            last: None,
+            image: String::new(),
+            image_id: String::new(),
+        }
     }
 
     fn running(ready: bool) -> Stage {
-        Stage::Running { since: 5_000_000_000, started: true, ready }
+        Stage::Running {
+            since: 5_000_000_000,
+            started: true,
+            ready,
+        }
     }
 
-    fn compute(records: &[Record], initialised: bool, end: Option<&PodEnd>, previous: Value) -> Value {
+    fn compute(
+        records: &[Record],
+        initialised: bool,
+        end: Option<&PodEnd>,
+        previous: Value,
+    ) -> Value {
         let pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "generation": 3},
             "spec": {"initContainers": [{"name": "i", "image": "init"}], "containers": [{"name": "a", "image": "img"}]}
@@ -328,66 +470,121 @@ mod tests {
     }
 
     fn of<'a>(status: &'a Value, name: &str) -> &'a Value {
-        status["conditions"].as_array().unwrap().iter().find(|condition| condition["type"] == name).unwrap()
+        status["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|condition| condition["type"] == name)
+            .unwrap()
     }
 
     #[test]
     fn before_init_containers_are_through() {
-        let records = [record("i", Role::Init, running(true)), record("a", Role::Main, Stage::idle())];
+        let records = [
+            record("i", Role::Init, running(true)),
+            record("a", Role::Main, Stage::idle()),
+        ];
         let status = compute(&records, false, None, json!({}));
         assert_eq!(status["phase"], "Pending");
-        assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
-        assert_eq!(of(&status, "Initialized")["message"], "containers with incomplete status: [i]");
-        assert_eq!(of(&status, "Ready")["message"], "containers with unready status: [a]");
+        assert_eq!(
+            status["containerStatuses"][0]["state"]["waiting"]["reason"],
+            "PodInitializing"
+        );
+        assert_eq!(
+            of(&status, "Initialized")["message"],
+            "containers with incomplete status: [i]"
+        );
+        assert_eq!(
+            of(&status, "Ready")["message"],
+            "containers with unready status: [a]"
+        );
         assert_eq!(status["containerStatuses"][0]["image"], "img");
         assert_eq!(status["qosClass"], "BestEffort");
     }
 
     #[test]
     fn running_and_ready() {
-        let records = [record("i", Role::Init, Stage::Ended(exit(0))), record("a", Role::Main, running(true))];
+        let records = [
+            record("i", Role::Init, Stage::Ended(exit(0))),
+            record("a", Role::Main, running(true)),
+        ];
         let earlier = json!({"conditions": [
             {"type": "Ready", "status": "False", "lastTransitionTime": "1970-01-01T00:00:50Z"},
             {"type": "Initialized", "status": "True", "lastTransitionTime": "1970-01-01T00:00:50Z"},
             {"type": "example.org/gate", "status": "True"}]});
         let status = compute(&records, true, None, earlier);
         assert_eq!(status["phase"], "Running");
-        assert_eq!(of(&status, "Ready")["lastTransitionTime"], "1970-01-01T00:01:40Z");
-        assert_eq!(of(&status, "Initialized")["lastTransitionTime"], "1970-01-01T00:00:50Z");
+        assert_eq!(
+            of(&status, "Ready")["lastTransitionTime"],
+            "1970-01-01T00:01:40Z"
+        );
+        assert_eq!(
+            of(&status, "Initialized")["lastTransitionTime"],
+            "1970-01-01T00:00:50Z"
+        );
         assert_eq!(of(&status, "example.org/gate")["status"], "True");
         assert_eq!(status["initContainerStatuses"][0]["ready"], true);
-        assert_eq!(status["containerStatuses"][0]["containerID"], "gantry://u-a-0");
+        assert_eq!(
+            status["containerStatuses"][0]["containerID"],
+            "gantry://u-a-0"
+        );
         assert_eq!(status["podIPs"], json!([{"ip": "10.0.0.5"}]));
         assert_eq!(of(&status, "Ready")["observedGeneration"], 3);
     }
 
     #[test]
     fn a_restarting_container_keeps_its_last_state() {
-        let mut main = record("a", Role::Main, Stage::Waiting {
-            reason: "CrashLoopBackOff".into(),
-            message: "back-off 10s restarting failed container=a pod=p_d(u)".into(),
-        });
+        let mut main = record(
+            "a",
+            Role::Main,
+            Stage::Waiting {
+                reason: "CrashLoopBackOff".into(),
+                message: "back-off 10s restarting failed container=a pod=p_d(u)".into(),
+            },
+        );
         main.attempt = Some(2);
         main.last = Some(exit(1));
         let status = compute(&[main], true, None, json!({"phase": "Running"}));
         let container = &status["containerStatuses"][0];
         assert_eq!(status["phase"], "Running");
-        assert_eq!((container["restartCount"].as_i64(), container["ready"].as_bool()), (Some(2), Some(false)));
+        assert_eq!(
+            (
+                container["restartCount"].as_i64(),
+                container["ready"].as_bool()
+            ),
+            (Some(2), Some(false))
+        );
         assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
         assert_eq!(container["lastState"]["terminated"]["exitCode"], 1);
-        assert_eq!(container["lastState"]["terminated"]["finishedAt"], "1970-01-01T00:00:20Z");
+        assert_eq!(
+            container["lastState"]["terminated"]["finishedAt"],
+            "1970-01-01T00:00:20Z"
+        );
     }
 
     #[test]
     fn the_phase_never_moves_backwards() {
         let idle = [record("a", Role::Main, Stage::idle())];
-        assert_eq!(compute(&idle, false, None, json!({"phase": "Running"}))["phase"], "Running");
-        assert_eq!(compute(&idle, false, None, json!({"phase": "Failed"}))["phase"], "Failed");
-        let done = PodEnd { failed: false, reason: None, message: None };
+        assert_eq!(
+            compute(&idle, false, None, json!({"phase": "Running"}))["phase"],
+            "Running"
+        );
+        assert_eq!(
+            compute(&idle, false, None, json!({"phase": "Failed"}))["phase"],
+            "Failed"
+        );
+        let done = PodEnd {
+            failed: false,
+            reason: None,
+            message: None,
+        };
         let ended = [record("a", Role::Main, Stage::Ended(exit(0)))];
         let status = compute(&ended, true, Some(&done), json!({"phase": "Running"}));
         assert_eq!(status["phase"], "Succeeded");
         assert_eq!(of(&status, "Ready")["reason"], "PodCompleted");
-        assert_eq!(compute(&ended, true, Some(&done), json!({"phase": "Failed"}))["phase"], "Failed");
+        assert_eq!(
+            compute(&ended, true, Some(&done), json!({"phase": "Failed"}))["phase"],
+            "Failed"
+        );
     }
 }

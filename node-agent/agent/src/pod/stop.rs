@@ -46,31 +46,52 @@ impl Stop {
                 () = self.ended.cancelled() => return,
             }
             self.send(self.signal).await;
-            let until = if self.hook { deadline.max(Instant::now() + LEAST_GRACE) } else { deadline };
-            if tokio::time::timeout_at(until, self.ended.cancelled()).await.is_ok() {
+            let until = if self.hook {
+                deadline.max(Instant::now() + LEAST_GRACE)
+            } else {
+                deadline
+            };
+            if tokio::time::timeout_at(until, self.ended.cancelled())
+                .await
+                .is_ok()
+            {
                 return;
             }
         }
         while !self.ended.is_cancelled() {
             self.send(SIGKILL).await;
-            tokio::time::timeout(KILL_AGAIN, self.ended.cancelled()).await.ok();
+            tokio::time::timeout(KILL_AGAIN, self.ended.cancelled())
+                .await
+                .ok();
         }
     }
 
     async fn pre_stop(&self) {
         let lifecycle = self.target.container.lifecycle.as_ref();
-        let hook = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.as_ref()).filter(|_| self.hook);
-        let Some(action) = hook.and_then(Action::of_hook) else { return };
+        let hook = lifecycle
+            .and_then(|lifecycle| lifecycle.pre_stop.as_ref())
+            .filter(|_| self.hook);
+        let Some(action) = hook.and_then(Action::of_hook) else {
+            return;
+        };
         if let Err(message) = action.run(&self.target, None).await {
             let text = format!("PreStopHook failed: {message}");
             let name = Some(self.target.id.name.as_str());
-            self.node.reports.event(&self.pod, name, Severity::Warning, "FailedPreStopHook", &text);
+            self.node.reports.event(
+                &self.pod,
+                name,
+                Severity::Warning,
+                "FailedPreStopHook",
+                &text,
+            );
         }
     }
 
     /// Ready to stop means drained: the rules of this node no longer choose the pod.
     async fn drained(&self) {
-        let Ok(ip) = self.target.pod_ip.parse::<Ipv4Addr>() else { return };
+        let Ok(ip) = self.target.pod_ip.parse::<Ipv4Addr>() else {
+            return;
+        };
         if !self.drain {
             return;
         }
@@ -93,9 +114,15 @@ impl Stop {
 /// what is unknown.
 pub(crate) fn signal_number(name: Option<&str>) -> i32 {
     const TERM: i32 = 15;
-    let Some(name) = name.filter(|name| !name.is_empty()) else { return TERM };
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return TERM;
+    };
     if let Ok(number) = name.parse::<i32>() {
-        return if (1..=64).contains(&number) { number } else { TERM };
+        return if (1..=64).contains(&number) {
+            number
+        } else {
+            TERM
+        };
     }
     let upper = name.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -106,12 +133,14 @@ pub(crate) fn signal_number(name: Option<&str>) -> i32 {
         return 64 - offset.trim_start_matches('-').parse::<i32>().unwrap_or(0);
     }
     let names = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
-        "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
-        "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
     let position = names.iter().position(|known| *known == name);
-    position.and_then(|index| i32::try_from(index + 1).ok()).unwrap_or(TERM)
+    position
+        .and_then(|index| i32::try_from(index + 1).ok())
+        .unwrap_or(TERM)
 }
 
 #[cfg(test)]

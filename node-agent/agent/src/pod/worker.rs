@@ -52,9 +52,19 @@ pub(crate) enum Input {
 /// What a task came back with.
 pub(super) enum Effect {
     SetUp(Result<Sandbox, NotSetUp>),
-    Launched { index: usize, attempt: u32, result: Result<Launched, NotLaunched> },
-    Hooked { index: usize, attempt: u32, result: Result<(), String> },
-    Stopped { index: usize },
+    Launched {
+        index: usize,
+        attempt: u32,
+        result: Result<Launched, NotLaunched>,
+    },
+    Hooked {
+        index: usize,
+        attempt: u32,
+        result: Result<(), String>,
+    },
+    Stopped {
+        index: usize,
+    },
     TornDown(Result<(), String>),
     Removed(Result<(), String>),
     Released(Result<(), String>),
@@ -135,16 +145,25 @@ impl Worker {
         };
         let previous = pod.status.clone().unwrap_or_default();
         // A verdict that the server knows stands, even when this node has forgotten the pod.
-        let known = previous.phase.as_deref().filter(|phase| matches!(*phase, "Succeeded" | "Failed"));
+        let known = previous
+            .phase
+            .as_deref()
+            .filter(|phase| matches!(*phase, "Succeeded" | "Failed"));
         let end = notes.end.clone().or_else(|| {
             let failed = known? == "Failed";
-            Some(PodEnd { failed, reason: previous.reason.clone(), message: previous.message.clone() })
+            Some(PodEnd {
+                failed,
+                reason: previous.reason.clone(),
+                message: previous.message.clone(),
+            })
         });
         let (records, controls) = super::containers::recover(&pod, &notes, found, &previous);
         Ok(Self {
             surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,
-                _ => Surroundings::Missing { retry_at: Instant::now() },
+                _ => Surroundings::Missing {
+                    retry_at: Instant::now(),
+                },
             },
             node,
             uid,
@@ -194,8 +213,16 @@ impl Worker {
         }
     }
 
-    pub(super) fn event(&self, container: Option<&str>, severity: Severity, reason: &str, message: &str) {
-        self.node.reports.event(&self.pod, container, severity, reason, message);
+    pub(super) fn event(
+        &self,
+        container: Option<&str>,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) {
+        self.node
+            .reports
+            .event(&self.pod, container, severity, reason, message);
     }
 
     fn take(&mut self, input: Input) {
@@ -206,7 +233,11 @@ impl Worker {
             }
             Input::Gone => {
                 let grace = Duration::from_secs(1);
-                self.stop(Stopping { grace, deleted: true, end: None });
+                self.stop(Stopping {
+                    grace,
+                    deleted: true,
+                    end: None,
+                });
                 self.said_terminated = true;
             }
             Input::References => self.references_changed(),
@@ -218,8 +249,16 @@ impl Worker {
     fn settle(&mut self, effect: Effect) {
         match effect {
             Effect::SetUp(result) => self.set_up(result),
-            Effect::Launched { index, attempt, result } => self.launched(index, attempt, result),
-            Effect::Hooked { index, attempt, result } => self.hooked(index, attempt, result),
+            Effect::Launched {
+                index,
+                attempt,
+                result,
+            } => self.launched(index, attempt, result),
+            Effect::Hooked {
+                index,
+                attempt,
+                result,
+            } => self.hooked(index, attempt, result),
             Effect::Stopped { index } => self.controls[index].stopping = None,
             Effect::Released(result) => {
                 if let Err(error) = result {
@@ -228,7 +267,12 @@ impl Worker {
             }
             Effect::TornDown(Ok(())) => self.surroundings = Surroundings::Unmade,
             Effect::TornDown(Err(message)) => {
-                self.event(None, Severity::Warning, "FailedKillPod", &format!("error killing pod: {message}"));
+                self.event(
+                    None,
+                    Severity::Warning,
+                    "FailedKillPod",
+                    &format!("error killing pod: {message}"),
+                );
                 self.retry_tear_down();
             }
             Effect::Removed(Ok(())) => {
@@ -238,7 +282,11 @@ impl Worker {
                 self.finished = true;
             }
             Effect::Removed(Err(message)) => {
-                tracing::warn!(pod = self.uid, message, "removing what is left of a pod; trying again");
+                tracing::warn!(
+                    pod = self.uid,
+                    message,
+                    "removing what is left of a pod; trying again"
+                );
                 self.effects.spawn(async move {
                     tokio::time::sleep(RETRY).await;
                     Effect::TornDown(Ok(()))
@@ -265,7 +313,11 @@ impl Worker {
         } else if self.end.is_some() {
             // What ended before the agent did is tidied up once.
             if !matches!(self.surroundings, Surroundings::Unmade) {
-                self.stop(Stopping { grace: Duration::ZERO, deleted: false, end: self.end.clone() });
+                self.stop(Stopping {
+                    grace: Duration::ZERO,
+                    deleted: false,
+                    end: self.end.clone(),
+                });
                 self.continue_stopping();
             }
         } else {
@@ -280,7 +332,8 @@ impl Worker {
         {
             self.surroundings = Surroundings::Making;
             let (node, pod, uid) = (self.node.clone(), self.pod.clone(), self.uid.clone());
-            self.effects.spawn(async move { Effect::SetUp(setup::set_up(node, pod, uid).await) });
+            self.effects
+                .spawn(async move { Effect::SetUp(setup::set_up(node, pod, uid).await) });
         }
         if !matches!(self.surroundings, Surroundings::Ready(_)) {
             return;
@@ -290,7 +343,9 @@ impl Worker {
             match step {
                 Step::Start(index) => self.start(index),
                 Step::StopSidecar(index) => {
-                    let grace = Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
+                    let grace = Duration::from_secs(
+                        u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0),
+                    );
                     self.stop_container(index, grace, "all other containers of the pod have ended");
                 }
                 Step::Initialised => {
@@ -298,8 +353,16 @@ impl Worker {
                     self.note(|notes| notes.initialised = true);
                 }
                 Step::End { failed } => {
-                    let end = PodEnd { failed, reason: None, message: None };
-                    self.stop(Stopping { grace: Duration::ZERO, deleted: false, end: Some(end) });
+                    let end = PodEnd {
+                        failed,
+                        reason: None,
+                        message: None,
+                    };
+                    self.stop(Stopping {
+                        grace: Duration::ZERO,
+                        deleted: false,
+                        end: Some(end),
+                    });
                     self.continue_stopping();
                     return;
                 }
@@ -308,7 +371,12 @@ impl Worker {
     }
 
     pub(super) fn restart_policy(&self) -> RestartPolicy {
-        RestartPolicy::of(self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()))
+        RestartPolicy::of(
+            self.pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.restart_policy.as_deref()),
+        )
     }
 
     pub(super) fn note(&self, change: impl FnOnce(&mut super::record::Notes)) {
@@ -321,34 +389,61 @@ impl Worker {
         if self.pod.metadata.deletion_timestamp.is_none() {
             return;
         }
-        let grace = Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
-        let shorter = self.stopping.as_ref().is_none_or(|stopping| !stopping.deleted || grace < stopping.grace);
+        let grace =
+            Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
+        let shorter = self
+            .stopping
+            .as_ref()
+            .is_none_or(|stopping| !stopping.deleted || grace < stopping.grace);
         if shorter {
-            let end = self.stopping.as_ref().and_then(|stopping| stopping.end.clone());
-            self.stop(Stopping { grace, deleted: true, end });
+            let end = self
+                .stopping
+                .as_ref()
+                .and_then(|stopping| stopping.end.clone());
+            self.stop(Stopping {
+                grace,
+                deleted: true,
+                end,
+            });
         }
     }
 
     fn deadline(&self) -> Option<i64> {
         let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
-        Some(self.started_at.saturating_add(seconds.saturating_mul(1_000_000_000)))
+        Some(
+            self.started_at
+                .saturating_add(seconds.saturating_mul(1_000_000_000)),
+        )
     }
 
     fn check_deadline(&mut self) {
-        let over = self.deadline().is_some_and(|deadline| deadline <= now_nanos());
+        let over = self
+            .deadline()
+            .is_some_and(|deadline| deadline <= now_nanos());
         if !over || self.stopping.is_some() || self.end.is_some() {
             return;
         }
         let message = "Pod was active on the node longer than the specified deadline";
         self.event(None, Severity::Normal, "DeadlineExceeded", message);
-        let end =
-            PodEnd { failed: true, reason: Some("DeadlineExceeded".to_owned()), message: Some(message.to_owned()) };
-        let grace = Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
-        self.stop(Stopping { grace, deleted: false, end: Some(end) });
+        let end = PodEnd {
+            failed: true,
+            reason: Some("DeadlineExceeded".to_owned()),
+            message: Some(message.to_owned()),
+        };
+        let grace =
+            Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
+        self.stop(Stopping {
+            grace,
+            deleted: false,
+            end: Some(end),
+        });
     }
 
     fn stop(&mut self, stopping: Stopping) {
-        let sooner = self.stopping.as_ref().is_some_and(|before| stopping.grace < before.grace);
+        let sooner = self
+            .stopping
+            .as_ref()
+            .is_some_and(|before| stopping.grace < before.grace);
         self.cancel.cancel();
         for control in &mut self.controls {
             control.retry_at = None;
@@ -361,12 +456,17 @@ impl Worker {
 
     /// Main containers first, then sidecars in reverse order; then the surroundings; then, when deleted, the rest.
     fn continue_stopping(&mut self) {
-        let Some(stopping) = self.stopping.clone() else { return };
+        let Some(stopping) = self.stopping.clone() else {
+            return;
+        };
         if !self.all_stopped(stopping.grace) {
             return;
         }
         if self.end.is_none() {
-            let end = stopping.end.clone().unwrap_or_else(|| self.end_by_exit_codes());
+            let end = stopping
+                .end
+                .clone()
+                .unwrap_or_else(|| self.end_by_exit_codes());
             self.note(|notes| notes.end = Some(end.clone()));
             self.end = Some(end);
         }
@@ -374,14 +474,21 @@ impl Worker {
             Surroundings::Ready(_) | Surroundings::Missing { .. } => {
                 self.surroundings = Surroundings::Unmaking;
                 let (node, uid, keys) = (self.node.clone(), self.uid.clone(), self.rootfs_keys());
-                self.effects.spawn(async move { Effect::TornDown(setup::tear_down(node, uid, keys).await) });
+                self.effects.spawn(async move {
+                    Effect::TornDown(setup::tear_down(node, uid, keys).await)
+                });
             }
             Surroundings::Unmade if stopping.deleted => {
                 self.surroundings = Surroundings::Removing;
                 // The last status is said while the pod still exists.
                 self.report();
-                let (node, uid, log_dir) = (self.node.clone(), self.uid.clone(), self.node.log_dir(&self.pod));
-                self.effects.spawn(async move { Effect::Removed(setup::remove(node, uid, log_dir).await) });
+                let (node, uid, log_dir) = (
+                    self.node.clone(),
+                    self.uid.clone(),
+                    self.node.log_dir(&self.pod),
+                );
+                self.effects
+                    .spawn(async move { Effect::Removed(setup::remove(node, uid, log_dir).await) });
             }
             // A finished pod waits for its deletion.
             Surroundings::Unmade => self.stopping = None,
@@ -394,12 +501,22 @@ impl Worker {
             (Stage::Ended(ended), _) | (_, Some(ended)) => ended.succeeded(),
             _ => false,
         };
-        let mains = self.records.iter().filter(|record| record.role == super::record::Role::Main);
-        PodEnd { failed: !mains.into_iter().all(good), reason: None, message: None }
+        let mains = self
+            .records
+            .iter()
+            .filter(|record| record.role == super::record::Role::Main);
+        PodEnd {
+            failed: !mains.into_iter().all(good),
+            reason: None,
+            message: None,
+        }
     }
 
     fn rootfs_keys(&self) -> Vec<String> {
-        let attempts = self.records.iter().filter_map(|record| Some((record.name.as_str(), record.attempt?)));
+        let attempts = self
+            .records
+            .iter()
+            .filter_map(|record| Some((record.name.as_str(), record.attempt?)));
         // The attempt before may still be on its way out.
         attempts
             .flat_map(|(name, attempt)| {
@@ -408,7 +525,12 @@ impl Worker {
                     .flatten()
                     .map(move |attempt| (name, attempt))
             })
-            .chain(self.records.iter().filter(|record| record.attempt.is_none()).map(|record| (record.name.as_str(), 0)))
+            .chain(
+                self.records
+                    .iter()
+                    .filter(|record| record.attempt.is_none())
+                    .map(|record| (record.name.as_str(), 0)),
+            )
             .map(|(name, attempt)| rootfs_key(&self.uid, name, attempt))
             .collect()
     }
@@ -423,16 +545,23 @@ impl Worker {
             }
             Err(NotSetUp { reason, message }) => {
                 self.event(None, Severity::Warning, reason, &message);
-                let delay = (RETRY * 2_u32.saturating_pow(self.setup_failures.min(6))).min(RETRY_LONGEST);
+                let delay =
+                    (RETRY * 2_u32.saturating_pow(self.setup_failures.min(6))).min(RETRY_LONGEST);
                 self.setup_failures += 1;
-                self.surroundings = Surroundings::Missing { retry_at: Instant::now() + delay };
+                self.surroundings = Surroundings::Missing {
+                    retry_at: Instant::now() + delay,
+                };
             }
         }
     }
 
     fn next_wake(&self) -> Instant {
-        let mut wakes: Vec<Instant> =
-            self.controls.iter().flat_map(|control| [control.retry_at, control.back_off_at]).flatten().collect();
+        let mut wakes: Vec<Instant> = self
+            .controls
+            .iter()
+            .flat_map(|control| [control.retry_at, control.back_off_at])
+            .flatten()
+            .collect();
         if let Surroundings::Missing { retry_at } = self.surroundings
             && self.stopping.is_none()
         {
@@ -468,7 +597,9 @@ impl Worker {
         }
         match serde_json::to_vec(&next) {
             Ok(json) => self.node.reports.pod_status(&self.pod, json),
-            Err(error) => tracing::error!(pod = self.uid, %error, "writing the pod's status as JSON"),
+            Err(error) => {
+                tracing::error!(pod = self.uid, %error, "writing the pod's status as JSON")
+            }
         }
         self.previous = next;
     }

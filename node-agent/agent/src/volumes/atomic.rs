@@ -27,11 +27,15 @@ pub(super) type Files = BTreeMap<PathBuf, File>;
 
 /// Makes the visible contents of `directory` equal to `files`; a reader sees the old ones or the new, never a mix.
 pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
-    let current = fs::read_link(directory.join(DATA)).ok().map(|name| directory.join(name));
+    let current = fs::read_link(directory.join(DATA))
+        .ok()
+        .map(|name| directory.join(name));
     if current.as_ref().is_some_and(|current| same(current, files)) {
         return Ok(());
     }
-    let stamp = jiff::Timestamp::now().strftime("..%Y_%m_%d_%H_%M_%S.%9f").to_string();
+    let stamp = jiff::Timestamp::now()
+        .strftime("..%Y_%m_%d_%H_%M_%S.%9f")
+        .to_string();
     let fresh = directory.join(&stamp);
     fs::create_dir(&fresh)?;
     fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
@@ -79,13 +83,22 @@ pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::
 fn same(directory: &Path, files: &Files) -> bool {
     fn count(directory: &Path) -> usize {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
+        entries
+            .map(|entry| {
+                if entry.path().is_dir() {
+                    count(&entry.path())
+                } else {
+                    1
+                }
+            })
+            .sum()
     }
     count(directory) == files.len()
         && files.iter().all(|(path, file)| {
             let target = directory.join(path);
             let mode = fs::metadata(&target).map(|metadata| metadata.permissions().mode() & 0o7777);
-            mode.is_ok_and(|mode| mode == file.mode) && fs::read(&target).is_ok_and(|content| content == file.content)
+            mode.is_ok_and(|mode| mode == file.mode)
+                && fs::read(&target).is_ok_and(|content| content == file.content)
         })
 }
 
@@ -94,21 +107,51 @@ mod tests {
     use super::*;
 
     fn files(entries: &[(&str, &str)]) -> Files {
-        let file = |content: &str| File { content: content.as_bytes().to_vec(), mode: 0o644 };
-        entries.iter().map(|(path, content)| (PathBuf::from(path), file(content))).collect()
+        let file = |content: &str| File {
+            content: content.as_bytes().to_vec(),
+            mode: 0o644,
+        };
+        entries
+            .iter()
+            .map(|(path, content)| (PathBuf::from(path), file(content)))
+            .collect()
     }
 
     #[test]
     fn contents_are_switched_and_leftovers_removed() {
         let directory = tempfile::tempdir().unwrap();
         let read = |path: &str| fs::read_to_string(directory.path().join(path)).ok();
-        write(directory.path(), &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
-        assert_eq!((read("a").as_deref(), read("sub/b").as_deref()), (Some("1"), Some("2")));
+        write(
+            directory.path(),
+            &files(&[("a", "1"), ("sub/b", "2")]),
+            None,
+        )
+        .unwrap();
+        assert_eq!(
+            (read("a").as_deref(), read("sub/b").as_deref()),
+            (Some("1"), Some("2"))
+        );
         let first = fs::read_link(directory.path().join(DATA)).unwrap();
-        write(directory.path(), &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
-        assert_eq!(fs::read_link(directory.path().join(DATA)).unwrap(), first, "nothing changed, nothing moves");
+        write(
+            directory.path(),
+            &files(&[("a", "1"), ("sub/b", "2")]),
+            None,
+        )
+        .unwrap();
+        assert_eq!(
+            fs::read_link(directory.path().join(DATA)).unwrap(),
+            first,
+            "nothing changed, nothing moves"
+        );
         write(directory.path(), &files(&[("a", "3"), ("c", "4")]), None).unwrap();
-        assert_eq!((read("a").as_deref(), read("c").as_deref(), read("sub/b")), (Some("3"), Some("4"), None));
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4, "..data, its directory, a, c");
+        assert_eq!(
+            (read("a").as_deref(), read("c").as_deref(), read("sub/b")),
+            (Some("3"), Some("4"), None)
+        );
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            4,
+            "..data, its directory, a, c"
+        );
     }
 }

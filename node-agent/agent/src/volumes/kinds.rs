@@ -6,10 +6,11 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use gantry_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource, SecretVolumeSource, Volume as Written,
-};
 use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, DownwardAPIVolumeSource};
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource, SecretVolumeSource,
+    Volume as Written,
+};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::atomic::{self, Files};
@@ -20,19 +21,34 @@ use super::{Volume, VolumeContext, VolumeError, io};
 pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
     let name = volume.name.clone();
     Ok(if let Some(source) = volume.config_map.clone() {
-        Box::new(FromObjects { name, source: Source::ConfigMap(source) })
+        Box::new(FromObjects {
+            name,
+            source: Source::ConfigMap(source),
+        })
     } else if let Some(source) = volume.secret.clone() {
-        Box::new(FromObjects { name, source: Source::Secret(source) })
+        Box::new(FromObjects {
+            name,
+            source: Source::Secret(source),
+        })
     } else if let Some(source) = volume.projected.clone() {
-        Box::new(FromObjects { name, source: Source::Projected(source) })
+        Box::new(FromObjects {
+            name,
+            source: Source::Projected(source),
+        })
     } else if let Some(source) = volume.downward_api.clone() {
-        Box::new(FromObjects { name, source: Source::Downward(source) })
+        Box::new(FromObjects {
+            name,
+            source: Source::Downward(source),
+        })
     } else if let Some(source) = volume.host_path.clone() {
         Box::new(HostPath(source))
     } else if let Some(source) = volume.empty_dir.clone() {
         Box::new(EmptyDir { name, source })
     } else if let Some(claim) = &volume.persistent_volume_claim {
-        return Err(VolumeError::Missing { kind: "persistentvolumeclaim", name: claim.claim_name.clone() });
+        return Err(VolumeError::Missing {
+            kind: "persistentvolumeclaim",
+            name: claim.claim_name.clone(),
+        });
     } else {
         return Err(VolumeError::Unsupported);
     })
@@ -49,13 +65,23 @@ impl Volume for EmptyDir {
         let existed = path.exists();
         fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
         if self.source.medium.as_deref() == Some("Memory") {
-            let limit = self.source.size_limit.as_ref().and_then(|limit| limit.0.parse::<Quantity>().ok());
-            let size = limit.filter(|limit| limit.sign() > 0).map(|limit| limit.units());
+            let limit = self
+                .source
+                .size_limit
+                .as_ref()
+                .and_then(|limit| limit.0.parse::<Quantity>().ok());
+            let size = limit
+                .filter(|limit| limit.sign() > 0)
+                .map(|limit| limit.units());
             mount_tmpfs(&path, size, 0o777)?;
         }
         if !existed {
             let doing = || format!("setting the permissions of {}", path.display());
-            let mode = if context.fs_group().is_some() { 0o2777 } else { 0o777 };
+            let mode = if context.fs_group().is_some() {
+                0o2777
+            } else {
+                0o777
+            };
             chown(&path, None, context.fs_group()).map_err(io(doing()))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(io(doing()))?;
         }
@@ -84,7 +110,11 @@ impl Volume for HostPath {
             }
         }
         let metadata = fs::metadata(&path).ok();
-        let is = |test: fn(&fs::FileType) -> bool| metadata.as_ref().is_some_and(|metadata| test(&metadata.file_type()));
+        let is = |test: fn(&fs::FileType) -> bool| {
+            metadata
+                .as_ref()
+                .is_some_and(|metadata| test(&metadata.file_type()))
+        };
         let (fits, expected) = match kind {
             "Directory" | "DirectoryOrCreate" => (is(fs::FileType::is_dir), "a directory"),
             "File" | "FileOrCreate" => (is(fs::FileType::is_file), "a file"),
@@ -93,7 +123,14 @@ impl Volume for HostPath {
             "BlockDevice" => (is(FileTypeExt::is_block_device), "a block device"),
             _ => (metadata.is_some(), "there"),
         };
-        if fits { Ok(path) } else { Err(VolumeError::HostPathType { path: self.0.path.clone(), expected }) }
+        if fits {
+            Ok(path)
+        } else {
+            Err(VolumeError::HostPathType {
+                path: self.0.path.clone(),
+                expected,
+            })
+        }
     }
 
     fn refresh(&self, _: &VolumeContext<'_>) -> Result<(), VolumeError> {
@@ -142,9 +179,11 @@ impl FromObjects {
                 source.optional == Some(true),
             ),
             Source::Projected(source) => payload::projected(context, source),
-            Source::Downward(source) => {
-                payload::downward(context, source.items.as_ref(), source.default_mode.unwrap_or(DEFAULT_MODE))
-            }
+            Source::Downward(source) => payload::downward(
+                context,
+                source.items.as_ref(),
+                source.default_mode.unwrap_or(DEFAULT_MODE),
+            ),
         }
     }
 
@@ -174,7 +213,11 @@ impl Volume for FromObjects {
 
     fn refresh(&self, context: &VolumeContext<'_>) -> Result<(), VolumeError> {
         let path = self.path(context);
-        if path.exists() { self.write(context, &path) } else { Ok(()) }
+        if path.exists() {
+            self.write(context, &path)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -182,19 +225,29 @@ fn mount_tmpfs(path: &Path, size: Option<i64>, mode: u32) -> Result<(), VolumeEr
     if mounts_below(path)?.iter().any(|mount| mount == path) {
         return Ok(());
     }
-    let size = size.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+    let size = size
+        .map(|bytes| format!(",size={bytes}"))
+        .unwrap_or_default();
     let options = CString::new(format!("mode={mode:o}{size}")).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str()))
-        .map_err(|error| io(format!("mounting a tmpfs at {} (root is needed)", path.display()))(error.into()))
+    rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str())).map_err(|error| {
+        io(format!(
+            "mounting a tmpfs at {} (root is needed)",
+            path.display()
+        ))(error.into())
+    })
 }
 
 /// Mount points at or below a path, outermost first.
 pub(super) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(io("reading /proc/self/mountinfo"))?;
+    let table =
+        fs::read_to_string("/proc/self/mountinfo").map_err(io("reading /proc/self/mountinfo"))?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    Ok(points.map(|point| PathBuf::from(point.replace("\\040", " "))).filter(|point| point.starts_with(&path)).collect())
+    Ok(points
+        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+        .filter(|point| point.starts_with(&path))
+        .collect())
 }
 
 pub(super) fn unmount(path: &Path) -> Result<(), VolumeError> {
@@ -225,7 +278,10 @@ mod tests {
             for (resource, object) in objects {
                 desired.apply(&change(*resource, object)).unwrap();
             }
-            Self { directory: tempfile::tempdir().unwrap(), desired }
+            Self {
+                directory: tempfile::tempdir().unwrap(),
+                desired,
+            }
         }
 
         fn with<T>(&self, spec: Value, run: impl FnOnce(&VolumeContext<'_>) -> T) -> T {
@@ -245,7 +301,10 @@ mod tests {
     }
 
     fn map(value: &str) -> (Resource, Value) {
-        (Resource::ConfigMap, json!({"metadata": {"name": "c", "namespace": "d"}, "data": {"k": value, "l": "2"}}))
+        (
+            Resource::ConfigMap,
+            json!({"metadata": {"name": "c", "namespace": "d"}, "data": {"k": value, "l": "2"}}),
+        )
     }
 
     #[test]
@@ -258,8 +317,14 @@ mod tests {
         let paths = bed.with(spec.clone(), |context| set_up(context).unwrap());
         let file = paths["v"].join("sub/file");
         assert_eq!(fs::read_to_string(&file).unwrap(), "1");
-        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o400);
-        assert_eq!(fs::metadata(&paths["e"]).unwrap().permissions().mode() & 0o777, 0o777);
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o400
+        );
+        assert_eq!(
+            fs::metadata(&paths["e"]).unwrap().permissions().mode() & 0o777,
+            0o777
+        );
         let (resource, object) = map("changed");
         bed.desired.apply(&change(resource, &object)).unwrap();
         bed.with(spec, |context| refresh(context).unwrap());
@@ -280,11 +345,19 @@ mod tests {
         let bed = Bed::new(&[map("1")]);
         let words = |source: Value| {
             let spec = json!({"containers": [], "volumes": [{"name": "v", "configMap": source}]});
-            bed.with(spec, |context| set_up(context).map_err(|(_, error)| error.to_string()))
+            bed.with(spec, |context| {
+                set_up(context).map_err(|(_, error)| error.to_string())
+            })
         };
-        assert_eq!(words(json!({"name": "no"})).unwrap_err(), "configmap \"no\" not found");
+        assert_eq!(
+            words(json!({"name": "no"})).unwrap_err(),
+            "configmap \"no\" not found"
+        );
         let absent = json!({"name": "c", "items": [{"key": "z", "path": "z"}]});
-        assert_eq!(words(absent).unwrap_err(), "references non-existent config key: z");
+        assert_eq!(
+            words(absent).unwrap_err(),
+            "references non-existent config key: z"
+        );
         assert!(words(json!({"name": "no", "optional": true})).is_ok());
     }
 
@@ -295,12 +368,24 @@ mod tests {
         let try_type = |path: &str, kind: &str| {
             let source = json!({"path": base.join(path).to_str().unwrap(), "type": kind});
             let spec = json!({"containers": [], "volumes": [{"name": "v", "hostPath": source}]});
-            bed.with(spec, |context| set_up(context).map(drop).map_err(|(_, error)| error.to_string()))
+            bed.with(spec, |context| {
+                set_up(context)
+                    .map(drop)
+                    .map_err(|(_, error)| error.to_string())
+            })
         };
-        assert!(try_type("no", "Directory").unwrap_err().ends_with("is not a directory"));
+        assert!(
+            try_type("no", "Directory")
+                .unwrap_err()
+                .ends_with("is not a directory")
+        );
         assert!(try_type("dir", "DirectoryOrCreate").is_ok() && base.join("dir").is_dir());
         assert!(try_type("file", "FileOrCreate").is_ok() && base.join("file").is_file());
-        assert!(try_type("file", "Socket").unwrap_err().ends_with("is not a socket file"));
+        assert!(
+            try_type("file", "Socket")
+                .unwrap_err()
+                .ends_with("is not a socket file")
+        );
         assert!(try_type("dir", "File").is_err());
     }
 
@@ -315,14 +400,29 @@ mod tests {
                 {"configMap": {"name": "c"}},
                 {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}
         ]});
-        let paths = bed.with(spec.clone(), |context| set_up(context).expect("this test needs root"));
+        let paths = bed.with(spec.clone(), |context| {
+            set_up(context).expect("this test needs root")
+        });
         let again = bed.with(spec, |context| set_up(context).unwrap());
         assert_eq!(paths, again);
-        assert_eq!(mounts_below(&bed.directory.path().join("pod")).unwrap().len(), 2, "mounted once");
+        assert_eq!(
+            mounts_below(&bed.directory.path().join("pod"))
+                .unwrap()
+                .len(),
+            2,
+            "mounted once"
+        );
         assert_eq!(fs::read_to_string(paths["s"].join("k")).unwrap(), "v");
-        let mode = fs::metadata(paths["s"].join("k")).unwrap().permissions().mode() & 0o777;
+        let mode = fs::metadata(paths["s"].join("k"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777;
         assert_eq!(mode, 0o440, "the group may read what fsGroup is for");
-        assert_eq!(fs::read_to_string(paths["p"].join("labels")).unwrap(), "app=\"x\"");
+        assert_eq!(
+            fs::read_to_string(paths["p"].join("labels")).unwrap(),
+            "app=\"x\""
+        );
         assert_eq!(fs::read_to_string(paths["p"].join("k")).unwrap(), "1");
         tear_down(&bed.directory.path().join("pod")).unwrap();
     }

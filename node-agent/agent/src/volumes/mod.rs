@@ -46,7 +46,9 @@ pub enum VolumeError {
         expected: &'static str,
     },
     /// A kind that this node does not know.
-    #[error("volume source of this kind is not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI or projected")]
+    #[error(
+        "volume source of this kind is not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI or projected"
+    )]
     Unsupported,
     /// A path that leaves the volume.
     #[error("subPath {0:?} must stay within the volume")]
@@ -108,7 +110,9 @@ pub trait Volume: Send + Sync {
 }
 
 /// Sets up every volume of the pod; answers their host paths by name.
-pub fn set_up(context: &VolumeContext<'_>) -> Result<BTreeMap<String, PathBuf>, (String, VolumeError)> {
+pub fn set_up(
+    context: &VolumeContext<'_>,
+) -> Result<BTreeMap<String, PathBuf>, (String, VolumeError)> {
     let mut paths = BTreeMap::new();
     for volume in volumes(context.pod) {
         let path = kinds::of(volume)
@@ -146,7 +150,9 @@ pub fn tear_down(pod_dir: &Path) -> Result<(), VolumeError> {
 }
 
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Written> {
-    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
+    pod.spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
 }
 
 /// The bind mounts of a container. `env` is what `subPathExpr` sees.
@@ -155,10 +161,16 @@ pub fn mounts(
     paths: &BTreeMap<String, PathBuf>,
     env: &[(String, String)],
 ) -> Result<Vec<BindMount>, VolumeError> {
-    let lookup = |name: &str| env.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
+    let lookup = |name: &str| {
+        env.iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone())
+    };
     let mut result = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let base = paths.get(&mount.name).ok_or_else(|| VolumeError::Unknown(mount.name.clone()))?;
+        let base = paths
+            .get(&mount.name)
+            .ok_or_else(|| VolumeError::Unknown(mount.name.clone()))?;
         let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(path), _) if !path.is_empty() => Some(path.clone()),
             (_, Some(expression)) if !expression.is_empty() => Some(expand(expression, &lookup)),

@@ -18,7 +18,9 @@ fn mode(mode: i32) -> u32 {
 
 /// A relative path as the API allows it: no way up, not absolute.
 fn safe(path: &str) -> Result<PathBuf, VolumeError> {
-    let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    let inside = Path::new(path)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
     if inside && !path.is_empty() && !path.starts_with("..") {
         Ok(PathBuf::from(path))
     } else {
@@ -37,18 +39,32 @@ fn select(
     match items.filter(|items| !items.is_empty()) {
         None => {
             for (key, content) in data {
-                files.insert(safe(key)?, File { content: content.clone(), mode: mode(default_mode) });
+                files.insert(
+                    safe(key)?,
+                    File {
+                        content: content.clone(),
+                        mode: mode(default_mode),
+                    },
+                );
             }
         }
         Some(items) => {
             for item in items {
                 match data.get(&item.key) {
                     Some(content) => {
-                        let file = File { content: content.clone(), mode: mode(item.mode.unwrap_or(default_mode)) };
+                        let file = File {
+                            content: content.clone(),
+                            mode: mode(item.mode.unwrap_or(default_mode)),
+                        };
                         files.insert(safe(&item.path)?, file);
                     }
                     None if optional => {}
-                    None => return Err(VolumeError::Key { kind, key: item.key.clone() }),
+                    None => {
+                        return Err(VolumeError::Key {
+                            kind,
+                            key: item.key.clone(),
+                        });
+                    }
                 }
             }
         }
@@ -63,13 +79,32 @@ pub(super) fn config_map(
     default_mode: i32,
     optional: bool,
 ) -> Result<Files, VolumeError> {
-    let namespace = context.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let namespace = context
+        .pod
+        .metadata
+        .namespace
+        .as_deref()
+        .unwrap_or_default();
     let Some(map) = context.desired.config_map(namespace, name) else {
         return missing("configmap", name, optional);
     };
-    let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
-    let binary = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
-    select(&text.chain(binary).collect(), items, default_mode, "config", optional)
+    let text = map
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.clone().into_bytes()));
+    let binary = map
+        .binary_data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.0.clone()));
+    select(
+        &text.chain(binary).collect(),
+        items,
+        default_mode,
+        "config",
+        optional,
+    )
 }
 
 pub(super) fn secret(
@@ -79,16 +114,33 @@ pub(super) fn secret(
     default_mode: i32,
     optional: bool,
 ) -> Result<Files, VolumeError> {
-    let namespace = context.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let namespace = context
+        .pod
+        .metadata
+        .namespace
+        .as_deref()
+        .unwrap_or_default();
     let Some(secret) = context.desired.secret(namespace, name) else {
         return missing("secret", name, optional);
     };
-    let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect();
+    let data = secret
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.0.clone()))
+        .collect();
     select(&data, items, default_mode, "secret", optional)
 }
 
 fn missing(kind: &'static str, name: &str, optional: bool) -> Result<Files, VolumeError> {
-    if optional { Ok(Files::new()) } else { Err(VolumeError::Missing { kind, name: name.to_owned() }) }
+    if optional {
+        Ok(Files::new())
+    } else {
+        Err(VolumeError::Missing {
+            kind,
+            name: name.to_owned(),
+        })
+    }
 }
 
 pub(super) fn downward(
@@ -110,32 +162,61 @@ pub(super) fn downward(
         } else if let Some(selector) = &item.resource_field_ref {
             let named = selector.container_name.as_deref().unwrap_or_default();
             let spec = context.pod.spec.as_ref();
-            let mut all = spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+            let mut all = spec.into_iter().flat_map(|spec| {
+                spec.containers
+                    .iter()
+                    .chain(spec.init_containers.iter().flatten())
+            });
             let container = all
                 .find(|container| container.name == named)
-                .ok_or_else(|| EnvError::Resource(format!("{} of container {named:?}", selector.resource)))?;
-            limits::field(container, &selector.resource, selector.divisor.as_ref(), context.allocatable)
-                .ok_or_else(|| EnvError::Resource(selector.resource.clone()))?
+                .ok_or_else(|| {
+                    EnvError::Resource(format!("{} of container {named:?}", selector.resource))
+                })?;
+            limits::field(
+                container,
+                &selector.resource,
+                selector.divisor.as_ref(),
+                context.allocatable,
+            )
+            .ok_or_else(|| EnvError::Resource(selector.resource.clone()))?
         } else {
             String::new()
         };
-        let file = File { content: content.into_bytes(), mode: mode(item.mode.unwrap_or(default_mode)) };
+        let file = File {
+            content: content.into_bytes(),
+            mode: mode(item.mode.unwrap_or(default_mode)),
+        };
         files.insert(safe(&item.path)?, file);
     }
     Ok(files)
 }
 
-pub(super) fn projected(context: &VolumeContext<'_>, source: &ProjectedVolumeSource) -> Result<Files, VolumeError> {
+pub(super) fn projected(
+    context: &VolumeContext<'_>,
+    source: &ProjectedVolumeSource,
+) -> Result<Files, VolumeError> {
     let default_mode = source.default_mode.unwrap_or(DEFAULT_MODE);
     let mut files = Files::new();
     for projection in source.sources.iter().flatten() {
         if let Some(part) = &projection.config_map {
             let optional = part.optional == Some(true);
-            files.extend(config_map(context, &part.name, part.items.as_ref(), default_mode, optional)?);
+            files.extend(config_map(
+                context,
+                &part.name,
+                part.items.as_ref(),
+                default_mode,
+                optional,
+            )?);
         }
         if let Some(part) = &projection.secret {
             let optional = part.optional == Some(true);
-            files.extend(secret(context, &part.name, part.items.as_ref(), default_mode, optional)?);
+            files.extend(secret(
+                context,
+                &part.name,
+                part.items.as_ref(),
+                default_mode,
+                optional,
+            )?);
         }
         if let Some(part) = &projection.downward_api {
             files.extend(downward(context, part.items.as_ref(), default_mode)?);
@@ -145,7 +226,13 @@ pub(super) fn projected(context: &VolumeContext<'_>, source: &ProjectedVolumeSou
         if let Some(part) = &projection.service_account_token
             && let Some(content) = token(context)
         {
-            files.insert(safe(&part.path)?, File { content, mode: mode(default_mode) });
+            files.insert(
+                safe(&part.path)?,
+                File {
+                    content,
+                    mode: mode(default_mode),
+                },
+            );
         }
     }
     Ok(files)
@@ -157,7 +244,13 @@ fn token(context: &VolumeContext<'_>) -> Option<Vec<u8>> {
     let name = context.pod.spec.as_ref()?.service_account_name.as_deref()?;
     let account = context.desired.service_account(namespace, name)?;
     account.secrets.iter().flatten().find_map(|reference| {
-        let secret = context.desired.secret(namespace, reference.name.as_deref()?)?;
-        secret.data.as_ref()?.get("token").map(|token| token.0.clone())
+        let secret = context
+            .desired
+            .secret(namespace, reference.name.as_deref()?)?;
+        secret
+            .data
+            .as_ref()?
+            .get("token")
+            .map(|token| token.0.clone())
     })
 }

@@ -10,17 +10,36 @@ use super::{VolumeError, io};
 /// The host path of `sub_path` in the volume at `base`; missing directories are created.
 pub(super) fn resolve(base: &Path, sub_path: &str) -> Result<PathBuf, VolumeError> {
     let outside = || VolumeError::Outside(sub_path.to_owned());
-    if !Path::new(sub_path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+    if !Path::new(sub_path)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    {
         return Err(outside());
     }
-    let doing = || io(format!("resolving subPath {sub_path:?} in {}", base.display()));
-    let root = rustix::fs::open(base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| doing()(error.into()))?;
+    let doing = || {
+        io(format!(
+            "resolving subPath {sub_path:?} in {}",
+            base.display()
+        ))
+    };
+    let root = rustix::fs::open(base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| doing()(error.into()))?;
     let open = |path: &Path| {
-        rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
+        rustix::fs::openat2(
+            &root,
+            path,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT,
+        )
     };
     let mut built = PathBuf::new();
     for part in Path::new(sub_path).components() {
-        let parent = if built.as_os_str().is_empty() { PathBuf::from(".") } else { built.clone() };
+        let parent = if built.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            built.clone()
+        };
         built.push(part);
         match open(&built) {
             Ok(_) => {}
@@ -33,9 +52,14 @@ pub(super) fn resolve(base: &Path, sub_path: &str) -> Result<PathBuf, VolumeErro
         }
     }
     let found = open(&built).map_err(|error| doing()(error.into()))?;
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(doing())?;
+    let path =
+        std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(doing())?;
     let base = std::fs::canonicalize(base).map_err(doing())?;
-    if path.starts_with(&base) { Ok(path) } else { Err(outside()) }
+    if path.starts_with(&base) {
+        Ok(path)
+    } else {
+        Err(outside())
+    }
 }
 
 #[cfg(test)]
@@ -52,9 +76,18 @@ mod tests {
         assert_eq!(resolve(&base, "inside").unwrap(), base.join("real"));
         assert_eq!(resolve(&base, "new/deep").unwrap(), base.join("new/deep"));
         assert!(base.join("new/deep").is_dir());
-        assert!(matches!(resolve(&base, "../x"), Err(VolumeError::Outside(_))));
-        assert!(matches!(resolve(&base, "/etc"), Err(VolumeError::Outside(_))));
+        assert!(matches!(
+            resolve(&base, "../x"),
+            Err(VolumeError::Outside(_))
+        ));
+        assert!(matches!(
+            resolve(&base, "/etc"),
+            Err(VolumeError::Outside(_))
+        ));
         let escaped = resolve(&base, "escape/passwd");
-        assert!(escaped.as_ref().is_err() || escaped.as_ref().is_ok_and(|path| path.starts_with(&base)), "{escaped:?}");
+        assert!(
+            escaped.as_ref().is_err() || escaped.as_ref().is_ok_and(|path| path.starts_with(&base)),
+            "{escaped:?}"
+        );
     }
 }

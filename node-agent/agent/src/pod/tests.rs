@@ -1,0 +1,538 @@
+//! A worker with a runtime, images and a network in memory, and a clock that jumps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_image::{FakeImages, ImageConfig};
+use gantry_network::{FakePodNetwork, PodNetwork as _};
+use gantry_rpc::node::{AgentMessage, Resource, agent_message};
+use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Manager, News, Node};
+use crate::desired::Desired;
+use crate::desired::tests::change;
+use crate::reports::Reports;
+
+/// A node of fakes, on which an agent can be started again.
+struct Bed {
+    directory: tempfile::TempDir,
+    runtime: FakeRuntime,
+    images: Arc<FakeImages>,
+    network: Arc<FakePodNetwork>,
+    desired: Arc<Desired>,
+    reports: Arc<Reports>,
+    news: mpsc::UnboundedSender<News>,
+    stop: CancellationToken,
+    routed: watch::Sender<BTreeSet<Ipv4Addr>>,
+    agent: tokio::task::JoinHandle<()>,
+    said: Vec<agent_message::Message>,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let images = Arc::new(FakeImages::new(&directory.path().join("rootfs")));
+        images.offer("app:1", ImageConfig::default());
+        let runtime = FakeRuntime::new();
+        runtime.add_command("/app");
+        let network = Arc::new(FakePodNetwork::new("10.1.0.0/24".parse().unwrap()));
+        let desired = Arc::new(Desired::default());
+        let (news, _) = mpsc::unbounded_channel();
+        let mut bed = Self {
+            directory,
+            runtime,
+            images,
+            network,
+            desired,
+            reports: Arc::new(Reports::new("n")),
+            news,
+            stop: CancellationToken::new(),
+            routed: watch::channel(BTreeSet::new()).0,
+            agent: tokio::spawn(async {}),
+            said: Vec::new(),
+        };
+        bed.start_agent();
+        bed
+    }
+
+    fn node(&self) -> Arc<Node> {
+        Arc::new(Node {
+            runtime: Arc::new(self.runtime.clone()),
+            images: self.images.clone(),
+            network: self.network.clone(),
+            desired: self.desired.clone(),
+            reports: self.reports.clone(),
+            address: [192, 0, 2, 1].into(),
+            pods_dir: self.directory.path().join("pods"),
+            logs_dir: self.directory.path().join("logs"),
+            seccomp_dir: self.directory.path().join("seccomp"),
+            allocatable: BTreeMap::new(),
+            memory: 1 << 30,
+            pids_limit: None,
+            cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
+            cluster_domain: "cluster.local".to_owned(),
+            routed: self.routed.subscribe(),
+        })
+    }
+
+    /// An agent with nothing in memory but what an earlier one left on the node.
+    fn start_agent(&mut self) {
+        let (news, receiver) = mpsc::unbounded_channel();
+        self.news = news;
+        self.stop = CancellationToken::new();
+        self.agent = tokio::spawn(Manager::new(self.node()).run(receiver, self.stop.clone()));
+    }
+
+    async fn kill_agent(&mut self) {
+        self.agent.abort();
+        (&mut self.agent).await.ok();
+    }
+
+    fn apply(&self, pod: &Value) {
+        self.desired.apply(&change(Resource::Pod, pod)).unwrap();
+        self.news
+            .send(News::Pod(self.desired.pod("d", "p").unwrap()))
+            .unwrap();
+    }
+
+    /// Waits until something said satisfies `wanted`; the clock jumps when nothing else is going on.
+    async fn until(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&agent_message::Message) -> bool,
+    ) -> agent_message::Message {
+        let limit = Instant::now() + Duration::from_secs(3600);
+        loop {
+            if let Some(at) = self.said.iter().position(&wanted) {
+                let found = self.said.remove(at);
+                self.said.drain(..at);
+                return found;
+            }
+            let next = tokio::time::timeout_at(limit, self.reports.next()).await;
+            let messages = next.unwrap_or_else(|_| panic!("never: {what}"));
+            self.said.extend(
+                messages
+                    .into_iter()
+                    .filter_map(|message: AgentMessage| message.message),
+            );
+        }
+    }
+
+    async fn status(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let parsed = |message: &agent_message::Message| -> Option<Value> {
+            let agent_message::Message::PodStatuses(batch) = message else {
+                return None;
+            };
+            serde_json::from_slice(&batch.statuses.first()?.status).ok()
+        };
+        let message = self
+            .until(what, |message| {
+                parsed(message).is_some_and(|status| wanted(&status))
+            })
+            .await;
+        parsed(&message).unwrap()
+    }
+
+    async fn event(&mut self, reason: &str) -> Value {
+        let parsed = |message: &agent_message::Message| -> Option<Value> {
+            let agent_message::Message::Event(record) = message else {
+                return None;
+            };
+            serde_json::from_slice(&record.event).ok()
+        };
+        let of_reason = |message: &agent_message::Message| {
+            parsed(message).is_some_and(|event| event["reason"] == reason)
+        };
+        let message = self.until(reason, of_reason).await;
+        parsed(&message).unwrap()
+    }
+
+    async fn phase(&mut self, phase: &str) -> Value {
+        self.status(phase, |status| status["phase"] == phase).await
+    }
+
+    async fn waiting(&mut self, reason: &str) -> Value {
+        let status = self
+            .status(reason, |status| {
+                main(status)["state"]["waiting"]["reason"] == reason
+            })
+            .await;
+        main(&status).clone()
+    }
+
+    fn id(&self, name: &str, attempt: u32) -> ContainerId {
+        ContainerId {
+            pod: PodUid("u".to_owned()),
+            name: name.to_owned(),
+            attempt,
+        }
+    }
+}
+
+fn main(status: &Value) -> &Value {
+    &status["containerStatuses"][0]
+}
+
+fn pod(spec: Value) -> Value {
+    json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": spec})
+}
+
+fn one(container: Value) -> Value {
+    let mut container = container;
+    container["name"] = json!("c");
+    if container["image"].is_null() {
+        container["image"] = json!("app:1");
+    }
+    json!({"containers": [container]})
+}
+
+fn deleted(mut pod: Value, grace: i64) -> Value {
+    pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_runs_and_is_removed_without_a_trace() {
+    let mut bed = Bed::new();
+    let object = pod(one(json!({"command": ["/app"]})));
+    bed.apply(&object);
+    let status = bed.phase("Running").await;
+    let ready = status["conditions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .all(|condition| condition["status"] == "True");
+    assert!(ready && main(&status)["ready"] == true, "{status}");
+    assert_eq!(
+        (&status["podIP"], &status["hostIP"]),
+        (&json!("10.1.0.2"), &json!("192.0.2.1"))
+    );
+    bed.apply(&deleted(object, 30));
+    bed.until("terminated", |message| {
+        matches!(message, agent_message::Message::PodTerminated(_))
+    })
+    .await;
+    assert_eq!(bed.runtime.signals(), [(bed.id("c", 0), 15)]);
+    assert!(bed.runtime.sandboxes().await.unwrap().is_empty());
+    assert!(!bed.directory.path().join("pods/u").exists());
+    assert_eq!(
+        std::fs::read_dir(bed.directory.path().join("rootfs"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashing_container_backs_off() {
+    let mut bed = Bed::new();
+    bed.apply(&pod(one(json!({"command": ["false"]}))));
+    let container = bed.waiting("CrashLoopBackOff").await;
+    let words = &container["state"]["waiting"]["message"];
+    assert_eq!(
+        words,
+        "back-off 10s restarting failed container=c pod=p_d(u)"
+    );
+    assert_eq!(
+        (
+            &container["restartCount"],
+            &container["lastState"]["terminated"]["exitCode"]
+        ),
+        (&json!(1), &json!(1))
+    );
+    let begun = Instant::now();
+    bed.status("20 s", |status| {
+        main(status)["state"]["waiting"]["message"]
+            .to_string()
+            .contains("back-off 20s")
+    })
+    .await;
+    assert!(
+        begun.elapsed() >= Duration::from_secs(9) && begun.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        begun.elapsed()
+    );
+    let attempts: Vec<u32> = bed
+        .runtime
+        .starts()
+        .iter()
+        .map(|spec| spec.id.attempt)
+        .collect();
+    assert_eq!(attempts, [0, 1, 2], "no attempt is begun twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_done_is_done() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["true"]}));
+    spec["restartPolicy"] = json!("Never");
+    bed.apply(&pod(spec));
+    let status = bed.phase("Succeeded").await;
+    assert_eq!(main(&status)["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(bed.runtime.starts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_containers_come_first_and_a_failed_one_fails_the_pod() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    spec["initContainers"] = json!([{"name": "i", "image": "app:1", "command": ["true"]}]);
+    bed.apply(&pod(spec.clone()));
+    bed.phase("Running").await;
+    let names: Vec<String> = bed
+        .runtime
+        .starts()
+        .iter()
+        .map(|spec| spec.id.name.clone())
+        .collect();
+    assert_eq!(names, ["i", "c"]);
+
+    let mut failing = Bed::new();
+    spec["initContainers"][0]["command"] = json!(["false"]);
+    spec["restartPolicy"] = json!("Never");
+    failing.apply(&pod(spec));
+    failing.phase("Failed").await;
+    assert_eq!(failing.runtime.starts().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_does_not_exist() {
+    let mut bed = Bed::new();
+    bed.apply(&pod(one(json!({"image": "none:1"}))));
+    let container = bed.waiting("ErrImagePull").await;
+    assert!(
+        container["state"]["waiting"]["message"]
+            .to_string()
+            .contains("manifest unknown"),
+        "{container}"
+    );
+    let container = bed.waiting("ImagePullBackOff").await;
+    let words = container["state"]["waiting"]["message"].as_str().unwrap();
+    assert!(
+        words.starts_with("Back-off pulling image \"none:1\": ErrImagePull: "),
+        "{words}"
+    );
+    bed.images.offer(
+        "none:1",
+        ImageConfig {
+            cmd: vec!["/app".to_owned()],
+            ..ImageConfig::default()
+        },
+    );
+    bed.phase("Running").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_names_policies_and_commands() {
+    let cases = [
+        (json!({"image": "Not A Name"}), "InvalidImageName"),
+        (
+            json!({"image": "none:1", "imagePullPolicy": "Never"}),
+            "ErrImageNeverPull",
+        ),
+        (
+            json!({"command": ["/app"], "envFrom": [{"configMapRef": {"name": "no"}}]}),
+            "CreateContainerConfigError",
+        ),
+        (
+            json!({"command": ["/app"], "securityContext": {"runAsNonRoot": true}}),
+            "CreateContainerConfigError",
+        ),
+    ];
+    for (container, reason) in cases {
+        let mut bed = Bed::new();
+        bed.apply(&pod(one(container)));
+        bed.waiting(reason).await;
+        assert!(bed.runtime.starts().is_empty());
+    }
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/no/such"]}));
+    spec["restartPolicy"] = json!("Never");
+    bed.apply(&pod(spec));
+    let status = bed.phase("Failed").await;
+    let ended = &main(&status)["state"]["terminated"];
+    assert_eq!(
+        (&ended["reason"], &ended["exitCode"]),
+        (&json!("StartError"), &json!(128))
+    );
+    assert!(
+        ended["message"]
+            .as_str()
+            .unwrap()
+            .contains("no such file or directory"),
+        "{ended}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_volume_is_waited_for() {
+    let mut bed = Bed::new();
+    let mut spec =
+        one(json!({"command": ["/app"], "volumeMounts": [{"name": "v", "mountPath": "/v"}]}));
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+    bed.apply(&pod(spec));
+    let event = bed.event("FailedMount").await;
+    assert_eq!(
+        event["message"],
+        "MountVolume.SetUp failed for volume \"v\" : configmap \"settings\" not found"
+    );
+    let map = json!({"metadata": {"name": "settings", "namespace": "d"}, "data": {"k": "1"}});
+    bed.desired
+        .apply(&change(Resource::ConfigMap, &map))
+        .unwrap();
+    bed.news.send(News::References("d".to_owned())).unwrap();
+    bed.phase("Running").await;
+    let mount = bed.runtime.starts()[0]
+        .mounts
+        .iter()
+        .find(|mount| mount.target.ends_with("v"))
+        .cloned()
+        .unwrap();
+    assert_eq!(
+        std::fs::read_to_string(mount.source.join("k")).unwrap(),
+        "1"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_decide_about_readiness_and_restarts() {
+    let mut bed = Bed::new();
+    bed.runtime.set_exec_code("live", 0);
+    bed.runtime.set_exec_code("ready", 1);
+    let exec = |command: &str| json!({"exec": {"command": [command]}, "periodSeconds": 1, "failureThreshold": 2});
+    bed.apply(&pod(one(json!({"command": ["/app"], "livenessProbe": exec("live"), "readinessProbe": exec("ready")}))));
+    let status = bed.phase("Running").await;
+    assert_eq!(main(&status)["ready"], false);
+    assert!(
+        bed.event("Unhealthy").await["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("Readiness probe failed: ")
+    );
+    bed.runtime.set_exec_code("ready", 0);
+    bed.status("ready", |status| main(status)["ready"] == true)
+        .await;
+    bed.runtime.set_exec_code("live", 1);
+    let event = bed.event("Killing").await;
+    assert_eq!(
+        event["message"],
+        "Container c failed liveness probe, will be restarted"
+    );
+    bed.status("restarted", |status| main(status)["restartCount"] == 1)
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_agent_takes_over_what_runs() {
+    let mut bed = Bed::new();
+    bed.apply(&pod(one(json!({"command": ["/app"]}))));
+    let before = bed.phase("Running").await;
+    bed.kill_agent().await;
+    bed.start_agent();
+    let after = bed.phase("Running").await;
+    assert_eq!(
+        main(&before)["state"],
+        main(&after)["state"],
+        "the same start time"
+    );
+    assert_eq!(
+        (bed.runtime.starts().len(), &main(&after)["restartCount"]),
+        (1, &json!(0))
+    );
+
+    // What ends while no agent runs counts as one end, and the next attempt as the next.
+    bed.kill_agent().await;
+    bed.runtime.finish(&bed.id("c", 0), 3);
+    bed.start_agent();
+    let status = bed
+        .status("restarted", |status| main(status)["restartCount"] == 1)
+        .await;
+    assert_eq!(main(&status)["lastState"]["terminated"]["exitCode"], 3);
+    let attempts: Vec<u32> = bed
+        .runtime
+        .starts()
+        .iter()
+        .map(|spec| spec.id.attempt)
+        .collect();
+    assert_eq!(attempts, [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_sandbox_is_made_again() {
+    let mut bed = Bed::new();
+    bed.apply(&pod(one(json!({"command": ["/app"]}))));
+    bed.phase("Running").await;
+    bed.runtime.lose_sandbox(&PodUid("u".to_owned()));
+    let status = bed
+        .status("restarted", |status| main(status)["restartCount"] == 1)
+        .await;
+    assert_eq!(
+        main(&status)["lastState"]["terminated"]["reason"],
+        "ContainerStatusUnknown"
+    );
+    let state = bed.runtime.sandboxes().await.unwrap()[0].containers[0]
+        .state
+        .clone();
+    assert!(matches!(state, ContainerState::Running { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_stopped_only_when_no_rule_leads_to_it() {
+    let mut bed = Bed::new();
+    let object = pod(one(json!({"command": ["/app"]})));
+    bed.apply(&object);
+    bed.phase("Running").await;
+    let ip = Ipv4Addr::new(10, 1, 0, 2);
+    bed.routed.send_replace([ip].into());
+    bed.apply(&deleted(object, 30));
+    bed.event("Killing").await;
+    tokio::task::yield_now().await;
+    assert!(
+        bed.runtime.signals().is_empty(),
+        "connections are still sent to it"
+    );
+    bed.routed.send_replace(BTreeSet::new());
+    let begun = Instant::now();
+    bed.until("terminated", |message| {
+        matches!(message, agent_message::Message::PodTerminated(_))
+    })
+    .await;
+    assert_eq!(bed.runtime.signals().len(), 1);
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_ends_the_pod() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    // Already over when the worker first looks: the journal's clock is the wall's.
+    spec["activeDeadlineSeconds"] = json!(0);
+    bed.apply(&pod(spec));
+    let status = bed.phase("Failed").await;
+    assert_eq!(status["reason"], "DeadlineExceeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cluster_does_not_know_is_removed() {
+    let mut bed = Bed::new();
+    bed.apply(&pod(one(json!({"command": ["/app"]}))));
+    bed.phase("Running").await;
+    bed.kill_agent().await;
+    bed.desired = Arc::new(Desired::default());
+    bed.desired.synced(1);
+    Manager::new(bed.node()).take_over().await;
+    assert!(bed.runtime.sandboxes().await.unwrap().is_empty());
+    assert!(!bed.directory.path().join("pods/u").exists());
+    assert!(bed.network.attached().await.unwrap().is_empty());
+}

@@ -18,6 +18,8 @@ use crate::output;
 
 /// How long the node may take to become Ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long a process that was killed may take to be gone.
+const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 /// How often a starting cluster is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -57,7 +59,7 @@ impl Up {
         let started = Instant::now();
         let data_dir = &self.place.data_dir;
         daemon::create_data_dir(data_dir)?;
-        if let Some(pid) = daemon::holder(data_dir) {
+        if let Some(pid) = settled_holder(data_dir) {
             output::print(&format!(
                 "gantry already runs from {} (pid {})\n{}",
                 data_dir.display(),
@@ -172,6 +174,20 @@ impl Up {
         }
         drop(lock);
         ended
+    }
+}
+
+/// Who holds the data directory, once a process that was just killed has let go of it.
+fn settled_holder(data_dir: &Path) -> Option<rustix::process::Pid> {
+    let deadline = Instant::now() + LET_GO_WITHIN;
+    loop {
+        let pid = daemon::holder(data_dir)?;
+        // A process on its way out cannot be signalled for much longer, and has no command line any more.
+        let command_line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        if !command_line.is_empty() || Instant::now() > deadline {
+            return Some(pid);
+        }
+        std::thread::yield_now();
     }
 }
 

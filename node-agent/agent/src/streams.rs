@@ -82,7 +82,7 @@ fn frame(frame: Frame) -> StreamFrame {
 /// The frames of one stream, both ways.
 struct Wire {
     up: mpsc::Sender<StreamFrame>,
-    down: Streaming<StreamFrame>,
+    down: mpsc::Receiver<StreamFrame>,
 }
 
 impl Streams {
@@ -99,7 +99,7 @@ impl Streams {
                 return;
             }
             let down = match client.attach(ReceiverStream::new(outbound)).await {
-                Ok(answer) => answer.into_inner(),
+                Ok(answer) => inbound(answer.into_inner()),
                 Err(status) => {
                     tracing::warn!(stream = open.stream_id, %status, "opening a stream");
                     return;
@@ -313,7 +313,7 @@ impl Streams {
         let (mut from, mut to) = stream.into_split();
         let Wire { up, mut down } = wire;
         let inbound = async {
-            while let Ok(Some(message)) = down.message().await {
+            while let Some(message) = down.recv().await {
                 match message.frame {
                     Some(Frame::Stdin(bytes)) if to.write_all(&bytes).await.is_err() => return,
                     Some(Frame::CloseStdin(_)) => {
@@ -332,8 +332,21 @@ impl Streams {
 }
 
 /// Returns when the client is gone.
-async fn hung_up(down: &mut Streaming<StreamFrame>) {
-    while let Ok(Some(_)) = down.message().await {}
+/// Takes in what the client sends. The answer is held open until the server ends it: dropping it earlier would cancel
+/// the call, and with it the last frames on their way up.
+fn inbound(mut answer: Streaming<StreamFrame>) -> mpsc::Receiver<StreamFrame> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        while let Ok(Some(message)) = answer.message().await {
+            // Nobody reads any more once the command has ended; the server's end is still waited for.
+            sender.send(message).await.ok();
+        }
+    });
+    receiver
+}
+
+async fn hung_up(down: &mut mpsc::Receiver<StreamFrame>) {
+    while down.recv().await.is_some() {}
 }
 
 fn last_attempt(directory: &Path) -> Option<u32> {
@@ -390,7 +403,7 @@ async fn converse(mut session: IoSession, wire: Wire) -> Result<Value, Failure> 
     let mut stdin = session.stdin.take();
     let resize = session.resize.clone();
     let inbound = async {
-        while let Ok(Some(message)) = down.message().await {
+        while let Some(message) = down.recv().await {
             match message.frame {
                 Some(Frame::Stdin(bytes)) => {
                     if let Some(writer) = &mut stdin

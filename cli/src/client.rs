@@ -80,7 +80,8 @@ impl Cluster {
             .namespace
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
-        let client = kube::Client::try_from(config).context("setting up TLS from the kubeconfig")?;
+        let client =
+            kube::Client::try_from(config).context("setting up TLS from the kubeconfig")?;
         Ok(Self {
             client,
             namespace,
@@ -127,7 +128,11 @@ impl Cluster {
     }
 
     /// The resource of a manifest's `apiVersion` and `kind`.
-    pub(crate) async fn mapping_of(&self, api_version: &str, kind: &str) -> Result<Option<&Mapping>> {
+    pub(crate) async fn mapping_of(
+        &self,
+        api_version: &str,
+        kind: &str,
+    ) -> Result<Option<&Mapping>> {
         let mappings = self.mappings().await?;
         Ok(mappings
             .iter()
@@ -155,6 +160,9 @@ mod tests {
 
     #[test]
     fn query_values_survive_encoding() {
-        assert_eq!(percent_encode("app=web,tier!=x y"), "app%3Dweb%2Ctier%21%3Dx%20y");
+        assert_eq!(
+            percent_encode("app=web,tier!=x y"),
+            "app%3Dweb%2Ctier%21%3Dx%20y"
+        );
     }
 }

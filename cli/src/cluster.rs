@@ -39,10 +39,20 @@ fn default_node_name() -> String {
         .to_string_lossy()
         .to_lowercase()
         .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
+        .map(|letter| {
+            if letter.is_ascii_alphanumeric() || letter == '.' {
+                letter
+            } else {
+                '-'
+            }
+        })
         .collect();
     let name = name.trim_matches(['-', '.']).to_owned();
-    if name.is_empty() { "node".to_owned() } else { name }
+    if name.is_empty() {
+        "node".to_owned()
+    } else {
+        name
+    }
 }
 
 /// Containers, networks and mounts need it.

@@ -20,7 +20,12 @@ use client::{Cluster, Credentials};
 
 /// Runs containers on one machine or many, from Kubernetes manifests.
 #[derive(Debug, Parser)]
-#[command(name = "gantry", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "gantry",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
 struct Arguments {
     #[command(flatten)]
     credentials: Credentials,

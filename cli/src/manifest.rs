@@ -20,7 +20,10 @@ pub(crate) struct Manifest {
 
 impl Manifest {
     fn field(&self, pointer: &str) -> &str {
-        self.object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+        self.object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 
     pub(crate) fn api_version(&self) -> &str {
@@ -72,7 +75,11 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     }
     let mut entries: Vec<PathBuf> = std::fs::read_dir(path)
-        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+        .and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect()
+        })
         .with_context(|| format!("reading the directory {}", path.display()))?;
     entries.sort();
     let mut found = Vec::new();
@@ -81,10 +88,11 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
             if recursive {
                 found.extend(files(&entry, true)?);
             }
-        } else if entry
-            .extension()
-            .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
-        {
+        } else if entry.extension().is_some_and(|extension| {
+            ["yaml", "yml", "json"]
+                .iter()
+                .any(|known| extension == *known)
+        }) {
             found.push(entry);
         }
     }
@@ -94,7 +102,8 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
 fn parse(text: &str, source: &str) -> Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
     for document in serde_norway::Deserializer::from_str(text) {
-        let object = Value::deserialize(document).with_context(|| format!("error parsing {source}"))?;
+        let object =
+            Value::deserialize(document).with_context(|| format!("error parsing {source}"))?;
         if object.is_null() {
             continue;
         }
@@ -107,7 +116,10 @@ fn add(object: Value, source: &str, manifests: &mut Vec<Manifest>) -> Result<()>
     if !object.is_object() {
         bail!("error parsing {source}: a manifest is a mapping with apiVersion, kind and metadata");
     }
-    let manifest = Manifest { source: source.to_owned(), object };
+    let manifest = Manifest {
+        source: source.to_owned(),
+        object,
+    };
     if manifest.kind().is_empty() {
         bail!("error validating \"{source}\": kind not set");
     }
@@ -129,14 +141,26 @@ fn add(object: Value, source: &str, manifests: &mut Vec<Manifest>) -> Result<()>
 async fn fetch(url: &str) -> Result<String> {
     let uri: http::Uri = url.parse().with_context(|| format!("{url} is not a URL"))?;
     if uri.scheme_str() != Some("http") {
-        bail!("{url}: only http:// URLs can be read directly; download it and pass the file (curl -fsSL URL | gantry apply -f -)");
+        bail!(
+            "{url}: only http:// URLs can be read directly; download it and pass the file (curl -fsSL URL | gantry apply -f -)"
+        );
     }
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let response = client.get(uri).await.with_context(|| format!("reading {url}"))?;
+    let response = client
+        .get(uri)
+        .await
+        .with_context(|| format!("reading {url}"))?;
     if !response.status().is_success() {
-        bail!("unable to read URL \"{url}\", server reported {}", response.status());
+        bail!(
+            "unable to read URL \"{url}\", server reported {}",
+            response.status()
+        );
     }
-    let body = response.into_body().collect().await.with_context(|| format!("reading {url}"))?;
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .with_context(|| format!("reading {url}"))?;
     String::from_utf8(body.to_bytes().to_vec()).with_context(|| format!("{url} is not text"))
 }
 
@@ -149,8 +173,14 @@ mod tests {
         let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n---\napiVersion: v1\nkind: List\nitems:\n\
                     - {apiVersion: v1, kind: Secret, metadata: {name: b, namespace: x}}\n";
         let manifests = parse(text, "f.yaml").expect("valid");
-        let names: Vec<_> = manifests.iter().map(|m| (m.kind(), m.name(), m.namespace())).collect();
-        assert_eq!(names, [("ConfigMap", "a", None), ("Secret", "b", Some("x"))]);
+        let names: Vec<_> = manifests
+            .iter()
+            .map(|m| (m.kind(), m.name(), m.namespace()))
+            .collect();
+        assert_eq!(
+            names,
+            [("ConfigMap", "a", None), ("Secret", "b", Some("x"))]
+        );
     }
 
     #[test]

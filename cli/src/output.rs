@@ -42,7 +42,10 @@ impl Format {
 /// Prints to stdout; a closed pipe (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
@@ -84,7 +87,10 @@ impl TableLayout {
             lines.push(header);
         }
         for row in list(&table["rows"]) {
-            let mut cells: Vec<String> = columns.iter().map(|(index, _)| cell(&row["cells"][*index])).collect();
+            let mut cells: Vec<String> = columns
+                .iter()
+                .map(|(index, _)| cell(&row["cells"][*index]))
+                .collect();
             if let Some(name) = cells.first_mut() {
                 name.insert_str(0, &self.prefix);
             }
@@ -171,8 +177,16 @@ mod tests {
                 {"cells": ["longer-name", null, "x"], "object": {"metadata": {"namespace": "other"}}},
             ],
         });
-        let mut layout = TableLayout { wide: false, headers: true, namespaces: false, prefix: String::new() };
-        assert_eq!(layout.render(&table), "NAME          READY\nweb           3/3\nlonger-name   <none>\n");
+        let mut layout = TableLayout {
+            wide: false,
+            headers: true,
+            namespaces: false,
+            prefix: String::new(),
+        };
+        assert_eq!(
+            layout.render(&table),
+            "NAME          READY\nweb           3/3\nlonger-name   <none>\n"
+        );
         layout.namespaces = true;
         layout.headers = false;
         layout.prefix = "pod/".to_owned();

@@ -38,7 +38,9 @@ impl Credentials {
     /// The connection settings of the kubeconfig's context.
     pub(crate) async fn load(&self) -> Result<kube::Config> {
         let Some(path) = self.kubeconfig.clone().or_else(default_kubeconfig) else {
-            bail!("no cluster is configured: start one with 'gantry up', or name a kubeconfig with --kubeconfig");
+            bail!(
+                "no cluster is configured: start one with 'gantry up', or name a kubeconfig with --kubeconfig"
+            );
         };
         let kubeconfig = Kubeconfig::read_from(&path)
             .with_context(|| format!("reading the kubeconfig {}", path.display()))?;

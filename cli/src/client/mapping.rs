@@ -78,11 +78,15 @@ impl Target {
             return words
                 .iter()
                 .map(|word| match word.split_once('/') {
-                    Some((resource, name)) if !resource.is_empty() && !name.is_empty() => Ok(Self {
-                        resource: resource.to_owned(),
-                        names: vec![name.to_owned()],
-                    }),
-                    _ => anyhow::bail!("\"{word}\" is not of the form TYPE/NAME, as the first argument is"),
+                    Some((resource, name)) if !resource.is_empty() && !name.is_empty() => {
+                        Ok(Self {
+                            resource: resource.to_owned(),
+                            names: vec![name.to_owned()],
+                        })
+                    }
+                    _ => anyhow::bail!(
+                        "\"{word}\" is not of the form TYPE/NAME, as the first argument is"
+                    ),
                 })
                 .collect();
         }
@@ -110,7 +114,10 @@ pub(crate) fn by_word<'a>(mappings: &'a [Mapping], word: &str) -> Option<&'a Map
             || mapping.singular == name
             || mapping.kind.to_lowercase() == name
             || mapping.short_names.iter().any(|short| short == name);
-        named && group.is_none_or(|group| group == mapping.group || group == format!("{}.{}", mapping.version, mapping.group))
+        named
+            && group.is_none_or(|group| {
+                group == mapping.group || group == format!("{}.{}", mapping.version, mapping.group)
+            })
     })
 }
 
@@ -135,7 +142,10 @@ fn parse(document: &Value) -> Vec<Mapping> {
         for version in list(&group["versions"]) {
             for resource in list(&version["resources"]) {
                 let strings = |field: &str| -> Vec<String> {
-                    list(&resource[field]).filter_map(Value::as_str).map(str::to_owned).collect()
+                    list(&resource[field])
+                        .filter_map(Value::as_str)
+                        .map(str::to_owned)
+                        .collect()
                 };
                 mappings.push(Mapping {
                     group: text(&group["metadata"]["name"]),
@@ -184,7 +194,14 @@ mod tests {
     #[test]
     fn every_way_to_name_a_resource_finds_it() {
         let mappings = mappings();
-        for word in ["deploy", "deployment", "deployments", "Deployment", "deployments.apps", "deployment.v1.apps"] {
+        for word in [
+            "deploy",
+            "deployment",
+            "deployments",
+            "Deployment",
+            "deployments.apps",
+            "deployment.v1.apps",
+        ] {
             let mapping = by_word(&mappings, word).unwrap_or_else(|| panic!("{word} is known"));
             assert_eq!(mapping.qualified(), "deployments.apps");
         }
@@ -195,7 +212,10 @@ mod tests {
     #[test]
     fn paths_follow_group_and_scope() {
         let mappings = mappings();
-        assert_eq!(mappings[0].path(Some("default"), Some("a")), "/api/v1/namespaces/default/pods/a");
+        assert_eq!(
+            mappings[0].path(Some("default"), Some("a")),
+            "/api/v1/namespaces/default/pods/a"
+        );
         assert_eq!(mappings[1].path(None, None), "/apis/apps/v1/deployments");
         assert_eq!(mappings[1].display("web"), "deployment.apps/web");
     }
@@ -205,7 +225,10 @@ mod tests {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(Target::parse(&words("deploy,rs")).expect("a list").len(), 2);
         let slashes = Target::parse(&words("deploy/a pod/b")).expect("slashes");
-        assert_eq!((slashes[1].resource.as_str(), slashes[1].names[0].as_str()), ("pod", "b"));
+        assert_eq!(
+            (slashes[1].resource.as_str(), slashes[1].names[0].as_str()),
+            ("pod", "b")
+        );
         let pair = Target::parse(&words("deploy a b")).expect("names");
         assert_eq!(pair[0].names, ["a", "b"]);
         assert!(Target::parse(&words("deploy/a b")).is_err());

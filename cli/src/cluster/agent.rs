@@ -106,12 +106,19 @@ impl AgentCommand {
 fn identity_of(kubeconfig: &kube::config::Kubeconfig) -> Option<(SocketAddr, NodeIdentity)> {
     use base64::Engine;
     let decode = |text: &str| {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .ok()?;
         String::from_utf8(bytes).ok()
     };
     let cluster = kubeconfig.clusters.first()?.cluster.as_ref()?;
     let user = kubeconfig.auth_infos.first()?.auth_info.as_ref()?;
-    let server = cluster.server.as_deref()?.strip_prefix("https://")?.parse().ok()?;
+    let server = cluster
+        .server
+        .as_deref()?
+        .strip_prefix("https://")?
+        .parse()
+        .ok()?;
     let key = serde_json::to_value(user).ok()?;
     let field = |name: &str| key[name].as_str().and_then(decode);
     Some((

@@ -26,7 +26,12 @@ pub(crate) fn create_data_dir(data_dir: &Path) -> Result<()> {
         .recursive(true)
         .mode(0o711)
         .create(data_dir)
-        .with_context(|| format!("creating the data directory {}; name a writable one with --data-dir", data_dir.display()))
+        .with_context(|| {
+            format!(
+                "creating the data directory {}; name a writable one with --data-dir",
+                data_dir.display()
+            )
+        })
 }
 
 impl Lock {
@@ -40,7 +45,12 @@ impl Lock {
             .read(true)
             .write(true)
             .open(&path)
-            .with_context(|| format!("the data directory {} is not writable; name another with --data-dir", data_dir.display()))?;
+            .with_context(|| {
+                format!(
+                    "the data directory {} is not writable; name another with --data-dir",
+                    data_dir.display()
+                )
+            })?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
             file.read_to_string(&mut pid).ok();
@@ -95,8 +105,16 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("gantry-lock-{}", std::process::id()));
         let lock = Lock::acquire(&directory).expect("free");
         let error = Lock::acquire(&directory).err().expect("taken").to_string();
-        assert!(error.contains("already runs") && error.contains(&std::process::id().to_string()), "{error}");
-        assert_eq!(holder(&directory).map(Pid::as_raw_nonzero).map(|pid| pid.get() as u32), Some(std::process::id()));
+        assert!(
+            error.contains("already runs") && error.contains(&std::process::id().to_string()),
+            "{error}"
+        );
+        assert_eq!(
+            holder(&directory)
+                .map(Pid::as_raw_nonzero)
+                .map(|pid| pid.get() as u32),
+            Some(std::process::id())
+        );
         drop(lock);
         assert_eq!(holder(&directory), None);
         std::fs::remove_dir_all(directory).expect("removes");

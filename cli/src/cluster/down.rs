@@ -46,7 +46,8 @@ impl Down {
         agent::teardown(&data_dir.join("agent")).await?;
         bar.finish_and_clear();
         if self.purge {
-            std::fs::remove_dir_all(data_dir).with_context(|| format!("deleting {}", data_dir.display()))?;
+            std::fs::remove_dir_all(data_dir)
+                .with_context(|| format!("deleting {}", data_dir.display()))?;
             return output::print("Cluster stopped and deleted\n");
         }
         output::print(&format!(

@@ -44,13 +44,20 @@ pub(crate) struct ServerCommand {
 
 fn name_and_file(text: &str) -> Result<(String, std::path::PathBuf), String> {
     match text.split_once('=') {
-        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok((name.to_owned(), file.into()))
+        }
         _ => Err(format!("\"{text}\" is not of the form NAME=FILE")),
     }
 }
 
 /// Opens the store and listens.
-pub(super) async fn start(data_dir: &Path, listen: SocketAddr, address: Ipv4Addr, networks: &Networks) -> Result<Server> {
+pub(super) async fn start(
+    data_dir: &Path,
+    listen: SocketAddr,
+    address: Ipv4Addr,
+    networks: &Networks,
+) -> Result<Server> {
     Server::start(ServerConfig {
         data_dir: data_dir.to_owned(),
         listen,
@@ -69,7 +76,10 @@ impl ServerCommand {
         let address = self.address.unwrap_or_else(up::default_address);
         let server = start(&self.place.data_dir, self.listen, address, &self.networks).await?;
         let kubeconfig = self.place.data_dir.join("admin.kubeconfig");
-        server.write_admin_kubeconfig(&kubeconfig, SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()))?;
+        server.write_admin_kubeconfig(
+            &kubeconfig,
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),
+        )?;
         for (node, file) in &self.node_kubeconfig {
             let url = SocketAddr::new(address.into(), self.listen.port());
             server

@@ -1,6 +1,7 @@
 //! `gantry up`: a cluster on this machine, server and agent in one process, ready when it returns.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::time::{Duration, Instant};
@@ -74,7 +75,9 @@ impl Up {
         arguments.push("--foreground".to_owned());
         let mut child = daemon::spawn(&arguments, &log)?;
         let bar = output::spinner("starting the cluster".to_owned());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let ready = runtime.block_on(self.wait_ready(&mut child, &log, log_start));
         bar.finish_and_clear();
         ready?;
@@ -112,10 +115,18 @@ impl Up {
         let deadline = Instant::now() + READY_WITHIN;
         let mut ticks = tokio::time::interval(POLL);
         let mut client = None;
+        // Ready may be what an earlier run has left; the agent listens here once it has taken its pods over.
+        let socket = super::agent_config(&self.place.data_dir).image_socket();
         while Instant::now() < deadline {
             ticks.tick().await;
             if let Some(status) = child.try_wait().context("waiting for the cluster")? {
-                bail!("{}", last_words(log, log_start).unwrap_or_else(|| format!("gantry ended with {status}; see {}", log.display())));
+                bail!(
+                    "{}",
+                    last_words(log, log_start).unwrap_or_else(|| format!(
+                        "gantry ended with {status}; see {}",
+                        log.display()
+                    ))
+                );
             }
             if client.is_none() && self.admin_kubeconfig().exists() {
                 let credentials = Credentials {
@@ -132,12 +143,18 @@ impl Up {
                 };
             }
             if let Some(client) = &client
+                && UnixStream::connect(&socket).is_ok()
                 && is_ready(client, &self.name()).await
             {
                 return Ok(());
             }
         }
-        bail!("node {} is not Ready after {} s; see {}", self.name(), READY_WITHIN.as_secs(), log.display())
+        bail!(
+            "node {} is not Ready after {} s; see {}",
+            self.name(),
+            READY_WITHIN.as_secs(),
+            log.display()
+        )
     }
 
     /// Runs server and agent until told to stop.
@@ -149,12 +166,19 @@ impl Up {
             Some(address) => address,
             None => default_address(),
         };
-        let server = server::start(&self.place.data_dir, self.listen, address, &self.networks).await?;
-        server.write_admin_kubeconfig(&self.admin_kubeconfig(), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()))?;
+        let server =
+            server::start(&self.place.data_dir, self.listen, address, &self.networks).await?;
+        server.write_admin_kubeconfig(
+            &self.admin_kubeconfig(),
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),
+        )?;
         let name = self.name();
         let agent = agent::Settings {
             node_name: name.clone(),
-            servers: vec![SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port())],
+            servers: vec![SocketAddr::new(
+                Ipv4Addr::LOCALHOST.into(),
+                self.listen.port(),
+            )],
             identity: node_identity(&server, &name)?,
             data_dir: self.place.data_dir.join("agent"),
             address,
@@ -183,7 +207,8 @@ fn settled_holder(data_dir: &Path) -> Option<rustix::process::Pid> {
     loop {
         let pid = daemon::holder(data_dir)?;
         // A process on its way out cannot be signalled for much longer, and has no command line any more.
-        let command_line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let command_line =
+            std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
         if !command_line.is_empty() || Instant::now() > deadline {
             return Some(pid);
         }
@@ -216,7 +241,9 @@ fn node_identity(server: &Server, name: &str) -> Result<agent::NodeIdentity> {
 fn last_words(log: &Path, start: u64) -> Option<String> {
     let text = std::fs::read(log).ok()?;
     let text = String::from_utf8_lossy(text.get(usize::try_from(start).ok()?..)?).into_owned();
-    let error = text.rfind("error: ").map(|at| text[at + "error: ".len()..].trim().to_owned())?;
+    let error = text
+        .rfind("error: ")
+        .map(|at| text[at + "error: ".len()..].trim().to_owned())?;
     (!error.is_empty()).then_some(error)
 }
 
@@ -252,7 +279,11 @@ mod tests {
     #[test]
     fn the_last_error_of_this_run_is_told() {
         let log = std::env::temp_dir().join(format!("gantry-log-{}", std::process::id()));
-        std::fs::write(&log, "error: an old one\nINFO started\nerror: port 6443 is in use\n").expect("writes");
+        std::fs::write(
+            &log,
+            "error: an old one\nINFO started\nerror: port 6443 is in use\n",
+        )
+        .expect("writes");
         assert_eq!(last_words(&log, 18).as_deref(), Some("port 6443 is in use"));
         std::fs::write(&log, "error: an old one\nINFO started\n").expect("writes");
         assert_eq!(last_words(&log, 18), None);

@@ -44,13 +44,19 @@ impl Apply {
             }
         }
         if failures > 0 {
-            bail!("{failures} of {} objects could not be applied", manifests.len());
+            bail!(
+                "{failures} of {} objects could not be applied",
+                manifests.len()
+            );
         }
         Ok(())
     }
 
     async fn apply(&self, cluster: &Cluster, manifest: &Manifest) -> Result<()> {
-        let Some(mapping) = cluster.mapping_of(manifest.api_version(), manifest.kind()).await? else {
+        let Some(mapping) = cluster
+            .mapping_of(manifest.api_version(), manifest.kind())
+            .await?
+        else {
             bail!(
                 "resource mapping not found for name: \"{}\" namespace: \"{}\" from \"{}\": no matches for kind \"{}\" in version \"{}\"",
                 manifest.name(),
@@ -61,7 +67,10 @@ impl Apply {
             );
         };
         if manifest.name().is_empty() {
-            bail!("{}: metadata.name is missing: apply needs a name to find the object by", manifest.source);
+            bail!(
+                "{}: metadata.name is missing: apply needs a name to find the object by",
+                manifest.source
+            );
         }
         let namespace = manifest.namespace().unwrap_or(&cluster.namespace);
         let path = mapping.path(Some(namespace), Some(manifest.name()));
@@ -69,12 +78,19 @@ impl Apply {
             None => self.create(cluster, mapping, namespace, manifest).await?,
             Some(live) => self.patch(cluster, &path, manifest, &live).await?,
         };
-        let suffix = if self.dry_run { " (server dry run)" } else { "" };
+        let suffix = if self.dry_run {
+            " (server dry run)"
+        } else {
+            ""
+        };
         output::report(mapping, manifest.name(), &format!("{what}{suffix}"))
     }
 
     fn parameters(&self) -> Vec<(&'static str, &'static str)> {
-        let mut parameters = vec![("fieldManager", "gantry-apply"), ("fieldValidation", "Strict")];
+        let mut parameters = vec![
+            ("fieldManager", "gantry-apply"),
+            ("fieldValidation", "Strict"),
+        ];
         if self.dry_run {
             parameters.push(("dryRun", "All"));
         }
@@ -132,7 +148,11 @@ impl Apply {
 
 fn located(error: ApiError, doing: &str, manifest: &Manifest) -> anyhow::Error {
     match error {
-        ApiError::Status { code, reason, message } => ApiError::Status {
+        ApiError::Status {
+            code,
+            reason,
+            message,
+        } => ApiError::Status {
             code,
             reason,
             message: format!("error when {doing} \"{}\": {message}", manifest.source),
@@ -145,7 +165,10 @@ fn located(error: ApiError, doing: &str, manifest: &Manifest) -> anyhow::Error {
 /// The manifest with itself recorded in its annotations.
 fn with_last_applied(manifest: &Value) -> Value {
     let mut plain = manifest.clone();
-    if let Some(annotations) = plain.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+    if let Some(annotations) = plain
+        .pointer_mut("/metadata/annotations")
+        .and_then(Value::as_object_mut)
+    {
         annotations.remove(LAST_APPLIED);
     }
     let mut object = plain.clone();
@@ -157,7 +180,17 @@ fn with_last_applied(manifest: &Value) -> Value {
 }
 
 /// The fields that identify an element of a list that the server merges by key.
-const MERGE_KEYS: &[&str] = &["name", "containerPort", "port", "mountPath", "ip", "uid", "type", "topologyKey", "devicePath"];
+const MERGE_KEYS: &[&str] = &[
+    "name",
+    "containerPort",
+    "port",
+    "mountPath",
+    "ip",
+    "uid",
+    "type",
+    "topologyKey",
+    "devicePath",
+];
 
 /// A strategic merge patch that takes `live` to `wanted`: adds and changes what is wanted, and removes what was
 /// applied before and is wanted no more. What others have set stays. `None` when nothing differs.
@@ -188,11 +221,10 @@ fn difference(last: &Value, wanted: &Value, live: &Value) -> Value {
                 }
             }
             (Value::Array(items), Value::Array(_)) => {
-                if !covers(old, value) || !removed_elements(before, items).is_empty() {
-                    let mut elements = items.clone();
-                    elements.extend(removed_elements(before, items));
-                    patch.insert(field.clone(), Value::Array(elements));
-                }
+                let removed = removed_elements(before, items);
+                let differs = !covers(old, value) || !removed.is_empty();
+                let elements = items.iter().cloned().chain(removed).collect();
+                patch.extend(differs.then_some((field.clone(), Value::Array(elements))));
             }
             _ if value != old => {
                 patch.insert(field.clone(), value.clone());
@@ -213,8 +245,10 @@ fn removed_elements(last: &Value, wanted: &[Value]) -> Vec<Value> {
     let Some(key) = wanted.first().and_then(merge_key) else {
         return Vec::new();
     };
-    let kept: BTreeMap<String, ()> =
-        wanted.iter().map(|element| (element[key].to_string(), ())).collect();
+    let kept: BTreeMap<String, ()> = wanted
+        .iter()
+        .map(|element| (element[key].to_string(), ()))
+        .collect();
     last.as_array()
         .into_iter()
         .flatten()
@@ -224,7 +258,10 @@ fn removed_elements(last: &Value, wanted: &[Value]) -> Vec<Value> {
 }
 
 fn merge_key(element: &Value) -> Option<&'static str> {
-    MERGE_KEYS.iter().copied().find(|key| element.get(key).is_some())
+    MERGE_KEYS
+        .iter()
+        .copied()
+        .find(|key| element.get(key).is_some())
 }
 
 /// Whether everything `wanted` says is already so in `live`; `live` may say more (defaults).
@@ -234,7 +271,11 @@ fn covers(live: &Value, wanted: &Value) -> bool {
             .iter()
             .all(|(field, value)| live.get(field).is_some_and(|live| covers(live, value))),
         (Value::Array(live), Value::Array(wanted)) => {
-            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| covers(live, wanted))
+            live.len() == wanted.len()
+                && live
+                    .iter()
+                    .zip(wanted)
+                    .all(|(live, wanted)| covers(live, wanted))
         }
         _ => live == wanted,
     }
@@ -262,7 +303,10 @@ mod tests {
     fn a_changed_list_element_is_sent_and_others_stay() {
         let last = deployment("a");
         let patch = three_way(&last, &deployment("b"), &last).expect("a change");
-        assert_eq!(patch, json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "b"}]}}}}));
+        assert_eq!(
+            patch,
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "b"}]}}}})
+        );
     }
 
     #[test]
@@ -288,7 +332,9 @@ mod tests {
     #[test]
     fn the_manifest_is_recorded_without_its_own_record() {
         let object = with_last_applied(&with_last_applied(&json!({"metadata": {"name": "a"}})));
-        let recorded = object["metadata"]["annotations"][LAST_APPLIED].as_str().expect("recorded");
+        let recorded = object["metadata"]["annotations"][LAST_APPLIED]
+            .as_str()
+            .expect("recorded");
         assert!(!recorded.contains(LAST_APPLIED), "{recorded}");
     }
 }

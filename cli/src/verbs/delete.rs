@@ -57,16 +57,29 @@ impl Delete {
         let options = self.options();
         let mut waiting = Vec::new();
         for victim in &victims {
-            let path = victim.mapping.path(Some(&victim.namespace), Some(&victim.name));
-            match cluster.call(Call::send(Method::DELETE, &path, &options)).await {
+            let path = victim
+                .mapping
+                .path(Some(&victim.namespace), Some(&victim.name));
+            match cluster
+                .call(Call::send(Method::DELETE, &path, &options))
+                .await
+            {
                 Ok(answer) => {
                     let place = match victim.mapping.namespaced {
                         true => format!(" from {} namespace", victim.namespace),
                         false => String::new(),
                     };
-                    let how = if self.force { "force deleted" } else { "deleted" };
+                    let how = if self.force {
+                        "force deleted"
+                    } else {
+                        "deleted"
+                    };
                     let resource = victim.mapping.display("");
-                    output::print(&format!("{} \"{}\" {how}{place}\n", resource.trim_end_matches('/'), victim.name))?;
+                    output::print(&format!(
+                        "{} \"{}\" {how}{place}\n",
+                        resource.trim_end_matches('/'),
+                        victim.name
+                    ))?;
                     if answer["kind"] != "Status" {
                         waiting.push((victim, answer["metadata"]["uid"].clone()));
                     }
@@ -93,7 +106,11 @@ impl Delete {
                 _ => "Background",
             },
         });
-        let grace = if self.force { Some(self.grace_period.unwrap_or(0)) } else { self.grace_period };
+        let grace = if self.force {
+            Some(self.grace_period.unwrap_or(0))
+        } else {
+            self.grace_period
+        };
         if let Some(seconds) = grace.filter(|seconds| *seconds >= 0) {
             options["gracePeriodSeconds"] = json!(seconds);
         }
@@ -104,13 +121,27 @@ impl Delete {
         let mut victims = Vec::new();
         if !self.filename.is_empty() {
             // Last created, first deleted.
-            for manifest in manifest::read_all(&self.filename, false).await?.iter().rev() {
-                let Some(mapping) = cluster.mapping_of(manifest.api_version(), manifest.kind()).await? else {
-                    bail!("no matches for kind \"{}\" in version \"{}\"", manifest.kind(), manifest.api_version());
+            for manifest in manifest::read_all(&self.filename, false)
+                .await?
+                .iter()
+                .rev()
+            {
+                let Some(mapping) = cluster
+                    .mapping_of(manifest.api_version(), manifest.kind())
+                    .await?
+                else {
+                    bail!(
+                        "no matches for kind \"{}\" in version \"{}\"",
+                        manifest.kind(),
+                        manifest.api_version()
+                    );
                 };
                 victims.push(Victim {
                     mapping: mapping.clone(),
-                    namespace: manifest.namespace().unwrap_or(&cluster.namespace).to_owned(),
+                    namespace: manifest
+                        .namespace()
+                        .unwrap_or(&cluster.namespace)
+                        .to_owned(),
                     name: manifest.name().to_owned(),
                 });
             }
@@ -121,7 +152,9 @@ impl Delete {
             let mut names = target.names.clone();
             if names.is_empty() {
                 if !self.all && self.selector.is_none() {
-                    bail!("resource(s) were provided, but no name was specified: name objects, or use -l or --all");
+                    bail!(
+                        "resource(s) were provided, but no name was specified: name objects, or use -l or --all"
+                    );
                 }
                 names = self.matching(cluster, &mapping).await?;
             }
@@ -138,7 +171,12 @@ impl Delete {
         let path = mapping.path(Some(&cluster.namespace), None);
         let selector = self.selector.as_deref().unwrap_or_default();
         let query = [("labelSelector", selector)];
-        let list = cluster.call(Call { query: &query, ..Call::get(&path) }).await?;
+        let list = cluster
+            .call(Call {
+                query: &query,
+                ..Call::get(&path)
+            })
+            .await?;
         Ok(list["items"]
             .as_array()
             .into_iter()
@@ -150,9 +188,14 @@ impl Delete {
 
 /// Waits until an object of this uid no longer exists, by watching it.
 async fn gone(cluster: &Cluster, victim: &Victim, uid: &Value) -> Result<()> {
-    let bar = output::spinner(format!("waiting until {} is gone", victim.mapping.display(&victim.name)));
+    let bar = output::spinner(format!(
+        "waiting until {} is gone",
+        victim.mapping.display(&victim.name)
+    ));
     let deadline = Instant::now() + Duration::from_secs(600);
-    let path = victim.mapping.path(Some(&victim.namespace), Some(&victim.name));
+    let path = victim
+        .mapping
+        .path(Some(&victim.namespace), Some(&victim.name));
     let collection = victim.mapping.path(Some(&victim.namespace), None);
     while Instant::now() < deadline {
         let Some(object) = cluster.find(&path).await? else {
@@ -162,14 +205,24 @@ async fn gone(cluster: &Cluster, victim: &Victim, uid: &Value) -> Result<()> {
             break;
         }
         let selector = format!("metadata.name={}", victim.name);
-        let revision = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        let revision = object["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default();
         let query = [
             ("watch", "true"),
             ("fieldSelector", selector.as_str()),
             ("resourceVersion", revision),
             ("timeoutSeconds", "60"),
         ];
-        let mut lines = Box::pin(cluster.stream(Call { query: &query, ..Call::get(&collection) }).await?.lines());
+        let mut lines = Box::pin(
+            cluster
+                .stream(Call {
+                    query: &query,
+                    ..Call::get(&collection)
+                })
+                .await?
+                .lines(),
+        );
         while let Some(line) = lines.next().await {
             let event: Value = serde_json::from_str(&line?)?;
             if event["type"] == "DELETED" || event["type"] == "ERROR" {

@@ -31,7 +31,12 @@ impl Describe {
                 let selector = self.selector.as_deref().unwrap_or_default();
                 let path = mapping.path(Some(&cluster.namespace), None);
                 let query = [("labelSelector", selector)];
-                let list = cluster.call(Call { query: &query, ..Call::get(&path) }).await?;
+                let list = cluster
+                    .call(Call {
+                        query: &query,
+                        ..Call::get(&path)
+                    })
+                    .await?;
                 objects.extend(list["items"].as_array().into_iter().flatten().cloned());
             }
             for object in objects {
@@ -58,12 +63,23 @@ async fn describe(cluster: &Cluster, mapping: &Mapping, object: &Value) -> Resul
     }
     text.pairs("Labels", &metadata["labels"]);
     text.pairs("Annotations", &metadata["annotations"]);
-    if let Some(owner) = metadata["ownerReferences"].as_array().and_then(|owners| owners.first()) {
-        text.field("Controlled By", format!("{}/{}", plain(&owner["kind"]), plain(&owner["name"])));
+    if let Some(owner) = metadata["ownerReferences"]
+        .as_array()
+        .and_then(|owners| owners.first())
+    {
+        text.field(
+            "Controlled By",
+            format!("{}/{}", plain(&owner["kind"]), plain(&owner["name"])),
+        );
     }
     for (field, value) in object.as_object().into_iter().flatten() {
         if !["apiVersion", "kind", "metadata"].contains(&field.as_str()) {
-            text.value(0, &title(field), value, mapping.kind == "Secret" && field == "data");
+            text.value(
+                0,
+                &title(field),
+                value,
+                mapping.kind == "Secret" && field == "data",
+            );
         }
     }
     text.0.push_str(&events(cluster, mapping, object).await?);
@@ -78,9 +94,18 @@ async fn events(cluster: &Cluster, mapping: &Mapping, object: &Value) -> Result<
         Some(namespace) => format!("/api/v1/namespaces/{namespace}/events"),
         None => "/api/v1/events".to_owned(),
     };
-    let selector = format!("involvedObject.name={},involvedObject.kind={}", plain(&object["metadata"]["name"]), mapping.kind);
+    let selector = format!(
+        "involvedObject.name={},involvedObject.kind={}",
+        plain(&object["metadata"]["name"]),
+        mapping.kind
+    );
     let query = [("fieldSelector", selector.as_str())];
-    let list = cluster.call(Call { query: &query, ..Call::get(&path) }).await?;
+    let list = cluster
+        .call(Call {
+            query: &query,
+            ..Call::get(&path)
+        })
+        .await?;
     let mut events: Vec<&Value> = list["items"]
         .as_array()
         .into_iter()
@@ -95,7 +120,11 @@ async fn events(cluster: &Cluster, mapping: &Mapping, object: &Value) -> Result<
         return Ok("Events:  <none>\n".to_owned());
     }
     events.sort_by_key(|event| seen(event).to_owned());
-    let mut lines = vec![["  Type", "Reason", "Age", "From", "Message"].map(str::to_owned).to_vec()];
+    let mut lines = vec![
+        ["  Type", "Reason", "Age", "From", "Message"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     let now = jiff::Timestamp::now();
     for event in events {
         let source = match plain(&event["source"]["component"]) {
@@ -104,7 +133,11 @@ async fn events(cluster: &Cluster, mapping: &Mapping, object: &Value) -> Result<
         };
         let count = event["count"].as_i64().unwrap_or(1);
         let age = age(seen(event), now);
-        let age = if count > 1 { format!("{age} (x{count})") } else { age };
+        let age = if count > 1 {
+            format!("{age} (x{count})")
+        } else {
+            age
+        };
         lines.push(vec![
             format!("  {}", plain(&event["type"])),
             plain(&event["reason"]),
@@ -144,7 +177,8 @@ struct Lines(String);
 
 impl Lines {
     fn field(&mut self, name: &str, value: String) {
-        self.0.push_str(&format!("{:<22}{value}\n", format!("{name}:")));
+        self.0
+            .push_str(&format!("{:<22}{value}\n", format!("{name}:")));
     }
 
     fn pairs(&mut self, name: &str, map: &Value) {
@@ -178,20 +212,28 @@ impl Lines {
                     match (sizes_only, value) {
                         (true, Value::String(text)) => {
                             let bytes = text.trim_end_matches('=').len() * 3 / 4;
-                            self.0.push_str(&format!("{indent}  {field}: {bytes} bytes\n"));
+                            self.0
+                                .push_str(&format!("{indent}  {field}: {bytes} bytes\n"));
                         }
                         _ => self.value(depth + 1, &title(field), value, false),
                     }
                 }
             }
-            Value::Array(items) if items.iter().all(|item| !item.is_object() && !item.is_array()) => {
+            Value::Array(items)
+                if items
+                    .iter()
+                    .all(|item| !item.is_object() && !item.is_array()) =>
+            {
                 let items: Vec<String> = items.iter().map(plain).collect();
-                self.0.push_str(&format!("{indent}{name}: {}\n", items.join(", ")));
+                self.0
+                    .push_str(&format!("{indent}{name}: {}\n", items.join(", ")));
             }
             Value::Array(items) => {
                 self.0.push_str(&format!("{indent}{name}:\n"));
                 for item in items {
-                    let label = ["name", "type", "port", "ip"].iter().find(|key| !item[**key].is_null());
+                    let label = ["name", "type", "port", "ip"]
+                        .iter()
+                        .find(|key| !item[**key].is_null());
                     match label {
                         Some(key) => {
                             let mut rest = item.clone();
@@ -208,7 +250,9 @@ impl Lines {
                     }
                 }
             }
-            scalar => self.0.push_str(&format!("{indent}{name}: {}\n", plain(scalar))),
+            scalar => self
+                .0
+                .push_str(&format!("{indent}{name}: {}\n", plain(scalar))),
         }
     }
 }
@@ -249,8 +293,16 @@ mod tests {
         assert_eq!(title("restartPolicy"), "Restart Policy");
         assert_eq!(title("podIPs"), "Pod IPs");
         let mut lines = Lines::default();
-        lines.value(0, "Spec", &json!({"containers": [{"name": "web", "image": "nginx"}], "volumes": []}), false);
-        assert_eq!(lines.0, "Spec:\n  Containers:\n    web:\n      Image: nginx\n");
+        lines.value(
+            0,
+            "Spec",
+            &json!({"containers": [{"name": "web", "image": "nginx"}], "volumes": []}),
+            false,
+        );
+        assert_eq!(
+            lines.0,
+            "Spec:\n  Containers:\n    web:\n      Image: nginx\n"
+        );
     }
 
     #[test]

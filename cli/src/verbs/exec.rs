@@ -38,10 +38,12 @@ struct RawTerminal(Termios);
 
 impl RawTerminal {
     fn enter() -> Result<Self> {
-        let saved = tcgetattr(rustix::stdio::stdin()).context("-t needs a terminal on standard input")?;
+        let saved =
+            tcgetattr(rustix::stdio::stdin()).context("-t needs a terminal on standard input")?;
         let mut raw = saved.clone();
         raw.make_raw();
-        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw).context("switching the terminal to raw mode")?;
+        tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw)
+            .context("switching the terminal to raw mode")?;
         Ok(Self(saved))
     }
 }
@@ -71,7 +73,9 @@ impl Exec {
             .await
             .map_err(crate::client::ApiError::from)?;
         let raw = self.tty.then(RawTerminal::enter).transpose()?;
-        let status = process.take_status().context("the server does not report exit codes")?;
+        let status = process
+            .take_status()
+            .context("the server does not report exit codes")?;
         self.copy(&mut process).await?;
         let status = status.await;
         drop(raw);
@@ -90,7 +94,12 @@ impl Exec {
                         eprintln!("command terminated with exit code {code}");
                         Ok(ExitCode::from(code))
                     }
-                    None => bail!("{}", status.message.unwrap_or_else(|| "the command could not be run".to_owned())),
+                    None => bail!(
+                        "{}",
+                        status
+                            .message
+                            .unwrap_or_else(|| "the command could not be run".to_owned())
+                    ),
                 }
             }
         }
@@ -114,7 +123,10 @@ impl Exec {
             tokio::spawn(async move {
                 loop {
                     if let Ok(size) = tcgetwinsize(rustix::stdio::stdin()) {
-                        let size = TerminalSize { width: size.ws_col, height: size.ws_row };
+                        let size = TerminalSize {
+                            width: size.ws_col,
+                            height: size.ws_row,
+                        };
                         if sizes.send(size).await.is_err() {
                             break;
                         }
@@ -146,12 +158,18 @@ impl Exec {
 
 /// A standard stream for asynchronous use, on a descriptor of its own.
 fn standard(stream: impl AsFd) -> Result<tokio::fs::File> {
-    let descriptor = stream.as_fd().try_clone_to_owned().context("sharing a standard stream")?;
+    let descriptor = stream
+        .as_fd()
+        .try_clone_to_owned()
+        .context("sharing a standard stream")?;
     Ok(tokio::fs::File::from_std(std::fs::File::from(descriptor)))
 }
 
 /// Copies and flushes each piece as it arrives.
-async fn pump(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin)) -> Result<()> {
+async fn pump(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+) -> Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;

@@ -104,7 +104,13 @@ impl Get {
         }
     }
 
-    async fn tables(&self, cluster: &Cluster, queries: &[Query], wide: bool, several: bool) -> Result<()> {
+    async fn tables(
+        &self,
+        cluster: &Cluster,
+        queries: &[Query],
+        wide: bool,
+        several: bool,
+    ) -> Result<()> {
         let mut sections = Vec::new();
         // Consecutive names of one resource share a table.
         let mut open: Option<(String, Value, TableLayout)> = None;
@@ -119,19 +125,29 @@ impl Get {
                 }
                 _ => {
                     sections.extend(open.take());
-                    let prefixed = several && queries.iter().any(|other| other.mapping != query.mapping);
-                    open = Some((query.mapping.qualified(), table, self.layout(query, wide, prefixed)));
+                    let prefixed =
+                        several && queries.iter().any(|other| other.mapping != query.mapping);
+                    open = Some((
+                        query.mapping.qualified(),
+                        table,
+                        self.layout(query, wide, prefixed),
+                    ));
                 }
             }
         }
         sections.extend(open);
         let texts: Vec<String> = sections
             .iter()
-            .filter(|(_, table, _)| table["rows"].as_array().is_some_and(|rows| !rows.is_empty()))
+            .filter(|(_, table, _)| {
+                table["rows"]
+                    .as_array()
+                    .is_some_and(|rows| !rows.is_empty())
+            })
             .map(|(_, table, layout)| layout.render(table))
             .collect();
         if texts.is_empty() {
-            let scoped = !self.all_namespaces && queries.iter().all(|query| query.mapping.namespaced);
+            let scoped =
+                !self.all_namespaces && queries.iter().all(|query| query.mapping.namespaced);
             match scoped {
                 true => eprintln!("No resources found in {} namespace.", cluster.namespace),
                 false => eprintln!("No resources found"),
@@ -160,7 +176,12 @@ impl Get {
             let names: String = objects
                 .iter()
                 .map(|(query, object)| {
-                    format!("{}\n", query.mapping.display(object["metadata"]["name"].as_str().unwrap_or_default()))
+                    format!(
+                        "{}\n",
+                        query
+                            .mapping
+                            .display(object["metadata"]["name"].as_str().unwrap_or_default())
+                    )
                 })
                 .collect();
             return output::print(&names);
@@ -195,8 +216,10 @@ impl Get {
             parameters.push(("fieldSelector", format!("metadata.name={name}")));
         }
         parameters.push(("watch", "true".to_owned()));
-        let parameters: Vec<(&str, &str)> =
-            parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let parameters: Vec<(&str, &str)> = parameters
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         let call = Call {
             query: &parameters,
             accept: Format::Table { wide }.accept(),
@@ -211,10 +234,18 @@ impl Get {
                 continue;
             }
             if event["type"] == "ERROR" {
-                anyhow::bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed"));
+                anyhow::bail!(
+                    "{}",
+                    event["object"]["message"]
+                        .as_str()
+                        .unwrap_or("the watch failed")
+                );
             }
             let mut table = event["object"].clone();
-            if table["columnDefinitions"].as_array().is_some_and(|columns| !columns.is_empty()) {
+            if table["columnDefinitions"]
+                .as_array()
+                .is_some_and(|columns| !columns.is_empty())
+            {
                 columns = table["columnDefinitions"].clone();
             }
             table["columnDefinitions"] = columns.clone();
@@ -226,8 +257,11 @@ impl Get {
 }
 
 async fn fetch(cluster: &Cluster, query: &Query, format: Format) -> Result<Value> {
-    let parameters: Vec<(&str, &str)> =
-        query.parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let parameters: Vec<(&str, &str)> = query
+        .parameters
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
     let call = Call {
         query: &parameters,
         accept: format.accept(),

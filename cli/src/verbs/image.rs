@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use gantry_rpc::image::image_service_client::ImageServiceClient;
-use gantry_rpc::image::{Image, ImportRequest, ListRequest, Progress, PullRequest, RemoveRequest, progress};
+use gantry_rpc::image::{
+    Image, ImportRequest, ListRequest, Progress, PullRequest, RemoveRequest, progress,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
@@ -37,7 +39,12 @@ enum Action {
         #[arg(long, default_value = "")]
         username: String,
         /// Password for the registry
-        #[arg(long, default_value = "", env = "GANTRY_REGISTRY_PASSWORD", hide_env_values = true)]
+        #[arg(
+            long,
+            default_value = "",
+            env = "GANTRY_REGISTRY_PASSWORD",
+            hide_env_values = true
+        )]
         password: String,
     },
     /// List images
@@ -54,14 +61,20 @@ impl ImageCommand {
         let mut client = self.connect().await?;
         match &self.action {
             Action::Import { archive } => {
-                let path = archive.canonicalize().with_context(|| format!("finding {}", archive.display()))?;
+                let path = archive
+                    .canonicalize()
+                    .with_context(|| format!("finding {}", archive.display()))?;
                 let request = ImportRequest {
                     path: path.display().to_string(),
                 };
                 let stream = client.import(request).await.map_err(refused)?.into_inner();
                 report(follow(stream).await?, "imported")
             }
-            Action::Pull { reference, username, password } => {
+            Action::Pull {
+                reference,
+                username,
+                password,
+            } => {
                 let request = PullRequest {
                     reference: reference.clone(),
                     username: username.clone(),
@@ -71,7 +84,12 @@ impl ImageCommand {
                 report(follow(stream).await?, "pulled")
             }
             Action::Ls => {
-                let images = client.list(ListRequest {}).await.map_err(refused)?.into_inner().images;
+                let images = client
+                    .list(ListRequest {})
+                    .await
+                    .map_err(refused)?
+                    .into_inner()
+                    .images;
                 output::print(&table(&images))
             }
             Action::Rm { reference } => {
@@ -97,7 +115,9 @@ impl ImageCommand {
 }
 
 async fn connect(socket: &Path) -> Result<ImageServiceClient<Channel>> {
-    let channel = Endpoint::try_from(format!("unix:{}", socket.display()))?.connect().await?;
+    let channel = Endpoint::try_from(format!("unix:{}", socket.display()))?
+        .connect()
+        .await?;
     Ok(ImageServiceClient::new(channel))
 }
 
@@ -113,8 +133,17 @@ async fn follow(mut stream: Streaming<Progress>) -> Result<Vec<Image>> {
     while let Some(progress) = stream.message().await.map_err(refused)? {
         match progress.event {
             Some(progress::Event::Layer(layer)) => {
-                let bar = bars.add(ProgressBar::new(layer.total)).with_style(style.clone());
-                bar.set_prefix(layer.digest.trim_start_matches("sha256:").chars().take(12).collect::<String>());
+                let bar = bars
+                    .add(ProgressBar::new(layer.total))
+                    .with_style(style.clone());
+                bar.set_prefix(
+                    layer
+                        .digest
+                        .trim_start_matches("sha256:")
+                        .chars()
+                        .take(12)
+                        .collect::<String>(),
+                );
                 layers.insert(layer.digest, bar);
             }
             Some(progress::Event::Bytes(bytes)) => {
@@ -139,7 +168,11 @@ async fn follow(mut stream: Streaming<Progress>) -> Result<Vec<Image>> {
 
 fn report(images: Vec<Image>, what: &str) -> Result<()> {
     for image in images {
-        let name = image.tags.first().or(image.digests.first()).unwrap_or(&image.id);
+        let name = image
+            .tags
+            .first()
+            .or(image.digests.first())
+            .unwrap_or(&image.id);
         output::print(&format!("{what} {name}\n"))?;
     }
     Ok(())
@@ -148,8 +181,17 @@ fn report(images: Vec<Image>, what: &str) -> Result<()> {
 fn table(images: &[Image]) -> String {
     let mut lines = vec![["IMAGE", "ID", "SIZE"].map(str::to_owned).to_vec()];
     for image in images {
-        let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
-        let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
+        let id: String = image
+            .id
+            .trim_start_matches("sha256:")
+            .chars()
+            .take(12)
+            .collect();
+        let names = if image.tags.is_empty() {
+            &image.digests
+        } else {
+            &image.tags
+        };
         for name in names {
             let size = format!("{:.1} MB", image.size as f64 / 1e6);
             lines.push(vec![name.clone(), id.clone(), size]);

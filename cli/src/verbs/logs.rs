@@ -52,7 +52,11 @@ impl Logs {
         if let Some(container) = &self.container {
             query.push(("container", container.clone()));
         }
-        for (name, set) in [("follow", self.follow), ("previous", self.previous), ("timestamps", self.timestamps)] {
+        for (name, set) in [
+            ("follow", self.follow),
+            ("previous", self.previous),
+            ("timestamps", self.timestamps),
+        ] {
             if set {
                 query.push((name, "true".to_owned()));
             }
@@ -63,9 +67,16 @@ impl Logs {
         if let Some(since) = &self.since {
             query.push(("sinceSeconds", seconds(since)?.to_string()));
         }
-        let query: Vec<(&str, &str)> = query.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let query: Vec<(&str, &str)> = query
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         let path = format!("/api/v1/namespaces/{}/pods/{pod}/log", cluster.namespace);
-        let call = Call { query: &query, accept: "*/*", ..Call::get(&path) };
+        let call = Call {
+            query: &query,
+            accept: "*/*",
+            ..Call::get(&path)
+        };
         let mut stream = Box::pin(cluster.stream(call).await?);
         let mut buffer = vec![0; 64 * 1024];
         loop {
@@ -96,7 +107,12 @@ fn seconds(text: &str) -> Result<u64> {
 pub(crate) async fn pods_matching(cluster: &Cluster, selector: &str) -> Result<Vec<String>> {
     let path = format!("/api/v1/namespaces/{}/pods", cluster.namespace);
     let query = [("labelSelector", selector)];
-    let list = cluster.call(Call { query: &query, ..Call::get(&path) }).await?;
+    let list = cluster
+        .call(Call {
+            query: &query,
+            ..Call::get(&path)
+        })
+        .await?;
     Ok(list["items"]
         .as_array()
         .into_iter()
@@ -114,7 +130,11 @@ pub(crate) async fn pod_of(cluster: &Cluster, word: &str) -> Result<String> {
     if mapping.kind == "Pod" {
         return Ok(name.to_owned());
     }
-    let object = cluster.call(Call::get(&mapping.path(Some(&cluster.namespace), Some(name)))).await?;
+    let object = cluster
+        .call(Call::get(
+            &mapping.path(Some(&cluster.namespace), Some(name)),
+        ))
+        .await?;
     let labels = match &object["spec"]["selector"]["matchLabels"] {
         Value::Null => &object["spec"]["selector"],
         labels => labels,
@@ -126,7 +146,11 @@ pub(crate) async fn pod_of(cluster: &Cluster, word: &str) -> Result<String> {
         .iter()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
-    match pods_matching(cluster, &selector.join(",")).await?.into_iter().next() {
+    match pods_matching(cluster, &selector.join(","))
+        .await?
+        .into_iter()
+        .next()
+    {
         Some(pod) => Ok(pod),
         None => bail!("{} has no pods yet", mapping.display(name)),
     }

@@ -88,7 +88,11 @@ fn seconds(text: &str) -> Result<u64, String> {
 impl Rollout {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
         match &self.action {
-            Action::Status { target, timeout, no_watch } => {
+            Action::Status {
+                target,
+                timeout,
+                no_watch,
+            } => {
                 for deployment in deployments(cluster, target).await? {
                     deployment.status(cluster, *timeout, *no_watch).await?;
                 }
@@ -98,7 +102,10 @@ impl Rollout {
                     deployment.history(cluster, *revision).await?;
                 }
             }
-            Action::Undo { target, to_revision } => {
+            Action::Undo {
+                target,
+                to_revision,
+            } => {
                 for deployment in deployments(cluster, target).await? {
                     deployment.undo(cluster, *to_revision).await?;
                 }
@@ -135,7 +142,10 @@ async fn deployments(cluster: &Cluster, words: &[String]) -> Result<Vec<Deployme
     for target in Target::parse(words)? {
         let mapping = cluster.mapping(&target.resource).await?;
         if mapping.kind != "Deployment" {
-            bail!("rollouts are kept for deployments; {} has none", mapping.qualified());
+            bail!(
+                "rollouts are kept for deployments; {} has none",
+                mapping.qualified()
+            );
         }
         if target.names.is_empty() {
             bail!("name a deployment, e.g. 'gantry rollout status deploy/web'");
@@ -162,31 +172,56 @@ enum Progress {
 /// The state of a rollout as its Deployment shows it.
 fn progress(deployment: &Value) -> Progress {
     let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
-    let number = |pointer: &str| deployment.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let number = |pointer: &str| {
+        deployment
+            .pointer(pointer)
+            .and_then(Value::as_i64)
+            .unwrap_or(0)
+    };
     if number("/metadata/generation") > number("/status/observedGeneration") {
-        return Progress::Waiting("Waiting for deployment spec update to be observed...".to_owned());
+        return Progress::Waiting(
+            "Waiting for deployment spec update to be observed...".to_owned(),
+        );
     }
     let exceeded = deployment["status"]["conditions"]
         .as_array()
         .into_iter()
         .flatten()
-        .any(|condition| condition["type"] == "Progressing" && condition["reason"] == "ProgressDeadlineExceeded");
+        .any(|condition| {
+            condition["type"] == "Progressing" && condition["reason"] == "ProgressDeadlineExceeded"
+        });
     if exceeded {
-        return Progress::Failed(format!("deployment \"{name}\" exceeded its progress deadline"));
+        return Progress::Failed(format!(
+            "deployment \"{name}\" exceeded its progress deadline"
+        ));
     }
-    let wanted = deployment.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1);
+    let wanted = deployment
+        .pointer("/spec/replicas")
+        .and_then(Value::as_i64)
+        .unwrap_or(1);
     let updated = number("/status/updatedReplicas");
     let total = number("/status/replicas");
     let available = number("/status/availableReplicas");
-    let waiting = |what: String| Progress::Waiting(format!("Waiting for deployment \"{name}\" rollout to finish: {what}..."));
+    let waiting = |what: String| {
+        Progress::Waiting(format!(
+            "Waiting for deployment \"{name}\" rollout to finish: {what}..."
+        ))
+    };
     if updated < wanted {
-        return waiting(format!("{updated} out of {wanted} new replicas have been updated"));
+        return waiting(format!(
+            "{updated} out of {wanted} new replicas have been updated"
+        ));
     }
     if total > updated {
-        return waiting(format!("{} old replicas are pending termination", total - updated));
+        return waiting(format!(
+            "{} old replicas are pending termination",
+            total - updated
+        ));
     }
     if available < updated {
-        return waiting(format!("{available} of {updated} updated replicas are available"));
+        return waiting(format!(
+            "{available} of {updated} updated replicas are available"
+        ));
     }
     Progress::Done(format!("deployment \"{name}\" successfully rolled out"))
 }
@@ -212,14 +247,21 @@ impl Deployment {
             if self.show(&deployment, &mut shown)? || once {
                 return Ok(());
             }
-            let revision = deployment["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+            let revision = deployment["metadata"]["resourceVersion"]
+                .as_str()
+                .unwrap_or_default();
             let query = [
                 ("watch", "true"),
                 ("fieldSelector", selector.as_str()),
                 ("resourceVersion", revision),
                 ("timeoutSeconds", "300"),
             ];
-            let stream = cluster.stream(Call { query: &query, ..Call::get(&collection) }).await?;
+            let stream = cluster
+                .stream(Call {
+                    query: &query,
+                    ..Call::get(&collection)
+                })
+                .await?;
             let mut lines = Box::pin(stream.lines());
             while let Some(line) = lines.next().await {
                 let event: Value = serde_json::from_str(&line?)?;
@@ -236,7 +278,11 @@ impl Deployment {
     /// Prints the state when it changed; true when the rollout is complete.
     fn show(&self, deployment: &Value, shown: &mut String) -> Result<bool> {
         if deployment["spec"]["paused"] == true {
-            bail!("{} is paused: resume it with 'gantry rollout resume deploy/{}'", self.mapping.display(&self.name), self.name);
+            bail!(
+                "{} is paused: resume it with 'gantry rollout resume deploy/{}'",
+                self.mapping.display(&self.name),
+                self.name
+            );
         }
         let (line, done) = match progress(deployment) {
             Progress::Done(line) => (line, true),
@@ -253,7 +299,9 @@ impl Deployment {
     /// The ReplicaSets of this Deployment by revision, oldest first.
     async fn revisions(&self, cluster: &Cluster, deployment: &Value) -> Result<Vec<(i64, Value)>> {
         let sets = cluster.mapping("replicasets.apps").await?;
-        let list = cluster.call(Call::get(&sets.path(Some(&cluster.namespace), None))).await?;
+        let list = cluster
+            .call(Call::get(&sets.path(Some(&cluster.namespace), None)))
+            .await?;
         let mut revisions: Vec<(i64, Value)> = list["items"]
             .as_array()
             .into_iter()
@@ -265,7 +313,15 @@ impl Deployment {
                     .flatten()
                     .any(|owner| owner["uid"] == deployment["metadata"]["uid"])
             })
-            .filter_map(|set| Some((set["metadata"]["annotations"][REVISION].as_str()?.parse().ok()?, set.clone())))
+            .filter_map(|set| {
+                Some((
+                    set["metadata"]["annotations"][REVISION]
+                        .as_str()?
+                        .parse()
+                        .ok()?,
+                    set.clone(),
+                ))
+            })
             .collect();
         revisions.sort_by_key(|(revision, _)| *revision);
         Ok(revisions)
@@ -276,23 +332,39 @@ impl Deployment {
         let revisions = self.revisions(cluster, &deployment).await?;
         if let Some(wanted) = revision {
             let Some((_, set)) = revisions.iter().find(|(revision, _)| *revision == wanted) else {
-                bail!("unable to find the specified revision {wanted} of {}", self.mapping.display(&self.name));
+                bail!(
+                    "unable to find the specified revision {wanted} of {}",
+                    self.mapping.display(&self.name)
+                );
             };
             let template = serde_norway::to_string(&set["spec"]["template"])?;
-            return output::print(&format!("{} with revision #{wanted}\n{template}", self.mapping.display(&self.name)));
+            return output::print(&format!(
+                "{} with revision #{wanted}\n{template}",
+                self.mapping.display(&self.name)
+            ));
         }
         let mut lines = vec![vec!["REVISION".to_owned(), "CHANGE-CAUSE".to_owned()]];
         for (revision, set) in revisions {
-            let cause = set["metadata"]["annotations"][CHANGE_CAUSE].as_str().unwrap_or("<none>");
+            let cause = set["metadata"]["annotations"][CHANGE_CAUSE]
+                .as_str()
+                .unwrap_or("<none>");
             lines.push(vec![revision.to_string(), cause.to_owned()]);
         }
-        output::print(&format!("{}\n{}", self.mapping.display(&self.name), output::align(&lines)))
+        output::print(&format!(
+            "{}\n{}",
+            self.mapping.display(&self.name),
+            output::align(&lines)
+        ))
     }
 
     async fn undo(&self, cluster: &Cluster, to_revision: i64) -> Result<()> {
         let deployment = cluster.call(Call::get(&self.path)).await?;
         if deployment["spec"]["paused"] == true {
-            bail!("{} is paused: resume it first with 'gantry rollout resume deploy/{}'", self.mapping.display(&self.name), self.name);
+            bail!(
+                "{} is paused: resume it first with 'gantry rollout resume deploy/{}'",
+                self.mapping.display(&self.name),
+                self.name
+            );
         }
         let revisions = self.revisions(cluster, &deployment).await?;
         let target = match to_revision {
@@ -306,7 +378,10 @@ impl Deployment {
             }
         };
         let mut template = set["spec"]["template"].clone();
-        if let Some(labels) = template.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        if let Some(labels) = template
+            .pointer_mut("/metadata/labels")
+            .and_then(Value::as_object_mut)
+        {
             labels.remove(POD_TEMPLATE_HASH);
         }
         // Only against the template that was looked at: somebody else's rollout in between is not undone blindly.
@@ -329,8 +404,16 @@ impl Deployment {
             let state = if paused { "paused" } else { "running" };
             bail!("deployments.apps \"{}\" is already {state}", self.name);
         }
-        self.merge(cluster, &json!({"spec": {"paused": paused.then_some(true)}})).await?;
-        output::report(&self.mapping, &self.name, if paused { "paused" } else { "resumed" })
+        self.merge(
+            cluster,
+            &json!({"spec": {"paused": paused.then_some(true)}}),
+        )
+        .await?;
+        output::report(
+            &self.mapping,
+            &self.name,
+            if paused { "paused" } else { "resumed" },
+        )
     }
 
     async fn restart(&self, cluster: &Cluster) -> Result<()> {
@@ -338,9 +421,15 @@ impl Deployment {
         if deployment["spec"]["paused"] == true {
             bail!("can't restart paused deployment (run rollout resume first)");
         }
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
         let annotations = json!({"kubectl.kubernetes.io/restartedAt": now});
-        self.merge(cluster, &json!({"spec": {"template": {"metadata": {"annotations": annotations}}}})).await?;
+        self.merge(
+            cluster,
+            &json!({"spec": {"template": {"metadata": {"annotations": annotations}}}}),
+        )
+        .await?;
         output::report(&self.mapping, &self.name, "restarted")
     }
 
@@ -367,18 +456,39 @@ mod tests {
                 "status": {"observedGeneration": 2, "updatedReplicas": updated, "replicas": total, "availableReplicas": available},
             }))
         };
-        let waiting = |what: &str| Progress::Waiting(format!("Waiting for deployment \"web\" rollout to finish: {what}..."));
-        assert_eq!(state(1, 4, 3), waiting("1 out of 3 new replicas have been updated"));
-        assert_eq!(state(3, 4, 3), waiting("1 old replicas are pending termination"));
-        assert_eq!(state(3, 3, 2), waiting("2 of 3 updated replicas are available"));
-        assert_eq!(state(3, 3, 3), Progress::Done("deployment \"web\" successfully rolled out".to_owned()));
+        let waiting = |what: &str| {
+            Progress::Waiting(format!(
+                "Waiting for deployment \"web\" rollout to finish: {what}..."
+            ))
+        };
+        assert_eq!(
+            state(1, 4, 3),
+            waiting("1 out of 3 new replicas have been updated")
+        );
+        assert_eq!(
+            state(3, 4, 3),
+            waiting("1 old replicas are pending termination")
+        );
+        assert_eq!(
+            state(3, 3, 2),
+            waiting("2 of 3 updated replicas are available")
+        );
+        assert_eq!(
+            state(3, 3, 3),
+            Progress::Done("deployment \"web\" successfully rolled out".to_owned())
+        );
         let unseen = json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 1}});
-        assert!(matches!(progress(&unseen), Progress::Waiting(line) if line.contains("to be observed")));
+        assert!(
+            matches!(progress(&unseen), Progress::Waiting(line) if line.contains("to be observed"))
+        );
     }
 
     #[test]
     fn durations_are_seconds_or_minutes() {
-        assert_eq!((seconds("90"), seconds("2s"), seconds("3m")), (Ok(90), Ok(2), Ok(180)));
+        assert_eq!(
+            (seconds("90"), seconds("2s"), seconds("3m")),
+            (Ok(90), Ok(2), Ok(180))
+        );
         assert!(seconds("soon").is_err());
     }
 }

@@ -26,7 +26,11 @@ impl Scale {
         for target in Target::parse(&self.target)? {
             let mapping = cluster.mapping(&target.resource).await?;
             if target.names.is_empty() {
-                bail!("name what to scale, e.g. 'gantry scale {}/NAME --replicas={}'", target.resource, self.replicas);
+                bail!(
+                    "name what to scale, e.g. 'gantry scale {}/NAME --replicas={}'",
+                    target.resource,
+                    self.replicas
+                );
             }
             for name in &target.names {
                 let object = mapping.path(Some(&cluster.namespace), Some(name));
@@ -35,9 +39,14 @@ impl Scale {
                 if let Some(expected) = self.current_replicas {
                     let scale = cluster.call(Call::get(&path)).await?;
                     if scale["spec"]["replicas"].as_i64() != Some(expected) {
-                        bail!("expected {expected} replicas of {}, found {}", mapping.display(name), scale["spec"]["replicas"]);
+                        bail!(
+                            "expected {expected} replicas of {}, found {}",
+                            mapping.display(name),
+                            scale["spec"]["replicas"]
+                        );
                     }
-                    patch["metadata"] = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+                    patch["metadata"] =
+                        json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
                 }
                 let call = Call {
                     content_type: "application/merge-patch+json",

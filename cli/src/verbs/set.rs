@@ -27,8 +27,14 @@ enum What {
 impl Set {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
         let What::Image { arguments } = &self.what;
-        let (images, target): (Vec<_>, Vec<_>) = arguments.iter().cloned().partition(|word| word.contains('='));
-        let images: Vec<(&str, &str)> = images.iter().filter_map(|pair| pair.split_once('=')).collect();
+        let (images, target): (Vec<_>, Vec<_>) = arguments
+            .iter()
+            .cloned()
+            .partition(|word| word.contains('='));
+        let images: Vec<(&str, &str)> = images
+            .iter()
+            .filter_map(|pair| pair.split_once('='))
+            .collect();
         if images.is_empty() {
             bail!("at least one CONTAINER=IMAGE pair is needed, e.g. web=nginx:1.29");
         }
@@ -37,7 +43,11 @@ impl Set {
             for name in &target.names {
                 let path = mapping.path(Some(&cluster.namespace), Some(name));
                 let object = cluster.call(Call::get(&path)).await?;
-                let pointer = if mapping.kind == "Pod" { "/spec" } else { "/spec/template/spec" };
+                let pointer = if mapping.kind == "Pod" {
+                    "/spec"
+                } else {
+                    "/spec/template/spec"
+                };
                 let patch = patch(&object, pointer, &images)?;
                 let call = Call {
                     content_type: "application/strategic-merge-patch+json",
@@ -59,8 +69,14 @@ fn patch(object: &Value, pointer: &str, images: &[(&str, &str)]) -> Result<Value
     for (wanted, image) in images {
         let mut found = false;
         for list in ["containers", "initContainers"] {
-            let containers = object.pointer(&format!("{pointer}/{list}")).and_then(Value::as_array);
-            for name in containers.into_iter().flatten().filter_map(|container| container["name"].as_str()) {
+            let containers = object
+                .pointer(&format!("{pointer}/{list}"))
+                .and_then(Value::as_array);
+            for name in containers
+                .into_iter()
+                .flatten()
+                .filter_map(|container| container["name"].as_str())
+            {
                 if *wanted != "*" && *wanted != name {
                     continue;
                 }
@@ -96,7 +112,12 @@ mod tests {
             patch_of(&[("side", "s:2")]).expect("known"),
             json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "s:2"}]}}}})
         );
-        assert_eq!(patch_of(&[("*", "x")]).expect("all")["spec"]["template"]["spec"]["containers"].as_array().map(Vec::len), Some(2));
+        assert_eq!(
+            patch_of(&[("*", "x")]).expect("all")["spec"]["template"]["spec"]["containers"]
+                .as_array()
+                .map(Vec::len),
+            Some(2)
+        );
         let error = patch_of(&[("nope", "x")]).expect_err("unknown").to_string();
         assert_eq!(error, "unable to find container named \"nope\"");
     }

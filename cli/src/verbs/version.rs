@@ -21,6 +21,9 @@ impl Version {
             return Ok(());
         }
         let version = cluster?.call(Call::get("/version")).await?;
-        output::print(&format!("Server Version: {}\n", version["gitVersion"].as_str().unwrap_or("unknown")))
+        output::print(&format!(
+            "Server Version: {}\n",
+            version["gitVersion"].as_str().unwrap_or("unknown")
+        ))
     }
 }

@@ -40,12 +40,11 @@ impl Admission {
         &self,
         context: &Context<'_>,
         object: &mut Value,
-        warnings: &mut Vec<String>,
     ) -> Result<(), StatusError> {
         let info = context.resource.info();
         namespaces::admit_content(context, object)?;
         if (info.group, info.kind) == ("", "Pod") {
-            pods::admit(context, object, warnings)?;
+            pods::admit(context, object)?;
         }
         Ok(())
     }

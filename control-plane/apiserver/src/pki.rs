@@ -225,7 +225,13 @@ impl Pki {
     }
 
     /// A kubeconfig with a new certificate, in a file that only its owner can read.
-    pub fn write_kubeconfig(&self, path: &Path, server: &str, user: &str, groups: &[&str]) -> Result<(), PkiError> {
+    pub fn write_kubeconfig(
+        &self,
+        path: &Path,
+        server: &str,
+        user: &str,
+        groups: &[&str],
+    ) -> Result<(), PkiError> {
         let credential = self.issue_client(user, groups)?;
         write(path, &self.kubeconfig(server, user, &credential), 0o600)
     }

@@ -20,11 +20,7 @@ const SYSTEM_PRIORITIES: &[(&str, i64)] = &[
     ("system-node-critical", 2_000_001_000),
 ];
 
-pub(super) fn admit(
-    context: &Context<'_>,
-    pod: &mut Value,
-    _warnings: &mut [String],
-) -> Result<(), StatusError> {
+pub(super) fn admit(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
     if !pod["spec"].is_object() {
         // Validation says what is missing.
         return Ok(());

@@ -350,10 +350,10 @@ fn ports(
         let asked = port["nodePort"].as_u64().unwrap_or(0);
         if !exposed {
             // A port that was allocated goes with the type that needed it.
-            if !same_type || asked == 0 {
-                if let Some(port) = port.as_object_mut() {
-                    port.remove("nodePort");
-                }
+            if (!same_type || asked == 0)
+                && let Some(port) = port.as_object_mut()
+            {
+                port.remove("nodePort");
             }
             continue;
         }

@@ -73,7 +73,7 @@ pub(crate) async fn logs(
     });
     let body = futures::stream::once(futures::future::ready(first))
         .chain(rest)
-        .map(|bytes| Ok::<Bytes, std::io::Error>(bytes));
+        .map(Ok::<Bytes, std::io::Error>);
     let mut answer = Answer::text(StatusCode::OK, "").with_content_type("text/plain");
     answer.body = Body::from_stream(body);
     Ok(answer)

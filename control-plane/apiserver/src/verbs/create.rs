@@ -50,10 +50,7 @@ pub(crate) async fn create_decoded(
     if info.has_generation {
         object["metadata"]["generation"] = json!(1);
     }
-    context
-        .api
-        .admission
-        .create(context, &mut object, &mut warnings)?;
+    context.api.admission.create(context, &mut object)?;
     let generated = meta(&object, "name").is_empty();
     let prefix = generated_prefix(meta(&object, "generateName")).to_owned();
     for _ in 0..ATTEMPTS {

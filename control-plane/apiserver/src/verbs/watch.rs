@@ -111,8 +111,9 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
                 Err(_) => Ok(()),
             }
         };
-        // The client went away: nothing is left to tell anybody.
-        let _: Result<(), Gone> = result.await;
+        if let Err(Gone) = result.await {
+            tracing::debug!("a watcher went away");
+        }
     });
     let mut answer = Answer::text(StatusCode::OK, "");
     answer.headers.remove(header::X_CONTENT_TYPE_OPTIONS);

@@ -1,9 +1,12 @@
 //! One module per kind, each a [`crate::kind::Kind`], and what several of them share.
 
+mod addresses;
 pub mod config_map;
 pub mod deployment;
 pub mod endpoint_slice;
+pub mod endpoints;
 pub mod event;
+pub mod lease;
 pub mod namespace;
 pub mod node;
 pub mod pod;
@@ -28,6 +31,8 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<node::NodeKind>::boxed(),
         Typed::<event::EventKind>::boxed(),
         Typed::<endpoint_slice::EndpointSliceKind>::boxed(),
+        Typed::<endpoints::EndpointsKind>::boxed(),
+        Typed::<lease::LeaseKind>::boxed(),
         Typed::<config_map::ConfigMapKind>::boxed(),
         Typed::<namespace::NamespaceKind>::boxed(),
         Typed::<secret::SecretKind>::boxed(),

@@ -1,14 +1,129 @@
 //! EndpointSlice: where a service's pods are.
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use serde_json::{Value, json};
 
-use super::table;
+use super::{addresses, table};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
 
 /// See [`EndpointSlice`].
 pub struct EndpointSliceKind;
+
+const MAX_ENDPOINTS: usize = 1000;
+const MAX_ADDRESSES: usize = 100;
+/// How many ports and addresses a row shows.
+const SHOWN: usize = 3;
+
+fn validate_ports(ports: &[EndpointPort], errors: &mut ErrorList) {
+    let mut taken = BTreeSet::new();
+    for (index, port) in ports.iter().enumerate() {
+        let path = Path::new("ports").index(index);
+        let name = port.name.as_deref().unwrap_or_default();
+        if !name.is_empty()
+            && let Some(detail) = names::is_dns1123_label(name)
+        {
+            errors.invalid(&path.child("name"), name, &detail);
+        }
+        if !taken.insert(name) {
+            errors.duplicate(&path.child("name"), name);
+        }
+        let protocol = port.protocol.as_deref();
+        addresses::check_protocol(protocol, &path.child("protocol"), errors);
+        for detail in port
+            .app_protocol
+            .iter()
+            .flat_map(|name| names::qualified_name(name))
+        {
+            errors.invalid(&path.child("appProtocol"), &port.app_protocol, &detail);
+        }
+    }
+}
+
+fn validate_endpoints(endpoints: &[Endpoint], family: &str, errors: &mut ErrorList) {
+    let path = Path::new("endpoints");
+    if endpoints.len() > MAX_ENDPOINTS {
+        errors.too_many(&path, endpoints.len(), MAX_ENDPOINTS);
+        return;
+    }
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let path = path.index(index);
+        let list = path.child("addresses");
+        match endpoint.addresses.len() {
+            0 => errors.required(&list, "must contain at least 1 address"),
+            1..=MAX_ADDRESSES => {}
+            more => errors.too_many(&list, more, MAX_ADDRESSES),
+        }
+        for (index, address) in endpoint.addresses.iter().enumerate() {
+            validate_address(address, family, &list, index, errors);
+        }
+        if let Some(node) = &endpoint.node_name
+            && let Some(detail) = names::is_dns1123_subdomain(node)
+        {
+            errors.invalid(&path.child("nodeName"), node, &detail);
+        }
+        if let Some(name) = &endpoint.hostname
+            && let Some(detail) = names::is_dns1123_label(name)
+        {
+            errors.invalid(&path.child("hostname"), name, &detail);
+        }
+    }
+}
+
+fn validate_address(
+    address: &str,
+    family: &str,
+    list: &Path,
+    index: usize,
+    errors: &mut ErrorList,
+) {
+    let path = list.index(index);
+    let before = errors.0.len();
+    match family {
+        "IPv4" | "IPv6" => {
+            addresses::check(address, &path, errors);
+            if errors.0.len() > before {
+                return;
+            }
+            let actual = if address.contains(':') {
+                "IPv6"
+            } else {
+                "IPv4"
+            };
+            if actual != family {
+                errors.invalid(list, address, &format!("must be an {family} address"));
+            }
+            // Loopback is let through, unlike in Kubernetes: a server on a machine without a route to others publishes
+            // itself there.
+            addresses::check_not_link_local(address, &path, errors);
+        }
+        "FQDN" => {
+            let name = address.strip_suffix('.').unwrap_or(address);
+            if name.is_empty() {
+                errors.required(&path, "");
+            } else if let Some(detail) = names::is_dns1123_subdomain(name) {
+                errors.invalid(&path, address, &detail);
+            } else if !name.contains('.') {
+                let detail = "should be a domain with at least two segments separated by dots";
+                errors.invalid(&path, address, detail);
+            }
+        }
+        // Said already, of the field that names the family.
+        _ => {}
+    }
+}
+
+/// The first few of a list; `none` when there are no more of them.
+fn few(items: &[String], none: &str) -> String {
+    match items.len() {
+        0 => none.to_owned(),
+        1..=SHOWN => items.join(","),
+        more => format!("{} + {} more...", items[..SHOWN].join(","), more - SHOWN),
+    }
+}
 
 impl Kind for EndpointSliceKind {
     type Object = EndpointSlice;
@@ -44,6 +159,23 @@ impl Kind for EndpointSliceKind {
             "IPv4" | "IPv6" | "FQDN" => {}
             other => errors.not_supported(&path, other, &["FQDN", "IPv4", "IPv6"]),
         }
+        validate_ports(object.ports.as_deref().unwrap_or_default(), errors);
+        let endpoints = object.endpoints.as_deref().unwrap_or_default();
+        validate_endpoints(endpoints, &object.address_type, errors);
+    }
+
+    fn validate_update(new: &EndpointSlice, old: &EndpointSlice, errors: &mut ErrorList) {
+        Self::validate(new, errors);
+        if new.address_type != old.address_type {
+            let path = Path::new("addressType");
+            errors.invalid(&path, &new.address_type, "field is immutable");
+        }
+    }
+
+    fn warnings(new: &EndpointSlice, _old: Option<&EndpointSlice>) -> Vec<String> {
+        let warning = "spec.addressType: FQDN endpoints are deprecated";
+        let deprecated = new.address_type == "FQDN";
+        deprecated.then(|| warning.to_owned()).into_iter().collect()
     }
 
     fn prepare_update(new: &mut EndpointSlice, old: &EndpointSlice) {
@@ -88,29 +220,94 @@ impl Kind for EndpointSliceKind {
             .flatten()
             .map(|port| port.port.map_or("*".to_owned(), |port| port.to_string()))
             .collect();
-        let addresses: Vec<&str> = object
-            .endpoints
-            .iter()
-            .flatten()
-            .flat_map(|endpoint| endpoint.addresses.iter().map(String::as_str))
+        let endpoints = object.endpoints.iter().flatten();
+        let addresses: Vec<String> = endpoints
+            .flat_map(|endpoint| endpoint.addresses.iter().cloned())
             .collect();
-        let some = |list: String| {
-            if list.is_empty() {
-                "<unset>".to_owned()
-            } else {
-                list
-            }
-        };
-        let shown = match addresses.len() {
-            0..=3 => addresses.join(","),
-            more => format!("{} + {} more...", addresses[..3].join(","), more - 3),
-        };
         vec![
             table::name_cell(&object.metadata),
             json!(object.address_type),
-            json!(some(ports.join(","))),
-            json!(some(shown)),
+            json!(few(&ports, "<unset>")),
+            json!(few(&addresses, "<unset>")),
             table::age_cell(&object.metadata, now),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(value: Value) -> EndpointSlice {
+        let mut object = serde_json::from_value(value).unwrap();
+        EndpointSliceKind::default(&mut object);
+        object
+    }
+
+    #[test]
+    fn addresses_are_of_the_family_and_ordinary() {
+        let object = parse(json!({
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["::1", "169.254.0.1", "nope"]}, {"addresses": []}],
+            "ports": [{"name": "A_B", "protocol": "X"}, {"name": "d"}, {"name": "d"}]
+        }));
+        let mut errors = ErrorList::default();
+        EndpointSliceKind::validate(&object, &mut errors);
+        let paths: Vec<String> = errors
+            .0
+            .iter()
+            .map(|error| error.path.to_string())
+            .collect();
+        let expected = [
+            "ports[0].name",
+            "ports[0].protocol",
+            "ports[2].name",
+            "endpoints[0].addresses",
+            "endpoints[0].addresses[1]",
+            "endpoints[0].addresses[2]",
+            "endpoints[1].addresses",
+        ];
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn a_server_without_a_route_may_publish_itself_on_loopback() {
+        let object = parse(json!({
+            "addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [{"port": 6443}]
+        }));
+        let mut errors = ErrorList::default();
+        EndpointSliceKind::validate(&object, &mut errors);
+        assert_eq!(errors, ErrorList::default());
+    }
+
+    #[test]
+    fn the_family_stays_and_the_generation_follows_the_endpoints() {
+        let old = parse(json!({
+            "metadata": {"generation": 1}, "addressType": "IPv4", "endpoints": []
+        }));
+        let update = |value: Value| {
+            let mut new = parse(value);
+            EndpointSliceKind::prepare_update(&mut new, &old);
+            let mut errors = ErrorList::default();
+            EndpointSliceKind::validate_update(&new, &old, &mut errors);
+            (new.metadata.generation, errors.0.len())
+        };
+        let annotated = json!({
+            "metadata": {"annotations": {"a": "b"}}, "addressType": "IPv4", "endpoints": []
+        });
+        assert_eq!(update(annotated), (Some(1), 0));
+        let ready = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.1"]}]});
+        assert_eq!(update(ready), (Some(2), 0));
+        assert_eq!(update(json!({"addressType": "IPv6", "endpoints": []})).1, 1);
+    }
+
+    #[test]
+    fn a_row_shows_the_first_few() {
+        let addresses: Vec<String> = (1..=5).map(|last| format!("192.0.2.{last}")).collect();
+        assert_eq!(
+            few(&addresses, "<unset>"),
+            "192.0.2.1,192.0.2.2,192.0.2.3 + 2 more..."
+        );
+        assert_eq!(few(&[], "<unset>"), "<unset>");
     }
 }

@@ -1,16 +1,61 @@
 //! Event: something that happened to an object.
 
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::{Value, json};
 
 use super::table;
+use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
+
+const MAX_NAME_BYTES: usize = 128;
+const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// See [`Event`].
 pub struct EventKind;
 
 fn text(text: Option<&String>) -> String {
     text.cloned().unwrap_or_default()
+}
+
+fn seconds(time: &MicroTime) -> Time {
+    Time(time.0)
+}
+
+/// What events with an `eventTime` must say besides; older reporters send neither.
+fn validate_report(object: &Event, errors: &mut ErrorList) {
+    let controller = text(object.reporting_component.as_ref());
+    let path = Path::new("reportingComponent");
+    if controller.is_empty() {
+        errors.required(&path, "");
+    }
+    for detail in names::qualified_name(&controller) {
+        errors.invalid(&path, &controller, &detail);
+    }
+    let instance = text(object.reporting_instance.as_ref());
+    let path = Path::new("reportingInstance");
+    if instance.is_empty() {
+        errors.required(&path, "");
+    }
+    if instance.len() > MAX_NAME_BYTES {
+        let detail = format!("can have at most {MAX_NAME_BYTES} characters");
+        errors.invalid(&path, "", &detail);
+    }
+    for (field, value) in [("action", &object.action), ("reason", &object.reason)] {
+        let (path, value) = (Path::new(field), text(value.as_ref()));
+        if value.is_empty() {
+            errors.required(&path, "");
+        }
+        if value.len() > MAX_NAME_BYTES {
+            let detail = format!("can have at most {MAX_NAME_BYTES} characters");
+            errors.invalid(&path, "", &detail);
+        }
+    }
+    if text(object.message.as_ref()).len() > MAX_MESSAGE_BYTES {
+        let detail = format!("can have at most {MAX_MESSAGE_BYTES} characters");
+        errors.invalid(&Path::new("message"), "", &detail);
+    }
 }
 
 impl Kind for EventKind {
@@ -46,6 +91,20 @@ impl Kind for EventKind {
     ];
 
     fn prepare_create(_object: &mut Event) {}
+
+    fn validate(object: &Event, errors: &mut ErrorList) {
+        let about = text(object.involved_object.namespace.as_ref());
+        let namespace = text(object.metadata.namespace.as_ref());
+        // What lives in no namespace has its events in the default one.
+        let fits = about == namespace || (about.is_empty() && namespace == "default");
+        if !fits {
+            let path = Path::new("involvedObject").child("namespace");
+            errors.invalid(&path, about, "does not match event.namespace");
+        }
+        if object.event_time.is_some() {
+            validate_report(object, errors);
+        }
+    }
 
     fn prepare_update(_new: &mut Event, _old: &Event) {}
 
@@ -90,13 +149,18 @@ impl Kind for EventKind {
             table::column("Type", "string", doc("type"), 0),
             table::column("Reason", "string", doc("reason"), 0),
             table::column("Object", "string", doc("involvedObject"), 0),
-            table::column("Subobject", "string", String::new(), 1),
+            table::column(
+                "Subobject",
+                "string",
+                table::field_doc::<ObjectReference>("fieldPath"),
+                1,
+            ),
             table::column("Source", "string", doc("source"), 1),
             table::column("Message", "string", doc("message"), 0),
             table::column("First Seen", "string", doc("firstTimestamp"), 1),
             table::column("Count", "string", doc("count"), 1),
             Column {
-                name: "Name",
+                priority: 1,
                 ..table::name_column()
             },
         ]
@@ -104,15 +168,21 @@ impl Kind for EventKind {
 
     fn row(object: &Event, now: i64) -> Vec<Value> {
         let about = &object.involved_object;
-        let event_time = object
-            .event_time
-            .as_ref()
-            .map(|time| k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time.0));
-        let first = object
-            .first_timestamp
-            .clone()
-            .or_else(|| event_time.clone());
-        let last = object.last_timestamp.clone().or_else(|| first.clone());
+        let event_time = object.event_time.as_ref().map(seconds);
+        let first = object.first_timestamp.clone().or(event_time);
+        let series = object.series.as_ref();
+        let last = match series {
+            Some(series) => series.last_observed_time.as_ref().map(seconds),
+            None => object.last_timestamp.clone().or_else(|| first.clone()),
+        };
+        let count = match series {
+            Some(series) => series.count.unwrap_or_default(),
+            None => object.count.filter(|count| *count != 0).unwrap_or(1),
+        };
+        let mut target = text(about.kind.as_ref()).to_lowercase();
+        if let Some(name) = about.name.as_ref().filter(|name| !name.is_empty()) {
+            target = format!("{target}/{name}");
+        }
         let component = object
             .source
             .as_ref()
@@ -132,17 +202,93 @@ impl Kind for EventKind {
             json!(table::since(last.as_ref(), now)),
             json!(text(object.type_.as_ref())),
             json!(text(object.reason.as_ref())),
-            json!(format!(
-                "{}/{}",
-                text(about.kind.as_ref()).to_lowercase(),
-                text(about.name.as_ref())
-            )),
+            json!(target),
             json!(text(about.field_path.as_ref())),
             json!(source),
             json!(text(object.message.as_ref()).trim()),
             json!(table::since(first.as_ref(), now)),
-            json!(object.count.filter(|count| *count > 0).unwrap_or(1)),
+            json!(count),
             table::name_cell(&object.metadata),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(namespace: &str, about: Value, more: Value) -> Vec<String> {
+        let mut event = json!({
+            "metadata": {"name": "e", "namespace": namespace}, "involvedObject": about
+        });
+        for (key, value) in more.as_object().unwrap() {
+            event[key] = value.clone();
+        }
+        let mut errors = ErrorList::default();
+        EventKind::validate(&serde_json::from_value(event).unwrap(), &mut errors);
+        let errors = errors.0.iter();
+        errors
+            .map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    #[test]
+    fn an_event_lives_where_its_object_does() {
+        let none = Vec::<String>::new();
+        assert_eq!(refused("a", json!({"namespace": "a"}), json!({})), none);
+        assert_eq!(refused("default", json!({"kind": "Node"}), json!({})), none);
+        let expected =
+            "involvedObject.namespace: Invalid value: \"other\": does not match event.namespace";
+        assert_eq!(
+            refused("a", json!({"namespace": "other"}), json!({})),
+            [expected]
+        );
+        let expected =
+            "involvedObject.namespace: Invalid value: \"\": does not match event.namespace";
+        assert_eq!(refused("a", json!({"kind": "Node"}), json!({})), [expected]);
+    }
+
+    #[test]
+    fn an_event_with_a_precise_time_names_its_reporter() {
+        let time = json!({"eventTime": "2026-01-01T00:00:00.000000Z"});
+        let found = refused("a", json!({"namespace": "a"}), time.clone());
+        for field in [
+            "reportingComponent",
+            "reportingInstance",
+            "action",
+            "reason",
+        ] {
+            assert!(
+                found.contains(&format!("{field}: Required value")),
+                "{found:?}"
+            );
+        }
+        let mut complete = time;
+        for field in [
+            "reportingComponent",
+            "reportingInstance",
+            "action",
+            "reason",
+        ] {
+            complete[field] = json!("x");
+        }
+        assert_eq!(
+            refused("a", json!({"namespace": "a"}), complete),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_series_tells_its_own_count() {
+        let event = serde_json::from_value(json!({
+            "involvedObject": {"kind": "Pod"},
+            "series": {"count": 7, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}
+        }))
+        .unwrap();
+        let row = EventKind::row(&event, 1_767_225_610_000_000_000);
+        assert_eq!(
+            (&row[0], &row[3], &row[8]),
+            (&json!("10s"), &json!("pod"), &json!(7))
+        );
     }
 }

@@ -1,13 +1,77 @@
 //! Node: a machine that runs pods.
 
-use k8s_openapi::api::core::v1::Node;
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{Node, NodeSpec};
 use serde_json::{Value, json};
 
-use super::table;
+use super::{addresses, table};
+use crate::field::{ErrorList, ErrorType, FieldError, Path};
 use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
+
+const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 /// See [`Node`].
 pub struct NodeKind;
+
+fn empty() -> &'static NodeSpec {
+    static EMPTY: std::sync::OnceLock<NodeSpec> = std::sync::OnceLock::new();
+    EMPTY.get_or_init(NodeSpec::default)
+}
+
+fn validate_taints(spec: &NodeSpec, errors: &mut ErrorList) {
+    let mut taken = BTreeSet::new();
+    for (index, taint) in spec.taints.iter().flatten().enumerate() {
+        // The field is under spec; the message's path is Kubernetes' own.
+        let path = Path::new("metadata").child("taints").index(index);
+        for detail in names::qualified_name(&taint.key) {
+            errors.invalid(&path.child("key"), &taint.key, &detail);
+        }
+        let value = taint.value.as_deref().unwrap_or_default();
+        for detail in names::label_value(value) {
+            errors.invalid(&path.child("value"), value, &detail);
+        }
+        match taint.effect.as_str() {
+            "" => errors.required(&path.child("effect"), ""),
+            effect if EFFECTS.contains(&effect) => {}
+            other => errors.not_supported(&path.child("effect"), other, EFFECTS),
+        }
+        if !taken.insert((&taint.key, &taint.effect)) {
+            let value = format!(
+                r#"{{"Key":{},"Value":{},"Effect":{},"TimeAdded":{}}}"#,
+                json!(taint.key),
+                json!(value),
+                json!(taint.effect),
+                json!(taint.time_added)
+            );
+            errors.0.push(FieldError {
+                kind: ErrorType::Duplicate,
+                path,
+                message: format!(
+                    "Duplicate value: {value}: taints must be unique by key and effect pair"
+                ),
+            });
+        }
+    }
+}
+
+fn validate_pod_cidrs(spec: &NodeSpec, errors: &mut ErrorList) {
+    let path = Path::new("spec").child("podCIDRs");
+    let networks = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let before = errors.0.len();
+    for (index, network) in networks.iter().enumerate() {
+        addresses::check_cidr(network, &path.index(index), errors);
+    }
+    let families: BTreeSet<bool> = networks
+        .iter()
+        .map(|network| network.contains(':'))
+        .collect();
+    if errors.0.len() == before && families.len() < networks.len() {
+        let detail = "may specify no more than one CIDR for each IP family";
+        errors.invalid(&path, networks, detail);
+    }
+}
 
 impl Kind for NodeKind {
     type Object = Node;
@@ -30,17 +94,65 @@ impl Kind for NodeKind {
     const FIELD_LABELS: &'static [&'static str] = &["spec.unschedulable"];
 
     fn default(object: &mut Node) {
-        object.spec.get_or_insert_default();
+        let spec = object.spec.get_or_insert_default();
+        // One network under its old name, all of them under the new one: the first is the same.
+        match spec.pod_cidr.as_ref().filter(|network| !network.is_empty()) {
+            Some(network) => {
+                let listed = spec.pod_cidrs.get_or_insert_default();
+                if listed.first() != Some(network) {
+                    *listed = vec![network.clone()];
+                }
+            }
+            None => {
+                let first = spec
+                    .pod_cidrs
+                    .as_ref()
+                    .and_then(|networks| networks.first());
+                spec.pod_cidr = first.cloned();
+            }
+        }
         let status = object.status.get_or_insert_default();
         if status.allocatable.is_none() {
             status.allocatable.clone_from(&status.capacity);
         }
+        let endpoints = status.daemon_endpoints.get_or_insert_default();
+        endpoints.kubelet_endpoint.get_or_insert_default();
+        status.node_info.get_or_insert_default();
     }
 
     fn prepare_create(_object: &mut Node) {}
 
+    fn validate(object: &Node, errors: &mut ErrorList) {
+        let spec = object.spec.as_ref().unwrap_or(empty());
+        validate_taints(spec, errors);
+        validate_pod_cidrs(spec, errors);
+    }
+
     fn prepare_update(new: &mut Node, old: &Node) {
         new.status.clone_from(&old.status);
+    }
+
+    fn validate_update(new: &Node, old: &Node, errors: &mut ErrorList) {
+        let (new, old) = (
+            new.spec.as_ref().unwrap_or(empty()),
+            old.spec.as_ref().unwrap_or(empty()),
+        );
+        let path = Path::new("spec");
+        let networks = |spec: &NodeSpec| spec.pod_cidrs.clone().unwrap_or_default();
+        if networks(old).is_empty() {
+            validate_pod_cidrs(new, errors);
+        } else if networks(new) != networks(old) {
+            let detail = "node updates may not change podCIDR except from \"\" to valid";
+            errors.forbidden(&path.child("podCIDRs"), detail);
+        }
+        let provider = |spec: &NodeSpec| spec.provider_id.clone().unwrap_or_default();
+        if !provider(old).is_empty() && provider(new) != provider(old) {
+            let detail = "node updates may not change providerID except from \"\" to valid";
+            errors.forbidden(&path.child("providerID"), detail);
+        }
+        if new.taints != old.taints {
+            validate_taints(new, errors);
+        }
     }
 
     fn prepare_status_update(new: &mut Node, old: &Node) {
@@ -109,7 +221,11 @@ impl Kind for NodeKind {
             .labels
             .iter()
             .flatten()
-            .filter_map(|(key, _)| key.strip_prefix("node-role.kubernetes.io/"))
+            .filter_map(|(key, value)| match key.as_str() {
+                "kubernetes.io/role" => Some(value.as_str()),
+                _ => key.strip_prefix("node-role.kubernetes.io/"),
+            })
+            .filter(|role| !role.is_empty())
             .collect();
         let or = |text: &str, other: &str| {
             if text.is_empty() {
@@ -144,5 +260,71 @@ impl Kind for NodeKind {
             json!(of(info.map(|info| &info.kernel_version))),
             json!(of(info.map(|info| &info.container_runtime_version))),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(spec: Value) -> Node {
+        let mut object =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        NodeKind::default(&mut object);
+        object
+    }
+
+    fn paths(errors: &ErrorList) -> Vec<String> {
+        let errors = errors.0.iter();
+        errors.map(|error| error.path.to_string()).collect()
+    }
+
+    #[test]
+    fn one_pod_network_has_two_names() {
+        for spec in [
+            json!({"podCIDR": "10.244.7.0/24"}),
+            json!({"podCIDRs": ["10.244.7.0/24"]}),
+        ] {
+            let spec = parse(spec).spec.unwrap();
+            assert_eq!(spec.pod_cidr.as_deref(), Some("10.244.7.0/24"));
+            assert_eq!(spec.pod_cidrs.unwrap(), ["10.244.7.0/24"]);
+        }
+    }
+
+    #[test]
+    fn taints_and_networks_are_checked() {
+        let object = parse(json!({
+            "taints": [
+                {"key": "a", "effect": "Foo"},
+                {"key": "b c", "effect": "NoSchedule"},
+                {"key": "d", "effect": "NoExecute"},
+                {"key": "d", "effect": "NoExecute", "value": "other"}
+            ],
+            "podCIDRs": ["abc"]
+        }));
+        let mut errors = ErrorList::default();
+        NodeKind::validate(&object, &mut errors);
+        let expected = [
+            "metadata.taints[0].effect",
+            "metadata.taints[1].key",
+            "metadata.taints[3]",
+            "spec.podCIDRs[0]",
+        ];
+        assert_eq!(paths(&errors), expected);
+    }
+
+    #[test]
+    fn a_network_and_a_provider_are_given_once() {
+        let old = parse(json!({"podCIDR": "10.244.8.0/24", "providerID": "x"}));
+        let update = |spec: Value| {
+            let mut errors = ErrorList::default();
+            NodeKind::validate_update(&parse(spec), &old, &mut errors);
+            paths(&errors)
+        };
+        let moved = json!({"podCIDR": "10.244.9.0/24", "providerID": "y"});
+        assert_eq!(update(moved), ["spec.podCIDRs", "spec.providerID"]);
+        let cordoned =
+            json!({"podCIDR": "10.244.8.0/24", "providerID": "x", "unschedulable": true});
+        assert_eq!(update(cordoned), Vec::<String>::new());
     }
 }

@@ -1,23 +1,51 @@
 //! Service: one address for many pods.
+//!
+//! Addresses and node ports are allocated, and address families chosen, by the API server's admission after a service
+//! has passed here.
+
+mod dependents;
+mod validation;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 use super::table;
-use crate::field::{ErrorList, Path};
+use crate::field::{ErrorList, FieldError};
 use crate::kind::{Column, Kind, ResourceInfo};
 use crate::names;
 
 /// See [`Service`].
 pub struct ServiceKind;
 
-const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 /// Seconds of ClientIP affinity when none are named: three hours.
 const AFFINITY_SECONDS: i32 = 10800;
 
 fn type_of(spec: &ServiceSpec) -> &str {
     spec.type_.as_deref().unwrap_or("ClusterIP")
+}
+
+fn is_headless(spec: &ServiceSpec) -> bool {
+    spec.cluster_ip.as_deref() == Some("None")
+}
+
+fn is_empty(text: &Option<String>) -> bool {
+    text.as_deref().unwrap_or_default().is_empty()
+}
+
+/// A DNS label; it may begin with a digit.
+fn is_name(name: &str) -> Option<String> {
+    match name.contains('.') {
+        true => Some("must not contain dots".to_owned()),
+        false => names::is_dns1123_label(name),
+    }
+}
+
+/// What the user left out, whether absent or empty.
+fn fill(field: &mut Option<String>, default: &str) {
+    if is_empty(field) {
+        *field = Some(default.to_owned());
+    }
 }
 
 impl Kind for ServiceKind {
@@ -38,114 +66,114 @@ impl Kind for ServiceKind {
         create_on_update: false,
     };
 
-    const NAME_RULE: crate::meta::NameRule = names::is_dns1035_label;
+    const NAME_RULE: crate::meta::NameRule = is_name;
 
     const FIELD_LABELS: &'static [&'static str] = &["spec.clusterIP", "spec.type"];
 
     fn default(object: &mut Service) {
         let spec = object.spec.get_or_insert_default();
-        spec.session_affinity
-            .get_or_insert_with(|| "None".to_owned());
-        spec.type_.get_or_insert_with(|| "ClusterIP".to_owned());
-        if spec.session_affinity.as_deref() == Some("ClientIP") {
-            let config = spec.session_affinity_config.get_or_insert_default();
-            config
-                .client_ip
-                .get_or_insert_default()
-                .timeout_seconds
-                .get_or_insert(AFFINITY_SECONDS);
-        } else {
-            spec.session_affinity_config = None;
+        fill(&mut spec.session_affinity, "None");
+        fill(&mut spec.type_, "ClusterIP");
+        match spec.session_affinity.as_deref() {
+            Some("ClientIP") => {
+                let config = spec.session_affinity_config.get_or_insert_default();
+                let client = config.client_ip.get_or_insert_default();
+                client.timeout_seconds.get_or_insert(AFFINITY_SECONDS);
+            }
+            Some("None") => spec.session_affinity_config = None,
+            _ => {}
         }
         for port in spec.ports.iter_mut().flatten() {
-            port.protocol.get_or_insert_with(|| "TCP".to_owned());
-            let unset = matches!(&port.target_port, None | Some(IntOrString::Int(0)))
-                || matches!(&port.target_port, Some(IntOrString::String(name)) if name.is_empty());
+            fill(&mut port.protocol, "TCP");
+            let unset = match &port.target_port {
+                None | Some(IntOrString::Int(0)) => true,
+                Some(IntOrString::Int(_)) => false,
+                Some(IntOrString::String(name)) => name.is_empty(),
+            };
             if unset {
                 port.target_port = Some(IntOrString::Int(port.port));
             }
         }
-        let kind = type_of(spec).to_owned();
-        if kind != "ExternalName" {
-            spec.internal_traffic_policy
-                .get_or_insert_with(|| "Cluster".to_owned());
+        if matches!(type_of(spec), "ClusterIP" | "NodePort" | "LoadBalancer") {
+            fill(&mut spec.internal_traffic_policy, "Cluster");
         }
-        if kind == "NodePort" || kind == "LoadBalancer" {
-            spec.external_traffic_policy
-                .get_or_insert_with(|| "Cluster".to_owned());
+        if dependents::has_external_traffic(spec) {
+            fill(&mut spec.external_traffic_policy, "Cluster");
         }
-        if kind == "LoadBalancer" {
+        let balanced = type_of(spec) == "LoadBalancer";
+        if balanced {
             spec.allocate_load_balancer_node_ports.get_or_insert(true);
         }
-        object
-            .status
-            .get_or_insert_default()
-            .load_balancer
-            .get_or_insert_default();
+        let status = object.status.get_or_insert_default();
+        let balancer = status.load_balancer.get_or_insert_default();
+        for ingress in balancer.ingress.iter_mut().flatten() {
+            if balanced && !is_empty(&ingress.ip) {
+                fill(&mut ingress.ip_mode, "VIP");
+            }
+        }
     }
 
     fn prepare_create(object: &mut Service) {
-        object.status = Some(Default::default());
-        object
-            .status
-            .get_or_insert_default()
-            .load_balancer
-            .get_or_insert_default();
+        let status = object.status.insert(Default::default());
+        status.load_balancer.get_or_insert_default();
+        if let Some(spec) = &mut object.spec {
+            dependents::follow_cluster_ip(spec, None);
+        }
     }
 
     fn validate(object: &Service, errors: &mut ErrorList) {
-        let path = Path::new("spec");
-        let Some(spec) = &object.spec else {
-            return;
-        };
-        let kind = type_of(spec);
-        if !TYPES.contains(&kind) {
-            errors.not_supported(&path.child("type"), kind, TYPES);
-        }
-        let ports = spec.ports.as_deref().unwrap_or_default();
-        let headless = spec.cluster_ip.as_deref() == Some("None");
-        if ports.is_empty() && !headless && kind != "ExternalName" {
-            errors.required(&path.child("ports"), "");
-        }
-        for (index, port) in ports.iter().enumerate() {
-            let path = path.child("ports").index(index);
-            if let Some(message) = names::is_port_number(i64::from(port.port)) {
-                errors.invalid(&path.child("port"), port.port, &message);
-            }
-            if ports.len() > 1 && port.name.as_deref().unwrap_or_default().is_empty() {
-                errors.required(&path.child("name"), "");
-            }
-        }
-        if kind == "ExternalName" && spec.external_name.as_deref().unwrap_or_default().is_empty() {
-            errors.required(&path.child("externalName"), "");
+        if let Some(spec) = &object.spec {
+            validation::spec(spec, errors);
         }
     }
 
     fn prepare_update(new: &mut Service, old: &Service) {
         new.status.clone_from(&old.status);
+        if let (Some(new), Some(old)) = (&mut new.spec, &old.spec) {
+            dependents::keep_allocated(new, old);
+            dependents::follow_cluster_ip(new, Some(old));
+            dependents::drop_with_type(new, old);
+        }
+        dependents::drop_balancer_status(new);
     }
 
     fn validate_update(new: &Service, old: &Service, errors: &mut ErrorList) {
-        Self::validate(new, errors);
-        let address = |service: &Service| {
-            service
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.cluster_ip.clone())
-                .unwrap_or_default()
-        };
-        let (before, after) = (address(old), address(new));
-        if !before.is_empty() && !after.is_empty() && before != after {
-            errors.invalid(
-                &Path::new("spec").child("clusterIPs").index(0),
-                json!([after]),
-                "may not change once set",
-            );
+        let mut found = ErrorList::default();
+        Self::validate(new, &mut found);
+        // Addresses of one request that contradict each other say nothing about the stored one.
+        let contradicts =
+            |error: &FieldError| error.path.to_string().starts_with("spec.clusterIPs");
+        if !found.0.iter().any(contradicts)
+            && let (Some(new), Some(old)) = (&new.spec, &old.spec)
+        {
+            validation::cluster_ips_update(new, old, errors);
         }
+        errors.0.append(&mut found.0);
     }
 
     fn prepare_status_update(new: &mut Service, old: &Service) {
         new.spec.clone_from(&old.spec);
+    }
+
+    fn validate_status_update(new: &Service, _old: &Service, errors: &mut ErrorList) {
+        let balancer = new
+            .status
+            .as_ref()
+            .and_then(|status| status.load_balancer.as_ref());
+        if let (Some(balancer), Some(spec)) = (balancer, &new.spec) {
+            validation::balancer_status(balancer, spec, errors);
+        }
+    }
+
+    fn warnings(new: &Service, _old: Option<&Service>) -> Vec<String> {
+        let external = new
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.external_ips.as_ref());
+        let used = external.is_some_and(|addresses| !addresses.is_empty());
+        let warning =
+            "spec.externalIPs is deprecated and may no longer be implemented in some clusters";
+        used.then(|| warning.to_owned()).into_iter().collect()
     }
 
     fn selectable_fields(object: &Service) -> Vec<(&'static str, String)> {
@@ -239,3 +267,6 @@ impl Kind for ServiceKind {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Endpoints: where a service's pods are, in the form before [`super::endpoint_slice`].
+
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints};
+use serde_json::{Value, json};
+
+use super::{addresses, table};
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
+
+const DEPRECATED: &str =
+    "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
+/// How many endpoints a row shows.
+const SHOWN: usize = 3;
+
+/// See [`Endpoints`].
+pub struct EndpointsKind;
+
+fn validate_address(address: &EndpointAddress, path: &Path, errors: &mut ErrorList) {
+    let ip = path.child("ip");
+    addresses::check(&address.ip, &ip, errors);
+    if let Some(name) = address.hostname.as_ref().filter(|name| !name.is_empty())
+        && let Some(detail) = names::is_dns1123_label(name)
+    {
+        errors.invalid(&path.child("hostname"), name, &detail);
+    }
+    if let Some(node) = &address.node_name
+        && let Some(detail) = names::is_dns1123_subdomain(node)
+    {
+        errors.invalid(&path.child("nodeName"), node, &detail);
+    }
+    addresses::check_ordinary(&address.ip, &ip, errors);
+}
+
+fn validate_port(port: &EndpointPort, needs_name: bool, path: &Path, errors: &mut ErrorList) {
+    let name = port.name.as_deref().unwrap_or_default();
+    if name.is_empty() {
+        if needs_name {
+            errors.required(&path.child("name"), "");
+        }
+    } else if let Some(detail) = names::is_dns1123_label(name) {
+        errors.invalid(&path.child("name"), name, &detail);
+    }
+    if let Some(detail) = names::is_port_number(i64::from(port.port)) {
+        errors.invalid(&path.child("port"), port.port, &detail);
+    }
+    addresses::check_protocol(port.protocol.as_deref(), &path.child("protocol"), errors);
+    for detail in port
+        .app_protocol
+        .iter()
+        .flat_map(|name| names::qualified_name(name))
+    {
+        errors.invalid(&path.child("appProtocol"), &port.app_protocol, &detail);
+    }
+}
+
+fn validate_subset(subset: &EndpointSubset, path: &Path, errors: &mut ErrorList) {
+    let lists = [
+        ("addresses", subset.addresses.as_deref().unwrap_or_default()),
+        (
+            "notReadyAddresses",
+            subset.not_ready_addresses.as_deref().unwrap_or_default(),
+        ),
+    ];
+    if lists.iter().all(|(_, list)| list.is_empty()) {
+        errors.required(path, "must specify `addresses` or `notReadyAddresses`");
+    }
+    for (field, list) in lists {
+        for (index, address) in list.iter().enumerate() {
+            validate_address(address, &path.child(field).index(index), errors);
+        }
+    }
+    let ports = subset.ports.as_deref().unwrap_or_default();
+    for (index, port) in ports.iter().enumerate() {
+        validate_port(
+            port,
+            ports.len() > 1,
+            &path.child("ports").index(index),
+            errors,
+        );
+    }
+}
+
+/// An address as it is written before a port.
+fn host(ip: &str) -> String {
+    match ip.contains(':') {
+        true => format!("[{ip}]"),
+        false => ip.to_owned(),
+    }
+}
+
+/// Ready addresses with each port, the first few of them.
+fn shown(subsets: &[EndpointSubset]) -> String {
+    let mut all = Vec::new();
+    for subset in subsets {
+        let ready = || subset.addresses.iter().flatten();
+        match subset.ports.as_deref().unwrap_or_default() {
+            [] => all.extend(ready().map(|address| address.ip.clone())),
+            ports => all.extend(ports.iter().flat_map(|port| {
+                ready().map(move |address| format!("{}:{}", host(&address.ip), port.port))
+            })),
+        }
+    }
+    match all.len() {
+        0 => "<none>".to_owned(),
+        1..=SHOWN => all.join(","),
+        more => format!("{} + {} more...", all[..SHOWN].join(","), more - SHOWN),
+    }
+}
+
+impl Kind for EndpointsKind {
+    type Object = Endpoints;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "",
+        version: "v1",
+        kind: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        categories: &[],
+        namespaced: true,
+        has_status: false,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: true,
+    };
+
+    fn default(object: &mut Endpoints) {
+        let subsets = object.subsets.iter_mut().flatten();
+        for port in subsets.flat_map(|subset| subset.ports.iter_mut().flatten()) {
+            if port.protocol.as_deref().unwrap_or_default().is_empty() {
+                port.protocol = Some("TCP".to_owned());
+            }
+        }
+    }
+
+    fn prepare_create(_object: &mut Endpoints) {}
+
+    fn validate(object: &Endpoints, errors: &mut ErrorList) {
+        for (index, subset) in object.subsets.iter().flatten().enumerate() {
+            validate_subset(subset, &Path::new("subsets").index(index), errors);
+        }
+    }
+
+    fn prepare_update(_new: &mut Endpoints, _old: &Endpoints) {}
+
+    fn warnings(_new: &Endpoints, _old: Option<&Endpoints>) -> Vec<String> {
+        vec![DEPRECATED.to_owned()]
+    }
+
+    fn columns() -> Vec<Column> {
+        vec![
+            table::name_column(),
+            table::column(
+                "Endpoints",
+                "string",
+                table::field_doc::<Endpoints>("subsets"),
+                0,
+            ),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &Endpoints, now: i64) -> Vec<Value> {
+        vec![
+            table::name_cell(&object.metadata),
+            json!(shown(object.subsets.as_deref().unwrap_or_default())),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(subsets: Value) -> Endpoints {
+        let mut object = serde_json::from_value(json!({"subsets": subsets})).unwrap();
+        EndpointsKind::default(&mut object);
+        object
+    }
+
+    #[test]
+    fn subsets_have_ordinary_addresses_and_named_ports() {
+        let object = parse(json!([
+            {
+                "addresses": [{"ip": "127.0.0.1"}, {"ip": "x"}],
+                "ports": [{"port": 0}, {"port": 80}]
+            },
+            {}
+        ]));
+        let mut errors = ErrorList::default();
+        EndpointsKind::validate(&object, &mut errors);
+        let paths: Vec<String> = errors
+            .0
+            .iter()
+            .map(|error| error.path.to_string())
+            .collect();
+        let expected = [
+            "subsets[0].addresses[0].ip",
+            "subsets[0].addresses[1].ip",
+            "subsets[0].addresses[1].ip",
+            "subsets[0].ports[0].name",
+            "subsets[0].ports[0].port",
+            "subsets[0].ports[1].name",
+            "subsets[1]",
+        ];
+        assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn a_row_shows_the_first_few_ready_ones() {
+        let show = |subsets: Value| shown(parse(subsets).subsets.as_deref().unwrap());
+        let ready = json!([{"addresses": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}], "ports": [{"port": 1}, {"port": 2}]}]);
+        assert_eq!(
+            show(ready),
+            "192.0.2.1:1,[2001:db8::1]:1,192.0.2.1:2 + 1 more..."
+        );
+        assert_eq!(
+            show(json!([{"addresses": [{"ip": "192.0.2.1"}]}])),
+            "192.0.2.1"
+        );
+        assert_eq!(
+            show(json!([{"notReadyAddresses": [{"ip": "192.0.2.1"}]}])),
+            "<none>"
+        );
+    }
+}

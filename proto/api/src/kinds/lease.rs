@@ -1,0 +1,104 @@
+//! Lease: who holds something, and until when.
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use serde_json::{Value, json};
+
+use super::table;
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
+
+/// See [`Lease`].
+pub struct LeaseKind;
+
+impl Kind for LeaseKind {
+    type Object = Lease;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "coordination.k8s.io",
+        version: "v1",
+        kind: "Lease",
+        plural: "leases",
+        singular: "lease",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        has_status: false,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: true,
+    };
+
+    fn default(object: &mut Lease) {
+        object.spec.get_or_insert_default();
+    }
+
+    fn prepare_create(_object: &mut Lease) {}
+
+    fn validate(object: &Lease, errors: &mut ErrorList) {
+        let path = Path::new("spec");
+        let Some(spec) = &object.spec else {
+            return;
+        };
+        if let Some(seconds) = spec.lease_duration_seconds.filter(|seconds| *seconds <= 0) {
+            let path = path.child("leaseDurationSeconds");
+            errors.invalid(&path, seconds, "must be greater than 0");
+        }
+        if let Some(count) = spec.lease_transitions.filter(|count| *count < 0) {
+            errors.invalid(&path.child("leaseTransitions"), count, names::NOT_NEGATIVE);
+        }
+    }
+
+    fn prepare_update(_new: &mut Lease, _old: &Lease) {}
+
+    fn columns() -> Vec<Column> {
+        vec![
+            table::name_column(),
+            table::column(
+                "Holder",
+                "string",
+                table::field_doc::<LeaseSpec>("holderIdentity"),
+                0,
+            ),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &Lease, now: i64) -> Vec<Value> {
+        let holder = object
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.holder_identity.clone());
+        vec![
+            table::name_cell(&object.metadata),
+            json!(holder.unwrap_or_default()),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lasts_and_changes_hands_forwards() {
+        let refused = |spec: Value| {
+            let object = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let mut errors = ErrorList::default();
+            LeaseKind::validate(&object, &mut errors);
+            errors
+                .0
+                .iter()
+                .map(|error| error.path.to_string())
+                .collect::<Vec<_>>()
+        };
+        let bad = json!({"leaseDurationSeconds": 0, "leaseTransitions": -1});
+        assert_eq!(
+            refused(bad),
+            ["spec.leaseDurationSeconds", "spec.leaseTransitions"]
+        );
+        let good = json!({"leaseDurationSeconds": 15, "leaseTransitions": 0});
+        assert_eq!(refused(good), Vec::<String>::new());
+    }
+}

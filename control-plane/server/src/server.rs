@@ -250,7 +250,12 @@ impl Server {
     /// A node's kubeconfig, in a file that only root can read.
     pub fn write_node_kubeconfig(&self, path: &Path, node: &str, server: SocketAddr) -> Result<()> {
         let user = format!("system:node:{node}");
-        Ok(self.pki.write_kubeconfig(path, &format!("https://{server}"), &user, &["system:nodes"])?)
+        Ok(self.pki.write_kubeconfig(
+            path,
+            &format!("https://{server}"),
+            &user,
+            &["system:nodes"],
+        )?)
     }
 
     /// Runs until told to stop, or until the store fails.

@@ -1,0 +1,472 @@
+//! Controllers and scheduler against the real API server: what a user does, and what comes of it.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{Cluster, create, gone, wait, wait_list};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
+
+const SET: &str = "web-59f8748c69";
+
+fn deployment(replicas: i32, scheduler: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "x"}},
+            "template": {
+                "metadata": {"labels": {"app": "x"}},
+                "spec": {"schedulerName": scheduler, "containers": [{"name": "c", "image": "nginx:1"}]},
+            },
+        },
+    })
+}
+
+fn complete(replicas: i32) -> impl Fn(Option<&Deployment>) -> bool + Clone {
+    move |deployment: Option<&Deployment>| {
+        let Some(deployment) = deployment else {
+            return false;
+        };
+        let status = deployment.status.clone().unwrap_or_default();
+        status.observed_generation == deployment.metadata.generation
+            && status.replicas.unwrap_or(0) == replicas
+            && status.updated_replicas.unwrap_or(0) == replicas
+            && status.available_replicas.unwrap_or(0) == replicas
+            && status.unavailable_replicas.is_none()
+    }
+}
+
+async fn set_image(api: &Api<Deployment>, image: &str) {
+    let patch =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}});
+    let patch = Patch::Strategic(patch);
+    api.patch("web", &PatchParams::default(), &patch)
+        .await
+        .expect("another image");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_has_the_set_and_the_pods_that_kubernetes_would_make() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let deployments: Api<Deployment> = cluster.api("ns");
+    create(&deployments, deployment(2, "none")).await;
+    wait(
+        &deployments,
+        "web",
+        "two pods are told of",
+        |deployment: Option<&Deployment>| {
+            let status = deployment
+                .and_then(|deployment| deployment.status.clone())
+                .unwrap_or_default();
+            status.replicas == Some(2) && status.conditions.is_some_and(|all| all.len() == 2)
+        },
+    )
+    .await;
+    let web = deployments.get("web").await.expect("the deployment");
+    let status = web.status.unwrap_or_default();
+    assert_eq!(status.updated_replicas, Some(2));
+    assert_eq!(status.unavailable_replicas, Some(2));
+    assert_eq!(status.terminating_replicas, Some(0));
+    let annotations = web.metadata.annotations.unwrap_or_default();
+    assert_eq!(annotations["deployment.kubernetes.io/revision"], "1");
+    assert_eq!(
+        web.metadata.generation,
+        Some(1),
+        "the revision is no change of the spec"
+    );
+    let told: Vec<_> = status
+        .conditions
+        .iter()
+        .flatten()
+        .map(|condition| {
+            (
+                condition.type_.clone(),
+                condition.reason.clone().unwrap_or_default(),
+            )
+        })
+        .collect();
+    let pair = |type_: &str, reason: &str| (type_.to_owned(), reason.to_owned());
+    assert_eq!(
+        told,
+        [
+            pair("Available", "MinimumReplicasUnavailable"),
+            pair("Progressing", "ReplicaSetUpdated")
+        ]
+    );
+    let sets: Vec<ReplicaSet> = cluster.list("ns").await;
+    assert_eq!(sets.len(), 1);
+    assert_eq!(sets[0].metadata.name.as_deref(), Some(SET));
+    let pods: Vec<Pod> = cluster.list("ns").await;
+    assert_eq!(pods.len(), 2);
+    for pod in pods {
+        assert_eq!(
+            pod.metadata.generate_name.as_deref(),
+            Some("web-59f8748c69-")
+        );
+        let owners = pod.metadata.owner_references.unwrap_or_default();
+        assert_eq!((owners.len(), owners[0].name.as_str()), (1, SET));
+    }
+    let events: Api<Event> = cluster.api("ns");
+    let told = |events: &[Event]| {
+        let messages: Vec<_> = events
+            .iter()
+            .filter_map(|event| event.message.as_deref())
+            .collect();
+        messages == ["Scaled up replica set web-59f8748c69 from 0 to 2"]
+    };
+    wait_list(
+        &events,
+        "involvedObject.kind=Deployment",
+        "one event tells of it",
+        told,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roll_out_scale_roll_back_and_delete() {
+    let cluster = Cluster::start()
+        .await
+        .with_scheduler()
+        .with_node("node-1", "8")
+        .await;
+    cluster.namespace("ns").await;
+    let services: Api<Service> = cluster.api("ns");
+    create(
+        &services,
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {
+            "selector": {"app": "x"}, "ports": [{"port": 80, "targetPort": 8080}]}}),
+    )
+    .await;
+    let deployments: Api<Deployment> = cluster.api("ns");
+    create(&deployments, deployment(3, "default-scheduler")).await;
+    wait(&deployments, "web", "it is complete", complete(3)).await;
+    set_image(&deployments, "nginx:2").await;
+    wait(&deployments, "web", "the update is complete", complete(3)).await;
+    let patch = Patch::Merge(json!({"spec": {"replicas": 6}}));
+    deployments
+        .patch("web", &PatchParams::default(), &patch)
+        .await
+        .expect("scaled");
+    wait(&deployments, "web", "six are available", complete(6)).await;
+    set_image(&deployments, "nginx:1").await;
+    wait(&deployments, "web", "the rollback is complete", complete(6)).await;
+    let sets: Vec<ReplicaSet> = cluster.list("ns").await;
+    assert_eq!(sets.len(), 2);
+    let size = |set: &&ReplicaSet| set.spec.as_ref().and_then(|spec| spec.replicas) == Some(6);
+    let set = sets.iter().find(size).expect("the first set").clone();
+    let annotations = set.metadata.annotations.unwrap_or_default();
+    assert_eq!(annotations["deployment.kubernetes.io/revision"], "3");
+    assert_eq!(
+        annotations["deployment.kubernetes.io/revision-history"],
+        "1"
+    );
+    let slices: Vec<EndpointSlice> = cluster.list("ns").await;
+    assert_eq!(slices.len(), 1);
+    let slices_api: Api<EndpointSlice> = cluster.api("ns");
+    let name = slices[0].metadata.name.clone().expect("a name");
+    wait(
+        &slices_api,
+        &name,
+        "six endpoints are ready",
+        |slice: Option<&EndpointSlice>| {
+            // Pods of the other template may still be on their way out, and then are endpoints, too.
+            let endpoints = slice
+                .and_then(|slice| slice.endpoints.clone())
+                .unwrap_or_default();
+            let ready = endpoints.iter().all(|endpoint| {
+                let conditions = endpoint.conditions.clone().unwrap_or_default();
+                conditions.ready == Some(true)
+            });
+            endpoints.len() == 6 && ready
+        },
+    )
+    .await;
+    let addresses: BTreeSet<_> = slices_api
+        .get(&name)
+        .await
+        .expect("the slice")
+        .endpoints
+        .into_iter()
+        .flatten()
+        .flat_map(|endpoint| endpoint.addresses)
+        .collect();
+    assert_eq!(addresses.len(), 6);
+    // In the foreground: when the deployment is gone, so is all it owned.
+    deployments
+        .delete("web", &DeleteParams::foreground())
+        .await
+        .expect("deleted");
+    gone(&deployments, "web").await;
+    assert_eq!(cluster.list::<ReplicaSet>("ns").await.len(), 0);
+    assert_eq!(cluster.list::<Pod>("ns").await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_adopts_and_releases_by_labels() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let pods: Api<Pod> = cluster.api("ns");
+    let containers = json!([{"name": "c", "image": "nginx:1"}]);
+    create(
+        &pods,
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "orphan", "labels": {"app": "x"}},
+            "spec": {"schedulerName": "none", "containers": containers}}),
+    )
+    .await;
+    let sets: Api<ReplicaSet> = cluster.api("ns");
+    create(
+        &sets,
+        json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "rs"}, "spec": {
+            "replicas": 1, "selector": {"matchLabels": {"app": "x"}},
+            "template": {"metadata": {"labels": {"app": "x"}},
+                "spec": {"schedulerName": "none", "containers": containers}}}}),
+    )
+    .await;
+    let owned = |pod: Option<&Pod>| {
+        let owners = pod.and_then(|pod| pod.metadata.owner_references.as_ref());
+        owners.is_some_and(|owners| !owners.is_empty())
+    };
+    wait(&pods, "orphan", "it is adopted", owned).await;
+    wait(&sets, "rs", "it has its pod", |set: Option<&ReplicaSet>| {
+        set.and_then(|set| set.status.as_ref())
+            .is_some_and(|status| status.replicas == 1)
+    })
+    .await;
+    assert_eq!(
+        cluster.list::<Pod>("ns").await.len(),
+        1,
+        "no other was made"
+    );
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"app": "other"}}}));
+    pods.patch("orphan", &PatchParams::default(), &patch)
+        .await
+        .expect("relabelled");
+    wait(
+        &pods,
+        "orphan",
+        "it is released",
+        move |pod: Option<&Pod>| pod.is_some() && !owned(pod),
+    )
+    .await;
+    let replaced = |pods: &[Pod]| {
+        let named = |pod: &&Pod| {
+            let labels = pod.metadata.labels.as_ref();
+            labels
+                .and_then(|labels| labels.get("app"))
+                .map(String::as_str)
+                == Some("x")
+        };
+        pods.iter().filter(named).count() == 1
+    };
+    wait_list(&pods, "", "another is made in its place", replaced).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_fits_nowhere_says_why_and_runs_once_there_is_room() {
+    let cluster = Cluster::start()
+        .await
+        .with_scheduler()
+        .with_node("node-1", "1")
+        .await;
+    cluster.namespace("ns").await;
+    let pods: Api<Pod> = cluster.api("ns");
+    create(
+        &pods,
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [
+            {"name": "c", "image": "x:1", "resources": {"requests": {"cpu": "2"}}}]}}),
+    )
+    .await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes \
+                   are available: 1 Preemption is not helpful for scheduling.";
+    wait(&pods, "p", "it says why", move |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        conditions.is_some_and(|conditions| {
+            conditions.iter().any(|condition| {
+                condition.type_ == "PodScheduled"
+                    && condition.reason.as_deref() == Some("Unschedulable")
+                    && condition.message.as_deref() == Some(message)
+            })
+        })
+    })
+    .await;
+    let _larger = cluster.with_node("node-2", "4").await;
+    wait(
+        &pods,
+        "p",
+        "it is on the larger node",
+        |pod: Option<&Pod>| {
+            let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
+            node == Some("node-2")
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dependents_go_with_their_owner_or_stay_as_asked() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let maps: Api<ConfigMap> = cluster.api("ns");
+    let child = |name: &str, owner: &str, uid: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": owner, "uid": uid}]}})
+    };
+    let ghost = "11111111-2222-3333-4444-555555555555";
+    create(&maps, child("of-ghost", "ghost", ghost)).await;
+    gone(&maps, "of-ghost").await;
+    for (owner, parameters, stays) in [
+        ("background", DeleteParams::background(), false),
+        ("orphaning", DeleteParams::orphan(), true),
+    ] {
+        let made = create(
+            &maps,
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": owner}}),
+        )
+        .await;
+        let name = format!("of-{owner}");
+        create(
+            &maps,
+            child(&name, owner, made.metadata.uid.as_deref().expect("a uid")),
+        )
+        .await;
+        maps.delete(owner, &parameters).await.expect("deleted");
+        gone(&maps, owner).await;
+        if stays {
+            let orphan = maps.get(&name).await.expect("it stays");
+            assert_eq!(orphan.metadata.owner_references.unwrap_or_default(), []);
+        } else {
+            gone(&maps, &name).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_goes_with_its_contents_and_says_what_holds_it() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let maps: Api<ConfigMap> = cluster.api("ns");
+    let held = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hold", "finalizers": ["a.example/x"]}});
+    create(&maps, held).await;
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    namespaces
+        .delete("ns", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    wait(&namespaces, "ns", "it says what holds it", |namespace: Option<&Namespace>| {
+        let conditions = namespace.and_then(|namespace| namespace.status.as_ref()?.conditions.clone());
+        let messages: Vec<_> = conditions
+            .into_iter()
+            .flatten()
+            .filter(|condition| condition.status == "True")
+            .filter_map(|condition| condition.message)
+            .collect();
+        messages
+            == [
+                "Some resources are remaining: configmaps. has 1 resource instances",
+                "Some content in the namespace has finalizers remaining: a.example/x in 1 resource instances",
+            ]
+    })
+    .await;
+    let accounts: Vec<ServiceAccount> = cluster.list("ns").await;
+    assert_eq!(accounts.len(), 0);
+    let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    maps.patch("hold", &PatchParams::default(), &patch)
+        .await
+        .expect("let go");
+    gone(&namespaces, "ns").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_every_namespace_has_comes_back() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let accounts: Api<ServiceAccount> = cluster.api("ns");
+    let first = accounts
+        .get("default")
+        .await
+        .expect("it is there")
+        .metadata
+        .uid;
+    accounts
+        .delete("default", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    wait(
+        &accounts,
+        "default",
+        "it is another",
+        move |account: Option<&ServiceAccount>| {
+            account.is_some_and(|account| account.metadata.uid != first)
+        },
+    )
+    .await;
+    let maps: Api<ConfigMap> = cluster.api("ns");
+    let good = |map: Option<&ConfigMap>| {
+        let data = map.and_then(|map| map.data.as_ref());
+        data.is_some_and(|data| data.get("ca.crt").map(String::as_str) == Some("PEM"))
+    };
+    wait(&maps, "kube-root-ca.crt", "it is published", good).await;
+    let patch = Patch::Merge(json!({"data": {"ca.crt": "spoiled"}}));
+    maps.patch("kube-root-ca.crt", &PatchParams::default(), &patch)
+        .await
+        .expect("spoiled");
+    wait(&maps, "kube-root-ca.crt", "it is mended", good).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nodes_conditions_become_taints() {
+    let cluster = Cluster::start().await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    create(
+        &nodes,
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}),
+    )
+    .await;
+    let report = |ready: &str| {
+        let condition = json!({"type": "Ready", "status": ready, "reason": "r", "message": "m"});
+        Patch::Strategic(json!({"status": {"conditions": [condition]}}))
+    };
+    let effects = |node: &Node| {
+        let taints = node
+            .spec
+            .clone()
+            .unwrap_or_default()
+            .taints
+            .unwrap_or_default();
+        taints
+            .into_iter()
+            .map(|taint| (taint.key, taint.effect))
+            .collect::<BTreeSet<_>>()
+    };
+    nodes
+        .patch_status("n", &PatchParams::default(), &report("False"))
+        .await
+        .expect("reported");
+    let expected: BTreeSet<_> = ["NoSchedule", "NoExecute"]
+        .map(|effect| ("node.kubernetes.io/not-ready".to_owned(), effect.to_owned()))
+        .into();
+    wait(&nodes, "n", "it is tainted", move |node: Option<&Node>| {
+        node.is_some_and(|node| effects(node) == expected)
+    })
+    .await;
+    nodes
+        .patch_status("n", &PatchParams::default(), &report("True"))
+        .await
+        .expect("reported");
+    wait(
+        &nodes,
+        "n",
+        "the taints are gone",
+        move |node: Option<&Node>| node.is_some_and(|node| effects(node).is_empty()),
+    )
+    .await;
+}

@@ -1,0 +1,257 @@
+//! A whole control plane in this process: API server over an ephemeral store, controllers, scheduler, and nodes whose
+//! agent is a few lines that say of each pod what an agent would.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
+use gantry_controllers::ControllersConfig;
+use gantry_scheduler::SchedulerConfig;
+use gantry_store::Store;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use kube::api::{
+    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
+};
+use kube::runtime::wait::{Condition, await_condition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Everything awaited must come within this.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A cluster that ends with this value.
+pub(crate) struct Cluster {
+    pub(crate) client: kube::Client,
+    stop: CancellationToken,
+    _guard: DropGuard,
+}
+
+impl Cluster {
+    /// API server and controllers; no scheduler and no nodes.
+    pub(crate) async fn start() -> Self {
+        let server = ApiServer::new(
+            ApiServerConfig::default(),
+            Store::ephemeral(),
+            std::sync::Arc::new(NoNodes),
+        );
+        server
+            .bootstrap("127.0.0.1".parse().expect("an address"), 6443)
+            .await
+            .expect("bootstrap");
+        let identity = Identity::new("kubernetes-admin", &["system:masters"]);
+        let client = kube::Client::new(server.local_service(identity), "default");
+        let stop = CancellationToken::new();
+        let config = ControllersConfig::new("PEM");
+        tokio::spawn(gantry_controllers::run(
+            client.clone(),
+            config,
+            stop.clone(),
+        ));
+        Self {
+            client,
+            _guard: stop.clone().drop_guard(),
+            stop,
+        }
+    }
+
+    /// Adds the scheduler.
+    pub(crate) fn with_scheduler(self) -> Self {
+        let (client, stop) = (self.client.clone(), self.stop.clone());
+        tokio::spawn(gantry_scheduler::run(
+            client,
+            SchedulerConfig::default(),
+            stop,
+        ));
+        self
+    }
+
+    /// Adds a node and its agent.
+    pub(crate) async fn with_node(self, name: &str, cpu: &str) -> Self {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+        create(&nodes, node).await;
+        let room = json!({"cpu": cpu, "memory": "16Gi", "pods": "110"});
+        let status = json!({"status": {
+            "capacity": room,
+            "allocatable": room,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "m"}],
+        }});
+        let patched = nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await;
+        patched.expect("the node's status");
+        tokio::spawn(agent(
+            self.client.clone(),
+            name.to_owned(),
+            self.stop.clone(),
+        ));
+        self
+    }
+
+    pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// A namespace with all that belongs to it.
+    pub(crate) async fn namespace(&self, name: &str) {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        create(
+            &namespaces,
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )
+        .await;
+        let accounts: Api<ServiceAccount> = self.api(name);
+        wait(
+            &accounts,
+            "default",
+            "exists",
+            |account: Option<&ServiceAccount>| account.is_some(),
+        )
+        .await;
+    }
+
+    /// All objects of a kind, as JSON.
+    pub(crate) async fn list<K>(&self, namespace: &str) -> Vec<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + Debug,
+    {
+        let api: Api<K> = self.api(namespace);
+        api.list(&ListParams::default())
+            .await
+            .expect("a list")
+            .items
+    }
+}
+
+/// Creates an object from JSON.
+pub(crate) async fn create<K>(api: &Api<K>, object: Value) -> K
+where
+    K: Clone + DeserializeOwned + Debug + Serialize,
+{
+    let object: K = serde_json::from_value(object).expect("an object of the kind");
+    api.create(&PostParams::default(), &object)
+        .await
+        .expect("created")
+}
+
+/// Waits until the object is so.
+pub(crate) async fn wait<K>(api: &Api<K>, name: &str, what: &str, condition: impl Condition<K>)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let outcome =
+        tokio::time::timeout(DEADLINE, await_condition(api.clone(), name, condition)).await;
+    match outcome {
+        Ok(done) => drop(done.expect("a watch")),
+        Err(_) => {
+            let now = api.get_opt(name).await.expect("an answer");
+            panic!("{name} is not so that {what}: {now:#?}");
+        }
+    }
+}
+
+/// Waits until the objects that are listed are so.
+pub(crate) async fn wait_list<K>(
+    api: &Api<K>,
+    fields: &str,
+    what: &str,
+    condition: impl Fn(&[K]) -> bool,
+) where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let waiting = async {
+        loop {
+            let list = api
+                .list(&ListParams::default().fields(fields))
+                .await
+                .expect("a list");
+            if condition(&list.items) {
+                return;
+            }
+            let version = list.metadata.resource_version.expect("a revision");
+            let parameters = WatchParams::default().fields(fields);
+            let mut events = api
+                .watch(&parameters, &version)
+                .await
+                .expect("a watch")
+                .boxed();
+            events.try_next().await.expect("an event");
+        }
+    };
+    let outcome = tokio::time::timeout(DEADLINE, waiting).await;
+    assert!(outcome.is_ok(), "{what}: not so");
+}
+
+/// Waits until the object is gone.
+pub(crate) async fn gone<K>(api: &Api<K>, name: &str)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    wait(api, name, "it is gone", |object: Option<&K>| {
+        object.is_none()
+    })
+    .await;
+}
+
+/// Runs the pods of a node: they are ready at once, and stop at once.
+async fn agent(client: kube::Client, node: String, stop: CancellationToken) {
+    let all: Api<Pod> = Api::all(client.clone());
+    let fields = format!("spec.nodeName={node}");
+    let mut next = 1;
+    let work = async {
+        loop {
+            let parameters = WatchParams::default().fields(&fields);
+            let mut events = all.watch(&parameters, "0").await.expect("a watch").boxed();
+            while let Ok(Some(event)) = events.try_next().await {
+                let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else {
+                    continue;
+                };
+                tend(&client, &pod, &mut next).await;
+            }
+        }
+    };
+    stop.run_until_cancelled(work).await;
+}
+
+async fn tend(client: &kube::Client, pod: &Pod, next: &mut u32) {
+    let namespace = pod.metadata.namespace.clone().expect("a namespace");
+    let name = pod.metadata.name.clone().expect("a name");
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    let outcome = if pod.metadata.deletion_timestamp.is_some() {
+        api.delete(&name, &DeleteParams::default().grace_period(0))
+            .await
+            .map(drop)
+    } else if phase == Some("Pending") {
+        let ip = format!("10.244.0.{next}");
+        *next += 1;
+        let status = json!({"status": {
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        }});
+        let patch = Patch::Strategic(status);
+        api.patch_status(&name, &PatchParams::default(), &patch)
+            .await
+            .map(drop)
+    } else {
+        Ok(())
+    };
+    match outcome {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+        other => other.expect("the agent's request"),
+    }
+}

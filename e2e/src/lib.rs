@@ -186,6 +186,11 @@ impl Cluster {
         run(self.command(gantry()?).args(arguments))
     }
 
+    /// Runs a program on the cluster's host and returns what it prints.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        run(self.command(program).args(arguments))
+    }
+
     /// Runs a command that must fail; returns its exit code and what it says.
     pub fn fails(&self, program: &Path, arguments: &[&str]) -> Result<(i32, String)> {
         let output = self.command(program).args(arguments).output()?;

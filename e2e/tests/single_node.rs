@@ -228,6 +228,24 @@ fn what_cannot_run_says_why() -> Result<()> {
 }
 
 #[test]
+fn down_leaves_nothing_behind() -> Result<()> {
+    let cluster = with_web()?;
+    let data_dir = cluster.data_dir().display().to_string();
+    cluster.gantry(&["down", "--purge", "--data-dir", &data_dir])?;
+    ensure!(!cluster.data_dir().exists(), "{data_dir} is left");
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    ensure!(!mounts.contains(&data_dir), "mounts are left:\n{mounts}");
+    let links = cluster.output("ip", &["-br", "link"])?;
+    ensure!(
+        links.lines().count() == 2,
+        "only lo and uplink were there before:\n{links}"
+    );
+    let tables = cluster.output("nft", &["list", "tables"])?;
+    ensure!(tables.is_empty(), "nft tables are left:\n{tables}");
+    Ok(())
+}
+
+#[test]
 fn a_second_cluster_is_refused_politely() -> Result<()> {
     let cluster = Cluster::start()?;
     let other = tempfile::tempdir()?;

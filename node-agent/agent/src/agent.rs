@@ -395,6 +395,10 @@ pub async fn teardown(config: &AgentConfig) -> Result<()> {
         .await
         .map_err(anyhow::Error::msg)
         .context("ending the agent's pods")?;
+    runtime
+        .teardown()
+        .await
+        .context("removing the agent's cgroups")?;
     if let Some(facts) = Checkpoint::new(&config.data_dir, &config.run_dir).welcome() {
         let node = node_network(config, &facts)?;
         tokio::task::spawn_blocking(move || BridgeNetwork::teardown(&node))

@@ -121,6 +121,20 @@ impl ShimRuntime {
             shared: Arc::new(shared),
         })
     }
+
+    /// Removes this runtime's part of every cgroup hierarchy, once no sandbox is left: what `gantry down` leaves
+    /// nothing of.
+    pub async fn teardown(&self) -> Result<(), RuntimeError> {
+        let root = &self.shared.config.cgroup_root;
+        self.shared
+            .hierarchies
+            .remove(root)
+            .await
+            .map_err(io_error(format!(
+                "removing the cgroups below {}",
+                root.display()
+            )))
+    }
 }
 
 impl Shared {

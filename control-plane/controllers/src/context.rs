@@ -5,7 +5,9 @@ use std::sync::Arc;
 use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Clock, EventStyle, Informer, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,7 @@ pub(crate) struct Context {
     pub(crate) nodes: Arc<Cache<Node>>,
     pub(crate) services: Arc<Cache<Service>>,
     pub(crate) slices: Arc<Cache<EndpointSlice>>,
+    pub(crate) endpoints: Arc<Cache<Endpoints>>,
     pub(crate) namespaces: Arc<Cache<Namespace>>,
     /// Only those called `default`.
     pub(crate) service_accounts: Arc<Cache<ServiceAccount>>,
@@ -51,6 +54,7 @@ impl Context {
             nodes: Informer::all(of()).start(&stop),
             services: Informer::all(of()).start(&stop),
             slices: Informer::all(of()).start(&stop),
+            endpoints: Informer::all(of()).start(&stop),
             namespaces: Informer::all(of()).start(&stop),
             service_accounts: Informer::all(of())
                 .fields("metadata.name=default")
@@ -69,6 +73,7 @@ impl Context {
             context.nodes.synced().await;
             context.services.synced().await;
             context.slices.synced().await;
+            context.endpoints.synced().await;
             context.namespaces.synced().await;
             context.service_accounts.synced().await;
             context.root_cas.synced().await;

@@ -179,7 +179,7 @@ fn zones(context: &Context, pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
 /// When what made the endpoints change took place: the earliest cause not yet told of. By it, the delay from a pod's
 /// change to the rules on the nodes can be measured.
 #[derive(Default)]
-struct Triggers {
+pub(crate) struct Triggers {
     seen: Mutex<HashMap<Key, Seen>>,
 }
 
@@ -190,7 +190,7 @@ struct Seen {
 }
 
 impl Triggers {
-    fn latest(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> Option<String> {
+    pub(crate) fn latest(&self, key: &Key, service: &Service, pods: &[Arc<Pod>]) -> Option<String> {
         let mut all = self.seen.lock();
         let seen = all.entry(key.clone()).or_default();
         let created = service
@@ -219,7 +219,7 @@ impl Triggers {
         Some(earliest.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
     }
 
-    fn forget(&self, key: &Key) {
+    pub(crate) fn forget(&self, key: &Key) {
         self.seen.lock().remove(key);
     }
 }

@@ -8,6 +8,7 @@ mod claim;
 mod context;
 mod deployment;
 mod endpoint_slice;
+mod endpoints;
 mod error;
 mod garbage;
 mod namespace;
@@ -56,6 +57,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
         endpoint_slice::run(context.clone()),
+        endpoints::run(context.clone()),
         namespace_defaults::run(context.clone(), config.root_ca_pem),
         namespace::run(context.clone()),
         garbage::run(context.clone()),

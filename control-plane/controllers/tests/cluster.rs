@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 
 use common::{Cluster, create, gone, wait, wait_list};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -200,6 +202,23 @@ async fn roll_out_scale_roll_back_and_delete() {
         .flat_map(|endpoint| endpoint.addresses)
         .collect();
     assert_eq!(addresses.len(), 6);
+    let endpoints: Api<Endpoints> = cluster.api("ns");
+    wait(
+        &endpoints,
+        "s",
+        "the older form tells the same",
+        |endpoints: Option<&Endpoints>| {
+            let subsets = endpoints
+                .and_then(|endpoints| endpoints.subsets.clone())
+                .unwrap_or_default();
+            subsets.len() == 1
+                && subsets[0]
+                    .addresses
+                    .as_ref()
+                    .is_some_and(|all| all.len() == 6)
+        },
+    )
+    .await;
     // In the foreground: when the deployment is gone, so is all it owned.
     deployments
         .delete("web", &DeleteParams::foreground())

@@ -1,6 +1,7 @@
 //! What the cluster adds to objects, and what it refuses, between decoding and validation.
 
 mod namespaces;
+mod nodes;
 mod pods;
 mod services;
 
@@ -36,17 +37,21 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// Completes or refuses a new object, before its kind's defaults and validation.
-    pub(crate) fn create(
+    pub(crate) async fn create(
         &self,
         context: &Context<'_>,
         object: &mut Value,
     ) -> Result<(), StatusError> {
         let info = context.resource.info();
         namespaces::admit_content(context, object)?;
-        if (info.group, info.kind) == ("", "Pod") {
-            pods::admit(context, object)?;
+        match (info.group, info.kind) {
+            ("", "Pod") => pods::admit(context, object).await,
+            ("", "Node") => {
+                nodes::admit(object);
+                Ok(())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Refuses a deletion.

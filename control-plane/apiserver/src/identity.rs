@@ -66,11 +66,14 @@ pub(crate) fn authenticate(
     let Some(header) = headers.get(AUTHORIZATION) else {
         return Ok(Identity::anonymous());
     };
-    header
-        .to_str()
-        .ok()
-        .and_then(|text| text.strip_prefix("Bearer "))
-        .and_then(|token| tokens.get(token.trim()))
+    let text = header.to_str().map_err(|_| StatusError::unauthorized())?;
+    let (scheme, token) = text.trim().split_once(' ').unwrap_or((text, ""));
+    // Other schemes say nothing that anybody here understands: they are no credential.
+    if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
+        return Ok(Identity::anonymous());
+    }
+    tokens
+        .get(token.trim())
         .cloned()
         .ok_or_else(StatusError::unauthorized)
 }

@@ -98,6 +98,11 @@ impl Answer {
         answer
     }
 
+    /// What came of a request.
+    pub(crate) fn of(result: Result<Self, StatusError>) -> Self {
+        result.unwrap_or_else(|error| Self::error(&error))
+    }
+
     /// The same answer under another media type.
     pub(crate) fn with_content_type(mut self, content_type: &'static str) -> Self {
         self.headers

@@ -131,6 +131,13 @@ fn taints(node: &Node, now: Timestamp) -> Vec<Taint> {
             due.extend([(key, NO_SCHEDULE), (key, NO_EXECUTE)]);
         }
     }
+    let silent = !["True", "False", "Unknown"]
+        .iter()
+        .any(|status| status_is(node, "Ready", status));
+    if silent {
+        // It was tainted at its creation, and has not said yet that it is ready.
+        due.push((NOT_READY, NO_SCHEDULE));
+    }
     for (type_, key) in PRESSURES {
         if status_is(node, type_, "True") {
             due.push((key, NO_SCHEDULE));

@@ -124,9 +124,9 @@ impl<K: Kind> ResourceKind for Typed<K> {
                 K::validate_update(&new, &old, &mut errors);
             }
             WriteScope::Status => {
+                K::prepare_status_update(&mut new, &old);
                 let labels = new.metadata().labels.clone();
                 let annotations = new.metadata().annotations.clone();
-                K::prepare_status_update(&mut new, &old);
                 let meta = new.metadata_mut();
                 *meta = old.metadata().clone();
                 meta.resource_version = None;

@@ -1,6 +1,10 @@
 //! Pods: their service account and its token, tolerations of failing nodes, priority.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use gantry_api::status::StatusError;
+use gantry_store::{Entry, Key};
 use rand::Rng;
 use serde_json::{Value, json};
 
@@ -12,6 +16,10 @@ const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const TOLERATION_SECONDS: i64 = 300;
 /// Seconds a token is valid: an hour, and a little for clocks that differ.
 const TOKEN_SECONDS: i64 = 3607;
+/// The account of pods that name none; every namespace gets one.
+const DEFAULT_ACCOUNT: &str = "default";
+/// How long a pod waits for the default account of its namespace.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(1);
 const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Priorities of the classes that every cluster has.
@@ -20,17 +28,17 @@ const SYSTEM_PRIORITIES: &[(&str, i64)] = &[
     ("system-node-critical", 2_000_001_000),
 ];
 
-pub(super) fn admit(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
+pub(super) async fn admit(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
     if !pod["spec"].is_object() {
         // Validation says what is missing.
         return Ok(());
     }
-    service_account(context, pod)?;
+    service_account(context, pod).await?;
     tolerations(pod);
     priority(context, pod)
 }
 
-fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
+async fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
     let info = context.resource.info();
     let spec = &mut pod["spec"];
     let named = ["serviceAccountName", "serviceAccount"]
@@ -41,15 +49,10 @@ fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusE
                 .filter(|name| !name.is_empty())
                 .map(str::to_owned)
         });
-    let name = named.unwrap_or_else(|| "default".to_owned());
+    let name = named.unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned());
     spec["serviceAccountName"] = json!(name);
     spec["serviceAccount"] = json!(name);
-    let key = gantry_store::Key {
-        table: crate::registry::table("", "serviceaccounts"),
-        namespace: context.namespace().unwrap_or_default().into(),
-        name: name.as_str().into(),
-    };
-    let Some(entry) = context.api.store.get(&key) else {
+    let Some(entry) = find_account(context, &name).await else {
         return Err(StatusError::forbidden(
             info,
             meta(pod, "name"),
@@ -78,6 +81,32 @@ fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusE
         mount_token(spec);
     }
     Ok(())
+}
+
+/// A service account. The default one of a namespace that was just created comes in a moment: it is waited for.
+async fn find_account(context: &Context<'_>, name: &str) -> Option<Arc<Entry>> {
+    let store = &context.api.store;
+    let table = crate::registry::table("", "serviceaccounts");
+    let key = Key {
+        table: table.clone(),
+        namespace: context.namespace().unwrap_or_default().into(),
+        name: name.into(),
+    };
+    let since = store.revision();
+    let found = store.get(&key);
+    if found.is_some() || name != DEFAULT_ACCOUNT {
+        return found;
+    }
+    let mut changes = store.watch(&[table], since).ok()?;
+    let appears = async {
+        while let Some(Ok(change)) = changes.next().await {
+            if change.key == key && !change.deleted {
+                return Some(change.entry.clone());
+            }
+        }
+        None
+    };
+    tokio::time::timeout(ACCOUNT_PATIENCE, appears).await.ok()?
 }
 
 /// Adds the token's volume to the pod and mounts it in every container that has nothing there.
@@ -204,7 +233,7 @@ fn find_class(context: &Context<'_>, name: &str) -> Option<(i64, String)> {
             .unwrap_or("PreemptLowerPriority")
             .to_owned()
     };
-    let key = gantry_store::Key {
+    let key = Key {
         table: crate::registry::table("scheduling.k8s.io", "priorityclasses"),
         namespace: "".into(),
         name: name.into(),

@@ -110,6 +110,15 @@ fn service_type(service: &Value) -> &str {
     service["spec"]["type"].as_str().unwrap_or("ClusterIP")
 }
 
+/// Ports, to be changed. (Indexing a value to change it would leave a null where there are none.)
+fn ports_of(service: &mut Value) -> impl Iterator<Item = &mut Value> {
+    service
+        .pointer_mut("/spec/ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+}
+
 /// A client that leaves out what was allocated means to keep it.
 fn keep(service: &mut Value, current: &Value) {
     let has_address =
@@ -133,11 +142,7 @@ fn keep(service: &mut Value, current: &Value) {
             .as_array()
             .cloned()
             .unwrap_or_default();
-        for port in service["spec"]["ports"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
+        for port in ports_of(service) {
             if port["nodePort"].as_u64().unwrap_or(0) > 0 {
                 continue;
             }
@@ -340,12 +345,7 @@ fn ports(
     let name = meta(service, "name").to_owned();
     let mut errors = ErrorList::default();
     let same_type = current.is_none_or(|current| service_type(current) == service_type(service));
-    for (index, port) in service["spec"]["ports"]
-        .as_array_mut()
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
+    for (index, port) in ports_of(service).enumerate() {
         let protocol = protocol_of(port);
         let asked = port["nodePort"].as_u64().unwrap_or(0);
         if !exposed {

@@ -118,10 +118,7 @@ fn refused(context: &Context<'_>, why: &str) -> StatusError {
 }
 
 fn set_scheduled(pod: &mut Value, now: &str) {
-    let mut condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    if let Some(generation) = pod["metadata"]["generation"].as_i64() {
-        condition["observedGeneration"] = json!(generation);
-    }
+    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     let mut conditions: Vec<Value> = pod["status"]["conditions"]
         .as_array()
         .cloned()

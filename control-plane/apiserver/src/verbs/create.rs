@@ -27,12 +27,17 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     create_decoded(context, decoded.object, decoded.warnings).await
 }
 
-/// Stores a new object that has been decoded.
+/// Stores a new object that has been decoded; what decoding warned of is said of a refusal as well.
 pub(crate) async fn create_decoded(
     context: &Context<'_>,
     object: Value,
-    mut warnings: Vec<String>,
+    warnings: Vec<String>,
 ) -> Result<Answer, StatusError> {
+    let answer = create_object(context, object).await;
+    Ok(Answer::of(answer).with_warnings(warnings))
+}
+
+async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let dry_run = context.dry_run()?;
     let mut object = object;
@@ -50,7 +55,7 @@ pub(crate) async fn create_decoded(
     if info.has_generation {
         object["metadata"]["generation"] = json!(1);
     }
-    context.api.admission.create(context, &mut object)?;
+    context.api.admission.create(context, &mut object).await?;
     let generated = meta(&object, "name").is_empty();
     let prefix = generated_prefix(meta(&object, "generateName")).to_owned();
     for _ in 0..ATTEMPTS {
@@ -80,7 +85,7 @@ pub(crate) async fn create_decoded(
             value: value.clone(),
             index,
         });
-        warnings.extend(prepared.warnings);
+        let warnings = prepared.warnings;
         if dry_run {
             if let Some(existing) = context.api.store.get(&key) {
                 return Err(already_exists(context, &name, &existing.value));

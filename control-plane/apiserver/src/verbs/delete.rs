@@ -5,7 +5,7 @@ use gantry_api::status::StatusError;
 use gantry_store::{Entry, Revision};
 use serde_json::{Value, json};
 
-use super::update::store;
+use super::update::{is_released, store_leaving};
 use crate::codec;
 use crate::context::{ATTEMPTS, Context, dry_run, meta};
 use crate::response::Answer;
@@ -198,11 +198,14 @@ pub(crate) async fn delete_one(
                 entry.modify_revision,
             ));
         }
-        if object == before && !super::update::is_released(&object) {
+        if object == before && !is_released(&object) {
             return Ok(Deleted::Marked(entry.value.clone(), entry.modify_revision));
         }
-        if let Some((value, revision)) = store(context, &entry, &object).await? {
-            return match super::update::is_released(&object) {
+        // Only pods are marked before they go; anything else that goes at once is last seen as it was.
+        let at_once = info.kind != "Pod" && before["metadata"]["deletionTimestamp"].is_null();
+        let last = at_once.then(|| entry.value.clone());
+        if let Some((value, revision)) = store_leaving(context, &entry, &object, last).await? {
+            return match is_released(&object) {
                 false => Ok(Deleted::Marked(value, revision)),
                 true => {
                     // What a reader saw last carries the revision of its deletion for pods, and of its last change
@@ -216,7 +219,7 @@ pub(crate) async fn delete_one(
                     );
                     if info.kind != "Pod" {
                         if let Some(metadata) = object["metadata"].as_object_mut()
-                            && before["metadata"]["deletionTimestamp"].is_null()
+                            && at_once
                         {
                             metadata.remove("deletionTimestamp");
                             metadata.remove("deletionGracePeriodSeconds");

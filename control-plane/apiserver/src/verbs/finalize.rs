@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::update::store;
 use crate::codec;
-use crate::context::{ATTEMPTS, Context};
+use crate::context::{ATTEMPTS, Context, meta};
 use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
@@ -13,8 +13,20 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
     let wanted: Value = serde_json::from_slice(&context.body).map_err(|error| {
         StatusError::bad_request(format!("the body is not a Namespace: {error}"))
     })?;
+    let name = meta(&wanted, "name");
+    if !name.is_empty() && name != context.name() {
+        return Err(StatusError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            context.name()
+        )));
+    }
+    let dry_run = context.dry_run()?;
+    let asked = meta(&wanted, "resourceVersion");
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
+        if !asked.is_empty() && asked != entry.modify_revision.to_string() {
+            return Err(StatusError::stale(info, context.name()));
+        }
         let mut namespace = codec::decode(info, &entry.value)?;
         let before = namespace.clone();
         namespace["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone();
@@ -27,6 +39,10 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         }
         if namespace == before {
             return Ok(Answer::object(info, &entry.value, entry.modify_revision));
+        }
+        if dry_run {
+            let value = codec::encode(&namespace)?;
+            return Ok(Answer::object(info, &value, entry.modify_revision));
         }
         if let Some((value, revision)) = store(context, &entry, &namespace).await? {
             return Ok(Answer::object(info, &value, revision));

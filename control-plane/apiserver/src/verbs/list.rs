@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use bytes::{BufMut, BytesMut};
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::kind::ResourceInfo;
@@ -17,6 +18,10 @@ use super::selection::Selection;
 use crate::codec;
 use crate::context::Context;
 use crate::response::Answer;
+
+/// Page tokens. Go's decoder does not mind bits that are left over.
+const TOKENS: GeneralPurpose =
+    GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// Where the next page starts, and which revision the list is of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -139,6 +144,15 @@ fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnaps
     let store = &context.api.store;
     let table = &context.resource.table;
     if let Some(page) = page {
+        if context
+            .query
+            .get("resourceVersion")
+            .is_some_and(|version| version != "0")
+        {
+            return Err(StatusError::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
         return store.snapshot_at(table, Revision(page.revision)).ok_or_else(|| {
             StatusError::gone_expired(
                 "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
@@ -206,7 +220,7 @@ pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
             name: name.to_string(),
         };
         More {
-            token: URL_SAFE_NO_PAD.encode(json!(token).to_string()),
+            token: TOKENS.encode(json!(token).to_string()),
             // With a selector the count would have to look at everything that was not asked for.
             remaining: selection.is_everything().then_some(remaining),
         }
@@ -260,7 +274,7 @@ fn parse_token(token: &str) -> Result<Continue, StatusError> {
             "invalid continue token: continue key is not valid: {why}"
         ))
     };
-    let bytes = URL_SAFE_NO_PAD
+    let bytes = TOKENS
         .decode(token)
         .map_err(|error| invalid(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|_| {

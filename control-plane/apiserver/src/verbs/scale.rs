@@ -41,6 +41,15 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
                 StatusError::bad_request(format!("the body is not a Scale: {error}"))
             })?
         };
+        let (kind, version) = (&wanted["kind"], &wanted["apiVersion"]);
+        if let (Some(kind), Some(version)) = (kind.as_str(), version.as_str())
+            && (kind, version) != ("Scale", "autoscaling/v1")
+        {
+            let version = version.rsplit('/').next().unwrap_or_default();
+            return Err(StatusError::bad_request(format!(
+                "{kind} in version \"{version}\" cannot be handled as a Scale: converting ({version}.{kind}) to (autoscaling.Scale): unknown conversion"
+            )));
+        }
         let parsed: Scale = serde_json::from_value(wanted.clone()).map_err(|error| {
             StatusError::bad_request(format!(
                 "Scale in version \"v1\" cannot be handled as a Scale: {error}"
@@ -77,7 +86,7 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
     swap(context, WriteScope::Main, |current| {
         let mut object = current.clone();
         object["spec"]["replicas"] = replicas(current)?;
-        Ok((object, Vec::new()))
+        Ok(object)
     })
     .await?;
     let entry = context.current()?;

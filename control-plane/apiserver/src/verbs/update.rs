@@ -1,6 +1,7 @@
 //! PUT and PATCH: the one compare-and-swap loop through which every object changes.
 
 use gantry_api::decode::{check, decode};
+use gantry_api::field::{ErrorList, Path};
 use gantry_api::kind::WriteScope;
 use gantry_api::patch::{self, PatchType};
 use gantry_api::status::StatusError;
@@ -50,8 +51,8 @@ pub(crate) async fn update(
     {
         return create_decoded(context, object, decoded.warnings).await;
     }
-    let answer = swap(context, scope, |_| Ok((object.clone(), Vec::new()))).await?;
-    Ok(answer.with_warnings(decoded.warnings))
+    let answer = swap(context, scope, |_| Ok(object.clone())).await;
+    Ok(Answer::of(answer).with_warnings(decoded.warnings))
 }
 
 /// Patches an object or its status.
@@ -62,26 +63,54 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
     let patch_type = PatchType::from_content_type(media_type)
         .ok_or_else(|| StatusError::unsupported_media_type(PATCH_TYPES))?;
     let validation = context.field_validation()?;
-    swap(context, scope, |current| {
+    let mut warnings = Vec::new();
+    let answer = swap(context, scope, |current| {
         let patched = patch::apply(kind, patch_type, current, &context.body)?;
-        let decoded = check(patched, kind, validation)?;
-        Ok((decoded.object, decoded.warnings))
+        let decoded = match patch_type {
+            PatchType::Json => {
+                let text = patched.to_string();
+                check(patched, kind, validation)
+                    .map_err(|error| not_an_object(context, &text, &error))?
+            }
+            _ => check(patched, kind, validation)?,
+        };
+        // Another attempt says the same again.
+        warnings = decoded.warnings;
+        Ok(decoded.object)
     })
-    .await
+    .await;
+    Ok(Answer::of(answer).with_warnings(warnings))
+}
+
+/// The result of a JSON patch does not fit the type: the patch is what is wrong.
+fn not_an_object(context: &Context<'_>, patched: &str, error: &StatusError) -> StatusError {
+    let info = context.resource.info();
+    let prefix = format!(
+        "{} in version \"{}\" cannot be handled as a {}: ",
+        info.kind, info.version, info.kind
+    );
+    let why = error.message();
+    let mut errors = ErrorList::default();
+    errors.invalid(
+        &Path::new("patch"),
+        patched,
+        why.strip_prefix(&prefix).unwrap_or(why),
+    );
+    StatusError::invalid_kind("", "", "", errors)
 }
 
 /// Makes a new object of the current one, until nobody else has changed it in between.
 pub(crate) async fn swap(
     context: &Context<'_>,
     scope: WriteScope,
-    mut change: impl FnMut(&Value) -> Result<(Value, Vec<String>), StatusError>,
+    mut change: impl FnMut(&Value) -> Result<Value, StatusError>,
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let dry_run = context.dry_run()?;
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
         let current = codec::decode_for_client(info, &entry)?;
-        let (object, mut warnings) = change(&current)?;
+        let object = change(&current)?;
         check_identity(context, &object, &current)?;
         let asked = meta(&object, "resourceVersion");
         let insists =
@@ -99,12 +128,9 @@ pub(crate) async fn swap(
                 &mut transaction,
             )?;
         }
-        warnings.extend(prepared.warnings);
+        let warnings = prepared.warnings;
         let value = codec::encode(&prepared.object)?;
-        if value == entry.value {
-            return Ok(Answer::object(info, &value, entry.modify_revision).with_warnings(warnings));
-        }
-        if dry_run {
+        if value == entry.value || dry_run {
             return Ok(Answer::object(info, &value, entry.modify_revision).with_warnings(warnings));
         }
         let key = context.key();
@@ -152,11 +178,17 @@ fn check_identity(
     let info = context.resource.info();
     let uid = meta(object, "uid");
     if !uid.is_empty() && uid != meta(current, "uid") {
+        let place = match context.namespace() {
+            Some(namespace) => format!("{}/{namespace}", info.plural),
+            None => info.plural.to_owned(),
+        };
+        // Clients know the words of Kubernetes' storage.
         return Err(StatusError::conflict(
             info,
             context.name(),
             &format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                "StorageError: invalid object, Code: 4, Key: /registry/{place}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                context.name(),
                 meta(current, "uid")
             ),
         ));
@@ -181,6 +213,16 @@ pub(crate) async fn store(
     entry: &Entry,
     object: &Value,
 ) -> Result<Option<(bytes::Bytes, gantry_store::Revision)>, StatusError> {
+    store_leaving(context, entry, object, None).await
+}
+
+/// Like [`store`]; `last` is what watchers see last when the object goes with this write, where that is not `object`.
+pub(crate) async fn store_leaving(
+    context: &Context<'_>,
+    entry: &Entry,
+    object: &Value,
+    last: Option<bytes::Bytes>,
+) -> Result<Option<(bytes::Bytes, gantry_store::Revision)>, StatusError> {
     let key = context.key();
     let value = codec::encode(object)?;
     let mut transaction = Transaction {
@@ -194,7 +236,7 @@ pub(crate) async fn store(
             .release(context, object, &mut transaction);
         transaction.operations.push(Operation::Delete {
             key,
-            last: Some(value.clone()),
+            last: Some(last.unwrap_or_else(|| value.clone())),
         });
     } else {
         let index = codec::index(context.resource.kind.as_ref(), object);

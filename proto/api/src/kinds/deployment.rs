@@ -89,6 +89,7 @@ impl Kind for DeploymentKind {
 
     fn prepare_status_update(new: &mut Deployment, old: &Deployment) {
         new.spec.clone_from(&old.spec);
+        new.metadata.labels.clone_from(&old.metadata.labels);
     }
 
     fn columns() -> Vec<Column> {

@@ -135,6 +135,24 @@ impl Kind for SecretKind {
         Self::validate(new, errors);
     }
 
+    fn warnings(new: &Secret, _old: Option<&Secret>) -> Vec<String> {
+        if new.type_.as_deref() != Some("kubernetes.io/tls") {
+            return Vec::new();
+        }
+        let lacks_pem = |key: &str| {
+            !Self::get(new, key).is_some_and(|bytes| {
+                let begin: &[u8] = b"-----BEGIN ";
+                bytes.0.windows(begin.len()).any(|window| window == begin)
+            })
+        };
+        [("tls.crt", "certificate"), ("tls.key", "key")]
+            .into_iter()
+            .find(|(key, _)| lacks_pem(key))
+            .map(|(_, what)| format!("tls: failed to find any PEM data in {what} input"))
+            .into_iter()
+            .collect()
+    }
+
     fn selectable_fields(object: &Secret) -> Vec<(&'static str, String)> {
         vec![("type", object.type_.clone().unwrap_or_default())]
     }

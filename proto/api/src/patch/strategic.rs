@@ -8,7 +8,7 @@
 //! | `$patch: delete` in a map | the map goes |
 //! | `$retainKeys: [...]` | other keys of the map go |
 //! | `$deleteFromPrimitiveList/NAME` | these values leave the list |
-//! | `$setElementOrder/NAME` | the list is put in this order; what it does not name keeps its place after what precedes it |
+//! | `$setElementOrder/NAME` | the list is put in this order; what it does not name keeps its place before what it preceded |
 
 use serde_json::{Map, Value};
 
@@ -55,6 +55,11 @@ pub(super) fn merge(
     if let Some(retained) = changes.get(RETAIN).and_then(Value::as_array) {
         fields.retain(|name, _| retained.iter().any(|retained| retained == name));
     }
+    let before: Map<String, Value> = changes
+        .keys()
+        .filter_map(|name| name.strip_prefix(ORDER))
+        .filter_map(|list| Some((list.to_owned(), fields.get(list)?.clone())))
+        .collect();
     for (name, change) in changes {
         if name.starts_with('$') {
             continue;
@@ -107,7 +112,9 @@ pub(super) fn merge(
             let order = order.as_array().cloned().unwrap_or_default();
             check_order(changes.get(list), &order, rule)?;
             if let Some(Value::Array(items)) = fields.get_mut(list) {
-                reorder(items, &order, rule.and_then(|rule| rule.key));
+                let before = before.get(list).and_then(Value::as_array);
+                let before = before.map(Vec::as_slice).unwrap_or_default();
+                reorder(items, &order, before, rule.and_then(|rule| rule.key));
             }
         }
     }
@@ -132,6 +139,15 @@ fn merge_list(
     let Some(items) = target.as_array_mut() else {
         return Ok(());
     };
+    items.retain(|item| {
+        !changes.iter().any(|change| {
+            change
+                .get(PATCH)
+                .is_some_and(|directive| directive == "delete")
+                && rule.key.is_some_and(|key| same(item, change, Some(key)))
+        })
+    });
+    let before = items.clone();
     for change in changes {
         let directive = change.get(PATCH).and_then(Value::as_str);
         let Some(key) = rule.key else {
@@ -151,7 +167,7 @@ fn merge_list(
         }
         let at = items.iter().position(|item| item.get(key) == Some(&id));
         match (directive, at) {
-            (Some("delete"), _) => items.retain(|item| item.get(key) != Some(&id)),
+            (Some("delete"), _) => {}
             (_, Some(at)) => merge(&mut items[at], change, item_schema)?,
             (_, None) => {
                 let mut item = Value::Object(Map::new());
@@ -160,6 +176,16 @@ fn merge_list(
             }
         }
     }
+    let order: Vec<Value> = changes
+        .iter()
+        .filter(|change| {
+            change
+                .get(PATCH)
+                .is_none_or(|directive| directive == "merge")
+        })
+        .cloned()
+        .collect();
+    reorder(items, &order, &before, rule.key);
     Ok(())
 }
 
@@ -206,25 +232,27 @@ fn same(item: &Value, wanted: &Value, key: Option<&str>) -> bool {
     }
 }
 
-/// Puts the named items in order; others stay behind the item they followed.
-fn reorder(items: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
-    let mut ordered: Vec<Value> = order
-        .iter()
-        .filter_map(|wanted| items.iter().find(|item| same(item, wanted, key)).cloned())
-        .collect();
-    let named = |item: &Value| order.iter().any(|wanted| same(item, wanted, key));
-    let mut previous: Option<Value> = None;
-    for item in items.iter() {
-        if !named(item) {
-            let at = previous
-                .as_ref()
-                .and_then(|previous| ordered.iter().position(|other| other == previous))
-                .map_or(0, |position| position + 1);
-            ordered.insert(at, item.clone());
+/// Puts the items that `order` names in its order. Each other item comes before the first named one that it preceded in
+/// `before`, the list as it was; where that says nothing, behind.
+///
+/// For example `[a, b]` with `c` and `a` named becomes `[c, a, b]`, and with `c` alone `[c, a, b]` too.
+fn reorder(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) {
+    let place = |list: &[Value], item: &Value| list.iter().position(|other| same(other, item, key));
+    let (mut named, mut others): (Vec<Value>, Vec<Value>) = std::mem::take(items)
+        .into_iter()
+        .partition(|item| place(order, item).is_some());
+    named.sort_by_key(|item| place(order, item));
+    others.sort_by_key(|item| place(before, item).unwrap_or(usize::MAX));
+    let mut others = others.into_iter().peekable();
+    for item in named {
+        while let Some(other) = others.next_if(|other| {
+            matches!((place(before, other), place(before, &item)), (Some(other), Some(item)) if other < item)
+        }) {
+            items.push(other);
         }
-        previous = Some(item.clone());
+        items.push(item);
     }
-    *items = ordered;
+    items.extend(others);
 }
 
 /// A value without the directives of a patch.
@@ -334,7 +362,7 @@ mod tests {
         let object = json!({"metadata": {"finalizers": ["a", "b"]}});
         let add = json!({"metadata": {"finalizers": ["c"]}});
         let object = patched(object, add);
-        assert_eq!(object["metadata"]["finalizers"], json!(["a", "b", "c"]));
+        assert_eq!(object["metadata"]["finalizers"], json!(["c", "a", "b"]));
         let remove = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}});
         let object = patched(object, remove);
         let order =

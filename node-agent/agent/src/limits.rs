@@ -1,6 +1,7 @@
 //! From Kubernetes' resource requirements to what the kernel's cgroups take, and the quality-of-service class.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use gantry_api::quantity::Quantity;
 use gantry_runtime::Resources;
@@ -13,6 +14,9 @@ const PERIOD_MICROS: i64 = 100_000;
 const MIN_QUOTA_MICROS: i64 = 1_000;
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+/// The API takes any number of seconds; ten years are as good as for ever.
+const LONGEST_GRACE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A pod's quality of service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +72,14 @@ pub fn qos_class(spec: &PodSpec) -> QosClass {
 
 /// cpu.shares for a request in thousandths of a CPU.
 fn shares(millis: i64) -> u64 {
-    (millis * 1024 / 1000)
+    (millis.saturating_mul(1024) / 1000)
         .clamp(MIN_SHARES, MAX_SHARES)
         .unsigned_abs()
 }
 
 /// The quota for a limit in thousandths of a CPU.
 fn quota(millis: i64) -> i64 {
-    (millis * PERIOD_MICROS / 1000).max(MIN_QUOTA_MICROS)
+    (millis.saturating_mul(PERIOD_MICROS) / 1000).max(MIN_QUOTA_MICROS)
 }
 
 /// oom_score_adj: the more of its memory a burstable container asked for, the later it is killed.
@@ -120,7 +124,7 @@ fn sum(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64
         .iter()
         .chain(sidecars)
         .map(&amount)
-        .sum::<Option<i64>>()?;
+        .try_fold(0, |total: i64, each| Some(total.saturating_add(each?)))?;
     let init: Option<Vec<i64>> = spec.init_containers.iter().flatten().map(&amount).collect();
     Some(together.max(init?.into_iter().max().unwrap_or(0)))
 }
@@ -140,7 +144,7 @@ pub fn pod(spec: &PodSpec, pids_limit: Option<i64>) -> Resources {
         )
         .filter_map(|container| request(container.resources.as_ref(), "cpu"))
         .map(millis)
-        .sum();
+        .fold(0, i64::saturating_add);
     let cpu_limit = limit(own, "cpu").map(millis).or_else(|| {
         sum(spec, |container| {
             limit(container.resources.as_ref(), "cpu").map(millis)
@@ -187,19 +191,22 @@ pub fn field(
         .and_then(|divisor| divisor.0.parse::<Quantity>().ok())
         .map_or(0, |divisor| divisor.nanos());
     let divisor = if divisor > 0 { divisor } else { 1_000_000_000 };
-    Some(((nanos + divisor - 1) / divisor).to_string())
+    Some((nanos.saturating_add(divisor - 1) / divisor).to_string())
 }
 
-/// How long a pod that is asked to stop may take, seconds.
-pub fn grace_period(pod: &Pod) -> i64 {
-    pod.metadata
-        .deletion_grace_period_seconds
-        .or_else(|| {
-            pod.spec
-                .as_ref()
-                .and_then(|spec| spec.termination_grace_period_seconds)
-        })
-        .unwrap_or(30)
+/// How long a pod that is asked to stop may take.
+pub fn grace_period(pod: &Pod) -> Duration {
+    let written = pod.metadata.deletion_grace_period_seconds.or_else(|| {
+        pod.spec
+            .as_ref()
+            .and_then(|spec| spec.termination_grace_period_seconds)
+    });
+    grace(written.unwrap_or(DEFAULT_GRACE_SECONDS))
+}
+
+/// Written seconds of grace: none when negative, and never so long that a deadline could not be computed from it.
+pub fn grace(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).min(LONGEST_GRACE)
 }
 
 #[cfg(test)]
@@ -270,6 +277,20 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(pod(&spec, None).memory_limit, Some(3 << 20));
+    }
+
+    #[test]
+    fn absurd_amounts_saturate() {
+        let most = json!({"cpu": "9E", "memory": "9E"});
+        let spec = spec(json!([
+            {"name": "a", "resources": {"requests": most, "limits": most}},
+            {"name": "b", "resources": {"requests": most, "limits": most}},
+        ]));
+        let pod = pod(&spec, None);
+        assert_eq!(pod.cpu_shares, Some(MAX_SHARES.unsigned_abs()));
+        assert_eq!(pod.memory_limit, Some(i64::MAX));
+        assert_eq!(grace(i64::MAX), LONGEST_GRACE);
+        assert_eq!(grace(-1), Duration::ZERO);
     }
 
     #[test]

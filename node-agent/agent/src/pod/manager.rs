@@ -237,12 +237,11 @@ impl Manager {
             );
         }
         match self.node.network.attached().await {
-            Ok(attached) => strangers.extend(
-                attached
-                    .into_keys()
-                    .map(|uid| (uid, Vec::new()))
-                    .filter(|(uid, _)| !known.contains(uid)),
-            ),
+            Ok(attached) => {
+                for uid in attached.into_keys() {
+                    strangers.entry(uid).or_default();
+                }
+            }
             Err(error) => tracing::warn!(%error, "listing the pods attached to the network"),
         }
         let directories = std::fs::read_dir(&self.node.pods_dir)
@@ -250,9 +249,7 @@ impl Manager {
             .flatten()
             .flatten();
         for name in directories.filter_map(|entry| entry.file_name().into_string().ok()) {
-            if !known.contains(&name) {
-                strangers.entry(name).or_default();
-            }
+            strangers.entry(name).or_default();
         }
         for (uid, keys) in strangers
             .into_iter()

@@ -1,7 +1,6 @@
 //! Pods: one worker each.
 
 mod backoff;
-mod containers;
 mod files;
 mod hooks;
 mod launch;

@@ -114,6 +114,8 @@ impl Stop {
 /// what is unknown.
 pub(crate) fn signal_number(name: Option<&str>) -> i32 {
     const TERM: i32 = 15;
+    const RTMIN: i32 = 34;
+    const RTMAX: i32 = 64;
     let Some(name) = name.filter(|name| !name.is_empty()) else {
         return TERM;
     };
@@ -126,11 +128,20 @@ pub(crate) fn signal_number(name: Option<&str>) -> i32 {
     }
     let upper = name.to_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some(offset) = name.strip_prefix("RTMIN") {
-        return 34 + offset.trim_start_matches('+').parse::<i32>().unwrap_or(0);
+    let real_time = |number: Option<i32>| {
+        number
+            .filter(|number| (RTMIN..=RTMAX).contains(number))
+            .unwrap_or(TERM)
+    };
+    let offset = |text: &str, sign: char| match text.strip_prefix(sign) {
+        Some(digits) => digits.parse::<i32>().ok(),
+        None => text.is_empty().then_some(0),
+    };
+    if let Some(text) = name.strip_prefix("RTMIN") {
+        return real_time(offset(text, '+').and_then(|offset| RTMIN.checked_add(offset)));
     }
-    if let Some(offset) = name.strip_prefix("RTMAX") {
-        return 64 - offset.trim_start_matches('-').parse::<i32>().unwrap_or(0);
+    if let Some(text) = name.strip_prefix("RTMAX") {
+        return real_time(offset(text, '-').and_then(|offset| RTMAX.checked_sub(offset)));
     }
     let names = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -158,6 +169,10 @@ mod tests {
             (Some("9"), 9),
             (Some("SIGRTMIN+3"), 37),
             (Some("SIGRTMAX-1"), 63),
+            (Some("SIGRTMIN"), 34),
+            (Some("SIGRTMIN+2147483647"), 15),
+            (Some("SIGRTMAX--2147483648"), 15),
+            (Some("SIGRTMIN+31"), 15),
             (Some("nonsense"), 15),
             (Some("900"), 15),
         ];

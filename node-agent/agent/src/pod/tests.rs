@@ -535,4 +535,11 @@ async fn what_the_cluster_does_not_know_is_removed() {
     assert!(bed.runtime.sandboxes().await.unwrap().is_empty());
     assert!(!bed.directory.path().join("pods/u").exists());
     assert!(bed.network.attached().await.unwrap().is_empty());
+    assert_eq!(
+        std::fs::read_dir(bed.directory.path().join("rootfs"))
+            .unwrap()
+            .count(),
+        0,
+        "its root file systems are unmounted"
+    );
 }

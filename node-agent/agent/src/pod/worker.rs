@@ -7,32 +7,42 @@
 //! ```
 //!
 //! The worker itself never waits for anything slow: effects run as tasks whose results come back as messages, and
-//! every turn ends with the status, reported when it has changed. Containers are in `containers.rs`.
+//! every turn ends with the status, reported when it has changed. A container goes from `start` over `probes` to `exit`;
+//! `surroundings` and `ending` are about the pod as a whole, `changes` about what others change meanwhile, and `recover`
+//! about what an earlier agent left.
+
+mod changes;
+mod control;
+mod ending;
+mod exit;
+mod probes;
+mod recover;
+mod start;
+mod surroundings;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_runtime::{ContainerExit, ContainerId, SandboxStatus};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use gantry_runtime::{ContainerExit, ContainerId, PodUid, SandboxStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::containers::Control;
-use super::launch::{Launched, NotLaunched, Sandbox, rootfs_key};
+use super::hooks::Target;
+use super::launch::{Launched, NotLaunched, Sandbox};
 use super::node::Node;
 use super::plan::{RestartPolicy, Step, plan};
 use super::probe::Report;
-use super::record::{Journal, PodEnd, Record, Stage};
+use super::record::{Journal, Notes, PodEnd, Record, containers};
 use super::setup::{self, NotSetUp};
 use super::status::{View, status};
 use crate::limits;
 use crate::reports::Severity;
-
-/// Between attempts at what should not fail.
-const RETRY: Duration = Duration::from_secs(2);
-const RETRY_LONGEST: Duration = Duration::from_secs(60);
+use control::Control;
+use ending::Stopping;
+use surroundings::{RETRY, Surroundings};
 
 /// What a worker is told.
 #[derive(Clone, Debug)]
@@ -50,7 +60,7 @@ pub(crate) enum Input {
 }
 
 /// What a task came back with.
-pub(super) enum Effect {
+enum Effect {
     SetUp(Result<Sandbox, NotSetUp>),
     Launched {
         index: usize,
@@ -70,57 +80,32 @@ pub(super) enum Effect {
     Released(Result<(), String>),
 }
 
-/// The pod's surroundings.
-pub(super) enum Surroundings {
-    /// Not there; tried from this moment on.
-    Missing { retry_at: Instant },
-    /// Being made.
-    Making,
-    /// There.
-    Ready(Sandbox),
-    /// Being removed.
-    Unmaking,
-    /// Removed for good.
-    Unmade,
-    /// Volumes, logs and journal are being removed too.
-    Removing,
-}
-
-/// Why and by when everything is to stop.
-#[derive(Clone, Debug)]
-pub(super) struct Stopping {
-    pub(super) grace: Duration,
-    pub(super) deleted: bool,
-    /// The phase it ends in, when that is not what its containers' exit codes say.
-    pub(super) end: Option<PodEnd>,
-}
-
 /// One pod's worker.
 pub(crate) struct Worker {
-    pub(super) node: Arc<Node>,
-    pub(super) pod: Arc<Pod>,
-    pub(super) uid: String,
-    pub(super) journal: Arc<Journal>,
-    pub(super) records: Vec<Record>,
-    pub(super) controls: Vec<Control>,
-    pub(super) surroundings: Surroundings,
-    pub(super) setup_failures: u32,
-    pub(super) stopping: Option<Stopping>,
-    pub(super) end: Option<PodEnd>,
-    pub(super) initialised: bool,
-    pub(super) started_at: i64,
-    pub(super) pod_ip: Option<String>,
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    uid: String,
+    journal: Arc<Journal>,
+    records: Vec<Record>,
+    controls: Vec<Control>,
+    surroundings: Surroundings,
+    setup_failures: u32,
+    stopping: Option<Stopping>,
+    end: Option<PodEnd>,
+    initialised: bool,
+    started_at: i64,
+    pod_ip: Option<String>,
     previous: PodStatus,
     said_terminated: bool,
     /// Cancelled when launches should be given up.
-    pub(super) cancel: CancellationToken,
-    pub(super) effects: JoinSet<Effect>,
-    pub(super) probes: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    cancel: CancellationToken,
+    effects: JoinSet<Effect>,
+    probes: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     inputs: mpsc::UnboundedReceiver<Input>,
     finished: bool,
 }
 
-pub(super) fn now_nanos() -> i64 {
+fn now_nanos() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
@@ -157,7 +142,7 @@ impl Worker {
                 message: previous.message.clone(),
             })
         });
-        let (records, controls) = super::containers::recover(&pod, &notes, found, &previous);
+        let (records, controls) = recover::recover(&pod, &notes, found, &previous);
         Ok(Self {
             surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,
@@ -213,13 +198,32 @@ impl Worker {
         }
     }
 
-    pub(super) fn event(
-        &self,
-        container: Option<&str>,
-        severity: Severity,
-        reason: &str,
-        message: &str,
-    ) {
+    fn container(&self, index: usize) -> Option<Container> {
+        let (spec, name) = (self.pod.spec.as_ref()?, &self.records.get(index)?.name);
+        containers(spec)
+            .find(|(_, container)| container.name == *name)
+            .map(|(_, container)| container.clone())
+    }
+
+    fn target(&self, index: usize) -> Option<Target> {
+        let record = &self.records[index];
+        Some(Target {
+            runtime: self.node.runtime.clone(),
+            id: ContainerId {
+                pod: PodUid(self.uid.clone()),
+                name: record.name.clone(),
+                attempt: record.attempt?,
+            },
+            container: Arc::new(self.container(index)?),
+            pod_ip: self.pod_ip.clone().unwrap_or_default(),
+        })
+    }
+
+    fn grace(&self) -> Duration {
+        limits::grace_period(&self.pod)
+    }
+
+    fn event(&self, container: Option<&str>, severity: Severity, reason: &str, message: &str) {
         self.node
             .reports
             .event(&self.pod, container, severity, reason, message);
@@ -295,14 +299,6 @@ impl Worker {
         }
     }
 
-    fn retry_tear_down(&mut self) {
-        let (node, uid, keys) = (self.node.clone(), self.uid.clone(), self.rootfs_keys());
-        self.effects.spawn(async move {
-            tokio::time::sleep(RETRY).await;
-            Effect::TornDown(setup::tear_down(node, uid, keys).await)
-        });
-    }
-
     /// Everything that is due now, then the status.
     fn turn(&mut self) {
         self.check_deletion();
@@ -343,10 +339,11 @@ impl Worker {
             match step {
                 Step::Start(index) => self.start(index),
                 Step::StopSidecar(index) => {
-                    let grace = Duration::from_secs(
-                        u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0),
+                    self.stop_container(
+                        index,
+                        self.grace(),
+                        "all other containers of the pod have ended",
                     );
-                    self.stop_container(index, grace, "all other containers of the pod have ended");
                 }
                 Step::Initialised => {
                     self.initialised = true;
@@ -370,7 +367,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn restart_policy(&self) -> RestartPolicy {
+    fn restart_policy(&self) -> RestartPolicy {
         RestartPolicy::of(
             self.pod
                 .spec
@@ -379,179 +376,9 @@ impl Worker {
         )
     }
 
-    pub(super) fn note(&self, change: impl FnOnce(&mut super::record::Notes)) {
+    fn note(&self, change: impl FnOnce(&mut Notes)) {
         if let Err(error) = self.journal.change(change) {
             tracing::warn!(pod = self.uid, %error, "writing the pod's journal");
-        }
-    }
-
-    fn check_deletion(&mut self) {
-        if self.pod.metadata.deletion_timestamp.is_none() {
-            return;
-        }
-        let grace =
-            Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
-        let shorter = self
-            .stopping
-            .as_ref()
-            .is_none_or(|stopping| !stopping.deleted || grace < stopping.grace);
-        if shorter {
-            let end = self
-                .stopping
-                .as_ref()
-                .and_then(|stopping| stopping.end.clone());
-            self.stop(Stopping {
-                grace,
-                deleted: true,
-                end,
-            });
-        }
-    }
-
-    fn deadline(&self) -> Option<i64> {
-        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
-        Some(
-            self.started_at
-                .saturating_add(seconds.saturating_mul(1_000_000_000)),
-        )
-    }
-
-    fn check_deadline(&mut self) {
-        let over = self
-            .deadline()
-            .is_some_and(|deadline| deadline <= now_nanos());
-        if !over || self.stopping.is_some() || self.end.is_some() {
-            return;
-        }
-        let message = "Pod was active on the node longer than the specified deadline";
-        self.event(None, Severity::Normal, "DeadlineExceeded", message);
-        let end = PodEnd {
-            failed: true,
-            reason: Some("DeadlineExceeded".to_owned()),
-            message: Some(message.to_owned()),
-        };
-        let grace =
-            Duration::from_secs(u64::try_from(limits::grace_period(&self.pod)).unwrap_or(0));
-        self.stop(Stopping {
-            grace,
-            deleted: false,
-            end: Some(end),
-        });
-    }
-
-    fn stop(&mut self, stopping: Stopping) {
-        let sooner = self
-            .stopping
-            .as_ref()
-            .is_some_and(|before| stopping.grace < before.grace);
-        self.cancel.cancel();
-        for control in &mut self.controls {
-            control.retry_at = None;
-            if let Some(handle) = control.stopping.take_if(|_| sooner) {
-                handle.abort();
-            }
-        }
-        self.stopping = Some(stopping);
-    }
-
-    /// Main containers first, then sidecars in reverse order; then the surroundings; then, when deleted, the rest.
-    fn continue_stopping(&mut self) {
-        let Some(stopping) = self.stopping.clone() else {
-            return;
-        };
-        if !self.all_stopped(stopping.grace) {
-            return;
-        }
-        if self.end.is_none() {
-            let end = stopping
-                .end
-                .clone()
-                .unwrap_or_else(|| self.end_by_exit_codes());
-            self.note(|notes| notes.end = Some(end.clone()));
-            self.end = Some(end);
-        }
-        match self.surroundings {
-            Surroundings::Ready(_) | Surroundings::Missing { .. } => {
-                self.surroundings = Surroundings::Unmaking;
-                let (node, uid, keys) = (self.node.clone(), self.uid.clone(), self.rootfs_keys());
-                self.effects.spawn(async move {
-                    Effect::TornDown(setup::tear_down(node, uid, keys).await)
-                });
-            }
-            Surroundings::Unmade if stopping.deleted => {
-                self.surroundings = Surroundings::Removing;
-                // The last status is said while the pod still exists.
-                self.report();
-                let (node, uid, log_dir) = (
-                    self.node.clone(),
-                    self.uid.clone(),
-                    self.node.log_dir(&self.pod),
-                );
-                self.effects
-                    .spawn(async move { Effect::Removed(setup::remove(node, uid, log_dir).await) });
-            }
-            // A finished pod waits for its deletion.
-            Surroundings::Unmade => self.stopping = None,
-            Surroundings::Making | Surroundings::Unmaking | Surroundings::Removing => {}
-        }
-    }
-
-    fn end_by_exit_codes(&self) -> PodEnd {
-        let good = |record: &Record| match (&record.stage, &record.last) {
-            (Stage::Ended(ended), _) | (_, Some(ended)) => ended.succeeded(),
-            _ => false,
-        };
-        let mains = self
-            .records
-            .iter()
-            .filter(|record| record.role == super::record::Role::Main);
-        PodEnd {
-            failed: !mains.into_iter().all(good),
-            reason: None,
-            message: None,
-        }
-    }
-
-    fn rootfs_keys(&self) -> Vec<String> {
-        let attempts = self
-            .records
-            .iter()
-            .filter_map(|record| Some((record.name.as_str(), record.attempt?)));
-        // The attempt before may still be on its way out.
-        attempts
-            .flat_map(|(name, attempt)| {
-                [Some(attempt), attempt.checked_sub(1), Some(attempt + 1)]
-                    .into_iter()
-                    .flatten()
-                    .map(move |attempt| (name, attempt))
-            })
-            .chain(
-                self.records
-                    .iter()
-                    .filter(|record| record.attempt.is_none())
-                    .map(|record| (record.name.as_str(), 0)),
-            )
-            .map(|(name, attempt)| rootfs_key(&self.uid, name, attempt))
-            .collect()
-    }
-
-    fn set_up(&mut self, result: Result<Sandbox, NotSetUp>) {
-        match result {
-            Ok(sandbox) => {
-                self.setup_failures = 0;
-                self.pod_ip = Some(sandbox.pod_ip.clone());
-                self.surroundings = Surroundings::Ready(sandbox);
-                self.resume_probes();
-            }
-            Err(NotSetUp { reason, message }) => {
-                self.event(None, Severity::Warning, reason, &message);
-                let delay =
-                    (RETRY * 2_u32.saturating_pow(self.setup_failures.min(6))).min(RETRY_LONGEST);
-                self.setup_failures += 1;
-                self.surroundings = Surroundings::Missing {
-                    retry_at: Instant::now() + delay,
-                };
-            }
         }
     }
 

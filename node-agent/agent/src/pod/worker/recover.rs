@@ -1,0 +1,101 @@
+//! What a later agent process knows of containers: the journal, joined with what still runs.
+
+use gantry_runtime::{ContainerExit, ContainerState, SandboxStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+
+use super::control::Control;
+use super::now_nanos;
+use crate::pod::record::{Ended, Notes, Record, Role, Stage, containers};
+use crate::pod::status::container_id;
+
+/// An attempt of which nobody knows how it ended.
+pub(super) fn lost(attempt: u32) -> Ended {
+    let exit = ContainerExit {
+        code: 137,
+        signal: None,
+        oom_killed: false,
+        started_at: 0,
+        finished_at: now_nanos(),
+        message: "The container could not be located when the pod was terminated".to_owned(),
+    };
+    Ended {
+        attempt,
+        exit,
+        reason: "ContainerStatusUnknown".to_owned(),
+    }
+}
+
+/// Records from the journal and from what runs. An attempt that was begun and is nowhere to be found has ended: it is
+/// never begun again.
+pub(super) fn recover(
+    pod: &Pod,
+    notes: &Notes,
+    found: Option<&SandboxStatus>,
+    previous: &PodStatus,
+) -> (Vec<Record>, Vec<Control>) {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let spec = pod.spec.clone().unwrap_or_default();
+    let reported = |name: &str| {
+        let all = previous
+            .container_statuses
+            .iter()
+            .flatten()
+            .chain(previous.init_container_statuses.iter().flatten());
+        all.into_iter().find(|status| status.name == name).cloned()
+    };
+    let recover_one = |(role, container): (Role, &Container)| {
+        let entry = notes
+            .containers
+            .get(&container.name)
+            .cloned()
+            .unwrap_or_default();
+        let running = found.and_then(|sandbox| {
+            let of_name = sandbox
+                .containers
+                .iter()
+                .filter(|status| status.id.name == container.name);
+            of_name.max_by_key(|status| status.id.attempt)
+        });
+        let attempt = entry.attempt.max(running.map(|status| status.id.attempt));
+        let current = running.filter(|status| Some(status.id.attempt) == attempt);
+        let stage = match (attempt, current.map(|status| &status.state), &entry.ended) {
+            (None, ..) => Stage::idle(),
+            (Some(attempt), Some(ContainerState::Running { started_at, .. }), _) => {
+                let id = container_id(&uid, &container.name, attempt);
+                let known = reported(&container.name)
+                    .filter(|status| status.container_id.as_ref() == Some(&id));
+                let is = |value: Option<bool>| value == Some(true);
+                Stage::Running {
+                    since: *started_at,
+                    started: container.startup_probe.is_none()
+                        || is(known.as_ref().and_then(|status| status.started)),
+                    ready: container.readiness_probe.is_none()
+                        || is(known.as_ref().map(|status| status.ready)),
+                }
+            }
+            (Some(attempt), Some(ContainerState::Exited(exit)), _) => {
+                Stage::Ended(Ended::new(attempt, exit.clone()))
+            }
+            (Some(attempt), _, Some(ended)) if ended.attempt == attempt => {
+                Stage::Ended(ended.clone())
+            }
+            (Some(attempt), ..) => Stage::Ended(lost(attempt)),
+        };
+        let record = Record {
+            name: container.name.clone(),
+            role,
+            stage,
+            attempt,
+            last: entry
+                .last
+                .or(entry.ended.filter(|ended| Some(ended.attempt) != attempt)),
+            image: entry.image,
+            image_id: entry.image_id,
+        };
+        (
+            record,
+            Control::new(attempt.unwrap_or(0), entry.stop_signal),
+        )
+    };
+    containers(&spec).map(recover_one).unzip()
+}

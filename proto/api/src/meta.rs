@@ -73,7 +73,8 @@ pub fn validate(meta: &ObjectMeta, namespaced: bool, rule: NameRule, errors: &mu
     validate_finalizers(meta, &path.child("finalizers"), errors);
 }
 
-fn validate_maps(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
+/// Checks labels and annotations.
+pub(crate) fn validate_maps(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
     let labels = path.child("labels");
     for (key, value) in meta.labels.iter().flatten() {
         for message in names::label_key(key) {

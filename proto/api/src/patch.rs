@@ -8,6 +8,9 @@ use serde_json::Value;
 use crate::kind::ResourceKind;
 use crate::status::StatusError;
 
+/// The most operations that a JSON patch may have.
+const MAX_OPERATIONS: usize = 10_000;
+
 /// How a patch is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
@@ -44,61 +47,89 @@ fn go_kind(value: &Value) -> &'static str {
 }
 
 /// A patch document; `wanted` is Go's name of the type it must have.
-fn parse(patch: &[u8], is_wanted: fn(&Value) -> bool, wanted: &str) -> Result<Value, StatusError> {
-    let refused = |why: String| StatusError::bad_request(format!("error decoding patch: {why}"));
-    let value: Value = serde_json::from_slice(patch).map_err(|error| refused(error.to_string()))?;
+fn parse(patch: &[u8], is_wanted: fn(&Value) -> bool, wanted: &str) -> Result<Value, String> {
+    let value: Value = serde_json::from_slice(patch).map_err(|error| error.to_string())?;
     match is_wanted(&value) {
         true => Ok(value),
-        false => Err(refused(format!(
+        false => Err(format!(
             "json: cannot unmarshal {} into Go value of type {wanted}",
             go_kind(&value)
-        ))),
+        )),
     }
 }
 
-/// Applies a patch to an object; the result is not checked yet.
+/// A patch that is a map.
+fn parse_map(patch: &[u8]) -> Result<Value, String> {
+    parse(patch, Value::is_object, "map[string]interface {}")
+}
+
+fn undecodable(why: String) -> StatusError {
+    StatusError::bad_request(format!("error decoding patch: {why}"))
+}
+
+/// Applies a patch to an object; the result is not checked yet, see [`crate::decode::check`].
 pub fn apply(
     kind: &dyn ResourceKind,
     patch_type: PatchType,
     original: &Value,
     patch: &[u8],
 ) -> Result<Value, StatusError> {
+    let mut object = original.clone();
     match patch_type {
-        PatchType::Json => json(original, patch),
+        PatchType::Json => json(&mut object, patch)?,
         PatchType::Merge => {
-            let patch = parse(patch, Value::is_object, "map[string]interface {}")?;
-            let mut object = original.clone();
-            json_patch::merge(&mut object, &patch);
-            Ok(object)
+            json_patch::merge(&mut object, &parse_map(patch).map_err(undecodable)?);
         }
         PatchType::Strategic => {
-            let patch = parse(patch, Value::is_object, "map[string]interface {}")?;
-            let mut object = original.clone();
+            let patch = parse_map(patch).map_err(StatusError::bad_request)?;
             strategic::merge(&mut object, &patch, Some(kind.schema()))?;
-            Ok(object)
         }
-    }
-}
-
-fn json(original: &Value, patch: &[u8]) -> Result<Value, StatusError> {
-    let document = parse(patch, Value::is_array, "[]handlers.jsonPatchOp")?;
-    let mut object = original.clone();
-    for operation in document.as_array().into_iter().flatten() {
-        let mut operation = operation.clone();
-        // Kubernetes' library replaces what is missing: an add.
-        if operation["op"] == "replace"
-            && operation["path"]
-                .as_str()
-                .is_some_and(|path| object.pointer(path).is_none())
-        {
-            operation["op"] = Value::from("add");
-        }
-        let one: json_patch::PatchOperation =
-            serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;
-        json_patch::patch(&mut object, std::slice::from_ref(&one))
-            .map_err(|_| StatusError::unprocessable())?;
     }
     Ok(object)
+}
+
+/// Applies the operations one after another, as Kubernetes' library does: less strict than RFC 6902 in that `replace`
+/// adds a missing member, stricter in that the object as a whole cannot be the target.
+fn json(object: &mut Value, patch: &[u8]) -> Result<(), StatusError> {
+    let document = parse(patch, Value::is_array, "[]handlers.jsonPatchOp").map_err(undecodable)?;
+    let Value::Array(operations) = document else {
+        return Ok(());
+    };
+    if operations.len() > MAX_OPERATIONS {
+        return Err(StatusError::new(
+            413,
+            "RequestEntityTooLarge",
+            format!(
+                "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+                operations.len()
+            ),
+            None,
+        ));
+    }
+    for mut operation in operations {
+        if operation["path"] == "" {
+            return Err(StatusError::unprocessable());
+        }
+        if operation["op"] == "replace" && is_missing_member(object, &operation["path"]) {
+            operation["op"] = Value::from("add");
+        }
+        let operation: json_patch::PatchOperation =
+            serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;
+        json_patch::patch(object, std::slice::from_ref(&operation))
+            .map_err(|_| StatusError::unprocessable())?;
+    }
+    Ok(())
+}
+
+/// Whether a path leads to a map without that member. Lists have no missing members, only positions out of range.
+fn is_missing_member(object: &Value, path: &Value) -> bool {
+    let Some(path) = path.as_str() else {
+        return false;
+    };
+    let parent = path
+        .rsplit_once('/')
+        .and_then(|(parent, _)| object.pointer(parent));
+    object.pointer(path).is_none() && parent.is_some_and(Value::is_object)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Deployment: replicas of a pod, rolled from one version to the next.
 
 use k8s_openapi::api::apps::v1::{
-    Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
+    Deployment, DeploymentSpec, DeploymentStatus, DeploymentStrategy, RollingUpdateDeployment,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
@@ -9,9 +9,103 @@ use serde_json::{Value, json};
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, ResourceInfo};
+use crate::names;
 
 /// See [`Deployment`].
 pub struct DeploymentKind;
+
+/// The share that a text such as `25%` gives.
+fn percent(text: &str) -> Option<u64> {
+    let digits = text.strip_suffix('%')?;
+    let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    all_digits.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
+fn check_amount(amount: &IntOrString, path: &Path, errors: &mut ErrorList) {
+    match amount {
+        IntOrString::Int(number) => {
+            workload::validate_not_negative(Some(*number), path, errors);
+        }
+        IntOrString::String(text) if percent(text).is_none() => {
+            let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+            errors.invalid(path, text, detail);
+        }
+        IntOrString::String(_) => {}
+    }
+}
+
+fn is_zero(amount: &IntOrString) -> bool {
+    match amount {
+        IntOrString::Int(number) => *number == 0,
+        IntOrString::String(text) => percent(text).unwrap_or(0) == 0,
+    }
+}
+
+fn validate_strategy(strategy: &DeploymentStrategy, path: &Path, errors: &mut ErrorList) {
+    let rolling_path = path.child("rollingUpdate");
+    match strategy.type_.as_deref().unwrap_or_default() {
+        "Recreate" => {
+            if strategy.rolling_update.is_some() {
+                let detail = "may not be specified when strategy `type` is 'Recreate'";
+                errors.forbidden(&rolling_path, detail);
+            }
+        }
+        "RollingUpdate" => {
+            let rolling = strategy.rolling_update.clone().unwrap_or_default();
+            let none = || IntOrString::Int(0);
+            let unavailable = rolling.max_unavailable.unwrap_or_else(none);
+            let surge = rolling.max_surge.unwrap_or_else(none);
+            let unavailable_path = rolling_path.child("maxUnavailable");
+            check_amount(&unavailable, &unavailable_path, errors);
+            check_amount(&surge, &rolling_path.child("maxSurge"), errors);
+            if is_zero(&unavailable) && is_zero(&surge) {
+                let detail = "may not be 0 when `maxSurge` is 0";
+                errors.invalid(&unavailable_path, &unavailable, detail);
+            }
+            if let IntOrString::String(text) = &unavailable
+                && percent(text).is_some_and(|share| share > 100)
+            {
+                errors.invalid(&unavailable_path, text, "must not be greater than 100%");
+            }
+        }
+        other => {
+            errors.not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]);
+        }
+    }
+}
+
+fn validate_status(status: &DeploymentStatus, errors: &mut ErrorList) {
+    let path = Path::new("status");
+    let replicas = status.replicas.unwrap_or(0);
+    let ready = status.ready_replicas.unwrap_or(0);
+    let available = status.available_replicas.unwrap_or(0);
+    let counts = [
+        ("updatedReplicas", status.updated_replicas.unwrap_or(0)),
+        ("readyReplicas", ready),
+        ("availableReplicas", available),
+    ];
+    if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
+        let path = path.child("observedGeneration");
+        errors.invalid(&path, generation, names::NOT_NEGATIVE);
+    }
+    workload::validate_not_negative(Some(replicas), &path.child("replicas"), errors);
+    for (name, count) in counts.into_iter().chain([(
+        "unavailableReplicas",
+        status.unavailable_replicas.unwrap_or(0),
+    )]) {
+        workload::validate_not_negative(Some(count), &path.child(name), errors);
+    }
+    for (name, count) in counts {
+        if count > replicas {
+            let detail = "cannot be greater than status.replicas";
+            errors.invalid(&path.child(name), count, detail);
+        }
+    }
+    if available > ready {
+        let detail = "cannot be greater than readyReplicas";
+        errors.invalid(&path.child("availableReplicas"), available, detail);
+    }
+}
 
 impl Kind for DeploymentKind {
     type Object = Deployment;
@@ -32,9 +126,7 @@ impl Kind for DeploymentKind {
     };
 
     fn default(object: &mut Deployment) {
-        let Some(spec) = &mut object.spec else {
-            return;
-        };
+        let spec = object.spec.get_or_insert_default();
         spec.replicas.get_or_insert(1);
         spec.revision_history_limit.get_or_insert(10);
         spec.progress_deadline_seconds.get_or_insert(600);
@@ -64,6 +156,22 @@ impl Kind for DeploymentKind {
         let empty = DeploymentSpec::default();
         let spec = object.spec.as_ref().unwrap_or(&empty);
         workload::validate(spec.replicas, &spec.selector, &spec.template, &path, errors);
+        if let Some(strategy) = &spec.strategy {
+            validate_strategy(strategy, &path.child("strategy"), errors);
+        }
+        for (number, name) in [
+            (spec.min_ready_seconds, "minReadySeconds"),
+            (spec.revision_history_limit, "revisionHistoryLimit"),
+            (spec.progress_deadline_seconds, "progressDeadlineSeconds"),
+        ] {
+            workload::validate_not_negative(number, &path.child(name), errors);
+        }
+        if let Some(deadline) = spec.progress_deadline_seconds
+            && deadline <= spec.min_ready_seconds.unwrap_or(0)
+        {
+            let path = path.child("progressDeadlineSeconds");
+            errors.invalid(&path, deadline, "must be greater than minReadySeconds");
+        }
     }
 
     fn prepare_update(new: &mut Deployment, old: &Deployment) {
@@ -77,14 +185,19 @@ impl Kind for DeploymentKind {
 
     fn validate_update(new: &Deployment, old: &Deployment, errors: &mut ErrorList) {
         Self::validate(new, errors);
-        let selector = |object: &Deployment| object.spec.as_ref().map(|spec| spec.selector.clone());
-        if selector(new) != selector(old) {
-            errors.invalid(
-                &Path::new("spec").child("selector"),
-                selector(new),
-                "field is immutable",
-            );
+        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
+            workload::validate_selector_kept(&new.selector, &old.selector, errors);
         }
+    }
+
+    fn validate_status_update(new: &Deployment, _old: &Deployment, errors: &mut ErrorList) {
+        validate_status(&new.status.clone().unwrap_or_default(), errors);
+    }
+
+    fn warnings(new: &Deployment, _old: Option<&Deployment>) -> Vec<String> {
+        let spec = new.spec.as_ref();
+        spec.map(|spec| workload::template_warnings(&spec.template))
+            .unwrap_or_default()
     }
 
     fn prepare_status_update(new: &mut Deployment, old: &Deployment) {

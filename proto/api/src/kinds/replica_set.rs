@@ -29,13 +29,9 @@ impl Kind for ReplicaSetKind {
     };
 
     fn default(object: &mut ReplicaSet) {
-        let Some(spec) = &mut object.spec else {
-            return;
-        };
+        let spec = object.spec.get_or_insert_default();
         spec.replicas.get_or_insert(1);
-        if let Some(template) = &mut spec.template {
-            workload::default_template(template);
-        }
+        workload::default_template(spec.template.get_or_insert_default());
     }
 
     fn prepare_create(object: &mut ReplicaSet) {
@@ -53,6 +49,9 @@ impl Kind for ReplicaSetKind {
             &Path::new("spec"),
             errors,
         );
+        let seconds = spec.min_ready_seconds;
+        let path = Path::new("spec").child("minReadySeconds");
+        workload::validate_not_negative(seconds, &path, errors);
     }
 
     fn prepare_update(new: &mut ReplicaSet, old: &ReplicaSet) {
@@ -66,14 +65,16 @@ impl Kind for ReplicaSetKind {
 
     fn validate_update(new: &ReplicaSet, old: &ReplicaSet, errors: &mut ErrorList) {
         Self::validate(new, errors);
-        let selector = |object: &ReplicaSet| object.spec.as_ref().map(|spec| spec.selector.clone());
-        if selector(new) != selector(old) {
-            errors.invalid(
-                &Path::new("spec").child("selector"),
-                selector(new),
-                "field is immutable",
-            );
+        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
+            workload::validate_selector_kept(&new.selector, &old.selector, errors);
         }
+    }
+
+    fn warnings(new: &ReplicaSet, _old: Option<&ReplicaSet>) -> Vec<String> {
+        let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        template
+            .map(workload::template_warnings)
+            .unwrap_or_default()
     }
 
     fn prepare_status_update(new: &mut ReplicaSet, old: &ReplicaSet) {

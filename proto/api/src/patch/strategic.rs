@@ -4,8 +4,8 @@
 //! | --- | --- |
 //! | `$patch: delete` in a list item | the item with the same key goes |
 //! | `$patch: replace` in a map | the map becomes what the patch says beside it |
-//! | `$patch: replace` as a list item | the list becomes the other items |
-//! | `$patch: delete` in a map | the map goes |
+//! | `$patch: replace` in a list item | the list becomes the other items |
+//! | `$patch: delete` in a map | the map is emptied |
 //! | `$retainKeys: [...]` | other keys of the map go |
 //! | `$deleteFromPrimitiveList/NAME` | these values leave the list |
 //! | `$setElementOrder/NAME` | the list is put in this order; what it does not name keeps its place before what it preceded |
@@ -30,21 +30,17 @@ pub(super) fn merge(
         *target = patch.clone();
         return Ok(());
     };
-    match changes.get(PATCH).and_then(Value::as_str) {
-        Some("replace") => {
-            *target = without_directives(patch);
+    match changes.get(PATCH) {
+        Some(directive) if directive == "replace" => {
+            *target = without_directives(patch).unwrap_or_else(|| Value::Object(Map::new()));
             return Ok(());
         }
-        Some("delete") => {
+        Some(directive) if directive == "delete" => {
             *target = Value::Object(Map::new());
             return Ok(());
         }
-        Some("merge") | None => {}
-        Some(other) => {
-            return Err(StatusError::bad_request(format!(
-                "unable to apply the patch: {PATCH} is {other:?}; it must be delete, merge or replace"
-            )));
-        }
+        Some(directive) if directive != "merge" => return Err(unknown_directive(directive, patch)),
+        _ => {}
     }
     if !target.is_object() {
         *target = Value::Object(Map::new());
@@ -52,177 +48,206 @@ pub(super) fn merge(
     let Some(fields) = target.as_object_mut() else {
         return Ok(());
     };
-    if let Some(retained) = changes.get(RETAIN).and_then(Value::as_array) {
-        fields.retain(|name, _| retained.iter().any(|retained| retained == name));
-    }
-    let before: Map<String, Value> = changes
-        .keys()
-        .filter_map(|name| name.strip_prefix(ORDER))
-        .filter_map(|list| Some((list.to_owned(), fields.get(list)?.clone())))
-        .collect();
+    retain_keys(fields, changes)?;
     for (name, change) in changes {
-        if name.starts_with('$') {
+        if is_directive(name) {
             continue;
         }
-        let field = schema.and_then(|schema| schema.field(name));
-        let child = schema.and_then(|schema| schema.child(name));
-        match (change, field.map(|field| &field.merge)) {
-            (Value::Null, _) => {
-                fields.remove(name);
-            }
-            (Value::Array(items), Some(rule)) if rule.merge => {
-                let current = fields
-                    .entry(name.clone())
-                    .or_insert_with(|| Value::Array(Vec::new()));
-                let item_schema = child.and_then(|schema| schema.child(""));
-                merge_list(current, items, rule, item_schema)?;
-            }
-            (Value::Object(_), _) => {
-                let deleted = change
-                    .get(PATCH)
-                    .is_some_and(|directive| directive == "delete");
-                if deleted {
-                    fields.remove(name);
-                } else {
-                    merge(
-                        fields.entry(name.clone()).or_insert(Value::Null),
-                        change,
-                        child,
-                    )?;
-                }
-            }
-            _ => {
-                fields.insert(name.clone(), without_directives(change));
-            }
+        let order = match changes.get(&format!("{ORDER}{name}")) {
+            Some(order) => Some(list_of(order, "setElementOrder list")?),
+            None => None,
+        };
+        merge_field(fields, name, change, order, schema)?;
+    }
+    for (name, order) in changes {
+        let Some(list) = name.strip_prefix(ORDER) else {
+            continue;
+        };
+        let order = list_of(order, "setElementOrder list")?;
+        if !changes.contains_key(list)
+            && let Some(Value::Array(items)) = fields.get_mut(list)
+        {
+            let before = items.clone();
+            arrange(
+                items,
+                order,
+                &before,
+                rule_of(schema, list).and_then(|rule| rule.key),
+            );
         }
     }
-    for (name, change) in changes {
+    for (name, gone) in changes {
         if let Some(list) = name.strip_prefix(DELETE_PRIMITIVES) {
-            let gone = change.as_array().cloned().unwrap_or_default();
+            let gone = list_of(gone, "primitive list")?;
             if let Some(Value::Array(items)) = fields.get_mut(list) {
                 items.retain(|item| !gone.contains(item));
             }
         }
     }
-    for (name, order) in changes {
-        if let Some(list) = name.strip_prefix(ORDER) {
-            let rule = schema
-                .and_then(|schema| schema.field(list))
-                .map(|field| &field.merge);
-            let order = order.as_array().cloned().unwrap_or_default();
-            check_order(changes.get(list), &order, rule)?;
-            if let Some(Value::Array(items)) = fields.get_mut(list) {
-                let before = before.get(list).and_then(Value::as_array);
-                let before = before.map(Vec::as_slice).unwrap_or_default();
-                reorder(items, &order, before, rule.and_then(|rule| rule.key));
-            }
+    Ok(())
+}
+
+fn rule_of<'a>(schema: Option<&'a TypeSchema>, field: &str) -> Option<&'a Merge> {
+    schema?.field(field).map(|field| &field.merge)
+}
+
+/// Merges one field of a map; `order` is what `$setElementOrder/` says of it.
+fn merge_field(
+    fields: &mut Map<String, Value>,
+    name: &str,
+    change: &Value,
+    order: Option<&[Value]>,
+    schema: Option<&TypeSchema>,
+) -> Result<(), StatusError> {
+    let child = schema.and_then(|schema| schema.child(name));
+    let rule = rule_of(schema, name);
+    if let (Some(order), Value::Array(items)) = (order, change) {
+        check_order(items, order, rule.and_then(|rule| rule.key))?;
+    }
+    match (change, fields.get_mut(name)) {
+        (Value::Null, _) => {
+            fields.remove(name);
         }
+        (Value::Object(_), Some(current @ Value::Object(_))) => merge(current, change, child)?,
+        (Value::Array(changes), Some(Value::Array(items))) if order.is_some() || joins(rule) => {
+            let key = rule.and_then(|rule| rule.key);
+            let before = items.clone();
+            if joins(rule) {
+                merge_list(items, changes, key, child.and_then(|list| list.child("")))?;
+            } else {
+                *items = changes.clone();
+            }
+            arrange(items, order.unwrap_or(changes), &before, key);
+        }
+        // What was not there, or was something else, becomes what the patch says.
+        _ => match without_directives(change) {
+            Some(mut value) => {
+                if let (Some(order), Value::Array(items)) = (order, &mut value) {
+                    arrange(items, order, &[], rule.and_then(|rule| rule.key));
+                }
+                fields.insert(name.to_owned(), value);
+            }
+            None => {
+                fields.remove(name);
+            }
+        },
     }
     Ok(())
 }
 
-/// Merges the items of a patch into a list.
-fn merge_list(
-    target: &mut Value,
-    changes: &[Value],
-    rule: &Merge,
-    item_schema: Option<&TypeSchema>,
+fn joins(rule: Option<&Merge>) -> bool {
+    rule.is_some_and(|rule| rule.merge)
+}
+
+fn is_directive(name: &str) -> bool {
+    name == PATCH
+        || name == RETAIN
+        || name.starts_with(DELETE_PRIMITIVES)
+        || name.starts_with(ORDER)
+}
+
+fn list_of<'a>(value: &'a Value, what: &str) -> Result<&'a [Value], StatusError> {
+    value
+        .as_array()
+        .map(Vec::as_slice)
+        .ok_or_else(|| StatusError::bad_request(format!("invalid patch format of {what}")))
+}
+
+fn unknown_directive(directive: &Value, patch: &Value) -> StatusError {
+    StatusError::unclassified(format!(
+        "unknown patch type: {} in map: {}",
+        go_text(directive),
+        go_text(patch)
+    ))
+}
+
+/// Drops the fields that `$retainKeys` does not name; it must name all that the patch sets.
+fn retain_keys(
+    fields: &mut Map<String, Value>,
+    changes: &Map<String, Value>,
 ) -> Result<(), StatusError> {
-    let replaced = changes.iter().any(|change| {
-        change
-            .get(PATCH)
-            .is_some_and(|directive| directive == "replace")
-    });
-    if replaced || !target.is_array() {
-        *target = Value::Array(Vec::new());
-    }
-    let Some(items) = target.as_array_mut() else {
+    let Some(retained) = changes.get(RETAIN) else {
         return Ok(());
     };
-    items.retain(|item| {
-        !changes.iter().any(|change| {
-            change
-                .get(PATCH)
-                .is_some_and(|directive| directive == "delete")
-                && rule.key.is_some_and(|key| same(item, change, Some(key)))
-        })
-    });
-    let before = items.clone();
-    for change in changes {
-        let directive = change.get(PATCH).and_then(Value::as_str);
-        let Some(key) = rule.key else {
+    let retained = list_of(retained, "retainKeys")?;
+    let is_retained = |name: &str| retained.iter().any(|retained| retained == name);
+    let contradicts = changes
+        .iter()
+        .any(|(name, change)| !change.is_null() && !is_directive(name) && !is_retained(name));
+    if contradicts {
+        return Err(StatusError::bad_request(
+            "invalid patch format of retainKeys",
+        ));
+    }
+    fields.retain(|name, _| is_retained(name));
+    Ok(())
+}
+
+/// Merges the items of a patch into a list: by their key, or as a set of scalars when there is none.
+fn merge_list(
+    items: &mut Vec<Value>,
+    changes: &[Value],
+    key: Option<&str>,
+    schema: Option<&TypeSchema>,
+) -> Result<(), StatusError> {
+    let Some(key) = key else {
+        for change in changes {
             if !items.contains(change) {
                 items.push(change.clone());
             }
-            continue;
-        };
-        if directive == Some("replace") {
-            continue;
         }
-        let id = change.get(key).cloned().unwrap_or(Value::Null);
-        if id.is_null() {
-            return Err(StatusError::bad_request(format!(
-                "unable to apply the patch: map: {change} does not contain declared merge key: {key}"
+        return Ok(());
+    };
+    if changes
+        .iter()
+        .any(|change| directive_of(change) == Some("replace"))
+    {
+        items.clear();
+    }
+    for change in changes {
+        let directive = directive_of(change);
+        match (directive, change.get(PATCH)) {
+            (Some("replace"), _) => continue,
+            (Some("delete" | "merge"), _) | (None, None) => {}
+            (_, Some(directive)) => return Err(unknown_directive(directive, change)),
+            (Some(_), None) => {}
+        }
+        let Some(id) = change.get(key) else {
+            return Err(StatusError::unclassified(format!(
+                "map: {} does not contain declared merge key: {key}",
+                go_text(change)
             )));
-        }
-        let at = items.iter().position(|item| item.get(key) == Some(&id));
+        };
+        let at = items.iter().position(|item| item.get(key) == Some(id));
         match (directive, at) {
-            (Some("delete"), _) => {}
-            (_, Some(at)) => merge(&mut items[at], change, item_schema)?,
-            (_, None) => {
-                let mut item = Value::Object(Map::new());
-                merge(&mut item, change, item_schema)?;
-                items.push(item);
-            }
+            (Some("delete"), _) => items.retain(|item| item.get(key) != Some(id)),
+            (_, Some(at)) => merge(&mut items[at], change, schema)?,
+            (_, None) => items.extend(without_directives(change)),
         }
     }
-    let order: Vec<Value> = changes
-        .iter()
-        .filter(|change| {
-            change
-                .get(PATCH)
-                .is_none_or(|directive| directive == "merge")
-        })
-        .cloned()
-        .collect();
-    reorder(items, &order, &before, rule.key);
     Ok(())
 }
 
+fn directive_of(change: &Value) -> Option<&str> {
+    change.get(PATCH).and_then(Value::as_str)
+}
+
 /// Items of the patch must stand in the order that the patch asks for.
-fn check_order(
-    patched: Option<&Value>,
-    order: &[Value],
-    rule: Option<&Merge>,
-) -> Result<(), StatusError> {
-    let Some(Value::Array(items)) = patched else {
+fn check_order(items: &[Value], order: &[Value], key: Option<&str>) -> Result<(), StatusError> {
+    let mut wanted = order.iter();
+    let in_order = items
+        .iter()
+        .filter(|item| directive_of(item) != Some("delete"))
+        .all(|item| wanted.any(|wanted| same(item, wanted, key)));
+    if in_order {
         return Ok(());
-    };
-    let key = rule.and_then(|rule| rule.key);
-    let kept: Vec<&Value> = items
-        .iter()
-        .filter(|item| item.get(PATCH).is_none_or(|directive| directive == "merge"))
-        .collect();
-    let mut positions = kept
-        .iter()
-        .map(|item| order.iter().position(|wanted| same(item, wanted, key)));
-    let mut last = None;
-    let in_order = positions.all(|position| {
-        let fits = position.is_some() && position >= last;
-        last = position;
-        fits
-    });
-    match in_order {
-        true => Ok(()),
-        false => Err(StatusError::unclassified(format!(
-            "The order in patch list:\n[{}]\n doesn't match $setElementOrder list:\n[{}]\n",
-            kept.iter()
-                .map(|item| go_text(item))
-                .collect::<Vec<_>>()
-                .join(" "),
-            order.iter().map(go_text).collect::<Vec<_>>().join(" "),
-        ))),
     }
+    let printed = |list: &[Value]| list.iter().map(go_text).collect::<Vec<_>>().join(" ");
+    Err(StatusError::unclassified(format!(
+        "The order in patch list:\n[{}]\n doesn't match $setElementOrder list:\n[{}]\n",
+        printed(items),
+        printed(order),
+    )))
 }
 
 fn same(item: &Value, wanted: &Value, key: Option<&str>) -> bool {
@@ -232,22 +257,23 @@ fn same(item: &Value, wanted: &Value, key: Option<&str>) -> bool {
     }
 }
 
-/// Puts the items that `order` names in its order. Each other item comes before the first named one that it preceded in
-/// `before`, the list as it was; where that says nothing, behind.
+/// Puts a merged list in order: what `order` names as it says, and before each of those the items that only the
+/// object has and that stood before it. Such an item goes behind all that the object did not have.
 ///
-/// For example `[a, b]` with `c` and `a` named becomes `[c, a, b]`, and with `c` alone `[c, a, b]` too.
-fn reorder(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) {
-    let place = |list: &[Value], item: &Value| list.iter().position(|other| same(other, item, key));
+/// `before: [a b c]`, `order: [new c]` and the merged list in any order give `[new a b c]`.
+fn arrange(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) {
+    let place = |list: &[Value], item: &Value| list.iter().position(|other| same(item, other, key));
     let (mut named, mut others): (Vec<Value>, Vec<Value>) = std::mem::take(items)
         .into_iter()
         .partition(|item| place(order, item).is_some());
     named.sort_by_key(|item| place(order, item));
-    others.sort_by_key(|item| place(before, item).unwrap_or(usize::MAX));
+    others.sort_by_key(|item| place(before, item));
     let mut others = others.into_iter().peekable();
     for item in named {
-        while let Some(other) = others.next_if(|other| {
-            matches!((place(before, other), place(before, &item)), (Some(other), Some(item)) if other < item)
-        }) {
+        let stood = place(before, &item);
+        while let Some(other) =
+            others.next_if(|other| stood.is_some() && place(before, other) < stood)
+        {
             items.push(other);
         }
         items.push(item);
@@ -255,17 +281,20 @@ fn reorder(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Optio
     items.extend(others);
 }
 
-/// A value without the directives of a patch.
-fn without_directives(value: &Value) -> Value {
+/// A value without the directives of a patch, and without the nulls that remove; nothing when a directive deletes it.
+fn without_directives(value: &Value) -> Option<Value> {
     match value {
-        Value::Object(fields) => fields
-            .iter()
-            .filter(|(name, value)| !name.starts_with('$') && !value.is_null())
-            .map(|(name, value)| (name.clone(), without_directives(value)))
-            .collect::<Map<_, _>>()
-            .into(),
-        Value::Array(items) => items.iter().map(without_directives).collect(),
-        other => other.clone(),
+        Value::Object(_) if directive_of(value) == Some("delete") => None,
+        Value::Object(fields) => Some(
+            fields
+                .iter()
+                .filter(|(name, value)| !is_directive(name) && !value.is_null())
+                .filter_map(|(name, value)| Some((name.clone(), without_directives(value)?)))
+                .collect::<Map<_, _>>()
+                .into(),
+        ),
+        Value::Array(items) => Some(items.iter().filter_map(without_directives).collect()),
+        other => Some(other.clone()),
     }
 }
 
@@ -284,6 +313,7 @@ fn go_text(value: &Value) -> String {
             items.iter().map(go_text).collect::<Vec<_>>().join(" ")
         ),
         Value::String(text) => text.clone(),
+        Value::Null => "<nil>".to_owned(),
         other => other.to_string(),
     }
 }

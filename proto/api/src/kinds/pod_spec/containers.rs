@@ -1,0 +1,246 @@
+//! The containers of a pod: those that initialise and those that stay.
+
+use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec};
+
+use super::handlers::{ProbeUse, validate_lifecycle, validate_probe};
+use super::volumes::{Volumes, validate_mounts};
+use super::{environment, resources, security};
+use crate::field::{ErrorList, Path};
+use crate::names;
+
+const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
+const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+const MESSAGE_POLICIES: [&str; 2] = ["FallbackToLogsOnError", "File"];
+
+/// What the checks of one container need to know of its pod.
+pub(super) struct Surroundings<'a> {
+    pub(super) volumes: Volumes<'a>,
+    pub(super) grace_period: i64,
+    pub(super) host_users: bool,
+}
+
+fn check_ports(ports: &[ContainerPort], path: &Path, errors: &mut ErrorList) {
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, port) in ports.iter().enumerate() {
+        let path = path.index(index);
+        if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
+            let path = path.child("name");
+            let details = names::port_name(name);
+            for detail in &details {
+                errors.invalid(&path, name, detail);
+            }
+            if details.is_empty() && seen.contains(&name) {
+                errors.duplicate(&path, name);
+            } else if details.is_empty() {
+                seen.push(name);
+            }
+        }
+        let number_path = path.child("containerPort");
+        if port.container_port == 0 {
+            errors.required(&number_path, "");
+        } else if let Some(detail) = names::is_port_number(i64::from(port.container_port)) {
+            errors.invalid(&number_path, port.container_port, &detail);
+        }
+        if let Some(number) = port.host_port.filter(|number| *number != 0)
+            && let Some(detail) = names::is_port_number(i64::from(number))
+        {
+            errors.invalid(&path.child("hostPort"), number, &detail);
+        }
+        match port.protocol.as_deref().unwrap_or_default() {
+            "" => errors.required(&path.child("protocol"), ""),
+            protocol if PROTOCOLS.contains(&protocol) => {}
+            protocol => errors.not_supported(&path.child("protocol"), protocol, &PROTOCOLS),
+        }
+    }
+}
+
+/// Checks that no two ports want the same one of the host; `containers` are positions and containers that run together.
+fn check_host_ports<'a>(
+    containers: impl Iterator<Item = (usize, &'a Container)>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let mut seen: Vec<String> = Vec::new();
+    for (container_index, container) in containers {
+        for (index, port) in container.ports.iter().flatten().enumerate() {
+            let Some(number) = port.host_port.filter(|number| *number != 0) else {
+                continue;
+            };
+            let protocol = port.protocol.as_deref().unwrap_or_default();
+            let address = port.host_ip.as_deref().unwrap_or_default();
+            let claim = format!("{protocol}/{address}/{number}");
+            if seen.contains(&claim) {
+                let path = path.index(container_index).child("ports").index(index);
+                errors.duplicate(&path.child("hostPort"), claim);
+            } else {
+                seen.push(claim);
+            }
+        }
+    }
+}
+
+fn check_choice(value: Option<&str>, choices: &[&str], path: &Path, errors: &mut ErrorList) {
+    match value.unwrap_or_default() {
+        "" => errors.required(path, ""),
+        value if choices.contains(&value) => {}
+        value => errors.not_supported(path, value, choices),
+    }
+}
+
+fn check_common(
+    container: &Container,
+    surroundings: &Surroundings<'_>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let name_path = path.child("name");
+    if container.name.is_empty() {
+        errors.required(&name_path, "");
+    } else if let Some(detail) = names::is_dns1123_label(&container.name) {
+        errors.invalid(&name_path, &container.name, &detail);
+    }
+    if container.image.as_deref().unwrap_or_default().is_empty() {
+        errors.required(&path.child("image"), "");
+    }
+    check_choice(
+        container.termination_message_policy.as_deref(),
+        &MESSAGE_POLICIES,
+        &path.child("terminationMessagePolicy"),
+        errors,
+    );
+    let ports = container.ports.as_deref().unwrap_or_default();
+    check_ports(ports, &path.child("ports"), errors);
+    let variables = container.env.as_deref().unwrap_or_default();
+    environment::validate_variables(variables, &path.child("env"), errors);
+    let sources = container.env_from.as_deref().unwrap_or_default();
+    environment::validate_sources(sources, &path.child("envFrom"), errors);
+    validate_mounts(container, &surroundings.volumes, path, errors);
+    check_choice(
+        container.image_pull_policy.as_deref(),
+        &PULL_POLICIES,
+        &path.child("imagePullPolicy"),
+        errors,
+    );
+    let resources = container.resources.as_ref();
+    resources::validate(resources, &path.child("resources"), errors);
+    security::validate_container(
+        container.security_context.as_ref(),
+        surroundings.host_users,
+        &path.child("securityContext"),
+        errors,
+    );
+}
+
+fn check_probes_and_hooks(
+    container: &Container,
+    grace_period: i64,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let lifecycle = container.lifecycle.as_ref();
+    validate_lifecycle(lifecycle, grace_period, &path.child("lifecycle"), errors);
+    for (probe, usage, name) in [
+        (
+            &container.liveness_probe,
+            ProbeUse::Liveness,
+            "livenessProbe",
+        ),
+        (
+            &container.readiness_probe,
+            ProbeUse::Readiness,
+            "readinessProbe",
+        ),
+        (&container.startup_probe, ProbeUse::Startup, "startupProbe"),
+    ] {
+        let path = path.child(name);
+        validate_probe(probe.as_ref(), usage, grace_period, &path, errors);
+    }
+}
+
+fn check_restart_policy(container: &Container, path: &Path, errors: &mut ErrorList) {
+    const POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
+    if let Some(policy) = container.restart_policy.as_deref()
+        && !POLICIES.contains(&policy)
+    {
+        errors.not_supported(&path.child("restartPolicy"), policy, &POLICIES);
+    }
+}
+
+/// Checks the containers that stay.
+pub(super) fn validate(
+    spec: &PodSpec,
+    surroundings: &Surroundings<'_>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let path = path.child("containers");
+    if spec.containers.is_empty() {
+        return errors.required(&path, "");
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for (index, container) in spec.containers.iter().enumerate() {
+        let path = path.index(index);
+        check_common(container, surroundings, &path, errors);
+        if seen.contains(&container.name.as_str()) {
+            errors.duplicate(&path.child("name"), &container.name);
+        } else {
+            seen.push(&container.name);
+        }
+        check_probes_and_hooks(container, surroundings.grace_period, &path, errors);
+        check_restart_policy(container, &path, errors);
+    }
+    check_host_ports(spec.containers.iter().enumerate(), &path, errors);
+}
+
+/// Checks the containers that initialise, or start first and stay.
+pub(super) fn validate_init(
+    spec: &PodSpec,
+    surroundings: &Surroundings<'_>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let path = path.child("initContainers");
+    let mut seen: Vec<&str> = spec
+        .containers
+        .iter()
+        .map(|container| container.name.as_str())
+        .collect();
+    for (index, container) in spec.init_containers.iter().flatten().enumerate() {
+        let list_path = &path;
+        let path = path.index(index);
+        check_common(container, surroundings, &path, errors);
+        if seen.contains(&container.name.as_str()) {
+            errors.duplicate(&path.child("name"), &container.name);
+        } else if !container.name.is_empty() {
+            seen.push(&container.name);
+        }
+        check_host_ports(std::iter::once((index, container)), list_path, errors);
+        if container.restart_policy.as_deref() == Some("Always") {
+            check_probes_and_hooks(container, surroundings.grace_period, &path, errors);
+        } else {
+            for (present, name) in [
+                (container.lifecycle.is_some(), "lifecycle"),
+                (container.liveness_probe.is_some(), "livenessProbe"),
+                (container.readiness_probe.is_some(), "readinessProbe"),
+                (container.startup_probe.is_some(), "startupProbe"),
+            ] {
+                if present {
+                    let detail = "may not be set for init containers without restartPolicy=Always";
+                    errors.forbidden(&path.child(name), detail);
+                }
+            }
+        }
+        check_restart_policy(container, &path, errors);
+    }
+}
+
+/// Checks what only pods forbid: templates have always been allowed images with spaces around.
+pub(super) fn validate_images(containers: &[Container], path: &Path, errors: &mut ErrorList) {
+    for (index, container) in containers.iter().enumerate() {
+        let image = container.image.as_deref().unwrap_or_default();
+        if image.trim() != image {
+            let detail = "must not have leading or trailing whitespace";
+            errors.invalid(&path.index(index).child("image"), image, detail);
+        }
+    }
+}

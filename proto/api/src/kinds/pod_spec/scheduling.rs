@@ -1,0 +1,363 @@
+//! Where a pod may run: affinity, tolerations, spreading, gates.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm,
+    PodReadinessGate, PodSchedulingGate, PodSpec, Toleration, TopologySpreadConstraint,
+    WeightedPodAffinityTerm,
+};
+
+use crate::field::{ErrorList, Path};
+use crate::names;
+use crate::selector;
+
+const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+const NO_EMPTY: &str = "can not be empty";
+
+fn check_label_key(key: &str, path: &Path, errors: &mut ErrorList) {
+    for detail in names::label_key(key) {
+        errors.invalid(path, key, &detail);
+    }
+}
+
+fn check_requirement(requirement: &NodeSelectorRequirement, path: &Path, errors: &mut ErrorList) {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let values_path = path.child("values");
+    match requirement.operator.as_str() {
+        "In" | "NotIn" if values.is_empty() => errors.required(
+            &values_path,
+            "must be specified when `operator` is 'In' or 'NotIn'",
+        ),
+        "Exists" | "DoesNotExist" if !values.is_empty() => errors.forbidden(
+            &values_path,
+            "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+        ),
+        "Gt" | "Lt" if values.len() != 1 => errors.required(
+            &values_path,
+            "must be specified single value when `operator` is 'Lt' or 'Gt'",
+        ),
+        "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+        operator => errors.invalid(
+            &path.child("operator"),
+            operator,
+            "not a valid selector operator",
+        ),
+    }
+    check_label_key(&requirement.key, &path.child("key"), errors);
+    for (index, value) in values.iter().enumerate() {
+        for detail in names::label_value(value) {
+            errors.invalid(&values_path.index(index), value, &detail);
+        }
+    }
+}
+
+fn check_field_requirement(
+    requirement: &NodeSelectorRequirement,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let values_path = path.child("values");
+    match requirement.operator.as_str() {
+        "In" | "NotIn" => {
+            if values.len() != 1 {
+                let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                errors.required(&values_path, detail);
+            }
+        }
+        operator => errors.invalid(
+            &path.child("operator"),
+            operator,
+            "not a valid selector operator",
+        ),
+    }
+    if requirement.key == "metadata.name" {
+        for (index, value) in values.iter().enumerate() {
+            if let Some(detail) = names::is_dns1123_subdomain(value) {
+                errors.invalid(&values_path.index(index), value, &detail);
+            }
+        }
+    } else {
+        errors.invalid(
+            &path.child("key"),
+            &requirement.key,
+            "not a valid field selector key",
+        );
+    }
+}
+
+fn check_term(term: &NodeSelectorTerm, path: &Path, errors: &mut ErrorList) {
+    for (index, requirement) in term.match_expressions.iter().flatten().enumerate() {
+        let path = path.child("matchExpressions").index(index);
+        check_requirement(requirement, &path, errors);
+    }
+    for (index, requirement) in term.match_fields.iter().flatten().enumerate() {
+        let path = path.child("matchFields").index(index);
+        check_field_requirement(requirement, &path, errors);
+    }
+}
+
+fn check_node_selector(selector: &NodeSelector, path: &Path, errors: &mut ErrorList) {
+    let path = path.child("nodeSelectorTerms");
+    if selector.node_selector_terms.is_empty() {
+        errors.required(&path, "must have at least one node selector term");
+    }
+    for (index, term) in selector.node_selector_terms.iter().enumerate() {
+        check_term(term, &path.index(index), errors);
+    }
+}
+
+fn check_weight(weight: i32, path: &Path, errors: &mut ErrorList) {
+    if !(1..=100).contains(&weight) {
+        errors.invalid(&path.child("weight"), weight, "must be in the range 1-100");
+    }
+}
+
+fn check_pod_term(term: &PodAffinityTerm, path: &Path, errors: &mut ErrorList) {
+    for (selector, name) in [
+        (&term.label_selector, "labelSelector"),
+        (&term.namespace_selector, "namespaceSelector"),
+    ] {
+        if let Some(selector) = selector {
+            selector::validate(selector, &path.child(name), errors);
+        }
+    }
+    for name in term.namespaces.iter().flatten() {
+        if let Some(detail) = names::is_dns1123_label(name) {
+            errors.invalid(&path.child("namespace"), name, &detail);
+        }
+    }
+    let path = path.child("topologyKey");
+    if term.topology_key.is_empty() {
+        errors.required(&path, NO_EMPTY);
+    }
+    check_label_key(&term.topology_key, &path, errors);
+}
+
+fn check_pod_terms(
+    required: Option<&Vec<PodAffinityTerm>>,
+    preferred: Option<&Vec<WeightedPodAffinityTerm>>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    for (index, term) in required.into_iter().flatten().enumerate() {
+        check_pod_term(term, &path.child(REQUIRED).index(index), errors);
+    }
+    for (index, term) in preferred.into_iter().flatten().enumerate() {
+        let path = path.child(PREFERRED).index(index);
+        check_weight(term.weight, &path, errors);
+        check_pod_term(
+            &term.pod_affinity_term,
+            &path.child("podAffinityTerm"),
+            errors,
+        );
+    }
+}
+
+/// Checks what the pod wants to be near to, or far from.
+pub(super) fn validate_affinity(affinity: Option<&Affinity>, path: &Path, errors: &mut ErrorList) {
+    let Some(affinity) = affinity else {
+        return;
+    };
+    if let Some(nodes) = &affinity.node_affinity {
+        let path = path.child("nodeAffinity");
+        if let Some(selector) = &nodes.required_during_scheduling_ignored_during_execution {
+            check_node_selector(selector, &path.child(REQUIRED), errors);
+        }
+        let preferred = &nodes.preferred_during_scheduling_ignored_during_execution;
+        for (index, term) in preferred.iter().flatten().enumerate() {
+            let path = path.child(PREFERRED).index(index);
+            check_weight(term.weight, &path, errors);
+            check_term(&term.preference, &path.child("preference"), errors);
+        }
+    }
+    if let Some(pods) = &affinity.pod_affinity {
+        check_pod_terms(
+            pods.required_during_scheduling_ignored_during_execution
+                .as_ref(),
+            pods.preferred_during_scheduling_ignored_during_execution
+                .as_ref(),
+            &path.child("podAffinity"),
+            errors,
+        );
+    }
+    if let Some(pods) = &affinity.pod_anti_affinity {
+        check_pod_terms(
+            pods.required_during_scheduling_ignored_during_execution
+                .as_ref(),
+            pods.preferred_during_scheduling_ignored_during_execution
+                .as_ref(),
+            &path.child("podAntiAffinity"),
+            errors,
+        );
+    }
+}
+
+/// Checks which taints the pod bears.
+pub(super) fn validate_tolerations(
+    tolerations: &[Toleration],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    for (index, toleration) in tolerations.iter().enumerate() {
+        let path = path.index(index);
+        let key = toleration.key.as_deref().unwrap_or_default();
+        let operator = toleration.operator.as_deref().unwrap_or_default();
+        let value = toleration.value.as_deref().unwrap_or_default();
+        let effect = toleration.effect.as_deref().unwrap_or_default();
+        let operator_path = path.child("operator");
+        if !key.is_empty() {
+            check_label_key(key, &path.child("key"), errors);
+        } else if operator != "Exists" {
+            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.invalid(&operator_path, operator, detail);
+        }
+        if toleration.toleration_seconds.is_some() && effect != "NoExecute" {
+            let detail = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            errors.invalid(&path.child("effect"), effect, detail);
+        }
+        match operator {
+            "" | "Equal" => {
+                let details = names::label_value(value);
+                if !details.is_empty() {
+                    errors.invalid(&operator_path, value, &details.join(";"));
+                }
+            }
+            "Exists" => {
+                if !value.is_empty() {
+                    let detail = "value must be empty when `operator` is 'Exists'";
+                    errors.invalid(&operator_path, value, detail);
+                }
+            }
+            operator => errors.not_supported(&operator_path, operator, &["Equal", "Exists"]),
+        }
+        if !effect.is_empty() && !EFFECTS.contains(&effect) {
+            errors.not_supported(&path.child("effect"), effect, &EFFECTS);
+        }
+    }
+}
+
+/// Checks that an update only adds tolerations, or changes how long they last.
+pub(in crate::kinds) fn check_tolerations_added(
+    new: &[Toleration],
+    old: &[Toleration],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let lasting = |toleration: &Toleration| Toleration {
+        toleration_seconds: None,
+        ..toleration.clone()
+    };
+    let kept = |toleration: &Toleration| new.iter().any(|one| lasting(one) == lasting(toleration));
+    if !old.iter().all(kept) {
+        errors.forbidden(
+            path,
+            "existing toleration can not be modified except its tolerationSeconds",
+        );
+    }
+}
+
+/// Checks that an update of a gated pod only narrows its node selector.
+pub(in crate::kinds) fn check_node_selector_additions(
+    new: &PodSpec,
+    old: &PodSpec,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let (Some(old), new) = (
+        &old.node_selector,
+        new.node_selector.clone().unwrap_or_default(),
+    ) else {
+        return;
+    };
+    if !old.iter().all(|(key, value)| new.get(key) == Some(value)) {
+        let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        errors.invalid(&path.child("nodeSelector"), new, detail);
+    }
+}
+
+/// Checks how evenly pods are to be spread.
+pub(super) fn validate_spreading(
+    constraints: &[TopologySpreadConstraint],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    const WHEN: [&str; 2] = ["DoNotSchedule", "ScheduleAnyway"];
+    for (index, constraint) in constraints.iter().enumerate() {
+        let path = path.index(index);
+        let when = constraint.when_unsatisfiable.as_str();
+        if constraint.max_skew <= 0 {
+            let detail = "must be greater than zero";
+            errors.invalid(&path.child("maxSkew"), constraint.max_skew, detail);
+        }
+        if constraint.topology_key.is_empty() {
+            errors.required(&path.child("topologyKey"), NO_EMPTY);
+        }
+        if !WHEN.contains(&when) {
+            errors.not_supported(&path.child("whenUnsatisfiable"), when, &WHEN);
+        }
+        let repeats = |other: &&TopologySpreadConstraint| {
+            other.topology_key == constraint.topology_key && other.when_unsatisfiable == when
+        };
+        if constraints[index + 1..].iter().find(repeats).is_some() {
+            let value = format!("{{{}, {when}}}", constraint.topology_key);
+            errors.duplicate(&path.child("{topologyKey, whenUnsatisfiable}"), value);
+        }
+        if let Some(domains) = constraint.min_domains {
+            let path = path.child("minDomains");
+            if domains <= 0 {
+                errors.invalid(&path, domains, "must be greater than zero");
+            }
+            if when != "DoNotSchedule" {
+                let detail = format!(
+                    "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}"
+                );
+                errors.invalid(&path, domains, &detail);
+            }
+        }
+        for (policy, name) in [
+            (&constraint.node_affinity_policy, "nodeAffinityPolicy"),
+            (&constraint.node_taints_policy, "nodeTaintsPolicy"),
+        ] {
+            const POLICIES: [&str; 2] = ["Honor", "Ignore"];
+            if let Some(policy) = policy
+                && !POLICIES.contains(&policy.as_str())
+            {
+                errors.not_supported(&path.child(name), policy, &POLICIES);
+            }
+        }
+        if let Some(selector) = &constraint.label_selector {
+            selector::validate(selector, &path.child("labelSelector"), errors);
+        }
+    }
+}
+
+/// Checks what must be true before the pod counts as ready.
+pub(super) fn validate_readiness_gates(
+    gates: &[PodReadinessGate],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    for (index, gate) in gates.iter().enumerate() {
+        for detail in names::qualified_name(&gate.condition_type) {
+            let path = path.index(index).child("conditionType");
+            errors.invalid(&path, &gate.condition_type, &detail);
+        }
+    }
+}
+
+/// Checks what holds the pod back from scheduling.
+pub(super) fn validate_gates(gates: &[PodSchedulingGate], path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for (index, gate) in gates.iter().enumerate() {
+        for detail in names::qualified_name(&gate.name) {
+            errors.invalid(&path.index(index), &gate.name, &detail);
+        }
+        if !seen.insert(&gate.name) {
+            errors.duplicate(&path.index(index), &gate.name);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What is allowed in a pod and yet likely a mistake, or about to go.
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+
+use crate::field::Path;
+
+fn check_container(container: &Container, path: &Path, warnings: &mut Vec<String>) {
+    let ports = container.ports.as_deref().unwrap_or_default();
+    for (index, port) in ports.iter().enumerate() {
+        let claim = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+            (
+                port.container_port,
+                port.protocol.clone(),
+                port.host_port.unwrap_or(0),
+                port.host_ip.clone().unwrap_or_default(),
+            )
+        };
+        let earlier = ports[..index]
+            .iter()
+            .position(|earlier| claim(earlier) == claim(port));
+        if let Some(earlier) = earlier {
+            let path = path.child("ports");
+            warnings.push(format!(
+                "{}: duplicate port definition with {}",
+                path.index(index),
+                path.index(earlier)
+            ));
+        }
+    }
+    let variables = container.env.as_deref().unwrap_or_default();
+    for (index, variable) in variables.iter().enumerate() {
+        let value = variable.value.as_deref().unwrap_or_default();
+        // Appending to an earlier value of the same name is no mistake.
+        let appends = value.contains(&format!("$({})", variable.name));
+        if !appends
+            && variables[..index]
+                .iter()
+                .any(|earlier| earlier.name == variable.name)
+        {
+            warnings.push(format!(
+                "{}: hides previous definition of \"{}\", which may be dropped when using apply",
+                path.child("env").index(index),
+                variable.name
+            ));
+        }
+    }
+}
+
+/// Warnings about a spec, of a pod or of a template.
+pub fn warnings(spec: &PodSpec, path: &Path) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for label in spec.node_selector.iter().flatten().map(|(label, _)| label) {
+        let replacement = match label.as_str() {
+            "beta.kubernetes.io/arch" => "kubernetes.io/arch",
+            "beta.kubernetes.io/os" => "kubernetes.io/os",
+            "failure-domain.beta.kubernetes.io/region" => "topology.kubernetes.io/region",
+            "failure-domain.beta.kubernetes.io/zone" => "topology.kubernetes.io/zone",
+            "beta.kubernetes.io/instance-type" => "node.kubernetes.io/instance-type",
+            _ => continue,
+        };
+        let key = path.child("nodeSelector").key(label);
+        warnings.push(format!(
+            "{key}: deprecated since v1.14; use \"{replacement}\" instead"
+        ));
+    }
+    let init = spec.init_containers.iter().flatten();
+    for (index, container) in init.enumerate() {
+        let path = path.child("initContainers").index(index);
+        check_container(container, &path, &mut warnings);
+    }
+    for (index, container) in spec.containers.iter().enumerate() {
+        let path = path.child("containers").index(index);
+        check_container(container, &path, &mut warnings);
+    }
+    warnings
+}

@@ -42,6 +42,10 @@ pub(crate) async fn run(server: &ApiServer, address: IpAddr, port: u16) -> Resul
         },
     });
     create(server, "/api/v1/namespaces/default/services", &service).await?;
+    if address.is_loopback() {
+        // A machine without a route to others: pods could not reach the API there.
+        return Ok(());
+    }
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

@@ -409,7 +409,10 @@ impl ApiServer {
             },
             (Some(subresource), _) => self.subresource(&context, method, subresource).await,
         };
-        answer.map(Answer::into_response)
+        let deprecation = resource.kind.deprecation().map(str::to_owned);
+        Ok(Answer::of(answer)
+            .with_warnings(deprecation.into_iter().collect())
+            .into_response())
     }
 
     async fn subresource(

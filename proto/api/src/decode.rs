@@ -56,19 +56,20 @@ pub fn decode(
             walker
                 .deserialize(&mut deserializer)
                 .and_then(|value| deserializer.end().map(|()| value))
-                .map_err(|error| unrecognised(kind, "json parse error", &go_syntax(&error), body))?
+                .map_err(|error| unrecognised(kind, &versionless(&go_syntax(&error)), body))?
         }
         "application/yaml" => walker
             .deserialize(serde_norway::Deserializer::from_slice(body))
-            .map_err(|error| unrecognised(kind, "yaml", &error.to_string(), body))?,
+            .map_err(|error| unrecognised(kind, &go_yaml(&error), body))?,
         _ => return Err(StatusError::unsupported_media_type(ACCEPTED)),
     };
     if !value.is_object() {
-        let got = walker::go_kind(&value);
+        // What has the wrong type was dropped while walking.
+        let got = walker::go_kind(&serde_norway::from_slice(body).unwrap_or(value));
         let text = format!(
             "json: cannot unmarshal {got} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
         );
-        return Err(unrecognised(kind, "json parse error", &text, body));
+        return Err(unrecognised(kind, &versionless(&text), body));
     }
     finish(value, findings, kind, validation)
 }
@@ -156,7 +157,12 @@ fn finish(
     })
 }
 
-fn unrecognised(kind: &dyn ResourceKind, format: &str, why: &str, body: &[u8]) -> StatusError {
+/// What is no JSON was read no further than to where its kind should be.
+fn versionless(why: &str) -> String {
+    format!("couldn't get version/kind; json parse error: {why}")
+}
+
+fn unrecognised(kind: &dyn ResourceKind, why: &str, body: &[u8]) -> StatusError {
     // Kubernetes shows how the body starts: as text when that looks like JSON, else in hexadecimal.
     let start = &body[..body.len().min(30)];
     let shown = match start.first() {
@@ -164,7 +170,7 @@ fn unrecognised(kind: &dyn ResourceKind, format: &str, why: &str, body: &[u8]) -
         _ => start.iter().map(|byte| format!("{byte:02x}")).collect(),
     };
     StatusError::bad_request(format!(
-        "the object provided is unrecognized (must be of type {}): couldn't get version/kind; {format}: {why} ({shown})",
+        "the object provided is unrecognized (must be of type {}): {why} ({shown})",
         kind.info().kind
     ))
 }
@@ -174,6 +180,16 @@ fn go_syntax(error: &serde_json::Error) -> String {
     match error.classify() {
         serde_json::error::Category::Eof => "unexpected end of JSON input".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+/// A YAML error with its place where Go's library puts it: in front, and not for the first line.
+fn go_yaml(error: &serde_norway::Error) -> String {
+    let text = error.to_string();
+    let why = text.split(" at line ").next().unwrap_or_default();
+    match error.location().map_or(1, |location| location.line()) {
+        0 | 1 => format!("yaml: {why}"),
+        line => format!("yaml: line {line}: {why}"),
     }
 }
 

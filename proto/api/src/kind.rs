@@ -116,6 +116,9 @@ pub trait Kind: Send + Sync + 'static {
     /// Names of the selectable fields beside `metadata.name` and `metadata.namespace`.
     const FIELD_LABELS: &'static [&'static str] = &[];
 
+    /// What every answer about the resource warns of, when it is on its way out.
+    const DEPRECATION: Option<&'static str> = None;
+
     /// The Table's columns; `Name` and `Age` when not overridden.
     fn columns() -> Vec<Column>;
 
@@ -158,6 +161,9 @@ pub trait ResourceKind: Send + Sync + 'static {
 
     /// The name of the type's schema in OpenAPI, and that schema with all it refers to.
     fn openapi(&self) -> (String, serde_json::Map<String, Value>);
+
+    /// What every answer about the resource warns of, when it is on its way out.
+    fn deprecation(&self) -> Option<&'static str>;
 
     /// Whether the kind has selectable fields of its own.
     fn has_field_labels(&self) -> bool;

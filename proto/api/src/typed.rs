@@ -179,6 +179,10 @@ impl<K: Kind> ResourceKind for Typed<K> {
         (name, generator.take_definitions(true))
     }
 
+    fn deprecation(&self) -> Option<&'static str> {
+        K::DEPRECATION
+    }
+
     fn has_field_labels(&self) -> bool {
         !K::FIELD_LABELS.is_empty()
     }

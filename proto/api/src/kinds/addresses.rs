@@ -35,7 +35,7 @@ pub(super) fn check_ordinary(address: &str, path: &Path, errors: &mut ErrorList)
 }
 
 /// Refuses the unspecified address and link-local ones; what is no address at all was refused before.
-pub(super) fn check_not_link_local(address: &str, path: &Path, errors: &mut ErrorList) {
+fn check_not_link_local(address: &str, path: &Path, errors: &mut ErrorList) {
     let Ok(parsed) = address.parse::<IpAddr>() else {
         return;
     };

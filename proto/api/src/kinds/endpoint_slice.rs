@@ -96,9 +96,7 @@ fn validate_address(
             if actual != family {
                 errors.invalid(list, address, &format!("must be an {family} address"));
             }
-            // Loopback is let through, unlike in Kubernetes: a server on a machine without a route to others publishes
-            // itself there.
-            addresses::check_not_link_local(address, &path, errors);
+            addresses::check_ordinary(address, &path, errors);
         }
         "FQDN" => {
             let name = address.strip_suffix('.').unwrap_or(address);
@@ -263,21 +261,12 @@ mod tests {
             "ports[0].protocol",
             "ports[2].name",
             "endpoints[0].addresses",
+            "endpoints[0].addresses[0]",
             "endpoints[0].addresses[1]",
             "endpoints[0].addresses[2]",
             "endpoints[1].addresses",
         ];
         assert_eq!(paths, expected);
-    }
-
-    #[test]
-    fn a_server_without_a_route_may_publish_itself_on_loopback() {
-        let object = parse(json!({
-            "addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [{"port": 6443}]
-        }));
-        let mut errors = ErrorList::default();
-        EndpointSliceKind::validate(&object, &mut errors);
-        assert_eq!(errors, ErrorList::default());
     }
 
     #[test]

@@ -135,6 +135,8 @@ impl Kind for EndpointsKind {
         }
     }
 
+    const DEPRECATION: Option<&'static str> = Some(DEPRECATED);
+
     fn prepare_create(_object: &mut Endpoints) {}
 
     fn validate(object: &Endpoints, errors: &mut ErrorList) {
@@ -144,10 +146,6 @@ impl Kind for EndpointsKind {
     }
 
     fn prepare_update(_new: &mut Endpoints, _old: &Endpoints) {}
-
-    fn warnings(_new: &Endpoints, _old: Option<&Endpoints>) -> Vec<String> {
-        vec![DEPRECATED.to_owned()]
-    }
 
     fn columns() -> Vec<Column> {
         vec![

@@ -1,5 +1,6 @@
 //! Pod: containers that run together on one node.
 
+mod annotations;
 mod row;
 mod update;
 
@@ -50,6 +51,7 @@ impl Kind for PodKind {
     }
 
     fn prepare_create(object: &mut Pod) {
+        annotations::adopt_app_armor(object);
         let qos = object
             .spec
             .as_ref()
@@ -115,20 +117,7 @@ impl Kind for PodKind {
     }
 
     fn warnings(new: &Pod, _old: Option<&Pod>) -> Vec<String> {
-        let mut warnings = Vec::new();
-        for key in new
-            .metadata
-            .annotations
-            .iter()
-            .flatten()
-            .map(|(key, _)| key)
-        {
-            if key.starts_with("container.apparmor.security.beta.kubernetes.io/") {
-                warnings.push(format!(
-                    "metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
-                ));
-            }
-        }
+        let mut warnings = annotations::warnings(new);
         if let Some(spec) = &new.spec {
             warnings.extend(pod_spec::warnings(spec, &Path::new("spec")));
         }

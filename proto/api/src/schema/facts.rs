@@ -68,6 +68,7 @@ apps.v1.DeploymentSpec replicas revisionHistoryLimit progressDeadlineSeconds
 apps.v1.DeploymentStatus collisionCount terminatingReplicas
 apps.v1.ReplicaSetSpec replicas
 apps.v1.ReplicaSetStatus terminatingReplicas
+coordination.v1.LeaseSpec holderIdentity leaseDurationSeconds leaseTransitions strategy preferredHolder
 core.v1.AppArmorProfile localhostProfile
 core.v1.AzureDiskVolumeSource cachingMode fsType readOnly kind
 core.v1.CSIVolumeSource readOnly fsType

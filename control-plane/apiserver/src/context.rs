@@ -4,9 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use gantry_api::decode::FieldValidation;
+use gantry_api::protobuf;
+use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Key, ProposeError, Revision, Store, Transaction};
 use http::{HeaderMap, HeaderValue, header};
+use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::core::v1::Binding;
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::Value;
 
 use crate::admission::Admission;
@@ -14,6 +20,9 @@ use crate::clock::Clock;
 use crate::identity::Identity;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
+
+const JSON: &str = "application/json";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// What the verbs work with; one per server.
 pub(crate) struct Api {
@@ -31,7 +40,10 @@ pub(crate) struct Context<'a> {
     pub(crate) query: &'a Query,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) identity: &'a Identity,
+    /// JSON or YAML.
     pub(crate) body: Bytes,
+    /// Whether the body came as protobuf and is JSON now.
+    pub(crate) transcoded: bool,
 }
 
 /// Attempts of a compare-and-swap loop before the client is told to try again.
@@ -87,10 +99,33 @@ impl Context<'_> {
 
     /// The body's media type; JSON when the client says nothing.
     pub(crate) fn content_type(&self) -> &str {
+        if self.transcoded {
+            return JSON;
+        }
         self.headers
             .get(header::CONTENT_TYPE)
             .and_then(|value| value.to_str().ok())
-            .unwrap_or("application/json")
+            .unwrap_or(JSON)
+    }
+
+    /// Rewrites a protobuf body as JSON, so that nothing after this knows of it.
+    pub(crate) fn transcode(&mut self) -> Result<(), StatusError> {
+        let media_type = self.content_type().split(';').next().unwrap_or_default();
+        if media_type.trim() != PROTOBUF || self.body.is_empty() {
+            return Ok(());
+        }
+        let object = protobuf::to_json(&self.body, |kind| match kind {
+            kind if kind == self.resource.info().kind => Some(self.resource.kind.schema()),
+            "Binding" => Some(TypeSchema::of::<Binding>()),
+            "DeleteOptions" => Some(TypeSchema::of::<DeleteOptions>()),
+            "Eviction" => Some(TypeSchema::of::<Eviction>()),
+            "Scale" => Some(TypeSchema::of::<Scale>()),
+            _ => None,
+        });
+        let object = object.map_err(|error| StatusError::bad_request(error.to_string()))?;
+        self.body = Bytes::from(object.to_string());
+        self.transcoded = true;
+        Ok(())
     }
 }
 

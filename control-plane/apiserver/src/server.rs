@@ -373,6 +373,7 @@ impl ApiServer {
             headers: &headers,
             identity,
             body: bytes::Bytes::new(),
+            transcoded: false,
         };
         let streaming = matches!(
             path.subresource.as_deref(),
@@ -388,6 +389,7 @@ impl ApiServer {
                 .await
                 .map_err(|_| StatusError::too_large(BODY_LIMIT))?
                 .to_bytes();
+            context.transcode()?;
         }
         let answer = match (&path.subresource, path.name.is_some()) {
             (None, false) => match *method {

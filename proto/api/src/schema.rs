@@ -155,7 +155,7 @@ impl Facts {
 }
 
 /// `core.v1.Pod` for `io.k8s.api.core.v1.Pod`.
-fn short(name: &str) -> &str {
+pub(crate) fn short(name: &str) -> &str {
     name.strip_prefix("io.k8s.api.")
         .or_else(|| name.strip_prefix("io.k8s.apimachinery.pkg.apis."))
         .unwrap_or(name)

@@ -190,6 +190,7 @@ impl Session {
             headers: &self.headers,
             identity: &self.identity,
             body: Bytes::new(),
+            transcoded: false,
         }
     }
 

@@ -29,7 +29,7 @@ use crate::metrics::METRICS;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, route, verb};
 use crate::response::Answer;
-use crate::streams::{NodeStreams, logs, upgrade};
+use crate::streams::{NodeStreams, logs, port_forward, remote_command};
 use crate::verbs;
 use crate::{discovery, openapi};
 
@@ -375,13 +375,15 @@ impl ApiServer {
             body: bytes::Bytes::new(),
             transcoded: false,
         };
-        let streaming = matches!(
-            path.subresource.as_deref(),
-            Some("exec" | "attach" | "portforward")
-        );
-        if streaming && resource.info().kind == "Pod" {
-            let subresource = path.subresource.as_deref().unwrap_or_default();
-            return upgrade(&context, self.inner.streams.as_ref(), subresource, request).await;
+        let streams = &self.inner.streams;
+        match path.subresource.as_deref() {
+            Some("portforward") if resource.info().kind == "Pod" => {
+                return port_forward(&context, streams.clone(), request).await;
+            }
+            Some(subresource @ ("exec" | "attach")) if resource.info().kind == "Pod" => {
+                return remote_command(&context, streams.as_ref(), subresource, request).await;
+            }
+            _ => {}
         }
         if !matches!(*method, Method::GET | Method::HEAD) {
             context.body = Limited::new(request.into_body(), BODY_LIMIT)

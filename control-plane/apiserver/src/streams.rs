@@ -1,12 +1,18 @@
-//! Logs, exec, attach and port-forward: from the client's HTTP or WebSocket to whichever node runs the pod.
+//! Logs, exec, attach and port-forward: from the client's HTTP, WebSocket or SPDY to whichever node runs the pod.
 
 mod logs;
+mod port_forward;
+mod remote_command;
+mod spdy;
+mod upgrade;
 mod websocket;
 
 pub(crate) use logs::logs;
-pub(crate) use websocket::upgrade;
+pub(crate) use port_forward::port_forward;
+pub(crate) use remote_command::remote_command;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use gantry_api::status::StatusError;
 use gantry_rpc::node::{OpenStream, StreamFrame};
 use serde_json::Value;
@@ -40,37 +46,71 @@ impl NodeStreams for NoNodes {
     }
 }
 
-/// The pod's node and a request that names pod and container; the container's name is checked, and chosen when the
-/// client names none.
-fn target(context: &Context<'_>) -> Result<(String, OpenStream), StatusError> {
+/// What a client sends in one direction of a connection. A channel of these that closes without [`Input::End`] belongs
+/// to a client that has abandoned it.
+#[derive(Debug, PartialEq, Eq)]
+enum Input {
+    /// Bytes.
+    Data(Bytes),
+    /// The client writes no more, and may still read.
+    End,
+}
+
+/// The client has gone.
+#[derive(Debug, PartialEq, Eq)]
+struct Gone;
+
+/// The pod that a request names.
+struct Pod(Value);
+
+fn pod(context: &Context<'_>) -> Result<Pod, StatusError> {
     let entry = context.current()?;
-    let pod = codec::decode(context.resource.info(), &entry.value)?;
-    let node = pod["spec"]["nodeName"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    let containers = |list: &str| -> Vec<String> {
-        pod["spec"][list]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|container| container["name"].as_str().map(str::to_owned))
-            .collect()
-    };
-    let (main, init) = (containers("containers"), containers("initContainers"));
-    let annotated =
-        pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
-    let container = match context.query.get("container").or(annotated) {
-        Some(name) if main.iter().chain(&init).any(|known| known == name) => name.to_owned(),
-        Some(name) => {
+    codec::decode(context.resource.info(), &entry.value).map(Pod)
+}
+
+impl Pod {
+    /// Its node, and a request for a stream that names the pod.
+    fn place(&self, context: &Context<'_>) -> Result<(String, OpenStream), StatusError> {
+        let node = self.0["spec"]["nodeName"].as_str().unwrap_or_default();
+        if node.is_empty() {
             return Err(StatusError::bad_request(format!(
-                "container {name} is not valid for pod {}",
+                "pod {} does not have a host assigned",
                 context.name()
             )));
         }
-        None => match main.as_slice() {
-            [only] => only.clone(),
-            several => {
+        let request = OpenStream {
+            namespace: context.namespace().unwrap_or_default().to_owned(),
+            pod: context.name().to_owned(),
+            pod_uid: meta(&self.0, "uid").to_owned(),
+            ..OpenStream::default()
+        };
+        Ok((node.to_owned(), request))
+    }
+
+    /// The container that the client names, the annotated one, or the only one.
+    fn container(&self, context: &Context<'_>) -> Result<String, StatusError> {
+        let names = |list: &str| -> Vec<&str> {
+            let containers = self.0["spec"][list].as_array().into_iter().flatten();
+            containers
+                .filter_map(|container| container["name"].as_str())
+                .collect()
+        };
+        let (main, init) = (names("containers"), names("initContainers"));
+        let annotated =
+            self.0["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
+        match (
+            context.query.get("container").or(annotated),
+            main.as_slice(),
+        ) {
+            (Some(name), _) if main.iter().chain(&init).any(|known| *known == name) => {
+                Ok(name.to_owned())
+            }
+            (Some(name), _) => Err(StatusError::bad_request(format!(
+                "container {name} is not valid for pod {}",
+                context.name()
+            ))),
+            (None, [only]) => Ok((*only).to_owned()),
+            (None, several) => {
                 let mut choices = format!("choose one of: [{}]", several.join(" "));
                 if !init.is_empty() {
                     choices.push_str(&format!(
@@ -78,27 +118,27 @@ fn target(context: &Context<'_>) -> Result<(String, OpenStream), StatusError> {
                         init.join(" ")
                     ));
                 }
-                return Err(StatusError::bad_request(format!(
+                Err(StatusError::bad_request(format!(
                     "a container name must be specified for pod {}, {choices}",
                     context.name()
-                )));
+                )))
             }
-        },
-    };
-    if node.is_empty() {
-        return Err(StatusError::bad_request(format!(
-            "pod {} does not have a host assigned",
-            context.name()
-        )));
+        }
     }
-    let request = OpenStream {
-        namespace: context.namespace().unwrap_or_default().to_owned(),
-        pod: context.name().to_owned(),
-        pod_uid: meta(&pod, "uid").to_owned(),
-        container,
-        ..OpenStream::default()
-    };
-    Ok((node, request))
+}
+
+/// The pod's node and a request that names pod and container.
+fn target(context: &Context<'_>) -> Result<(String, OpenStream), StatusError> {
+    let pod = pod(context)?;
+    let container = pod.container(context)?;
+    let (node, request) = pod.place(context)?;
+    Ok((
+        node,
+        OpenStream {
+            container,
+            ..request
+        },
+    ))
 }
 
 /// The error that a status frame carries, unless it says success.
@@ -117,6 +157,7 @@ fn failure(status: &[u8]) -> Option<StatusError> {
         .unwrap_or(500);
     Some(match code {
         400 => StatusError::bad_request(message),
+        404 => StatusError::new(404, "NotFound", message, None),
         _ => StatusError::internal(message),
     })
 }

@@ -4,6 +4,7 @@
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`NftServiceRules`] programs services into nftables, sending only what changed.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
+//! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
@@ -17,6 +18,7 @@
 
 mod bridge;
 mod commands;
+mod dial;
 mod dns;
 pub mod error;
 mod fake;
@@ -36,6 +38,7 @@ mod services;
 pub mod traits;
 
 pub use bridge::BridgeNetwork;
+pub use dial::connect_inside;
 pub use dns::DnsServer;
 pub use error::NetworkError;
 pub use fake::{FakeDns, FakePodNetwork, FakeServiceRules};

@@ -53,18 +53,29 @@ pub(crate) fn create(path: &Path) -> Result<Namespace, NetworkError> {
 
 /// Opens the namespace mounted at `path`.
 pub(crate) fn open(path: &Path) -> Result<Namespace, NetworkError> {
-    let io = |doing: &str, source: io::Error| NetworkError::Io {
-        doing: format!("{doing} {}", path.display()),
+    let file = open_file(path)?;
+    let netlink = inside(path, Netlink::open)?;
+    Ok(Namespace { file, netlink })
+}
+
+fn open_file(path: &Path) -> Result<File, NetworkError> {
+    File::open(path).map_err(|source| NetworkError::Io {
+        doing: format!("opening the network namespace {}", path.display()),
         source,
-    };
+    })
+}
+
+/// Does `work` in the namespace mounted at `path`; sockets it makes stay there for good.
+pub(crate) fn inside<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
     on_own_thread(|| {
-        let file = File::open(path).map_err(|e| io("opening the network namespace", e))?;
-        setns(&file, CloneFlags::CLONE_NEWNET)
-            .map_err(|e| io("entering the network namespace", e.into()))?;
-        Ok(Namespace {
-            file,
-            netlink: Netlink::open()?,
-        })
+        setns(open_file(path)?, CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Io {
+            doing: format!("entering the network namespace {}", path.display()),
+            source: error.into(),
+        })?;
+        work()
     })
 }
 
@@ -91,7 +102,7 @@ fn on_own_thread<T: Send>(
     std::thread::scope(|scope| {
         scope.spawn(work).join().unwrap_or_else(|_| {
             Err(NetworkError::Unsupported(
-                "the thread that sets up a network namespace panicked".to_owned(),
+                "the thread that works in a network namespace panicked".to_owned(),
             ))
         })
     })

@@ -10,11 +10,13 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 
 use gantry_network::{BridgeNetwork, FakePodNetwork, HostPort, NetworkError, PodNetwork, Protocol};
 use lab::{
     DEADLINE, HOST, OUTSIDE, Pod, ask, ask_udp, ask_within, command, ip, on_own_machine, serve,
 };
+use tokio::io::AsyncReadExt as _;
 
 fn host_port(host_ip: Option<Ipv4Addr>, host_port: u16, protocol: Protocol) -> HostPort {
     HostPort {
@@ -416,6 +418,35 @@ fn a_link_of_that_name_that_is_no_bridge_is_named_in_the_error() {
         assert!(
             error.contains("gt-br") && error.contains("ip link del"),
             "{error}"
+        );
+    });
+}
+
+#[test]
+fn a_pods_loopback_is_reached_from_outside() {
+    on_own_machine(async |lab| {
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        let attached = network.attach("web", &[]).await.unwrap();
+        let netns = File::open(&attached.netns).unwrap();
+        lab.inside(&netns, || serve("inside", Ipv4Addr::LOCALHOST, 8080));
+        let read = async |netns: Option<&Path>| {
+            let mut stream = gantry_network::connect_inside(netns, 8080).await.unwrap();
+            let mut answer = String::new();
+            let read = stream.read_to_string(&mut answer);
+            tokio::time::timeout(DEADLINE, read).await.unwrap().unwrap();
+            answer
+        };
+        assert_eq!(
+            read(Some(attached.netns.as_path())).await,
+            "inside 127.0.0.1"
+        );
+        let refused = gantry_network::connect_inside(Some(&attached.netns), 8081).await;
+        let message = refused.unwrap_err().to_string();
+        assert_eq!(message, "connecting to localhost:8081");
+        assert!(
+            gantry_network::connect_inside(Some(Path::new("/nowhere")), 1)
+                .await
+                .is_err()
         );
     });
 }

@@ -1,0 +1,134 @@
+//! Port-forward: each connection that the client takes becomes one stream to the node, which connects inside the pod.
+//!
+//! Clients speak SPDY, tunnelled in WebSocket messages (kubectl since 1.31) or by itself (before), with two streams for
+//! each connection; or WebSocket channels, two for each port of the query (client libraries).
+
+mod channels;
+mod spdy;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use bytes::Bytes;
+use gantry_api::status::StatusError;
+use gantry_rpc::node::{
+    OpenStream, PortForwardOptions, StreamFrame, open_stream, stream_frame::Frame,
+};
+use http::{Request, Response};
+use tokio::sync::mpsc;
+
+use super::upgrade::{Known, Transport, agree};
+use super::websocket::{accept, pipe};
+use super::{Gone, Input, NodeStream, NodeStreams, failure, pod};
+use crate::context::Context;
+
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+const KNOWN: Known = Known {
+    websocket: &[TUNNEL, "v4.channel.k8s.io"],
+    spdy: &["portforward.k8s.io"],
+};
+
+/// Opens connections to the ports of one pod.
+#[derive(Clone)]
+struct Ports {
+    streams: Arc<dyn NodeStreams>,
+    node: String,
+    /// Names the pod.
+    request: OpenStream,
+}
+
+impl Ports {
+    async fn open(&self, port: u16) -> Result<NodeStream, String> {
+        let mut request = self.request.clone();
+        request.kind = Some(open_stream::Kind::PortForward(PortForwardOptions {
+            port: port.into(),
+        }));
+        self.streams.open(&self.node, request).await
+    }
+}
+
+/// Answers 101, then forwards until the client leaves.
+pub(crate) async fn port_forward(
+    context: &Context<'_>,
+    streams: Arc<dyn NodeStreams>,
+    request: Request<Body>,
+) -> Result<Response<Body>, StatusError> {
+    let agreed = agree(request.method(), context.headers, &KNOWN)?;
+    let (node, named) = pod(context)?.place(context)?;
+    let ports = Ports {
+        streams,
+        node,
+        request: named,
+    };
+    Ok(match (agreed.transport, agreed.protocol) {
+        (Transport::Spdy, _) => {
+            agreed.switch(request, move |connection| spdy::serve(connection, ports))
+        }
+        (Transport::WebSocket, TUNNEL) => agreed.switch(request, async move |connection| {
+            spdy::serve(pipe(accept(connection).await), ports).await;
+        }),
+        (Transport::WebSocket, _) => {
+            let numbers = channels::ports(context.query.all("ports"))?;
+            agreed.switch(request, move |connection| {
+                channels::serve(connection, ports, numbers)
+            })
+        }
+    })
+}
+
+/// Where the bytes of a pod's port go.
+#[async_trait]
+trait Client: Sync {
+    async fn send(&self, bytes: Bytes) -> Result<(), Gone>;
+}
+
+/// Carries one connection until the pod closes it or the client abandons it. The error is worded for the client.
+async fn forward(
+    node: NodeStream,
+    mut from_client: mpsc::Receiver<Input>,
+    client: &dyn Client,
+) -> Result<(), String> {
+    let NodeStream {
+        to_node,
+        mut from_node,
+    } = node;
+    let up = async {
+        while let Some(input) = from_client.recv().await {
+            let frame = match input {
+                Input::Data(bytes) => Frame::Stdin(bytes),
+                Input::End => Frame::CloseStdin(true),
+            };
+            let frame = StreamFrame {
+                stream_id: String::new(),
+                frame: Some(frame),
+            };
+            if to_node.send(frame).await.is_err() {
+                // The node's last words are still to be read.
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let down = async {
+        while let Some(received) = from_node.recv().await {
+            let sent = match received.frame {
+                Some(Frame::Stdout(bytes)) => client.send(bytes).await,
+                Some(Frame::Status(status)) => {
+                    return failure(&status).map_or(Ok(()), |error| Err(error.to_string()));
+                }
+                _ => Ok(()),
+            };
+            if sent.is_err() {
+                return Ok(());
+            }
+        }
+        Err("the connection to the node was lost".to_owned())
+    };
+    tokio::select! {
+        () = up => Ok(()),
+        ended = down => ended,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Port-forward over WebSocket channels: for the n-th port of the query, channel 2n carries its data and 2n + 1 its
+//! error. Each channel begins with the port as two bytes, little-endian.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use gantry_api::status::StatusError;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::{Client, Ports, forward};
+use crate::streams::websocket::{accept, channel, close, payload};
+use crate::streams::{Gone, Input};
+
+/// Messages that one channel holds before the connection waits for it.
+const QUEUE: usize = 64;
+
+/// The ports of a query: repeated, or separated by commas.
+pub(super) fn ports(written: &[String]) -> Result<Vec<u16>, StatusError> {
+    let mut ports = Vec::new();
+    for text in written.iter().flat_map(|value| value.split(',')) {
+        match text.trim().parse() {
+            Ok(port @ 1..=u16::MAX) => ports.push(port),
+            _ => {
+                return Err(StatusError::bad_request(format!(
+                    "the query parameter \"ports\" names \"{text}\", which is not a port"
+                )));
+            }
+        }
+    }
+    match ports.len() {
+        0 => Err(StatusError::bad_request(
+            "query parameter \"ports\" is required",
+        )),
+        // Channels are numbered by a byte.
+        1..=127 => Ok(ports),
+        _ => Err(StatusError::bad_request(
+            "query parameter \"ports\" names more than 127 ports",
+        )),
+    }
+}
+
+struct Channel {
+    number: u8,
+    messages: mpsc::Sender<Message>,
+}
+
+#[async_trait]
+impl Client for Channel {
+    async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
+        let message = channel(self.number, &bytes);
+        self.messages.send(message).await.map_err(|_| Gone)
+    }
+}
+
+/// Serves a connection until the client leaves or every port's connection has ended.
+pub(super) async fn serve<T>(connection: T, ports: Ports, numbers: Vec<u16>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let ports = Arc::new(ports);
+    let (mut outgoing, mut incoming) = accept(connection).await.split();
+    let (messages, mut queue) = mpsc::channel(QUEUE);
+    let mut inputs = Vec::new();
+    let mut connections = JoinSet::new();
+    for (number, port) in (0_u8..).step_by(2).zip(numbers) {
+        let (input, from_client) = mpsc::channel(QUEUE);
+        inputs.push(input);
+        let data = Channel {
+            number,
+            messages: messages.clone(),
+        };
+        let error = Channel {
+            number: number + 1,
+            messages: messages.clone(),
+        };
+        connections.spawn(connect(ports.clone(), port, from_client, data, error));
+    }
+    drop(messages);
+    let output = async {
+        while let Some(message) = queue.recv().await {
+            if outgoing.send(message).await.is_err() {
+                return;
+            }
+        }
+        close(&mut outgoing).await;
+    };
+    let input = async {
+        while let Some(Ok(message)) = incoming.next().await {
+            if message.is_close() {
+                return;
+            }
+            let Some(bytes) = payload(message) else {
+                continue;
+            };
+            let Some((number, _)) = bytes.split_first() else {
+                continue;
+            };
+            // What is sent on an error channel means nothing, and a port whose connection has ended takes nothing.
+            if number.is_multiple_of(2)
+                && let Some(input) = inputs.get(usize::from(number / 2))
+            {
+                input.send(Input::Data(bytes.slice(1..))).await.ok();
+            }
+        }
+    };
+    tokio::select! {
+        () = output => {}
+        () = input => {}
+    }
+}
+
+async fn connect(
+    ports: Arc<Ports>,
+    port: u16,
+    from_client: mpsc::Receiver<Input>,
+    data: Channel,
+    error: Channel,
+) {
+    let number = Bytes::copy_from_slice(&port.to_le_bytes());
+    for channel in [&data, &error] {
+        if channel.send(number.clone()).await.is_err() {
+            return;
+        }
+    }
+    let forwarded = match ports.open(port).await {
+        Ok(node) => forward(node, from_client, &data).await,
+        Err(message) => Err(message),
+    };
+    if let Err(message) = forwarded {
+        error.send(message.into()).await.ok();
+    }
+}

@@ -1,0 +1,120 @@
+//! exec and attach: a command's stdio, its terminal's size, and last how it ended.
+
+mod channels;
+mod spdy;
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use gantry_api::status::StatusError;
+use gantry_rpc::node::{
+    AttachOptions, ExecOptions, StreamFrame, TerminalSize, open_stream, stream_frame::Frame,
+};
+use http::{Request, Response};
+use serde_json::{Value, json};
+
+use super::upgrade::{Known, Transport, agree};
+use super::{NodeStreams, target};
+use crate::context::Context;
+
+const KNOWN: Known = Known {
+    websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
+    spdy: &["v4.channel.k8s.io"],
+};
+/// How long a client may take to open the streams it announced.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// Which streams a client asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Wanted {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+/// Opens the stream to the node, then answers 101 and copies until either side ends.
+pub(crate) async fn remote_command(
+    context: &Context<'_>,
+    streams: &dyn NodeStreams,
+    subresource: &str,
+    request: Request<Body>,
+) -> Result<Response<Body>, StatusError> {
+    let agreed = agree(request.method(), context.headers, &KNOWN)?;
+    let (node, mut open) = target(context)?;
+    let query = context.query;
+    let tty = query.flag("tty");
+    let wanted = Wanted {
+        stdin: query.flag("stdin"),
+        stdout: query.flag("stdout"),
+        // A terminal has one output.
+        stderr: query.flag("stderr") && !tty,
+        tty,
+    };
+    open.kind = Some(match subresource {
+        "attach" => open_stream::Kind::Attach(AttachOptions {
+            stdin: wanted.stdin,
+            stdout: wanted.stdout,
+            stderr: wanted.stderr,
+            tty,
+        }),
+        _ => {
+            let command = query.all("command").to_vec();
+            if command.is_empty() {
+                return Err(StatusError::bad_request(
+                    "you must specify at least 1 command for the container",
+                ));
+            }
+            open_stream::Kind::Exec(ExecOptions {
+                command,
+                stdin: wanted.stdin,
+                stdout: wanted.stdout,
+                stderr: wanted.stderr,
+                tty,
+            })
+        }
+    });
+    let stream = streams
+        .open(&node, open)
+        .await
+        .map_err(StatusError::internal)?;
+    Ok(match agreed.transport {
+        Transport::WebSocket => agreed.switch(request, move |connection| {
+            channels::serve(connection, stream)
+        }),
+        Transport::Spdy => agreed.switch(request, move |connection| {
+            spdy::serve(connection, stream, wanted)
+        }),
+    })
+}
+
+fn frame(frame: Frame) -> StreamFrame {
+    StreamFrame {
+        stream_id: String::new(),
+        frame: Some(frame),
+    }
+}
+
+/// A terminal's size as clients write it: `{"Width":80,"Height":24}`.
+fn resize(size: &Value) -> Frame {
+    let number = |field: &str| {
+        size[field]
+            .as_u64()
+            .and_then(|value| u32::try_from(value).ok())
+            .unwrap_or(0)
+    };
+    Frame::Resize(TerminalSize {
+        width: number("Width"),
+        height: number("Height"),
+    })
+}
+
+/// The status of a command whose node went away.
+fn lost() -> Bytes {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "InternalError",
+        "message": "the connection to the node was lost", "code": 500,
+    });
+    status.to_string().into()
+}

@@ -1,0 +1,99 @@
+//! exec and attach over WebSocket.
+//!
+//! Channels: 0 stdin, 1 stdout, 2 stderr, 3 the final status as JSON, 4 terminal sizes as JSON. `v5` adds 255: the
+//! channel named by the next byte is closed. Protocols whose name starts with `base64.` are not offered.
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use gantry_rpc::node::stream_frame::Frame;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{frame, lost, resize};
+use crate::streams::NodeStream;
+use crate::streams::websocket::{accept, channel, close, payload};
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+
+/// What a client's message means for the node.
+fn to_node(message: &Bytes) -> Option<Frame> {
+    let (number, rest) = message.split_first()?;
+    match *number {
+        STDIN => Some(Frame::Stdin(message.slice(1..))),
+        RESIZE => Some(resize(&serde_json::from_slice(rest).ok()?)),
+        CLOSE if rest.first() == Some(&STDIN) => Some(Frame::CloseStdin(true)),
+        _ => None,
+    }
+}
+
+pub(super) async fn serve<T>(connection: T, stream: NodeStream)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let NodeStream {
+        to_node: node,
+        mut from_node,
+    } = stream;
+    let (mut outgoing, mut incoming) = accept(connection).await.split();
+    let input = tokio::spawn(async move {
+        while let Some(Ok(message)) = incoming.next().await {
+            if message.is_close() {
+                break;
+            }
+            let Some(sent) = payload(message).as_ref().and_then(to_node) else {
+                continue;
+            };
+            if node.send(frame(sent)).await.is_err() {
+                break;
+            }
+        }
+    });
+    let mut finished = false;
+    while let Some(received) = from_node.recv().await {
+        let message = match received.frame {
+            Some(Frame::Stdout(bytes)) => channel(STDOUT, &bytes),
+            Some(Frame::Stderr(bytes)) => channel(STDERR, &bytes),
+            Some(Frame::Status(status)) => {
+                finished = true;
+                channel(STATUS, &status)
+            }
+            _ => continue,
+        };
+        if outgoing.send(message).await.is_err() || finished {
+            break;
+        }
+    }
+    if !finished {
+        // The client may be gone as well.
+        outgoing.send(channel(STATUS, &lost())).await.ok();
+    }
+    close(&mut outgoing).await;
+    input.abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_messages_mean() {
+        let mean = |bytes: &'static [u8]| to_node(&Bytes::from_static(bytes));
+        assert_eq!(mean(b"\0ls"), Some(Frame::Stdin(Bytes::from_static(b"ls"))));
+        assert_eq!(mean(b"\xff\0"), Some(Frame::CloseStdin(true)));
+        let size = gantry_rpc::node::TerminalSize {
+            width: 80,
+            height: 24,
+        };
+        assert_eq!(
+            mean(b"\x04{\"Width\":80,\"Height\":24}"),
+            Some(Frame::Resize(size))
+        );
+        for nothing in [&b""[..], b"\x01x", b"\x04{", b"\xff", b"\xff\x01", b"\x63"] {
+            assert_eq!(mean(nothing), None, "{nothing:?}");
+        }
+    }
+}

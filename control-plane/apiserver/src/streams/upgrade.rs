@@ -1,0 +1,218 @@
+//! From an HTTP request to a streaming protocol: which one both sides know, and the answer that switches to it.
+//!
+//! | request | exec, attach | port-forward |
+//! | --- | --- | --- |
+//! | `Upgrade: websocket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` | `SPDY/3.1+portforward.k8s.io`, `v4.channel.k8s.io` |
+//! | `Upgrade: SPDY/3.1` | `v4.channel.k8s.io` | `portforward.k8s.io` |
+
+use axum::body::Body;
+use gantry_api::status::StatusError;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+const SPDY: &str = "SPDY/3.1";
+/// Where SPDY clients offer their subprotocols.
+const SPDY_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// How the bytes travel after the upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    WebSocket,
+    Spdy,
+}
+
+/// What a request was upgraded to.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) transport: Transport,
+    pub(super) protocol: &'static str,
+    /// The answer to the client's `Sec-WebSocket-Key`.
+    accept: Option<HeaderValue>,
+}
+
+/// What a subresource speaks over each transport, the preferred first.
+pub(super) struct Known {
+    pub(super) websocket: &'static [&'static str],
+    pub(super) spdy: &'static [&'static str],
+}
+
+fn offers<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Vec<&'a str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect()
+}
+
+fn has(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    offers(headers, name)
+        .iter()
+        .any(|offered| offered.eq_ignore_ascii_case(wanted))
+}
+
+fn choose(offered: &[&str], known: &'static [&'static str]) -> Result<&'static str, StatusError> {
+    known
+        .iter()
+        .copied()
+        .find(|known| offered.contains(known))
+        .ok_or_else(|| {
+            StatusError::bad_request(format!(
+                "unable to upgrade: the client offered [{}], and this server knows [{}]",
+                offered.join(", "),
+                known.join(", ")
+            ))
+        })
+}
+
+/// Which protocol to switch to, or why not.
+pub(super) fn agree(
+    method: &Method,
+    headers: &HeaderMap,
+    known: &Known,
+) -> Result<Agreed, StatusError> {
+    if !matches!(*method, Method::GET | Method::POST) {
+        return Err(StatusError::method_not_allowed());
+    }
+    let upgrades = has(headers, &header::CONNECTION, "upgrade");
+    if upgrades && has(headers, &header::UPGRADE, "websocket") {
+        let offered = offers(headers, &header::SEC_WEBSOCKET_PROTOCOL);
+        let key = headers
+            .get(header::SEC_WEBSOCKET_KEY)
+            .ok_or_else(|| StatusError::bad_request("the header Sec-WebSocket-Key is missing"))?;
+        return Ok(Agreed {
+            transport: Transport::WebSocket,
+            protocol: choose(&offered, known.websocket)?,
+            accept: HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok(),
+        });
+    }
+    if upgrades && has(headers, &header::UPGRADE, SPDY) {
+        return Ok(Agreed {
+            transport: Transport::Spdy,
+            protocol: choose(&offers(headers, &SPDY_PROTOCOL), known.spdy)?,
+            accept: None,
+        });
+    }
+    Err(StatusError::bad_request(
+        "Upgrade request required: this server streams over WebSocket and SPDY/3.1",
+    ))
+}
+
+impl Agreed {
+    /// The answer that switches.
+    fn response(self) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        let protocol = HeaderValue::from_static(self.protocol);
+        match self.transport {
+            Transport::WebSocket => {
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+            }
+            Transport::Spdy => {
+                headers.insert(header::UPGRADE, HeaderValue::from_static(SPDY));
+                headers.insert(SPDY_PROTOCOL, protocol);
+            }
+        }
+        if let Some(accept) = self.accept {
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        response
+    }
+
+    /// Answers the request, and serves the connection in the background once the client has switched.
+    pub(super) fn switch<F>(
+        self,
+        mut request: Request<Body>,
+        serve: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+    ) -> Response<Body>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            match upgraded.await {
+                Ok(connection) => serve(TokioIo::new(connection)).await,
+                Err(error) => tracing::debug!(%error, "the client left before the upgrade"),
+            }
+        });
+        self.response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: Known = Known {
+        websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
+        spdy: &["v4.channel.k8s.io"],
+    };
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn the_newest_common_protocol_is_agreed() {
+        let websocket = headers(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            (
+                "sec-websocket-protocol",
+                "v4.channel.k8s.io, v5.channel.k8s.io",
+            ),
+        ]);
+        let agreed = agree(&Method::GET, &websocket, &KNOWN).expect("agreed");
+        assert_eq!(
+            (agreed.transport, agreed.protocol),
+            (Transport::WebSocket, "v5.channel.k8s.io")
+        );
+        let response = agreed.response();
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        // The example of RFC 6455, section 1.3.
+        assert_eq!(
+            response.headers()["sec-websocket-accept"],
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+
+        let spdy = headers(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "v5.channel.k8s.io"),
+            ("x-stream-protocol-version", "v4.channel.k8s.io"),
+        ]);
+        let response = agree(&Method::POST, &spdy, &KNOWN)
+            .expect("agreed")
+            .response();
+        assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
+        assert_eq!(
+            response.headers()["x-stream-protocol-version"],
+            "v4.channel.k8s.io"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_agreed_is_said() {
+        let unknown = headers(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "v9"),
+        ]);
+        let error = agree(&Method::POST, &unknown, &KNOWN).expect_err("unknown");
+        assert!(error.to_string().contains("offered [v9]"), "{error}");
+        let plain = agree(&Method::GET, &HeaderMap::new(), &KNOWN).expect_err("plain");
+        assert!(plain.to_string().starts_with("Upgrade request required"));
+        assert!(agree(&Method::PUT, &unknown, &KNOWN).is_err());
+    }
+}

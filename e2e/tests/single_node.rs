@@ -173,6 +173,22 @@ fn a_crash_of_gantry_changes_nothing_for_containers() -> Result<()> {
 }
 
 #[test]
+fn kubectl_creates_what_it_sends_as_protobuf() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.kubectl(&["create", "namespace", "shop"])?;
+    cluster.kubectl(&["create", "configmap", "words", "--from-literal=a=b"])?;
+    cluster.kubectl(&["create", "secret", "generic", "keys", "--from-literal=k=v"])?;
+    cluster.kubectl(&["create", "deployment", "web", "--image=gantry.local/web:v1"])?;
+    cluster.kubectl(&["expose", "deployment", "web", "--port=80"])?;
+    let read = |what: &str, path: &str| cluster.kubectl(&["get", what, "-o", &format!("jsonpath={path}")]);
+    assert_eq!(read("configmap/words", "{.data.a}")?, "b");
+    assert_eq!(read("secret/keys", "{.data.k}")?, "dg==");
+    assert_eq!(read("deploy/web", "{.spec.template.spec.containers[0].image}")?, "gantry.local/web:v1");
+    assert_eq!(read("svc/web", "{.spec.ports[0].port}")?, "80");
+    Ok(())
+}
+
+#[test]
 fn what_cannot_run_says_why() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.import_demo_images()?;

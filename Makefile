@@ -76,5 +76,5 @@ audit: ## Check dependencies against the advisory database (needs the internet)
 .PHONY: bench
 bench: tools-node build ## Measure what docs/benchmarks.md reports
 	$(call install,$(BENCH_TOOLS))
-	cargo bench --workspace
-	cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry
+	$(STATIC) cargo bench --workspace --target $(HOST)
+	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry

@@ -43,18 +43,21 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// The file system that holds a path, as processes without privileges may use it.
+    /// The file system that holds a path, counted as df does: what is reserved for others is neither available nor part
+    /// of the whole.
     pub(crate) fn of(path: &Path) -> std::io::Result<Self> {
         let disk = rustix::fs::statvfs(path)?;
+        let share = |total: u64, free: u64, available: u64| Share {
+            available,
+            total: total.saturating_sub(free).saturating_add(available),
+        };
+        let blocks = share(disk.f_blocks, disk.f_bfree, disk.f_bavail);
         Ok(Self {
             bytes: Share {
-                available: disk.f_bavail.saturating_mul(disk.f_frsize),
-                total: disk.f_blocks.saturating_mul(disk.f_frsize),
+                available: blocks.available.saturating_mul(disk.f_frsize),
+                total: blocks.total.saturating_mul(disk.f_frsize),
             },
-            inodes: Share {
-                available: disk.f_favail,
-                total: disk.f_files,
-            },
+            inodes: share(disk.f_files, disk.f_ffree, disk.f_favail),
         })
     }
 

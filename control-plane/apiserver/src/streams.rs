@@ -141,8 +141,8 @@ fn target(context: &Context<'_>) -> Result<(String, OpenStream), StatusError> {
     ))
 }
 
-/// The error that a status frame carries, unless it says success.
-fn failure(status: &[u8]) -> Option<StatusError> {
+/// Code and words of the failure that a status frame carries; `None` when it says success.
+fn failed(status: &[u8]) -> Option<(u16, String)> {
     let status: Value = serde_json::from_slice(status).unwrap_or_default();
     if status["status"] == "Success" {
         return None;
@@ -155,6 +155,12 @@ fn failure(status: &[u8]) -> Option<StatusError> {
         .as_u64()
         .and_then(|code| u16::try_from(code).ok())
         .unwrap_or(500);
+    Some((code, message))
+}
+
+/// The error that a status frame carries, unless it says success.
+fn failure(status: &[u8]) -> Option<StatusError> {
+    let (code, message) = failed(status)?;
     Some(match code {
         400 => StatusError::bad_request(message),
         404 => StatusError::new(404, "NotFound", message, None),

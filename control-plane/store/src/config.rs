@@ -25,6 +25,11 @@ pub struct StoreConfig {
     pub log_entries: u64,
     /// How many bytes of applied log entries are kept at most.
     pub log_bytes: u64,
+    /// The size of the chunks in which a state travels to a member that lacks the log's beginning, in bytes of rows; a
+    /// chunk ends with the row that reaches it.
+    pub snapshot_chunk_bytes: usize,
+    /// Whether this member, while it leads, makes a learner a voter as soon as that one has caught up.
+    pub promote_learners: bool,
     /// The unit of the timeouts below.
     pub tick: Duration,
     /// Ticks between a leader's heartbeats.
@@ -45,6 +50,8 @@ impl Default for StoreConfig {
             max_pending: 8_192,
             log_entries: 4_096,
             log_bytes: 64 << 20,
+            snapshot_chunk_bytes: 256 << 10,
+            promote_learners: true,
             tick: Duration::from_millis(50),
             heartbeat_ticks: 2,
             election_ticks: 12,
@@ -84,7 +91,7 @@ pub enum OpenError {
         /// Which directory.
         path: PathBuf,
         /// What the engine said.
-        source: fjall::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A record does not match its checksum or contradicts the others.
     #[error(
@@ -119,8 +126,9 @@ impl StoreConfig {
             "election_ticks must be greater than heartbeat_ticks, which must not be 0"
         } else if self.tick.is_zero() {
             "tick must not be 0"
-        } else if self.watch_buffer == 0 || self.max_pending == 0 {
-            "watch_buffer and max_pending must not be 0"
+        } else if self.watch_buffer == 0 || self.max_pending == 0 || self.snapshot_chunk_bytes == 0
+        {
+            "watch_buffer, max_pending and snapshot_chunk_bytes must not be 0"
         } else {
             return Ok(());
         };

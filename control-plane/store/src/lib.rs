@@ -3,24 +3,33 @@
 //! It depends on no other crate of ours. It must never know a Kubernetes kind: values are opaque bytes, and everything
 //! selectable is extracted by the writer. Nor does it know the network: messages leave through [`Transport`].
 //!
-//! How a write travels: [`Store::propose`] encodes it > `driver` gathers it with others into a log entry > `log` and
-//! `disk` make it durable with one fdatasync > a majority has it > `state` applies it > its proposer is answered,
-//! `watch` hands out its events, `persist` writes the new state behind.
+//! How a write travels: [`Store::propose`] encodes it > `member` gathers it with others into a log entry, or forwards it
+//! to the leader, whose member does > `log` and `disk` make it durable with one fdatasync > a majority has it > `state`
+//! applies it > its proposer is answered, `watch` hands out its events, `disk::persist` writes the new state behind.
+//!
+//! `member` is the whole of it without threads, sockets, files and a clock; `driver` is the thread around it. The
+//! simulation (`simulation`, in tests) runs several members on a virtual network, disk and clock.
 //!
 //! Invariants: acknowledged means on the disks of a majority; apply is deterministic (`state`: no clock, no random
 //! numbers, no IO); a transaction changes all of its keys at one revision or none; a watch delivers every event after
 //! its revision, in order, or is closed; the log loses an entry only after the state it led to is durable.
 
+mod chance;
 mod config;
 mod disk;
 mod driver;
+mod handover;
 mod log;
 mod logger;
+mod member;
 mod metrics;
-mod persist;
+mod packet;
 mod reads;
 mod record;
+mod seat;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod store;
 mod table;
@@ -29,6 +38,7 @@ pub mod types;
 mod watch;
 
 pub use config::{OpenError, StoreConfig};
+pub use member::membership::{MemberRole, MemberStatus, MembershipError};
 pub use store::{DeliverError, Store};
 pub use table::TableSnapshot;
 pub use transport::{NoPeers, Outgoing, Transport};

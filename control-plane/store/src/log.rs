@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
-use raft::eraftpb::{ConfState, Entry as LogEntry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry as LogEntry, HardState, Snapshot, SnapshotMetadata};
 use raft::storage::{GetEntriesContext, RaftState, Storage};
 use raft::{Error, StorageError};
 
-use crate::disk::Disk;
+use crate::disk::{DiskError, Volume};
+use crate::handover::Taken;
 use crate::metrics::METRICS;
 use crate::state::State;
 
@@ -18,7 +19,7 @@ const CACHE_BYTES: usize = 4 << 20;
 
 /// The log of one member. Without a disk (tests of other crates) its memory is all there is.
 pub(crate) struct Log {
-    disk: Option<Disk>,
+    volume: Option<Volume>,
     /// Index and term of the last entry before the log.
     start: (u64, u64),
     /// Term and size of every entry of the log.
@@ -29,21 +30,27 @@ pub(crate) struct Log {
     cache_bytes: usize,
     hard_state: HardState,
     conf_state: ConfState,
-    snapshots: Snapshots,
+    state: Arc<RwLock<State>>,
+    chunk_bytes: usize,
+    /// The state that members without the log's beginning are given.
+    taken: Mutex<Option<Arc<Taken>>>,
+    /// Always true, unless a test of the simulation wants to see writes lost.
+    pub(crate) sync: bool,
 }
 
 impl Log {
     /// A log as recovered from disk, or a new one without entries.
     pub(crate) fn new(
-        disk: Option<Disk>,
+        volume: Option<Volume>,
         start: (u64, u64),
         entries: Vec<LogEntry>,
         hard_state: HardState,
         conf_state: ConfState,
         state: Arc<RwLock<State>>,
+        chunk_bytes: usize,
     ) -> Log {
         let mut log = Log {
-            disk,
+            volume,
             start,
             entries: VecDeque::new(),
             bytes: 0,
@@ -51,10 +58,10 @@ impl Log {
             cache_bytes: 0,
             hard_state,
             conf_state,
-            snapshots: Snapshots {
-                state,
-                slot: Arc::default(),
-            },
+            state,
+            chunk_bytes,
+            taken: Mutex::default(),
+            sync: true,
         };
         log.extend(entries);
         log
@@ -82,15 +89,15 @@ impl Log {
         entries: Vec<LogEntry>,
         hard_state: Option<&HardState>,
         must_sync: bool,
-    ) -> fjall::Result<()> {
+    ) -> Result<(), DiskError> {
         if let Some(hard_state) = hard_state {
             self.hard_state = hard_state.clone();
         }
-        if let Some(disk) = &self.disk
+        if let Some(volume) = &self.volume
             && (must_sync || !entries.is_empty())
         {
             let begun = Instant::now();
-            disk.append(&entries, self.last(), &self.hard_state)?;
+            volume.append(&entries, self.last(), &self.hard_state, self.sync)?;
             METRICS.fsync.observe(begun.elapsed().as_secs_f64());
         }
         if let Some(first) = entries.first() {
@@ -110,7 +117,7 @@ impl Log {
             self.cache_bytes += size;
             self.cache.push_back(entry);
         }
-        if self.disk.is_some() {
+        if self.volume.is_some() {
             while self.cache_bytes > CACHE_BYTES && self.cache.len() > 1 {
                 self.drop_first_cached();
             }
@@ -133,12 +140,12 @@ impl Log {
     }
 
     /// Forgets the entries up to `index`, which must have been applied to the state on disk.
-    pub(crate) fn truncate(&mut self, index: u64) -> fjall::Result<()> {
+    pub(crate) fn truncate(&mut self, index: u64) -> Result<(), DiskError> {
         let Ok(term) = self.term(index) else {
             return Ok(());
         };
-        if let Some(disk) = &self.disk {
-            disk.truncate(self.start.0, (index, term))?;
+        if let Some(volume) = &self.volume {
+            volume.truncate(self.start.0, (index, term))?;
         }
         while self.start.0 < index {
             if let Some((_, size)) = self.entries.pop_front() {
@@ -155,7 +162,7 @@ impl Log {
 
     /// Makes the state's last writes durable too; a failure costs nothing but a longer recovery.
     pub(crate) fn sync(&self) {
-        if let Some(Err(error)) = self.disk.as_ref().map(Disk::sync) {
+        if let Some(Err(error)) = self.volume.as_ref().map(Volume::sync) {
             tracing::warn!(%error, "the last sync of the data directory failed");
         }
     }
@@ -166,13 +173,13 @@ impl Log {
         state: &State,
         start: (u64, u64),
         hard_state: Option<&HardState>,
-    ) -> fjall::Result<()> {
+    ) -> Result<(), DiskError> {
         if let Some(hard_state) = hard_state {
             self.hard_state = hard_state.clone();
         }
         self.hard_state.commit = self.hard_state.commit.max(start.0);
-        if let Some(disk) = &self.disk {
-            disk.install(state, start, &self.hard_state)?;
+        if let Some(volume) = &self.volume {
+            volume.install(state, start, &self.hard_state)?;
         }
         self.start = start;
         self.conf_state = state.conf_state.clone();
@@ -218,8 +225,8 @@ impl Storage for Log {
             .count() as u64;
         let high = low + fitting;
         let cached = self.last() + 1 - self.cache.len() as u64;
-        let mut entries = match &self.disk {
-            Some(disk) if low < cached => disk
+        let mut entries = match &self.volume {
+            Some(volume) if low < cached => volume
                 .entries(low, high.min(cached))
                 .map_err(|error| Error::Store(StorageError::Other(Box::new(error))))?,
             _ => Vec::new(),
@@ -252,60 +259,53 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        self.snapshots
-            .take(request_index.max(self.start.0), |index| self.term(index))
+    /// Without the rows, which travel in chunks.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let wanted = request_index.max(self.start.0);
+        let mut slot = self.taken.lock();
+        let fits = |taken: &&Arc<Taken>| {
+            taken.metadata.index >= wanted && knows(taken.metadata.get_conf_state(), to)
+        };
+        let taken = match slot.as_ref().filter(fits) {
+            Some(taken) => Arc::clone(taken),
+            None => {
+                let taken = self.take(wanted)?;
+                *slot = Some(Arc::clone(&taken));
+                taken
+            }
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.set_metadata(taken.metadata.clone());
+        Ok(snapshot)
     }
 }
 
-/// Encodes states for followers that need one, on a thread of its own: writes go on meanwhile.
-struct Snapshots {
-    state: Arc<RwLock<State>>,
-    slot: Arc<Mutex<Slot>>,
-}
-
-#[derive(Default)]
-enum Slot {
-    #[default]
-    Empty,
-    Encoding,
-    Ready(Snapshot),
-}
-
-impl Snapshots {
-    /// The encoded state when it is ready and recent enough; otherwise starts encoding, and consensus asks again.
-    fn take(&self, wanted: u64, term: impl Fn(u64) -> raft::Result<u64>) -> raft::Result<Snapshot> {
-        let later = Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
-        let mut slot = self.slot.lock();
-        match std::mem::take(&mut *slot) {
-            Slot::Encoding => {
-                *slot = Slot::Encoding;
-                return later;
-            }
-            Slot::Ready(snapshot) if snapshot.get_metadata().index >= wanted => {
-                return Ok(snapshot);
-            }
-            Slot::Ready(_) | Slot::Empty => {}
-        }
+impl Log {
+    fn take(&self, wanted: u64) -> raft::Result<Arc<Taken>> {
         let state = self.state.read().without_history();
         if state.applied < wanted {
-            return later;
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        let mut snapshot = Snapshot::default();
-        let metadata = snapshot.mut_metadata();
+        let mut metadata = SnapshotMetadata::default();
         metadata.index = state.applied;
-        metadata.term = term(state.applied)?;
+        metadata.term = self.term(state.applied)?;
         metadata.set_conf_state(state.conf_state.clone());
-        let done = Arc::clone(&self.slot);
-        let encode = move || {
-            snapshot.data = state.encode();
-            *done.lock() = Slot::Ready(snapshot);
-        };
-        let thread = std::thread::Builder::new().name("store-snapshot".to_owned());
-        match thread.spawn(encode) {
-            Ok(_) => *slot = Slot::Encoding,
-            Err(error) => tracing::warn!(%error, "cannot start a thread to encode a snapshot"),
-        }
-        later
+        Ok(Taken::new(metadata, state, self.chunk_bytes))
     }
+
+    /// The state that was taken last.
+    pub(crate) fn taken(&self) -> Option<Arc<Taken>> {
+        self.taken.lock().clone()
+    }
+
+    /// Lets go of that state, whose old rows need not be kept any more.
+    pub(crate) fn forget_taken(&mut self) {
+        *self.taken.get_mut() = None;
+    }
+}
+
+fn knows(members: &ConfState, id: u64) -> bool {
+    members.voters.contains(&id)
+        || members.learners.contains(&id)
+        || members.voters_outgoing.contains(&id)
 }

@@ -1,7 +1,6 @@
 //! Linearizable reads, batched: one round of consensus serves every reader that waits.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 use tokio::sync::oneshot;
 
@@ -29,10 +28,10 @@ pub(crate) struct Reads {
 
 impl Reads {
     /// A reader gives up after `patience` ticks; a question is repeated after `retry_after`.
-    pub(crate) fn new(member: u64, patience: usize, retry_after: usize) -> Reads {
+    pub(crate) fn new(member: u64, run: u64, patience: usize, retry_after: usize) -> Reads {
         Reads {
             member,
-            run: RandomState::new().build_hasher().finish(),
+            run,
             next: 0,
             patience,
             retry_after,

@@ -255,6 +255,24 @@ pub(crate) fn encode_transaction(transaction: &Transaction) -> Vec<u8> {
     .encode_length_delimited_to_vec()
 }
 
+/// The transactions of an entry, each as it was encoded; what cannot be split is left out.
+pub(crate) fn split_transactions(data: &Bytes) -> Vec<Bytes> {
+    let mut rest = data.clone();
+    let mut transactions = Vec::new();
+    while !rest.is_empty() {
+        let mut body = &rest[..];
+        let Ok(length) = prost::decode_length_delimiter(&mut body) else {
+            break;
+        };
+        let whole = rest.len() - body.len() + length;
+        if whole > rest.len() {
+            break;
+        }
+        transactions.push(rest.split_to(whole));
+    }
+    transactions
+}
+
 /// One object of the state.
 pub(crate) fn encode_row(key: &Key, entry: &Entry) -> Vec<u8> {
     RowRecord {

@@ -10,9 +10,11 @@ use tokio::sync::oneshot;
 
 use crate::state::{HistoryLimits, State};
 use crate::table::TableSnapshot;
-use crate::types::{ProposeError, Revision, Table};
-use crate::watch::Hub;
+use crate::types::{ProposeError, Revision, Table, WatchError};
+use crate::watch::{Hub, Watch};
 
+/// How many hashes are kept, for members that are ahead or behind to compare.
+const FINGERPRINTS: usize = 1_024;
 const PAGES: usize = 32;
 const PAGE_LIFE: Duration = Duration::from_secs(300);
 
@@ -25,6 +27,8 @@ pub(crate) struct Shared {
     waiting: AtomicUsize,
     stopped: OnceLock<String>,
     pages: Mutex<VecDeque<Page>>,
+    /// Log entries and the hash of the state after each, the newest last.
+    fingerprints: Mutex<VecDeque<(u64, u64)>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +49,7 @@ impl Shared {
             waiting: AtomicUsize::new(0),
             stopped: OnceLock::new(),
             pages: Mutex::default(),
+            fingerprints: Mutex::default(),
         }
     }
 
@@ -79,11 +84,56 @@ impl Shared {
     }
 
     pub(crate) fn stopped(&self) -> ProposeError {
-        let reason = self
-            .stopped
-            .get()
-            .map_or("its thread has ended", |reason| reason);
-        ProposeError::Stopped(reason.to_owned())
+        ProposeError::Stopped(self.why_stopped())
+    }
+
+    pub(crate) fn why_stopped(&self) -> String {
+        let reason = self.stopped.get().cloned();
+        reason.unwrap_or_else(|| "its thread has ended".to_owned())
+    }
+
+    /// Every event of the tables after `from`; the watcher's queue holds `capacity` batches.
+    pub(crate) fn watch(
+        &self,
+        tables: &[Table],
+        from: Revision,
+        capacity: usize,
+    ) -> Result<Watch, WatchError> {
+        let mut watchers = self.hub.lock();
+        let state = self.state.read();
+        if from < state.compacted {
+            return Err(WatchError::Compacted(state.compacted));
+        }
+        let start = state
+            .history
+            .partition_point(|event| event.revision <= from);
+        let backlog = state
+            .history
+            .range(start..)
+            .filter(|event| tables.contains(&event.key.table))
+            .cloned()
+            .collect();
+        let after = state.revision.max(from);
+        drop(state);
+        Ok(self
+            .hub
+            .join(&mut watchers, tables, backlog, after, capacity))
+    }
+
+    /// Keeps the hash of the state after a log entry.
+    pub(crate) fn remember_fingerprint(&self, index: u64, fingerprint: u64) {
+        let mut fingerprints = self.fingerprints.lock();
+        if fingerprints.len() >= FINGERPRINTS {
+            fingerprints.pop_front();
+        }
+        fingerprints.push_back((index, fingerprint));
+    }
+
+    /// The hash of the state after a log entry, while it is kept.
+    pub(crate) fn fingerprint_at(&self, index: u64) -> Option<u64> {
+        let fingerprints = self.fingerprints.lock();
+        let at = fingerprints.binary_search_by_key(&index, |(index, _)| *index);
+        at.ok().map(|at| fingerprints[at].1)
     }
 
     /// A table as it was at a revision, while that is known.

@@ -1,12 +1,13 @@
 //! The replicated state machine: transactions in, revisions and events out.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use prost::Message;
 use raft::eraftpb::ConfState;
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::record::{Decoder, RecordError, encode_row};
+use crate::record::encode_row;
 use crate::table::{Rows, TableSnapshot};
 use crate::types::{
     Entry, Event, Guard, Key, Operation, ProposeError, Revision, Table, Term, Transaction,
@@ -25,6 +26,8 @@ pub(crate) struct State {
     pub(crate) compacted: Revision,
     pub(crate) history: VecDeque<Event>,
     history_bytes: usize,
+    /// The sum of the hashes of all rows.
+    rows_hash: u64,
 }
 
 /// How much history is kept.
@@ -44,23 +47,47 @@ impl State {
     }
 
     pub(crate) fn insert(&mut self, key: Key, entry: Entry) {
+        self.rows_hash = self.rows_hash.wrapping_add(row_hash(&key, &entry));
         let rows = self.tables.entry(key.table).or_default();
         rows.insert((key.namespace, key.name), Arc::new(entry));
     }
 
+    /// A hash of the revision and of every row: equal for equal states, whichever way they came about.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let words = [self.revision.0, self.rows_hash].map(u64::to_le_bytes);
+        xxh3_64(&words.concat())
+    }
+
     /// Every object, ordered by table, namespace and name.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (Key, &Arc<Entry>)> {
-        let mut tables: Vec<_> = self.tables.iter().collect();
+        self.rows_after(None)
+    }
+
+    /// The objects after `cursor`, in the same order.
+    pub(crate) fn rows_after(
+        &self,
+        cursor: Option<&Key>,
+    ) -> impl Iterator<Item = (Key, &Arc<Entry>)> {
+        let mut tables: Vec<_> = self
+            .tables
+            .iter()
+            .filter(|(table, _)| cursor.is_none_or(|cursor| **table >= cursor.table))
+            .collect();
         tables.sort_by_key(|(table, _)| *table);
-        tables.into_iter().flat_map(|(table, rows)| {
-            rows.iter().map(|((namespace, name), entry)| {
-                let key = Key {
-                    table: table.clone(),
-                    namespace: Arc::clone(namespace),
-                    name: Arc::clone(name),
-                };
-                (key, entry)
-            })
+        tables.into_iter().flat_map(move |(table, rows)| {
+            let start = match cursor.filter(|cursor| cursor.table == *table) {
+                Some(key) => Bound::Excluded((Arc::clone(&key.namespace), Arc::clone(&key.name))),
+                None => Bound::Unbounded,
+            };
+            rows.range((start, Bound::Unbounded))
+                .map(|((namespace, name), entry)| {
+                    let key = Key {
+                        table: table.clone(),
+                        namespace: Arc::clone(namespace),
+                        name: Arc::clone(name),
+                    };
+                    (key, entry)
+                })
         })
     }
 
@@ -71,33 +98,9 @@ impl State {
             tables: self.tables.clone(),
             applied: self.applied,
             conf_state: self.conf_state.clone(),
+            rows_hash: self.rows_hash,
             ..State::default()
         }
-    }
-
-    /// The revision and every object: equal states have equal bytes.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.revision.0.to_le_bytes().to_vec();
-        for (key, entry) in self.rows() {
-            let row = encode_row(&key, entry);
-            row.encode_length_delimited(&mut bytes)
-                .expect("a vector grows as needed");
-        }
-        bytes
-    }
-
-    /// The state that [`State::encode`] wrote; the caller knows its log entry and members.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<State, RecordError> {
-        let (revision, mut rows) = bytes.split_first_chunk::<8>().ok_or(RecordError::Short)?;
-        let mut state = State::default();
-        let mut decoder = Decoder::default();
-        while !rows.is_empty() {
-            let row = Vec::<u8>::decode_length_delimited(&mut rows)?;
-            let (key, entry) = decoder.row(&row)?;
-            state.insert(key, entry);
-        }
-        state.restart_at(Revision(u64::from_le_bytes(*revision)));
-        Ok(state)
     }
 
     /// A table as it was at an earlier revision, by undoing what came since; `None` when that is forgotten.
@@ -182,6 +185,11 @@ impl State {
                     create_revision,
                     modify_revision: revision,
                 });
+                let removed = previous.as_ref().map_or(0, |entry| row_hash(&key, entry));
+                self.rows_hash = self
+                    .rows_hash
+                    .wrapping_sub(removed)
+                    .wrapping_add(row_hash(&key, &entry));
                 let rows = self.tables.entry(key.table.clone()).or_default();
                 rows.insert(
                     (Arc::clone(&key.namespace), Arc::clone(&key.name)),
@@ -198,6 +206,7 @@ impl State {
             Operation::Delete { key, last } => {
                 let rows = self.tables.get_mut(&key.table)?;
                 let previous = rows.remove(&(Arc::clone(&key.namespace), Arc::clone(&key.name)))?;
+                self.rows_hash = self.rows_hash.wrapping_sub(row_hash(&key, &previous));
                 let mut entry = Entry::clone(&previous);
                 entry.modify_revision = revision;
                 if let Some(value) = last {
@@ -231,6 +240,11 @@ impl State {
             self.compacted = oldest;
         }
     }
+}
+
+/// Rows are summed up, so that a change costs what the row costs.
+fn row_hash(key: &Key, entry: &Entry) -> u64 {
+    xxh3_64(&encode_row(key, entry))
 }
 
 /// What an event keeps alive, in bytes, roughly.

@@ -5,19 +5,21 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Instant;
 
 use parking_lot::RwLock;
-use raft::RawNode;
-use raft::eraftpb::{ConfState, EntryType, HardState, Message, MessageType};
+use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use crate::chance::Chance;
 use crate::config::{OpenError, StoreConfig};
-use crate::disk::{Disk, Recovered};
-use crate::driver::{Driver, Input, Proposal};
-use crate::log::Log;
-use crate::logger;
-use crate::persist::Persister;
+use crate::disk::fjall::FjallEngine;
+use crate::disk::{StateWriter, Volume};
+use crate::driver;
+use crate::member::membership::{Change, ChangeInput, MemberStatus, MembershipError};
+use crate::member::{Input, Proposal};
+use crate::packet::Packet;
 use crate::record::encode_transaction;
+use crate::seat::Seat;
 use crate::shared::Shared;
-use crate::state::{HistoryLimits, State};
+use crate::state::State;
 use crate::table::TableSnapshot;
 use crate::transport::{NoPeers, Transport};
 use crate::types::{
@@ -66,8 +68,9 @@ impl Store {
     ) -> Result<Store, OpenError> {
         let opening = move || {
             config.check()?;
-            let disk = Disk::open(&config.data_dir)?;
-            Store::start(config, transport, Some(disk))
+            let engine = Arc::new(FjallEngine::open(&config.data_dir)?);
+            let volume = Volume::new(&config.data_dir, engine);
+            Store::start(config, transport, Some(volume))
         };
         match tokio::task::spawn_blocking(opening).await {
             Ok(opened) => opened,
@@ -94,56 +97,31 @@ impl Store {
     fn start(
         config: StoreConfig,
         transport: Arc<dyn Transport>,
-        disk: Option<Disk>,
+        volume: Option<Volume>,
     ) -> Result<Store, OpenError> {
         let begun = Instant::now();
-        let recovered = recover(&config, disk.as_ref())?;
-        let history = HistoryLimits {
-            events: config.event_history,
-            bytes: config.event_history_bytes,
+        let writer = |persisted| {
+            let writer = volume.clone();
+            writer
+                .map(|volume| StateWriter::thread(volume, persisted))
+                .transpose()
         };
-        let applied = recovered.state.applied;
-        let conf_state = recovered.state.conf_state.clone();
-        let shared = Arc::new(Shared::new(recovered.state, history));
-        let log = Log::new(
-            disk.clone(),
-            recovered.start,
-            recovered.entries,
-            recovered.hard_state,
-            conf_state,
-            Arc::clone(&shared.state),
-        );
-        let consensus = |reason: String| OpenError::Consensus {
+        let seat = Seat::open(&config, volume.clone(), Chance::fresh(), transport, writer)?;
+        let mut member = seat.member;
+        member.begin().map_err(|failure| OpenError::Consensus {
             path: config.data_dir.clone(),
-            reason,
-        };
-        let node = RawNode::new(&raft_config(&config, applied), log, &logger::bridge())
-            .map_err(|error| consensus(error.to_string()))?;
-        let persister = disk
-            .map(|disk| Persister::start(disk, applied))
-            .transpose()?;
-        let (sender, leadership) = watch::channel(Leadership::default());
-        let mut driver = Driver::new(
-            node,
-            config.clone(),
-            Arc::clone(&shared),
-            transport,
-            persister,
-            sender,
-        );
-        driver
-            .begin()
-            .map_err(|failure| consensus(failure.to_string()))?;
+            reason: failure.to_string(),
+        })?;
         let (inputs, received) = channel();
         std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || driver.run(&received))
+            .spawn(move || driver::run(member, &received, config.tick, config.election_ticks))
             .map_err(OpenError::Thread)?;
         let store = Store {
             inner: Arc::new(Inner {
-                shared,
+                shared: seat.shared,
                 inputs,
-                leadership,
+                leadership: seat.leadership,
                 max_pending: config.max_pending,
                 watch_buffer: config.watch_buffer,
                 member_id: config.member_id,
@@ -215,25 +193,9 @@ impl Store {
 
     /// Every event of the tables with a revision greater than `from`, in order.
     pub fn watch(&self, tables: &[Table], from: Revision) -> Result<Watch, WatchError> {
-        let hub = &self.inner.shared.hub;
-        let mut watchers = hub.lock();
-        let state = self.state().read();
-        if from < state.compacted {
-            return Err(WatchError::Compacted(state.compacted));
-        }
-        let start = state
-            .history
-            .partition_point(|event| event.revision <= from);
-        let backlog = state
-            .history
-            .range(start..)
-            .filter(|event| tables.contains(&event.key.table))
-            .cloned()
-            .collect();
-        let after = state.revision.max(from);
-        drop(state);
-        let capacity = self.inner.watch_buffer;
-        Ok(hub.join(&mut watchers, tables, backlog, after, capacity))
+        self.inner
+            .shared
+            .watch(tables, from, self.inner.watch_buffer)
     }
 
     /// Who leads, and from when on this member does.
@@ -243,25 +205,15 @@ impl Store {
 
     /// Takes in a message that another member's [`Transport`] sent.
     pub fn deliver(&self, bytes: &[u8]) -> Result<(), DeliverError> {
-        let mut message = Message::default();
-        protobuf::Message::merge_from_bytes(&mut message, bytes)
-            .map_err(|_| DeliverError::Malformed)?;
-        let known = MessageType::from_i32(message.msg_type).is_some()
-            && message
-                .entries
-                .iter()
-                .all(|entry| EntryType::from_i32(entry.entry_type).is_some());
-        if !known {
-            return Err(DeliverError::Malformed);
-        }
+        let packet = Packet::decode(bytes).map_err(|_| DeliverError::Malformed)?;
         let member = self.inner.member_id;
-        if message.to != member {
+        if packet.to != member {
             return Err(DeliverError::Misdirected {
-                to: message.to,
+                to: packet.to,
                 member,
             });
         }
-        self.input(Input::Message(Box::new(message)));
+        self.input(Input::Packet(Box::new(packet)));
         Ok(())
     }
 
@@ -270,12 +222,57 @@ impl Store {
         self.input(Input::Unreachable(member));
     }
 
-    /// Tells consensus how a message marked as a snapshot fared.
-    pub fn report_snapshot(&self, member: u64, delivered: bool) {
-        self.input(Input::SnapshotReport {
-            to: member,
-            delivered,
-        });
+    /// Who takes part, by id, as this member knows it; what the leader alone knows is left out elsewhere. Empty once
+    /// the store has stopped.
+    pub async fn members(&self) -> Vec<MemberStatus> {
+        let (reply, answer) = oneshot::channel();
+        self.input(Input::Members(reply));
+        answer.await.unwrap_or_default()
+    }
+
+    /// Lets a new member take part without a vote: it receives everything. Its id must never have been used, and its
+    /// directory must be empty ([`StoreConfig::voters`] too). On the leader only. Answers once the members have agreed,
+    /// whether or not the new one runs yet.
+    ///
+    /// A leader with [`StoreConfig::promote_learners`] makes it a voter by itself when it has caught up.
+    pub async fn add_learner(&self, id: u64) -> Result<(), MembershipError> {
+        self.change(Change::AddLearner(id)).await
+    }
+
+    /// Makes a learner that has caught up a voter. On the leader only.
+    pub async fn promote(&self, id: u64) -> Result<(), MembershipError> {
+        self.change(Change::Promote(id)).await
+    }
+
+    /// Removes a learner, or a voter that does not lead and is not the last. On the leader only. The member that was
+    /// removed must not be started again with its old directory.
+    pub async fn remove(&self, id: u64) -> Result<(), MembershipError> {
+        self.change(Change::Remove(id)).await
+    }
+
+    /// Makes another voter the leader. On the leader only; answers once this member knows of the new one.
+    pub async fn transfer_leadership(&self, to: u64) -> Result<(), MembershipError> {
+        self.change(Change::Lead(to)).await
+    }
+
+    async fn change(&self, change: Change) -> Result<(), MembershipError> {
+        let (reply, answer) = oneshot::channel();
+        self.input(Input::Change(ChangeInput { change, reply }));
+        answer
+            .await
+            .unwrap_or_else(|_| Err(MembershipError::Stopped(self.inner.shared.why_stopped())))
+    }
+
+    /// The last applied log entry, and a hash of the state after it. Members with different hashes at the same entry
+    /// have diverged: see [`Store::fingerprint_at`].
+    pub fn fingerprint(&self) -> (u64, u64) {
+        let state = self.state().read();
+        (state.applied, state.fingerprint())
+    }
+
+    /// The hash of the state after a log entry, for about the last thousand entries that this run applied.
+    pub fn fingerprint_at(&self, index: u64) -> Option<u64> {
+        self.inner.shared.fingerprint_at(index)
     }
 
     /// Hands leadership over when it can, writes everything, and closes the files: afterwards the directory can be
@@ -296,51 +293,6 @@ impl Store {
     fn state(&self) -> &RwLock<State> {
         &self.inner.shared.state
     }
-}
-
-fn raft_config(config: &StoreConfig, applied: u64) -> raft::Config {
-    raft::Config {
-        id: config.member_id,
-        election_tick: config.election_ticks,
-        heartbeat_tick: config.heartbeat_ticks,
-        applied,
-        max_size_per_msg: 1 << 20,
-        max_uncommitted_size: 64 << 20,
-        max_committed_size_per_ready: 8 << 20,
-        check_quorum: true,
-        pre_vote: true,
-        ..raft::Config::default()
-    }
-}
-
-/// What the disk holds, or a new member's beginning.
-fn recover(config: &StoreConfig, disk: Option<&Disk>) -> Result<Recovered, OpenError> {
-    if let Some(found) = disk.map(Disk::recover).transpose()?.flatten() {
-        return Ok(found);
-    }
-    let mut hard_state = HardState::default();
-    let mut state = State::default();
-    let mut start = (0, 0);
-    if !config.voters.is_empty() {
-        // The founding members begin as if they had shared a first entry: whoever joins later gets a snapshot, and
-        // with it the membership that no log entry tells.
-        start = (1, 1);
-        (hard_state.term, hard_state.commit, state.applied) = (1, 1, 1);
-        state.conf_state = ConfState::from((config.voters.clone(), Vec::new()));
-    }
-    if let Some(disk) = disk {
-        disk.bootstrap(start, &hard_state, &state.conf_state)
-            .map_err(|source| OpenError::Engine {
-                path: disk.path().to_owned(),
-                source,
-            })?;
-    }
-    Ok(Recovered {
-        hard_state,
-        start,
-        entries: Vec::new(),
-        state,
-    })
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use bytes::Bytes;
 /// Sends to other members. Called on the store's own thread: it must not block, and may drop what it cannot queue,
 /// since consensus repeats itself. Messages to one member should arrive in order.
 ///
-/// A transport that knows a member to be out of reach says so with [`crate::Store::report_unreachable`], and how a
-/// message marked `snapshot` fared with [`crate::Store::report_snapshot`].
+/// A transport that knows a member to be out of reach says so with [`crate::Store::report_unreachable`]. Whatever is
+/// dropped, repeated or reordered costs time, never correctness.
 pub trait Transport: Send + Sync + 'static {
     /// Queues messages for the member `to`.
     fn send(&self, to: u64, messages: Vec<Outgoing>);
@@ -17,7 +17,8 @@ pub trait Transport: Send + Sync + 'static {
 pub struct Outgoing {
     /// For [`crate::Store::deliver`] of the receiver.
     pub bytes: Bytes,
-    /// Whether it carries a whole state: large, and its outcome must be reported.
+    /// Whether it carries a part of a whole state: bulk that may wait for other messages. At most one such message
+    /// per member is on its way at a time, of about [`crate::StoreConfig::snapshot_chunk_bytes`].
     pub snapshot: bool,
 }
 

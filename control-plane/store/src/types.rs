@@ -146,8 +146,9 @@ pub enum ProposeError {
         /// The guarded key's entry at that moment.
         current: Option<Arc<Entry>>,
     },
-    /// This member is not the leader; `leader` is its id when known.
-    #[error("this member is not the leader")]
+    /// Nothing was proposed, since no leader could be reached: none is known, or it was replaced meanwhile. `leader` is
+    /// its id when known. It is safe to try again.
+    #[error("no leader took the proposal: try again")]
     NotLeader {
         /// The leader's member id.
         leader: Option<u64>,
@@ -158,8 +159,10 @@ pub enum ProposeError {
         /// How many.
         waiting: usize,
     },
-    /// The outcome is unknown: leadership was lost before the proposal was applied.
-    #[error("the outcome of the proposal is unknown: leadership was lost")]
+    /// The outcome is unknown: leadership was lost before the proposal was applied, or the leader did not answer.
+    #[error(
+        "the outcome of the proposal is unknown: leadership was lost, or the leader did not answer"
+    )]
     Unknown,
     /// The store has stopped, e.g. after a failed fsync.
     #[error("the store has stopped: {0}")]

@@ -55,7 +55,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn writes_reach_every_member_and_followers_refuse_them() {
+async fn writes_reach_every_member_and_followers_take_them_too() {
     let cluster = Cluster::start();
     let leader = cluster.leader(&[0, 1, 2]).await;
     for number in 0..20 {
@@ -71,14 +71,25 @@ async fn writes_reach_every_member_and_followers_refuse_them() {
         dump(follower, "pods"),
         dump(&cluster.stores[leader], "pods")
     );
-    let refused = within(follower.propose(put(key("pods", "x"), "")))
+    let revision = within(follower.propose(create(key("pods", "x"), "")))
+        .await
+        .unwrap();
+    assert_eq!(revision, Revision(21));
+    assert!(
+        follower.get(&key("pods", "x")).is_some(),
+        "whoever wrote it reads it at the same member"
+    );
+    let conflict = within(follower.propose(create(key("pods", "x"), "other")))
         .await
         .unwrap_err();
-    let expected = leader as u64 + 1;
-    assert!(
-        matches!(refused, ProposeError::NotLeader { leader: Some(id) } if id == expected),
-        "{refused:?}"
-    );
+    let ProposeError::Conflict {
+        guard: 0,
+        current: Some(current),
+    } = conflict
+    else {
+        panic!("another error: {conflict:?}");
+    };
+    assert_eq!(current.modify_revision, Revision(21));
 }
 
 #[tokio::test]

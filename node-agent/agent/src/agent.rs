@@ -6,15 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
-use gantry_image::{ImageStore, ImageStoreConfig, Images};
+use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
     BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, ServiceRules,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
-use k8s_openapi::api::core::v1::Node as NodeObject;
-use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,20 +19,22 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint::Checkpoint;
 use crate::config::AgentConfig;
 use crate::desired::Desired;
+use crate::image_gc::{self, ImageCollector};
 use crate::image_service;
 use crate::link::Link;
-use crate::node::{self, Machine};
+use crate::node::Machine;
 use crate::pod::{Manager, Node};
+use crate::presence::{self, Presence};
 use crate::reports::Reports;
 use crate::services;
 use crate::streams::Streams;
 use crate::tls;
 
-/// Between looks at what other programs may have changed: firewall rules, images, free space.
+/// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 /// Changes that come together are one checkpoint.
 const CHECKPOINT_DELAY: Duration = Duration::from_secs(1);
-/// A burst of endpoint changes is one transaction.
+/// Between attempts at rules that the kernel refused.
 const SERVICES_RETRY: Duration = Duration::from_secs(5);
 const DNS_PORT: u16 = 53;
 
@@ -72,12 +71,7 @@ impl Agent {
             }
         });
 
-        let presence = Arc::new(Presence {
-            config: config.clone(),
-            machine,
-            images: images.clone(),
-            described: Mutex::new(None),
-        });
+        let presence = Arc::new(Presence::new(config.clone(), machine, images.clone()));
         presence.refresh().await;
         let link = Link {
             node_name: config.node_name.clone(),
@@ -123,7 +117,7 @@ impl Agent {
             seccomp_dir: config.data_dir.join("seccomp"),
             allocatable: presence.allocatable(),
             memory: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
-            pids_limit: None,
+            pids_limit: Some(config.pod_pids_limit),
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
             routed: routed_receiver,
@@ -147,7 +141,13 @@ impl Agent {
             desired.clone(),
             changed,
         ));
-        tasks.spawn(look_around(wiring.network, presence, reports));
+        tasks.spawn(reassert(wiring.network));
+        tasks.spawn(watch_node(presence, reports));
+        tasks.spawn(collect_images(ImageCollector::new(
+            images,
+            desired.clone(),
+            config.data_dir.clone(),
+        )));
         tracing::info!(node = config.node_name, "the agent runs");
 
         stop.cancelled().await;
@@ -249,74 +249,9 @@ impl Wiring {
     }
 }
 
-/// What the node says of itself, kept for the next connection.
-struct Presence {
-    config: AgentConfig,
-    machine: Machine,
-    images: Arc<dyn Images>,
-    described: Mutex<Option<serde_json::Value>>,
-}
-
-impl Presence {
-    /// Describes the node anew; whether anything but the heartbeat's time has changed.
-    async fn refresh(&self) -> bool {
-        let images = self.images.list().await.unwrap_or_else(|error| {
-            tracing::warn!(error = crate::pod::words(&error), "listing images");
-            Vec::new()
-        });
-        let now = jiff::Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string();
-        let mut described = self.described.lock();
-        let earlier: Option<NodeObject> = described
-            .as_ref()
-            .and_then(|value| serde_json::from_value(value.clone()).ok());
-        let (name, address) = (&self.config.node_name, self.config.node_address);
-        let mut next = node::describe(name, address, self.machine, &images, &now, earlier.as_ref());
-        for (key, value) in &self.config.labels {
-            next["metadata"]["labels"][key] = value.clone().into();
-        }
-        let changed = described
-            .as_ref()
-            .is_none_or(|before| before["status"]["images"] != next["status"]["images"]);
-        *described = Some(next);
-        changed
-    }
-
-    fn json(&self) -> Bytes {
-        self.described
-            .lock()
-            .as_ref()
-            .map(|node| node.to_string().into())
-            .unwrap_or_default()
-    }
-
-    fn status(&self) -> Vec<u8> {
-        self.described
-            .lock()
-            .as_ref()
-            .map(|node| node["status"].to_string().into_bytes())
-            .unwrap_or_default()
-    }
-
-    fn allocatable(
-        &self,
-    ) -> std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>
-    {
-        let described = self.described.lock();
-        let allocatable = described
-            .as_ref()
-            .map(|node| node["status"]["allocatable"].clone());
-        allocatable
-            .and_then(|value| serde_json::from_value(value).ok())
-            .unwrap_or_default()
-    }
-}
-
-/// Now and then: rules that others flushed are put back, images are reported.
-async fn look_around(network: Arc<BridgeNetwork>, presence: Arc<Presence>, reports: Arc<Reports>) {
-    let mut ticks = tokio::time::interval(LOOK_AROUND);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Puts back, now and then, the rules that others flushed.
+async fn reassert(network: Arc<BridgeNetwork>) {
+    let mut ticks = every(LOOK_AROUND);
     loop {
         ticks.tick().await;
         if let Err(error) = network.reassert().await {
@@ -325,10 +260,49 @@ async fn look_around(network: Arc<BridgeNetwork>, presence: Arc<Presence>, repor
                 "looking after the pod network"
             );
         }
+    }
+}
+
+/// Keeps what the server knows of the node's images and conditions up to date.
+async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
+    let mut ticks = every(presence::PERIOD);
+    loop {
+        ticks.tick().await;
         if presence.refresh().await {
             reports.node_status(presence.status());
         }
     }
+}
+
+async fn collect_images(mut collector: ImageCollector) {
+    let mut ticks = every(image_gc::PERIOD);
+    loop {
+        ticks.tick().await;
+        match collector.look().await {
+            Ok(collected) if collected.wanted == 0 => {}
+            Ok(collected) if collected.freed < collected.wanted => tracing::warn!(
+                wanted = collected.wanted,
+                freed = collected.freed,
+                images = collected.removed.len(),
+                "images fill the disk, and no more of them are unused"
+            ),
+            Ok(collected) => tracing::info!(
+                freed = collected.freed,
+                images = ?collected.removed,
+                "unused images were removed"
+            ),
+            Err(error) => tracing::warn!(
+                error = crate::pod::words(&error),
+                "looking after the images"
+            ),
+        }
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
 }
 
 async fn keep_checkpoint(checkpoint: Checkpoint, desired: Arc<Desired>, changed: Arc<Notify>) {

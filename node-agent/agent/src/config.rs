@@ -34,6 +34,8 @@ pub struct AgentConfig {
     pub shim_command: PathBuf,
     /// Pods this node takes.
     pub max_pods: u32,
+    /// Processes and threads of one pod.
+    pub pod_pids_limit: i64,
 }
 
 impl AgentConfig {
@@ -54,6 +56,7 @@ impl AgentConfig {
             network_prefix: prefix,
             shim_command: PathBuf::from("/proc/self/exe"),
             max_pods: 110,
+            pod_pids_limit: 4096,
         }
     }
 

@@ -23,10 +23,13 @@ pub mod tls;
 pub mod users;
 pub mod volumes;
 
+mod image_gc;
 mod image_service;
 mod link;
 mod node;
 mod pod;
+mod presence;
+mod pressure;
 mod streams;
 
 pub use agent::{Agent, teardown};

@@ -1,5 +1,6 @@
 //! What the node says of itself: its Node object with capacity, conditions, addresses and versions.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -7,8 +8,8 @@ use gantry_image::Image;
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-/// Pods per node, as Kubernetes' default.
-const PODS: u32 = 110;
+use crate::pressure::{Condition, meminfo};
+
 /// Images reported, largest first, as Kubernetes limits them.
 const IMAGES: usize = 50;
 
@@ -23,23 +24,14 @@ pub(crate) struct Machine {
 impl Machine {
     /// Of the machine this runs on; `data_dir` names the disk.
     pub(crate) fn here(data_dir: &Path) -> Self {
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let disk = rustix::fs::statvfs(data_dir).map_or(0, |disk| disk.f_blocks * disk.f_frsize);
         Self {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            memory_bytes: total_memory(&meminfo).unwrap_or(0),
+            memory_bytes: meminfo(&text, "MemTotal").unwrap_or(0),
             disk_bytes: disk,
         }
     }
-}
-
-/// `MemTotal` of /proc/meminfo in bytes.
-fn total_memory(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 /// The value of a field of /etc/os-release.
@@ -56,71 +48,82 @@ fn read(path: &str) -> String {
         .unwrap_or_default()
 }
 
-/// The Node as the agent registers it. `now` is RFC 3339; `earlier` keeps transition times of unchanged conditions.
-pub(crate) fn describe(
-    name: &str,
-    address: Ipv4Addr,
-    machine: Machine,
-    images: &[Image],
-    now: &str,
-    earlier: Option<&Node>,
-) -> Value {
-    let architecture = match std::env::consts::ARCH {
+/// What the Node object is made of.
+pub(crate) struct Description<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) address: Ipv4Addr,
+    /// Beside the usual ones.
+    pub(crate) labels: &'a BTreeMap<String, String>,
+    pub(crate) machine: Machine,
+    /// Pods this node takes.
+    pub(crate) pods: u32,
+    pub(crate) pressures: [Condition; 3],
+    pub(crate) images: &'a [Image],
+    /// RFC 3339.
+    pub(crate) now: &'a str,
+    /// Keeps the transition times of unchanged conditions.
+    pub(crate) earlier: Option<&'a Node>,
+}
+
+/// Kubernetes' names for instruction sets.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+fn conditions(node: &Description<'_>) -> Vec<Value> {
+    let ready = Condition {
+        kind: "Ready",
+        holds: true,
+        reason: "KubeletReady",
+        message: "kubelet is posting ready status",
     };
+    let before = node
+        .earlier
+        .and_then(|earlier| earlier.status.as_ref()?.conditions.as_ref());
+    let written = |condition: &Condition| {
+        let status = if condition.holds { "True" } else { "False" };
+        let since = before
+            .and_then(|before| {
+                before
+                    .iter()
+                    .find(|known| known.type_ == condition.kind && known.status == status)
+            })
+            .and_then(|known| serde_json::to_value(&known.last_transition_time).ok())
+            .filter(|time| !time.is_null())
+            .unwrap_or_else(|| json!(node.now));
+        json!({
+            "type": condition.kind, "status": status,
+            "reason": condition.reason, "message": condition.message,
+            "lastHeartbeatTime": node.now, "lastTransitionTime": since,
+        })
+    };
+    node.pressures.iter().chain([&ready]).map(written).collect()
+}
+
+/// The Node as the agent registers it.
+pub(crate) fn describe(node: &Description<'_>) -> Value {
+    let (machine, architecture) = (node.machine, architecture());
+    let mut labels = json!({
+        "kubernetes.io/hostname": node.name,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": architecture,
+        "beta.kubernetes.io/os": "linux",
+        "beta.kubernetes.io/arch": architecture,
+    });
+    for (key, value) in node.labels {
+        labels[key] = json!(value);
+    }
     let capacity = json!({
         "cpu": machine.cpus.to_string(),
         "memory": format!("{}Ki", machine.memory_bytes / 1024),
         "ephemeral-storage": format!("{}Ki", machine.disk_bytes / 1024),
-        "pods": PODS.to_string(),
+        "pods": node.pods.to_string(),
     });
-    let conditions: Vec<Value> = [
-        (
-            "MemoryPressure",
-            "False",
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available",
-        ),
-        (
-            "DiskPressure",
-            "False",
-            "KubeletHasNoDiskPressure",
-            "kubelet has no disk pressure",
-        ),
-        (
-            "PIDPressure",
-            "False",
-            "KubeletHasSufficientPID",
-            "kubelet has sufficient PID available",
-        ),
-        (
-            "Ready",
-            "True",
-            "KubeletReady",
-            "kubelet is posting ready status",
-        ),
-    ]
-    .iter()
-    .map(|(kind, status, reason, message)| {
-        let since = earlier
-            .and_then(|node| node.status.as_ref()?.conditions.as_ref())
-            .and_then(|conditions| {
-                conditions
-                    .iter()
-                    .find(|condition| condition.type_ == *kind && condition.status == *status)
-            })
-            .and_then(|condition| serde_json::to_value(&condition.last_transition_time).ok())
-            .filter(|time| !time.is_null())
-            .unwrap_or_else(|| json!(now));
-        json!({
-            "type": kind, "status": status, "reason": reason, "message": message,
-            "lastHeartbeatTime": now, "lastTransitionTime": since,
-        })
-    })
-    .collect();
-    let mut largest: Vec<&Image> = images.iter().collect();
+    let mut largest: Vec<&Image> = node.images.iter().collect();
     largest.sort_by_key(|image| std::cmp::Reverse(image.size));
     let images: Vec<Value> = largest
         .iter()
@@ -136,22 +139,16 @@ pub(crate) fn describe(
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {
-            "name": name,
-            "labels": {
-                "kubernetes.io/hostname": name,
-                "kubernetes.io/os": "linux",
-                "kubernetes.io/arch": architecture,
-                "beta.kubernetes.io/os": "linux",
-                "beta.kubernetes.io/arch": architecture,
-            },
+            "name": node.name,
+            "labels": labels,
         },
         "status": {
             "capacity": capacity,
             "allocatable": capacity,
-            "conditions": conditions,
+            "conditions": conditions(node),
             "addresses": [
-                {"type": "InternalIP", "address": address.to_string()},
-                {"type": "Hostname", "address": name},
+                {"type": "InternalIP", "address": node.address.to_string()},
+                {"type": "Hostname", "address": node.name},
             ],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
             "nodeInfo": {
@@ -174,14 +171,10 @@ pub(crate) fn describe(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pressure::{Pressures, Sample};
 
     #[test]
     fn the_machines_files_are_read() {
-        assert_eq!(
-            total_memory("MemTotal:       16384 kB\nMemFree: 1 kB\n"),
-            Some(16 << 20)
-        );
-        assert_eq!(total_memory(""), None);
         assert_eq!(
             os_release("NAME=\"X\"\nPRETTY_NAME=\"Debian 12\"\n", "PRETTY_NAME"),
             "Debian 12"
@@ -190,31 +183,45 @@ mod tests {
 
     #[test]
     fn a_condition_that_stays_keeps_its_transition_time() {
-        let machine = Machine {
-            cpus: 2,
-            memory_bytes: 1 << 30,
-            disk_bytes: 1 << 30,
+        let mut pressures = Pressures::default();
+        let at = |now, pressures: &Pressures, earlier: Option<&Node>| {
+            let described = describe(&Description {
+                name: "n",
+                address: Ipv4Addr::LOCALHOST,
+                labels: &BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+                machine: Machine {
+                    cpus: 2,
+                    memory_bytes: 1 << 30,
+                    disk_bytes: 1 << 30,
+                },
+                pods: 7,
+                pressures: pressures.conditions(),
+                images: &[],
+                now,
+                earlier,
+            });
+            (
+                serde_json::from_value::<Node>(described.clone()).expect("a Node"),
+                described,
+            )
         };
-        let first = describe(
-            "n",
-            Ipv4Addr::LOCALHOST,
-            machine,
-            &[],
-            "2026-01-01T00:00:00Z",
-            None,
-        );
-        let node: Node = serde_json::from_value(first).expect("a Node");
-        let second = describe(
-            "n",
-            Ipv4Addr::LOCALHOST,
-            machine,
-            &[],
-            "2026-01-02T00:00:00Z",
-            Some(&node),
-        );
+        let (first, _) = at("2026-01-01T00:00:00Z", &pressures, None);
+        let short = Sample {
+            memory_available: 0,
+            ..Sample::default()
+        };
+        pressures.observe(&short, tokio::time::Instant::now());
+        let (_, second) = at("2026-01-02T00:00:00Z", &pressures, Some(&first));
         let ready = &second["status"]["conditions"][3];
         assert_eq!(ready["lastTransitionTime"], "2026-01-01T00:00:00Z");
         assert_eq!(ready["lastHeartbeatTime"], "2026-01-02T00:00:00Z");
+        let memory = &second["status"]["conditions"][0];
+        assert_eq!(
+            (&memory["status"], &memory["lastTransitionTime"]),
+            (&json!("True"), &json!("2026-01-02T00:00:00Z"))
+        );
         assert_eq!(second["status"]["capacity"]["memory"], "1048576Ki");
+        assert_eq!(second["status"]["allocatable"]["pods"], "7");
+        assert_eq!(second["metadata"]["labels"]["zone"], "a");
     }
 }

@@ -1,8 +1,8 @@
 //! [`FakeImages`]: images by name, with directories instead of mounts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -11,7 +11,8 @@ use crate::error::ImageError;
 use crate::reference::normalise;
 use crate::traits::{Credentials, Image, ImageConfig, Images, ProgressSink};
 
-/// In-memory images for tests of what uses them. What a "registry" offers is told with [`FakeImages::offer`].
+/// In-memory images for tests of what uses them. What a "registry" offers is told with [`FakeImages::offer`]. Each is of
+/// one byte, unless told otherwise with [`FakeImages::resize`].
 #[derive(Debug, Default)]
 pub struct FakeImages {
     directory: PathBuf,
@@ -19,6 +20,8 @@ pub struct FakeImages {
     present: Mutex<BTreeMap<String, Image>>,
     mounted: Mutex<BTreeMap<String, String>>,
     pulls: AtomicUsize,
+    /// Bytes of removed images that were not collected yet.
+    garbage: AtomicU64,
 }
 
 impl FakeImages {
@@ -46,6 +49,15 @@ impl FakeImages {
         };
         self.offered.lock().insert(tag, image.clone());
         image
+    }
+
+    /// Makes a present image take so many bytes.
+    pub fn resize(&self, id: &str, size: u64) {
+        for image in self.present.lock().values_mut() {
+            if image.id == id {
+                image.size = size;
+            }
+        }
     }
 
     /// How often [`Images::pull`] was called.
@@ -115,6 +127,7 @@ impl Images for FakeImages {
         self.present
             .lock()
             .retain(|_, present| present.id != image.id);
+        self.garbage.fetch_add(image.size, Ordering::Relaxed);
         Ok(())
     }
 
@@ -142,7 +155,11 @@ impl Images for FakeImages {
         })
     }
 
+    async fn in_use(&self) -> Result<BTreeSet<String>, ImageError> {
+        Ok(self.mounted.lock().values().cloned().collect())
+    }
+
     async fn collect_garbage(&self) -> Result<u64, ImageError> {
-        Ok(0)
+        Ok(self.garbage.swap(0, Ordering::Relaxed))
     }
 }

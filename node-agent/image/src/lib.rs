@@ -16,6 +16,7 @@ mod archive;
 mod index;
 mod layers;
 mod manifest;
+mod pins;
 mod reference;
 mod registry;
 mod rootfs;

@@ -21,6 +21,7 @@ use crate::error::ImageError;
 use crate::index::{Index, LayerRecord, Record};
 use crate::layers::unpack_blob;
 use crate::manifest::{ConfigFile, Descriptor, digest};
+use crate::pins::Pins;
 use crate::reference;
 use crate::registry::Remote;
 use crate::rootfs::Rootfs;
@@ -48,6 +49,9 @@ struct Shared {
     index: Mutex<Index>,
     /// One transfer at a time per reference and per blob: whoever comes second finds the work done.
     transfers: Mutex<BTreeMap<String, Arc<AsyncMutex<()>>>>,
+    pins: Pins,
+    /// Held while an image becomes a root file system, and while one is removed: never both at once.
+    mounting: Mutex<()>,
 }
 
 impl ImageStore {
@@ -77,6 +81,8 @@ impl ImageStore {
                     },
                     index: Mutex::new(index),
                     transfers: Mutex::default(),
+                    pins: Pins::default(),
+                    mounting: Mutex::default(),
                     data_dir,
                 }),
             })
@@ -240,6 +246,7 @@ impl Shared {
                     "the image config and the manifest disagree on the number of layers".to_owned(),
                 ));
             }
+            let _pinned = self.pins.pin(config.diff_ids());
             for (layer, diff_id) in archived.layers.iter().zip(config.diff_ids()) {
                 if let Some(progress) = progress {
                     progress(Progress::Layer {
@@ -259,24 +266,46 @@ impl Shared {
         Ok(images)
     }
 
+    fn in_use(&self) -> Result<BTreeSet<String>, ImageError> {
+        let ids = self.rootfs.images_in_use();
+        let ids = ids.map_err(|source| ImageError::Io {
+            doing: "looking for images in use".to_owned(),
+            source,
+        })?;
+        Ok(ids.into_iter().collect())
+    }
+
+    fn mount(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError> {
+        let _mounting = self.mounting.lock();
+        let missing = || ImageError::NotFound(image_id.to_owned());
+        let record = self.find(image_id).ok_or_else(missing)?;
+        let directories = self
+            .index
+            .lock()
+            .layer_directories(&record)
+            .ok_or_else(missing)?;
+        let layers: Vec<PathBuf> = directories
+            .iter()
+            .map(|directory| self.data_dir.join("layers").join(directory))
+            .collect();
+        self.rootfs
+            .mount(key, &record.image.id, &layers)
+            .map_err(|source| ImageError::Io {
+                doing: format!("mounting image \"{image_id}\" for {key}"),
+                source,
+            })
+    }
+
     fn remove(&self, written: &str) -> Result<(), ImageError> {
+        let _mounting = self.mounting.lock();
         let record = self
             .find(written)
             .ok_or_else(|| ImageError::NotFound(written.to_owned()))?;
         let full = reference::normalise(written).unwrap_or_else(|_| written.to_owned());
         let by_tag = record.image.tags.contains(&full);
         let last = !by_tag || record.image.tags.len() == 1;
-        if last {
-            let used = self
-                .rootfs
-                .images_in_use()
-                .map_err(|source| ImageError::Io {
-                    doing: format!("looking for users of image \"{written}\""),
-                    source,
-                })?;
-            if used.contains(&record.image.id) {
-                return Err(ImageError::InUse(written.to_owned()));
-            }
+        if last && self.in_use()?.contains(&record.image.id) {
+            return Err(ImageError::InUse(written.to_owned()));
         }
         self.change(|index| match last {
             true => {
@@ -300,6 +329,7 @@ impl Shared {
                 .images
                 .values()
                 .flat_map(|record| record.layers.iter().cloned())
+                .chain(self.pins.pinned())
                 .collect();
             let victims: Vec<LayerRecord> = index
                 .layers
@@ -333,7 +363,7 @@ impl Shared {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let settled = name.parse::<u64>().is_ok_and(|number| number < newest);
-            if settled && !known.contains(&name) && self.transfers.lock().is_empty() {
+            if settled && !known.contains(&name) && self.pins.pinned().is_empty() {
                 std::fs::remove_dir_all(entry.path()).map_err(failed)?;
             }
         }
@@ -375,6 +405,7 @@ impl Images for ImageStore {
                 "the image config and the manifest disagree on the number of layers".to_owned(),
             ));
         }
+        let _pinned = self.shared.pins.pin(config.diff_ids());
         let mut transfers = Vec::new();
         for (descriptor, diff_id) in resolved.layers.iter().zip(config.diff_ids()) {
             let layer = self
@@ -424,27 +455,7 @@ impl Images for ImageStore {
 
     async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError> {
         let (shared, image_id, key) = (self.shared.clone(), image_id.to_owned(), key.to_owned());
-        blocking(move || {
-            let missing = || ImageError::NotFound(image_id.clone());
-            let record = shared.find(&image_id).ok_or_else(missing)?;
-            let directories = shared
-                .index
-                .lock()
-                .layer_directories(&record)
-                .ok_or_else(missing)?;
-            let layers: Vec<PathBuf> = directories
-                .iter()
-                .map(|directory| shared.data_dir.join("layers").join(directory))
-                .collect();
-            shared
-                .rootfs
-                .mount(&key, &record.image.id, &layers)
-                .map_err(|source| ImageError::Io {
-                    doing: format!("mounting image \"{image_id}\" for {key}"),
-                    source,
-                })
-        })
-        .await
+        blocking(move || shared.mount(&image_id, &key)).await
     }
 
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError> {
@@ -460,6 +471,11 @@ impl Images for ImageStore {
                 })
         })
         .await
+    }
+
+    async fn in_use(&self) -> Result<BTreeSet<String>, ImageError> {
+        let shared = self.shared.clone();
+        blocking(move || shared.in_use()).await
     }
 
     async fn collect_garbage(&self) -> Result<u64, ImageError> {

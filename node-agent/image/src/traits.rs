@@ -1,5 +1,6 @@
 //! The seam between pod workers and whatever fetches and unpacks images.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,6 +104,8 @@ pub trait Images: Send + Sync + 'static {
     async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError>;
     /// Unmounts and deletes a root file system. Unknown keys are fine.
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError>;
-    /// Removes layers and content that no image and no root file system needs; returns bytes freed.
+    /// Ids of the images that root file systems are made of.
+    async fn in_use(&self) -> Result<BTreeSet<String>, ImageError>;
+    /// Removes layers and content that no image, no root file system and no transfer needs; returns bytes freed.
     async fn collect_garbage(&self) -> Result<u64, ImageError>;
 }

@@ -39,10 +39,16 @@ async fn contract(images: &dyn Images) {
         Err(ImageError::NotFound(_))
     ));
 
-    assert!(matches!(
-        images.remove(REFERENCE).await,
-        Err(ImageError::InUse(_))
-    ));
+    assert_eq!(
+        images.in_use().await.expect("lists"),
+        [image.id.clone()].into()
+    );
+    for name in [REFERENCE, &image.id] {
+        assert!(matches!(
+            images.remove(name).await,
+            Err(ImageError::InUse(_))
+        ));
+    }
     images
         .unmount_rootfs("pod-a_web_0")
         .await
@@ -61,6 +67,7 @@ async fn contract(images: &dyn Images) {
         .await
         .expect("unmounts");
 
+    assert!(images.in_use().await.expect("lists").is_empty());
     images.remove(REFERENCE).await.expect("removes");
     assert_eq!(images.find(REFERENCE).await, None);
     assert!(matches!(
@@ -180,4 +187,32 @@ async fn what_is_no_image_is_refused_and_leaves_nothing() {
             "{name}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_collected_beside_a_transfer_without_harm() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path()).await;
+    let (collector, runtime) = (images.clone(), tokio::runtime::Handle::current());
+    let collected = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = collected.clone();
+    let progress: gantry_image::ProgressSink = std::sync::Arc::new(move |event| {
+        if matches!(event, gantry_image::Progress::Unpacked { .. }) {
+            let freed = runtime.block_on(collector.collect_garbage());
+            assert_eq!(freed.expect("collects"), 0, "a layer on its way is needed");
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    let image = images
+        .import(&demo_archive(directory.path()), Some(progress))
+        .await
+        .expect("imports")
+        .remove(0);
+    assert!(collected.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    let root = images
+        .mount_rootfs(&image.id, "pod_web_0")
+        .await
+        .expect("mounts");
+    assert!(root.join("web").exists());
+    images.unmount_rootfs("pod_web_0").await.expect("unmounts");
 }

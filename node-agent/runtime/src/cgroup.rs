@@ -149,7 +149,13 @@ impl Hierarchies {
             )?;
         }
         if let Some(limit) = resources.pids_limit {
-            set("pids", "pids.max", limit.to_string())?;
+            match set("pids", "pids.max", limit.to_string()) {
+                // As for a kubelet: a host without this controller runs pods without this limit.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "the host has no pids controller; the pod's processes are not limited");
+                }
+                done => done?,
+            }
         }
         if let Some(shares) = resources.cpu_shares {
             if unified {

@@ -74,6 +74,42 @@ async fn memory_beyond_the_limit_is_an_oom_kill() {
 }
 
 #[tokio::test]
+async fn a_pods_processes_are_limited_together() {
+    let node = Node::new();
+    let mut sandbox = node.sandbox("pod");
+    sandbox.resources.pids_limit = Some(20);
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let fork = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done 2>&1; echo all; wait";
+    let mut events = node.runtime.events();
+    for name in ["first", "second"] {
+        let mut spec = node.container("pod", &["/bin/sh", "-c", fork]);
+        spec.id.name = name.to_owned();
+        node.runtime.start_container(spec.clone()).await.unwrap();
+        if name == "second" {
+            let exit = wait_exit(&node.runtime, &mut events, &spec.id).await;
+            assert_eq!(exit.code, 2, "the shell gives up when it cannot fork");
+        } else {
+            let all = async {
+                while !node.log(name).contains("all") {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(DEADLINE, all).await.unwrap();
+        }
+    }
+    assert!(
+        node.log("second").contains("fork"),
+        "{}",
+        node.log("second")
+    );
+    node.runtime
+        .remove_sandbox(&PodUid("pod".to_owned()))
+        .await
+        .unwrap();
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_command_that_cannot_run_leaves_nothing() {
     let node = Node::new();
     node.runtime

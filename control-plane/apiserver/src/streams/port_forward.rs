@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::upgrade::{Known, Transport, agree};
 use super::websocket::{accept, pipe};
-use super::{Gone, Input, NodeStream, NodeStreams, failure, pod};
+use super::{Gone, Input, NodeStream, NodeStreams, failed, pod};
 use crate::context::Context;
 
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
@@ -114,7 +114,7 @@ async fn forward(
             let sent = match received.frame {
                 Some(Frame::Stdout(bytes)) => client.send(bytes).await,
                 Some(Frame::Status(status)) => {
-                    return failure(&status).map_or(Ok(()), |error| Err(error.to_string()));
+                    return failed(&status).map_or(Ok(()), |(_, message)| Err(message));
                 }
                 _ => Ok(()),
             };

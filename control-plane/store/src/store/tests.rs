@@ -3,6 +3,8 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::packet::Body;
+use crate::state::HistoryLimits;
 use crate::types::{Guard, Index, Operation};
 
 fn table() -> Table {
@@ -156,19 +158,13 @@ async fn what_is_no_message_for_this_member_is_refused() {
         store.deliver(&[0xff; 7]),
         Err(DeliverError::Malformed)
     ));
-    let mut message = Message {
+    let packet = Packet {
+        from: 2,
         to: 9,
-        ..Message::default()
+        body: Some(Body::Consensus(Bytes::new())),
     };
-    let bytes = protobuf::Message::write_to_bytes(&message).unwrap();
     assert!(matches!(
-        store.deliver(&bytes),
+        store.deliver(&packet.encode_to_vec()),
         Err(DeliverError::Misdirected { to: 9, member: 1 })
-    ));
-    (message.to, message.msg_type) = (1, 99);
-    let bytes = protobuf::Message::write_to_bytes(&message).unwrap();
-    assert!(matches!(
-        store.deliver(&bytes),
-        Err(DeliverError::Malformed)
     ));
 }

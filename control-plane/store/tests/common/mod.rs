@@ -124,11 +124,6 @@ impl Transport for Port {
             if let Some(target) = target {
                 target.deliver(&message.bytes).unwrap();
             }
-            if message.snapshot
-                && let Some(own) = links.members.get(&self.from)
-            {
-                own.report_snapshot(to, target.is_some());
-            }
         }
     }
 }

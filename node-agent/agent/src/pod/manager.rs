@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_runtime::{ContainerState, PodUid, RuntimeEvent, SandboxStatus};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
 use super::setup;
 use super::worker::{Input, Worker};
 use crate::reports::Severity;
+
+/// Between attempts at a worker whose directory cannot be written.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// News from the link.
 #[derive(Clone, Debug)]
@@ -42,6 +47,8 @@ pub(crate) struct Manager {
     found: BTreeMap<String, SandboxStatus>,
     /// Removed from this node, but not yet from the cluster.
     removed: BTreeSet<String>,
+    /// Pods whose worker could not begin, by uid.
+    refused: BTreeMap<String, Arc<Pod>>,
 }
 
 fn uid_of(pod: &Pod) -> String {
@@ -56,6 +63,7 @@ impl Manager {
             running: JoinSet::new(),
             found: BTreeMap::new(),
             removed: BTreeSet::new(),
+            refused: BTreeMap::new(),
         }
     }
 
@@ -67,6 +75,8 @@ impl Manager {
     ) {
         let mut events = self.node.runtime.events();
         self.take_over().await;
+        let mut again = tokio::time::interval(TRY_AGAIN);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -81,6 +91,11 @@ impl Manager {
                     News::Synced => self.remove_leftovers().await,
                 },
                 event = events.recv() => self.runtime_event(event, &mut events).await,
+                _ = again.tick(), if !self.refused.is_empty() => {
+                    for pod in std::mem::take(&mut self.refused).into_values() {
+                        self.pod(pod);
+                    }
+                }
                 Some(finished) = self.running.join_next() => match finished {
                     Ok(uid) => {
                         self.workers.remove(&uid);
@@ -126,6 +141,7 @@ impl Manager {
             handle.inputs.send(Input::Pod(pod)).ok();
             return;
         }
+        self.refused.remove(&uid);
         let found = self.found.remove(&uid);
         let (inputs, receiver) = mpsc::unbounded_channel();
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
@@ -153,6 +169,9 @@ impl Manager {
                 self.node
                     .reports
                     .event(&pod, None, Severity::Warning, "FailedSync", &message);
+                self.found
+                    .extend(found.map(|sandbox| (uid.clone(), sandbox)));
+                self.refused.insert(uid, pod);
             }
         }
     }
@@ -160,6 +179,7 @@ impl Manager {
     fn gone(&mut self, pod: &Pod) {
         let uid = uid_of(pod);
         self.node.reports.forget(&uid);
+        self.refused.remove(&uid);
         self.removed.remove(&uid);
         if let Some(handle) = self.workers.get(&uid) {
             handle.inputs.send(Input::Gone).ok();
@@ -223,7 +243,11 @@ impl Manager {
             .chain(self.workers.keys().cloned())
             .collect();
         let mut strangers: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (uid, sandbox) in std::mem::take(&mut self.found) {
+        let (waiting, gone) = std::mem::take(&mut self.found)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(uid, _)| known.contains(uid));
+        self.found = waiting;
+        for (uid, sandbox) in gone {
             let keys = sandbox.containers.iter().map(|container| {
                 super::launch::rootfs_key(&uid, &container.id.name, container.id.attempt)
             });

@@ -154,12 +154,20 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Reads a pod's journal; a missing one is empty.
+    /// Reads a pod's journal; a missing one is empty. So is a damaged one, which is set aside: writes are not synced, and
+    /// the machine's own death, which may cut one short, leaves no container whose attempt it could have named.
     pub(crate) fn open(pod_dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(pod_dir)?;
         let path = pod_dir.join("journal.json");
         let notes = match std::fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json)?,
+            Ok(json) => match serde_json::from_slice(&json) {
+                Ok(notes) => notes,
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "a pod's journal is damaged; beginning a new one");
+                    std::fs::rename(&path, path.with_extension("damaged"))?;
+                    Notes::default()
+                }
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Notes::default(),
             Err(error) => return Err(error),
         };
@@ -188,5 +196,28 @@ impl Journal {
     /// Changes one container's entry.
     pub(crate) fn container(&self, name: &str, change: impl FnOnce(&mut Entry)) -> io::Result<()> {
         self.change(|notes| change(notes.containers.entry(name.to_owned()).or_default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_journal_does_not_hold_the_pod_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let begin = |notes: &mut Notes| notes.started_at = Some(1);
+        Journal::open(directory.path())
+            .unwrap()
+            .change(begin)
+            .unwrap();
+        let reopened = Journal::open(directory.path()).unwrap();
+        assert_eq!(reopened.notes().started_at, Some(1));
+        std::fs::write(directory.path().join("journal.json"), "").unwrap();
+        let damaged = Journal::open(directory.path()).unwrap();
+        assert_eq!(damaged.notes().started_at, None);
+        assert!(directory.path().join("journal.damaged").exists());
+        damaged.change(begin).unwrap();
+        assert!(directory.path().join("journal.json").exists());
     }
 }

@@ -543,3 +543,16 @@ async fn what_the_cluster_does_not_know_is_removed() {
         "its root file systems are unmounted"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_directory_cannot_be_made_is_tried_again() {
+    let mut bed = Bed::new();
+    // A file where the directory of pods should be.
+    let pods = bed.directory.path().join("pods");
+    std::fs::write(&pods, "").unwrap();
+    bed.apply(&pod(one(json!({"command": ["/app"]}))));
+    bed.event("FailedSync").await;
+    assert!(bed.runtime.starts().is_empty());
+    std::fs::remove_file(&pods).unwrap();
+    bed.phase("Running").await;
+}

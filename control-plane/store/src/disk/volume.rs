@@ -1,0 +1,290 @@
+//! The records of one member, and in which order they may change.
+//!
+//! Two spaces share one journal. [`Space::Log`] holds entries by index, the hard state and where the log begins;
+//! writes to it that consensus relies on are synced. [`Space::State`] holds rows and the applied index, written together
+//! without a sync: after a crash they are some earlier state, and the log holds everything since.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft::eraftpb::{ConfState, Entry as LogEntry, HardState};
+
+use super::records::{
+    APPLIED, ENTRY, HARD_STATE, LOG_START, ROW, decode_applied, decode_entry, decode_numbers,
+    encode_applied, entry_key, entry_record, hard_record, numbers, row_key, row_record,
+};
+use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Space};
+use crate::config::OpenError;
+use crate::record::{Decoder, unseal};
+use crate::state::State;
+use crate::types::Revision;
+
+/// A member's records; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Volume {
+    path: PathBuf,
+    engine: Arc<dyn Engine>,
+}
+
+impl Volume {
+    /// The volume at `path`, which names it in errors.
+    pub(crate) fn new(path: &Path, engine: Arc<dyn Engine>) -> Volume {
+        Volume {
+            path: path.to_owned(),
+            engine,
+        }
+    }
+
+    /// Everything on disk; `None` when the member is new.
+    pub(crate) fn recover(&self) -> Result<Option<Recovered>, OpenError> {
+        let Some(start) = self.numbers::<2>(LOG_START)? else {
+            return Ok(None);
+        };
+        let [term, vote, commit] = self
+            .numbers::<3>(HARD_STATE)?
+            .ok_or_else(|| self.corrupt("the vote is missing"))?;
+        let mut hard_state = HardState::default();
+        (hard_state.term, hard_state.vote, hard_state.commit) = (term, vote, commit);
+        let mut entries: Vec<LogEntry> = Vec::new();
+        self.visit(Space::Log, ENTRY, &mut |key, record| {
+            let expected = start[0] + 1 + entries.len() as u64;
+            if *key != entry_key(expected) {
+                return Err(self.corrupt(&format!("log entry {expected} is missing")));
+            }
+            let entry = decode_entry(expected, record)
+                .map_err(|error| self.corrupt(&format!("log entry {expected}: {error}")))?;
+            entries.push(entry);
+            Ok(())
+        })?;
+        let state = self.recover_state()?;
+        let last = start[0] + entries.len() as u64;
+        if state.applied < start[0] || state.applied > last {
+            return Err(self.corrupt(&format!(
+                "the state is of log entry {}, but the log holds {} to {last}",
+                state.applied,
+                start[0] + 1
+            )));
+        }
+        // The commit index is not synced for its own sake, so what was applied can be ahead of it.
+        hard_state.commit = hard_state.commit.max(state.applied);
+        Ok(Some(Recovered {
+            hard_state,
+            start: start.into(),
+            entries,
+            state,
+        }))
+    }
+
+    fn recover_state(&self) -> Result<State, OpenError> {
+        let mut state = State::default();
+        let record = self.engine.get(Space::State, APPLIED);
+        let record = record
+            .map_err(|error| self.unreadable(error))?
+            .ok_or_else(|| self.corrupt("the applied index is missing"))?;
+        let applied = unseal(&record)
+            .and_then(decode_applied)
+            .map_err(|error| self.corrupt(&format!("the applied index: {error}")))?;
+        state.applied = applied.index;
+        state.conf_state = applied.conf_state;
+        let mut decoder = Decoder::default();
+        self.visit(Space::State, ROW, &mut |key, record| {
+            let (key, entry) =
+                unseal(record)
+                    .and_then(|body| decoder.row(body))
+                    .map_err(|error| {
+                        let name = String::from_utf8_lossy(key).replace('\0', " ");
+                        self.corrupt(&format!("object {name}: {error}"))
+                    })?;
+            state.insert(key, entry);
+            Ok(())
+        })?;
+        state.restart_at(applied.revision);
+        Ok(state)
+    }
+
+    /// Makes a new member: a log that begins after `start`, and an empty state applied up to there. Durable.
+    pub(crate) fn bootstrap(
+        &self,
+        start: (u64, u64),
+        hard_state: &HardState,
+        conf_state: &ConfState,
+    ) -> Result<(), DiskError> {
+        let applied = encode_applied(start.0, Revision(0), conf_state);
+        let batch = vec![
+            log_change(HARD_STATE, Some(hard_record(hard_state))),
+            log_change(LOG_START, Some(numbers([start.0, start.1]))),
+            state_change(APPLIED, Some(applied)),
+        ];
+        self.commit("creating the member", batch, true)
+    }
+
+    /// Appends to the log, whose last index was `old_last`, and replaces everything from the first entry's index on.
+    /// Durable when `sync` says so.
+    pub(crate) fn append(
+        &self,
+        entries: &[LogEntry],
+        old_last: u64,
+        hard_state: &HardState,
+        sync: bool,
+    ) -> Result<(), DiskError> {
+        let record =
+            |entry: &LogEntry| log_change(entry_key(entry.index), Some(entry_record(entry)));
+        let mut batch: Batch = entries.iter().map(record).collect();
+        if let Some(last) = entries.last() {
+            let replaced = last.index + 1..=old_last;
+            batch.extend(replaced.map(|index| log_change(entry_key(index), None)));
+        }
+        batch.push(log_change(HARD_STATE, Some(hard_record(hard_state))));
+        self.commit("writing the log", batch, sync)
+    }
+
+    /// The entries from `low` up to, not including, `high`, which must be in the log.
+    pub(crate) fn entries(&self, low: u64, high: u64) -> Result<Vec<LogEntry>, OpenError> {
+        let mut entries = Vec::new();
+        for index in low..high {
+            let record = self.engine.get(Space::Log, &entry_key(index));
+            let record = record
+                .map_err(|error| self.unreadable(error))?
+                .ok_or_else(|| self.corrupt(&format!("log entry {index} is missing")))?;
+            let entry = decode_entry(index, &record)
+                .map_err(|error| self.corrupt(&format!("log entry {index}: {error}")))?;
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// Forgets the entries after `old_start` up to `start`, whose effects must have been written by
+    /// [`Volume::write_state`]. Makes those durable first: the log may only shrink once the state does not need it.
+    pub(crate) fn truncate(&self, old_start: u64, start: (u64, u64)) -> Result<(), DiskError> {
+        self.sync()?;
+        let forgotten = old_start + 1..=start.0;
+        let mut batch: Batch = forgotten
+            .map(|index| log_change(entry_key(index), None))
+            .collect();
+        batch.push(log_change(LOG_START, Some(numbers([start.0, start.1]))));
+        self.commit("shortening the log", batch, false)
+    }
+
+    /// Writes changes of the state with their applied index, in order, without a sync.
+    pub(crate) fn write_state(&self, run: &Applied) -> Result<(), DiskError> {
+        let mut batch = Batch::with_capacity(run.rows.len() + 1);
+        for (key, entry) in &run.rows {
+            let record = entry.as_ref().map(|entry| row_record(key, entry));
+            batch.push(state_change(row_key(key), record));
+        }
+        let applied = encode_applied(run.index, run.revision, &run.conf_state);
+        batch.push(state_change(APPLIED, Some(applied)));
+        self.commit("writing the state", batch, false)
+    }
+
+    /// Replaces everything by a state that came from another member; the log is empty and begins after it. Durable.
+    pub(crate) fn install(
+        &self,
+        state: &State,
+        start: (u64, u64),
+        hard_state: &HardState,
+    ) -> Result<(), DiskError> {
+        let mut batch = Batch::new();
+        // Within one batch a key may occur only once.
+        let mut kept = HashSet::new();
+        for (key, entry) in state.rows() {
+            let (key, record) = (row_key(&key), row_record(&key, entry));
+            kept.insert(key.clone());
+            batch.push(state_change(key, Some(record)));
+        }
+        for (space, prefix) in [(Space::Log, ENTRY), (Space::State, ROW)] {
+            let mut forget = |key: &[u8], _: &[u8]| {
+                if !kept.contains(key) {
+                    batch.push((space, key.to_vec(), None));
+                }
+                true
+            };
+            self.engine
+                .scan(space, prefix, &mut forget)
+                .map_err(|error| self.failed("taking over a state", error))?;
+        }
+        let applied = encode_applied(start.0, state.revision, &state.conf_state);
+        batch.push(state_change(APPLIED, Some(applied)));
+        batch.push(log_change(HARD_STATE, Some(hard_record(hard_state))));
+        batch.push(log_change(LOG_START, Some(numbers([start.0, start.1]))));
+        self.commit("taking over a state", batch, true)
+    }
+
+    /// Makes everything written so far durable.
+    pub(crate) fn sync(&self) -> Result<(), DiskError> {
+        let synced = self.engine.sync();
+        synced.map_err(|error| self.failed("syncing the state", error))
+    }
+
+    fn commit(&self, doing: &'static str, batch: Batch, sync: bool) -> Result<(), DiskError> {
+        let written = self.engine.commit(batch, sync);
+        written.map_err(|error| self.failed(doing, error))
+    }
+
+    fn visit(
+        &self,
+        space: Space,
+        prefix: u8,
+        record: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
+        let mut outcome = Ok(());
+        let mut visit = |key: &[u8], value: &[u8]| {
+            outcome = record(key, value);
+            outcome.is_ok()
+        };
+        self.engine
+            .scan(space, prefix, &mut visit)
+            .map_err(|error| self.unreadable(error))?;
+        outcome
+    }
+
+    fn numbers<const N: usize>(&self, key: &[u8]) -> Result<Option<[u64; N]>, OpenError> {
+        let name = || String::from_utf8_lossy(key).into_owned();
+        let record = self.engine.get(Space::Log, key);
+        record
+            .map_err(|error| self.unreadable(error))?
+            .map(|record| unseal(&record).and_then(decode_numbers))
+            .transpose()
+            .map_err(|error| self.corrupt(&format!("record {}: {error}", name())))
+    }
+
+    fn corrupt(&self, record: &str) -> OpenError {
+        OpenError::Corrupt {
+            path: self.path.clone(),
+            record: record.to_owned(),
+        }
+    }
+
+    fn unreadable(&self, source: EngineError) -> OpenError {
+        OpenError::Engine {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn failed(&self, doing: &'static str, cause: EngineError) -> DiskError {
+        DiskError {
+            doing,
+            path: self.path.clone(),
+            cause: cause.into(),
+        }
+    }
+}
+
+fn log_change(
+    key: impl Into<Vec<u8>>,
+    record: Option<Vec<u8>>,
+) -> (Space, Vec<u8>, Option<Vec<u8>>) {
+    (Space::Log, key.into(), record)
+}
+
+fn state_change(
+    key: impl Into<Vec<u8>>,
+    record: Option<Vec<u8>>,
+) -> (Space, Vec<u8>, Option<Vec<u8>>) {
+    (Space::State, key.into(), record)
+}
+
+#[cfg(test)]
+mod tests;

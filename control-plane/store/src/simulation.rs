@@ -1,0 +1,7 @@
+//! placeholder
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    AcknowledgeBeforeSync,
+    SkipTermFence,
+    ApplyOutOfOrder,
+}

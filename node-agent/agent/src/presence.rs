@@ -1,0 +1,168 @@
+//! What the node says of itself, described anew in a period and kept for the next connection.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gantry_image::Images;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::config::AgentConfig;
+use crate::node::{Description, Machine, describe};
+use crate::pressure::{Pressures, Sample};
+
+/// Between looks at memory, disk and processes, as a kubelet's.
+pub(crate) const PERIOD: Duration = Duration::from_secs(10);
+
+/// The node as it was described last.
+pub(crate) struct Presence {
+    config: AgentConfig,
+    machine: Machine,
+    images: Arc<dyn Images>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    described: Option<Value>,
+    pressures: Pressures,
+}
+
+/// What of a description is worth telling the server at once: images, and conditions without their heartbeat.
+fn news(node: &Value) -> (&Value, Vec<(&Value, &Value)>) {
+    let conditions = node["status"]["conditions"].as_array();
+    let conditions = conditions
+        .into_iter()
+        .flatten()
+        .map(|condition| (&condition["type"], &condition["status"]));
+    (&node["status"]["images"], conditions.collect())
+}
+
+impl Presence {
+    pub(crate) fn new(config: AgentConfig, machine: Machine, images: Arc<dyn Images>) -> Self {
+        Self {
+            config,
+            machine,
+            images,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Describes the node anew; whether anything but the heartbeat's time has changed.
+    pub(crate) async fn refresh(&self) -> bool {
+        let images = self.images.list().await.unwrap_or_else(|error| {
+            tracing::warn!(error = crate::pod::words(&error), "listing images");
+            Vec::new()
+        });
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
+        let mut state = self.state.lock();
+        match Sample::take(&self.config.data_dir) {
+            Ok(sample) => {
+                let before = state.pressures.conditions();
+                state.pressures.observe(&sample, Instant::now());
+                for (before, after) in before.iter().zip(state.pressures.conditions()) {
+                    if before.holds != after.holds {
+                        tracing::info!(reason = after.reason, ?sample, "the node's condition");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "measuring the node"),
+        }
+        let earlier: Option<NodeObject> = state
+            .described
+            .as_ref()
+            .and_then(|value| serde_json::from_value(value.clone()).ok());
+        let next = describe(&Description {
+            name: &self.config.node_name,
+            address: self.config.node_address,
+            labels: &self.config.labels,
+            machine: self.machine,
+            pods: self.config.max_pods,
+            pressures: state.pressures.conditions(),
+            images: &images,
+            now: &now,
+            earlier: earlier.as_ref(),
+        });
+        let changed = state
+            .described
+            .as_ref()
+            .is_none_or(|before| news(before) != news(&next));
+        state.described = Some(next);
+        changed
+    }
+
+    fn part(&self, part: impl FnOnce(&Value) -> &Value) -> Option<Value> {
+        self.state.lock().described.as_ref().map(part).cloned()
+    }
+
+    /// The Node object; empty before the first description.
+    pub(crate) fn json(&self) -> Bytes {
+        let node = self.part(|node| node);
+        node.map(|node| node.to_string().into()).unwrap_or_default()
+    }
+
+    /// The Node object's status; empty before the first description.
+    pub(crate) fn status(&self) -> Vec<u8> {
+        let status = self.part(|node| &node["status"]);
+        status
+            .map(|status| status.to_string().into_bytes())
+            .unwrap_or_default()
+    }
+
+    /// What pods may have of the node.
+    pub(crate) fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        self.part(|node| &node["status"]["allocatable"])
+            .and_then(|value| serde_json::from_value(value).ok())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use gantry_image::{FakeImages, ImageConfig};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_news_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = Arc::new(FakeImages::new(directory.path()));
+        images.offer("web:1", ImageConfig::default());
+        let mut config = AgentConfig::in_directory(directory.path());
+        config.max_pods = 3;
+        let machine = Machine::here(Path::new("/"));
+        let presence = Presence::new(config, machine, images.clone());
+        assert!(presence.json().is_empty());
+        assert!(presence.refresh().await);
+        assert!(!presence.refresh().await);
+        images.pull("web:1", None, None).await.unwrap();
+        assert!(presence.refresh().await);
+        assert_eq!(presence.allocatable()["pods"].0, "3");
+        let node: NodeObject = serde_json::from_slice(&presence.json()).unwrap();
+        let status: Value = serde_json::from_slice(&presence.status()).unwrap();
+        assert_eq!(
+            serde_json::to_value(node.status).unwrap()["nodeInfo"],
+            status["nodeInfo"]
+        );
+    }
+
+    #[test]
+    fn a_heartbeat_is_no_news() {
+        let node = |beat: &str, status: &str| {
+            serde_json::json!({"status": {"images": [], "conditions": [
+                {"type": "DiskPressure", "status": status, "lastHeartbeatTime": beat},
+            ]}})
+        };
+        assert_eq!(news(&node("1", "False")), news(&node("2", "False")));
+        assert_ne!(news(&node("1", "False")), news(&node("1", "True")));
+    }
+}

@@ -49,6 +49,8 @@ enum Command {
     Set(verbs::set::Set),
     Rollout(verbs::rollout::Rollout),
     Image(verbs::image::ImageCommand),
+    Member(verbs::member::Member),
+    Token(verbs::token::Token),
     Version(verbs::version::Version),
 }
 
@@ -87,6 +89,8 @@ async fn execute(arguments: Arguments) -> Result<ExitCode> {
         Command::Down(down) => down.run().await?,
         Command::Image(image) => image.run().await?,
         Command::Version(version) => version.run(Cluster::connect(credentials).await).await?,
+        Command::Member(member) => member.run(&Cluster::connect(credentials).await?).await?,
+        Command::Token(token) => token.run(&Cluster::connect(credentials).await?).await?,
         Command::Apply(apply) => apply.run(&Cluster::connect(credentials).await?).await?,
         Command::Get(get) => get.run(&Cluster::connect(credentials).await?).await?,
         Command::Describe(describe) => describe.run(&Cluster::connect(credentials).await?).await?,

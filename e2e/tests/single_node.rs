@@ -180,10 +180,14 @@ fn kubectl_creates_what_it_sends_as_protobuf() -> Result<()> {
     cluster.kubectl(&["create", "secret", "generic", "keys", "--from-literal=k=v"])?;
     cluster.kubectl(&["create", "deployment", "web", "--image=gantry.local/web:v1"])?;
     cluster.kubectl(&["expose", "deployment", "web", "--port=80"])?;
-    let read = |what: &str, path: &str| cluster.kubectl(&["get", what, "-o", &format!("jsonpath={path}")]);
+    let read =
+        |what: &str, path: &str| cluster.kubectl(&["get", what, "-o", &format!("jsonpath={path}")]);
     assert_eq!(read("configmap/words", "{.data.a}")?, "b");
     assert_eq!(read("secret/keys", "{.data.k}")?, "dg==");
-    assert_eq!(read("deploy/web", "{.spec.template.spec.containers[0].image}")?, "gantry.local/web:v1");
+    assert_eq!(
+        read("deploy/web", "{.spec.template.spec.containers[0].image}")?,
+        "gantry.local/web:v1"
+    );
     assert_eq!(read("svc/web", "{.spec.ports[0].port}")?, "80");
     Ok(())
 }

@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use gantry_server::{Server, ServerConfig};
+use gantry_server::{JoinConfig, Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
-use super::{Place, daemon, up};
+use super::{Place, daemon, default_node_name, up};
 use crate::output;
 
 /// Address ranges; they cannot change once a cluster exists.
@@ -40,6 +40,35 @@ pub(crate) struct ServerCommand {
     node_kubeconfig: Vec<(String, std::path::PathBuf)>,
     #[command(flatten)]
     networks: Networks,
+    /// The server's name among the servers; this machine's host name when not given
+    #[arg(long)]
+    name: Option<String>,
+    /// Join the cluster of this server, at the first start
+    #[arg(long, value_name = "HOST[:PORT]", requires = "token")]
+    join: Option<String>,
+    /// From 'gantry token create --for servers'
+    #[arg(long, requires = "join")]
+    token: Option<String>,
+}
+
+/// The cluster that a command line names; its port is the usual one when not given.
+async fn cluster_to_join(join: Option<&str>, token: Option<&str>) -> Result<Option<JoinConfig>> {
+    let (Some(server), Some(token)) = (join, token) else {
+        return Ok(None);
+    };
+    let with_port = match server.contains(':') {
+        true => server.to_owned(),
+        false => format!("{server}:6443"),
+    };
+    let server = tokio::net::lookup_host(&with_port)
+        .await
+        .with_context(|| format!("finding {with_port}: --join takes HOST or HOST:PORT"))?
+        .next()
+        .with_context(|| format!("{with_port} has no address"))?;
+    Ok(Some(JoinConfig {
+        server,
+        token: token.to_owned(),
+    }))
 }
 
 fn name_and_file(text: &str) -> Result<(String, std::path::PathBuf), String> {
@@ -57,6 +86,8 @@ pub(super) async fn start(
     listen: SocketAddr,
     address: Ipv4Addr,
     networks: &Networks,
+    name: String,
+    join: Option<JoinConfig>,
 ) -> Result<Server> {
     Server::start(ServerConfig {
         data_dir: data_dir.to_owned(),
@@ -66,6 +97,8 @@ pub(super) async fn start(
         service_cidr: networks.service_cidr,
         cluster_domain: networks.cluster_domain.clone(),
         admin_tokens: Vec::new(),
+        name,
+        join,
     })
     .await
 }
@@ -74,12 +107,23 @@ impl ServerCommand {
     pub(crate) async fn run(&self) -> Result<()> {
         let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
         let address = self.address.unwrap_or_else(up::default_address);
-        let server = start(&self.place.data_dir, self.listen, address, &self.networks).await?;
+        let name = self.name.clone().unwrap_or_else(default_node_name);
+        let join = cluster_to_join(self.join.as_deref(), self.token.as_deref()).await?;
+        let server = start(
+            &self.place.data_dir,
+            self.listen,
+            address,
+            &self.networks,
+            name,
+            join,
+        )
+        .await?;
         let kubeconfig = self.place.data_dir.join("admin.kubeconfig");
-        server.write_admin_kubeconfig(
-            &kubeconfig,
-            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),
-        )?;
+        let local = match self.listen.ip().is_unspecified() {
+            true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),
+            false => self.listen,
+        };
+        server.write_admin_kubeconfig(&kubeconfig, local)?;
         for (node, file) in &self.node_kubeconfig {
             let url = SocketAddr::new(address.into(), self.listen.port());
             server
@@ -88,7 +132,7 @@ impl ServerCommand {
         }
         output::print(&format!(
             "serving the Kubernetes API on {}\nexport KUBECONFIG={}\n",
-            self.listen,
+            local,
             kubeconfig.display()
         ))?;
         let stop = CancellationToken::new();

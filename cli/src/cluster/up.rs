@@ -45,6 +45,14 @@ pub(crate) struct Up {
     pub(super) networks: server::Networks,
 }
 
+/// A duration for people.
+fn short(duration: Duration) -> String {
+    match duration.as_millis() {
+        millis @ 0..1000 => format!("{millis} ms"),
+        _ => format!("{:.1} s", duration.as_secs_f64()),
+    }
+}
+
 impl Up {
     pub(super) fn admin_kubeconfig(&self) -> PathBuf {
         self.place.data_dir.join("admin.kubeconfig")
@@ -82,8 +90,8 @@ impl Up {
         bar.finish_and_clear();
         ready?;
         output::print(&format!(
-            "Cluster ready in {:.1} s: node {} runs Kubernetes API v1.36 on {}\n{}",
-            started.elapsed().as_secs_f64(),
+            "Cluster ready in {}: node {} runs Kubernetes API v1.36 on {}\n{}",
+            short(started.elapsed()),
             self.name(),
             self.listen,
             self.next_steps()
@@ -166,8 +174,15 @@ impl Up {
             Some(address) => address,
             None => default_address(),
         };
-        let server =
-            server::start(&self.place.data_dir, self.listen, address, &self.networks).await?;
+        let server = server::start(
+            &self.place.data_dir,
+            self.listen,
+            address,
+            &self.networks,
+            self.name(),
+            None,
+        )
+        .await?;
         server.write_admin_kubeconfig(
             &self.admin_kubeconfig(),
             SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),

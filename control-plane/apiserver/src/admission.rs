@@ -31,6 +31,7 @@ impl Default for Ranges {
 }
 
 /// All admission steps, in order.
+#[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) ranges: Ranges,
 }

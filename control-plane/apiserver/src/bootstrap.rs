@@ -1,7 +1,7 @@
 //! What every cluster has from its first moment: its namespaces, their default service account, and the Service by
 //! which pods find the API.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::body::Body;
 use gantry_api::status::StatusError;
@@ -15,8 +15,8 @@ use crate::server::ApiServer;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Creates what is missing. The API's own address is kept up to date in its EndpointSlice.
-pub(crate) async fn run(server: &ApiServer, address: IpAddr, port: u16) -> Result<(), StatusError> {
+/// Creates what is missing. The servers' addresses are kept up to date in the API's own EndpointSlice.
+pub(crate) async fn run(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
     for namespace in NAMESPACES {
         create(
             server,
@@ -32,6 +32,7 @@ pub(crate) async fn run(server: &ApiServer, address: IpAddr, port: u16) -> Resul
         )
         .await?;
     }
+    let port = servers.first().map_or(6443, SocketAddr::port);
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -42,8 +43,13 @@ pub(crate) async fn run(server: &ApiServer, address: IpAddr, port: u16) -> Resul
         },
     });
     create(server, "/api/v1/namespaces/default/services", &service).await?;
-    if address.is_loopback() {
-        // A machine without a route to others: pods could not reach the API there.
+    // Pods could not reach a server that has no other address than loopback.
+    let addresses: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
+    let reachable = addresses.iter().filter(|address| !address.is_loopback());
+    let endpoints: Vec<Value> = reachable
+        .map(|address| json!({"addresses": [address.to_string()], "conditions": {"ready": true}}))
+        .collect();
+    if endpoints.is_empty() {
         return Ok(());
     }
     let slice = json!({
@@ -51,7 +57,7 @@ pub(crate) async fn run(server: &ApiServer, address: IpAddr, port: u16) -> Resul
         "kind": "EndpointSlice",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": "IPv4",
-        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "endpoints": endpoints,
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";

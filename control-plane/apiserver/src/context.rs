@@ -7,7 +7,7 @@ use gantry_api::decode::FieldValidation;
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
-use gantry_store::{Entry, Key, ProposeError, Revision, Store, Transaction};
+use gantry_store::{Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction};
 use http::{HeaderMap, HeaderValue, header};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
@@ -27,9 +27,11 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// What the verbs work with; one per server.
 pub(crate) struct Api {
     pub(crate) store: Store,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) admission: Admission,
     pub(crate) clock: Clock,
+    /// The term that writes belong to: those of a leader that has been deposed since are refused.
+    pub(crate) fence: Option<Term>,
 }
 
 /// One request for a resource.
@@ -147,6 +149,15 @@ pub(crate) fn dry_run(values: &[String], kind: &str) -> Result<bool, StatusError
     }
 }
 
+fn unavailable(error: &ProposeError) -> StatusError {
+    match error {
+        ProposeError::Unknown => {
+            StatusError::timeout("request did not complete: leadership was lost", 1)
+        }
+        error => StatusError::service_unavailable(error.to_string()),
+    }
+}
+
 /// How one attempt at a transaction went.
 pub(crate) enum Committed {
     At(Revision),
@@ -156,27 +167,39 @@ pub(crate) enum Committed {
 
 impl Api {
     /// Proposes a transaction; only conflicts are the caller's business.
-    pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Committed, StatusError> {
+    pub(crate) async fn commit(
+        &self,
+        mut transaction: Transaction,
+    ) -> Result<Committed, StatusError> {
+        // Last, so that the positions of the others are the caller's.
+        let fence = transaction.guards.len();
+        transaction.guards.extend(self.fence.map(Guard::Term));
         match self.store.propose(transaction).await {
             Ok(revision) => Ok(Committed::At(revision)),
-            Err(ProposeError::Conflict { guard, .. }) => Ok(Committed::Conflict(guard)),
+            Err(ProposeError::Conflict { guard, .. }) if guard == fence => {
+                Err(StatusError::service_unavailable(
+                    "this server no longer leads: another one has taken over".to_owned(),
+                ))
+            }
+            Err(ProposeError::Conflict { guard, .. }) => {
+                // The caller looks again, and must see at least what it conflicted with.
+                self.catch_up().await?;
+                Ok(Committed::Conflict(guard))
+            }
             Err(ProposeError::Overloaded { waiting }) => Err(StatusError::too_many_requests(
                 format!(
                     "the store is overloaded: {waiting} writes are waiting; try again in a second"
                 ),
                 1,
             )),
-            Err(error @ ProposeError::NotLeader { .. }) => {
-                Err(StatusError::service_unavailable(error.to_string()))
-            }
-            Err(ProposeError::Unknown) => Err(StatusError::timeout(
-                "request did not complete: leadership was lost",
-                1,
-            )),
-            Err(ProposeError::Stopped(why)) => Err(StatusError::service_unavailable(format!(
-                "the store has stopped: {why}"
-            ))),
+            Err(error) => Err(unavailable(&error)),
         }
+    }
+
+    /// Waits until this server's memory holds everything acknowledged before, by any server.
+    pub(crate) async fn catch_up(&self) -> Result<(), StatusError> {
+        let barrier = self.store.read_barrier().await;
+        barrier.map(drop).map_err(|error| unavailable(&error))
     }
 }
 

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use gantry_api::status::StatusError;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+
+use crate::bootstrap_tokens;
+use crate::context::Api;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A user and the groups it belongs to, as certificates and tokens carry them.
@@ -53,12 +56,27 @@ impl Identity {
 /// Bearer tokens and whom they stand for.
 pub type Tokens = Arc<HashMap<String, Identity>>;
 
+/// What bearer tokens are looked up in.
+pub(crate) struct TokenAuthentication<'a> {
+    /// Those that were given at the start.
+    pub(crate) fixed: &'a Tokens,
+    /// Holds the bootstrap tokens.
+    pub(crate) api: &'a Api,
+}
+
+impl TokenAuthentication<'_> {
+    fn identity(&self, token: &str) -> Option<Identity> {
+        let fixed = self.fixed.get(token).cloned();
+        fixed.or_else(|| bootstrap_tokens::identity(&self.api.store, &self.api.clock, token))
+    }
+}
+
 /// Finds out who sent a request. `certificate` is the identity of a verified client certificate. A credential that
 /// is not valid is refused; none at all is anonymous.
 pub(crate) fn authenticate(
     headers: &HeaderMap,
     certificate: Option<&Identity>,
-    tokens: &Tokens,
+    tokens: &TokenAuthentication<'_>,
 ) -> Result<Identity, StatusError> {
     if let Some(identity) = certificate {
         return Ok(identity.clone());
@@ -73,7 +91,6 @@ pub(crate) fn authenticate(
         return Ok(Identity::anonymous());
     }
     tokens
-        .get(token.trim())
-        .cloned()
+        .identity(token.trim())
         .ok_or_else(StatusError::unauthorized)
 }

@@ -12,6 +12,7 @@
 mod admission;
 mod authorisation;
 mod bootstrap;
+mod bootstrap_tokens;
 mod clock;
 mod codec;
 mod context;
@@ -30,5 +31,5 @@ mod verbs;
 pub use admission::Ranges;
 pub use clock::Clock;
 pub use identity::{Identity, Tokens};
-pub use server::{ApiServer, ApiServerConfig, LocalService};
+pub use server::{ApiServer, ApiServerConfig, LocalService, OWN_PATHS};
 pub use streams::{NoNodes, NodeStream, NodeStreams};

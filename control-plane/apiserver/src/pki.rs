@@ -118,9 +118,25 @@ impl Pki {
         })
     }
 
+    /// Puts the authority of a cluster that this server joins into its directory.
+    pub fn install(directory: &Path, certificate: &str, key: &str) -> Result<(), PkiError> {
+        fs::create_dir_all(directory).map_err(|source| PkiError::File {
+            doing: "creating",
+            path: directory.to_owned(),
+            source,
+        })?;
+        write(&directory.join("ca.key"), key, 0o600)?;
+        write(&directory.join("ca.crt"), certificate, 0o644)
+    }
+
     /// The authority's certificate, PEM.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// The authority's key, PEM: for a server that joins.
+    pub fn ca_key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// A client certificate: `user` as CN, each group as O.
@@ -195,11 +211,14 @@ impl Pki {
                 .map_err(|error| broken("verifying clients", error))?;
         let key = PrivateKeyDer::from_pem_slice(credential.key.as_bytes())
             .map_err(|error| broken("the server's key", error))?;
+        // The authority's own certificate goes along: who joins recognises the cluster by it.
+        let mut chain = certificates(&credential.certificate)?;
+        chain.extend(certificates(&self.ca_pem)?);
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| broken("the server's TLS", error))?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(certificates(&credential.certificate)?, key)
+            .with_single_cert(chain, key)
             .map_err(|error| broken("the server's certificate", error))?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))

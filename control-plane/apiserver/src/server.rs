@@ -1,7 +1,7 @@
 //! [`ApiServer`]: routing, and the HTTPS listener that REST and node links share.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::WriteScope;
 use gantry_api::status::StatusError;
-use gantry_store::Store;
+use gantry_store::{Store, Term};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -24,7 +24,7 @@ use crate::admission::{Admission, Ranges};
 use crate::authorisation;
 use crate::clock::Clock;
 use crate::context::{Api, Context};
-use crate::identity::{Identity, Tokens, authenticate};
+use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate};
 use crate::metrics::METRICS;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, route, verb};
@@ -35,6 +35,8 @@ use crate::{discovery, openapi};
 
 /// Bodies larger than this are refused, as Kubernetes does: 3 MiB.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Gantry's own requests, beside Kubernetes'.
+pub const OWN_PATHS: &str = "/gantry/";
 /// A client that does not finish its TLS handshake within this is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -82,11 +84,12 @@ impl ApiServer {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
                     store,
-                    registry: Registry::new(gantry_api::kinds::all()),
+                    registry: Arc::new(Registry::new(gantry_api::kinds::all())),
                     admission: Admission {
                         ranges: config.ranges,
                     },
                     clock: config.clock,
+                    fence: None,
                 }),
                 tokens: config.tokens,
                 advertise: config.advertise,
@@ -95,9 +98,28 @@ impl ApiServer {
         }
     }
 
-    /// Creates the objects every cluster has, where they are missing.
-    pub async fn bootstrap(&self, address: IpAddr, port: u16) -> Result<(), StatusError> {
-        crate::bootstrap::run(self, address, port).await
+    /// Creates the objects every cluster has, where they are missing. Pods reach the API at `servers`.
+    pub async fn bootstrap(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
+        crate::bootstrap::run(self, servers).await
+    }
+
+    /// The same API for the parts that run on the leader alone: their writes are refused once another term has begun.
+    pub fn fenced(&self, term: Term) -> Self {
+        let (inner, api) = (&self.inner, &self.inner.api);
+        Self {
+            inner: Arc::new(Inner {
+                api: Arc::new(Api {
+                    store: api.store.clone(),
+                    registry: api.registry.clone(),
+                    admission: api.admission.clone(),
+                    clock: api.clock.clone(),
+                    fence: Some(term),
+                }),
+                tokens: inner.tokens.clone(),
+                advertise: inner.advertise.clone(),
+                streams: inner.streams.clone(),
+            }),
+        }
     }
 
     /// The first address of the service range: `kubernetes.default.svc`.
@@ -114,13 +136,13 @@ impl ApiServer {
         }
     }
 
-    /// Serves HTTPS until told to stop; then answers what is under way and returns. `grpc` takes requests whose
-    /// content type says so, with the peer's [`Identity`] in their extensions.
+    /// Serves HTTPS until told to stop; then answers what is under way and returns. `others` takes what is not
+    /// Kubernetes' API: gRPC, and paths below [`OWN_PATHS`], with the client's [`Identity`] in the extensions.
     pub async fn serve(
         &self,
         listener: TcpListener,
         tls: Arc<rustls::ServerConfig>,
-        grpc: Option<axum::Router>,
+        others: Option<axum::Router>,
         stop: CancellationToken,
     ) {
         let acceptor = TlsAcceptor::from(tls);
@@ -138,9 +160,10 @@ impl ApiServer {
                     }
                 },
             };
-            let (server, acceptor, grpc, stop) =
-                (self.clone(), acceptor.clone(), grpc.clone(), stop.clone());
-            connections.spawn(async move { server.connection(stream, acceptor, grpc, stop).await });
+            let (server, acceptor, others, stop) =
+                (self.clone(), acceptor.clone(), others.clone(), stop.clone());
+            connections
+                .spawn(async move { server.connection(stream, acceptor, others, stop).await });
         }
         connections.close();
         // Watches end with the stop token; anything else has a moment to finish.
@@ -153,7 +176,7 @@ impl ApiServer {
         &self,
         stream: TcpStream,
         acceptor: TlsAcceptor,
-        grpc: Option<axum::Router>,
+        others: Option<axum::Router>,
         stop: CancellationToken,
     ) {
         stream.set_nodelay(true).ok();
@@ -168,10 +191,10 @@ impl ApiServer {
             .and_then(|certificate| Identity::from_certificate(certificate));
         let server = self.clone();
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let (server, identity, grpc) = (server.clone(), identity.clone(), grpc.clone());
+            let (server, identity, others) = (server.clone(), identity.clone(), others.clone());
             async move {
                 let request = request.map(Body::new);
-                Ok::<_, Infallible>(server.dispatch(request, identity, grpc).await)
+                Ok::<_, Infallible>(server.dispatch(request, identity, others).await)
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -201,30 +224,29 @@ impl ApiServer {
         &self,
         mut request: Request,
         identity: Option<Identity>,
-        grpc: Option<axum::Router>,
+        others: Option<axum::Router>,
     ) -> Response<Body> {
+        let tokens = TokenAuthentication {
+            fixed: &self.inner.tokens,
+            api: &self.inner.api,
+        };
+        let known = match authenticate(request.headers(), identity.as_ref(), &tokens) {
+            Ok(known) => known,
+            Err(error) => return Answer::error(&error).into_response(),
+        };
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        match grpc {
-            Some(router) if is_grpc => {
-                if let Some(identity) = identity {
-                    request.extensions_mut().insert(identity);
-                }
+        match others {
+            Some(router) if is_grpc || request.uri().path().starts_with(OWN_PATHS) => {
+                request.extensions_mut().insert(known);
                 match router.oneshot(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 }
             }
-            _ => {
-                let known =
-                    match authenticate(request.headers(), identity.as_ref(), &self.inner.tokens) {
-                        Ok(known) => known,
-                        Err(error) => return Answer::error(&error).into_response(),
-                    };
-                self.handle(request, known).await
-            }
+            _ => self.handle(request, known).await,
         }
     }
 
@@ -392,6 +414,11 @@ impl ApiServer {
                 .map_err(|_| StatusError::too_large(BODY_LIMIT))?
                 .to_bytes();
             context.transcode()?;
+        }
+        // What was written through another server is seen here, unless the client is content with less.
+        let content = query.get("resourceVersion").is_some() || query.get("continue").is_some();
+        if !watching && !content {
+            api.catch_up().await?;
         }
         let answer = match (&path.subresource, path.name.is_some()) {
             (None, false) => match *method {

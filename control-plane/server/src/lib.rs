@@ -4,6 +4,7 @@
 //! The only crate that knows all of them. It decides what runs where and when, and holds no logic of its own beyond
 //! the node link, which belongs to no single part: it reads the store, writes through the API, and carries streams.
 
+mod members;
 mod node_link;
 mod node_monitor;
 mod pod_cidr;
@@ -11,4 +12,4 @@ mod recorder;
 mod server;
 
 pub use gantry_apiserver::pki::Credential;
-pub use server::{Server, ServerConfig};
+pub use server::{JoinConfig, Server, ServerConfig};

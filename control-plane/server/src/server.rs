@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
@@ -11,15 +12,23 @@ use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, Identity, NodeStream, NodeStreams, Ranges, Tokens,
 };
 use gantry_controllers::ControllersConfig;
-use gantry_rpc::node::OpenStream;
 use gantry_rpc::node::node_link_server::NodeLinkServer;
+use gantry_rpc::node::{OpenStream, StreamFrame};
+use gantry_rpc::raft::NodeStreamFrame;
+use gantry_rpc::raft::raft_client::RaftClient;
+use gantry_rpc::raft::raft_server::RaftServer;
 use gantry_scheduler::SchedulerConfig;
-use gantry_store::{Leadership, NoPeers, Store, StoreConfig};
+use gantry_store::{Leadership, Store, StoreConfig, Term};
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::members::{
+    MEMBERS_GROUP, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
+    mutual,
+};
 use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
 use crate::node_monitor;
 use crate::pod_cidr::PodCidrs;
@@ -28,6 +37,11 @@ use crate::pod_cidr::PodCidrs;
 const NODE_PREFIX: u8 = 24;
 /// The largest message on a node link: an object may be 3 MiB.
 const LINK_MESSAGE: usize = 8 * 1024 * 1024;
+/// Frames of a relayed stream that wait for the network.
+const RELAY_BUFFER: usize = 16;
+/// A server that cannot say where it is for this long gives up.
+const ANNOUNCE: Duration = Duration::from_secs(60);
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(200);
 
 /// How a member of the control plane is set up.
 #[derive(Clone, Debug)]
@@ -46,6 +60,19 @@ pub struct ServerConfig {
     pub cluster_domain: String,
     /// Bearer tokens of administrators, beside client certificates.
     pub admin_tokens: Vec<String>,
+    /// The server's name among the servers.
+    pub name: String,
+    /// The cluster to join at the first start; a new one is founded otherwise.
+    pub join: Option<JoinConfig>,
+}
+
+/// A cluster to join.
+#[derive(Clone, Debug)]
+pub struct JoinConfig {
+    /// Any of its servers.
+    pub server: SocketAddr,
+    /// From `gantry token create --for servers`.
+    pub token: String,
 }
 
 /// A running member.
@@ -54,22 +81,72 @@ pub struct Server {
     store: Store,
     api: ApiServer,
     hub: Arc<Hub>,
-    client: kube::Client,
+    roster: Roster,
     tasks: tokio_util::task::TaskTracker,
     stop: CancellationToken,
 }
 
-/// Streams to nodes go through their links.
-struct LinkStreams(Arc<Hub>);
+/// Streams to nodes go through their links, which are the leader's.
+struct LinkStreams {
+    hub: Arc<Hub>,
+    store: Store,
+    peers: Peers,
+}
+
+impl LinkStreams {
+    /// Through the server that leads.
+    async fn relayed(&self, leader: u64, node: &str, open: OpenStream) -> Result<NodeStream> {
+        let channel = self.peers.connect(leader).await?;
+        let (to_node, mut frames) = mpsc::channel::<StreamFrame>(RELAY_BUFFER);
+        let (up, outbound) = mpsc::channel(RELAY_BUFFER);
+        let first = NodeStreamFrame {
+            node: node.to_owned(),
+            open: Some(open),
+            frame: None,
+        };
+        // The queue is empty: there is room.
+        up.send(first).await.ok();
+        tokio::spawn(async move {
+            while let Some(frame) = frames.recv().await {
+                let frame = NodeStreamFrame {
+                    frame: Some(frame),
+                    ..NodeStreamFrame::default()
+                };
+                if up.send(frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut down = RaftClient::new(channel)
+            .open_node_stream(ReceiverStream::new(outbound))
+            .await?
+            .into_inner();
+        let (sender, from_node) = mpsc::channel(RELAY_BUFFER);
+        tokio::spawn(async move {
+            while let Ok(Some(frame)) = down.message().await {
+                if sender.send(frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(NodeStream { to_node, from_node })
+    }
+}
 
 #[async_trait]
 impl NodeStreams for LinkStreams {
     async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
-        let ends = self
-            .0
-            .open(node, request)
-            .await
-            .map_err(|error| error.to_string())?;
+        let elsewhere = {
+            let leadership = self.store.leadership();
+            let state = leadership.borrow();
+            state.leader.filter(|_| !state.is_leader)
+        };
+        if let Some(leader) = elsewhere {
+            let relayed = self.relayed(leader, node, request).await;
+            return relayed.map_err(|error| format!("{error:#}"));
+        }
+        let opened = self.hub.open(node, request).await;
+        let ends = opened.map_err(|error| error.to_string())?;
         Ok(NodeStream {
             to_node: ends.to_node,
             from_node: ends.from_node,
@@ -100,21 +177,39 @@ impl Server {
             .local_addr()
             .context("the listener's address")?
             .port();
+        let own_address = SocketAddr::new(config.address.into(), port);
+        let seat = match (Seat::load(&config.data_dir)?, &config.join) {
+            (Some(seat), _) => seat,
+            (None, Some(cluster)) => {
+                let (server, token) = (cluster.server, &cluster.token);
+                join(&config.data_dir, server, token, &config.name, own_address).await?
+            }
+            (None, None) => {
+                let seat = Seat::founding(&config.name);
+                seat.save(&config.data_dir)?;
+                seat
+            }
+        };
         let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
+        let credential =
+            pki.issue_client(&format!("gantry:server:{}", seat.id), &[MEMBERS_GROUP])?;
+        let peers = Peers::new(seat.id, own_address, mutual(&pki, &credential)?);
+        for (id, address) in seat.known_addresses() {
+            peers.learn(id, address);
+        }
         let store = Store::open(
             StoreConfig {
                 data_dir: config.data_dir.join("store"),
+                member_id: seat.id,
+                voters: seat.voters(),
                 ..StoreConfig::default()
             },
-            Arc::new(NoPeers),
+            Arc::new(peers.clone()),
         )
         .await
         .context("opening the store")?;
-        let mut leadership = store.leadership();
-        leadership
-            .wait_for(|state| state.is_leader)
-            .await
-            .context("the store stopped before it had a leader")?;
+        peers.attach(store.clone());
+        let roster = Roster::new(store.clone());
 
         let hub = Arc::new(Hub::default());
         let ranges = Ranges {
@@ -142,11 +237,12 @@ impl Server {
                 clock: Clock::system(),
             },
             store.clone(),
-            Arc::new(LinkStreams(hub.clone())),
+            Arc::new(LinkStreams {
+                hub: hub.clone(),
+                store: store.clone(),
+                peers: peers.clone(),
+            }),
         );
-        api.bootstrap(IpAddr::V4(config.address), port)
-            .await
-            .context("creating the cluster's own objects")?;
 
         let client_of = |user: &str| {
             let service = api.local_service(Identity::new(user, &["system:authenticated"]));
@@ -162,6 +258,7 @@ impl Server {
             store: store.clone(),
             hub: hub.clone(),
             reports,
+            roster: roster.clone(),
             facts: ClusterFacts {
                 cluster_pod_cidr: config.pod_cidr.to_string(),
                 service_cidr: config.service_cidr.to_string(),
@@ -172,7 +269,26 @@ impl Server {
         let link = NodeLinkServer::new(link)
             .max_decoding_message_size(LINK_MESSAGE)
             .max_encoding_message_size(LINK_MESSAGE);
-        let grpc = tonic::service::Routes::new(link).into_axum_router();
+        let service = PeerService {
+            store: store.clone(),
+            peers: peers.clone(),
+            hub: hub.clone(),
+        };
+        let members = MembersApi {
+            store: store.clone(),
+            peers: peers.clone(),
+            roster: roster.clone(),
+            ca_certificate: pki.ca_pem().to_owned(),
+            ca_key: pki.ca_key_pem(),
+        };
+        let others = tonic::service::Routes::new(link)
+            .add_service(
+                RaftServer::new(service)
+                    .max_decoding_message_size(PEER_MESSAGE)
+                    .max_encoding_message_size(PEER_MESSAGE),
+            )
+            .into_axum_router()
+            .merge(members.router());
         let names = [
             "localhost",
             "kubernetes",
@@ -195,37 +311,79 @@ impl Server {
         );
         tasks.spawn({
             let (api, stop) = (api.clone(), stop.clone());
-            async move { api.serve(listener, tls, Some(grpc), stop).await }
+            async move { api.serve(listener, tls, Some(others), stop).await }
         });
         let server = Self {
             hub,
-            client,
             tasks,
             stop,
             store,
             pki,
             api,
+            roster,
         };
-        let clients = [
-            server.client_of("system:kube-scheduler"),
-            server.client_of("system:kube-controller-manager"),
-        ];
-        server.tasks.spawn(lead(
+        server.tasks.spawn(know_each_other(
+            server.roster.clone(),
             server.store.clone(),
-            clients,
-            server.hub.clone(),
-            server.client.clone(),
-            server.pki.ca_pem().to_owned(),
+            peers,
             server.stop.clone(),
         ));
+        let mut leadership = server.store.leadership();
+        tracing::info!(
+            id = seat.id,
+            name = seat.name,
+            "waiting for the servers to agree on a leader"
+        );
+        if !until(&mut leadership, |state| {
+            state.leader.is_some() && (state.is_leader || state.leader != Some(seat.id))
+        })
+        .await
+        {
+            bail!("the store stopped before it had a leader");
+        }
+        let announced = ServerRecord {
+            id: seat.id,
+            name: seat.name,
+            address: own_address,
+        };
+        server.announce(&announced).await?;
+        server
+            .api
+            .bootstrap(&server.addresses())
+            .await
+            .context("creating the cluster's own objects")?;
+        let lead = Lead {
+            store: server.store.clone(),
+            api: server.api.clone(),
+            hub: server.hub.clone(),
+            roster: server.roster.clone(),
+            ca_pem: server.pki.ca_pem().to_owned(),
+        };
+        server.tasks.spawn(lead.run(server.stop.clone()));
         Ok(server)
     }
 
-    fn client_of(&self, user: &str) -> kube::Client {
-        let service = self
-            .api
-            .local_service(Identity::new(user, &["system:authenticated"]));
-        kube::Client::new(service, "default")
+    /// Says where this server is; again while the servers have no leader.
+    async fn announce(&self, record: &ServerRecord) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + ANNOUNCE;
+        loop {
+            match self.roster.put(record).await {
+                Ok(()) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+                Err(error) => {
+                    tracing::debug!(error = format!("{error:#}"), "announcing this server")
+                }
+            }
+            tokio::time::sleep(ANNOUNCE_AGAIN).await;
+        }
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.roster
+            .all()
+            .iter()
+            .map(|server| server.address)
+            .collect()
     }
 
     /// The administrator's kubeconfig, in a file that only root can read.
@@ -274,52 +432,106 @@ impl Server {
     }
 }
 
-/// Runs the leader's parts for as long as this member leads, again and again.
-async fn lead(
-    store: Store,
-    [scheduler, controllers]: [kube::Client; 2],
-    hub: Arc<Hub>,
-    monitor: kube::Client,
-    ca_pem: String,
-    stop: CancellationToken,
-) {
-    let mut leadership = store.leadership();
+/// Keeps the book of addresses as the store has it.
+async fn know_each_other(roster: Roster, store: Store, peers: Peers, stop: CancellationToken) {
     loop {
-        let leading = tokio::select! {
-            () = stop.cancelled() => return,
-            leads = until(&mut leadership, |state| state.is_leader) => match leads {
-                true => stop.child_token(),
-                false => return,
-            },
+        let Ok(mut changes) = store.watch(&[Roster::table()], store.revision()) else {
+            // The history was cut this moment: from now on, then.
+            tokio::task::yield_now().await;
+            continue;
         };
-        let term = leadership.borrow().term;
-        tracing::info!(term = term.0, "leading: scheduler and controllers start");
-        let parts = async {
-            tokio::join!(
-                gantry_scheduler::run(
-                    scheduler.clone(),
-                    SchedulerConfig::default(),
-                    leading.clone()
-                ),
-                gantry_controllers::run(
-                    controllers.clone(),
-                    ControllersConfig::new(ca_pem.clone()),
-                    leading.clone()
-                ),
-                node_monitor::run(monitor.clone(), hub.clone(), leading.clone()),
-            )
-        };
-        tokio::pin!(parts);
-        tokio::select! {
-            _ = &mut parts => {}
-            _ = until(&mut leadership, |state| !state.is_leader || state.term != term) => {
-                leading.cancel();
-                parts.await;
+        for server in roster.all() {
+            peers.learn(server.id, server.address);
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                events = changes.next() => match events {
+                    Some(Ok(_)) => for server in roster.all() {
+                        peers.learn(server.id, server.address);
+                    },
+                    Some(Err(_)) => break,
+                    None => return,
+                }
             }
         }
-        if stop.is_cancelled() {
-            return;
+    }
+}
+
+/// The parts that run on the leader alone.
+struct Lead {
+    store: Store,
+    api: ApiServer,
+    hub: Arc<Hub>,
+    roster: Roster,
+    ca_pem: String,
+}
+
+impl Lead {
+    /// Runs them for as long as this server leads, again and again.
+    async fn run(self, stop: CancellationToken) {
+        let mut leadership = self.store.leadership();
+        loop {
+            let leading = tokio::select! {
+                () = stop.cancelled() => return,
+                leads = until(&mut leadership, |state| state.is_leader) => match leads {
+                    true => stop.child_token(),
+                    false => return,
+                },
+            };
+            let term = leadership.borrow().term;
+            tracing::info!(term = term.0, "leading: scheduler and controllers start");
+            let parts = self.parts(term, leading.clone());
+            tokio::pin!(parts);
+            tokio::select! {
+                () = &mut parts => {}
+                _ = until(&mut leadership, |state| !state.is_leader || state.term != term) => {
+                    tracing::info!(term = term.0, "no longer leading: scheduler and controllers stop");
+                    leading.cancel();
+                    parts.await;
+                }
+            }
+            // Nodes look for the new leader.
+            self.hub.disconnect_all();
+            if stop.is_cancelled() {
+                return;
+            }
         }
+    }
+
+    async fn parts(&self, term: Term, stop: CancellationToken) {
+        // Whatever they still have under way when another server leads is refused.
+        let api = self.api.fenced(term);
+        let client_of = |user: &str| {
+            let identity = Identity::new(user, &["system:authenticated"]);
+            kube::Client::new(api.local_service(identity), "default")
+        };
+        let servers: Vec<SocketAddr> = self
+            .roster
+            .all()
+            .iter()
+            .map(|server| server.address)
+            .collect();
+        if let Err(error) = api.bootstrap(&servers).await {
+            tracing::warn!(%error, "creating the cluster's own objects");
+        }
+        tokio::join!(
+            gantry_scheduler::run(
+                client_of("system:kube-scheduler"),
+                SchedulerConfig::default(),
+                stop.clone()
+            ),
+            gantry_controllers::run(
+                client_of("system:kube-controller-manager"),
+                ControllersConfig::new(self.ca_pem.clone()),
+                stop.clone()
+            ),
+            node_monitor::run(
+                client_of("system:node-link"),
+                self.hub.clone(),
+                stop.clone()
+            ),
+        );
     }
 }
 

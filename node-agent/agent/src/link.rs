@@ -36,6 +36,8 @@ const PING: Duration = Duration::from_secs(10);
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
+/// The metadata of a refusal that says where the leader listens.
+const LEADER: &str = "gantry-leader";
 /// Pods with large specifications; the store takes no object as large.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
@@ -53,9 +55,20 @@ pub(crate) enum LinkError {
     Closed,
 }
 
+impl LinkError {
+    /// Where the leader listens, when the server refused because it does not lead.
+    fn leader(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ended(status) => status.metadata().get(LEADER)?.to_str().ok()?.parse().ok(),
+            _ => None,
+        }
+    }
+}
+
 /// What the link works with.
 pub(crate) struct Link {
     pub(crate) node_name: String,
+    /// At least one.
     pub(crate) servers: Vec<SocketAddr>,
     pub(crate) tls: Arc<ClientConfig>,
     pub(crate) desired: Arc<Desired>,
@@ -75,17 +88,27 @@ impl Link {
     /// Keeps the link up until stopped.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut delay = FIRST_DELAY;
-        for address in self.servers.iter().cycle() {
+        let mut turn = 0;
+        let mut leader = None;
+        loop {
+            let servers = self.known_servers();
+            let address = leader.take().unwrap_or(servers[turn % servers.len()]);
             let began = tokio::time::Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.connection(*address) => ended,
+                ended = self.connection(address) => ended,
             };
             if began.elapsed() > LONGEST_DELAY {
                 delay = FIRST_DELAY;
             }
             if let Err(error) = ended {
                 tracing::info!(server = %address, error = crate::pod::words(&error), ?delay, "the node link is down; connecting again");
+                leader = error.leader().filter(|leader| *leader != address);
+            }
+            if leader.is_none() {
+                turn += 1;
+            } else {
+                delay = FIRST_DELAY;
             }
             let jitter = rand::rng().random_range(0.75..1.25);
             tokio::select! {
@@ -94,6 +117,23 @@ impl Link {
             }
             delay = (delay * 2).min(LONGEST_DELAY);
         }
+    }
+
+    /// The servers this agent was given, and those it was told of since.
+    fn known_servers(&self) -> Vec<SocketAddr> {
+        let mut servers = self.servers.clone();
+        if let Some(welcome) = &*self.welcome.borrow() {
+            let told = welcome
+                .servers
+                .iter()
+                .filter_map(|server| server.parse().ok());
+            for server in told.collect::<Vec<SocketAddr>>() {
+                if !servers.contains(&server) {
+                    servers.push(server);
+                }
+            }
+        }
+        servers
     }
 
     async fn connection(&self, address: SocketAddr) -> Result<(), LinkError> {

@@ -38,7 +38,7 @@ impl Cluster {
             std::sync::Arc::new(NoNodes),
         );
         server
-            .bootstrap("127.0.0.1".parse().expect("an address"), 6443)
+            .bootstrap(&["127.0.0.1:6443".parse().expect("an address")])
             .await
             .expect("bootstrap");
         let identity = Identity::new("kubernetes-admin", &["system:masters"]);

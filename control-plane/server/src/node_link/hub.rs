@@ -86,6 +86,16 @@ impl Hub {
         }
     }
 
+    /// Ends every connection: nodes look for the server that leads.
+    pub(crate) fn disconnect_all(&self) {
+        for (_, connection) in std::mem::take(&mut *self.nodes.lock()) {
+            let status = Status::failed_precondition("this server no longer leads");
+            // A connection with a full queue ends when its session does.
+            connection.down.try_send(Err(status)).ok();
+        }
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     /// Notes that a node is alive.
     pub(crate) fn heard(&self, node: &str) {
         if let Some(connection) = self.nodes.lock().get_mut(node) {

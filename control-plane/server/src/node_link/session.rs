@@ -24,9 +24,13 @@ use super::hub::Hub;
 use super::needs::{Needs, Reference};
 use super::reports::Reports;
 use super::streams;
+use crate::members::Roster;
 
 /// Messages queued for one node before the session waits for the network.
 const QUEUE: usize = 256;
+
+/// The metadata of a refusal that says where the leader listens.
+const LEADER: &str = "gantry-leader";
 
 /// What every node is told about the cluster.
 #[derive(Clone, Debug)]
@@ -42,6 +46,7 @@ pub(crate) struct LinkService {
     pub(crate) store: Store,
     pub(crate) hub: Arc<Hub>,
     pub(crate) reports: Arc<Reports>,
+    pub(crate) roster: Roster,
     pub(crate) facts: ClusterFacts,
 }
 
@@ -71,6 +76,7 @@ impl NodeLink for LinkService {
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         let node = node_of(&request)?;
+        self.must_lead()?;
         let mut up = request.into_inner();
         let hello = match up.message().await?.and_then(|message| message.message) {
             Some(agent_message::Message::Hello(hello)) => hello,
@@ -129,6 +135,21 @@ impl NodeLink for LinkService {
 }
 
 impl LinkService {
+    /// Nodes are linked to the server that leads, so that it alone knows which of them are alive.
+    fn must_lead(&self) -> Result<(), Status> {
+        let leadership = self.store.leadership();
+        let state = leadership.borrow();
+        if state.is_leader {
+            return Ok(());
+        }
+        let leader = state.leader.and_then(|leader| self.roster.get(leader));
+        let mut status = Status::failed_precondition("this server does not lead");
+        if let Some(address) = leader.and_then(|leader| leader.address.to_string().parse().ok()) {
+            status.metadata_mut().insert(LEADER, address);
+        }
+        Err(status)
+    }
+
     /// Creates or refreshes the Node object and says which pod CIDR is the node's.
     async fn register(&self, node: &str, hello: &Hello) -> Result<Welcome, Status> {
         let pod_cidr = self
@@ -145,6 +166,12 @@ impl LinkService {
             service_cidr: self.facts.service_cidr.clone(),
             dns_service_ip: self.facts.dns_service_ip.clone(),
             cluster_domain: self.facts.cluster_domain.clone(),
+            servers: self
+                .roster
+                .all()
+                .iter()
+                .map(|server| server.address.to_string())
+                .collect(),
         })
     }
 }

@@ -1,0 +1,218 @@
+//! `gantry token`: who may join the cluster, and for how long.
+//!
+//! A token is `ID.SECRET.HASH`. The first two are a Kubernetes bootstrap token, a Secret in `kube-system`; the hash is
+//! that of the cluster's authority, by which the joining side recognises the cluster.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::ValueEnum;
+use http::Method;
+use rand::Rng as _;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::client::{Call, Cluster};
+use crate::output;
+
+const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
+const PREFIX: &str = "bootstrap-token-";
+const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+
+/// Create, list and revoke tokens that admit machines to the cluster
+#[derive(Debug, clap::Args)]
+pub(crate) struct Token {
+    #[command(subcommand)]
+    command: TokenCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it
+    Create(Create),
+    /// List tokens
+    List,
+    /// Make a token useless
+    Revoke {
+        /// The token, or the part before its first dot
+        token: String,
+    },
+}
+
+/// What a token admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Admits {
+    /// Servers of the control plane: who has it can read everything
+    Servers,
+    /// Nodes
+    Nodes,
+}
+
+impl Admits {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Servers => "servers",
+            Self::Nodes => "nodes",
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// What it admits
+    #[arg(long = "for", value_enum)]
+    admits: Admits,
+    /// How long it is good for: 30m, 24h, 7d
+    #[arg(long, default_value = "24h", value_parser = seconds)]
+    ttl: i64,
+    /// What it is for, shown in lists
+    #[arg(long)]
+    description: Option<String>,
+}
+
+/// Seconds of a duration such as `30m`.
+fn seconds(text: &str) -> Result<i64, String> {
+    let wrong = || format!("\"{text}\" is no duration: give a number and s, m, h or d, e.g. 24h");
+    let (number, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(wrong)?;
+    let number: i64 = number.parse().map_err(|_| wrong())?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(unit) {
+        Some(seconds) if (1..=366 * 24 * 60 * 60).contains(&seconds) => Ok(seconds),
+        _ => Err(format!(
+            "{text} is out of range: a token lives from 1s to 366d"
+        )),
+    }
+}
+
+fn random(length: usize) -> String {
+    let mut source = rand::rng();
+    let letter = |_| char::from(ALPHABET[source.random_range(0..ALPHABET.len())]);
+    (0..length).map(letter).collect()
+}
+
+/// The SHA-256 of the first certificate of a PEM text.
+fn hash_of(pem: &str) -> Result<String> {
+    let lines = pem
+        .lines()
+        .skip_while(|line| !line.starts_with("-----BEGIN"));
+    let body: String = lines
+        .skip(1)
+        .take_while(|line| !line.starts_with("-----END"))
+        .collect();
+    let certificate = STANDARD
+        .decode(body)
+        .context("reading the authority's certificate")?;
+    let mut text = String::new();
+    for byte in Sha256::digest(certificate) {
+        write!(text, "{byte:02x}")?;
+    }
+    Ok(text)
+}
+
+fn data(secret: &Value, field: &str) -> String {
+    let encoded = secret["data"][field].as_str().unwrap_or_default();
+    let bytes = STANDARD.decode(encoded).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl Token {
+    pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
+        match &self.command {
+            TokenCommand::Create(create) => create.run(cluster).await,
+            TokenCommand::List => list(cluster).await,
+            TokenCommand::Revoke { token } => revoke(cluster, token).await,
+        }
+    }
+}
+
+impl Create {
+    async fn run(&self, cluster: &Cluster) -> Result<()> {
+        let authority = "/api/v1/namespaces/kube-system/configmaps/kube-root-ca.crt";
+        let authority = cluster.call(Call::get(authority)).await?;
+        let hash = hash_of(authority["data"]["ca.crt"].as_str().unwrap_or_default())?;
+        let (id, secret) = (random(6), random(16));
+        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        let expiration = gantry_api::time::seconds(now + self.ttl * 1_000_000_000);
+        let object = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+            "metadata": {"name": format!("{PREFIX}{id}"), "namespace": "kube-system"},
+            "stringData": {
+                "token-id": id,
+                "token-secret": secret,
+                "expiration": expiration,
+                "usage-bootstrap-authentication": "true",
+                "auth-extra-groups": format!("system:bootstrappers:gantry:{}", self.admits.word()),
+                "description": self.description.clone().unwrap_or_default(),
+            },
+        });
+        cluster
+            .call(Call::send(Method::POST, SECRETS, &object))
+            .await?;
+        output::print(&format!("{id}.{secret}.{hash}\n"))
+    }
+}
+
+async fn list(cluster: &Cluster) -> Result<()> {
+    let path = format!("{SECRETS}?fieldSelector=type%3Dbootstrap.kubernetes.io%2Ftoken");
+    let found = cluster.call(Call::get(&path)).await?;
+    let mut lines = vec![
+        ["ID", "ADMITS", "EXPIRES", "DESCRIPTION"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for secret in found["items"].as_array().into_iter().flatten() {
+        let groups = data(secret, "auth-extra-groups");
+        let admits = groups.rsplit(':').next().unwrap_or_default().to_owned();
+        lines.push(vec![
+            data(secret, "token-id"),
+            admits,
+            data(secret, "expiration"),
+            data(secret, "description"),
+        ]);
+    }
+    output::print(&output::align(&lines))
+}
+
+async fn revoke(cluster: &Cluster, token: &str) -> Result<()> {
+    let id = token.split('.').next().unwrap_or_default();
+    if id.len() != 6 {
+        bail!("\"{token}\" is no token: 'gantry token list' shows the ids of those there are");
+    }
+    let path = format!("{SECRETS}/{PREFIX}{id}");
+    cluster
+        .call(Call::send(Method::DELETE, &path, &json!({})))
+        .await?;
+    output::print(&format!("token {id} revoked\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_unit_and_an_end() {
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("2d"), Ok(172_800));
+        for wrong in ["", "5", "h", "-1h", "9999d", "1w", "ä"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_first_certificate() {
+        let pem = "-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n";
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hash_of(pem).expect("a certificate"), abc);
+        assert!(hash_of("-----BEGIN CERTIFICATE-----\n%\n").is_err());
+    }
+}

@@ -1,0 +1,26 @@
+//! The servers of the cluster: who they are, how they reach each other, how one joins.
+//!
+//! A server's identity is its member id, drawn when it joins and kept in its data directory; its address may change.
+//! Addresses are kept in the store, so that every server knows them, and a server that comes back elsewhere says so
+//! itself: in the first message to each of the others, and in the store.
+
+mod api;
+mod dial;
+mod join;
+mod peers;
+mod roster;
+mod seat;
+mod service;
+
+pub(crate) use api::MembersApi;
+pub(crate) use dial::mutual;
+pub(crate) use join::join;
+pub(crate) use peers::{PEER_MESSAGE, Peers};
+pub(crate) use roster::{Roster, ServerRecord};
+pub(crate) use seat::Seat;
+pub(crate) use service::PeerService;
+
+/// The group that servers' certificates belong to.
+pub(crate) const MEMBERS_GROUP: &str = "gantry:members";
+/// The group of tokens that admit servers.
+pub(crate) const JOINING_GROUP: &str = "system:bootstrappers:gantry:servers";

@@ -1,0 +1,291 @@
+//! `/gantry/v1/members`: lists, admits, promotes and removes servers. Any server answers; changes go to the leader.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use gantry_api::status::StatusError;
+use gantry_apiserver::Identity;
+use gantry_store::{MemberRole, MembershipError, Store};
+use http::{Method, StatusCode};
+use http_body_util::Full;
+use serde::{Deserialize, Serialize};
+
+use super::{JOINING_GROUP, MEMBERS_GROUP, Peers, Roster, ServerRecord, dial};
+
+const PATH: &str = "/gantry/v1/members";
+
+/// A server that wants to take part.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct JoinRequest {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+}
+
+/// What it needs for that.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JoinReply {
+    pub(crate) id: u64,
+    pub(crate) ca_certificate: String,
+    pub(crate) ca_key: String,
+    pub(crate) servers: Vec<ServerRecord>,
+}
+
+/// A server as it is listed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    id: String,
+    name: String,
+    address: Option<SocketAddr>,
+    role: &'static str,
+    leader: bool,
+    lag: Option<u64>,
+    active: Option<bool>,
+}
+
+/// The routes, over what they need.
+#[derive(Clone)]
+pub(crate) struct MembersApi {
+    pub(crate) store: Store,
+    pub(crate) peers: Peers,
+    pub(crate) roster: Roster,
+    pub(crate) ca_certificate: String,
+    pub(crate) ca_key: String,
+}
+
+/// What is asked of a member.
+#[derive(Clone, Copy)]
+enum Change {
+    Promote,
+    Lead,
+    Remove,
+}
+
+impl MembersApi {
+    pub(crate) fn router(self) -> Router {
+        Router::new()
+            .route(PATH, get(list).post(admit))
+            .route(
+                &format!("{PATH}/{{name}}"),
+                axum::routing::delete(
+                    async |State(api): State<Self>,
+                           Extension(who): Extension<Identity>,
+                           Path(name): Path<String>| {
+                        api.change(&who, &name, Change::Remove).await
+                    },
+                ),
+            )
+            .route(
+                &format!("{PATH}/{{name}}/promote"),
+                post(
+                    async |State(api): State<Self>,
+                           Extension(who): Extension<Identity>,
+                           Path(name): Path<String>| {
+                        api.change(&who, &name, Change::Promote).await
+                    },
+                ),
+            )
+            .route(
+                &format!("{PATH}/{{name}}/lead"),
+                post(
+                    async |State(api): State<Self>,
+                           Extension(who): Extension<Identity>,
+                           Path(name): Path<String>| {
+                        api.change(&who, &name, Change::Lead).await
+                    },
+                ),
+            )
+            .with_state(self)
+    }
+
+    /// Where the leader listens, when that is another server.
+    fn elsewhere(&self) -> Option<SocketAddr> {
+        let leadership = self.store.leadership();
+        let state = leadership.borrow();
+        match state.leader {
+            Some(leader) if !state.is_leader => self.peers.address_of(leader),
+            _ => None,
+        }
+    }
+
+    /// Asks the leader in this server's name; this server has looked at who asked.
+    async fn ask(&self, leader: SocketAddr, method: Method, path: &str, body: Vec<u8>) -> Response {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body.into()));
+        let answer = match request {
+            Ok(request) => dial::request(leader, self.peers.tls().clone(), request).await,
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            Ok((status, body)) => (status, body).into_response(),
+            Err(error) => refuse(&StatusError::service_unavailable(format!(
+                "the leader cannot be asked: {error:#}"
+            ))),
+        }
+    }
+
+    async fn change(&self, who: &Identity, name: &str, change: Change) -> Response {
+        if let Some(refused) = only_administrators(who) {
+            return refused;
+        }
+        if let Some(leader) = self.elsewhere() {
+            let (method, path) = match change {
+                Change::Remove => (Method::DELETE, format!("{PATH}/{name}")),
+                Change::Promote => (Method::POST, format!("{PATH}/{name}/promote")),
+                Change::Lead => (Method::POST, format!("{PATH}/{name}/lead")),
+            };
+            return self.ask(leader, method, &path, Vec::new()).await;
+        }
+        let servers = self.roster.all();
+        let Some(server) = servers
+            .iter()
+            .find(|server| server.name == name || server.id.to_string() == name)
+        else {
+            let names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
+            return refuse(&StatusError::new(
+                404,
+                "NotFound",
+                format!(
+                    "there is no server \"{name}\": the servers are {}",
+                    names.join(", ")
+                ),
+                None,
+            ));
+        };
+        let done = match change {
+            Change::Promote => self.store.promote(server.id).await,
+            Change::Lead => self.store.transfer_leadership(server.id).await,
+            Change::Remove => self.store.remove(server.id).await,
+        };
+        if let Err(error) = done {
+            return refuse_change(&error);
+        }
+        if matches!(change, Change::Remove)
+            && let Err(error) = self.roster.remove(server.id).await
+        {
+            return refuse(&StatusError::service_unavailable(format!("{error:#}")));
+        }
+        Json(serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+            .into_response()
+    }
+}
+
+fn refuse(error: &StatusError) -> Response {
+    let status = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, Json(error.to_value())).into_response()
+}
+
+fn refuse_change(error: &MembershipError) -> Response {
+    refuse(&StatusError::new(409, "Conflict", error.to_string(), None))
+}
+
+fn only_administrators(who: &Identity) -> Option<Response> {
+    let may = who.is_in("system:masters") || who.is_in(MEMBERS_GROUP);
+    (!may).then(|| {
+        refuse(&StatusError::new(
+            403,
+            "Forbidden",
+            format!(
+                "\"{}\" may not change the servers: use an administrator's kubeconfig",
+                who.user
+            ),
+            None,
+        ))
+    })
+}
+
+async fn list(State(api): State<MembersApi>, Extension(who): Extension<Identity>) -> Response {
+    if let Some(refused) = only_administrators(&who) {
+        return refused;
+    }
+    if let Some(leader) = api.elsewhere() {
+        return api.ask(leader, Method::GET, PATH, Vec::new()).await;
+    }
+    let servers = api.roster.all();
+    let members = api.store.members().await;
+    let listed = members.into_iter().map(|member| {
+        let server = servers.iter().find(|server| server.id == member.id);
+        Listed {
+            id: member.id.to_string(),
+            name: server.map_or_else(String::new, |server| server.name.clone()),
+            address: server.map(|server| server.address),
+            role: match member.role {
+                MemberRole::Voter => "voter",
+                MemberRole::Learner => "learner",
+                MemberRole::Leaving => "leaving",
+            },
+            leader: member.is_leader,
+            lag: member.lag,
+            active: member.active,
+        }
+    });
+    Json(listed.collect::<Vec<_>>()).into_response()
+}
+
+async fn admit(
+    State(api): State<MembersApi>,
+    Extension(who): Extension<Identity>,
+    body: bytes::Bytes,
+) -> Response {
+    if !who.is_in(JOINING_GROUP) && !who.is_in(MEMBERS_GROUP) {
+        return refuse(&StatusError::new(
+            403,
+            "Forbidden",
+            "this token does not admit servers: make one with 'gantry token create --for servers'"
+                .to_owned(),
+            None,
+        ));
+    }
+    let request: JoinRequest = match serde_json::from_slice(&body) {
+        Ok(request) => request,
+        Err(error) => return refuse(&StatusError::bad_request(error.to_string())),
+    };
+    if let Some(leader) = api.elsewhere() {
+        return api.ask(leader, Method::POST, PATH, body.to_vec()).await;
+    }
+    let servers = api.roster.all();
+    if let Some(taken) = servers.iter().find(|server| server.name == request.name) {
+        let message = format!(
+            "the name \"{}\" is taken by the server at {}: choose another with --name, or remove that one with 'gantry member remove {}'",
+            request.name, taken.address, request.name
+        );
+        return refuse(&StatusError::new(409, "AlreadyExists", message, None));
+    }
+    let record = ServerRecord {
+        id: u64::from(rand::random::<u32>()) + 2,
+        name: request.name,
+        address: request.address,
+    };
+    match api.enrol(&record).await {
+        Ok(()) => Json(JoinReply {
+            id: record.id,
+            ca_certificate: api.ca_certificate.clone(),
+            ca_key: api.ca_key.clone(),
+            servers,
+        })
+        .into_response(),
+        Err(refused) => refused,
+    }
+}
+
+impl MembersApi {
+    async fn enrol(&self, record: &ServerRecord) -> Result<(), Response> {
+        self.peers.learn(record.id, record.address);
+        self.store
+            .add_learner(record.id)
+            .await
+            .map_err(|error| refuse_change(&error))?;
+        self.roster
+            .put(record)
+            .await
+            .map_err(|error| refuse(&StatusError::service_unavailable(format!("{error:#}"))))
+    }
+}

@@ -1,0 +1,89 @@
+//! Names and addresses of the servers, as a table of the store.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use gantry_store::{Index, Key, Operation, Store, Table, Transaction};
+use serde::{Deserialize, Serialize};
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServerRecord {
+    /// Its member id.
+    pub(crate) id: u64,
+    /// Its name, unique in the cluster.
+    pub(crate) name: String,
+    /// Where the others and agents reach it.
+    pub(crate) address: SocketAddr,
+}
+
+/// The table.
+#[derive(Clone)]
+pub(crate) struct Roster {
+    store: Store,
+}
+
+impl Roster {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    pub(crate) fn table() -> Table {
+        Table("-/servers".into())
+    }
+
+    fn key(id: u64) -> Key {
+        Key {
+            table: Self::table(),
+            namespace: "".into(),
+            name: format!("{id:016x}").into(),
+        }
+    }
+
+    /// Every server, by id.
+    pub(crate) fn all(&self) -> Vec<ServerRecord> {
+        let table = self.store.snapshot(&Self::table());
+        let records = table
+            .iter()
+            .map(|(_, entry)| serde_json::from_slice(&entry.value));
+        // Only this module writes the table.
+        records.filter_map(Result::ok).collect()
+    }
+
+    /// A server by its id.
+    pub(crate) fn get(&self, id: u64) -> Option<ServerRecord> {
+        let entry = self.store.get(&Self::key(id))?;
+        serde_json::from_slice(&entry.value).ok()
+    }
+
+    /// Writes a server's record, unless it is there already.
+    pub(crate) async fn put(&self, record: &ServerRecord) -> Result<()> {
+        if self.get(record.id).as_ref() == Some(record) {
+            return Ok(());
+        }
+        self.change(Operation::Put {
+            key: Self::key(record.id),
+            value: serde_json::to_vec(record)?.into(),
+            index: Index::default(),
+        })
+        .await
+    }
+
+    /// Forgets a server.
+    pub(crate) async fn remove(&self, id: u64) -> Result<()> {
+        self.change(Operation::Delete {
+            key: Self::key(id),
+            last: None,
+        })
+        .await
+    }
+
+    async fn change(&self, operation: Operation) -> Result<()> {
+        let transaction = Transaction {
+            guards: Vec::new(),
+            operations: vec![operation],
+        };
+        let written = self.store.propose(transaction).await;
+        written.map(drop).context("writing the list of servers")
+    }
+}

@@ -1,0 +1,82 @@
+//! A server's identity, in its data directory.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::ServerRecord;
+
+const FILE: &str = "member.json";
+/// The first server of a cluster.
+const FIRST: u64 = 1;
+
+/// Who a server is, and whom it knew last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    /// Its member id.
+    pub(crate) id: u64,
+    /// Its name.
+    pub(crate) name: String,
+    /// Whether it founded the cluster.
+    pub(crate) founder: bool,
+    /// The servers it knew when it joined: where it finds the others before it has caught up.
+    pub(crate) servers: Vec<ServerRecord>,
+}
+
+impl Seat {
+    /// The seat in a data directory; `None` before the first start.
+    pub(crate) fn load(data_dir: &Path) -> Result<Option<Self>> {
+        let path = data_dir.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+                format!(
+                    "{} is damaged: restore the data directory from a backup",
+                    path.display()
+                )
+            }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// The first server of a new cluster.
+    pub(crate) fn founding(name: &str) -> Self {
+        Self {
+            id: FIRST,
+            name: name.to_owned(),
+            founder: true,
+            servers: Vec::new(),
+        }
+    }
+
+    /// Writes it whole or not at all.
+    pub(crate) fn save(&self, data_dir: &Path) -> Result<()> {
+        let (path, new) = (data_dir.join(FILE), data_dir.join("member.json.new"));
+        let writing = || format!("writing {}", path.display());
+        fs::create_dir_all(data_dir).with_context(writing)?;
+        let file = fs::File::create(&new).with_context(writing)?;
+        serde_json::to_writer(&file, self).with_context(writing)?;
+        file.sync_all().with_context(writing)?;
+        fs::rename(&new, &path).with_context(writing)
+    }
+
+    /// The members that vote at the start of the store: the founder alone; others are told.
+    pub(crate) fn voters(&self) -> Vec<u64> {
+        if self.founder {
+            vec![self.id]
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Where the others were.
+    pub(crate) fn known_addresses(&self) -> impl Iterator<Item = (u64, SocketAddr)> {
+        self.servers
+            .iter()
+            .map(|server| (server.id, server.address))
+    }
+}

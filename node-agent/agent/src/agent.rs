@@ -25,7 +25,7 @@ use crate::link::Link;
 use crate::node::Machine;
 use crate::pod::{Manager, Node};
 use crate::presence::{self, Presence};
-use crate::reports::Reports;
+use crate::reports::{Reports, Severity};
 use crate::services;
 use crate::streams::Streams;
 use crate::tls;
@@ -71,7 +71,12 @@ impl Agent {
             }
         });
 
-        let presence = Arc::new(Presence::new(config.clone(), machine, images.clone()));
+        let presence = Arc::new(Presence::new(
+            config.clone(),
+            machine,
+            images.clone(),
+            reports.clone(),
+        ));
         presence.refresh().await;
         let link = Link {
             node_name: config.node_name.clone(),
@@ -142,12 +147,9 @@ impl Agent {
             changed,
         ));
         tasks.spawn(reassert(wiring.network));
-        tasks.spawn(watch_node(presence, reports));
-        tasks.spawn(collect_images(ImageCollector::new(
-            images,
-            desired.clone(),
-            config.data_dir.clone(),
-        )));
+        tasks.spawn(watch_node(presence, reports.clone()));
+        let collector = ImageCollector::new(images, desired.clone(), config.data_dir.clone());
+        tasks.spawn(collect_images(collector, reports));
         tracing::info!(node = config.node_name, "the agent runs");
 
         stop.cancelled().await;
@@ -274,18 +276,20 @@ async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
     }
 }
 
-async fn collect_images(mut collector: ImageCollector) {
+async fn collect_images(mut collector: ImageCollector, reports: Arc<Reports>) {
     let mut ticks = every(image_gc::PERIOD);
     loop {
         ticks.tick().await;
         match collector.look().await {
             Ok(collected) if collected.wanted == 0 => {}
-            Ok(collected) if collected.freed < collected.wanted => tracing::warn!(
-                wanted = collected.wanted,
-                freed = collected.freed,
-                images = collected.removed.len(),
-                "images fill the disk, and no more of them are unused"
-            ),
+            Ok(collected) if collected.freed < collected.wanted => {
+                let message = format!(
+                    "Failed to garbage collect required amount of images. Attempted to free {} bytes, but only found {} bytes eligible to free.",
+                    collected.wanted, collected.freed
+                );
+                tracing::warn!(removed = ?collected.removed, "{message}");
+                reports.node_event(Severity::Warning, "FreeDiskSpaceFailed", &message);
+            }
             Ok(collected) => tracing::info!(
                 freed = collected.freed,
                 images = ?collected.removed,

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use crate::config::AgentConfig;
 use crate::node::{Description, Machine, describe};
-use crate::pressure::{Pressures, Sample};
+use crate::pressure::{Condition, Pressures, Sample};
+use crate::reports::{Reports, Severity};
 
 /// Between looks at memory, disk and processes, as a kubelet's.
 pub(crate) const PERIOD: Duration = Duration::from_secs(10);
@@ -24,6 +25,7 @@ pub(crate) struct Presence {
     config: AgentConfig,
     machine: Machine,
     images: Arc<dyn Images>,
+    reports: Arc<Reports>,
     state: Mutex<State>,
 }
 
@@ -44,11 +46,17 @@ fn news(node: &Value) -> (&Value, Vec<(&Value, &Value)>) {
 }
 
 impl Presence {
-    pub(crate) fn new(config: AgentConfig, machine: Machine, images: Arc<dyn Images>) -> Self {
+    pub(crate) fn new(
+        config: AgentConfig,
+        machine: Machine,
+        images: Arc<dyn Images>,
+        reports: Arc<Reports>,
+    ) -> Self {
         Self {
             config,
             machine,
             images,
+            reports,
             state: Mutex::default(),
         }
     }
@@ -70,6 +78,7 @@ impl Presence {
                 for (before, after) in before.iter().zip(state.pressures.conditions()) {
                     if before.holds != after.holds {
                         tracing::info!(reason = after.reason, ?sample, "the node's condition");
+                        self.say(&after);
                     }
                 }
             }
@@ -96,6 +105,13 @@ impl Presence {
             .is_none_or(|before| news(before) != news(&next));
         state.described = Some(next);
         changed
+    }
+
+    /// The Event of a condition that has changed, as a kubelet words it.
+    fn say(&self, condition: &Condition) {
+        let reason = condition.reason.replacen("Kubelet", "Node", 1);
+        let message = format!("Node {} status is now: {reason}", self.config.node_name);
+        self.reports.node_event(Severity::Normal, &reason, &message);
     }
 
     fn part(&self, part: impl FnOnce(&Value) -> &Value) -> Option<Value> {
@@ -129,6 +145,7 @@ mod tests {
     use std::path::Path;
 
     use gantry_image::{FakeImages, ImageConfig};
+    use gantry_rpc::node::agent_message;
 
     use super::*;
 
@@ -140,7 +157,8 @@ mod tests {
         let mut config = AgentConfig::in_directory(directory.path());
         config.max_pods = 3;
         let machine = Machine::here(Path::new("/"));
-        let presence = Presence::new(config, machine, images.clone());
+        let reports = Arc::new(Reports::new("n"));
+        let presence = Presence::new(config, machine, images.clone(), reports.clone());
         assert!(presence.json().is_empty());
         assert!(presence.refresh().await);
         assert!(!presence.refresh().await);
@@ -153,6 +171,15 @@ mod tests {
             serde_json::to_value(node.status).unwrap()["nodeInfo"],
             status["nodeInfo"]
         );
+        let mut short = Pressures::default();
+        short.observe(&Sample::default(), Instant::now());
+        presence.say(&short.conditions()[0]);
+        let messages = reports.next().await;
+        let Some(agent_message::Message::Event(record)) = &messages[0].message else {
+            panic!("an event");
+        };
+        let event: Value = serde_json::from_slice(&record.event).unwrap();
+        assert_eq!(event["reason"], "NodeHasInsufficientMemory");
     }
 
     #[test]

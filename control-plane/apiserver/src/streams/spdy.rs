@@ -6,6 +6,8 @@
 mod codec;
 mod headers;
 mod session;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use session::{Output, Session, Stream};
 

@@ -141,20 +141,23 @@ impl Hub {
                 node: node.to_owned(),
             },
         );
+        // However this ends, also when its client leaves meanwhile, nothing goes on waiting.
+        let _forget = Forget { hub: self, id };
         let message = ServerMessage {
             message: Some(server_message::Message::OpenStream(request)),
         };
-        if down.send(Ok(message)).await.is_err() {
-            self.streams.lock().remove(&id);
-            return Err(OpenError::NotConnected(node.to_owned()));
-        }
-        match tokio::time::timeout(DIAL_BACK, arrival).await {
-            Ok(Ok(())) => Ok(StreamEnds { to_node, from_node }),
-            _ => {
-                self.streams.lock().remove(&id);
-                Err(OpenError::NoAnswer(node.to_owned()))
-            }
-        }
+        let answered = async {
+            down.send(Ok(message))
+                .await
+                .map_err(|_| OpenError::NotConnected(node.to_owned()))?;
+            arrival
+                .await
+                .map_err(|_| OpenError::NoAnswer(node.to_owned()))
+        };
+        tokio::time::timeout(DIAL_BACK, answered)
+            .await
+            .unwrap_or_else(|_| Err(OpenError::NoAnswer(node.to_owned())))?;
+        Ok(StreamEnds { to_node, from_node })
     }
 
     /// Hands the waiting end of a stream to the node that dialled back for it; only to the node that was asked.
@@ -164,6 +167,18 @@ impl Hub {
             Some(waiting) if waiting.node == node => streams.remove(stream_id),
             _ => None,
         }
+    }
+}
+
+/// Ends the wait for a stream; one that was claimed is not waited for any more.
+struct Forget<'a> {
+    hub: &'a Hub,
+    id: String,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.hub.streams.lock().remove(&self.id);
     }
 }
 
@@ -230,6 +245,19 @@ mod tests {
             .err()
             .expect("no answer");
         assert!(error.to_string().contains("did not answer"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_leaves_nothing_waiting() {
+        let hub = Hub::default();
+        let (down, mut messages) = mpsc::channel(4);
+        hub.connected("mute", down);
+        tokio::select! {
+            biased;
+            _ = hub.open("mute", OpenStream::default()) => panic!("nobody answered"),
+            message = messages.recv() => assert!(message.is_some()),
+        }
+        assert!(hub.streams.lock().is_empty());
     }
 
     #[test]

@@ -210,6 +210,11 @@ mod mutations {
     use crate::types::{Guard, Transaction};
 
     impl Member {
+        pub(crate) fn mutate_to(&mut self, mutation: Option<Mutation>) {
+            self.mutation = mutation;
+            self.node.mut_store().sync = mutation != Some(Mutation::AcknowledgeBeforeSync);
+        }
+
         pub(super) fn mutate(&self, mut entries: Vec<LogEntry>) -> Vec<LogEntry> {
             if self.mutation == Some(Mutation::ApplyOutOfOrder) {
                 let normal = |entry: &LogEntry| {

@@ -14,11 +14,11 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<Strin
     let named = spec
         .and_then(|spec| spec.hostname.clone())
         .filter(|name| !name.is_empty());
-    let mut hostname = named
+    let hostname = named
         .or_else(|| pod.metadata.name.clone())
         .unwrap_or_default();
-    // The kernel's limit.
-    hostname.truncate(63);
+    // Names are ASCII; a DNS label takes no more of it.
+    let hostname: String = hostname.chars().take(63).collect();
     let hostname = hostname.trim_end_matches(['-', '.']).to_owned();
     let subdomain = spec
         .and_then(|spec| spec.subdomain.as_deref())

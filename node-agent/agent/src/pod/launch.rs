@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::files;
 use super::node::{Node, full_name};
 use super::pull::{self, words};
-use super::record::{Ended, Journal};
+use super::record::{Ended, Journal, now_nanos};
 use crate::env::{EnvContext, environment, expand};
 use crate::limits;
 use crate::reports::Severity;
@@ -138,14 +138,13 @@ impl Launch {
     fn failed(&self, error: &RuntimeError) -> NotLaunched {
         let message = words(error);
         self.event(Severity::Warning, "Failed", &format!("Error: {message}"));
-        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
         let exit = ContainerExit {
             code: 128,
             signal: None,
             oom_killed: false,
             // It never ran.
             started_at: 0,
-            finished_at: now,
+            finished_at: now_nanos(),
             message,
         };
         NotLaunched::Failed(Ended {

@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::is_sidecar;
 
+/// Nanoseconds since the epoch.
+pub(crate) fn now_nanos() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
 /// A container's part in the pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {

@@ -35,7 +35,7 @@ use super::launch::{Launched, NotLaunched, Sandbox};
 use super::node::Node;
 use super::plan::{RestartPolicy, Step, plan};
 use super::probe::Report;
-use super::record::{Journal, Notes, PodEnd, Record, containers};
+use super::record::{Journal, Notes, PodEnd, Record, containers, now_nanos};
 use super::setup::{self, NotSetUp};
 use super::status::{View, status};
 use crate::limits;
@@ -103,10 +103,6 @@ pub(crate) struct Worker {
     probes: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     inputs: mpsc::UnboundedReceiver<Input>,
     finished: bool,
-}
-
-fn now_nanos() -> i64 {
-    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
 impl Worker {

@@ -1,6 +1,14 @@
 //! Forwarding against a node that echoes, and the parsing of queries.
 
+use std::collections::BTreeMap;
+
+use futures::{SinkExt, StreamExt};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
 use super::*;
+use crate::streams::spdy::testing::Client as SpdyClient;
 
 struct Collected(mpsc::Sender<Bytes>);
 
@@ -102,4 +110,110 @@ fn ports_of_a_query() {
     }
     let many = vec!["1".to_owned(); 128];
     assert!(channels::ports(&many).is_err());
+}
+
+/// A node whose port 80 answers each frame in capitals, and which refuses every other.
+struct Shouting;
+
+#[async_trait]
+impl NodeStreams for Shouting {
+    async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
+        assert_eq!((node, request.pod.as_str()), ("n", "p"));
+        let Some(open_stream::Kind::PortForward(PortForwardOptions { port: 80 })) = request.kind
+        else {
+            return Err("refused".to_owned());
+        };
+        let (to_node, mut from_client) = mpsc::channel::<StreamFrame>(4);
+        let (to_client, from_node) = mpsc::channel(4);
+        tokio::spawn(async move {
+            while let Some(received) = from_client.recv().await {
+                let answer = match received.frame {
+                    Some(Frame::Stdin(bytes)) => Frame::Stdout(bytes.to_ascii_uppercase().into()),
+                    _ => Frame::Status(Bytes::from_static(b"{\"status\":\"Success\"}")),
+                };
+                to_client.send(frame(answer)).await.ok();
+            }
+        });
+        Ok(NodeStream { to_node, from_node })
+    }
+}
+
+fn shouting() -> Ports {
+    Ports {
+        streams: Arc::new(Shouting),
+        node: "n".to_owned(),
+        request: OpenStream {
+            pod: "p".to_owned(),
+            ..OpenStream::default()
+        },
+    }
+}
+
+#[tokio::test]
+async fn spdy_streams_are_paired_by_their_request() {
+    let (mut client, connection) = SpdyClient::pair();
+    let serving = tokio::spawn(spdy::serve(connection, shouting()));
+    let requests = [("80", "0"), ("81", "1"), ("x", "2")];
+    for (number, (port, request)) in (1..).step_by(4).zip(requests) {
+        let headers = |kind| [("streamtype", kind), ("port", port), ("requestid", request)];
+        client.open(number, true, &headers("error")).await;
+        client.open(number + 2, false, &headers("data")).await;
+    }
+    client.data(3, true, "hello").await;
+    let read = client.read_to_end(&[1, 3, 5, 7, 9, 11]).await;
+    let texts: Vec<&str> = read.values().map(String::as_str).collect();
+    assert_eq!(
+        texts,
+        ["", "HELLO", "refused", "", "\"x\" is not a port", ""]
+    );
+    client
+        .open(13, false, &[("streamtype", "data"), ("requestid", "9")])
+        .await;
+    client.wait_reset(13).await;
+    drop(client);
+    serving.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_reset_spdy_stream_ends_its_connection_alone() {
+    let (mut client, connection) = SpdyClient::pair();
+    tokio::spawn(spdy::serve(connection, shouting()));
+    for (number, request) in [(1, "0"), (5, "1")] {
+        let headers = |kind| [("streamtype", kind), ("port", "80"), ("requestid", request)];
+        client.open(number, true, &headers("error")).await;
+        client.open(number + 2, false, &headers("data")).await;
+    }
+    client.reset(3).await;
+    let read = client.read_to_end(&[1, 3]).await;
+    assert_eq!((read[&1].as_str(), read[&3].as_str()), ("", ""));
+    client.data(7, true, "still").await;
+    assert_eq!(client.read_to_end(&[7]).await[&7], "STILL");
+}
+
+#[tokio::test]
+async fn websocket_channels_begin_with_their_port() {
+    let (ours, theirs) = tokio::io::duplex(4096);
+    tokio::spawn(channels::serve(theirs, shouting(), vec![80, 81]));
+    let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+    let mut read: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    socket
+        .send(Message::Binary(Bytes::from_static(b"\0hello")))
+        .await
+        .expect("open");
+    while read.get(&0).is_none_or(|bytes| bytes.len() < 7)
+        || read.get(&3).is_none_or(|bytes| bytes.len() < 9)
+    {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next());
+        let message = next
+            .await
+            .expect("in time")
+            .expect("open")
+            .expect("a message");
+        let bytes = message.into_data();
+        read.entry(bytes[0]).or_default().extend(&bytes[1..]);
+    }
+    assert_eq!(read[&0], b"\x50\0HELLO");
+    assert_eq!(read[&1], b"\x50\0");
+    assert_eq!(read[&2], b"\x51\0");
+    assert_eq!(read[&3], b"\x51\0refused");
 }

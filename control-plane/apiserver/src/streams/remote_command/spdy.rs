@@ -165,3 +165,107 @@ where
         status.finish().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streams::spdy::testing::Client;
+
+    const ALL: Wanted = Wanted {
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    };
+
+    struct Bed {
+        client: Client,
+        from_client: mpsc::Receiver<StreamFrame>,
+        to_client: mpsc::Sender<StreamFrame>,
+    }
+
+    impl Bed {
+        /// A client that opens streams 1, 3, ... of these types.
+        async fn new(wanted: Wanted, types: &[&str]) -> Self {
+            let (mut client, connection) = Client::pair();
+            let (to_node, from_client) = mpsc::channel(4);
+            let (to_client, from_node) = mpsc::channel(4);
+            let stream = NodeStream { to_node, from_node };
+            tokio::spawn(serve(connection, stream, wanted));
+            for (number, kind) in (1..).step_by(2).zip(types) {
+                client.open(number, false, &[("streamtype", kind)]).await;
+            }
+            Self {
+                client,
+                from_client,
+                to_client,
+            }
+        }
+
+        async fn node_reads(&mut self) -> Option<Frame> {
+            self.from_client.recv().await?.frame
+        }
+
+        async fn node_says(&self, said: Frame) {
+            self.to_client.send(frame(said)).await.expect("open");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_stream_carries_its_own() {
+        let mut bed = Bed::new(ALL, &["error", "stdin", "stdout", "stderr"]).await;
+        bed.client.data(3, true, "in").await;
+        let read = bed.node_reads().await;
+        assert_eq!(read, Some(Frame::Stdin(Bytes::from_static(b"in"))));
+        assert_eq!(bed.node_reads().await, Some(Frame::CloseStdin(true)));
+        bed.node_says(Frame::Stdout(Bytes::from_static(b"out")))
+            .await;
+        bed.node_says(Frame::Stderr(Bytes::from_static(b"err")))
+            .await;
+        let status = Bytes::from_static(b"{\"status\":\"Success\"}");
+        bed.node_says(Frame::Status(status)).await;
+        let read = bed.client.read_to_end(&[1, 5, 7]).await;
+        assert_eq!(
+            (read[&1].as_str(), read[&5].as_str(), read[&7].as_str()),
+            ("{\"status\":\"Success\"}", "out", "err")
+        );
+        assert!(bed.client.is_closed().await);
+        assert_eq!(bed.node_reads().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_terminals_sizes_may_come_in_pieces() {
+        let wanted = Wanted {
+            stderr: false,
+            tty: true,
+            ..ALL
+        };
+        let mut bed = Bed::new(wanted, &["error", "stdin", "stdout", "resize"]).await;
+        bed.client.data(7, false, "{\"Width\":80,").await;
+        bed.client.data(7, false, "\"Height\":24}\n").await;
+        let size = gantry_rpc::node::TerminalSize {
+            width: 80,
+            height: 24,
+        };
+        assert_eq!(bed.node_reads().await, Some(Frame::Resize(size)));
+    }
+
+    #[tokio::test]
+    async fn a_lost_node_is_the_status() {
+        let mut bed = Bed::new(ALL, &["stderr", "stdout", "stdin", "error"]).await;
+        drop(bed.to_client);
+        let read = bed.client.read_to_end(&[7]).await;
+        assert!(read[&7].contains("the connection to the node was lost"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_or_is_incomplete_ends_the_nodes_stream() {
+        let mut bed = Bed::new(ALL, &["error", "stdin", "stdout", "stderr"]).await;
+        drop(bed.client);
+        assert!(bed.from_client.recv().await.is_none());
+        let mut bed = Bed::new(ALL, &["error", "nonsense"]).await;
+        bed.client.wait_reset(3).await;
+        drop(bed.client);
+        assert!(bed.from_client.recv().await.is_none());
+    }
+}

@@ -240,55 +240,19 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::io::DuplexStream;
     use tokio_util::codec::Framed;
 
+    use super::super::testing::Client;
     use super::*;
 
-    /// A client: both codecs over one end of a pipe.
-    struct Client {
-        to: FramedWrite<tokio::io::WriteHalf<DuplexStream>, Encoder>,
-        from: FramedRead<tokio::io::ReadHalf<DuplexStream>, Decoder>,
-    }
-
     fn pair() -> (Client, Session) {
-        let (ours, theirs) = tokio::io::duplex(4096);
-        let (from, to) = tokio::io::split(ours);
-        let client = Client {
-            to: FramedWrite::new(to, Encoder::new().expect("an encoder")),
-            from: FramedRead::new(from, Decoder::new()),
-        };
+        let (client, theirs) = Client::pair();
         (client, Session::serve(theirs).expect("serves"))
     }
 
-    impl Client {
-        async fn send(&mut self, frame: Frame) {
-            self.to.send(frame).await.expect("open");
-        }
-
-        async fn open(&mut self, stream: u32, fin: bool) {
-            let headers = Headers(vec![("streamtype".to_owned(), "data".to_owned())]);
-            self.send(Frame::SynStream {
-                stream,
-                fin,
-                headers,
-            })
-            .await;
-        }
-
-        async fn data(&mut self, stream: u32, fin: bool, text: &'static str) {
-            let bytes = Bytes::from_static(text.as_bytes());
-            self.send(Frame::Data { stream, fin, bytes }).await;
-        }
-
-        async fn next(&mut self) -> Option<Frame> {
-            let next = tokio::time::timeout(Duration::from_secs(10), self.from.next());
-            next.await
-                .expect("in time")
-                .map(|frame| frame.expect("a frame"))
-        }
+    /// The headers make no difference to a session.
+    async fn open(client: &mut Client, stream: u32, fin: bool) {
+        client.open(stream, fin, &[("streamtype", "data")]).await;
     }
 
     fn reply(stream: u32) -> Frame {
@@ -302,7 +266,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_carries_both_directions_and_their_ends() {
         let (mut client, mut session) = pair();
-        client.open(1, false).await;
+        open(&mut client, 1, false).await;
         let mut stream = session.accept().await.expect("a stream");
         assert_eq!(stream.headers.get("streamtype"), Some("data"));
         assert_eq!(client.next().await, Some(reply(1)));
@@ -335,7 +299,7 @@ mod tests {
     #[tokio::test]
     async fn a_reset_closes_the_input_without_an_end() {
         let (mut client, mut session) = pair();
-        client.open(1, false).await;
+        open(&mut client, 1, false).await;
         let mut stream = session.accept().await.expect("a stream");
         let reset = Reset::Cancel;
         client.send(Frame::RstStream { stream: 1, reset }).await;
@@ -348,7 +312,7 @@ mod tests {
     async fn numbers_are_the_clients_and_grow() {
         let (mut client, mut session) = pair();
         for stream in [2, 5, 5, 3] {
-            client.open(stream, true).await;
+            open(&mut client, stream, true).await;
         }
         client.send(Frame::Ping(1)).await;
         let accepted = session.accept().await.expect("the fifth");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::surroundings::Surroundings;
-use super::{Effect, Worker, now_nanos};
-use crate::pod::record::{PodEnd, Record, Role, Stage};
+use super::{Effect, Worker};
+use crate::pod::record::{PodEnd, Record, Role, Stage, now_nanos};
 use crate::pod::setup;
 use crate::reports::Severity;
 

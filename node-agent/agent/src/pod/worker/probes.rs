@@ -5,10 +5,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Probe;
 use tokio::time::Instant;
 
-use super::{Worker, now_nanos};
+use super::Worker;
 use crate::limits;
 use crate::pod::probe::{self, Finding, Purpose, Report};
-use crate::pod::record::Stage;
+use crate::pod::record::{Stage, now_nanos};
 use crate::reports::Severity;
 
 impl Worker {

@@ -4,8 +4,7 @@ use gantry_runtime::{ContainerExit, ContainerState, SandboxStatus};
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 
 use super::control::Control;
-use super::now_nanos;
-use crate::pod::record::{Ended, Notes, Record, Role, Stage, containers};
+use crate::pod::record::{Ended, Notes, Record, Role, Stage, containers, now_nanos};
 use crate::pod::status::container_id;
 
 /// An attempt of which nobody knows how it ended.

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::surroundings::Surroundings;
-use super::{Effect, Worker, now_nanos};
+use super::{Effect, Worker};
 use crate::pod::backoff::{FORGET, words};
 use crate::pod::hooks::Action;
 use crate::pod::launch::{Launch, Launched, NotLaunched, rootfs_key};
 use crate::pod::node::full_name;
-use crate::pod::record::{Ended, Stage};
+use crate::pod::record::{Ended, Stage, now_nanos};
 use crate::reports::Severity;
 
 /// How long `ErrImagePull` is shown before `ImagePullBackOff`.

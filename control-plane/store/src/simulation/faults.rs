@@ -1,0 +1,115 @@
+//! What goes wrong, and which changes the operators of the cluster make meanwhile.
+
+use tokio::sync::oneshot;
+
+use super::world::{Event, World};
+use crate::member::Input;
+use crate::member::membership::{Change, ChangeInput};
+
+impl World {
+    /// One thing goes wrong, or gets well again.
+    pub(super) fn fault(&mut self) {
+        if self.calm() {
+            return;
+        }
+        let up = self.up();
+        let one = self.random.pick(&up).copied();
+        let all: Vec<u64> = self.machines.keys().copied().collect();
+        match (self.random.range(0, 100), one) {
+            (0..14, Some(id)) => self.crash(id),
+            (14..18, Some(id)) => self.stop(id),
+            (18..26, Some(id)) => {
+                let writes = self.random.range(0, 12);
+                self.machines[&id].disk.light_fuse(writes);
+            }
+            (26..34, Some(id)) => {
+                // One way only.
+                let to = self.random.pick(&all).copied().unwrap_or(id);
+                self.network.cut(id, to);
+            }
+            (34..42, Some(id)) => {
+                let direction = self.random.range(0, 3);
+                for other in all {
+                    if direction != 1 {
+                        self.network.cut(id, other);
+                    }
+                    if direction != 0 {
+                        self.network.cut(other, id);
+                    }
+                }
+            }
+            (42..47, _) => self.split(&all),
+            (47..62, _) => self.network.mend(),
+            (62..68, _) => {
+                self.network.drop_percent = self.random.range(0, 20);
+                self.network.repeat_percent = self.random.range(0, 20);
+                self.network.slow_percent = self.random.range(0, 30);
+            }
+            (68..71, _) => self.network.heal(),
+            (71..76, Some(id)) => self.change(id, |machine, random| {
+                machine.sync_time = random.range(200, 60_000);
+            }),
+            (76..80, Some(id)) => {
+                // Paused, as by SIGSTOP.
+                let until = self.now + self.random.range(50_000, 500_000);
+                self.change(id, |machine, _| machine.busy_until = until);
+            }
+            (80..83, Some(id)) => self.change(id, |machine, random| {
+                machine.period = random.range(5_000, 20_000);
+            }),
+            (83.., _) => self.operate(&all),
+            _ => {}
+        }
+        let after = self.random.range(10_000, 120_000);
+        self.plan(after, Event::Fault);
+    }
+
+    fn change(
+        &mut self,
+        id: u64,
+        how: impl FnOnce(&mut super::world::Machine, &mut super::random::Random),
+    ) {
+        if let Some(machine) = self.machines.get_mut(&id) {
+            how(machine, &mut self.random);
+        }
+    }
+
+    fn split(&mut self, all: &[u64]) {
+        let side = self.random.next();
+        for from in all {
+            for to in all {
+                if (side >> from ^ side >> to) & 1 == 1 {
+                    self.network.cut(*from, *to);
+                }
+            }
+        }
+    }
+
+    /// Someone changes the members, or who leads.
+    fn operate(&mut self, all: &[u64]) {
+        let leads = |id: &u64| {
+            let running = self.machines[id].running.as_ref();
+            running.is_some_and(|running| running.leadership.borrow().is_leader)
+        };
+        let Some(leader) = all.iter().copied().find(leads) else {
+            return;
+        };
+        let members: Vec<u64> = self.membership.1.iter().copied().collect();
+        let Some(target) = self.random.pick(&members).copied() else {
+            return;
+        };
+        let change = match self.random.range(0, 100) {
+            0..30 if members.len() < 6 && all.len() < 9 => {
+                let id = all.last().copied().unwrap_or_default() + 1;
+                self.add_machine(id, Vec::new());
+                Change::AddLearner(id)
+            }
+            30..50 => Change::Promote(target),
+            50..75 if members.len() > 2 => Change::Remove(target),
+            _ => Change::Lead(target),
+        };
+        // Nobody waits for it: what became of it is seen in the members.
+        let (reply, _) = oneshot::channel();
+        self.input(leader, Input::Change(ChangeInput { change, reply }));
+    }
+}

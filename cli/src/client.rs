@@ -18,6 +18,8 @@ use tokio::sync::OnceCell;
 pub(crate) struct Cluster {
     pub(crate) client: kube::Client,
     pub(crate) namespace: String,
+    /// The certificate of the cluster's authority, DER.
+    pub(crate) authority: Option<Vec<u8>>,
     mappings: OnceCell<Vec<Mapping>>,
 }
 
@@ -80,11 +82,13 @@ impl Cluster {
             .namespace
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
+        let authority = config.root_cert.iter().flatten().next().cloned();
         let client =
             kube::Client::try_from(config).context("setting up TLS from the kubeconfig")?;
         Ok(Self {
             client,
             namespace,
+            authority,
             mappings: OnceCell::new(),
         })
     }

@@ -4,12 +4,16 @@
 //! beside whatever else the machine does; everything it made goes with the value, also when a test fails. May import
 //! anything; nothing imports it.
 
+mod servers;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+
+pub use servers::Servers;
 
 /// How long anything in a test may take before it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(90);

@@ -39,9 +39,9 @@ const NODE_PREFIX: u8 = 24;
 const LINK_MESSAGE: usize = 8 * 1024 * 1024;
 /// Frames of a relayed stream that wait for the network.
 const RELAY_BUFFER: usize = 16;
-/// A server that cannot say where it is for this long gives up.
-const ANNOUNCE: Duration = Duration::from_secs(60);
-const ANNOUNCE_AGAIN: Duration = Duration::from_millis(200);
+/// A server that cannot take its place for this long gives up.
+const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE_AGAIN: Duration = Duration::from_millis(200);
 
 /// How a member of the control plane is set up.
 #[derive(Clone, Debug)]
@@ -346,12 +346,7 @@ impl Server {
             name: seat.name,
             address: own_address,
         };
-        server.announce(&announced).await?;
-        server
-            .api
-            .bootstrap(&server.addresses())
-            .await
-            .context("creating the cluster's own objects")?;
+        server.settle(&announced).await?;
         let lead = Lead {
             store: server.store.clone(),
             api: server.api.clone(),
@@ -363,18 +358,22 @@ impl Server {
         Ok(server)
     }
 
-    /// Says where this server is; again while the servers have no leader.
-    async fn announce(&self, record: &ServerRecord) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + ANNOUNCE;
+    /// Says where this server is, and sees to it that what every cluster has is there. The servers may be electing a
+    /// leader meanwhile: then it is tried again.
+    async fn settle(&self, record: &ServerRecord) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + SETTLE;
         loop {
-            match self.roster.put(record).await {
+            let attempt = async {
+                self.roster.put(record).await?;
+                let bootstrapped = self.api.bootstrap(&self.addresses()).await;
+                bootstrapped.context("creating the cluster's own objects")
+            };
+            match attempt.await {
                 Ok(()) => return Ok(()),
                 Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
-                Err(error) => {
-                    tracing::debug!(error = format!("{error:#}"), "announcing this server")
-                }
+                Err(error) => tracing::info!(error = format!("{error:#}"), "settling in"),
             }
-            tokio::time::sleep(ANNOUNCE_AGAIN).await;
+            tokio::time::sleep(SETTLE_AGAIN).await;
         }
     }
 

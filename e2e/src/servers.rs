@@ -1,0 +1,253 @@
+//! Several servers of one control plane on loopback ports, without nodes: to be killed, paused and brought back.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{eventually, gantry, run};
+
+struct Server {
+    address: SocketAddr,
+    process: Option<Child>,
+}
+
+/// The servers of one control plane, by name.
+pub struct Servers {
+    directory: tempfile::TempDir,
+    servers: BTreeMap<String, Server>,
+}
+
+/// A port that nobody listens on now.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a free port")?;
+    Ok(listener.local_addr()?)
+}
+
+impl Servers {
+    /// Starts the first server and joins the others to it; returns when all of them vote.
+    pub fn start(count: usize) -> Result<Self> {
+        let mut servers = Self {
+            directory: tempfile::tempdir().context("making a data directory")?,
+            servers: BTreeMap::new(),
+        };
+        servers.add("s1", &[])?;
+        for number in 2..=count {
+            let token = servers.gantry("s1", &["token", "create", "--for", "servers"])?;
+            let first = servers.address("s1")?.to_string();
+            let name = format!("s{number}");
+            servers.add(&name, &["--join", &first, "--token", token.trim()])?;
+        }
+        eventually("every server to vote", || {
+            let members = servers.members("s1")?;
+            let votes = |member: &Value| member["role"] == "voter";
+            ensure!(
+                members.len() == count && members.iter().all(votes),
+                "{members:?}"
+            );
+            Ok(())
+        })?;
+        Ok(servers)
+    }
+
+    /// Starts a further server.
+    pub fn add(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let server = Server {
+            address: free_address()?,
+            process: None,
+        };
+        self.servers.insert(name.to_owned(), server);
+        self.launch(name, arguments)?;
+        self.wait_serving(name)
+    }
+
+    /// Starts a server again that was killed.
+    pub fn restart(&mut self, name: &str) -> Result<()> {
+        self.launch(name, &[])?;
+        self.wait_serving(name)
+    }
+
+    fn launch(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join(format!("{name}.log")))
+            .context("opening the log")?;
+        let data_dir = self.data_dir(name);
+        let server = self.server_mut(name)?;
+        let process = Command::new(gantry()?)
+            .args([
+                "server",
+                "--name",
+                name,
+                "--address",
+                "127.0.0.1",
+                "--listen",
+            ])
+            .arg(server.address.to_string())
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(arguments)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .context("starting a server")?;
+        server.process = Some(process);
+        Ok(())
+    }
+
+    fn wait_serving(&mut self, name: &str) -> Result<()> {
+        eventually("the server to serve", || {
+            let process = self.server_mut(name)?.process.as_mut();
+            if let Some(status) = process.and_then(|process| process.try_wait().transpose()) {
+                bail!("the server ended with {}:\n{}", status?, self.log(name));
+            }
+            self.gantry(name, &["get", "namespace", "default"])
+                .map(drop)
+        })
+        .with_context(|| self.log(name))
+    }
+
+    /// Runs the client against one server.
+    pub fn gantry(&self, name: &str, arguments: &[&str]) -> Result<String> {
+        run(Command::new(gantry()?)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig(name))
+            .args(arguments))
+    }
+
+    /// Starts a server that must refuse to; returns what it says.
+    pub fn refuses(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(gantry()?)
+            .args(["server", "--address", "127.0.0.1", "--listen"])
+            .arg(free_address()?.to_string())
+            .arg("--data-dir")
+            .arg(self.directory.path().join("refused"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(!output.status.success(), "it was let in");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// The members, as a server lists them.
+    pub fn members(&self, asked: &str) -> Result<Vec<Value>> {
+        let text = run(Command::new("kubectl")
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig(asked))
+            .args(["get", "--raw", "/gantry/v1/members", "--request-timeout=5s"]))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The name of the server that leads, as a server sees it.
+    pub fn leader(&self, asked: &str) -> Result<String> {
+        let members = self.members(asked)?;
+        let leader = members.iter().find(|member| member["leader"] == true);
+        let name = leader.and_then(|leader| leader["name"].as_str());
+        Ok(name.context("nobody leads")?.to_owned())
+    }
+
+    /// The names of all servers.
+    pub fn names(&self) -> Vec<String> {
+        self.servers.keys().cloned().collect()
+    }
+
+    /// Where a server listens.
+    pub fn address(&self, name: &str) -> Result<SocketAddr> {
+        let server = self.servers.get(name);
+        Ok(server.with_context(|| format!("no server {name}"))?.address)
+    }
+
+    fn server_mut(&mut self, name: &str) -> Result<&mut Server> {
+        let server = self.servers.get_mut(name);
+        server.with_context(|| format!("no server {name}"))
+    }
+
+    /// A client of one server.
+    pub async fn client(&self, name: &str) -> Result<kube::Client> {
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig(name))?;
+        let options = KubeConfigOptions::default();
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        config.read_timeout = Some(Duration::from_secs(5));
+        config.connect_timeout = Some(Duration::from_secs(1));
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// Ends a server as a crash would.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        if let Some(mut process) = self.server_mut(name)?.process.take() {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Stops a server in its tracks; the system keeps its connections open.
+    pub fn pause(&mut self, name: &str) -> Result<()> {
+        self.signal(name, Signal::STOP)
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&mut self, name: &str) -> Result<()> {
+        self.signal(name, Signal::CONT)
+    }
+
+    /// Asks a server to end, and waits until it has.
+    pub fn terminate(&mut self, name: &str) -> Result<()> {
+        self.signal(name, Signal::TERM)?;
+        if let Some(mut process) = self.server_mut(name)?.process.take() {
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
+        let process = self.server_mut(name)?.process.as_ref();
+        let pid = process.and_then(|process| Pid::from_raw(process.id().cast_signed()));
+        let pid = pid.with_context(|| format!("{name} does not run"))?;
+        kill_process(pid, signal).context("signalling a server")
+    }
+
+    fn data_dir(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn kubeconfig(&self, name: &str) -> PathBuf {
+        self.data_dir(name).join("admin.kubeconfig")
+    }
+
+    /// The ends of all logs, for messages.
+    pub fn logs(&self) -> String {
+        let log = |name: &String| format!("{name}:\n{}\n", self.log(name));
+        self.servers.keys().map(log).collect()
+    }
+
+    /// The end of a server's log, for messages.
+    pub fn log(&self, name: &str) -> String {
+        let path = self.directory.path().join(format!("{name}.log"));
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for (name, server) in &mut self.servers {
+            if let Some(mut process) = server.process.take() {
+                // A paused process is killed all the same.
+                if process.kill().and_then(|()| process.wait()).is_err() {
+                    eprintln!("server {name} could not be ended");
+                }
+            }
+        }
+    }
+}

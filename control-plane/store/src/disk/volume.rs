@@ -58,6 +58,13 @@ impl Volume {
             let entry = decode_entry(expected, record).map_err(|error| {
                 self.corrupt(Space::Log, &format!("log entry {expected}: {error}"))
             })?;
+            if entries
+                .last()
+                .is_some_and(|before| before.term > entry.term)
+            {
+                let older = format!("log entry {expected} is of an older term than the one before");
+                return Err(self.corrupt(Space::Log, &older));
+            }
             entries.push(entry);
             Ok(())
         })?;

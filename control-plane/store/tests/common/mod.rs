@@ -125,7 +125,9 @@ impl Transport for Port {
         let target = links.members.get(&to).filter(|_| !severed).cloned();
         for message in messages {
             links.parts += usize::from(message.snapshot);
-            let lost = links.lossy.is_some_and(|every| links.parts % every == 0);
+            let lost = links
+                .lossy
+                .is_some_and(|every| links.parts.is_multiple_of(every));
             if let Some(target) = &target
                 && !(message.snapshot && lost)
             {

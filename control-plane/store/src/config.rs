@@ -83,22 +83,24 @@ pub enum OpenError {
         /// Which directory.
         path: PathBuf,
     },
-    /// The storage engine refused its files.
+    /// The storage engine refused its files: a checksum of theirs does not match, or a part is missing.
     #[error(
-        "cannot read the data directory {path}: restore it from a backup, or empty it and let the member rejoin the cluster"
+        "{path} cannot be read ({source}): keep a copy of the data directory, then empty it and let this member join the \
+         others again, or restore it from a backup"
     )]
     Engine {
-        /// Which directory.
+        /// The file when it is known, or the directory it is in.
         path: PathBuf,
         /// What the engine said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A record does not match its checksum or contradicts the others.
     #[error(
-        "the data directory {path} is damaged: {record}: restore it from a backup, or empty it and let the member rejoin the cluster"
+        "{path} is damaged: {record}: keep a copy of the data directory, then empty it and let this member join the \
+         others again, or restore it from a backup"
     )]
     Corrupt {
-        /// Which directory.
+        /// The directory that holds the record.
         path: PathBuf,
         /// Which record, and how.
         record: String,

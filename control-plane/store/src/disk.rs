@@ -43,6 +43,9 @@ pub(crate) trait Engine: Send + Sync {
     /// Makes the changes together; a key may occur once. With `sync` they are durable on return.
     fn commit(&self, batch: Batch, sync: bool) -> Result<(), EngineError>;
 
+    /// Where the records of a space are, for errors; `None` when that has no name.
+    fn place(&self, space: Space) -> Option<PathBuf>;
+
     /// Makes everything committed so far durable.
     fn sync(&self) -> Result<(), EngineError>;
 }

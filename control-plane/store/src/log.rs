@@ -286,9 +286,11 @@ impl Log {
         if state.applied < wanted {
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        let mut metadata = SnapshotMetadata::default();
-        metadata.index = state.applied;
-        metadata.term = self.term(state.applied)?;
+        let mut metadata = SnapshotMetadata {
+            index: state.applied,
+            term: self.term(state.applied)?,
+            ..SnapshotMetadata::default()
+        };
         metadata.set_conf_state(state.conf_state.clone());
         Ok(Taken::new(metadata, state, self.chunk_bytes))
     }

@@ -331,13 +331,8 @@ impl Member {
     /// used any more, except to [`Member::stop`] it.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
         self.ask_for_reads();
-        loop {
-            while self.node.has_ready() {
-                self.round()?;
-            }
-            if !self.leave_if_removed() {
-                break;
-            }
+        while self.node.has_ready() {
+            self.round()?;
         }
         self.send();
         self.forget_received();
@@ -363,6 +358,7 @@ impl Member {
             self.reads.confirm(&read.request_ctx, read.index);
         }
         self.apply(ready.take_committed_entries())?;
+        self.leave_if_removed();
         let (entries, must_sync) = (ready.take_entries(), ready.must_sync());
         let hard_state = ready.hs().cloned();
         self.node
@@ -372,6 +368,7 @@ impl Member {
         let mut light = self.node.advance_append(ready);
         self.post_messages(light.take_messages());
         self.apply(light.take_committed_entries())?;
+        self.leave_if_removed();
         self.node.advance_apply_to(self.applied);
         Ok(())
     }

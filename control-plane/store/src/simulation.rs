@@ -31,6 +31,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+pub(crate) use disk::SimDisk;
+pub(crate) use random::Random;
 use world::World;
 
 /// A rule that a test breaks on purpose.

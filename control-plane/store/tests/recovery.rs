@@ -135,6 +135,72 @@ async fn a_bit_that_flipped_amid_acknowledged_writes_is_refused_by_directory() {
     assert!(refused.to_string().contains(dir.path().to_str().unwrap()));
 }
 
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => files(&path),
+            false => vec![path],
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_any_file_is_refused_by_name_or_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, damaged) = (dir.path().join("live"), dir.path().join("damaged"));
+    let config = StoreConfig {
+        log_entries: 16,
+        ..alone(&live)
+    };
+    let store = open(config).await;
+    // Enough for tables beside the journal.
+    for number in 0..150 {
+        let value: String = (0..70_000)
+            .map(|at| char::from(b'a' + ((at * 7_919 + number * 31 + at / 13) % 26) as u8))
+            .collect();
+        let transaction = put(key("pods", &format!("p{number}")), &value);
+        store.propose(transaction).await.unwrap();
+    }
+    let before = dump(&store, "pods");
+    store.shutdown().await;
+    let mut refused = Vec::new();
+    for file in files(&live) {
+        let length = fs::metadata(&file).unwrap().len() as usize;
+        let name = file.strip_prefix(&live).unwrap();
+        for at in [length / 20, length / 2] {
+            if length == 0 {
+                continue;
+            }
+            fs::remove_dir_all(&damaged).ok();
+            copy(&live, &damaged);
+            let mut bytes = fs::read(damaged.join(name)).unwrap();
+            bytes[at] ^= 0x10;
+            fs::write(damaged.join(name), bytes).unwrap();
+            match Store::open(alone(&damaged), Arc::new(NoPeers)).await {
+                Ok(store) => {
+                    assert_eq!(dump(&store, "pods"), before, "{name:?} at {at}");
+                    store.shutdown().await;
+                }
+                Err(error @ (OpenError::Engine { .. } | OpenError::Corrupt { .. })) => {
+                    let message = error.to_string();
+                    assert!(message.contains(damaged.to_str().unwrap()), "{message}");
+                    assert!(message.contains("keep a copy"), "{message}");
+                    if name.extension().is_some_and(|kind| kind == "jnl") {
+                        assert!(message.contains(name.to_str().unwrap()), "{message}");
+                    }
+                    refused.push(name.to_owned());
+                }
+                Err(other) => panic!("{name:?} at {at}: another error: {other}"),
+            }
+        }
+    }
+    for part in ["jnl", "tables"] {
+        let named = |name: &PathBuf| name.to_str().unwrap().contains(part);
+        assert!(refused.iter().any(named), "{part} among {refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_log_that_was_shortened_recovers_from_the_state() {
     let dir = tempfile::tempdir().unwrap();

@@ -14,6 +14,7 @@ use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
@@ -265,13 +266,15 @@ async fn reassert(network: Arc<BridgeNetwork>) {
     }
 }
 
-/// Keeps what the server knows of the node's images and conditions up to date.
+/// Keeps what the server knows of the node's images and conditions up to date, and their heartbeat times recent.
 async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
     let mut ticks = every(presence::PERIOD);
+    let mut told = Instant::now();
     loop {
         ticks.tick().await;
-        if presence.refresh().await {
+        if presence.refresh().await || told.elapsed() >= presence::REPORT {
             reports.node_status(presence.status());
+            told = Instant::now();
         }
     }
 }

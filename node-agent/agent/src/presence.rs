@@ -20,6 +20,9 @@ use crate::reports::{Reports, Severity};
 /// Between looks at memory, disk and processes, as a kubelet's.
 pub(crate) const PERIOD: Duration = Duration::from_secs(10);
 
+/// Between reports while nothing changes, as a kubelet's.
+pub(crate) const REPORT: Duration = Duration::from_secs(5 * 60);
+
 /// The node as it was described last.
 pub(crate) struct Presence {
     config: AgentConfig,

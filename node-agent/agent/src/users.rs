@@ -1,9 +1,15 @@
 //! Who a container runs as: numbers from the security contexts, else the image's user, whose names are looked up in
 //! the image's own /etc/passwd and /etc/group.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+/// No image has as many accounts.
+const LONGEST_FILE: u64 = 1 << 20;
 
 /// A user that cannot be used; the container waits with `CreateContainerConfigError` and these words.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -66,16 +72,33 @@ pub struct Accounts {
     group: String,
 }
 
+/// The beginning of a regular file below a root file system.
+fn read_inside(rootfs: &Path, file: &str) -> std::io::Result<String> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(rootfs, directory, Mode::empty())?;
+    // Opening a pipe must not wait for its writer.
+    let plain = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(rustix::fs::openat2(
+        &root,
+        file,
+        plain,
+        Mode::empty(),
+        inside,
+    )?);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let mut content = Vec::new();
+    file.take(LONGEST_FILE).read_to_end(&mut content)?;
+    Ok(String::from_utf8_lossy(&content).into_owned())
+}
+
 impl Accounts {
-    /// Reads both files below a root file system; missing ones are empty. A link in the image is not followed: it
-    /// would be resolved on the host.
+    /// Reads both files below a root file system; missing ones are empty. Links in the image lead to files of the image,
+    /// never to those of the host.
     pub fn read(rootfs: &Path) -> Self {
-        let read = |file: &str| match std::fs::symlink_metadata(rootfs.join(file)) {
-            Ok(metadata) if metadata.is_file() => {
-                std::fs::read_to_string(rootfs.join(file)).unwrap_or_default()
-            }
-            _ => String::new(),
-        };
+        let read = |file| read_inside(rootfs, file).unwrap_or_default();
         Self {
             passwd: read("etc/passwd"),
             group: read("etc/group"),
@@ -324,5 +347,21 @@ mod tests {
         ));
         assert!(decide(strict(), json!({}), "101").is_ok());
         assert!(decide(strict(), json!({"runAsNonRoot": false}), "").is_ok());
+    }
+
+    #[test]
+    fn links_of_an_image_stay_in_the_image() {
+        let host = tempfile::tempdir().unwrap();
+        std::fs::write(host.path().join("passwd"), "host:x:7:7::/:\n").unwrap();
+        let image = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(host.path(), image.path().join("etc")).unwrap();
+        assert_eq!(Accounts::read(image.path()).home(7), None);
+        std::fs::remove_file(image.path().join("etc")).unwrap();
+        std::fs::create_dir_all(image.path().join("etc")).unwrap();
+        std::fs::write(image.path().join("accounts"), "own:x:7:7::/home/own:\n").unwrap();
+        std::os::unix::fs::symlink("/accounts", image.path().join("etc/passwd")).unwrap();
+        let own = Accounts::read(image.path());
+        assert_eq!(own.home(7).as_deref(), Some("/home/own"));
+        assert_eq!(Accounts::read(Path::new("/nowhere")).home(7), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The real engine: one fjall database with two keyspaces, which share its journal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -33,7 +33,7 @@ impl FjallEngine {
             },
             fjall::Error::Io(source) => unwritable(source),
             source => OpenError::Engine {
-                path: path.to_owned(),
+                path: culprit(path, &source),
                 source: source.into(),
             },
         };
@@ -94,7 +94,26 @@ impl Engine for FjallEngine {
         Ok(batch.commit()?)
     }
 
+    fn place(&self, space: Space) -> Option<PathBuf> {
+        Some(self.keyspace(space).path().to_owned())
+    }
+
     fn sync(&self) -> Result<(), EngineError> {
         Ok(self.database.persist(PersistMode::SyncData)?)
+    }
+}
+
+/// The engine does not name the file it could not read. Its journal is one file most of the time.
+fn culprit(path: &Path, error: &fjall::Error) -> PathBuf {
+    if !matches!(error, fjall::Error::JournalRecovery(_)) {
+        return path.to_owned();
+    }
+    let files = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut journals = files
+        .map(|file| file.path())
+        .filter(|file| file.extension().is_some_and(|kind| kind == "jnl"));
+    match (journals.next(), journals.next()) {
+        (Some(journal), None) => journal,
+        _ => path.to_owned(),
     }
 }

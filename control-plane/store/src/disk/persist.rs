@@ -19,6 +19,7 @@ pub(crate) enum StateWriter {
     /// A thread of its own.
     Thread(Persister),
     /// Whoever drives the core, by [`StateWriter::step`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "the simulation's"))]
     Stepped(Stepped),
 }
 

@@ -20,6 +20,9 @@ use crate::record::{Decoder, unseal};
 use crate::state::State;
 use crate::types::Revision;
 
+/// Takes in a key and its record.
+type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError> + 'a;
+
 /// A member's records; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Volume {
@@ -43,28 +46,39 @@ impl Volume {
         };
         let [term, vote, commit] = self
             .numbers::<3>(HARD_STATE)?
-            .ok_or_else(|| self.corrupt("the vote is missing"))?;
+            .ok_or_else(|| self.corrupt(Space::Log, "the vote is missing"))?;
         let mut hard_state = HardState::default();
         (hard_state.term, hard_state.vote, hard_state.commit) = (term, vote, commit);
         let mut entries: Vec<LogEntry> = Vec::new();
         self.visit(Space::Log, ENTRY, &mut |key, record| {
             let expected = start[0] + 1 + entries.len() as u64;
             if *key != entry_key(expected) {
-                return Err(self.corrupt(&format!("log entry {expected} is missing")));
+                return Err(self.corrupt(Space::Log, &format!("log entry {expected} is missing")));
             }
-            let entry = decode_entry(expected, record)
-                .map_err(|error| self.corrupt(&format!("log entry {expected}: {error}")))?;
+            let entry = decode_entry(expected, record).map_err(|error| {
+                self.corrupt(Space::Log, &format!("log entry {expected}: {error}"))
+            })?;
+            if entries
+                .last()
+                .is_some_and(|before| before.term > entry.term)
+            {
+                let older = format!("log entry {expected} is of an older term than the one before");
+                return Err(self.corrupt(Space::Log, &older));
+            }
             entries.push(entry);
             Ok(())
         })?;
         let state = self.recover_state()?;
         let last = start[0] + entries.len() as u64;
         if state.applied < start[0] || state.applied > last {
-            return Err(self.corrupt(&format!(
-                "the state is of log entry {}, but the log holds {} to {last}",
-                state.applied,
-                start[0] + 1
-            )));
+            return Err(self.corrupt(
+                Space::Log,
+                &format!(
+                    "the state is of log entry {}, but the log holds {} to {last}",
+                    state.applied,
+                    start[0] + 1
+                ),
+            ));
         }
         // The commit index is not synced for its own sake, so what was applied can be ahead of it.
         hard_state.commit = hard_state.commit.max(state.applied);
@@ -80,11 +94,11 @@ impl Volume {
         let mut state = State::default();
         let record = self.engine.get(Space::State, APPLIED);
         let record = record
-            .map_err(|error| self.unreadable(error))?
-            .ok_or_else(|| self.corrupt("the applied index is missing"))?;
+            .map_err(|error| self.unreadable(Space::State, error))?
+            .ok_or_else(|| self.corrupt(Space::State, "the applied index is missing"))?;
         let applied = unseal(&record)
             .and_then(decode_applied)
-            .map_err(|error| self.corrupt(&format!("the applied index: {error}")))?;
+            .map_err(|error| self.corrupt(Space::State, &format!("the applied index: {error}")))?;
         state.applied = applied.index;
         state.conf_state = applied.conf_state;
         let mut decoder = Decoder::default();
@@ -94,7 +108,7 @@ impl Volume {
                     .and_then(|body| decoder.row(body))
                     .map_err(|error| {
                         let name = String::from_utf8_lossy(key).replace('\0', " ");
-                        self.corrupt(&format!("object {name}: {error}"))
+                        self.corrupt(Space::State, &format!("object {name}: {error}"))
                     })?;
             state.insert(key, entry);
             Ok(())
@@ -145,10 +159,13 @@ impl Volume {
         for index in low..high {
             let record = self.engine.get(Space::Log, &entry_key(index));
             let record = record
-                .map_err(|error| self.unreadable(error))?
-                .ok_or_else(|| self.corrupt(&format!("log entry {index} is missing")))?;
-            let entry = decode_entry(index, &record)
-                .map_err(|error| self.corrupt(&format!("log entry {index}: {error}")))?;
+                .map_err(|error| self.unreadable(Space::Log, error))?
+                .ok_or_else(|| {
+                    self.corrupt(Space::Log, &format!("log entry {index} is missing"))
+                })?;
+            let entry = decode_entry(index, &record).map_err(|error| {
+                self.corrupt(Space::Log, &format!("log entry {index}: {error}"))
+            })?;
             entries.push(entry);
         }
         Ok(entries)
@@ -222,12 +239,7 @@ impl Volume {
         written.map_err(|error| self.failed(doing, error))
     }
 
-    fn visit(
-        &self,
-        space: Space,
-        prefix: u8,
-        record: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError>,
-    ) -> Result<(), OpenError> {
+    fn visit(&self, space: Space, prefix: u8, record: &mut Visitor<'_>) -> Result<(), OpenError> {
         let mut outcome = Ok(());
         let mut visit = |key: &[u8], value: &[u8]| {
             outcome = record(key, value);
@@ -235,7 +247,7 @@ impl Volume {
         };
         self.engine
             .scan(space, prefix, &mut visit)
-            .map_err(|error| self.unreadable(error))?;
+            .map_err(|error| self.unreadable(space, error))?;
         outcome
     }
 
@@ -243,24 +255,29 @@ impl Volume {
         let name = || String::from_utf8_lossy(key).into_owned();
         let record = self.engine.get(Space::Log, key);
         record
-            .map_err(|error| self.unreadable(error))?
+            .map_err(|error| self.unreadable(Space::Log, error))?
             .map(|record| unseal(&record).and_then(decode_numbers))
             .transpose()
-            .map_err(|error| self.corrupt(&format!("record {}: {error}", name())))
+            .map_err(|error| self.corrupt(Space::Log, &format!("record {}: {error}", name())))
     }
 
-    fn corrupt(&self, record: &str) -> OpenError {
+    fn corrupt(&self, space: Space, record: &str) -> OpenError {
         OpenError::Corrupt {
-            path: self.path.clone(),
+            path: self.place(space),
             record: record.to_owned(),
         }
     }
 
-    fn unreadable(&self, source: EngineError) -> OpenError {
+    fn unreadable(&self, space: Space, source: EngineError) -> OpenError {
         OpenError::Engine {
-            path: self.path.clone(),
+            path: self.place(space),
             source,
         }
+    }
+
+    fn place(&self, space: Space) -> PathBuf {
+        let place = self.engine.place(space);
+        place.unwrap_or_else(|| self.path.clone())
     }
 
     fn failed(&self, doing: &'static str, cause: EngineError) -> DiskError {

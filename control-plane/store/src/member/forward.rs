@@ -53,8 +53,11 @@ impl Forwards {
     }
 
     fn take(&mut self, gone: impl Fn(&Waiting) -> bool) -> Vec<Own> {
-        let taken = self.waiting.extract_if(.., |_, waiting| gone(waiting));
-        taken.flat_map(|(_, sent)| sent.own).collect()
+        let (taken, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(_, waiting)| gone(waiting));
+        self.waiting = rest;
+        taken.into_values().flat_map(|sent| sent.own).collect()
     }
 }
 

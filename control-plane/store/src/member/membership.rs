@@ -232,8 +232,10 @@ impl Member {
         id: u64,
         kind: ConfChangeType,
     ) -> Result<(u64, u64), MembershipError> {
-        let mut single = ConfChangeSingle::default();
-        single.node_id = id;
+        let mut single = ConfChangeSingle {
+            node_id: id,
+            ..ConfChangeSingle::default()
+        };
         single.set_change_type(kind);
         let mut change = ConfChangeV2::default();
         change.set_transition(ConfChangeTransition::Implicit);
@@ -415,15 +417,16 @@ impl Member {
         }
     }
 
-    /// A leader that is no member any more steps down; true when it did.
-    pub(super) fn leave_if_removed(&mut self) -> bool {
+    /// A leader that is no member any more steps down: consensus would look for its own progress, and panic. What it
+    /// had to say leaves first, since only leaders may speak before their disk has answered.
+    pub(super) fn leave_if_removed(&mut self) {
         let raft = &mut self.node.raft;
-        let gone = raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none();
-        if gone {
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            let messages = std::mem::take(&mut raft.msgs);
             let term = raft.term;
             raft.become_follower(term, raft::INVALID_ID);
+            self.post_messages(messages);
         }
-        gone
     }
 
     /// Everybody who takes part, by id.

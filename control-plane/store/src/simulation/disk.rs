@@ -13,7 +13,7 @@ type Records = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
 
 /// One member's disk; it outlives the member's crashes.
 #[derive(Default)]
-pub(super) struct SimDisk {
+pub(crate) struct SimDisk {
     inner: Mutex<Inner>,
 }
 
@@ -33,17 +33,17 @@ struct Inner {
 
 impl SimDisk {
     /// Lets a write fail, some writes from now: power is lost in the midst of a round, or the disk refuses a sync.
-    pub(super) fn light_fuse(&self, writes: u64) {
+    pub(crate) fn light_fuse(&self, writes: u64) {
         self.inner.lock().fuse = Some(writes);
     }
 
     /// How many syncs were done since the last call.
-    pub(super) fn take_syncs(&self) -> u64 {
+    pub(crate) fn take_syncs(&self) -> u64 {
         std::mem::take(&mut self.inner.lock().syncs)
     }
 
     /// The member is gone: of the journal's unsynced end, some first bytes are there.
-    pub(super) fn crash(&self, random: &mut Random) {
+    pub(crate) fn crash(&self, random: &mut Random) {
         let mut inner = self.inner.lock();
         let mut journal = std::mem::take(&mut inner.unsynced);
         let kept = random.range(0, journal.len() as u64 + 1) as usize;
@@ -176,6 +176,10 @@ impl Engine for SimDisk {
             inner.sync();
         }
         Ok(())
+    }
+
+    fn place(&self, _: Space) -> Option<std::path::PathBuf> {
+        None
     }
 
     fn sync(&self) -> Result<(), EngineError> {

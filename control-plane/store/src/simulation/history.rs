@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::shared::Shared;
-use crate::types::{Event, Leadership, Revision};
+use crate::types::{Event, Leadership, Revision, Table};
 
 /// An event as watches and the history compare it: table, name, value, whether it is a deletion.
 pub(super) type Fact = (String, String, Vec<u8>, bool);
@@ -111,20 +111,27 @@ impl History {
         self.leaders.len() as u64
     }
 
-    /// The events of a table after one revision up to another.
-    pub(super) fn between(&self, table: &str, from: Revision, to: Revision) -> Vec<(u64, Fact)> {
+    /// The events of some tables after one revision up to another.
+    pub(super) fn between(
+        &self,
+        tables: &[Table],
+        from: Revision,
+        to: Revision,
+    ) -> Vec<(u64, Fact)> {
         self.events
             .range(from.0 + 1..)
             .take_while(|(revision, _)| **revision <= to.0)
             .flat_map(|(revision, facts)| facts.iter().map(|fact| (*revision, fact.clone())))
-            .filter(|(_, fact)| fact.0 == table)
+            .filter(|(_, fact)| tables.iter().any(|table| *table.0 == *fact.0))
             .collect()
     }
 
     /// Fenced values are `t<term>-...`: their terms must not go back.
     pub(super) fn check_fence(&self, table: &str) -> Result<(), String> {
         let mut newest = (0, 0);
-        for (revision, fact) in self.between(table, Revision(0), Revision(u64::MAX)) {
+        for (revision, fact) in
+            self.between(&[Table(table.into())], Revision(0), Revision(u64::MAX))
+        {
             let text = String::from_utf8_lossy(&fact.2).into_owned();
             let term = text
                 .strip_prefix('t')

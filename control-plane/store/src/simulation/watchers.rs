@@ -1,4 +1,4 @@
-//! Watchers that follow one table, at one member after another, and what they were told.
+//! Watchers that follow some tables, at one member after another, and what they were told.
 
 use super::history::{Fact, History, fact};
 use crate::shared::Shared;
@@ -7,7 +7,7 @@ use crate::watch::Watch;
 
 /// One watcher.
 pub(super) struct Watcher {
-    table: Table,
+    tables: Vec<Table>,
     pub(super) member: u64,
     capacity: usize,
     watch: Option<Watch>,
@@ -25,9 +25,9 @@ struct Told {
 }
 
 impl Watcher {
-    pub(super) fn new(table: &str, capacity: usize) -> Watcher {
+    pub(super) fn new(tables: &[&str], capacity: usize) -> Watcher {
         Watcher {
-            table: Table(table.into()),
+            tables: tables.iter().map(|table| Table((*table).into())).collect(),
             member: 0,
             capacity,
             watch: None,
@@ -40,10 +40,10 @@ impl Watcher {
     pub(super) fn join(&mut self, member: u64, shared: &Shared) {
         self.leave();
         let mut from = self.told.to;
-        let tables = [self.table.clone()];
-        let watch = shared.watch(&tables, from, self.capacity).or_else(|_| {
+        let tables = &self.tables;
+        let watch = shared.watch(tables, from, self.capacity).or_else(|_| {
             from = shared.state.read().revision;
-            shared.watch(&tables, from, self.capacity)
+            shared.watch(tables, from, self.capacity)
         });
         self.told = Told {
             from,
@@ -87,7 +87,7 @@ impl Watcher {
         self.leave();
         let mut count = 0;
         for told in &self.parts {
-            let expected = history.between(&self.table.0, told.from, told.to);
+            let expected = history.between(&self.tables, told.from, told.to);
             if told.events != expected {
                 let at = told
                     .events
@@ -96,8 +96,8 @@ impl Watcher {
                     .take_while(|(told, expected)| told == expected)
                     .count();
                 return Err(format!(
-                    "a watch of {} from {} to {} was told {} events of {}; the first difference: {:?} instead of {:?}",
-                    self.table.0,
+                    "a watch of {:?} from {} to {} was told {} events of {}; the first difference: {:?} instead of {:?}",
+                    self.tables,
                     told.from,
                     told.to,
                     told.events.len(),

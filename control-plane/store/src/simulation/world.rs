@@ -106,7 +106,7 @@ impl World {
             election_ticks: 10,
             ..StoreConfig::default()
         };
-        let watchers = ["reg", "reg", "mirror", "fence"];
+        let watchers: [&[&str]; 4] = [&["reg"], &["reg", "mirror"], &["mirror"], &["fence", "reg"]];
         let mut world = World {
             seed,
             mutation,
@@ -120,7 +120,7 @@ impl World {
             clients: Clients::new(5),
             watchers: watchers
                 .iter()
-                .map(|table| Watcher::new(table, template.watch_buffer))
+                .map(|tables| Watcher::new(tables, template.watch_buffer))
                 .collect(),
             history: History::default(),
             membership: (0, (1..=members).collect()),

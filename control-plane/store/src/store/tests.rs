@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::packet::Body;
+use crate::simulation::{Random, SimDisk};
 use crate::state::HistoryLimits;
 use crate::types::{Guard, Index, Operation};
 
@@ -167,4 +168,55 @@ async fn what_is_no_message_for_this_member_is_refused() {
         store.deliver(&packet.encode_to_vec()),
         Err(DeliverError::Misdirected { to: 9, member: 1 })
     ));
+}
+
+#[tokio::test]
+async fn a_member_whose_disk_fails_stops_and_acknowledges_nothing_more() {
+    let disk = Arc::new(SimDisk::default());
+    let start = || {
+        let volume = Volume::new(
+            std::path::Path::new("/data/m1"),
+            Arc::clone(&disk) as Arc<_>,
+        );
+        Store::start(StoreConfig::default(), Arc::new(NoPeers), Some(volume)).unwrap()
+    };
+    let store = start();
+    store.propose(create(key("a", "kept"))).await.unwrap();
+    let mut watch = store.watch(&[table()], Revision(1)).unwrap();
+    disk.light_fuse(0);
+    for name in ["lost", "late"] {
+        let refused = store.propose(create(key("a", name))).await.unwrap_err();
+        let message = refused.to_string();
+        assert!(matches!(refused, ProposeError::Stopped(_)), "{message}");
+        assert!(
+            message.contains("/data/m1") && message.contains("check that disk"),
+            "{message}"
+        );
+    }
+    assert!(watch.next().await.is_none());
+    assert!(!store.leadership().borrow().is_leader);
+    assert!(matches!(
+        store.read_barrier().await,
+        Err(ProposeError::Stopped(_))
+    ));
+    store.shutdown().await;
+    disk.crash(&mut Random::new(1));
+    let again = start();
+    assert!(again.get(&key("a", "kept")).is_some());
+    assert!(again.get(&key("a", "late")).is_none());
+}
+
+#[tokio::test]
+async fn equal_states_have_equal_hashes_at_equal_entries() {
+    let (one, other) = (Store::ephemeral(), Store::ephemeral());
+    for store in [&one, &other] {
+        store.propose(create(key("a", "x"))).await.unwrap();
+    }
+    let (index, hash) = one.fingerprint();
+    assert_eq!(other.fingerprint_at(index), Some(hash));
+    one.propose(create(key("a", "y"))).await.unwrap();
+    other.propose(create(key("a", "z"))).await.unwrap();
+    let (index, hash) = one.fingerprint();
+    assert_ne!(other.fingerprint_at(index), Some(hash));
+    assert_eq!(one.fingerprint_at(index + 1), None);
 }

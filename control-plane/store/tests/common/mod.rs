@@ -108,6 +108,9 @@ pub struct Network {
 struct Links {
     members: HashMap<u64, Store>,
     cut: HashSet<u64>,
+    /// Every so many parts of states are lost.
+    lossy: Option<usize>,
+    parts: usize,
 }
 
 struct Port {
@@ -117,11 +120,17 @@ struct Port {
 
 impl Transport for Port {
     fn send(&self, to: u64, messages: Vec<Outgoing>) {
-        let links = self.network.state.lock().unwrap();
+        let mut links = self.network.state.lock().unwrap();
         let severed = links.cut.contains(&self.from) || links.cut.contains(&to);
-        let target = links.members.get(&to).filter(|_| !severed);
+        let target = links.members.get(&to).filter(|_| !severed).cloned();
         for message in messages {
-            if let Some(target) = target {
+            links.parts += usize::from(message.snapshot);
+            let lost = links
+                .lossy
+                .is_some_and(|every| links.parts.is_multiple_of(every));
+            if let Some(target) = &target
+                && !(message.snapshot && lost)
+            {
                 target.deliver(&message.bytes).unwrap();
             }
         }
@@ -150,6 +159,16 @@ impl Network {
 
     pub fn cut(&self, member: u64) {
         self.state.lock().unwrap().cut.insert(member);
+    }
+
+    /// Loses one of `every` parts of states from now on.
+    pub fn lose_parts(&self, every: usize) {
+        self.state.lock().unwrap().lossy = Some(every);
+    }
+
+    /// How many parts of states were sent so far.
+    pub fn parts(&self) -> usize {
+        self.state.lock().unwrap().parts
     }
 
     pub fn heal(&self) {

@@ -20,11 +20,59 @@ pub const DEADLINE: Duration = Duration::from_secs(90);
 /// The address of the cluster's host, inside its network namespace.
 pub const HOST_ADDRESS: &str = "10.199.0.1";
 
-static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+static HOSTS: AtomicU32 = AtomicU32::new(0);
+
+/// A network namespace as a machine of its own, with a default route; it goes with the value.
+pub(crate) struct Host {
+    netns: String,
+}
+
+impl Host {
+    /// Needs root.
+    pub(crate) fn new() -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "end-to-end tests need root: run them with sudo"
+        );
+        let number = HOSTS.fetch_add(1, Ordering::Relaxed);
+        let host = Self {
+            netns: format!("gte2e-{}-{number}", std::process::id()),
+        };
+        run(Command::new("ip").args(["netns", "add", &host.netns]))?;
+        let address = format!("{HOST_ADDRESS}/24");
+        for arguments in [
+            vec!["link", "set", "lo", "up"],
+            vec!["link", "add", "uplink", "type", "bridge"],
+            vec!["addr", "add", &address, "dev", "uplink"],
+            vec!["link", "set", "uplink", "up"],
+            vec!["route", "add", "default", "dev", "uplink"],
+        ] {
+            run(host.command("ip").args(arguments))?;
+        }
+        Ok(host)
+    }
+
+    /// A command that runs there.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.netns))
+            .arg(program);
+        command
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.netns])) {
+            eprintln!("cleaning up: {error:#}");
+        }
+    }
+}
 
 /// A cluster of one node.
 pub struct Cluster {
-    netns: String,
+    host: Host,
     directory: tempfile::TempDir,
     process: Option<Child>,
 }
@@ -83,37 +131,18 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Resu
 impl Cluster {
     /// Starts a cluster and waits until its node is Ready. Needs root.
     pub fn start() -> Result<Self> {
-        ensure!(
-            rustix_is_root(),
-            "end-to-end tests need root: run them with sudo"
-        );
-        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
-        let netns = format!("gte2e-{}-{number}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &netns]))?;
         let mut cluster = Self {
-            netns,
+            host: Host::new()?,
             directory: tempfile::tempdir().context("making a data directory")?,
             process: None,
         };
-        for arguments in [
-            vec!["link", "set", "lo", "up"],
-            vec!["link", "add", "uplink", "type", "bridge"],
-            vec!["addr", "add", "10.199.0.1/24", "dev", "uplink"],
-            vec!["link", "set", "uplink", "up"],
-            vec!["route", "add", "default", "dev", "uplink"],
-        ] {
-            run(cluster.command("ip").args(arguments))?;
-        }
         cluster.up()?;
         Ok(cluster)
     }
 
     /// A command that runs on the cluster's host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.netns))
-            .arg(program);
+        let mut command = self.host.command(program);
         command
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", self.directory.path());
@@ -215,25 +244,23 @@ impl Cluster {
 
     /// Imports the demo images v1 and v2.
     pub fn import_demo_images(&self) -> Result<()> {
-        for version in ["v1", "v2"] {
-            let path = self.directory.path().join(format!("web-{version}.tar"));
-            let file = std::fs::File::create(&path).context("creating a tarball")?;
-            gantry_demo::pack(version, file).context("packing the demo image")?;
-            let data_dir = self.data_dir();
-            self.gantry(&[
-                "image",
-                "import",
-                "--data-dir",
-                &data_dir.display().to_string(),
-                &path.display().to_string(),
-            ])?;
-        }
-        Ok(())
+        import_demo_images(&self.host, &self.data_dir())
     }
 }
 
-fn rustix_is_root() -> bool {
-    rustix::process::geteuid().is_root()
+/// Imports the demo images v1 and v2 into the node of a data directory.
+pub(crate) fn import_demo_images(host: &Host, data_dir: &Path) -> Result<()> {
+    let directory = tempfile::tempdir().context("making a directory for tarballs")?;
+    for version in ["v1", "v2"] {
+        let path = directory.path().join(format!("web-{version}.tar"));
+        let file = std::fs::File::create(&path).context("creating a tarball")?;
+        gantry_demo::pack(version, file).context("packing the demo image")?;
+        run(host
+            .command(gantry()?)
+            .args(["image", "import", "--data-dir"])
+            .args([data_dir, &path]))?;
+    }
+    Ok(())
 }
 
 impl Drop for Cluster {
@@ -259,6 +286,5 @@ impl Drop for Cluster {
             eprintln!("cleaning up: {error:#}");
             self.kill().ok();
         }
-        run(Command::new("ip").args(["netns", "del", &self.netns])).ok();
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -12,17 +12,23 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{eventually, gantry, run};
+use crate::{HOST_ADDRESS, Host, eventually, gantry, import_demo_images, run};
+
+/// The node's data directory, beside those of the servers.
+const AGENT: &str = "agent";
 
 struct Server {
     address: SocketAddr,
     process: Option<Child>,
 }
 
-/// The servers of one control plane, by name.
+/// The servers of one control plane, by name, and perhaps a node.
 pub struct Servers {
     directory: tempfile::TempDir,
     servers: BTreeMap<String, Server>,
+    /// Where they run, when not on this machine itself.
+    host: Option<Host>,
+    agent: Option<Child>,
 }
 
 /// A port that nobody listens on now.
@@ -34,11 +40,51 @@ fn free_address() -> Result<SocketAddr> {
 impl Servers {
     /// Starts the first server and joins the others to it; returns when all of them vote.
     pub fn start(count: usize) -> Result<Self> {
+        Self::start_on(None, count)
+    }
+
+    /// As [`Servers::start`], in a network namespace with a node, `node-1`, which has the demo images. Needs root.
+    pub fn start_with_node(count: usize) -> Result<Self> {
+        let mut servers = Self::start_on(Some(Host::new()?), count)?;
+        let log = std::fs::File::create(servers.directory.path().join("agent.log"))?;
+        let agent = servers
+            .command(&gantry()?)
+            .args([
+                "agent",
+                "--node-name",
+                "node-1",
+                "--address",
+                HOST_ADDRESS,
+                "--node-kubeconfig",
+            ])
+            .arg(servers.node_kubeconfig())
+            .arg("--data-dir")
+            .arg(servers.data_dir(AGENT))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting the agent")?;
+        servers.agent = Some(agent);
+        eventually("the node to be Ready", || {
+            let nodes = servers.gantry("s1", &["get", "nodes"])?;
+            ensure!(nodes.contains(" Ready"), "{nodes}");
+            Ok(())
+        })?;
+        if let Some(host) = &servers.host {
+            import_demo_images(host, &servers.data_dir(AGENT))?;
+        }
+        Ok(servers)
+    }
+
+    fn start_on(host: Option<Host>, count: usize) -> Result<Self> {
         let mut servers = Self {
             directory: tempfile::tempdir().context("making a data directory")?,
             servers: BTreeMap::new(),
+            host,
+            agent: None,
         };
-        servers.add("s1", &[])?;
+        let for_node = format!("node-1={}", servers.node_kubeconfig().display());
+        servers.add("s1", &["--node-kubeconfig", &for_node])?;
         for number in 2..=count {
             let token = servers.gantry("s1", &["token", "create", "--for", "servers"])?;
             let first = servers.address("s1")?.to_string();
@@ -55,6 +101,17 @@ impl Servers {
             Ok(())
         })?;
         Ok(servers)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match &self.host {
+            Some(host) => host.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    fn node_kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("node.kubeconfig")
     }
 
     /// Starts a further server.
@@ -80,9 +137,8 @@ impl Servers {
             .append(true)
             .open(self.directory.path().join(format!("{name}.log")))
             .context("opening the log")?;
-        let data_dir = self.data_dir(name);
-        let server = self.server_mut(name)?;
-        let process = Command::new(gantry()?)
+        let process = self
+            .command(&gantry()?)
             .args([
                 "server",
                 "--name",
@@ -91,16 +147,16 @@ impl Servers {
                 "127.0.0.1",
                 "--listen",
             ])
-            .arg(server.address.to_string())
+            .arg(self.address(name)?.to_string())
             .arg("--data-dir")
-            .arg(data_dir)
+            .arg(self.data_dir(name))
             .args(arguments)
             .stdout(log.try_clone()?)
             .stderr(log)
             .stdin(Stdio::null())
             .spawn()
             .context("starting a server")?;
-        server.process = Some(process);
+        self.server_mut(name)?.process = Some(process);
         Ok(())
     }
 
@@ -118,7 +174,17 @@ impl Servers {
 
     /// Runs the client against one server.
     pub fn gantry(&self, name: &str, arguments: &[&str]) -> Result<String> {
-        run(Command::new(gantry()?)
+        run(self
+            .command(&gantry()?)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig(name))
+            .args(arguments))
+    }
+
+    /// Runs kubectl against one server.
+    pub fn kubectl(&self, name: &str, arguments: &[&str]) -> Result<String> {
+        run(self
+            .command(Path::new("kubectl"))
             .arg("--kubeconfig")
             .arg(self.kubeconfig(name))
             .args(arguments))
@@ -126,7 +192,8 @@ impl Servers {
 
     /// Starts a server that must refuse to; returns what it says.
     pub fn refuses(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(gantry()?)
+        let output = self
+            .command(&gantry()?)
             .args(["server", "--address", "127.0.0.1", "--listen"])
             .arg(free_address()?.to_string())
             .arg("--data-dir")
@@ -140,10 +207,8 @@ impl Servers {
 
     /// The members, as a server lists them.
     pub fn members(&self, asked: &str) -> Result<Vec<Value>> {
-        let text = run(Command::new("kubectl")
-            .arg("--kubeconfig")
-            .arg(self.kubeconfig(asked))
-            .args(["get", "--raw", "/gantry/v1/members", "--request-timeout=5s"]))?;
+        let path = "/gantry/v1/members";
+        let text = self.kubectl(asked, &["get", "--raw", path, "--request-timeout=5s"])?;
         Ok(serde_json::from_str(&text)?)
     }
 
@@ -241,6 +306,21 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let data_dir = self.data_dir(AGENT);
+            let leave = || -> Result<()> {
+                agent.kill()?;
+                agent.wait()?;
+                run(self
+                    .command(&gantry()?)
+                    .args(["down", "--purge", "--data-dir"])
+                    .arg(data_dir))?;
+                Ok(())
+            };
+            if let Err(error) = leave() {
+                eprintln!("cleaning up: {error:#}");
+            }
+        }
         for (name, server) in &mut self.servers {
             if let Some(mut process) = server.process.take() {
                 // A paused process is killed all the same.

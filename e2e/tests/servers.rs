@@ -268,6 +268,45 @@ async fn a_paused_leader_is_replaced_and_follows_when_it_wakes() -> Result<()> {
 }
 
 #[test]
+fn a_node_outlives_the_leader_it_was_linked_to() -> Result<()> {
+    let mut servers = Servers::start_with_node(3)?;
+    let manifest = format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"));
+    servers.gantry("s2", &["apply", "-f", &manifest])?;
+    servers.kubectl("s3", &["rollout", "status", "deploy/web", "--timeout=90s"])?;
+    let started = |servers: &Servers, asked: &str| {
+        let path = r#"jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].state.running.startedAt} {end}"#;
+        servers.kubectl(asked, &["get", "pods", "-l", "app=web", "-o", path])
+    };
+    let leader = servers.leader("s1")?;
+    let others: Vec<String> = servers
+        .names()
+        .into_iter()
+        .filter(|name| *name != leader)
+        .collect();
+    // Through a server that the node is not linked to.
+    let logs = servers.kubectl(&others[0], &["logs", "deploy/web"])?;
+    ensure!(logs.contains("listens"), "{logs}");
+    let before = started(&servers, &others[0])?;
+    servers.kill(&leader)?;
+    eventually("a change of what runs", || {
+        servers.gantry(&others[0], &["scale", "deploy/web", "--replicas", "4"])
+    })?;
+    servers.kubectl(
+        &others[1],
+        &["rollout", "status", "deploy/web", "--timeout=90s"],
+    )?;
+    let after = started(&servers, &others[1])?;
+    for pod in before.split_whitespace() {
+        ensure!(after.contains(pod), "{pod} was disturbed: {after}");
+    }
+    let nodes = servers.gantry(&others[0], &["get", "nodes"])?;
+    ensure!(nodes.contains(" Ready"), "{nodes}");
+    let logs = servers.kubectl(&others[1], &["logs", "deploy/web"])?;
+    ensure!(logs.contains("listens"), "{logs}");
+    Ok(())
+}
+
+#[test]
 fn leadership_is_handed_over_and_servers_leave() -> Result<()> {
     let mut servers = Servers::start(3)?;
     let first = servers.leader("s1")?;

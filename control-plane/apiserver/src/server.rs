@@ -37,6 +37,11 @@ use crate::{discovery, openapi};
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// Gantry's own requests, beside Kubernetes'.
 pub const OWN_PATHS: &str = "/gantry/";
+/// HTTP/2 requests of one connection at once.
+const STREAMS: u32 = 1000;
+/// Bytes of one HTTP/2 stream that may arrive before they are read. The connection's own window has room for all of its
+/// streams: a node's exec and log streams share one with its link, which must be heard although nobody reads those.
+const STREAM_WINDOW: u32 = 256 << 10;
 /// A client that does not finish its TLS handshake within this is dropped.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -200,9 +205,9 @@ impl ApiServer {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http2()
-            .max_concurrent_streams(1000)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAMS * STREAM_WINDOW)
             .keep_alive_interval(Duration::from_secs(30))
             .timer(hyper_util::rt::TokioTimer::new());
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);

@@ -11,6 +11,8 @@ pub(crate) use logs::logs;
 pub(crate) use port_forward::port_forward;
 pub(crate) use remote_command::remote_command;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_api::status::StatusError;
@@ -59,6 +61,17 @@ enum Input {
 /// The client has gone.
 #[derive(Debug, PartialEq, Eq)]
 struct Gone;
+
+/// Between pings of a client. While its input waits for a command that does not read, writing to it is the only way to
+/// learn that it has left.
+const PING: Duration = Duration::from_secs(10);
+
+/// Ticks when a ping is due.
+fn pings() -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
 
 /// The pod that a request names.
 struct Pod(Value);

@@ -10,6 +10,9 @@
 //! `member` is the whole of it without threads, sockets, files and a clock; `driver` is the thread around it. The
 //! simulation (`simulation`, in tests) runs several members on a virtual network, disk and clock.
 //!
+//! Members are ids. Whatever else is to be known of one (addresses, versions) belongs into ordinary keys: every member
+//! has those, can watch them, and a new address needs no change of the membership.
+//!
 //! Invariants: acknowledged means on the disks of a majority; apply is deterministic (`state`: no clock, no random
 //! numbers, no IO); a transaction changes all of its keys at one revision or none; a watch delivers every event after
 //! its revision, in order, or is closed; the log loses an entry only after the state it led to is durable.

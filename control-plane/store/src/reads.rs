@@ -90,7 +90,10 @@ impl Reads {
     /// Time passes: questions that got lost are asked again, and nobody waits forever.
     pub(crate) fn tick(&mut self, leader: Option<u64>) {
         let Reads {
-            gathered, asked, ..
+            gathered,
+            asked,
+            confirmed,
+            ..
         } = self;
         for (_, left, readers) in asked.iter_mut() {
             *left = left.saturating_sub(1);
@@ -100,10 +103,18 @@ impl Reads {
         }
         asked.retain(|(_, left, _)| *left > 0);
         let waiting = asked.iter_mut().flat_map(|(_, _, readers)| readers);
-        for reader in waiting.chain(gathered.iter_mut()) {
+        let behind = confirmed.iter_mut().flat_map(|(_, readers)| readers);
+        for reader in waiting.chain(behind).chain(gathered.iter_mut()) {
             reader.patience = reader.patience.saturating_sub(1);
         }
-        for reader in gathered.extract_if(.., |reader| reader.patience == 0) {
+        // A member that was removed learns what it should apply, but never gets it.
+        let mut impatient = Vec::new();
+        for (_, readers) in confirmed.iter_mut() {
+            impatient.extend(readers.extract_if(.., |reader| reader.patience == 0));
+        }
+        confirmed.retain(|(_, readers)| !readers.is_empty());
+        impatient.extend(gathered.extract_if(.., |reader| reader.patience == 0));
+        for reader in impatient {
             reader
                 .reply
                 .send(Err(ProposeError::NotLeader { leader }))

@@ -5,9 +5,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use raft::eraftpb::ConfState;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::record::encode_row;
 use crate::table::{Rows, TableSnapshot};
 use crate::types::{
     Entry, Event, Guard, Key, Operation, ProposeError, Revision, Table, Term, Transaction,
@@ -242,9 +241,28 @@ impl State {
     }
 }
 
-/// Rows are summed up, so that a change costs what the row costs.
+/// Rows are summed up, so that a change costs what the row costs. Every part follows on its length, so that no two rows
+/// have the same parts.
 fn row_hash(key: &Key, entry: &Entry) -> u64 {
-    xxh3_64(&encode_row(key, entry))
+    let mut hasher = Xxh3::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    for name in [&key.table.0, &key.namespace, &key.name] {
+        part(name.as_bytes());
+    }
+    part(&entry.value);
+    for list in [&entry.index.labels, &entry.index.fields] {
+        part(&(list.len() as u64).to_le_bytes());
+        for (name, value) in list {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+    }
+    part(&entry.create_revision.0.to_le_bytes());
+    part(&entry.modify_revision.0.to_le_bytes());
+    hasher.digest()
 }
 
 /// What an event keeps alive, in bytes, roughly.

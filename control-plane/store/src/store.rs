@@ -234,6 +234,8 @@ impl Store {
     /// directory must be empty ([`StoreConfig::voters`] too). On the leader only. Answers once the members have agreed,
     /// whether or not the new one runs yet.
     ///
+    /// The other members must know where to reach it: write its address, as an ordinary key, before.
+    ///
     /// A leader with [`StoreConfig::promote_learners`] makes it a voter by itself when it has caught up.
     pub async fn add_learner(&self, id: u64) -> Result<(), MembershipError> {
         self.change(Change::AddLearner(id)).await

@@ -186,6 +186,12 @@ async fn a_removed_member_counts_no_more() {
     within(leader.propose(put(key("pods", "a"), "1")))
         .await
         .unwrap();
+    // The one that was removed does not claim to know the present.
+    cluster.network.heal();
+    let store = &cluster.stores[gone as usize - 1];
+    if let Ok(read) = within(store.read_barrier()).await {
+        assert_eq!(read, leader.revision());
+    }
     // Alone, the other one could not write.
     cluster.network.cut(stays);
     within(async {

@@ -85,11 +85,11 @@ impl Agent {
             tls,
             desired: desired.clone(),
             reports: reports.clone(),
-            streams: Arc::new(Streams {
-                runtime: runtime.clone(),
-                desired: desired.clone(),
-                logs_dir: config.logs_dir(),
-            }),
+            streams: Arc::new(Streams::new(
+                runtime.clone(),
+                desired.clone(),
+                config.logs_dir(),
+            )),
             node: {
                 let presence = presence.clone();
                 Box::new(move || presence.json())

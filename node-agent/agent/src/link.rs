@@ -33,6 +33,10 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// HTTP/2 pings find a dead server that TCP would take minutes to miss.
 const PING: Duration = Duration::from_secs(10);
+/// What one stream may have on its way, unread. The connection's own window has room for all of the streams that a
+/// server takes, so that streams which nobody reads never keep the link itself from being heard.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1000 * STREAM_WINDOW;
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
@@ -220,6 +224,9 @@ impl Link {
                 Some(server_message::Message::OpenStream(open)) => {
                     self.streams.open(open, client.clone())
                 }
+                Some(server_message::Message::CloseStream(close)) => {
+                    self.streams.close(&close.stream_id);
+                }
                 None => {}
             }
         }
@@ -251,6 +258,8 @@ async fn dial(
 ) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(format!("https://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .keep_alive_while_idle(true)

@@ -5,6 +5,7 @@ mod forward;
 mod logs;
 mod status;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,10 +14,12 @@ use gantry_rpc::node::open_stream::Kind;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_rpc::node::{OpenStream, StreamFrame};
 use gantry_runtime::{ContainerId, ExecSpec, PodUid, Runtime};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -32,9 +35,11 @@ const QUEUE: usize = 16;
 
 /// Serves the streams that the server asks for.
 pub(crate) struct Streams {
-    pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) desired: Arc<Desired>,
-    pub(crate) logs_dir: PathBuf,
+    runtime: Arc<dyn Runtime>,
+    desired: Arc<Desired>,
+    logs_dir: PathBuf,
+    /// Cancelled when a stream's client has left, by the stream's id.
+    running: Mutex<BTreeMap<String, CancellationToken>>,
 }
 
 fn frame(frame: Frame) -> StreamFrame {
@@ -51,6 +56,23 @@ struct Wire {
 }
 
 impl Streams {
+    /// Nothing is served yet. `logs_dir` holds `<namespace>_<name>_<uid>/<container>/<attempt>.log`.
+    pub(crate) fn new(runtime: Arc<dyn Runtime>, desired: Arc<Desired>, logs_dir: PathBuf) -> Self {
+        Self {
+            runtime,
+            desired,
+            logs_dir,
+            running: Mutex::default(),
+        }
+    }
+
+    /// The client of a stream has left: whatever the stream waits for, it ends.
+    pub(crate) fn close(&self, stream_id: &str) {
+        if let Some(running) = self.running.lock().get(stream_id) {
+            running.cancel();
+        }
+    }
+
     /// Serves one stream in the background.
     pub(crate) fn open(self: &Arc<Self>, open: OpenStream, mut client: NodeLinkClient<Channel>) {
         let streams = self.clone();
@@ -71,15 +93,26 @@ impl Streams {
                 }
             };
             let last = up.clone();
-            let status = match streams.serve(open, Wire { up, down }).await {
-                Ok(status) => status,
-                Err(failed) => failure_status(&failed),
+            let Some(status) = streams.attend(open, Wire { up, down }).await else {
+                return;
             };
             // A client that has gone needs no status.
             last.send(frame(Frame::Status(status.to_string().into())))
                 .await
                 .ok();
         });
+    }
+
+    /// Serves until the end; `None` when the client has left before, and wants no status.
+    async fn attend(&self, open: OpenStream, wire: Wire) -> Option<Value> {
+        let (id, left) = (open.stream_id.clone(), CancellationToken::new());
+        self.running.lock().insert(id.clone(), left.clone());
+        let served = tokio::select! {
+            served = self.serve(open, wire) => Some(served),
+            () = left.cancelled() => None,
+        };
+        self.running.lock().remove(&id);
+        served.map(|served| served.unwrap_or_else(|failed| failure_status(&failed)))
     }
 
     async fn serve(&self, open: OpenStream, wire: Wire) -> Result<Value, Failure> {

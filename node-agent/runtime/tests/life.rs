@@ -203,17 +203,21 @@ async fn a_command_that_takes_too_long_or_is_abandoned_is_killed() {
         .unwrap()
         .unwrap_err();
     assert!(error.to_string().contains("timed out"), "{error}");
-    tokio::time::timeout(DEADLINE, async {
-        loop {
-            let (out, ..) =
-                finish(node.runtime.exec(&id, command(&["/bin/ps"])).await.unwrap()).await;
-            if !out.contains("sleep 777") {
-                return;
-            }
-        }
-    })
-    .await
-    .expect("the command is killed");
+    let runs = async |sleep: &str| {
+        let looking = node.runtime.exec(&id, command(&["/bin/ps"])).await.unwrap();
+        finish(looking).await.0.contains(sleep)
+    };
+    let gone = async |sleep: &str| {
+        tokio::time::timeout(DEADLINE, async { while runs(sleep).await {} })
+            .await
+            .expect("the command is killed");
+    };
+    gone("sleep 777").await;
+    let abandoned = command(&["/bin/sleep", "778"]);
+    let session = node.runtime.exec(&id, abandoned).await.unwrap();
+    assert!(runs("sleep 778").await);
+    drop(session);
+    gone("sleep 778").await;
     node.runtime.remove_sandbox(&id.pod).await.unwrap();
 }
 

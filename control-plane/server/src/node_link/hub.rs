@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gantry_rpc::node::{OpenStream, ServerMessage, StreamFrame, server_message};
+use gantry_rpc::node::{CloseStream, OpenStream, ServerMessage, StreamFrame, server_message};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
@@ -160,6 +160,24 @@ impl Hub {
         Ok(StreamEnds { to_node, from_node })
     }
 
+    /// Tells a node that nobody listens to a stream any more; one that is over already is none the worse for it.
+    pub(crate) async fn close(&self, node: &str, stream_id: String) {
+        let down = self
+            .nodes
+            .lock()
+            .get(node)
+            .map(|connection| connection.down.clone());
+        let message = ServerMessage {
+            message: Some(server_message::Message::CloseStream(CloseStream {
+                stream_id,
+            })),
+        };
+        if let Some(down) = down {
+            // A link that has ended took its streams with it.
+            down.send(Ok(message)).await.ok();
+        }
+    }
+
     /// Hands the waiting end of a stream to the node that dialled back for it; only to the node that was asked.
     pub(crate) fn claim(&self, node: &str, stream_id: &str) -> Option<Waiting> {
         let mut streams = self.streams.lock();
@@ -258,6 +276,20 @@ mod tests {
             message = messages.recv() => assert!(message.is_some()),
         }
         assert!(hub.streams.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_stream_is_said_on_the_link() {
+        let hub = Hub::default();
+        hub.close("gone", "s".to_owned()).await;
+        let (down, mut messages) = mpsc::channel(1);
+        hub.connected("one", down);
+        hub.close("one", "s".to_owned()).await;
+        let message = messages.recv().await.expect("told").expect("a message");
+        assert!(matches!(
+            message.message,
+            Some(server_message::Message::CloseStream(close)) if close.stream_id == "s"
+        ));
     }
 
     #[test]

@@ -23,13 +23,21 @@ pub(crate) async fn attach(
         Status::not_found(format!("nobody waits for stream \"{}\"", first.stream_id))
     })?;
     let (to_node, from_node) = waiting.accept();
+    let (hub, node, id) = (hub.clone(), node.to_owned(), first.stream_id.clone());
     tokio::spawn(async move {
         if first.frame.is_some() && from_node.send(first).await.is_err() {
-            return;
+            return hub.close(&node, id).await;
         }
-        while let Ok(Some(frame)) = up.message().await {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = up.message() => frame,
+                // The client has left, and the node may be waiting for it to read or to write.
+                () = from_node.closed() => return hub.close(&node, id).await,
+            };
+            let Ok(Some(frame)) = frame else { return };
             if from_node.send(frame).await.is_err() {
-                return;
+                return hub.close(&node, id).await;
             }
         }
     });

@@ -45,7 +45,9 @@ struct Receiving {
     next: u64,
     state: State,
     decoder: Decoder,
-    /// Ticks since the last chunk.
+    /// Ticks since the last chunk was asked for.
+    unanswered: usize,
+    /// Ticks since the last chunk arrived.
     quiet: usize,
 }
 
@@ -121,7 +123,7 @@ impl Member {
         }
         match &mut self.transfers.receiving {
             Some(receiving) if receiving.id == offer.id => {
-                (receiving.from, receiving.message) = (from, message);
+                (receiving.from, receiving.message, receiving.quiet) = (from, message, 0);
             }
             slot => {
                 let mut state = State::default();
@@ -133,6 +135,7 @@ impl Member {
                     next: 0,
                     state,
                     decoder: Decoder::default(),
+                    unanswered: 0,
                     quiet: 0,
                 });
             }
@@ -142,7 +145,7 @@ impl Member {
 
     fn ask_for_chunk(&mut self) {
         if let Some(receiving) = &mut self.transfers.receiving {
-            receiving.quiet = 0;
+            receiving.unanswered = 0;
             let (from, id, number) = (receiving.from, receiving.id, receiving.next);
             self.post(from, Body::Want(Want { id, number }));
         }
@@ -181,6 +184,7 @@ impl Member {
             return;
         }
         receiving.next += 1;
+        receiving.quiet = 0;
         if !chunk.last {
             self.ask_for_chunk();
             return;
@@ -217,9 +221,16 @@ impl Member {
 
     pub(super) fn tick_transfers(&mut self) {
         let retry_after = self.config.heartbeat_ticks * 2;
+        let kept = self.config.election_ticks * KEPT;
+        let applied = self.applied;
+        // The log may have come after all, or whoever had the state is gone.
+        self.transfers
+            .receiving
+            .take_if(|receiving| receiving.quiet >= kept || receiving.id.index <= applied);
         if let Some(receiving) = &mut self.transfers.receiving {
             receiving.quiet += 1;
-            if receiving.quiet >= retry_after {
+            receiving.unanswered += 1;
+            if receiving.unanswered >= retry_after {
                 self.ask_for_chunk();
             }
         }
@@ -236,7 +247,7 @@ impl Member {
             self.node.report_snapshot(to, SnapshotStatus::Failure);
         }
         self.transfers.unasked += 1;
-        if self.transfers.unasked == self.config.election_ticks * KEPT {
+        if self.transfers.unasked == kept {
             self.node.mut_store().forget_taken();
         }
     }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::handover::Taken;
-use crate::record::{Decoder, encode_transaction};
+use crate::record::{Decoder, encode_row, encode_transaction};
 use crate::types::Index;
 
 const UNBOUNDED: HistoryLimits = HistoryLimits {

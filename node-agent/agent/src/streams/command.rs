@@ -11,7 +11,6 @@ use super::{Wire, copy_out};
 /// Carries a session's bytes until its command has ended and all of its output was sent, or the client is gone.
 pub(super) async fn converse(mut session: IoSession, wire: Wire) -> Result<Value, Failure> {
     let Wire { up, mut down } = wire;
-    let closed = up.clone();
     let mut stdin = session.stdin.take();
     let resize = session.resize.clone();
     let inbound = async {
@@ -56,7 +55,5 @@ pub(super) async fn converse(mut session: IoSession, wire: Wire) -> Result<Value
         },
         // Dropping the session ends the command or detaches.
         () = inbound => Err(failure(500, "InternalError", "the client closed the stream")),
-        // Also when its last input is still waiting for the command to read it.
-        () = closed.closed() => Err(failure(500, "InternalError", "the client closed the stream")),
     }
 }

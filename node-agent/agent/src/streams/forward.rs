@@ -59,8 +59,6 @@ pub(super) async fn forward(
     tokio::select! {
         () = copy_out(&mut from, &up, Frame::Stdout) => {}
         () = inbound => {}
-        // The client is gone, and its last bytes still wait for the pod to read them.
-        () = up.closed() => {}
     }
     Ok(exit_status(0))
 }

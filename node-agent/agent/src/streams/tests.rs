@@ -81,15 +81,11 @@ impl Bed {
         let desired = Arc::new(Desired::default());
         let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {}});
         desired.apply(&change(Resource::Pod, &object)).unwrap();
-        let streams = Arc::new(Streams {
-            runtime: Arc::new(runtime.clone()),
-            desired,
-            logs_dir,
-        });
+        let streams = Streams::new(Arc::new(runtime.clone()), desired, logs_dir);
         Self {
             directory,
             runtime,
-            streams,
+            streams: Arc::new(streams),
         }
     }
 
@@ -221,21 +217,34 @@ async fn a_client_that_leaves_ends_its_command() {
     client.hang_up();
     let (_, message) = client.refused().await;
     assert_eq!(message, "the client closed the stream");
+}
 
-    // Its last input waits for a command that reads nothing.
-    let client = bed.open(exec(&["sleep"], true));
-    let to_node = client.to_node.clone().expect("not hung up");
-    let full = vec![0; 1 << 20];
-    to_node
-        .send(frame(Frame::Stdin(full.into())))
-        .await
-        .unwrap();
-    let Client {
-        from_node, served, ..
-    } = client;
-    drop(from_node);
-    let ended = tokio::time::timeout(DEADLINE, served).await;
-    assert!(ended.expect("it ends in time").expect("no panic").is_err());
+#[tokio::test]
+async fn a_stream_that_is_stuck_ends_when_the_link_says_so() {
+    let bed = Bed::running(&["sleep"]).await;
+    let (to_node, down) = mpsc::channel(4);
+    let (up, _from_node) = mpsc::channel(4);
+    let open = OpenStream {
+        stream_id: "s".to_owned(),
+        namespace: "d".to_owned(),
+        pod: "p".to_owned(),
+        container: "c".to_owned(),
+        kind: Some(exec(&["sleep"], true)),
+        ..OpenStream::default()
+    };
+    let streams = bed.streams.clone();
+    let attending = tokio::spawn(async move { streams.attend(open, Wire { up, down }).await });
+    // More than the command, which reads nothing, and the queue will take.
+    let full = || frame(Frame::Stdin(vec![0; 1 << 20].into()));
+    while to_node.try_send(full()).is_ok() || bed.streams.running.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    bed.streams.close("another");
+    bed.streams.close("s");
+    let status = tokio::time::timeout(DEADLINE, attending).await;
+    let status = status.expect("it ends in time").expect("no panic");
+    assert_eq!(status, None);
+    assert!(bed.streams.running.lock().is_empty());
 }
 
 #[tokio::test]

@@ -353,7 +353,7 @@ pub(super) async fn exec(
         _ => return Err(unexpected()),
     }
     let (resize, sizes) = mpsc::channel(4);
-    let (done, exit) = oneshot::channel();
+    let (mut done, exit) = oneshot::channel();
     let mut terminal = None;
     let session = match (console, pipes) {
         (Some(console), _) => {
@@ -387,21 +387,27 @@ pub(super) async fn exec(
     };
     let timeout = exec.timeout;
     tokio::spawn(async move {
+        // Closing the connection, which ends with this task, kills a command that still runs.
+        let _dir = dir;
         let following = follow(&mut link, sizes, terminal);
-        let result = match timeout {
-            None => following.await,
-            Some(limit) => match tokio::time::timeout(limit, following).await {
-                Ok(result) => result,
-                // Closing the connection kills the command.
-                Err(_) => Err(RuntimeError::Shim(format!(
-                    "command timed out after {}s",
-                    limit.as_secs_f64()
-                ))),
-            },
+        let ended = async {
+            match timeout {
+                None => following.await,
+                Some(limit) => tokio::time::timeout(limit, following)
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(RuntimeError::Shim(format!(
+                            "command timed out after {}s",
+                            limit.as_secs_f64()
+                        )))
+                    }),
+            }
         };
-        drop(dir);
-        // Whoever started it may have stopped caring.
-        drop(done.send(result));
+        tokio::select! {
+            result = ended => drop(done.send(result)),
+            // The session was dropped: nobody cares any more.
+            () = done.closed() => {}
+        }
     });
     Ok(session)
 }

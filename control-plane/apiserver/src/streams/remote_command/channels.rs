@@ -7,10 +7,11 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use gantry_rpc::node::stream_frame::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{frame, lost, resize};
-use crate::streams::NodeStream;
 use crate::streams::websocket::{accept, channel, close, payload};
+use crate::streams::{NodeStream, pings};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -53,7 +54,16 @@ where
         }
     });
     let mut finished = false;
-    while let Some(received) = from_node.recv().await {
+    let mut pings = pings();
+    loop {
+        let received = tokio::select! {
+            received = from_node.recv() => received,
+            _ = pings.tick() => match outgoing.send(Message::Ping(Bytes::new())).await {
+                Ok(()) => continue,
+                Err(_) => break,
+            },
+        };
+        let Some(received) = received else { break };
         let message = match received.frame {
             Some(Frame::Stdout(bytes)) => channel(STDOUT, &bytes),
             Some(Frame::Stderr(bytes)) => channel(STDERR, &bytes),
@@ -77,7 +87,25 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_left_is_noticed_although_nobody_takes_its_input() {
+        let (ours, theirs) = tokio::io::duplex(256);
+        let (to_node, _unread) = mpsc::channel(1);
+        let (_silent, from_node) = mpsc::channel(1);
+        let serving = tokio::spawn(serve(theirs, NodeStream { to_node, from_node }));
+        let mut client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let full = async { while client.send(channel(STDIN, b"x")).await.is_ok() {} };
+        let waiting = tokio::time::timeout(std::time::Duration::from_secs(5), full).await;
+        waiting.expect_err("the connection waits for the command");
+        drop(client);
+        serving.await.expect("no panic");
+    }
 
     #[test]
     fn what_messages_mean() {

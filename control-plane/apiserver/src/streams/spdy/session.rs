@@ -12,7 +12,7 @@ use tokio_util::codec::{FramedRead, FramedWrite};
 use super::SpdyError;
 use super::codec::{Decoder, Encoder, Frame, Reset};
 use super::headers::Headers;
-use crate::streams::{Gone, Input};
+use crate::streams::{Gone, Input, pings};
 
 /// Frames waiting to be written.
 const QUEUE: usize = 16;
@@ -104,7 +104,7 @@ impl Session {
         let (from, to) = tokio::io::split(connection);
         let (frames, outgoing) = mpsc::channel(QUEUE);
         let (accept, accepted) = mpsc::channel(1);
-        tokio::spawn(write(FramedWrite::new(to, Encoder::new()?), outgoing));
+        let to = FramedWrite::new(to, Encoder::new()?);
         let reader = tokio::spawn(async move {
             let mut reader = Reader {
                 accept,
@@ -116,10 +116,14 @@ impl Session {
                 tracing::debug!(%error, "a SPDY connection ended");
             }
         });
-        Ok(Self {
-            accepted,
-            reader: reader.abort_handle(),
-        })
+        let reader = reader.abort_handle();
+        let reading = reader.clone();
+        tokio::spawn(async move {
+            write(to, outgoing).await;
+            // A client that cannot be written to has left, although what it sent last may still wait to be taken.
+            reading.abort();
+        });
+        Ok(Self { accepted, reader })
     }
 
     /// The next stream, already accepted towards the client; `None` when the connection has ended.
@@ -133,8 +137,15 @@ async fn write<W: AsyncWrite + Unpin>(
     mut to: FramedWrite<W, Encoder>,
     mut outgoing: mpsc::Receiver<Frame>,
 ) {
+    let mut pings = pings();
     let written = async {
-        while let Some(frame) = outgoing.recv().await {
+        loop {
+            let frame = tokio::select! {
+                frame = outgoing.recv() => frame,
+                // Even numbers are the server's; the answer makes no difference.
+                _ = pings.tick() => Some(Frame::Ping(2)),
+            };
+            let Some(frame) = frame else { break };
             to.feed(frame).await?;
             while let Ok(frame) = outgoing.try_recv() {
                 to.feed(frame).await?;
@@ -331,6 +342,22 @@ mod tests {
             reset: Reset::Other(5),
         };
         assert_eq!(client.next().await, Some(cancelled));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_left_is_noticed_although_nobody_takes_its_data() {
+        let (mut client, mut session) = pair();
+        open(&mut client, 1, false).await;
+        let _untaken = session.accept().await.expect("a stream");
+        let full = async {
+            loop {
+                client.data(1, false, "x").await;
+            }
+        };
+        let waiting = tokio::time::timeout(std::time::Duration::from_secs(5), full).await;
+        waiting.expect_err("the connection waits for its stream");
+        drop(client);
+        assert!(session.accept().await.is_none());
     }
 
     #[tokio::test]

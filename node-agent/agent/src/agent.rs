@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
     BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, ServiceRules,
@@ -46,6 +46,10 @@ pub struct Agent;
 impl Agent {
     /// Runs until stopped; containers go on running after that, and a later agent takes them over.
     pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<()> {
+        ensure!(
+            !config.servers.is_empty(),
+            "no server to report to: name at least one"
+        );
         prepare_directories(&config)?;
         let tls = tls::mutual(&config.ca_pem, &config.certificate_pem, &config.key_pem)?;
         let machine = Machine::here(&config.data_dir);

@@ -172,6 +172,36 @@ fn a_crash_of_gantry_changes_nothing_for_containers() -> Result<()> {
     })
 }
 
+/// A program that runs until the value goes.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn kubectl_forwards_a_port_of_a_pod() -> Result<()> {
+    let cluster = with_web()?;
+    for (port, websockets) in [("18080", "true"), ("18081", "false")] {
+        let mut forward = cluster.command("kubectl");
+        forward
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
+            .args(["port-forward", "deploy/web", &format!("{port}:8080")])
+            .stdout(std::process::Stdio::null());
+        let _forward = Running(forward.spawn()?);
+        eventually("an answer through the forwarded port", || {
+            let said = cluster.curl(&format!("http://127.0.0.1:{port}/"))?;
+            ensure!(said.contains("web v1"), "{said}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn kubectl_creates_what_it_sends_as_protobuf() -> Result<()> {
     let cluster = Cluster::start()?;

@@ -23,6 +23,8 @@ async fn main() -> anyhow::Result<()> {
         service_cidr: "10.96.0.0/12".parse()?,
         cluster_domain: "cluster.local".to_owned(),
         admin_tokens: vec![],
+        name: "serve".to_owned(),
+        join: None,
     })
     .await?;
     let kubeconfig = data_dir.join("admin.kubeconfig");

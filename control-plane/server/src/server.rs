@@ -178,18 +178,7 @@ impl Server {
             .context("the listener's address")?
             .port();
         let own_address = SocketAddr::new(config.address.into(), port);
-        let seat = match (Seat::load(&config.data_dir)?, &config.join) {
-            (Some(seat), _) => seat,
-            (None, Some(cluster)) => {
-                let (server, token) = (cluster.server, &cluster.token);
-                join(&config.data_dir, server, token, &config.name, own_address).await?
-            }
-            (None, None) => {
-                let seat = Seat::founding(&config.name);
-                seat.save(&config.data_dir)?;
-                seat
-            }
-        };
+        let seat = take_seat(&config, own_address).await?;
         let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
         let credential =
             pki.issue_client(&format!("gantry:server:{}", seat.id), &[MEMBERS_GROUP])?;
@@ -216,23 +205,10 @@ impl Server {
             service_cidr: config.service_cidr,
             ..Ranges::default()
         };
-        let tokens = config
-            .admin_tokens
-            .iter()
-            .map(|token| {
-                (
-                    token.clone(),
-                    Identity::new(
-                        "kubernetes-admin",
-                        &["system:masters", "system:authenticated"],
-                    ),
-                )
-            })
-            .collect();
         let api = ApiServer::new(
             ApiServerConfig {
                 ranges,
-                tokens: Tokens::new(tokens),
+                tokens: administrators(&config.admin_tokens),
                 advertise: format!("{}:{port}", config.address),
                 clock: Clock::system(),
             },
@@ -244,13 +220,9 @@ impl Server {
             }),
         );
 
-        let client_of = |user: &str| {
-            let service = api.local_service(Identity::new(user, &["system:authenticated"]));
-            kube::Client::new(service, "default")
-        };
-        let client = client_of("system:node-link");
+        let identity = Identity::new("system:node-link", &["system:authenticated"]);
         let reports = Arc::new(Reports::new(
-            client.clone(),
+            kube::Client::new(api.local_service(identity), "default"),
             PodCidrs::new(config.pod_cidr, NODE_PREFIX)?,
         ));
         let dns = Ipv4Addr::from(u32::from(config.service_cidr.network()) + 10);
@@ -289,22 +261,12 @@ impl Server {
             )
             .into_axum_router()
             .merge(members.router());
-        let names = [
-            "localhost",
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-        ]
-        .iter()
-        .map(|name| (*name).to_owned())
-        .chain([format!("kubernetes.default.svc.{}", config.cluster_domain)])
-        .collect::<Vec<_>>();
         let addresses = [
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V4(config.address),
             IpAddr::V4(api.first_service_address()),
         ];
-        let tls = pki.server_config(&names, &addresses)?;
+        let tls = pki.server_config(&names(&config.cluster_domain), &addresses)?;
         let (tasks, stop) = (
             tokio_util::task::TaskTracker::new(),
             CancellationToken::new(),
@@ -429,6 +391,45 @@ impl Server {
         self.store.shutdown().await;
         result
     }
+}
+
+/// The server's seat: the one it has, one in the cluster it joins, or the first of a new cluster.
+async fn take_seat(config: &ServerConfig, own_address: SocketAddr) -> Result<Seat> {
+    if let Some(seat) = Seat::load(&config.data_dir)? {
+        return Ok(seat);
+    }
+    if let Some(cluster) = &config.join {
+        let (server, token) = (cluster.server, &cluster.token);
+        return join(&config.data_dir, server, token, &config.name, own_address).await;
+    }
+    let seat = Seat::founding(&config.name);
+    seat.save(&config.data_dir)?;
+    Ok(seat)
+}
+
+fn administrators(tokens: &[String]) -> Tokens {
+    let groups = ["system:masters", "system:authenticated"];
+    let administrator = Identity::new("kubernetes-admin", &groups);
+    let tokens = tokens
+        .iter()
+        .map(|token| (token.clone(), administrator.clone()));
+    Tokens::new(tokens.collect())
+}
+
+/// The names that clients reach a server by.
+fn names(cluster_domain: &str) -> Vec<String> {
+    let full = format!("kubernetes.default.svc.{cluster_domain}");
+    let short = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ];
+    short
+        .into_iter()
+        .chain([full.as_str()])
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Keeps the book of addresses as the store has it.

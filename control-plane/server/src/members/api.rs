@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
@@ -70,36 +70,8 @@ impl MembersApi {
     pub(crate) fn router(self) -> Router {
         Router::new()
             .route(PATH, get(list).post(admit))
-            .route(
-                &format!("{PATH}/{{name}}"),
-                axum::routing::delete(
-                    async |State(api): State<Self>,
-                           Extension(who): Extension<Identity>,
-                           Path(name): Path<String>| {
-                        api.change(&who, &name, Change::Remove).await
-                    },
-                ),
-            )
-            .route(
-                &format!("{PATH}/{{name}}/promote"),
-                post(
-                    async |State(api): State<Self>,
-                           Extension(who): Extension<Identity>,
-                           Path(name): Path<String>| {
-                        api.change(&who, &name, Change::Promote).await
-                    },
-                ),
-            )
-            .route(
-                &format!("{PATH}/{{name}}/lead"),
-                post(
-                    async |State(api): State<Self>,
-                           Extension(who): Extension<Identity>,
-                           Path(name): Path<String>| {
-                        api.change(&who, &name, Change::Lead).await
-                    },
-                ),
-            )
+            .route(&format!("{PATH}/{{name}}"), delete(remove))
+            .route(&format!("{PATH}/{{name}}/{{change}}"), post(change))
             .with_state(self)
     }
 
@@ -200,6 +172,26 @@ fn only_administrators(who: &Identity) -> Option<Response> {
             None,
         ))
     })
+}
+
+async fn remove(
+    State(api): State<MembersApi>,
+    Extension(who): Extension<Identity>,
+    Path(name): Path<String>,
+) -> Response {
+    api.change(&who, &name, Change::Remove).await
+}
+
+async fn change(
+    State(api): State<MembersApi>,
+    Extension(who): Extension<Identity>,
+    Path((name, change)): Path<(String, String)>,
+) -> Response {
+    match change.as_str() {
+        "promote" => api.change(&who, &name, Change::Promote).await,
+        "lead" => api.change(&who, &name, Change::Lead).await,
+        _ => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 async fn list(State(api): State<MembersApi>, Extension(who): Extension<Identity>) -> Response {

@@ -306,11 +306,11 @@ impl Member {
             .chance
             .election_ticks(self.node.raft.term, self.config.election_ticks);
         self.node.raft.set_randomized_election_timeout(ticks);
+        self.tick_membership();
         self.node.tick();
         self.reads.tick(self.leader());
         self.tick_forwards();
         self.tick_transfers();
-        self.tick_membership();
     }
 
     /// Lets go of the tables that nobody pages through any more.
@@ -454,8 +454,8 @@ impl Member {
         let voters = self.node.raft.prs().conf().voters();
         let progress = self.node.raft.prs().iter();
         progress
-            .filter(|(id, progress)| {
-                **id != self.config.member_id && voters.contains(**id) && progress.recent_active
+            .filter(|(id, _)| {
+                **id != self.config.member_id && voters.contains(**id) && self.active(**id)
             })
             .max_by_key(|(id, progress)| (progress.matched, **id))
             .map(|(id, _)| *id)

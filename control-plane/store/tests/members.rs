@@ -17,7 +17,7 @@ fn config(member: u64, voters: &[u64]) -> StoreConfig {
     StoreConfig {
         member_id: member,
         voters: voters.to_vec(),
-        tick: Duration::from_millis(10),
+        tick: Duration::from_millis(25),
         snapshot_chunk_bytes: 100,
         promote_learners: false,
         ..StoreConfig::default()
@@ -265,7 +265,7 @@ async fn removing_one_that_is_needed_for_a_majority_is_refused() {
 async fn a_state_travels_in_chunks_and_goes_on_where_it_was() {
     let mut cluster = Cluster::start(|member| config(member, &[1]), 1).await;
     let first = cluster.leader();
-    const OBJECTS: usize = 100;
+    const OBJECTS: usize = 40;
     for number in 0..OBJECTS {
         let value = "v".repeat(200);
         let transaction = put(key("pods", &format!("p{number}")), &value);
@@ -283,5 +283,8 @@ async fn a_state_travels_in_chunks_and_goes_on_where_it_was() {
     let parts = cluster.network.parts();
     assert!(parts >= OBJECTS, "{parts} parts");
     assert!(parts < OBJECTS * 2, "{parts} parts: it started over");
-    assert_eq!(joined.fingerprint(), first.fingerprint());
+    eventually("equal states at equal entries", || {
+        joined.fingerprint() == first.fingerprint()
+    })
+    .await;
 }

@@ -5,7 +5,7 @@
 //! versions) is no part of this: it belongs into ordinary keys, which every member has, can watch, and which change
 //! without a change of the membership.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState,
@@ -126,7 +126,7 @@ pub struct MemberStatus {
     pub matched: Option<u64>,
     /// How many entries it lacks of what the leader has; known to the leader only.
     pub lag: Option<u64>,
-    /// Whether the leader heard of it within the last election timeout; known to the leader only.
+    /// Whether the leader heard of it within about two election timeouts; known to the leader only.
     pub active: Option<bool>,
 }
 
@@ -149,6 +149,9 @@ impl ChangeInput {
 pub(super) struct Membership {
     change: Option<Proposed>,
     transfer: Option<Transfer>,
+    ticks: u64,
+    /// The tick at which a leader last knew that it had heard of a member.
+    heard: BTreeMap<u64, u64>,
 }
 
 struct Proposed {
@@ -311,9 +314,33 @@ impl Member {
         let last = self.node.raft.raft_log.last_index();
         self.node.raft.prs().get(id).is_some_and(|progress| {
             progress.state == ProgressState::Replicate
-                && progress.recent_active
+                && self.active(id)
                 && progress.matched + CAUGHT_UP >= last
         })
+    }
+
+    /// Whether a member is this one, or was heard of within two election timeouts. Consensus forgets whom it heard of
+    /// after every one, and would call everybody lost for a moment.
+    pub(super) fn active(&self, id: u64) -> bool {
+        let progress = self.node.raft.prs().get(id);
+        let heard = self.membership.heard.get(&id);
+        id == self.config.member_id
+            || progress.is_some_and(|progress| progress.recent_active)
+            || heard.is_some_and(|tick| {
+                self.membership.ticks - tick <= self.config.election_ticks as u64
+            })
+    }
+
+    fn listen(&mut self) {
+        self.membership.ticks += 1;
+        if self.node.raft.state != StateRole::Leader {
+            self.membership.heard.clear();
+            return;
+        }
+        let heard = self.node.raft.prs().iter();
+        for (id, _) in heard.filter(|(_, progress)| progress.recent_active) {
+            self.membership.heard.insert(*id, self.membership.ticks);
+        }
     }
 
     fn check_remove(&self, id: u64) -> Result<(), MembershipError> {
@@ -332,11 +359,7 @@ impl Member {
             return Err(MembershipError::Leads(id));
         }
         let voters = rest.len();
-        let active = |id: &&u64| {
-            let progress = self.node.raft.prs().get(**id);
-            **id == self.config.member_id || progress.is_some_and(|progress| progress.recent_active)
-        };
-        let active = rest.iter().filter(active).count();
+        let active = rest.iter().filter(|id| self.active(**id)).count();
         if active <= voters / 2 {
             return Err(MembershipError::Quorum {
                 member: id,
@@ -401,6 +424,7 @@ impl Member {
     }
 
     pub(super) fn tick_membership(&mut self) {
+        self.listen();
         if let Some(transfer) = &mut self.membership.transfer {
             transfer.patience = transfer.patience.saturating_sub(1);
         }
@@ -457,8 +481,7 @@ impl Member {
                 is_leader: leader == Some(id),
                 matched: progress.map(|progress| progress.matched),
                 lag: progress.map(|progress| last.saturating_sub(progress.matched)),
-                active: progress
-                    .map(|progress| id == self.config.member_id || progress.recent_active),
+                active: progress.map(|_| self.active(id)),
             }
         };
         ids.into_iter().map(status).collect()

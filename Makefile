@@ -63,6 +63,10 @@ test: tools-test lint ## Lints, unit, contract and end-to-end tests
 	cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 
+.PHONY: sim
+sim: tools-build ## Simulate clusters with faults: SEEDS=n runs that many, SEED=n replays one
+	cargo test -p gantry-store --lib simulation -- --nocapture
+
 .PHONY: lint
 lint: tools-build ## Formatting, clippy and the dependency policy
 	cargo fmt --all --check

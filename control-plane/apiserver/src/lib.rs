@@ -17,6 +17,7 @@ mod clock;
 mod codec;
 mod context;
 mod discovery;
+mod health;
 mod identity;
 mod metrics;
 mod openapi;

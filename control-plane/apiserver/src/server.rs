@@ -31,7 +31,7 @@ use crate::request::{Query, ResourcePath, Route, route, verb};
 use crate::response::Answer;
 use crate::streams::{NodeStreams, logs, port_forward, remote_command};
 use crate::verbs;
-use crate::{discovery, openapi};
+use crate::{discovery, health, openapi};
 
 /// Bodies larger than this are refused, as Kubernetes does: 3 MiB.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
@@ -352,7 +352,9 @@ impl ApiServer {
             ["openapi", "v3", "apis", group, version] => {
                 document(openapi::document(registry, group, version))
             }
-            ["healthz" | "livez" | "readyz"] => health(parts[0], &query),
+            ["healthz" | "livez" | "readyz"] => {
+                health::answer(parts[0], &query, &self.inner.api.store)
+            }
             ["version"] => Answer::value(&version()),
             ["metrics"] => METRICS.render(),
             [""] => Answer::value(&json!({"paths": [
@@ -521,16 +523,6 @@ fn document(document: Option<serde_json::Value>) -> Answer {
     match document {
         Some(document) => Answer::value(&document),
         None => not_found(),
-    }
-}
-
-fn health(which: &str, query: &Query) -> Answer {
-    match query.flag("verbose") {
-        true => Answer::text(
-            StatusCode::OK,
-            format!("[+]ping ok\n[+]store ok\n{which} check passed\n"),
-        ),
-        false => Answer::text(StatusCode::OK, "ok"),
     }
 }
 

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::discovery::verbs;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -299,18 +299,24 @@ async fn release(
         .collect();
     let patch =
         json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": kept}});
-    let api = node
-        .resource
-        .objects(&collector.context.client, &node.key.namespace);
+    patch_metadata(collector, node, patch, "releasing").await
+}
+
+/// Changes an object's metadata; one that has gone needs no change.
+async fn patch_metadata(
+    collector: &Collector,
+    node: &Node,
+    patch: Value,
+    doing: &'static str,
+) -> Result<Next> {
+    let client = &collector.context.client;
+    let api = node.resource.objects(client, &node.key.namespace);
+    let (name, params) = (&node.key.name, PatchParams::default());
     match api
-        .patch_metadata(
-            &node.key.name,
-            &PatchParams::default(),
-            &Patch::Merge(patch),
-        )
+        .patch_metadata(name, &params, &Patch::Merge(patch))
         .await
     {
-        Err(error) if code(&error) != Some(404) => Err(error).doing("releasing", &node.key),
+        Err(error) if code(&error) != Some(404) => Err(error).doing(doing, &node.key),
         _ => Ok(Next::Changed),
     }
 }
@@ -362,18 +368,5 @@ async fn remove_finalizer(
         return Ok(Next::Changed);
     }
     let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": kept}});
-    let api = node
-        .resource
-        .objects(&collector.context.client, &node.key.namespace);
-    match api
-        .patch_metadata(
-            &node.key.name,
-            &PatchParams::default(),
-            &Patch::Merge(patch),
-        )
-        .await
-    {
-        Err(error) if code(&error) != Some(404) => Err(error).doing("finalizing", &node.key),
-        _ => Ok(Next::Changed),
-    }
+    patch_metadata(collector, node, patch, "finalizing").await
 }

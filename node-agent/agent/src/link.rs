@@ -40,8 +40,6 @@ const CONNECTION_WINDOW: u32 = 1000 * STREAM_WINDOW;
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
-/// The metadata of a refusal that says where the leader listens.
-const LEADER: &str = "gantry-leader";
 /// Pods with large specifications; the store takes no object as large.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
@@ -63,7 +61,13 @@ impl LinkError {
     /// Where the leader listens, when the server refused because it does not lead.
     fn leader(&self) -> Option<SocketAddr> {
         match self {
-            Self::Ended(status) => status.metadata().get(LEADER)?.to_str().ok()?.parse().ok(),
+            Self::Ended(status) => status
+                .metadata()
+                .get(gantry_rpc::LEADER_METADATA)?
+                .to_str()
+                .ok()?
+                .parse()
+                .ok(),
             _ => None,
         }
     }

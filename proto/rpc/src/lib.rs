@@ -36,3 +36,6 @@ pub use gantry::node::v1 as node;
 pub use gantry::raft::v1 as raft;
 /// Agent and pod shim.
 pub use gantry::shim::v1 as shim;
+
+/// The gRPC metadata of a refused node link that says where the leader listens, `ip:port`.
+pub const LEADER_METADATA: &str = "gantry-leader";

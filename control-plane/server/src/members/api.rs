@@ -108,13 +108,8 @@ impl MembersApi {
         if let Some(refused) = only_administrators(who) {
             return refused;
         }
-        if let Some(leader) = self.elsewhere() {
-            let (method, path) = match change {
-                Change::Remove => (Method::DELETE, format!("{PATH}/{name}")),
-                Change::Promote => (Method::POST, format!("{PATH}/{name}/promote")),
-                Change::Lead => (Method::POST, format!("{PATH}/{name}/lead")),
-            };
-            return self.ask(leader, method, &path, Vec::new()).await;
+        if let Err(error) = self.store.read_barrier().await {
+            return refuse(&StatusError::service_unavailable(error.to_string()));
         }
         let servers = self.roster.all();
         let Some(server) = servers
@@ -132,16 +127,29 @@ impl MembersApi {
                 None,
             ));
         };
+        let id = server.id;
+        if let Some(leader) = self.elsewhere() {
+            let (method, path) = match change {
+                Change::Remove => (Method::DELETE, format!("{PATH}/{id}")),
+                Change::Promote => (Method::POST, format!("{PATH}/{id}/promote")),
+                Change::Lead => (Method::POST, format!("{PATH}/{id}/lead")),
+            };
+            return self.ask(leader, method, &path, Vec::new()).await;
+        }
         let done = match change {
-            Change::Promote => self.store.promote(server.id).await,
-            Change::Lead => self.store.transfer_leadership(server.id).await,
-            Change::Remove => self.store.remove(server.id).await,
+            Change::Promote => self.store.promote(id).await,
+            Change::Lead => self.store.transfer_leadership(id).await,
+            // An earlier attempt to remove or to admit it may have stopped half way: its record goes all the same.
+            Change::Remove => match self.store.remove(id).await {
+                Err(MembershipError::NotFound(_)) => Ok(()),
+                done => done,
+            },
         };
         if let Err(error) = done {
             return refuse_change(&error);
         }
         if matches!(change, Change::Remove)
-            && let Err(error) = self.roster.remove(server.id).await
+            && let Err(error) = self.roster.remove(id).await
         {
             return refuse(&StatusError::service_unavailable(format!("{error:#}")));
         }
@@ -269,15 +277,23 @@ async fn admit(
 }
 
 impl MembersApi {
+    /// The record first: whatever happens then, the server can be listed and removed.
     async fn enrol(&self, record: &ServerRecord) -> Result<(), Response> {
-        self.peers.learn(record.id, record.address);
-        self.store
-            .add_learner(record.id)
-            .await
-            .map_err(|error| refuse_change(&error))?;
         self.roster
             .put(record)
             .await
-            .map_err(|error| refuse(&StatusError::service_unavailable(format!("{error:#}"))))
+            .map_err(|error| refuse(&StatusError::service_unavailable(format!("{error:#}"))))?;
+        self.peers.learn(record.id, record.address);
+        if let Err(error) = self.store.add_learner(record.id).await {
+            if let Err(left) = self.roster.remove(record.id).await {
+                tracing::warn!(
+                    server = record.name,
+                    error = format!("{left:#}"),
+                    "a record is left"
+                );
+            }
+            return Err(refuse_change(&error));
+        }
+        Ok(())
     }
 }

@@ -34,7 +34,7 @@ impl Seat {
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
                 format!(
-                    "{} is damaged: restore the data directory from a backup",
+                    "{} is damaged: take this server out with 'gantry member remove', and add it anew with an empty data directory",
                     path.display()
                 )
             }),

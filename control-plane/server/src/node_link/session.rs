@@ -29,9 +29,6 @@ use crate::members::Roster;
 /// Messages queued for one node before the session waits for the network.
 const QUEUE: usize = 256;
 
-/// The metadata of a refusal that says where the leader listens.
-const LEADER: &str = "gantry-leader";
-
 /// What every node is told about the cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterFacts {
@@ -145,7 +142,9 @@ impl LinkService {
         let leader = state.leader.and_then(|leader| self.roster.get(leader));
         let mut status = Status::failed_precondition("this server does not lead");
         if let Some(address) = leader.and_then(|leader| leader.address.to_string().parse().ok()) {
-            status.metadata_mut().insert(LEADER, address);
+            status
+                .metadata_mut()
+                .insert(gantry_rpc::LEADER_METADATA, address);
         }
         Err(status)
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use futures::{StreamExt, TryStreamExt};
+use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -17,6 +17,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 const PODS: usize = 50;
 const OBJECTS: usize = 2000;
 const CLIENTS: usize = 32;
+const WATCHERS: usize = 50;
 const LISTEN: &str = "127.0.0.1:16443";
 
 /// A cluster for measuring.
@@ -255,6 +256,45 @@ async fn api_rates(client: &kube::Client) -> Result<()> {
     print_latencies(
         &format!("API list of {} objects of 1 KiB", OBJECTS + 200),
         latencies,
+    );
+    watch_rate(client, &maps).await
+}
+
+/// Events per second, all watchers together, from the first create until every watcher has seen every object.
+async fn watch_rate(client: &kube::Client, maps: &Api<ConfigMap>) -> Result<()> {
+    let now = maps.list(&ListParams::default().limit(1)).await?;
+    let now = now.metadata.resource_version.unwrap_or_default();
+    let request = kube::core::Request::new("/api/v1/namespaces/default/configmaps")
+        .watch(&WatchParams::default(), &now)?;
+    let mut watches = Vec::new();
+    for _ in 0..WATCHERS {
+        // A stream is there when the server has answered: no event is missed.
+        watches.push(client.request_stream(request.clone()).await?.lines());
+    }
+    let start = Instant::now();
+    let creates = futures::stream::iter(OBJECTS + 200..2 * OBJECTS + 200)
+        .map(|index| async move {
+            maps.create(&PostParams::default(), &config_map(index))
+                .await
+        })
+        .buffer_unordered(CLIENTS)
+        .try_for_each(|_| async { Ok(()) });
+    let seen = futures::future::try_join_all(watches.into_iter().map(|lines| async move {
+        let seen = lines
+            .take(OBJECTS)
+            .try_fold(0, |seen, _| async move { Ok(seen + 1) });
+        match seen.await? {
+            OBJECTS => Ok(()),
+            seen => bail!("a watch ended after {seen} of {OBJECTS} events"),
+        }
+    }));
+    let (created, seen) = tokio::join!(creates, seen);
+    created?;
+    seen?;
+    println!(
+        "{:<48} {:>8.0} /s",
+        format!("API watch, events at {WATCHERS} watchers"),
+        (OBJECTS * WATCHERS) as f64 / start.elapsed().as_secs_f64()
     );
     Ok(())
 }

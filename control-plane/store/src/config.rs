@@ -1,7 +1,10 @@
 //! How a store is opened, and why it may not be.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::veil::{Veil, VeilError};
 
 /// Where a member keeps its data, who it is, and its bounds. The defaults describe a single server.
 #[derive(Clone, Debug)]
@@ -13,6 +16,9 @@ pub struct StoreConfig {
     /// The members that vote in a new cluster; ignored once the data directory holds a membership. Empty for a
     /// member that waits to be added to an existing cluster.
     pub voters: Vec<u64>,
+    /// What keeps the values of some tables unreadable outside of memory. Every member needs one that opens what the
+    /// others seal, or none.
+    pub veil: Option<Arc<dyn Veil>>,
     /// How many events are kept for watches that start in the past.
     pub event_history: usize,
     /// How many bytes of values those events may hold.
@@ -44,6 +50,7 @@ impl Default for StoreConfig {
             data_dir: PathBuf::from("/var/lib/gantry/store"),
             member_id: 1,
             voters: vec![1],
+            veil: None,
             event_history: 100_000,
             event_history_bytes: 64 << 20,
             watch_buffer: 8_192,
@@ -104,6 +111,14 @@ pub enum OpenError {
         path: PathBuf,
         /// Which record, and how.
         record: String,
+    },
+    /// A value cannot be read without a key.
+    #[error("{path} cannot be opened: {reason}")]
+    Sealed {
+        /// The directory that holds it.
+        path: PathBuf,
+        /// Which object, why, and what to do.
+        reason: VeilError,
     },
     /// Consensus could not start on the recovered data.
     #[error("consensus cannot start from {path}: {reason}")]

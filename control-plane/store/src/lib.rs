@@ -10,6 +10,9 @@
 //! `member` is the whole of it without threads, sockets, files and a clock; `driver` is the thread around it. The
 //! simulation (`simulation`, in tests) runs several members on a virtual network, disk and clock.
 //!
+//! Values of tables that a [`Veil`] covers are plain in memory and sealed everywhere else: in log entries and forwarded
+//! proposals from the encoding on, in rows, in chunks of states.
+//!
 //! Members are ids. Whatever else is to be known of one (addresses, versions) belongs into ordinary keys: every member
 //! has those, can watch them, and a new address needs no change of the membership.
 //!
@@ -38,12 +41,14 @@ mod store;
 mod table;
 mod transport;
 pub mod types;
+mod veil;
 mod watch;
 
 pub use config::{OpenError, StoreConfig};
 pub use member::membership::{MemberRole, MemberStatus, MembershipError};
-pub use store::{DeliverError, Store};
+pub use store::{DeliverError, ResealError, Store};
 pub use table::TableSnapshot;
 pub use transport::{NoPeers, Outgoing, Transport};
 pub use types::*;
+pub use veil::{Veil, VeilError};
 pub use watch::Watch;

@@ -10,7 +10,7 @@ use raft::storage::{GetEntriesContext, RaftState, Storage};
 use raft::{Error, StorageError};
 
 use crate::disk::{DiskError, Volume};
-use crate::handover::Taken;
+use crate::handover::{Cut, Taken};
 use crate::metrics::METRICS;
 use crate::state::State;
 
@@ -31,7 +31,7 @@ pub(crate) struct Log {
     hard_state: HardState,
     conf_state: ConfState,
     state: Arc<RwLock<State>>,
-    chunk_bytes: usize,
+    cut: Cut,
     /// The state that members without the log's beginning are given.
     taken: Mutex<Option<Arc<Taken>>>,
     /// Always true, unless a test of the simulation wants to see writes lost.
@@ -47,7 +47,7 @@ impl Log {
         hard_state: HardState,
         conf_state: ConfState,
         state: Arc<RwLock<State>>,
-        chunk_bytes: usize,
+        cut: Cut,
     ) -> Log {
         let mut log = Log {
             volume,
@@ -59,7 +59,7 @@ impl Log {
             hard_state,
             conf_state,
             state,
-            chunk_bytes,
+            cut,
             taken: Mutex::default(),
             sync: true,
         };
@@ -158,6 +158,14 @@ impl Log {
             self.drop_first_cached();
         }
         Ok(())
+    }
+
+    /// Forgets the entries up to `index`, if it has not, and makes that and the state's last writes durable.
+    pub(crate) fn truncate_durably(&mut self, index: u64) -> Result<(), DiskError> {
+        if index > self.start.0 {
+            self.truncate(index)?;
+        }
+        self.volume.as_ref().map_or(Ok(()), Volume::sync)
     }
 
     /// Makes the state's last writes durable too; a failure costs nothing but a longer recovery.
@@ -292,7 +300,7 @@ impl Log {
             ..SnapshotMetadata::default()
         };
         metadata.set_conf_state(state.conf_state.clone());
-        Ok(Taken::new(metadata, state, self.chunk_bytes))
+        Ok(Taken::new(metadata, state, self.cut.clone()))
     }
 
     /// The state that was taken last.

@@ -10,6 +10,7 @@
 mod apply;
 mod forward;
 pub(crate) mod membership;
+mod reseal;
 mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,8 +32,10 @@ use crate::record::Decoder;
 use crate::shared::Shared;
 use crate::transport::{Outgoing, Transport};
 use crate::types::{Leadership, ProposeError, Revision, Term};
+use crate::veil::{Cover, VeilError};
 use forward::{Accepted, Forwards};
 use membership::{ChangeInput, MemberStatus, Membership};
+use reseal::Resealing;
 use transfer::Transfers;
 
 /// Transactions are gathered into log entries up to this size.
@@ -54,6 +57,8 @@ pub(crate) enum Input {
     Change(ChangeInput),
     /// Who the members are, and how far.
     Members(oneshot::Sender<Vec<MemberStatus>>),
+    /// Seal everything anew, see [`crate::Store::reseal`].
+    Reseal(oneshot::Sender<()>),
     /// Hand leadership over, write everything, end.
     Shutdown(oneshot::Sender<()>),
 }
@@ -99,6 +104,8 @@ pub(crate) enum Failure {
         "log entry {index} cannot be applied: {reason}: this member has stopped; start the version that wrote the entry"
     )]
     Entry { index: u64, reason: String },
+    #[error("log entry {index} cannot be opened: {reason}: this member has stopped")]
+    Sealed { index: u64, reason: VeilError },
 }
 
 /// Owns consensus and everything it writes.
@@ -115,6 +122,7 @@ pub(crate) struct Member {
     accepted: Accepted,
     reads: Reads,
     transfers: Transfers,
+    resealing: Resealing,
     membership: Membership,
     decoder: Decoder,
     outbox: BTreeMap<u64, Vec<Outgoing>>,
@@ -159,9 +167,10 @@ impl Member {
             forwards: Forwards::new(chance.run()),
             accepted: Accepted::default(),
             transfers: Transfers::default(),
+            resealing: Resealing::default(),
             membership: Membership::default(),
             pending: VecDeque::new(),
-            decoder: Decoder::default(),
+            decoder: Decoder::new(Cover::new(config.veil.clone())),
             outbox: BTreeMap::new(),
             applied,
             applied_term: 0,
@@ -214,6 +223,7 @@ impl Member {
                     // The one who asked may have gone.
                     reply.send(self.members()).ok();
                 }
+                Input::Reseal(reply) => self.resealing.ask(reply),
                 Input::Shutdown(done) => end = Some(done),
             }
         }
@@ -340,6 +350,7 @@ impl Member {
         let revision = self.shared.state.read().revision;
         self.reads.answer(self.applied, revision);
         self.shrink_log()?;
+        self.reseal()?;
         match self.writer.as_ref().and_then(StateWriter::failure) {
             Some(error) => Err(Failure::Disk(error.clone())),
             None => Ok(()),
@@ -432,10 +443,7 @@ impl Member {
 
     /// Drops log entries that neither this member nor a follower at a normal distance needs.
     fn shrink_log(&mut self) -> Result<(), Failure> {
-        let written = match &self.writer {
-            Some(writer) => writer.persisted().min(self.applied),
-            None => self.applied,
-        };
+        let written = self.written();
         let (start, keep) = (self.node.store().start(), self.config.log_entries);
         if self.node.store().bytes() > self.config.log_bytes && written > start {
             self.node.mut_store().truncate(written)?;
@@ -484,7 +492,8 @@ impl Member {
                     done.send(()).ok();
                 }
                 Input::Change(change) => change.refuse_stopped(reason),
-                Input::Packet(_) | Input::Unreachable(_) | Input::Members(_) => {}
+                Input::Packet(_) | Input::Unreachable(_) | Input::Members(_) | Input::Reseal(_) => {
+                }
             }
         }
         while let Some(pending) = self.pending.pop_front() {

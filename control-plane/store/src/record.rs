@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::types::{Entry, Guard, Index, Key, Operation, Revision, Table, Term, Transaction};
+use crate::veil::{Cover, VeilError};
 
 /// Bytes that are not a record of ours.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,8 @@ pub(crate) enum RecordError {
     Decode(#[from] prost::DecodeError),
     #[error("it holds an unknown {0}")]
     Unknown(&'static str),
+    #[error(transparent)]
+    Sealed(#[from] VeilError),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -74,6 +77,8 @@ struct OperationRecord {
     labels: Vec<PairRecord>,
     #[prost(message, repeated, tag = "5")]
     fields: Vec<PairRecord>,
+    #[prost(bool, tag = "6")]
+    sealed: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -98,6 +103,8 @@ struct RowRecord {
     create_revision: u64,
     #[prost(uint64, tag = "6")]
     modify_revision: u64,
+    #[prost(bool, tag = "7")]
+    sealed: bool,
 }
 
 fn key_record(key: &Key) -> KeyRecord {
@@ -133,9 +140,18 @@ fn index(labels: Vec<PairRecord>, fields: Vec<PairRecord>) -> Index {
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     names: HashSet<Arc<str>>,
+    cover: Cover,
 }
 
 impl Decoder {
+    /// One that opens what the cover's veil has sealed.
+    pub(crate) fn new(cover: Cover) -> Decoder {
+        Decoder {
+            cover,
+            ..Decoder::default()
+        }
+    }
+
     fn shared(&mut self, name: &str) -> Arc<str> {
         if let Some(known) = self.names.get(name) {
             return Arc::clone(known);
@@ -188,15 +204,16 @@ impl Decoder {
         }
         for operation in record.operations {
             let key = self.key(operation.key)?;
+            let value = operation.value;
+            let value = value
+                .map(|value| self.cover.open(&key, value, operation.sealed))
+                .transpose()?;
             transaction.operations.push(if operation.delete {
-                Operation::Delete {
-                    key,
-                    last: operation.value,
-                }
+                Operation::Delete { key, last: value }
             } else {
                 Operation::Put {
                     key,
-                    value: operation.value.unwrap_or_default(),
+                    value: value.unwrap_or_default(),
                     index: index(operation.labels, operation.fields),
                 }
             });
@@ -207,18 +224,19 @@ impl Decoder {
     /// One row, as [`encode_row`] wrote it.
     pub(crate) fn row(&mut self, data: &[u8]) -> Result<(Key, Entry), RecordError> {
         let record = RowRecord::decode(data)?;
+        let key = self.key(record.key)?;
         let entry = Entry {
-            value: record.value,
+            value: self.cover.open(&key, record.value, record.sealed)?,
             index: index(record.labels, record.fields),
             create_revision: Revision(record.create_revision),
             modify_revision: Revision(record.modify_revision),
         };
-        Ok((self.key(record.key)?, entry))
+        Ok((key, entry))
     }
 }
 
 /// One transaction; those of an entry are written one after another.
-pub(crate) fn encode_transaction(transaction: &Transaction) -> Vec<u8> {
+pub(crate) fn encode_transaction(transaction: &Transaction, cover: &Cover) -> Vec<u8> {
     let guard = |guard: &Guard| {
         let (kind, key, number) = match guard {
             Guard::ModifiedAt(key, revision) => (GuardKind::ModifiedAt, Some(key), revision.0),
@@ -233,20 +251,28 @@ pub(crate) fn encode_transaction(transaction: &Transaction) -> Vec<u8> {
         }
     };
     let operation = |operation: &Operation| match operation {
-        Operation::Put { key, value, index } => OperationRecord {
-            key: Some(key_record(key)),
-            delete: false,
-            value: Some(value.clone()),
-            labels: pairs(&index.labels),
-            fields: pairs(&index.fields),
-        },
-        Operation::Delete { key, last } => OperationRecord {
-            key: Some(key_record(key)),
-            delete: true,
-            value: last.clone(),
-            labels: Vec::new(),
-            fields: Vec::new(),
-        },
+        Operation::Put { key, value, index } => {
+            let (value, sealed) = cover.seal(key, value);
+            OperationRecord {
+                key: Some(key_record(key)),
+                delete: false,
+                value: Some(value),
+                labels: pairs(&index.labels),
+                fields: pairs(&index.fields),
+                sealed,
+            }
+        }
+        Operation::Delete { key, last } => {
+            let (last, sealed) = last.as_ref().map(|last| cover.seal(key, last)).unzip();
+            OperationRecord {
+                key: Some(key_record(key)),
+                delete: true,
+                value: last,
+                labels: Vec::new(),
+                fields: Vec::new(),
+                sealed: sealed.unwrap_or_default(),
+            }
+        }
     };
     TransactionRecord {
         guards: transaction.guards.iter().map(guard).collect(),
@@ -274,14 +300,16 @@ pub(crate) fn split_transactions(data: &Bytes) -> Vec<Bytes> {
 }
 
 /// One object of the state.
-pub(crate) fn encode_row(key: &Key, entry: &Entry) -> Vec<u8> {
+pub(crate) fn encode_row(key: &Key, entry: &Entry, cover: &Cover) -> Vec<u8> {
+    let (value, sealed) = cover.seal(key, &entry.value);
     RowRecord {
         key: Some(key_record(key)),
-        value: entry.value.clone(),
+        value,
         labels: pairs(&entry.index.labels),
         fields: pairs(&entry.index.fields),
         create_revision: entry.create_revision.0,
         modify_revision: entry.modify_revision.0,
+        sealed,
     }
     .encode_to_vec()
 }

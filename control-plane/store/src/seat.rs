@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::chance::Chance;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::{Recovered, StateWriter, Volume};
+use crate::handover::Cut;
 use crate::log::Log;
 use crate::logger;
 use crate::member::{Member, Parts};
@@ -16,6 +17,7 @@ use crate::shared::Shared;
 use crate::state::{HistoryLimits, State};
 use crate::transport::Transport;
 use crate::types::Leadership;
+use crate::veil::Cover;
 
 /// A member that has not begun yet, and what its handles need.
 pub(crate) struct Seat {
@@ -41,6 +43,10 @@ impl Seat {
         let applied = recovered.state.applied;
         let conf_state = recovered.state.conf_state.clone();
         let shared = Arc::new(Shared::new(recovered.state, history));
+        let cut = Cut {
+            bytes: config.snapshot_chunk_bytes,
+            cover: Cover::new(config.veil.clone()),
+        };
         let log = Log::new(
             volume,
             recovered.start,
@@ -48,7 +54,7 @@ impl Seat {
             recovered.hard_state,
             conf_state,
             Arc::clone(&shared.state),
-            config.snapshot_chunk_bytes,
+            cut,
         );
         let node = RawNode::new(&raft_config(config, applied), log, &logger::bridge()).map_err(
             |error| OpenError::Consensus {

@@ -25,6 +25,7 @@ use crate::transport::{NoPeers, Transport};
 use crate::types::{
     Entry, Key, Leadership, ProposeError, Revision, Table, Transaction, WatchError,
 };
+use crate::veil::Cover;
 use crate::watch::Watch;
 
 /// The object store; cheap to clone. It stops when it is shut down, or when the last clone is dropped.
@@ -41,6 +42,7 @@ struct Inner {
     max_pending: usize,
     watch_buffer: usize,
     member_id: u64,
+    cover: Cover,
 }
 
 /// A message for [`Store::deliver`] that is none.
@@ -59,6 +61,16 @@ pub enum DeliverError {
     },
 }
 
+/// [`Store::reseal`] did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum ResealError {
+    /// The store has stopped.
+    #[error(
+        "not everything was sealed anew, since the store has stopped ({0}): start this member again, then repeat it"
+    )]
+    Stopped(String),
+}
+
 impl Store {
     /// Opens the member's data, recovers what was acknowledged, and starts to take part in consensus. A member that
     /// is the only voter leads when this returns; others find out through [`Store::leadership`].
@@ -69,7 +81,7 @@ impl Store {
         let opening = move || {
             config.check()?;
             let engine = Arc::new(FjallEngine::open(&config.data_dir)?);
-            let volume = Volume::new(&config.data_dir, engine);
+            let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil.clone()));
             Store::start(config, transport, Some(volume))
         };
         match tokio::task::spawn_blocking(opening).await {
@@ -125,6 +137,7 @@ impl Store {
                 max_pending: config.max_pending,
                 watch_buffer: config.watch_buffer,
                 member_id: config.member_id,
+                cover: Cover::new(config.veil),
             }),
         };
         tracing::info!(
@@ -142,7 +155,7 @@ impl Store {
         inner.shared.admit(inner.max_pending)?;
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal {
-            data: encode_transaction(&transaction),
+            data: encode_transaction(&transaction, &inner.cover),
             reply,
             submitted: Instant::now(),
         };
@@ -263,6 +276,19 @@ impl Store {
         answer
             .await
             .unwrap_or_else(|_| Err(MembershipError::Stopped(self.inner.shared.why_stopped())))
+    }
+
+    /// Writes every covered row of this member's disk anew, as [`crate::Veil::seal`] seals it now, and shortens the log
+    /// to what was appended since. Durable when it returns; it waits for entries that are not committed yet.
+    ///
+    /// A proposal that was under way, here or from another member, may enter the log as it was sealed before: after all
+    /// members have taken a new key, reseal once more when those have been answered, before the old key is destroyed.
+    /// Members that lack the shortened log's beginning are sent the whole state.
+    pub async fn reseal(&self) -> Result<(), ResealError> {
+        let (done, wait) = oneshot::channel();
+        self.input(Input::Reseal(done));
+        wait.await
+            .map_err(|_| ResealError::Stopped(self.inner.shared.why_stopped()))
     }
 
     /// The last applied log entry, and a hash of the state after it. Members with different hashes at the same entry

@@ -27,6 +27,8 @@ pub(crate) enum StateWriter {
 pub(crate) struct Stepped {
     volume: Volume,
     queue: VecDeque<Applied>,
+    queued: u64,
+    written: u64,
     persisted: u64,
     failure: Option<DiskError>,
 }
@@ -43,6 +45,8 @@ impl StateWriter {
         StateWriter::Stepped(Stepped {
             volume,
             queue: VecDeque::new(),
+            queued: 0,
+            written: 0,
             persisted,
             failure: None,
         })
@@ -52,7 +56,10 @@ impl StateWriter {
     pub(crate) fn write(&mut self, run: Applied) {
         match self {
             StateWriter::Thread(persister) => persister.write(run),
-            StateWriter::Stepped(stepped) => stepped.queue.push_back(run),
+            StateWriter::Stepped(stepped) => {
+                stepped.queued += 1;
+                stepped.queue.push_back(run);
+            }
         }
     }
 
@@ -70,6 +77,22 @@ impl StateWriter {
         match self {
             StateWriter::Thread(_) => false,
             StateWriter::Stepped(stepped) => stepped.step(),
+        }
+    }
+
+    /// How many runs were queued so far.
+    pub(crate) fn queued(&self) -> u64 {
+        match self {
+            StateWriter::Thread(persister) => persister.queued,
+            StateWriter::Stepped(stepped) => stepped.queued,
+        }
+    }
+
+    /// How many of those are written.
+    pub(crate) fn written(&self) -> u64 {
+        match self {
+            StateWriter::Thread(persister) => persister.progress.written.load(Ordering::Acquire),
+            StateWriter::Stepped(stepped) => stepped.written,
         }
     }
 
@@ -117,7 +140,7 @@ impl Stepped {
             return false;
         };
         match self.volume.write_state(&run) {
-            Ok(()) => self.persisted = run.index,
+            Ok(()) => (self.persisted, self.written) = (run.index, self.written + 1),
             Err(error) => self.failure = Some(error),
         }
         true
@@ -132,6 +155,7 @@ enum Job {
 /// The thread that writes; it ends when this is finished or dropped.
 pub(crate) struct Persister {
     queue: SyncSender<Job>,
+    queued: u64,
     progress: Arc<Progress>,
     thread: JoinHandle<()>,
 }
@@ -139,6 +163,7 @@ pub(crate) struct Persister {
 #[derive(Default)]
 struct Progress {
     persisted: AtomicU64,
+    written: AtomicU64,
     failure: OnceLock<DiskError>,
 }
 
@@ -154,13 +179,15 @@ impl Persister {
             .map_err(OpenError::Thread)?;
         Ok(Persister {
             queue,
+            queued: 0,
             progress,
             thread,
         })
     }
 
     /// Queues changes; they follow on those before.
-    fn write(&self, run: Applied) {
+    fn write(&mut self, run: Applied) {
+        self.queued += 1;
         // Fails only after `failure` was set, which the core looks at.
         self.queue.send(Job::Write(run)).ok();
     }
@@ -192,9 +219,13 @@ fn work(volume: &Volume, jobs: &Receiver<Job>, progress: &Progress) {
                 done.send(()).ok();
             }
             Job::Write(mut run) => {
+                let mut runs = 1;
                 while run.rows.len() < BATCH_ROWS {
                     match jobs.try_recv() {
-                        Ok(Job::Write(later)) => run.merge(later),
+                        Ok(Job::Write(later)) => {
+                            run.merge(later);
+                            runs += 1;
+                        }
                         Ok(flush) => {
                             next = Some(flush);
                             break;
@@ -207,6 +238,7 @@ fn work(volume: &Volume, jobs: &Receiver<Job>, progress: &Progress) {
                     return;
                 }
                 progress.persisted.store(run.index, Ordering::Release);
+                progress.written.fetch_add(runs, Ordering::Release);
             }
         }
         if next.is_none() {

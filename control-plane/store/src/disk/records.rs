@@ -7,6 +7,7 @@ use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 use super::Applied;
 use crate::record::{RecordError, encode_row, seal, unseal};
 use crate::types::{Entry, Key, Revision};
+use crate::veil::Cover;
 
 pub(crate) const HARD_STATE: &[u8] = b"mhard";
 pub(crate) const LOG_START: &[u8] = b"mstart";
@@ -31,8 +32,8 @@ pub(crate) fn row_key(key: &Key) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn row_record(key: &Key, entry: &Entry) -> Vec<u8> {
-    seal(&encode_row(key, entry))
+pub(crate) fn row_record(key: &Key, entry: &Entry, cover: &Cover) -> Vec<u8> {
+    seal(&encode_row(key, entry, cover))
 }
 
 pub(crate) fn numbers<const N: usize>(values: [u64; N]) -> Vec<u8> {

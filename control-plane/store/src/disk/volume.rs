@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raft::eraftpb::{ConfState, Entry as LogEntry, HardState};
+use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 
 use super::records::{
     APPLIED, ENTRY, HARD_STATE, LOG_START, ROW, decode_applied, decode_entry, decode_numbers,
@@ -16,9 +16,10 @@ use super::records::{
 };
 use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Space};
 use crate::config::OpenError;
-use crate::record::{Decoder, unseal};
+use crate::record::{Decoder, RecordError, unseal};
 use crate::state::State;
 use crate::types::Revision;
+use crate::veil::{Cover, VeilError};
 
 /// Takes in a key and its record.
 type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError> + 'a;
@@ -28,14 +29,16 @@ type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError> + 'a;
 pub(crate) struct Volume {
     path: PathBuf,
     engine: Arc<dyn Engine>,
+    cover: Cover,
 }
 
 impl Volume {
     /// The volume at `path`, which names it in errors.
-    pub(crate) fn new(path: &Path, engine: Arc<dyn Engine>) -> Volume {
+    pub(crate) fn new(path: &Path, engine: Arc<dyn Engine>, cover: Cover) -> Volume {
         Volume {
             path: path.to_owned(),
             engine,
+            cover,
         }
     }
 
@@ -82,12 +85,28 @@ impl Volume {
         }
         // The commit index is not synced for its own sake, so what was applied can be ahead of it.
         hard_state.commit = hard_state.commit.max(state.applied);
+        self.check_readable(&entries, state.applied)?;
         Ok(Some(Recovered {
             hard_state,
             start: start.into(),
             entries,
             state,
         }))
+    }
+
+    /// Whether the entries that were not applied yet can be opened: better refused now than when one is due.
+    fn check_readable(&self, entries: &[LogEntry], applied: u64) -> Result<(), OpenError> {
+        let mut decoder = Decoder::new(self.cover.clone());
+        let due = entries.iter().filter(|entry| {
+            entry.index > applied && entry.get_entry_type() == EntryType::EntryNormal
+        });
+        for entry in due {
+            // What else is wrong with one is said when it is applied.
+            if let Err(RecordError::Sealed(reason)) = decoder.transactions(&entry.data) {
+                return Err(self.sealed(Space::Log, reason));
+            }
+        }
+        Ok(())
     }
 
     fn recover_state(&self) -> Result<State, OpenError> {
@@ -101,14 +120,17 @@ impl Volume {
             .map_err(|error| self.corrupt(Space::State, &format!("the applied index: {error}")))?;
         state.applied = applied.index;
         state.conf_state = applied.conf_state;
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(self.cover.clone());
         self.visit(Space::State, ROW, &mut |key, record| {
             let (key, entry) =
                 unseal(record)
                     .and_then(|body| decoder.row(body))
-                    .map_err(|error| {
-                        let name = String::from_utf8_lossy(key).replace('\0', " ");
-                        self.corrupt(Space::State, &format!("object {name}: {error}"))
+                    .map_err(|error| match error {
+                        RecordError::Sealed(reason) => self.sealed(Space::State, reason),
+                        error => {
+                            let name = String::from_utf8_lossy(key).replace('\0', " ");
+                            self.corrupt(Space::State, &format!("object {name}: {error}"))
+                        }
                     })?;
             state.insert(key, entry);
             Ok(())
@@ -187,7 +209,9 @@ impl Volume {
     pub(crate) fn write_state(&self, run: &Applied) -> Result<(), DiskError> {
         let mut batch = Batch::with_capacity(run.rows.len() + 1);
         for (key, entry) in &run.rows {
-            let record = entry.as_ref().map(|entry| row_record(key, entry));
+            let record = entry
+                .as_ref()
+                .map(|entry| row_record(key, entry, &self.cover));
             batch.push(state_change(row_key(key), record));
         }
         let applied = encode_applied(run.index, run.revision, &run.conf_state);
@@ -206,7 +230,7 @@ impl Volume {
         // Within one batch a key may occur only once.
         let mut kept = HashSet::new();
         for (key, entry) in state.rows() {
-            let (key, record) = (row_key(&key), row_record(&key, entry));
+            let (key, record) = (row_key(&key), row_record(&key, entry, &self.cover));
             kept.insert(key.clone());
             batch.push(state_change(key, Some(record)));
         }
@@ -265,6 +289,13 @@ impl Volume {
         OpenError::Corrupt {
             path: self.place(space),
             record: record.to_owned(),
+        }
+    }
+
+    fn sealed(&self, space: Space, reason: VeilError) -> OpenError {
+        OpenError::Sealed {
+            path: self.place(space),
+            reason,
         }
     }
 

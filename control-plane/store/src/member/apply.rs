@@ -10,6 +10,7 @@ use super::{Failure, Member, Own, Pending};
 use crate::disk::Applied;
 use crate::metrics::METRICS;
 use crate::packet::Tags;
+use crate::record::RecordError;
 use crate::types::{Event, ProposeError, Revision, Term};
 
 type Outcome = Result<Revision, ProposeError>;
@@ -39,7 +40,13 @@ impl Member {
             reason,
         };
         let transactions = self.decoder.transactions(&entry.data);
-        let transactions = transactions.map_err(|error| malformed(error.to_string()))?;
+        let transactions = transactions.map_err(|error| match error {
+            RecordError::Sealed(reason) => Failure::Sealed {
+                index: entry.index,
+                reason,
+            },
+            error => malformed(error.to_string()),
+        })?;
         let tags: Tags = prost::Message::decode(&*entry.context)
             .map_err(|error| malformed(error.to_string()))?;
         #[cfg(test)]

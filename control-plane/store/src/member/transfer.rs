@@ -17,6 +17,7 @@ use crate::packet::{Body, Chunk, Offer, StateId, Want};
 use crate::record::{Decoder, RecordError};
 use crate::state::State;
 use crate::types::Revision;
+use crate::veil::Cover;
 
 /// Election timeouts without a word from the receiver after which a transfer has failed, for now.
 const PATIENCE: usize = 2;
@@ -134,7 +135,7 @@ impl Member {
                     message,
                     next: 0,
                     state,
-                    decoder: Decoder::default(),
+                    decoder: Decoder::new(Cover::new(self.config.veil.clone())),
                     unanswered: 0,
                     quiet: 0,
                 });

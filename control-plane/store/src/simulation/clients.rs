@@ -16,6 +16,7 @@ use crate::shared::Shared;
 use crate::types::{
     Entry, Guard, Index, Key, Operation as Change, ProposeError, Revision, Table, Term, Transaction,
 };
+use crate::veil::Cover;
 
 const KEYS: u64 = 5;
 /// Some room remains for those that are under way.
@@ -330,8 +331,9 @@ impl World {
                 if running.shared.admit(1_000).is_err() {
                     return;
                 }
+                let cover = Cover::new(self.machines[&member].config.veil.clone());
                 Input::Propose(Proposal {
-                    data: encode_transaction(&transaction),
+                    data: encode_transaction(&transaction, &cover),
                     reply: sender,
                     submitted: Instant::now(),
                 })

@@ -24,6 +24,8 @@ use crate::packet::{Body, Packet};
 use crate::seat::Seat;
 use crate::shared::Shared;
 use crate::types::Leadership;
+use crate::veil::Cover;
+use crate::veil::toy::ToyVeil;
 
 /// Times are microseconds since the beginning.
 pub(super) const TICK: u64 = 10_000;
@@ -97,6 +99,9 @@ impl World {
         let pick = |random: &mut Random, from: &[usize]| *random.pick(from).expect("not empty");
         let template = StoreConfig {
             voters: (1..=members).collect(),
+            veil: random
+                .chance(30)
+                .then(|| Arc::new(ToyVeil::covering(&["reg"])) as Arc<_>),
             event_history: pick(&mut random, &[64, 1_000]),
             watch_buffer: pick(&mut random, &[2, 64]),
             log_entries: pick(&mut random, &[3, 10, 1_000]) as u64,
@@ -290,7 +295,11 @@ impl World {
         }
         machine.life += 1;
         let life = machine.life;
-        let volume = Volume::new(Path::new("/simulated"), Arc::clone(&machine.disk) as Arc<_>);
+        let volume = Volume::new(
+            Path::new("/simulated"),
+            Arc::clone(&machine.disk) as Arc<_>,
+            Cover::new(machine.config.veil.clone()),
+        );
         let port = Port {
             from: id,
             outbox: Arc::clone(&self.outbox),

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::handover::Taken;
+use crate::handover::{Cut, Taken};
 use crate::record::{Decoder, encode_row, encode_transaction};
 use crate::types::Index;
+use crate::veil::Cover;
 
 const UNBOUNDED: HistoryLimits = HistoryLimits {
     events: usize::MAX,
@@ -54,6 +55,13 @@ fn history() -> impl Strategy<Value = Vec<Transaction>> {
     proptest::collection::vec(transaction, 0..40)
 }
 
+fn cut() -> Cut {
+    Cut {
+        bytes: 150,
+        cover: Cover::default(),
+    }
+}
+
 fn run(history: &[Transaction], limits: HistoryLimits) -> State {
     let mut state = State::default();
     for transaction in history {
@@ -69,7 +77,7 @@ proptest! {
     fn the_same_log_leads_to_the_same_state(history in history()) {
         let mut log = Vec::new();
         for transaction in &history {
-            log.extend(encode_transaction(transaction));
+            log.extend(encode_transaction(transaction, &Cover::default()));
         }
         let decoded = Decoder::default().transactions(&log).unwrap();
         prop_assert_eq!(&decoded, &history);
@@ -80,7 +88,7 @@ proptest! {
     #[test]
     fn a_state_survives_its_journey_in_chunks(history in history()) {
         let state = run(&history, UNBOUNDED);
-        let taken = Taken::new(raft::eraftpb::SnapshotMetadata::default(), state.clone(), 40);
+        let taken = Taken::new(raft::eraftpb::SnapshotMetadata::default(), state.clone(), cut());
         let mut copy = State::default();
         let mut decoder = Decoder::default();
         for number in 0.. {
@@ -100,7 +108,7 @@ proptest! {
         prop_assert_eq!(copy.encode(), state.encode());
         prop_assert_eq!(copy.fingerprint(), state.fingerprint());
         // A sender that has just started finds the same chunk in the middle.
-        let again = Taken::new(raft::eraftpb::SnapshotMetadata::default(), state, 40);
+        let again = Taken::new(raft::eraftpb::SnapshotMetadata::default(), state, cut());
         prop_assert_eq!(again.chunk(2), taken.chunk(2));
     }
 
@@ -181,7 +189,7 @@ impl State {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.revision.0.to_le_bytes().to_vec();
         for (key, entry) in self.rows() {
-            bytes.extend(encode_row(&key, entry));
+            bytes.extend(encode_row(&key, entry, &Cover::default()));
         }
         bytes
     }

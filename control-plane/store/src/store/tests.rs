@@ -7,6 +7,7 @@ use crate::packet::Body;
 use crate::simulation::{Random, SimDisk};
 use crate::state::HistoryLimits;
 use crate::types::{Guard, Index, Operation};
+use crate::veil::Cover;
 
 fn table() -> Table {
     Table("core/pods".into())
@@ -177,6 +178,7 @@ async fn a_member_whose_disk_fails_stops_and_acknowledges_nothing_more() {
         let volume = Volume::new(
             std::path::Path::new("/data/m1"),
             Arc::clone(&disk) as Arc<_>,
+            Cover::default(),
         );
         Store::start(StoreConfig::default(), Arc::new(NoPeers), Some(volume)).unwrap()
     };

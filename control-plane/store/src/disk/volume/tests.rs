@@ -13,7 +13,11 @@ fn entry(index: u64) -> LogEntry {
 }
 
 fn volume_with_log(path: &Path) -> Volume {
-    let volume = Volume::new(path, Arc::new(FjallEngine::open(path).unwrap()));
+    let volume = Volume::new(
+        path,
+        Arc::new(FjallEngine::open(path).unwrap()),
+        Cover::default(),
+    );
     let mut hard_state = HardState::default();
     (hard_state.term, hard_state.commit) = (1, 1);
     let conf_state = ConfState::from((vec![1], Vec::new()));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::level::NewerLevel;
 use crate::veil::{Veil, VeilError};
 
 /// Where a member keeps its data, who it is, and its bounds. The defaults describe a single server.
@@ -119,6 +120,22 @@ pub enum OpenError {
         path: PathBuf,
         /// Which object, why, and what to do.
         reason: VeilError,
+    },
+    /// A restore from a backup was killed.
+    #[error(
+        "a backup was being restored into {path} and that did not finish: empty the directory, then restore the backup again"
+    )]
+    Unfinished {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// The data needs a newer build.
+    #[error("{path} {newer}")]
+    Newer {
+        /// The data directory.
+        path: PathBuf,
+        /// What it needs.
+        newer: NewerLevel,
     },
     /// Consensus could not start on the recovered data.
     #[error("consensus cannot start from {path}: {reason}")]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry as LogEntry, HardState};
 
+use crate::level::Level;
 use crate::state::State;
 use crate::types::{Entry, Key, Revision};
 
@@ -90,6 +91,8 @@ pub(crate) struct Recovered {
 pub(crate) struct Applied {
     pub(crate) index: u64,
     pub(crate) revision: Revision,
+    /// When it was raised.
+    pub(crate) level: Option<Level>,
     pub(crate) conf_state: ConfState,
     /// `None` removes the row.
     pub(crate) rows: HashMap<Key, Option<Arc<Entry>>>,
@@ -100,6 +103,11 @@ impl Applied {
     pub(crate) fn merge(&mut self, later: Applied) {
         let mut rows = std::mem::take(&mut self.rows);
         rows.extend(later.rows);
-        *self = Applied { rows, ..later };
+        let level = later.level.or(self.level);
+        *self = Applied {
+            rows,
+            level,
+            ..later
+        };
     }
 }

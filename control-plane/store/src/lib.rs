@@ -13,6 +13,8 @@
 //! Values of tables that a [`Veil`] covers are plain in memory and sealed everywhere else: in log entries and forwarded
 //! proposals from the encoding on, in rows, in chunks of states.
 //!
+//! A state leaves the cluster as a [`backup`], and comes back as a cluster of one.
+//!
 //! Members are ids. Whatever else is to be known of one (addresses, versions) belongs into ordinary keys: every member
 //! has those, can watch them, and a new address needs no change of the membership.
 //!
@@ -20,11 +22,13 @@
 //! numbers, no IO); a transaction changes all of its keys at one revision or none; a watch delivers every event after
 //! its revision, in order, or is closed; the log loses an entry only after the state it led to is durable.
 
+pub mod backup;
 mod chance;
 mod config;
 mod disk;
 mod driver;
 mod handover;
+mod level;
 mod log;
 mod logger;
 mod member;
@@ -44,7 +48,9 @@ pub mod types;
 mod veil;
 mod watch;
 
+pub use backup::{Backup, BackupError, BackupSummary};
 pub use config::{OpenError, StoreConfig};
+pub use level::{FEATURE_LEVEL, NewerLevel};
 pub use member::membership::{MemberRole, MemberStatus, MembershipError};
 pub use store::{DeliverError, ResealError, Store};
 pub use table::TableSnapshot;

@@ -221,6 +221,12 @@ impl Decoder {
         Ok(transaction)
     }
 
+    /// Which object a row is of, and whether its value is sealed; the value is not looked at.
+    pub(crate) fn name(&mut self, data: &[u8]) -> Result<(Key, bool), RecordError> {
+        let record = RowRecord::decode(data)?;
+        Ok((self.key(record.key)?, record.sealed))
+    }
+
     /// One row, as [`encode_row`] wrote it.
     pub(crate) fn row(&mut self, data: &[u8]) -> Result<(Key, Entry), RecordError> {
         let record = RowRecord::decode(data)?;

@@ -27,15 +27,16 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// Recovers the member; `writer` makes the state's writer, given the log entry it continues after.
+    /// Recovers the member, whose build knows feature levels up to `known`; `writer` makes the state's writer, given the log entry it continues after.
     pub(crate) fn open(
         config: &StoreConfig,
         volume: Option<Volume>,
+        known: u32,
         chance: Chance,
         transport: Arc<dyn Transport>,
         writer: impl FnOnce(u64) -> Result<Option<StateWriter>, OpenError>,
     ) -> Result<Seat, OpenError> {
-        let recovered = recover(config, volume.as_ref())?;
+        let recovered = recover(config, volume.as_ref(), known)?;
         let history = HistoryLimits {
             events: config.event_history,
             bytes: config.event_history_bytes,
@@ -96,8 +97,16 @@ fn raft_config(config: &StoreConfig, applied: u64) -> raft::Config {
 }
 
 /// What the disk holds, or a new member's beginning.
-fn recover(config: &StoreConfig, volume: Option<&Volume>) -> Result<Recovered, OpenError> {
-    if let Some(found) = volume.map(Volume::recover).transpose()?.flatten() {
+fn recover(
+    config: &StoreConfig,
+    volume: Option<&Volume>,
+    known: u32,
+) -> Result<Recovered, OpenError> {
+    if let Some(found) = volume
+        .map(|volume| volume.recover(known))
+        .transpose()?
+        .flatten()
+    {
         return Ok(found);
     }
     let mut hard_state = HardState::default();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use raft::eraftpb::ConfState;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::level::Level;
 use crate::table::{Rows, TableSnapshot};
 use crate::types::{
     Entry, Event, Guard, Key, Operation, ProposeError, Revision, Table, Term, Transaction,
@@ -19,6 +20,8 @@ pub(crate) struct State {
     pub(crate) tables: HashMap<Table, Rows>,
     /// The log entry this is the state of.
     pub(crate) applied: u64,
+    /// Never falls.
+    pub(crate) level: Level,
     /// The members as of that entry.
     pub(crate) conf_state: ConfState,
     /// Watches can start here or later. What is remembered is each member's own.
@@ -96,6 +99,7 @@ impl State {
             revision: self.revision,
             tables: self.tables.clone(),
             applied: self.applied,
+            level: self.level,
             conf_state: self.conf_state.clone(),
             rows_hash: self.rows_hash,
             ..State::default()

@@ -8,11 +8,13 @@ use parking_lot::RwLock;
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use crate::backup::Backup;
 use crate::chance::Chance;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::fjall::FjallEngine;
 use crate::disk::{StateWriter, Volume};
 use crate::driver;
+use crate::level::FEATURE_LEVEL;
 use crate::member::membership::{Change, ChangeInput, MemberStatus, MembershipError};
 use crate::member::{Input, Proposal};
 use crate::packet::Packet;
@@ -82,7 +84,7 @@ impl Store {
             config.check()?;
             let engine = Arc::new(FjallEngine::open(&config.data_dir)?);
             let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil.clone()));
-            Store::start(config, transport, Some(volume))
+            Store::start(config, transport, Some(volume), FEATURE_LEVEL)
         };
         match tokio::task::spawn_blocking(opening).await {
             Ok(opened) => opened,
@@ -103,13 +105,14 @@ impl Store {
         transport: Arc<dyn Transport>,
     ) -> Result<Store, OpenError> {
         config.check()?;
-        Store::start(config, transport, None)
+        Store::start(config, transport, None, FEATURE_LEVEL)
     }
 
     fn start(
         config: StoreConfig,
         transport: Arc<dyn Transport>,
         volume: Option<Volume>,
+        known: u32,
     ) -> Result<Store, OpenError> {
         let begun = Instant::now();
         let writer = |persisted| {
@@ -118,7 +121,14 @@ impl Store {
                 .map(|volume| StateWriter::thread(volume, persisted))
                 .transpose()
         };
-        let seat = Seat::open(&config, volume.clone(), Chance::fresh(), transport, writer)?;
+        let seat = Seat::open(
+            &config,
+            volume.clone(),
+            known,
+            Chance::fresh(),
+            transport,
+            writer,
+        )?;
         let mut member = seat.member;
         member.begin().map_err(|failure| OpenError::Consensus {
             path: config.data_dir.clone(),
@@ -289,6 +299,13 @@ impl Store {
         self.input(Input::Reseal(done));
         wait.await
             .map_err(|_| ResealError::Stopped(self.inner.shared.why_stopped()))
+    }
+
+    /// The state as it is now, for a file; O(1), and later writes do not change it. `creation` is stored as it is: what
+    /// tells this backup from others (the cluster, the version, the time).
+    pub fn backup(&self, creation: Vec<u8>) -> Backup {
+        let state = self.state().read().without_history();
+        Backup::new(state, self.inner.cover.clone(), creation)
     }
 
     /// The last applied log entry, and a hash of the state after it. Members with different hashes at the same entry

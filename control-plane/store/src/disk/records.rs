@@ -5,13 +5,18 @@ use std::collections::HashMap;
 use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 
 use super::Applied;
+use crate::level::Level;
 use crate::record::{RecordError, encode_row, seal, unseal};
 use crate::types::{Entry, Key, Revision};
 use crate::veil::Cover;
 
 pub(crate) const HARD_STATE: &[u8] = b"mhard";
 pub(crate) const LOG_START: &[u8] = b"mstart";
+/// There while the volume is being filled from a backup.
+pub(crate) const RESTORING: &[u8] = b"mrestoring";
 pub(crate) const APPLIED: &[u8] = b"mapplied";
+/// The feature level; absent for the first.
+pub(crate) const LEVEL: &[u8] = b"mlevel";
 pub(crate) const ENTRY: u8 = b'e';
 pub(crate) const ROW: u8 = b'r';
 
@@ -42,6 +47,10 @@ pub(crate) fn numbers<const N: usize>(values: [u64; N]) -> Vec<u8> {
 
 pub(crate) fn hard_record(hard_state: &HardState) -> Vec<u8> {
     numbers([hard_state.term, hard_state.vote, hard_state.commit])
+}
+
+pub(crate) fn level_record(level: Level) -> Vec<u8> {
+    numbers([u64::from(level.0)])
 }
 
 pub(crate) fn decode_numbers<const N: usize>(body: &[u8]) -> Result<[u64; N], RecordError> {
@@ -98,6 +107,7 @@ pub(crate) fn decode_applied(body: &[u8]) -> Result<Applied, RecordError> {
     Ok(Applied {
         index,
         revision: Revision(revision),
+        level: None,
         conf_state: decode_conf_state(members)?,
         rows: HashMap::new(),
     })

@@ -4,6 +4,8 @@
 //! writes to it that consensus relies on are synced. [`Space::State`] holds rows and the applied index, written together
 //! without a sync: after a crash they are some earlier state, and the log holds everything since.
 
+mod offline;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,11 +13,13 @@ use std::sync::Arc;
 use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 
 use super::records::{
-    APPLIED, ENTRY, HARD_STATE, LOG_START, ROW, decode_applied, decode_entry, decode_numbers,
-    encode_applied, entry_key, entry_record, hard_record, numbers, row_key, row_record,
+    APPLIED, ENTRY, HARD_STATE, LEVEL, LOG_START, RESTORING, ROW, decode_applied, decode_entry,
+    decode_numbers, encode_applied, entry_key, entry_record, hard_record, level_record, numbers,
+    row_key, row_record,
 };
 use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Space};
 use crate::config::OpenError;
+use crate::level::Level;
 use crate::record::{Decoder, RecordError, unseal};
 use crate::state::State;
 use crate::types::Revision;
@@ -42,13 +46,20 @@ impl Volume {
         }
     }
 
-    /// Everything on disk; `None` when the member is new.
-    pub(crate) fn recover(&self) -> Result<Option<Recovered>, OpenError> {
-        let Some(start) = self.numbers::<2>(LOG_START)? else {
+    /// Everything on disk; `None` when the member is new. `known` is the highest feature level that may be there.
+    pub(crate) fn recover(&self, known: u32) -> Result<Option<Recovered>, OpenError> {
+        // First of all: whatever else is there may have changed with the level.
+        let level = self.recover_level(known)?;
+        if self.numbers::<0>(Space::Log, RESTORING)?.is_some() {
+            return Err(OpenError::Unfinished {
+                path: self.path.clone(),
+            });
+        }
+        let Some(start) = self.numbers::<2>(Space::Log, LOG_START)? else {
             return Ok(None);
         };
         let [term, vote, commit] = self
-            .numbers::<3>(HARD_STATE)?
+            .numbers::<3>(Space::Log, HARD_STATE)?
             .ok_or_else(|| self.corrupt(Space::Log, "the vote is missing"))?;
         let mut hard_state = HardState::default();
         (hard_state.term, hard_state.vote, hard_state.commit) = (term, vote, commit);
@@ -71,7 +82,7 @@ impl Volume {
             entries.push(entry);
             Ok(())
         })?;
-        let state = self.recover_state()?;
+        let state = self.recover_state(level)?;
         let last = start[0] + entries.len() as u64;
         if state.applied < start[0] || state.applied > last {
             return Err(self.corrupt(
@@ -109,7 +120,18 @@ impl Volume {
         Ok(())
     }
 
-    fn recover_state(&self) -> Result<State, OpenError> {
+    fn recover_level(&self, known: u32) -> Result<Level, OpenError> {
+        let Some([number]) = self.numbers(Space::State, LEVEL)? else {
+            return Ok(Level::default());
+        };
+        let level = Level(u32::try_from(number).unwrap_or(u32::MAX));
+        level.known(known).map_err(|newer| OpenError::Newer {
+            path: self.path.clone(),
+            newer,
+        })
+    }
+
+    fn recover_state(&self, level: Level) -> Result<State, OpenError> {
         let mut state = State::default();
         let record = self.engine.get(Space::State, APPLIED);
         let record = record
@@ -118,6 +140,7 @@ impl Volume {
         let applied = unseal(&record)
             .and_then(decode_applied)
             .map_err(|error| self.corrupt(Space::State, &format!("the applied index: {error}")))?;
+        state.level = level;
         state.applied = applied.index;
         state.conf_state = applied.conf_state;
         let mut decoder = Decoder::new(self.cover.clone());
@@ -214,6 +237,9 @@ impl Volume {
                 .map(|entry| row_record(key, entry, &self.cover));
             batch.push(state_change(row_key(key), record));
         }
+        if let Some(level) = run.level {
+            batch.push(state_change(LEVEL, Some(level_record(level))));
+        }
         let applied = encode_applied(run.index, run.revision, &run.conf_state);
         batch.push(state_change(APPLIED, Some(applied)));
         self.commit("writing the state", batch, false)
@@ -247,6 +273,7 @@ impl Volume {
         }
         let applied = encode_applied(start.0, state.revision, &state.conf_state);
         batch.push(state_change(APPLIED, Some(applied)));
+        batch.push(state_change(LEVEL, Some(level_record(state.level))));
         batch.push(log_change(HARD_STATE, Some(hard_record(hard_state))));
         batch.push(log_change(LOG_START, Some(numbers([start.0, start.1]))));
         self.commit("taking over a state", batch, true)
@@ -275,14 +302,18 @@ impl Volume {
         outcome
     }
 
-    fn numbers<const N: usize>(&self, key: &[u8]) -> Result<Option<[u64; N]>, OpenError> {
+    fn numbers<const N: usize>(
+        &self,
+        space: Space,
+        key: &[u8],
+    ) -> Result<Option<[u64; N]>, OpenError> {
         let name = || String::from_utf8_lossy(key).into_owned();
-        let record = self.engine.get(Space::Log, key);
+        let record = self.engine.get(space, key);
         record
-            .map_err(|error| self.unreadable(Space::Log, error))?
+            .map_err(|error| self.unreadable(space, error))?
             .map(|record| unseal(&record).and_then(decode_numbers))
             .transpose()
-            .map_err(|error| self.corrupt(Space::Log, &format!("record {}: {error}", name())))
+            .map_err(|error| self.corrupt(space, &format!("record {}: {error}", name())))
     }
 
     fn corrupt(&self, space: Space, record: &str) -> OpenError {

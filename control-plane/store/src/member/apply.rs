@@ -78,6 +78,7 @@ impl Member {
             writer.write(Applied {
                 index: entry.index,
                 revision,
+                level: None,
                 conf_state,
                 rows: events.into_iter().map(row).collect(),
             });
@@ -148,6 +149,7 @@ impl Member {
             writer.write(Applied {
                 index: entry.index,
                 revision,
+                level: None,
                 conf_state,
                 rows: HashMap::new(),
             });

@@ -95,6 +95,7 @@ impl Member {
         let run = Applied {
             index: state.applied,
             revision: state.revision,
+            level: None,
             conf_state: state.conf_state.clone(),
             rows,
         };

@@ -19,6 +19,7 @@ use super::{Mutation, Report};
 use crate::chance::{Chance, mix};
 use crate::config::StoreConfig;
 use crate::disk::{StateWriter, Volume};
+use crate::level::FEATURE_LEVEL;
 use crate::member::{Failure, Input, Member};
 use crate::packet::{Body, Packet};
 use crate::seat::Seat;
@@ -309,6 +310,7 @@ impl World {
         let seat = Seat::open(
             &machine.config,
             Some(volume.clone()),
+            FEATURE_LEVEL,
             chance,
             Arc::new(port),
             writer,

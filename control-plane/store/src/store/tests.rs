@@ -180,7 +180,13 @@ async fn a_member_whose_disk_fails_stops_and_acknowledges_nothing_more() {
             Arc::clone(&disk) as Arc<_>,
             Cover::default(),
         );
-        Store::start(StoreConfig::default(), Arc::new(NoPeers), Some(volume)).unwrap()
+        Store::start(
+            StoreConfig::default(),
+            Arc::new(NoPeers),
+            Some(volume),
+            FEATURE_LEVEL,
+        )
+        .unwrap()
     };
     let store = start();
     store.propose(create(key("a", "kept"))).await.unwrap();

@@ -9,6 +9,7 @@ use super::*;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::Volume;
 use crate::disk::fjall::FjallEngine;
+use crate::level::FEATURE_LEVEL;
 use crate::record::{Decoder, RecordError, encode_row, encode_transaction};
 use crate::simulation::SimDisk;
 use crate::store::Store;
@@ -78,7 +79,7 @@ fn is_on_disk(dir: &Path) -> bool {
 fn log_of(config: StoreConfig) -> Vec<LogEntry> {
     let engine = Arc::new(FjallEngine::open(&config.data_dir).unwrap());
     let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil));
-    volume.recover().unwrap().unwrap().entries
+    volume.recover(FEATURE_LEVEL).unwrap().unwrap().entries
 }
 
 #[test]
@@ -185,8 +186,8 @@ fn an_entry_that_cannot_be_opened_is_refused_before_it_is_due() {
     (entry.index, entry.term) = (2, 1);
     entry.data = encode_transaction(&put(key("secrets", "mine")), &cover);
     sealing.append(&[entry], 1, &hard_state, true).unwrap();
-    assert!(sealing.recover().is_ok());
-    match volume(Cover::default()).recover() {
+    assert!(sealing.recover(FEATURE_LEVEL).is_ok());
+    match volume(Cover::default()).recover(FEATURE_LEVEL) {
         Err(OpenError::Sealed { .. }) => {}
         Err(other) => panic!("another error: {other}"),
         Ok(_) => panic!("it was not noticed"),

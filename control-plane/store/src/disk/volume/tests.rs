@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::disk::fjall::FjallEngine;
+use crate::level::FEATURE_LEVEL;
 use crate::types::{Entry, Key};
 
 fn entry(index: u64) -> LogEntry {
@@ -29,7 +30,7 @@ fn volume_with_log(path: &Path) -> Volume {
 }
 
 fn refusal(volume: &Volume) -> String {
-    match volume.recover() {
+    match volume.recover(FEATURE_LEVEL) {
         Err(error @ OpenError::Corrupt { .. }) => error.to_string(),
         Err(other) => panic!("another error: {other}"),
         Ok(_) => panic!("damage was not seen"),
@@ -40,7 +41,7 @@ fn refusal(volume: &Volume) -> String {
 fn a_damaged_entry_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let volume = volume_with_log(dir.path());
-    let found = volume.recover().unwrap().unwrap();
+    let found = volume.recover(FEATURE_LEVEL).unwrap().unwrap();
     assert_eq!(found.entries, [entry(2), entry(3)]);
     volume.damage(Space::Log, &entry_key(3));
     let message = refusal(&volume);
@@ -74,6 +75,7 @@ fn a_damaged_object_is_refused_by_name() {
     let run = Applied {
         index: 2,
         revision: Revision(1),
+        level: None,
         conf_state: ConfState::default(),
         rows: HashMap::from([(key.clone(), Some(Arc::new(row)))]),
     };
@@ -89,6 +91,7 @@ fn a_state_ahead_of_the_log_is_refused() {
     let run = Applied {
         index: 9,
         revision: Revision(1),
+        level: None,
         conf_state: ConfState::default(),
         rows: HashMap::new(),
     };
@@ -105,7 +108,10 @@ fn appending_replaces_what_conflicts() {
     volume
         .append(std::slice::from_ref(&newer), 3, &HardState::default(), true)
         .unwrap();
-    assert_eq!(volume.recover().unwrap().unwrap().entries, [newer]);
+    assert_eq!(
+        volume.recover(FEATURE_LEVEL).unwrap().unwrap().entries,
+        [newer]
+    );
 }
 
 impl Volume {

@@ -137,6 +137,35 @@ pub enum OpenError {
         /// What it needs.
         newer: NewerLevel,
     },
+    /// There is nobody to recover.
+    #[error(
+        "there is no member's data in {path}: give the data directory of a server that took part in the cluster"
+    )]
+    NoMember {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// The member waits for the cluster's state.
+    #[error(
+        "the member in {path} has not received the cluster's state: recover another member, or restore a backup"
+    )]
+    NoState {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// The data is another member's.
+    #[error(
+        "{path} holds the state of a cluster of the members {members:?}, and {member} is none of them: give the id of the \
+         member that ran on this directory"
+    )]
+    Stranger {
+        /// Which directory.
+        path: PathBuf,
+        /// The id that was given.
+        member: u64,
+        /// Those that the data knows.
+        members: Vec<u64>,
+    },
     /// Consensus could not start on the recovered data.
     #[error("consensus cannot start from {path}: {reason}")]
     Consensus {

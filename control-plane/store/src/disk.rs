@@ -87,6 +87,15 @@ pub(crate) struct Recovered {
     pub(crate) state: State,
 }
 
+impl Recovered {
+    /// Term and index of the last log entry: the greater, the newer the log.
+    pub(crate) fn last(&self) -> (u64, u64) {
+        let (index, term) = self.start;
+        let last = self.entries.last();
+        last.map_or((term, index), |entry| (entry.term, entry.index))
+    }
+}
+
 /// A run of changes of the state, up to an applied index.
 pub(crate) struct Applied {
     pub(crate) index: u64,

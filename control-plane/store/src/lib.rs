@@ -13,7 +13,8 @@
 //! Values of tables that a [`Veil`] covers are plain in memory and sealed everywhere else: in log entries and forwarded
 //! proposals from the encoding on, in rows, in chunks of states.
 //!
-//! A state leaves the cluster as a [`backup`], and comes back as a cluster of one.
+//! A state leaves the cluster as a [`backup`], and comes back as a cluster of one. Where a majority is lost for good,
+//! [`recovery`] lets one member go on alone.
 //!
 //! Members are ids. Whatever else is to be known of one (addresses, versions) belongs into ordinary keys: every member
 //! has those, can watch them, and a new address needs no change of the membership.
@@ -36,6 +37,7 @@ mod metrics;
 mod packet;
 mod reads;
 mod record;
+pub mod recovery;
 mod seat;
 mod shared;
 #[cfg(test)]

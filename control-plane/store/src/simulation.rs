@@ -2,8 +2,8 @@
 //!
 //! A run is a function of its seed. Three or five members serve clients that write, compare-and-swap, delete and read,
 //! while messages are dropped, repeated, reordered and delayed, links fail in one direction, members crash and lose what
-//! was not synced, disks stall and fail, clocks run unevenly, members join and leave, and states travel in chunks. Then
-//! everything heals, and these must hold:
+//! was not synced, disks stall and fail, clocks run unevenly, members join and leave, states travel in chunks, and sometimes all members but
+//! one are lost for good and that one goes on alone. Then everything heals, and these must hold:
 //!
 //! - what clients saw is linearizable, key by key ([`linear`]); an outcome that was unknown may have happened or not;
 //! - an acknowledged write is in the history at its revision, no write is there twice, and no term has two leaders;
@@ -60,6 +60,7 @@ struct Report {
     crashes: u64,
     states_taken_over: u64,
     membership_changes: u64,
+    recoveries: u64,
     trace: u64,
 }
 
@@ -119,6 +120,7 @@ fn add(total: &mut Report, report: &Report) {
     total.crashes += report.crashes;
     total.states_taken_over += report.states_taken_over;
     total.membership_changes += report.membership_changes;
+    total.recoveries += report.recoveries;
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -161,6 +163,10 @@ fn nothing_acknowledged_is_lost_under_any_seed() {
     assert!(
         happened.iter().all(|count| *count > seeds.min(100)),
         "too little happened: {total:?}"
+    );
+    assert!(
+        seeds < 100 || total.recoveries > 0,
+        "nobody was recovered: {total:?}"
     );
 }
 

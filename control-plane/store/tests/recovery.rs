@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{alone, create, delete, dump, eventually, key, open, put, table};
+use common::{alone, copy, create, delete, dump, eventually, key, open, put, table};
 use gantry_store::{NoPeers, OpenError, ProposeError, Revision, Store, StoreConfig, WatchError};
 
 async fn fill(store: &Store, from: usize, to: usize) {
@@ -18,20 +18,6 @@ async fn fill(store: &Store, from: usize, to: usize) {
             &"v".repeat(number % 700),
         );
         store.propose(transaction).await.unwrap();
-    }
-}
-
-/// What a crash of the process leaves behind: the files as they are, without the lock.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for item in fs::read_dir(from).unwrap() {
-        let item = item.unwrap();
-        let target = to.join(item.file_name());
-        if item.file_type().unwrap().is_dir() {
-            copy(&item.path(), &target);
-        } else {
-            fs::copy(item.path(), target).unwrap();
-        }
     }
 }
 

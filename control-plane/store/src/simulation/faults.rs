@@ -1,10 +1,15 @@
 //! What goes wrong, and which changes the operators of the cluster make meanwhile.
 
+use std::collections::BTreeSet;
+
 use tokio::sync::oneshot;
 
 use super::world::{Event, World};
+use crate::disk::Recovered;
+use crate::level::FEATURE_LEVEL;
 use crate::member::Input;
 use crate::member::membership::{Change, ChangeInput};
+use crate::recovery;
 
 impl World {
     /// One thing goes wrong, or gets well again.
@@ -57,7 +62,12 @@ impl World {
             (80..83, Some(id)) => self.change(id, |machine, random| {
                 machine.period = random.range(5_000, 20_000);
             }),
-            (83.., _) => self.operate(&all),
+            (83..85, Some(id)) => {
+                // Nobody waits for it.
+                let (reply, _) = oneshot::channel();
+                self.input(id, Input::Reseal(reply));
+            }
+            (85.., _) => self.operate(&all),
             _ => {}
         }
         let after = self.random.range(10_000, 120_000);
@@ -111,5 +121,44 @@ impl World {
         // Nobody waits for it: what became of it is seen in the members.
         let (reply, _) = oneshot::channel();
         self.input(leader, Input::Change(ChangeInput { change, reply }));
+    }
+
+    /// Every member but one is lost for good, and that one is told to go on alone. It is the one with the newest log:
+    /// any other may lack what was acknowledged.
+    pub(super) fn lose_most(&mut self) -> Result<(), String> {
+        let ids: Vec<u64> = self.machines.keys().copied().collect();
+        for id in ids {
+            self.crash(id);
+        }
+        // Nothing that was sent before is on its way any more by then.
+        self.planned
+            .retain(|_, event| !matches!(event, Event::Deliver(..)));
+        let mut newest: Option<(u64, Recovered)> = None;
+        for (id, machine) in &self.machines {
+            if machine.retired || !self.membership.1.contains(id) {
+                continue;
+            }
+            let found = machine.volume().recover(FEATURE_LEVEL);
+            let found = found.map_err(|error| error.to_string())?;
+            if let Some(found) = found
+                && newest
+                    .as_ref()
+                    .is_none_or(|(_, best)| best.last() < found.last())
+            {
+                newest = Some((*id, found));
+            }
+        }
+        let Some((survivor, found)) = newest else {
+            return Ok(());
+        };
+        let machine = &self.machines[&survivor];
+        recovery::go_on_alone(&machine.volume(), found, &machine.config)
+            .map_err(|error| format!("member {survivor} cannot go on alone: {error}"))?;
+        for (_, machine) in self.machines.iter_mut().filter(|(id, _)| **id != survivor) {
+            (machine.retired, machine.joined) = (true, false);
+        }
+        self.membership = (0, BTreeSet::from([survivor]));
+        self.report.recoveries += 1;
+        Ok(())
     }
 }

@@ -43,6 +43,7 @@ pub(super) enum Event {
     Fault,
     Start(u64),
     Retire(u64),
+    Loss,
 }
 
 /// A computer: its disk, and the member that runs on it, or not.
@@ -61,8 +62,18 @@ pub(super) struct Machine {
     /// How long a sync takes at most.
     pub(super) sync_time: u64,
     /// Whether it was seen among the members.
-    joined: bool,
+    pub(super) joined: bool,
     pub(super) retired: bool,
+}
+
+impl Machine {
+    pub(super) fn volume(&self) -> Volume {
+        Volume::new(
+            Path::new("/simulated"),
+            Arc::clone(&self.disk) as Arc<_>,
+            Cover::new(self.config.veil.clone()),
+        )
+    }
 }
 
 pub(super) struct Running {
@@ -79,7 +90,7 @@ pub(super) struct World {
     pub(super) now: u64,
     /// Numbers everything that happens, in its order.
     pub(super) order: u64,
-    planned: BTreeMap<(u64, u64), Event>,
+    pub(super) planned: BTreeMap<(u64, u64), Event>,
     pub(super) machines: BTreeMap<u64, Machine>,
     pub(super) network: Network,
     outbox: Outbox,
@@ -143,6 +154,10 @@ impl World {
         }
         world.plan(1_000, Event::Watchers);
         world.plan(200_000, Event::Fault);
+        if world.random.chance(15) {
+            let at = world.random.range(400_000, FAULTY);
+            world.plan(at, Event::Loss);
+        }
         world
     }
 
@@ -254,6 +269,7 @@ impl World {
             Event::Client(client) => self.client_acts(client),
             Event::Watchers => self.watchers_act(),
             Event::Fault => self.fault(),
+            Event::Loss => self.lose_most()?,
             Event::Retire(id) => {
                 self.crash(id);
                 if let Some(machine) = self.machines.get_mut(&id) {
@@ -296,11 +312,7 @@ impl World {
         }
         machine.life += 1;
         let life = machine.life;
-        let volume = Volume::new(
-            Path::new("/simulated"),
-            Arc::clone(&machine.disk) as Arc<_>,
-            Cover::new(machine.config.veil.clone()),
-        );
+        let volume = machine.volume();
         let port = Port {
             from: id,
             outbox: Arc::clone(&self.outbox),

@@ -7,6 +7,7 @@
 )]
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -83,6 +84,20 @@ pub fn dump(store: &Store, table_name: &str) -> Vec<(String, Bytes, Index, Revis
         )
     };
     store.snapshot(&table(table_name)).iter().map(row).collect()
+}
+
+/// What a crash of the process leaves behind: the files as they are, without the lock.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for item in fs::read_dir(from).unwrap() {
+        let item = item.unwrap();
+        let target = to.join(item.file_name());
+        if item.file_type().unwrap().is_dir() {
+            copy(&item.path(), &target);
+        } else {
+            fs::copy(item.path(), target).unwrap();
+        }
+    }
 }
 
 /// Waits for a condition that follows from the store's own progress.

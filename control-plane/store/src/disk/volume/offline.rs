@@ -1,14 +1,15 @@
 //! What is done to the records of a member that does not run.
 
-use raft::eraftpb::{ConfState, HardState};
+use raft::eraftpb::{ConfState, Entry as LogEntry, HardState};
 
 use super::{Volume, log_change, state_change};
 use crate::disk::records::{
-    APPLIED, HARD_STATE, LEVEL, LOG_START, RESTORING, encode_applied, hard_record, level_record,
-    numbers, row_key, row_record,
+    APPLIED, HARD_STATE, LEVEL, LOG_START, RESTORING, encode_applied, entry_key, entry_record,
+    hard_record, level_record, numbers, row_key, row_record,
 };
 use crate::disk::{Batch, DiskError};
 use crate::level::Level;
+use crate::state::State;
 use crate::types::{Entry, Key, Revision};
 
 impl Volume {
@@ -47,5 +48,21 @@ impl Volume {
             state_change(LEVEL, Some(level_record(level))),
         ];
         self.commit("finishing a restore", batch, true)
+    }
+
+    /// Replaces log entries, which keep their index and term, and makes the member the only one. Durable.
+    pub(crate) fn become_sole_voter(
+        &self,
+        member: u64,
+        state: &State,
+        entries: &[LogEntry],
+    ) -> Result<(), DiskError> {
+        let record =
+            |entry: &LogEntry| log_change(entry_key(entry.index), Some(entry_record(entry)));
+        let mut batch: Batch = entries.iter().map(record).collect();
+        let members = ConfState::from((vec![member], Vec::new()));
+        let applied = encode_applied(state.applied, state.revision, &members);
+        batch.push(state_change(APPLIED, Some(applied)));
+        self.commit("making this member the only voter", batch, true)
     }
 }

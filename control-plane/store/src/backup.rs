@@ -23,6 +23,8 @@ use crate::veil::{Cover, VeilError};
 use format::{BackupReader, BackupWriter, Header};
 
 pub use restore::restore;
+#[cfg(test)]
+pub(crate) use restore::restore_knowing;
 
 /// How far the revision of a restored member is above that of its backup.
 pub const REVISION_GAP: u64 = 1_000_000_000;

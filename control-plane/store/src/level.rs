@@ -38,3 +38,6 @@ impl Level {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

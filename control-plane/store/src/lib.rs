@@ -16,6 +16,9 @@
 //! A state leaves the cluster as a [`backup`], and comes back as a cluster of one. Where a majority is lost for good,
 //! [`recovery`] lets one member go on alone.
 //!
+//! Members of different builds can take part together: a cluster has a feature level ([`Store::level`]) that rises only
+//! when it is told to, and whoever meets a level that it does not know stops and says so.
+//!
 //! Members are ids. Whatever else is to be known of one (addresses, versions) belongs into ordinary keys: every member
 //! has those, can watch them, and a new address needs no change of the membership.
 //!
@@ -54,7 +57,7 @@ pub use backup::{Backup, BackupError, BackupSummary};
 pub use config::{OpenError, StoreConfig};
 pub use level::{FEATURE_LEVEL, NewerLevel};
 pub use member::membership::{MemberRole, MemberStatus, MembershipError};
-pub use store::{DeliverError, ResealError, Store};
+pub use store::{DeliverError, LevelError, ResealError, Store};
 pub use table::TableSnapshot;
 pub use transport::{NoPeers, Outgoing, Transport};
 pub use types::*;

@@ -9,6 +9,7 @@
 
 mod apply;
 mod forward;
+mod level;
 pub(crate) mod membership;
 mod reseal;
 mod transfer;
@@ -25,6 +26,7 @@ use tokio::sync::{oneshot, watch};
 use crate::chance::Chance;
 use crate::config::StoreConfig;
 use crate::disk::{DiskError, StateWriter};
+use crate::level::NewerLevel;
 use crate::log::Log;
 use crate::packet::{Body, Packet, Tag, Tags};
 use crate::reads::Reads;
@@ -57,6 +59,8 @@ pub(crate) enum Input {
     Change(ChangeInput),
     /// Who the members are, and how far.
     Members(oneshot::Sender<Vec<MemberStatus>>),
+    /// Raise the feature level.
+    RaiseLevel(u32, Reply),
     /// Seal everything anew, see [`crate::Store::reseal`].
     Reseal(oneshot::Sender<()>),
     /// Hand leadership over, write everything, end.
@@ -86,6 +90,17 @@ struct Own {
     submitted: Instant,
 }
 
+impl Own {
+    /// The only one of its entry.
+    fn new(reply: Reply) -> Own {
+        Own {
+            position: 0,
+            reply,
+            submitted: Instant::now(),
+        }
+    }
+}
+
 /// A proposed log entry and who waits for it here.
 struct Pending {
     index: u64,
@@ -104,6 +119,8 @@ pub(crate) enum Failure {
         "log entry {index} cannot be applied: {reason}: this member has stopped; start the version that wrote the entry"
     )]
     Entry { index: u64, reason: String },
+    #[error("this member has stopped, since {what} {newer}")]
+    Newer { what: String, newer: NewerLevel },
     #[error("log entry {index} cannot be opened: {reason}: this member has stopped")]
     Sealed { index: u64, reason: VeilError },
 }
@@ -125,6 +142,7 @@ pub(crate) struct Member {
     resealing: Resealing,
     membership: Membership,
     decoder: Decoder,
+    known_level: u32,
     outbox: BTreeMap<u64, Vec<Outgoing>>,
     applied: u64,
     applied_term: u64,
@@ -136,6 +154,8 @@ pub(crate) struct Member {
 pub(crate) struct Parts {
     pub(crate) node: RawNode<Log>,
     pub(crate) config: StoreConfig,
+    /// The highest feature level that this build knows.
+    pub(crate) known_level: u32,
     pub(crate) chance: Chance,
     pub(crate) shared: Arc<Shared>,
     pub(crate) transport: Arc<dyn Transport>,
@@ -150,6 +170,7 @@ impl Member {
         let Parts {
             node,
             config,
+            known_level,
             chance,
             shared,
             transport,
@@ -176,6 +197,7 @@ impl Member {
             applied_term: 0,
             node,
             config,
+            known_level,
             chance,
             shared,
             transport,
@@ -223,6 +245,7 @@ impl Member {
                     // The one who asked may have gone.
                     reply.send(self.members()).ok();
                 }
+                Input::RaiseLevel(level, reply) => self.raise_level(Own::new(reply), level),
                 Input::Reseal(reply) => self.resealing.ask(reply),
                 Input::Shutdown(done) => end = Some(done),
             }
@@ -282,7 +305,10 @@ impl Member {
         let context = if tags.is_empty() {
             Vec::new()
         } else {
-            prost::Message::encode_to_vec(&Tags { tags: tags.clone() })
+            prost::Message::encode_to_vec(&Tags {
+                tags: tags.clone(),
+                level: 0,
+            })
         };
         if let Err(error) = self.node.propose(context, data) {
             tracing::debug!(%error, "proposals were dropped");
@@ -349,6 +375,7 @@ impl Member {
         self.report_leadership();
         let revision = self.shared.state.read().revision;
         self.reads.answer(self.applied, revision);
+        self.transfers.check()?;
         self.shrink_log()?;
         self.reseal()?;
         match self.writer.as_ref().and_then(StateWriter::failure) {
@@ -487,6 +514,7 @@ impl Member {
                 Input::Propose(proposal) => {
                     self.shared.answer(proposal.reply, Err(stopped.clone()));
                 }
+                Input::RaiseLevel(_, reply) => self.shared.answer(reply, Err(stopped.clone())),
                 Input::Barrier(reply) => self.reads.gather(reply),
                 Input::Shutdown(done) => {
                     done.send(()).ok();

@@ -88,6 +88,8 @@ pub(crate) struct Offer {
     /// Consensus' own message for when it is there.
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) message: Bytes,
+    #[prost(uint32, tag = "4")]
+    pub(crate) level: u32,
 }
 
 /// Asks for one chunk.
@@ -133,4 +135,7 @@ pub(crate) struct Tag {
 pub(crate) struct Tags {
     #[prost(message, repeated, tag = "1")]
     pub(crate) tags: Vec<Tag>,
+    /// The feature level that the entry raises the state to; 0 for all others.
+    #[prost(uint32, tag = "2")]
+    pub(crate) level: u32,
 }

@@ -67,6 +67,7 @@ impl Seat {
         let member = Member::new(Parts {
             node,
             config: config.clone(),
+            known_level: known,
             chance,
             shared: Arc::clone(&shared),
             transport,

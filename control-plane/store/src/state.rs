@@ -54,9 +54,10 @@ impl State {
         rows.insert((key.namespace, key.name), Arc::new(entry));
     }
 
-    /// A hash of the revision and of every row: equal for equal states, whichever way they came about.
+    /// A hash of the revision, the feature level and every row: equal for equal states, whichever way they came about.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let words = [self.revision.0, self.rows_hash].map(u64::to_le_bytes);
+        let level = u64::from(self.level.0);
+        let words = [self.revision.0, level, self.rows_hash].map(u64::to_le_bytes);
         xxh3_64(&words.concat())
     }
 

@@ -45,6 +45,7 @@ struct Inner {
     watch_buffer: usize,
     member_id: u64,
     cover: Cover,
+    known_level: u32,
 }
 
 /// A message for [`Store::deliver`] that is none.
@@ -61,6 +62,24 @@ pub enum DeliverError {
         /// Who this is.
         member: u64,
     },
+}
+
+/// Why [`Store::raise_level`] did not raise the level, or may not have.
+#[derive(Debug, thiserror::Error)]
+pub enum LevelError {
+    /// This build would stop at it.
+    #[error(
+        "feature level {level} is not known to this gantry, which knows up to {known}: upgrade this server first"
+    )]
+    Unknown {
+        /// What was wanted.
+        level: u32,
+        /// What this build knows.
+        known: u32,
+    },
+    /// It was not proposed, or its outcome is unknown.
+    #[error("the feature level was not raised: {0}")]
+    Propose(#[from] ProposeError),
 }
 
 /// [`Store::reseal`] did not finish.
@@ -108,7 +127,8 @@ impl Store {
         Store::start(config, transport, None, FEATURE_LEVEL)
     }
 
-    fn start(
+    /// Starts a member whose build knows feature levels up to `known`.
+    pub(crate) fn start(
         config: StoreConfig,
         transport: Arc<dyn Transport>,
         volume: Option<Volume>,
@@ -148,6 +168,7 @@ impl Store {
                 watch_buffer: config.watch_buffer,
                 member_id: config.member_id,
                 cover: Cover::new(config.veil),
+                known_level: known,
             }),
         };
         tracing::info!(
@@ -169,12 +190,7 @@ impl Store {
             reply,
             submitted: Instant::now(),
         };
-        if let Err(unsent) = inner.inputs.send(Input::Propose(proposal))
-            && let Input::Propose(proposal) = unsent.0
-        {
-            let stopped = Err(inner.shared.stopped());
-            inner.shared.answer(proposal.reply, stopped);
-        }
+        self.submit(Input::Propose(proposal));
         answer.await.unwrap_or_else(|_| Err(inner.shared.stopped()))
     }
 
@@ -288,6 +304,31 @@ impl Store {
             .unwrap_or_else(|_| Err(MembershipError::Stopped(self.inner.shared.why_stopped())))
     }
 
+    /// The feature level of the cluster, as far as this member has applied it.
+    pub fn level(&self) -> u32 {
+        self.state().read().level.0
+    }
+
+    /// Raises the feature level, which never falls; nothing changes when the cluster has it already. On the leader only.
+    /// Members that do not know the level stop when they apply it, so ask all of them before.
+    pub async fn raise_level(&self, level: u32) -> Result<(), LevelError> {
+        let inner = &self.inner;
+        let known = inner.known_level;
+        if level > known {
+            return Err(LevelError::Unknown { level, known });
+        }
+        if level <= self.level() {
+            return Ok(());
+        }
+        inner.shared.admit(inner.max_pending)?;
+        let (reply, answer) = oneshot::channel();
+        self.submit(Input::RaiseLevel(level, reply));
+        answer
+            .await
+            .unwrap_or_else(|_| Err(inner.shared.stopped()))?;
+        Ok(())
+    }
+
     /// Writes every covered row of this member's disk anew, as [`crate::Veil::seal`] seals it now, and shortens the log
     /// to what was appended since. Durable when it returns; it waits for entries that are not committed yet.
     ///
@@ -327,6 +368,16 @@ impl Store {
         if self.inner.inputs.send(Input::Shutdown(done)).is_ok() {
             // An error means that it has stopped already.
             wait.await.ok();
+        }
+    }
+
+    /// Hands on what was admitted.
+    fn submit(&self, input: Input) {
+        if let Err(unsent) = self.inner.inputs.send(input)
+            && let Input::Propose(Proposal { reply, .. }) | Input::RaiseLevel(_, reply) = unsent.0
+        {
+            let stopped = Err(self.inner.shared.stopped());
+            self.inner.shared.answer(reply, stopped);
         }
     }
 

@@ -28,7 +28,7 @@ pub fn restore(reader: impl io::Read, config: &StoreConfig) -> Result<BackupSumm
     restore_knowing(reader, config, FEATURE_LEVEL)
 }
 
-pub(super) fn restore_knowing(
+pub(crate) fn restore_knowing(
     reader: impl io::Read,
     config: &StoreConfig,
     known: u32,

@@ -229,7 +229,7 @@ async fn what_is_no_backup_for_this_server_is_refused() {
     let mut future = bytes.clone();
     future[8] = 9;
     assert!(refusal(&future, &home).contains("format 9, this server knows 1: upgrade"));
-    let refused = restore::restore_knowing(&bytes[..], &home, 0).unwrap_err();
+    let refused = restore_knowing(&bytes[..], &home, 0).unwrap_err();
     assert!(matches!(refused, BackupError::Newer(_)), "{refused}");
     assert!(
         refused.to_string().contains("upgrade this server"),

@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prost::Message;
 use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 
 use super::records::{
@@ -20,6 +21,7 @@ use super::records::{
 use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Space};
 use crate::config::OpenError;
 use crate::level::Level;
+use crate::packet::Tags;
 use crate::record::{Decoder, RecordError, unseal};
 use crate::state::State;
 use crate::types::Revision;
@@ -96,7 +98,7 @@ impl Volume {
         }
         // The commit index is not synced for its own sake, so what was applied can be ahead of it.
         hard_state.commit = hard_state.commit.max(state.applied);
-        self.check_readable(&entries, state.applied)?;
+        self.check_readable(&entries, state.applied, known)?;
         Ok(Some(Recovered {
             hard_state,
             start: start.into(),
@@ -105,14 +107,22 @@ impl Volume {
         }))
     }
 
-    /// Whether the entries that were not applied yet can be opened: better refused now than when one is due.
-    fn check_readable(&self, entries: &[LogEntry], applied: u64) -> Result<(), OpenError> {
+    /// Whether the entries that were not applied yet can be opened, and are for this build: better refused now than when one is due.
+    fn check_readable(
+        &self,
+        entries: &[LogEntry],
+        applied: u64,
+        known: u32,
+    ) -> Result<(), OpenError> {
         let mut decoder = Decoder::new(self.cover.clone());
         let due = entries.iter().filter(|entry| {
             entry.index > applied && entry.get_entry_type() == EntryType::EntryNormal
         });
+        // What else is wrong with one is said when it is applied.
         for entry in due {
-            // What else is wrong with one is said when it is applied.
+            if let Ok(tags) = Tags::decode(&*entry.context) {
+                self.check_level(Level(tags.level), known)?;
+            }
             if let Err(RecordError::Sealed(reason)) = decoder.transactions(&entry.data) {
                 return Err(self.sealed(Space::Log, reason));
             }
@@ -125,6 +135,10 @@ impl Volume {
             return Ok(Level::default());
         };
         let level = Level(u32::try_from(number).unwrap_or(u32::MAX));
+        self.check_level(level, known)
+    }
+
+    fn check_level(&self, level: Level, known: u32) -> Result<Level, OpenError> {
         level.known(known).map_err(|newer| OpenError::Newer {
             path: self.path.clone(),
             newer,

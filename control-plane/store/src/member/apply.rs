@@ -49,11 +49,18 @@ impl Member {
         })?;
         let tags: Tags = prost::Message::decode(&*entry.context)
             .map_err(|error| malformed(error.to_string()))?;
+        let level = self.level_of(&tags, entry.index)?;
         #[cfg(test)]
         let transactions = self.unfence(transactions);
         let mut results = Vec::with_capacity(transactions.len());
         let mut events: Vec<Event> = Vec::with_capacity(transactions.len());
         let mut state = self.shared.state.write();
+        if let Some(level) = level {
+            state.level = state.level.max(level);
+            // The one who asked for it has the place of a transaction.
+            results.push(Ok(state.revision));
+        }
+        let raised = level.map(|_| state.level);
         for transaction in transactions {
             let result = state.apply(transaction, Term(entry.term)).map(|changes| {
                 events.extend(changes);
@@ -78,7 +85,7 @@ impl Member {
             writer.write(Applied {
                 index: entry.index,
                 revision,
-                level: None,
+                level: raised,
                 conf_state,
                 rows: events.into_iter().map(row).collect(),
             });

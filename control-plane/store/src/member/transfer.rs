@@ -11,8 +11,10 @@ use prost::Message as _;
 use raft::SnapshotStatus;
 use raft::eraftpb::{Message, MessageType};
 
-use super::{Member, decode_message};
+use super::level::stopped_at;
+use super::{Failure, Member, decode_message};
 use crate::handover::Taken;
+use crate::level::{Level, NewerLevel};
 use crate::packet::{Body, Chunk, Offer, StateId, Want};
 use crate::record::{Decoder, RecordError};
 use crate::state::State;
@@ -30,6 +32,8 @@ pub(super) struct Transfers {
     sending: BTreeMap<u64, Sending>,
     receiving: Option<Receiving>,
     received: Option<Receiving>,
+    /// The leader has a state that this build cannot take over.
+    refused: Option<NewerLevel>,
     /// Ticks since the taken state was last asked for.
     unasked: usize,
 }
@@ -64,6 +68,14 @@ impl Receiving {
 }
 
 impl Transfers {
+    /// Whether this member can go on.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match self.refused {
+            Some(newer) => Err(stopped_at("the leader's state".to_owned(), newer)),
+            None => Ok(()),
+        }
+    }
+
     /// The received state of this log entry and term.
     pub(super) fn take_received(&mut self, start: (u64, u64)) -> Option<State> {
         let received = self.received.take()?;
@@ -91,6 +103,7 @@ impl Member {
         let offer = Offer {
             id: taken.id(),
             revision: taken.state.revision.0,
+            level: taken.state.level.0,
             message: Bytes::from(bytes),
         };
         tracing::info!(
@@ -122,12 +135,20 @@ impl Member {
             self.post(from, Body::Received(offer.id));
             return;
         }
+        let level = match Level(offer.level).known(self.known_level) {
+            Ok(level) => level,
+            Err(newer) => {
+                self.transfers.refused = Some(newer);
+                return;
+            }
+        };
         match &mut self.transfers.receiving {
             Some(receiving) if receiving.id == offer.id => {
                 (receiving.from, receiving.message, receiving.quiet) = (from, message, 0);
             }
             slot => {
                 let mut state = State::default();
+                state.level = level;
                 state.restart_at(Revision(offer.revision));
                 *slot = Some(Receiving {
                     from,

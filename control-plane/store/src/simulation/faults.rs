@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 
 use tokio::sync::oneshot;
 
-use super::world::{Event, World};
+use super::world::{Event, KNOWN_LEVEL, World};
 use crate::disk::Recovered;
-use crate::level::FEATURE_LEVEL;
 use crate::member::Input;
 use crate::member::membership::{Change, ChangeInput};
 use crate::recovery;
@@ -67,7 +66,8 @@ impl World {
                 let (reply, _) = oneshot::channel();
                 self.input(id, Input::Reseal(reply));
             }
-            (85.., _) => self.operate(&all),
+            (85..87, Some(id)) => self.raise_level(id),
+            (87.., _) => self.operate(&all),
             _ => {}
         }
         let after = self.random.range(10_000, 120_000);
@@ -81,6 +81,16 @@ impl World {
     ) {
         if let Some(machine) = self.machines.get_mut(&id) {
             how(machine, &mut self.random);
+        }
+    }
+
+    fn raise_level(&mut self, id: u64) {
+        let level = self.random.range(0, u64::from(KNOWN_LEVEL)) as u32;
+        let running = self.machines[&id].running.as_ref();
+        if running.is_some_and(|running| running.shared.admit(1_000).is_ok()) {
+            // Nobody waits for it: what became of it is in the states' hashes.
+            let (reply, _) = oneshot::channel();
+            self.input(id, Input::RaiseLevel(level, reply));
         }
     }
 
@@ -138,7 +148,7 @@ impl World {
             if machine.retired || !self.membership.1.contains(id) {
                 continue;
             }
-            let found = machine.volume().recover(FEATURE_LEVEL);
+            let found = machine.volume().recover(KNOWN_LEVEL);
             let found = found.map_err(|error| error.to_string())?;
             if let Some(found) = found
                 && newest

@@ -19,7 +19,6 @@ use super::{Mutation, Report};
 use crate::chance::{Chance, mix};
 use crate::config::StoreConfig;
 use crate::disk::{StateWriter, Volume};
-use crate::level::FEATURE_LEVEL;
 use crate::member::{Failure, Input, Member};
 use crate::packet::{Body, Packet};
 use crate::seat::Seat;
@@ -30,6 +29,8 @@ use crate::veil::toy::ToyVeil;
 
 /// Times are microseconds since the beginning.
 pub(super) const TICK: u64 = 10_000;
+/// Feature levels up to this one are known to all.
+pub(super) const KNOWN_LEVEL: u32 = 1_000;
 const FAULTY: u64 = 2_500_000;
 const SETTLED: u64 = FAULTY + 10_000_000;
 
@@ -322,7 +323,7 @@ impl World {
         let seat = Seat::open(
             &machine.config,
             Some(volume.clone()),
-            FEATURE_LEVEL,
+            KNOWN_LEVEL,
             chance,
             Arc::new(port),
             writer,

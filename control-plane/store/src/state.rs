@@ -71,10 +71,20 @@ impl State {
         &self,
         cursor: Option<&Key>,
     ) -> impl Iterator<Item = (Key, &Arc<Entry>)> {
+        self.rows_of(|_| true, cursor)
+    }
+
+    /// The objects of some tables after `cursor`, in the same order.
+    pub(crate) fn rows_of(
+        &self,
+        wanted: impl Fn(&Table) -> bool,
+        cursor: Option<&Key>,
+    ) -> impl Iterator<Item = (Key, &Arc<Entry>)> {
         let mut tables: Vec<_> = self
             .tables
             .iter()
             .filter(|(table, _)| cursor.is_none_or(|cursor| **table >= cursor.table))
+            .filter(|(table, _)| wanted(table))
             .collect();
         tables.sort_by_key(|(table, _)| *table);
         tables.into_iter().flat_map(move |(table, rows)| {

@@ -335,6 +335,9 @@ impl Store {
     /// A proposal that was under way, here or from another member, may enter the log as it was sealed before: after all
     /// members have taken a new key, reseal once more when those have been answered, before the old key is destroyed.
     /// Members that lack the shortened log's beginning are sent the whole state.
+    ///
+    /// What the new records replace is no record any more, but its bytes stay in the storage engine's files until that
+    /// has compacted them: values written before there was a veil can be found there until then.
     pub async fn reseal(&self) -> Result<(), ResealError> {
         let (done, wait) = oneshot::channel();
         self.input(Input::Reseal(done));
@@ -344,6 +347,8 @@ impl Store {
 
     /// The state as it is now, for a file; O(1), and later writes do not change it. `creation` is stored as it is: what
     /// tells this backup from others (the cluster, the version, the time).
+    ///
+    /// Everything that this member has applied is in it; after [`Store::read_barrier`], everything acknowledged before.
     pub fn backup(&self, creation: Vec<u8>) -> Backup {
         let state = self.state().read().without_history();
         Backup::new(state, self.inner.cover.clone(), creation)

@@ -86,8 +86,7 @@ impl Member {
         let cover = Cover::new(self.config.veil.clone());
         let state = self.shared.state.read();
         let rows: HashMap<_, _> = state
-            .rows_after(cursor.as_ref())
-            .filter(|(key, _)| cover.covers(&key.table))
+            .rows_of(|table| cover.covers(table), cursor.as_ref())
             .take(SLICE)
             .map(|(key, entry)| (key, Some(entry.clone())))
             .collect();

@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # What the build and the tests need beside a Rust toolchain: program, then the Debian package it comes from.
 BUILD_TOOLS := protoc:protobuf-compiler cc:gcc
 NODE_TOOLS  := nft:nftables ip:iproute2
-TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils
+TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils faketime:faketime
 BENCH_TOOLS := crun:crun
 
 HOST    := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')

@@ -4,71 +4,23 @@
 //! beside whatever else the machine does; everything it made goes with the value, also when a test fails. May import
 //! anything; nothing imports it.
 
+mod host;
 mod servers;
+mod workload;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use servers::Servers;
+pub use host::HOST_ADDRESS;
+use host::Host;
+pub use servers::{Machine, Servers};
+pub use workload::{Workload, until};
 
 /// How long anything in a test may take before it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(90);
-/// The address of the cluster's host, inside its network namespace.
-pub const HOST_ADDRESS: &str = "10.199.0.1";
-
-static HOSTS: AtomicU32 = AtomicU32::new(0);
-
-/// A network namespace as a machine of its own, with a default route; it goes with the value.
-pub(crate) struct Host {
-    netns: String,
-}
-
-impl Host {
-    /// Needs root.
-    pub(crate) fn new() -> Result<Self> {
-        ensure!(
-            rustix::process::geteuid().is_root(),
-            "end-to-end tests need root: run them with sudo"
-        );
-        let number = HOSTS.fetch_add(1, Ordering::Relaxed);
-        let host = Self {
-            netns: format!("gte2e-{}-{number}", std::process::id()),
-        };
-        run(Command::new("ip").args(["netns", "add", &host.netns]))?;
-        let address = format!("{HOST_ADDRESS}/24");
-        for arguments in [
-            vec!["link", "set", "lo", "up"],
-            vec!["link", "add", "uplink", "type", "bridge"],
-            vec!["addr", "add", &address, "dev", "uplink"],
-            vec!["link", "set", "uplink", "up"],
-            vec!["route", "add", "default", "dev", "uplink"],
-        ] {
-            run(host.command("ip").args(arguments))?;
-        }
-        Ok(host)
-    }
-
-    /// A command that runs there.
-    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.netns))
-            .arg(program);
-        command
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.netns])) {
-            eprintln!("cleaning up: {error:#}");
-        }
-    }
-}
 
 /// A cluster of one node.
 pub struct Cluster {

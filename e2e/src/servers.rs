@@ -1,18 +1,27 @@
-//! Several servers of one control plane on loopback ports, without nodes: to be killed, paused and brought back.
+//! Several servers of one control plane, to be killed, paused and brought back: on loopback ports, or each on a machine
+//! of its own that more can happen to ([`faults`]).
+
+mod faults;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use rustix::process::{Pid, Signal, kill_process};
+
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::{HOST_ADDRESS, Host, eventually, gantry, import_demo_images, run};
+use crate::host::{HOST_ADDRESS, Host, Network};
+use crate::{eventually, gantry, import_demo_images, run};
+use faults::{Clock, Disk};
+
+pub use faults::Machine;
 
 /// The node's data directory, beside those of the servers.
 const AGENT: &str = "agent";
@@ -20,15 +29,29 @@ const AGENT: &str = "agent";
 struct Server {
     address: SocketAddr,
     process: Option<Child>,
+    /// Its own machine, and what is special about it.
+    host: Option<Host>,
+    disk: Option<Disk>,
+    clock: Option<Clock>,
+}
+
+/// Where servers and clients run.
+enum Place {
+    /// On this machine itself.
+    Here,
+    /// All on one machine with the node.
+    Together(Host),
+    /// Each server on a machine of its own.
+    Apart(Arc<Network>),
 }
 
 /// The servers of one control plane, by name, and perhaps a node.
 pub struct Servers {
-    directory: tempfile::TempDir,
     servers: BTreeMap<String, Server>,
-    /// Where they run, when not on this machine itself.
-    host: Option<Host>,
     agent: Option<Child>,
+    place: Place,
+    /// Last, since disks are mounted in it.
+    directory: tempfile::TempDir,
 }
 
 /// A port that nobody listens on now.
@@ -40,12 +63,25 @@ fn free_address() -> Result<SocketAddr> {
 impl Servers {
     /// Starts the first server and joins the others to it; returns when all of them vote.
     pub fn start(count: usize) -> Result<Self> {
-        Self::start_on(None, count)
+        Self::start_on(Place::Here, &vec![Machine::default(); count])
+    }
+
+    /// As [`Servers::start`], each on a machine of its own, for a test that runs where clients are. Needs root.
+    pub fn apart<T: Send>(
+        machines: &[Machine],
+        test: impl AsyncFnOnce(&mut Servers) -> Result<T> + Send,
+    ) -> Result<T> {
+        let network = Arc::new(Network::new()?);
+        let mut servers = Self::start_on(Place::Apart(network.clone()), machines)?;
+        network.block_on(|| async move { test(&mut servers).await })
     }
 
     /// As [`Servers::start`], in a network namespace with a node, `node-1`, which has the demo images. Needs root.
     pub fn start_with_node(count: usize) -> Result<Self> {
-        let mut servers = Self::start_on(Some(Host::new()?), count)?;
+        let mut servers = Self::start_on(
+            Place::Together(Host::new()?),
+            &vec![Machine::default(); count],
+        )?;
         let log = std::fs::File::create(servers.directory.path().join("agent.log"))?;
         let agent = servers
             .command(&gantry()?)
@@ -70,26 +106,28 @@ impl Servers {
             ensure!(nodes.contains(" Ready"), "{nodes}");
             Ok(())
         })?;
-        if let Some(host) = &servers.host {
+        if let Place::Together(host) = &servers.place {
             import_demo_images(host, &servers.data_dir(AGENT))?;
         }
         Ok(servers)
     }
 
-    fn start_on(host: Option<Host>, count: usize) -> Result<Self> {
+    fn start_on(place: Place, machines: &[Machine]) -> Result<Self> {
         let mut servers = Self {
             directory: tempfile::tempdir().context("making a data directory")?,
             servers: BTreeMap::new(),
-            host,
             agent: None,
+            place,
         };
+        for (number, machine) in (1..).zip(machines) {
+            servers.place_server(number, machine)?;
+        }
+        let count = machines.len();
         let for_node = format!("node-1={}", servers.node_kubeconfig().display());
-        servers.add("s1", &["--node-kubeconfig", &for_node])?;
+        servers.launch("s1", &["--node-kubeconfig", &for_node])?;
+        servers.wait_serving("s1")?;
         for number in 2..=count {
-            let token = servers.gantry("s1", &["token", "create", "--for", "servers"])?;
-            let first = servers.address("s1")?.to_string();
-            let name = format!("s{number}");
-            servers.add(&name, &["--join", &first, "--token", token.trim()])?;
+            servers.join(&format!("s{number}"))?;
         }
         eventually("every server to vote", || {
             let members = servers.members("s1")?;
@@ -103,26 +141,65 @@ impl Servers {
         Ok(servers)
     }
 
+    /// Decides where a server is to run.
+    fn place_server(&mut self, number: u8, machine: &Machine) -> Result<()> {
+        let name = format!("s{number}");
+        let (address, host) = match &self.place {
+            Place::Apart(network) => {
+                let address = SocketAddr::new(Network::address(number).into(), 6443);
+                (address, Some(network.host(number)?))
+            }
+            _ => (free_address()?, None),
+        };
+        let disk = machine
+            .disk
+            .map(|size| Disk::new(&self.data_dir(&name), size));
+        let clock = machine
+            .settable_clock
+            .then(|| Clock::new(self.directory.path().join(format!("{name}.clock"))));
+        let server = Server {
+            address,
+            process: None,
+            host,
+            disk: disk.transpose()?,
+            clock: clock.transpose()?,
+        };
+        self.servers.insert(name, server);
+        Ok(())
+    }
+
+    /// Starts a placed server that joins through the first one.
+    fn join(&mut self, name: &str) -> Result<()> {
+        self.join_through(name, "s1", "s1")
+    }
+
+    /// Adds a server, with a token that one server makes, through another; returns its name.
+    pub fn add(&mut self, maker: &str, joined: &str) -> Result<String> {
+        let number = u8::try_from(self.servers.len() + 1).context("fewer servers")?;
+        self.place_server(number, &Machine::default())?;
+        let name = format!("s{number}");
+        self.join_through(&name, maker, joined)?;
+        Ok(name)
+    }
+
+    fn join_through(&mut self, name: &str, maker: &str, joined: &str) -> Result<()> {
+        let token = self.gantry(maker, &["token", "create", "--for", "servers"])?;
+        let address = self.address(joined)?.to_string();
+        self.launch(name, &["--join", &address, "--token", token.trim()])?;
+        self.wait_serving(name)
+    }
+
+    /// A client's command.
     fn command(&self, program: &Path) -> Command {
-        match &self.host {
-            Some(host) => host.command(program),
-            None => Command::new(program),
+        match &self.place {
+            Place::Here => Command::new(program),
+            Place::Together(host) => host.command(program),
+            Place::Apart(network) => network.command(program),
         }
     }
 
     fn node_kubeconfig(&self) -> PathBuf {
         self.directory.path().join("node.kubeconfig")
-    }
-
-    /// Starts a further server.
-    pub fn add(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
-        let server = Server {
-            address: free_address()?,
-            process: None,
-        };
-        self.servers.insert(name.to_owned(), server);
-        self.launch(name, arguments)?;
-        self.wait_serving(name)
     }
 
     /// Starts a server again that was killed.
@@ -137,17 +214,19 @@ impl Servers {
             .append(true)
             .open(self.directory.path().join(format!("{name}.log")))
             .context("opening the log")?;
-        let process = self
-            .command(&gantry()?)
-            .args([
-                "server",
-                "--name",
-                name,
-                "--address",
-                "127.0.0.1",
-                "--listen",
-            ])
-            .arg(self.address(name)?.to_string())
+        let server = self.server(name)?;
+        let mut command = match &server.host {
+            Some(host) => host.command(gantry()?),
+            None => self.command(&gantry()?),
+        };
+        if let Some(clock) = &server.clock {
+            clock.set_on(&mut command);
+        }
+        let process = command
+            .args(["server", "--name", name, "--address"])
+            .arg(server.address.ip().to_string())
+            .arg("--listen")
+            .arg(server.address.to_string())
             .arg("--data-dir")
             .arg(self.data_dir(name))
             .args(arguments)
@@ -190,6 +269,17 @@ impl Servers {
             .args(arguments))
     }
 
+    /// Starts kubectl against one server; what it prints can be read as it comes.
+    pub fn spawn_kubectl(&self, name: &str, arguments: &[&str]) -> Result<Child> {
+        self.command(Path::new("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig(name))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting kubectl")
+    }
+
     /// Starts a server that must refuse to; returns what it says.
     pub fn refuses(&self, arguments: &[&str]) -> Result<String> {
         let output = self
@@ -227,8 +317,12 @@ impl Servers {
 
     /// Where a server listens.
     pub fn address(&self, name: &str) -> Result<SocketAddr> {
+        Ok(self.server(name)?.address)
+    }
+
+    fn server(&self, name: &str) -> Result<&Server> {
         let server = self.servers.get(name);
-        Ok(server.with_context(|| format!("no server {name}"))?.address)
+        server.with_context(|| format!("no server {name}"))
     }
 
     fn server_mut(&mut self, name: &str) -> Result<&mut Server> {
@@ -255,16 +349,6 @@ impl Servers {
         Ok(())
     }
 
-    /// Stops a server in its tracks; the system keeps its connections open.
-    pub fn pause(&mut self, name: &str) -> Result<()> {
-        self.signal(name, Signal::STOP)
-    }
-
-    /// Lets a paused server go on.
-    pub fn resume(&mut self, name: &str) -> Result<()> {
-        self.signal(name, Signal::CONT)
-    }
-
     /// Asks a server to end, and waits until it has.
     pub fn terminate(&mut self, name: &str) -> Result<()> {
         self.signal(name, Signal::TERM)?;
@@ -272,13 +356,6 @@ impl Servers {
             process.wait()?;
         }
         Ok(())
-    }
-
-    fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
-        let process = self.server_mut(name)?.process.as_ref();
-        let pid = process.and_then(|process| Pid::from_raw(process.id().cast_signed()));
-        let pid = pid.with_context(|| format!("{name} does not run"))?;
-        kill_process(pid, signal).context("signalling a server")
     }
 
     fn data_dir(&self, name: &str) -> PathBuf {

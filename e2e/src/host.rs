@@ -1,0 +1,177 @@
+//! Machines: network namespaces, alone or on one switch. Each goes with its value.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::run;
+
+/// The address of a host that is alone, inside its network namespace.
+pub const HOST_ADDRESS: &str = "10.199.0.1";
+/// Where clients are: at the switch itself.
+const SWITCH_ADDRESS: &str = "10.200.0.254/24";
+
+static NAMES: AtomicU32 = AtomicU32::new(0);
+
+struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn new() -> Result<Self> {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "these end-to-end tests need root: run them with sudo"
+        );
+        let number = NAMES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gte2e-{}-{number}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Self { name };
+        namespace.ip(&["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        // nsenter replaces itself, so that the child is the program.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path())).arg(program);
+        command
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<()> {
+        run(self.command("ip").args(arguments)).map(drop)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
+            eprintln!("cleaning up: {error:#}");
+        }
+    }
+}
+
+/// A machine with a default route.
+pub(crate) struct Host {
+    namespace: Namespace,
+}
+
+impl Host {
+    /// A machine alone. Needs root.
+    pub(crate) fn new() -> Result<Self> {
+        let namespace = Namespace::new()?;
+        let address = format!("{HOST_ADDRESS}/24");
+        namespace.ip(&["link", "add", "uplink", "type", "bridge"])?;
+        namespace.ip(&["addr", "add", &address, "dev", "uplink"])?;
+        namespace.ip(&["link", "set", "uplink", "up"])?;
+        namespace.ip(&["route", "add", "default", "dev", "uplink"])?;
+        Ok(Self { namespace })
+    }
+
+    /// A command that runs there.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.namespace.command(program)
+    }
+
+    /// Loses every packet that arrives from an address, until [`Host::hear`].
+    pub(crate) fn lose(&self, from: Ipv4Addr) -> Result<()> {
+        let rules = format!(
+            "add table ip faults; \
+             add chain ip faults input {{ type filter hook input priority -300; }}; \
+             add rule ip faults input ip saddr {from} drop"
+        );
+        run(self.command("nft").arg(rules)).map(drop)
+    }
+
+    /// Ends what [`Host::lose`] began, for every address.
+    pub(crate) fn hear(&self) -> Result<()> {
+        let rules = "add table ip faults; delete table ip faults";
+        run(self.command("nft").arg(rules)).map(drop)
+    }
+}
+
+/// A switch with machines on it, and a place for clients.
+pub(crate) struct Network {
+    switch: Namespace,
+}
+
+impl Network {
+    /// Needs root.
+    pub(crate) fn new() -> Result<Self> {
+        let switch = Namespace::new()?;
+        switch.ip(&["link", "add", "lan", "type", "bridge"])?;
+        switch.ip(&["addr", "add", SWITCH_ADDRESS, "dev", "lan"])?;
+        switch.ip(&["link", "set", "lan", "up"])?;
+        Ok(Self { switch })
+    }
+
+    /// The address of a machine.
+    pub(crate) fn address(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 200, 0, number)
+    }
+
+    /// Connects a further machine.
+    pub(crate) fn host(&self, number: u8) -> Result<Host> {
+        let namespace = Namespace::new()?;
+        let port = format!("port{number}");
+        let address = format!("{}/24", Self::address(number));
+        namespace.ip(&[
+            "link",
+            "add",
+            "uplink",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            &port,
+            "netns",
+            &self.switch.name,
+        ])?;
+        namespace.ip(&["addr", "add", &address, "dev", "uplink"])?;
+        namespace.ip(&["link", "set", "uplink", "up"])?;
+        namespace.ip(&["route", "add", "default", "dev", "uplink"])?;
+        self.switch
+            .ip(&["link", "set", &port, "master", "lan", "up"])?;
+        Ok(Host { namespace })
+    }
+
+    /// A command that runs where clients are.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.switch.command(program)
+    }
+
+    /// Runs a future on threads that are where clients are.
+    pub(crate) fn block_on<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        make: impl FnOnce() -> F + Send,
+    ) -> Result<T> {
+        let path = self.switch.path();
+        let enter = move || -> Result<()> {
+            let namespace = File::open(&path).with_context(|| format!("opening {path}"))?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("entering {path}"))
+        };
+        let inside = || -> Result<T> {
+            enter()?;
+            let each = enter.clone();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .on_thread_start(move || each().expect("a thread of root enters a namespace"))
+                .build()?;
+            runtime.block_on(make())
+        };
+        std::thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+}

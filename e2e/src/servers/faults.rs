@@ -1,0 +1,183 @@
+//! What happens to servers: pauses, networks that lose packets, full disks, clocks that jump.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::Servers;
+
+/// The file that fills a disk.
+const BALLAST: &str = "ballast";
+
+/// What is special about a server's machine.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// The size in bytes of the disk that holds the data directory; it can be filled then.
+    pub disk: Option<u64>,
+    /// Whether the clock can be set.
+    pub settable_clock: bool,
+}
+
+impl Servers {
+    /// Stops a server in its tracks; the system keeps its connections open.
+    pub fn pause(&mut self, name: &str) -> Result<()> {
+        self.signal(name, Signal::STOP)
+    }
+
+    /// Lets a paused server go on.
+    pub fn resume(&mut self, name: &str) -> Result<()> {
+        self.signal(name, Signal::CONT)
+    }
+
+    /// Loses every packet from one server to another.
+    pub fn cut(&self, from: &str, to: &str) -> Result<()> {
+        let IpAddr::V4(sender) = self.address(from)?.ip() else {
+            bail!("{from} has no IPv4 address");
+        };
+        self.host(to)?.lose(sender)
+    }
+
+    /// Loses every packet between servers of one side and those of the other.
+    pub fn part(&self, side: &[String], other: &[String]) -> Result<()> {
+        for one in side {
+            for another in other {
+                self.cut(one, another)?;
+                self.cut(another, one)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Servers::cut`] and [`Servers::part`] began.
+    pub fn heal(&self) -> Result<()> {
+        for name in self.names() {
+            self.host(&name)?.hear()?;
+        }
+        Ok(())
+    }
+
+    fn host(&self, name: &str) -> Result<&crate::host::Host> {
+        let host = self.server(name)?.host.as_ref();
+        host.with_context(|| format!("{name} has no machine of its own: use Servers::apart"))
+    }
+
+    /// Takes all the room that a server's disk has left.
+    pub fn fill(&self, name: &str) -> Result<()> {
+        let disk = self.server(name)?.disk.as_ref();
+        disk.with_context(|| format!("{name} has no disk of its own"))?
+            .fill()
+    }
+
+    /// Gives the room back.
+    pub fn make_room(&self, name: &str) -> Result<()> {
+        let disk = self.server(name)?.disk.as_ref();
+        disk.with_context(|| format!("{name} has no disk of its own"))?
+            .make_room()
+    }
+
+    /// Moves a server's clock this far from the true time.
+    pub fn set_clock(&self, name: &str, offset: &str) -> Result<()> {
+        let clock = self.server(name)?.clock.as_ref();
+        clock
+            .with_context(|| format!("{name} has no clock of its own"))?
+            .set(offset)
+    }
+
+    pub(super) fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
+        let process = self.server_mut(name)?.process.as_ref();
+        let pid = process.and_then(|process| Pid::from_raw(process.id().cast_signed()));
+        let pid = pid.with_context(|| format!("{name} does not run"))?;
+        kill_process(pid, signal).context("signalling a server")
+    }
+}
+
+/// A file system of its own; it goes with the value.
+pub(super) struct Disk {
+    mounted: PathBuf,
+}
+
+impl Disk {
+    pub(super) fn new(directory: &Path, size: u64) -> Result<Self> {
+        std::fs::create_dir_all(directory).context("making a directory for a disk")?;
+        let options = std::ffi::CString::new(format!("size={size},mode=0700"))?;
+        mount(
+            "tmpfs",
+            directory,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .with_context(|| format!("mounting a disk on {}", directory.display()))?;
+        Ok(Self {
+            mounted: directory.to_owned(),
+        })
+    }
+
+    fn fill(&self) -> Result<()> {
+        let mut ballast = std::fs::File::create(self.mounted.join(BALLAST))?;
+        // Smaller pieces at the end, until not a page is left.
+        for piece in [1 << 20, 4096] {
+            let zeros = vec![0; piece];
+            while let Ok(()) = ballast.write_all(&zeros) {}
+        }
+        Ok(())
+    }
+
+    fn make_room(&self) -> Result<()> {
+        std::fs::remove_file(self.mounted.join(BALLAST)).context("emptying a disk")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.mounted, UnmountFlags::DETACH) {
+            eprintln!("cleaning up {}: {error}", self.mounted.display());
+        }
+    }
+}
+
+/// A clock that a file moves, for a process that libfaketime was loaded into.
+pub(super) struct Clock {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl Clock {
+    pub(super) fn new(file: PathBuf) -> Result<Self> {
+        let library = format!(
+            "/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1",
+            std::env::consts::ARCH
+        );
+        let clock = Self {
+            library: library.into(),
+            file,
+        };
+        ensure!(
+            clock.library.exists(),
+            "{} is missing: install Debian's package faketime, as 'make test' does",
+            clock.library.display()
+        );
+        clock.set("+0s")?;
+        Ok(clock)
+    }
+
+    fn set(&self, offset: &str) -> Result<()> {
+        std::fs::write(&self.file, offset).context("moving a clock")
+    }
+
+    /// Lets a command go by this clock, but measure durations as ever: a clock that jumps is not a clock that runs fast.
+    pub(super) fn set_on(&self, command: &mut Command) {
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
+            .env("FAKETIME_CACHE_DURATION", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("DONT_FAKE_MONOTONIC", "1")
+            .env("NO_FAKE_STAT", "1");
+    }
+}

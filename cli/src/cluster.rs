@@ -3,11 +3,13 @@
 mod agent;
 mod daemon;
 mod down;
+mod recover;
 mod server;
 mod up;
 
 pub(crate) use agent::AgentCommand;
 pub(crate) use down::Down;
+pub(crate) use recover::{Recover, RestoreArguments, restore};
 pub(crate) use server::ServerCommand;
 pub(crate) use up::Up;
 

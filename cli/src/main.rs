@@ -6,6 +6,7 @@
 
 mod client;
 mod cluster;
+mod duration;
 mod manifest;
 mod output;
 mod verbs;
@@ -39,6 +40,8 @@ enum Command {
     Down(cluster::Down),
     Server(cluster::ServerCommand),
     Agent(cluster::AgentCommand),
+    Recover(cluster::Recover),
+    Backup(verbs::backup::Backup),
     Apply(verbs::apply::Apply),
     Get(verbs::get::Get),
     Describe(verbs::describe::Describe),
@@ -87,6 +90,8 @@ async fn execute(arguments: Arguments) -> Result<ExitCode> {
         Command::Server(server) => log_then(server.run()).await?,
         Command::Agent(agent) => log_then(agent.run()).await?,
         Command::Down(down) => down.run().await?,
+        Command::Recover(recover) => recover.run().await?,
+        Command::Backup(backup) => backup.run(credentials).await?,
         Command::Image(image) => image.run().await?,
         Command::Version(version) => version.run(Cluster::connect(credentials).await).await?,
         Command::Member(member) => member.run(&Cluster::connect(credentials).await?).await?,

@@ -1,6 +1,7 @@
 //! The client verbs: one file per verb.
 
 pub(crate) mod apply;
+pub(crate) mod backup;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod exec;

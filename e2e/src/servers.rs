@@ -182,6 +182,15 @@ impl Servers {
         Ok(name)
     }
 
+    /// Adds a server that joins nobody: it is what its data directory makes of it. Returns its name, `s` and a number.
+    pub fn add_alone(&mut self) -> Result<String> {
+        let number = u8::try_from(self.servers.len() + 1).context("fewer servers")?;
+        self.place_server(number, &Machine::default())?;
+        let name = format!("s{number}");
+        self.restart(&name)?;
+        Ok(name)
+    }
+
     fn join_through(&mut self, name: &str, maker: &str, joined: &str) -> Result<()> {
         let token = self.gantry(maker, &["token", "create", "--for", "servers"])?;
         let address = self.address(joined)?.to_string();
@@ -204,7 +213,12 @@ impl Servers {
 
     /// Starts a server again that was killed.
     pub fn restart(&mut self, name: &str) -> Result<()> {
-        self.launch(name, &[])?;
+        self.restart_with(name, &[])
+    }
+
+    /// As [`Servers::restart`], with further arguments.
+    pub fn restart_with(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        self.launch(name, arguments)?;
         self.wait_serving(name)
     }
 
@@ -258,6 +272,11 @@ impl Servers {
             .arg("--kubeconfig")
             .arg(self.kubeconfig(name))
             .args(arguments))
+    }
+
+    /// Runs a command that needs no cluster.
+    pub fn offline(&self, arguments: &[&str]) -> Result<String> {
+        run(self.command(&gantry()?).args(arguments))
     }
 
     /// Runs kubectl against one server.
@@ -358,7 +377,8 @@ impl Servers {
         Ok(())
     }
 
-    fn data_dir(&self, name: &str) -> PathBuf {
+    /// Where a server keeps everything.
+    pub fn data_dir(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 

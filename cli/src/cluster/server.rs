@@ -1,14 +1,17 @@
 //! `gantry server`: the control plane alone; and what `up` needs of it.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use gantry_server::backup::BackupSchedule;
 use gantry_server::{JoinConfig, Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::{Place, daemon, default_node_name, up};
-use crate::output;
+use crate::{duration, output};
 
 /// Address ranges; they cannot change once a cluster exists.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,6 +25,17 @@ pub(crate) struct Networks {
     /// The zone of services
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
+}
+
+/// The backups that a server makes by itself.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Backups {
+    /// Time between the backups that the server writes into its data directory; 0 for none
+    #[arg(long, value_name = "DURATION", default_value = "6h", value_parser = duration::parse)]
+    backup_every: Duration,
+    /// How many of them are kept
+    #[arg(long, value_name = "NUMBER", default_value = "8")]
+    backups: NonZeroUsize,
 }
 
 /// Run a server of the control plane, in the foreground
@@ -40,6 +54,8 @@ pub(crate) struct ServerCommand {
     node_kubeconfig: Vec<(String, std::path::PathBuf)>,
     #[command(flatten)]
     networks: Networks,
+    #[command(flatten)]
+    backups: Backups,
     /// The server's name among the servers; this machine's host name when not given
     #[arg(long)]
     name: Option<String>,
@@ -86,6 +102,7 @@ pub(super) async fn start(
     listen: SocketAddr,
     address: Ipv4Addr,
     networks: &Networks,
+    backups: &Backups,
     name: String,
     join: Option<JoinConfig>,
 ) -> Result<Server> {
@@ -99,6 +116,10 @@ pub(super) async fn start(
         admin_tokens: Vec::new(),
         name,
         join,
+        backups: BackupSchedule {
+            every: backups.backup_every,
+            keep: backups.backups.get(),
+        },
     })
     .await
 }
@@ -114,6 +135,7 @@ impl ServerCommand {
             self.listen,
             address,
             &self.networks,
+            &self.backups,
             name,
             join,
         )

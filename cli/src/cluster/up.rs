@@ -43,6 +43,8 @@ pub(crate) struct Up {
     pub(super) address: Option<Ipv4Addr>,
     #[command(flatten)]
     pub(super) networks: server::Networks,
+    #[command(flatten)]
+    pub(super) backups: server::Backups,
 }
 
 /// A duration for people.
@@ -179,6 +181,7 @@ impl Up {
             self.listen,
             address,
             &self.networks,
+            &self.backups,
             self.name(),
             None,
         )

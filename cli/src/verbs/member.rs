@@ -31,6 +31,7 @@ enum MemberCommand {
         name: String,
     },
     /// Make another server the leader
+    #[command(visible_alias = "transfer-leader")]
     TransferLeadership {
         /// The server's name or id
         name: String,
@@ -55,7 +56,9 @@ impl Member {
 
 async fn list(cluster: &Cluster) -> Result<()> {
     let members = cluster.call(Call::get(PATH)).await?;
-    let head = ["NAME", "ID", "ADDRESS", "ROLE", "LEADER", "BEHIND"];
+    let head = [
+        "NAME", "ID", "ADDRESS", "VERSION", "ROLE", "LEADER", "BEHIND",
+    ];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
     for member in members.as_array().into_iter().flatten() {
         let text = |field: &str| match &member[field] {
@@ -73,6 +76,7 @@ async fn list(cluster: &Cluster) -> Result<()> {
             text("name"),
             text("id"),
             text("address"),
+            text("version"),
             text("role"),
             leads.to_owned(),
             behind,

@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::client::{Call, Cluster, Mapping, Target};
-use crate::output;
+use crate::{duration, output};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
@@ -28,9 +28,9 @@ enum Action {
         /// TYPE/NAME or TYPE NAME
         #[arg(required = true)]
         target: Vec<String>,
-        /// Give up after this many seconds; 0 waits for ever
-        #[arg(long, default_value = "0", value_parser = seconds)]
-        timeout: u64,
+        /// Give up after this long, e.g. 90s; 0 waits for ever
+        #[arg(long, default_value = "0", value_parser = duration::parse)]
+        timeout: Duration,
         /// Print the state once
         #[arg(long)]
         no_watch: bool,
@@ -71,18 +71,6 @@ enum Action {
         #[arg(required = true)]
         target: Vec<String>,
     },
-}
-
-/// Seconds, with or without the `s`.
-fn seconds(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.strip_suffix('m') {
-        Some(number) => (number, 60),
-        None => (text.strip_suffix('s').unwrap_or(text), 1),
-    };
-    number
-        .parse::<u64>()
-        .map(|number| number * unit)
-        .map_err(|_| format!("\"{text}\" is not a duration: write seconds (90s) or minutes (2m)"))
 }
 
 impl Rollout {
@@ -227,12 +215,12 @@ fn progress(deployment: &Value) -> Progress {
 }
 
 impl Deployment {
-    async fn status(&self, cluster: &Cluster, timeout: u64, once: bool) -> Result<()> {
+    async fn status(&self, cluster: &Cluster, timeout: Duration, once: bool) -> Result<()> {
         let waiting = self.follow(cluster, once);
-        if timeout == 0 {
+        if timeout.is_zero() {
             return waiting.await;
         }
-        match tokio::time::timeout(Duration::from_secs(timeout), waiting).await {
+        match tokio::time::timeout(timeout, waiting).await {
             Ok(result) => result,
             Err(_) => bail!("timed out waiting for the condition"),
         }
@@ -481,14 +469,5 @@ mod tests {
         assert!(
             matches!(progress(&unseen), Progress::Waiting(line) if line.contains("to be observed"))
         );
-    }
-
-    #[test]
-    fn durations_are_seconds_or_minutes() {
-        assert_eq!(
-            (seconds("90"), seconds("2s"), seconds("3m")),
-            (Ok(90), Ok(2), Ok(180))
-        );
-        assert!(seconds("soon").is_err());
     }
 }

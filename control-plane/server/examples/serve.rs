@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use gantry_server::backup::BackupSchedule;
 use gantry_server::{Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ async fn main() -> anyhow::Result<()> {
         admin_tokens: vec![],
         name: "serve".to_owned(),
         join: None,
+        backups: BackupSchedule::default(),
     })
     .await?;
     let kubeconfig = data_dir.join("admin.kubeconfig");

@@ -4,12 +4,17 @@
 //! The only crate that knows all of them. It decides what runs where and when, and holds no logic of its own beyond
 //! the node link, which belongs to no single part: it reads the store, writes through the API, and carries streams.
 
+pub mod backup;
+mod keys;
+mod level;
 mod members;
 mod node_link;
 mod node_monitor;
 mod pod_cidr;
 mod recorder;
+mod recover;
 mod server;
 
 pub use gantry_apiserver::pki::Credential;
+pub use recover::{Recovered, Restore, recover, restore};
 pub use server::{JoinConfig, Server, ServerConfig};

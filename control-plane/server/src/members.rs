@@ -12,7 +12,7 @@ mod roster;
 mod seat;
 mod service;
 
-pub(crate) use api::MembersApi;
+pub(crate) use api::{MembersApi, only_administrators, refuse};
 pub(crate) use dial::mutual;
 pub(crate) use join::join;
 pub(crate) use peers::{PEER_MESSAGE, Peers};

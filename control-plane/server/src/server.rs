@@ -25,13 +25,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
+use crate::keys::Keyring;
 use crate::members::{
     MEMBERS_GROUP, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
     mutual,
 };
 use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
-use crate::node_monitor;
 use crate::pod_cidr::PodCidrs;
+use crate::{level, node_monitor, recover};
 
 /// A node's block of the pod CIDR: 254 pods.
 const NODE_PREFIX: u8 = 24;
@@ -64,6 +66,8 @@ pub struct ServerConfig {
     pub name: String,
     /// The cluster to join at the first start; a new one is founded otherwise.
     pub join: Option<JoinConfig>,
+    /// The backups it makes by itself.
+    pub backups: BackupSchedule,
 }
 
 /// A cluster to join.
@@ -179,6 +183,11 @@ impl Server {
             .port();
         let own_address = SocketAddr::new(config.address.into(), port);
         let seat = take_seat(&config, own_address).await?;
+        let keyring = if seat.founder {
+            Keyring::load_or_create(&config.data_dir)?
+        } else {
+            Keyring::load(&config.data_dir)?
+        };
         let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
         let credential =
             pki.issue_client(&format!("gantry:server:{}", seat.id), &[MEMBERS_GROUP])?;
@@ -191,6 +200,7 @@ impl Server {
                 data_dir: config.data_dir.join("store"),
                 member_id: seat.id,
                 voters: seat.voters(),
+                veil: Some(Arc::new(keyring.clone())),
                 ..StoreConfig::default()
             },
             Arc::new(peers.clone()),
@@ -252,6 +262,11 @@ impl Server {
             roster: roster.clone(),
             ca_certificate: pki.ca_pem().to_owned(),
             ca_key: pki.ca_key_pem(),
+            keyring,
+        };
+        let backups = BackupApi {
+            store: store.clone(),
+            server: seat.name.clone(),
         };
         let others = tonic::service::Routes::new(link)
             .add_service(
@@ -260,7 +275,8 @@ impl Server {
                     .max_encoding_message_size(PEER_MESSAGE),
             )
             .into_axum_router()
-            .merge(members.router());
+            .merge(members.router())
+            .merge(backups.router());
         let addresses = [
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V4(config.address),
@@ -303,12 +319,9 @@ impl Server {
         {
             bail!("the store stopped before it had a leader");
         }
-        let announced = ServerRecord {
-            id: seat.id,
-            name: seat.name,
-            address: own_address,
-        };
+        let announced = ServerRecord::running(seat.id, seat.name.clone(), own_address);
         server.settle(&announced).await?;
+        recover::forget_others(&config.data_dir, seat, &server.roster).await?;
         let lead = Lead {
             store: server.store.clone(),
             api: server.api.clone(),
@@ -317,6 +330,13 @@ impl Server {
             ca_pem: server.pki.ca_pem().to_owned(),
         };
         server.tasks.spawn(lead.run(server.stop.clone()));
+        let scheduled = ScheduledBackups {
+            store: server.store.clone(),
+            server: announced.name,
+            directory: config.data_dir.join("backups"),
+            schedule: config.backups,
+        };
+        server.tasks.spawn(scheduled.run(server.stop.clone()));
         Ok(server)
     }
 
@@ -531,6 +551,7 @@ impl Lead {
                 self.hub.clone(),
                 stop.clone()
             ),
+            level::run(self.store.clone(), self.roster.clone(), stop.clone()),
         );
     }
 }

@@ -14,6 +14,9 @@ use http::{Method, StatusCode};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 
+use crate::keys::Keyring;
+
+use super::seat::draw_id;
 use super::{JOINING_GROUP, MEMBERS_GROUP, Peers, Roster, ServerRecord, dial};
 
 const PATH: &str = "/gantry/v1/members";
@@ -32,6 +35,8 @@ pub(crate) struct JoinReply {
     pub(crate) id: u64,
     pub(crate) ca_certificate: String,
     pub(crate) ca_key: String,
+    /// The cluster's keys, as in their file.
+    pub(crate) keys: serde_json::Value,
     pub(crate) servers: Vec<ServerRecord>,
 }
 
@@ -42,6 +47,7 @@ struct Listed {
     id: String,
     name: String,
     address: Option<SocketAddr>,
+    version: String,
     role: &'static str,
     leader: bool,
     lag: Option<u64>,
@@ -56,6 +62,7 @@ pub(crate) struct MembersApi {
     pub(crate) roster: Roster,
     pub(crate) ca_certificate: String,
     pub(crate) ca_key: String,
+    pub(crate) keyring: Keyring,
 }
 
 /// What is asked of a member.
@@ -158,7 +165,7 @@ impl MembersApi {
     }
 }
 
-fn refuse(error: &StatusError) -> Response {
+pub(crate) fn refuse(error: &StatusError) -> Response {
     let status = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, Json(error.to_value())).into_response()
 }
@@ -167,7 +174,7 @@ fn refuse_change(error: &MembershipError) -> Response {
     refuse(&StatusError::new(409, "Conflict", error.to_string(), None))
 }
 
-fn only_administrators(who: &Identity) -> Option<Response> {
+pub(crate) fn only_administrators(who: &Identity) -> Option<Response> {
     let may = who.is_in("system:masters") || who.is_in(MEMBERS_GROUP);
     (!may).then(|| {
         refuse(&StatusError::new(
@@ -217,6 +224,7 @@ async fn list(State(api): State<MembersApi>, Extension(who): Extension<Identity>
             id: member.id.to_string(),
             name: server.map_or_else(String::new, |server| server.name.clone()),
             address: server.map(|server| server.address),
+            version: server.map_or_else(String::new, |server| server.version.clone()),
             role: match member.role {
                 MemberRole::Voter => "voter",
                 MemberRole::Learner => "learner",
@@ -260,15 +268,20 @@ async fn admit(
         return refuse(&StatusError::new(409, "AlreadyExists", message, None));
     }
     let record = ServerRecord {
-        id: u64::from(rand::random::<u32>()) + 2,
         name: request.name,
         address: request.address,
+        ..ServerRecord::nowhere(draw_id())
+    };
+    let keys = match api.keyring.contents() {
+        Ok(keys) => keys,
+        Err(error) => return refuse(&StatusError::service_unavailable(format!("{error:#}"))),
     };
     match api.enrol(&record).await {
         Ok(()) => Json(JoinReply {
             id: record.id,
             ca_certificate: api.ca_certificate.clone(),
             ca_key: api.ca_key.clone(),
+            keys,
             servers,
         })
         .into_response(),

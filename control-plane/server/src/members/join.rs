@@ -20,6 +20,8 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::keys::Keyring;
+
 use super::api::{JoinReply, JoinRequest};
 use super::{Seat, dial};
 
@@ -139,11 +141,13 @@ pub(crate) async fn join(
     }
     let reply: JoinReply = serde_json::from_slice(&body).context("reading the server's answer")?;
     Pki::install(&data_dir.join("pki"), &reply.ca_certificate, &reply.ca_key)?;
+    Keyring::install(data_dir, reply.keys.to_string().as_bytes())?;
     let seat = Seat {
         id: reply.id,
         name: name.to_owned(),
         founder: false,
         servers: reply.servers,
+        alone: false,
     };
     seat.save(data_dir)?;
     Ok(seat)

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use gantry_store::{Index, Key, Operation, Store, Table, Transaction};
+use gantry_store::{FEATURE_LEVEL, Index, Key, Operation, Store, Table, Transaction};
 use serde::{Deserialize, Serialize};
 
 /// One server.
@@ -15,6 +15,36 @@ pub(crate) struct ServerRecord {
     pub(crate) name: String,
     /// Where the others and agents reach it.
     pub(crate) address: SocketAddr,
+    /// The version of Gantry it runs; empty until it has started.
+    #[serde(default)]
+    pub(crate) version: String,
+    /// The highest feature level it knows.
+    #[serde(default)]
+    pub(crate) level: u32,
+}
+
+impl ServerRecord {
+    /// This server, as it runs now.
+    pub(crate) fn running(id: u64, name: String, address: SocketAddr) -> Self {
+        Self {
+            id,
+            name,
+            address,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            level: FEATURE_LEVEL,
+        }
+    }
+
+    /// A member that no record tells of.
+    pub(crate) fn nowhere(id: u64) -> Self {
+        Self {
+            id,
+            name: id.to_string(),
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            version: String::new(),
+            level: 0,
+        }
+    }
 }
 
 /// The table.

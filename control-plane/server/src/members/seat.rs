@@ -14,6 +14,11 @@ const FILE: &str = "member.json";
 /// The first server of a cluster.
 const FIRST: u64 = 1;
 
+/// An id for a further server.
+pub(crate) fn draw_id() -> u64 {
+    u64::from(rand::random::<u32>()) + FIRST + 1
+}
+
 /// Who a server is, and whom it knew last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Seat {
@@ -25,6 +30,9 @@ pub(crate) struct Seat {
     pub(crate) founder: bool,
     /// The servers it knew when it joined: where it finds the others before it has caught up.
     pub(crate) servers: Vec<ServerRecord>,
+    /// Whether it was made a cluster of its own and has not forgotten the others yet.
+    #[serde(default)]
+    pub(crate) alone: bool,
 }
 
 impl Seat {
@@ -50,6 +58,18 @@ impl Seat {
             name: name.to_owned(),
             founder: true,
             servers: Vec::new(),
+            alone: false,
+        }
+    }
+
+    /// The first server of a cluster that comes from a backup. Its id is new: no other server of that cluster had it.
+    pub(crate) fn restored(name: &str) -> Self {
+        Self {
+            id: draw_id(),
+            name: name.to_owned(),
+            founder: false,
+            servers: Vec::new(),
+            alone: true,
         }
     }
 

@@ -196,19 +196,21 @@ impl Cluster {
 
     /// Imports the demo images v1 and v2.
     pub fn import_demo_images(&self) -> Result<()> {
-        import_demo_images(&self.host, &self.data_dir())
+        import_demo_images(|program| self.host.command(program), &self.data_dir())
     }
 }
 
-/// Imports the demo images v1 and v2 into the node of a data directory.
-pub(crate) fn import_demo_images(host: &Host, data_dir: &Path) -> Result<()> {
+/// Imports the demo images v1 and v2 into the node of a data directory, with commands that run there.
+pub(crate) fn import_demo_images(
+    command: impl Fn(&Path) -> Command,
+    data_dir: &Path,
+) -> Result<()> {
     let directory = tempfile::tempdir().context("making a directory for tarballs")?;
     for version in ["v1", "v2"] {
         let path = directory.path().join(format!("web-{version}.tar"));
         let file = std::fs::File::create(&path).context("creating a tarball")?;
         gantry_demo::pack(version, file).context("packing the demo image")?;
-        run(host
-            .command(gantry()?)
+        run(command(&gantry()?)
             .args(["image", "import", "--data-dir"])
             .args([data_dir, &path]))?;
     }

@@ -25,6 +25,9 @@ pub use faults::Machine;
 
 /// The node's data directory, beside those of the servers.
 const AGENT: &str = "agent";
+const NODE_NUMBER: u8 = 200;
+/// Where an agent serves the API on its node.
+const LOCAL_API: &str = "https://127.0.0.1:6444";
 
 struct Server {
     address: SocketAddr,
@@ -45,10 +48,17 @@ enum Place {
     Apart(Arc<Network>),
 }
 
+/// The machine of pods.
+struct Node {
+    process: Option<Child>,
+    host: Option<Host>,
+    address: String,
+}
+
 /// The servers of one control plane, by name, and perhaps a node.
 pub struct Servers {
     servers: BTreeMap<String, Server>,
-    agent: Option<Child>,
+    node: Option<Node>,
     place: Place,
     /// Last, since disks are mounted in it.
     directory: tempfile::TempDir,
@@ -82,41 +92,106 @@ impl Servers {
             Place::Together(Host::new()?),
             &vec![Machine::default(); count],
         )?;
-        let log = std::fs::File::create(servers.directory.path().join("agent.log"))?;
-        let agent = servers
-            .command(&gantry()?)
-            .args([
-                "agent",
-                "--node-name",
-                "node-1",
-                "--address",
-                HOST_ADDRESS,
-                "--node-kubeconfig",
-            ])
-            .arg(servers.node_kubeconfig())
+        servers.add_node()?;
+        Ok(servers)
+    }
+
+    /// Starts the node `node-1` with the demo images, on a machine of its own where servers have theirs.
+    pub fn add_node(&mut self) -> Result<()> {
+        let (host, address) = match &self.place {
+            Place::Apart(network) => {
+                let address = Network::address(NODE_NUMBER).to_string();
+                (Some(network.host(NODE_NUMBER)?), address)
+            }
+            _ => (None, HOST_ADDRESS.to_owned()),
+        };
+        self.node = Some(Node {
+            process: None,
+            host,
+            address,
+        });
+        self.start_agent()?;
+        eventually("the node to be Ready", || {
+            let nodes = self.gantry("s1", &["get", "nodes"])?;
+            ensure!(nodes.contains(" Ready"), "{nodes}");
+            Ok(())
+        })?;
+        import_demo_images(|program| self.node_command(program), &self.data_dir(AGENT))
+    }
+
+    /// Starts the node's agent, again after [`Servers::kill_agent`].
+    pub fn start_agent(&mut self) -> Result<()> {
+        let node = self.node.as_ref().context("no node was added")?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.path().join("agent.log"))
+            .context("opening the log")?;
+        let process = self
+            .node_command(&gantry()?)
+            .args(["agent", "--node-name", "node-1", "--address", &node.address])
+            .arg("--node-kubeconfig")
+            .arg(self.node_kubeconfig())
             .arg("--data-dir")
-            .arg(servers.data_dir(AGENT))
+            .arg(self.data_dir(AGENT))
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("starting the agent")?;
-        servers.agent = Some(agent);
-        eventually("the node to be Ready", || {
-            let nodes = servers.gantry("s1", &["get", "nodes"])?;
-            ensure!(nodes.contains(" Ready"), "{nodes}");
-            Ok(())
-        })?;
-        if let Place::Together(host) = &servers.place {
-            import_demo_images(host, &servers.data_dir(AGENT))?;
+        if let Some(node) = &mut self.node {
+            node.process = Some(process);
         }
-        Ok(servers)
+        Ok(())
+    }
+
+    /// Ends the node's agent as a crash would; its pods stay.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        if let Some(mut agent) = self.node.as_mut().and_then(|node| node.process.take()) {
+            agent.kill()?;
+            agent.wait()?;
+        }
+        Ok(())
+    }
+
+    /// A command on the node.
+    pub fn node_command(&self, program: &Path) -> Command {
+        match self.node.as_ref().and_then(|node| node.host.as_ref()) {
+            Some(host) => host.command(program),
+            None => self.command(program),
+        }
+    }
+
+    /// A command in the network of a pod.
+    pub fn in_pod(&self, uid: &str, program: &str) -> Result<Command> {
+        let network = self.data_dir(AGENT).join("agent/network/netns").join(uid);
+        ensure!(network.exists(), "{} is missing", network.display());
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", network.display()))
+            .arg(program);
+        Ok(command)
+    }
+
+    /// The file with the authority's certificate.
+    pub fn authority(&self) -> PathBuf {
+        self.data_dir("s1").join("pki/ca.crt")
+    }
+
+    /// Runs kubectl on the node, against the API that the agent serves there.
+    pub fn local_kubectl(&self, arguments: &[&str]) -> Result<String> {
+        run(self
+            .node_command(Path::new("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("s1"))
+            .args(["--server", LOCAL_API])
+            .args(arguments))
     }
 
     fn start_on(place: Place, machines: &[Machine]) -> Result<Self> {
         let mut servers = Self {
             directory: tempfile::tempdir().context("making a data directory")?,
             servers: BTreeMap::new(),
-            agent: None,
+            node: None,
             place,
         };
         for (number, machine) in (1..).zip(machines) {
@@ -403,13 +478,12 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        if let Some(mut agent) = self.agent.take() {
+        if self.node.is_some() {
             let data_dir = self.data_dir(AGENT);
             let leave = || -> Result<()> {
-                agent.kill()?;
-                agent.wait()?;
+                self.kill_agent()?;
                 run(self
-                    .command(&gantry()?)
+                    .node_command(&gantry()?)
                     .args(["down", "--purge", "--data-dir"])
                     .arg(data_dir))?;
                 Ok(())

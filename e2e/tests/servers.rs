@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Servers, Workload, eventually, until};
+use gantry_e2e::{Machine, Servers, Workload, eventually, until};
 
 const WRITERS: usize = 32;
 
@@ -87,6 +87,85 @@ fn a_node_outlives_the_leader_it_was_linked_to() -> Result<()> {
     let logs = servers.kubectl(&others[1], &["logs", "deploy/web"])?;
     ensure!(logs.contains("listens"), "{logs}");
     Ok(())
+}
+
+/// What a pod of the demo gets from the API by the name of its Service, in its own network.
+fn asked_by_a_pod(servers: &Servers) -> Result<String> {
+    let uid = servers.local_kubectl(&[
+        "get",
+        "pods",
+        "--selector=app=web",
+        "--output=jsonpath={.items[0].metadata.uid}",
+    ])?;
+    let url = "https://kubernetes.default.svc/healthz";
+    let mut curl = servers.in_pod(&uid, "curl")?;
+    curl.args(["--silent", "--show-error", "--fail", "--max-time", "3"])
+        .arg("--cacert")
+        .arg(servers.authority())
+        .args(["--resolve", "kubernetes.default.svc:443:10.96.0.1", url]);
+    let output = curl.output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn clients_on_a_node_outlive_the_server_they_were_given() -> Result<()> {
+    Servers::apart(&vec![Machine::default(); 3], async |servers| {
+        servers.add_node()?;
+        let manifest = format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"));
+        servers.local_kubectl(&["apply", "-f", &manifest])?;
+        servers.local_kubectl(&["rollout", "status", "deploy/web", "--timeout=90s"])?;
+        until("a pod to reach the API", async || asked_by_a_pod(servers)).await?;
+        // The one that the node and its kubeconfig were given.
+        let given = "s1";
+        servers.kill(given)?;
+        let created = until("a write through the node's own endpoint", async || {
+            servers.local_kubectl(&["create", "configmap", "afterwards", "--output=name"])
+        })
+        .await
+        .with_context(|| servers.logs())?;
+        ensure!(created.contains("afterwards"), "{created}");
+        until("the dead server to be no endpoint any more", async || {
+            let dead = servers.address(given)?.ip().to_string();
+            for kind in ["endpointslices", "endpoints"] {
+                let listed =
+                    servers.local_kubectl(&["get", kind, "kubernetes", "--output=yaml"])?;
+                ensure!(!listed.contains(&dead), "{listed}");
+            }
+            Ok(())
+        })
+        .await?;
+        // Not by luck: every connection goes to a server that lives.
+        until("every request of a pod to be answered", async || {
+            for _ in 0..10 {
+                asked_by_a_pod(servers)?;
+            }
+            Ok(())
+        })
+        .await?;
+        // The agent remembers the others.
+        servers.kill_agent()?;
+        servers.start_agent()?;
+        until("the local endpoint after a restart", async || {
+            servers.local_kubectl(&["get", "configmap", "afterwards"])
+        })
+        .await?;
+        servers.local_kubectl(&["scale", "deploy/web", "--replicas=4"])?;
+        servers.local_kubectl(&["rollout", "status", "deploy/web", "--timeout=90s"])?;
+        servers.restart(given)?;
+        until("the server to be an endpoint again", async || {
+            let address = servers.address(given)?.ip().to_string();
+            let listed =
+                servers.local_kubectl(&["get", "endpointslices", "kubernetes", "--output=yaml"])?;
+            ensure!(listed.contains(&address), "{listed}");
+            Ok(())
+        })
+        .await
+    })
 }
 
 #[test]

@@ -16,7 +16,11 @@ pub(crate) struct Settings {
     pub(crate) identity: NodeIdentity,
     pub(crate) data_dir: PathBuf,
     pub(crate) address: Ipv4Addr,
+    pub(crate) local_api: SocketAddr,
 }
+
+/// Where clients on a node reach the API, unless told otherwise.
+pub(crate) const LOCAL_API: &str = "127.0.0.1:6444";
 
 /// A node's certificate and the authority it trusts, PEM.
 pub(crate) struct NodeIdentity {
@@ -39,6 +43,9 @@ pub(crate) struct AgentCommand {
     /// The address other machines reach this one at; that of the default route when not given
     #[arg(long)]
     address: Option<Ipv4Addr>,
+    /// Where clients on this node reach the API, through whichever server lives; on loopback
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = LOCAL_API)]
+    local_api: SocketAddr,
 }
 
 /// The agent's configuration, derived from its data directory alone but for who it is.
@@ -50,6 +57,7 @@ fn config(settings: Settings) -> AgentConfig {
         certificate_pem: settings.identity.certificate,
         key_pem: settings.identity.key,
         node_address: settings.address,
+        local_api: Some(settings.local_api),
         ..AgentConfig::in_directory(&settings.data_dir)
     }
 }
@@ -87,6 +95,7 @@ impl AgentCommand {
             identity,
             data_dir: self.place.data_dir.join("agent"),
             address: self.address.unwrap_or_else(up::default_address),
+            local_api: self.local_api,
         };
         let stop = CancellationToken::new();
         let running = run(settings, stop.clone());

@@ -41,6 +41,9 @@ pub(crate) struct Up {
     /// The address other machines reach this one at; that of the default route when not given
     #[arg(long)]
     pub(super) address: Option<Ipv4Addr>,
+    /// Where clients on this machine reach the API, through whichever server lives; on loopback
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::LOCAL_API)]
+    pub(super) local_api: SocketAddr,
     #[command(flatten)]
     pub(super) networks: server::Networks,
     #[command(flatten)]
@@ -146,7 +149,7 @@ impl Up {
                 };
                 // The file of an earlier run may name another port until the server has written its own.
                 client = match credentials.load().await {
-                    Ok(config) if config.cluster_url.port_u16() == Some(self.listen.port()) => {
+                    Ok(config) if config.cluster_url.port_u16() == Some(self.local_api.port()) => {
                         Some(kube::Client::try_from(config)?)
                     }
                     _ => None,
@@ -186,10 +189,7 @@ impl Up {
             None,
         )
         .await?;
-        server.write_admin_kubeconfig(
-            &self.admin_kubeconfig(),
-            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),
-        )?;
+        server.write_admin_kubeconfig(&self.admin_kubeconfig(), self.local_api)?;
         let name = self.name();
         let agent = agent::Settings {
             node_name: name.clone(),
@@ -200,6 +200,7 @@ impl Up {
             identity: node_identity(&server, &name)?,
             data_dir: self.place.data_dir.join("agent"),
             address,
+            local_api: self.local_api,
         };
         let agent = tokio::spawn(agent::run(agent, stop.clone()));
         let serving = tokio::spawn(server.run(stop.clone()));

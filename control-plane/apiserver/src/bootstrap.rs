@@ -15,8 +15,8 @@ use crate::server::ApiServer;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Creates what is missing. The servers' addresses are kept up to date in the API's own EndpointSlice.
-pub(crate) async fn run(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
+/// Creates what is missing.
+pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
     for namespace in NAMESPACES {
         create(
             server,
@@ -32,7 +32,6 @@ pub(crate) async fn run(server: &ApiServer, servers: &[SocketAddr]) -> Result<()
         )
         .await?;
     }
-    let port = servers.first().map_or(6443, SocketAddr::port);
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -43,27 +42,59 @@ pub(crate) async fn run(server: &ApiServer, servers: &[SocketAddr]) -> Result<()
         },
     });
     create(server, "/api/v1/namespaces/default/services", &service).await?;
+    Ok(())
+}
+
+/// Says in the API's own Endpoints and EndpointSlice where pods reach it. The servers of a cluster share one port; one
+/// that listens elsewhere than the first is left out.
+pub(crate) async fn publish(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
     // Pods could not reach a server that has no other address than loopback.
-    let addresses: Vec<IpAddr> = servers.iter().map(SocketAddr::ip).collect();
-    let reachable = addresses.iter().filter(|address| !address.is_loopback());
-    let endpoints: Vec<Value> = reachable
-        .map(|address| json!({"addresses": [address.to_string()], "conditions": {"ready": true}}))
-        .collect();
-    if endpoints.is_empty() {
+    let reachable = servers.iter().filter(|address| !address.ip().is_loopback());
+    let Some(port) = reachable.clone().next().map(SocketAddr::port) else {
         return Ok(());
-    }
+    };
+    let addresses: Vec<IpAddr> = reachable
+        .filter(|address| address.port() == port)
+        .map(SocketAddr::ip)
+        .collect();
+    let ready = |address: &IpAddr| json!({"addresses": [address.to_string()], "conditions": {"ready": true}});
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": "IPv4",
-        "endpoints": endpoints,
+        "endpoints": addresses.iter().map(ready).collect::<Vec<Value>>(),
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     });
-    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-    create(server, slices, &slice).await?;
-    call(server, Method::PUT, &format!("{slices}/kubernetes"), &slice).await?;
-    Ok(())
+    put(
+        server,
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+        &slice,
+    )
+    .await?;
+    let listed = |address: &IpAddr| json!({"ip": address.to_string()});
+    let endpoints = json!({
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{
+            "addresses": addresses.iter().map(listed).collect::<Vec<Value>>(),
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }],
+    });
+    put(server, "/api/v1/namespaces/default/endpoints", &endpoints).await
+}
+
+/// Creates an object named `kubernetes`, or replaces it.
+async fn put(server: &ApiServer, collection: &str, object: &Value) -> Result<(), StatusError> {
+    create(server, collection, object).await?;
+    call(
+        server,
+        Method::PUT,
+        &format!("{collection}/kubernetes"),
+        object,
+    )
+    .await
 }
 
 async fn create(server: &ApiServer, path: &str, object: &Value) -> Result<(), StatusError> {

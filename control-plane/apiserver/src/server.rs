@@ -103,9 +103,14 @@ impl ApiServer {
         }
     }
 
-    /// Creates the objects every cluster has, where they are missing. Pods reach the API at `servers`.
-    pub async fn bootstrap(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
-        crate::bootstrap::run(self, servers).await
+    /// Creates the objects every cluster has, where they are missing. Servers listen on `port`.
+    pub async fn bootstrap(&self, port: u16) -> Result<(), StatusError> {
+        crate::bootstrap::run(self, port).await
+    }
+
+    /// Says where pods reach the API: the endpoints of the Service `kubernetes`.
+    pub async fn publish(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
+        crate::bootstrap::publish(self, servers).await
     }
 
     /// The same API for the parts that run on the leader alone: their writes are refused once another term has begun.

@@ -6,6 +6,7 @@
 
 mod api;
 mod dial;
+mod endpoints;
 mod join;
 mod peers;
 mod roster;
@@ -14,6 +15,7 @@ mod service;
 
 pub(crate) use api::{MembersApi, only_administrators, refuse};
 pub(crate) use dial::mutual;
+pub(crate) use endpoints::keep as keep_endpoints;
 pub(crate) use join::join;
 pub(crate) use peers::{PEER_MESSAGE, Peers};
 pub(crate) use roster::{Roster, ServerRecord};

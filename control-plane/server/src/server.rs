@@ -29,7 +29,7 @@ use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
 use crate::keys::Keyring;
 use crate::members::{
     MEMBERS_GROUP, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
-    mutual,
+    keep_endpoints, mutual,
 };
 use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
 use crate::pod_cidr::PodCidrs;
@@ -347,7 +347,7 @@ impl Server {
         loop {
             let attempt = async {
                 self.roster.put(record).await?;
-                let bootstrapped = self.api.bootstrap(&self.addresses()).await;
+                let bootstrapped = self.api.bootstrap(record.address.port()).await;
                 bootstrapped.context("creating the cluster's own objects")
             };
             match attempt.await {
@@ -357,14 +357,6 @@ impl Server {
             }
             tokio::time::sleep(SETTLE_AGAIN).await;
         }
-    }
-
-    fn addresses(&self) -> Vec<SocketAddr> {
-        self.roster
-            .all()
-            .iter()
-            .map(|server| server.address)
-            .collect()
     }
 
     /// The administrator's kubeconfig, in a file that only root can read.
@@ -526,15 +518,6 @@ impl Lead {
             let identity = Identity::new(user, &["system:authenticated"]);
             kube::Client::new(api.local_service(identity), "default")
         };
-        let servers: Vec<SocketAddr> = self
-            .roster
-            .all()
-            .iter()
-            .map(|server| server.address)
-            .collect();
-        if let Err(error) = api.bootstrap(&servers).await {
-            tracing::warn!(%error, "creating the cluster's own objects");
-        }
         tokio::join!(
             gantry_scheduler::run(
                 client_of("system:kube-scheduler"),
@@ -552,6 +535,12 @@ impl Lead {
                 stop.clone()
             ),
             level::run(self.store.clone(), self.roster.clone(), stop.clone()),
+            keep_endpoints(
+                api.clone(),
+                self.store.clone(),
+                self.roster.clone(),
+                stop.clone()
+            ),
         );
     }
 }

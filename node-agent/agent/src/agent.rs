@@ -23,10 +23,12 @@ use crate::desired::Desired;
 use crate::image_gc::{self, ImageCollector};
 use crate::image_service;
 use crate::link::Link;
+use crate::local_api;
 use crate::node::Machine;
 use crate::pod::{Manager, Node};
 use crate::presence::{self, Presence};
 use crate::reports::{Reports, Severity};
+use crate::servers::Servers;
 use crate::services;
 use crate::streams::Streams;
 use crate::tls;
@@ -50,6 +52,10 @@ impl Agent {
             !config.servers.is_empty(),
             "no server to report to: name at least one"
         );
+        let local_api = match config.local_api {
+            Some(address) => Some(local_api::bind(address).await?),
+            None => None,
+        };
         prepare_directories(&config)?;
         let tls = tls::mutual(&config.ca_pem, &config.certificate_pem, &config.key_pem)?;
         let machine = Machine::here(&config.data_dir);
@@ -65,6 +71,13 @@ impl Agent {
         let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
         let (services_changed, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let mut tasks = JoinSet::new();
+        let servers = Servers::new(config.servers.clone());
+        if let Some(facts) = &*welcomed.borrow() {
+            servers.learn(&facts.servers);
+        }
+        if let Some(listener) = local_api {
+            tasks.spawn(local_api::serve(listener, servers.clone(), stop.clone()));
+        }
 
         let socket = config.image_socket();
         let listener = image_service::bind(&socket)
@@ -85,7 +98,7 @@ impl Agent {
         presence.refresh().await;
         let link = Link {
             node_name: config.node_name.clone(),
-            servers: config.servers.clone(),
+            servers,
             tls,
             desired: desired.clone(),
             reports: reports.clone(),
@@ -112,6 +125,7 @@ impl Agent {
         checkpoint
             .save_welcome(&facts)
             .context("writing the checkpoint of the cluster's facts")?;
+        tasks.spawn(keep_facts(checkpoint.clone(), welcomed));
         let wiring = Wiring::new(&config, &facts).await?;
 
         let (routed, routed_receiver) = watch::channel(BTreeSet::new());
@@ -324,6 +338,20 @@ async fn keep_checkpoint(checkpoint: Checkpoint, desired: Arc<Desired>, changed:
         let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired)).await;
         if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
             tracing::warn!(%error, "writing the checkpoint");
+        }
+    }
+}
+
+/// Remembers the cluster's facts, above all where its servers are, for the next start.
+async fn keep_facts(checkpoint: Checkpoint, mut welcomed: watch::Receiver<Option<Welcome>>) {
+    while welcomed.changed().await.is_ok() {
+        let Some(facts) = welcomed.borrow_and_update().clone() else {
+            continue;
+        };
+        let checkpoint = checkpoint.clone();
+        let saved = tokio::task::spawn_blocking(move || checkpoint.save_welcome(&facts)).await;
+        if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
+            tracing::warn!(%error, "writing the checkpoint of the cluster's facts");
         }
     }
 }

@@ -12,6 +12,8 @@ pub struct AgentConfig {
     pub node_name: String,
     /// Servers, tried in turn.
     pub servers: Vec<SocketAddr>,
+    /// Where clients on this node reach the API; `None` for nowhere.
+    pub local_api: Option<SocketAddr>,
     /// The authority that signed the servers' certificates, PEM.
     pub ca_pem: String,
     /// The node's certificate (`system:node:NAME` in `system:nodes`), PEM.
@@ -45,6 +47,7 @@ impl AgentConfig {
         Self {
             node_name: String::new(),
             servers: Vec::new(),
+            local_api: None,
             ca_pem: String::new(),
             certificate_pem: String::new(),
             key_pem: String::new(),

@@ -27,6 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::desired::{Desired, Touched};
 use crate::pod::News;
 use crate::reports::Reports;
+use crate::servers::Servers;
 use crate::streams::Streams;
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -76,8 +77,6 @@ impl LinkError {
 /// What the link works with.
 pub(crate) struct Link {
     pub(crate) node_name: String,
-    /// At least one.
-    pub(crate) servers: Vec<SocketAddr>,
     pub(crate) tls: Arc<ClientConfig>,
     pub(crate) desired: Arc<Desired>,
     pub(crate) reports: Arc<Reports>,
@@ -90,6 +89,7 @@ pub(crate) struct Link {
     /// Anything worth a checkpoint has changed.
     pub(crate) changed: Arc<Notify>,
     pub(crate) welcome: watch::Sender<Option<Welcome>>,
+    pub(crate) servers: Servers,
 }
 
 impl Link {
@@ -99,7 +99,7 @@ impl Link {
         let mut turn = 0;
         let mut leader = None;
         loop {
-            let servers = self.known_servers();
+            let servers = self.servers.known();
             let address = leader.take().unwrap_or(servers[turn % servers.len()]);
             let began = tokio::time::Instant::now();
             let ended = tokio::select! {
@@ -127,23 +127,6 @@ impl Link {
         }
     }
 
-    /// The servers this agent was given, and those it was told of since.
-    fn known_servers(&self) -> Vec<SocketAddr> {
-        let mut servers = self.servers.clone();
-        if let Some(welcome) = &*self.welcome.borrow() {
-            let told = welcome
-                .servers
-                .iter()
-                .filter_map(|server| server.parse().ok());
-            for server in told.collect::<Vec<SocketAddr>>() {
-                if !servers.contains(&server) {
-                    servers.push(server);
-                }
-            }
-        }
-        servers
-    }
-
     async fn connection(&self, address: SocketAddr) -> Result<(), LinkError> {
         let channel = dial(address, self.tls.clone())
             .await
@@ -165,6 +148,7 @@ impl Link {
             .await?
             .into_inner();
         self.desired.link_opened();
+        self.servers.prefer(address);
         tracing::info!(server = %address, "node link is up");
         tokio::select! {
             ended = self.receive(&mut down, &client) => ended,
@@ -206,7 +190,16 @@ impl Link {
         while let Some(message) = down.message().await? {
             match message.message {
                 Some(server_message::Message::Welcome(welcome)) => {
+                    self.servers.learn(&welcome.servers);
                     self.welcome.send_replace(Some(welcome));
+                }
+                Some(server_message::Message::Servers(servers)) => {
+                    self.servers.learn(&servers.addresses);
+                    self.welcome.send_modify(|welcome| {
+                        if let Some(welcome) = welcome {
+                            welcome.servers = servers.addresses;
+                        }
+                    });
                 }
                 Some(server_message::Message::Change(change)) => {
                     let touched = self.desired.apply(&change).unwrap_or_else(|error| {

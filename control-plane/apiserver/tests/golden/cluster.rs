@@ -94,7 +94,7 @@ impl Setting {
         };
         let server = ApiServer::new(config, store.clone(), Arc::new(NoNodes));
         server
-            .bootstrap(&[address])
+            .bootstrap(address.port())
             .await
             .expect("the cluster's own objects");
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());

@@ -37,10 +37,7 @@ impl Cluster {
             Store::ephemeral(),
             std::sync::Arc::new(NoNodes),
         );
-        server
-            .bootstrap(&["127.0.0.1:6443".parse().expect("an address")])
-            .await
-            .expect("bootstrap");
+        server.bootstrap(6443).await.expect("bootstrap");
         let identity = Identity::new("kubernetes-admin", &["system:masters"]);
         let client = kube::Client::new(server.local_service(identity), "default");
         let stop = CancellationToken::new();

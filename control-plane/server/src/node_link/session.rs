@@ -11,8 +11,8 @@ use futures::Stream;
 use gantry_apiserver::Identity;
 use gantry_rpc::node::node_link_server::NodeLink;
 use gantry_rpc::node::{
-    AgentMessage, Hello, ObjectChange, Resource, ServerMessage, StreamFrame, Synced, Welcome,
-    agent_message, server_message,
+    AgentMessage, Hello, ObjectChange, Resource, ServerMessage, Servers, StreamFrame, Synced,
+    Welcome, agent_message, server_message,
 };
 use gantry_store::{Entry, Event, Key, Store, Table, WatchError};
 use serde_json::Value;
@@ -97,6 +97,7 @@ impl NodeLink for LinkService {
         let session = Session {
             node: node.clone(),
             store: self.store.clone(),
+            roster: self.roster.clone(),
             down: down.clone(),
             needs: Needs::default(),
         };
@@ -165,14 +166,17 @@ impl LinkService {
             service_cidr: self.facts.service_cidr.clone(),
             dns_service_ip: self.facts.dns_service_ip.clone(),
             cluster_domain: self.facts.cluster_domain.clone(),
-            servers: self
-                .roster
-                .all()
-                .iter()
-                .map(|server| server.address.to_string())
-                .collect(),
+            servers: addresses(&self.roster),
         })
     }
+}
+
+fn addresses(roster: &Roster) -> Vec<String> {
+    let servers = roster.all();
+    servers
+        .iter()
+        .map(|server| server.address.to_string())
+        .collect()
 }
 
 /// The tables a link watches, with what they are called on the wire.
@@ -205,6 +209,7 @@ fn table_of(resource: Resource) -> Option<Table> {
 struct Session {
     node: String,
     store: Store,
+    roster: Roster,
     down: mpsc::Sender<Result<ServerMessage, Status>>,
     needs: Needs,
 }
@@ -221,7 +226,8 @@ impl From<Closed> for Status {
 impl Session {
     async fn run(mut self, welcome: Welcome) -> Result<(), Status> {
         self.send(server_message::Message::Welcome(welcome)).await?;
-        let names: Vec<Table> = tables().into_iter().map(|(table, _)| table).collect();
+        let objects = tables().into_iter().map(|(table, _)| table);
+        let names: Vec<Table> = objects.chain([Roster::table()]).collect();
         // The watch is opened first: what changes while the snapshot is sent is sent again by it, in order.
         let from = self.store.revision();
         let mut watch = self.store.watch(&names, from).map_err(behind)?;
@@ -269,6 +275,12 @@ impl Session {
     }
 
     async fn change(&mut self, event: &Event) -> Result<(), Closed> {
+        if event.key.table == Roster::table() {
+            let servers = Servers {
+                addresses: addresses(&self.roster),
+            };
+            return self.send(server_message::Message::Servers(servers)).await;
+        }
         let Some((_, resource)) = tables()
             .into_iter()
             .find(|(table, _)| *table == event.key.table)

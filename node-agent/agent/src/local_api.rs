@@ -1,0 +1,161 @@
+//! The API on loopback: relays connections to a server that answers, so that clients on the node survive the death of any.
+//!
+//! Bytes pass as they come: TLS is between the client and the server, whose certificate names loopback.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::servers::Servers;
+
+/// A server that takes longer to accept is passed over.
+const CONNECT: Duration = Duration::from_secs(2);
+/// A connection to a server that is silent for about this long is closed, so that its client looks for another.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Connections at once; further ones wait.
+const CONNECTIONS: usize = 4096;
+
+/// Takes the port.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "listening on {address} for clients of the API on this node: choose another address with --local-api"
+        )
+    })
+}
+
+/// Relays until stopped.
+pub(crate) async fn serve(listener: TcpListener, servers: Servers, stop: CancellationToken) {
+    let mut relays = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            Some(_) = relays.join_next() => continue,
+            accepted = listener.accept(), if relays.len() < CONNECTIONS => accepted,
+        };
+        match accepted {
+            Ok((client, _)) => {
+                let servers = servers.clone();
+                relays.spawn(async move { relay(client, &servers).await });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others will close theirs.
+                tracing::warn!(%error, "accepting a client of the API");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn relay(mut client: TcpStream, servers: &Servers) {
+    let Some(mut server) = connect(servers).await else {
+        tracing::warn!("a client of the API was turned away: no server answers");
+        return;
+    };
+    client.set_nodelay(true).ok();
+    // Either side may break off; the other is told by the end of its own connection.
+    tokio::io::copy_bidirectional(&mut client, &mut server)
+        .await
+        .ok();
+}
+
+async fn connect(servers: &Servers) -> Option<TcpStream> {
+    for address in servers.by_preference() {
+        let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+        match connected.map_err(std::io::Error::from).flatten() {
+            Ok(stream) => {
+                if let Err(error) = notice_silence(&stream) {
+                    tracing::debug!(%error, "asking the kernel to watch over a connection");
+                }
+                return Some(stream);
+            }
+            Err(error) => tracing::debug!(server = %address, %error, "passing a server over"),
+        }
+    }
+    None
+}
+
+fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE / 2)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE / 4)?;
+    sockopt::set_tcp_keepcnt(stream, 2)?;
+    let millis = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, millis)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn loopback() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        (listener, address)
+    }
+
+    /// Says its number to whoever connects, then repeats what it hears.
+    fn answer(listener: TcpListener, number: u8) -> tokio::task::JoinHandle<()> {
+        tokio::spawn(async move {
+            let mut relays = JoinSet::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                relays.spawn(async move {
+                    stream.write_u8(number).await.ok();
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await.ok();
+                });
+            }
+        })
+    }
+
+    async fn answered_by(address: SocketAddr) -> std::io::Result<u8> {
+        let mut stream = TcpStream::connect(address).await?;
+        let number = stream.read_u8().await?;
+        stream.write_all(b"echo").await?;
+        let mut echo = [0; 4];
+        stream.read_exact(&mut echo).await?;
+        assert_eq!(&echo, b"echo");
+        Ok(number)
+    }
+
+    #[tokio::test]
+    async fn clients_reach_the_preferred_server_and_then_any_that_lives() {
+        let (first, one) = loopback().await;
+        let (second, two) = loopback().await;
+        let first = answer(first, 1);
+        let second = answer(second, 2);
+        let servers = Servers::new(vec![two, one]);
+        servers.prefer(one);
+        let (listener, local) = loopback().await;
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, servers, stop.clone()));
+        assert_eq!(answered_by(local).await.expect("an answer"), 1);
+        first.abort();
+        first.await.expect_err("aborted");
+        assert_eq!(answered_by(local).await.expect("an answer"), 2);
+        second.abort();
+        second.await.expect_err("aborted");
+        answered_by(local).await.expect_err("nobody answers");
+        stop.cancel();
+        serving.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_the_way_out() {
+        let (_taken, address) = loopback().await;
+        let error = format!("{:#}", bind(address).await.expect_err("it is taken"));
+        assert!(
+            error.contains(&address.to_string()) && error.contains("--local-api"),
+            "{error}"
+        );
+    }
+}

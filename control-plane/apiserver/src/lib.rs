@@ -19,6 +19,7 @@ mod context;
 mod discovery;
 mod health;
 mod identity;
+mod limits;
 mod metrics;
 mod openapi;
 pub mod pki;

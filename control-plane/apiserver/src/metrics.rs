@@ -4,7 +4,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, Opts, TextEncoder};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, TextEncoder,
+};
 
 use crate::response::Answer;
 
@@ -13,6 +15,8 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
 pub(crate) struct Metrics {
     requests: IntCounterVec,
     durations: HistogramVec,
+    in_flight: IntGaugeVec,
+    rejected: IntCounterVec,
 }
 
 impl Metrics {
@@ -36,10 +40,28 @@ impl Metrics {
             &["verb", "resource"],
         )
         .expect("the metric's name and labels are valid");
+        let in_flight = IntGaugeVec::new(
+            Opts::new(
+                "gantry_apiserver_requests_in_flight",
+                "Requests under way by class; a watch is for as long as it lasts.",
+            ),
+            &["class"],
+        )
+        .expect("the metric's name and labels are valid");
+        let rejected = IntCounterVec::new(
+            Opts::new(
+                "gantry_apiserver_requests_rejected_total",
+                "Requests refused with 429 by class, since too many were under way.",
+            ),
+            &["class"],
+        )
+        .expect("the metric's name and labels are valid");
         let registry = prometheus::default_registry();
         for collector in [
             Box::new(requests.clone()) as Box<dyn prometheus::core::Collector>,
             Box::new(durations.clone()),
+            Box::new(in_flight.clone()),
+            Box::new(rejected.clone()),
         ] {
             if let Err(error) = registry.register(collector) {
                 tracing::warn!(%error, "a metric is not published");
@@ -48,7 +70,24 @@ impl Metrics {
         Self {
             requests,
             durations,
+            in_flight,
+            rejected,
         }
+    }
+
+    /// A request of a class is under way.
+    pub(crate) fn entered(&self, class: &str) {
+        self.in_flight.with_label_values(&[class]).inc();
+    }
+
+    /// A request of a class is no longer under way.
+    pub(crate) fn left(&self, class: &str) {
+        self.in_flight.with_label_values(&[class]).dec();
+    }
+
+    /// A request of a class was refused.
+    pub(crate) fn rejected(&self, class: &str) {
+        self.rejected.with_label_values(&[class]).inc();
     }
 
     pub(crate) fn observe(&self, verb: &str, resource: &str, code: u16, took: Duration) {

@@ -25,6 +25,7 @@ use crate::authorisation;
 use crate::clock::Clock;
 use crate::context::{Api, Context};
 use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate};
+use crate::limits::{Class, Limits};
 use crate::metrics::METRICS;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, route, verb};
@@ -80,6 +81,7 @@ struct Inner {
     tokens: Tokens,
     advertise: String,
     streams: Arc<dyn NodeStreams>,
+    limits: Arc<Limits>,
 }
 
 impl ApiServer {
@@ -99,6 +101,7 @@ impl ApiServer {
                 tokens: config.tokens,
                 advertise: config.advertise,
                 streams,
+                limits: Arc::default(),
             }),
         }
     }
@@ -128,6 +131,7 @@ impl ApiServer {
                 tokens: inner.tokens.clone(),
                 advertise: inner.advertise.clone(),
                 streams: inner.streams.clone(),
+                limits: inner.limits.clone(),
             }),
         }
     }
@@ -256,7 +260,18 @@ impl ApiServer {
                     Err(never) => match never {},
                 }
             }
-            _ => self.handle(request, known).await,
+            _ => self.limited(request, known).await,
+        }
+    }
+
+    /// Answers a REST request that came over the network, in its turn.
+    async fn limited(&self, request: Request, identity: Identity) -> Response<Body> {
+        let Some(class) = Class::of(&request, &identity) else {
+            return self.handle(request, identity).await;
+        };
+        match self.inner.limits.enter(class).await {
+            Ok(place) => place.keep(self.handle(request, identity).await),
+            Err(error) => Answer::error(&error).into_response(),
         }
     }
 
@@ -602,3 +617,6 @@ where
         Box::pin(async move { Ok(server.handle(request.map(Body::new), identity).await) })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, Receiver, Sender, error::TrySendError};
@@ -17,6 +17,18 @@ use crate::metrics::METRICS;
 use crate::types::{Event, Revision, Table, WatchError};
 
 type Batch = Arc<[Event]>;
+
+/// What may wait for one reader; a single batch may be larger.
+const QUEUE_BYTES: usize = 8 << 20;
+
+/// What a batch keeps in memory, with what it came from.
+fn weight(batch: &[Event]) -> usize {
+    let weigh = |event: &Event| {
+        let previous = event.previous.as_ref();
+        size_of::<Event>() + event.entry.value.len() + previous.map_or(0, |entry| entry.value.len())
+    };
+    batch.iter().map(weigh).sum()
+}
 
 /// Hands events to watchers.
 #[derive(Debug, Default)]
@@ -40,6 +52,8 @@ struct Watcher {
     /// Events up to here came from the history, or are not wanted.
     after: Revision,
     queue: Sender<Batch>,
+    /// Bytes in the queue.
+    queued: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
 }
 
@@ -84,7 +98,7 @@ impl Hub {
         capacity: usize,
     ) -> Watch {
         let (queue, live) = mpsc::channel(capacity);
-        let lagged = Arc::new(AtomicBool::new(false));
+        let (lagged, queued) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let id = watchers.next;
         watchers.next += 1;
         if !watchers.closed {
@@ -98,6 +112,7 @@ impl Hub {
                 tables: tables.into(),
                 after,
                 queue,
+                queued: Arc::clone(&queued),
                 lagged: Arc::clone(&lagged),
             };
             watchers.all.insert(id, watcher);
@@ -109,6 +124,7 @@ impl Hub {
             backlog,
             current: (Vec::new().into(), 0),
             live,
+            queued,
             lagged,
             progress: after,
             closed: false,
@@ -188,6 +204,11 @@ impl Watcher {
         {
             return true;
         }
+        let weight = weight(batch);
+        let before = self.queued.fetch_add(weight, Ordering::AcqRel);
+        if before > 0 && before + weight > QUEUE_BYTES {
+            return false;
+        }
         // A closed queue belongs to a watch that is being dropped, and leaves by itself.
         !matches!(
             self.queue.try_send(Arc::clone(batch)),
@@ -205,6 +226,7 @@ pub struct Watch {
     /// The batch being delivered, and how far.
     current: (Batch, usize),
     live: Receiver<Batch>,
+    queued: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
     progress: Revision,
     closed: bool,
@@ -250,6 +272,7 @@ impl Watch {
     /// Takes over a received batch; `Some` is the end of the watch.
     fn accept(&mut self, batch: Option<Batch>) -> Option<Option<Result<Event, WatchError>>> {
         if let Some(batch) = batch {
+            self.queued.fetch_sub(weight(&batch), Ordering::AcqRel);
             self.current = (batch, 0);
             return None;
         }

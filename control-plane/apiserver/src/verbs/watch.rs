@@ -1,5 +1,6 @@
 //! Watching: events of a collection as they happen, one JSON document a line.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use http::StatusCode;
 use http::header;
 use rand::Rng;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::list::{Shape, column_definitions, number, partial, row, wants_table};
 use super::selection::Selection;
@@ -24,8 +26,12 @@ use crate::registry::Resource;
 use crate::request::{Query, ResourcePath};
 use crate::response::Answer;
 
-/// Events encoded ahead of the client.
-const AHEAD: usize = 64;
+/// Bytes encoded ahead of the client; a single event may be larger.
+const AHEAD: usize = 1 << 20;
+/// What an event counts at least.
+const LEAST: usize = 256;
+/// A client that takes nothing for this long, although there is something, has to list again.
+const STALLED: Duration = Duration::from_secs(30);
 /// How often a client that asked for bookmarks gets one.
 const BOOKMARKS: Duration = Duration::from_secs(60);
 /// Watches without a time-out end by themselves after this long, and up to twice as long.
@@ -44,8 +50,13 @@ struct Session {
     /// Table columns are sent with the first event only.
     columns_sent: bool,
     bookmarks: bool,
-    events: mpsc::Sender<Result<Bytes, std::io::Error>>,
+    events: mpsc::UnboundedSender<Line>,
+    /// Of [`AHEAD`].
+    room: Arc<Semaphore>,
 }
+
+/// A line on its way to the client, and the room it takes until it is there.
+type Line = (Bytes, Option<OwnedSemaphorePermit>);
 
 /// What is sent before the first change.
 enum Initial {
@@ -72,7 +83,7 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
         _ => snapshot.revision(),
     };
     let opened = store.watch(std::slice::from_ref(&context.resource.table), since);
-    let (events, receiver) = mpsc::channel(AHEAD);
+    let (events, receiver) = mpsc::unbounded_channel::<Line>();
     let mut session = Session {
         api: context.api.clone(),
         resource: context.resource.clone(),
@@ -85,6 +96,7 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
         columns_sent: false,
         bookmarks,
         events,
+        room: Arc::new(Semaphore::new(AHEAD)),
     };
     tokio::spawn(async move {
         let result = async {
@@ -106,18 +118,16 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
                 }
             }
             drop(snapshot);
-            match tokio::time::timeout(timeout, session.follow(watch)).await {
-                Ok(result) => result,
-                Err(_) => Ok(()),
-            }
+            session.follow(watch).await
         };
-        if let Err(Gone) = result.await {
-            tracing::debug!("a watcher went away");
+        if let Ok(Err(Gone)) = tokio::time::timeout(timeout, result).await {
+            tracing::debug!("a watcher went away, or stopped reading");
         }
     });
     let mut answer = Answer::text(StatusCode::OK, "");
     answer.headers.remove(header::X_CONTENT_TYPE_OPTIONS);
-    answer.body = Body::from_stream(ReceiverStream::new(receiver));
+    let lines = UnboundedReceiverStream::new(receiver);
+    answer.body = Body::from_stream(lines.map(|(line, _)| Ok::<_, Infallible>(line)));
     Ok(answer.with_content_type("application/json"))
 }
 
@@ -177,7 +187,7 @@ fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
     })
 }
 
-/// The client closed the connection.
+/// The client closed the connection, or does not read from it.
 struct Gone;
 
 impl Session {
@@ -311,14 +321,33 @@ impl Session {
             }
             WatchError::Lagged => StatusError::gone_expired(error.to_string()),
         };
-        self.write(line("ERROR", &status.to_value())).await
+        self.write(expiry(&status)).await
     }
 
     async fn write(&self, line: Bytes) -> Result<(), Gone> {
-        self.events.send(Ok(line)).await.map_err(|_| Gone)
+        let weight = line.len().clamp(LEAST, AHEAD);
+        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(weight);
+        let Ok(Ok(room)) = tokio::time::timeout(STALLED, room).await else {
+            let seconds = STALLED.as_secs();
+            let status = StatusError::gone_expired(format!(
+                "the watch was closed: nothing was read from it for {seconds} s"
+            ));
+            // The last line, for when the client reads again.
+            self.events.send((expiry(&status), None)).ok();
+            return Err(Gone);
+        };
+        self.events.send((line, Some(room))).map_err(|_| Gone)
     }
+}
+
+fn expiry(status: &StatusError) -> Bytes {
+    line("ERROR", &status.to_value())
 }
 
 fn line(kind: &str, object: &Value) -> Bytes {
     Bytes::from(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"))
 }
+
+#[cfg(test)]
+mod tests;

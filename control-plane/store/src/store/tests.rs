@@ -116,6 +116,37 @@ async fn old_events_are_compacted_and_slow_watchers_closed() {
 }
 
 #[tokio::test]
+async fn a_reader_of_large_objects_is_closed_by_their_size() {
+    let store = Store::ephemeral();
+    let mut stalled = store.watch(&[table()], Revision(0)).unwrap();
+    let mut reading = store.watch(&[table()], Revision(0)).unwrap();
+    let large = 1 << 20;
+    for number in 0..12 {
+        let operation = Operation::Put {
+            key: key("a", &format!("large-{number}")),
+            value: vec![b'x'; large].into(),
+            index: Index::default(),
+        };
+        let transaction = Transaction {
+            guards: vec![],
+            operations: vec![operation],
+        };
+        store.propose(transaction).await.unwrap();
+        let event = reading.next().await.unwrap();
+        assert!(event.is_ok(), "who reads is never closed: {event:?}");
+    }
+    let mut held = 0;
+    let end = loop {
+        match stalled.next().await.unwrap() {
+            Ok(event) => held += event.entry.value.len(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(end, WatchError::Lagged);
+    assert!((large..=8 * large).contains(&held), "{held} bytes waited");
+}
+
+#[tokio::test]
 async fn pages_continue_after_their_cursor_on_their_revision() {
     let store = Store::ephemeral();
     for (namespace, name) in [("a", "x"), ("b", "x"), ("b", "y"), ("c", "x")] {

@@ -297,6 +297,19 @@ impl Servers {
         self.wait_serving(name)
     }
 
+    /// Whether a server has ended by itself; it can be restarted then.
+    pub fn has_ended(&mut self, name: &str) -> Result<bool> {
+        let process = &mut self.server_mut(name)?.process;
+        let Some(running) = process else {
+            return Ok(true);
+        };
+        let ended = running.try_wait()?.is_some();
+        if ended {
+            *process = None;
+        }
+        Ok(ended)
+    }
+
     fn launch(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let log = OpenOptions::new()
             .create(true)

@@ -12,6 +12,8 @@ const WRITERS: usize = 16;
 /// From a fault to the next acknowledged write. Writers that asked the server in trouble wait for their own time limit,
 /// the others go on at once.
 const BUDGET: Duration = Duration::from_secs(5);
+/// A small disk: room for the store's files and little more.
+const DISK: u64 = 256 << 20;
 const PAUSE: Duration = Duration::from_secs(10);
 
 fn machines(count: usize) -> Vec<Machine> {
@@ -247,5 +249,51 @@ fn a_leader_whose_clock_jumps_by_an_hour_goes_on_leading() -> Result<()> {
         servers.gantry(&fifth, &["member", "transfer-leadership", jumped])?;
         continues(&workload, servers, "its election").await?;
         healed(servers, workload, &fifth).await
+    })
+}
+
+#[test]
+fn a_follower_whose_disk_is_full_harms_nobody_and_comes_back_with_room() -> Result<()> {
+    let mut disks = machines(3);
+    disks[2].disk = Some(DISK);
+    Servers::apart(&disks, async |servers| {
+        let workload = Workload::start(servers, WRITERS).await?;
+        let (leader, full) = ("s1", "s3");
+        ensure!(servers.leader("s2")? == leader, "the founder leads");
+        servers.fill(full)?;
+        until("the full server to fall behind or end", async || {
+            if servers.has_ended(full)? {
+                return Ok(());
+            }
+            let members = servers.members(leader)?;
+            let member = members.iter().find(|member| member["name"] == full);
+            let member = member.context("it is a member")?;
+            let behind = member["lag"].as_u64().is_some_and(|lag| lag > 200);
+            ensure!(behind, "it takes everything: {member}");
+            Ok(())
+        })
+        .await
+        .with_context(|| servers.logs())?;
+        continues(&workload, servers, "the full disk").await?;
+        ensure!(
+            servers.leader("s2")? == leader,
+            "a follower's disk has cost the leader its place"
+        );
+        servers.make_room(full)?;
+        // It ends when its log cannot be written; whatever runs machines starts it again.
+        until("the full server to follow", async || {
+            if servers.has_ended(full)? {
+                servers.restart(full)?;
+            }
+            let members = servers.members(leader)?;
+            let member = members.iter().find(|member| member["name"] == full);
+            let member = member.context("it is a member")?;
+            let near = member["lag"].as_u64().is_some_and(|lag| lag < 100);
+            ensure!(near && member["active"] == true, "it is away: {member}");
+            Ok(())
+        })
+        .await
+        .with_context(|| servers.logs())?;
+        healed(servers, workload, leader).await
     })
 }

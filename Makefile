@@ -10,6 +10,7 @@ BUILD_TOOLS := protoc:protobuf-compiler cc:gcc
 NODE_TOOLS  := nft:nftables ip:iproute2
 TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils faketime:faketime
 BENCH_TOOLS := crun:crun
+STORE_BENCH_TOOLS := etcd:etcd-server
 
 HOST    := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE := target/$(HOST)/release
@@ -82,3 +83,8 @@ bench: tools-node build ## Measure what docs/benchmarks.md reports
 	$(call install,$(BENCH_TOOLS))
 	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-runtime -p gantry-network --bench store --bench run --bench network
 	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry
+
+.PHONY: bench-store
+bench-store: tools-build ## Measure the store beside etcd: BENCH_DIR=on-a-disk BENCH_SECONDS=n BENCH_ROUNDS=n
+	$(call install,$(STORE_BENCH_TOOLS))
+	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench-store

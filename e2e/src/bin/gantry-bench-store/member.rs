@@ -1,0 +1,157 @@
+//! One member of Gantry's store, as a process of its own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use gantry_store::{
+    Index, Key, MemberRole, Operation, ProposeError, Store, StoreConfig, Table, Transaction,
+};
+use serde::{Deserialize, Serialize};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::rpc::bench::member_server::{Member, MemberServer};
+use crate::rpc::bench::{Newcomer, Nothing, Packets, Standing};
+use crate::rpc::kv::kv_server::{Kv, KvServer};
+use crate::rpc::kv::{PutRequest, PutResponse, ResponseHeader};
+use crate::transport::{Lanes, MESSAGE};
+
+/// The program's first argument; the second is the seat.
+pub(crate) const COMMAND: &str = "member";
+
+/// Who a member is and where everybody listens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    pub(crate) id: u64,
+    pub(crate) directory: PathBuf,
+    pub(crate) members: BTreeMap<u64, SocketAddr>,
+    /// Whether it waits to be admitted, instead of founding the cluster with the others.
+    pub(crate) joins: bool,
+}
+
+impl Seat {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).context("reading the member's seat")
+    }
+}
+
+/// Runs until it is killed.
+pub(crate) async fn serve(seat: &Seat) -> Result<()> {
+    let address = seat.members.get(&seat.id).context("a member's own seat")?;
+    let lanes = Lanes::new(seat.members.clone());
+    let config = StoreConfig {
+        data_dir: seat.directory.clone(),
+        member_id: seat.id,
+        voters: match seat.joins {
+            true => Vec::new(),
+            false => seat.members.keys().copied().collect(),
+        },
+        ..StoreConfig::default()
+    };
+    let store = Store::open(config, Arc::new(lanes.clone())).await?;
+    lanes.attach(store.clone());
+    let service = Service {
+        store,
+        lanes,
+        table: Table("bench".into()),
+        no_namespace: "".into(),
+    };
+    let members = MemberServer::new(service.clone()).max_decoding_message_size(MESSAGE);
+    Server::builder()
+        .tcp_nodelay(true)
+        .add_service(KvServer::new(service))
+        .add_service(members)
+        .serve(*address)
+        .await
+        .context("serving")
+}
+
+#[derive(Clone)]
+struct Service {
+    store: Store,
+    lanes: Lanes,
+    table: Table,
+    no_namespace: Arc<str>,
+}
+
+fn refusal(error: ProposeError) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+#[tonic::async_trait]
+impl Kv for Service {
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let PutRequest { key, value } = request.into_inner();
+        let name = std::str::from_utf8(&key)
+            .map_err(|_| Status::invalid_argument("the key is not UTF-8"))?;
+        let put = Operation::Put {
+            key: Key {
+                table: self.table.clone(),
+                namespace: self.no_namespace.clone(),
+                name: name.into(),
+            },
+            value,
+            index: Index::default(),
+        };
+        let transaction = Transaction {
+            guards: Vec::new(),
+            operations: vec![put],
+        };
+        let revision = self.store.propose(transaction).await.map_err(refusal)?;
+        let header = ResponseHeader {
+            revision: revision.0 as i64,
+            ..ResponseHeader::default()
+        };
+        Ok(Response::new(PutResponse {
+            header: Some(header),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl Member for Service {
+    async fn deliver(
+        &self,
+        request: Request<Streaming<Packets>>,
+    ) -> Result<Response<Nothing>, Status> {
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            for packet in &batch.packets {
+                self.store
+                    .deliver(packet)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            }
+        }
+        Ok(Response::new(Nothing {}))
+    }
+
+    async fn admit(&self, request: Request<Newcomer>) -> Result<Response<Nothing>, Status> {
+        let Newcomer { id, address } = request.into_inner();
+        let address = address
+            .parse()
+            .map_err(|_| Status::invalid_argument("the address is none"))?;
+        self.lanes.learn(id, address);
+        self.store
+            .add_learner(id)
+            .await
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(Nothing {}))
+    }
+
+    async fn report(&self, _: Request<Nothing>) -> Result<Response<Standing>, Status> {
+        let members = self.store.members().await;
+        let voters = members
+            .iter()
+            .filter(|member| member.role == MemberRole::Voter)
+            .map(|member| member.id)
+            .collect();
+        Ok(Response::new(Standing {
+            leads: self.store.leadership().borrow().is_leader,
+            voters,
+            applied: self.store.fingerprint().0,
+        }))
+    }
+}

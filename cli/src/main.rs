@@ -53,6 +53,7 @@ enum Command {
     Rollout(verbs::rollout::Rollout),
     Image(verbs::image::ImageCommand),
     Member(verbs::member::Member),
+    Secrets(verbs::secrets::Secrets),
     Token(verbs::token::Token),
     Version(verbs::version::Version),
 }
@@ -95,6 +96,7 @@ async fn execute(arguments: Arguments) -> Result<ExitCode> {
         Command::Image(image) => image.run().await?,
         Command::Version(version) => version.run(Cluster::connect(credentials).await).await?,
         Command::Member(member) => member.run(&Cluster::connect(credentials).await?).await?,
+        Command::Secrets(secrets) => secrets.run(&Cluster::connect(credentials).await?).await?,
         Command::Token(token) => token.run(&Cluster::connect(credentials).await?).await?,
         Command::Apply(apply) => apply.run(&Cluster::connect(credentials).await?).await?,
         Command::Get(get) => get.run(&Cluster::connect(credentials).await?).await?,

@@ -11,6 +11,7 @@ pub(crate) mod logs;
 pub(crate) mod member;
 pub(crate) mod rollout;
 pub(crate) mod scale;
+pub(crate) mod secrets;
 pub(crate) mod set;
 pub(crate) mod token;
 pub(crate) mod version;

@@ -291,6 +291,14 @@ impl Servers {
         self.restart_with(name, &[])
     }
 
+    /// Starts servers again of which none can serve alone.
+    pub fn start_again(&mut self, names: &[&str]) -> Result<()> {
+        for name in names {
+            self.launch(name, &[])?;
+        }
+        names.iter().try_for_each(|name| self.wait_serving(name))
+    }
+
     /// As [`Servers::restart`], with further arguments.
     pub fn restart_with(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         self.launch(name, arguments)?;

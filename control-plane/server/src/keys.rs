@@ -4,6 +4,8 @@
 //! store, not in its log, not in backups. A sealed value is the id of its key (4 bytes), a nonce (12) and what AES-256-GCM
 //! makes of the value, with the object's name as associated data.
 
+mod rotation;
+
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -19,6 +21,8 @@ use parking_lot::RwLock;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+pub(crate) use rotation::{KeysApi, follow};
 
 const FILE: &str = "keys";
 const KEY_BYTES: usize = 32;
@@ -121,20 +125,68 @@ impl Keyring {
         if path(data_dir).exists() {
             return Self::load(data_dir);
         }
-        let key: [u8; KEY_BYTES] = rand::random();
-        let id = hex(id_of(&key));
+        let (id, key) = new_key();
         let ring = Ring {
-            keys: BTreeMap::from([(id.clone(), STANDARD.encode(key))]),
+            keys: BTreeMap::from([(id.clone(), key)]),
             active: id,
         };
         Self::install(data_dir, &serde_json::to_vec(&ring)?)
+    }
+
+    /// The id of the key that seals.
+    pub(crate) fn active(&self) -> String {
+        self.loaded.read().ring.active.clone()
+    }
+
+    /// The ids of all keys.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.loaded.read().ring.keys.keys().cloned().collect()
+    }
+
+    /// Makes a key that opens, and seals nothing yet; returns its id.
+    fn add_new(&self) -> Result<String> {
+        let (id, key) = new_key();
+        self.change(|ring| {
+            ring.keys.insert(id.clone(), key);
+        })?;
+        Ok(id)
+    }
+
+    /// Takes in the keys of another server; the one that seals here stays the same.
+    fn add_all(&self, contents: &[u8]) -> Result<()> {
+        let theirs: Ring = serde_json::from_slice(contents).context("these are no keys")?;
+        self.change(|ring| ring.keys.extend(theirs.keys))
+    }
+
+    /// Seals with a key from now on.
+    fn activate(&self, id: &str) -> Result<()> {
+        self.change(|ring| id.clone_into(&mut ring.active))
+    }
+
+    /// Forgets every key but the one that seals.
+    fn keep_active_only(&self) -> Result<()> {
+        self.change(|ring| {
+            let active = ring.active.clone();
+            ring.keys.retain(|id, _| *id == active);
+        })
+    }
+
+    /// On disk first: what was sealed must open after a restart.
+    fn change(&self, change: impl FnOnce(&mut Ring)) -> Result<()> {
+        let mut loaded = self.loaded.write();
+        let mut ring = loaded.ring.clone();
+        change(&mut ring);
+        let changed = Loaded::new(ring)?;
+        save(&self.path, &changed.ring)?;
+        *loaded = changed;
+        Ok(())
     }
 
     /// Puts the keys of a cluster, as another server has them, into a data directory.
     pub(crate) fn install(data_dir: &Path, bytes: &[u8]) -> Result<Self> {
         let path = path(data_dir);
         let keyring = Self::parse(&path, bytes)?;
-        keyring.save()?;
+        save(&path, &keyring.loaded.read().ring)?;
         Ok(keyring)
     }
 
@@ -142,26 +194,33 @@ impl Keyring {
     pub(crate) fn contents(&self) -> Result<serde_json::Value> {
         Ok(serde_json::to_value(&self.loaded.read().ring)?)
     }
+}
 
-    fn save(&self) -> Result<()> {
-        let bytes = self.contents()?.to_string().into_bytes();
-        let new = self.path.with_extension("new");
-        let write = || -> std::io::Result<()> {
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &self.path)
-        };
-        write().with_context(|| format!("writing {}", self.path.display()))
-    }
+/// A key's id, and the key in base64.
+fn new_key() -> (String, String) {
+    let key: [u8; KEY_BYTES] = rand::random();
+    (hex(id_of(&key)), STANDARD.encode(key))
+}
+
+/// Replaces the file as a whole, readable by its owner alone from the first byte on.
+fn save(path: &Path, ring: &Ring) -> Result<()> {
+    let bytes = serde_json::to_vec(ring)?;
+    let new = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
 }
 
 impl Veil for Keyring {
@@ -248,6 +307,30 @@ mod tests {
             .open(b"core/secrets\0default\0a", &sealed)
             .expect_err("a foreign key");
         assert!(error.0.contains("needs key"), "{error}");
+    }
+
+    #[test]
+    fn an_older_key_opens_until_it_is_forgotten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let keyring = Keyring::load_or_create(directory.path()).expect("new keys");
+        let old = keyring.seal(b"name", b"value");
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        let contents = keyring.contents().expect("it is JSON").to_string();
+        let other = Keyring::install(elsewhere.path(), contents.as_bytes()).expect("the same");
+        let id = keyring.add_new().expect("a key");
+        assert_ne!(keyring.active(), id);
+        assert!(other.activate(&id).is_err(), "it lacks that key");
+        let contents = keyring.contents().expect("it is JSON").to_string();
+        other.add_all(contents.as_bytes()).expect("keys");
+        keyring.activate(&id).expect("it has the key");
+        let new = keyring.seal(b"name", b"value");
+        assert_eq!(other.open(b"name", &new).as_deref(), Ok(&b"value"[..]));
+        assert_eq!(keyring.open(b"name", &old).as_deref(), Ok(&b"value"[..]));
+        keyring.keep_active_only().expect("it is written");
+        assert_eq!(keyring.ids(), [id]);
+        let again = Keyring::load(directory.path()).expect("keys");
+        assert!(again.open(b"name", &old).is_err());
+        assert_eq!(again.open(b"name", &new).as_deref(), Ok(&b"value"[..]));
     }
 
     #[test]

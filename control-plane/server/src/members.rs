@@ -7,6 +7,7 @@
 mod api;
 mod dial;
 mod endpoints;
+mod exchange;
 mod join;
 mod peers;
 mod roster;
@@ -16,6 +17,7 @@ mod service;
 pub(crate) use api::{MembersApi, only_administrators, refuse};
 pub(crate) use dial::mutual;
 pub(crate) use endpoints::keep as keep_endpoints;
+pub(crate) use exchange::Exchange;
 pub(crate) use join::join;
 pub(crate) use peers::{PEER_MESSAGE, Peers};
 pub(crate) use roster::{Roster, ServerRecord};

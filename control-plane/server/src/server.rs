@@ -26,10 +26,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
-use crate::keys::Keyring;
+use crate::keys::{self, Keyring, KeysApi};
 use crate::members::{
-    MEMBERS_GROUP, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
-    keep_endpoints, mutual,
+    Exchange, MEMBERS_GROUP, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat,
+    ServerRecord, join, keep_endpoints, mutual,
 };
 use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
 use crate::pod_cidr::PodCidrs;
@@ -256,13 +256,22 @@ impl Server {
             peers: peers.clone(),
             hub: hub.clone(),
         };
-        let members = MembersApi {
+        let exchange = Exchange {
             store: store.clone(),
             peers: peers.clone(),
+        };
+        let keys_api = KeysApi {
+            exchange: exchange.clone(),
+            roster: roster.clone(),
+            keyring: keyring.clone(),
+        };
+        let members = MembersApi {
+            store: store.clone(),
+            exchange,
             roster: roster.clone(),
             ca_certificate: pki.ca_pem().to_owned(),
             ca_key: pki.ca_key_pem(),
-            keyring,
+            keyring: keyring.clone(),
         };
         let backups = BackupApi {
             store: store.clone(),
@@ -276,6 +285,7 @@ impl Server {
             )
             .into_axum_router()
             .merge(members.router())
+            .merge(keys_api.router())
             .merge(backups.router());
         let addresses = [
             IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -304,6 +314,12 @@ impl Server {
             server.roster.clone(),
             server.store.clone(),
             peers,
+            server.stop.clone(),
+        ));
+        server.tasks.spawn(keys::follow(
+            server.store.clone(),
+            keyring,
+            seat.id,
             server.stop.clone(),
         ));
         let mut leadership = server.store.leadership();

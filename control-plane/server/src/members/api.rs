@@ -1,6 +1,7 @@
 //! `/gantry/v1/members`: lists, admits, promotes and removes servers. Any server answers; changes go to the leader.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use axum::extract::{Path, State};
@@ -11,21 +12,24 @@ use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
 use gantry_store::{MemberRole, MembershipError, Store};
 use http::{Method, StatusCode};
-use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::Keyring;
 
 use super::seat::draw_id;
-use super::{JOINING_GROUP, MEMBERS_GROUP, Peers, Roster, ServerRecord, dial};
+use super::{Exchange, JOINING_GROUP, MEMBERS_GROUP, Roster, ServerRecord};
 
 const PATH: &str = "/gantry/v1/members";
+/// How long the leader tries to reach a server that wants to join.
+const REACH: Duration = Duration::from_secs(3);
 
 /// A server that wants to take part.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct JoinRequest {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
+    /// The highest feature level it knows.
+    pub(crate) level: u32,
 }
 
 /// What it needs for that.
@@ -58,7 +62,7 @@ struct Listed {
 #[derive(Clone)]
 pub(crate) struct MembersApi {
     pub(crate) store: Store,
-    pub(crate) peers: Peers,
+    pub(crate) exchange: Exchange,
     pub(crate) roster: Roster,
     pub(crate) ca_certificate: String,
     pub(crate) ca_key: String,
@@ -80,35 +84,6 @@ impl MembersApi {
             .route(&format!("{PATH}/{{name}}"), delete(remove))
             .route(&format!("{PATH}/{{name}}/{{change}}"), post(change))
             .with_state(self)
-    }
-
-    /// Where the leader listens, when that is another server.
-    fn elsewhere(&self) -> Option<SocketAddr> {
-        let leadership = self.store.leadership();
-        let state = leadership.borrow();
-        match state.leader {
-            Some(leader) if !state.is_leader => self.peers.address_of(leader),
-            _ => None,
-        }
-    }
-
-    /// Asks the leader in this server's name; this server has looked at who asked.
-    async fn ask(&self, leader: SocketAddr, method: Method, path: &str, body: Vec<u8>) -> Response {
-        let request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body.into()));
-        let answer = match request {
-            Ok(request) => dial::request(leader, self.peers.tls().clone(), request).await,
-            Err(error) => Err(error.into()),
-        };
-        match answer {
-            Ok((status, body)) => (status, body).into_response(),
-            Err(error) => refuse(&StatusError::service_unavailable(format!(
-                "the leader cannot be asked: {error:#}"
-            ))),
-        }
     }
 
     async fn change(&self, who: &Identity, name: &str, change: Change) -> Response {
@@ -135,13 +110,13 @@ impl MembersApi {
             ));
         };
         let id = server.id;
-        if let Some(leader) = self.elsewhere() {
+        if let Some(leader) = self.exchange.elsewhere() {
             let (method, path) = match change {
                 Change::Remove => (Method::DELETE, format!("{PATH}/{id}")),
                 Change::Promote => (Method::POST, format!("{PATH}/{id}/promote")),
                 Change::Lead => (Method::POST, format!("{PATH}/{id}/lead")),
             };
-            return self.ask(leader, method, &path, Vec::new()).await;
+            return self.exchange.ask(leader, method, &path, Vec::new()).await;
         }
         let done = match change {
             Change::Promote => self.store.promote(id).await,
@@ -213,8 +188,11 @@ async fn list(State(api): State<MembersApi>, Extension(who): Extension<Identity>
     if let Some(refused) = only_administrators(&who) {
         return refused;
     }
-    if let Some(leader) = api.elsewhere() {
-        return api.ask(leader, Method::GET, PATH, Vec::new()).await;
+    if let Some(leader) = api.exchange.elsewhere() {
+        return api
+            .exchange
+            .ask(leader, Method::GET, PATH, Vec::new())
+            .await;
     }
     let servers = api.roster.all();
     let members = api.store.members().await;
@@ -256,8 +234,11 @@ async fn admit(
         Ok(request) => request,
         Err(error) => return refuse(&StatusError::bad_request(error.to_string())),
     };
-    if let Some(leader) = api.elsewhere() {
-        return api.ask(leader, Method::POST, PATH, body.to_vec()).await;
+    if let Some(leader) = api.exchange.elsewhere() {
+        return api
+            .exchange
+            .ask(leader, Method::POST, PATH, body.to_vec())
+            .await;
     }
     let servers = api.roster.all();
     if let Some(taken) = servers.iter().find(|server| server.name == request.name) {
@@ -267,17 +248,34 @@ async fn admit(
         );
         return refuse(&StatusError::new(409, "AlreadyExists", message, None));
     }
+    if request.level < api.store.level() {
+        let message = format!(
+            "the cluster is at feature level {}, and \"{}\" knows {} only: upgrade gantry there first",
+            api.store.level(),
+            request.name,
+            request.level
+        );
+        return refuse(&StatusError::new(409, "Conflict", message, None));
+    }
+    if !reachable(request.address).await {
+        let message = format!(
+            "the leader cannot reach \"{}\" at {}: name an address that the other servers reach with --address, and let \
+             them through the firewall",
+            request.name, request.address
+        );
+        return refuse(&StatusError::new(409, "Conflict", message, None));
+    }
     let record = ServerRecord {
         name: request.name,
         address: request.address,
         ..ServerRecord::nowhere(draw_id())
     };
-    let keys = match api.keyring.contents() {
-        Ok(keys) => keys,
-        Err(error) => return refuse(&StatusError::service_unavailable(format!("{error:#}"))),
-    };
-    match api.enrol(&record).await {
-        Ok(()) => Json(JoinReply {
+    if let Err(refused) = api.enrol(&record).await {
+        return refused;
+    }
+    // After it is a member: a key that comes up later is sent to every member.
+    match api.keyring.contents() {
+        Ok(keys) => Json(JoinReply {
             id: record.id,
             ca_certificate: api.ca_certificate.clone(),
             ca_key: api.ca_key.clone(),
@@ -285,8 +283,14 @@ async fn admit(
             servers,
         })
         .into_response(),
-        Err(refused) => refused,
+        Err(error) => refuse(&StatusError::service_unavailable(format!("{error:#}"))),
     }
+}
+
+/// Whether the server that asks listens where it says; it does, before it asks.
+async fn reachable(address: SocketAddr) -> bool {
+    let attempt = tokio::net::TcpStream::connect(address);
+    matches!(tokio::time::timeout(REACH, attempt).await, Ok(Ok(_)))
 }
 
 impl MembersApi {
@@ -296,7 +300,7 @@ impl MembersApi {
             .put(record)
             .await
             .map_err(|error| refuse(&StatusError::service_unavailable(format!("{error:#}"))))?;
-        self.peers.learn(record.id, record.address);
+        self.exchange.peers.learn(record.id, record.address);
         if let Err(error) = self.store.add_learner(record.id).await {
             if let Err(left) = self.roster.remove(record.id).await {
                 tracing::warn!(

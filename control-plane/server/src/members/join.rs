@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use gantry_apiserver::pki::Pki;
+use gantry_store::FEATURE_LEVEL;
 use http_body_util::Full;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -114,6 +115,7 @@ pub(crate) async fn join(
     let body = serde_json::to_vec(&JoinRequest {
         name: name.to_owned(),
         address: listen,
+        level: FEATURE_LEVEL,
     })?;
     let request = http::Request::post("/gantry/v1/members")
         .header(http::header::AUTHORIZATION, format!("Bearer {credential}"))

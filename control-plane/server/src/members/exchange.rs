@@ -1,0 +1,65 @@
+//! Single requests between servers, each in its own name: it has looked at who asked it.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use gantry_api::status::StatusError;
+use gantry_store::Store;
+use http::{Method, StatusCode};
+use http_body_util::Full;
+
+use super::api::refuse;
+use super::{Peers, dial};
+
+/// How a server asks the others.
+#[derive(Clone)]
+pub(crate) struct Exchange {
+    pub(crate) store: Store,
+    pub(crate) peers: Peers,
+}
+
+impl Exchange {
+    /// Where the leader listens, when that is another server.
+    pub(crate) fn elsewhere(&self) -> Option<SocketAddr> {
+        let leadership = self.store.leadership();
+        let state = leadership.borrow();
+        match state.leader {
+            Some(leader) if !state.is_leader => self.peers.address_of(leader),
+            _ => None,
+        }
+    }
+
+    /// Sends a request to a server.
+    pub(crate) async fn send(
+        &self,
+        server: SocketAddr,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes)> {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body.into()))?;
+        dial::request(server, self.peers.tls().clone(), request).await
+    }
+
+    /// Passes a request on to the leader, and its answer back.
+    pub(crate) async fn ask(
+        &self,
+        leader: SocketAddr,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Response {
+        match self.send(leader, method, path, body).await {
+            Ok((status, body)) => (status, body).into_response(),
+            Err(error) => refuse(&StatusError::service_unavailable(format!(
+                "the leader cannot be asked: {error:#}"
+            ))),
+        }
+    }
+}

@@ -26,6 +26,13 @@ pub(crate) enum System {
     Etcd,
 }
 
+/// A command whose process ends with this one, however this one ends.
+fn mortal(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
+}
+
 impl fmt::Display for System {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(match self {
@@ -133,7 +140,7 @@ impl Cluster {
             members,
             joins,
         };
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = mortal(&std::env::current_exe()?);
         command
             .arg(member::COMMAND)
             .arg(serde_json::to_string(&seat)?);
@@ -146,7 +153,7 @@ impl Cluster {
             .iter()
             .map(|(id, peer)| format!("m{id}=http://{peer}"))
             .collect();
-        let mut command = Command::new("etcd");
+        let mut command = mortal(Path::new("etcd"));
         command
             .args(["--name", &format!("m{id}")])
             .arg("--data-dir")

@@ -9,6 +9,7 @@ mod cache;
 mod upstream;
 mod zone;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ const CONNECTIONS: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 /// How many aliases are followed for one query.
 const LONGEST_CHAIN: usize = 8;
+/// How many ports of the system's choice are tried.
+const CHOICES: usize = 16;
 
 /// Answers DNS on the node until it is dropped.
 #[derive(Debug)]
@@ -51,6 +54,23 @@ struct Shared {
     zone: ArcSwap<Zone>,
     upstreams: Upstreams,
     forwarding: Semaphore,
+}
+
+/// Both sockets of an address. A port that the system chose (0 was asked for) is one that is free for UDP, and may be
+/// taken for TCP: then it chooses another.
+async fn listen_on(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let mut attempts = if address.port() == 0 { CHOICES } else { 1 };
+    loop {
+        attempts -= 1;
+        let udp = UdpSocket::bind(address).await?;
+        match TcpListener::bind(udp.local_addr()?).await {
+            Ok(tcp) => return Ok((udp, tcp)),
+            Err(error) if attempts == 0 || error.kind() != io::ErrorKind::AddrInUse => {
+                return Err(error);
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 impl DnsServer {
@@ -83,10 +103,8 @@ impl DnsServer {
                 ),
                 source,
             };
-            let udp = UdpSocket::bind(address).await.map_err(refused)?;
-            let bound = udp.local_addr().map_err(refused)?;
-            let tcp = TcpListener::bind(bound).await.map_err(refused)?;
-            addresses.push(bound);
+            let (udp, tcp) = listen_on(address).await.map_err(refused)?;
+            addresses.push(udp.local_addr().map_err(refused)?);
             serving.spawn(serve_udp(Arc::clone(&shared), Arc::new(udp)));
             serving.spawn(serve_tcp(Arc::clone(&shared), tcp));
         }

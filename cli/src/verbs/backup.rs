@@ -104,8 +104,8 @@ async fn save(cluster: &Cluster, file: &Path) -> Result<()> {
     };
     fs::rename(&unfinished, file).with_context(|| format!("naming it {}", file.display()))?;
     output::print(&format!(
-        "{}saved to {}\nits Secrets can be read only with the cluster's keys: keep a copy of the file 'keys' in a server's data \
-         directory, and keep it elsewhere\n",
+        "{}saved to {}\na restore needs the file 'keys' and the directory 'pki' of a server's data directory too: keep a copy of them \
+         elsewhere\n",
         describe(&summary, false),
         file.display()
     ))

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod backup;
+pub(crate) mod certs;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod exec;

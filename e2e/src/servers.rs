@@ -51,6 +51,8 @@ enum Place {
 /// The machine of pods.
 struct Node {
     process: Option<Child>,
+    /// How it knows the cluster.
+    arguments: Vec<String>,
     host: Option<Host>,
     address: String,
 }
@@ -60,6 +62,8 @@ pub struct Servers {
     servers: BTreeMap<String, Server>,
     node: Option<Node>,
     place: Place,
+    /// What every server is started with.
+    arguments: Vec<String>,
     /// Last, since disks are mounted in it.
     directory: tempfile::TempDir,
 }
@@ -73,7 +77,12 @@ fn free_address() -> Result<SocketAddr> {
 impl Servers {
     /// Starts the first server and joins the others to it; returns when all of them vote.
     pub fn start(count: usize) -> Result<Self> {
-        Self::start_on(Place::Here, &vec![Machine::default(); count])
+        Self::start_with(count, &[])
+    }
+
+    /// As [`Servers::start`], each with further arguments.
+    pub fn start_with(count: usize, arguments: &[&str]) -> Result<Self> {
+        Self::start_on(Place::Here, &vec![Machine::default(); count], arguments)
     }
 
     /// As [`Servers::start`], each on a machine of its own, for a test that runs where clients are. Needs root.
@@ -82,22 +91,40 @@ impl Servers {
         test: impl AsyncFnOnce(&mut Servers) -> Result<T> + Send,
     ) -> Result<T> {
         let network = Arc::new(Network::new()?);
-        let mut servers = Self::start_on(Place::Apart(network.clone()), machines)?;
+        let mut servers = Self::start_on(Place::Apart(network.clone()), machines, &[])?;
         network.block_on(|| async move { test(&mut servers).await })
     }
 
     /// As [`Servers::start`], in a network namespace with a node, `node-1`, which has the demo images. Needs root.
     pub fn start_with_node(count: usize) -> Result<Self> {
-        let mut servers = Self::start_on(
-            Place::Together(Host::new()?),
-            &vec![Machine::default(); count],
-        )?;
+        let mut servers = Self::start_together(count, &[])?;
         servers.add_node()?;
         Ok(servers)
     }
 
+    /// As [`Servers::start_with`], in a network namespace that a node can be added to. Needs root.
+    pub fn start_together(count: usize, arguments: &[&str]) -> Result<Self> {
+        let machines = vec![Machine::default(); count];
+        Self::start_on(Place::Together(Host::new()?), &machines, arguments)
+    }
+
     /// Starts the node `node-1` with the demo images, on a machine of its own where servers have theirs.
     pub fn add_node(&mut self) -> Result<()> {
+        let kubeconfig = self.node_kubeconfig().display().to_string();
+        self.add_node_by(&["--node-kubeconfig", &kubeconfig])
+    }
+
+    /// As [`Servers::add_node`]; the node joins with a token. Later starts are without it.
+    pub fn add_node_by_token(&mut self, token: &str) -> Result<()> {
+        let address = self.address("s1")?.to_string();
+        self.add_node_by(&["--join", &address, "--token", token])?;
+        if let Some(node) = &mut self.node {
+            node.arguments.clear();
+        }
+        Ok(())
+    }
+
+    fn add_node_by(&mut self, arguments: &[&str]) -> Result<()> {
         let (host, address) = match &self.place {
             Place::Apart(network) => {
                 let address = Network::address(NODE_NUMBER).to_string();
@@ -107,6 +134,7 @@ impl Servers {
         };
         self.node = Some(Node {
             process: None,
+            arguments: arguments.iter().map(|&argument| argument.into()).collect(),
             host,
             address,
         });
@@ -130,8 +158,7 @@ impl Servers {
         let process = self
             .node_command(&gantry()?)
             .args(["agent", "--node-name", "node-1", "--address", &node.address])
-            .arg("--node-kubeconfig")
-            .arg(self.node_kubeconfig())
+            .args(&node.arguments)
             .arg("--data-dir")
             .arg(self.data_dir(AGENT))
             .stdout(log.try_clone()?)
@@ -187,12 +214,13 @@ impl Servers {
             .args(arguments))
     }
 
-    fn start_on(place: Place, machines: &[Machine]) -> Result<Self> {
+    fn start_on(place: Place, machines: &[Machine], arguments: &[&str]) -> Result<Self> {
         let mut servers = Self {
             directory: tempfile::tempdir().context("making a data directory")?,
             servers: BTreeMap::new(),
             node: None,
             place,
+            arguments: arguments.iter().map(|&argument| argument.into()).collect(),
         };
         for (number, machine) in (1..).zip(machines) {
             servers.place_server(number, machine)?;
@@ -259,10 +287,15 @@ impl Servers {
 
     /// Adds a server that joins nobody: it is what its data directory makes of it. Returns its name, `s` and a number.
     pub fn add_alone(&mut self) -> Result<String> {
+        self.add_with(&[])
+    }
+
+    /// Adds a server with these arguments; returns its name.
+    pub fn add_with(&mut self, arguments: &[&str]) -> Result<String> {
         let number = u8::try_from(self.servers.len() + 1).context("fewer servers")?;
         self.place_server(number, &Machine::default())?;
         let name = format!("s{number}");
-        self.restart(&name)?;
+        self.restart_with(&name, arguments)?;
         Ok(name)
     }
 
@@ -282,7 +315,8 @@ impl Servers {
         }
     }
 
-    fn node_kubeconfig(&self) -> PathBuf {
+    /// The file with the node's certificate, before it joined or after.
+    pub fn node_kubeconfig(&self) -> PathBuf {
         self.directory.path().join("node.kubeconfig")
     }
 
@@ -339,6 +373,7 @@ impl Servers {
             .arg(server.address.to_string())
             .arg("--data-dir")
             .arg(self.data_dir(name))
+            .args(&self.arguments)
             .args(arguments)
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -410,6 +445,19 @@ impl Servers {
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// Starts an agent that must refuse to run; returns what it says.
+    pub fn agent_refuses(&self, arguments: &[&str]) -> Result<String> {
+        let output = self
+            .command(&gantry()?)
+            .args(["agent", "--address", "127.0.0.1", "--data-dir"])
+            .arg(self.directory.path().join("refused-agent"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(!output.status.success(), "it runs");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     /// The members, as a server lists them.
     pub fn members(&self, asked: &str) -> Result<Vec<Value>> {
         let path = "/gantry/v1/members";
@@ -478,7 +526,8 @@ impl Servers {
         self.directory.path().join(name)
     }
 
-    fn kubeconfig(&self, name: &str) -> PathBuf {
+    /// The administrator's kubeconfig of a server.
+    pub fn kubeconfig(&self, name: &str) -> PathBuf {
         self.data_dir(name).join("admin.kubeconfig")
     }
 

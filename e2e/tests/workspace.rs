@@ -7,11 +7,12 @@ use std::process::Command;
 /// What a crate of a layer may depend on inside the workspace. `e2e` may import anything; nothing imports it.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-rpc", &[]),
+    ("gantry-tls", &[]),
     ("gantry-api", &[]),
     ("gantry-store", &["gantry-rpc"]),
     (
         "gantry-apiserver",
-        &["gantry-api", "gantry-rpc", "gantry-store"],
+        &["gantry-api", "gantry-rpc", "gantry-store", "gantry-tls"],
     ),
     ("gantry-informer", &["gantry-api"]),
     ("gantry-scheduler", &["gantry-api", "gantry-informer"]),
@@ -26,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-rpc",
             "gantry-scheduler",
             "gantry-store",
+            "gantry-tls",
         ],
     ),
     ("gantry-runtime", &["gantry-rpc"]),
@@ -39,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-network",
             "gantry-rpc",
             "gantry-runtime",
+            "gantry-tls",
         ],
     ),
     (
@@ -51,6 +54,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-rpc",
             "gantry-runtime",
             "gantry-server",
+            "gantry-tls",
         ],
     ),
     ("gantry-demo", &[]),

@@ -4,10 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use gantry_agent::{Agent, AgentConfig};
+use gantry_agent::{Agent, AgentConfig, NodeIdentity, identity};
 use tokio_util::sync::CancellationToken;
 
-use super::{Place, daemon, default_node_name, require_root, up};
+use super::{Place, daemon, default_node_name, require_root, server, up};
 
 /// What an agent is and where it reports to.
 pub(crate) struct Settings {
@@ -22,21 +22,20 @@ pub(crate) struct Settings {
 /// Where clients on a node reach the API, unless told otherwise.
 pub(crate) const LOCAL_API: &str = "127.0.0.1:6444";
 
-/// A node's certificate and the authority it trusts, PEM.
-pub(crate) struct NodeIdentity {
-    pub(crate) ca: String,
-    pub(crate) certificate: String,
-    pub(crate) key: String,
-}
-
 /// Run a node's agent, in the foreground
 #[derive(Debug, clap::Args)]
 pub(crate) struct AgentCommand {
     #[command(flatten)]
     place: Place,
     /// The node's kubeconfig, from 'gantry server --node-kubeconfig NAME=FILE'
-    #[arg(long, value_name = "FILE")]
-    node_kubeconfig: PathBuf,
+    #[arg(long, value_name = "FILE", conflicts_with = "join")]
+    node_kubeconfig: Option<PathBuf>,
+    /// Join the cluster of this server, at the first start
+    #[arg(long, value_name = "HOST[:PORT]", requires = "token")]
+    join: Option<String>,
+    /// From 'gantry token create --for nodes'
+    #[arg(long, requires = "join")]
+    token: Option<String>,
     /// The node's name; this machine's host name when not given
     #[arg(long)]
     node_name: Option<String>,
@@ -53,9 +52,7 @@ fn config(settings: Settings) -> AgentConfig {
     AgentConfig {
         node_name: settings.node_name,
         servers: settings.servers,
-        ca_pem: settings.identity.ca,
-        certificate_pem: settings.identity.certificate,
-        key_pem: settings.identity.key,
+        identity: settings.identity,
         node_address: settings.address,
         local_api: Some(settings.local_api),
         ..AgentConfig::in_directory(&settings.data_dir)
@@ -81,16 +78,10 @@ impl AgentCommand {
     pub(crate) async fn run(&self) -> Result<()> {
         require_root("agent")?;
         let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
-        let kubeconfig = kube::config::Kubeconfig::read_from(&self.node_kubeconfig)
-            .with_context(|| format!("reading {}", self.node_kubeconfig.display()))?;
-        let Some((server, identity)) = identity_of(&kubeconfig) else {
-            bail!(
-                "{} has no server, certificate and key of a node: make one with 'gantry server --node-kubeconfig NAME=FILE'",
-                self.node_kubeconfig.display()
-            );
-        };
+        let name = self.node_name.clone().unwrap_or_else(default_node_name);
+        let (server, identity) = self.identity(&name).await?;
         let settings = Settings {
-            node_name: self.node_name.clone().unwrap_or_else(default_node_name),
+            node_name: name,
             servers: vec![server],
             identity,
             data_dir: self.place.data_dir.join("agent"),
@@ -109,10 +100,38 @@ impl AgentCommand {
             }
         }
     }
+
+    /// Who the node is: what it was given, what it got when it joined, or what it gets now.
+    async fn identity(&self, name: &str) -> Result<(SocketAddr, NodeIdentity)> {
+        let kept = self.place.data_dir.join("node.kubeconfig");
+        let path = self.node_kubeconfig.as_ref().unwrap_or(&kept);
+        if self.node_kubeconfig.is_none() && !kept.exists() {
+            let (Some(server), Some(token)) = (&self.join, &self.token) else {
+                bail!(
+                    "this machine is no node yet: name a server with --join HOST and a token from 'gantry token create --for nodes', \
+                     or a kubeconfig with --node-kubeconfig"
+                );
+            };
+            let server = server::server_to_join(server).await?;
+            let identity = identity::join(server, token, name).await?;
+            gantry_tls::write(&kept, &identity.to_kubeconfig(name, server)?, 0o600)?;
+        }
+        let kubeconfig = kube::config::Kubeconfig::read_from(path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        identity_of(&kubeconfig, path).with_context(|| {
+            format!(
+                "{} has no server, certificate and key of a node: make one with 'gantry server --node-kubeconfig NAME=FILE'",
+                path.display()
+            )
+        })
+    }
 }
 
 /// The first cluster and user of a kubeconfig with embedded certificates.
-fn identity_of(kubeconfig: &kube::config::Kubeconfig) -> Option<(SocketAddr, NodeIdentity)> {
+fn identity_of(
+    kubeconfig: &kube::config::Kubeconfig,
+    path: &Path,
+) -> Option<(SocketAddr, NodeIdentity)> {
     use base64::Engine;
     let decode = |text: &str| {
         let bytes = base64::engine::general_purpose::STANDARD
@@ -133,9 +152,10 @@ fn identity_of(kubeconfig: &kube::config::Kubeconfig) -> Option<(SocketAddr, Nod
     Some((
         server,
         NodeIdentity {
-            ca: decode(cluster.certificate_authority_data.as_deref()?)?,
+            trusted: decode(cluster.certificate_authority_data.as_deref()?)?,
             certificate: field("client-certificate-data")?,
             key: field("client-key-data")?,
+            kubeconfig: Some(path.to_owned()),
         },
     ))
 }

@@ -72,17 +72,8 @@ pub(crate) async fn restore(
         name: name.unwrap_or_else(default_node_name),
     };
     let summary = gantry_server::restore(data_dir, from).await?;
-    let pki = data_dir.join("pki");
-    let authority = match pki.exists() {
-        true => String::new(),
-        false => format!(
-            "first copy the directory 'pki' of a server of the old cluster to {}: without it the cluster gets another authority, \
-             and every kubeconfig and node needs new credentials\n",
-            pki.display()
-        ),
-    };
     output::print(&format!(
-        "{}restored into {}\n{authority}{}",
+        "{}restored into {}\n{}",
         describe(&summary, false),
         data_dir.display(),
         next(data_dir)

@@ -15,7 +15,7 @@ use crate::{duration, output};
 
 /// Address ranges; they cannot change once a cluster exists.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Networks {
+struct Networks {
     /// Addresses of pods, of all nodes
     #[arg(long, default_value = "10.244.0.0/16")]
     pod_cidr: ipnet::Ipv4Net,
@@ -29,13 +29,45 @@ pub(crate) struct Networks {
 
 /// The backups that a server makes by itself.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Backups {
+struct Backups {
     /// Time between the backups that the server writes into its data directory; 0 for none
     #[arg(long, value_name = "DURATION", default_value = "6h", value_parser = duration::parse)]
     backup_every: Duration,
     /// How many of them are kept
     #[arg(long, value_name = "NUMBER", default_value = "8")]
     backups: NonZeroUsize,
+}
+
+/// The certificates that a server issues.
+#[derive(Clone, Debug, clap::Args)]
+struct CertificateArguments {
+    /// How long the certificates last that the server issues; they are renewed when two thirds of that are over
+    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = certificate_life)]
+    certificate_life: Duration,
+}
+
+/// Renewal takes up to a minute or two where nodes are away for a moment, and clocks differ.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = duration::parse(text)?;
+    match life >= SHORTEST_LIFE {
+        true => Ok(life),
+        false => Err(format!(
+            "{text} is too short: a certificate lasts 10s at least"
+        )),
+    }
+}
+
+/// What `gantry server` and `gantry up` say of the server alike.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    networks: Networks,
+    #[command(flatten)]
+    backups: Backups,
+    #[command(flatten)]
+    certificates: CertificateArguments,
 }
 
 /// Run a server of the control plane, in the foreground
@@ -53,9 +85,7 @@ pub(crate) struct ServerCommand {
     #[arg(long, value_name = "NAME=FILE", value_parser = name_and_file)]
     node_kubeconfig: Vec<(String, std::path::PathBuf)>,
     #[command(flatten)]
-    networks: Networks,
-    #[command(flatten)]
-    backups: Backups,
+    options: Options,
     /// The server's name among the servers; this machine's host name when not given
     #[arg(long)]
     name: Option<String>,
@@ -67,24 +97,17 @@ pub(crate) struct ServerCommand {
     token: Option<String>,
 }
 
-/// The cluster that a command line names; its port is the usual one when not given.
-async fn cluster_to_join(join: Option<&str>, token: Option<&str>) -> Result<Option<JoinConfig>> {
-    let (Some(server), Some(token)) = (join, token) else {
-        return Ok(None);
-    };
+/// The address of a server that a command line names; its port is the usual one when not given.
+pub(super) async fn server_to_join(server: &str) -> Result<SocketAddr> {
     let with_port = match server.contains(':') {
         true => server.to_owned(),
         false => format!("{server}:6443"),
     };
-    let server = tokio::net::lookup_host(&with_port)
+    tokio::net::lookup_host(&with_port)
         .await
         .with_context(|| format!("finding {with_port}: --join takes HOST or HOST:PORT"))?
         .next()
-        .with_context(|| format!("{with_port} has no address"))?;
-    Ok(Some(JoinConfig {
-        server,
-        token: token.to_owned(),
-    }))
+        .with_context(|| format!("{with_port} has no address"))
 }
 
 fn name_and_file(text: &str) -> Result<(String, std::path::PathBuf), String> {
@@ -101,8 +124,7 @@ pub(super) async fn start(
     data_dir: &Path,
     listen: SocketAddr,
     address: Ipv4Addr,
-    networks: &Networks,
-    backups: &Backups,
+    options: &Options,
     name: String,
     join: Option<JoinConfig>,
 ) -> Result<Server> {
@@ -110,16 +132,17 @@ pub(super) async fn start(
         data_dir: data_dir.to_owned(),
         listen,
         address,
-        pod_cidr: networks.pod_cidr,
-        service_cidr: networks.service_cidr,
-        cluster_domain: networks.cluster_domain.clone(),
+        pod_cidr: options.networks.pod_cidr,
+        service_cidr: options.networks.service_cidr,
+        cluster_domain: options.networks.cluster_domain.clone(),
         admin_tokens: Vec::new(),
         name,
         join,
         backups: BackupSchedule {
-            every: backups.backup_every,
-            keep: backups.backups.get(),
+            every: options.backups.backup_every,
+            keep: options.backups.backups.get(),
         },
+        certificate_life: options.certificates.certificate_life,
     })
     .await
 }
@@ -129,13 +152,18 @@ impl ServerCommand {
         let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
         let address = self.address.unwrap_or_else(up::default_address);
         let name = self.name.clone().unwrap_or_else(default_node_name);
-        let join = cluster_to_join(self.join.as_deref(), self.token.as_deref()).await?;
+        let join = match (&self.join, &self.token) {
+            (Some(server), Some(token)) => Some(JoinConfig {
+                server: server_to_join(server).await?,
+                token: token.clone(),
+            }),
+            _ => None,
+        };
         let server = start(
             &self.place.data_dir,
             self.listen,
             address,
-            &self.networks,
-            &self.backups,
+            &self.options,
             name,
             join,
         )
@@ -145,11 +173,12 @@ impl ServerCommand {
             true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.listen.port()),
             false => self.listen,
         };
-        server.write_admin_kubeconfig(&kubeconfig, local)?;
+        server.keep_admin_kubeconfig(&kubeconfig, local)?;
         for (node, file) in &self.node_kubeconfig {
             let url = SocketAddr::new(address.into(), self.listen.port());
             server
                 .write_node_kubeconfig(file, node, url)
+                .await
                 .with_context(|| format!("writing the kubeconfig of node {node}"))?;
         }
         output::print(&format!(

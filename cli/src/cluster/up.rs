@@ -7,6 +7,7 @@ use std::process::{Child, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use gantry_agent::NodeIdentity;
 use gantry_server::Server;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -45,9 +46,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::LOCAL_API)]
     pub(super) local_api: SocketAddr,
     #[command(flatten)]
-    pub(super) networks: server::Networks,
-    #[command(flatten)]
-    pub(super) backups: server::Backups,
+    pub(super) options: server::Options,
 }
 
 /// A duration for people.
@@ -183,13 +182,12 @@ impl Up {
             &self.place.data_dir,
             self.listen,
             address,
-            &self.networks,
-            &self.backups,
+            &self.options,
             self.name(),
             None,
         )
         .await?;
-        server.write_admin_kubeconfig(&self.admin_kubeconfig(), self.local_api)?;
+        server.keep_admin_kubeconfig(&self.admin_kubeconfig(), self.local_api)?;
         let name = self.name();
         let agent = agent::Settings {
             node_name: name.clone(),
@@ -197,7 +195,7 @@ impl Up {
                 Ipv4Addr::LOCALHOST.into(),
                 self.listen.port(),
             )],
-            identity: node_identity(&server, &name)?,
+            identity: node_identity(&server, &name).await?,
             data_dir: self.place.data_dir.join("agent"),
             address,
             local_api: self.local_api,
@@ -247,12 +245,13 @@ pub(super) async fn terminated() -> Result<()> {
 }
 
 /// The certificate of the node in the same process.
-fn node_identity(server: &Server, name: &str) -> Result<agent::NodeIdentity> {
-    let credential = server.node_credential(name)?;
-    Ok(agent::NodeIdentity {
-        ca: server.ca_pem().to_owned(),
+async fn node_identity(server: &Server, name: &str) -> Result<NodeIdentity> {
+    let credential = server.node_credential(name).await?;
+    Ok(NodeIdentity {
+        trusted: server.trusted(),
         certificate: credential.certificate,
         key: credential.key,
+        kubeconfig: None,
     })
 }
 

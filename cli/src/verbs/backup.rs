@@ -104,8 +104,7 @@ async fn save(cluster: &Cluster, file: &Path) -> Result<()> {
     };
     fs::rename(&unfinished, file).with_context(|| format!("naming it {}", file.display()))?;
     output::print(&format!(
-        "{}saved to {}\na restore needs the file 'keys' and the directory 'pki' of a server's data directory too: keep a copy of them \
-         elsewhere\n",
+        "{}saved to {}\na restore needs the file 'keys' of a server's data directory too: keep a copy of it elsewhere\n",
         describe(&summary, false),
         file.display()
     ))

@@ -3,8 +3,6 @@
 //! A token is `ID.SECRET.HASH`. The first two are a Kubernetes bootstrap token, a Secret in `kube-system`; the hash is
 //! that of the cluster's authority, by which the joining side recognises the cluster.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +10,6 @@ use clap::ValueEnum;
 use http::Method;
 use rand::Rng as _;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::client::{Call, Cluster};
 use crate::{duration, output};
@@ -89,14 +86,6 @@ fn random(length: usize) -> String {
     (0..length).map(letter).collect()
 }
 
-fn hash_of(certificate: &[u8]) -> Result<String> {
-    let mut text = String::new();
-    for byte in Sha256::digest(certificate) {
-        write!(text, "{byte:02x}")?;
-    }
-    Ok(text)
-}
-
 fn data(secret: &Value, field: &str) -> String {
     let encoded = secret["data"][field].as_str().unwrap_or_default();
     let bytes = STANDARD.decode(encoded).unwrap_or_default();
@@ -118,7 +107,7 @@ impl Create {
         let authority = cluster.authority.as_deref().context(
             "the kubeconfig names no certificate-authority, by which who joins would recognise the cluster: use the one that 'gantry server' wrote",
         )?;
-        let hash = hash_of(authority)?;
+        let hash = gantry_tls::fingerprint(authority);
         let (id, secret) = (random(6), random(16));
         let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
         let expiration = gantry_api::time::seconds(now + self.ttl * 1_000_000_000);
@@ -184,11 +173,5 @@ mod tests {
         for wrong in ["0s", "9999d", "soon"] {
             assert!(life(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn hashes_are_hexadecimal() {
-        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(hash_of(b"abc").expect("a text"), abc);
     }
 }

@@ -1,323 +1,370 @@
-//! The cluster's certificates: its own authority, made at first start, and what it signs.
-//!
-//! ```text
-//! DIR/ca.crt, ca.key            the authority
-//! DIR/apiserver.crt, .key       the server's, renewed whenever the addresses it must cover change
-//! ```
+//! Authorities: they sign the certificates of servers, nodes and people, and servers ask for those.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+use gantry_tls::{
+    BACKDATED, Credential, Lifetime, TlsError, certificates, fingerprints, private_key, roots,
 };
-use rustls::RootCertStore;
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
 use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// What can go wrong with certificates.
-#[derive(Debug, thiserror::Error)]
-pub enum PkiError {
-    /// A file cannot be read or written.
-    #[error("{doing} {}: {source}", path.display())]
-    File {
-        /// `reading` or `writing`.
-        doing: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A certificate or key is not usable.
-    #[error("{what}: {cause}")]
-    Certificate {
-        /// Which.
-        what: String,
-        /// Why.
-        cause: String,
-    },
+/// How long an authority lasts.
+pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// Whom or what a certificate is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// Its common name: the user.
+    pub user: String,
+    /// Its organisations: the user's groups.
+    pub groups: Vec<String>,
+    /// The names that clients reach it by, if it is a server.
+    pub names: Vec<String>,
+    /// The addresses that clients reach it by, if it is a server.
+    pub addresses: Vec<IpAddr>,
 }
 
-fn broken(what: impl Into<String>, cause: impl ToString) -> PkiError {
-    PkiError::Certificate {
-        what: what.into(),
-        cause: cause.to_string(),
+impl Subject {
+    /// A client.
+    pub fn client(user: impl Into<String>, groups: &[&str]) -> Self {
+        Self {
+            user: user.into(),
+            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// What the certificate may be used for and by whom; the rest is the issuer's.
+    fn params(&self) -> Result<CertificateParams, TlsError> {
+        let mut params = CertificateParams::new(self.names.clone())
+            .map_err(|error| TlsError::unusable("a server's name", error))?;
+        let addresses = self.addresses.iter().copied().map(SanType::IpAddress);
+        params.subject_alt_names.extend(addresses);
+        params.distinguished_name = name(&self.user, &self.groups);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if !params.subject_alt_names.is_empty() {
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        Ok(params)
     }
 }
 
-/// A certificate with its key, both PEM.
-#[derive(Clone)]
-pub struct Credential {
-    /// The certificate.
-    pub certificate: String,
-    /// Its private key.
-    pub key: String,
+/// An authority: its certificate and its key.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+    lifetime: Lifetime,
 }
 
-/// The cluster's authority.
-pub struct Pki {
-    directory: PathBuf,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    ca_pem: String,
-}
-
-/// Days before now from which certificates are valid, for clocks that differ.
-const BACKDATED_DAYS: i64 = 1;
-const CA_YEARS: i64 = 10;
-const LEAF_YEARS: i64 = 1;
-
-impl Pki {
-    /// Reads the authority, or makes it at the first start.
-    pub fn load_or_create(directory: &Path) -> Result<Self, PkiError> {
-        fs::create_dir_all(directory).map_err(|source| PkiError::File {
-            doing: "creating",
-            path: directory.to_owned(),
-            source,
-        })?;
-        let (certificate_path, key_path) = (directory.join("ca.crt"), directory.join("ca.key"));
-        let key = match read(&key_path)? {
-            Some(pem) => KeyPair::from_pem(&pem)
-                .map_err(|error| broken(key_path.display().to_string(), error))?,
-            None => {
-                let key = KeyPair::generate()
-                    .map_err(|error| broken("making the authority's key", error))?;
-                write(&key_path, &key.serialize_pem(), 0o600)?;
-                key
-            }
-        };
+impl Authority {
+    /// A new one, that signs itself.
+    pub fn create(life: Duration) -> Result<Self, TlsError> {
+        let failed = |error: rcgen::Error| TlsError::unusable("a new authority", error);
+        let lifetime = Lifetime::from_now(life);
+        let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = name("gantry-ca", &[]);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
-        validity(&mut params, CA_YEARS);
-        let issuer = CertifiedIssuer::self_signed(params, key)
-            .map_err(|error| broken("making the authority", error))?;
-        // The stored certificate is what clients trust; the key and name are what signatures are checked by.
-        let ca_pem = match read(&certificate_path)? {
-            Some(pem) => pem,
-            None => {
-                write(&certificate_path, &issuer.pem(), 0o644)?;
-                issuer.pem()
-            }
-        };
+        // Names differ, so that verifiers tell authorities apart without trying their keys.
+        params.distinguished_name = name(&format!("gantry-ca-{:08x}", rand::random::<u32>()), &[]);
+        as_authority(&mut params, lifetime);
+        let certificate = params.self_signed(&key).map_err(failed)?.pem();
         Ok(Self {
-            directory: directory.to_owned(),
-            issuer,
-            ca_pem,
+            issuer: Issuer::new(params, key),
+            certificate,
+            lifetime,
         })
     }
 
-    /// Puts the authority of a cluster that this server joins into its directory.
-    pub fn install(directory: &Path, certificate: &str, key: &str) -> Result<(), PkiError> {
-        fs::create_dir_all(directory).map_err(|source| PkiError::File {
-            doing: "creating",
-            path: directory.to_owned(),
-            source,
-        })?;
-        write(&directory.join("ca.key"), key, 0o600)?;
-        write(&directory.join("ca.crt"), certificate, 0o644)
+    /// From its certificate and key, PEM.
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, TlsError> {
+        let what = "the authority's certificate";
+        let unusable = |error: rcgen::Error| TlsError::unusable("the authority's key", error);
+        let key = KeyPair::from_pem(key).map_err(unusable)?;
+        let der = certificates(certificate, what)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der[0])
+            .map_err(|error| TlsError::unusable(what, error))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(TlsError::unusable(
+                "the authority's key",
+                "its certificate is of another key",
+            ));
+        }
+        if !parsed.is_ca() {
+            return Err(TlsError::unusable(what, "it is not an authority's"));
+        }
+        Ok(Self {
+            issuer: Issuer::from_ca_cert_der(&der[0], key)
+                .map_err(|error| TlsError::unusable(what, error))?,
+            certificate: certificate.to_owned(),
+            lifetime: Lifetime::of(certificate, what)?,
+        })
     }
 
-    /// The authority's certificate, PEM.
-    pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
+    /// Its certificate, PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
     }
 
-    /// The authority's key, PEM: for a server that joins.
-    pub fn ca_key_pem(&self) -> String {
+    /// Its key, PEM.
+    pub fn key(&self) -> String {
         self.issuer.key().serialize_pem()
     }
 
-    /// A client certificate: `user` as CN, each group as O.
-    pub fn issue_client(&self, user: &str, groups: &[&str]) -> Result<Credential, PkiError> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = name(user, groups);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(params, user)
+    /// How long it lasts.
+    pub fn lifetime(&self) -> Lifetime {
+        self.lifetime
     }
 
-    /// A server certificate for names and addresses.
-    pub fn issue_server(
-        &self,
-        names: &[String],
-        addresses: &[IpAddr],
-    ) -> Result<Credential, PkiError> {
-        let mut params = CertificateParams::new(names.to_vec())
-            .map_err(|error| broken("the server's names", error))?;
-        params
-            .subject_alt_names
-            .extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
-        params.distinguished_name = name("gantry-apiserver", &[]);
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.issue(params, "apiserver")
+    /// The fingerprint of its certificate.
+    pub fn fingerprint(&self) -> Result<String, TlsError> {
+        let mut all = fingerprints(&self.certificate, "the authority's certificate")?;
+        Ok(all.remove(0))
     }
 
-    fn issue(&self, mut params: CertificateParams, what: &str) -> Result<Credential, PkiError> {
-        validity(&mut params, LEAF_YEARS);
-        let failed =
-            |error: rcgen::Error| broken(format!("issuing the certificate of {what}"), error);
+    /// A certificate for a new key. None outlasts its authority.
+    pub fn issue(&self, subject: &Subject, life: Duration) -> Result<Credential, TlsError> {
+        let failed = |error: rcgen::Error| {
+            TlsError::unusable(format!("a certificate for {}", subject.user), error)
+        };
+        let lifetime = self.within(life);
+        let mut params = subject.params()?;
+        valid(&mut params, lifetime);
         let key = KeyPair::generate().map_err(failed)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
         Ok(Credential {
             certificate: certificate.pem(),
             key: key.serialize_pem(),
+            lifetime,
         })
     }
 
-    /// The server's TLS: its certificate, client certificates of this authority, HTTP/2 and HTTP/1.1.
-    pub fn server_config(
+    /// A certificate, PEM, for the key of a request, PEM, whose owner has shown with it that the key is theirs. What else
+    /// the request says counts for nothing.
+    pub fn sign(
         &self,
-        names: &[String],
-        addresses: &[IpAddr],
-    ) -> Result<Arc<rustls::ServerConfig>, PkiError> {
-        let credential = self.issue_server(names, addresses)?;
-        write(
-            &self.directory.join("apiserver.crt"),
-            &credential.certificate,
-            0o644,
-        )?;
-        write(
-            &self.directory.join("apiserver.key"),
-            &credential.key,
-            0o600,
-        )?;
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(&self.ca_pem)? {
-            roots
-                .add(certificate)
-                .map_err(|error| broken("the authority's certificate", error))?;
+        request: &str,
+        subject: &Subject,
+        life: Duration,
+    ) -> Result<(String, Lifetime), TlsError> {
+        let failed =
+            |error: rcgen::Error| TlsError::unusable("the request for a certificate", error);
+        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
+        let lifetime = self.within(life);
+        request.params = subject.params()?;
+        valid(&mut request.params, lifetime);
+        let certificate = request.signed_by(&self.issuer).map_err(failed)?;
+        Ok((certificate.pem(), lifetime))
+    }
+
+    /// A certificate, PEM, by which whoever trusts this authority trusts another too.
+    pub fn vouch_for(&self, other: &Self) -> Result<String, TlsError> {
+        let failed =
+            |error: rcgen::Error| TlsError::unusable("a certificate for an authority", error);
+        let der = certificates(&other.certificate, "the other authority's certificate")?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der[0])
+            .map_err(|error| TlsError::unusable("the other authority's certificate", error))?;
+        let common = parsed.subject().iter_common_name().next();
+        let common = common
+            .and_then(|name| name.as_str().ok())
+            .unwrap_or_default();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(common, &[]);
+        let lifetime = Lifetime {
+            expires: self.lifetime.expires.min(other.lifetime.expires),
+            ..other.lifetime
+        };
+        as_authority(&mut params, lifetime);
+        let certificate = params
+            .signed_by(other.issuer.key(), &self.issuer)
+            .map_err(failed)?;
+        Ok(certificate.pem())
+    }
+
+    fn within(&self, life: Duration) -> Lifetime {
+        let lifetime = Lifetime::from_now(life);
+        Lifetime {
+            expires: lifetime.expires.min(self.lifetime.expires),
+            ..lifetime
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                .allow_unauthenticated()
-                .build()
-                .map_err(|error| broken("verifying clients", error))?;
-        let key = PrivateKeyDer::from_pem_slice(credential.key.as_bytes())
-            .map_err(|error| broken("the server's key", error))?;
-        // The authority's own certificate goes along: who joins recognises the cluster by it.
-        let mut chain = certificates(&credential.certificate)?;
-        chain.extend(certificates(&self.ca_pem)?);
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| broken("the server's TLS", error))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
-            .map_err(|error| broken("the server's certificate", error))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
-    }
-
-    /// A kubeconfig for a server and a client certificate.
-    pub fn kubeconfig(&self, server: &str, user: &str, credential: &Credential) -> String {
-        let encode = |text: &str| STANDARD.encode(text);
-        format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: gantry\n  cluster:\n    server: {server}\n    \
-             certificate-authority-data: {}\nusers:\n- name: {user}\n  user:\n    client-certificate-data: {}\n    \
-             client-key-data: {}\ncontexts:\n- name: gantry\n  context:\n    cluster: gantry\n    user: {user}\n\
-             current-context: gantry\n",
-            encode(&self.ca_pem),
-            encode(&credential.certificate),
-            encode(&credential.key),
-        )
-    }
-
-    /// The administrator's kubeconfig in a file that only its owner can read.
-    pub fn write_admin_kubeconfig(&self, path: &Path, server: &str) -> Result<(), PkiError> {
-        self.write_kubeconfig(path, server, "kubernetes-admin", &["system:masters"])
-    }
-
-    /// A kubeconfig with a new certificate, in a file that only its owner can read.
-    pub fn write_kubeconfig(
-        &self,
-        path: &Path,
-        server: &str,
-        user: &str,
-        groups: &[&str],
-    ) -> Result<(), PkiError> {
-        let credential = self.issue_client(user, groups)?;
-        write(path, &self.kubeconfig(server, user, &credential), 0o600)
     }
 }
 
-fn name(common: &str, organisations: &[&str]) -> DistinguishedName {
+fn name(common: &str, organisations: &[String]) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common);
     for organisation in organisations {
-        name.push(DnType::OrganizationName, *organisation);
+        name.push(DnType::OrganizationName, organisation.as_str());
     }
     name
 }
 
-fn validity(params: &mut CertificateParams, years: i64) {
-    let date = |days: i64| {
-        let zoned = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days))
-            .to_zoned(jiff::tz::TimeZone::UTC);
-        // Month and day are in range by construction.
-        rcgen::date_time_ymd(
-            i32::from(zoned.year()),
-            u8::try_from(zoned.month()).unwrap_or(1),
-            u8::try_from(zoned.day()).unwrap_or(1),
-        )
-    };
-    params.not_before = date(-BACKDATED_DAYS);
-    params.not_after = date(365 * years);
+fn as_authority(params: &mut CertificateParams, lifetime: Lifetime) {
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    valid(params, lifetime);
 }
 
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, PkiError> {
-    CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|error| broken("reading a certificate", error))
+fn valid(params: &mut CertificateParams, lifetime: Lifetime) {
+    params.use_authority_key_identifier_extension = true;
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    // Times before 1970 are of clocks that are wrong by more than is worth an error.
+    let at =
+        |time: Timestamp| epoch + Duration::from_secs(u64::try_from(time.as_second()).unwrap_or(0));
+    params.not_before = at(lifetime.issued) - BACKDATED;
+    params.not_after = at(lifetime.expires);
 }
 
-fn read(path: &Path) -> Result<Option<String>, PkiError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(PkiError::File {
-            doing: "reading",
-            path: path.to_owned(),
-            source,
-        }),
-    }
+/// A server's TLS: what it shows, and whose clients' certificates it takes. Offers HTTP/2 and HTTP/1.1.
+pub fn server_config(
+    shown: &Credential,
+    trusted: &str,
+) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let provider = gantry_tls::provider();
+    let roots = Arc::new(roots(trusted)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::unusable("the authority's certificate", error))?;
+    let chain = certificates(&shown.certificate, "the server's certificate")?;
+    let key = private_key(&shown.key, "the server's key")?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::unusable("the cryptography of this build", error))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|error| TlsError::unusable("the server's certificate", error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
-/// Replaces a file as a whole, readable by whom `mode` says from the first byte on.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
-    let temporary = path.with_extension("new");
-    let attempt = || -> std::io::Result<()> {
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+#[cfg(test)]
+mod tests {
+    use gantry_tls::KeyRequest;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::Identity;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn server() -> Subject {
+        Subject {
+            names: vec!["localhost".to_owned()],
+            addresses: vec![IpAddr::from([127, 0, 0, 1])],
+            ..Subject::client("gantry:server:1", &["gantry:members"])
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    attempt().map_err(|source| PkiError::File {
-        doing: "writing",
-        path: path.to_owned(),
-        source,
-    })
+    }
+
+    /// Whether both sides accept each other; what each trusts and shows.
+    async fn meet(
+        (server_trusts, server_shows): (&str, &Credential),
+        (client_trusts, client_shows): (&str, &Credential),
+    ) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let tls = server_config(server_shows, server_trusts).expect("a configuration");
+        let accepting = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a client");
+            let accepted = tokio_rustls::TlsAcceptor::from(tls).accept(stream).await;
+            accepted.is_ok_and(|stream| stream.get_ref().1.peer_certificates().is_some())
+        });
+        let tls = gantry_tls::mutual(client_trusts, client_shows).expect("a configuration");
+        let connected = gantry_tls::connect(address, Arc::new(tls)).await.is_ok();
+        accepting.await.expect("it does not panic") && connected
+    }
+
+    #[test]
+    fn a_certificate_says_what_the_authority_says_and_no_more() {
+        let authority = Authority::create(DAY).expect("an authority");
+        let request = KeyRequest::new("system:masters").expect("a request");
+        let subject = Subject::client("system:node:a", &["system:nodes"]);
+        let life = Duration::from_secs(12);
+        let (certificate, lifetime) = authority
+            .sign(&request.request, &subject, life)
+            .expect("a certificate");
+        let der = certificates(&certificate, "it").expect("PEM").remove(0);
+        let who = Identity::from_certificate(&der).expect("a user");
+        assert_eq!(who.user, "system:node:a");
+        assert_eq!(who.groups, ["system:nodes", "system:authenticated"]);
+        let credential = request.granted(certificate).expect("a credential");
+        assert_eq!(credential.lifetime, lifetime);
+        assert_eq!(
+            lifetime.expires.as_second() - lifetime.issued.as_second(),
+            12
+        );
+        // None outlasts its authority.
+        let long = authority.issue(&subject, 3 * DAY).expect("a certificate");
+        assert_eq!(long.lifetime.expires, authority.lifetime().expires);
+        assert!(authority.sign("nonsense", &subject, life).is_err());
+    }
+
+    #[test]
+    fn an_authority_is_the_same_from_what_was_kept() {
+        let authority = Authority::create(DAY).expect("an authority");
+        let again = Authority::from_pem(authority.certificate(), &authority.key()).expect("it");
+        assert_eq!(again.lifetime(), authority.lifetime());
+        assert_eq!(
+            again.fingerprint().expect("one"),
+            authority.fingerprint().expect("one")
+        );
+        let other = Authority::create(DAY).expect("an authority");
+        let mixed = Authority::from_pem(authority.certificate(), &other.key());
+        assert!(
+            mixed
+                .err()
+                .expect("refused")
+                .to_string()
+                .contains("another key")
+        );
+        let leaf = authority.issue(&server(), DAY).expect("a certificate");
+        let refused = Authority::from_pem(&leaf.certificate, &leaf.key);
+        assert!(
+            refused
+                .err()
+                .expect("refused")
+                .to_string()
+                .contains("not an authority's")
+        );
+    }
+
+    #[tokio::test]
+    async fn whoever_trusts_one_authority_trusts_the_one_it_vouches_for() {
+        let old = Authority::create(DAY).expect("an authority");
+        let new = Authority::create(DAY).expect("an authority");
+        let vouched = old.vouch_for(&new).expect("a certificate");
+        let shown = |authority: &Authority, subject: &Subject, behind: &str| {
+            let mut credential = authority.issue(subject, DAY).expect("a certificate");
+            credential.certificate += behind;
+            credential
+        };
+        let client = Subject::client("gantry:server:2", &["gantry:members"]);
+        let (old_server, old_client) = (shown(&old, &server(), ""), shown(&old, &client, ""));
+        let (new_server, new_client) = (
+            shown(&new, &server(), &vouched),
+            shown(&new, &client, &vouched),
+        );
+        let both = format!("{}{}", new.certificate(), old.certificate());
+        let (old_only, new_only) = (old.certificate(), new.certificate());
+        // A side that has not heard of the new authority, and one that has; either way round.
+        assert!(meet((old_only, &old_server), (&both, &new_client)).await);
+        assert!(meet((&both, &new_server), (old_only, &old_client)).await);
+        assert!(meet((&both, &new_server), (new_only, &new_client)).await);
+        // Where the old one is not trusted any more.
+        assert!(!meet((new_only, &new_server), (&both, &old_client)).await);
+        assert!(!meet((&both, &old_server), (new_only, &new_client)).await);
+        // Nobody vouched.
+        let bare = shown(&new, &server(), "");
+        assert!(!meet((&both, &bare), (old_only, &old_client)).await);
+    }
 }

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
@@ -155,11 +156,10 @@ impl ApiServer {
     pub async fn serve(
         &self,
         listener: TcpListener,
-        tls: Arc<rustls::ServerConfig>,
+        tls: watch::Receiver<Arc<rustls::ServerConfig>>,
         others: Option<axum::Router>,
         stop: CancellationToken,
     ) {
-        let acceptor = TlsAcceptor::from(tls);
         let connections = tokio_util::task::TaskTracker::new();
         loop {
             let stream = tokio::select! {
@@ -174,8 +174,9 @@ impl ApiServer {
                     }
                 },
             };
-            let (server, acceptor, others, stop) =
-                (self.clone(), acceptor.clone(), others.clone(), stop.clone());
+            // Each connection with the certificates of the moment.
+            let acceptor = TlsAcceptor::from(tls.borrow().clone());
+            let (server, others, stop) = (self.clone(), others.clone(), stop.clone());
             connections
                 .spawn(async move { server.connection(stream, acceptor, others, stop).await });
         }

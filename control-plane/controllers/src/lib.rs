@@ -21,6 +21,7 @@ mod resources;
 mod template_hash;
 
 use gantry_informer::Clock;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::context::Context;
@@ -29,16 +30,21 @@ use self::context::Context;
 #[derive(Clone)]
 pub struct ControllersConfig {
     /// The certificates, as PEM, with which a pod verifies the API server; published in every namespace.
-    pub root_ca_pem: String,
+    pub root_ca: watch::Receiver<String>,
     /// The time of day, for conditions, events and deadlines.
     pub clock: Clock,
 }
 
 impl ControllersConfig {
-    /// The defaults, with that certificate authority.
-    pub fn new(root_ca_pem: impl Into<String>) -> Self {
+    /// The defaults, with certificate authorities that never change.
+    pub fn new(root_ca: impl Into<String>) -> Self {
+        Self::following(watch::Sender::new(root_ca.into()).subscribe())
+    }
+
+    /// The defaults, with the certificate authorities of the moment.
+    pub fn following(root_ca: watch::Receiver<String>) -> Self {
         Self {
-            root_ca_pem: root_ca_pem.into(),
+            root_ca,
             clock: Clock::system(),
         }
     }
@@ -58,7 +64,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         deployment::run(context.clone(), deployments),
         endpoint_slice::run(context.clone()),
         endpoints::run(context.clone()),
-        namespace_defaults::run(context.clone(), config.root_ca_pem),
+        namespace_defaults::run(context.clone(), config.root_ca),
         namespace::run(context.clone()),
         garbage::run(context.clone()),
         node_lifecycle::run(context.clone(), evictions),

@@ -7,6 +7,7 @@ use gantry_informer::{Key, Next, Queue, runner};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
+use tokio::sync::watch;
 
 use crate::context::Context;
 use crate::error::{Doing, Result, code, namespace_terminating};
@@ -21,7 +22,7 @@ endpoints such as the internal service IP or kubernetes.default.svc. No other us
 of Kubernetes clusters.";
 
 /// Runs until stopped.
-pub(crate) async fn run(context: Arc<Context>, root_ca_pem: String) {
+pub(crate) async fn run(context: Arc<Context>, root_ca: watch::Receiver<String>) {
     let queue = Arc::new(Queue::<Arc<str>>::default());
     context.namespaces.subscribe(Box::new({
         let queue = queue.clone();
@@ -48,12 +49,33 @@ pub(crate) async fn run(context: Arc<Context>, root_ca_pem: String) {
         }
     }));
     let stop = context.stop.clone();
-    let root_ca: Arc<str> = root_ca_pem.into();
-    runner::run("namespace-defaults", queue, 8, stop, move |namespace| {
-        let (context, root_ca) = (context.clone(), root_ca.clone());
+    let republish = republish(context.clone(), queue.clone(), root_ca.clone());
+    let reconciling = runner::run("namespace-defaults", queue, 8, stop, move |namespace| {
+        let (context, root_ca) = (context.clone(), root_ca.borrow().clone());
         async move { reconcile(&context, &root_ca, &namespace).await }
-    })
-    .await;
+    });
+    tokio::join!(reconciling, republish);
+}
+
+/// Has every namespace looked at when the authorities change.
+async fn republish(
+    context: Arc<Context>,
+    queue: Arc<Queue<Arc<str>>>,
+    mut root_ca: watch::Receiver<String>,
+) {
+    let stop = context.stop.clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = root_ca.changed() => if changed.is_err() {
+                // They will not change any more.
+                return;
+            }
+        }
+        for namespace in context.namespaces.list() {
+            queue.add(Key::of(&namespace.metadata).name);
+        }
+    }
 }
 
 fn is_active(namespace: &Namespace) -> bool {

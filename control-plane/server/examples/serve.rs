@@ -27,10 +27,11 @@ async fn main() -> anyhow::Result<()> {
         name: "serve".to_owned(),
         join: None,
         backups: BackupSchedule::default(),
+        certificate_life: gantry_server::CERTIFICATE_LIFE,
     })
     .await?;
     let kubeconfig = data_dir.join("admin.kubeconfig");
-    server.write_admin_kubeconfig(&kubeconfig, listen)?;
+    server.keep_admin_kubeconfig(&kubeconfig, listen)?;
     println!("export KUBECONFIG={}", kubeconfig.display());
     server.run(CancellationToken::new()).await
 }

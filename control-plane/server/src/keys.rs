@@ -29,7 +29,7 @@ const KEY_BYTES: usize = 32;
 /// An id's bytes.
 const ID: usize = 4;
 /// What is sealed.
-const TABLES: &[&str] = &["core/secrets"];
+const TABLES: &[&str] = &["core/secrets", crate::certificates::AUTHORITIES];
 
 /// Where a data directory keeps its keys.
 pub(crate) fn path(data_dir: &Path) -> PathBuf {

@@ -5,6 +5,7 @@
 //! the node link, which belongs to no single part: it reads the store, writes through the API, and carries streams.
 
 pub mod backup;
+mod certificates;
 mod keys;
 mod level;
 mod members;
@@ -15,6 +16,6 @@ mod recorder;
 mod recover;
 mod server;
 
-pub use gantry_apiserver::pki::Credential;
+pub use certificates::CERTIFICATE_LIFE;
 pub use recover::{Recovered, Restore, recover, restore};
 pub use server::{JoinConfig, Server, ServerConfig};

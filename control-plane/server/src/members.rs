@@ -15,7 +15,6 @@ mod seat;
 mod service;
 
 pub(crate) use api::{MembersApi, only_administrators, refuse};
-pub(crate) use dial::mutual;
 pub(crate) use endpoints::keep as keep_endpoints;
 pub(crate) use exchange::Exchange;
 pub(crate) use join::join;

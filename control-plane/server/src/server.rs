@@ -1,13 +1,12 @@
 //! [`Server`]: one member of the control plane.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use gantry_apiserver::pki::{Credential, Pki};
 use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, Identity, NodeStream, NodeStreams, Ranges, Tokens,
 };
@@ -19,6 +18,7 @@ use gantry_rpc::raft::raft_client::RaftClient;
 use gantry_rpc::raft::raft_server::RaftServer;
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
+use gantry_tls::Credential;
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -26,10 +26,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
+use crate::certificates::{Certificates, CertificatesApi, Files, Naming, Setup};
 use crate::keys::{self, Keyring, KeysApi};
 use crate::members::{
-    Exchange, MEMBERS_GROUP, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat,
-    ServerRecord, join, keep_endpoints, mutual,
+    Exchange, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
+    keep_endpoints,
 };
 use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
 use crate::pod_cidr::PodCidrs;
@@ -68,6 +69,8 @@ pub struct ServerConfig {
     pub join: Option<JoinConfig>,
     /// The backups it makes by itself.
     pub backups: BackupSchedule,
+    /// How long the certificates last that it issues.
+    pub certificate_life: Duration,
 }
 
 /// A cluster to join.
@@ -81,7 +84,7 @@ pub struct JoinConfig {
 
 /// A running member.
 pub struct Server {
-    pki: Pki,
+    certificates: Certificates,
     store: Store,
     api: ApiServer,
     hub: Arc<Hub>,
@@ -188,10 +191,9 @@ impl Server {
         } else {
             Keyring::load(&config.data_dir)?
         };
-        let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
-        let credential =
-            pki.issue_client(&format!("gantry:server:{}", seat.id), &[MEMBERS_GROUP])?;
-        let peers = Peers::new(seat.id, own_address, mutual(&pki, &credential)?);
+        let files = Files::of(&config.data_dir);
+        let client = watch::Sender::new(Arc::new(files.first_client()?));
+        let peers = Peers::new(seat.id, own_address, client.subscribe());
         for (id, address) in seat.known_addresses() {
             peers.learn(id, address);
         }
@@ -208,6 +210,19 @@ impl Server {
         .await
         .context("opening the store")?;
         peers.attach(store.clone());
+        let setup = Setup {
+            files,
+            server: seat.name.clone(),
+            id: seat.id,
+            address: config.address.into(),
+            naming: Naming {
+                cluster_domain: config.cluster_domain.clone(),
+                service_cidr: config.service_cidr,
+            },
+            life: config.certificate_life,
+            founds: seat.founder || seat.alone,
+        };
+        let certificates = Certificates::open(store.clone(), setup, client).await?;
         let roster = Roster::new(store.clone());
 
         let hub = Arc::new(Hub::default());
@@ -267,11 +282,14 @@ impl Server {
         };
         let members = MembersApi {
             store: store.clone(),
-            exchange,
+            exchange: exchange.clone(),
             roster: roster.clone(),
-            ca_certificate: pki.ca_pem().to_owned(),
-            ca_key: pki.ca_key_pem(),
+            certificates: certificates.clone(),
             keyring: keyring.clone(),
+        };
+        let certificates_api = CertificatesApi {
+            certificates: certificates.clone(),
+            exchange: exchange.clone(),
         };
         let backups = BackupApi {
             store: store.clone(),
@@ -285,14 +303,10 @@ impl Server {
             )
             .into_axum_router()
             .merge(members.router())
+            .merge(certificates_api.router())
             .merge(keys_api.router())
             .merge(backups.router());
-        let addresses = [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V4(config.address),
-            IpAddr::V4(api.first_service_address()),
-        ];
-        let tls = pki.server_config(&names(&config.cluster_domain), &addresses)?;
+        let tls = certificates.tls();
         let (tasks, stop) = (
             tokio_util::task::TaskTracker::new(),
             CancellationToken::new(),
@@ -306,7 +320,7 @@ impl Server {
             tasks,
             stop,
             store,
-            pki,
+            certificates,
             api,
             roster,
         };
@@ -316,6 +330,9 @@ impl Server {
             peers,
             server.stop.clone(),
         ));
+        server
+            .tasks
+            .spawn(server.certificates.clone().run(server.stop.clone()));
         server.tasks.spawn(keys::follow(
             server.store.clone(),
             keyring,
@@ -343,7 +360,7 @@ impl Server {
             api: server.api.clone(),
             hub: server.hub.clone(),
             roster: server.roster.clone(),
-            ca_pem: server.pki.ca_pem().to_owned(),
+            trusted: server.certificates.trusted(),
         };
         server.tasks.spawn(lead.run(server.stop.clone()));
         let scheduled = ScheduledBackups {
@@ -363,6 +380,7 @@ impl Server {
         loop {
             let attempt = async {
                 self.roster.put(record).await?;
+                self.certificates.catch_up().await?;
                 let bootstrapped = self.api.bootstrap(record.address.port()).await;
                 bootstrapped.context("creating the cluster's own objects")
             };
@@ -375,34 +393,33 @@ impl Server {
         }
     }
 
-    /// The administrator's kubeconfig, in a file that only root can read.
-    pub fn write_admin_kubeconfig(&self, path: &Path, server: SocketAddr) -> Result<()> {
-        Ok(self
-            .pki
-            .write_admin_kubeconfig(path, &format!("https://{server}"))?)
+    /// Writes the administrator's kubeconfig into a file that only root can read, and keeps it current.
+    pub fn keep_admin_kubeconfig(&self, path: &Path, server: SocketAddr) -> Result<()> {
+        self.certificates
+            .keep_kubeconfig(path, &format!("https://{server}"))
     }
 
-    /// The authority's certificate, PEM.
-    pub fn ca_pem(&self) -> &str {
-        self.pki.ca_pem()
+    /// The certificates of the authorities, PEM.
+    pub fn trusted(&self) -> String {
+        self.certificates.trusted().borrow().clone()
     }
 
     /// A node's certificate: its name, and membership in `system:nodes`.
-    pub fn node_credential(&self, node: &str) -> Result<Credential> {
-        Ok(self
-            .pki
-            .issue_client(&format!("system:node:{node}"), &["system:nodes"])?)
+    pub async fn node_credential(&self, node: &str) -> Result<Credential> {
+        self.certificates.node_credential(node).await
     }
 
-    /// A node's kubeconfig, in a file that only root can read.
-    pub fn write_node_kubeconfig(&self, path: &Path, node: &str, server: SocketAddr) -> Result<()> {
-        let user = format!("system:node:{node}");
-        Ok(self.pki.write_kubeconfig(
-            path,
-            &format!("https://{server}"),
-            &user,
-            &["system:nodes"],
-        )?)
+    /// A node's kubeconfig, in a file that only root can read; the node keeps it current.
+    pub async fn write_node_kubeconfig(
+        &self,
+        path: &Path,
+        node: &str,
+        server: SocketAddr,
+    ) -> Result<()> {
+        let credential = self.node_credential(node).await?;
+        let (server, user) = (format!("https://{server}"), format!("system:node:{node}"));
+        let text = gantry_tls::kubeconfig(&server, &self.trusted(), &user, &credential);
+        Ok(gantry_tls::write(path, &text, 0o600)?)
     }
 
     /// Runs until told to stop, or until the store fails.
@@ -444,22 +461,6 @@ fn administrators(tokens: &[String]) -> Tokens {
     Tokens::new(tokens.collect())
 }
 
-/// The names that clients reach a server by.
-fn names(cluster_domain: &str) -> Vec<String> {
-    let full = format!("kubernetes.default.svc.{cluster_domain}");
-    let short = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-    ];
-    short
-        .into_iter()
-        .chain([full.as_str()])
-        .map(str::to_owned)
-        .collect()
-}
-
 /// Keeps the book of addresses as the store has it.
 async fn know_each_other(roster: Roster, store: Store, peers: Peers, stop: CancellationToken) {
     loop {
@@ -492,7 +493,7 @@ struct Lead {
     api: ApiServer,
     hub: Arc<Hub>,
     roster: Roster,
-    ca_pem: String,
+    trusted: watch::Receiver<String>,
 }
 
 impl Lead {
@@ -542,7 +543,7 @@ impl Lead {
             ),
             gantry_controllers::run(
                 client_of("system:kube-controller-manager"),
-                ControllersConfig::new(self.ca_pem.clone()),
+                ControllersConfig::following(self.trusted.clone()),
                 stop.clone()
             ),
             node_monitor::run(

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::checkpoint::Checkpoint;
 use crate::config::AgentConfig;
 use crate::desired::Desired;
+use crate::identity::Credentials;
 use crate::image_gc::{self, ImageCollector};
 use crate::image_service;
 use crate::link::Link;
@@ -31,7 +32,6 @@ use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
 use crate::services;
 use crate::streams::Streams;
-use crate::tls;
 
 /// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ impl Agent {
             None => None,
         };
         prepare_directories(&config)?;
-        let tls = tls::mutual(&config.ca_pem, &config.certificate_pem, &config.key_pem)?;
+        let credentials = Credentials::new(&config.node_name, config.identity.clone())?;
         let machine = Machine::here(&config.data_dir);
         let runtime = Arc::new(
             ShimRuntime::new(runtime_config(&config)).context("starting the container runtime")?,
@@ -98,8 +98,8 @@ impl Agent {
         presence.refresh().await;
         let link = Link {
             node_name: config.node_name.clone(),
-            servers,
-            tls,
+            servers: servers.clone(),
+            tls: credentials.tls(),
             desired: desired.clone(),
             reports: reports.clone(),
             streams: Arc::new(Streams::new(
@@ -117,6 +117,7 @@ impl Agent {
             welcome,
         };
         tasks.spawn(link.run(stop.clone()));
+        tasks.spawn(credentials.keep_current(servers, stop.clone()));
 
         let facts = tokio::select! {
             facts = welcomed.wait_for(Option::is_some) => facts.context("waiting for a server")?.clone().unwrap_or_default(),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::identity::NodeIdentity;
+
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
 /// data directory, so that several agents share a machine.
 #[derive(Clone, Debug)]
@@ -14,12 +16,8 @@ pub struct AgentConfig {
     pub servers: Vec<SocketAddr>,
     /// Where clients on this node reach the API; `None` for nowhere.
     pub local_api: Option<SocketAddr>,
-    /// The authority that signed the servers' certificates, PEM.
-    pub ca_pem: String,
-    /// The node's certificate (`system:node:NAME` in `system:nodes`), PEM.
-    pub certificate_pem: String,
-    /// Its key, PEM.
-    pub key_pem: String,
+    /// How the node and the cluster recognise each other.
+    pub identity: NodeIdentity,
     /// The address other nodes reach this one at.
     pub node_address: Ipv4Addr,
     /// Labels of the Node object beside the usual ones.
@@ -48,9 +46,7 @@ impl AgentConfig {
             node_name: String::new(),
             servers: Vec::new(),
             local_api: None,
-            ca_pem: String::new(),
-            certificate_pem: String::new(),
-            key_pem: String::new(),
+            identity: NodeIdentity::default(),
             node_address: Ipv4Addr::LOCALHOST,
             labels: BTreeMap::new(),
             data_dir: data_dir.to_owned(),

@@ -15,13 +15,14 @@ mod checkpoint;
 pub mod config;
 pub mod desired;
 pub mod env;
+pub mod identity;
 pub mod limits;
 mod local_api;
 pub mod logs;
 pub mod reports;
 mod servers;
 pub mod services;
-pub mod tls;
+mod tls;
 pub mod users;
 pub mod volumes;
 
@@ -36,3 +37,4 @@ mod streams;
 
 pub use agent::{Agent, teardown};
 pub use config::AgentConfig;
+pub use identity::NodeIdentity;

@@ -15,10 +15,7 @@ use gantry_rpc::node::{
 use hyper_util::rt::TokioIo;
 use rand::Rng as _;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -77,7 +74,8 @@ impl LinkError {
 /// What the link works with.
 pub(crate) struct Link {
     pub(crate) node_name: String,
-    pub(crate) tls: Arc<ClientConfig>,
+    /// What connections are made with, as of the moment.
+    pub(crate) tls: watch::Receiver<Arc<ClientConfig>>,
     pub(crate) desired: Arc<Desired>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) streams: Arc<Streams>,
@@ -128,7 +126,8 @@ impl Link {
     }
 
     async fn connection(&self, address: SocketAddr) -> Result<(), LinkError> {
-        let channel = dial(address, self.tls.clone())
+        let tls = self.tls.borrow().clone();
+        let channel = dial(address, tls)
             .await
             .map_err(|source| LinkError::Connect { address, source })?;
         let mut client = NodeLinkClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -262,13 +261,8 @@ async fn dial(
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
     let connector = tower::service_fn(move |_| {
-        let connector = TlsConnector::from(tls.clone());
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            let name = ServerName::IpAddress(address.ip().into());
-            std::io::Result::Ok(TokioIo::new(connector.connect(name, stream).await?))
-        }
+        let tls = tls.clone();
+        async move { std::io::Result::Ok(TokioIo::new(gantry_tls::connect(address, tls).await?)) }
     });
     endpoint.connect_with_connector(connector).await
 }

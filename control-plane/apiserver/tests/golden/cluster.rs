@@ -2,18 +2,19 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use gantry_apiserver::pki::Pki;
+use gantry_apiserver::pki::{Authority, Subject, server_config};
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
 use gantry_controllers::ControllersConfig;
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::Store;
+use gantry_tls::TlsError;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,7 +24,7 @@ use super::client::{Client, Credentials};
 /// What clusters share: certificates, and what nodes are like.
 pub(crate) struct Setting {
     ca_pem: String,
-    tls: Arc<rustls::ServerConfig>,
+    tls: watch::Sender<Arc<rustls::ServerConfig>>,
     credentials: Arc<Credentials>,
     nodes: Vec<Node>,
 }
@@ -37,45 +38,43 @@ pub(crate) struct Cluster {
     stop: CancellationToken,
 }
 
-fn client_config(
-    pki: &Pki,
-    user: Option<(&str, &[&str])>,
-) -> Result<rustls::ClientConfig, Box<dyn std::error::Error>> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(pki.ca_pem().as_bytes())?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    let Some((user, groups)) = user else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let credential = pki.issue_client(user, groups)?;
-    let chain = CertificateDer::pem_slice_iter(credential.certificate.as_bytes())
-        .collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_slice(credential.key.as_bytes())?;
-    Ok(builder.with_client_auth_cert(chain, key)?)
+const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn administrator(authority: &Authority) -> Result<rustls::ClientConfig, TlsError> {
+    let subject = Subject::client("kubernetes-admin", &["system:masters"]);
+    let mut config =
+        gantry_tls::mutual(authority.certificate(), &authority.issue(&subject, LIFE)?)?;
+    config.alpn_protocols.clear();
+    Ok(config)
+}
+
+fn nobody(authority: &Authority) -> Result<rustls::ClientConfig, TlsError> {
+    let builder = rustls::ClientConfig::builder_with_provider(gantry_tls::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::unusable("TLS", error))?;
+    Ok(builder
+        .with_root_certificates(gantry_tls::roots(authority.certificate())?)
+        .with_no_client_auth())
 }
 
 impl Setting {
     pub(crate) fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a directory for certificates");
-        let pki = Pki::load_or_create(directory.path()).expect("an authority");
-        let tls = pki
-            .server_config(
-                &["localhost".to_owned()],
-                &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            )
-            .expect("the server's certificate");
-        let admin = client_config(&pki, Some(("kubernetes-admin", &["system:masters"])));
+        let authority = Authority::create(LIFE).expect("an authority");
+        let subject = Subject {
+            names: vec!["localhost".to_owned()],
+            addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            ..Subject::client("apiserver", &[])
+        };
+        let credential = authority.issue(&subject, LIFE).expect("a certificate");
+        let tls = server_config(&credential, authority.certificate()).expect("the server's TLS");
         let list: serde_json::Value =
             serde_json::from_str(include_str!("fixtures/nodes.json")).expect("the fixture is JSON");
         Self {
-            ca_pem: pki.ca_pem().to_owned(),
-            tls,
+            ca_pem: authority.certificate().to_owned(),
+            tls: watch::Sender::new(tls),
             credentials: Arc::new(Credentials {
-                admin: Arc::new(admin.expect("the administrator's certificate")),
-                nobody: Arc::new(client_config(&pki, None).expect("the authority's certificate")),
+                admin: Arc::new(administrator(&authority).expect("a certificate")),
+                nobody: Arc::new(nobody(&authority).expect("a certificate")),
             }),
             nodes: serde_json::from_value(list["items"].clone()).expect("the fixture holds nodes"),
         }
@@ -99,7 +98,7 @@ impl Setting {
             .expect("the cluster's own objects");
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn({
-            let (server, tls, stop) = (server.clone(), self.tls.clone(), stop.clone());
+            let (server, tls, stop) = (server.clone(), self.tls.subscribe(), stop.clone());
             async move { server.serve(listener, tls, None, stop).await }
         });
         let client_of = |user: &str| {

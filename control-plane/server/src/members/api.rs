@@ -14,6 +14,7 @@ use gantry_store::{MemberRole, MembershipError, Store};
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::certificates::{Certificates, Granted};
 use crate::keys::Keyring;
 
 use super::seat::draw_id;
@@ -30,6 +31,8 @@ pub(crate) struct JoinRequest {
     pub(crate) address: SocketAddr,
     /// The highest feature level it knows.
     pub(crate) level: u32,
+    /// For its first certificate: PKCS #10, PEM.
+    pub(crate) request: String,
 }
 
 /// What it needs for that.
@@ -37,8 +40,7 @@ pub(crate) struct JoinRequest {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct JoinReply {
     pub(crate) id: u64,
-    pub(crate) ca_certificate: String,
-    pub(crate) ca_key: String,
+    pub(crate) granted: Granted,
     /// The cluster's keys, as in their file.
     pub(crate) keys: serde_json::Value,
     pub(crate) servers: Vec<ServerRecord>,
@@ -64,8 +66,7 @@ pub(crate) struct MembersApi {
     pub(crate) store: Store,
     pub(crate) exchange: Exchange,
     pub(crate) roster: Roster,
-    pub(crate) ca_certificate: String,
-    pub(crate) ca_key: String,
+    pub(crate) certificates: Certificates,
     pub(crate) keyring: Keyring,
 }
 
@@ -270,6 +271,13 @@ async fn admit(
         address: request.address,
         ..ServerRecord::nowhere(draw_id())
     };
+    let granted = api
+        .certificates
+        .grant_server(record.id, record.address.ip(), &request.request);
+    let granted = match granted {
+        Ok(granted) => granted,
+        Err(error) => return refuse(&StatusError::bad_request(format!("{error:#}"))),
+    };
     if let Err(refused) = api.enrol(&record).await {
         return refused;
     }
@@ -277,8 +285,7 @@ async fn admit(
     match api.keyring.contents() {
         Ok(keys) => Json(JoinReply {
             id: record.id,
-            ca_certificate: api.ca_certificate.clone(),
-            ca_key: api.ca_key.clone(),
+            granted,
             keys,
             servers,
         })

@@ -9,9 +9,10 @@ use gantry_api::status::StatusError;
 use gantry_store::Store;
 use http::{Method, StatusCode};
 use http_body_util::Full;
+use rustls::ClientConfig;
 
+use super::Peers;
 use super::api::refuse;
-use super::{Peers, dial};
 
 /// How a server asks the others.
 #[derive(Clone)]
@@ -44,7 +45,8 @@ impl Exchange {
             .uri(path)
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::new(body.into()))?;
-        dial::request(server, self.peers.tls().clone(), request).await
+        let tls = ClientConfig::clone(&self.peers.tls());
+        Ok(gantry_tls::request(server, tls, request).await?)
     }
 
     /// Passes a request on to the leader, and its answer back.

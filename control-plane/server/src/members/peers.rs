@@ -11,7 +11,7 @@ use gantry_rpc::raft::raft_client::RaftClient;
 use gantry_store::{Outgoing, Store, Transport};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -34,7 +34,8 @@ struct Inner {
     id: u64,
     /// Where this server listens.
     address: SocketAddr,
-    tls: Arc<ClientConfig>,
+    /// What connections are made with, as of the moment.
+    tls: watch::Receiver<Arc<ClientConfig>>,
     /// Where the others listen.
     book: Mutex<BTreeMap<u64, SocketAddr>>,
     lanes: Mutex<BTreeMap<u64, mpsc::Sender<Vec<Outgoing>>>>,
@@ -45,7 +46,11 @@ struct Inner {
 
 impl Peers {
     /// Must be called within a tokio runtime.
-    pub(crate) fn new(id: u64, address: SocketAddr, tls: Arc<ClientConfig>) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        address: SocketAddr,
+        tls: watch::Receiver<Arc<ClientConfig>>,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 id,
@@ -82,12 +87,12 @@ impl Peers {
         let address = self
             .address_of(member)
             .ok_or_else(|| anyhow!("nobody knows where server {member} listens"))?;
-        dial::channel(address, self.inner.tls.clone()).await
+        dial::channel(address, self.tls()).await
     }
 
     /// For single requests to other servers.
-    pub(crate) fn tls(&self) -> &ClientConfig {
-        &self.inner.tls
+    pub(crate) fn tls(&self) -> Arc<ClientConfig> {
+        self.inner.tls.borrow().clone()
     }
 }
 

@@ -1,0 +1,218 @@
+//! `/gantry/v1/certificates`: lists what was issued, and gives nodes theirs. `/gantry/v1/authorities`: whom to trust, and
+//! another authority. Any server answers; changes of the authority go to the leader.
+
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use gantry_api::status::StatusError;
+use gantry_apiserver::Identity;
+use gantry_tls::Lifetime;
+use http::{Method, StatusCode};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::rotation::node_key;
+use super::{Certificates, NODES_GROUP, node_user};
+use crate::members::{Exchange, only_administrators, refuse};
+
+const CERTIFICATES: &str = "/gantry/v1/certificates";
+const AUTHORITIES: &str = "/gantry/v1/authorities";
+/// The group of tokens that admit nodes.
+const JOINING_NODES: &str = "system:bootstrappers:gantry:nodes";
+
+/// A certificate as it is given to who asked for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Granted {
+    /// The certificate and what is shown behind it, PEM.
+    pub(crate) certificate: String,
+    /// The authorities to trust, PEM.
+    pub(crate) trusted: String,
+}
+
+/// A node's request.
+#[derive(Debug, Deserialize)]
+struct NodeRequest {
+    /// The node's name.
+    node: String,
+    /// PKCS #10, PEM.
+    request: String,
+}
+
+/// The routes, over what they need.
+#[derive(Clone)]
+pub(crate) struct CertificatesApi {
+    pub(crate) certificates: Certificates,
+    pub(crate) exchange: Exchange,
+}
+
+/// What an administrator is shown of a certificate.
+#[derive(Serialize)]
+struct Shown {
+    user: String,
+    holder: String,
+    authority: String,
+    issued: Timestamp,
+    renews: Timestamp,
+    expires: Timestamp,
+}
+
+impl CertificatesApi {
+    pub(crate) fn router(self) -> Router {
+        Router::new()
+            .route(CERTIFICATES, get(list).post(grant))
+            .route(AUTHORITIES, get(trusted))
+            .route(&format!("{AUTHORITIES}/{{change}}"), post(change))
+            .with_state(self)
+    }
+
+    /// Why somebody may not have the certificate of a node.
+    fn refusal(&self, who: &Identity, node: &str) -> Option<StatusError> {
+        let forbidden = |message: String| Some(StatusError::new(403, "Forbidden", message, None));
+        if who.is_in("system:masters") || who.is_in(NODES_GROUP) && who.user == node_user(node) {
+            return None;
+        }
+        if who.is_in(NODES_GROUP) {
+            return forbidden(format!(
+                "\"{}\" gets certificates of its own only",
+                who.user
+            ));
+        }
+        if !who.is_in(JOINING_NODES) {
+            return forbidden(
+                "this token does not admit nodes: make one with 'gantry token create --for nodes'"
+                    .to_owned(),
+            );
+        }
+        if let Some(found) = gantry_api::names::is_dns1123_subdomain(node) {
+            return Some(StatusError::bad_request(format!(
+                "the node's name \"{node}\": {found}"
+            )));
+        }
+        let entry = self.exchange.store.get(&node_key(node))?;
+        let object: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array();
+        let is_ready = conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+        is_ready.then(|| {
+            StatusError::new(
+                409,
+                "AlreadyExists",
+                format!(
+                    "the node \"{node}\" is there and Ready: choose another name with --node-name, or stop that one first"
+                ),
+                None,
+            )
+        })
+    }
+}
+
+async fn list(State(api): State<CertificatesApi>, Extension(who): Extension<Identity>) -> Response {
+    if let Some(refused) = only_administrators(&who) {
+        return refused;
+    }
+    // As the store has it, which may be newer than what this server signs with.
+    let listed = api.certificates.latest().await;
+    let listed = listed.and_then(|known| known.listed());
+    let authorities = match listed {
+        Ok(authorities) => authorities,
+        Err(error) => return refuse(&StatusError::service_unavailable(format!("{error:#}"))),
+    };
+    let authorities: Vec<Value> = authorities
+        .into_iter()
+        .enumerate()
+        .map(|(at, (fingerprint, lifetime))| {
+            json!({
+                "fingerprint": fingerprint,
+                "signs": at == 0,
+                "issued": lifetime.issued,
+                "expires": lifetime.expires,
+            })
+        })
+        .collect();
+    let certificates = api.certificates.lines().into_iter().map(|line| {
+        let lifetime = Lifetime {
+            issued: line.issued,
+            expires: line.expires,
+        };
+        Shown {
+            user: line.user,
+            holder: line.holder,
+            authority: line.authority,
+            issued: line.issued,
+            renews: lifetime.renews(),
+            expires: line.expires,
+        }
+    });
+    let certificates: Vec<Shown> = certificates.collect();
+    Json(json!({"authorities": authorities, "certificates": certificates})).into_response()
+}
+
+async fn grant(
+    State(api): State<CertificatesApi>,
+    Extension(who): Extension<Identity>,
+    body: bytes::Bytes,
+) -> Response {
+    let asked: NodeRequest = match serde_json::from_slice(&body) {
+        Ok(asked) => asked,
+        Err(error) => return refuse(&StatusError::bad_request(error.to_string())),
+    };
+    if let Some(refusal) = api.refusal(&who, &asked.node) {
+        return refuse(&refusal);
+    }
+    match api
+        .certificates
+        .grant_node(&asked.node, &asked.request)
+        .await
+    {
+        Ok(granted) => Json(granted).into_response(),
+        Err(error) if error.is::<gantry_tls::TlsError>() => {
+            refuse(&StatusError::bad_request(format!("{error:#}")))
+        }
+        Err(error) => refuse(&StatusError::service_unavailable(format!("{error:#}"))),
+    }
+}
+
+async fn trusted(State(api): State<CertificatesApi>) -> Response {
+    let trusted = api.certificates.trusted().borrow().clone();
+    Json(json!({"trusted": trusted})).into_response()
+}
+
+async fn change(
+    State(api): State<CertificatesApi>,
+    Extension(who): Extension<Identity>,
+    Path(change): Path<String>,
+) -> Response {
+    if let Some(refused) = only_administrators(&who) {
+        return refused;
+    }
+    if !["rotate", "finish", "finish-by-force"].contains(&change.as_str()) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    if let Some(leader) = api.exchange.elsewhere() {
+        let path = format!("{AUTHORITIES}/{change}");
+        return api
+            .exchange
+            .ask(leader, Method::POST, &path, Vec::new())
+            .await;
+    }
+    let done = match change.as_str() {
+        "rotate" => api.certificates.rotate().await,
+        "finish" => api.certificates.finish(false).await,
+        _ => api.certificates.finish(true).await,
+    };
+    match done {
+        Ok(()) => {
+            Json(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})).into_response()
+        }
+        Err(error) => refuse(&StatusError::new(
+            409,
+            "Conflict",
+            format!("{error:#}"),
+            None,
+        )),
+    }
+}

@@ -1,0 +1,130 @@
+//! Clients' configurations: whom they trust, and what they show.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme, WantsVerifier,
+};
+
+use crate::{Credential, TlsError, certificates, fingerprint, private_key, provider, roots};
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::unusable("the cryptography of this build", error))
+}
+
+/// Trusts servers of these authorities, PEM, and shows a certificate. Offers HTTP/2, and HTTP/1.1 after it.
+pub fn mutual(trusted: &str, own: &Credential) -> Result<ClientConfig, TlsError> {
+    let chain = certificates(&own.certificate, "the client's certificate")?;
+    let key = private_key(&own.key, "the client's key")?;
+    let mut config = builder()?
+        .with_root_certificates(roots(trusted)?)
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| TlsError::unusable("the client's certificate", error))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Trusts nobody and shows nothing: for who has no certificate yet.
+pub fn strangers() -> Result<ClientConfig, TlsError> {
+    Ok(builder()?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
+}
+
+/// Trusts the authority with a fingerprint, whose certificate the server must send along. Shows nothing.
+pub fn recognising(fingerprint: &str) -> Result<ClientConfig, TlsError> {
+    Ok(verified_by(Verifier {
+        expected: Some(fingerprint.to_owned()),
+        provider: provider(),
+    })?
+    .with_no_client_auth())
+}
+
+/// Trusts whoever answers: only for what sends no secrets. Shows nothing.
+pub fn anyone() -> Result<ClientConfig, TlsError> {
+    Ok(verified_by(Verifier {
+        expected: None,
+        provider: provider(),
+    })?
+    .with_no_client_auth())
+}
+
+fn verified_by(
+    verifier: Verifier,
+) -> Result<ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, TlsError> {
+    Ok(builder()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+struct Verifier {
+    /// The fingerprint of the authority that the server must be of; of any when there is none.
+    expected: Option<String>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Verifier({:?})", self.expected)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some(expected) = &self.expected else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let authority = chain
+            .iter()
+            .find(|certificate| fingerprint(certificate) == *expected)
+            .ok_or(CertificateError::UnknownIssuer)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+                .build()
+                .map_err(|error| Error::General(error.to_string()))?;
+        verifier.verify_server_cert(leaf, chain, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

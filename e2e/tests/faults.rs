@@ -1,6 +1,7 @@
 //! Servers on machines of their own, to which everything happens that machines suffer, under checked writes and watches
 //! through every server: nothing acknowledged is lost, nothing is read that is past, no event is missed or repeated.
 
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,8 +13,12 @@ const WRITERS: usize = 16;
 /// From a fault to the next acknowledged write. Writers that asked the server in trouble wait for their own time limit,
 /// the others go on at once.
 const BUDGET: Duration = Duration::from_secs(5);
-/// A small disk: room for the store's files and little more.
-const DISK: u64 = 256 << 20;
+/// A small disk: what members keep free, and room for the store's files.
+const DISK: u64 = 768 << 20;
+/// What a disk that fills up has left: less than members keep free, so that they do not lead.
+const SHORT: u64 = 100 << 20;
+/// Less than they take entries with, and more than they write then.
+const FULL: u64 = 60 << 20;
 const PAUSE: Duration = Duration::from_secs(10);
 
 fn machines(count: usize) -> Vec<Machine> {
@@ -252,48 +257,137 @@ fn a_leader_whose_clock_jumps_by_an_hour_goes_on_leading() -> Result<()> {
     })
 }
 
+fn shortage(servers: &Servers, asked: &str, name: &str) -> Result<bool> {
+    let members = servers.members(asked)?;
+    let member = members.iter().find(|member| member["name"] == name);
+    Ok(member.context("it is a member")?["shortOfRoom"] == true)
+}
+
+async fn told_of(servers: &Servers, asked: &str, reason: &str) -> Result<()> {
+    until("an event", async || {
+        let selector = format!("reason={reason}");
+        let events = ["get", "events", "--field-selector", &selector, "-o", "name"];
+        ensure!(!servers.kubectl(asked, &events)?.is_empty(), "no {reason}");
+        Ok(())
+    })
+    .await
+}
+
 #[test]
-fn a_follower_whose_disk_is_full_harms_nobody_and_comes_back_with_room() -> Result<()> {
+fn a_follower_whose_disk_is_full_harms_nobody_and_takes_part_again_with_room() -> Result<()> {
     let mut disks = machines(3);
     disks[2].disk = Some(DISK);
     Servers::apart(&disks, async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let (leader, full) = ("s1", "s3");
         ensure!(servers.leader("s2")? == leader, "the founder leads");
-        servers.fill(full)?;
-        until("the full server to fall behind or end", async || {
-            if servers.has_ended(full)? {
-                return Ok(());
-            }
-            let members = servers.members(leader)?;
-            let member = members.iter().find(|member| member["name"] == full);
-            let member = member.context("it is a member")?;
-            let behind = member["lag"].as_u64().is_some_and(|lag| lag > 200);
-            ensure!(behind, "it takes everything: {member}");
+        servers.fill(full, FULL)?;
+        until("the full server to say so", async || {
+            ensure!(shortage(servers, "s2", full)?, "it has room");
             Ok(())
         })
         .await
         .with_context(|| servers.logs())?;
         continues(&workload, servers, "the full disk").await?;
+        let listed = servers.gantry("s1", &["member", "list"])?;
+        ensure!(listed.contains("disk nearly full"), "{listed}");
+        let refused = servers.gantry("s1", &["member", "transfer-leadership", full]);
+        let said = format!("{:#}", refused.err().context("it was not refused")?);
+        ensure!(
+            said.contains("nearly full: make room there first"),
+            "{said}"
+        );
+        told_of(servers, "s2", "DiskFull").await?;
         ensure!(
             servers.leader("s2")? == leader,
             "a follower's disk has cost the leader its place"
         );
+        until("its own clients to be told", async || {
+            let refused = servers.kubectl(full, &["create", "configmap", "through-it"]);
+            let said = format!("{:#}", refused.err().context("it was written")?);
+            ensure!(said.contains("make room there"), "{said}");
+            Ok(())
+        })
+        .await?;
         servers.make_room(full)?;
-        // It ends when its log cannot be written; whatever runs machines starts it again.
-        until("the full server to follow", async || {
-            if servers.has_ended(full)? {
-                servers.restart(full)?;
-            }
-            let members = servers.members(leader)?;
-            let member = members.iter().find(|member| member["name"] == full);
-            let member = member.context("it is a member")?;
-            let near = member["lag"].as_u64().is_some_and(|lag| lag < 100);
-            ensure!(near && member["active"] == true, "it is away: {member}");
+        whole(servers, leader).await?;
+        ensure!(!servers.has_ended(full)?, "it has ended");
+        told_of(servers, full, "DiskHasRoom").await?;
+        healed(servers, workload, leader).await
+    })
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_hands_over() -> Result<()> {
+    let mut disks = machines(3);
+    disks[0].disk = Some(DISK);
+    Servers::apart(&disks, async |servers| {
+        let workload = Workload::start(servers, WRITERS).await?;
+        let full = "s1";
+        ensure!(servers.leader("s2")? == full, "the founder leads");
+        servers.fill(full, SHORT)?;
+        until("another server to lead", async || {
+            let leader = servers.leader("s2")?;
+            ensure!(leader != full, "it leads");
             Ok(())
         })
         .await
         .with_context(|| servers.logs())?;
-        healed(servers, workload, leader).await
+        continues(&workload, servers, "the leader's full disk").await?;
+        servers.make_room(full)?;
+        let leader = servers.leader("s2")?;
+        whole(servers, &leader).await?;
+        ensure!(!servers.has_ended(full)?, "it has ended");
+        healed(servers, workload, &leader).await
+    })
+}
+
+#[test]
+fn a_single_server_with_a_full_disk_is_read_only_until_there_is_room() -> Result<()> {
+    let mut disks = machines(1);
+    disks[0].disk = Some(DISK);
+    Servers::apart(&disks, async |servers| {
+        let only = "s1";
+        servers.kubectl(only, &["create", "configmap", "before"])?;
+        servers.fill(only, SHORT)?;
+        let mut number = 0;
+        let said = until("a write to be refused", async || {
+            number += 1;
+            let name = format!("while-it-fills-{number}");
+            let written = servers.kubectl(only, &["create", "configmap", &name, "-v=6"]);
+            Ok(format!("{:#}", written.err().context("it was written")?))
+        })
+        .await?;
+        ensure!(
+            said.contains("507 Insufficient Storage")
+                && said.contains("nothing can be written")
+                && said.contains("MiB left"),
+            "{said}"
+        );
+        let said = servers.gantry(only, &["delete", "configmap", "before"]);
+        let said = format!("{:#}", said.err().context("it was deleted")?);
+        ensure!(said.contains("make room there"), "{said}");
+        // Everything is there to be read, and to be told of.
+        servers.kubectl(only, &["get", "configmap", "before"])?;
+        let metrics = servers.kubectl(only, &["get", "--raw", "/metrics"])?;
+        ensure!(metrics.contains("gantry_store_read_only 1"), "{metrics}");
+        let mut watch =
+            servers.spawn_kubectl(only, &["get", "configmaps", "--watch", "-o", "name"])?;
+        let mut lines = BufReader::new(watch.stdout.take().context("its output")?).lines();
+        lines.next().context("a first line")??;
+        servers.make_room(only)?;
+        until("a write to be taken again", async || {
+            servers.kubectl(only, &["create", "configmap", "after"])
+        })
+        .await
+        .with_context(|| servers.logs())?;
+        let seen = lines.find(|line| line.as_ref().is_ok_and(|line| line == "configmap/after"));
+        watch.kill()?;
+        watch.wait()?;
+        ensure!(seen.is_some(), "the watch has ended");
+        ensure!(!servers.has_ended(only)?, "it was another process");
+        told_of(servers, only, "ReadOnly").await?;
+        servers.kubectl(only, &["get", "configmap", "before"])?;
+        Ok(())
     })
 }

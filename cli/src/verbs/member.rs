@@ -66,8 +66,11 @@ async fn list(cluster: &Cluster) -> Result<()> {
             Value::Null => String::new(),
             other => other.to_string(),
         };
+        let full = member["shortOfRoom"] == true;
         let behind = match (member["active"].as_bool(), member["lag"].as_u64()) {
             (Some(false), _) => "not heard of".to_owned(),
+            (_, Some(lag)) if full => format!("{lag} entries, disk nearly full"),
+            (_, None) if full => "disk nearly full".to_owned(),
             (_, Some(lag)) => format!("{lag} entries"),
             _ => String::new(),
         };

@@ -154,6 +154,9 @@ fn unavailable(error: &ProposeError) -> StatusError {
         ProposeError::Unknown => {
             StatusError::timeout("request did not complete: leadership was lost", 1)
         }
+        ProposeError::ReadOnly(_) => {
+            StatusError::new(507, "InsufficientStorage", error.to_string(), None)
+        }
         error => StatusError::service_unavailable(error.to_string()),
     }
 }

@@ -57,6 +57,7 @@ mod tests {
     fn the_slowest_server_holds_the_level() {
         let members: Vec<_> = [1, 2, 3]
             .map(|id| MemberStatus {
+                short_of_room: false,
                 id,
                 role: MemberRole::Voter,
                 is_leader: id == 1,

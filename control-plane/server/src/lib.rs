@@ -14,6 +14,7 @@ mod node_monitor;
 mod pod_cidr;
 mod recorder;
 mod recover;
+mod room;
 mod server;
 
 pub use certificates::CERTIFICATE_LIFE;

@@ -34,7 +34,7 @@ use crate::members::{
 };
 use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
 use crate::pod_cidr::PodCidrs;
-use crate::{level, node_monitor, recover};
+use crate::{level, node_monitor, recover, room};
 
 /// A node's block of the pod CIDR: 254 pods.
 const NODE_PREFIX: u8 = 24;
@@ -552,6 +552,12 @@ impl Lead {
                 stop.clone()
             ),
             level::run(self.store.clone(), self.roster.clone(), stop.clone()),
+            room::run(
+                client_of("system:node-link"),
+                self.store.clone(),
+                self.roster.clone(),
+                stop.clone()
+            ),
             keep_endpoints(
                 api.clone(),
                 self.store.clone(),

@@ -7,6 +7,11 @@ use std::time::Duration;
 use crate::level::NewerLevel;
 use crate::veil::{Veil, VeilError};
 
+/// What the entries that are in the log already may still need on disk, in bytes: the engine's journal, which is made
+/// longer than what is written of it (64 MiB), tables on their way from memory (two of 8 MiB), and tables that are
+/// written anew before the old ones go.
+const RESERVE: u64 = 160 << 20;
+
 /// Where a member keeps its data, who it is, and its bounds. The defaults describe a single server.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -37,6 +42,9 @@ pub struct StoreConfig {
     pub snapshot_chunk_bytes: usize,
     /// Whether this member, while it leads, makes a learner a voter as soon as that one has caught up.
     pub promote_learners: bool,
+    /// Bytes of the disk that are to be kept free: with less a member does not lead if it can help it, and with half of
+    /// that it takes no further entries. 0 for no bound.
+    pub reserve: u64,
     /// The unit of the timeouts below.
     pub tick: Duration,
     /// Ticks between a leader's heartbeats.
@@ -60,6 +68,7 @@ impl Default for StoreConfig {
             log_bytes: 64 << 20,
             snapshot_chunk_bytes: 256 << 10,
             promote_learners: true,
+            reserve: RESERVE,
             tick: Duration::from_millis(50),
             heartbeat_ticks: 2,
             election_ticks: 12,

@@ -47,6 +47,9 @@ pub(crate) trait Engine: Send + Sync {
     /// Where the records of a space are, for errors; `None` when that has no name.
     fn place(&self, space: Space) -> Option<PathBuf>;
 
+    /// How many bytes can still be written where the records are; `None` when that is not known.
+    fn room(&self) -> Option<u64>;
+
     /// Makes everything committed so far durable.
     fn sync(&self) -> Result<(), EngineError>;
 }

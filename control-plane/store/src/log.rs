@@ -82,6 +82,11 @@ impl Log {
         self.bytes
     }
 
+    /// How many bytes its disk has left; `None` when that is not known.
+    pub(crate) fn room(&self) -> Option<u64> {
+        self.volume.as_ref().and_then(Volume::room)
+    }
+
     /// Appends, replacing what conflicts, and remembers the hard state. Durable when it returns, unless only the
     /// commit index changed: that one can always be found out again.
     pub(crate) fn append(

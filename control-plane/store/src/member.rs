@@ -12,6 +12,7 @@ mod forward;
 mod level;
 pub(crate) mod membership;
 mod reseal;
+mod room;
 mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -38,6 +39,7 @@ use crate::veil::{Cover, VeilError};
 use forward::{Accepted, Forwards};
 use membership::{ChangeInput, MemberStatus, Membership};
 use reseal::Resealing;
+use room::Disks;
 use transfer::Transfers;
 
 /// Transactions are gathered into log entries up to this size.
@@ -141,6 +143,7 @@ pub(crate) struct Member {
     transfers: Transfers,
     resealing: Resealing,
     membership: Membership,
+    disks: Disks,
     decoder: Decoder,
     known_level: u32,
     outbox: BTreeMap<u64, Vec<Outgoing>>,
@@ -190,6 +193,7 @@ impl Member {
             transfers: Transfers::default(),
             resealing: Resealing::default(),
             membership: Membership::default(),
+            disks: Disks::default(),
             pending: VecDeque::new(),
             decoder: Decoder::new(Cover::new(config.veil.clone())),
             outbox: BTreeMap::new(),
@@ -237,7 +241,13 @@ impl Member {
                     gathered.data.extend_from_slice(&proposal.data);
                     gathered.count += 1;
                 }
-                Input::Barrier(reply) => self.reads.gather(reply),
+                Input::Barrier(reply) => match self.left_behind() {
+                    // It would wait for entries that are not taken.
+                    Some(reason) => {
+                        reply.send(Err(ProposeError::ReadOnly(reason.clone()))).ok();
+                    }
+                    None => self.reads.gather(reply),
+                },
                 Input::Packet(packet) => self.receive(*packet, &mut gathered),
                 Input::Unreachable(member) => self.node.report_unreachable(member),
                 Input::Change(change) => self.change_members(change),
@@ -267,7 +277,9 @@ impl Member {
             Some(Body::Consensus(bytes)) => match decode_message(&bytes) {
                 // A state is taken over only after its rows have arrived.
                 Some(message) if message.get_msg_type() != MessageType::MsgSnapshot => {
-                    self.step(message);
+                    if self.has_room_for(&message) {
+                        self.step(message);
+                    }
                     if self.node.raft.state != StateRole::Leader && !gathered.tags.is_empty() {
                         // They were for the leader of a term that is over.
                         self.propose(std::mem::take(gathered));
@@ -277,10 +289,12 @@ impl Member {
             },
             Some(Body::Forward(forward)) => self.accept(from, forward, gathered),
             Some(Body::Refusal(refusal)) => self.refused(&refusal),
+            Some(Body::Offer(_)) if self.is_short_of_room() => {}
             Some(Body::Offer(offer)) => self.offered(from, offer),
             Some(Body::Want(want)) => self.wanted(from, &want),
             Some(Body::Chunk(chunk)) => self.chunk_arrived(from, &chunk),
             Some(Body::Received(id)) => self.state_received(from, id),
+            Some(Body::Shortage(shortage)) => self.shortage(from, &shortage),
             None => tracing::debug!(from, "a packet of another member was of an unknown kind"),
         }
     }
@@ -291,9 +305,19 @@ impl Member {
         }
     }
 
-    fn propose(&mut self, gathered: Gathered) {
+    fn propose(&mut self, mut gathered: Gathered) {
         if gathered.count == 0 {
             return;
+        }
+        if let Some(reason) = self.disks.refusal().cloned() {
+            let refused = ProposeError::ReadOnly(reason);
+            for own in gathered.own.drain(..) {
+                self.shared.answer(own.reply, Err(refused.clone()));
+            }
+            if self.node.raft.state == StateRole::Leader {
+                self.refuse_forwards(&gathered.tags, &refused);
+                return;
+            }
         }
         if self.node.raft.state != StateRole::Leader {
             self.forward(gathered);
@@ -317,7 +341,7 @@ impl Member {
                 self.shared
                     .answer(own.reply, Err(ProposeError::Overloaded { waiting }));
             }
-            self.refuse_accepted(&tags, waiting);
+            self.refuse_forwards(&tags, &ProposeError::Overloaded { waiting });
             return;
         }
         self.pending.push_back(Pending {
@@ -338,10 +362,16 @@ impl Member {
 
     /// Time passes.
     pub(crate) fn tick(&mut self) {
-        let ticks = self
+        let drawn = self
             .chance
             .election_ticks(self.node.raft.term, self.config.election_ticks);
+        // Those with room go first.
+        let ticks = match self.is_short_of_room() {
+            true => self.config.election_ticks * 2 - 1,
+            false => drawn,
+        };
         self.node.raft.set_randomized_election_timeout(ticks);
+        self.tick_room();
         self.tick_membership();
         self.node.tick();
         self.reads.tick(self.leader());
@@ -490,7 +520,10 @@ impl Member {
         let progress = self.node.raft.prs().iter();
         progress
             .filter(|(id, _)| {
-                **id != self.config.member_id && voters.contains(**id) && self.active(**id)
+                **id != self.config.member_id
+                    && voters.contains(**id)
+                    && self.active(**id)
+                    && !self.disks.is_short(**id)
             })
             .max_by_key(|(id, progress)| (progress.matched, **id))
             .map(|(id, _)| *id)

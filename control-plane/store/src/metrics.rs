@@ -12,6 +12,8 @@ pub(crate) struct Metrics {
     pub(crate) watchers: IntGauge,
     pub(crate) applied: IntGauge,
     pub(crate) revision: IntGauge,
+    pub(crate) free: IntGauge,
+    pub(crate) read_only: IntGauge,
     pub(crate) lagged: prometheus::IntCounter,
 }
 
@@ -30,6 +32,14 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "The last applied entry of the Raft log.",
     ),
     revision: gauge("gantry_store_revision", "The last applied revision."),
+    free: gauge(
+        "gantry_store_disk_free_bytes",
+        "How much room the disk with the data directory has left.",
+    ),
+    read_only: gauge(
+        "gantry_store_read_only",
+        "1 while this member refuses writes for want of room on disks, 0 otherwise.",
+    ),
     lagged: registered(
         prometheus::IntCounter::new(
             "gantry_store_watchers_lagged_total",

@@ -10,7 +10,7 @@ pub(crate) struct Packet {
     pub(crate) from: u64,
     #[prost(uint64, tag = "2")]
     pub(crate) to: u64,
-    #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) body: Option<Body>,
 }
 
@@ -32,6 +32,8 @@ pub(crate) enum Body {
     Chunk(Chunk),
     #[prost(message, tag = "9")]
     Received(StateId),
+    #[prost(message, tag = "10")]
+    Shortage(Shortage),
 }
 
 /// Proposals of a follower's clients, for the leader of `term` and no other.
@@ -63,6 +65,16 @@ pub(crate) struct Refusal {
     /// Who leads instead, or 0.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
+    /// Why the cluster is read-only, when that is why.
+    #[prost(string, optional, tag = "5")]
+    pub(crate) read_only: Option<String>,
+}
+
+/// Whether the sender's disk lacks the room for further entries.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Shortage {
+    #[prost(bool, tag = "1")]
+    pub(crate) short: bool,
 }
 
 /// Which state: equal ids mean equal chunks.

@@ -6,11 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::state::{HistoryLimits, State};
 use crate::table::TableSnapshot;
-use crate::types::{ProposeError, Revision, Table, WatchError};
+use crate::types::{ProposeError, Revision, Room, Table, WatchError};
 use crate::watch::{Hub, Watch};
 
 /// How many hashes are kept, for members that are ahead or behind to compare.
@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<RwLock<State>>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) history: HistoryLimits,
+    pub(crate) room: watch::Sender<Room>,
     waiting: AtomicUsize,
     stopped: OnceLock<String>,
     pages: Mutex<VecDeque<Page>>,
@@ -46,6 +47,7 @@ impl Shared {
             state: Arc::new(RwLock::new(state)),
             hub,
             history,
+            room: watch::Sender::default(),
             waiting: AtomicUsize::new(0),
             stopped: OnceLock::new(),
             pages: Mutex::default(),

@@ -61,6 +61,8 @@ struct Report {
     states_taken_over: u64,
     membership_changes: u64,
     recoveries: u64,
+    disks_filled: u64,
+    written_when_full: u64,
     trace: u64,
 }
 
@@ -121,6 +123,8 @@ fn add(total: &mut Report, report: &Report) {
     total.states_taken_over += report.states_taken_over;
     total.membership_changes += report.membership_changes;
     total.recoveries += report.recoveries;
+    total.disks_filled += report.disks_filled;
+    total.written_when_full = total.written_when_full.max(report.written_when_full);
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -25,7 +25,7 @@ use crate::state::State;
 use crate::table::TableSnapshot;
 use crate::transport::{NoPeers, Transport};
 use crate::types::{
-    Entry, Key, Leadership, ProposeError, Revision, Table, Transaction, WatchError,
+    Entry, Key, Leadership, ProposeError, Revision, Room, Table, Transaction, WatchError,
 };
 use crate::veil::Cover;
 use crate::watch::Watch;
@@ -235,6 +235,11 @@ impl Store {
         self.inner
             .shared
             .watch(tables, from, self.inner.watch_buffer)
+    }
+
+    /// Which members lack room on their disks, as far as this one knows.
+    pub fn room(&self) -> watch::Receiver<Room> {
+        self.inner.shared.room.subscribe()
     }
 
     /// Who leads, and from when on this member does.

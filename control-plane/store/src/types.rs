@@ -159,6 +159,10 @@ pub enum ProposeError {
         /// How many.
         waiting: usize,
     },
+    /// Disks are nearly full, so that nothing is written until there is room again, or not through this member. Where all
+    /// are concerned, reads and watches go on.
+    #[error("nothing can be written: {0}")]
+    ReadOnly(String),
     /// The outcome is unknown: leadership was lost before the proposal was applied, or the leader did not answer.
     #[error(
         "the outcome of the proposal is unknown: leadership was lost, or the leader did not answer"
@@ -167,6 +171,15 @@ pub enum ProposeError {
     /// The store has stopped, e.g. after a failed fsync.
     #[error("the store has stopped: {0}")]
     Stopped(String),
+}
+
+/// What is known of room on the members' disks; completely by the leader alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// The ids of the members whose disks have less room than is to be kept free.
+    pub short: Vec<u64>,
+    /// Why writes are refused here, if they are.
+    pub read_only: Option<String>,
 }
 
 /// A change as watchers see it.

@@ -66,11 +66,11 @@ impl Servers {
         host.with_context(|| format!("{name} has no machine of its own: use Servers::apart"))
     }
 
-    /// Takes all the room that a server's disk has left.
-    pub fn fill(&self, name: &str) -> Result<()> {
+    /// Takes the room that a server's disk has, but for this many bytes.
+    pub fn fill(&self, name: &str, leaving: u64) -> Result<()> {
         let disk = self.server(name)?.disk.as_ref();
         disk.with_context(|| format!("{name} has no disk of its own"))?
-            .fill()
+            .fill(leaving)
     }
 
     /// Gives the room back.
@@ -118,14 +118,16 @@ impl Disk {
         })
     }
 
-    fn fill(&self) -> Result<()> {
+    fn fill(&self, leaving: u64) -> Result<()> {
         let mut ballast = std::fs::File::create(self.mounted.join(BALLAST))?;
-        // Smaller pieces at the end, until not a page is left.
-        for piece in [1 << 20, 4096] {
-            let zeros = vec![0; piece];
-            while let Ok(()) = ballast.write_all(&zeros) {}
+        let zeros = vec![0; 1 << 20];
+        loop {
+            let found = rustix::fs::statvfs(&self.mounted)?;
+            if found.f_bavail * found.f_frsize < leaving + zeros.len() as u64 {
+                return Ok(());
+            }
+            ballast.write_all(&zeros)?;
         }
-        Ok(())
     }
 
     fn make_room(&self) -> Result<()> {

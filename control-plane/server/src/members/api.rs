@@ -58,6 +58,7 @@ struct Listed {
     leader: bool,
     lag: Option<u64>,
     active: Option<bool>,
+    short_of_room: bool,
 }
 
 /// The routes, over what they need.
@@ -212,6 +213,7 @@ async fn list(State(api): State<MembersApi>, Extension(who): Extension<Identity>
             leader: member.is_leader,
             lag: member.lag,
             active: member.active,
+            short_of_room: member.short_of_room,
         }
     });
     Json(listed.collect::<Vec<_>>()).into_response()

@@ -22,7 +22,8 @@ struct Watchman {
 }
 
 impl Watchman {
-    /// The addresses of voters that are there, by id; the leader itself always is.
+    /// The addresses of voters that are there, by id; the leader itself always is. One whose disk fills up will soon serve
+    /// nobody, so that it is left out while there are others.
     fn present(
         &mut self,
         members: &[MemberStatus],
@@ -31,7 +32,7 @@ impl Watchman {
     ) -> Vec<SocketAddr> {
         self.silent
             .retain(|id, _| members.iter().any(|member| member.id == *id));
-        let mut present = Vec::new();
+        let (mut present, mut short) = (Vec::new(), Vec::new());
         for member in members
             .iter()
             .filter(|member| member.role == MemberRole::Voter)
@@ -42,7 +43,14 @@ impl Watchman {
                 continue;
             }
             let server = servers.iter().find(|server| server.id == member.id);
-            present.extend(server.map(|server| server.address));
+            let at = server.map(|server| server.address);
+            match member.short_of_room {
+                true => short.extend(at),
+                false => present.extend(at),
+            }
+        }
+        if present.is_empty() {
+            return short;
         }
         present
     }
@@ -79,6 +87,7 @@ mod tests {
 
     fn member(id: u64, active: bool) -> MemberStatus {
         MemberStatus {
+            short_of_room: false,
             id,
             role: MemberRole::Voter,
             is_leader: id == 1,
@@ -115,6 +124,13 @@ mod tests {
         assert_eq!(watchman.present(&silent, &servers, later), all);
         // A server that was removed is gone at once; one that only learns does not count yet.
         assert_eq!(watchman.present(&heard[..2], &servers, later), all[..2]);
+        let full = MemberStatus {
+            short_of_room: true,
+            ..member(2, true)
+        };
+        let with_full = [heard[0], full, heard[2]];
+        assert_eq!(watchman.present(&with_full, &servers, later), rest);
+        assert_eq!(watchman.present(&[full], &servers, later), all[1..2]);
         let learner = MemberStatus {
             role: MemberRole::Learner,
             ..member(3, true)

@@ -98,6 +98,11 @@ impl Engine for FjallEngine {
         Some(self.keyspace(space).path().to_owned())
     }
 
+    fn room(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(self.log.path()).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn sync(&self) -> Result<(), EngineError> {
         Ok(self.database.persist(PersistMode::SyncData)?)
     }

@@ -293,6 +293,11 @@ impl Volume {
         self.commit("taking over a state", batch, true)
     }
 
+    /// How many bytes can still be written; `None` when that is not known.
+    pub(crate) fn room(&self) -> Option<u64> {
+        self.engine.room()
+    }
+
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), DiskError> {
         let synced = self.engine.sync();

@@ -98,7 +98,7 @@ impl Member {
     /// Sends what was gathered to the leader, or refuses it when there is none.
     pub(super) fn forward(&mut self, gathered: Gathered) {
         let leader = self.leader();
-        self.refuse_forwards(&gathered.tags, None);
+        self.refuse_forwards(&gathered.tags, &ProposeError::NotLeader { leader });
         let Some(to) = leader.filter(|id| *id != self.config.member_id) else {
             for own in gathered.own {
                 self.shared
@@ -154,7 +154,8 @@ impl Member {
             return;
         }
         if !leads || term != forward.term {
-            self.refuse_forwards(&[name], None);
+            let leader = self.leader();
+            self.refuse_forwards(&[name], &ProposeError::NotLeader { leader });
             return;
         }
         self.accepted.remember(&name);
@@ -165,19 +166,21 @@ impl Member {
         }
     }
 
-    /// Tells the senders that what was accepted cannot be proposed after all.
-    pub(super) fn refuse_accepted(&mut self, tags: &[Tag], waiting: usize) {
-        self.refuse_forwards(tags, Some(waiting as u64));
-    }
-
-    fn refuse_forwards(&mut self, tags: &[Tag], waiting: Option<u64>) {
+    /// Tells the senders that their transactions will not be proposed, and why.
+    pub(super) fn refuse_forwards(&mut self, tags: &[Tag], why: &ProposeError) {
         let leader = self.leader().unwrap_or_default();
+        let (waiting, read_only) = match why {
+            ProposeError::Overloaded { waiting } => (Some(*waiting as u64), None),
+            ProposeError::ReadOnly(reason) => (None, Some(reason)),
+            _ => (None, None),
+        };
         for tag in tags {
             let refusal = Refusal {
                 run: tag.run,
                 number: tag.number,
                 waiting,
                 leader,
+                read_only: read_only.cloned(),
             };
             self.post(tag.member, Body::Refusal(refusal));
         }
@@ -188,11 +191,12 @@ impl Member {
         if refusal.run != self.forwards.run {
             return;
         }
-        let error = match refusal.waiting {
-            Some(waiting) => ProposeError::Overloaded {
+        let error = match (refusal.waiting, &refusal.read_only) {
+            (Some(waiting), _) => ProposeError::Overloaded {
                 waiting: waiting as usize,
             },
-            None => ProposeError::NotLeader {
+            (None, Some(reason)) => ProposeError::ReadOnly(reason.clone()),
+            (None, None) => ProposeError::NotLeader {
                 leader: Some(refusal.leader).filter(|id| *id != raft::INVALID_ID),
             },
         };

@@ -16,6 +16,11 @@ impl Member {
                 .answer(own.reply, Err(ProposeError::NotLeader { leader }));
             return;
         }
+        if let Some(reason) = self.disks.refusal() {
+            let refused = ProposeError::ReadOnly(reason.clone());
+            self.shared.answer(own.reply, Err(refused));
+            return;
+        }
         let context = Tags {
             tags: Vec::new(),
             level,

@@ -56,6 +56,9 @@ pub enum MembershipError {
     /// It does not vote, so that it cannot lead.
     #[error("member {0} is a learner: promote it first")]
     Learner(u64),
+    /// It soon takes no entries.
+    #[error("the disk of member {0} is nearly full: make room there first")]
+    Full(u64),
     /// As a voter it would hold up every write.
     #[error(
         "learner {member} has caught up to log entry {matched} of {last} only: wait until it has the rest, then promote it"
@@ -128,6 +131,8 @@ pub struct MemberStatus {
     pub lag: Option<u64>,
     /// Whether the leader heard of it within about two election timeouts; known to the leader only.
     pub active: Option<bool>,
+    /// Whether its disk has less room than is to be kept free, as far as this member knows.
+    pub short_of_room: bool,
 }
 
 pub(crate) type ChangeReply = oneshot::Sender<Result<(), MembershipError>>;
@@ -299,6 +304,9 @@ impl Member {
         if !self.is_learner(id) {
             return Err(MembershipError::NotFound(id));
         }
+        if self.disks.is_short(id) {
+            return Err(MembershipError::Full(id));
+        }
         if !self.caught_up(id) {
             let progress = self.node.raft.prs().get(id);
             return Err(MembershipError::Behind {
@@ -315,6 +323,7 @@ impl Member {
         self.node.raft.prs().get(id).is_some_and(|progress| {
             progress.state == ProgressState::Replicate
                 && self.active(id)
+                && !self.disks.is_short(id)
                 && progress.matched + CAUGHT_UP >= last
         })
     }
@@ -377,6 +386,9 @@ impl Member {
         }
         if !self.voters().contains(&to) {
             return Err(MembershipError::NotFound(to));
+        }
+        if self.disks.is_short(to) {
+            return Err(MembershipError::Full(to));
         }
         Ok(())
     }
@@ -482,6 +494,10 @@ impl Member {
                 matched: progress.map(|progress| progress.matched),
                 lag: progress.map(|progress| last.saturating_sub(progress.matched)),
                 active: progress.map(|_| self.active(id)),
+                short_of_room: match id == self.config.member_id {
+                    true => self.is_short_of_room(),
+                    false => self.disks.is_short(id),
+                },
             }
         };
         ids.into_iter().map(status).collect()

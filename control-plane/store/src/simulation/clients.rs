@@ -172,7 +172,9 @@ impl Clients {
                 self.clients[at].seen.insert(pending.key, (seen, revision));
             }
             ProposeError::Conflict { .. } => self.clients[at].held = None,
-            ProposeError::NotLeader { .. } | ProposeError::Overloaded { .. } => {}
+            ProposeError::NotLeader { .. }
+            | ProposeError::Overloaded { .. }
+            | ProposeError::ReadOnly(_) => {}
             ProposeError::Unknown | ProposeError::Stopped(_) => self.give_up(&pending),
         }
     }

@@ -29,12 +29,35 @@ struct Inner {
     fuse: Option<u64>,
     failed: bool,
     syncs: u64,
+    /// What is left of it, when that is little, and what was written since.
+    room: Option<u64>,
+    written: u64,
 }
 
 impl SimDisk {
     /// Lets a write fail, some writes from now: power is lost in the midst of a round, or the disk refuses a sync.
     pub(crate) fn light_fuse(&self, writes: u64) {
         self.inner.lock().fuse = Some(writes);
+    }
+
+    /// Leaves this much room, as far as anybody asks: what was accepted before still fits.
+    pub(crate) fn fill(&self, room: u64) {
+        let mut inner = self.inner.lock();
+        (inner.room, inner.written) = (Some(room), 0);
+    }
+
+    pub(crate) fn make_room(&self) {
+        self.inner.lock().room = None;
+    }
+
+    /// How much was written since there was no room at all.
+    pub(crate) fn overrun(&self) -> u64 {
+        let inner = self.inner.lock();
+        if inner.room == Some(0) {
+            inner.written
+        } else {
+            0
+        }
     }
 
     /// How many syncs were done since the last call.
@@ -167,6 +190,7 @@ impl Engine for SimDisk {
         let frame = seal(&encode(&batch));
         inner.unsynced.extend((frame.len() as u32).to_le_bytes());
         inner.unsynced.extend(&frame);
+        inner.written += frame.len() as u64;
         // A write that fails may have reached the disk in part, or wholly.
         if !inner.burn() {
             return Err("the simulated disk failed".into());
@@ -176,6 +200,10 @@ impl Engine for SimDisk {
             inner.sync();
         }
         Ok(())
+    }
+
+    fn room(&self) -> Option<u64> {
+        Some(self.inner.lock().room.unwrap_or(u64::MAX))
     }
 
     fn place(&self, _: Space) -> Option<std::path::PathBuf> {

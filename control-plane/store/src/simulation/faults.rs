@@ -67,7 +67,20 @@ impl World {
                 self.input(id, Input::Reseal(reply));
             }
             (85..87, Some(id)) => self.raise_level(id),
-            (87.., _) => self.operate(&all),
+            (87..91, Some(id)) => {
+                // None, or a little less than is to be kept free.
+                let reserve = self.machines[&id].config.reserve;
+                let room = if self.random.chance(50) {
+                    0
+                } else {
+                    reserve - 1
+                };
+                self.machines[&id].disk.fill(room);
+                let until = self.random.range(20_000, 800_000);
+                self.plan(until, Event::Room(id));
+                self.report.disks_filled += 1;
+            }
+            (91.., _) => self.operate(&all),
             _ => {}
         }
         let after = self.random.range(10_000, 120_000);

@@ -31,6 +31,8 @@ use crate::veil::toy::ToyVeil;
 pub(super) const TICK: u64 = 10_000;
 /// Feature levels up to this one are known to all.
 pub(super) const KNOWN_LEVEL: u32 = 1_000;
+/// What a member may write to a full disk: entries it had accepted, rows of those, votes.
+const RESERVED: u64 = 16 << 10;
 const FAULTY: u64 = 2_500_000;
 const SETTLED: u64 = FAULTY + 10_000_000;
 
@@ -44,6 +46,7 @@ pub(super) enum Event {
     Fault,
     Start(u64),
     Retire(u64),
+    Room(u64),
     Loss,
 }
 
@@ -270,6 +273,7 @@ impl World {
             Event::Client(client) => self.client_acts(client),
             Event::Watchers => self.watchers_act(),
             Event::Fault => self.fault(),
+            Event::Room(id) => self.machines[&id].disk.make_room(),
             Event::Loss => self.lose_most()?,
             Event::Retire(id) => {
                 self.crash(id);
@@ -384,6 +388,13 @@ impl World {
             Err(failure) => return Err(format!("member {id} failed: {failure}")),
         }
         let machine = self.machines.get_mut(&id).expect("it ran just now");
+        let written = machine.disk.overrun();
+        self.report.written_when_full = self.report.written_when_full.max(written);
+        if written > RESERVED {
+            return Err(format!(
+                "member {id} wrote {written} bytes to a disk that is full"
+            ));
+        }
         let syncs = machine.disk.take_syncs();
         if syncs > 0 {
             let time = self.random.range(50, machine.sync_time + 51) * syncs;
@@ -533,6 +544,7 @@ impl World {
         for id in ids {
             if let Some(machine) = self.machines.get_mut(&id) {
                 machine.busy_until = 0;
+                machine.disk.make_room();
                 (machine.period, machine.sync_time) = (TICK, 300);
             }
             self.plan(0, Event::Start(id));

@@ -203,6 +203,52 @@ async fn what_is_no_message_for_this_member_is_refused() {
 }
 
 #[tokio::test]
+async fn a_full_disk_refuses_writes_until_there_is_room() {
+    let disk = Arc::new(SimDisk::default());
+    let volume = Volume::new(
+        std::path::Path::new("/data/m1"),
+        Arc::clone(&disk) as Arc<_>,
+        Cover::default(),
+    );
+    let config = StoreConfig {
+        data_dir: "/data/m1".into(),
+        tick: std::time::Duration::from_millis(5),
+        ..StoreConfig::default()
+    };
+    let store = Store::start(config, Arc::new(NoPeers), Some(volume), FEATURE_LEVEL).unwrap();
+    store.propose(create(key("a", "kept"))).await.unwrap();
+    let mut watch = store.watch(&[table()], Revision(1)).unwrap();
+    let mut room = store.room();
+    disk.fill(0);
+    room.wait_for(|room| room.read_only.is_some())
+        .await
+        .unwrap();
+    assert_eq!(room.borrow().short, [1]);
+    for _ in 0..2 {
+        let refused = store.propose(create(key("a", "x"))).await.unwrap_err();
+        let message = refused.to_string();
+        assert!(matches!(refused, ProposeError::ReadOnly(_)), "{message}");
+        for part in [
+            "nothing can be written",
+            "/data/m1",
+            "has 0 MiB left",
+            "make room there",
+        ] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+    // Nothing that is read or watched ends.
+    store.read_barrier().await.unwrap();
+    assert!(store.get(&key("a", "kept")).is_some());
+    disk.make_room();
+    room.wait_for(|room| room.read_only.is_none())
+        .await
+        .unwrap();
+    store.propose(create(key("a", "x"))).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap().key, key("a", "x"));
+}
+
+#[tokio::test]
 async fn a_member_whose_disk_fails_stops_and_acknowledges_nothing_more() {
     let disk = Arc::new(SimDisk::default());
     let start = || {

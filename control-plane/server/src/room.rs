@@ -1,0 +1,155 @@
+//! Tells, as Events, of servers whose disks are nearly full, and for how long the cluster was read-only.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use gantry_store::{Room, Store};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::members::Roster;
+use crate::recorder::Recorder;
+
+/// On the leader, which knows of all members: runs until told to stop.
+pub(crate) async fn run(
+    client: kube::Client,
+    store: Store,
+    roster: Roster,
+    stop: CancellationToken,
+) {
+    let recorder = Recorder::new(client);
+    let mut changes = store.room();
+    let mut known = Known::default();
+    loop {
+        let room = changes.borrow_and_update().clone();
+        let name_of = |id: u64| {
+            let known = roster.get(id).map(|server| server.name);
+            known.unwrap_or_else(|| id.to_string())
+        };
+        for event in known.changed(&room, Instant::now(), name_of) {
+            recorder.record(event);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What was told, and what has to wait until it can be written.
+#[derive(Default)]
+struct Known {
+    short: BTreeMap<u64, Instant>,
+    read_only: Option<Instant>,
+    waiting: Vec<Value>,
+}
+
+impl Known {
+    /// The events that can be written now.
+    fn changed(
+        &mut self,
+        room: &Room,
+        now: Instant,
+        name_of: impl Fn(u64) -> String,
+    ) -> Vec<Value> {
+        for id in &room.short {
+            if self.short.contains_key(id) {
+                continue;
+            }
+            self.short.insert(*id, now);
+            self.waiting.push(event(
+                &name_of(*id),
+                "Warning",
+                "DiskFull",
+                "the disk of this server is nearly full: it takes no writes until there is room"
+                    .to_owned(),
+            ));
+        }
+        let (short, healed): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.short)
+            .into_iter()
+            .partition(|(id, _)| room.short.contains(id));
+        self.short = short;
+        for (id, since) in healed {
+            let message = format!(
+                "there is room on the disk of this server again, after {}",
+                lasted(now - since)
+            );
+            self.waiting
+                .push(event(&name_of(id), "Normal", "DiskHasRoom", message));
+        }
+        match (&room.read_only, self.read_only) {
+            (Some(_), None) => self.read_only = Some(now),
+            (None, Some(since)) => {
+                self.read_only = None;
+                let message = format!(
+                    "writes were refused for {} for want of room on disks",
+                    lasted(now - since)
+                );
+                self.waiting
+                    .push(event("control-plane", "Warning", "ReadOnly", message));
+            }
+            _ => {}
+        }
+        match room.read_only {
+            // An event is a write too.
+            Some(_) => Vec::new(),
+            None => std::mem::take(&mut self.waiting),
+        }
+    }
+}
+
+fn lasted(duration: Duration) -> String {
+    format!("{} s", duration.as_secs().max(1))
+}
+
+fn event(server: &str, kind: &str, reason: &str, message: String) -> Value {
+    json!({
+        "type": kind,
+        "reason": reason,
+        "message": message,
+        "source": {"component": "gantry-server"},
+        "involvedObject": {"kind": "Server", "name": server},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(known: &mut Known, short: &[u64], read_only: bool, at: Instant) -> Vec<String> {
+        let room = Room {
+            short: short.to_vec(),
+            read_only: read_only.then(|| "a disk is full".to_owned()),
+        };
+        let events = known.changed(&room, at, |id| format!("s{id}"));
+        let text = |event: &Value| {
+            format!(
+                "{} {}",
+                event["involvedObject"]["name"].as_str().unwrap_or_default(),
+                event["reason"].as_str().unwrap_or_default()
+            )
+        };
+        events.iter().map(text).collect()
+    }
+
+    #[test]
+    fn what_happens_while_nothing_is_written_is_told_afterwards() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        assert!(told(&mut known, &[], false, now).is_empty());
+        assert_eq!(told(&mut known, &[2], false, now), ["s2 DiskFull"]);
+        assert!(told(&mut known, &[2, 3], true, now).is_empty());
+        assert!(told(&mut known, &[2], true, now).is_empty());
+        let later = now + Duration::from_secs(90);
+        let room = Room::default();
+        let events = known.changed(&room, later, |id| format!("s{id}"));
+        let messages: Vec<&str> = events
+            .iter()
+            .filter_map(|event| event["message"].as_str())
+            .collect();
+        assert_eq!(messages.len(), 4, "{messages:?}");
+        assert!(messages[3].contains("refused for 90 s"), "{messages:?}");
+        assert!(told(&mut known, &[], false, later).is_empty());
+    }
+}

@@ -39,6 +39,24 @@ fn refused(attempt: Result<String>, words: &str) -> Result<()> {
     }
 }
 
+fn revision_of(servers: &Servers, at: &str, name: &str) -> Result<u64> {
+    let path = "jsonpath={.metadata.resourceVersion}";
+    let text = servers.kubectl(at, &["get", "configmap", name, "-o", path])?;
+    text.parse().context("a revision")
+}
+
+/// Fails unless a watch from this revision on is refused.
+fn told_to_look_anew(servers: &Servers, at: &str, revision: u64) -> Result<()> {
+    let path = format!("/api/v1/namespaces/default/configmaps?watch=1&resourceVersion={revision}");
+    let watched = servers.kubectl(at, &["get", "--raw", &path, "--request-timeout=10s"]);
+    let said = format!("{watched:?}");
+    ensure!(
+        said.contains("Expired") || said.contains("too old"),
+        "{said}"
+    );
+    Ok(())
+}
+
 #[test]
 fn one_of_three_becomes_a_cluster_again() -> Result<()> {
     let mut servers = Servers::start(3)?;
@@ -47,6 +65,7 @@ fn one_of_three_becomes_a_cluster_again() -> Result<()> {
         keep(&servers, at, "configmap", &format!("kept-{number}"), "x")?;
     }
     keep(&servers, "s2", "secret", "password", "hunter2")?;
+    let seen = revision_of(&servers, "s1", "kept-49")?;
     servers.kill("s3")?;
     servers.kill("s1")?;
     let recover = |servers: &Servers| {
@@ -65,6 +84,11 @@ fn one_of_three_becomes_a_cluster_again() -> Result<()> {
     for number in 0..50 {
         value_of(&servers, "s1", "configmap", &format!("kept-{number}"))?;
     }
+    // What the survivor does not have may have been seen: its revisions are not given again.
+    keep(&servers, "s1", "configmap", "later", "1")?;
+    let later = revision_of(&servers, "s1", "later")?;
+    ensure!(later > seen + 500_000_000, "{later} after {seen}");
+    told_to_look_anew(&servers, "s1", seen)?;
     eventually("the dead to be forgotten", || {
         let names = names(&servers, "s1")?;
         ensure!(names == ["s1"], "{names:?}");
@@ -98,16 +122,7 @@ fn a_backup_becomes_a_cluster() -> Result<()> {
     let said = servers.gantry("s1", &["backup", "save", &backup])?;
     ensure!(said.contains("saved to"), "{said}");
     keep(&servers, "s1", "configmap", "after", "1")?;
-    let after = servers.kubectl(
-        "s1",
-        &[
-            "get",
-            "configmap",
-            "after",
-            "-o",
-            "jsonpath={.metadata.resourceVersion}",
-        ],
-    )?;
+    let after = revision_of(&servers, "s1", "after")?;
     let said = servers.offline(&["backup", "inspect", &backup])?;
     ensure!(said.contains("configmaps"), "{said}");
 
@@ -165,27 +180,9 @@ fn a_backup_becomes_a_cluster() -> Result<()> {
     refused(value_of(&servers, "s2", "configmap", "after"), "not found")?;
     // Whoever followed the old cluster is told to look anew, rather than shown another past.
     keep(&servers, "s2", "configmap", "another", "1")?;
-    let another = servers.kubectl(
-        "s2",
-        &[
-            "get",
-            "configmap",
-            "another",
-            "-o",
-            "jsonpath={.metadata.resourceVersion}",
-        ],
-    )?;
-    let (after, another): (u64, u64) = (after.parse()?, another.parse()?);
+    let another = revision_of(&servers, "s2", "another")?;
     ensure!(another > after, "{another} after {after}");
-    let path = format!("/api/v1/namespaces/default/configmaps?watch=1&resourceVersion={after}");
-    let watched = servers
-        .kubectl("s2", &["get", "--raw", &path, "--request-timeout=10s"])
-        .context("watching");
-    let said = format!("{watched:?}");
-    ensure!(
-        said.contains("Expired") || said.contains("too old"),
-        "{said}"
-    );
+    told_to_look_anew(&servers, "s2", after)?;
     Ok(())
 }
 

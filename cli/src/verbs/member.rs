@@ -60,6 +60,7 @@ async fn list(cluster: &Cluster) -> Result<()> {
         "NAME", "ID", "ADDRESS", "VERSION", "ROLE", "LEADER", "BEHIND",
     ];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let mut differing = Vec::new();
     for member in members.as_array().into_iter().flatten() {
         let text = |field: &str| match &member[field] {
             Value::String(text) => text.clone(),
@@ -67,6 +68,9 @@ async fn list(cluster: &Cluster) -> Result<()> {
             other => other.to_string(),
         };
         let full = member["shortOfRoom"] == true;
+        if member["differs"] == true {
+            differing.push(member["name"].as_str().unwrap_or_default().to_owned());
+        }
         let behind = match (member["active"].as_bool(), member["lag"].as_u64()) {
             (Some(false), _) => "not heard of".to_owned(),
             (_, Some(lag)) if full => format!("{lag} entries, disk nearly full"),
@@ -85,5 +89,13 @@ async fn list(cluster: &Cluster) -> Result<()> {
             behind,
         ]);
     }
-    output::print(&output::align(&lines))
+    let mut text = output::align(&lines);
+    if !differing.is_empty() {
+        text += &format!(
+            "the state of {} differs from the leader's, and no majority tells which is right: see \"A server's state differs\" in \
+             docs/operations.md\n",
+            differing.join(", ")
+        );
+    }
+    output::print(&text)
 }

@@ -58,6 +58,7 @@ mod tests {
         let members: Vec<_> = [1, 2, 3]
             .map(|id| MemberStatus {
                 short_of_room: false,
+                differs: false,
                 id,
                 role: MemberRole::Voter,
                 is_leader: id == 1,

@@ -138,6 +138,17 @@ pub enum OpenError {
         /// Which directory.
         path: PathBuf,
     },
+    /// The state was found to be wrong.
+    #[error(
+        "the state in {path} differs from that of the other servers (found at log entry {index}), so that nothing in it can be \
+         trusted: keep a copy of the directory, take this server out with 'gantry member remove', and add it anew with an empty one"
+    )]
+    Diverged {
+        /// The data directory.
+        path: PathBuf,
+        /// At which log entry it was found.
+        index: u64,
+    },
     /// The data needs a newer build.
     #[error("{path} {newer}")]
     Newer {

@@ -87,6 +87,14 @@ impl Log {
         self.volume.as_ref().and_then(Volume::room)
     }
 
+    /// Marks the disk: its state differs from the other members', and must not be used again.
+    pub(crate) fn mark_diverged(&self, index: u64) -> Result<(), DiskError> {
+        match &self.volume {
+            Some(volume) => volume.mark_diverged(index),
+            None => Ok(()),
+        }
+    }
+
     /// Appends, replacing what conflicts, and remembers the hard state. Durable when it returns, unless only the
     /// commit index changed: that one can always be found out again.
     pub(crate) fn append(

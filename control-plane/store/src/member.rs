@@ -8,6 +8,7 @@
 //! a random order is walked where the order shows.
 
 mod apply;
+mod digest;
 mod forward;
 mod level;
 pub(crate) mod membership;
@@ -36,6 +37,7 @@ use crate::shared::Shared;
 use crate::transport::{Outgoing, Transport};
 use crate::types::{Leadership, ProposeError, Revision, Term};
 use crate::veil::{Cover, VeilError};
+use digest::Digests;
 use forward::{Accepted, Forwards};
 use membership::{ChangeInput, MemberStatus, Membership};
 use reseal::Resealing;
@@ -125,6 +127,11 @@ pub(crate) enum Failure {
     Newer { what: String, newer: NewerLevel },
     #[error("log entry {index} cannot be opened: {reason}: this member has stopped")]
     Sealed { index: u64, reason: VeilError },
+    #[error(
+        "the state of this member differs from that of the others (found at log entry {index}), so that nothing in it can be \
+         trusted: it has stopped; take this server out with 'gantry member remove', and add it anew with an empty data directory"
+    )]
+    Diverged { index: u64 },
 }
 
 /// Owns consensus and everything it writes.
@@ -144,6 +151,7 @@ pub(crate) struct Member {
     resealing: Resealing,
     membership: Membership,
     disks: Disks,
+    digests: Digests,
     decoder: Decoder,
     known_level: u32,
     outbox: BTreeMap<u64, Vec<Outgoing>>,
@@ -194,6 +202,7 @@ impl Member {
             resealing: Resealing::default(),
             membership: Membership::default(),
             disks: Disks::default(),
+            digests: Digests::default(),
             pending: VecDeque::new(),
             decoder: Decoder::new(Cover::new(config.veil.clone())),
             outbox: BTreeMap::new(),
@@ -295,6 +304,8 @@ impl Member {
             Some(Body::Chunk(chunk)) => self.chunk_arrived(from, &chunk),
             Some(Body::Received(id)) => self.state_received(from, id),
             Some(Body::Shortage(shortage)) => self.shortage(from, &shortage),
+            Some(Body::Digest(digest)) => self.compare(from, &digest),
+            Some(Body::Fence(digest)) => self.fenced(from, &digest),
             None => tracing::debug!(from, "a packet of another member was of an unknown kind"),
         }
     }
@@ -332,6 +343,7 @@ impl Member {
             prost::Message::encode_to_vec(&Tags {
                 tags: tags.clone(),
                 level: 0,
+                skipped: 0,
             })
         };
         if let Err(error) = self.node.propose(context, data) {
@@ -372,6 +384,7 @@ impl Member {
         };
         self.node.raft.set_randomized_election_timeout(ticks);
         self.tick_room();
+        self.tick_digests();
         self.tick_membership();
         self.node.tick();
         self.reads.tick(self.leader());
@@ -396,6 +409,7 @@ impl Member {
     /// Persists, sends and applies until consensus has nothing more to say. After a failure the member must not be
     /// used any more, except to [`Member::stop`] it.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
+        self.check_digest()?;
         self.ask_for_reads();
         while self.node.has_ready() {
             self.round()?;

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) revision: IntGauge,
     pub(crate) free: IntGauge,
     pub(crate) read_only: IntGauge,
+    pub(crate) diverged: IntGauge,
     pub(crate) lagged: prometheus::IntCounter,
 }
 
@@ -35,6 +36,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     free: gauge(
         "gantry_store_disk_free_bytes",
         "How much room the disk with the data directory has left.",
+    ),
+    diverged: gauge(
+        "gantry_store_diverged",
+        "1 while this member leads and the state of another differs from its own, 0 otherwise.",
     ),
     read_only: gauge(
         "gantry_store_read_only",

@@ -10,7 +10,7 @@ pub(crate) struct Packet {
     pub(crate) from: u64,
     #[prost(uint64, tag = "2")]
     pub(crate) to: u64,
-    #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub(crate) body: Option<Body>,
 }
 
@@ -34,6 +34,12 @@ pub(crate) enum Body {
     Received(StateId),
     #[prost(message, tag = "10")]
     Shortage(Shortage),
+    /// Of a follower's state.
+    #[prost(message, tag = "11")]
+    Digest(Digest),
+    /// Of the majority's, from the leader to a member whose state differs.
+    #[prost(message, tag = "12")]
+    Fence(Digest),
 }
 
 /// Proposals of a follower's clients, for the leader of `term` and no other.
@@ -75,6 +81,15 @@ pub(crate) struct Refusal {
 pub(crate) struct Shortage {
     #[prost(bool, tag = "1")]
     pub(crate) short: bool,
+}
+
+/// The hash of a state after a log entry.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Digest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) index: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) fingerprint: u64,
 }
 
 /// Which state: equal ids mean equal chunks.
@@ -150,4 +165,7 @@ pub(crate) struct Tags {
     /// The feature level that the entry raises the state to; 0 for all others.
     #[prost(uint32, tag = "2")]
     pub(crate) level: u32,
+    /// By how much the entry raises the revision; 0 for all others.
+    #[prost(uint64, tag = "3")]
+    pub(crate) skipped: u64,
 }

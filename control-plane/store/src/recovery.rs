@@ -6,7 +6,8 @@
 //! What this cannot keep: an acknowledged write is on the disks of a majority, and the survivor may be the one that
 //! lacked it. Of several survivors the one with the greatest [`Recovery::last`] (term, then index) has every
 //! acknowledged write that any of them has; of all voters together it has every one there is. Where acknowledged writes
-//! are lost, revisions that clients saw are given again to other writes: they must list anew.
+//! are lost, their revisions are not given again: a last entry raises the revision by [`REVISION_GAP`], and watches from
+//! before it are told to list anew.
 //!
 //! Changes of the members that the state on disk has not seen yet would bring the others back when they are applied,
 //! alone or as a half of joint consensus. They become empty entries of the same index and term: the entry was about
@@ -20,10 +21,12 @@ use std::sync::Arc;
 
 use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType};
 
+use crate::backup::REVISION_GAP;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::fjall::FjallEngine;
 use crate::disk::{Recovered, Volume};
 use crate::level::FEATURE_LEVEL;
+use crate::packet::Tags;
 use crate::types::{Revision, Term};
 use crate::veil::Cover;
 
@@ -43,7 +46,7 @@ pub struct Recovery {
 }
 
 /// Makes the member `config.member_id`, which must be stopped, the only voter: opened again it leads and commits its
-/// whole log. Doing it twice does no harm. Blocks while it reads; the change is one durable write.
+/// whole log, and goes on at a revision that nobody has seen. Doing it twice does no harm. Blocks while it reads; the change is one durable write.
 pub fn become_sole_voter(config: &StoreConfig) -> Result<Recovery, OpenError> {
     config.check()?;
     let vacant = || OpenError::NoMember {
@@ -101,15 +104,26 @@ pub(crate) fn go_on_alone(
     let changes = entries.iter().filter(|entry| {
         entry.index > state.applied && entry.get_entry_type() != EntryType::EntryNormal
     });
-    let emptied: Vec<LogEntry> = changes
+    let mut replaced: Vec<LogEntry> = changes
         .map(|entry| LogEntry {
             index: entry.index,
             term: entry.term,
             ..LogEntry::default()
         })
         .collect();
+    let undone = replaced.len() as u64;
+    let skip = Tags {
+        skipped: REVISION_GAP,
+        ..Tags::default()
+    };
+    replaced.push(LogEntry {
+        index: last_index + 1,
+        term: last_term,
+        context: prost::Message::encode_to_vec(&skip),
+        ..LogEntry::default()
+    });
     volume
-        .become_sole_voter(member, &state, &emptied)
+        .become_sole_voter(member, &state, &replaced)
         .map_err(|error| OpenError::Directory {
             path: config.data_dir.clone(),
             source: io::Error::other(error.cause),
@@ -119,7 +133,7 @@ pub(crate) fn go_on_alone(
         last: (Term(last_term), last_index),
         revision: state.revision,
         unapplied: last_index - state.applied,
-        changes_undone: emptied.len() as u64,
+        changes_undone: undone,
     })
 }
 

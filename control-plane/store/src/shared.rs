@@ -131,6 +131,11 @@ impl Shared {
         fingerprints.push_back((index, fingerprint));
     }
 
+    /// The last log entry that was applied in this run, and the hash of the state after it.
+    pub(crate) fn latest_fingerprint(&self) -> Option<(u64, u64)> {
+        self.fingerprints.lock().back().copied()
+    }
+
     /// The hash of the state after a log entry, while it is kept.
     pub(crate) fn fingerprint_at(&self, index: u64) -> Option<u64> {
         let fingerprints = self.fingerprints.lock();

@@ -48,6 +48,13 @@ impl State {
         self.history_bytes = 0;
     }
 
+    /// Goes on so many revisions later. What came before is no history any more, though its events are let go of only with
+    /// time.
+    pub(crate) fn skip(&mut self, revisions: u64) {
+        self.revision = Revision(self.revision.0.saturating_add(revisions));
+        self.compacted = self.revision;
+    }
+
     pub(crate) fn insert(&mut self, key: Key, entry: Entry) {
         self.rows_hash = self.rows_hash.wrapping_add(row_hash(&key, &entry));
         let rows = self.tables.entry(key.table).or_default();
@@ -251,7 +258,7 @@ impl State {
                 self.history_bytes -= weight(event);
                 self.history.pop_front();
             }
-            self.compacted = oldest;
+            self.compacted = self.compacted.max(oldest);
         }
     }
 }

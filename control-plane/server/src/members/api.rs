@@ -59,6 +59,7 @@ struct Listed {
     lag: Option<u64>,
     active: Option<bool>,
     short_of_room: bool,
+    differs: bool,
 }
 
 /// The routes, over what they need.
@@ -214,6 +215,7 @@ async fn list(State(api): State<MembersApi>, Extension(who): Extension<Identity>
             lag: member.lag,
             active: member.active,
             short_of_room: member.short_of_room,
+            differs: member.differs,
         }
     });
     Json(listed.collect::<Vec<_>>()).into_response()

@@ -88,6 +88,7 @@ mod tests {
     fn member(id: u64, active: bool) -> MemberStatus {
         MemberStatus {
             short_of_room: false,
+            differs: false,
             id,
             role: MemberRole::Voter,
             is_leader: id == 1,

@@ -14,6 +14,8 @@ pub(crate) const HARD_STATE: &[u8] = b"mhard";
 pub(crate) const LOG_START: &[u8] = b"mstart";
 /// There while the volume is being filled from a backup.
 pub(crate) const RESTORING: &[u8] = b"mrestoring";
+/// There once the state was found to differ from the other members'; the log entry.
+pub(crate) const DIVERGED: &[u8] = b"mdiverged";
 pub(crate) const APPLIED: &[u8] = b"mapplied";
 /// The feature level; absent for the first.
 pub(crate) const LEVEL: &[u8] = b"mlevel";

@@ -14,9 +14,9 @@ use prost::Message;
 use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 
 use super::records::{
-    APPLIED, ENTRY, HARD_STATE, LEVEL, LOG_START, RESTORING, ROW, decode_applied, decode_entry,
-    decode_numbers, encode_applied, entry_key, entry_record, hard_record, level_record, numbers,
-    row_key, row_record,
+    APPLIED, DIVERGED, ENTRY, HARD_STATE, LEVEL, LOG_START, RESTORING, ROW, decode_applied,
+    decode_entry, decode_numbers, encode_applied, entry_key, entry_record, hard_record,
+    level_record, numbers, row_key, row_record,
 };
 use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Space};
 use crate::config::OpenError;
@@ -55,6 +55,12 @@ impl Volume {
         if self.numbers::<0>(Space::Log, RESTORING)?.is_some() {
             return Err(OpenError::Unfinished {
                 path: self.path.clone(),
+            });
+        }
+        if let Some([index]) = self.numbers(Space::Log, DIVERGED)? {
+            return Err(OpenError::Diverged {
+                path: self.path.clone(),
+                index,
             });
         }
         let Some(start) = self.numbers::<2>(Space::Log, LOG_START)? else {
@@ -291,6 +297,12 @@ impl Volume {
         batch.push(log_change(HARD_STATE, Some(hard_record(hard_state))));
         batch.push(log_change(LOG_START, Some(numbers([start.0, start.1]))));
         self.commit("taking over a state", batch, true)
+    }
+
+    /// Lets nobody open the volume again: its state differs from the others' since this log entry or earlier. Durable.
+    pub(crate) fn mark_diverged(&self, index: u64) -> Result<(), DiskError> {
+        let batch = vec![log_change(DIVERGED, Some(numbers([index])))];
+        self.commit("marking a state that differs", batch, true)
     }
 
     /// How many bytes can still be written; `None` when that is not known.

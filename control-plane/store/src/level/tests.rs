@@ -97,6 +97,7 @@ fn an_entry_that_raises_it_is_refused_before_it_is_due() {
     let raise = Tags {
         tags: Vec::new(),
         level: 2,
+        skipped: 0,
     };
     let entry = LogEntry {
         index: 2,

@@ -69,6 +69,9 @@ impl Member {
             results.push(result);
         }
         state.remember(&events, self.shared.history);
+        if tags.skipped > 0 {
+            state.skip(tags.skipped);
+        }
         state.applied = entry.index;
         let (revision, fingerprint) = (state.revision, state.fingerprint());
         let conf_state = self.writer.is_some().then(|| state.conf_state.clone());
@@ -76,7 +79,9 @@ impl Member {
         self.shared.remember_fingerprint(entry.index, fingerprint);
         self.answer_forwards(&tags, &results);
         self.answer(entry, results);
-        if !events.is_empty() {
+        if tags.skipped > 0 {
+            self.shared.hub.jump(revision);
+        } else if !events.is_empty() {
             METRICS.revision.set(revision.0 as i64);
             self.shared.hub.publish(&events, revision);
         }

@@ -24,6 +24,7 @@ impl Member {
         let context = Tags {
             tags: Vec::new(),
             level,
+            skipped: 0,
         };
         let context = prost::Message::encode_to_vec(&context);
         if let Err(error) = self.node.propose(context, Vec::new()) {

@@ -133,6 +133,8 @@ pub struct MemberStatus {
     pub active: Option<bool>,
     /// Whether its disk has less room than is to be kept free, as far as this member knows.
     pub short_of_room: bool,
+    /// Whether its state differs from the leader's; known to the leader only.
+    pub differs: bool,
 }
 
 pub(crate) type ChangeReply = oneshot::Sender<Result<(), MembershipError>>;
@@ -275,7 +277,7 @@ impl Member {
         Ok(())
     }
 
-    fn voters(&self) -> BTreeSet<u64> {
+    pub(super) fn voters(&self) -> BTreeSet<u64> {
         let state = self.shared.state.read();
         state.conf_state.voters.iter().copied().collect()
     }
@@ -494,6 +496,7 @@ impl Member {
                 matched: progress.map(|progress| progress.matched),
                 lag: progress.map(|progress| last.saturating_sub(progress.matched)),
                 active: progress.map(|_| self.active(id)),
+                differs: self.digests.differs(id),
                 short_of_room: match id == self.config.member_id {
                     true => self.is_short_of_room(),
                     false => self.disks.is_short(id),

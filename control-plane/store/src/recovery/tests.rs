@@ -12,7 +12,7 @@ use crate::member::membership::MemberRole;
 use crate::record::encode_transaction;
 use crate::store::Store;
 use crate::transport::NoPeers;
-use crate::types::{Index, Key, Operation, Table, Transaction};
+use crate::types::{Index, Key, Operation, Table, Transaction, WatchError};
 
 fn key(name: &str) -> Key {
     Key {
@@ -122,6 +122,10 @@ async fn pending_changes_do_not_bring_the_others_back() {
         for name in ["a", "b", "last"] {
             assert!(store.get(&key(name)).is_some(), "{name}");
         }
+        // Whoever saw what only the others had must not take what comes now for it.
+        assert!(store.revision() > Revision(REVISION_GAP));
+        let watch = store.watch(&[Table("pods".into())], Revision(2));
+        assert!(matches!(watch, Err(WatchError::Compacted(_))), "{watch:?}");
         let members = store.members().await;
         let roles: Vec<_> = members
             .iter()

@@ -50,7 +50,7 @@ impl Volume {
         self.commit("finishing a restore", batch, true)
     }
 
-    /// Replaces log entries, which keep their index and term, and makes the member the only one. Durable.
+    /// Replaces log entries, or adds one at the end, and makes the member the only one. Durable.
     pub(crate) fn become_sole_voter(
         &self,
         member: u64,

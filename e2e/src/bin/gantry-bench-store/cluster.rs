@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::load::{Latencies, Shape};
 use crate::member::{self, Seat};
 use crate::rpc::bench::member_client::MemberClient;
-use crate::rpc::bench::{Newcomer, Nothing};
+use crate::rpc::bench::{Newcomer, Nothing, Orders};
 use crate::rpc::kv::PutRequest;
 use crate::rpc::kv::kv_client::KvClient;
+use crate::transport::MESSAGE;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(2);
@@ -215,6 +217,38 @@ impl Cluster {
             }
         }
         Ok(channels)
+    }
+
+    /// Writes through the store's own API in the members' processes, as servers do, with clients spread evenly over the
+    /// members; a single one is where nobody leads. Gantry's only.
+    pub(crate) async fn driven(&self, clients: usize, shape: Shape) -> Result<Latencies> {
+        let leader = self.leader().await?;
+        let mut members: Vec<u64> = self.members.keys().copied().collect();
+        // Followers first.
+        members.sort_by_key(|id| *id == leader);
+        let count = members.len();
+        let mut driving = tokio::task::JoinSet::new();
+        for (at, id) in members.into_iter().enumerate().take(clients) {
+            let mut member =
+                MemberClient::new(self.connect(id).await?).max_decoding_message_size(MESSAGE);
+            let orders = Orders {
+                first: at as u64,
+                clients: (clients - at).div_ceil(count) as u64,
+                step: count as u64,
+                keys: shape.keys as u64,
+                value_bytes: shape.bytes as u64,
+                warm_up_millis: shape.warm_up.as_millis() as u64,
+                measured_millis: shape.measured.as_millis() as u64,
+            };
+            driving.spawn(async move { member.drive(orders).await });
+        }
+        let mut all = Vec::new();
+        while let Some(answered) = driving.join_next().await {
+            let latencies = answered??.into_inner().latencies;
+            let micros = latencies.into_iter().map(u64::from);
+            all.extend(micros.map(Duration::from_micros));
+        }
+        Ok(Latencies::new(all, shape.measured))
     }
 
     /// Ends a member as a power cut would.

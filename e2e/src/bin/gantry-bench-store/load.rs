@@ -56,34 +56,62 @@ fn value(bytes: usize) -> Bytes {
     (0..bytes).map(byte).collect()
 }
 
-/// Overwrites `keys` keys with as many clients, each waiting for its answer. Requests go to all connections in turn, so
-/// that every client asks every member. Counts what was answered after the warm-up and before the end.
-pub(crate) async fn closed_loop(
+/// What is written, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Keys, which are overwritten again and again.
+    pub(crate) keys: usize,
+    /// Bytes of a value.
+    pub(crate) bytes: usize,
+    /// Answers count from then on.
+    pub(crate) warm_up: Duration,
+    /// So long.
+    pub(crate) measured: Duration,
+}
+
+/// As [`closed_loop`], by gRPC. Requests go to all connections in turn, so that every client asks every member.
+pub(crate) async fn over_grpc(
     connections: &[Channel],
     clients: usize,
-    keys: usize,
-    bytes: usize,
-    warm_up: Duration,
-    measured: Duration,
+    shape: Shape,
 ) -> Result<Latencies> {
-    let value = value(bytes);
-    let from = Instant::now() + warm_up;
-    let until = from + measured;
+    let connections: Arc<[_]> = connections.iter().cloned().map(KvClient::new).collect();
+    let latencies = closed_loop(0..clients, shape, move |turn, key, value| {
+        let mut connection = connections[turn % connections.len()].clone();
+        async move {
+            let put = PutRequest {
+                key: key.into(),
+                value,
+            };
+            connection.put(put).await.context("a put failed")?;
+            Ok(())
+        }
+    });
+    Ok(Latencies::new(latencies.await?, shape.measured))
+}
+
+/// Overwrites keys, as clients of these numbers, each of which waits for its answer. `put` is given a number to take turns
+/// by, the key and the value. Tells how long those took that were answered after the warm-up and before the end.
+pub(crate) async fn closed_loop<F>(
+    clients: impl Iterator<Item = usize>,
+    shape: Shape,
+    put: impl Fn(usize, String, Bytes) -> F + Clone + Send + 'static,
+) -> Result<Vec<Duration>>
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    let value = value(shape.bytes);
+    let from = Instant::now() + shape.warm_up;
+    let until = from + shape.measured;
     let mut tasks = JoinSet::new();
-    for client in 0..clients {
-        let connections: Vec<_> = connections.iter().cloned().map(KvClient::new).collect();
-        let value = value.clone();
+    for client in clients {
+        let (value, put) = (value.clone(), put.clone());
         tasks.spawn(async move {
             let mut latencies = Vec::new();
             for number in 0.. {
-                let mut connection = connections[(client + number) % connections.len()].clone();
-                let key = format!("objects/{:08}", (client * 7_919 + number * 31) % keys);
-                let put = PutRequest {
-                    key: key.into(),
-                    value: value.clone(),
-                };
+                let key = format!("objects/{:08}", (client * 7_919 + number * 31) % shape.keys);
                 let sent = Instant::now();
-                connection.put(put).await.context("a put failed")?;
+                put(client + number, key, value.clone()).await?;
                 let now = Instant::now();
                 if now >= until {
                     break;
@@ -99,7 +127,7 @@ pub(crate) async fn closed_loop(
     while let Some(latencies) = tasks.join_next().await {
         all.extend(latencies??);
     }
-    Ok(Latencies::new(all, measured))
+    Ok(all)
 }
 
 /// Creates `count` objects, with as many clients as fill the store fastest.

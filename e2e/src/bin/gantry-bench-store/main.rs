@@ -5,7 +5,8 @@
 //! member costs the writers.
 //!
 //! Gantry's members are processes of this program, each with a store on disk behind the same small gRPC service that
-//! etcd offers; neither side uses TLS. Environment: `BENCH_DIR` (where the data goes, by default the current directory),
+//! etcd offers; neither side uses TLS. What no Kubernetes has is measured too: the store's own API, which servers call in
+//! their own process, where others ask etcd over the network. Environment: `BENCH_DIR` (where the data goes, by default the current directory),
 //! `BENCH_SECONDS` (per figure), `BENCH_ROUNDS`.
 
 mod cluster;

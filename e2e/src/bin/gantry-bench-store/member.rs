@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use gantry_store::{
     Index, Key, MemberRole, Operation, ProposeError, Store, StoreConfig, Table, Transaction,
 };
@@ -13,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::load::{self, Shape};
 use crate::rpc::bench::member_server::{Member, MemberServer};
-use crate::rpc::bench::{Newcomer, Nothing, Packets, Standing};
+use crate::rpc::bench::{Answered, Newcomer, Nothing, Orders, Packets, Standing};
 use crate::rpc::kv::kv_server::{Kv, KvServer};
 use crate::rpc::kv::{PutRequest, PutResponse, ResponseHeader};
 use crate::transport::{Lanes, MESSAGE};
@@ -77,6 +80,24 @@ struct Service {
     no_namespace: Arc<str>,
 }
 
+impl Service {
+    fn transaction(&self, name: &str, value: Bytes) -> Transaction {
+        let put = Operation::Put {
+            key: Key {
+                table: self.table.clone(),
+                namespace: self.no_namespace.clone(),
+                name: name.into(),
+            },
+            value,
+            index: Index::default(),
+        };
+        Transaction {
+            guards: Vec::new(),
+            operations: vec![put],
+        }
+    }
+}
+
 fn refusal(error: ProposeError) -> Status {
     Status::unavailable(error.to_string())
 }
@@ -87,19 +108,7 @@ impl Kv for Service {
         let PutRequest { key, value } = request.into_inner();
         let name = std::str::from_utf8(&key)
             .map_err(|_| Status::invalid_argument("the key is not UTF-8"))?;
-        let put = Operation::Put {
-            key: Key {
-                table: self.table.clone(),
-                namespace: self.no_namespace.clone(),
-                name: name.into(),
-            },
-            value,
-            index: Index::default(),
-        };
-        let transaction = Transaction {
-            guards: Vec::new(),
-            operations: vec![put],
-        };
+        let transaction = self.transaction(name, value);
         let revision = self.store.propose(transaction).await.map_err(refusal)?;
         let header = ResponseHeader {
             revision: revision.0 as i64,
@@ -139,6 +148,31 @@ impl Member for Service {
             .await
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(Nothing {}))
+    }
+
+    async fn drive(&self, request: Request<Orders>) -> Result<Response<Answered>, Status> {
+        let orders = request.into_inner();
+        let shape = Shape {
+            keys: orders.keys as usize,
+            bytes: orders.value_bytes as usize,
+            warm_up: Duration::from_millis(orders.warm_up_millis),
+            measured: Duration::from_millis(orders.measured_millis),
+        };
+        let clients = (0..orders.clients).map(|at| (orders.first + at * orders.step) as usize);
+        let service = self.clone();
+        let latencies = load::closed_loop(clients, shape, move |_, key, value| {
+            let (store, transaction) = (service.store.clone(), service.transaction(&key, value));
+            async move {
+                store.propose(transaction).await?;
+                Ok(())
+            }
+        });
+        let latencies = latencies.await;
+        let latencies = latencies.map_err(|error| Status::unavailable(error.to_string()))?;
+        let micros = |latency: &Duration| u32::try_from(latency.as_micros()).unwrap_or(u32::MAX);
+        Ok(Response::new(Answered {
+            latencies: latencies.iter().map(micros).collect(),
+        }))
     }
 
     async fn report(&self, _: Request<Nothing>) -> Result<Response<Standing>, Status> {

@@ -1,12 +1,13 @@
 //! Writes per second and latencies, beside etcd's.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::Plan;
 use crate::cluster::{Cluster, System};
-use crate::load::{self, Latencies};
+use crate::load::{self, Latencies, Shape};
 
 const MEMBERS: [u64; 2] = [1, 3];
 const CLIENTS: [usize; 4] = [1, 32, 256, 1_000];
@@ -16,66 +17,93 @@ const KEYS: usize = 10_000;
 const CONNECTIONS: usize = 2;
 const WARM_UP: Duration = Duration::from_secs(2);
 
+/// What is measured of one cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    /// etcd, through its own API: gRPC.
+    Etcd,
+    /// Gantry's store behind the same gRPC call.
+    Grpc,
+    /// Gantry's store through its own API, in the members' processes, where servers use it.
+    Own,
+}
+
 /// Prints one line per figure. Systems take turns, each in a fresh cluster.
 pub(crate) async fn run(plan: &Plan) -> Result<()> {
     println!(
-        "puts of {VALUE} bytes over {KEYS} keys, synced, {:?} each",
+        "puts of {VALUE} bytes over {KEYS} keys, synced, {:?} each; gantry behind the same gRPC call as etcd, and through its \
+         store's own API as its servers use it",
         plan.measured
     );
     println!(
-        "{:<8} {:>7} | {:>9} {:>8} {:>8} | {:>9} {:>8} {:>8} | {:>7} {:>9}",
+        "{:<7} {:>7} | {:>8} {:>7} {:>7} | {:>8} {:>7} {:>7} {:>6} | {:>8} {:>7} {:>7} {:>6}",
         "members",
         "clients",
-        "gantry/s",
-        "p50 ms",
-        "p99 ms",
         "etcd/s",
         "p50 ms",
         "p99 ms",
+        "gRPC/s",
+        "p50 ms",
+        "p99 ms",
         "ratio",
-        "p50 ratio"
+        "own/s",
+        "p50 ms",
+        "p99 ms",
+        "ratio"
     );
     for members in MEMBERS {
         for clients in CLIENTS {
             for round in 0..plan.rounds {
-                let first = match round % 2 {
-                    0 => System::Gantry,
-                    _ => System::Etcd,
-                };
-                print_row(plan, members, clients, first).await?;
+                print_row(plan, members, clients, round).await?;
             }
         }
     }
     Ok(())
 }
 
-async fn print_row(plan: &Plan, members: u64, clients: usize, first: System) -> Result<()> {
-    let (gantry, etcd) = match first {
-        System::Gantry => {
-            let gantry = measure(plan, System::Gantry, members, clients).await?;
-            (gantry, measure(plan, System::Etcd, members, clients).await?)
-        }
-        System::Etcd => {
-            let etcd = measure(plan, System::Etcd, members, clients).await?;
-            (measure(plan, System::Gantry, members, clients).await?, etcd)
-        }
+async fn print_row(plan: &Plan, members: u64, clients: usize, round: usize) -> Result<()> {
+    let mut paths = [Path::Etcd, Path::Grpc, Path::Own];
+    paths.rotate_left(round % 3);
+    let mut found = BTreeMap::new();
+    for path in paths {
+        found.insert(path as u8, measure(plan, path, members, clients).await?);
+    }
+    let [etcd, grpc, own] = [Path::Etcd, Path::Grpc, Path::Own].map(|path| &found[&(path as u8)]);
+    let figures = |latencies: &Latencies| {
+        format!(
+            "{:>8.0} {:>7.2} {:>7.2}",
+            latencies.per_second(),
+            latencies.percentile(50),
+            latencies.percentile(99)
+        )
     };
+    let ratio = |latencies: &Latencies| latencies.per_second() / etcd.per_second();
     println!(
-        "{members:<8} {clients:>7} | {:>9.0} {:>8.2} {:>8.2} | {:>9.0} {:>8.2} {:>8.2} | {:>6.2}x {:>8.2}x",
-        gantry.per_second(),
-        gantry.percentile(50),
-        gantry.percentile(99),
-        etcd.per_second(),
-        etcd.percentile(50),
-        etcd.percentile(99),
-        gantry.per_second() / etcd.per_second(),
-        etcd.percentile(50) / gantry.percentile(50),
+        "{members:<7} {clients:>7} | {} | {} {:>5.2}x | {} {:>5.2}x",
+        figures(etcd),
+        figures(grpc),
+        ratio(grpc),
+        figures(own),
+        ratio(own),
     );
     Ok(())
 }
 
-async fn measure(plan: &Plan, system: System, members: u64, clients: usize) -> Result<Latencies> {
+async fn measure(plan: &Plan, path: Path, members: u64, clients: usize) -> Result<Latencies> {
+    let system = match path {
+        Path::Etcd => System::Etcd,
+        Path::Grpc | Path::Own => System::Gantry,
+    };
     let cluster = Cluster::start(system, members, &plan.directory).await?;
+    let shape = Shape {
+        keys: KEYS,
+        bytes: VALUE,
+        warm_up: WARM_UP,
+        measured: plan.measured,
+    };
+    if path == Path::Own {
+        return cluster.driven(clients, shape).await;
+    }
     let connections = cluster.connections(CONNECTIONS).await?;
-    load::closed_loop(&connections, clients, KEYS, VALUE, WARM_UP, plan.measured).await
+    load::over_grpc(&connections, clients, shape).await
 }

@@ -75,9 +75,9 @@ impl<'a> Call<'a> {
 }
 
 impl Cluster {
-    /// Reads the kubeconfig; does not talk to the cluster yet.
+    /// Reads the kubeconfig, and looks for a server that answers where it names several.
     pub(crate) async fn connect(credentials: &Credentials) -> Result<Self> {
-        let config = credentials.load().await?;
+        let config = credentials.find().await?;
         let namespace = credentials
             .namespace
             .clone()

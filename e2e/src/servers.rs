@@ -390,7 +390,8 @@ impl Servers {
             if let Some(status) = process.and_then(|process| process.try_wait().transpose()) {
                 bail!("the server ended with {}:\n{}", status?, self.log(name));
             }
-            self.gantry(name, &["get", "namespace", "default"])
+            // kubectl asks this server and no other.
+            self.kubectl(name, &["get", "namespace", "default"])
                 .map(drop)
         })
         .with_context(|| self.log(name))

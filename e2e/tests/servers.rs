@@ -282,3 +282,33 @@ fn who_may_not_join_is_told_why() -> Result<()> {
     ensure!(members.len() == 1, "somebody was let in: {members:?}");
     Ok(())
 }
+
+#[test]
+fn the_command_line_finds_another_server() -> Result<()> {
+    let mut servers = Servers::start(3)?;
+    let kubeconfig = servers.kubeconfig("s1");
+    eventually("the kubeconfig to name every server", || {
+        let text = std::fs::read_to_string(&kubeconfig)?;
+        for name in servers.names() {
+            let address = servers.address(&name)?.to_string();
+            ensure!(
+                text.contains(&format!("\"{address}\"")),
+                "{name} is missing"
+            );
+        }
+        Ok(())
+    })?;
+    // One that is gone, and one that takes connections but says nothing.
+    servers.kill("s1")?;
+    eventually("another server to answer", || {
+        servers.gantry("s1", &["get", "namespace", "default"])
+    })?;
+    servers.restart("s1")?;
+    servers.pause("s1")?;
+    let listed = eventually("another server to answer", || {
+        servers.gantry("s1", &["member", "list"])
+    });
+    servers.resume("s1")?;
+    ensure!(listed?.contains("s3"));
+    Ok(())
+}

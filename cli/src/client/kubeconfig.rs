@@ -1,6 +1,7 @@
 //! Which cluster a command talks to.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -34,9 +35,76 @@ pub(crate) fn default_kubeconfig() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
+/// How long a server may take to answer before another one is asked.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The further servers that a kubeconfig names for a context, or for its current one.
+fn others(kubeconfig: &Kubeconfig, context: Option<&str>) -> Vec<http::Uri> {
+    let context = context.or(kubeconfig.current_context.as_deref());
+    let named = kubeconfig
+        .contexts
+        .iter()
+        .find(|known| Some(known.name.as_str()) == context);
+    let cluster = named
+        .and_then(|named| named.context.as_ref())
+        .map(|context| context.cluster.as_str());
+    let cluster = kubeconfig
+        .clusters
+        .iter()
+        .find(|known| Some(known.name.as_str()) == cluster)
+        .and_then(|known| known.cluster.as_ref());
+    let extensions = cluster.and_then(|cluster| cluster.extensions.as_ref());
+    let ours = extensions
+        .into_iter()
+        .flatten()
+        .find(|extension| extension.name == gantry_tls::SERVERS_EXTENSION);
+    let servers = ours.and_then(|ours| ours.extension["servers"].as_array());
+    let urls = servers.into_iter().flatten().filter_map(|server| {
+        let url = format!("https://{}", server.as_str()?);
+        url.parse().ok()
+    });
+    urls.collect()
+}
+
+async fn answers(config: &kube::Config) -> bool {
+    let (Ok(client), Ok(request)) = (
+        kube::Client::try_from(config.clone()),
+        http::Request::get("/readyz").body(Vec::new()),
+    ) else {
+        return false;
+    };
+    matches!(
+        tokio::time::timeout(ANSWER, client.request_text(request)).await,
+        Ok(Ok(_))
+    )
+}
+
 impl Credentials {
+    /// The connection settings of the kubeconfig's context, for the server that it names or, when that one does not
+    /// answer, another of its cluster.
+    pub(crate) async fn find(&self) -> Result<kube::Config> {
+        let (kubeconfig, config) = self.read().await?;
+        let others = others(&kubeconfig, self.context.as_deref());
+        if others.is_empty() || answers(&config).await {
+            return Ok(config);
+        }
+        for url in others {
+            let mut other = config.clone();
+            other.cluster_url = url;
+            if other.cluster_url != config.cluster_url && answers(&other).await {
+                return Ok(other);
+            }
+        }
+        // What is wrong is told of the one that is named.
+        Ok(config)
+    }
+
     /// The connection settings of the kubeconfig's context.
     pub(crate) async fn load(&self) -> Result<kube::Config> {
+        self.read().await.map(|(_, config)| config)
+    }
+
+    async fn read(&self) -> Result<(Kubeconfig, kube::Config)> {
         let Some(path) = self.kubeconfig.clone().or_else(default_kubeconfig) else {
             bail!(
                 "no cluster is configured: start one with 'gantry up', or name a kubeconfig with --kubeconfig"
@@ -48,11 +116,30 @@ impl Credentials {
             context: self.context.clone(),
             ..KubeConfigOptions::default()
         };
-        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &options)
             .await
             .with_context(|| format!("using the kubeconfig {}", path.display()))?;
         // Watches and followed logs are silent for as long as nothing happens.
         config.read_timeout = None;
-        Ok(config)
+        Ok((kubeconfig, config))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_servers_are_those_of_the_context() -> Result<()> {
+        let kubeconfig = Kubeconfig::from_yaml(
+            "{clusters: [{name: a, cluster: {server: 'https://1.1.1.1:1', extensions: [{name: other, extension: 1}, {name: gantry, \
+             extension: {servers: ['1.1.1.1:1', '[::1]:6443']}}]}}, {name: b, cluster: {server: 'https://2.2.2.2:1'}}], contexts: \
+             [{name: x, context: {cluster: a, user: u}}, {name: y, context: {cluster: b, user: u}}], current-context: x}",
+        )?;
+        let found = |context| others(&kubeconfig, context);
+        assert_eq!(found(None), ["https://1.1.1.1:1/", "https://[::1]:6443/"]);
+        assert_eq!(found(Some("x")), found(None));
+        assert!(found(Some("y")).is_empty() && found(Some("z")).is_empty());
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@ mod authorities;
 mod ledger;
 mod rotation;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use gantry_apiserver::pki::{Subject, server_config};
 use gantry_store::{Leadership, Store};
-use gantry_tls::{Credential, TlsError};
+use gantry_tls::{Credential, Kubeconfig, TlsError};
 use ipnet::Ipv4Net;
 use parking_lot::{Mutex, RwLock};
 use prometheus::{IntGaugeVec, Opts};
@@ -25,7 +25,7 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::members::MEMBERS_GROUP;
+use crate::members::{MEMBERS_GROUP, Roster};
 use authorities::Authorities;
 pub(crate) use authorities::TABLE as AUTHORITIES;
 use ledger::{Issued, Ledger};
@@ -149,8 +149,14 @@ pub(crate) struct Setup {
 struct KeptKubeconfig {
     path: PathBuf,
     url: String,
-    /// What it was written with last: the certificate, and the authorities.
-    written: Option<(Issued, String)>,
+    written: Option<Written>,
+}
+
+/// What a kubeconfig was written with last.
+struct Written {
+    issued: Issued,
+    trusted: String,
+    servers: Vec<SocketAddr>,
 }
 
 struct Current {
@@ -386,17 +392,36 @@ impl Certificates {
         };
         let (signing, trusted) = (authorities.signing()?, authorities.trusted());
         let (user, group) = ADMINISTRATOR;
+        let servers = Roster::new(self.inner.store.clone()).all();
+        let mut servers: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
+        if servers.len() == 1 {
+            // It is the one that is named anyway.
+            servers.clear();
+        }
         for kubeconfig in self.inner.kubeconfigs.lock().iter_mut() {
-            let is_current = kubeconfig.written.as_ref().is_some_and(|(issued, named)| {
-                issued.authority == signing && *named == trusted && !issued.lifetime.is_due()
+            let is_current = kubeconfig.written.as_ref().is_some_and(|written| {
+                written.issued.authority == signing
+                    && written.trusted == trusted
+                    && written.servers == servers
+                    && !written.issued.lifetime.is_due()
             });
             if is_current {
                 continue;
             }
             let (credential, issued) = self.issue(&Subject::client(user, &[group]))?;
-            let text = gantry_tls::kubeconfig(&kubeconfig.url, &trusted, user, &credential);
-            gantry_tls::write(&kubeconfig.path, &text, 0o600)?;
-            kubeconfig.written = Some((issued, trusted.clone()));
+            let text = Kubeconfig {
+                server: &kubeconfig.url,
+                others: &servers,
+                trusted: &trusted,
+                user,
+                credential: &credential,
+            };
+            gantry_tls::write(&kubeconfig.path, &text.render(), 0o600)?;
+            kubeconfig.written = Some(Written {
+                issued,
+                trusted: trusted.clone(),
+                servers: servers.clone(),
+            });
         }
         Ok(())
     }
@@ -429,8 +454,8 @@ impl Certificates {
         )];
         for kubeconfig in inner.kubeconfigs.lock().iter() {
             let holder = format!("{server}:{}", kubeconfig.path.display());
-            if let Some((issued, _)) = &kubeconfig.written {
-                held.push((ADMINISTRATOR.0.to_owned(), holder, issued.clone()));
+            if let Some(written) = &kubeconfig.written {
+                held.push((ADMINISTRATOR.0.to_owned(), holder, written.issued.clone()));
             }
         }
         for (user, holder, issued) in held {

@@ -18,7 +18,7 @@ use gantry_rpc::raft::raft_client::RaftClient;
 use gantry_rpc::raft::raft_server::RaftServer;
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
-use gantry_tls::Credential;
+use gantry_tls::{Credential, Kubeconfig};
 use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -418,8 +418,14 @@ impl Server {
     ) -> Result<()> {
         let credential = self.node_credential(node).await?;
         let (server, user) = (format!("https://{server}"), format!("system:node:{node}"));
-        let text = gantry_tls::kubeconfig(&server, &self.trusted(), &user, &credential);
-        Ok(gantry_tls::write(path, &text, 0o600)?)
+        let kubeconfig = Kubeconfig {
+            server: &server,
+            others: &[],
+            trusted: &self.trusted(),
+            user: &user,
+            credential: &credential,
+        };
+        Ok(gantry_tls::write(path, &kubeconfig.render(), 0o600)?)
     }
 
     /// Runs until told to stop, or until the store fails.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gantry_tls::{Credential, KeyRequest, RequestError, TlsError};
+use gantry_tls::{Credential, KeyRequest, Kubeconfig, RequestError, TlsError};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Request, StatusCode};
 use http_body_util::Full;
@@ -143,13 +143,23 @@ pub async fn join(
     })
 }
 
+/// Agents are told of further servers by the one that they are linked to.
+fn kubeconfig(node: &str, server: SocketAddr, trusted: &str, own: &Credential) -> String {
+    Kubeconfig {
+        server: &format!("https://{server}"),
+        others: &[],
+        trusted,
+        user: &format!("system:node:{node}"),
+        credential: own,
+    }
+    .render()
+}
+
 impl NodeIdentity {
     /// A kubeconfig of it, for the server at an address.
     pub fn to_kubeconfig(&self, node: &str, server: SocketAddr) -> Result<String, TlsError> {
         let own = self.credential()?;
-        let url = format!("https://{server}");
-        let user = format!("system:node:{node}");
-        Ok(gantry_tls::kubeconfig(&url, &self.trusted, &user, &own))
+        Ok(kubeconfig(node, server, &self.trusted, &own))
     }
 
     fn credential(&self) -> Result<Credential, TlsError> {
@@ -266,8 +276,7 @@ impl Credentials {
         let (trusted, own) = ask(server, tls, &self.node, None).await?;
         let tls = client(&trusted, &own)?;
         if let Some(path) = &self.kubeconfig {
-            let user = format!("system:node:{}", self.node);
-            let text = gantry_tls::kubeconfig(&format!("https://{server}"), &trusted, &user, &own);
+            let text = kubeconfig(&self.node, server, &trusted, &own);
             gantry_tls::write(path, &text, 0o600)?;
         }
         let expires = own.lifetime.expires;

@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 pub use client::{anyone, mutual, recognising, strangers};
 pub use credential::{BACKDATED, Credential, KeyRequest, Lifetime, fingerprint, fingerprints};
 pub use files::{read, write};
-pub use kubeconfig::kubeconfig;
+pub use kubeconfig::{Kubeconfig, SERVERS_EXTENSION};
 pub use request::{RequestError, connect, request};
 
 /// What can go wrong with certificates and keys.

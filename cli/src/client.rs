@@ -93,6 +93,13 @@ impl Cluster {
         })
     }
 
+    /// Whether a server takes requests.
+    pub(crate) async fn answers(&self) -> bool {
+        self.call(Call::get("/api/v1/namespaces/kube-system"))
+            .await
+            .is_ok()
+    }
+
     /// Sends a request and parses the JSON answer.
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Value, ApiError> {
         let request = call.request().map_err(ApiError::from)?;

@@ -3,12 +3,14 @@
 mod agent;
 mod daemon;
 mod down;
+mod hosts;
 mod recover;
 mod server;
 mod up;
 
 pub(crate) use agent::AgentCommand;
 pub(crate) use down::Down;
+pub(crate) use hosts::{Record, enter};
 pub(crate) use recover::{Recover, RestoreArguments, restore};
 pub(crate) use server::ServerCommand;
 pub(crate) use up::Up;
@@ -31,6 +33,17 @@ pub(crate) struct Place {
 /// How the agent of a cluster's data directory is set up.
 pub(crate) fn agent_config(data_dir: &std::path::Path) -> gantry_agent::AgentConfig {
     gantry_agent::AgentConfig::in_directory(&data_dir.join("agent"))
+}
+
+/// The data directories of a cluster's nodes on this machine, with their names where there are several.
+pub(crate) fn nodes(data_dir: &std::path::Path) -> Result<Vec<(Option<String>, PathBuf)>> {
+    Ok(match Record::load(data_dir)? {
+        Some(record) => {
+            let names = record.names().into_iter().map(Some);
+            names.zip(record.directories(data_dir)).collect()
+        }
+        None => vec![(None, data_dir.to_owned())],
+    })
 }
 
 /// This machine's name, as a Kubernetes object may be named.

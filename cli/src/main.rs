@@ -74,6 +74,14 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
+    let netns = match &arguments.command {
+        Command::Up(up) => up.netns.as_deref(),
+        Command::Agent(agent) => agent.netns.as_deref(),
+        _ => None,
+    };
+    if let Some(netns) = netns {
+        cluster::enter(netns)?;
+    }
     // Detaching forks, which a process with threads must not do.
     if let Command::Up(up) = &arguments.command
         && !up.foreground

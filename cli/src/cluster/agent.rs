@@ -27,6 +27,9 @@ pub(crate) const LOCAL_API: &str = "127.0.0.1:6444";
 pub(crate) struct AgentCommand {
     #[command(flatten)]
     place: Place,
+    /// The network namespace to run in, as 'gantry up --nodes' makes them
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub(crate) netns: Option<PathBuf>,
     /// The node's kubeconfig, from 'gantry server --node-kubeconfig NAME=FILE'
     #[arg(long, value_name = "FILE", conflicts_with = "join")]
     node_kubeconfig: Option<PathBuf>,

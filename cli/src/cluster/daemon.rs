@@ -5,10 +5,14 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How often a process that is to end is looked at.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The lock on a data directory; held for as long as the process lives, released by the kernel when it dies.
 pub(crate) struct Lock {
@@ -77,6 +81,32 @@ pub(crate) fn holder(data_dir: &Path) -> Option<Pid> {
     let mut pid = String::new();
     file.read_to_string(&mut pid).ok()?;
     Pid::from_raw(pid.trim().parse().ok()?)
+}
+
+/// Ends the process that holds a data directory, if any: asks it to, and kills it should it not end within a time limit.
+pub(crate) async fn stop(data_dir: &Path, within: Duration) -> Result<()> {
+    let Some(pid) = holder(data_dir) else {
+        return Ok(());
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        match kill_process(pid, signal) {
+            // It has ended this moment.
+            Err(rustix::io::Errno::SRCH) => {}
+            other => other.with_context(|| {
+                format!("asking gantry (pid {}) to stop", pid.as_raw_nonzero())
+            })?,
+        }
+        let released = async {
+            let mut ticks = tokio::time::interval(POLL);
+            while holder(data_dir).is_some() {
+                ticks.tick().await;
+            }
+        };
+        if tokio::time::timeout(within, released).await.is_ok() {
+            return Ok(());
+        }
+    }
+    bail!("gantry (pid {}) cannot be ended", pid.as_raw_nonzero())
 }
 
 /// Starts this binary in a session of its own, with its output in a log file.

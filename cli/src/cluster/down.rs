@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Signal, kill_process};
 
-use super::{Place, agent, daemon, require_root};
+use super::{Place, Record, agent, daemon, hosts, require_root};
 use crate::output;
 
 /// How long the process may take to end after SIGTERM.
@@ -30,20 +29,14 @@ impl Down {
         }
         if let Some(pid) = daemon::holder(data_dir) {
             let bar = output::spinner(format!("stopping gantry (pid {})", pid.as_raw_nonzero()));
-            kill_process(pid, Signal::TERM).context("asking gantry to stop")?;
-            let released = async {
-                let mut ticks = tokio::time::interval(Duration::from_millis(20));
-                while daemon::holder(data_dir).is_some() {
-                    ticks.tick().await;
-                }
-            };
-            if tokio::time::timeout(STOP_WITHIN, released).await.is_err() {
-                kill_process(pid, Signal::KILL).context("ending gantry")?;
-            }
+            daemon::stop(data_dir, STOP_WITHIN).await?;
             bar.finish_and_clear();
         }
         let bar = output::spinner("removing containers, network and mounts".to_owned());
-        agent::teardown(&data_dir.join("agent")).await?;
+        match Record::load(data_dir)? {
+            Some(record) => hosts::teardown(data_dir, &record).await?,
+            None => agent::teardown(&data_dir.join("agent")).await?,
+        }
         bar.finish_and_clear();
         if self.purge {
             std::fs::remove_dir_all(data_dir)

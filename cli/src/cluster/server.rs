@@ -46,6 +46,27 @@ struct CertificateArguments {
     certificate_life: Duration,
 }
 
+/// What the leading server expects of nodes.
+#[derive(Clone, Debug, clap::Args)]
+struct Nodes {
+    /// For how long a node may be silent before it is given up as lost
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = node_grace)]
+    node_monitor_grace_period: Duration,
+}
+
+/// Agents say every other second that they are there.
+const SHORTEST_GRACE: Duration = Duration::from_secs(5);
+
+fn node_grace(text: &str) -> Result<Duration, String> {
+    let grace = duration::parse(text)?;
+    match grace >= SHORTEST_GRACE {
+        true => Ok(grace),
+        false => Err(format!(
+            "{text} is too short: nodes are given 5s at least, since they are heard every 2s"
+        )),
+    }
+}
+
 /// Renewal takes up to a minute or two where nodes are away for a moment, and clocks differ.
 const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 
@@ -68,6 +89,44 @@ pub(crate) struct Options {
     backups: Backups,
     #[command(flatten)]
     certificates: CertificateArguments,
+    #[command(flatten)]
+    nodes: Nodes,
+}
+
+impl Options {
+    /// The addresses of pods and services.
+    pub(super) fn ranges(&self) -> [ipnet::Ipv4Net; 2] {
+        [self.networks.pod_cidr, self.networks.service_cidr]
+    }
+
+    /// As another process of this program is told them.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let Self {
+            networks,
+            backups,
+            certificates,
+            nodes,
+        } = self;
+        let seconds = |duration: Duration| format!("{}s", duration.as_secs());
+        [
+            ("--pod-cidr", networks.pod_cidr.to_string()),
+            ("--service-cidr", networks.service_cidr.to_string()),
+            ("--cluster-domain", networks.cluster_domain.clone()),
+            ("--backup-every", seconds(backups.backup_every)),
+            ("--backups", backups.backups.to_string()),
+            (
+                "--certificate-life",
+                seconds(certificates.certificate_life),
+            ),
+            (
+                "--node-monitor-grace-period",
+                seconds(nodes.node_monitor_grace_period),
+            ),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
+    }
 }
 
 /// Run a server of the control plane, in the foreground
@@ -89,12 +148,31 @@ pub(crate) struct ServerCommand {
     /// The server's name among the servers; this machine's host name when not given
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    join: Join,
+}
+
+/// The cluster that a server joins.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Join {
     /// Join the cluster of this server, at the first start
     #[arg(long, value_name = "HOST[:PORT]", requires = "token")]
     join: Option<String>,
     /// From 'gantry token create --for servers'
     #[arg(long, requires = "join")]
     token: Option<String>,
+}
+
+impl Join {
+    pub(super) async fn config(&self) -> Result<Option<JoinConfig>> {
+        Ok(match (&self.join, &self.token) {
+            (Some(server), Some(token)) => Some(JoinConfig {
+                server: server_to_join(server).await?,
+                token: token.clone(),
+            }),
+            _ => None,
+        })
+    }
 }
 
 /// The address of a server that a command line names; its port is the usual one when not given.
@@ -143,6 +221,7 @@ pub(super) async fn start(
             keep: options.backups.backups.get(),
         },
         certificate_life: options.certificates.certificate_life,
+        node_grace: options.nodes.node_monitor_grace_period,
     })
     .await
 }
@@ -152,13 +231,7 @@ impl ServerCommand {
         let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
         let address = self.address.unwrap_or_else(up::default_address);
         let name = self.name.clone().unwrap_or_else(default_node_name);
-        let join = match (&self.join, &self.token) {
-            (Some(server), Some(token)) => Some(JoinConfig {
-                server: server_to_join(server).await?,
-                token: token.clone(),
-            }),
-            _ => None,
-        };
+        let join = self.join.config().await?;
         let server = start(
             &self.place.data_dir,
             self.listen,

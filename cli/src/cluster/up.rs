@@ -14,7 +14,7 @@ use kube::Api;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Place, agent, daemon, default_node_name, require_root, server};
+use super::{Place, Record, agent, daemon, default_node_name, hosts, nodes, require_root, server};
 use crate::client::Credentials;
 use crate::output;
 
@@ -45,6 +45,20 @@ pub(crate) struct Up {
     /// Where clients on this machine reach the API, through whichever server lives; on loopback
     #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::LOCAL_API)]
     pub(super) local_api: SocketAddr,
+    /// Make this many hosts on this machine, each a node of the cluster
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) nodes: Option<u8>,
+    /// On how many of the hosts a server runs: 1, 3 or 5
+    #[arg(long, value_name = "NUMBER", requires = "nodes")]
+    pub(super) servers: Option<u8>,
+    /// Addresses of the hosts, a /24; one that is free when not given
+    #[arg(long, value_name = "CIDR", requires = "nodes")]
+    pub(super) host_cidr: Option<ipnet::Ipv4Net>,
+    /// The network namespace to run in, as '--nodes' makes them
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub(crate) netns: Option<PathBuf>,
+    #[command(flatten)]
+    join: server::Join,
     #[command(flatten)]
     pub(super) options: server::Options,
 }
@@ -60,6 +74,15 @@ fn short(duration: Duration) -> String {
 impl Up {
     pub(super) fn admin_kubeconfig(&self) -> PathBuf {
         self.place.data_dir.join("admin.kubeconfig")
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.place.data_dir
+    }
+
+    /// Whether the cluster's hosts are made on this machine.
+    fn makes_hosts(&self) -> Result<bool> {
+        Ok(self.nodes.is_some() || Record::load(&self.place.data_dir)?.is_some())
     }
 
     fn name(&self) -> String {
@@ -81,6 +104,10 @@ impl Up {
             ))?;
             return Ok(ExitCode::SUCCESS);
         }
+        // What cannot be is refused before anything is started.
+        if self.makes_hosts()? {
+            hosts::check(self)?;
+        }
         let log = data_dir.join("gantry.log");
         let log_start = log.metadata().map_or(0, |metadata| metadata.len());
         let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -94,10 +121,16 @@ impl Up {
         bar.finish_and_clear();
         ready?;
         output::print(&format!(
-            "Cluster ready in {}: node {} runs Kubernetes API v1.36 on {}\n{}",
+            "Cluster ready in {}: {}\n{}",
             short(started.elapsed()),
-            self.name(),
-            self.listen,
+            match Record::load(data_dir)? {
+                Some(record) => record.describe(data_dir)?,
+                None => format!(
+                    "node {} runs Kubernetes API v1.36 on {}",
+                    self.name(),
+                    self.listen
+                ),
+            },
             self.next_steps()
         ))?;
         Ok(ExitCode::SUCCESS)
@@ -127,8 +160,7 @@ impl Up {
         let deadline = Instant::now() + READY_WITHIN;
         let mut ticks = tokio::time::interval(POLL);
         let mut client = None;
-        // Ready may be what an earlier run has left; the agent listens here once it has taken its pods over.
-        let socket = super::agent_config(&self.place.data_dir).image_socket();
+        let mut waiting = vec!["the first server".to_owned()];
         while Instant::now() < deadline {
             ticks.tick().await;
             if let Some(status) = child.try_wait().context("waiting for the cluster")? {
@@ -154,23 +186,45 @@ impl Up {
                     _ => None,
                 };
             }
-            if let Some(client) = &client
-                && UnixStream::connect(&socket).is_ok()
-                && is_ready(client, &self.name()).await
-            {
-                return Ok(());
+            if let Some(client) = &client {
+                waiting = self.not_ready(client).await?;
+                if waiting.is_empty() {
+                    return Ok(());
+                }
             }
         }
         bail!(
-            "node {} is not Ready after {} s; see {}",
-            self.name(),
+            "not Ready after {} s: {}; see {}",
             READY_WITHIN.as_secs(),
+            waiting.join(", "),
             log.display()
         )
     }
 
-    /// Runs server and agent until told to stop.
+    /// The nodes that are not Ready. Ready may be what an earlier run has left: the agent listens for images once it has
+    /// taken its pods over.
+    async fn not_ready(&self, client: &kube::Client) -> Result<Vec<String>> {
+        let mut waiting = Vec::new();
+        for (name, directory) in nodes(&self.place.data_dir)? {
+            let name = name.unwrap_or_else(|| self.name());
+            let socket = super::agent_config(&directory).image_socket();
+            if UnixStream::connect(&socket).is_err() || !is_ready(client, &name).await {
+                waiting.push(name);
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// Runs the cluster until told to stop.
     pub(crate) async fn run(&self) -> Result<()> {
+        match self.makes_hosts()? {
+            true => hosts::run(self).await,
+            false => self.run_here().await,
+        }
+    }
+
+    /// Runs server and agent until told to stop.
+    async fn run_here(&self) -> Result<()> {
         require_root("up")?;
         let lock = daemon::Lock::acquire(&self.place.data_dir)?;
         let stop = CancellationToken::new();
@@ -184,7 +238,7 @@ impl Up {
             address,
             &self.options,
             self.name(),
-            None,
+            self.join.config().await?,
         )
         .await?;
         server.keep_admin_kubeconfig(&self.admin_kubeconfig(), self.local_api)?;
@@ -256,7 +310,7 @@ async fn node_identity(server: &Server, name: &str) -> Result<NodeIdentity> {
 }
 
 /// The lines the process left in its log, from the last error on.
-fn last_words(log: &Path, start: u64) -> Option<String> {
+pub(super) fn last_words(log: &Path, start: u64) -> Option<String> {
     let text = std::fs::read(log).ok()?;
     let text = String::from_utf8_lossy(text.get(usize::try_from(start).ok()?..)?).into_owned();
     let error = text

@@ -1,4 +1,4 @@
-//! `gantry image import|pull|ls|rm`: the images of this machine's node.
+//! `gantry image import|pull|ls|rm`: the images of this machine's nodes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use crate::output;
 
-/// Import, pull, list or remove images of this machine's node
+/// Import, pull, list or remove images of this machine's nodes
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImageCommand {
     /// The cluster's data directory
@@ -57,8 +57,25 @@ enum Action {
 }
 
 impl ImageCommand {
+    /// On every node of the cluster that is on this machine.
     pub(crate) async fn run(&self) -> Result<()> {
-        let mut client = self.connect().await?;
+        for (node, directory) in crate::cluster::nodes(&self.data_dir)? {
+            let client = self.connect(&directory).await?;
+            let done = self.run_on(client, node.as_deref()).await;
+            match &node {
+                Some(node) => done.with_context(|| format!("on {node}"))?,
+                None => done?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn run_on(
+        &self,
+        mut client: ImageServiceClient<Channel>,
+        node: Option<&str>,
+    ) -> Result<()> {
+        let on = node.map(|node| format!("{node}: ")).unwrap_or_default();
         match &self.action {
             Action::Import { archive } => {
                 let path = archive
@@ -68,7 +85,7 @@ impl ImageCommand {
                     path: path.display().to_string(),
                 };
                 let stream = client.import(request).await.map_err(refused)?.into_inner();
-                report(follow(stream).await?, "imported")
+                report(follow(stream).await?, &format!("{on}imported"))
             }
             Action::Pull {
                 reference,
@@ -81,7 +98,7 @@ impl ImageCommand {
                     password: password.clone(),
                 };
                 let stream = client.pull(request).await.map_err(refused)?.into_inner();
-                report(follow(stream).await?, "pulled")
+                report(follow(stream).await?, &format!("{on}pulled"))
             }
             Action::Ls => {
                 let images = client
@@ -90,6 +107,9 @@ impl ImageCommand {
                     .map_err(refused)?
                     .into_inner()
                     .images;
+                if let Some(node) = node {
+                    output::print(&format!("{node}\n"))?;
+                }
                 output::print(&table(&images))
             }
             Action::Rm { reference } => {
@@ -97,13 +117,13 @@ impl ImageCommand {
                     reference: reference.clone(),
                 };
                 client.remove(request).await.map_err(refused)?;
-                output::print(&format!("{reference} removed\n"))
+                output::print(&format!("{on}{reference} removed\n"))
             }
         }
     }
 
-    async fn connect(&self) -> Result<ImageServiceClient<Channel>> {
-        let socket = crate::cluster::agent_config(&self.data_dir).image_socket();
+    async fn connect(&self, directory: &Path) -> Result<ImageServiceClient<Channel>> {
+        let socket = crate::cluster::agent_config(directory).image_socket();
         connect(&socket).await.with_context(|| {
             format!(
                 "no agent answers on {}: is a cluster running from {}? ('gantry up'; root is needed)",

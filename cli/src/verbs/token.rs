@@ -40,7 +40,7 @@ enum TokenCommand {
 
 /// What a token admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Admits {
+pub(crate) enum Admits {
     /// Servers of the control plane: who has it can read everything
     Servers,
     /// Nodes
@@ -95,39 +95,47 @@ fn data(secret: &Value, field: &str) -> String {
 impl Token {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
         match &self.command {
-            TokenCommand::Create(create) => create.run(cluster).await,
+            TokenCommand::Create(asked) => {
+                let description = asked.description.as_deref();
+                let token = create(cluster, asked.admits, asked.ttl, description).await?;
+                output::print(&format!("{token}\n"))
+            }
             TokenCommand::List => list(cluster).await,
             TokenCommand::Revoke { token } => revoke(cluster, token).await,
         }
     }
 }
 
-impl Create {
-    async fn run(&self, cluster: &Cluster) -> Result<()> {
-        let authority = cluster.authority.as_deref().context(
-            "the kubeconfig names no certificate-authority, by which who joins would recognise the cluster: use the one that 'gantry server' wrote",
-        )?;
-        let hash = gantry_tls::fingerprint(authority);
-        let (id, secret) = (random(6), random(16));
-        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
-        let expiration = gantry_api::time::seconds(now + self.ttl * 1_000_000_000);
-        let object = json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
-            "metadata": {"name": format!("{PREFIX}{id}"), "namespace": "kube-system"},
-            "stringData": {
-                "token-id": id,
-                "token-secret": secret,
-                "expiration": expiration,
-                "usage-bootstrap-authentication": "true",
-                "auth-extra-groups": format!("system:bootstrappers:gantry:{}", self.admits.word()),
-                "description": self.description.clone().unwrap_or_default(),
-            },
-        });
-        cluster
-            .call(Call::send(Method::POST, SECRETS, &object))
-            .await?;
-        output::print(&format!("{id}.{secret}.{hash}\n"))
-    }
+/// Makes a token that is good for some seconds.
+pub(crate) async fn create(
+    cluster: &Cluster,
+    admits: Admits,
+    ttl: i64,
+    description: Option<&str>,
+) -> Result<String> {
+    let authority = cluster.authority.as_deref().context(
+        "the kubeconfig names no certificate-authority, by which who joins would recognise the cluster: use the one that 'gantry server' wrote",
+    )?;
+    let hash = gantry_tls::fingerprint(authority);
+    let (id, secret) = (random(6), random(16));
+    let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+    let expiration = gantry_api::time::seconds(now + ttl * 1_000_000_000);
+    let object = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+        "metadata": {"name": format!("{PREFIX}{id}"), "namespace": "kube-system"},
+        "stringData": {
+            "token-id": id,
+            "token-secret": secret,
+            "expiration": expiration,
+            "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": format!("system:bootstrappers:gantry:{}", admits.word()),
+            "description": description.unwrap_or_default(),
+        },
+    });
+    cluster
+        .call(Call::send(Method::POST, SECRETS, &object))
+        .await?;
+    Ok(format!("{id}.{secret}.{hash}"))
 }
 
 async fn list(cluster: &Cluster) -> Result<()> {

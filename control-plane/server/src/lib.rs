@@ -9,6 +9,7 @@ mod certificates;
 mod keys;
 mod level;
 mod members;
+mod metrics;
 mod node_link;
 mod node_monitor;
 mod pod_cidr;

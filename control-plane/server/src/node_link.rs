@@ -4,6 +4,7 @@
 mod hub;
 mod needs;
 mod reports;
+mod routing;
 mod session;
 mod streams;
 

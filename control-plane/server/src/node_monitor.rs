@@ -1,7 +1,8 @@
-//! Marks nodes that have fallen silent: their Ready condition becomes Unknown, and a taint keeps pods away. A node
-//! that comes back reports its own status, and the taint goes.
+//! Gives up nodes that have fallen silent: their conditions become Unknown, from which the controllers draw the taints
+//! and the withdrawal of their pods' endpoints. A node that comes back opens a new link and says anew how it and its pods
+//! are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,20 +14,23 @@ use kube::api::ListParams;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::METRICS;
 use crate::node_link::{Hub, call};
 
-/// A node is lost after this long without a message.
-const SILENCE: Duration = Duration::from_secs(10);
-/// A node that has closed its connection may come back within this long.
+/// A node that has closed its link may come back within this long.
 const RECONNECT: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_secs(1);
-const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const LOOK: Duration = Duration::from_millis(500);
 
-/// Watches connections until told to stop. Nodes that were connected to an earlier leader get the time to reconnect.
-pub(crate) async fn run(client: kube::Client, hub: Arc<Hub>, stop: CancellationToken) {
+/// Watches links until told to stop. `grace` is for how long a node may be silent.
+pub(crate) async fn run(
+    client: kube::Client,
+    hub: Arc<Hub>,
+    grace: Duration,
+    stop: CancellationToken,
+) {
     let mut changes = hub.changes();
     let mut ticks = tokio::time::interval(LOOK);
-    let mut absent_since: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut presence = Presence::new(grace);
     let mut known: Option<Vec<String>> = None;
     loop {
         tokio::select! {
@@ -36,90 +40,112 @@ pub(crate) async fn run(client: kube::Client, hub: Arc<Hub>, stop: CancellationT
         }
         let silence = hub.silence();
         // Nothing to ask the API for while the nodes that were heard last time still are.
-        let calm = absent_since.is_empty() && silence.values().all(|age| *age < SILENCE);
+        let calm = presence.is_calm() && silence.values().all(|age| *age < grace);
         let names: Vec<String> = silence.keys().cloned().collect();
         if calm && known.as_ref() == Some(&names) {
             continue;
         }
-        known = Some(names);
-        if let Err(error) = look(&client, &silence, &mut absent_since).await {
-            tracing::warn!(error = format!("{error:#}"), "looking after nodes");
+        match look(&client, &hub, &silence, &mut presence).await {
+            Ok(()) => known = Some(names),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "looking after nodes"),
         }
     }
 }
 
 async fn look(
     client: &kube::Client,
+    hub: &Hub,
     silence: &BTreeMap<String, Duration>,
-    absent_since: &mut BTreeMap<String, Instant>,
+    presence: &mut Presence,
 ) -> Result<()> {
     let nodes = Api::<Node>::all(client.clone())
         .list(&ListParams::default())
         .await?;
-    for node in nodes {
-        let Some(name) = node.metadata.name.clone() else {
-            continue;
-        };
-        let heard = silence.get(&name).is_some_and(|age| *age < SILENCE);
-        let value = serde_json::to_value(&node)?;
-        let tainted = taints(&value)
-            .iter()
-            .any(|taint| taint["key"] == UNREACHABLE);
-        if heard {
-            absent_since.remove(&name);
-            if tainted {
-                set_taints(client, &name, |taints| {
-                    taints.retain(|taint| taint["key"] != UNREACHABLE)
-                })
-                .await?;
-            }
-            continue;
+    let now = Instant::now();
+    let mut routing = Vec::new();
+    let mut lost = Vec::new();
+    let names: Vec<String> = nodes
+        .iter()
+        .filter_map(|node| node.metadata.name.clone())
+        .collect();
+    presence.only(&names);
+    for (node, name) in nodes.iter().zip(&names) {
+        match presence.is_lost(name, silence.get(name).copied(), now) {
+            false => routing.push(name.clone()),
+            true if is_unknown(node) => {}
+            true => lost.push(name),
         }
-        let since = *absent_since
-            .entry(name.clone())
-            .or_insert_with(Instant::now);
-        if since.elapsed() < RECONNECT || tainted {
-            continue;
-        }
-        tracing::warn!(node = name, "the node is silent: marked as lost");
-        mark_unknown(client, &name).await?;
-        let now = gantry_api::time::seconds(
-            i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0),
-        );
-        set_taints(client, &name, |taints| {
-            for effect in ["NoSchedule", "NoExecute"] {
-                taints.push(json!({"key": UNREACHABLE, "effect": effect, "timeAdded": now}));
-            }
-        })
-        .await?;
+    }
+    hub.expect(routing);
+    for name in lost {
+        tracing::warn!(node = name, "the node is silent: it is given up");
+        METRICS.nodes_lost.inc();
+        // Should it be heard again, it has to say everything anew.
+        hub.disconnect(name);
+        mark_unknown(client, name).await?;
     }
     Ok(())
 }
 
-fn taints(node: &Value) -> Vec<Value> {
-    node["spec"]["taints"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
+/// Since when nodes have not been linked.
+struct Presence {
+    grace: Duration,
+    absent: BTreeMap<String, Instant>,
+    /// Those that have been linked to this server: they know where to come back to.
+    seen: BTreeSet<String>,
 }
 
-async fn set_taints(
-    client: &kube::Client,
-    name: &str,
-    change: impl FnOnce(&mut Vec<Value>),
-) -> Result<()> {
-    let path = format!("/api/v1/nodes/{name}");
-    let mut node = read(client, &path).await?;
-    let mut taints = taints(&node);
-    change(&mut taints);
-    node["spec"]["taints"] = Value::Array(taints);
-    call(client, Method::PUT, &path, &node).await?;
-    Ok(())
+impl Presence {
+    fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            absent: BTreeMap::new(),
+            seen: BTreeSet::new(),
+        }
+    }
+
+    fn is_calm(&self) -> bool {
+        self.absent.is_empty()
+    }
+
+    /// Forgets nodes that are no more.
+    fn only(&mut self, names: &[String]) {
+        self.absent.retain(|name, _| names.contains(name));
+        self.seen.retain(|name| names.contains(name));
+    }
+
+    /// Whether a node is to be given up, by how long its link has been silent; `None` without a link.
+    fn is_lost(&mut self, name: &str, silence: Option<Duration>, now: Instant) -> bool {
+        if let Some(silence) = silence {
+            self.absent.remove(name);
+            self.seen.insert(name.to_owned());
+            return silence >= self.grace;
+        }
+        let since = *self.absent.entry(name.to_owned()).or_insert(now);
+        // One that was linked to an earlier leader may still be waiting for that one's answer.
+        let limit = match self.seen.contains(name) {
+            true => RECONNECT.min(self.grace),
+            false => self.grace,
+        };
+        now.duration_since(since) >= limit
+    }
+}
+
+fn is_unknown(node: &Node) -> bool {
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
 }
 
 async fn mark_unknown(client: &kube::Client, name: &str) -> Result<()> {
     let path = format!("/api/v1/nodes/{name}");
-    let mut node = read(client, &path).await?;
+    let request = http::Request::get(&path).body(Vec::new())?;
+    let mut node: Value = client.request(request).await?;
     let now = gantry_api::time::seconds(
         i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0),
     );
@@ -139,7 +165,37 @@ async fn mark_unknown(client: &kube::Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn read(client: &kube::Client, path: &str) -> Result<Value> {
-    let request = http::Request::get(path).body(Vec::new())?;
-    Ok(client.request(request).await?)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_closed_link_has_three_seconds_and_a_silent_one_the_grace_period() {
+        let mut presence = Presence::new(GRACE);
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let silent = |seconds| Some(Duration::from_secs(seconds));
+        assert!(!presence.is_lost("a", silent(9), after(0)));
+        assert!(presence.is_lost("a", silent(10), after(1)));
+        assert!(!presence.is_lost("a", silent(0), after(2)));
+        assert!(!presence.is_lost("a", None, after(3)));
+        assert!(!presence.is_calm());
+        assert!(!presence.is_lost("a", None, after(5)));
+        assert!(presence.is_lost("a", None, after(6)));
+        assert!(!presence.is_lost("a", silent(0), after(7)));
+        assert!(presence.is_calm());
+    }
+
+    #[test]
+    fn a_node_of_an_earlier_leader_has_the_whole_grace_period() {
+        let mut presence = Presence::new(GRACE);
+        let start = Instant::now();
+        assert!(!presence.is_lost("a", None, start));
+        assert!(!presence.is_lost("a", None, start + Duration::from_secs(9)));
+        assert!(presence.is_lost("a", None, start + GRACE));
+        presence.only(&[]);
+        assert!(presence.is_calm());
+    }
 }

@@ -71,6 +71,8 @@ pub struct ServerConfig {
     pub backups: BackupSchedule,
     /// How long the certificates last that it issues.
     pub certificate_life: Duration,
+    /// For how long a node may be silent before it is given up.
+    pub node_grace: Duration,
 }
 
 /// A cluster to join.
@@ -361,6 +363,7 @@ impl Server {
             hub: server.hub.clone(),
             roster: server.roster.clone(),
             trusted: server.certificates.trusted(),
+            node_grace: config.node_grace,
         };
         server.tasks.spawn(lead.run(server.stop.clone()));
         let scheduled = ScheduledBackups {
@@ -500,6 +503,7 @@ struct Lead {
     hub: Arc<Hub>,
     roster: Roster,
     trusted: watch::Receiver<String>,
+    node_grace: Duration,
 }
 
 impl Lead {
@@ -555,6 +559,7 @@ impl Lead {
             node_monitor::run(
                 client_of("system:node-link"),
                 self.hub.clone(),
+                self.node_grace,
                 stop.clone()
             ),
             level::run(self.store.clone(), self.roster.clone(), stop.clone()),

@@ -38,3 +38,4 @@ mod streams;
 pub use agent::{Agent, teardown};
 pub use config::AgentConfig;
 pub use identity::NodeIdentity;
+pub use local_api::relay_api;

@@ -27,16 +27,18 @@ use crate::reports::Reports;
 use crate::servers::Servers;
 use crate::streams::Streams;
 
-const HEARTBEAT: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 pings find a dead server that TCP would take minutes to miss.
-const PING: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// HTTP/2 pings find a dead server that TCP would take minutes to miss; together with the answer's time limit before
+/// another server gives this node up.
+const PING: Duration = Duration::from_secs(2);
+const PONG: Duration = Duration::from_secs(4);
 /// What one stream may have on its way, unread. The connection's own window has room for all of the streams that a
 /// server takes, so that streams which nobody reads never keep the link itself from being heard.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1000 * STREAM_WINDOW;
 const FIRST_DELAY: Duration = Duration::from_millis(50);
-const LONGEST_DELAY: Duration = Duration::from_secs(5);
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
 const QUEUE: usize = 64;
 /// Pods with large specifications; the store takes no object as large.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -223,6 +225,9 @@ impl Link {
                 Some(server_message::Message::CloseStream(close)) => {
                     self.streams.close(&close.stream_id);
                 }
+                Some(server_message::Message::ServicesEverywhere(done)) => {
+                    self.reports.services_everywhere(done.revision);
+                }
                 None => {}
             }
         }
@@ -257,7 +262,7 @@ async fn dial(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(PING)
-        .keep_alive_timeout(PING)
+        .keep_alive_timeout(PONG)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true);
     let connector = tower::service_fn(move |_| {

@@ -29,6 +29,17 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
+/// Relays connections on an address to whichever of some servers answers, until stopped.
+pub async fn relay_api(
+    address: SocketAddr,
+    servers: Vec<SocketAddr>,
+    stop: CancellationToken,
+) -> Result<()> {
+    let listener = bind(address).await?;
+    serve(listener, Servers::new(servers), stop).await;
+    Ok(())
+}
+
 /// Relays until stopped.
 pub(crate) async fn serve(listener: TcpListener, servers: Servers, stop: CancellationToken) {
     let mut relays = JoinSet::new();

@@ -2,16 +2,16 @@
 //!
 //! Statuses are level-triggered: only the latest of each pod is kept, so that a burst becomes one message.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use gantry_rpc::node::{
-    AgentMessage, EventRecord, PodStatuses, PodTerminated, ServicesProgrammed, agent_message,
+    AgentMessage, AwaitServices, EventRecord, NodeStatus, PodStatus, PodStatuses, PodTerminated,
+    ServicesProgrammed, agent_message,
 };
-use gantry_rpc::node::{NodeStatus, PodStatus};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Events kept while no server answers; the oldest go first.
 const MAX_EVENTS: usize = 512;
@@ -24,6 +24,9 @@ struct Pending {
     newly_terminated: Vec<String>,
     events: VecDeque<bytes::Bytes>,
     programmed: Option<u64>,
+    /// Revisions at which pods wait for all nodes, and those of them that the server has not been asked about.
+    awaited: BTreeSet<u64>,
+    newly_awaited: BTreeSet<u64>,
     node_status: Option<bytes::Bytes>,
 }
 
@@ -32,6 +35,8 @@ pub struct Reports {
     node: String,
     pending: Mutex<Pending>,
     wake: Notify,
+    /// The newest revision that every node's rules reflect, as far as this node was told.
+    everywhere: watch::Sender<u64>,
 }
 
 /// Whether an Event tells of trouble.
@@ -50,6 +55,7 @@ impl Reports {
             node: node.to_owned(),
             pending: Mutex::default(),
             wake: Notify::new(),
+            everywhere: watch::Sender::new(0),
         }
     }
 
@@ -178,6 +184,34 @@ impl Reports {
         self.wake.notify_one();
     }
 
+    /// Returns when the rules of every node of the cluster reflect a revision; for ever waits who asks while no server
+    /// answers.
+    pub async fn programmed_everywhere(&self, revision: u64) {
+        let mut everywhere = self.everywhere.subscribe();
+        if *everywhere.borrow() >= revision {
+            return;
+        }
+        {
+            let mut pending = self.pending.lock();
+            if pending.awaited.insert(revision) {
+                pending.newly_awaited.insert(revision);
+            }
+        }
+        self.wake.notify_one();
+        // The sender lives as long as this.
+        everywhere.wait_for(|told| *told >= revision).await.ok();
+    }
+
+    /// The server says that the rules of every node reflect a revision.
+    pub fn services_everywhere(&self, revision: u64) {
+        let mut pending = self.pending.lock();
+        pending.awaited = pending.awaited.split_off(&revision.saturating_add(1));
+        pending.newly_awaited.retain(|awaited| *awaited > revision);
+        drop(pending);
+        self.everywhere
+            .send_modify(|told| *told = (*told).max(revision));
+    }
+
     /// The node's status, as JSON.
     pub fn node_status(&self, status: Vec<u8>) {
         self.pending.lock().node_status = Some(status.into());
@@ -189,6 +223,7 @@ impl Reports {
         let mut pending = self.pending.lock();
         pending.changed = pending.latest.keys().cloned().collect();
         pending.newly_terminated = pending.terminated.keys().cloned().collect();
+        pending.newly_awaited = pending.awaited.clone();
         drop(pending);
         self.wake.notify_one();
     }
@@ -236,6 +271,12 @@ impl Reports {
                 ServicesProgrammed { revision },
             ));
         }
+        // After what this node has programmed itself.
+        messages.extend(
+            std::mem::take(&mut pending.newly_awaited)
+                .into_iter()
+                .map(|revision| agent_message::Message::AwaitServices(AwaitServices { revision })),
+        );
         if let Some(status) = pending.node_status.take() {
             messages.push(agent_message::Message::NodeStatus(NodeStatus { status }));
         }
@@ -255,6 +296,33 @@ mod tests {
     fn pod(name: &str) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": name, "namespace": "d", "uid": name}}))
             .unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_all_nodes_asks_once_a_link_and_is_woken() {
+        let reports = std::sync::Arc::new(Reports::new("n"));
+        let waiting = tokio::spawn({
+            let reports = reports.clone();
+            async move { reports.programmed_everywhere(7).await }
+        });
+        let asked = |messages: Vec<AgentMessage>| match messages[..] {
+            [
+                AgentMessage {
+                    message: Some(agent_message::Message::AwaitServices(AwaitServices { revision })),
+                },
+            ] => revision,
+            _ => panic!("{messages:?}"),
+        };
+        assert_eq!(asked(reports.next().await), 7);
+        reports.link_opened();
+        assert_eq!(asked(reports.next().await), 7);
+        reports.services_everywhere(6);
+        assert!(!waiting.is_finished());
+        reports.services_everywhere(8);
+        waiting.await.unwrap();
+        reports.programmed_everywhere(8).await;
+        reports.link_opened();
+        assert!(reports.take().is_empty());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 //! - [`NftServiceRules`] programs services into nftables, sending only what changed.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
+//! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
@@ -27,6 +28,7 @@ mod hosts;
 mod ipam;
 mod leases;
 mod links;
+mod local_hosts;
 mod names;
 mod netlink;
 mod netns;
@@ -43,6 +45,7 @@ pub use dns::DnsServer;
 pub use error::NetworkError;
 pub use fake::{FakeDns, FakePodNetwork, FakeServiceRules};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
+pub use local_hosts::{LocalHost, LocalHosts};
 pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use traits::*;

@@ -386,7 +386,7 @@ fn drop_other_addresses(
     Ok(())
 }
 
-fn add_address(doing: &str, link: u32, address: Ipv4Addr, prefix: u8) -> Change {
+pub(crate) fn add_address(doing: &str, link: u32, address: Ipv4Addr, prefix: u8) -> Change {
     let mut message = AddressMessageBuilder::<Ipv4Addr>::new()
         .index(link)
         .address(address, prefix)

@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gantry_rpc::node::{CloseStream, OpenStream, ServerMessage, StreamFrame, server_message};
+use gantry_rpc::node::{
+    CloseStream, OpenStream, ServerMessage, ServicesEverywhere, StreamFrame, server_message,
+};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
+
+use super::routing::{Everywhere, Routing};
+use crate::metrics::METRICS;
 
 /// Frames buffered per direction of a stream, before the sender waits.
 const STREAM_BUFFER: usize = 16;
@@ -52,6 +57,7 @@ pub(crate) struct Hub {
     generations: AtomicU64,
     /// Bumped whenever a node comes or goes.
     changed: watch::Sender<u64>,
+    routing: Mutex<Routing>,
 }
 
 impl Hub {
@@ -70,8 +76,15 @@ impl Hub {
                 last_heard: Instant::now(),
             },
         );
-        self.changed.send_modify(|count| *count += 1);
+        self.routing.lock().joined(node);
+        self.count_changed();
         generation
+    }
+
+    fn count_changed(&self) {
+        let connected = i64::try_from(self.nodes.lock().len()).unwrap_or(i64::MAX);
+        METRICS.nodes_connected.set(connected);
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Forgets a connection, unless a newer one has taken its place.
@@ -82,7 +95,21 @@ impl Hub {
             .is_some_and(|connection| connection.generation == generation)
         {
             nodes.remove(node);
-            self.changed.send_modify(|count| *count += 1);
+            drop(nodes);
+            self.routing.lock().left(node);
+            self.count_changed();
+        }
+    }
+
+    /// Ends the connection of a node, which opens another if it lives.
+    pub(crate) fn disconnect(&self, node: &str) {
+        let removed = self.nodes.lock().remove(node);
+        if let Some(connection) = removed {
+            let status = Status::unavailable("this node was silent for too long");
+            // A connection with a full queue ends when its session does.
+            connection.down.try_send(Err(status)).ok();
+            self.routing.lock().left(node);
+            self.count_changed();
         }
     }
 
@@ -93,13 +120,55 @@ impl Hub {
             // A connection with a full queue ends when its session does.
             connection.down.try_send(Err(status)).ok();
         }
-        self.changed.send_modify(|count| *count += 1);
+        *self.routing.lock() = Routing::default();
+        self.count_changed();
     }
 
     /// Notes that a node is alive.
     pub(crate) fn heard(&self, node: &str) {
         if let Some(connection) = self.nodes.lock().get_mut(node) {
             connection.last_heard = Instant::now();
+        }
+    }
+
+    /// The nodes whose rules count, see [`Routing::expect`].
+    pub(crate) fn expect(&self, nodes: impl IntoIterator<Item = String>) {
+        let answers = self.routing.lock().expect(nodes);
+        self.tell(answers);
+    }
+
+    /// A change of a Service or EndpointSlice is on its way to a node.
+    pub(crate) fn sending_services(&self, revision: u64) {
+        self.routing.lock().sending(revision, Instant::now());
+    }
+
+    /// A node's rules reflect a revision.
+    pub(crate) fn programmed(&self, node: &str, revision: u64) {
+        let answers = self.routing.lock().programmed(node, revision);
+        self.tell(answers);
+    }
+
+    /// A node wants to know when every node's rules reflect a revision.
+    pub(crate) fn await_services(&self, node: &str, revision: u64) {
+        let answers = self.routing.lock().wait(node, revision);
+        self.tell(answers);
+    }
+
+    fn tell(&self, answers: Vec<Everywhere>) {
+        let nodes = self.nodes.lock();
+        for Everywhere { node, revision } in answers {
+            let Some(connection) = nodes.get(&node) else {
+                continue;
+            };
+            let message = ServerMessage {
+                message: Some(server_message::Message::ServicesEverywhere(
+                    ServicesEverywhere { revision },
+                )),
+            };
+            // One with a full queue does without: its pods wait for their time limit.
+            if connection.down.try_send(Ok(message)).is_err() {
+                tracing::debug!(node, revision, "the node is too busy to be answered");
+            }
         }
     }
 

@@ -120,7 +120,8 @@ impl Reports {
             }
             agent_message::Message::Hello(_)
             | agent_message::Message::Heartbeat(_)
-            | agent_message::Message::ServicesProgrammed(_) => {}
+            | agent_message::Message::ServicesProgrammed(_)
+            | agent_message::Message::AwaitServices(_) => {}
         }
     }
 

@@ -97,6 +97,7 @@ impl NodeLink for LinkService {
         let session = Session {
             node: node.clone(),
             store: self.store.clone(),
+            hub: self.hub.clone(),
             roster: self.roster.clone(),
             down: down.clone(),
             needs: Needs::default(),
@@ -112,8 +113,15 @@ impl NodeLink for LinkService {
             // A message or its absence: any error means that the connection is gone.
             while let Ok(Some(message)) = up.message().await {
                 hub.heard(&node);
-                if let Some(message) = message.message {
-                    reports.take(&node, message);
+                match message.message {
+                    Some(agent_message::Message::ServicesProgrammed(done)) => {
+                        hub.programmed(&node, done.revision);
+                    }
+                    Some(agent_message::Message::AwaitServices(asked)) => {
+                        hub.await_services(&node, asked.revision);
+                    }
+                    Some(message) => reports.take(&node, message),
+                    None => {}
                 }
             }
             hub.disconnected(&node, generation);
@@ -209,6 +217,7 @@ fn table_of(resource: Resource) -> Option<Table> {
 struct Session {
     node: String,
     store: Store,
+    hub: Arc<Hub>,
     roster: Roster,
     down: mpsc::Sender<Result<ServerMessage, Status>>,
     needs: Needs,
@@ -311,6 +320,12 @@ impl Session {
                     }
                     false => Ok(()),
                 }
+            }
+            Resource::Service | Resource::EndpointSlice => {
+                self.hub
+                    .sending_services(event.entry.modify_revision.0);
+                self.object(resource, &event.key, &event.entry, event.deleted)
+                    .await
             }
             _ => {
                 self.object(resource, &event.key, &event.entry, event.deleted)

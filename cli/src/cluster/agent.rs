@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use gantry_agent::{Agent, AgentConfig, NodeIdentity, identity};
+use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
 use super::{Place, daemon, default_node_name, require_root, server, up};
@@ -17,10 +18,73 @@ pub(crate) struct Settings {
     pub(crate) data_dir: PathBuf,
     pub(crate) address: Ipv4Addr,
     pub(crate) local_api: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) marks: Marks,
 }
 
 /// Where clients on a node reach the API, unless told otherwise.
 pub(crate) const LOCAL_API: &str = "127.0.0.1:6444";
+
+/// Where a node's metrics are read, unless told otherwise.
+pub(crate) const METRICS: &str = "127.0.0.1:10249";
+
+/// What tells a node from others.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Marks {
+    /// A label of the node; may be given several times
+    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// A taint that a new node begins with; may be given several times
+    #[arg(long = "node-taint", value_name = "KEY[=VALUE]:EFFECT", value_parser = taint)]
+    taints: Vec<Taint>,
+}
+
+impl Marks {
+    /// As another process of this program is told them.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let labels = self.labels.iter();
+        let labels = labels.flat_map(|(key, value)| ["--node-label".to_owned(), format!("{key}={value}")]);
+        let taints = self.taints.iter().flat_map(|taint| {
+            let value = taint.value.as_deref().unwrap_or_default();
+            let text = format!("{}={value}:{}", taint.key, taint.effect);
+            ["--node-taint".to_owned(), text]
+        });
+        labels.chain(taints).collect()
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let Some((key, value)) = text.split_once('=') else {
+        return Err(format!("\"{text}\" is not of the form KEY=VALUE"));
+    };
+    let wrong = gantry_api::names::is_qualified_name(key)
+        .into_iter()
+        .chain(gantry_api::names::is_label_value(value))
+        .next();
+    match wrong {
+        Some(wrong) => Err(format!("label \"{text}\": {wrong}")),
+        None => Ok((key.to_owned(), value.to_owned())),
+    }
+}
+
+fn taint(text: &str) -> Result<Taint, String> {
+    const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+    let parts = text.rsplit_once(':').filter(|(_, effect)| EFFECTS.contains(effect));
+    let Some((mark, effect)) = parts else {
+        return Err(format!(
+            "\"{text}\" is not of the form KEY[=VALUE]:EFFECT, with an effect of {}",
+            EFFECTS.join(", ")
+        ));
+    };
+    let (key, value) = mark.split_once('=').unwrap_or((mark, ""));
+    label(&format!("{key}={value}"))?;
+    Ok(Taint {
+        key: key.to_owned(),
+        value: Some(value.to_owned()).filter(|value| !value.is_empty()),
+        effect: effect.to_owned(),
+        time_added: None,
+    })
+}
 
 /// Run a node's agent, in the foreground
 #[derive(Debug, clap::Args)]
@@ -48,6 +112,11 @@ pub(crate) struct AgentCommand {
     /// Where clients on this node reach the API, through whichever server lives; on loopback
     #[arg(long, value_name = "ADDRESS:PORT", default_value = LOCAL_API)]
     local_api: SocketAddr,
+    /// Where Prometheus reads the node's metrics
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = METRICS)]
+    metrics: SocketAddr,
+    #[command(flatten)]
+    marks: Marks,
 }
 
 /// The agent's configuration, derived from its data directory alone but for who it is.
@@ -58,6 +127,9 @@ fn config(settings: Settings) -> AgentConfig {
         identity: settings.identity,
         node_address: settings.address,
         local_api: Some(settings.local_api),
+        metrics: Some(settings.metrics),
+        labels: settings.marks.labels.into_iter().collect(),
+        taints: settings.marks.taints,
         ..AgentConfig::in_directory(&settings.data_dir)
     }
 }
@@ -90,6 +162,8 @@ impl AgentCommand {
             data_dir: self.place.data_dir.join("agent"),
             address: self.address.unwrap_or_else(up::default_address),
             local_api: self.local_api,
+            metrics: self.metrics,
+            marks: self.marks.clone(),
         };
         let stop = CancellationToken::new();
         let running = run(settings, stop.clone());
@@ -161,4 +235,26 @@ fn identity_of(
             kubeconfig: Some(path.to_owned()),
         },
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_taints_are_read_or_refused_with_their_form() {
+        assert_eq!(label("zone=a"), Ok(("zone".to_owned(), "a".to_owned())));
+        let tainted = taint("dedicated=gpu:NoSchedule").expect("a taint");
+        assert_eq!((tainted.key.as_str(), tainted.value.as_deref()), ("dedicated", Some("gpu")));
+        assert_eq!(taint("spot:NoExecute").expect("a taint").value, None);
+        for (refused, words) in [
+            (label("zone").err(), "KEY=VALUE"),
+            (label("a b=c").err(), "a b=c"),
+            (taint("spot").err(), "KEY[=VALUE]:EFFECT"),
+            (taint("spot:Never").err(), "NoSchedule"),
+        ] {
+            let refused = refused.expect(words);
+            assert!(refused.contains(words), "{refused}");
+        }
+    }
 }

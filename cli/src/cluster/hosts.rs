@@ -406,7 +406,9 @@ impl Supervisor<'_> {
             .arg(&directory)
             .args(["--node-name", &name(number)])
             .args(["--address", &host.address.to_string()])
-            .args(["--local-api", &self.up.local_api.to_string()]);
+            .args(["--local-api", &self.up.local_api.to_string()])
+            .args(["--metrics", &self.up.metrics.to_string()])
+            .args(self.up.marks.arguments());
         if let Some(token) = token {
             let first = SocketAddr::new(self.hosts[0].address.into(), port);
             command.args(["--join", &first.to_string(), "--token", token]);

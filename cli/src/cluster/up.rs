@@ -45,6 +45,9 @@ pub(crate) struct Up {
     /// Where clients on this machine reach the API, through whichever server lives; on loopback
     #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::LOCAL_API)]
     pub(super) local_api: SocketAddr,
+    /// Where Prometheus reads the node's metrics
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::METRICS)]
+    pub(super) metrics: SocketAddr,
     /// Make this many hosts on this machine, each a node of the cluster
     #[arg(long, value_name = "NUMBER")]
     pub(super) nodes: Option<u8>,
@@ -57,6 +60,8 @@ pub(crate) struct Up {
     /// The network namespace to run in, as '--nodes' makes them
     #[arg(long, hide = true, value_name = "FILE")]
     pub(crate) netns: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) marks: agent::Marks,
     #[command(flatten)]
     join: server::Join,
     #[command(flatten)]
@@ -253,6 +258,8 @@ impl Up {
             data_dir: self.place.data_dir.join("agent"),
             address,
             local_api: self.local_api,
+            metrics: self.metrics,
+            marks: self.marks.clone(),
         };
         let agent = tokio::spawn(agent::run(agent, stop.clone()));
         let serving = tokio::spawn(server.run(stop.clone()));

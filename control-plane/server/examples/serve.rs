@@ -28,6 +28,7 @@ async fn main() -> anyhow::Result<()> {
         join: None,
         backups: BackupSchedule::default(),
         certificate_life: gantry_server::CERTIFICATE_LIFE,
+        node_grace: std::time::Duration::from_secs(10),
     })
     .await?;
     let kubeconfig = data_dir.join("admin.kubeconfig");

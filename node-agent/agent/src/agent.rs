@@ -25,6 +25,7 @@ use crate::image_gc::{self, ImageCollector};
 use crate::image_service;
 use crate::link::Link;
 use crate::local_api;
+use crate::metrics;
 use crate::node::Machine;
 use crate::pod::{Manager, Node};
 use crate::presence::{self, Presence};
@@ -56,6 +57,10 @@ impl Agent {
             Some(address) => Some(local_api::bind(address).await?),
             None => None,
         };
+        let metrics = match config.metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
         prepare_directories(&config)?;
         let credentials = Credentials::new(&config.node_name, config.identity.clone())?;
         let machine = Machine::here(&config.data_dir);
@@ -77,6 +82,9 @@ impl Agent {
         }
         if let Some(listener) = local_api {
             tasks.spawn(local_api::serve(listener, servers.clone(), stop.clone()));
+        }
+        if let Some(listener) = metrics {
+            tasks.spawn(metrics::serve(listener, stop.clone()));
         }
 
         let socket = config.image_socket();

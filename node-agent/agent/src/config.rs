@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::core::v1::Taint;
+
 use crate::identity::NodeIdentity;
 
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
@@ -16,12 +18,16 @@ pub struct AgentConfig {
     pub servers: Vec<SocketAddr>,
     /// Where clients on this node reach the API; `None` for nowhere.
     pub local_api: Option<SocketAddr>,
+    /// Where the node's metrics are read; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How the node and the cluster recognise each other.
     pub identity: NodeIdentity,
     /// The address other nodes reach this one at.
     pub node_address: Ipv4Addr,
     /// Labels of the Node object beside the usual ones.
     pub labels: BTreeMap<String, String>,
+    /// What the Node object is tainted with when it is made; later it is the cluster's own.
+    pub taints: Vec<Taint>,
     /// State that survives a reboot: images, journals, logs, checkpoints.
     pub data_dir: PathBuf,
     /// Sockets, shims and checkpointed secrets; on a tmpfs.
@@ -46,9 +52,11 @@ impl AgentConfig {
             node_name: String::new(),
             servers: Vec::new(),
             local_api: None,
+            metrics: None,
             identity: NodeIdentity::default(),
             node_address: Ipv4Addr::LOCALHOST,
             labels: BTreeMap::new(),
+            taints: Vec::new(),
             data_dir: data_dir.to_owned(),
             run_dir: Path::new("/run/gantry").join(&prefix),
             cgroup_root: Path::new("/gantry").join(&prefix),

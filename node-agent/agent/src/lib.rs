@@ -29,6 +29,7 @@ pub mod volumes;
 mod image_gc;
 mod image_service;
 mod link;
+mod metrics;
 mod node;
 mod pod;
 mod presence;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use gantry_image::Image;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Value, json};
 
 use crate::pressure::{Condition, meminfo};
@@ -54,6 +54,7 @@ pub(crate) struct Description<'a> {
     pub(crate) address: Ipv4Addr,
     /// Beside the usual ones.
     pub(crate) labels: &'a BTreeMap<String, String>,
+    pub(crate) taints: &'a [Taint],
     pub(crate) machine: Machine,
     /// Pods this node takes.
     pub(crate) pods: u32,
@@ -142,6 +143,7 @@ pub(crate) fn describe(node: &Description<'_>) -> Value {
             "name": node.name,
             "labels": labels,
         },
+        "spec": {"taints": node.taints},
         "status": {
             "capacity": capacity,
             "allocatable": capacity,
@@ -189,6 +191,7 @@ mod tests {
                 name: "n",
                 address: Ipv4Addr::LOCALHOST,
                 labels: &BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+                taints: &[],
                 machine: Machine {
                     cpus: 2,
                     memory_bytes: 1 << 30,

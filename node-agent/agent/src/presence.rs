@@ -95,6 +95,7 @@ impl Presence {
             name: &self.config.node_name,
             address: self.config.node_address,
             labels: &self.config.labels,
+            taints: &self.config.taints,
             machine: self.machine,
             pods: self.config.max_pods,
             pressures: state.pressures.conditions(),

@@ -1,0 +1,217 @@
+//! What the node tells Prometheus: programming of services, endpoints, connection tracking, peers; and the page with it.
+//! Names are Kubernetes' where it has one.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntGauge, TextEncoder, exponential_buckets,
+};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Scrapes at once; further ones wait.
+const CONNECTIONS: usize = 64;
+/// A client that is slower than this is let go.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack";
+
+/// The metrics of every agent of this process together.
+pub(crate) struct Metrics {
+    /// One transaction of service rules.
+    pub(crate) sync: Histogram,
+    /// From the arrival of a change to the acknowledgement of its rules.
+    pub(crate) programming: Histogram,
+    pub(crate) sync_failures: IntCounter,
+    pub(crate) endpoints: IntGauge,
+    pub(crate) services: IntGauge,
+    conntrack_entries: IntGauge,
+    conntrack_limit: IntGauge,
+    pub(crate) peers: IntGauge,
+    pub(crate) overlay_errors: IntGauge,
+    pub(crate) overlay_dropped: IntGauge,
+    pub(crate) drain_timeouts: IntCounter,
+}
+
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+    sync: histogram(
+        "kubeproxy_sync_proxy_rules_duration_seconds",
+        "How long one transaction of service rules took.",
+    ),
+    programming: histogram(
+        "kubeproxy_network_programming_duration_seconds",
+        "From the arrival of a changed Service or EndpointSlice on this node until the kernel's rules reflect it.",
+    ),
+    sync_failures: counter(
+        "gantry_network_sync_failures_total",
+        "Transactions of service rules that the kernel refused, and that were tried again.",
+    ),
+    endpoints: gauge(
+        "gantry_network_endpoints",
+        "Endpoints that this node's service rules lead to.",
+    ),
+    services: gauge(
+        "gantry_network_services",
+        "Services with rules on this node.",
+    ),
+    conntrack_entries: gauge(
+        "node_nf_conntrack_entries",
+        "Connections that this node's kernel tracks.",
+    ),
+    conntrack_limit: gauge(
+        "node_nf_conntrack_entries_limit",
+        "Connections that it can track.",
+    ),
+    peers: gauge(
+        "gantry_overlay_peers",
+        "Other nodes that this node has routes to.",
+    ),
+    overlay_errors: gauge(
+        "gantry_overlay_errors",
+        "Packets that the overlay's device could not send or receive, since it was made.",
+    ),
+    overlay_dropped: gauge(
+        "gantry_overlay_dropped",
+        "Packets that the overlay's device dropped, since it was made.",
+    ),
+    drain_timeouts: counter(
+        "gantry_pod_drain_timeouts_total",
+        "Pods stopped before every node had acknowledged that it sends them nothing any more.",
+    ),
+});
+
+fn histogram(name: &str, help: &str) -> Histogram {
+    let buckets = exponential_buckets(0.000_5, 2.0, 16).expect("the bounds are positive");
+    let options = HistogramOpts::new(name, help).buckets(buckets);
+    registered(Histogram::with_opts(options).expect("the name is well-formed"))
+}
+
+fn gauge(name: &str, help: &str) -> IntGauge {
+    registered(IntGauge::new(name, help).expect("the name is well-formed"))
+}
+
+fn counter(name: &str, help: &str) -> IntCounter {
+    registered(IntCounter::new(name, help).expect("the name is well-formed"))
+}
+
+fn registered<M: Collector + Clone + 'static>(metric: M) -> M {
+    if let Err(error) = prometheus::register(Box::new(metric.clone())) {
+        tracing::warn!(%error, "a metric of the node is not exposed");
+    }
+    metric
+}
+
+/// A number that the kernel shows; absent without connection tracking.
+fn read(path: &str) -> Option<i64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The page, with what is read off the kernel at this moment.
+fn render() -> Result<Vec<u8>> {
+    for (gauge, file) in [
+        (&METRICS.conntrack_entries, "count"),
+        (&METRICS.conntrack_limit, "max"),
+    ] {
+        if let Some(value) = read(&format!("{CONNTRACK}_{file}")) {
+            gauge.set(value);
+        }
+    }
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&prometheus::gather(), &mut text)?;
+    Ok(text)
+}
+
+fn answer(path: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    match path {
+        "/healthz" => *response.body_mut() = Full::from("ok"),
+        "/metrics" => match render() {
+            Ok(text) => {
+                *response.body_mut() = Full::from(text);
+                let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            }
+            Err(error) => {
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                *response.body_mut() = Full::from(format!("{error:#}\n"));
+            }
+        },
+        _ => *response.status_mut() = StatusCode::NOT_FOUND,
+    }
+    response
+}
+
+/// Takes the port.
+pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listening on {address} for readers of the node's metrics: choose another address with --metrics")
+    })
+}
+
+/// Serves `/metrics` and `/healthz` until stopped.
+pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of descriptors, most likely: others will close theirs.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        connections.spawn(async move {
+            let service = service_fn(async |request: http::Request<hyper::body::Incoming>| {
+                Ok::<_, Infallible>(answer(request.uri().path()))
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(READ_WITHIN)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a reader of the node's metrics");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn body(path: &str) -> (StatusCode, String) {
+        let response = answer(path);
+        let status = response.status();
+        let bytes = response.into_body().collect().await.expect("a body");
+        (status, String::from_utf8(bytes.to_bytes().to_vec()).expect("text"))
+    }
+
+    #[tokio::test]
+    async fn the_page_has_what_is_counted() {
+        METRICS.endpoints.set(3);
+        METRICS.sync.observe(0.001);
+        let (status, text) = body("/metrics").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(text.contains("gantry_network_endpoints 3"), "{text}");
+        assert!(
+            text.contains("kubeproxy_sync_proxy_rules_duration_seconds_count"),
+            "{text}"
+        );
+        assert_eq!(body("/healthz").await.1, "ok");
+        assert_eq!(body("/else").await.0, StatusCode::NOT_FOUND);
+    }
+}

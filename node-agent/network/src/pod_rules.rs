@@ -180,6 +180,8 @@ mod tests {
             cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/12".parse().unwrap(),
             data_dir: "/d".into(),
+            ipv6: None,
+            overlay: None,
         }
     }
 
@@ -188,6 +190,7 @@ mod tests {
         let names = Names::new(&node()).unwrap();
         let lease = Lease {
             ip: Ipv4Addr::new(10, 244, 3, 9),
+            ip6: None,
             host_ports: vec![
                 port(None, 80, Protocol::Tcp),
                 port(Some([127, 0, 0, 1]), 53, Protocol::Udp),
@@ -211,6 +214,7 @@ mod tests {
         );
         let none = Lease {
             ip: Ipv4Addr::new(10, 244, 3, 10),
+            ip6: None,
             host_ports: vec![],
             ready: true,
         };

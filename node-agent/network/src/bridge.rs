@@ -104,21 +104,17 @@ impl BridgeNetwork {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             forwarding::switch_on(shared.node.ipv6.is_some())?;
-            if shared
-                .nft
-                .list(&[
-                    "list",
-                    "chain",
-                    "ip",
-                    &shared.names.pod_table(),
-                    "postrouting",
-                ])
-                .is_none()
-            {
-                tracing::warn!(
-                    table = shared.names.pod_table(),
-                    "the table of pods is gone; setting it up again"
-                );
+            let table = shared.names.pod_table();
+            let families: &[&str] = match shared.node.ipv6 {
+                None => &["ip"],
+                Some(_) => &["ip", "ip6"],
+            };
+            let there = |family: &&str| {
+                let chain = ["list", "chain", *family, &table, "postrouting"];
+                shared.nft.list(&chain).is_some()
+            };
+            if !families.iter().all(there) {
+                tracing::warn!(table, "the table of pods is gone; setting it up again");
                 shared.rebuild_table()?;
             }
             forwarding::accept(

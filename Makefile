@@ -9,7 +9,7 @@ SHELL := /bin/bash
 BUILD_TOOLS := protoc:protobuf-compiler cc:gcc
 NODE_TOOLS  := nft:nftables ip:iproute2
 TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils faketime:faketime
-BENCH_TOOLS := crun:crun
+BENCH_TOOLS := crun:crun iperf3:iperf3
 STORE_BENCH_TOOLS := etcd:etcd-server
 
 HOST    := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
@@ -81,7 +81,7 @@ audit: ## Check dependencies against the advisory database (needs the internet)
 .PHONY: bench
 bench: tools-node build ## Measure what docs/benchmarks.md reports
 	$(call install,$(BENCH_TOOLS))
-	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-runtime -p gantry-network --bench store --bench run --bench network
+	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-runtime -p gantry-network --bench store --bench run --bench network --bench throughput
 	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry
 
 .PHONY: bench-store

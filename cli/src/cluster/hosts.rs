@@ -111,6 +111,20 @@ impl Record {
         ))
     }
 
+    /// Numbers that differ from those of a cluster that runs are for its next start.
+    pub(super) fn refuse_others(&self, nodes: Option<u8>, servers: Option<u8>) -> Result<()> {
+        let differ = nodes.is_some_and(|nodes| nodes != self.nodes)
+            || servers.is_some_and(|servers| servers != self.servers);
+        ensure!(
+            !differ,
+            "this cluster runs with {} nodes and {} servers: stop it with 'gantry down' first, then 'gantry up' with a higher \
+             --nodes adds nodes",
+            self.nodes,
+            self.servers
+        );
+        Ok(())
+    }
+
     /// The names of the nodes, which are those of the hosts.
     pub(crate) fn names(&self) -> Vec<String> {
         (1..=self.nodes).map(name).collect()

@@ -101,6 +101,9 @@ impl Up {
         let data_dir = &self.place.data_dir;
         daemon::create_data_dir(data_dir)?;
         if let Some(pid) = settled_holder(data_dir) {
+            if let Some(record) = Record::load(data_dir)? {
+                record.refuse_others(self.nodes, self.servers)?;
+            }
             output::print(&format!(
                 "gantry already runs from {} (pid {})\n{}",
                 data_dir.display(),

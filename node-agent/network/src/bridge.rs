@@ -8,22 +8,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use parking_lot::Mutex;
 
+use crate::forwarding::Passing;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, LeaseFiles, check_uid};
 use crate::links::Bridge;
-use crate::names::Names;
+use crate::names::{Names, at_offset};
 use crate::netlink::Netlink;
 use crate::nft::Nft;
+use crate::underlay::Underlay;
 use crate::{
     HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, forwarding, links, netns,
-    pod_rules,
+    overlay, pod_rules,
 };
 
 /// Operations on one pod are one after the other, those on different pods (mostly) at the same time.
@@ -61,21 +64,17 @@ impl BridgeNetwork {
         let leases = LeaseFiles::open(names.lease_dir())?;
         make_dir(&names.netns_dir())?;
         let mut netlink = Netlink::open()?;
-        let bridge = links::ensure_bridge(
-            &mut netlink,
-            &names.bridge(),
-            node.pod_cidr.trunc(),
-            names.gateway(),
-            node.service_cidr.trunc(),
-        )?;
-        forwarding::set_parameter("ip_forward", "1")?;
+        let address = node.overlay.as_ref().map(|overlay| overlay.node_address);
+        let mtu = Underlay::find(&mut netlink, address)?.pod_mtu(&node)?;
+        let bridge = links::ensure_bridge(&mut netlink, &node, &names, mtu)?;
+        forwarding::switch_on(node.ipv6.is_some())?;
         for (parameter, value) in bridge_parameters(&names.bridge()) {
-            forwarding::set_parameter(&parameter, value)?;
+            forwarding::set(&parameter, value)?;
         }
         let pods = reconcile(&mut netlink, &names, &leases)?;
         nft.set_up(&pod_rules::table(&names, &node, pods.values()))?;
-        forwarding::accept(&nft, &names.bridge())?;
-        tracing::info!(bridge = names.bridge(), gateway = %bridge.gateway, pods = pods.len(), "pod network is ready");
+        forwarding::accept(&nft, &passing(&node, &names), node.ipv6.is_some())?;
+        tracing::info!(bridge = names.bridge(), gateway = %bridge.gateway, mtu, pods = pods.len(), "pod network is ready");
         let pool = AddressPool::new(node.pod_cidr, pods.values().map(|lease| lease.ip));
         let shared = Shared {
             node,
@@ -104,25 +103,25 @@ impl BridgeNetwork {
     pub async fn reassert(&self) -> Result<(), NetworkError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            forwarding::set_parameter("ip_forward", "1")?;
-            if shared
-                .nft
-                .list(&[
-                    "list",
-                    "chain",
-                    "ip",
-                    &shared.names.pod_table(),
-                    "postrouting",
-                ])
-                .is_none()
-            {
-                tracing::warn!(
-                    table = shared.names.pod_table(),
-                    "the table of pods is gone; setting it up again"
-                );
+            forwarding::switch_on(shared.node.ipv6.is_some())?;
+            let table = shared.names.pod_table();
+            let families: &[&str] = match shared.node.ipv6 {
+                None => &["ip"],
+                Some(_) => &["ip", "ip6"],
+            };
+            let there = |family: &&str| {
+                let chain = ["list", "chain", *family, &table, "postrouting"];
+                shared.nft.list(&chain).is_some()
+            };
+            if !families.iter().all(there) {
+                tracing::warn!(table, "the table of pods is gone; setting it up again");
                 shared.rebuild_table()?;
             }
-            forwarding::accept(&shared.nft, &shared.names.bridge())
+            forwarding::accept(
+                &shared.nft,
+                &passing(&shared.node, &shared.names),
+                shared.node.ipv6.is_some(),
+            )
         })
         .await
     }
@@ -137,12 +136,19 @@ impl BridgeNetwork {
                 first = result;
             }
         };
+        keep(overlay::teardown(node, &names));
         keep(remove_links(&names));
         match Nft::find() {
             Ok(nft) => {
-                keep(forwarding::forget(&nft, &names.bridge()));
+                keep(forwarding::forget(&nft, &passing(node, &names)));
                 for table in [names.pod_table(), names.service_table()] {
                     keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
+                }
+                if node.ipv6.is_some() {
+                    let table = names.pod_table();
+                    keep(nft.apply(&format!(
+                        "add table ip6 {table}\ndelete table ip6 {table}\n"
+                    )));
                 }
             }
             Err(error) => keep(Err(error)),
@@ -193,7 +199,7 @@ impl PodNetwork for BridgeNetwork {
         let state = self.shared.state.lock();
         let ready = state.pods.iter().filter(|(_, lease)| lease.ready);
         Ok(ready
-            .map(|(uid, lease)| (uid.clone(), self.shared.attachment(uid, lease.ip)))
+            .map(|(uid, lease)| (uid.clone(), self.shared.attachment(uid, lease)))
             .filter(|(_, attachment)| netns::is_mounted(&attachment.netns))
             .collect())
     }
@@ -204,16 +210,27 @@ impl Shared {
         &self.stripes[self.hasher.hash_one(uid) as usize % STRIPES]
     }
 
-    fn attachment(&self, uid: &str, ip: Ipv4Addr) -> PodAttachment {
+    fn attachment(&self, uid: &str, lease: &Lease) -> PodAttachment {
         PodAttachment {
             netns: self.names.netns_dir().join(uid),
-            ip,
+            ip: lease.ip,
+            ip6: lease.ip6,
         }
+    }
+
+    /// The IPv6 address that comes with an IPv4 address.
+    fn address6(&self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
+        let ipv6 = self.node.ipv6?;
+        Some(at_offset(
+            ipv6.pod_cidr.trunc(),
+            self.node.pod_cidr.trunc(),
+            ip,
+        ))
     }
 
     fn attach(&self, uid: &str, ports: Vec<HostPort>) -> Result<PodAttachment, NetworkError> {
         let (lease, before) = self.lease(uid, ports)?;
-        let attachment = self.attachment(uid, lease.ip);
+        let attachment = self.attachment(uid, &lease);
         let connected = self
             .connect(
                 &attachment,
@@ -271,12 +288,16 @@ impl Shared {
                 protocol,
             });
         }
-        let ip = match &before {
-            Some(lease) => lease.ip,
-            None => state.pool.take()?,
+        let (ip, ip6) = match &before {
+            Some(lease) => (lease.ip, lease.ip6),
+            None => {
+                let ip = state.pool.take()?;
+                (ip, self.address6(ip))
+            }
         };
         let lease = Lease {
             ip,
+            ip6,
             host_ports,
             ready: before.as_ref().is_some_and(|lease| lease.ready),
         };
@@ -316,16 +337,14 @@ impl Shared {
         } else {
             netns::create(&attachment.netns)?
         };
-        match links::connect_pod(&mut host, &self.bridge, &link, &mut inside, attachment.ip) {
+        let PodAttachment { ip, ip6, .. } = *attachment;
+        let mut connect = |host: &mut Netlink| {
+            links::connect_pod(host, &self.bridge, &link, &mut inside, ip, ip6)
+        };
+        match connect(&mut host) {
             Err(links::ConnectError::Exists) => {
                 links::remove(&mut host, &link)?;
-                Ok(links::connect_pod(
-                    &mut host,
-                    &self.bridge,
-                    &link,
-                    &mut inside,
-                    attachment.ip,
-                )?)
+                Ok(connect(&mut host)?)
             }
             other => Ok(other?),
         }
@@ -429,16 +448,32 @@ fn reconcile(
     Ok(pods)
 }
 
+/// What the firewalls of others must let through. Packets that come from elsewhere for a service and go on to a pod of
+/// another node pass neither the bridge nor always the VXLAN device, so the pods' addresses are named as well.
+fn passing(node: &NodeNetwork, names: &Names) -> Vec<Passing> {
+    let mut passing = vec![Passing::Link(names.bridge())];
+    if node.overlay.is_some() {
+        let range = |range| Passing::Range(names.prefix().to_owned(), range);
+        passing.push(Passing::Link(names.vxlan()));
+        passing.push(range(IpNet::V4(node.cluster_pod_cidr.trunc())));
+        passing.extend(
+            node.ipv6
+                .map(|ipv6| range(IpNet::V6(ipv6.cluster_pod_cidr.trunc()))),
+        );
+    }
+    passing
+}
+
 /// What the kernel must know about the bridge.
 fn bridge_parameters(bridge: &str) -> [(String, &'static str); 3] {
     [
         // For connections from the host's loopback to host ports and node ports.
-        (format!("conf/{bridge}/route_localnet"), "1"),
+        (format!("ipv4/conf/{bridge}/route_localnet"), "1"),
         // Packets between pods come in and leave by the bridge, on purpose: advice to take a shorter way is wrong, and
         // using up the allowance for it keeps the kernel from sending refusals. A link sends redirects unless both its
         // own and the common switch are off; other links keep theirs.
-        ("conf/all/send_redirects".to_owned(), "0"),
-        (format!("conf/{bridge}/send_redirects"), "0"),
+        ("ipv4/conf/all/send_redirects".to_owned(), "0"),
+        (format!("ipv4/conf/{bridge}/send_redirects"), "0"),
     ]
 }
 

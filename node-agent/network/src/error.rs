@@ -17,6 +17,14 @@ pub enum NetworkError {
     /// The kernel or a tool is missing.
     #[error("{0}")]
     Unsupported(String),
+    /// Another node's data cannot be used.
+    #[error("node {name}: {problem}")]
+    Peer {
+        /// Name of the Node.
+        name: String,
+        /// What is wrong with which of its fields, and what to do about it.
+        problem: String,
+    },
     /// netlink refused.
     #[error("{doing}: {cause}")]
     Netlink {

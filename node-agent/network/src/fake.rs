@@ -1,7 +1,9 @@
 //! Implementations of the seams without a kernel, for tests of what is built on them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -10,8 +12,8 @@ use parking_lot::Mutex;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
-    ClusterDns, DnsTable, HostPort, NetworkError, PodAttachment, PodNetwork, ServicePort,
-    ServiceRules, pod_rules,
+    ClusterDns, DnsTable, HostPort, NetworkError, Overlay, PeerNode, PeerPath, PodAttachment,
+    PodNetwork, PodRoute, ServicePort, ServiceRules, overlay, pod_rules,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -33,6 +35,7 @@ fn attachment(uid: &str, lease: &Lease) -> PodAttachment {
     PodAttachment {
         netns: PathBuf::from("/nonexistent/netns").join(uid),
         ip: lease.ip,
+        ip6: lease.ip6,
     }
 }
 
@@ -63,6 +66,7 @@ impl PodNetwork for FakePodNetwork {
         };
         let lease = Lease {
             ip,
+            ip6: None,
             host_ports: host_ports.to_vec(),
             ready: true,
         };
@@ -88,6 +92,52 @@ impl PodNetwork for FakePodNetwork {
             .iter()
             .map(|(uid, lease)| (uid.clone(), attachment(uid, lease)))
             .collect())
+    }
+}
+
+/// Keeps what would be programmed; every peer is reached through VXLAN. Clones are later agent processes of the same
+/// node: they find what the earlier ones left.
+#[derive(Clone, Debug)]
+pub struct FakeOverlay {
+    address: IpAddr,
+    pod_cidr: Ipv4Net,
+    programmed: Arc<Mutex<Vec<PodRoute>>>,
+}
+
+impl FakeOverlay {
+    /// On a node with this address and these pods.
+    pub fn new(address: IpAddr, pod_cidr: Ipv4Net) -> Self {
+        Self {
+            address,
+            pod_cidr,
+            programmed: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Overlay for FakeOverlay {
+    async fn sync(&self, peers: Vec<PeerNode>) -> Result<(), NetworkError> {
+        let (usable, problems) = overlay::usable(self.address, &[self.pod_cidr.into()], &peers);
+        let routes = usable.iter().flat_map(|peer| {
+            peer.pod_cidrs.iter().map(|pod_cidr| PodRoute {
+                pod_cidr: pod_cidr.trunc(),
+                address: peer.address,
+                path: PeerPath::Vxlan,
+            })
+        });
+        let mut routes: Vec<PodRoute> = routes.collect();
+        routes.sort_by_key(|route| route.pod_cidr);
+        *self.programmed.lock() = routes;
+        problems.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    async fn reassert(&self) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
+    async fn routes(&self) -> Result<Vec<PodRoute>, NetworkError> {
+        Ok(self.programmed.lock().clone())
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,9 @@ use crate::{HostPort, NetworkError};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
     pub(crate) ip: Ipv4Addr,
+    /// None of a pod that was attached while the node had only IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ip6: Option<Ipv6Addr>,
     pub(crate) host_ports: Vec<HostPort>,
     /// Everything of the pod was made. Until then a crash leaves something half-done.
     pub(crate) ready: bool,
@@ -119,6 +122,7 @@ mod tests {
         let files = LeaseFiles::open(dir.path().join("leases")).unwrap();
         let lease = Lease {
             ip: Ipv4Addr::new(10, 0, 0, 2),
+            ip6: None,
             host_ports: vec![HostPort {
                 host_ip: None,
                 host_port: 80,

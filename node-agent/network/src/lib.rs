@@ -1,7 +1,8 @@
-//! The node's network: links, addresses, service rules, DNS.
+//! The node's network: links, addresses, the ways to other nodes, service rules, DNS.
 //!
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
+//! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
 //! - [`NftServiceRules`] programs services into nftables, sending only what changed.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
@@ -34,18 +35,21 @@ mod netlink;
 mod netns;
 mod nft;
 mod nft_session;
+mod overlay;
 mod pod_rules;
 mod resolv;
 mod services;
 pub mod traits;
+mod underlay;
 
 pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
 pub use error::NetworkError;
-pub use fake::{FakeDns, FakePodNetwork, FakeServiceRules};
+pub use fake::{FakeDns, FakeOverlay, FakePodNetwork, FakeServiceRules};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
 pub use local_hosts::{LocalHost, LocalHosts};
+pub use overlay::VxlanOverlay;
 pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use traits::*;

@@ -1,38 +1,39 @@
 //! The links of a node: its bridge, and a veth pair per pod.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteScope};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{
     AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
 };
 
-use crate::NetworkError;
-use crate::names::hardware_address;
+use crate::names::{Names, at_offset, hardware_address};
 use crate::netlink::{Change, Netlink};
 use crate::netns::Namespace;
+use crate::underlay::{family, mtu_of};
+use crate::{NetworkError, NodeNetwork};
 
 /// The pod's end of its pair.
 const POD_LINK: &str = "eth0";
 /// Every namespace's first link.
 const LOOPBACK: u32 = 1;
-/// What a link carries when nothing says otherwise: Ethernet's.
-const DEFAULT_MTU: u32 = 1500;
 
 /// How the pods of a node are reached.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bridge {
     pub(crate) index: u32,
     pub(crate) gateway: Ipv4Addr,
+    pub(crate) gateway6: Option<Ipv6Addr>,
+    /// Of pods that are attached from now on.
     pub(crate) mtu: u32,
 }
 
@@ -41,17 +42,22 @@ pub(crate) struct Bridge {
 /// gateway's address, which pods know how to answer.
 pub(crate) fn ensure_bridge(
     netlink: &mut Netlink,
-    name: &str,
-    pod_cidr: Ipv4Net,
-    gateway: Ipv4Addr,
-    service_cidr: Ipv4Net,
+    node: &NodeNetwork,
+    names: &Names,
+    mtu: u32,
 ) -> Result<Bridge, NetworkError> {
-    let mtu = uplink_mtu(netlink)?;
+    let name = &names.bridge();
+    let (pod_cidr, service_cidr) = (node.pod_cidr.trunc(), node.service_cidr.trunc());
+    let gateway = names.gateway();
+    let mac = hardware_address(gateway).to_vec();
+    // Pods of before may have narrower links: what is too big for them would be dropped without a word, but for a
+    // bridge that says so first.
+    let carried = narrowest_pod(netlink, names)?.map_or(mtu, |narrowest| narrowest.min(mtu));
     let create = LinkBridge::new(name)
         .forward_delay(0)
         .mcast_snooping(false)
-        .address(hardware_address(gateway))
-        .mtu(mtu)
+        .address(mac.clone())
+        .mtu(carried)
         .build();
     let doing = format!("creating the bridge {name}");
     let flags = NLM_F_CREATE | NLM_F_EXCL;
@@ -63,35 +69,25 @@ pub(crate) fn ensure_bridge(
         Err(refusal) if !refusal.is(libc::EEXIST) => return Err(refusal.into()),
         _ => {}
     }
-    let link = find(netlink, name)?.ok_or_else(|| NetworkError::Netlink {
-        doing: format!("finding the bridge {name}"),
-        cause: "it vanished right after it was made".to_owned(),
-    })?;
+    let link = find(netlink, name)?.ok_or_else(|| vanished(name))?;
     if !is_bridge(&link) {
         return Err(NetworkError::Unsupported(format!(
             "the link {name} exists and is not a bridge: remove it (ip link del {name}) or choose another prefix"
         )));
     }
     let index = link.header.index;
-    let keep = Ipv4Net::new(gateway, pod_cidr.prefix_len()).map_or(pod_cidr, |net| net);
-    drop_other_addresses(netlink, name, index, keep)?;
+    only_address(netlink, name, index, gateway, pod_cidr.prefix_len())?;
     netlink.batch(vec![
         Change::new(
             format!("bringing up the bridge {name}"),
             0,
             RouteNetlinkMessage::SetLink(
                 LinkUnspec::new_with_index(index)
-                    .address(hardware_address(gateway))
-                    .mtu(mtu)
+                    .address(mac)
+                    .mtu(carried)
                     .up()
                     .build(),
             ),
-        ),
-        add_address(
-            &format!("adding {keep} to the bridge {name}"),
-            index,
-            gateway,
-            pod_cidr.prefix_len(),
         ),
         Change::new(
             format!("routing the service range {service_cidr} to the bridge {name}"),
@@ -106,11 +102,51 @@ pub(crate) fn ensure_bridge(
             ),
         ),
     ])?;
+    let gateway6 = match node.ipv6 {
+        None => None,
+        Some(ipv6) => {
+            let cidr = ipv6.pod_cidr.trunc();
+            let gateway6 = at_offset(cidr, pod_cidr, gateway);
+            only_address6(netlink, name, index, gateway6, cidr.prefix_len())?;
+            if let Some(services) = ipv6.service_cidr {
+                netlink.change(route_services6(name, index, gateway6, services.trunc()))?;
+            }
+            Some(gateway6)
+        }
+    };
     Ok(Bridge {
         index,
         gateway,
+        gateway6,
         mtu,
     })
+}
+
+fn route_services6(bridge: &str, index: u32, gateway: Ipv6Addr, services: Ipv6Net) -> Change {
+    Change::new(
+        format!("routing the service range {services} to the bridge {bridge}"),
+        NLM_F_CREATE | NLM_F_REPLACE,
+        RouteNetlinkMessage::NewRoute(
+            RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(services.network(), services.prefix_len())
+                .output_interface(index)
+                .pref_source(gateway)
+                .build(),
+        ),
+    )
+}
+
+/// The smallest MTU of the pods' links.
+fn narrowest_pod(netlink: &mut Netlink, names: &Names) -> Result<Option<u32>, NetworkError> {
+    let found = netlink.dump(
+        "listing links",
+        RouteNetlinkMessage::GetLink(LinkMessage::default()),
+    )?;
+    let pods = found
+        .iter()
+        .filter_map(link_of)
+        .filter(|link| name_of(link).is_some_and(|name| names.is_host_link(&name)));
+    Ok(pods.filter_map(mtu_of).min())
 }
 
 /// Adds an address of its own (a /32) to a link. That it is there already is fine.
@@ -138,10 +174,11 @@ pub(crate) fn connect_pod(
     host_link: &str,
     inside: &mut Namespace,
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
 ) -> Result<(), ConnectError> {
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(POD_LINK.to_owned())
-        .address(hardware_address(ip))
+        .address(hardware_address(ip).to_vec())
         .mtu(bridge.mtu)
         .setns_by_fd(inside.file.as_raw_fd())
         .build();
@@ -181,7 +218,7 @@ pub(crate) fn connect_pod(
     ))
     .map_err(NetworkError::from)?;
     // The pod's end cannot be brought up in the message that makes it: it has no peer yet.
-    let configured = inside.netlink.batch(vec![
+    let mut changes = vec![
         Change::new(
             format!("bringing up the pod's {POD_LINK}"),
             0,
@@ -219,8 +256,38 @@ pub(crate) fn connect_pod(
                     .build(),
             ),
         ),
-    ]);
-    Ok(configured.map_err(NetworkError::from)?)
+    ];
+    if let (Some(ip6), Some(gateway6)) = (ip6, bridge.gateway6) {
+        changes.extend(inside_of_ipv6(eth0, ip6, gateway6));
+    }
+    Ok(inside.netlink.batch(changes).map_err(NetworkError::from)?)
+}
+
+/// The pod's IPv6 address and routes, as those of IPv4.
+fn inside_of_ipv6(eth0: u32, ip6: Ipv6Addr, gateway: Ipv6Addr) -> [Change; 3] {
+    let route = |doing: &str, message: RouteMessageBuilder<Ipv6Addr>| {
+        Change::new(
+            doing,
+            NLM_F_CREATE | NLM_F_REPLACE,
+            RouteNetlinkMessage::NewRoute(message.output_interface(eth0).build()),
+        )
+    };
+    [
+        add_address6(
+            &format!("adding {ip6} to the pod's {POD_LINK}"),
+            eth0,
+            ip6,
+            128,
+        ),
+        route(
+            "adding the pod's route to its IPv6 gateway",
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(gateway, 128),
+        ),
+        route(
+            "adding the pod's default route of IPv6",
+            RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway),
+        ),
+    ]
 }
 
 /// Why a pod could not be connected.
@@ -299,7 +366,7 @@ fn link_of(message: &RouteNetlinkMessage) -> Option<&LinkMessage> {
     }
 }
 
-fn name_of(link: &LinkMessage) -> Option<String> {
+pub(crate) fn name_of(link: &LinkMessage) -> Option<String> {
     link.attributes
         .iter()
         .find_map(|attribute| match attribute {
@@ -317,71 +384,97 @@ fn is_bridge(link: &LinkMessage) -> bool {
     })
 }
 
-/// The MTU of the link that the default route leaves by: a pod that sends more loses packets behind it.
-fn uplink_mtu(netlink: &mut Netlink) -> Result<u32, NetworkError> {
-    let request = RouteNetlinkMessage::GetRoute(RouteMessageBuilder::<Ipv4Addr>::new().build());
-    let routes = netlink.dump("listing routes", request)?;
-    let uplink = routes.iter().find_map(|message| match message {
-        RouteNetlinkMessage::NewRoute(route) if route.header.destination_prefix_length == 0 => {
-            route
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    RouteAttribute::Oif(index) => Some(*index),
-                    _ => None,
-                })
-        }
-        _ => None,
-    });
-    let Some(uplink) = uplink else {
-        return Ok(DEFAULT_MTU);
-    };
-    let request = RouteNetlinkMessage::GetLink(LinkUnspec::new_with_index(uplink).build());
-    let answer = netlink.get("looking up the default route's link", request)?;
-    let mtu = link_of(&answer).and_then(|link| {
-        link.attributes
+/// Gives a link this address of IPv4 and no other.
+pub(crate) fn only_address(
+    netlink: &mut Netlink,
+    name: &str,
+    link: u32,
+    address: Ipv4Addr,
+    prefix: u8,
+) -> Result<(), NetworkError> {
+    drop_other_addresses(netlink, name, link, address.into(), prefix)?;
+    let doing = format!("adding {address}/{prefix} to {name}");
+    Ok(netlink.change(add_address(&doing, link, address, prefix))?)
+}
+
+/// Gives a link this address of IPv6, and no other but its link-local one.
+pub(crate) fn only_address6(
+    netlink: &mut Netlink,
+    name: &str,
+    link: u32,
+    address: Ipv6Addr,
+    prefix: u8,
+) -> Result<(), NetworkError> {
+    drop_other_addresses(netlink, name, link, address.into(), prefix)?;
+    let doing = format!("adding {address}/{prefix} to {name}");
+    Ok(netlink.change(add_address6(&doing, link, address, prefix))?)
+}
+
+/// The address of a link's message; of IPv4, `Address` is the other end's where there is one.
+fn address_in(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        });
+    local.or_else(|| {
+        message
+            .attributes
             .iter()
             .find_map(|attribute| match attribute {
-                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                AddressAttribute::Address(address) => Some(*address),
                 _ => None,
             })
+    })
+}
+
+/// Every address of a family: its link, and the subnet it is in.
+pub(crate) fn addresses(
+    netlink: &mut Netlink,
+    of: AddressFamily,
+) -> Result<Vec<(AddressMessage, IpNet)>, NetworkError> {
+    let mut request = AddressMessage::default();
+    request.header.family = of;
+    let found = netlink.dump(
+        "listing addresses",
+        RouteNetlinkMessage::GetAddress(request),
+    )?;
+    let messages = found.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(message) => Some(message),
+        _ => None,
     });
-    Ok(mtu.unwrap_or(DEFAULT_MTU))
+    let with_nets = messages.filter_map(|message| {
+        let net = IpNet::new(address_in(&message)?, message.header.prefix_len).ok()?;
+        Some((message, net))
+    });
+    Ok(with_nets.collect())
 }
 
 fn drop_other_addresses(
     netlink: &mut Netlink,
     name: &str,
     link: u32,
-    keep: Ipv4Net,
+    keep: IpAddr,
+    prefix: u8,
 ) -> Result<(), NetworkError> {
-    let mut request = AddressMessage::default();
-    request.header.family = rtnetlink::packet_route::AddressFamily::Inet;
-    let found = netlink.dump(
-        "listing addresses",
-        RouteNetlinkMessage::GetAddress(request),
-    )?;
-    for message in found {
-        let RouteNetlinkMessage::NewAddress(address) = message else {
-            continue;
-        };
-        let kept = address.header.prefix_len == keep.prefix_len()
-            && address
-                .attributes
-                .contains(&AddressAttribute::Local(keep.addr().into()));
-        if address.header.index != link || kept {
+    for (message, net) in addresses(netlink, family(keep))? {
+        let kept = net.addr() == keep && net.prefix_len() == prefix;
+        let link_local =
+            matches!(net.addr(), IpAddr::V6(address) if address.is_unicast_link_local());
+        if message.header.index != link || kept || link_local {
             continue;
         }
-        let doing = format!("removing an old address of the bridge {name}");
-        match netlink.change(Change::new(
-            doing,
-            0,
-            RouteNetlinkMessage::DelAddress(address),
-        )) {
-            // Removing an address takes those of the same subnet behind it along.
-            Err(refusal) if !refusal.is(libc::EADDRNOTAVAIL) => return Err(refusal.into()),
-            _ => {}
-        }
+        // Removing an address takes those of the same subnet behind it along.
+        netlink.change(
+            Change::new(
+                format!("removing an old address of {name}"),
+                0,
+                RouteNetlinkMessage::DelAddress(message),
+            )
+            .fine(&[libc::EADDRNOTAVAIL]),
+        )?;
     }
     Ok(())
 }
@@ -397,6 +490,20 @@ pub(crate) fn add_address(doing: &str, link: u32, address: Ipv4Addr, prefix: u8)
             .attributes
             .retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
     }
+    Change::new(
+        doing,
+        NLM_F_CREATE | NLM_F_REPLACE,
+        RouteNetlinkMessage::NewAddress(message),
+    )
+}
+
+/// Without the wait for a duplicate to speak up: addresses are leased, so that there is none.
+fn add_address6(doing: &str, link: u32, address: Ipv6Addr, prefix: u8) -> Change {
+    let mut message = AddressMessageBuilder::<Ipv6Addr>::new()
+        .index(link)
+        .address(address, prefix)
+        .build();
+    message.header.flags |= AddressHeaderFlags::Nodad;
     Change::new(
         doing,
         NLM_F_CREATE | NLM_F_REPLACE,

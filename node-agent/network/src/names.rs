@@ -1,9 +1,9 @@
 //! Names of what an agent creates in the kernel, all derived from the node's prefix.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{NetworkError, NodeNetwork};
 
@@ -11,6 +11,9 @@ use crate::{NetworkError, NodeNetwork};
 const LONGEST_PREFIX: usize = 8;
 /// Offsets are at most five digits long, so that a link's name fits.
 const WIDEST_POD_CIDR: u8 = 16;
+
+/// A hardware address.
+pub(crate) type Mac = [u8; 6];
 
 /// The names of one node's network.
 #[derive(Clone, Debug)]
@@ -40,6 +43,16 @@ impl Names {
                 node.pod_cidr
             )));
         }
+        if let Some(ipv6) = &node.ipv6
+            && 128 - ipv6.pod_cidr.prefix_len() < 32 - length
+        {
+            return Err(NetworkError::Unsupported(format!(
+                "IPv6 pod CIDR {}: it must have room for as many addresses as the IPv4 pod CIDR {}: make it /{} or wider",
+                ipv6.pod_cidr,
+                node.pod_cidr,
+                128 - (32 - length)
+            )));
+        }
         Ok(Self {
             prefix: prefix.clone(),
             pod_cidr: node.pod_cidr.trunc(),
@@ -50,6 +63,11 @@ impl Names {
     /// The bridge.
     pub(crate) fn bridge(&self) -> String {
         format!("{}-br", self.prefix)
+    }
+
+    /// The VXLAN device.
+    pub(crate) fn vxlan(&self) -> String {
+        format!("{}-vx", self.prefix)
     }
 
     /// The bridge's address, which is every pod's default gateway: the first usable of the pod CIDR.
@@ -78,6 +96,16 @@ impl Names {
         format!("{}-pods", self.prefix)
     }
 
+    /// The nftables table of what travels between nodes.
+    pub(crate) fn overlay_table(&self) -> String {
+        format!("{}-overlay", self.prefix)
+    }
+
+    /// What names the node in rules that belong to no link.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The nftables table of services.
     pub(crate) fn service_table(&self) -> String {
         format!("{}-services", self.prefix)
@@ -96,10 +124,34 @@ impl Names {
 
 /// A hardware address that follows from an IPv4 address: a pod that takes over an address takes over its neighbours'
 /// ARP entries as well, and the bridge's never changes as links come and go.
-pub(crate) fn hardware_address(ip: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn hardware_address(ip: Ipv4Addr) -> Mac {
     let [a, b, c, d] = ip.octets();
     // 0x02 marks a locally administered unicast address.
-    vec![0x02, 0x67, a, b, c, d]
+    [0x02, 0x67, a, b, c, d]
+}
+
+/// The address of a node's VXLAN device, which is the next hop to the node's pods: the first of the pod CIDR, which no
+/// pod and no bridge ever has. Its hardware address follows from it, so that whoever knows a node's pod CIDR knows both.
+pub(crate) fn device_address(pod_cidr: Ipv4Net) -> Ipv4Addr {
+    pod_cidr.network()
+}
+
+/// The IPv6 address that the node speaks from to the pods of other nodes. The first of the range is every router's
+/// (anycast), so it is the one at the offset of the IPv4 range's last, which is no pod's either.
+pub(crate) fn device_address6(pod_cidr: Ipv6Net, beside: Ipv4Net) -> Ipv6Addr {
+    at_offset(pod_cidr, beside, beside.broadcast())
+}
+
+/// The IPv6 address at the same place in its range as an IPv4 address in its own.
+pub(crate) fn at_offset(pod_cidr: Ipv6Net, beside: Ipv4Net, ip: Ipv4Addr) -> Ipv6Addr {
+    let offset = u32::from(ip).wrapping_sub(u32::from(beside.network()));
+    Ipv6Addr::from(u128::from(pod_cidr.network()) | u128::from(offset))
+}
+
+/// The link-local IPv6 address of a hardware address (modified EUI-64, RFC 4291 appendix A): the next hop for IPv6.
+pub(crate) fn link_local([a, b, c, d, e, f]: Mac) -> Ipv6Addr {
+    let eui64 = u64::from_be_bytes([a ^ 0x02, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from((0xfe80_u128 << 112) | u128::from(eui64))
 }
 
 #[cfg(test)]
@@ -113,6 +165,8 @@ mod tests {
             cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/12".parse().unwrap(),
             data_dir: "/var/lib/gantry/network".into(),
+            ipv6: None,
+            overlay: None,
         }
     }
 
@@ -136,6 +190,39 @@ mod tests {
         ] {
             assert!(!names.is_host_link(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_nodes_device_is_known_by_its_pod_cidr() {
+        let cidr: Ipv4Net = "10.244.3.0/24".parse().unwrap();
+        let device = device_address(cidr);
+        assert_eq!(device, Ipv4Addr::new(10, 244, 3, 0));
+        let mac = hardware_address(device);
+        assert_eq!(mac, [0x02, 0x67, 10, 244, 3, 0]);
+        assert_eq!(link_local(mac).to_string(), "fe80::67:aff:fef4:300");
+        let ipv6: Ipv6Net = "fd00:10:244:3::/64".parse().unwrap();
+        assert_eq!(device_address6(ipv6, cidr).to_string(), "fd00:10:244:3::ff");
+        assert_eq!(
+            at_offset(ipv6, cidr, Ipv4Addr::new(10, 244, 3, 7)).to_string(),
+            "fd00:10:244:3::7"
+        );
+    }
+
+    #[test]
+    fn an_ipv6_range_has_room_for_every_pod() {
+        let mut dual = node("gantry", "10.244.1.0/24");
+        let ipv6 = |cidr: &str| {
+            Some(crate::Ipv6Network {
+                pod_cidr: cidr.parse().unwrap(),
+                cluster_pod_cidr: "fd00:10:244::/56".parse().unwrap(),
+                service_cidr: None,
+            })
+        };
+        dual.ipv6 = ipv6("fd00:10:244:1::/120");
+        Names::new(&dual).unwrap();
+        dual.ipv6 = ipv6("fd00:10:244:1::/121");
+        let error = Names::new(&dual).unwrap_err().to_string();
+        assert!(error.contains("/120 or wider"), "{error}");
     }
 
     #[test]

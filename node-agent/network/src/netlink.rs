@@ -15,6 +15,9 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use crate::NetworkError;
 
+/// The acknowledgements of so many changes fit into a socket's buffer, whatever else is in it.
+const LARGEST_BATCH: usize = 64;
+
 /// The kernel's refusal of one request.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -46,7 +49,7 @@ impl From<Refusal> for NetworkError {
         }
         if refusal.is(libc::EOPNOTSUPP) {
             return Self::Unsupported(format!(
-                "{}: the kernel says {}; it needs the modules bridge and veth (modprobe bridge veth)",
+                "{}: the kernel says {}; it needs the modules bridge, veth and vxlan (modprobe -a bridge veth vxlan)",
                 refusal.doing, refusal.cause
             ));
         }
@@ -62,6 +65,7 @@ pub(crate) struct Change {
     doing: String,
     flags: u16,
     message: RouteNetlinkMessage,
+    fine: &'static [i32],
 }
 
 impl Change {
@@ -71,7 +75,13 @@ impl Change {
             doing: doing.into(),
             flags,
             message,
+            fine: &[],
         }
+    }
+
+    /// Errors (constants of libc) that mean there was nothing to do.
+    pub(crate) fn fine(self, fine: &'static [i32]) -> Self {
+        Self { fine, ..self }
     }
 }
 
@@ -101,9 +111,21 @@ impl Netlink {
         self.batch(vec![change])
     }
 
-    /// Makes all the changes, in order, in one round trip. The kernel does not undo: on a refusal the others were
-    /// still tried. Answers the first refusal.
+    /// Makes all the changes, in order, in as few round trips as there is room for. The kernel does not undo: on a
+    /// refusal the others were still tried. Answers the first refusal.
     pub(crate) fn batch(&mut self, changes: Vec<Change>) -> Result<(), Refusal> {
+        let mut first = Ok(());
+        let mut changes = changes.into_iter();
+        loop {
+            let some: Vec<Change> = changes.by_ref().take(LARGEST_BATCH).collect();
+            if some.is_empty() {
+                return first;
+            }
+            first = first.and(self.round_trip(some));
+        }
+    }
+
+    fn round_trip(&mut self, changes: Vec<Change>) -> Result<(), Refusal> {
         let mut bytes = Vec::new();
         let first = self.sequence.wrapping_add(1);
         let mut doings = Vec::with_capacity(changes.len());
@@ -113,9 +135,9 @@ impl Netlink {
                 change.message,
                 NLM_F_REQUEST | NLM_F_ACK | change.flags,
             );
-            doings.push(change.doing);
+            doings.push((change.doing, change.fine));
         }
-        let Some(last) = doings.last() else {
+        let Some((last, _)) = doings.last() else {
             return Ok(());
         };
         self.socket
@@ -126,13 +148,17 @@ impl Netlink {
         while waiting > 0 {
             for (header, payload) in self.receive().map_err(|cause| Refusal::new(last, cause))? {
                 let index = header.sequence_number.wrapping_sub(first) as usize;
-                let Some(doing) = doings.get(index) else {
+                let Some((doing, fine)) = doings.get(index) else {
                     continue;
                 };
                 if let NetlinkPayload::Error(answer) = payload {
                     waiting -= 1;
-                    if answer.code.is_some() && refusal.is_none() {
-                        refusal = Some(Refusal::new(doing, answer.to_io()));
+                    let error = answer.to_io();
+                    let harmless = error
+                        .raw_os_error()
+                        .is_some_and(|code| fine.contains(&code));
+                    if answer.code.is_some() && !harmless && refusal.is_none() {
+                        refusal = Some(Refusal::new(doing, error));
                     }
                 }
             }

@@ -4,14 +4,20 @@
 //! packet to the host --prerouting/output--> host_ports: (address, port) or (port) -> dnat to the pod
 //! pod -> outside the cluster --postrouting--> masquerade
 //! ```
+//!
+//! Packets between pods keep their source, on whichever nodes they are. Other nodes' own addresses are outside the
+//! cluster in this sense: a node sees a node, whose address leads back by any way.
+//!
+//! In a dual-stack cluster there is a second table of the same name, for IPv6. A host port of all addresses is one of
+//! IPv6 addresses too, but for the loopback's, which the kernel never lets leave the host.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::leases::Lease;
 use crate::names::Names;
-use crate::{HostPort, NodeNetwork, Protocol};
+use crate::{HostPort, Ipv6Network, NodeNetwork, Protocol};
 
 impl Protocol {
     /// All of them.
@@ -30,6 +36,8 @@ impl Protocol {
 /// An element of a set or map: which one, and the element in nft's words.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Element {
+    /// ip or ip6
+    family: &'static str,
     object: String,
     key: String,
     value: Option<String>,
@@ -46,17 +54,24 @@ fn elements(lease: &Lease) -> BTreeSet<Element> {
                 format!("{host} . {}", port.host_port),
             ),
         };
-        elements.insert(Element {
-            object,
-            key,
-            value: Some(format!("{} . {}", lease.ip, port.container_port)),
-        });
-        let hairpin = format!("{0} . {0}", lease.ip);
-        elements.insert(Element {
-            object: "hairpin".to_owned(),
-            key: hairpin,
-            value: None,
-        });
+        let mut lead = |family, object, key, ip: IpAddr| {
+            elements.insert(Element {
+                family,
+                object,
+                key,
+                value: Some(format!("{ip} . {}", port.container_port)),
+            });
+            elements.insert(Element {
+                family,
+                object: "hairpin".to_owned(),
+                key: format!("{ip} . {ip}"),
+                value: None,
+            });
+        };
+        if let (None, Some(ip6)) = (port.host_ip, lease.ip6) {
+            lead("ip6", object.clone(), key.clone(), ip6.into());
+        }
+        lead("ip", object, key, lease.ip.into());
     }
     elements
 }
@@ -114,10 +129,57 @@ table ip {table} {{
 }}
 "#
     );
+    if let Some(ipv6) = &node.ipv6 {
+        script.push_str(&table6(&table, &bridge, ipv6));
+    }
     for lease in leases {
         script.push_str(&add(names, lease));
     }
     script
+}
+
+fn table6(table: &str, bridge: &str, ipv6: &Ipv6Network) -> String {
+    let pods = ipv6.pod_cidr.trunc();
+    let cluster = ipv6.cluster_pod_cidr.trunc();
+    let not_a_service = ipv6
+        .service_cidr
+        .map(|services| format!(", {}", services.trunc()))
+        .unwrap_or_default();
+    let mut maps = String::new();
+    let mut lookups = String::new();
+    for protocol in Protocol::ALL.map(Protocol::word) {
+        let _infallible = writeln!(
+            maps,
+            "  map port_{protocol} {{ type inet_service : ipv6_addr . inet_service; }}"
+        );
+        let _infallible = writeln!(
+            lookups,
+            "    meta l4proto {protocol} ip6 daddr != {{ ::1{not_a_service} }} dnat ip6 to {protocol} dport map @port_{protocol}"
+        );
+    }
+    format!(
+        r#"add table ip6 {table}
+delete table ip6 {table}
+table ip6 {table} {{
+{maps}  set hairpin {{ type ipv6_addr . ipv6_addr; }}
+  chain host_ports {{
+{lookups}  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat - 1; policy accept;
+    fib daddr type local goto host_ports
+  }}
+  chain output {{
+    type nat hook output priority -101; policy accept;
+    fib daddr type local goto host_ports
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ct status dnat ip6 saddr . ip6 daddr @hairpin masquerade
+    ip6 saddr {pods} oifname != "{bridge}" ip6 daddr != {{ {cluster}, fe80::/10, ff00::/8 }} masquerade fully-random
+  }}
+}}
+"#
+    )
 }
 
 /// The commands that add a pod's host ports; empty when it has none.
@@ -133,7 +195,13 @@ pub(crate) fn remove(names: &Names, lease: &Lease) -> String {
 fn render(verb: &str, names: &Names, elements: &BTreeSet<Element>) -> String {
     let table = names.pod_table();
     let mut script = String::new();
-    for Element { object, key, value } in elements {
+    for Element {
+        family,
+        object,
+        key,
+        value,
+    } in elements
+    {
         let value = value
             .as_ref()
             .filter(|_| verb == "add")
@@ -141,7 +209,7 @@ fn render(verb: &str, names: &Names, elements: &BTreeSet<Element>) -> String {
             .unwrap_or_default();
         let _infallible = writeln!(
             script,
-            "{verb} element ip {table} {object} {{ {key}{value} }}"
+            "{verb} element {family} {table} {object} {{ {key}{value} }}"
         );
     }
     script
@@ -180,6 +248,8 @@ mod tests {
             cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/12".parse().unwrap(),
             data_dir: "/d".into(),
+            ipv6: None,
+            overlay: None,
         }
     }
 
@@ -188,6 +258,7 @@ mod tests {
         let names = Names::new(&node()).unwrap();
         let lease = Lease {
             ip: Ipv4Addr::new(10, 244, 3, 9),
+            ip6: None,
             host_ports: vec![
                 port(None, 80, Protocol::Tcp),
                 port(Some([127, 0, 0, 1]), 53, Protocol::Udp),
@@ -211,10 +282,36 @@ mod tests {
         );
         let none = Lease {
             ip: Ipv4Addr::new(10, 244, 3, 10),
+            ip6: None,
             host_ports: vec![],
             ready: true,
         };
         assert_eq!(add(&names, &none), "");
+    }
+
+    #[test]
+    fn a_pod_with_ipv6_has_its_ports_there_as_well() {
+        let names = Names::new(&node()).unwrap();
+        let lease = Lease {
+            ip: Ipv4Addr::new(10, 244, 3, 9),
+            ip6: Some("fd00:3::9".parse().unwrap()),
+            host_ports: vec![
+                port(None, 80, Protocol::Tcp),
+                port(Some([192, 0, 2, 1]), 53, Protocol::Udp),
+            ],
+            ready: true,
+        };
+        let added = add(&names, &lease);
+        let ipv6: Vec<&str> = added.lines().filter(|line| line.contains("ip6")).collect();
+        assert_eq!(
+            ipv6,
+            [
+                "add element ip6 gt-pods hairpin { fd00:3::9 . fd00:3::9 }",
+                "add element ip6 gt-pods port_tcp { 80 : fd00:3::9 . 80 }",
+            ]
+        );
+        assert_eq!(added.lines().count(), 5);
+        assert_eq!(remove(&names, &lease).lines().count(), 5);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The seams between the agent and whatever connects pods and programs services.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::error::NetworkError;
 
@@ -35,6 +35,61 @@ pub struct NodeNetwork {
     pub service_cidr: Ipv4Net,
     /// Persistent state: address leases, namespace mounts.
     pub data_dir: PathBuf,
+    /// IPv6 beside IPv4; `None` when the cluster has only IPv4.
+    pub ipv6: Option<Ipv6Network>,
+    /// How pods of other nodes are reached; `None` for a node that is alone.
+    pub overlay: Option<OverlaySettings>,
+}
+
+/// The IPv6 side of a node's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Network {
+    /// Pods of this node get addresses here, at the same offsets as in the IPv4 pod CIDR.
+    pub pod_cidr: Ipv6Net,
+    /// Never masqueraded.
+    pub cluster_pod_cidr: Ipv6Net,
+    /// ClusterIPs; `None` when services have no IPv6 addresses.
+    pub service_cidr: Option<Ipv6Net>,
+}
+
+/// When packets to pods of another node are wrapped into VXLAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverlayMode {
+    /// For nodes that are behind a router; those on the node's own subnet are sent the pods' packets as they are.
+    #[default]
+    Auto,
+    /// Always: for networks that drop packets with addresses they do not know, as those of some clouds do.
+    Always,
+}
+
+/// This node's end of the network between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlaySettings {
+    /// The address other nodes reach this one at.
+    pub node_address: IpAddr,
+    /// When to wrap packets.
+    pub mode: OverlayMode,
+    /// VXLAN network identifier, the same on every node.
+    pub vni: u32,
+    /// UDP port, the same on every node.
+    pub port: u16,
+}
+
+impl OverlaySettings {
+    /// Gantry's own network identifier, so that another VXLAN on the same port does no harm.
+    pub const VNI: u32 = 71;
+    /// The port that Linux uses for VXLAN unless told otherwise.
+    pub const PORT: u16 = 8472;
+
+    /// The usual settings of a node with this address.
+    pub fn new(node_address: IpAddr) -> Self {
+        Self {
+            node_address,
+            mode: OverlayMode::default(),
+            vni: Self::VNI,
+            port: Self::PORT,
+        }
+    }
 }
 
 /// A port of the host that leads to a pod.
@@ -59,6 +114,8 @@ pub struct PodAttachment {
     pub netns: PathBuf,
     /// The pod's address.
     pub ip: Ipv4Addr,
+    /// Its IPv6 address, in a dual-stack cluster.
+    pub ip6: Option<Ipv6Addr>,
 }
 
 /// Connects pods. Every operation is idempotent; state survives the agent.
@@ -74,6 +131,71 @@ pub trait PodNetwork: Send + Sync + 'static {
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
     /// The pods attached now, including those of an earlier agent process.
     async fn attached(&self) -> Result<BTreeMap<String, PodAttachment>, NetworkError>;
+}
+
+/// Another node, as far as its pods' packets are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerNode {
+    /// Name of the Node.
+    pub name: String,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// The ranges of its pods' addresses: one IPv4 range, and an IPv6 range in a dual-stack cluster.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// How a packet gets to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerPath {
+    /// As it is, over the subnet that both nodes are on.
+    Direct,
+    /// Wrapped into VXLAN.
+    Vxlan,
+}
+
+/// How the pods of one range are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRoute {
+    /// The pods' range.
+    pub pod_cidr: IpNet,
+    /// The node they are on.
+    pub address: IpAddr,
+    /// How packets get there.
+    pub path: PeerPath,
+}
+
+/// What the VXLAN device has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverlayCounters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets that could not be understood.
+    pub rx_errors: u64,
+    /// Packets that could not be sent, for want of a route to the other node.
+    pub tx_errors: u64,
+    /// Received packets for which there was no room.
+    pub rx_dropped: u64,
+    /// Packets to a node that is not known, or for which there was no room.
+    pub tx_dropped: u64,
+}
+
+/// Leads packets to the pods of other nodes.
+#[async_trait]
+pub trait Overlay: Send + Sync + 'static {
+    /// Makes the kernel's entries those of exactly these peers, at a cost that is that of the difference. What an
+    /// earlier agent process left is found again. A peer that cannot be programmed is named in the error; the others
+    /// are programmed nevertheless.
+    async fn sync(&self, peers: Vec<PeerNode>) -> Result<(), NetworkError>;
+    /// Puts back what others removed since the last [`Overlay::sync`]; before the first, nothing is touched.
+    async fn reassert(&self) -> Result<(), NetworkError>;
+    /// What is programmed now, in the order of the ranges.
+    async fn routes(&self) -> Result<Vec<PodRoute>, NetworkError>;
 }
 
 /// One port of a service and what answers it. `(namespace, service, port_name)` is its identity.

@@ -101,31 +101,41 @@ impl Hierarchies {
     pub(crate) fn create(&self, group: &Path) -> io::Result<Vec<PathBuf>> {
         let mut doors = Vec::new();
         for mount in self.mounts() {
-            let mut dir = mount.to_owned();
-            for part in group.strip_prefix("/").unwrap_or(group) {
-                if self.is_unified() {
-                    for controller in ["+cpu", "+memory", "+pids"] {
-                        // Not every host delegates each of them; a limit that needs one will say so.
-                        if let Err(error) =
-                            fs::write(dir.join("cgroup.subtree_control"), controller)
-                        {
-                            tracing::debug!(dir = %dir.display(), controller, %error, "controller not enabled");
-                        }
+            let mut attempts = 0;
+            let dir = loop {
+                match self.create_below(mount, group) {
+                    // Another agent that leaves this machine removes what is empty above its own groups.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < 3 => {
+                        attempts += 1;
                     }
+                    made => break made?,
                 }
-                let parent = dir.clone();
-                dir.push(part);
-                match fs::create_dir(&dir) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    _ => {}
-                }
-                inherit_cpuset(&parent, &dir)?;
-            }
+            };
             doors.push(dir.join("cgroup.procs"));
         }
         Ok(doors)
+    }
+
+    fn create_below(&self, mount: &Path, group: &Path) -> io::Result<PathBuf> {
+        let mut dir = mount.to_owned();
+        for part in group.strip_prefix("/").unwrap_or(group) {
+            if self.is_unified() {
+                for controller in ["+cpu", "+memory", "+pids"] {
+                    // Not every host delegates each of them; a limit that needs one will say so.
+                    if let Err(error) = fs::write(dir.join("cgroup.subtree_control"), controller) {
+                        tracing::debug!(dir = %dir.display(), controller, %error, "controller not enabled");
+                    }
+                }
+            }
+            let parent = dir.clone();
+            dir.push(part);
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            inherit_cpuset(&parent, &dir)?;
+        }
+        Ok(dir)
     }
 
     /// Applies a pod's limits.
@@ -235,6 +245,18 @@ impl Hierarchies {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 result => return result,
+            }
+        }
+    }
+
+    /// Removes the groups above one, as far as nothing else is in them.
+    pub(crate) fn remove_empty_above(&self, group: &Path) {
+        for mount in self.mounts() {
+            for above in group.ancestors().skip(1) {
+                let dir = below(mount, above);
+                if dir == mount || fs::remove_dir(&dir).is_err() {
+                    break;
+                }
             }
         }
     }

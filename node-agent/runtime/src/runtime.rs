@@ -126,14 +126,13 @@ impl ShimRuntime {
     /// nothing of.
     pub async fn teardown(&self) -> Result<(), RuntimeError> {
         let root = &self.shared.config.cgroup_root;
-        self.shared
-            .hierarchies
-            .remove(root)
-            .await
-            .map_err(io_error(format!(
-                "removing the cgroups below {}",
-                root.display()
-            )))
+        let hierarchies = &self.shared.hierarchies;
+        hierarchies.remove(root).await.map_err(io_error(format!(
+            "removing the cgroups below {}",
+            root.display()
+        )))?;
+        hierarchies.remove_empty_above(root);
+        Ok(())
     }
 }
 

@@ -8,6 +8,8 @@
     reason = "each test binary and the benchmark use a part of it"
 )]
 
+pub(crate) mod hosts;
+
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -43,6 +45,23 @@ pub(crate) fn on_own_machine(test: impl AsyncFnOnce(&mut Lab) + Send) {
 
 /// The same for what drives the runtime itself.
 pub(crate) fn blocking_on_own_machine(test: impl FnOnce(&mut Lab, &Runtime) + Send) {
+    apart(|| {
+        let runtime = runtime();
+        let mut lab = Lab::new();
+        test(&mut lab, &runtime);
+    });
+}
+
+/// A runtime whose threads live in the network namespace of the thread that makes it.
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Runs a test on a thread with network and mounts of its own.
+fn apart(test: impl FnOnce() + Send) {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test makes network namespaces and nftables rules: run it as root (sudo make test)"
@@ -55,12 +74,7 @@ pub(crate) fn blocking_on_own_machine(test: impl FnOnce(&mut Lab, &Runtime) + Se
                 MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
             )
             .expect("private mounts");
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            let mut lab = Lab::new();
-            test(&mut lab, &runtime);
+            test();
         });
         if let Err(panic) = machine.join() {
             std::panic::resume_unwind(panic);
@@ -87,16 +101,10 @@ impl Lab {
             cluster_pod_cidr: "10.244.0.0/16".parse().expect("CIDR"),
             service_cidr: "10.96.0.0/12".parse().expect("CIDR"),
             data_dir: data.path().join("network"),
+            ipv6: None,
+            overlay: None,
         };
-        let outside = std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    unshare(CloneFlags::CLONE_NEWNET).expect("making the neighbour");
-                    File::open("/proc/thread-self/ns/net").expect("the neighbour's namespace")
-                })
-                .join()
-                .expect("the neighbour's thread")
-        });
+        let outside = new_namespace();
         let own = File::open("/proc/thread-self/ns/net").expect("our own namespace");
         let lab = Self {
             node,
@@ -105,11 +113,7 @@ impl Lab {
             _data: data,
         };
         ip("link set lo up");
-        let neighbour = format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            lab.outside.as_raw_fd()
-        );
+        let neighbour = path(&lab.outside);
         ip(&format!(
             "link add uplink type veth peer name eth0 netns {neighbour}"
         ));
@@ -126,15 +130,7 @@ impl Lab {
 
     /// Does something inside a namespace.
     pub(crate) fn inside<T: Send>(&self, namespace: &File, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let entered = scope.spawn(|| {
-                setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
-                work()
-            });
-            entered
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        inside(namespace, work)
     }
 
     /// Does something on the host.
@@ -152,6 +148,35 @@ impl Lab {
             netns,
         }
     }
+}
+
+/// Does something inside a namespace.
+pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
+            work()
+        });
+        entered
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// A network namespace that goes with its file, and with what is open in it.
+fn new_namespace() -> File {
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("making a network namespace");
+            File::open("/proc/thread-self/ns/net").expect("opening the namespace")
+        });
+        made.join().expect("the namespace's thread")
+    })
+}
+
+/// How iproute2 is told of a namespace.
+fn path(namespace: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
 }
 
 /// A pod of a test.

@@ -1,0 +1,285 @@
+//! The way to the pods of other nodes: the real [`Overlay`].
+//!
+//! Nodes on this node's subnet are sent the packets of pods as they are; to all others, packets are wrapped into VXLAN.
+//! Either way the entries are programmed from what is known of the nodes: no multicast, no flooding, no learning.
+//! `plan` says which entries, `kernel` reads and writes them, `device` keeps the VXLAN device.
+//!
+//! Every node has the device, whether it sends through it or not: two nodes may disagree on whether they share a
+//! subnet, and each accepts what the other sends.
+
+mod device;
+mod kernel;
+mod plan;
+mod rules;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use parking_lot::Mutex;
+
+use self::device::Device;
+use self::kernel::Ours;
+pub(crate) use self::plan::usable;
+use self::plan::{Entries, Here, Step};
+use crate::bridge::blocking;
+use crate::names::{Names, device_address, device_address6};
+use crate::netlink::Netlink;
+use crate::nft::Nft;
+use crate::{
+    NetworkError, NodeNetwork, Overlay, OverlayCounters, OverlaySettings, PeerNode, PeerPath,
+    PodRoute, links,
+};
+
+/// Programs the ways to other nodes into the kernel. Cloning is cheap and shares everything.
+#[derive(Clone)]
+pub struct VxlanOverlay {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: NodeNetwork,
+    settings: OverlaySettings,
+    names: Names,
+    nft: Nft,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Set up by this process.
+    device: Option<Device>,
+    /// What the kernel holds; unknown at first, and after a change that failed.
+    known: Option<Entries>,
+    /// Of the last sync.
+    peers: Option<Vec<PeerNode>>,
+}
+
+impl VxlanOverlay {
+    /// For a node with an overlay. Touches nothing yet: that is for the first sync, which can be tried again.
+    pub fn new(node: NodeNetwork) -> Result<Self, NetworkError> {
+        let names = Names::new(&node)?;
+        let settings = node.overlay.clone().ok_or_else(|| {
+            NetworkError::Unsupported(
+                "this node has no overlay: give it an address that other nodes reach".to_owned(),
+            )
+        })?;
+        let shared = Shared {
+            settings,
+            names,
+            nft: Nft::find()?,
+            state: Mutex::default(),
+            node,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What the VXLAN device has counted.
+    pub async fn counters(&self) -> Result<OverlayCounters, NetworkError> {
+        let name = self.shared.names.vxlan();
+        blocking(move || device::counters(&mut Netlink::open()?, &name)).await
+    }
+}
+
+#[async_trait]
+impl Overlay for VxlanOverlay {
+    async fn sync(&self, peers: Vec<PeerNode>) -> Result<(), NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let mut state = shared.state.lock();
+            state.peers = Some(peers);
+            shared.program(&mut state)
+        })
+        .await
+    }
+
+    async fn reassert(&self) -> Result<(), NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let mut state = shared.state.lock();
+            if state.peers.is_none() {
+                return Ok(());
+            }
+            state.device = None;
+            state.known = None;
+            shared.program(&mut state)
+        })
+        .await
+    }
+
+    async fn routes(&self) -> Result<Vec<PodRoute>, NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let mut netlink = Netlink::open()?;
+            let Some(link) = links::find(&mut netlink, &shared.names.vxlan())? else {
+                return Ok(Vec::new());
+            };
+            let ours = ours(&shared.node, link.header.index);
+            Ok(pod_routes(
+                &kernel::read(&mut netlink, &ours)?,
+                link.header.index,
+            ))
+        })
+        .await
+    }
+}
+
+impl Shared {
+    /// Makes the kernel's entries those of the last peers. What fails because someone has taken away what was there
+    /// is tried once more from the beginning.
+    fn program(&self, state: &mut State) -> Result<(), NetworkError> {
+        let assumed = state.device.is_some();
+        match self.attempt(state) {
+            Err(error) if assumed && !matches!(error, NetworkError::Peer { .. }) => {
+                tracing::warn!(%error, "programming the ways to other nodes; beginning anew");
+                self.attempt(state)
+            }
+            other => other,
+        }
+    }
+
+    fn attempt(&self, state: &mut State) -> Result<(), NetworkError> {
+        let mut netlink = Netlink::open()?;
+        let device = match state.device.take() {
+            Some(device) => device,
+            None => {
+                state.known = None;
+                self.set_up(&mut netlink)?
+            }
+        };
+        let now = match state.known.take() {
+            Some(known) => known,
+            None => kernel::read(&mut netlink, &ours(&self.node, device.index))?,
+        };
+        let (wanted, problems) = plan::plan(
+            &self.here(&device),
+            state.peers.as_deref().unwrap_or_default(),
+        );
+        let steps = plan::steps(&now, &wanted);
+        log(&steps);
+        let changes = steps
+            .into_iter()
+            .map(|step| kernel::change(device.index, step));
+        netlink.batch(changes.collect())?;
+        state.device = Some(device);
+        state.known = Some(wanted);
+        problems.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    fn set_up(&self, netlink: &mut Netlink) -> Result<Device, NetworkError> {
+        let device = device::ensure(netlink, &self.node, &self.names, &self.settings)?;
+        let table = self.names.overlay_table();
+        if self
+            .nft
+            .list(&["list", "chain", "inet", &table, rules::CHAIN])
+            .is_none()
+        {
+            self.nft.set_up(&rules::table(
+                &self.names,
+                &self.settings,
+                device.underlay.has_address,
+            ))?;
+        }
+        tracing::debug!(
+            device = self.names.vxlan(),
+            underlay = device.underlay.name,
+            on_link = ?device.underlay.on_link,
+            "the VXLAN device is ready"
+        );
+        Ok(device)
+    }
+
+    fn here(&self, device: &Device) -> Here {
+        Here {
+            address: self.settings.node_address,
+            mode: self.settings.mode,
+            on_link: device.underlay.on_link,
+            underlay: device.underlay.index,
+            vxlan: device.index,
+            pod_cidrs: pod_cidrs(&self.node),
+            source: device.address,
+            source6: device.address6,
+        }
+    }
+}
+
+fn log(steps: &[Step]) {
+    for step in steps {
+        match step {
+            Step::SetRoute(cidr, route) => tracing::info!(
+                %cidr,
+                via = route.via.map(tracing::field::display),
+                link = route.link,
+                "pods of another node are reached"
+            ),
+            Step::RemoveRoute(cidr, _) => {
+                tracing::info!(%cidr, "pods of another node are no longer reached");
+            }
+            other => tracing::debug!(step = ?other, "the way to another node"),
+        }
+    }
+}
+
+fn pod_cidrs(node: &NodeNetwork) -> Vec<IpNet> {
+    let ipv6 = node.ipv6.map(|ipv6| IpNet::V6(ipv6.pod_cidr.trunc()));
+    [IpNet::V4(node.pod_cidr.trunc())]
+        .into_iter()
+        .chain(ipv6)
+        .collect()
+}
+
+fn ours(node: &NodeNetwork, vxlan: u32) -> Ours {
+    let pod_cidr = node.pod_cidr.trunc();
+    let ipv6 = node
+        .ipv6
+        .map(|ipv6| IpAddr::V6(device_address6(ipv6.pod_cidr.trunc(), pod_cidr)));
+    Ours {
+        vxlan,
+        sources: [IpAddr::V4(device_address(pod_cidr))]
+            .into_iter()
+            .chain(ipv6)
+            .collect(),
+    }
+}
+
+/// Routes as others know them: by VXLAN the next hop is a device, and the node is the one its address is forwarded to.
+fn pod_routes(entries: &Entries, vxlan: u32) -> Vec<PodRoute> {
+    let routes = entries.routes.iter().filter_map(|(cidr, route)| {
+        let via = route.via?;
+        let (address, path) = match route.link == vxlan {
+            true => {
+                let mac = entries.neighbours.get(&via)?;
+                (*entries.forwarding.get(mac)?, PeerPath::Vxlan)
+            }
+            false => (via, PeerPath::Direct),
+        };
+        Some(PodRoute {
+            pod_cidr: *cidr,
+            address,
+            path,
+        })
+    });
+    routes.collect()
+}
+
+/// Removes the device, the routes and the table. Idempotent; whether the node has an overlay now does not matter.
+pub(crate) fn teardown(node: &NodeNetwork, names: &Names) -> Result<(), NetworkError> {
+    let mut netlink = Netlink::open()?;
+    let name = names.vxlan();
+    // Routes by the device go with it, and those that speak from its IPv4 address as well; the rest are removed here.
+    if let Some(link) = links::find(&mut netlink, &name)? {
+        let index = link.header.index;
+        let left = kernel::read(&mut netlink, &ours(node, index))?;
+        let steps = plan::steps(&left, &Entries::default());
+        let changes = steps.into_iter().map(|step| kernel::change(index, step));
+        netlink.batch(changes.collect())?;
+        links::remove(&mut netlink, &name)?;
+    }
+    let table = names.overlay_table();
+    Nft::find()?.apply(&format!(
+        "add table inet {table}\ndelete table inet {table}\n"
+    ))
+}

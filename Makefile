@@ -88,3 +88,8 @@ bench: tools-node build ## Measure what docs/benchmarks.md reports
 bench-store: tools-build ## Measure the store beside etcd: BENCH_DIR=on-a-disk BENCH_SECONDS=n BENCH_ROUNDS=n
 	$(call install,$(STORE_BENCH_TOOLS))
 	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench-store
+
+.PHONY: bench-network
+bench-network: tools-node build ## Measure 1,000 services on three nodes
+	$(call install,busybox:busybox-static kubectl:kubernetes-client)
+	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench-network

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    println!("cargo:rerun-if-changed=web/main.rs");
+    println!("cargo:rerun-if-changed=web");
     println!("cargo:rerun-if-changed=build.rs");
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     let rustc = std::env::var("RUSTC").expect("cargo sets RUSTC");

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -47,6 +48,18 @@ impl Namespace {
         command
     }
 
+    /// Runs a function on a thread that is there.
+    fn run_inside<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let inside = || {
+            enter(&self.path())?;
+            function()
+        };
+        std::thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
     fn ip(&self, arguments: &[&str]) -> Result<()> {
         run(self.command("ip").args(arguments)).map(drop)
     }
@@ -58,6 +71,13 @@ impl Drop for Namespace {
             eprintln!("cleaning up: {error:#}");
         }
     }
+}
+
+/// Moves the calling thread into a network namespace, for good.
+fn enter(path: &str) -> Result<()> {
+    let namespace = File::open(path).with_context(|| format!("opening {path}"))?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .with_context(|| format!("entering {path}"))
 }
 
 /// A machine with a default route.
@@ -82,12 +102,29 @@ impl Host {
         self.namespace.command(program)
     }
 
-    /// Loses every packet that arrives from an address, until [`Host::hear`].
+    /// Runs a function on a thread that is there.
+    pub(crate) fn run_inside<T: Send>(
+        &self,
+        function: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        self.namespace.run_inside(function)
+    }
+
+    /// As [`Host::run_inside`], without waiting for the function's end.
+    pub(crate) fn spawn_inside(&self, function: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+        let path = self.namespace.path();
+        std::thread::spawn(move || {
+            enter(&path).expect("a thread of root enters a namespace");
+            function();
+        })
+    }
+
+    /// Loses every packet that arrives from an address, for the machine or for a pod on it, until [`Host::hear`].
     pub(crate) fn lose(&self, from: Ipv4Addr) -> Result<()> {
         let rules = format!(
             "add table ip faults; \
-             add chain ip faults input {{ type filter hook input priority -300; }}; \
-             add rule ip faults input ip saddr {from} drop"
+             add chain ip faults arriving {{ type filter hook prerouting priority -300; }}; \
+             add rule ip faults arriving ip saddr {from} drop"
         );
         run(self.command("nft").arg(rules)).map(drop)
     }
@@ -97,6 +134,11 @@ impl Host {
         let rules = "add table ip faults; delete table ip faults";
         run(self.command("nft").arg(rules)).map(drop)
     }
+}
+
+/// The switch's end of a machine's cable.
+fn port(number: u8) -> String {
+    format!("port{number}")
 }
 
 /// A switch with machines on it, and a place for clients.
@@ -122,7 +164,7 @@ impl Network {
     /// Connects a further machine.
     pub(crate) fn host(&self, number: u8) -> Result<Host> {
         let namespace = Namespace::new()?;
-        let port = format!("port{number}");
+        let port = port(number);
         let address = format!("{}/24", Self::address(number));
         namespace.ip(&[
             "link",
@@ -144,6 +186,16 @@ impl Network {
         Ok(Host { namespace })
     }
 
+    /// Takes the cable of a machine out.
+    pub(crate) fn unplug(&self, number: u8) -> Result<()> {
+        self.switch.ip(&["link", "set", &port(number), "down"])
+    }
+
+    /// Puts it in again.
+    pub(crate) fn plug(&self, number: u8) -> Result<()> {
+        self.switch.ip(&["link", "set", &port(number), "up"])
+    }
+
     /// A command that runs where clients are.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         self.switch.command(program)
@@ -155,23 +207,12 @@ impl Network {
         make: impl FnOnce() -> F + Send,
     ) -> Result<T> {
         let path = self.switch.path();
-        let enter = move || -> Result<()> {
-            let namespace = File::open(&path).with_context(|| format!("opening {path}"))?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .with_context(|| format!("entering {path}"))
-        };
-        let inside = || -> Result<T> {
-            enter()?;
-            let each = enter.clone();
+        self.switch.run_inside(|| {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
-                .on_thread_start(move || each().expect("a thread of root enters a namespace"))
+                .on_thread_start(move || enter(&path).expect("a thread of root enters a namespace"))
                 .build()?;
             runtime.block_on(make())
-        };
-        std::thread::scope(|scope| match scope.spawn(inside).join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
         })
     }
 }

@@ -4,8 +4,10 @@
 //! beside whatever else the machine does; everything it made goes with the value, also when a test fails. May import
 //! anything; nothing imports it.
 
+mod fleet;
 mod host;
-mod servers;
+mod images;
+mod load;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -14,9 +16,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use fleet::{Fleet, Machine, Pod};
 pub use host::HOST_ADDRESS;
 use host::Host;
-pub use servers::{Machine, Servers};
+pub use images::{Images, TOOLS};
+pub use load::{Interval, Load, LoadOptions, Message, Total};
 pub use workload::{Workload, until};
 
 /// How long anything in a test may take before it has failed.
@@ -31,19 +35,17 @@ pub struct Cluster {
 
 /// The `gantry` binary of this build.
 pub fn gantry() -> Result<PathBuf> {
-    let test = std::env::current_exe().context("finding the test's own file")?;
-    // target/PROFILE/deps/TEST
-    let directory = test
-        .parent()
-        .and_then(Path::parent)
-        .context("the test is not in a target directory")?;
-    let binary = directory.join("gantry");
-    ensure!(
-        binary.exists(),
-        "{} is missing: run 'cargo build --workspace --bins' first, as 'make test' does",
-        binary.display()
-    );
-    Ok(binary)
+    let own = std::env::current_exe().context("finding the program's own file")?;
+    // A test is target/PROFILE/deps/TEST, a benchmark target/PROFILE/BENCHMARK.
+    let directories = own.ancestors().skip(1).take(2);
+    let mut binaries = directories.map(|directory| directory.join("gantry"));
+    let binary = binaries.find(|binary| binary.is_file());
+    binary.with_context(|| {
+        format!(
+            "gantry is missing near {}: run 'cargo build --workspace --bins' first, as 'make test' does",
+            own.display()
+        )
+    })
 }
 
 fn run(command: &mut Command) -> Result<String> {
@@ -194,27 +196,10 @@ impl Cluster {
         run(self.command("curl").args(["-fsS", "--max-time", "5", url]))
     }
 
-    /// Imports the demo images v1 and v2.
+    /// Imports every image.
     pub fn import_demo_images(&self) -> Result<()> {
-        import_demo_images(|program| self.host.command(program), &self.data_dir())
+        Images::pack()?.import(|program| self.host.command(program), &self.data_dir())
     }
-}
-
-/// Imports the demo images v1 and v2 into the node of a data directory, with commands that run there.
-pub(crate) fn import_demo_images(
-    command: impl Fn(&Path) -> Command,
-    data_dir: &Path,
-) -> Result<()> {
-    let directory = tempfile::tempdir().context("making a directory for tarballs")?;
-    for version in ["v1", "v2"] {
-        let path = directory.path().join(format!("web-{version}.tar"));
-        let file = std::fs::File::create(&path).context("creating a tarball")?;
-        gantry_demo::pack(version, file).context("packing the demo image")?;
-        run(command(&gantry()?)
-            .args(["image", "import", "--data-dir"])
-            .args([data_dir, &path]))?;
-    }
-    Ok(())
 }
 
 impl Drop for Cluster {

@@ -14,7 +14,7 @@ use kube::Client;
 use kube::api::{Api, ListParams, ObjectMeta, PostParams, WatchEvent, WatchParams};
 use tokio::task::JoinHandle;
 
-use crate::{DEADLINE, Servers};
+use crate::{DEADLINE, Fleet};
 
 /// Every writer reads each of its so manieth writes through another server.
 const READ_EVERY: usize = 4;
@@ -82,7 +82,7 @@ pub async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T>) -
 
 impl Workload {
     /// Starts writers, and a watcher that begins at each of the servers.
-    pub async fn start(servers: &Servers, writers: usize) -> Result<Self> {
+    pub async fn start(servers: &Fleet, writers: usize) -> Result<Self> {
         let mut clients = Vec::new();
         for name in servers.names() {
             clients.push(servers.client(&name).await?);

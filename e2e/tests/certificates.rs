@@ -5,20 +5,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Servers, eventually};
+use gantry_e2e::{Fleet, eventually};
 use serde_json::Value;
 
 /// Long enough for a busy machine to renew at two thirds of it.
 const LIFE: Duration = Duration::from_secs(15);
 
-fn certs(servers: &Servers, at: &str) -> Result<Value> {
+fn certs(servers: &Fleet, at: &str) -> Result<Value> {
     let path = "/gantry/v1/certificates";
     let text = servers.kubectl(at, &["get", "--raw", path, "--request-timeout=5s"])?;
     Ok(serde_json::from_str(&text)?)
 }
 
 /// The certificates that servers show, as they keep them.
-fn shown(servers: &Servers) -> Result<Vec<String>> {
+fn shown(servers: &Fleet) -> Result<Vec<String>> {
     let read = |name: &String| fs::read_to_string(servers.data_dir(name).join("pki/server.crt"));
     Ok(servers.names().iter().map(read).collect::<Result<_, _>>()?)
 }
@@ -29,14 +29,14 @@ fn refused(attempt: Result<String>, words: &str) -> Result<()> {
     Ok(())
 }
 
-fn node_is_ready(servers: &Servers, at: &str) -> Result<()> {
+fn node_is_ready(servers: &Fleet, at: &str) -> Result<()> {
     let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
     let ready = servers.kubectl(at, &["get", "node", "node-1", "-o", path])?;
     ensure!(ready == "True", "Ready is {ready:?}");
     Ok(())
 }
 
-fn apply_web(servers: &Servers, at: &str) -> Result<()> {
+fn apply_web(servers: &Fleet, at: &str) -> Result<()> {
     let manifest = format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"));
     servers.gantry(at, &["apply", "-f", &manifest])?;
     servers.kubectl(at, &["rollout", "status", "deploy/web", "--timeout=90s"])?;
@@ -63,7 +63,7 @@ fn holds(directory: &Path, text: &str) -> Result<bool> {
 #[test]
 fn certificates_are_renewed_while_everything_runs() -> Result<()> {
     let life = format!("{}s", LIFE.as_secs());
-    let mut servers = Servers::start_together(3, &["--certificate-life", &life])?;
+    let mut servers = Fleet::start_together(3, &["--certificate-life", &life])?;
     servers.add_node()?;
     let first = shown(&servers)?;
     let node_first = fs::read_to_string(servers.node_kubeconfig())?;
@@ -94,8 +94,8 @@ fn certificates_are_renewed_while_everything_runs() -> Result<()> {
         Ok(())
     })?;
     // The agent dials with what it has now.
-    servers.kill_agent()?;
-    servers.start_agent()?;
+    servers.kill_agent("node-1")?;
+    servers.start_agent("node-1")?;
     apply_web(&servers, "s3")?;
     node_is_ready(&servers, "s1")?;
 
@@ -119,12 +119,12 @@ fn certificates_are_renewed_while_everything_runs() -> Result<()> {
 
 #[test]
 fn the_authority_is_replaced_with_an_overlap() -> Result<()> {
-    let mut servers = Servers::start_together(3, &[])?;
+    let mut servers = Fleet::start_together(3, &[])?;
     servers.add_node()?;
     let authority = fs::read_to_string(servers.authority())?;
     let old_copy = servers.data_dir("copy.kubeconfig");
     fs::copy(servers.kubeconfig("s1"), &old_copy)?;
-    let with_copy = |servers: &Servers| {
+    let with_copy = |servers: &Fleet| {
         let copy = old_copy.display().to_string();
         servers.offline(&["--kubeconfig", &copy, "get", "namespace", "default"])
     };
@@ -135,7 +135,7 @@ fn the_authority_is_replaced_with_an_overlap() -> Result<()> {
     )?;
 
     // With a node that is away.
-    servers.kill_agent()?;
+    servers.kill_agent("node-1")?;
     servers.gantry("s2", &["certs", "rotate-ca"])?;
     refused(
         servers.gantry("s2", &["certs", "rotate-ca"]),
@@ -166,7 +166,7 @@ fn the_authority_is_replaced_with_an_overlap() -> Result<()> {
         "system:node:node-1",
     )?;
     // It has never heard of the new authority, and a server joins that has not either.
-    servers.start_agent()?;
+    servers.start_agent("node-1")?;
     let address = servers.address("s2")?.to_string();
     let joined = servers.add_with(&["--join", &address, "--token", old_token.trim()])?;
     eventually(
@@ -192,21 +192,21 @@ fn the_authority_is_replaced_with_an_overlap() -> Result<()> {
     })?;
 
     // Everybody meets everybody anew.
-    servers.kill_agent()?;
+    servers.kill_agent("node-1")?;
     let all = servers.names();
     for name in &all {
         servers.terminate(name)?;
     }
     let names: Vec<&str> = all.iter().map(String::as_str).collect();
     servers.start_again(&names)?;
-    servers.start_agent()?;
+    servers.start_agent("node-1")?;
     apply_web(&servers, &joined)?;
     node_is_ready(&servers, "s1")
 }
 
 #[test]
 fn the_authoritys_key_is_kept_encrypted_and_comes_back_with_a_backup() -> Result<()> {
-    let mut servers = Servers::start(2)?;
+    let mut servers = Fleet::start(2)?;
     let directory = tempfile::tempdir()?;
     let backup = directory
         .path()
@@ -246,7 +246,7 @@ fn the_authoritys_key_is_kept_encrypted_and_comes_back_with_a_backup() -> Result
 
 #[test]
 fn a_cluster_takes_the_authority_that_it_is_given() -> Result<()> {
-    let mut servers = Servers::start(1)?;
+    let mut servers = Fleet::start(1)?;
     let pki = servers.data_dir("s2").join("pki");
     fs::create_dir_all(&pki)?;
     let (certificate, key) = (pki.join("ca.crt"), pki.join("ca.key"));
@@ -268,9 +268,9 @@ fn a_cluster_takes_the_authority_that_it_is_given() -> Result<()> {
 
 #[test]
 fn a_node_joins_by_token() -> Result<()> {
-    let mut servers = Servers::start_together(1, &[])?;
+    let mut servers = Fleet::start_together(1, &[])?;
     let address = servers.address("s1")?.to_string();
-    let token = |servers: &Servers, admits: &str| {
+    let token = |servers: &Fleet, admits: &str| {
         let made = servers.gantry("s1", &["token", "create", "--for", admits])?;
         Ok::<_, anyhow::Error>(made.trim().to_owned())
     };
@@ -312,8 +312,8 @@ fn a_node_joins_by_token() -> Result<()> {
     );
     // Tokens are for joining alone.
     servers.gantry("s1", &["token", "revoke", &good])?;
-    servers.kill_agent()?;
-    servers.start_agent()?;
+    servers.kill_agent("node-1")?;
+    servers.start_agent("node-1")?;
     servers.kubectl("s1", &["scale", "deploy/web", "--replicas=4"])?;
     servers.kubectl("s1", &["rollout", "status", "deploy/web", "--timeout=90s"])?;
     Ok(())

@@ -1,11 +1,11 @@
-//! Servers on machines of their own, to which everything happens that machines suffer, under checked writes and watches
+//! Fleet on machines of their own, to which everything happens that machines suffer, under checked writes and watches
 //! through every server: nothing acknowledged is lost, nothing is read that is past, no event is missed or repeated.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Machine, Servers, Workload, until};
+use gantry_e2e::{Fleet, Machine, Workload, until};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
@@ -25,13 +25,13 @@ fn machines(count: usize) -> Vec<Machine> {
     vec![Machine::default(); count]
 }
 
-fn others(servers: &Servers, name: &str) -> Vec<String> {
+fn others(servers: &Fleet, name: &str) -> Vec<String> {
     let mut names = servers.names();
     names.retain(|other| other != name);
     names
 }
 
-async fn continues(workload: &Workload, servers: &Servers, after: &str) -> Result<()> {
+async fn continues(workload: &Workload, servers: &Fleet, after: &str) -> Result<()> {
     let took = workload
         .next_write()
         .await
@@ -46,7 +46,7 @@ async fn continues(workload: &Workload, servers: &Servers, after: &str) -> Resul
 }
 
 /// Waits until every server is heard of by the leader, and has nearly all that the leader has.
-async fn whole(servers: &Servers, asked: &str) -> Result<()> {
+async fn whole(servers: &Fleet, asked: &str) -> Result<()> {
     until("every server to follow", async || {
         let members = servers.members(asked)?;
         let follows = |member: &Value| {
@@ -61,7 +61,7 @@ async fn whole(servers: &Servers, asked: &str) -> Result<()> {
 }
 
 /// Waits until another server leads than the one that did.
-async fn replaced(servers: &Servers, old: &str) -> Result<String> {
+async fn replaced(servers: &Fleet, old: &str) -> Result<String> {
     let asked = &others(servers, old)[0];
     until("another leader", async || {
         let leader = servers.leader(asked)?;
@@ -73,7 +73,7 @@ async fn replaced(servers: &Servers, old: &str) -> Result<String> {
 }
 
 /// A server that is cut off says so, rather than what was true before.
-fn says_nothing(servers: &Servers, name: &str) -> Result<()> {
+fn says_nothing(servers: &Fleet, name: &str) -> Result<()> {
     let arguments = ["get", "configmaps", "--request-timeout=2s"];
     let answer = servers.kubectl(name, &arguments);
     ensure!(answer.is_err(), "{name} is cut off and answers: {answer:?}");
@@ -81,7 +81,7 @@ fn says_nothing(servers: &Servers, name: &str) -> Result<()> {
 }
 
 /// Everybody can speak again: all follow one leader, and nothing was lost.
-async fn healed(servers: &Servers, workload: Workload, asked: &str) -> Result<()> {
+async fn healed(servers: &Fleet, workload: Workload, asked: &str) -> Result<()> {
     servers.heal()?;
     whole(servers, asked).await?;
     workload.writes(WRITERS).await?;
@@ -92,7 +92,7 @@ async fn healed(servers: &Servers, workload: Workload, asked: &str) -> Result<()
 
 #[test]
 fn a_paused_leader_is_replaced_and_follows_when_it_wakes() -> Result<()> {
-    Servers::apart(&machines(3), async |servers| {
+    Fleet::apart(&machines(3), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let old = servers.leader("s1")?;
         servers.pause(&old)?;
@@ -110,7 +110,7 @@ fn a_paused_leader_is_replaced_and_follows_when_it_wakes() -> Result<()> {
 
 #[test]
 fn a_leader_that_cannot_speak_is_replaced() -> Result<()> {
-    Servers::apart(&machines(3), async |servers| {
+    Fleet::apart(&machines(3), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let old = servers.leader("s1")?;
         for other in others(servers, &old) {
@@ -125,7 +125,7 @@ fn a_leader_that_cannot_speak_is_replaced() -> Result<()> {
 
 #[test]
 fn a_leader_that_cannot_hear_is_replaced() -> Result<()> {
-    Servers::apart(&machines(3), async |servers| {
+    Fleet::apart(&machines(3), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let old = servers.leader("s1")?;
         for other in others(servers, &old) {
@@ -140,7 +140,7 @@ fn a_leader_that_cannot_hear_is_replaced() -> Result<()> {
 
 #[test]
 fn a_follower_alone_answers_nothing_and_disturbs_nobody() -> Result<()> {
-    Servers::apart(&machines(3), async |servers| {
+    Fleet::apart(&machines(3), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let leader = servers.leader("s1")?;
         let alone = others(servers, &leader).remove(0);
@@ -157,7 +157,7 @@ fn a_follower_alone_answers_nothing_and_disturbs_nobody() -> Result<()> {
 
 #[test]
 fn a_leader_alone_is_replaced_and_answers_nothing() -> Result<()> {
-    Servers::apart(&machines(3), async |servers| {
+    Fleet::apart(&machines(3), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let old = servers.leader("s1")?;
         servers.part(std::slice::from_ref(&old), &others(servers, &old))?;
@@ -170,7 +170,7 @@ fn a_leader_alone_is_replaced_and_answers_nothing() -> Result<()> {
 
 #[test]
 fn three_of_five_go_on_without_the_leaders_side() -> Result<()> {
-    Servers::apart(&machines(5), async |servers| {
+    Fleet::apart(&machines(5), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let old = servers.leader("s1")?;
         let followers = others(servers, &old);
@@ -194,7 +194,7 @@ fn three_of_five_go_on_without_the_leaders_side() -> Result<()> {
 
 #[test]
 fn two_of_five_may_die() -> Result<()> {
-    Servers::apart(&machines(5), async |servers| {
+    Fleet::apart(&machines(5), async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let leader = servers.leader("s1")?;
         let follower = others(servers, &leader).remove(0);
@@ -210,7 +210,7 @@ fn two_of_five_may_die() -> Result<()> {
 }
 
 /// The time as a server knows it: that of an object which it makes.
-fn clock_of(servers: &Servers, name: &str, object: &str) -> Result<Timestamp> {
+fn clock_of(servers: &Fleet, name: &str, object: &str) -> Result<Timestamp> {
     let created = [
         "create",
         "configmap",
@@ -224,7 +224,7 @@ fn clock_of(servers: &Servers, name: &str, object: &str) -> Result<Timestamp> {
 fn a_leader_whose_clock_jumps_by_an_hour_goes_on_leading() -> Result<()> {
     let mut clocks = machines(3);
     clocks[0].settable_clock = true;
-    Servers::apart(&clocks, async |servers| {
+    Fleet::apart(&clocks, async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let jumped = "s1";
         ensure!(servers.leader("s2")? == jumped, "the founder leads");
@@ -257,13 +257,13 @@ fn a_leader_whose_clock_jumps_by_an_hour_goes_on_leading() -> Result<()> {
     })
 }
 
-fn shortage(servers: &Servers, asked: &str, name: &str) -> Result<bool> {
+fn shortage(servers: &Fleet, asked: &str, name: &str) -> Result<bool> {
     let members = servers.members(asked)?;
     let member = members.iter().find(|member| member["name"] == name);
     Ok(member.context("it is a member")?["shortOfRoom"] == true)
 }
 
-async fn told_of(servers: &Servers, asked: &str, reason: &str) -> Result<()> {
+async fn told_of(servers: &Fleet, asked: &str, reason: &str) -> Result<()> {
     until("an event", async || {
         let selector = format!("reason={reason}");
         let events = ["get", "events", "--field-selector", &selector, "-o", "name"];
@@ -277,7 +277,7 @@ async fn told_of(servers: &Servers, asked: &str, reason: &str) -> Result<()> {
 fn a_follower_whose_disk_is_full_harms_nobody_and_takes_part_again_with_room() -> Result<()> {
     let mut disks = machines(3);
     disks[2].disk = Some(DISK);
-    Servers::apart(&disks, async |servers| {
+    Fleet::apart(&disks, async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let (leader, full) = ("s1", "s3");
         ensure!(servers.leader("s2")? == leader, "the founder leads");
@@ -321,7 +321,7 @@ fn a_follower_whose_disk_is_full_harms_nobody_and_takes_part_again_with_room() -
 fn a_leader_whose_disk_is_full_hands_over() -> Result<()> {
     let mut disks = machines(3);
     disks[0].disk = Some(DISK);
-    Servers::apart(&disks, async |servers| {
+    Fleet::apart(&disks, async |servers| {
         let workload = Workload::start(servers, WRITERS).await?;
         let full = "s1";
         ensure!(servers.leader("s2")? == full, "the founder leads");
@@ -346,7 +346,7 @@ fn a_leader_whose_disk_is_full_hands_over() -> Result<()> {
 fn a_single_server_with_a_full_disk_is_read_only_until_there_is_room() -> Result<()> {
     let mut disks = machines(1);
     disks[0].disk = Some(DISK);
-    Servers::apart(&disks, async |servers| {
+    Fleet::apart(&disks, async |servers| {
         let only = "s1";
         servers.kubectl(only, &["create", "configmap", "before"])?;
         servers.fill(only, SHORT)?;

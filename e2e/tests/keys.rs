@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Servers, eventually};
+use gantry_e2e::{Fleet, eventually};
 
 /// Whether any file below a directory holds the text.
 fn holds(directory: &Path, text: &str) -> Result<bool> {
@@ -26,14 +26,14 @@ fn holds(directory: &Path, text: &str) -> Result<bool> {
     Ok(false)
 }
 
-fn key_ids(servers: &Servers, name: &str) -> Result<BTreeSet<String>> {
+fn key_ids(servers: &Fleet, name: &str) -> Result<BTreeSet<String>> {
     let text = fs::read_to_string(servers.data_dir(name).join("keys"))?;
     let ring: serde_json::Value = serde_json::from_str(&text)?;
     let keys = ring["keys"].as_object().context("keys")?;
     Ok(keys.keys().cloned().collect())
 }
 
-fn secret(servers: &Servers, at: &str) -> Result<String> {
+fn secret(servers: &Fleet, at: &str) -> Result<String> {
     servers.kubectl(
         at,
         &["get", "secret", "marked", "-o", "jsonpath={.data.value}"],
@@ -42,7 +42,7 @@ fn secret(servers: &Servers, at: &str) -> Result<String> {
 
 #[test]
 fn secrets_are_sealed_and_get_another_key() -> Result<()> {
-    let mut servers = Servers::start(3)?;
+    let mut servers = Fleet::start(3)?;
     // What etcd-like stores would show: base64 as in the manifest.
     let (open, base64) = (
         "from-a-config-map-0123456789",
@@ -84,7 +84,7 @@ fn secrets_are_sealed_and_get_another_key() -> Result<()> {
         .gantry("s2", &["secrets", "rotate-key", "--timeout", "45s"])
         .with_context(|| servers.logs())?;
     ensure!(said.contains("older keys are forgotten"), "{said}");
-    let all_have_the_new_one_only = |servers: &Servers| -> Result<()> {
+    let all_have_the_new_one_only = |servers: &Fleet| -> Result<()> {
         for name in servers.names() {
             let keys = key_ids(servers, &name)?;
             ensure!(

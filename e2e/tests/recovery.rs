@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Servers, eventually};
+use gantry_e2e::{Fleet, eventually};
 
-fn keep(servers: &Servers, at: &str, kind: &str, name: &str, value: &str) -> Result<()> {
+fn keep(servers: &Fleet, at: &str, kind: &str, name: &str, value: &str) -> Result<()> {
     let literal = format!("--from-literal=value={value}");
     let kind: &[&str] = match kind {
         "secret" => &["secret", "generic"],
@@ -15,11 +15,11 @@ fn keep(servers: &Servers, at: &str, kind: &str, name: &str, value: &str) -> Res
     servers.kubectl(at, &arguments).map(drop)
 }
 
-fn value_of(servers: &Servers, at: &str, kind: &str, name: &str) -> Result<String> {
+fn value_of(servers: &Fleet, at: &str, kind: &str, name: &str) -> Result<String> {
     servers.kubectl(at, &["get", kind, name, "-o", "jsonpath={.data.value}"])
 }
 
-fn names(servers: &Servers, at: &str) -> Result<Vec<String>> {
+fn names(servers: &Fleet, at: &str) -> Result<Vec<String>> {
     let members = servers.members(at)?;
     let name = |member: &serde_json::Value| member["name"].as_str().map(str::to_owned);
     let mut names: Vec<String> = members.iter().filter_map(name).collect();
@@ -39,14 +39,14 @@ fn refused(attempt: Result<String>, words: &str) -> Result<()> {
     }
 }
 
-fn revision_of(servers: &Servers, at: &str, name: &str) -> Result<u64> {
+fn revision_of(servers: &Fleet, at: &str, name: &str) -> Result<u64> {
     let path = "jsonpath={.metadata.resourceVersion}";
     let text = servers.kubectl(at, &["get", "configmap", name, "-o", path])?;
     text.parse().context("a revision")
 }
 
 /// Fails unless a watch from this revision on is refused.
-fn told_to_look_anew(servers: &Servers, at: &str, revision: u64) -> Result<()> {
+fn told_to_look_anew(servers: &Fleet, at: &str, revision: u64) -> Result<()> {
     let path = format!("/api/v1/namespaces/default/configmaps?watch=1&resourceVersion={revision}");
     let watched = servers.kubectl(at, &["get", "--raw", &path, "--request-timeout=10s"]);
     let said = format!("{watched:?}");
@@ -59,7 +59,7 @@ fn told_to_look_anew(servers: &Servers, at: &str, revision: u64) -> Result<()> {
 
 #[test]
 fn one_of_three_becomes_a_cluster_again() -> Result<()> {
-    let mut servers = Servers::start(3)?;
+    let mut servers = Fleet::start(3)?;
     for number in 0..50 {
         let at = ["s1", "s2", "s3"][number % 3];
         keep(&servers, at, "configmap", &format!("kept-{number}"), "x")?;
@@ -68,7 +68,7 @@ fn one_of_three_becomes_a_cluster_again() -> Result<()> {
     let seen = revision_of(&servers, "s1", "kept-49")?;
     servers.kill("s3")?;
     servers.kill("s1")?;
-    let recover = |servers: &Servers| {
+    let recover = |servers: &Fleet| {
         let data_dir = servers.data_dir("s1");
         servers.offline(&["recover", "--data-dir", &data_dir.display().to_string()])
     };
@@ -113,7 +113,7 @@ fn one_of_three_becomes_a_cluster_again() -> Result<()> {
 
 #[test]
 fn a_backup_becomes_a_cluster() -> Result<()> {
-    let mut servers = Servers::start(1)?;
+    let mut servers = Fleet::start(1)?;
     keep(&servers, "s1", "configmap", "before", "1")?;
     keep(&servers, "s1", "secret", "password", "hunter2")?;
     let directory = tempfile::tempdir()?;
@@ -145,7 +145,7 @@ fn a_backup_becomes_a_cluster() -> Result<()> {
 
     let keys = directory.path().join("keys");
     fs::copy(servers.data_dir("s1").join("keys"), &keys)?;
-    let restore = |servers: &Servers, backup: &str, name: &str| {
+    let restore = |servers: &Fleet, backup: &str, name: &str| {
         servers.offline(&[
             "backup",
             "restore",
@@ -188,7 +188,7 @@ fn a_backup_becomes_a_cluster() -> Result<()> {
 
 #[test]
 fn a_server_keeps_the_latest_backups_by_itself() -> Result<()> {
-    let mut servers = Servers::start(1)?;
+    let mut servers = Fleet::start(1)?;
     servers.terminate("s1")?;
     servers.restart_with("s1", &["--backup-every", "1s", "--backups", "2"])?;
     let directory = servers.data_dir("s1").join("backups");

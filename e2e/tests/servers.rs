@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Machine, Servers, Workload, eventually, until};
+use gantry_e2e::{Fleet, Machine, Workload, eventually, until};
 
 const WRITERS: usize = 32;
 
@@ -15,7 +15,7 @@ fn rounds() -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_leaders_die() -> Result<()> {
-    let mut servers = Servers::start(3)?;
+    let mut servers = Fleet::start(3)?;
     let workload = Workload::start(&servers, WRITERS).await?;
     let mut gaps = Vec::new();
     for _ in 0..rounds() {
@@ -52,11 +52,11 @@ async fn nothing_acknowledged_is_lost_when_leaders_die() -> Result<()> {
 
 #[test]
 fn a_node_outlives_the_leader_it_was_linked_to() -> Result<()> {
-    let mut servers = Servers::start_with_node(3)?;
+    let mut servers = Fleet::start_with_node(3)?;
     let manifest = format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"));
     servers.gantry("s2", &["apply", "-f", &manifest])?;
     servers.kubectl("s3", &["rollout", "status", "deploy/web", "--timeout=90s"])?;
-    let started = |servers: &Servers, asked: &str| {
+    let started = |servers: &Fleet, asked: &str| {
         let path = r#"jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[0].state.running.startedAt} {end}"#;
         servers.kubectl(asked, &["get", "pods", "-l", "app=web", "-o", path])
     };
@@ -90,15 +90,18 @@ fn a_node_outlives_the_leader_it_was_linked_to() -> Result<()> {
 }
 
 /// What a pod of the demo gets from the API by the name of its Service, in its own network.
-fn asked_by_a_pod(servers: &Servers) -> Result<String> {
-    let uid = servers.local_kubectl(&[
-        "get",
-        "pods",
-        "--selector=app=web",
-        "--output=jsonpath={.items[0].metadata.uid}",
-    ])?;
+fn asked_by_a_pod(servers: &Fleet) -> Result<String> {
+    let uid = servers.local_kubectl(
+        "node-1",
+        &[
+            "get",
+            "pods",
+            "--selector=app=web",
+            "--output=jsonpath={.items[0].metadata.uid}",
+        ],
+    )?;
     let url = "https://kubernetes.default.svc/healthz";
-    let mut curl = servers.in_pod(&uid, "curl")?;
+    let mut curl = servers.in_pod("node-1", &uid, "curl")?;
     curl.args(["--silent", "--show-error", "--fail", "--max-time", "3"])
         .arg("--cacert")
         .arg(servers.authority())
@@ -114,17 +117,23 @@ fn asked_by_a_pod(servers: &Servers) -> Result<String> {
 
 #[test]
 fn clients_on_a_node_outlive_the_server_they_were_given() -> Result<()> {
-    Servers::apart(&vec![Machine::default(); 3], async |servers| {
+    Fleet::apart(&vec![Machine::default(); 3], async |servers| {
         servers.add_node()?;
         let manifest = format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"));
-        servers.local_kubectl(&["apply", "-f", &manifest])?;
-        servers.local_kubectl(&["rollout", "status", "deploy/web", "--timeout=90s"])?;
+        servers.local_kubectl("node-1", &["apply", "-f", &manifest])?;
+        servers.local_kubectl(
+            "node-1",
+            &["rollout", "status", "deploy/web", "--timeout=90s"],
+        )?;
         until("a pod to reach the API", async || asked_by_a_pod(servers)).await?;
         // The one that the node and its kubeconfig were given.
         let given = "s1";
         servers.kill(given)?;
         let created = until("a write through the node's own endpoint", async || {
-            servers.local_kubectl(&["create", "configmap", "afterwards", "--output=name"])
+            servers.local_kubectl(
+                "node-1",
+                &["create", "configmap", "afterwards", "--output=name"],
+            )
         })
         .await
         .with_context(|| servers.logs())?;
@@ -132,8 +141,8 @@ fn clients_on_a_node_outlive_the_server_they_were_given() -> Result<()> {
         until("the dead server to be no endpoint any more", async || {
             let dead = servers.address(given)?.ip().to_string();
             for kind in ["endpointslices", "endpoints"] {
-                let listed =
-                    servers.local_kubectl(&["get", kind, "kubernetes", "--output=yaml"])?;
+                let listed = servers
+                    .local_kubectl("node-1", &["get", kind, "kubernetes", "--output=yaml"])?;
                 ensure!(!listed.contains(&dead), "{listed}");
             }
             Ok(())
@@ -148,19 +157,24 @@ fn clients_on_a_node_outlive_the_server_they_were_given() -> Result<()> {
         })
         .await?;
         // The agent remembers the others.
-        servers.kill_agent()?;
-        servers.start_agent()?;
+        servers.kill_agent("node-1")?;
+        servers.start_agent("node-1")?;
         until("the local endpoint after a restart", async || {
-            servers.local_kubectl(&["get", "configmap", "afterwards"])
+            servers.local_kubectl("node-1", &["get", "configmap", "afterwards"])
         })
         .await?;
-        servers.local_kubectl(&["scale", "deploy/web", "--replicas=4"])?;
-        servers.local_kubectl(&["rollout", "status", "deploy/web", "--timeout=90s"])?;
+        servers.local_kubectl("node-1", &["scale", "deploy/web", "--replicas=4"])?;
+        servers.local_kubectl(
+            "node-1",
+            &["rollout", "status", "deploy/web", "--timeout=90s"],
+        )?;
         servers.restart(given)?;
         until("the server to be an endpoint again", async || {
             let address = servers.address(given)?.ip().to_string();
-            let listed =
-                servers.local_kubectl(&["get", "endpointslices", "kubernetes", "--output=yaml"])?;
+            let listed = servers.local_kubectl(
+                "node-1",
+                &["get", "endpointslices", "kubernetes", "--output=yaml"],
+            )?;
             ensure!(listed.contains(&address), "{listed}");
             Ok(())
         })
@@ -170,7 +184,7 @@ fn clients_on_a_node_outlive_the_server_they_were_given() -> Result<()> {
 
 #[test]
 fn leadership_is_handed_over_and_servers_leave() -> Result<()> {
-    let mut servers = Servers::start(3)?;
+    let mut servers = Fleet::start(3)?;
     let first = servers.leader("s1")?;
     let others: Vec<String> = servers
         .names()
@@ -207,7 +221,7 @@ fn leadership_is_handed_over_and_servers_leave() -> Result<()> {
 
 #[test]
 fn any_server_writes_reads_and_watches_for_all() -> Result<()> {
-    let servers = Servers::start(3)?;
+    let servers = Fleet::start(3)?;
     let mut names = servers.names();
     for round in 0..names.len() {
         let [writer, reader, watcher] = names.as_slice() else {
@@ -248,10 +262,10 @@ fn any_server_writes_reads_and_watches_for_all() -> Result<()> {
 
 #[test]
 fn who_may_not_join_is_told_why() -> Result<()> {
-    let servers = Servers::start(1)?;
-    let others = Servers::start(1)?;
+    let servers = Fleet::start(1)?;
+    let others = Fleet::start(1)?;
     let address = servers.address("s1")?.to_string();
-    let token = |servers: &Servers, admits: &str, ttl: &str| -> Result<String> {
+    let token = |servers: &Fleet, admits: &str, ttl: &str| -> Result<String> {
         let made = servers.gantry("s1", &["token", "create", "--for", admits, "--ttl", ttl])?;
         Ok(made.trim().to_owned())
     };
@@ -285,7 +299,7 @@ fn who_may_not_join_is_told_why() -> Result<()> {
 
 #[test]
 fn the_command_line_finds_another_server() -> Result<()> {
-    let mut servers = Servers::start(3)?;
+    let mut servers = Fleet::start(3)?;
     let kubeconfig = servers.kubeconfig("s1");
     eventually("the kubeconfig to name every server", || {
         let text = std::fs::read_to_string(&kubeconfig)?;

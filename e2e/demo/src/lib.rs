@@ -8,37 +8,65 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
-/// The static web server, compiled by build.rs.
-const WEB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/web"));
+/// The static program of the image, server and load in one, compiled by build.rs. It runs on this machine too.
+pub const WEB: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/web"));
 
 /// The name images are tagged with, before the `:version`.
 pub const REPOSITORY: &str = "gantry.local/web";
+/// The image of [`pack_tools`].
+pub const TOOLS: &str = "gantry.local/tools:v1";
 
-/// Writes the image `gantry.local/web:VERSION` as an OCI-layout tarball.
+/// What tests run in containers, beside the demo's program.
+const APPLETS: &[&str] = &[
+    "cat", "cp", "echo", "hostname", "kill", "ls", "mkdir", "nslookup", "rm", "sh", "sleep", "tar",
+    "wget",
+];
+
+/// Writes the image `gantry.local/web:VERSION` as an OCI-layout tarball: nothing but the demo's program.
 pub fn pack(version: &str, into: impl Write) -> io::Result<()> {
-    let layer = layer()?;
+    let config = json!({
+        "Entrypoint": ["/web"],
+        "Env": ["PATH=/", format!("VERSION={version}")],
+        "ExposedPorts": {"8080/tcp": {}},
+        "User": "65532:65532",
+        "WorkingDir": "/",
+    });
+    write(
+        &format!("{REPOSITORY}:{version}"),
+        &config,
+        &layer(None)?,
+        into,
+    )
+}
+
+/// Writes the image [`TOOLS`] as an OCI-layout tarball: the demo's program and a static busybox, as root. It waits
+/// until it is killed.
+pub fn pack_tools(busybox: &[u8], into: impl Write) -> io::Result<()> {
+    let config = json!({
+        "Cmd": ["sleep", "2147483647"],
+        "Env": ["PATH=/bin:/", "VERSION=tools"],
+        "WorkingDir": "/",
+    });
+    write(TOOLS, &config, &layer(Some(busybox))?, into)
+}
+
+fn write(name: &str, config: &Value, layer: &[u8], into: impl Write) -> io::Result<()> {
     let config = serde_json::to_vec(&json!({
         "architecture": architecture(),
         "os": "linux",
-        "config": {
-            "Entrypoint": ["/web"],
-            "Env": ["PATH=/", format!("VERSION={version}")],
-            "ExposedPorts": {"8080/tcp": {}},
-            "User": "65532:65532",
-            "WorkingDir": "/",
-        },
-        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
     }))?;
     let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
     }))?;
     let mut named = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
     named["annotations"] = json!({
-        "org.opencontainers.image.ref.name": format!("{REPOSITORY}:{version}"),
-        "io.containerd.image.name": format!("{REPOSITORY}:{version}"),
+        "org.opencontainers.image.ref.name": name,
+        "io.containerd.image.name": name,
     });
     let index = serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [named]}))?;
     let mut archive = Builder::new(into);
@@ -49,7 +77,7 @@ pub fn pack(version: &str, into: impl Write) -> io::Result<()> {
         0o644,
     )?;
     file(&mut archive, "index.json", &index, 0o644)?;
-    for blob in [&config, &manifest, &layer] {
+    for blob in [config.as_slice(), &manifest, layer] {
         file(
             &mut archive,
             &format!("blobs/{}", digest(blob).replacen(':', "/", 1)),
@@ -60,14 +88,11 @@ pub fn pack(version: &str, into: impl Write) -> io::Result<()> {
     archive.finish()
 }
 
-/// The root file system: the server, and directories that tools expect.
-fn layer() -> io::Result<Vec<u8>> {
+/// The root file system: the programs, and directories that tools expect.
+fn layer(busybox: Option<&[u8]>) -> io::Result<Vec<u8>> {
     let mut archive = Builder::new(Vec::new());
-    for (path, mode) in [("tmp/", 0o1777), ("etc/", 0o755)] {
-        let mut header = header(0, mode);
-        header.set_entry_type(EntryType::Directory);
-        archive.append_data(&mut header, path, io::empty())?;
-    }
+    directory(&mut archive, "tmp/", 0o1777)?;
+    directory(&mut archive, "etc/", 0o755)?;
     file(
         &mut archive,
         "etc/passwd",
@@ -81,7 +106,22 @@ fn layer() -> io::Result<Vec<u8>> {
         0o644,
     )?;
     file(&mut archive, "web", WEB, 0o755)?;
+    if let Some(busybox) = busybox {
+        directory(&mut archive, "bin/", 0o755)?;
+        file(&mut archive, "bin/busybox", busybox, 0o755)?;
+        for applet in APPLETS {
+            let mut header = header(0, 0o777);
+            header.set_entry_type(EntryType::Symlink);
+            archive.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+        }
+    }
     archive.into_inner()
+}
+
+fn directory(archive: &mut Builder<impl Write>, path: &str, mode: u32) -> io::Result<()> {
+    let mut header = header(0, mode);
+    header.set_entry_type(EntryType::Directory);
+    archive.append_data(&mut header, path, io::empty())
 }
 
 fn header(size: usize, mode: u32) -> Header {
@@ -126,6 +166,20 @@ fn architecture() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tools_are_links_to_one_program() {
+        let layer = layer(Some(b"program")).expect("packs");
+        let mut archive = tar::Archive::new(layer.as_slice());
+        let links = archive
+            .entries()
+            .expect("a tar")
+            .map(|entry| entry.expect("entry"))
+            .filter_map(|entry| entry.link_name().expect("a name").map(|to| to.into_owned()));
+        let links: Vec<_> = links.collect();
+        assert_eq!(links.len(), APPLETS.len());
+        assert!(links.iter().all(|to| to.as_os_str() == "busybox"));
+    }
 
     #[test]
     fn versions_share_their_layer_and_differ_in_their_config() {

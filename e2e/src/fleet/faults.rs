@@ -1,7 +1,7 @@
-//! What happens to servers: pauses, networks that lose packets, full disks, clocks that jump.
+//! What happens to machines: pauses, networks that lose packets, full disks, clocks that jump.
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Servers;
+use super::Fleet;
+use crate::host::Host;
 
 /// The file that fills a disk.
 const BALLAST: &str = "ballast";
@@ -23,7 +24,7 @@ pub struct Machine {
     pub settable_clock: bool,
 }
 
-impl Servers {
+impl Fleet {
     /// Stops a server in its tracks; the system keeps its connections open.
     pub fn pause(&mut self, name: &str) -> Result<()> {
         self.signal(name, Signal::STOP)
@@ -34,15 +35,13 @@ impl Servers {
         self.signal(name, Signal::CONT)
     }
 
-    /// Loses every packet from one server to another.
+    /// Loses every packet from one machine to another.
     pub fn cut(&self, from: &str, to: &str) -> Result<()> {
-        let IpAddr::V4(sender) = self.address(from)?.ip() else {
-            bail!("{from} has no IPv4 address");
-        };
-        self.host(to)?.lose(sender)
+        let address = self.machine_address(from)?;
+        self.host(to)?.lose(address)
     }
 
-    /// Loses every packet between servers of one side and those of the other.
+    /// Loses every packet between machines of one side and those of the other.
     pub fn part(&self, side: &[String], other: &[String]) -> Result<()> {
         for one in side {
             for another in other {
@@ -53,17 +52,37 @@ impl Servers {
         Ok(())
     }
 
-    /// Ends what [`Servers::cut`] and [`Servers::part`] began.
+    /// Loses every packet between a node and the servers; nodes hear each other.
+    pub fn part_from_servers(&self, node: &str) -> Result<()> {
+        self.part(&[node.to_owned()], &self.names())
+    }
+
+    /// Ends what [`Fleet::cut`] and [`Fleet::part`] began.
     pub fn heal(&self) -> Result<()> {
-        for name in self.names() {
-            self.host(&name)?.hear()?;
+        for name in self.names().iter().chain(&self.node_names()) {
+            self.host(name)?.hear()?;
         }
         Ok(())
     }
 
-    fn host(&self, name: &str) -> Result<&crate::host::Host> {
-        let host = self.server(name)?.host.as_ref();
-        host.with_context(|| format!("{name} has no machine of its own: use Servers::apart"))
+    fn machine_address(&self, name: &str) -> Result<Ipv4Addr> {
+        if self.nodes.contains_key(name) {
+            return Ok(self.node_address(name)?.parse()?);
+        }
+        match self.address(name)?.ip() {
+            IpAddr::V4(address) => Ok(address),
+            IpAddr::V6(_) => bail!("{name} has no IPv4 address"),
+        }
+    }
+
+    pub(super) fn host(&self, name: &str) -> Result<&Host> {
+        let host = match self.nodes.get(name) {
+            Some(node) => node.host(),
+            None => self.server(name)?.host.as_ref(),
+        };
+        host.with_context(|| {
+            format!("{name} has no machine of its own: use Fleet::of_machines or Fleet::apart")
+        })
     }
 
     /// Takes the room that a server's disk has, but for this many bytes.

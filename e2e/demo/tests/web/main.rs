@@ -1,0 +1,5 @@
+//! The demo's program as its users meet it: over real connections.
+
+mod load;
+mod server;
+mod support;

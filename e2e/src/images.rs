@@ -1,0 +1,57 @@
+//! The images that tests run, packed once and imported on each node: there is no registry.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{gantry, run};
+
+/// Debian's busybox-static, for [`TOOLS`].
+const BUSYBOX: &str = "/bin/busybox";
+/// The image with a shell, tar and wget beside the demo's program.
+pub const TOOLS: &str = gantry_demo::TOOLS;
+
+/// The demo's versions v1 and v2, and [`TOOLS`], as files.
+pub struct Images {
+    files: Vec<PathBuf>,
+    /// Holds them.
+    _directory: tempfile::TempDir,
+}
+
+impl Images {
+    /// Packs them.
+    pub fn pack() -> Result<Self> {
+        let directory = tempfile::tempdir().context("making a directory for tarballs")?;
+        let mut files = Vec::new();
+        let mut create = |name: &str| -> Result<File> {
+            files.push(directory.path().join(name));
+            File::create(directory.path().join(name)).context("creating a tarball")
+        };
+        for version in ["v1", "v2"] {
+            let file = create(&format!("web-{version}.tar"))?;
+            gantry_demo::pack(version, file).context("packing the demo image")?;
+        }
+        let busybox = fs::read(BUSYBOX).with_context(|| {
+            format!(
+                "reading {BUSYBOX}: install Debian's package busybox-static, as 'make test' does"
+            )
+        })?;
+        gantry_demo::pack_tools(&busybox, create("tools.tar")?).context("packing the tools")?;
+        Ok(Self {
+            files,
+            _directory: directory,
+        })
+    }
+
+    /// Imports them into the node of a data directory, with commands that run there.
+    pub fn import(&self, command: impl Fn(&Path) -> Command, data_dir: &Path) -> Result<()> {
+        for file in &self.files {
+            run(command(&gantry()?)
+                .args(["image", "import", "--data-dir"])
+                .args([data_dir, file]))?;
+        }
+        Ok(())
+    }
+}

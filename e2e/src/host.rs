@@ -1,26 +1,31 @@
-//! Machines: network namespaces, alone or on one switch. Each goes with its value.
+//! Machines: network namespaces, alone, or on one switch as `gantry up --nodes` makes them. Each goes with its value.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
+use gantry_network::LocalHosts;
+use ipnet::Ipv4Net;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::run;
 
 /// The address of a host that is alone, inside its network namespace.
 pub const HOST_ADDRESS: &str = "10.199.0.1";
-/// Where clients are: at the switch itself.
-const SWITCH_ADDRESS: &str = "10.200.0.254/24";
+/// The machines on a switch; clients are at the switch itself.
+const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 200, 0, 0), 24);
 
 static NAMES: AtomicU32 = AtomicU32::new(0);
 
 struct Namespace {
-    name: String,
+    path: PathBuf,
+    /// What `ip netns` calls it, when it is to go with this value.
+    name: Option<String>,
 }
 
 impl Namespace {
@@ -32,26 +37,27 @@ impl Namespace {
         let number = NAMES.fetch_add(1, Ordering::Relaxed);
         let name = format!("gte2e-{}-{number}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self { name };
+        let namespace = Self {
+            path: Path::new("/run/netns").join(&name),
+            name: Some(name),
+        };
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
-    }
-
-    fn path(&self) -> String {
-        format!("/run/netns/{}", self.name)
     }
 
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         // nsenter replaces itself, so that the child is the program.
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path())).arg(program);
+        command
+            .arg(format!("--net={}", self.path.display()))
+            .arg(program);
         command
     }
 
     /// Runs a function on a thread that is there.
     fn run_inside<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let inside = || {
-            enter(&self.path())?;
+            enter(&self.path)?;
             function()
         };
         std::thread::scope(|scope| match scope.spawn(inside).join() {
@@ -67,17 +73,19 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if let Err(error) = run(Command::new("ip").args(["netns", "del", &self.name])) {
+        if let Some(name) = &self.name
+            && let Err(error) = run(Command::new("ip").args(["netns", "del", name]))
+        {
             eprintln!("cleaning up: {error:#}");
         }
     }
 }
 
 /// Moves the calling thread into a network namespace, for good.
-fn enter(path: &str) -> Result<()> {
-    let namespace = File::open(path).with_context(|| format!("opening {path}"))?;
+fn enter(path: &Path) -> Result<()> {
+    let namespace = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-        .with_context(|| format!("entering {path}"))
+        .with_context(|| format!("entering {}", path.display()))
 }
 
 /// A machine with a default route.
@@ -112,7 +120,7 @@ impl Host {
 
     /// As [`Host::run_inside`], without waiting for the function's end.
     pub(crate) fn spawn_inside(&self, function: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-        let path = self.namespace.path();
+        let path = self.namespace.path.clone();
         std::thread::spawn(move || {
             enter(&path).expect("a thread of root enters a namespace");
             function();
@@ -136,64 +144,55 @@ impl Host {
     }
 }
 
-/// The switch's end of a machine's cable.
-fn port(number: u8) -> String {
-    format!("port{number}")
-}
-
 /// A switch with machines on it, and a place for clients.
 pub(crate) struct Network {
     switch: Namespace,
+    hosts: LocalHosts,
+    /// Where the machines' namespaces are mounted.
+    _directory: tempfile::TempDir,
 }
 
 impl Network {
     /// Needs root.
     pub(crate) fn new() -> Result<Self> {
-        let switch = Namespace::new()?;
-        switch.ip(&["link", "add", "lan", "type", "bridge"])?;
-        switch.ip(&["addr", "add", SWITCH_ADDRESS, "dev", "lan"])?;
-        switch.ip(&["link", "set", "lan", "up"])?;
-        Ok(Self { switch })
+        let directory = tempfile::tempdir().context("making a directory for machines")?;
+        let network = Self {
+            switch: Namespace::new()?,
+            hosts: LocalHosts::new("lan", SUBNET, &directory.path().join("netns"))?,
+            _directory: directory,
+        };
+        network.switch.run_inside(|| Ok(network.hosts.set_up()?))?;
+        Ok(network)
     }
 
     /// The address of a machine.
-    pub(crate) fn address(number: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 200, 0, number)
+    pub(crate) fn address(&self, number: u8) -> Result<Ipv4Addr> {
+        Ok(self.hosts.address(number)?)
     }
 
     /// Connects a further machine.
     pub(crate) fn host(&self, number: u8) -> Result<Host> {
-        let namespace = Namespace::new()?;
-        let port = port(number);
-        let address = format!("{}/24", Self::address(number));
-        namespace.ip(&[
-            "link",
-            "add",
-            "uplink",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            &port,
-            "netns",
-            &self.switch.name,
-        ])?;
-        namespace.ip(&["addr", "add", &address, "dev", "uplink"])?;
-        namespace.ip(&["link", "set", "uplink", "up"])?;
-        namespace.ip(&["route", "add", "default", "dev", "uplink"])?;
-        self.switch
-            .ip(&["link", "set", &port, "master", "lan", "up"])?;
+        let made = self
+            .switch
+            .run_inside(|| Ok(self.hosts.add(number)?))
+            .with_context(|| format!("making machine {number}"))?;
+        let namespace = Namespace {
+            path: made.netns,
+            name: None,
+        };
         Ok(Host { namespace })
     }
 
     /// Takes the cable of a machine out.
     pub(crate) fn unplug(&self, number: u8) -> Result<()> {
-        self.switch.ip(&["link", "set", &port(number), "down"])
+        self.switch
+            .ip(&["link", "set", &self.hosts.link(number), "down"])
     }
 
     /// Puts it in again.
     pub(crate) fn plug(&self, number: u8) -> Result<()> {
-        self.switch.ip(&["link", "set", &port(number), "up"])
+        self.switch
+            .ip(&["link", "set", &self.hosts.link(number), "up"])
     }
 
     /// A command that runs where clients are.
@@ -206,7 +205,7 @@ impl Network {
         &self,
         make: impl FnOnce() -> F + Send,
     ) -> Result<T> {
-        let path = self.switch.path();
+        let path = self.switch.path.clone();
         self.switch.run_inside(|| {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
@@ -214,5 +213,14 @@ impl Network {
                 .build()?;
             runtime.block_on(make())
         })
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let removed = self.switch.run_inside(|| Ok(self.hosts.teardown()?));
+        if let Err(error) = removed {
+            eprintln!("cleaning up machines: {error:#}");
+        }
     }
 }

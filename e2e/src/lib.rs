@@ -85,13 +85,18 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Resu
 impl Cluster {
     /// Starts a cluster and waits until its node is Ready. Needs root.
     pub fn start() -> Result<Self> {
-        let mut cluster = Self {
+        let mut cluster = Self::not_yet()?;
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// A machine on which a cluster is yet to be started. Needs root.
+    pub fn not_yet() -> Result<Self> {
+        Ok(Self {
             host: Host::new()?,
             directory: tempfile::tempdir().context("making a data directory")?,
             process: None,
-        };
-        cluster.up()?;
-        Ok(cluster)
+        })
     }
 
     /// A command that runs on the cluster's host.

@@ -163,10 +163,17 @@ pub(crate) fn enter(netns: &Path) -> Result<()> {
 
 /// A subnet for the hosts that collides with nothing.
 fn find_subnet(up: &Up) -> Result<Ipv4Net> {
+    let taken = up.options.ranges();
     if let Some(subnet) = up.host_cidr {
+        for range in taken {
+            ensure!(
+                !range.contains(&subnet.network()) && !subnet.contains(&range.network()),
+                "--host-cidr {subnet} overlaps {range}, which is of pods or services: choose another, or others with \
+                 --pod-cidr and --service-cidr"
+            );
+        }
         return Ok(subnet);
     }
-    let taken = up.options.ranges();
     let free = SUBNETS
         .subnets(24)?
         .filter(|candidate| !taken.iter().any(|range| range.contains(&candidate.network())));
@@ -178,7 +185,8 @@ fn find_subnet(up: &Up) -> Result<Ipv4Net> {
 /// Refuses what cannot be, before anything is made.
 pub(super) fn check(up: &Up) -> Result<()> {
     let existing = Record::load(up.data_dir())?;
-    Record::plan(existing.as_ref(), up.nodes, up.servers, || find_subnet(up))?;
+    let record = Record::plan(existing.as_ref(), up.nodes, up.servers, || find_subnet(up))?;
+    record.hosts(up.data_dir())?.address(record.nodes)?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use gantry_agent::AgentConfig;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Fleet, Place};
-use crate::host::{HOST_ADDRESS, Host, Network};
+use crate::host::{HOST_ADDRESS, Host};
 use crate::images::Images;
 use crate::{eventually, gantry, run};
 
@@ -77,7 +77,7 @@ impl Fleet {
         let number = FIRST + ordinal;
         let (host, address) = match &self.place {
             Place::Apart(network) => {
-                let address = Network::address(number).to_string();
+                let address = network.address(number)?.to_string();
                 (Some(network.host(number)?), address)
             }
             _ if ordinal == 1 => (None, HOST_ADDRESS.to_owned()),

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::faults::{Clock, Disk};
 use super::{Fleet, Machine, Place, free_address};
-use crate::host::{Host, Network};
+use crate::host::Host;
 use crate::{eventually, gantry};
 
 /// One server.
@@ -67,7 +67,7 @@ impl Fleet {
         let name = format!("s{number}");
         let (address, host) = match &self.place {
             Place::Apart(network) => {
-                let address = SocketAddr::new(Network::address(number).into(), 6443);
+                let address = SocketAddr::new(network.address(number)?.into(), 6443);
                 (address, Some(network.host(number)?))
             }
             _ => (free_address()?, None),

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Taint;
+use gantry_network::OverlayMode;
 
 use crate::identity::NodeIdentity;
 
@@ -24,6 +25,8 @@ pub struct AgentConfig {
     pub identity: NodeIdentity,
     /// The address other nodes reach this one at.
     pub node_address: Ipv4Addr,
+    /// Which packets to pods of other nodes are wrapped into VXLAN.
+    pub overlay_mode: OverlayMode,
     /// Labels of the Node object beside the usual ones.
     pub labels: BTreeMap<String, String>,
     /// What the Node object is tainted with when it is made; later it is the cluster's own.
@@ -55,6 +58,7 @@ impl AgentConfig {
             metrics: None,
             identity: NodeIdentity::default(),
             node_address: Ipv4Addr::LOCALHOST,
+            overlay_mode: OverlayMode::default(),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             data_dir: data_dir.to_owned(),

@@ -31,6 +31,7 @@ mod image_service;
 mod link;
 mod metrics;
 mod node;
+mod peers;
 mod pod;
 mod presence;
 mod pressure;

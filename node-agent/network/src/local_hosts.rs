@@ -19,9 +19,11 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use crate::forwarding::Passing;
 use crate::names::hardware_address;
 use crate::netlink::{Change, Netlink};
 use crate::nft::Nft;
+
 use crate::{NetworkError, forwarding, links, netns};
 
 /// A host's end of its link.
@@ -103,7 +105,8 @@ impl LocalHosts {
         format!("{}-lan", self.prefix)
     }
 
-    fn link(&self, number: u8) -> String {
+    /// The machine's end of a host's link.
+    pub fn link(&self, number: u8) -> String {
         format!("{}-h{number}", self.prefix)
     }
 
@@ -122,7 +125,7 @@ impl LocalHosts {
         let create = LinkBridge::new(&bridge)
             .forward_delay(0)
             .mcast_snooping(false)
-            .address(hardware_address(gateway))
+            .address(hardware_address(gateway).to_vec())
             .build();
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match netlink.change(Change::new(
@@ -147,10 +150,10 @@ impl LocalHosts {
                 self.subnet.prefix_len(),
             ),
         ])?;
-        forwarding::set_parameter("ip_forward", "1")?;
+        forwarding::switch_on(false)?;
         let nft = Nft::find()?;
         nft.set_up(&self.rules())?;
-        forwarding::accept(&nft, &bridge)
+        forwarding::accept(&nft, &[Passing::Link(bridge)], false)
     }
 
     fn rules(&self) -> String {
@@ -191,7 +194,7 @@ table ip {table} {{
         let mut inside = netns::create(&host.netns)?;
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(HOST_LINK.to_owned())
-            .address(hardware_address(host.address))
+            .address(hardware_address(host.address).to_vec())
             .setns_by_fd(inside.file.as_raw_fd())
             .build();
         let pair = LinkVeth::new(&link, HOST_LINK)
@@ -263,7 +266,7 @@ table ip {table} {{
             Ok(nft) => {
                 let table = self.table();
                 keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
-                keep(forwarding::forget(&nft, &self.bridge()));
+                keep(forwarding::forget(&nft, &[Passing::Link(self.bridge())]));
             }
             Err(error) => keep(Err(error)),
         }

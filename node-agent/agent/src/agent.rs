@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, ServiceRules,
+    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, Overlay,
+    OverlaySettings, ServiceRules, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -26,6 +27,7 @@ use crate::image_service;
 use crate::link::Link;
 use crate::local_api;
 use crate::node::Machine;
+use crate::peers;
 use crate::pod::{Manager, Node};
 use crate::presence::{self, Presence};
 use crate::reports::{Reports, Severity};
@@ -70,6 +72,7 @@ impl Agent {
         let (news, news_receiver) = mpsc::unbounded_channel();
         let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
         let (services_changed, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let nodes_changed = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         let servers = Servers::new(config.servers.clone());
         if let Some(facts) = &*welcomed.borrow() {
@@ -113,6 +116,7 @@ impl Agent {
             },
             news,
             services: services_changed.clone(),
+            nodes: nodes_changed.clone(),
             changed: changed.clone(),
             welcome,
         };
@@ -161,6 +165,11 @@ impl Agent {
             routed,
         };
         tasks.spawn(program.run(services_changed));
+        if let Some(overlay) = wiring.overlay {
+            let name = config.node_name.clone();
+            let (desired, reports) = (desired.clone(), reports.clone());
+            tasks.spawn(peers::keep(name, desired, reports, overlay, nodes_changed));
+        }
         tasks.spawn(keep_checkpoint(
             checkpoint.clone(),
             desired.clone(),
@@ -218,6 +227,8 @@ async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
 struct Wiring {
     network: Arc<BridgeNetwork>,
     rules: NftServiceRules,
+    /// None on a node that no other node can reach.
+    overlay: Option<Arc<dyn Overlay>>,
     dns: DnsServer,
     dns_address: Ipv4Addr,
 }
@@ -233,6 +244,11 @@ fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
         cluster_pod_cidr: cidr("pod CIDR of the cluster", &facts.cluster_pod_cidr)?,
         service_cidr: cidr("service CIDR", &facts.service_cidr)?,
         data_dir: config.data_dir.join("network"),
+        ipv6: None,
+        overlay: (!config.node_address.is_loopback()).then(|| OverlaySettings {
+            mode: config.overlay_mode,
+            ..OverlaySettings::new(config.node_address.into())
+        }),
     })
 }
 
@@ -251,6 +267,10 @@ impl Wiring {
         };
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
+        let overlay = match node.overlay {
+            None => None,
+            Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
+        };
         network
             .bind_dns_address(dns_address)
             .await
@@ -265,6 +285,7 @@ impl Wiring {
         Ok(Self {
             network,
             rules,
+            overlay: overlay.map(|overlay| Arc::new(overlay) as Arc<dyn Overlay>),
             dns,
             dns_address,
         })

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use gantry_network::OverlayMode;
+
 use crate::identity::NodeIdentity;
 
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
@@ -20,6 +22,8 @@ pub struct AgentConfig {
     pub identity: NodeIdentity,
     /// The address other nodes reach this one at.
     pub node_address: Ipv4Addr,
+    /// Which packets to pods of other nodes are wrapped into VXLAN.
+    pub overlay_mode: OverlayMode,
     /// Labels of the Node object beside the usual ones.
     pub labels: BTreeMap<String, String>,
     /// State that survives a reboot: images, journals, logs, checkpoints.
@@ -48,6 +52,7 @@ impl AgentConfig {
             local_api: None,
             identity: NodeIdentity::default(),
             node_address: Ipv4Addr::LOCALHOST,
+            overlay_mode: OverlayMode::default(),
             labels: BTreeMap::new(),
             data_dir: data_dir.to_owned(),
             run_dir: Path::new("/run/gantry").join(&prefix),

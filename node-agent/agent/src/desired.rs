@@ -276,6 +276,16 @@ impl Desired {
             .map(|kept| kept.object.clone())
     }
 
+    /// All nodes of the cluster.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        let objects = self.objects.read();
+        objects
+            .nodes
+            .values()
+            .map(|kept| kept.object.clone())
+            .collect()
+    }
+
     /// The JSON of everything, as it would be sent: what a checkpoint holds. Secrets are told apart by their kind.
     pub fn snapshot(&self) -> Vec<ObjectChange> {
         fn all<T>(table: &Table<T>, resource: Resource, into: &mut Vec<ObjectChange>) {

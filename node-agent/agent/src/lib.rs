@@ -30,6 +30,7 @@ mod image_gc;
 mod image_service;
 mod link;
 mod node;
+mod peers;
 mod pod;
 mod presence;
 mod pressure;

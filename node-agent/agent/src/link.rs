@@ -84,6 +84,8 @@ pub(crate) struct Link {
     pub(crate) news: mpsc::UnboundedSender<News>,
     /// Services or EndpointSlices have changed.
     pub(crate) services: Arc<Notify>,
+    /// Nodes have changed.
+    pub(crate) nodes: Arc<Notify>,
     /// Anything worth a checkpoint has changed.
     pub(crate) changed: Arc<Notify>,
     pub(crate) welcome: watch::Sender<Option<Welcome>>,
@@ -215,6 +217,7 @@ impl Link {
                     }
                     self.news.send(News::Synced).ok();
                     self.services.notify_one();
+                    self.nodes.notify_one();
                     self.changed.notify_one();
                 }
                 Some(server_message::Message::OpenStream(open)) => {
@@ -240,7 +243,13 @@ impl Link {
                 }
                 return;
             }
-            Touched::Node | Touched::Nothing => return,
+            Touched::Node => {
+                if synced {
+                    self.nodes.notify_one();
+                }
+                return;
+            }
+            Touched::Nothing => return,
         };
         // Nobody listens once the agent is stopping.
         self.news.send(news).ok();

@@ -608,15 +608,24 @@ fn teardown_leaves_nothing_of_the_way_to_other_hosts() {
                 ip("-o link").lines().count().to_string(),
                 ip("-4 route show table all"),
                 ip("-6 route show proto 71"),
-                command("nft", &["list", "tables"]),
+                command("nft", &["list", "ruleset"]),
             ]
         };
+        for family in ["ip", "ip6"] {
+            let firewall = format!(
+                "add table {family} filter; add chain {family} filter FORWARD {{ type filter hook forward priority 0; }}"
+            );
+            inside(&hosts[0].netns, || command("nft", &[&firewall]));
+        }
         let before = inside(&hosts[0].netns, state);
         let cluster = Cluster::of(hosts);
         let host = &cluster.hosts[0];
         assert_ne!(inside(&host.netns, state), before);
+        // Who tears down need not know how the node was reached.
+        let mut alone = host.node.clone();
+        alone.overlay = None;
         for _ in 0..2 {
-            host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
+            host.on(async || BridgeNetwork::teardown(&alone).unwrap());
             assert_eq!(inside(&host.netns, state), before);
         }
     });
@@ -639,6 +648,8 @@ fn links_of_others_are_left_alone_and_named() {
             error.contains("gt-vx") && error.contains("ip link del"),
             "{error}"
         );
+        host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
+        assert!(inside(&host.netns, || ip("link")).contains("gt-vx"));
         inside(&host.netns, || {
             ip("link del gt-vx");
             ip("link add foreign type vxlan id 71 dstport 8472 local 192.0.2.1 nolearning");

@@ -270,7 +270,9 @@ pub(crate) fn teardown(node: &NodeNetwork, names: &Names) -> Result<(), NetworkE
     let mut netlink = Netlink::open()?;
     let name = names.vxlan();
     // Routes by the device go with it, and those that speak from its IPv4 address as well; the rest are removed here.
-    if let Some(link) = links::find(&mut netlink, &name)? {
+    if let Some(link) = links::find(&mut netlink, &name)?
+        && device::is_vxlan(&link)
+    {
         let index = link.header.index;
         let left = kernel::read(&mut netlink, &ours(node, index))?;
         let steps = plan::steps(&left, &Entries::default());

@@ -10,13 +10,15 @@ mod lab;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gantry_network::{
     BridgeNetwork, FakeOverlay, HostPort, NetworkError, Overlay, OverlayMode, PeerNode, PeerPath,
     PodNetwork, PodRoute, Protocol, VxlanOverlay,
 };
-use lab::hosts::{Cluster, Far, Host, among_hosts, datagram, echo, there_and_back};
+use lab::hosts::{
+    Cluster, Far, Host, among_hosts, datagram, datagram_at_last, echo, there_and_back,
+};
 use lab::{ask, ask_udp, command, inside, ip, serve};
 
 const PORT: u16 = 8080;
@@ -568,11 +570,7 @@ fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
         inside(&old.netns, || echo(Ipv4Addr::UNSPECIFIED, ECHO));
         inside(&new.netns, || {
             assert_eq!(there_and_back(old.ip, ECHO, MIB), MIB);
-            // The first one may be what tells the sender.
-            let told = Instant::now();
-            while datagram(old.ip, ECHO, MTU - 28).is_err() {
-                assert!(told.elapsed() < lab::DEADLINE, "nobody says it is too big");
-            }
+            assert_eq!(datagram_at_last(old.ip, ECHO, MTU - 28), MTU - 28);
         });
         inside(&host.netns, || ip("link set eth0 mtu 620"));
         let error = host.on(async || BridgeNetwork::new(host.node.clone()).err().unwrap());
@@ -589,6 +587,43 @@ fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
         let alone = host.pod(&network, "alone");
         assert!(inside(&alone.netns, || mtu("eth0")).contains("mtu 620 "));
         host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
+    });
+}
+
+#[test]
+fn pods_attached_before_the_overlay_talk_through_it() {
+    among_hosts(|world| {
+        let hosts = world.pair(OverlayMode::Always);
+        let wide: Vec<Far> = hosts
+            .iter()
+            .map(|host| {
+                let mut alone = host.node.clone();
+                alone.overlay = None;
+                let network = host.on(async || BridgeNetwork::new(alone).unwrap());
+                host.pod(&network, "wide")
+            })
+            .collect();
+        let _cluster = Cluster::of(hosts);
+        let [near, far] = &wide[..] else {
+            panic!("two pods");
+        };
+        inside(&far.netns, || {
+            assert!(ip("link show dev eth0").contains("mtu 1500 "));
+            echo(Ipv4Addr::UNSPECIFIED, ECHO);
+        });
+        inside(&near.netns, || {
+            let mss = format!("sport = :{ECHO} or dport = :{ECHO}");
+            let stream = TcpStream::connect((far.ip, ECHO)).unwrap();
+            let sockets = command("ss", &["-tin", &mss]);
+            assert!(
+                sockets.contains(" pmtu:1500 ")
+                    && sockets.contains(&format!(" mss:{} ", MTU - 40 - 12)),
+                "both know from the start, by the clamped segment size alone: {sockets}"
+            );
+            drop(stream);
+            assert_eq!(there_and_back(far.ip, ECHO, MIB), MIB);
+            assert_eq!(datagram_at_last(far.ip, ECHO, 1500 - 28), 1500 - 28);
+        });
     });
 }
 

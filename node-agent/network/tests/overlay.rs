@@ -58,6 +58,7 @@ async fn contract<T: Overlay>(process: impl Fn() -> T) {
     ];
     let overlay = process();
     overlay.reassert().await.unwrap();
+    overlay.sync(vec![]).await.unwrap();
     for _ in 0..2 {
         overlay.sync(vec![b.clone(), a.clone()]).await.unwrap();
         assert_eq!(places(&overlay.routes().await.unwrap()), at_first);
@@ -111,7 +112,12 @@ fn the_kernel_keeps_the_contract() {
     among_hosts(|world| {
         world.subnet("lan", "192.0.2");
         let host = world.host("lan", [192, 0, 2, 1], 1, OverlayMode::Auto);
-        host.on(async || contract(|| VxlanOverlay::new(host.node.clone()).unwrap()).await);
+        host.on(async || {
+            let alone = VxlanOverlay::new(host.node.clone()).unwrap();
+            alone.sync(vec![]).await.unwrap();
+            assert!(!ip("link").contains("gt-vx"), "a node alone makes nothing");
+            contract(|| VxlanOverlay::new(host.node.clone()).unwrap()).await;
+        });
     });
 }
 
@@ -543,11 +549,11 @@ fn firewalls_and_reverse_path_filters_of_the_hosts_do_not_cut_pods_off() {
 #[test]
 fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
     among_hosts(|world| {
-        let [mut host, _] = world.pair(OverlayMode::Auto);
+        let [mut host, other] = world.pair(OverlayMode::Auto);
         inside(&host.netns, || ip("link set eth0 mtu 1400"));
         let mut cluster_node = host.node.clone();
         let (network, overlay) = host.start();
-        host.know(&overlay, &[]);
+        host.know(&overlay, &[&other]);
         let old = host.pod(&network, "old");
         let mtu = |link: &str| ip(&format!("link show dev {link}"));
         assert!(inside(&old.netns, || mtu("eth0")).contains("mtu 1350 "));
@@ -557,7 +563,7 @@ fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
             ip("link set eth0 mtu 1500");
         });
         let (network, overlay) = host.start();
-        host.know(&overlay, &[]);
+        host.know(&overlay, &[&other]);
         let new = host.pod(&network, "new");
         assert!(inside(&new.netns, || mtu("eth0")).contains("mtu 1450 "));
         inside(&host.netns, || {
@@ -703,6 +709,16 @@ fn links_of_others_are_left_alone_and_named() {
         for words in ["vxlan id 71 ", "dstport 8472", "nolearning", "mtu 1450"] {
             assert!(device.contains(words), "{words}: {device}");
         }
+        let mut other_port = host.node.clone();
+        other_port.overlay.as_mut().unwrap().port = 4790;
+        let changed = VxlanOverlay::new(other_port).unwrap();
+        let peers = vec![node("far", "192.0.2.2", "10.244.2.0/24")];
+        host.on(async || changed.sync(peers).await.unwrap());
+        inside(&host.netns, || {
+            assert!(ip("-d link show gt-vx").contains("dstport 4790"));
+            let rules = command("nft", &["list table inet gt-overlay"]);
+            assert!(rules.contains("4790") && !rules.contains("8472"), "{rules}");
+        });
         host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
     });
 }

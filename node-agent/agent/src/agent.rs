@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, Overlay,
+    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork,
     OverlaySettings, ServiceRules, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
@@ -236,7 +236,7 @@ struct Wiring {
     network: Arc<BridgeNetwork>,
     rules: NftServiceRules,
     /// None on a node that no other node can reach.
-    overlay: Option<Arc<dyn Overlay>>,
+    overlay: Option<Arc<VxlanOverlay>>,
     dns: DnsServer,
     dns_address: Ipv4Addr,
 }
@@ -293,7 +293,7 @@ impl Wiring {
         Ok(Self {
             network,
             rules,
-            overlay: overlay.map(|overlay| Arc::new(overlay) as Arc<dyn Overlay>),
+            overlay: overlay.map(Arc::new),
             dns,
             dns_address,
         })

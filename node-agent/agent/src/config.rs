@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Taint;
 use gantry_network::OverlayMode;
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::identity::NodeIdentity;
 

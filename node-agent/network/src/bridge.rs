@@ -65,7 +65,9 @@ impl BridgeNetwork {
         make_dir(&names.netns_dir())?;
         let mut netlink = Netlink::open()?;
         let address = node.overlay.as_ref().map(|overlay| overlay.node_address);
-        let mtu = Underlay::find(&mut netlink, address)?.pod_mtu(&node)?;
+        let underlay = Underlay::find(&mut netlink, address)?;
+        underlay.check_ranges(&node)?;
+        let mtu = underlay.pod_mtu(&node)?;
         let bridge = links::ensure_bridge(&mut netlink, &node, &names, mtu)?;
         forwarding::switch_on(node.ipv6.is_some())?;
         for (parameter, value) in bridge_parameters(&names.bridge()) {
@@ -140,15 +142,13 @@ impl BridgeNetwork {
         keep(remove_links(&names));
         match Nft::find() {
             Ok(nft) => {
-                keep(forwarding::forget(&nft, &passing(node, &names)));
+                keep(forwarding::forget(&nft, &everything_passing(node, &names)));
                 for table in [names.pod_table(), names.service_table()] {
                     keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
                 }
-                if node.ipv6.is_some() {
-                    let table = names.pod_table();
-                    keep(nft.apply(&format!(
-                        "add table ip6 {table}\ndelete table ip6 {table}\n"
-                    )));
+                let table = names.pod_table();
+                if nft.list(&["list", "table", "ip6", &table]).is_some() {
+                    keep(nft.apply(&format!("delete table ip6 {table}\n")));
                 }
             }
             Err(error) => keep(Err(error)),
@@ -451,16 +451,24 @@ fn reconcile(
 /// What the firewalls of others must let through. Packets that come from elsewhere for a service and go on to a pod of
 /// another node pass neither the bridge nor always the VXLAN device, so the pods' addresses are named as well.
 fn passing(node: &NodeNetwork, names: &Names) -> Vec<Passing> {
-    let mut passing = vec![Passing::Link(names.bridge())];
-    if node.overlay.is_some() {
-        let range = |range| Passing::Range(names.prefix().to_owned(), range);
-        passing.push(Passing::Link(names.vxlan()));
-        passing.push(range(IpNet::V4(node.cluster_pod_cidr.trunc())));
-        passing.extend(
-            node.ipv6
-                .map(|ipv6| range(IpNet::V6(ipv6.cluster_pod_cidr.trunc()))),
-        );
+    match node.overlay {
+        Some(_) => everything_passing(node, names),
+        None => vec![Passing::Link(names.bridge())],
     }
+}
+
+/// The same of a node that may have had an overlay: what is torn down is told only where it was.
+fn everything_passing(node: &NodeNetwork, names: &Names) -> Vec<Passing> {
+    let range = |range| Passing::Range(names.prefix().to_owned(), range);
+    let mut passing = vec![
+        Passing::Link(names.bridge()),
+        Passing::Link(names.vxlan()),
+        range(IpNet::V4(node.cluster_pod_cidr.trunc())),
+    ];
+    passing.extend(
+        node.ipv6
+            .map(|ipv6| range(IpNet::V6(ipv6.cluster_pod_cidr.trunc()))),
+    );
     passing
 }
 

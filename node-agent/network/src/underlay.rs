@@ -88,6 +88,36 @@ impl Underlay {
         }
     }
 
+    /// Refuses ranges of the cluster that other machines of the node's own subnet have: packets to them would go to
+    /// pods or services instead, or the other way around.
+    pub(crate) fn check_ranges(&self, node: &NodeNetwork) -> Result<(), NetworkError> {
+        let Some(subnet) = self.on_link else {
+            return Ok(());
+        };
+        let ipv6 = node.ipv6.as_ref();
+        let ranges = [
+            Some(("pod CIDR", "--pod-cidr", IpNet::V4(node.cluster_pod_cidr))),
+            Some((
+                "service CIDR",
+                "--service-cidr",
+                IpNet::V4(node.service_cidr),
+            )),
+            ipv6.map(|ipv6| ("pod CIDR", "--pod-cidr", IpNet::V6(ipv6.cluster_pod_cidr))),
+            ipv6.and_then(|ipv6| ipv6.service_cidr)
+                .map(|cidr| ("service CIDR", "--service-cidr", IpNet::V6(cidr))),
+        ];
+        for (what, option, range) in ranges.into_iter().flatten() {
+            if range.contains(&subnet.network()) || subnet.contains(&range.network()) {
+                return Err(NetworkError::Unsupported(format!(
+                    "the subnet {subnet} of this node's link {} overlaps the cluster's {what} {range}: give the node an \
+                     address on another network (--address), or make the cluster with another {option}",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The MTU of pods, of the bridge, and of the VXLAN device (see the module's words).
     pub(crate) fn pod_mtu(&self, node: &NodeNetwork) -> Result<u32, NetworkError> {
         let added = match node.overlay.as_ref().map(|overlay| overlay.node_address) {
@@ -220,6 +250,39 @@ mod tests {
         assert_eq!(mtu(Some("192.0.2.1"), false, 626), 576);
         assert_eq!(mtu(Some("192.0.2.1"), true, 1330), 1280);
         assert_eq!(mtu(Some("2001:db8::1"), true, 1350), 1280);
+    }
+
+    #[test]
+    fn a_subnet_that_the_cluster_would_hide_is_named() {
+        let check = |subnet: Option<&str>| {
+            let mut underlay = underlay(1500);
+            underlay.on_link = subnet.map(|subnet| subnet.parse().unwrap());
+            underlay
+                .check_ranges(&node(Some("192.0.2.1"), true))
+                .map_err(|error| error.to_string())
+        };
+        for fine in [
+            None,
+            Some("192.0.2.0/24"),
+            Some("10.112.0.0/16"),
+            Some("fe00::/16"),
+        ] {
+            check(fine).unwrap();
+        }
+        for (subnet, option) in [
+            ("10.244.7.0/24", "--pod-cidr"),
+            ("10.0.0.0/8", "--pod-cidr"),
+            ("10.100.0.0/16", "--service-cidr"),
+            ("fd00:9::/64", "--pod-cidr"),
+        ] {
+            let error = check(Some(subnet)).unwrap_err();
+            assert!(
+                ["eth0", subnet, option]
+                    .iter()
+                    .all(|words| error.contains(words)),
+                "{error}"
+            );
+        }
     }
 
     #[test]

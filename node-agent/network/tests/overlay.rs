@@ -10,13 +10,15 @@ mod lab;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gantry_network::{
     BridgeNetwork, FakeOverlay, HostPort, NetworkError, Overlay, OverlayMode, PeerNode, PeerPath,
     PodNetwork, PodRoute, Protocol, VxlanOverlay,
 };
-use lab::hosts::{Cluster, Far, Host, among_hosts, datagram, echo, there_and_back};
+use lab::hosts::{
+    Cluster, Far, Host, among_hosts, datagram, datagram_at_last, echo, there_and_back,
+};
 use lab::{ask, ask_udp, command, inside, ip, serve};
 
 const PORT: u16 = 8080;
@@ -56,6 +58,7 @@ async fn contract<T: Overlay>(process: impl Fn() -> T) {
     ];
     let overlay = process();
     overlay.reassert().await.unwrap();
+    overlay.sync(vec![]).await.unwrap();
     for _ in 0..2 {
         overlay.sync(vec![b.clone(), a.clone()]).await.unwrap();
         assert_eq!(places(&overlay.routes().await.unwrap()), at_first);
@@ -109,7 +112,12 @@ fn the_kernel_keeps_the_contract() {
     among_hosts(|world| {
         world.subnet("lan", "192.0.2");
         let host = world.host("lan", [192, 0, 2, 1], 1, OverlayMode::Auto);
-        host.on(async || contract(|| VxlanOverlay::new(host.node.clone()).unwrap()).await);
+        host.on(async || {
+            let alone = VxlanOverlay::new(host.node.clone()).unwrap();
+            alone.sync(vec![]).await.unwrap();
+            assert!(!ip("link").contains("gt-vx"), "a node alone makes nothing");
+            contract(|| VxlanOverlay::new(host.node.clone()).unwrap()).await;
+        });
     });
 }
 
@@ -541,11 +549,11 @@ fn firewalls_and_reverse_path_filters_of_the_hosts_do_not_cut_pods_off() {
 #[test]
 fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
     among_hosts(|world| {
-        let [mut host, _] = world.pair(OverlayMode::Auto);
+        let [mut host, other] = world.pair(OverlayMode::Auto);
         inside(&host.netns, || ip("link set eth0 mtu 1400"));
         let mut cluster_node = host.node.clone();
         let (network, overlay) = host.start();
-        host.know(&overlay, &[]);
+        host.know(&overlay, &[&other]);
         let old = host.pod(&network, "old");
         let mtu = |link: &str| ip(&format!("link show dev {link}"));
         assert!(inside(&old.netns, || mtu("eth0")).contains("mtu 1350 "));
@@ -555,7 +563,7 @@ fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
             ip("link set eth0 mtu 1500");
         });
         let (network, overlay) = host.start();
-        host.know(&overlay, &[]);
+        host.know(&overlay, &[&other]);
         let new = host.pod(&network, "new");
         assert!(inside(&new.netns, || mtu("eth0")).contains("mtu 1450 "));
         inside(&host.netns, || {
@@ -568,11 +576,7 @@ fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
         inside(&old.netns, || echo(Ipv4Addr::UNSPECIFIED, ECHO));
         inside(&new.netns, || {
             assert_eq!(there_and_back(old.ip, ECHO, MIB), MIB);
-            // The first one may be what tells the sender.
-            let told = Instant::now();
-            while datagram(old.ip, ECHO, MTU - 28).is_err() {
-                assert!(told.elapsed() < lab::DEADLINE, "nobody says it is too big");
-            }
+            assert_eq!(datagram_at_last(old.ip, ECHO, MTU - 28), MTU - 28);
         });
         inside(&host.netns, || ip("link set eth0 mtu 620"));
         let error = host.on(async || BridgeNetwork::new(host.node.clone()).err().unwrap());
@@ -593,6 +597,43 @@ fn mtus_follow_the_underlay_and_one_too_small_is_refused() {
 }
 
 #[test]
+fn pods_attached_before_the_overlay_talk_through_it() {
+    among_hosts(|world| {
+        let hosts = world.pair(OverlayMode::Always);
+        let wide: Vec<Far> = hosts
+            .iter()
+            .map(|host| {
+                let mut alone = host.node.clone();
+                alone.overlay = None;
+                let network = host.on(async || BridgeNetwork::new(alone).unwrap());
+                host.pod(&network, "wide")
+            })
+            .collect();
+        let _cluster = Cluster::of(hosts);
+        let [near, far] = &wide[..] else {
+            panic!("two pods");
+        };
+        inside(&far.netns, || {
+            assert!(ip("link show dev eth0").contains("mtu 1500 "));
+            echo(Ipv4Addr::UNSPECIFIED, ECHO);
+        });
+        inside(&near.netns, || {
+            let mss = format!("sport = :{ECHO} or dport = :{ECHO}");
+            let stream = TcpStream::connect((far.ip, ECHO)).unwrap();
+            let sockets = command("ss", &["-tin", &mss]);
+            assert!(
+                sockets.contains(" pmtu:1500 ")
+                    && sockets.contains(&format!(" mss:{} ", MTU - 40 - 12)),
+                "both know from the start, by the clamped segment size alone: {sockets}"
+            );
+            drop(stream);
+            assert_eq!(there_and_back(far.ip, ECHO, MIB), MIB);
+            assert_eq!(datagram_at_last(far.ip, ECHO, 1500 - 28), 1500 - 28);
+        });
+    });
+}
+
+#[test]
 fn teardown_leaves_nothing_of_the_way_to_other_hosts() {
     among_hosts(|world| {
         world.subnet("lan", "192.0.2");
@@ -608,15 +649,24 @@ fn teardown_leaves_nothing_of_the_way_to_other_hosts() {
                 ip("-o link").lines().count().to_string(),
                 ip("-4 route show table all"),
                 ip("-6 route show proto 71"),
-                command("nft", &["list", "tables"]),
+                command("nft", &["list", "ruleset"]),
             ]
         };
+        for family in ["ip", "ip6"] {
+            let firewall = format!(
+                "add table {family} filter; add chain {family} filter FORWARD {{ type filter hook forward priority 0; }}"
+            );
+            inside(&hosts[0].netns, || command("nft", &[&firewall]));
+        }
         let before = inside(&hosts[0].netns, state);
         let cluster = Cluster::of(hosts);
         let host = &cluster.hosts[0];
         assert_ne!(inside(&host.netns, state), before);
+        // Who tears down need not know how the node was reached.
+        let mut alone = host.node.clone();
+        alone.overlay = None;
         for _ in 0..2 {
-            host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
+            host.on(async || BridgeNetwork::teardown(&alone).unwrap());
             assert_eq!(inside(&host.netns, state), before);
         }
     });
@@ -639,6 +689,8 @@ fn links_of_others_are_left_alone_and_named() {
             error.contains("gt-vx") && error.contains("ip link del"),
             "{error}"
         );
+        host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
+        assert!(inside(&host.netns, || ip("link")).contains("gt-vx"));
         inside(&host.netns, || {
             ip("link del gt-vx");
             ip("link add foreign type vxlan id 71 dstport 8472 local 192.0.2.1 nolearning");
@@ -657,6 +709,16 @@ fn links_of_others_are_left_alone_and_named() {
         for words in ["vxlan id 71 ", "dstport 8472", "nolearning", "mtu 1450"] {
             assert!(device.contains(words), "{words}: {device}");
         }
+        let mut other_port = host.node.clone();
+        other_port.overlay.as_mut().unwrap().port = 4790;
+        let changed = VxlanOverlay::new(other_port).unwrap();
+        let peers = vec![node("far", "192.0.2.2", "10.244.2.0/24")];
+        host.on(async || changed.sync(peers).await.unwrap());
+        inside(&host.netns, || {
+            assert!(ip("-d link show gt-vx").contains("dstport 4790"));
+            let rules = command("nft", &["list table inet gt-overlay"]);
+            assert!(rules.contains("4790") && !rules.contains("8472"), "{rules}");
+        });
         host.on(async || BridgeNetwork::teardown(&host.node).unwrap());
     });
 }

@@ -126,6 +126,21 @@ fn parameters(name: &str) -> [(String, &'static str); 3] {
     ]
 }
 
+fn infos(link: &LinkMessage) -> &[LinkInfo] {
+    let infos = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos.as_slice()),
+            _ => None,
+        });
+    infos.unwrap_or_default()
+}
+
+pub(super) fn is_vxlan(link: &LinkMessage) -> bool {
+    infos(link).contains(&LinkInfo::Kind(InfoKind::Vxlan))
+}
+
 /// Whether a link of the device's name is the device as it would be made now. One that is something else altogether
 /// is somebody else's.
 fn suits(
@@ -134,20 +149,12 @@ fn suits(
     settings: &OverlaySettings,
     local: Option<IpAddr>,
 ) -> Result<bool, NetworkError> {
-    let infos = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => Some(infos.as_slice()),
-            _ => None,
-        });
-    let infos = infos.unwrap_or_default();
-    if !infos.contains(&LinkInfo::Kind(InfoKind::Vxlan)) {
+    if !is_vxlan(link) {
         return Err(NetworkError::Unsupported(format!(
             "the link {name} exists and is not a VXLAN device: remove it (ip link del {name}) or choose another prefix"
         )));
     }
-    let data = infos.iter().find_map(|info| match info {
+    let data = infos(link).iter().find_map(|info| match info {
         LinkInfo::Data(InfoData::Vxlan(data)) => Some(data.as_slice()),
         _ => None,
     });

@@ -4,8 +4,8 @@
 //! Either way the entries are programmed from what is known of the nodes: no multicast, no flooding, no learning.
 //! `plan` says which entries, `kernel` reads and writes them, `device` keeps the VXLAN device.
 //!
-//! Every node has the device, whether it sends through it or not: two nodes may disagree on whether they share a
-//! subnet, and each accepts what the other sends.
+//! Every node that knows another has the device, whether it sends through it or not: two nodes may disagree on whether
+//! they share a subnet, and each accepts what the other sends. A node alone makes nothing.
 
 mod device;
 mod kernel;
@@ -52,6 +52,8 @@ struct State {
     device: Option<Device>,
     /// What the kernel holds; unknown at first, and after a change that failed.
     known: Option<Entries>,
+    /// Set up by this process; those of an earlier one may be for other settings.
+    rules: Option<String>,
     /// Of the last sync.
     peers: Option<Vec<PeerNode>>,
 }
@@ -143,21 +145,24 @@ impl Shared {
 
     fn attempt(&self, state: &mut State) -> Result<(), NetworkError> {
         let mut netlink = Netlink::open()?;
+        let peers = state.peers.as_deref().unwrap_or_default();
         let device = match state.device.take() {
             Some(device) => device,
             None => {
+                let (usable, problems) =
+                    plan::usable(self.settings.node_address, &pod_cidrs(&self.node), peers);
+                if usable.is_empty() && links::find(&mut netlink, &self.names.vxlan())?.is_none() {
+                    return problems.into_iter().next().map_or(Ok(()), Err);
+                }
                 state.known = None;
-                self.set_up(&mut netlink)?
+                self.set_up(&mut netlink, &mut state.rules)?
             }
         };
         let now = match state.known.take() {
             Some(known) => known,
             None => kernel::read(&mut netlink, &ours(&self.node, device.index))?,
         };
-        let (wanted, problems) = plan::plan(
-            &self.here(&device),
-            state.peers.as_deref().unwrap_or_default(),
-        );
+        let (wanted, problems) = plan::plan(&self.here(&device), peers);
         let steps = plan::steps(&now, &wanted);
         log(&steps);
         let changes = steps
@@ -169,19 +174,18 @@ impl Shared {
         problems.into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn set_up(&self, netlink: &mut Netlink) -> Result<Device, NetworkError> {
+    fn set_up(
+        &self,
+        netlink: &mut Netlink,
+        made: &mut Option<String>,
+    ) -> Result<Device, NetworkError> {
         let device = device::ensure(netlink, &self.node, &self.names, &self.settings)?;
         let table = self.names.overlay_table();
-        if self
-            .nft
-            .list(&["list", "chain", "inet", &table, rules::CHAIN])
-            .is_none()
-        {
-            self.nft.set_up(&rules::table(
-                &self.names,
-                &self.settings,
-                device.underlay.has_address,
-            ))?;
+        let rules = rules::table(&self.names, &self.settings, device.underlay.has_address);
+        let chain = ["list", "chain", "inet", &table, rules::CHAIN];
+        if made.as_ref() != Some(&rules) || self.nft.list(&chain).is_none() {
+            self.nft.set_up(&rules)?;
+            *made = Some(rules);
         }
         tracing::debug!(
             device = self.names.vxlan(),
@@ -270,7 +274,9 @@ pub(crate) fn teardown(node: &NodeNetwork, names: &Names) -> Result<(), NetworkE
     let mut netlink = Netlink::open()?;
     let name = names.vxlan();
     // Routes by the device go with it, and those that speak from its IPv4 address as well; the rest are removed here.
-    if let Some(link) = links::find(&mut netlink, &name)? {
+    if let Some(link) = links::find(&mut netlink, &name)?
+        && device::is_vxlan(&link)
+    {
         let index = link.header.index;
         let left = kernel::read(&mut netlink, &ours(node, index))?;
         let steps = plan::steps(&left, &Entries::default());

@@ -3,15 +3,18 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use gantry_network::{
     BridgeNetwork, Ipv6Network, NodeNetwork, Overlay, OverlayMode, OverlaySettings, PeerNode,
     PodNetwork, VxlanOverlay,
 };
 
-use super::{DEADLINE, apart, inside, ip, new_namespace, path, runtime};
+use super::{DEADLINE, SILENCE, apart, inside, ip, new_namespace, path, runtime};
 
 /// The router and its subnets, each with 256 addresses, of which the router has the 254th.
 pub(crate) struct World {
@@ -261,14 +264,33 @@ pub(crate) fn datagram(
     port: u16,
     length: usize,
 ) -> std::io::Result<usize> {
-    let address = SocketAddr::new(address.into(), port);
+    datagram_within(DEADLINE, address.into(), port, length)
+}
+
+/// The same until one comes back: the first ones may be what tells either side of a size.
+pub(crate) fn datagram_at_last(address: impl Into<IpAddr>, port: u16, length: usize) -> usize {
+    let (address, began) = (address.into(), Instant::now());
+    loop {
+        match datagram_within(SILENCE, address, port, length) {
+            Ok(back) => return back,
+            Err(error) => assert!(began.elapsed() < DEADLINE, "{length} bytes: {error}"),
+        }
+    }
+}
+
+fn datagram_within(
+    deadline: Duration,
+    address: IpAddr,
+    port: u16,
+    length: usize,
+) -> std::io::Result<usize> {
     let own: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((own, 0))?;
-    socket.connect(address)?;
-    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.connect((address, port))?;
+    socket.set_read_timeout(Some(deadline))?;
     socket.send(&vec![7; length])?;
     let mut buffer = vec![0; 1 << 16];
     socket.recv(&mut buffer)

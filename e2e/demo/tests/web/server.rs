@@ -150,3 +150,12 @@ fn replacing_servers_fails_no_request_on_new_connections() {
 fn replacing_servers_fails_no_request_on_kept_connections() {
     replaced_under_load("keep-alive");
 }
+
+#[test]
+fn a_single_request_prints_the_answer_or_what_is_wrong() {
+    let (_server, address) = Program::serve("v1");
+    let (status, said) = Program::start(&["get", &format!("http://{address}/client")], &[]).end();
+    assert_eq!((status.code(), said.as_str()), (Some(0), "127.0.0.1\n"));
+    let (status, said) = Program::start(&["get", &format!("http://{address}/nothing")], &[]).end();
+    assert_eq!((status.code(), said.as_str()), (Some(1), ""));
+}

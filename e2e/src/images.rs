@@ -10,7 +10,7 @@ use crate::{gantry, run};
 
 /// Debian's busybox-static, for [`TOOLS`].
 const BUSYBOX: &str = "/bin/busybox";
-/// The image with a shell, tar and wget beside the demo's program.
+/// The image with a shell and tar beside the demo's program.
 pub const TOOLS: &str = gantry_demo::TOOLS;
 
 /// The demo's versions v1 and v2, and [`TOOLS`], as files.

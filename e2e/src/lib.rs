@@ -4,6 +4,7 @@
 //! beside whatever else the machine does; everything it made goes with the value, also when a test fails. May import
 //! anything; nothing imports it.
 
+mod example;
 mod fleet;
 mod host;
 mod images;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use example::{WEB, WEB_NODE_PORT};
 pub use fleet::{Fleet, Machine, Pod};
 pub use host::HOST_ADDRESS;
 use host::Host;

@@ -51,9 +51,8 @@ fn with_peers(servers: usize) -> Result<(Fleet, Vec<Pod>)> {
 
 /// What a pod gets from a URL.
 fn fetched(fleet: &Fleet, by: &Pod, url: &str) -> Result<String> {
-    let wget = ["wget", "-q", "-T", "5", "-O", "-", url];
     fleet
-        .exec(&by.name, &wget)
+        .exec(&by.name, &["/web", "get", url])
         .with_context(|| format!("from {} on {}", by.name, by.node))
 }
 

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Fleet, Load, LoadOptions, Pod, TOOLS, eventually};
+use gantry_e2e::{Fleet, Load, LoadOptions, Pod, TOOLS, WEB, eventually};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 const REPLICAS: usize = 6;
-const NODE_PORT: u16 = 30080;
 /// Requests per second of each generator.
 const RATE: u32 = 100;
 /// From a node's death until no request fails: ten seconds of silence, and what follows from it.
@@ -20,45 +19,27 @@ const TOLERATION: u32 = 2;
 /// How long load goes on around a change, so that what fails late is seen.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
-/// Three nodes with the example application, six replicas of it, which leave a silent node after so many seconds.
+/// Three nodes with the example application, some of it on each, whose pods leave a silent node after so many seconds.
 fn with_web(toleration: u32) -> Result<(Fleet, Vec<Pod>)> {
     let fleet = Fleet::of_machines(1, 3)?;
-    let manifest = format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"));
-    fleet.kubectl("s1", &["apply", "-f", &manifest])?;
-    let tolerations: Vec<_> = ["not-ready", "unreachable"]
-        .iter()
-        .map(|trouble| {
-            json!({
-                "key": format!("node.kubernetes.io/{trouble}"),
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": toleration,
-            })
+    let tolerated = |trouble: &str| {
+        json!({
+            "key": format!("node.kubernetes.io/{trouble}"),
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": toleration,
         })
-        .collect();
-    let patch =
-        json!({"spec": {"replicas": REPLICAS, "template": {"spec": {"tolerations": tolerations}}}});
-    fleet.kubectl("s1", &["patch", "deploy", "web", "-p", &patch.to_string()])?;
-    fleet
-        .kubectl("s1", &["rollout", "status", "deploy/web", "--timeout=90s"])
-        .with_context(|| fleet.logs())?;
-    let pods = eventually("the first pods to be gone", || {
-        let pods = fleet.pods("app=web")?;
-        ensure!(
-            pods.len() == REPLICAS && pods.iter().all(Pod::serves),
-            "{pods:?}"
-        );
-        Ok(pods)
+    };
+    let pods = fleet.apply_web(REPLICAS, |template| {
+        template["spec"]["tolerations"] = json!([tolerated("not-ready"), tolerated("unreachable")]);
     })?;
-    let spread = Fleet::spread(&pods);
-    ensure!(spread.len() == 3, "not every node has a pod: {spread:?}");
     Ok((fleet, pods))
 }
 
 /// Waits until enough pods serve without a node.
 fn replaced_elsewhere(fleet: &Fleet, lost: &str) -> Result<()> {
     eventually("the pods to be replaced", || {
-        let pods = fleet.pods("app=web")?;
+        let pods = fleet.pods(WEB)?;
         let elsewhere = pods.iter().filter(|pod| pod.serves() && pod.node != lost);
         let elsewhere = elsewhere.count();
         ensure!(elsewhere == REPLICAS, "{elsewhere} serve: {pods:?}");
@@ -79,10 +60,6 @@ fn agrees_with_the_api(fleet: &Fleet, node: &str) -> Result<()> {
         Ok(())
     })
     .with_context(|| fleet.logs())
-}
-
-fn node_port(fleet: &Fleet, node: &str) -> Result<String> {
-    Ok(format!("http://{}:{NODE_PORT}/", fleet.node_address(node)?))
 }
 
 #[test]
@@ -110,7 +87,10 @@ fn a_node_that_dies_costs_some_requests_for_some_seconds() -> Result<()> {
         ),
         (
             "outside, a node port, new connections",
-            Load::outside(&fleet, LoadOptions::new(node_port(&fleet, "node-1")?, RATE))?,
+            Load::outside(
+                &fleet,
+                LoadOptions::new(fleet.web_node_port("node-1")?, RATE),
+            )?,
         ),
     ];
     let killed = Timestamp::now();
@@ -201,7 +181,7 @@ fn a_node_without_the_servers_serves_on() -> Result<()> {
         ),
         (
             "outside, its node port, new connections",
-            Load::outside(&fleet, LoadOptions::new(node_port(&fleet, alone)?, RATE))?,
+            Load::outside(&fleet, LoadOptions::new(fleet.web_node_port(alone)?, RATE))?,
         ),
     ];
     let before = fleet.pods("app")?;
@@ -214,14 +194,14 @@ fn a_node_without_the_servers_serves_on() -> Result<()> {
     .with_context(|| fleet.logs())?;
     // Its endpoints are withdrawn by now, or about to be: nobody may notice.
     loads[0].1.wait(&fleet, AFTERWARDS)?;
-    let others = fleet.pods("app=web")?;
+    let others = fleet.pods(WEB)?;
     ensure!(
         others.iter().all(|pod| pod.serves() != (pod.node == alone)),
         "those that cannot be heard of are to be unready, and no others: {others:?}"
     );
     fleet.heal()?;
     fleet.wait_ready(alone)?;
-    fleet.wait_serving_pods("app=web", REPLICAS)?;
+    fleet.wait_serving_pods(WEB, REPLICAS)?;
     loads[0].1.wait(&fleet, AFTERWARDS)?;
 
     let after = fleet.pods("app")?;
@@ -280,7 +260,7 @@ fn a_node_that_comes_back_keeps_what_is_wanted_and_stops_the_rest() -> Result<()
     let now = fleet.wait_serving_pods("app=loyal", 1)?.remove(0);
     ensure!(is_untouched(&loyal, &now), "{loyal:?}\n{now:?}");
     // The others' places were taken meanwhile.
-    let left = fleet.pods("app=web")?;
+    let left = fleet.pods(WEB)?;
     let old = |pod: &&Pod| {
         pods.iter()
             .any(|old| old.uid == pod.uid && old.node == away)

@@ -19,7 +19,6 @@ pub const TOOLS: &str = "gantry.local/tools:v1";
 /// What tests run in containers, beside the demo's program.
 const APPLETS: &[&str] = &[
     "cat", "cp", "echo", "hostname", "kill", "ls", "mkdir", "nslookup", "rm", "sh", "sleep", "tar",
-    "wget",
 ];
 
 /// Writes the image `gantry.local/web:VERSION` as an OCI-layout tarball: nothing but the demo's program.

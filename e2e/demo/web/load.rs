@@ -4,7 +4,6 @@
 //! no rate and hide no failure. Every request that was due is in the end answered in full or has failed. A kept-alive
 //! connection that the server ends between two requests is no failure; one that ends in the middle of a request is.
 
-mod connection;
 mod options;
 mod record;
 
@@ -15,32 +14,25 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use connection::{Connection, Failure, Kind};
-pub(crate) use options::USAGE;
 use options::{Mode, Options};
 use record::Record;
 
+use crate::connection::{Connection, Failure, Kind};
 use crate::signal;
 
 /// The most requests that are under way at once.
 const WORKERS: usize = 2000;
 /// How long a thread waits for work before it ends.
 const SPARE: Duration = Duration::from_secs(1);
-const STACK: usize = 128 * 1024;
+const STACK: usize = 256 * 1024;
 /// How often the pace looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(100);
 const REPORT: Duration = Duration::from_secs(1);
 
-/// Makes load as the arguments after `load` say; prints a line of JSON every second and one at the end. What fails does
-/// not make the program fail.
-pub(crate) fn run(arguments: &[String]) -> ExitCode {
-    match Options::parse(arguments) {
-        Ok(options) => Load::new(options).run(),
-        Err(error) => {
-            eprintln!("error: {error}\n{USAGE}");
-            ExitCode::from(2)
-        }
-    }
+/// Makes load as the arguments after `load` say; prints a line of JSON every second and one at the end. Requests that
+/// fail do not make the program fail; arguments that are wrong are an error.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode, String> {
+    Ok(Load::new(Options::parse(arguments)?).run())
 }
 
 /// Requests that are due, and the threads that send them.

@@ -200,6 +200,7 @@ fn kept_connections_are_used_in_turn_and_reports_come_every_second() {
 fn what_is_not_understood_is_refused() {
     for (arguments, complaint) in [
         (vec!["load"], "a URL is missing"),
+        (vec!["get"], "get takes one URL"),
         (vec!["load", "https://web"], "no HTTP address"),
         (vec!["serve"], "\"serve\" is nothing this program does"),
     ] {

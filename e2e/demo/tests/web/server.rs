@@ -97,6 +97,21 @@ fn a_server_that_nobody_is_connected_to_ends_at_once() {
     assert!(server.end().0.success());
 }
 
+/// Waits until others have asked a server too.
+fn is_asked(address: SocketAddr) {
+    let mut own = 0;
+    eventually("a request", || {
+        let mut stream = connect(address);
+        ask(&mut stream, "/info");
+        let info = hear(&mut stream, "}\n");
+        let (_, served) = info.rsplit_once(':').expect("how many it has served");
+        let served: u32 = served.trim_end_matches("}\n").parse().expect("a number");
+        let others = served > own;
+        own += 1;
+        others.then_some(())
+    });
+}
+
 /// Replaces the server behind a door again and again under load, as a rollout does.
 fn replaced_under_load(mode: &str) {
     const ROUNDS: usize = 6;
@@ -123,6 +138,7 @@ fn replaced_under_load(mode: &str) {
         let old = std::mem::replace(&mut server, next);
         old.terminate();
         assert!(old.end().0.success());
+        is_asked(address);
     }
     load.line();
     load.terminate();
@@ -149,4 +165,13 @@ fn replacing_servers_fails_no_request_on_new_connections() {
 #[test]
 fn replacing_servers_fails_no_request_on_kept_connections() {
     replaced_under_load("keep-alive");
+}
+
+#[test]
+fn a_single_request_prints_the_answer_or_what_is_wrong() {
+    let (_server, address) = Program::serve("v1");
+    let (status, said) = Program::start(&["get", &format!("http://{address}/client")], &[]).end();
+    assert_eq!((status.code(), said.as_str()), (Some(0), "127.0.0.1\n"));
+    let (status, said) = Program::start(&["get", &format!("http://{address}/nothing")], &[]).end();
+    assert_eq!((status.code(), said.as_str()), (Some(1), ""));
 }

@@ -1,21 +1,8 @@
 //! What load is asked for.
 
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-/// How to ask.
-pub(crate) const USAGE: &str = "\
-usage: web                      serve on port 8080, or $PORT
-       web load URL [OPTIONS]   send requests at a steady rate until SIGTERM
-
-options of load:
-  --rate N              requests per second (100)
-  --connections N       kept-alive connections, used in turn (10)
-  --mode MODE           new: a connection per request; keep-alive (new)
-  --seconds N           stop after that long
-  --timeout-ms N        a request that takes longer has failed (5000)
-  --messages N          failures to tell in full (20)";
+use crate::target::Target;
 
 /// Whether requests share connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,64 +18,6 @@ impl Mode {
         match self {
             Self::New => "new",
             Self::KeepAlive => "keep-alive",
-        }
-    }
-}
-
-/// Where requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// A name or an address.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// Path and query.
-    pub(crate) path: String,
-}
-
-impl Target {
-    /// From `http://HOST[:PORT][/PATH]`; an IPv6 address stands in brackets.
-    pub(crate) fn parse(url: &str) -> Result<Self, String> {
-        let wrong = |what: &str| format!("{url:?} {what}: give http://HOST[:PORT][/PATH]");
-        let rest = url
-            .strip_prefix("http://")
-            .ok_or_else(|| wrong("is no HTTP address"))?;
-        let (authority, path) = match rest.find('/') {
-            Some(at) => rest.split_at(at),
-            None => (rest, "/"),
-        };
-        let (host, port) = match authority.rsplit_once(':') {
-            // A colon within the brackets of an address.
-            Some((_, tail)) if tail.ends_with(']') => (authority, "80"),
-            Some(parts) => parts,
-            None => (authority, "80"),
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() {
-            return Err(wrong("names no host"));
-        }
-        let port = port
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(|| wrong("has a port that is none"))?;
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Asks the system's resolver; an address is its own answer.
-    pub(crate) fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
-    }
-
-    /// As it stands in a request's `Host`.
-    pub(crate) fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
         }
     }
 }
@@ -162,41 +91,6 @@ fn number(name: &str, value: &str, least: u32) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn target(host: &str, port: u16, path: &str) -> Target {
-        Target {
-            host: host.to_owned(),
-            port,
-            path: path.to_owned(),
-        }
-    }
-
-    #[test]
-    fn targets_are_hosts_with_ports_and_paths() {
-        for (url, expected) in [
-            ("http://web", target("web", 80, "/")),
-            (
-                "http://web.shop:8080/a?b=c",
-                target("web.shop", 8080, "/a?b=c"),
-            ),
-            ("http://10.0.0.1:30080/", target("10.0.0.1", 30080, "/")),
-            ("http://[fd00::1]/x", target("fd00::1", 80, "/x")),
-            ("http://[fd00::1]:81", target("fd00::1", 81, "/")),
-        ] {
-            assert_eq!(Target::parse(url), Ok(expected), "{url}");
-        }
-        assert_eq!(target("fd00::1", 81, "/").authority(), "[fd00::1]:81");
-        for (url, complaint) in [
-            ("web:80", "no HTTP address"),
-            ("http:///x", "names no host"),
-            ("http://:80", "names no host"),
-            ("http://web:http", "port"),
-            ("http://web:0", "port"),
-        ] {
-            let said = Target::parse(url).expect_err(url);
-            assert!(said.contains(complaint), "{url}: {said}");
-        }
-    }
 
     #[test]
     fn options_have_defaults_and_limits() {

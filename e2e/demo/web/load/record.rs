@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::connection::{Failure, Kind};
 use super::options::Options;
+use crate::connection::{Failure, Kind};
 
 /// How many different answers are told apart.
 const ANSWERS: usize = 1000;

@@ -109,7 +109,11 @@ fn ask_on(node: usize, service: SocketAddr, order: &AtomicU8, tell: &mpsc::Unbou
 
 /// The name of the pod that answers.
 fn ask(service: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&service, TIMEOUT)?;
+    finish(TcpStream::connect_timeout(&service, TIMEOUT)?)
+}
+
+/// Asks for an answer and waits for the connection's end.
+fn finish(mut stream: TcpStream) -> Result<String> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
@@ -118,7 +122,8 @@ fn ask(service: SocketAddr) -> Result<String> {
     Ok(last.context("an answer")?.to_owned())
 }
 
-/// The times that connections take, one after another.
+/// The times that connections take, one after another. Each is used, since a server cannot be behind with those that it
+/// has to answer.
 pub(crate) fn connects(address: SocketAddr, count: usize) -> Result<Vec<Duration>> {
     let mut latencies = Vec::with_capacity(count);
     for _ in 0..count {
@@ -126,7 +131,7 @@ pub(crate) fn connects(address: SocketAddr, count: usize) -> Result<Vec<Duration
         let stream = TcpStream::connect_timeout(&address, TIMEOUT)
             .with_context(|| format!("connecting to {address}"))?;
         latencies.push(began.elapsed());
-        drop(stream);
+        finish(stream).with_context(|| format!("asking {address}"))?;
     }
     Ok(latencies)
 }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::options::Target;
+use crate::target::Target;
 
 const LONGEST_ANSWER: usize = 1 << 20;
 /// How long a server is waited for that is to close a connection.

@@ -21,11 +21,11 @@ mod local_api;
 pub mod logs;
 pub mod reports;
 mod servers;
-pub mod services;
 mod tls;
 pub mod users;
 pub mod volumes;
 
+mod health_checks;
 mod image_gc;
 mod image_service;
 mod link;
@@ -33,6 +33,9 @@ mod node;
 mod pod;
 mod presence;
 mod pressure;
+mod program;
+mod routed;
+mod services;
 mod streams;
 
 pub use agent::{Agent, teardown};

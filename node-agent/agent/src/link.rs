@@ -234,13 +234,14 @@ impl Link {
             Touched::Pod(pod) => News::Pod(pod),
             Touched::PodGone(pod) => News::Gone(pod),
             Touched::Reference(namespace) => News::References(namespace),
-            Touched::Service => {
+            // A node's zone decides which endpoints are near.
+            Touched::Service | Touched::Node => {
                 if synced {
                     self.services.notify_one();
                 }
                 return;
             }
-            Touched::Node | Touched::Nothing => return,
+            Touched::Nothing => return,
         };
         // Nobody listens once the agent is stopping.
         self.news.send(news).ok();

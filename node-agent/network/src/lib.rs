@@ -2,7 +2,7 @@
 //!
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
-//! - [`NftServiceRules`] programs services into nftables, sending only what changed.
+//! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.

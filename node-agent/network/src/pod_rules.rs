@@ -180,6 +180,7 @@ mod tests {
             cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/12".parse().unwrap(),
             data_dir: "/d".into(),
+            ipv6: None,
         }
     }
 

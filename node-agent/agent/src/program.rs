@@ -21,7 +21,7 @@ const LOOK_AROUND: Duration = Duration::from_secs(60);
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// What services are programmed with.
-pub(crate) struct Program {
+pub struct Program {
     place: Place,
     cluster_domain: String,
     desired: Arc<Desired>,
@@ -34,7 +34,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn new(
+    /// For the node of this name, in the cluster of this domain.
+    pub fn new(
         node_name: &str,
         cluster_domain: &str,
         desired: Arc<Desired>,
@@ -58,7 +59,7 @@ impl Program {
     }
 
     /// Programs what has changed each time that `changed` says so.
-    pub(crate) async fn run(mut self, changed: Arc<Notify>) {
+    pub async fn run(mut self, changed: Arc<Notify>) {
         let mut looks = tokio::time::interval(LOOK_AROUND);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -95,8 +96,8 @@ impl Program {
         }
     }
 
-    /// Acknowledged only when the kernel has it: pods wait for that before they stop.
-    async fn sync(&mut self) -> Result<(), NetworkError> {
+    /// Programs what has changed. Acknowledged only when the kernel has it: pods wait for that before they stop.
+    pub async fn sync(&mut self) -> Result<(), NetworkError> {
         let Some(news) = self.news() else {
             return Ok(());
         };

@@ -143,7 +143,7 @@ fn connections(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime, count: u
     all.services.insert(lab::name("web"), vec![own]);
     runtime.block_on(rules.apply(all)).expect("apply");
     let mut measure = |name: &str, address: SocketAddr| {
-        criterion.bench_function(format!("connect/{name}, {count} services"), |bencher| {
+        criterion.bench_function(&format!("connect/{name}, {count} services"), |bencher| {
             bencher.iter_custom(|rounds| {
                 lab.inside(&client.netns, || {
                     let mut total = Duration::ZERO;

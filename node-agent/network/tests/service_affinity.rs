@@ -7,7 +7,7 @@
 mod lab;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use gantry_network::{
     BridgeNetwork, Endpoint, NftServiceRules, NodeNetwork, ServicePort, ServiceRules,

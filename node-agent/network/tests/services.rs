@@ -290,7 +290,7 @@ fn sctp_is_balanced_too() {
         lab.inside(&client.netns, || {
             let to = SocketAddrV4::new(VIP.into(), 0);
             rustix::net::sendto(
-                &raw_sctp(),
+                raw_sctp(),
                 &sctp_init(40000, 80),
                 rustix::net::SendFlags::empty(),
                 &to,

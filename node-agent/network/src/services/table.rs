@@ -201,7 +201,8 @@ fn changed(old: &[Element], new: &[Element]) -> (Vec<Element>, Vec<Element>) {
         match (old.peek(), new.peek()) {
             (None, None) => return (gone, added),
             (Some(before), Some(after)) if before == after => {
-                (old.next(), new.next());
+                old.next();
+                new.next();
             }
             (Some(before), after) if after.is_none_or(|after| before.0 <= after.0) => {
                 gone.extend(old.next());

@@ -1,6 +1,5 @@
 //! The composition root: the one place that names implementations of the runtime, images, network and DNS.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork,
-    OverlaySettings, ServiceRules, VxlanOverlay,
+    BridgeNetwork, DnsServer, HostResolver, NftServiceRules, NodeNetwork, OverlaySettings,
+    VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -31,17 +30,15 @@ use crate::node::Machine;
 use crate::peers;
 use crate::pod::{Manager, Node};
 use crate::presence::{self, Presence};
+use crate::program::Program;
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
-use crate::services;
 use crate::streams::Streams;
 
 /// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 /// Changes that come together are one checkpoint.
 const CHECKPOINT_DELAY: Duration = Duration::from_secs(1);
-/// Between attempts at rules that the kernel refused.
-const SERVICES_RETRY: Duration = Duration::from_secs(5);
 const DNS_PORT: u16 = 53;
 
 /// The node agent.
@@ -78,6 +75,9 @@ impl Agent {
         let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
         let (services_changed, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let nodes_changed = Arc::new(Notify::new());
+        if desired.has_services() {
+            services_changed.notify_one();
+        }
         let mut tasks = JoinSet::new();
         let servers = Servers::new(config.servers.clone());
         if let Some(facts) = &*welcomed.borrow() {
@@ -141,7 +141,6 @@ impl Agent {
         tasks.spawn(keep_facts(checkpoint.clone(), welcomed));
         let wiring = Wiring::new(&config, &facts).await?;
 
-        let (routed, routed_receiver) = watch::channel(BTreeSet::new());
         let node = Arc::new(Node {
             runtime,
             images: images.clone(),
@@ -157,21 +156,17 @@ impl Agent {
             pids_limit: Some(config.pod_pids_limit),
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
-            routed: routed_receiver,
+            routed: desired.routed().clone(),
         });
         tasks.spawn(Manager::new(node).run(news_receiver, stop.clone()));
-        if !desired.services().0.is_empty() {
-            services_changed.notify_one();
-        }
-        let program = Program {
-            node_name: config.node_name.clone(),
-            cluster_domain: facts.cluster_domain.clone(),
-            desired: desired.clone(),
-            reports: reports.clone(),
-            rules: Arc::new(wiring.rules),
-            dns: Arc::new(wiring.dns),
-            routed,
-        };
+        let program = Program::new(
+            &config.node_name,
+            &facts.cluster_domain,
+            desired.clone(),
+            reports.clone(),
+            Arc::new(wiring.rules),
+            Arc::new(wiring.dns),
+        );
         tasks.spawn(program.run(services_changed));
         if let Some(overlay) = wiring.overlay {
             let name = config.node_name.clone();
@@ -383,49 +378,6 @@ async fn keep_facts(checkpoint: Checkpoint, mut welcomed: watch::Receiver<Option
         if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
             tracing::warn!(%error, "writing the checkpoint of the cluster's facts");
         }
-    }
-}
-
-/// Programs services and names into this node.
-struct Program {
-    node_name: String,
-    cluster_domain: String,
-    desired: Arc<Desired>,
-    reports: Arc<Reports>,
-    rules: Arc<dyn ServiceRules>,
-    dns: Arc<dyn ClusterDns>,
-    routed: watch::Sender<BTreeSet<Ipv4Addr>>,
-}
-
-impl Program {
-    async fn run(self, changed: Arc<Notify>) {
-        loop {
-            changed.notified().await;
-            while let Err(error) = self.sync().await {
-                tracing::warn!(
-                    error = crate::pod::words(&error),
-                    "programming services; trying again"
-                );
-                tokio::select! {
-                    () = tokio::time::sleep(SERVICES_RETRY) => {}
-                    () = changed.notified() => {}
-                }
-            }
-        }
-    }
-
-    /// Acknowledged only when the kernel has it: pods wait for that before they stop.
-    async fn sync(&self) -> Result<(), gantry_network::NetworkError> {
-        let (services, slices, revision) = self.desired.services();
-        self.dns
-            .publish(services::names(&services, &slices, &self.cluster_domain));
-        self.rules
-            .sync(services::rules(&services, &slices, &self.node_name))
-            .await?;
-        self.routed
-            .send_replace(services::routed_addresses(&slices));
-        self.reports.services_programmed(revision);
-        Ok(())
     }
 }
 

@@ -6,11 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use gantry_network::ServiceName;
 use gantry_rpc::node::{ObjectChange, Resource};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
+
+use crate::routed::Routed;
+use crate::services::{ServiceObjects, service_of};
 
 /// Namespace (empty for cluster-wide kinds) and name.
 pub type ObjectKey = (String, String);
@@ -58,17 +62,38 @@ struct Objects {
     services: Table<Service>,
     endpoint_slices: Table<EndpointSlice>,
     nodes: Table<Node>,
+    /// The names of a service's slices.
+    slices: BTreeMap<ServiceName, BTreeSet<String>>,
+    /// Services that are different, or have different slices, since they were last taken.
+    changed_services: BTreeSet<ServiceName>,
+    /// Services were taken once, all of them: from then on, what changed is enough.
+    services_taken: bool,
+    /// What is known was everything at some time, and every object is as it was then or newer.
+    all_known: bool,
     /// Seen since the link was opened.
     sent: BTreeSet<(i32, ObjectKey)>,
-    /// Of the newest Service or EndpointSlice.
+    /// Everything is being sent anew.
+    receiving: bool,
+    /// Every Service and EndpointSlice up to this one is known.
     service_revision: u64,
     synced: bool,
+}
+
+/// Services that are different from what they were when news was last taken.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ServiceNews {
+    /// These are all there are.
+    pub(crate) complete: bool,
+    pub(crate) services: BTreeMap<ServiceName, ServiceObjects>,
+    /// Every Service and EndpointSlice up to this revision is reflected.
+    pub(crate) revision: u64,
 }
 
 /// The objects; cheap to share.
 #[derive(Default)]
 pub struct Desired {
     objects: RwLock<Objects>,
+    routed: Arc<Routed>,
 }
 
 fn put<T: DeserializeOwned>(
@@ -80,28 +105,111 @@ fn put<T: DeserializeOwned>(
     if change.deleted {
         return Ok(table.remove(&key).map(|kept| kept.object));
     }
-    let object: Arc<T> = serde_json::from_slice(&change.object)
+    let object: Arc<T> = read(kind, &key, change)?;
+    let kept = Kept {
+        object: object.clone(),
+        json: change.object.clone(),
+    };
+    table.insert(key, kept);
+    Ok(Some(object))
+}
+
+/// What an object was and what it is now; `None` when both are the same.
+type Exchanged<T> = Option<(Option<Arc<T>>, Option<Arc<T>>)>;
+
+/// As [`put`], for objects of which it matters what they were.
+fn exchange<T: DeserializeOwned>(
+    table: &mut Table<T>,
+    kind: &'static str,
+    key: ObjectKey,
+    change: &ObjectChange,
+) -> Result<Exchanged<T>, Unreadable> {
+    let before = table.get(&key);
+    if change.deleted {
+        let before = table.remove(&key).map(|kept| kept.object);
+        return Ok(before.map(|before| (Some(before), None)));
+    }
+    if before.is_some_and(|kept| kept.json == change.object) {
+        return Ok(None);
+    }
+    let before = before.map(|kept| kept.object.clone());
+    let after = put(table, kind, key, change)?;
+    Ok(Some((before, after)))
+}
+
+fn read<T: DeserializeOwned>(
+    kind: &'static str,
+    key: &ObjectKey,
+    change: &ObjectChange,
+) -> Result<Arc<T>, Unreadable> {
+    serde_json::from_slice(&change.object)
         .map(Arc::new)
         .map_err(|source| Unreadable {
             resource: kind,
             namespace: key.0.clone(),
             name: key.1.clone(),
             source,
-        })?;
-    table.insert(
-        key,
-        Kept {
-            object: object.clone(),
-            json: change.object.clone(),
-        },
-    );
-    Ok(Some(object))
+        })
+}
+
+impl Objects {
+    /// Whether services are known though no server has said anything yet.
+    fn is_checkpoint(&self) -> bool {
+        !self.receiving && !self.changed_services.is_empty()
+    }
+
+    fn service_changed(&mut self, (namespace, name): ObjectKey) {
+        self.changed_services
+            .insert(ServiceName { namespace, name });
+    }
+
+    /// Keeps the index of slices, and says whose slices have changed.
+    fn slice_changed(
+        &mut self,
+        name: &str,
+        before: Option<&EndpointSlice>,
+        after: Option<&EndpointSlice>,
+    ) {
+        if let Some(service) = before.and_then(service_of) {
+            if let Some(slices) = self.slices.get_mut(&service) {
+                slices.remove(name);
+                if slices.is_empty() {
+                    self.slices.remove(&service);
+                }
+            }
+            self.changed_services.insert(service);
+        }
+        if let Some(service) = after.and_then(service_of) {
+            let slices = self.slices.entry(service.clone()).or_default();
+            slices.insert(name.to_owned());
+            self.changed_services.insert(service);
+        }
+    }
+
+    fn service_objects(&self, service: &ServiceName) -> ServiceObjects {
+        let key = |name: &str| (service.namespace.clone(), name.to_owned());
+        let slices = self.slices.get(service).into_iter().flatten();
+        ServiceObjects {
+            service: self
+                .services
+                .get(&key(&service.name))
+                .map(|kept| kept.object.clone()),
+            slices: slices
+                .filter_map(|name| self.endpoint_slices.get(&key(name)))
+                .map(|kept| kept.object.clone())
+                .collect(),
+        }
+    }
 }
 
 impl Desired {
     /// A new link: whatever is not sent until `Synced` is gone.
     pub fn link_opened(&self) {
-        self.objects.write().sent.clear();
+        let mut objects = self.objects.write();
+        objects.sent.clear();
+        objects.all_known |= objects.is_checkpoint();
+        objects.receiving = true;
+        self.routed.receiving(true);
     }
 
     /// Applies one change.
@@ -134,14 +242,24 @@ impl Desired {
                 Touched::Reference(change.namespace.clone())
             }
             Resource::Service => {
-                put(&mut objects.services, "service", key, change)?;
-                objects.service_revision = objects.service_revision.max(change.revision);
-                Touched::Service
+                let table = &mut objects.services;
+                let exchanged = exchange(table, "service", key.clone(), change);
+                if exchanged.as_ref().is_ok_and(Option::is_some) {
+                    objects.service_changed(key);
+                }
+                self.received(objects, change.revision);
+                exchanged.map(|_| Touched::Service)?
             }
             Resource::EndpointSlice => {
-                put(&mut objects.endpoint_slices, "endpoint slice", key, change)?;
-                objects.service_revision = objects.service_revision.max(change.revision);
-                Touched::Service
+                let table = &mut objects.endpoint_slices;
+                let exchanged = exchange(table, "endpoint slice", key, change);
+                if let Ok(Some((before, after))) = &exchanged {
+                    let (before, after) = (before.as_deref(), after.as_deref());
+                    objects.slice_changed(&change.name, before, after);
+                    self.routed.slice(before, after);
+                }
+                self.received(objects, change.revision);
+                exchanged.map(|_| Touched::Service)?
             }
             Resource::Node => {
                 put(&mut objects.nodes, "node", key, change)?;
@@ -149,6 +267,14 @@ impl Desired {
             }
             Resource::Namespace | Resource::Unspecified => Touched::Nothing,
         })
+    }
+
+    /// The changes of a link come in the order of their revisions, but for those before `Synced`.
+    fn received(&self, objects: &mut Objects, revision: u64) {
+        if !objects.receiving {
+            objects.service_revision = objects.service_revision.max(revision);
+            self.routed.received(objects.service_revision);
+        }
     }
 
     /// Everything up to `revision` has been sent: drops the rest and answers the pods that are gone.
@@ -160,15 +286,14 @@ impl Desired {
             table: &mut Table<T>,
             resource: Resource,
             sent: &BTreeSet<(i32, ObjectKey)>,
-        ) -> Vec<Arc<T>> {
+        ) -> Vec<(ObjectKey, Arc<T>)> {
             let gone: Vec<ObjectKey> = table
                 .keys()
                 .filter(|key| !sent.contains(&(resource.into(), (*key).clone())))
                 .cloned()
                 .collect();
-            gone.iter()
-                .filter_map(|key| table.remove(key))
-                .map(|kept| kept.object)
+            gone.into_iter()
+                .filter_map(|key| Some((key.clone(), table.remove(&key)?.object)))
                 .collect()
         }
         let gone = keep(&mut objects.pods, Resource::Pod, &sent);
@@ -179,12 +304,21 @@ impl Desired {
             Resource::ServiceAccount,
             &sent,
         );
-        keep(&mut objects.services, Resource::Service, &sent);
-        keep(&mut objects.endpoint_slices, Resource::EndpointSlice, &sent);
+        for (key, _) in keep(&mut objects.services, Resource::Service, &sent) {
+            objects.service_changed(key);
+        }
+        let slices = &mut objects.endpoint_slices;
+        for ((_, name), slice) in keep(slices, Resource::EndpointSlice, &sent) {
+            objects.slice_changed(&name, Some(&slice), None);
+            self.routed.slice(Some(&slice), None);
+        }
         keep(&mut objects.nodes, Resource::Node, &sent);
-        objects.service_revision = objects.service_revision.max(revision);
+        objects.receiving = false;
+        objects.all_known = true;
         objects.synced = true;
-        gone
+        self.received(objects, revision);
+        self.routed.receiving(false);
+        gone.into_iter().map(|(_, pod)| pod).collect()
     }
 
     /// Whether a server has said everything at least once.
@@ -239,22 +373,61 @@ impl Desired {
             .map(|kept| kept.object.clone())
     }
 
-    /// Services, EndpointSlices, and the revision they reflect.
-    pub fn services(&self) -> (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>, u64) {
-        let objects = self.objects.read();
-        (
-            objects
-                .services
-                .values()
-                .map(|kept| kept.object.clone())
+    /// Whether there are services to program: those of a checkpoint, as long as no server has said anything.
+    pub(crate) fn has_services(&self) -> bool {
+        self.objects.read().is_checkpoint()
+    }
+
+    /// The services that have changed since the last call; all of them at the first. `None` as long as not all are
+    /// known: rules of an earlier agent are better than half of them.
+    pub(crate) fn take_services(&self) -> Option<ServiceNews> {
+        let mut objects = self.objects.write();
+        if !objects.services_taken {
+            if !objects.all_known && !objects.is_checkpoint() {
+                return None;
+            }
+            objects.services_taken = true;
+            return Some(Self::everything(&mut objects));
+        }
+        let changed = std::mem::take(&mut objects.changed_services);
+        let services = changed.into_iter().map(|name| {
+            let objects = objects.service_objects(&name);
+            (name, objects)
+        });
+        Some(ServiceNews {
+            complete: false,
+            services: services.collect(),
+            revision: objects.service_revision,
+        })
+    }
+
+    /// All services; none of them counts as changed after that.
+    pub(crate) fn all_services(&self) -> ServiceNews {
+        Self::everything(&mut self.objects.write())
+    }
+
+    fn everything(objects: &mut Objects) -> ServiceNews {
+        objects.changed_services.clear();
+        let names = objects.services.keys();
+        let names = names.map(|(namespace, name)| ServiceName {
+            namespace: namespace.clone(),
+            name: name.clone(),
+        });
+        ServiceNews {
+            complete: true,
+            services: names
+                .map(|name| {
+                    let objects = objects.service_objects(&name);
+                    (name, objects)
+                })
                 .collect(),
-            objects
-                .endpoint_slices
-                .values()
-                .map(|kept| kept.object.clone())
-                .collect(),
-            objects.service_revision,
-        )
+            revision: objects.service_revision,
+        }
+    }
+
+    /// Which addresses services send to, as of what was received.
+    pub(crate) fn routed(&self) -> &Arc<Routed> {
+        &self.routed
     }
 
     /// The services of one namespace.
@@ -326,10 +499,14 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn change(resource: Resource, object: &Value) -> ObjectChange {
+        change_at(7, resource, object)
+    }
+
+    pub(crate) fn change_at(revision: u64, resource: Resource, object: &Value) -> ObjectChange {
         ObjectChange {
             resource: resource.into(),
             deleted: false,
-            revision: 7,
+            revision,
             namespace: object["metadata"]["namespace"]
                 .as_str()
                 .unwrap_or_default()
@@ -357,7 +534,7 @@ pub(crate) mod tests {
         let gone = desired.synced(12);
         assert_eq!(gone[0].metadata.name.as_deref(), Some("a"));
         assert_eq!(desired.pods().len(), 1);
-        assert_eq!(desired.services().2, 12);
+        assert_eq!(desired.take_services().unwrap().revision, 12);
     }
 
     #[test]

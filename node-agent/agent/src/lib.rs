@@ -19,13 +19,14 @@ pub mod identity;
 pub mod limits;
 mod local_api;
 pub mod logs;
+pub mod program;
 pub mod reports;
 mod servers;
-pub mod services;
 mod tls;
 pub mod users;
 pub mod volumes;
 
+mod health_checks;
 mod image_gc;
 mod image_service;
 mod link;
@@ -35,6 +36,8 @@ mod peers;
 mod pod;
 mod presence;
 mod pressure;
+mod routed;
+mod services;
 mod streams;
 
 pub use agent::{Agent, teardown};

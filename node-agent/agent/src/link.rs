@@ -242,7 +242,8 @@ impl Link {
             Touched::Pod(pod) => News::Pod(pod),
             Touched::PodGone(pod) => News::Gone(pod),
             Touched::Reference(namespace) => News::References(namespace),
-            Touched::Service => {
+            // A node's zone decides which endpoints are near.
+            Touched::Service | Touched::Node => {
                 if synced {
                     self.services.notify_one();
                 }

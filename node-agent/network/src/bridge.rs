@@ -143,8 +143,11 @@ impl BridgeNetwork {
         match Nft::find() {
             Ok(nft) => {
                 keep(forwarding::forget(&nft, &everything_passing(node, &names)));
-                for table in [names.pod_table(), names.service_table()] {
-                    keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
+                let of_ipv6 = node.ipv6.map(|_| format!("ip6 {}", names.service_table()));
+                let of_ipv4 =
+                    [names.pod_table(), names.service_table()].map(|name| format!("ip {name}"));
+                for table in of_ipv4.into_iter().chain(of_ipv6) {
+                    keep(nft.apply(&format!("add table {table}\ndelete table {table}\n")));
                 }
                 let table = names.pod_table();
                 if nft.list(&["list", "table", "ip6", &table]).is_some() {

@@ -13,7 +13,8 @@ use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
     ClusterDns, DnsTable, HostPort, NetworkError, Overlay, PeerNode, PeerPath, PodAttachment,
-    PodNetwork, PodRoute, ServicePort, ServiceRules, overlay, pod_rules,
+    PodNetwork, PodRoute, ServiceChanges, ServiceName, ServicePort, ServiceRules, overlay,
+    pod_rules,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -141,42 +142,85 @@ impl Overlay for FakeOverlay {
     }
 }
 
-/// Remembers what it was last asked to program.
+/// Remembers the services it was told of.
 #[derive(Debug, Default)]
 pub struct FakeServiceRules {
-    programmed: Mutex<Vec<ServicePort>>,
+    state: Mutex<FakeKernel>,
+}
+
+#[derive(Debug, Default)]
+struct FakeKernel {
+    services: BTreeMap<ServiceName, Vec<ServicePort>>,
+    changes: Vec<ServiceChanges>,
+    refuse: bool,
 }
 
 impl FakeServiceRules {
-    /// The services of the last sync.
-    pub fn programmed(&self) -> Vec<ServicePort> {
-        self.programmed.lock().clone()
+    /// The services and their ports.
+    pub fn programmed(&self) -> BTreeMap<ServiceName, Vec<ServicePort>> {
+        self.state.lock().services.clone()
+    }
+
+    /// What was asked for since the last call of this, in order.
+    pub fn take_changes(&self) -> Vec<ServiceChanges> {
+        std::mem::take(&mut self.state.lock().changes)
+    }
+
+    /// Whether the kernel refuses.
+    pub fn refuse(&self, refuse: bool) {
+        self.state.lock().refuse = refuse;
     }
 }
 
 #[async_trait]
 impl ServiceRules for FakeServiceRules {
-    async fn sync(&self, desired: Vec<ServicePort>) -> Result<(), NetworkError> {
-        *self.programmed.lock() = desired;
+    async fn apply(&self, changes: ServiceChanges) -> Result<(), NetworkError> {
+        let mut state = self.state.lock();
+        state.changes.push(changes.clone());
+        if changes.complete {
+            state.services.clear();
+        }
+        for (name, ports) in changes.services {
+            if ports.is_empty() {
+                state.services.remove(&name);
+            } else {
+                state.services.insert(name, ports);
+            }
+        }
+        if state.refuse {
+            return Err(NetworkError::Nft("refused on purpose".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn reassert(&self) -> Result<(), NetworkError> {
         Ok(())
     }
 }
 
-/// Remembers the table that was last published.
+/// Remembers the names that it was told of.
 #[derive(Debug, Default)]
 pub struct FakeDns {
-    table: Mutex<DnsTable>,
+    services: Mutex<BTreeMap<ServiceName, DnsTable>>,
 }
 
 impl FakeDns {
-    /// The table that is answered from.
-    pub fn published(&self) -> DnsTable {
-        self.table.lock().clone()
+    /// The names that are answered now.
+    pub fn services(&self) -> BTreeMap<ServiceName, DnsTable> {
+        self.services.lock().clone()
     }
 }
 
 impl ClusterDns for FakeDns {
-    fn publish(&self, table: DnsTable) {
-        *self.table.lock() = table;
+    fn change(&self, service: ServiceName, names: Option<DnsTable>) {
+        let mut services = self.services.lock();
+        match names {
+            Some(names) => services.insert(service, names),
+            None => services.remove(&service),
+        };
+    }
+
+    fn replace(&self, all: BTreeMap<ServiceName, DnsTable>) {
+        *self.services.lock() = all;
     }
 }

@@ -3,7 +3,7 @@
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
-//! - [`NftServiceRules`] programs services into nftables, sending only what changed.
+//! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.

@@ -198,23 +198,33 @@ pub trait Overlay: Send + Sync + 'static {
     async fn routes(&self) -> Result<Vec<PodRoute>, NetworkError>;
 }
 
-/// One port of a service and what answers it. `(namespace, service, port_name)` is its identity.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServicePort {
+/// Which Service something belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
     /// Namespace of the Service.
     pub namespace: String,
     /// Name of the Service.
-    pub service: String,
+    pub name: String,
+}
+
+/// One port of a service in one address family, and what answers it: the service's addresses and endpoints are all of
+/// the family of `cluster_ip`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
     /// Name of the port; empty when there is one.
     pub port_name: String,
     /// Protocol.
     pub protocol: Protocol,
-    /// ClusterIP; `None` when headless.
-    pub cluster_ip: Option<Ipv4Addr>,
-    /// externalIPs and load balancer addresses.
-    pub external_ips: Vec<Ipv4Addr>,
+    /// ClusterIP.
+    pub cluster_ip: IpAddr,
     /// Service port.
     pub port: u16,
+    /// externalIPs.
+    pub external_ips: Vec<IpAddr>,
+    /// Addresses of the load balancer, served on every node.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may use the addresses of the load balancer; anybody when empty.
+    pub source_ranges: Vec<IpNet>,
     /// Node port, when there is one.
     pub node_port: Option<u16>,
     /// `sessionAffinity: ClientIP` with its timeout in seconds.
@@ -223,26 +233,44 @@ pub struct ServicePort {
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
-    /// Ready endpoints, sorted; `local` marks those on this node.
+    /// Where new connections are sent.
     pub endpoints: Vec<Endpoint>,
+    /// Where they are sent under a policy of `Local`: endpoints of this node. It may have some that `endpoints` lacks,
+    /// for where this node has none that is ready, one that still serves while it terminates is better than nothing.
+    pub local_endpoints: Vec<Endpoint>,
 }
 
 /// An address and port that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// Address.
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     /// Port.
     pub port: u16,
     /// On this node.
     pub local: bool,
 }
 
+/// What has changed about services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceChanges {
+    /// `services` is everything: those that are not named are gone.
+    pub complete: bool,
+    /// All ports that a changed service has now; none when it is gone or needs no rules.
+    pub services: BTreeMap<ServiceName, Vec<ServicePort>>,
+}
+
 /// Programs services into the kernel.
 #[async_trait]
 pub trait ServiceRules: Send + Sync + 'static {
-    /// Makes the kernel's rules equal to `desired` in one atomic transaction, whose cost is that of the difference.
-    async fn sync(&self, desired: Vec<ServicePort>) -> Result<(), NetworkError>;
+    /// Brings the changes into the kernel in one transaction, whose cost is that of the services named.
+    ///
+    /// After an error the kernel may lack them, but they are not forgotten: the next call, be it one without changes,
+    /// programs them as well.
+    async fn apply(&self, changes: ServiceChanges) -> Result<(), NetworkError>;
+    /// Puts everything back should another program have removed it; does nothing before the first
+    /// [`ServiceRules::apply`]. Cheap, and meant to be called now and then.
+    async fn reassert(&self) -> Result<(), NetworkError>;
 }
 
 /// One record set of the cluster's zone, relative names without the zone.
@@ -256,7 +284,7 @@ pub enum DnsRecord {
     Alias(String),
 }
 
-/// What the cluster's DNS answers: lower-case absolute names without the trailing dot, to records.
+/// What the cluster's DNS answers for a service: lower-case absolute names without the trailing dot, to records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsTable {
     /// e.g. `web.default.svc.cluster.local`, `_http._tcp.web.default.svc.cluster.local`.
@@ -265,8 +293,10 @@ pub struct DnsTable {
     pub reverse: BTreeMap<IpAddr, String>,
 }
 
-/// Answers names of the cluster and forwards the rest.
+/// Answers names of the cluster and forwards the rest. Nothing here waits.
 pub trait ClusterDns: Send + Sync + 'static {
-    /// Replaces what is answered.
-    fn publish(&self, table: DnsTable);
+    /// Replaces the records and reverse names of one service, or removes them.
+    fn change(&self, service: ServiceName, names: Option<DnsTable>);
+    /// Replaces all services at once: no query is answered from a part of them.
+    fn replace(&self, all: BTreeMap<ServiceName, DnsTable>);
 }

@@ -57,18 +57,13 @@ fn pods_and_the_host_ask_the_service_address() {
             .await
             .unwrap();
         let records = vec![DnsRecord::Addresses(vec![[10, 96, 0, 50].into()])];
-        server.publish(DnsTable {
+        let names = DnsTable {
             records: BTreeMap::from([("web.default.svc.cluster.local".to_owned(), records)]),
             reverse: BTreeMap::new(),
-        });
-        rules
-            .sync(vec![service(
-                "web",
-                [10, 96, 0, 50],
-                vec![pod.endpoint(8080)],
-            )])
-            .await
-            .unwrap();
+        };
+        server.change(lab::name("web"), Some(names));
+        let web = service([10, 96, 0, 50], vec![pod.endpoint(8080)]);
+        rules.apply(lab::only([("web", web)])).await.unwrap();
         // The clients block, so they wait on threads of their own while this runtime serves.
         let name = "web.default.svc.cluster.local.";
         let pod_netns = pod.netns.try_clone().unwrap();

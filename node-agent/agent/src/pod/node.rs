@@ -1,6 +1,6 @@
 //! What all workers of a node share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use gantry_network::PodNetwork;
 use gantry_runtime::Runtime;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use tokio::sync::watch;
 
 use crate::desired::Desired;
 use crate::reports::Reports;
+use crate::routed::Routed;
 
 /// The node as its pod workers see it.
 pub(crate) struct Node {
@@ -35,8 +35,8 @@ pub(crate) struct Node {
     pub(crate) pids_limit: Option<i64>,
     pub(crate) cluster_dns: Ipv4Addr,
     pub(crate) cluster_domain: String,
-    /// Pod addresses to which this node's rules send new connections.
-    pub(crate) routed: watch::Receiver<BTreeSet<Ipv4Addr>>,
+    /// Addresses to which services send new connections.
+    pub(crate) routed: Arc<Routed>,
 }
 
 impl Node {

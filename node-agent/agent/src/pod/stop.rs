@@ -1,6 +1,6 @@
 //! Stopping a container: preStop hook, stop signal, grace period, SIGKILL.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,14 +89,14 @@ impl Stop {
 
     /// Ready to stop means drained: the rules of this node no longer choose the pod.
     async fn drained(&self) {
-        let Ok(ip) = self.target.pod_ip.parse::<Ipv4Addr>() else {
+        let Ok(ip) = self.target.pod_ip.parse::<IpAddr>() else {
             return;
         };
         if !self.drain {
             return;
         }
-        let mut routed = self.node.routed.clone();
-        let gone = routed.wait_for(|addresses| !addresses.contains(&ip));
+        let routed = &self.node.routed;
+        let gone = async { routed.programmed(routed.withdrawn(ip).await).await };
         if tokio::time::timeout(DRAIN_LIMIT, gone).await.is_err() {
             tracing::warn!(pod = self.target.id.pod.0, %ip, "the pod is still in the service rules; stopping it anyway");
         }

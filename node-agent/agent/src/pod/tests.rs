@@ -1,6 +1,6 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use gantry_network::{FakePodNetwork, PodNetwork as _};
 use gantry_rpc::node::{AgentMessage, Resource, agent_message};
 use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,7 @@ use super::{Manager, News, Node};
 use crate::desired::Desired;
 use crate::desired::tests::change;
 use crate::reports::Reports;
+use crate::routed::tests::slice;
 
 /// A node of fakes, on which an agent can be started again.
 struct Bed {
@@ -29,7 +30,6 @@ struct Bed {
     reports: Arc<Reports>,
     news: mpsc::UnboundedSender<News>,
     stop: CancellationToken,
-    routed: watch::Sender<BTreeSet<Ipv4Addr>>,
     agent: tokio::task::JoinHandle<()>,
     said: Vec<agent_message::Message>,
 }
@@ -53,7 +53,6 @@ impl Bed {
             reports: Arc::new(Reports::new("n")),
             news,
             stop: CancellationToken::new(),
-            routed: watch::channel(BTreeSet::new()).0,
             agent: tokio::spawn(async {}),
             said: Vec::new(),
         };
@@ -77,7 +76,7 @@ impl Bed {
             pids_limit: None,
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
             cluster_domain: "cluster.local".to_owned(),
-            routed: self.routed.subscribe(),
+            routed: self.desired.routed().clone(),
         })
     }
 
@@ -489,8 +488,9 @@ async fn a_pod_is_stopped_only_when_no_rule_leads_to_it() {
     let object = pod(one(json!({"command": ["/app"]})));
     bed.apply(&object);
     bed.phase("Running").await;
-    let ip = Ipv4Addr::new(10, 1, 0, 2);
-    bed.routed.send_replace([ip].into());
+    let routed = bed.desired.routed().clone();
+    let offered = slice("10.1.0.2", true);
+    routed.slice(None, Some(&offered));
     bed.apply(&deleted(object, 30));
     bed.event("Killing").await;
     tokio::task::yield_now().await;
@@ -498,7 +498,14 @@ async fn a_pod_is_stopped_only_when_no_rule_leads_to_it() {
         bed.runtime.signals().is_empty(),
         "connections are still sent to it"
     );
-    bed.routed.send_replace(BTreeSet::new());
+    routed.slice(Some(&offered), None);
+    routed.received(8);
+    tokio::task::yield_now().await;
+    assert!(
+        bed.runtime.signals().is_empty(),
+        "the rules do not follow yet"
+    );
+    routed.set_programmed(8);
     let begun = Instant::now();
     bed.until("terminated", |message| {
         matches!(message, agent_message::Message::PodTerminated(_))

@@ -9,6 +9,7 @@ mod cache;
 mod upstream;
 mod zone;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,13 +18,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Record, RecordType};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::{ClusterDns, DnsTable, NetworkError};
+use crate::{ClusterDns, DnsTable, NetworkError, ServiceName};
 
 use upstream::Upstreams;
 use zone::{Found, Zone};
@@ -45,6 +47,7 @@ const CHOICES: usize = 16;
 #[derive(Debug)]
 pub struct DnsServer {
     shared: Arc<Shared>,
+    services: Mutex<BTreeMap<ServiceName, DnsTable>>,
     addresses: Vec<SocketAddr>,
     _serving: JoinSet<()>,
 }
@@ -75,7 +78,7 @@ async fn listen_on(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> 
 
 impl DnsServer {
     /// Listens on UDP and TCP of each address and answers `cluster_domain` (such as `cluster.local`) from what is
-    /// [published](ClusterDns::publish), and everything else through `upstreams`, in that order of preference.
+    /// [told](ClusterDns), and everything else through `upstreams`, in that order of preference.
     ///
     /// Give concrete addresses: the answer to a query must come from the address it was sent to. An address of a
     /// service has to be held by the node first ([`BridgeNetwork::bind_dns_address`](crate::BridgeNetwork)). Upstreams
@@ -111,6 +114,7 @@ impl DnsServer {
         tracing::info!(?addresses, domain = cluster_domain, upstreams = %shared.upstreams, "DNS is served");
         Ok(Self {
             shared,
+            services: Mutex::default(),
             addresses,
             _serving: serving,
         })
@@ -122,10 +126,33 @@ impl DnsServer {
     }
 }
 
-impl ClusterDns for DnsServer {
-    fn publish(&self, table: DnsTable) {
-        let next = self.shared.zone.load().with(table);
+impl DnsServer {
+    /// Answers from what all services have together.
+    fn publish(&self, services: &BTreeMap<ServiceName, DnsTable>) {
+        let mut all = DnsTable::default();
+        for table in services.values() {
+            all.records.extend(table.records.clone());
+            all.reverse.extend(table.reverse.clone());
+        }
+        let next = self.shared.zone.load().with(all);
         self.shared.zone.store(Arc::new(next));
+    }
+}
+
+impl ClusterDns for DnsServer {
+    fn change(&self, service: ServiceName, names: Option<DnsTable>) {
+        let mut services = self.services.lock();
+        match names {
+            Some(names) => services.insert(service, names),
+            None => services.remove(&service),
+        };
+        self.publish(&services);
+    }
+
+    fn replace(&self, all: BTreeMap<ServiceName, DnsTable>) {
+        let mut services = self.services.lock();
+        *services = all;
+        self.publish(&services);
     }
 }
 

@@ -68,11 +68,19 @@ fn table() -> DnsTable {
     DnsTable { records, reverse }
 }
 
+fn all(table: DnsTable) -> BTreeMap<ServiceName, DnsTable> {
+    let name = ServiceName {
+        namespace: "default".into(),
+        name: "web".into(),
+    };
+    BTreeMap::from([(name, table)])
+}
+
 async fn server(upstreams: Vec<SocketAddr>) -> DnsServer {
     let server = DnsServer::start(&[ANY_PORT.into()], "cluster.local", upstreams)
         .await
         .unwrap();
-    server.publish(table());
+    server.replace(all(table()));
     server
 }
 
@@ -238,7 +246,7 @@ async fn what_is_published_replaces_what_was() {
         vec![DnsRecord::Addresses(vec![[10, 96, 0, 9].into()])],
     );
     next.records.remove("web.default.svc.cluster.local");
-    server.publish(next);
+    server.replace(all(next));
     assert_eq!(
         data(&ask(&server, name, RecordType::A).await),
         ["10.96.0.9"]

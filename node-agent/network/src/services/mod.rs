@@ -1,21 +1,36 @@
-//! Services in nftables: a pure [`plan`] of what should be there, a [`script`] of the difference, one transaction.
+//! Services in nftables: a pure [`plan`] per service, a [`table`] of all of them that says what a change makes
+//! different, a [`script`] of the difference, one transaction.
 //!
 //! ```text
 //! prerouting / output
+//!   guarded and not allowed? -> drop                   loadBalancerSourceRanges
 //!   from outside?  -> outside_address / outside_port   externalTrafficPolicy: Local: local endpoints, source kept
 //!   (daddr, proto, dport) -> service_address ----+
 //!   (proto, dport) to a local address            |     verdict maps: which chain balances this frontend
 //!                  -> service_port --------------+
 //!                                                v
-//!   chain <shape>_K   one per protocol, kind of frontend, affinity and *number of endpoints*:
-//!       dnat to (frontend, random mod K) map @<shape>_K
+//!   chain <kind>_K    one per protocol, kind of frontend and *number of endpoints*:
+//!       dnat to (frontend, random mod K) map @<kind>_K
+//!   chain <kind>_sticky_T_S_K   with affinity: timeout T, S slots (see elements::Affinity)
+//!       for each slot: client @clients_N -> slot N
+//!       (frontend, hash of client mod K) -> slot N
+//!   chain <kind>_slot_N_T       remember the client in clients_N; dnat to frontend map @<kind>_slot_N
+//! postrouting
+//!   to another node's endpoint, not from a pod of this node -> masquerade
+//!   from a pod to itself -> masquerade
 //! ```
 //!
 //! The number of rules and chains depends on how many different endpoint counts there are, never on the number of
-//! services: a changed endpoint is a handful of map elements.
+//! services: a changed endpoint is a handful of map elements. IPv4 and IPv6 have a table each, made by the same code:
+//! a packet sees no rule of the other family, and a cluster without IPv6 needs none of it in the kernel. One
+//! transaction changes both.
 
+mod conntrack;
+mod elements;
+mod parts;
 mod plan;
 mod script;
+mod table;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,48 +43,55 @@ use crate::bridge::blocking;
 use crate::names::Names;
 use crate::nft::{Nft, shortened};
 use crate::nft_session::{LONGEST_SCRIPT, Refusal, Session};
-use crate::{NetworkError, NodeNetwork, ServicePort, ServiceRules};
+use crate::{NetworkError, NodeNetwork, ServiceChanges, ServiceRules};
 
-use plan::Plan;
-use script::{Programmed, Skeleton};
+use elements::Family;
+use parts::Skeleton;
+use table::{Answerers, Table};
 
 /// How long a session waits for the next change before its memory is given back.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Programs the node's services into the table `<prefix>-services`.
+/// Programs the node's services into the tables `<prefix>-services` of IPv4 and, in a dual-stack cluster, of IPv6.
 ///
-/// Session affinity hashes the client's address over the endpoints: a client stays with its endpoint while the set of
-/// endpoints is unchanged; the configured timeout has no effect on that.
+/// The tables are made anew by the first [`ServiceRules::apply`], in one transaction, so that services keep working
+/// while the agent restarts. Clients with session affinity are then chosen an endpoint for by their address again,
+/// which is the same one for those who came while the endpoints were the same.
 pub struct NftServiceRules {
     kernel: Arc<Mutex<Kernel>>,
 }
 
-/// The kernel's table, as far as we know it.
+/// The kernel's tables, as far as we know them.
 struct Kernel {
     nft: Nft,
-    skeleton: Skeleton,
-    /// `None` when it has to be set up from scratch.
-    programmed: Option<Programmed>,
+    skeletons: Vec<Skeleton>,
+    table: Table,
+    state: State,
     session: Option<Session>,
     last_change: Instant,
     /// A task waits for the session to become idle.
     retiring: bool,
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// Nothing was asked for yet: what an earlier agent made stays.
+    Untouched,
+    /// The kernel's tables are ours to make from scratch.
+    Unknown,
+    /// They are what [`Kernel::table`] says.
+    Known,
+}
+
 impl NftServiceRules {
-    /// Finds `nft`. The kernel is touched by the first [`ServiceRules::sync`], which replaces our own table (and
-    /// nothing else) in one transaction, so that services keep working while the agent restarts.
+    /// Finds `nft`. The kernel is not touched yet.
     pub fn new(node: &NodeNetwork) -> Result<Self, NetworkError> {
         let names = Names::new(node)?;
-        let skeleton = Skeleton {
-            table: names.service_table(),
-            pod_cidr: node.pod_cidr.trunc(),
-            service_cidr: node.service_cidr.trunc(),
-        };
         let kernel = Kernel {
             nft: Nft::find()?,
-            skeleton,
-            programmed: None,
+            skeletons: Skeleton::of(node, &names.service_table()),
+            table: Table::default(),
+            state: State::Untouched,
             session: None,
             last_change: Instant::now(),
             retiring: false,
@@ -78,14 +100,14 @@ impl NftServiceRules {
             kernel: Arc::new(Mutex::new(kernel)),
         })
     }
-}
 
-#[async_trait]
-impl ServiceRules for NftServiceRules {
-    async fn sync(&self, desired: Vec<ServicePort>) -> Result<(), NetworkError> {
+    async fn on_kernel(
+        &self,
+        work: impl FnOnce(&mut Kernel) -> Result<(), NetworkError> + Send + 'static,
+    ) -> Result<(), NetworkError> {
         let mut kernel = Arc::clone(&self.kernel).lock_owned().await;
         let mut kernel = blocking(move || {
-            kernel.program(&Plan::new(&desired))?;
+            work(&mut kernel)?;
             Ok(kernel)
         })
         .await?;
@@ -97,40 +119,93 @@ impl ServiceRules for NftServiceRules {
     }
 }
 
+#[async_trait]
+impl ServiceRules for NftServiceRules {
+    async fn apply(&self, changes: ServiceChanges) -> Result<(), NetworkError> {
+        self.on_kernel(|kernel| kernel.change(changes)).await
+    }
+
+    async fn reassert(&self) -> Result<(), NetworkError> {
+        self.on_kernel(Kernel::reassert).await
+    }
+}
+
 impl Kernel {
-    /// Makes the table equal to the plan: by the difference when what is there is known, from scratch otherwise.
-    fn program(&mut self, plan: &Plan) -> Result<(), NetworkError> {
-        if let Some(now) = self.programmed.take() {
-            let (script, next) = script::difference(&self.skeleton, &now, plan);
+    /// Takes the changes over and makes the tables equal to what is wanted: by the difference when what is there is
+    /// known, from scratch otherwise.
+    fn change(&mut self, changes: ServiceChanges) -> Result<(), NetworkError> {
+        let difference = self.table.change(self.programmable(changes));
+        if self.state == State::Known {
+            let script = script::difference(&self.skeletons, &difference);
             if script.is_empty() {
-                self.programmed = Some(now);
                 return Ok(());
             }
+            self.state = State::Unknown;
             match self.apply(&script) {
                 Ok(()) => {
-                    self.programmed = Some(next);
+                    self.state = State::Known;
+                    forget_flows(&difference.flows);
                     return Ok(());
                 }
                 // Somebody else flushed or changed our table (a firewall that was restarted, for instance).
                 Err(NetworkError::Nft(words)) => {
-                    tracing::warn!(
-                        words,
-                        table = self.skeleton.table,
-                        "the table of services is not as it was left"
-                    );
+                    tracing::warn!(words, "the tables of services are not as they were left");
                 }
                 Err(other) => return Err(other),
             }
         }
-        let (script, next) = script::from_scratch(&self.skeleton, plan);
-        self.nft.set_up(&script)?;
+        self.start_over()
+    }
+
+    /// Without the ports that no table is for.
+    fn programmable(&self, mut changes: ServiceChanges) -> ServiceChanges {
+        let ipv6 = self.skeletons.iter().any(|own| own.family == Family::Ipv6);
+        for (name, ports) in &mut changes.services {
+            if !ipv6 && ports.iter().any(|port| port.cluster_ip.is_ipv6()) {
+                ports.retain(|port| port.cluster_ip.is_ipv4());
+                tracing::warn!(
+                    namespace = name.namespace,
+                    service = name.name,
+                    "the service has an IPv6 address, but this node was given no IPv6 network: it is not served there"
+                );
+            }
+        }
+        changes
+    }
+
+    fn start_over(&mut self) -> Result<(), NetworkError> {
+        self.state = State::Unknown;
+        let whole = self.table.whole();
+        self.nft
+            .set_up(&script::from_scratch(&self.skeletons, &whole))?;
         tracing::info!(
-            table = self.skeleton.table,
-            elements = plan.len(),
+            elements = whole.added.len(),
             "services programmed from scratch"
         );
-        self.programmed = Some(next);
+        self.state = State::Known;
+        forget_flows(&whole.flows);
         Ok(())
+    }
+
+    fn reassert(&mut self) -> Result<(), NetworkError> {
+        if self.state == State::Untouched {
+            return Ok(());
+        }
+        let there = self.skeletons.iter().all(|skeleton| {
+            let chain = [
+                "list",
+                "chain",
+                skeleton.family.word(),
+                &skeleton.table,
+                "prerouting",
+            ];
+            self.nft.list(&chain).is_some()
+        });
+        if there && self.state == State::Known {
+            return Ok(());
+        }
+        tracing::warn!("the tables of services are not as they were left; setting them up again");
+        self.start_over()
     }
 
     /// Applies a small script through the session, a large one by a program of its own.
@@ -160,6 +235,19 @@ impl Kernel {
     }
 }
 
+/// The rules choose for new flows only. That old ones go on where nobody answers is no reason to doubt the rules.
+fn forget_flows(flows: &[Answerers]) {
+    match conntrack::forget(flows) {
+        Ok(0) => {}
+        Ok(forgotten) => tracing::debug!(forgotten, "flows that led nowhere were forgotten"),
+        Err(error) => tracing::warn!(
+            %error,
+            "flows of UDP and SCTP to endpoints that are gone could not be forgotten: their clients are answered \
+             again once the flows have timed out"
+        ),
+    }
+}
+
 /// Ends the session once nothing has changed for a while.
 async fn retire(kernel: Arc<Mutex<Kernel>>) {
     loop {
@@ -181,7 +269,26 @@ async fn retire(kernel: Arc<Mutex<Kernel>>) {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Endpoint, Protocol, ServicePort};
+    use std::net::{IpAddr, Ipv6Addr};
+
+    use crate::{Endpoint, Protocol, ServiceChanges, ServiceName, ServicePort};
+
+    pub(super) fn name(name: &str) -> ServiceName {
+        ServiceName {
+            namespace: "default".into(),
+            name: name.into(),
+        }
+    }
+
+    pub(super) fn changes<const N: usize>(
+        services: [(&str, Option<ServicePort>); N],
+    ) -> ServiceChanges {
+        let services = services.map(|(service, port)| (name(service), port.into_iter().collect()));
+        ServiceChanges {
+            complete: false,
+            services: services.into(),
+        }
+    }
 
     pub(super) fn endpoint(number: u16) -> Endpoint {
         let [high, low] = number.to_be_bytes();
@@ -192,21 +299,33 @@ mod tests {
         }
     }
 
-    pub(super) fn service(name: &str, address: u16, endpoints: &[u16]) -> ServicePort {
+    pub(super) fn service(address: u16, endpoints: &[u16]) -> ServicePort {
         let [high, low] = address.to_be_bytes();
         ServicePort {
-            namespace: "default".into(),
-            service: name.into(),
             port_name: String::new(),
             protocol: Protocol::Tcp,
-            cluster_ip: Some([10, 96, high, low].into()),
-            external_ips: vec![],
+            cluster_ip: [10, 96, high, low].into(),
             port: 80,
+            external_ips: vec![],
+            load_balancer_ips: vec![],
+            source_ranges: vec![],
             node_port: None,
             client_ip_affinity: None,
             external_local: false,
             internal_local: false,
             endpoints: endpoints.iter().map(|&number| endpoint(number)).collect(),
+            local_endpoints: vec![],
         }
+    }
+
+    /// The same with IPv6 addresses.
+    pub(super) fn service6(address: u16, endpoints: &[u16]) -> ServicePort {
+        let ip = |net: u16, number| IpAddr::from(Ipv6Addr::new(0xfd10, net, 0, 0, 0, 0, 0, number));
+        let mut service = service(address, endpoints);
+        service.cluster_ip = ip(0x96, address);
+        for (endpoint, &number) in service.endpoints.iter_mut().zip(endpoints) {
+            endpoint.ip = ip(0x244, number);
+        }
+        service
     }
 }

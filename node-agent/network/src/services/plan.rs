@@ -1,183 +1,191 @@
-//! From services to the elements of maps. Pure.
+//! From a service to the elements of its frontends. Pure.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use ipnet::IpNet;
+
+use super::elements::{
+    Affinity, Balancer, Element, Elements, Family, Frontend, Key, Kind, Scope, Slot, Value,
+};
 use crate::{Endpoint, Protocol, ServicePort};
 
-/// What a packet is addressed to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Frontend {
-    /// An address of the service: ClusterIP, external or load balancer address.
-    Address(Protocol, Ipv4Addr, u16),
-    /// A port on all addresses of the node.
-    NodePort(Protocol, u16),
+/// What one service wants in the kernel.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ServicePlan {
+    frontends: BTreeMap<Frontend, Elements>,
+    slots: BTreeMap<Choosing, Slots>,
 }
 
-impl Frontend {
-    pub(super) fn protocol(self) -> Protocol {
-        match self {
-            Self::Address(protocol, ..) | Self::NodePort(protocol, _) => protocol,
-        }
-    }
-}
+/// Whose slots: a port's, among all its endpoints or those of this node.
+type Choosing = (Protocol, IpAddr, u16, bool);
 
-/// Which packets a frontend's rule is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Scope {
-    /// Only those from outside the node and its pods, looked up first: they keep their source address, so only
-    /// endpoints of this node may answer (`externalTrafficPolicy: Local`).
-    Outside,
-    /// All of them.
-    Anywhere,
-}
+/// The slots of endpoints (see [`Affinity`]).
+type Slots = BTreeMap<(IpAddr, u16), u32>;
 
-/// A chain and its map: everything that balancing depends on except the addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Shape {
-    pub(super) protocol: Protocol,
-    pub(super) node_port: bool,
-    pub(super) scope: Scope,
-    pub(super) sticky: bool,
-    pub(super) endpoints: u32,
-}
-
-/// Which element, in order of the maps that hold them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    /// The frontend's verdict.
-    Verdict(Scope, Frontend),
-    /// The frontend's n-th endpoint.
-    Backend(Shape, Frontend, u32),
-    /// A frontend without any endpoint.
-    Refused(Frontend),
-    /// An endpoint on this node, which must not get a packet from its own address.
-    Hairpin(Ipv4Addr),
-}
-
-/// What the element holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Value {
-    /// Balance in this chain.
-    Balance(Shape),
-    /// No endpoint may answer here though others could elsewhere.
-    Drop,
-    /// Translate to.
-    To(Ipv4Addr, u16),
-    /// Member of a set.
-    Member,
-}
-
-/// All elements, sorted by key and unique.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
-    elements: Vec<(Key, Value)>,
-}
-
-/// A frontend's endpoints and how to choose among them.
-struct Target<'a> {
-    sticky: bool,
-    local_only: bool,
-    endpoints: &'a [Endpoint],
-}
-
-impl Plan {
-    /// The elements for `desired`. Should two services claim the same frontend, the first by namespace and name has
-    /// it, whatever order they come in.
-    pub(super) fn new(desired: &[ServicePort]) -> Self {
-        let mut services: Vec<&ServicePort> = desired.iter().collect();
-        services.sort_by_key(|s| (&s.namespace, &s.service, &s.port_name, s.protocol, s.port));
-        let mut targets: BTreeMap<(Scope, Frontend), Target<'_>> = BTreeMap::new();
-        for service in services {
-            let sticky = service.client_ip_affinity.is_some();
-            let mut claim = |scope, frontend, local_only| {
-                targets.entry((scope, frontend)).or_insert(Target {
-                    sticky,
-                    local_only,
-                    endpoints: &service.endpoints,
+impl ServicePlan {
+    /// The plan for a service that has these ports and had the plan `before`, whose endpoints keep their slots.
+    /// Should two ports claim the same frontend, the first by name has it, whatever order they come in.
+    pub(super) fn new(ports: &[ServicePort], before: Option<&Self>) -> Self {
+        let mut sorted: Vec<&ServicePort> = ports.iter().collect();
+        sorted.sort_by_key(|port| (&port.port_name, port.protocol, port.port, port.cluster_ip));
+        let mut plan = Self::default();
+        for port in sorted {
+            let all = plan.choice(port, &port.endpoints, false, before);
+            let local = plan.choice(port, &port.local_endpoints, true, before);
+            let family = Family::of(port.cluster_ip);
+            let address = |ip| Frontend::Address(port.protocol, ip, port.port);
+            let outside = port.external_local.then_some(&local);
+            let inside = if port.internal_local { &local } else { &all };
+            let refused = port.endpoints.is_empty() && port.local_endpoints.is_empty();
+            let mut claim = |frontend, inside, outside, guards: &[IpNet]| {
+                plan.frontends.entry(frontend).or_insert_with(|| {
+                    let mut elements = guard(frontend, guards);
+                    if refused {
+                        elements.push((Key::Refused(frontend), Value::Member));
+                    } else {
+                        balance(Scope::Anywhere, frontend, inside, &mut elements);
+                        if let Some(outside) = outside {
+                            balance(Scope::Outside, frontend, outside, &mut elements);
+                        }
+                    }
+                    elements.sort_unstable_by_key(|&(key, _)| key);
+                    elements.dedup_by_key(|&mut (key, _)| key);
+                    elements.into()
                 });
             };
-            if let Some(ip) = service.cluster_ip {
-                let frontend = Frontend::Address(service.protocol, ip, service.port);
-                claim(Scope::Anywhere, frontend, service.internal_local);
+            claim(address(port.cluster_ip), inside, None, &[]);
+            for &ip in &port.load_balancer_ips {
+                claim(address(ip), &all, outside, &port.source_ranges);
             }
-            let addresses = service
-                .external_ips
-                .iter()
-                .map(|&ip| Frontend::Address(service.protocol, ip, service.port));
-            let ports = service
-                .node_port
-                .map(|port| Frontend::NodePort(service.protocol, port));
-            for frontend in addresses.chain(ports) {
-                claim(Scope::Anywhere, frontend, false);
-                // Without any endpoint there is nothing to keep local: it is refused like everywhere.
-                if service.external_local && !service.endpoints.is_empty() {
-                    claim(Scope::Outside, frontend, true);
-                }
+            for &ip in &port.external_ips {
+                claim(address(ip), &all, outside, &[]);
+            }
+            if let Some(number) = port.node_port {
+                let frontend = Frontend::NodePort(family, port.protocol, number);
+                claim(frontend, &all, outside, &[]);
             }
         }
-        let mut elements = Vec::with_capacity(targets.len() * 4);
-        for (&(scope, frontend), target) in &targets {
-            target.elements(scope, frontend, &mut elements);
+        plan
+    }
+
+    /// What packets are addressed to.
+    pub(super) fn frontends(&self) -> impl Iterator<Item = Frontend> {
+        self.frontends.keys().copied()
+    }
+
+    /// The elements of a frontend.
+    pub(super) fn elements(&self, frontend: Frontend) -> Option<&Elements> {
+        self.frontends.get(&frontend)
+    }
+
+    fn choice(
+        &mut self,
+        port: &ServicePort,
+        endpoints: &[Endpoint],
+        local: bool,
+        before: Option<&Self>,
+    ) -> Choice {
+        let mut endpoints = endpoints.to_vec();
+        // Which number an endpoint has must depend on the set alone: nodes and restarts must agree.
+        endpoints.sort_unstable();
+        endpoints.dedup_by_key(|endpoint| (endpoint.ip, endpoint.port));
+        let Some(timeout) = port.client_ip_affinity else {
+            return Choice {
+                endpoints,
+                sticky: None,
+            };
+        };
+        let choosing = (port.protocol, port.cluster_ip, port.port, local);
+        let had = before.and_then(|before| before.slots.get(&choosing));
+        let slots = assign(&endpoints, had);
+        self.slots.insert(choosing, slots.clone());
+        Choice {
+            endpoints,
+            sticky: Some((timeout, slots)),
         }
-        elements.sort_unstable_by_key(|&(key, _)| key);
-        elements.dedup_by_key(|&mut (key, _)| key);
-        Self { elements }
-    }
-
-    /// The elements in order.
-    pub(super) fn elements(&self) -> &[(Key, Value)] {
-        &self.elements
-    }
-
-    /// How many.
-    pub(super) fn len(&self) -> usize {
-        self.elements.len()
-    }
-
-    /// The chains that elements refer to.
-    pub(super) fn shapes(&self) -> impl Iterator<Item = Shape> {
-        self.elements.iter().filter_map(|&(_, value)| match value {
-            Value::Balance(shape) => Some(shape),
-            _ => None,
-        })
     }
 }
 
-impl Target<'_> {
-    fn elements(&self, scope: Scope, frontend: Frontend, into: &mut Vec<(Key, Value)>) {
-        if self.endpoints.is_empty() {
-            into.push((Key::Refused(frontend), Value::Member));
-            return;
+/// Endpoints and how one is chosen.
+struct Choice {
+    endpoints: Vec<Endpoint>,
+    /// Affinity's timeout, and the slots.
+    sticky: Option<(u32, Slots)>,
+}
+
+/// Endpoints keep the slots they had; new ones take the lowest that are free.
+fn assign(endpoints: &[Endpoint], had: Option<&Slots>) -> Slots {
+    let key = |endpoint: &Endpoint| (endpoint.ip, endpoint.port);
+    let mut slots: Slots = endpoints
+        .iter()
+        .filter_map(|endpoint| Some((key(endpoint), *had?.get(&key(endpoint))?)))
+        .collect();
+    let taken: BTreeSet<u32> = slots.values().copied().collect();
+    let mut free = (0u32..).filter(|number| !taken.contains(number));
+    for endpoint in endpoints {
+        if !slots.contains_key(&key(endpoint)) {
+            slots.extend(free.next().map(|number| (key(endpoint), number)));
         }
-        let mut chosen: Vec<&Endpoint> = self
-            .endpoints
-            .iter()
-            .filter(|e| e.local || !self.local_only)
-            .collect();
-        // Where a client goes must depend on the set alone: nodes and restarts must agree.
-        chosen.sort_unstable();
-        chosen.dedup_by_key(|e| (e.ip, e.port));
-        if chosen.is_empty() {
-            into.push((Key::Verdict(scope, frontend), Value::Drop));
-            return;
-        }
-        let shape = Shape {
-            protocol: frontend.protocol(),
-            node_port: matches!(frontend, Frontend::NodePort(..)),
-            scope,
-            sticky: self.sticky,
-            endpoints: u32::try_from(chosen.len()).unwrap_or(u32::MAX),
-        };
-        into.push((Key::Verdict(scope, frontend), Value::Balance(shape)));
-        for (index, endpoint) in (0u32..).zip(chosen) {
-            into.push((
-                Key::Backend(shape, frontend, index),
-                Value::To(endpoint.ip, endpoint.port),
-            ));
-            if endpoint.local {
-                into.push((Key::Hairpin(endpoint.ip), Value::Member));
+    }
+    slots
+}
+
+/// Ranges of the other family say nothing about this one, as in Kubernetes.
+fn guard(frontend: Frontend, ranges: &[IpNet]) -> Vec<Element> {
+    let own: Vec<IpNet> = ranges
+        .iter()
+        .map(IpNet::trunc)
+        .filter(|range| Family::of(range.addr()) == frontend.family())
+        .collect();
+    if own.is_empty() || own.iter().any(|range| range.prefix_len() == 0) {
+        return Vec::new();
+    }
+    // Those that lie within others would be refused by the kernel.
+    let allowed = IpNet::aggregate(&own).into_iter();
+    let mut elements: Vec<Element> = allowed
+        .map(|range| (Key::Allowed(frontend, range), Value::Member))
+        .collect();
+    elements.push((Key::Guarded(frontend), Value::Member));
+    elements
+}
+
+/// The elements that send what is addressed to the frontend to one of the endpoints.
+fn balance(scope: Scope, frontend: Frontend, choice: &Choice, into: &mut Vec<Element>) {
+    let kind = Kind::new(scope, frontend);
+    if choice.endpoints.is_empty() {
+        into.push((Key::Verdict(scope, frontend), Value::Drop));
+        return;
+    }
+    let affinity = choice.sticky.as_ref().map(|(timeout, slots)| Affinity {
+        timeout: *timeout,
+        slots: slots.values().max().map_or(0, |highest| highest + 1),
+    });
+    let balancer = Balancer {
+        kind,
+        affinity,
+        endpoints: u32::try_from(choice.endpoints.len()).unwrap_or(u32::MAX),
+    };
+    into.push((Key::Verdict(scope, frontend), Value::Balance(balancer)));
+    for (index, endpoint) in (0u32..).zip(&choice.endpoints) {
+        let to = Value::To(endpoint.ip, endpoint.port);
+        let slot = choice.sticky.as_ref().and_then(|(timeout, slots)| {
+            Some(Slot {
+                kind,
+                timeout: *timeout,
+                number: *slots.get(&(endpoint.ip, endpoint.port))?,
+            })
+        });
+        let backend = Key::Backend(balancer, frontend, index);
+        match slot {
+            None => into.push((backend, to)),
+            Some(slot) => {
+                into.push((backend, Value::Slot(slot)));
+                into.push((Key::Target(kind, slot.number, frontend), to));
             }
+        }
+        if endpoint.local {
+            into.push((Key::Hairpin(endpoint.ip), Value::Member));
         }
     }
 }
@@ -187,76 +195,105 @@ mod tests {
     use super::super::tests::{endpoint, service};
     use super::*;
 
-    fn of(plan: &Plan) -> Vec<String> {
-        plan.elements()
+    fn frontend(number: u16) -> Frontend {
+        Frontend::NodePort(Family::Ipv4, Protocol::Tcp, number)
+    }
+
+    fn verdict(plan: &ServicePlan, scope: Scope, frontend: Frontend) -> Option<Value> {
+        let elements = plan.elements(frontend)?;
+        let found = elements
             .iter()
-            .map(|element| format!("{element:?}"))
-            .collect()
+            .find(|(key, _)| *key == Key::Verdict(scope, frontend));
+        found.map(|&(_, value)| value)
+    }
+
+    fn endpoints(value: Option<Value>) -> u32 {
+        match value {
+            Some(Value::Balance(balancer)) => balancer.endpoints,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn order_of_services_and_endpoints_does_not_matter() {
-        let (a, b) = (service("a", 1, &[1, 2, 3]), service("b", 2, &[4]));
-        let mut turned = a.clone();
+    fn the_order_of_endpoints_does_not_matter() {
+        let web = service(1, &[1, 2, 3]);
+        let mut turned = web.clone();
         turned.endpoints.reverse();
         turned.endpoints.push(endpoint(2));
-        assert_eq!(
-            of(&Plan::new(&[a, b.clone()])),
-            of(&Plan::new(&[b, turned]))
+        let (a, b) = (
+            ServicePlan::new(&[web], None),
+            ServicePlan::new(&[turned], None),
         );
-    }
-
-    #[test]
-    fn the_first_by_name_has_a_frontend_that_two_claim() {
-        let (mut a, mut b) = (service("a", 1, &[1]), service("b", 2, &[2, 3]));
-        a.external_ips = vec![[192, 0, 2, 9].into()];
-        b.external_ips.clone_from(&a.external_ips);
-        let plan = Plan::new(&[b, a]);
-        let shared = Frontend::Address(Protocol::Tcp, [192, 0, 2, 9].into(), 80);
-        let backends: Vec<_> = plan
-            .elements()
-            .iter()
-            .filter(|(key, _)| matches!(key, Key::Backend(_, f, _) if *f == shared))
-            .collect();
-        assert_eq!(backends.len(), 1, "{backends:?}");
-        assert_eq!(backends[0].1, Value::To(endpoint(1).ip, 8080));
+        assert_eq!(a.frontends, b.frontends);
     }
 
     #[test]
     fn local_policies_keep_to_this_node() {
-        let mut local = service("a", 1, &[1, 2]);
-        local.endpoints[1].local = false;
-        (local.node_port, local.external_local) = (Some(30000), true);
-        let frontend = Frontend::NodePort(Protocol::Tcp, 30000);
-        let verdict = |plan: &Plan, scope| {
-            plan.elements()
-                .iter()
-                .find(|(key, _)| *key == Key::Verdict(scope, frontend))
-                .map(|&(_, value)| value)
-        };
-        let endpoints = |value| match value {
-            Some(Value::Balance(shape)) => shape.endpoints,
-            other => panic!("{other:?}"),
-        };
-        let plan = Plan::new(std::slice::from_ref(&local));
-        assert_eq!(endpoints(verdict(&plan, Scope::Outside)), 1);
-        assert_eq!(endpoints(verdict(&plan, Scope::Anywhere)), 2);
-        local.endpoints.remove(0);
-        let plan = Plan::new(std::slice::from_ref(&local));
-        assert_eq!(verdict(&plan, Scope::Outside), Some(Value::Drop));
-        local.endpoints.clear();
-        let plan = Plan::new(&[local]);
-        assert_eq!(verdict(&plan, Scope::Outside), None);
-        assert!(
-            plan.elements()
-                .contains(&(Key::Refused(frontend), Value::Member))
-        );
+        let mut web = service(1, &[1, 2]);
+        (web.node_port, web.external_local) = (Some(30000), true);
+        web.local_endpoints = vec![endpoint(1)];
+        let plan = ServicePlan::new(std::slice::from_ref(&web), None);
+        let port = frontend(30000);
+        assert_eq!(endpoints(verdict(&plan, Scope::Outside, port)), 1);
+        assert_eq!(endpoints(verdict(&plan, Scope::Anywhere, port)), 2);
+        let address = Frontend::Address(Protocol::Tcp, web.cluster_ip, 80);
+        assert_eq!(endpoints(verdict(&plan, Scope::Anywhere, address)), 2);
+        assert_eq!(verdict(&plan, Scope::Outside, address), None);
+        web.internal_local = true;
+        let plan = ServicePlan::new(std::slice::from_ref(&web), None);
+        assert_eq!(endpoints(verdict(&plan, Scope::Anywhere, address)), 1);
+        web.local_endpoints.clear();
+        let plan = ServicePlan::new(std::slice::from_ref(&web), None);
+        for (scope, frontend) in [(Scope::Outside, port), (Scope::Anywhere, address)] {
+            assert_eq!(verdict(&plan, scope, frontend), Some(Value::Drop));
+        }
+        web.endpoints.clear();
+        let plan = ServicePlan::new(&[web], None);
+        for frontend in [port, address] {
+            let refused = [(Key::Refused(frontend), Value::Member)];
+            assert_eq!(plan.elements(frontend).unwrap()[..], refused);
+        }
     }
 
     #[test]
-    fn a_headless_service_without_node_port_needs_nothing() {
-        let mut headless = service("a", 1, &[1, 2]);
-        headless.cluster_ip = None;
-        assert_eq!(Plan::new(&[headless]).len(), 0);
+    fn endpoints_keep_their_slots_and_new_ones_fill_gaps() {
+        let mut web = service(1, &[1, 2, 3]);
+        web.client_ip_affinity = Some(60);
+        let first = ServicePlan::new(std::slice::from_ref(&web), None);
+        web.endpoints = vec![endpoint(9), endpoint(3), endpoint(0)];
+        let then = ServicePlan::new(std::slice::from_ref(&web), Some(&first));
+        let address = Frontend::Address(Protocol::Tcp, web.cluster_ip, 80);
+        let kind = Kind::new(Scope::Anywhere, address);
+        let target = |number: u32| {
+            let elements = then.elements(address).unwrap();
+            let key = Key::Target(kind, number, address);
+            elements.iter().find(|(found, _)| *found == key).unwrap().1
+        };
+        let to = |number| Value::To(endpoint(number).ip, 8080);
+        assert_eq!([target(0), target(1), target(2)], [to(0), to(9), to(3)]);
+    }
+
+    #[test]
+    fn source_ranges_guard_the_balancer_and_are_merged() {
+        let mut web = service(1, &[1]);
+        web.node_port = Some(30000);
+        web.load_balancer_ips = vec![[192, 0, 2, 1].into()];
+        web.source_ranges = ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"]
+            .map(|range| range.parse().unwrap())
+            .into();
+        let plan = ServicePlan::new(std::slice::from_ref(&web), None);
+        let balancer = Frontend::Address(Protocol::Tcp, [192, 0, 2, 1].into(), 80);
+        let guards = |frontend| -> Vec<Key> {
+            let keys = plan.elements(frontend).unwrap().iter().map(|&(key, _)| key);
+            keys.filter(|key| matches!(key, Key::Guarded(_) | Key::Allowed(..)))
+                .collect()
+        };
+        let allowed = Key::Allowed(balancer, "10.0.0.0/8".parse().unwrap());
+        assert_eq!(guards(balancer), [Key::Guarded(balancer), allowed]);
+        assert_eq!(guards(frontend(30000)), []);
+        web.source_ranges.push("0.0.0.0/0".parse().unwrap());
+        let plan = ServicePlan::new(&[web], None);
+        let elements = plan.elements(balancer).unwrap();
+        assert!(!elements.contains(&(Key::Guarded(balancer), Value::Member)));
     }
 }

@@ -12,12 +12,15 @@ pub(crate) mod hosts;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use gantry_network::{BridgeNetwork, Endpoint, NodeNetwork, PodNetwork, Protocol, ServicePort};
+use gantry_network::{
+    BridgeNetwork, Endpoint, NodeNetwork, PodNetwork, Protocol, ServiceChanges, ServiceName,
+    ServicePort,
+};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use tokio::runtime::Runtime;
@@ -187,29 +190,60 @@ pub(crate) struct Pod {
 
 impl Pod {
     pub(crate) fn endpoint(&self, port: u16) -> Endpoint {
-        Endpoint {
-            ip: self.ip,
-            port,
-            local: true,
-        }
+        endpoint(self.ip, port)
     }
 }
 
-/// A service with one TCP port 80.
-pub(crate) fn service(name: &str, cluster_ip: [u8; 4], endpoints: Vec<Endpoint>) -> ServicePort {
-    ServicePort {
+/// An endpoint on this node.
+pub(crate) fn endpoint(ip: impl Into<IpAddr>, port: u16) -> Endpoint {
+    Endpoint {
+        ip: ip.into(),
+        port,
+        local: true,
+    }
+}
+
+pub(crate) fn name(service: &str) -> ServiceName {
+    ServiceName {
         namespace: "default".into(),
-        service: name.into(),
+        name: service.into(),
+    }
+}
+
+/// These services and no others.
+pub(crate) fn only<const N: usize>(services: [(&str, ServicePort); N]) -> ServiceChanges {
+    ServiceChanges {
+        complete: true,
+        ..changed(services)
+    }
+}
+
+/// These services, and the others as they were.
+pub(crate) fn changed<const N: usize>(services: [(&str, ServicePort); N]) -> ServiceChanges {
+    ServiceChanges {
+        complete: false,
+        services: services
+            .map(|(service, port)| (name(service), vec![port]))
+            .into(),
+    }
+}
+
+/// A service's TCP port 80.
+pub(crate) fn service(cluster_ip: impl Into<IpAddr>, endpoints: Vec<Endpoint>) -> ServicePort {
+    ServicePort {
         port_name: String::new(),
         protocol: Protocol::Tcp,
-        cluster_ip: Some(cluster_ip.into()),
-        external_ips: vec![],
+        cluster_ip: cluster_ip.into(),
         port: 80,
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+        source_ranges: vec![],
         node_port: None,
         client_ip_affinity: None,
         external_local: false,
         internal_local: false,
         endpoints,
+        local_endpoints: vec![],
     }
 }
 
@@ -234,7 +268,8 @@ pub(crate) fn command(program: &str, arguments: &[&str]) -> String {
 }
 
 /// Starts a server in the calling thread's namespace; it ends with the process.
-pub(crate) fn serve(name: &str, address: Ipv4Addr, port: u16) {
+pub(crate) fn serve(name: &str, address: impl Into<IpAddr>, port: u16) {
+    let address = address.into();
     let tcp = TcpListener::bind((address, port)).expect("listening on TCP");
     let udp = UdpSocket::bind((address, port)).expect("listening on UDP");
     let answer = move |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
@@ -257,17 +292,17 @@ pub(crate) fn serve(name: &str, address: Ipv4Addr, port: u16) {
 }
 
 /// What a server answers over TCP, or why there is no connection.
-pub(crate) fn ask(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
+pub(crate) fn ask(address: impl Into<IpAddr>, port: u16) -> Result<String, ErrorKind> {
     ask_within(DEADLINE, address, port)
 }
 
 /// The same with a deadline of one's own.
 pub(crate) fn ask_within(
     deadline: Duration,
-    address: impl Into<Ipv4Addr>,
+    address: impl Into<IpAddr>,
     port: u16,
 ) -> Result<String, ErrorKind> {
-    let address = SocketAddr::from((address.into(), port));
+    let address = SocketAddr::new(address.into(), port);
     let mut stream = TcpStream::connect_timeout(&address, deadline).map_err(|e| e.kind())?;
     stream
         .set_read_timeout(Some(deadline))
@@ -278,16 +313,39 @@ pub(crate) fn ask_within(
 }
 
 /// What a server answers over UDP.
-pub(crate) fn ask_udp(address: impl Into<Ipv4Addr>, port: u16) -> Result<String, ErrorKind> {
-    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| e.kind())?;
-    socket
-        .connect((address.into(), port))
-        .map_err(|e| e.kind())?;
-    socket
-        .set_read_timeout(Some(DEADLINE))
-        .map_err(|e| e.kind())?;
-    socket.send(b"?").map_err(|e| e.kind())?;
-    let mut buffer = [0; 512];
-    let length = socket.recv(&mut buffer).map_err(|e| e.kind())?;
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+pub(crate) fn ask_udp(address: impl Into<IpAddr>, port: u16) -> Result<String, ErrorKind> {
+    let client = UdpClient::new(address, port)?;
+    client.ask()
+}
+
+/// A client that keeps its port.
+pub(crate) struct UdpClient(UdpSocket);
+
+impl UdpClient {
+    pub(crate) fn new(address: impl Into<IpAddr>, port: u16) -> Result<Self, ErrorKind> {
+        let address = address.into();
+        let any = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(any).map_err(|e| e.kind())?;
+        socket.connect((address, port)).map_err(|e| e.kind())?;
+        socket
+            .set_read_timeout(Some(DEADLINE))
+            .map_err(|e| e.kind())?;
+        Ok(Self(socket))
+    }
+
+    pub(crate) fn ask(&self) -> Result<String, ErrorKind> {
+        self.0.send(b"?").map_err(|e| e.kind())?;
+        let mut buffer = [0; 512];
+        let length = self.0.recv(&mut buffer).map_err(|e| e.kind())?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+}
+
+/// Who answered, of an answer.
+pub(crate) fn who(answer: &str) -> &str {
+    answer.split(' ').next().unwrap_or_default()
 }

@@ -1,0 +1,114 @@
+//! Flows of UDP whose endpoint is gone, in a real kernel.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
+mod lab;
+
+use std::io::ErrorKind;
+
+use gantry_network::{
+    BridgeNetwork, Endpoint, NftServiceRules, NodeNetwork, Protocol, ServicePort, ServiceRules,
+};
+use lab::{HOST, UdpClient, changed, on_own_machine, only, serve, service, who};
+
+const VIP: [u8; 4] = [10, 96, 0, 50];
+
+fn start(node: &NodeNetwork) -> (BridgeNetwork, NftServiceRules) {
+    (
+        BridgeNetwork::new(node.clone()).unwrap(),
+        NftServiceRules::new(node).unwrap(),
+    )
+}
+
+fn udp(endpoints: Vec<Endpoint>) -> ServicePort {
+    let mut udp = service(VIP, endpoints);
+    (udp.protocol, udp.node_port) = (Protocol::Udp, Some(30053));
+    udp
+}
+
+#[test]
+fn a_client_that_keeps_its_port_leaves_an_endpoint_that_is_gone() {
+    on_own_machine(async |lab| {
+        let (network, rules) = start(&lab.node);
+        let first = lab.pod(&network, "first", 8080).await;
+        let second = lab.pod(&network, "second", 8080).await;
+        let client = lab.pod(&network, "client", 8080).await;
+        let other = service([10, 96, 0, 51], vec![first.endpoint(8080)]);
+        let bystander = ServicePort {
+            protocol: Protocol::Udp,
+            ..other
+        };
+        rules
+            .apply(only([
+                ("dns", udp(vec![first.endpoint(8080)])),
+                ("other", bystander),
+            ]))
+            .await
+            .unwrap();
+        let inside = lab.inside(&client.netns, || UdpClient::new(VIP, 80).unwrap());
+        let outside = lab.inside(&lab.outside, || UdpClient::new(HOST, 30053).unwrap());
+        let unrelated = lab.inside(&client.netns, || {
+            UdpClient::new([10, 96, 0, 51], 80).unwrap()
+        });
+        let answers =
+            || [&inside, &outside, &unrelated].map(|client| who(&client.ask().unwrap()).to_owned());
+        assert_eq!(answers(), ["first", "first", "first"]);
+        let both = vec![first.endpoint(8080), second.endpoint(8080)];
+        rules.apply(changed([("dns", udp(both))])).await.unwrap();
+        assert_eq!(answers(), ["first", "first", "first"], "flows stay");
+        rules
+            .apply(changed([("dns", udp(vec![second.endpoint(8080)]))]))
+            .await
+            .unwrap();
+        assert_eq!(answers(), ["second", "second", "first"]);
+    });
+}
+
+#[test]
+fn a_client_that_was_early_is_answered_when_the_service_comes() {
+    on_own_machine(async |lab| {
+        let (network, rules) = start(&lab.node);
+        let web = lab.pod(&network, "web", 8080).await;
+        rules.apply(only([])).await.unwrap();
+        let client = lab.inside(&lab.outside, || UdpClient::new(HOST, 30053).unwrap());
+        assert_eq!(client.ask(), Err(ErrorKind::ConnectionRefused));
+        rules.apply(changed([("dns", udp(vec![]))])).await.unwrap();
+        assert_eq!(client.ask(), Err(ErrorKind::ConnectionRefused));
+        rules
+            .apply(changed([("dns", udp(vec![web.endpoint(8080)]))]))
+            .await
+            .unwrap();
+        let answer = client.ask().unwrap();
+        assert_eq!(who(&answer), "web", "{answer}");
+    });
+}
+
+#[test]
+fn an_agent_that_starts_forgets_what_its_predecessor_did_not() {
+    on_own_machine(async |lab| {
+        let (network, rules) = start(&lab.node);
+        let first = lab.pod(&network, "first", 8080).await;
+        let second = lab.pod(&network, "second", 8080).await;
+        let client = lab.pod(&network, "client", 8080).await;
+        let on_host = lab.on_host(|| {
+            serve("host", HOST, 7000);
+            UdpClient::new(HOST, 7000).unwrap()
+        });
+        assert_eq!(who(&on_host.ask().unwrap()), "host");
+        rules
+            .apply(only([("dns", udp(vec![first.endpoint(8080)]))]))
+            .await
+            .unwrap();
+        let inside = lab.inside(&client.netns, || UdpClient::new(VIP, 80).unwrap());
+        assert_eq!(who(&inside.ask().unwrap()), "first");
+        let later = NftServiceRules::new(&lab.node).unwrap();
+        later
+            .apply(only([("dns", udp(vec![second.endpoint(8080)]))]))
+            .await
+            .unwrap();
+        assert_eq!(who(&inside.ask().unwrap()), "second");
+        assert_eq!(who(&on_host.ask().unwrap()), "host");
+    });
+}

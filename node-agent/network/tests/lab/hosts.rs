@@ -11,10 +11,18 @@ use std::time::{Duration, Instant};
 
 use gantry_network::{
     BridgeNetwork, Ipv6Network, NodeNetwork, Overlay, OverlayMode, OverlaySettings, PeerNode,
-    PodNetwork, VxlanOverlay,
+    PeerPath, PodNetwork, VxlanOverlay,
 };
 
 use super::{DEADLINE, SILENCE, apart, inside, ip, new_namespace, path, runtime};
+
+/// Where pods answer with their name and the client's address.
+pub(crate) const PORT: u16 = 8080;
+/// Where pods send back what they are sent.
+pub(crate) const ECHO: u16 = 8081;
+/// What an underlay of Ethernet leaves for pods.
+pub(crate) const MTU: usize = 1450;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// The router and its subnets, each with 256 addresses, of which the router has the 254th.
 pub(crate) struct World {
@@ -294,4 +302,19 @@ fn datagram_within(
     socket.send(&vec![7; length])?;
     let mut buffer = vec![0; 1 << 16];
     socket.recv(&mut buffer)
+}
+
+/// A node that need not exist.
+pub(crate) fn node(name: &str, address: &str, pod_cidr: &str) -> PeerNode {
+    PeerNode {
+        name: name.into(),
+        address: address.parse().expect("an address"),
+        pod_cidrs: vec![pod_cidr.parse().expect("an address")],
+    }
+}
+
+/// How a host reaches its peers, in the order of their ranges.
+pub(crate) fn paths(host: &Host, overlay: &VxlanOverlay) -> Vec<PeerPath> {
+    let routes = host.on(async || overlay.routes().await.expect("routes"));
+    routes.iter().map(|route| route.path).collect()
 }

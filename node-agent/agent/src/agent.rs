@@ -389,7 +389,7 @@ impl Program {
     async fn sync(&self) -> Result<(), gantry_network::NetworkError> {
         let (services, slices, revision) = self.desired.services();
         self.dns
-            .publish(services::names(&services, &slices, &self.cluster_domain));
+            .replace(services::names(&services, &slices, &self.cluster_domain));
         self.rules
             .sync(services::rules(&services, &slices, &self.node_name))
             .await?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use gantry_network::{DnsRecord, DnsTable, Endpoint, Protocol, ServicePort};
+use gantry_network::{DnsRecord, DnsTable, Endpoint, Protocol, ServiceName, ServicePort};
 use k8s_openapi::api::core::v1::{Service, ServicePort as WrittenPort};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointPort, EndpointSlice};
 
@@ -216,56 +216,69 @@ pub fn routed_addresses(slices: &[Arc<EndpointSlice>]) -> BTreeSet<Ipv4Addr> {
         .collect()
 }
 
-/// What the cluster's DNS answers.
-pub fn names(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], domain: &str) -> DnsTable {
+/// What the cluster's DNS answers, by service.
+pub fn names(
+    services: &[Arc<Service>],
+    slices: &[Arc<EndpointSlice>],
+    domain: &str,
+) -> BTreeMap<ServiceName, DnsTable> {
     let slices = index(slices);
-    let mut table = DnsTable::default();
-    for service in services {
-        let (Some(spec), Some(namespace), Some(name)) = (
-            &service.spec,
-            &service.metadata.namespace,
-            &service.metadata.name,
-        ) else {
-            continue;
+    let named = services.iter().filter_map(|service| {
+        let name = ServiceName {
+            namespace: service.metadata.namespace.clone()?,
+            name: service.metadata.name.clone()?,
         };
-        let base = format!("{name}.{namespace}.svc.{domain}").to_lowercase();
-        if spec.type_.as_deref() == Some("ExternalName") {
-            let target = spec.external_name.clone().unwrap_or_default();
-            let alias = DnsRecord::Alias(target.trim_end_matches('.').to_lowercase());
-            table.records.insert(base, vec![alias]);
-            continue;
-        }
-        match spec
-            .cluster_ip
-            .as_deref()
-            .and_then(|ip| ip.parse::<IpAddr>().ok())
-        {
-            Some(ip) => {
-                table
-                    .records
-                    .insert(base.clone(), vec![DnsRecord::Addresses(vec![ip])]);
-                table.reverse.insert(ip, base.clone());
-                for port in spec.ports.iter().flatten() {
-                    if let (Some(owner), Some(number)) = (
-                        srv_owner(port.name.as_deref(), port.protocol.as_deref(), &base),
-                        port_number(port.port),
-                    ) {
-                        table.records.insert(
-                            owner,
-                            vec![DnsRecord::Services(vec![(0, 100, number, base.clone())])],
-                        );
-                    }
+        let table = names_of(service, &name, slices_of(&slices, service), domain)?;
+        Some((name, table))
+    });
+    named.collect()
+}
+
+fn names_of(
+    service: &Service,
+    ServiceName { namespace, name }: &ServiceName,
+    slices: &[&EndpointSlice],
+    domain: &str,
+) -> Option<DnsTable> {
+    let spec = service.spec.as_ref()?;
+    let mut table = DnsTable::default();
+    let base = format!("{name}.{namespace}.svc.{domain}").to_lowercase();
+    if spec.type_.as_deref() == Some("ExternalName") {
+        let target = spec.external_name.clone().unwrap_or_default();
+        let alias = DnsRecord::Alias(target.trim_end_matches('.').to_lowercase());
+        table.records.insert(base, vec![alias]);
+        return Some(table);
+    }
+    match spec
+        .cluster_ip
+        .as_deref()
+        .and_then(|ip| ip.parse::<IpAddr>().ok())
+    {
+        Some(ip) => {
+            table
+                .records
+                .insert(base.clone(), vec![DnsRecord::Addresses(vec![ip])]);
+            table.reverse.insert(ip, base.clone());
+            for port in spec.ports.iter().flatten() {
+                if let (Some(owner), Some(number)) = (
+                    srv_owner(port.name.as_deref(), port.protocol.as_deref(), &base),
+                    port_number(port.port),
+                ) {
+                    table.records.insert(
+                        owner,
+                        vec![DnsRecord::Services(vec![(0, 100, number, base.clone())])],
+                    );
                 }
             }
-            None => headless(
-                &mut table,
-                &base,
-                slices_of(&slices, service),
-                spec.publish_not_ready_addresses == Some(true),
-            ),
         }
+        None => headless(
+            &mut table,
+            &base,
+            slices,
+            spec.publish_not_ready_addresses == Some(true),
+        ),
     }
-    table
+    Some(table)
 }
 
 fn srv_owner(port: Option<&str>, protocol: Option<&str>, base: &str) -> Option<String> {
@@ -383,6 +396,14 @@ mod tests {
             .collect()
     }
 
+    /// The names of the one service.
+    fn table(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> DnsTable {
+        let mut all = names(services, slices, "cluster.local");
+        let (name, table) = all.pop_first().unwrap();
+        assert_eq!((&*name.namespace, &*name.name), ("shop", "web"));
+        table
+    }
+
     fn cluster_ip() -> Value {
         json!({"clusterIP": "10.96.0.9", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]})
     }
@@ -451,7 +472,7 @@ mod tests {
         );
         let external = service(json!({"type": "ExternalName", "externalName": "example.org."}));
         assert!(rules(&external, &[], "n1").is_empty());
-        let table = names(&external, &[], "cluster.local");
+        let table = table(&external, &[]);
         assert_eq!(
             table.records["web.shop.svc.cluster.local"],
             [DnsRecord::Alias("example.org".into())]
@@ -460,7 +481,7 @@ mod tests {
 
     #[test]
     fn a_service_has_its_address_a_port_record_and_a_reverse_name() {
-        let table = names(&service(cluster_ip()), &[], "cluster.local");
+        let table = table(&service(cluster_ip()), &[]);
         let name = "web.shop.svc.cluster.local".to_owned();
         let ip: IpAddr = "10.96.0.9".parse().unwrap();
         assert_eq!(table.records[&name], [DnsRecord::Addresses(vec![ip])]);
@@ -478,11 +499,8 @@ mod tests {
             {"addresses": ["10.0.0.3"], "conditions": {"ready": true}},
             {"addresses": ["10.0.0.4"], "conditions": {"ready": false}}
         ]));
-        let table = names(
-            &service(json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]})),
-            &slices,
-            "cluster.local",
-        );
+        let headless = json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]});
+        let table = table(&service(headless), &slices);
         let base = "web.shop.svc.cluster.local";
         assert!(matches!(&table.records[base][..], [DnsRecord::Addresses(all)] if all.len() == 2));
         assert!(table.records.contains_key(&format!("web-0.{base}")));

@@ -3,17 +3,13 @@
 #[path = "../tests/lab/mod.rs"]
 mod lab;
 
-use std::hint::black_box;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, Endpoint, NftServiceRules,
-    PodNetwork, ServicePort, ServiceRules,
+    BridgeNetwork, Endpoint, NftServiceRules, PodNetwork, ServicePort, ServiceRules,
 };
-use hickory_proto::op::{Message, Query};
-use hickory_proto::rr::{Name, RecordType};
 use lab::{Lab, blocking_on_own_machine, service};
 use tokio::runtime::Runtime;
 
@@ -93,42 +89,6 @@ fn service_rules(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime, count:
     group.finish();
 }
 
-fn dns(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let listen = [(Ipv4Addr::LOCALHOST, 0).into()];
-    let server = runtime
-        .block_on(DnsServer::start(&listen, "cluster.local", vec![]))
-        .expect("DNS");
-    let record = |index: u16| {
-        let [high, low] = index.to_be_bytes();
-        (
-            format!("s{index}.default.svc.cluster.local"),
-            vec![DnsRecord::Addresses(vec![[10, 97, high, low].into()])],
-        )
-    };
-    server.publish(DnsTable {
-        records: (0..10_000).map(record).collect(),
-        ..DnsTable::default()
-    });
-    let mut request = Message::query();
-    let name = Name::from_ascii("s5000.default.svc.cluster.local.").expect("a name");
-    request.add_query(Query::query(name, RecordType::A));
-    let bytes = request.to_vec().expect("encoding");
-    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    client.connect(server.addresses()[0]).expect("connecting");
-    let mut buffer = [0; 512];
-    criterion.bench_function("dns/one query, there and back", |bencher| {
-        bencher.iter(|| {
-            client.send(&bytes).expect("sending");
-            black_box(client.recv(&mut buffer).expect("an answer"));
-        });
-    });
-}
-
 fn criterion() -> Criterion {
     Criterion::default().configure_from_args().without_plots()
 }
@@ -141,6 +101,5 @@ fn main() {
             service_rules(&mut criterion(), lab, runtime, count);
         });
     }
-    dns(&mut criterion());
     criterion().final_summary();
 }

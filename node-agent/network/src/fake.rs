@@ -1,6 +1,7 @@
 //! Implementations of the seams without a kernel, for tests of what is built on them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -10,8 +11,8 @@ use parking_lot::Mutex;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
-    ClusterDns, DnsTable, HostPort, NetworkError, PodAttachment, PodNetwork, ServicePort,
-    ServiceRules, pod_rules,
+    ClusterDns, DnsTable, HostPort, NetworkError, PodAttachment, PodNetwork, ServiceName,
+    ServicePort, ServiceRules, pod_rules,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -112,21 +113,43 @@ impl ServiceRules for FakeServiceRules {
     }
 }
 
-/// Remembers the table that was last published.
+/// Remembers the names and clients that it was told of.
 #[derive(Debug, Default)]
 pub struct FakeDns {
-    table: Mutex<DnsTable>,
+    services: Mutex<BTreeMap<ServiceName, DnsTable>>,
+    clients: Mutex<BTreeMap<IpAddr, Vec<String>>>,
 }
 
 impl FakeDns {
-    /// The table that is answered from.
-    pub fn published(&self) -> DnsTable {
-        self.table.lock().clone()
+    /// The names that are answered now.
+    pub fn services(&self) -> BTreeMap<ServiceName, DnsTable> {
+        self.services.lock().clone()
+    }
+
+    /// The search lists of the clients.
+    pub fn clients(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        self.clients.lock().clone()
     }
 }
 
 impl ClusterDns for FakeDns {
-    fn publish(&self, table: DnsTable) {
-        *self.table.lock() = table;
+    fn change(&self, service: ServiceName, names: Option<DnsTable>) {
+        let mut services = self.services.lock();
+        match names {
+            Some(names) => services.insert(service, names),
+            None => services.remove(&service),
+        };
+    }
+
+    fn replace(&self, all: BTreeMap<ServiceName, DnsTable>) {
+        *self.services.lock() = all;
+    }
+
+    fn client(&self, address: IpAddr, searches: Option<Vec<String>>) {
+        let mut clients = self.clients.lock();
+        match searches {
+            Some(searches) => clients.insert(address, searches),
+            None => clients.remove(&address),
+        };
     }
 }

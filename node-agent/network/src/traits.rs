@@ -134,7 +134,7 @@ pub enum DnsRecord {
     Alias(String),
 }
 
-/// What the cluster's DNS answers: lower-case absolute names without the trailing dot, to records.
+/// What the cluster's DNS answers for a service: lower-case absolute names without the trailing dot, to records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DnsTable {
     /// e.g. `web.default.svc.cluster.local`, `_http._tcp.web.default.svc.cluster.local`.
@@ -143,8 +143,25 @@ pub struct DnsTable {
     pub reverse: BTreeMap<IpAddr, String>,
 }
 
-/// Answers names of the cluster and forwards the rest.
+/// Which Service something belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+}
+
+/// Answers names of the cluster and forwards the rest. Nothing here waits.
 pub trait ClusterDns: Send + Sync + 'static {
-    /// Replaces what is answered.
-    fn publish(&self, table: DnsTable);
+    /// Replaces the records and reverse names of one service, or removes them. The cost is that of the service, however
+    /// many others there are.
+    ///
+    /// A service answers for `<name>.<namespace>.svc.<domain>` and names below it; others are left out.
+    fn change(&self, service: ServiceName, names: Option<DnsTable>);
+    /// Replaces all services at once: no query is answered from a part of them.
+    fn replace(&self, all: BTreeMap<ServiceName, DnsTable>);
+    /// Tells the search list in the resolv.conf of the pod that asks from `address`, so that its walk through that list
+    /// is answered in one round trip; `None` when the pod is gone. Clients that are not told of walk by themselves.
+    fn client(&self, address: IpAddr, searches: Option<Vec<String>>);
 }

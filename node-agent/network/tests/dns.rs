@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, NftServiceRules, ServiceRules,
+    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, NftServiceRules, ServiceName,
+    ServiceRules,
 };
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
@@ -57,10 +58,15 @@ fn pods_and_the_host_ask_the_service_address() {
             .await
             .unwrap();
         let records = vec![DnsRecord::Addresses(vec![[10, 96, 0, 50].into()])];
-        server.publish(DnsTable {
+        let web = ServiceName {
+            namespace: "default".into(),
+            name: "web".into(),
+        };
+        let table = DnsTable {
             records: BTreeMap::from([("web.default.svc.cluster.local".to_owned(), records)]),
             reverse: BTreeMap::new(),
-        });
+        };
+        server.change(web, Some(table));
         rules
             .sync(vec![service(
                 "web",

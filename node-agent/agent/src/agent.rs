@@ -134,6 +134,7 @@ impl Agent {
             runtime,
             images: images.clone(),
             network: wiring.network.clone(),
+            dns: wiring.dns.clone(),
             desired: desired.clone(),
             reports: reports.clone(),
             address: config.node_address.into(),
@@ -157,7 +158,7 @@ impl Agent {
             desired: desired.clone(),
             reports: reports.clone(),
             rules: Arc::new(wiring.rules),
-            dns: Arc::new(wiring.dns),
+            dns: wiring.dns,
             routed,
         };
         tasks.spawn(program.run(services_changed));
@@ -218,7 +219,7 @@ async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
 struct Wiring {
     network: Arc<BridgeNetwork>,
     rules: NftServiceRules,
-    dns: DnsServer,
+    dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
 }
 
@@ -265,7 +266,7 @@ impl Wiring {
         Ok(Self {
             network,
             rules,
-            dns,
+            dns: Arc::new(dns),
             dns_address,
         })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_image::{FakeImages, ImageConfig};
-use gantry_network::{FakePodNetwork, PodNetwork as _};
+use gantry_network::{FakeDns, FakePodNetwork, PodNetwork as _};
 use gantry_rpc::node::{AgentMessage, Resource, agent_message};
 use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
 use serde_json::{Value, json};
@@ -25,6 +25,7 @@ struct Bed {
     runtime: FakeRuntime,
     images: Arc<FakeImages>,
     network: Arc<FakePodNetwork>,
+    dns: Arc<FakeDns>,
     desired: Arc<Desired>,
     reports: Arc<Reports>,
     news: mpsc::UnboundedSender<News>,
@@ -49,6 +50,7 @@ impl Bed {
             runtime,
             images,
             network,
+            dns: Arc::default(),
             desired,
             reports: Arc::new(Reports::new("n")),
             news,
@@ -66,6 +68,7 @@ impl Bed {
             runtime: Arc::new(self.runtime.clone()),
             images: self.images.clone(),
             network: self.network.clone(),
+            dns: self.dns.clone(),
             desired: self.desired.clone(),
             reports: self.reports.clone(),
             address: [192, 0, 2, 1].into(),
@@ -528,10 +531,17 @@ async fn what_the_cluster_does_not_know_is_removed() {
     let mut bed = Bed::new();
     bed.apply(&pod(one(json!({"command": ["/app"]}))));
     bed.phase("Running").await;
+    let clients = bed.dns.clients();
+    let searches = clients.values().next().unwrap();
+    assert_eq!(
+        searches[..3],
+        ["d.svc.cluster.local", "svc.cluster.local", "cluster.local"]
+    );
     bed.kill_agent().await;
     bed.desired = Arc::new(Desired::default());
     bed.desired.synced(1);
     Manager::new(bed.node()).take_over().await;
+    assert!(bed.dns.clients().is_empty());
     assert!(bed.runtime.sandboxes().await.unwrap().is_empty());
     assert!(!bed.directory.path().join("pods/u").exists());
     assert!(bed.network.attached().await.unwrap().is_empty());

@@ -15,6 +15,18 @@ async fn later(time: Duration) {
     tokio::time::resume();
 }
 
+/// Asks for names that nobody asked for before, one of which must be answered before a second resolver would be asked:
+/// a busy machine may be slow, but not each time.
+async fn quickly(label: &str, server: &DnsServer, expected: [&str; 1]) {
+    let mut best = Duration::MAX;
+    for turn in 0..5 {
+        let (start, name) = (Instant::now(), format!("{label}{turn}.example.com."));
+        assert_eq!(data(&ask(server, &name, RecordType::A).await), expected);
+        best = best.min(start.elapsed());
+    }
+    assert!(best < Duration::from_millis(140), "{best:?}");
+}
+
 #[tokio::test]
 async fn other_names_are_forwarded_and_remembered() {
     let stub = Stub::new(Manner::Answer).await;
@@ -91,17 +103,7 @@ async fn a_silent_resolver_costs_a_moment_and_is_then_passed_over() {
     }
     until("it is noticed", || !resolver.is_up()).await;
     let asked = silent.asked().len();
-    let start = Instant::now();
-    let name = "after.example.com.";
-    assert_eq!(
-        data(&ask(&server, name, RecordType::A).await),
-        ["192.0.2.7"]
-    );
-    assert!(
-        start.elapsed() < Duration::from_millis(140),
-        "{:?}",
-        start.elapsed()
-    );
+    quickly("after", &server, ["192.0.2.7"]).await;
     assert_eq!(silent.asked().len(), asked, "it was not asked");
     // When it is back, a question that it gets beside the others finds out.
     silent.behave(Manner::Answer);
@@ -128,16 +130,7 @@ async fn one_that_fails_or_refuses_is_passed_over_at_once_and_none_at_all_is_a_f
         Stub::new(Manner::Answer).await,
     );
     let with_one = server(vec![down, failing.address, good.address]).await;
-    let start = Instant::now();
-    assert_eq!(
-        data(&ask(&with_one, WWW, RecordType::A).await),
-        ["192.0.2.7"]
-    );
-    assert!(
-        start.elapsed() < Duration::from_millis(140),
-        "{:?}",
-        start.elapsed()
-    );
+    quickly("www", &with_one, ["192.0.2.7"]).await;
     for upstreams in [vec![], vec![down], vec![failing.address, down]] {
         let failing = server(upstreams).await;
         let start = Instant::now();
@@ -203,13 +196,13 @@ async fn what_was_known_is_given_while_nobody_answers() {
         server.lookup.upstreams.begin(&query, false);
     }
     until("its silence is noticed", || !resolver.is_up()).await;
-    let start = Instant::now();
-    assert_eq!(data(&ask(&server, WWW, RecordType::A).await), ["192.0.2.7"]);
-    assert!(
-        start.elapsed() < Duration::from_millis(400),
-        "at once: {:?}",
+    let at_once = async || {
+        let start = Instant::now();
+        assert_eq!(data(&ask(&server, WWW, RecordType::A).await), ["192.0.2.7"]);
         start.elapsed()
-    );
+    };
+    let best = at_once().await.min(at_once().await).min(at_once().await);
+    assert!(best < Duration::from_millis(400), "{best:?}");
     stub.behave(Manner::Answer);
     later(Duration::from_secs(40)).await;
     let mut fresh = 5;

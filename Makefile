@@ -81,7 +81,7 @@ audit: ## Check dependencies against the advisory database (needs the internet)
 .PHONY: bench
 bench: tools-node build ## Measure what docs/benchmarks.md reports
 	$(call install,$(BENCH_TOOLS))
-	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-runtime -p gantry-network --bench store --bench run --bench network
+	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-runtime -p gantry-network --bench store --bench run --bench network --bench dns
 	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry
 
 .PHONY: bench-store

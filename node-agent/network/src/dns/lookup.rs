@@ -24,7 +24,7 @@ const WAITING_AT_ONCE: usize = 2048;
 /// How many aliases are followed for one query.
 const LONGEST_CHAIN: usize = 8;
 /// How long a client's walk is gone for it. After that it is told what is certain, and goes itself.
-const WALK_PATIENCE: Duration = Duration::from_secs(1);
+const WALK_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What queries are answered from.
 #[derive(Debug)]

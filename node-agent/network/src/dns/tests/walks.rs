@@ -137,11 +137,43 @@ async fn without_other_resolvers_the_cluster_is_still_answered() {
             ResponseCode::NXDomain
         );
         assert!(
-            start.elapsed() < Duration::from_secs(2),
+            start.elapsed() < Duration::from_secs(3),
             "{:?}",
             start.elapsed()
         );
         let web = ask(&server, &first("web"), RecordType::A).await;
         assert_eq!(data(&web), ["10.96.0.5"]);
     }
+}
+
+#[tokio::test]
+async fn answers_that_nobody_may_remember_end_the_walk_as_well() {
+    let stub = Stub::with_ttl(Manner::Answer, 0).await;
+    let server = searched(vec![stub.address]).await;
+    for _ in 0..2 {
+        let answer = ask(&server, &first("www.example.com"), RecordType::A).await;
+        assert_eq!(data(&answer), ["www.example.com.", "192.0.2.7"]);
+        let none = ask(&server, &first("www.example.com"), RecordType::AAAA).await;
+        assert_eq!(data(&none), ["www.example.com."]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_known_ends_the_walk_while_nobody_answers() {
+    let stub = Stub::with_ttl(Manner::Answer, 20).await;
+    let server = searched(vec![stub.address]).await;
+    let name = first("www.example.com");
+    ask(&server, &name, RecordType::A).await;
+    stub.behave(Manner::Silent);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(21)).await;
+    tokio::time::resume();
+    let start = Instant::now();
+    let answer = ask(&server, &name, RecordType::A).await;
+    assert_eq!(data(&answer), ["www.example.com.", "192.0.2.7"]);
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
 }

@@ -145,6 +145,7 @@ impl Agent {
             runtime,
             images: images.clone(),
             network: wiring.network.clone(),
+            dns: wiring.dns.clone(),
             desired: desired.clone(),
             reports: reports.clone(),
             address: config.node_address.into(),
@@ -165,10 +166,11 @@ impl Agent {
             desired.clone(),
             reports.clone(),
             Arc::new(wiring.rules),
-            Arc::new(wiring.dns),
+            wiring.dns,
         );
         tasks.spawn(program.run(services_changed));
         if let Some(overlay) = wiring.overlay {
+            tasks.spawn(metrics::follow_overlay(overlay.clone()));
             let name = config.node_name.clone();
             let (desired, reports) = (desired.clone(), reports.clone());
             tasks.spawn(peers::keep(name, desired, reports, overlay, nodes_changed));
@@ -232,7 +234,7 @@ struct Wiring {
     rules: NftServiceRules,
     /// None on a node that no other node can reach.
     overlay: Option<Arc<VxlanOverlay>>,
-    dns: DnsServer,
+    dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
 }
 
@@ -289,7 +291,7 @@ impl Wiring {
             network,
             rules,
             overlay: overlay.map(Arc::new),
-            dns,
+            dns: Arc::new(dns),
             dns_address,
         })
     }

@@ -202,6 +202,13 @@ impl Objects {
     }
 }
 
+/// The changes of a link come in the order of their revisions, but for those before `Synced`.
+fn received(objects: &mut Objects, revision: u64) {
+    if !objects.receiving {
+        objects.service_revision = objects.service_revision.max(revision);
+    }
+}
+
 impl Desired {
     /// A new link: whatever is not sent until `Synced` is gone.
     pub fn link_opened(&self) {
@@ -247,7 +254,7 @@ impl Desired {
                 if exchanged.as_ref().is_ok_and(Option::is_some) {
                     objects.service_changed(key);
                 }
-                self.received(objects, change.revision);
+                received(objects, change.revision);
                 exchanged.map(|_| Touched::Service)?
             }
             Resource::EndpointSlice => {
@@ -256,9 +263,9 @@ impl Desired {
                 if let Ok(Some((before, after))) = &exchanged {
                     let (before, after) = (before.as_deref(), after.as_deref());
                     objects.slice_changed(&change.name, before, after);
-                    self.routed.slice(before, after);
+                    self.routed.slice(before, after, change.revision);
                 }
-                self.received(objects, change.revision);
+                received(objects, change.revision);
                 exchanged.map(|_| Touched::Service)?
             }
             Resource::Node => {
@@ -267,14 +274,6 @@ impl Desired {
             }
             Resource::Namespace | Resource::Unspecified => Touched::Nothing,
         })
-    }
-
-    /// The changes of a link come in the order of their revisions, but for those before `Synced`.
-    fn received(&self, objects: &mut Objects, revision: u64) {
-        if !objects.receiving {
-            objects.service_revision = objects.service_revision.max(revision);
-            self.routed.received(objects.service_revision);
-        }
     }
 
     /// Everything up to `revision` has been sent: drops the rest and answers the pods that are gone.
@@ -310,13 +309,14 @@ impl Desired {
         let slices = &mut objects.endpoint_slices;
         for ((_, name), slice) in keep(slices, Resource::EndpointSlice, &sent) {
             objects.slice_changed(&name, Some(&slice), None);
-            self.routed.slice(Some(&slice), None);
+            // When it went is not known: no later than this.
+            self.routed.slice(Some(&slice), None, revision);
         }
         keep(&mut objects.nodes, Resource::Node, &sent);
         objects.receiving = false;
         objects.all_known = true;
         objects.synced = true;
-        self.received(objects, revision);
+        received(objects, revision);
         self.routed.receiving(false);
         gone.into_iter().map(|(_, pod)| pod).collect()
     }

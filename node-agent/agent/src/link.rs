@@ -242,8 +242,7 @@ impl Link {
             Touched::Pod(pod) => News::Pod(pod),
             Touched::PodGone(pod) => News::Gone(pod),
             Touched::Reference(namespace) => News::References(namespace),
-            // A node's zone decides which endpoints are near.
-            Touched::Service | Touched::Node => {
+            Touched::Service => {
                 if synced {
                     self.services.notify_one();
                 }
@@ -252,6 +251,8 @@ impl Link {
             Touched::Node => {
                 if synced {
                     self.nodes.notify_one();
+                    // A node's zone decides which endpoints are near.
+                    self.services.notify_one();
                 }
                 return;
             }

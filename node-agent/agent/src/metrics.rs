@@ -3,11 +3,12 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use gantry_network::VxlanOverlay;
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::service::service_fn;
@@ -20,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Between looks at the overlay's counters.
+const COUNT: Duration = Duration::from_secs(10);
 /// Scrapes at once; further ones wait.
 const CONNECTIONS: usize = 64;
 /// A client that is slower than this is let go.
@@ -30,8 +33,6 @@ const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack";
 pub(crate) struct Metrics {
     /// One transaction of service rules.
     pub(crate) sync: Histogram,
-    /// From the arrival of a change to the acknowledgement of its rules.
-    pub(crate) programming: Histogram,
     pub(crate) sync_failures: IntCounter,
     pub(crate) endpoints: IntGauge,
     pub(crate) services: IntGauge,
@@ -47,10 +48,6 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     sync: histogram(
         "kubeproxy_sync_proxy_rules_duration_seconds",
         "How long one transaction of service rules took.",
-    ),
-    programming: histogram(
-        "kubeproxy_network_programming_duration_seconds",
-        "From the arrival of a changed Service or EndpointSlice on this node until the kernel's rules reflect it.",
     ),
     sync_failures: counter(
         "gantry_network_sync_failures_total",
@@ -149,6 +146,28 @@ fn answer(path: &str) -> Response<Full<Bytes>> {
         _ => *response.status_mut() = StatusCode::NOT_FOUND,
     }
     response
+}
+
+/// Keeps the numbers of the overlay's device. Runs until it is dropped.
+pub(crate) async fn follow_overlay(overlay: Arc<VxlanOverlay>) {
+    let mut ticks = tokio::time::interval(COUNT);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    loop {
+        ticks.tick().await;
+        match overlay.counters().await {
+            Ok(counted) => {
+                METRICS
+                    .overlay_errors
+                    .set(number(counted.rx_errors + counted.tx_errors));
+                METRICS
+                    .overlay_dropped
+                    .set(number(counted.rx_dropped + counted.tx_dropped));
+            }
+            // There is no device before there is another node.
+            Err(error) => tracing::debug!(%error, "reading what the overlay has counted"),
+        }
+    }
 }
 
 /// Takes the port.

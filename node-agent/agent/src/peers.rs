@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::desired::Desired;
+use crate::metrics::METRICS;
 use crate::pod::words;
 use crate::reports::{Reports, Severity};
 
@@ -113,6 +114,9 @@ impl Keeper {
         if self.programmed.as_ref() == Some(&peers) {
             return true;
         }
+        METRICS
+            .peers
+            .set(i64::try_from(peers.len()).unwrap_or(i64::MAX));
         let synced = self.overlay.sync(peers.clone()).await;
         self.programmed = synced.is_ok().then_some(peers);
         self.heard(synced)

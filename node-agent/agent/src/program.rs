@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gantry_network::{
     ClusterDns, DnsTable, NetworkError, ServiceChanges, ServiceName, ServiceRules,
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::desired::{Desired, ServiceNews};
 use crate::health_checks::HealthChecks;
+use crate::metrics::METRICS;
 use crate::reports::Reports;
 use crate::services::{self, Place};
 
@@ -29,6 +30,8 @@ pub struct Program {
     rules: Arc<dyn ServiceRules>,
     dns: Arc<dyn ClusterDns>,
     health_checks: HealthChecks,
+    /// How many endpoints the rules of each service lead to.
+    endpoints: BTreeMap<ServiceName, usize>,
     /// Of the last acknowledgement.
     acknowledged: Option<u64>,
 }
@@ -54,6 +57,7 @@ impl Program {
             rules,
             dns,
             health_checks: HealthChecks::default(),
+            endpoints: BTreeMap::new(),
             acknowledged: None,
         }
     }
@@ -71,6 +75,7 @@ impl Program {
                 }
             }
             while let Err(error) = self.sync().await {
+                METRICS.sync_failures.inc();
                 tracing::warn!(
                     error = crate::pod::words(&error),
                     "programming services; trying again"
@@ -103,11 +108,13 @@ impl Program {
         };
         let (changes, names) = self.translate(&news);
         // What the kernel refuses, the rules remember: the next call is the next attempt.
+        self.count(&changes);
+        let begun = Instant::now();
         let programmed = self.rules.apply(changes).await;
+        METRICS.sync.observe(begun.elapsed().as_secs_f64());
         self.publish(news.complete, names);
         self.check_health(&news);
         programmed?;
-        self.desired.routed().set_programmed(news.revision);
         if self.acknowledged != Some(news.revision) {
             self.reports.services_programmed(news.revision);
             self.acknowledged = Some(news.revision);
@@ -143,6 +150,23 @@ impl Program {
             names.insert(name.clone(), services::names(objects, &self.cluster_domain));
         }
         (changes, names)
+    }
+
+    /// Keeps the numbers of services and endpoints.
+    fn count(&mut self, changes: &ServiceChanges) {
+        if changes.complete {
+            self.endpoints.clear();
+        }
+        for (name, ports) in &changes.services {
+            let endpoints = ports.iter().map(|port| port.endpoints.len()).sum();
+            match ports.is_empty() {
+                true => self.endpoints.remove(name),
+                false => self.endpoints.insert(name.clone(), endpoints),
+            };
+        }
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        METRICS.services.set(number(self.endpoints.len()));
+        METRICS.endpoints.set(number(self.endpoints.values().sum()));
     }
 
     fn publish(&self, complete: bool, names: BTreeMap<ServiceName, Option<DnsTable>>) {
@@ -378,12 +402,6 @@ mod tests {
         bed.rules.refuse(false);
         bed.program.sync().await.unwrap();
         assert_eq!(bed.acknowledged(), Some(9));
-        bed.program
-            .desired
-            .routed()
-            .programmed(9)
-            .now_or_never()
-            .unwrap();
     }
 
     #[tokio::test]

@@ -23,7 +23,8 @@ struct Pending {
     terminated: BTreeMap<String, PodTerminated>,
     newly_terminated: Vec<String>,
     events: VecDeque<bytes::Bytes>,
-    programmed: Option<u64>,
+    programmed: u64,
+    newly_programmed: bool,
     /// Revisions at which pods wait for all nodes, and those of them that the server has not been asked about.
     awaited: BTreeSet<u64>,
     newly_awaited: BTreeSet<u64>,
@@ -180,7 +181,10 @@ impl Reports {
 
     /// The kernel's rules reflect everything up to this revision.
     pub fn services_programmed(&self, revision: u64) {
-        self.pending.lock().programmed = Some(revision);
+        let mut pending = self.pending.lock();
+        pending.programmed = revision;
+        pending.newly_programmed = true;
+        drop(pending);
         self.wake.notify_one();
     }
 
@@ -224,6 +228,7 @@ impl Reports {
         pending.changed = pending.latest.keys().cloned().collect();
         pending.newly_terminated = pending.terminated.keys().cloned().collect();
         pending.newly_awaited = pending.awaited.clone();
+        pending.newly_programmed = pending.programmed > 0;
         drop(pending);
         self.wake.notify_one();
     }
@@ -266,7 +271,8 @@ impl Reports {
                 .drain(..)
                 .map(|event| agent_message::Message::Event(EventRecord { event })),
         );
-        if let Some(revision) = pending.programmed.take() {
+        if std::mem::take(&mut pending.newly_programmed) {
+            let revision = pending.programmed;
             messages.push(agent_message::Message::ServicesProgrammed(
                 ServicesProgrammed { revision },
             ));

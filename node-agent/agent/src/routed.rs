@@ -1,4 +1,4 @@
-//! Which addresses services send new connections to, and up to which revision this node's rules follow them.
+//! Which addresses services send new connections to.
 //!
 //! A pod that is to end asks when its address is [`withdrawn`](Routed::withdrawn): from then on, the rules of every
 //! node that has programmed the revision it is told send nothing new to it.
@@ -21,10 +21,8 @@ pub(crate) struct Routed {
 struct State {
     /// How many endpoints of slices offer an address as ready.
     offered: HashMap<IpAddr, usize>,
-    /// Of the last Service or EndpointSlice that was received.
+    /// Of the newest EndpointSlice that was received.
     received: u64,
-    /// Everything up to here is in this node's rules.
-    programmed: u64,
     /// A server is sending everything anew: which revision the slices are of is not known until it has ended.
     receiving: bool,
 }
@@ -39,7 +37,7 @@ impl Default for Routed {
 
 impl Routed {
     /// Resolves when no slice that this node knows offers the address as ready, with the revision of the newest
-    /// Service or EndpointSlice known then: the rules of a node that has programmed this revision do not choose it.
+    /// EndpointSlice known then: the rules of a node that has programmed this revision do not choose it.
     pub(crate) async fn withdrawn(&self, address: IpAddr) -> u64 {
         let mut state = self.state.subscribe();
         let withdrawn = |state: &State| !state.receiving && !state.offered.contains_key(&address);
@@ -50,18 +48,16 @@ impl Routed {
             .map_or(0, |state| state.received)
     }
 
-    /// Resolves when everything up to the revision is in this node's rules.
-    pub(crate) async fn programmed(&self, revision: u64) {
-        let mut state = self.state.subscribe();
-        state
-            .wait_for(|state| state.programmed >= revision)
-            .await
-            .ok();
-    }
-
-    /// A slice was replaced; `None` for one that was not there before or is not any more.
-    pub(crate) fn slice(&self, before: Option<&EndpointSlice>, after: Option<&EndpointSlice>) {
+    /// A slice was replaced at a revision; `None` for one that was not there before or is not any more. Who waits sees
+    /// both or neither: an address that is gone by an older revision may be in the rules of a node that has programmed it.
+    pub(crate) fn slice(
+        &self,
+        before: Option<&EndpointSlice>,
+        after: Option<&EndpointSlice>,
+        revision: u64,
+    ) {
         self.state.send_modify(|state| {
+            state.received = state.received.max(revision);
             for address in after.into_iter().flat_map(services::offered) {
                 *state.offered.entry(address).or_default() += 1;
             }
@@ -76,21 +72,9 @@ impl Routed {
         });
     }
 
-    /// A Service or EndpointSlice of this revision was received, and all before it.
-    pub(crate) fn received(&self, revision: u64) {
-        self.state
-            .send_modify(|state| state.received = state.received.max(revision));
-    }
-
     /// Everything is about to be received anew, or has been.
     pub(crate) fn receiving(&self, receiving: bool) {
         self.state.send_modify(|state| state.receiving = receiving);
-    }
-
-    /// Everything up to the revision is in this node's rules.
-    pub(crate) fn set_programmed(&self, revision: u64) {
-        self.state
-            .send_modify(|state| state.programmed = state.programmed.max(revision));
     }
 }
 
@@ -115,25 +99,19 @@ pub(crate) mod tests {
         let (address, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let (ready, leaving) = (slice("10.0.0.1", true), slice("10.0.0.1", false));
         let now = |address| routed.withdrawn(address).now_or_never();
-        routed.slice(None, Some(&ready));
-        routed.slice(None, Some(&ready));
-        routed.received(7);
+        routed.slice(None, Some(&ready), 6);
+        routed.slice(None, Some(&ready), 7);
         assert_eq!((now(address), now(other)), (None, Some(7)));
-        routed.slice(Some(&ready), Some(&leaving));
-        routed.received(8);
+        routed.slice(Some(&ready), Some(&leaving), 8);
         assert_eq!(now(address), None, "another slice offers it");
         let mut waiting = Box::pin(routed.withdrawn(address));
         assert_eq!((&mut waiting).now_or_never(), None);
-        routed.slice(Some(&ready), None);
-        routed.received(9);
+        routed.slice(Some(&ready), None, 9);
         assert_eq!(waiting.now_or_never(), Some(9));
         routed.receiving(true);
-        assert_eq!(now(address), None, "not while everything is sent anew");
-        routed.received(12);
+        assert_eq!(now(address), None, "what is known may be old");
+        routed.slice(None, Some(&leaving), 12);
         routed.receiving(false);
         assert_eq!(now(address), Some(12));
-        routed.set_programmed(9);
-        assert_eq!(routed.programmed(9).now_or_never(), Some(()));
-        assert_eq!(routed.programmed(10).now_or_never(), None);
     }
 }

@@ -3,17 +3,14 @@
 #[path = "../tests/lab/mod.rs"]
 mod lab;
 
-use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, Endpoint, NftServiceRules,
-    PodNetwork, Protocol, ServiceChanges, ServicePort, ServiceRules,
+    BridgeNetwork, Endpoint, NftServiceRules, PodNetwork, Protocol, ServiceChanges, ServicePort,
+    ServiceRules,
 };
-use hickory_proto::op::{Message, Query};
-use hickory_proto::rr::{Name, RecordType};
 use lab::{Lab, blocking_on_own_machine, service};
 use tokio::runtime::Runtime;
 
@@ -162,42 +159,6 @@ fn connections(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime, count: u
     measure("endpoint", (web.ip, 8080).into());
 }
 
-fn dns(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let listen = [(Ipv4Addr::LOCALHOST, 0).into()];
-    let server = runtime
-        .block_on(DnsServer::start(&listen, "cluster.local", vec![]))
-        .expect("DNS");
-    let names = (0..10_000u16).map(|index| {
-        let [high, low] = index.to_be_bytes();
-        let name = format!("s{index}.default.svc.cluster.local");
-        let records = vec![DnsRecord::Addresses(vec![[10, 97, high, low].into()])];
-        let table = DnsTable {
-            records: [(name, records)].into(),
-            ..DnsTable::default()
-        };
-        (lab::name(&format!("s{index}")), table)
-    });
-    server.replace(names.collect());
-    let mut request = Message::query();
-    let name = Name::from_ascii("s5000.default.svc.cluster.local.").expect("a name");
-    request.add_query(Query::query(name, RecordType::A));
-    let bytes = request.to_vec().expect("encoding");
-    let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    client.connect(server.addresses()[0]).expect("connecting");
-    let mut buffer = [0; 512];
-    criterion.bench_function("dns/one query, there and back", |bencher| {
-        bencher.iter(|| {
-            client.send(&bytes).expect("sending");
-            black_box(client.recv(&mut buffer).expect("an answer"));
-        });
-    });
-}
-
 fn criterion() -> Criterion {
     Criterion::default().configure_from_args().without_plots()
 }
@@ -215,6 +176,5 @@ fn main() {
             connections(&mut criterion(), lab, runtime, count);
         });
     }
-    dns(&mut criterion());
     criterion().final_summary();
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,8 +25,8 @@ use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
-    HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, forwarding, links, netns,
-    overlay, pod_rules,
+    HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules, forwarding, links,
+    netns, overlay, pod_rules,
 };
 
 /// Operations on one pod are one after the other, those on different pods (mostly) at the same time.
@@ -52,6 +52,7 @@ struct Shared {
 struct State {
     pool: AddressPool,
     pods: BTreeMap<String, Lease>,
+    dns: BTreeSet<IpAddr>,
 }
 
 impl BridgeNetwork {
@@ -84,7 +85,11 @@ impl BridgeNetwork {
             nft,
             bridge,
             leases,
-            state: Mutex::new(State { pool, pods }),
+            state: Mutex::new(State {
+                pool,
+                pods,
+                dns: BTreeSet::new(),
+            }),
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::new(())).collect(),
             hasher: RandomState::new(),
         };
@@ -94,10 +99,16 @@ impl BridgeNetwork {
     }
 
     /// Gives the node the address of the cluster's DNS service, so that a server on this node can listen on it.
-    /// Pods and processes of the host then reach it as a local address, with no translation on the way.
+    /// Pods and processes of the host then reach it as a local address, with no translation and no connection tracking
+    /// on the way.
     pub async fn bind_dns_address(&self, address: Ipv4Addr) -> Result<(), NetworkError> {
-        let index = self.shared.bridge.index;
-        blocking(move || links::ensure_address(&mut Netlink::open()?, index, address)).await
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            links::ensure_address(&mut Netlink::open()?, shared.bridge.index, address)?;
+            shared.state.lock().dns.insert(address.into());
+            shared.untrack_dns()
+        })
+        .await
     }
 
     /// Makes sure that rules and parameters set up by [`BridgeNetwork::new`] are still there: another firewall may
@@ -118,6 +129,17 @@ impl BridgeNetwork {
             if !families.iter().all(there) {
                 tracing::warn!(table, "the table of pods is gone; setting it up again");
                 shared.rebuild_table()?;
+            }
+            let table = shared.names.dns_table();
+            let serves = !shared.state.lock().dns.is_empty();
+            if serves
+                && shared
+                    .nft
+                    .list(&["list", "chain", "inet", &table, "output"])
+                    .is_none()
+            {
+                tracing::warn!(table, "the table of DNS is gone; setting it up again");
+                shared.untrack_dns()?;
             }
             forwarding::accept(
                 &shared.nft,
@@ -153,6 +175,10 @@ impl BridgeNetwork {
                 if nft.list(&["list", "table", "ip6", &table]).is_some() {
                     keep(nft.apply(&format!("delete table ip6 {table}\n")));
                 }
+                let table = names.dns_table();
+                keep(nft.apply(&format!(
+                    "add table inet {table}\ndelete table inet {table}\n"
+                )));
             }
             Err(error) => keep(Err(error)),
         }
@@ -388,6 +414,11 @@ impl Shared {
             &self.node,
             state.pods.values(),
         ))
+    }
+
+    fn untrack_dns(&self) -> Result<(), NetworkError> {
+        let addresses = self.state.lock().dns.clone();
+        self.nft.set_up(&dns_rules::table(&self.names, &addresses))
     }
 
     fn detach(&self, uid: &str) -> Result<(), NetworkError> {

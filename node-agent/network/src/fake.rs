@@ -198,16 +198,22 @@ impl ServiceRules for FakeServiceRules {
     }
 }
 
-/// Remembers the names that it was told of.
+/// Remembers the names and clients that it was told of.
 #[derive(Debug, Default)]
 pub struct FakeDns {
     services: Mutex<BTreeMap<ServiceName, DnsTable>>,
+    clients: Mutex<BTreeMap<IpAddr, Vec<String>>>,
 }
 
 impl FakeDns {
     /// The names that are answered now.
     pub fn services(&self) -> BTreeMap<ServiceName, DnsTable> {
         self.services.lock().clone()
+    }
+
+    /// The search lists of the clients.
+    pub fn clients(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        self.clients.lock().clone()
     }
 }
 
@@ -222,5 +228,13 @@ impl ClusterDns for FakeDns {
 
     fn replace(&self, all: BTreeMap<ServiceName, DnsTable>) {
         *self.services.lock() = all;
+    }
+
+    fn client(&self, address: IpAddr, searches: Option<Vec<String>>) {
+        let mut clients = self.clients.lock();
+        match searches {
+            Some(searches) => clients.insert(address, searches),
+            None => clients.remove(&address),
+        };
     }
 }

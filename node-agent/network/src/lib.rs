@@ -22,6 +22,7 @@ mod bridge;
 mod commands;
 mod dial;
 mod dns;
+mod dns_rules;
 pub mod error;
 mod fake;
 mod forwarding;

@@ -111,6 +111,11 @@ impl Names {
         format!("{}-services", self.prefix)
     }
 
+    /// The nftables table of the node's DNS.
+    pub(crate) fn dns_table(&self) -> String {
+        format!("{}-dns", self.prefix)
+    }
+
     /// Where namespaces are mounted, by pod uid.
     pub(crate) fn netns_dir(&self) -> PathBuf {
         self.data_dir.join("netns")

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -70,8 +70,8 @@ pub struct PodDns<'a> {
     pub namespace: &'a str,
     /// Such as `cluster.local`.
     pub cluster_domain: &'a str,
-    /// Address of the cluster's DNS service.
-    pub nameserver: Ipv4Addr,
+    /// Addresses of the cluster's DNS service, in the order of its address families.
+    pub nameservers: &'a [IpAddr],
     /// The node's own resolv.conf.
     pub host: &'a HostResolver,
 }
@@ -125,10 +125,7 @@ impl HostResolver {
             match words.next() {
                 Some("nameserver") => host.nameservers.extend(words.next().map(str::to_owned)),
                 Some("search" | "domain") => {
-                    host.searches = words
-                        .map(|word| word.trim_end_matches('.').to_owned())
-                        .collect();
-                    host.searches.retain(|search| !search.is_empty());
+                    host.searches = words.map(search).collect();
                 }
                 Some("options") => host.options.extend(words.map(option)),
                 _ => {}
@@ -164,7 +161,7 @@ pub fn resolv_conf(pod: &PodDns<'_>) -> String {
             ];
             extend(&mut searches, &pod.host.searches);
             HostResolver {
-                nameservers: vec![pod.nameserver.to_string()],
+                nameservers: pod.nameservers.iter().map(IpAddr::to_string).collect(),
                 searches,
                 options: vec![("ndots".to_owned(), Some("5".to_owned()))],
             }
@@ -222,6 +219,14 @@ fn extend(list: &mut Vec<String>, more: &[String]) {
     }
 }
 
+/// A search domain without its trailing dot, so that it counts once. The root keeps it.
+fn search(word: &str) -> String {
+    match word.strip_suffix('.') {
+        Some(domain) if !domain.is_empty() => domain.to_owned(),
+        _ => word.to_owned(),
+    }
+}
+
 fn option(word: &str) -> (String, Option<String>) {
     match word.split_once(':') {
         Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -237,7 +242,11 @@ fn is_loopback(server: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
+
+    const CLUSTER_DNS: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10))];
 
     fn host() -> HostResolver {
         HostResolver::parse(
@@ -257,7 +266,7 @@ mod tests {
             host_network: false,
             namespace: "shop",
             cluster_domain: "cluster.local",
-            nameserver: Ipv4Addr::new(10, 96, 0, 10),
+            nameservers: &CLUSTER_DNS,
             host,
         }
     }
@@ -265,7 +274,7 @@ mod tests {
     #[test]
     fn the_hosts_file_is_understood() {
         let host = host();
-        assert_eq!(host.searches, ["example.com"], "the last line counts");
+        assert_eq!(host.searches, ["example.com", "."], "the last line counts");
         assert_eq!(
             host.upstreams(),
             [
@@ -282,9 +291,9 @@ mod tests {
     #[test]
     fn each_policy() {
         let host = host();
-        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local example.com\n\
+        let cluster = "search shop.svc.cluster.local svc.cluster.local cluster.local example.com .\n\
                        nameserver 10.96.0.10\noptions ndots:5\n";
-        let own = "search example.com\nnameserver 192.0.2.53\nnameserver fd00::53\noptions rotate timeout:1\n";
+        let own = "search example.com .\nnameserver 192.0.2.53\nnameserver fd00::53\noptions rotate timeout:1\n";
         assert_eq!(
             resolv_conf(&pod(DnsPolicy::ClusterFirst, &host, None)),
             cluster
@@ -322,7 +331,7 @@ mod tests {
         };
         assert_eq!(
             resolv_conf(&pod(DnsPolicy::ClusterFirst, &host, Some(&config))),
-            "search shop.svc.cluster.local svc.cluster.local cluster.local example.com my.example\n\
+            "search shop.svc.cluster.local svc.cluster.local cluster.local example.com . my.example\n\
              nameserver 10.96.0.10\nnameserver 192.0.2.1\nnameserver 192.0.2.2\noptions ndots:2 edns0\n"
         );
         assert_eq!(
@@ -331,6 +340,53 @@ mod tests {
                 .next(),
             Some("search svc.cluster.local my.example")
         );
+    }
+
+    #[test]
+    fn the_cluster_may_have_name_servers_in_both_families() {
+        let host = HostResolver::default();
+        let both = [CLUSTER_DNS[0], IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let dual = PodDns {
+            nameservers: &both,
+            ..pod(DnsPolicy::ClusterFirst, &host, None)
+        };
+        assert!(resolv_conf(&dual).contains("\nnameserver 10.96.0.10\nnameserver ::1\n"));
+    }
+
+    #[test]
+    fn an_option_without_a_value_takes_one_and_loses_it() {
+        let host =
+            HostResolver::parse("nameserver 192.0.2.53\noptions rotate timeout:1 attempts:2\n");
+        let config = DnsConfig {
+            options: vec![
+                ("timeout".into(), Some("3".into())),
+                ("attempts".into(), None),
+            ],
+            ..DnsConfig::default()
+        };
+        assert_eq!(
+            resolv_conf(&pod(DnsPolicy::Default, &host, Some(&config))),
+            "nameserver 192.0.2.53\noptions rotate timeout:3 attempts\n"
+        );
+    }
+
+    #[test]
+    fn what_is_written_reads_as_what_was_meant() {
+        let host = host();
+        let text = resolv_conf(&pod(DnsPolicy::ClusterFirst, &host, None));
+        let read = HostResolver::parse(&text);
+        assert_eq!(read.nameservers, ["10.96.0.10"]);
+        assert_eq!(
+            read.searches,
+            [
+                "shop.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local",
+                "example.com",
+                "."
+            ]
+        );
+        assert_eq!(read.options, [("ndots".to_owned(), Some("5".to_owned()))]);
     }
 
     #[test]

@@ -295,8 +295,14 @@ pub struct DnsTable {
 
 /// Answers names of the cluster and forwards the rest. Nothing here waits.
 pub trait ClusterDns: Send + Sync + 'static {
-    /// Replaces the records and reverse names of one service, or removes them.
+    /// Replaces the records and reverse names of one service, or removes them. The cost is that of the service, however
+    /// many others there are.
+    ///
+    /// A service answers for `<name>.<namespace>.svc.<domain>` and names below it; others are left out.
     fn change(&self, service: ServiceName, names: Option<DnsTable>);
     /// Replaces all services at once: no query is answered from a part of them.
     fn replace(&self, all: BTreeMap<ServiceName, DnsTable>);
+    /// Tells the search list in the resolv.conf of the pod that asks from `address`, so that its walk through that list
+    /// is answered in one round trip; `None` when the pod is gone. Clients that are not told of walk by themselves.
+    fn client(&self, address: IpAddr, searches: Option<Vec<String>>);
 }

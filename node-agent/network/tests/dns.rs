@@ -7,34 +7,99 @@
 mod lab;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, NftServiceRules, ServiceRules,
+    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, NftServiceRules, ServiceName,
+    ServiceRules,
 };
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
-use lab::{DEADLINE, on_own_machine, service};
+use lab::{DEADLINE, Lab, Pod, ask, command, on_own_machine, service};
 use nix::sched::{CloneFlags, setns};
 
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
-fn resolve(name: &str) -> Vec<String> {
+const WEB: &str = "web.default.svc.cluster.local.";
+
+fn query(name: &str) -> Vec<u8> {
     let mut request = Message::query();
     request.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+    request.to_vec().unwrap()
+}
+
+fn addresses(answer: &[u8]) -> Vec<String> {
+    let answer = Message::from_vec(answer).unwrap();
+    let records = answer.answers.iter();
+    records.map(|record| record.data.to_string()).collect()
+}
+
+fn resolve(name: &str) -> Vec<String> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     // A connected socket hears only the address it asked.
     socket.connect((DNS, 53)).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    socket.send(&request.to_vec().unwrap()).unwrap();
+    socket.send(&query(name)).unwrap();
     let mut buffer = [0; 1500];
     let length = socket.recv(&mut buffer).unwrap();
-    let answer = Message::from_vec(&buffer[..length]).unwrap();
-    answer
-        .answers
-        .iter()
-        .map(|record| record.data.to_string())
-        .collect()
+    addresses(&buffer[..length])
+}
+
+fn resolve_over_tcp(name: &str) -> Vec<String> {
+    let address = SocketAddr::from((DNS, 53));
+    let mut stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let query = query(name);
+    let length = u16::try_from(query.len()).unwrap();
+    stream
+        .write_all(&[&length.to_be_bytes()[..], &query].concat())
+        .unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer).unwrap();
+    addresses(&answer)
+}
+
+/// Lets a pod, or the host, ask. Clients block, so they wait on threads of their own while the runtime serves.
+async fn ask_from(
+    pod: Option<&Pod>,
+    ask: impl FnOnce() -> Vec<String> + Send + 'static,
+) -> Vec<String> {
+    let netns = pod.map(|pod| pod.netns.try_clone().unwrap());
+    let asking = tokio::task::spawn_blocking(move || {
+        let thread = std::thread::spawn(move || {
+            if let Some(netns) = netns {
+                setns(&netns, CloneFlags::CLONE_NEWNET).unwrap();
+            }
+            ask()
+        });
+        thread.join().unwrap()
+    });
+    asking.await.unwrap()
+}
+
+fn serve_web(server: &DnsServer) {
+    let records = vec![DnsRecord::Addresses(vec![[10, 96, 0, 50].into()])];
+    let name = ServiceName {
+        namespace: "default".into(),
+        name: "web".into(),
+    };
+    let table = DnsTable {
+        records: BTreeMap::from([(WEB.trim_end_matches('.').to_owned(), records)]),
+        reverse: BTreeMap::new(),
+    };
+    server.change(name, Some(table));
+}
+
+/// Connections to a port that the machine tracks.
+fn tracked(lab: &Lab, port: u16) -> Vec<String> {
+    let all = lab.on_host(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
+    let wanted = format!("dport={port} ");
+    let all = all.unwrap();
+    let lines = all.lines().filter(|line| line.contains(&wanted));
+    lines.map(str::to_owned).collect()
 }
 
 #[test]
@@ -56,26 +121,60 @@ fn pods_and_the_host_ask_the_service_address() {
         let server = DnsServer::start(&[address], "cluster.local", vec![])
             .await
             .unwrap();
-        let records = vec![DnsRecord::Addresses(vec![[10, 96, 0, 50].into()])];
-        let names = DnsTable {
-            records: BTreeMap::from([("web.default.svc.cluster.local".to_owned(), records)]),
-            reverse: BTreeMap::new(),
+        serve_web(&server);
+        rules
+            .sync(vec![service(
+                "web",
+                [10, 96, 0, 50],
+                vec![pod.endpoint(8080)],
+            )])
+            .await
+            .unwrap();
+        for client in [Some(&pod), None] {
+            assert_eq!(ask_from(client, || resolve(WEB)).await, ["10.96.0.50"]);
+            assert_eq!(
+                ask_from(client, || resolve_over_tcp(WEB)).await,
+                ["10.96.0.50"]
+            );
+        }
+    });
+}
+
+#[test]
+fn questions_are_not_tracked() {
+    on_own_machine(async |lab| {
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        let pod = lab.pod(&network, "pod", 8080).await;
+        network.bind_dns_address(DNS).await.unwrap();
+        let server = DnsServer::start(&[(DNS, 53).into()], "cluster.local", vec![])
+            .await
+            .unwrap();
+        serve_web(&server);
+        let ask_both_ways = async || {
+            for client in [Some(&pod), None] {
+                assert_eq!(ask_from(client, || resolve(WEB)).await, ["10.96.0.50"]);
+                assert_eq!(
+                    ask_from(client, || resolve_over_tcp(WEB)).await,
+                    ["10.96.0.50"]
+                );
+            }
         };
-        server.change(lab::name("web"), Some(names));
-        let web = service([10, 96, 0, 50], vec![pod.endpoint(8080)]);
-        rules.apply(lab::only([("web", web)])).await.unwrap();
-        // The clients block, so they wait on threads of their own while this runtime serves.
-        let name = "web.default.svc.cluster.local.";
-        let pod_netns = pod.netns.try_clone().unwrap();
-        let from_pod = tokio::task::spawn_blocking(move || {
-            let in_pod = std::thread::spawn(move || {
-                setns(&pod_netns, CloneFlags::CLONE_NEWNET).unwrap();
-                resolve(name)
-            });
-            in_pod.join().unwrap()
-        });
-        assert_eq!(from_pod.await.unwrap(), ["10.96.0.50"]);
-        let from_host = tokio::task::spawn_blocking(move || resolve(name));
-        assert_eq!(from_host.await.unwrap(), ["10.96.0.50"]);
+        ask_both_ways().await;
+        let address = pod.ip;
+        ask_from(None, move || vec![ask(address, 8080).unwrap()]).await;
+        assert_eq!(tracked(lab, 8080).len(), 1, "others are");
+        assert_eq!(tracked(lab, 53), [""; 0]);
+
+        // Without the table they would be; and it is put back.
+        command("nft", &["delete", "table", "inet", "gt-dns"]);
+        ask_both_ways().await;
+        assert_eq!(tracked(lab, 53).len(), 4);
+        network.reassert().await.unwrap();
+        let counted = command("nft", &["list", "chain", "inet", "gt-dns", "untracked"]);
+        assert!(counted.contains("packets 0"), "{counted}");
+        ask_both_ways().await;
+        assert_eq!(tracked(lab, 53).len(), 4, "those from before");
+        let counted = command("nft", &["list", "chain", "inet", "gt-dns", "untracked"]);
+        assert!(!counted.contains("packets 0"), "{counted}");
     });
 }

@@ -81,7 +81,7 @@ pub(crate) fn resolver(
         host_network: spec.host_network == Some(true),
         namespace,
         cluster_domain,
-        nameserver,
+        nameservers: &[nameserver.into()],
         host,
     }))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use gantry_image::Images;
-use gantry_network::PodNetwork;
+use gantry_network::{ClusterDns, PodNetwork};
 use gantry_runtime::Runtime;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -20,6 +20,7 @@ pub(crate) struct Node {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) images: Arc<dyn Images>,
     pub(crate) network: Arc<dyn PodNetwork>,
+    pub(crate) dns: Arc<dyn ClusterDns>,
     pub(crate) desired: Arc<Desired>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) address: IpAddr,

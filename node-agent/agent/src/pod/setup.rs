@@ -123,11 +123,13 @@ fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> std::io::Resu
         &node.cluster_domain,
         &host,
     );
-    files::write(
-        &etc.join("resolv.conf"),
-        &resolv.map_err(std::io::Error::other)?,
-    )?;
+    let resolv = resolv.map_err(std::io::Error::other)?;
+    files::write(&etc.join("resolv.conf"), &resolv)?;
     if spec.host_network != Some(true) {
+        if let Ok(address) = pod_ip.parse() {
+            let searches = HostResolver::parse(&resolv).searches;
+            node.dns.client(address, Some(searches));
+        }
         let (hostname, _) = files::hostname(pod, &node.cluster_domain);
         files::write(&etc.join("hostname"), &format!("{hostname}\n"))?;
     }
@@ -191,6 +193,12 @@ pub(crate) async fn tear_down(
             .unmount_rootfs(&key)
             .await
             .map_err(|error| words(&error))?;
+    }
+    let attached = node.network.attached().await;
+    let attached = attached.map_err(|error| words(&error))?;
+    if let Some(attachment) = attached.get(&uid) {
+        // While the address is still this pod's.
+        node.dns.client(attachment.ip.into(), None);
     }
     node.network
         .detach(&uid)

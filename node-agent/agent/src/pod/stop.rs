@@ -10,11 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::hooks::{Action, Target};
 use super::node::Node;
+use crate::metrics::METRICS;
 use crate::reports::Severity;
 
 /// What even a hook that used up the grace period leaves to the process.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
-/// How long to wait for the endpoint to leave the rules.
+/// How long to wait for the endpoint to leave the rules of every node, some of which may be dead or cut off.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// A killed process is gone at once; a file system that hangs may hold it.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
@@ -87,7 +88,7 @@ impl Stop {
         }
     }
 
-    /// Ready to stop means drained: the rules of this node no longer choose the pod.
+    /// Ready to stop means drained: the rules of no node choose the pod any more.
     async fn drained(&self) {
         let Ok(ip) = self.target.pod_ip.parse::<IpAddr>() else {
             return;
@@ -95,10 +96,13 @@ impl Stop {
         if !self.drain {
             return;
         }
-        let routed = &self.node.routed;
-        let gone = async { routed.programmed(routed.withdrawn(ip).await).await };
+        let gone = async {
+            let revision = self.node.routed.withdrawn(ip).await;
+            self.node.reports.programmed_everywhere(revision).await;
+        };
         if tokio::time::timeout(DRAIN_LIMIT, gone).await.is_err() {
-            tracing::warn!(pod = self.target.id.pod.0, %ip, "the pod is still in the service rules; stopping it anyway");
+            METRICS.drain_timeouts.inc();
+            tracing::warn!(pod = self.target.id.pod.0, %ip, "the pod may still be in the service rules of a node; stopping it anyway");
         }
     }
 

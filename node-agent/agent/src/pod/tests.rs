@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_image::{FakeImages, ImageConfig};
-use gantry_network::{FakePodNetwork, PodNetwork as _};
+use gantry_network::{FakeDns, FakePodNetwork, PodNetwork as _};
 use gantry_rpc::node::{AgentMessage, Resource, agent_message};
 use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
 use serde_json::{Value, json};
@@ -26,6 +26,7 @@ struct Bed {
     runtime: FakeRuntime,
     images: Arc<FakeImages>,
     network: Arc<FakePodNetwork>,
+    dns: Arc<FakeDns>,
     desired: Arc<Desired>,
     reports: Arc<Reports>,
     news: mpsc::UnboundedSender<News>,
@@ -49,6 +50,7 @@ impl Bed {
             runtime,
             images,
             network,
+            dns: Arc::default(),
             desired,
             reports: Arc::new(Reports::new("n")),
             news,
@@ -65,6 +67,7 @@ impl Bed {
             runtime: Arc::new(self.runtime.clone()),
             images: self.images.clone(),
             network: self.network.clone(),
+            dns: self.dns.clone(),
             desired: self.desired.clone(),
             reports: self.reports.clone(),
             address: [192, 0, 2, 1].into(),
@@ -483,14 +486,15 @@ async fn a_lost_sandbox_is_made_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_is_stopped_only_when_no_rule_leads_to_it() {
+async fn a_pod_is_stopped_only_when_no_rule_of_any_node_leads_to_it() {
     let mut bed = Bed::new();
     let object = pod(one(json!({"command": ["/app"]})));
     bed.apply(&object);
     bed.phase("Running").await;
     let routed = bed.desired.routed().clone();
     let offered = slice("10.1.0.2", true);
-    routed.slice(None, Some(&offered));
+    routed.slice(None, Some(&offered), 7);
+    bed.reports.services_everywhere(7);
     bed.apply(&deleted(object, 30));
     bed.event("Killing").await;
     tokio::task::yield_now().await;
@@ -498,14 +502,13 @@ async fn a_pod_is_stopped_only_when_no_rule_leads_to_it() {
         bed.runtime.signals().is_empty(),
         "connections are still sent to it"
     );
-    routed.slice(Some(&offered), None);
-    routed.received(8);
+    routed.slice(Some(&offered), None, 8);
     tokio::task::yield_now().await;
     assert!(
         bed.runtime.signals().is_empty(),
-        "the rules do not follow yet"
+        "the rules of another node do not follow yet"
     );
-    routed.set_programmed(8);
+    bed.reports.services_everywhere(8);
     let begun = Instant::now();
     bed.until("terminated", |message| {
         matches!(message, agent_message::Message::PodTerminated(_))
@@ -535,10 +538,17 @@ async fn what_the_cluster_does_not_know_is_removed() {
     let mut bed = Bed::new();
     bed.apply(&pod(one(json!({"command": ["/app"]}))));
     bed.phase("Running").await;
+    let clients = bed.dns.clients();
+    let searches = clients.values().next().unwrap();
+    assert_eq!(
+        searches[..3],
+        ["d.svc.cluster.local", "svc.cluster.local", "cluster.local"]
+    );
     bed.kill_agent().await;
     bed.desired = Arc::new(Desired::default());
     bed.desired.synced(1);
     Manager::new(bed.node()).take_over().await;
+    assert!(bed.dns.clients().is_empty());
     assert!(bed.runtime.sandboxes().await.unwrap().is_empty());
     assert!(!bed.directory.path().join("pods/u").exists());
     assert!(bed.network.attached().await.unwrap().is_empty());

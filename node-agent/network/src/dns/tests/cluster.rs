@@ -1,127 +1,12 @@
-//! Queries over real sockets on the loopback, and a resolver of our own to forward to.
+//! Names of the cluster, and the protocol.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use hickory_proto::op::{Edns, MessageType, OpCode};
+use hickory_proto::rr::{DNSClass, RData};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use hickory_proto::rr::rdata::SOA;
-use hickory_proto::rr::{Name, RData};
-
+use super::stub::{Manner, Stub};
 use super::*;
-use crate::DnsRecord;
-
-const ANY_PORT: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
-
-fn table() -> DnsTable {
-    let addresses = |addresses: &[&str]| {
-        DnsRecord::Addresses(addresses.iter().map(|a| a.parse().unwrap()).collect())
-    };
-    let records = BTreeMap::from([
-        (
-            "web.default.svc.cluster.local".to_owned(),
-            vec![addresses(&["10.96.0.5"])],
-        ),
-        (
-            "dual.default.svc.cluster.local".to_owned(),
-            vec![addresses(&["10.96.0.6", "fd00::6"])],
-        ),
-        (
-            "db.default.svc.cluster.local".to_owned(),
-            vec![addresses(&["10.244.0.2", "10.244.0.3", "10.244.0.4"])],
-        ),
-        (
-            "db-0.db.default.svc.cluster.local".to_owned(),
-            vec![addresses(&["10.244.0.2"])],
-        ),
-        (
-            "_sql._tcp.db.default.svc.cluster.local".to_owned(),
-            vec![DnsRecord::Services(vec![(
-                0,
-                100,
-                5432,
-                "db-0.db.default.svc.cluster.local".to_owned(),
-            )])],
-        ),
-        (
-            "ext.default.svc.cluster.local".to_owned(),
-            vec![DnsRecord::Alias("www.example.com".to_owned())],
-        ),
-        (
-            "near.default.svc.cluster.local".to_owned(),
-            vec![DnsRecord::Alias("web.default.svc.cluster.local".into())],
-        ),
-        (
-            "loop.default.svc.cluster.local".to_owned(),
-            vec![DnsRecord::Alias("loop.default.svc.cluster.local".into())],
-        ),
-        (
-            "many.default.svc.cluster.local".to_owned(),
-            vec![DnsRecord::Addresses(
-                (0..200).map(|d| IpAddr::from([10, 244, 9, d])).collect(),
-            )],
-        ),
-    ]);
-    let reverse = BTreeMap::from([(
-        "10.96.0.5".parse().unwrap(),
-        "web.default.svc.cluster.local".to_owned(),
-    )]);
-    DnsTable { records, reverse }
-}
-
-fn all(table: DnsTable) -> BTreeMap<ServiceName, DnsTable> {
-    let name = ServiceName {
-        namespace: "default".into(),
-        name: "web".into(),
-    };
-    BTreeMap::from([(name, table)])
-}
-
-async fn server(upstreams: Vec<SocketAddr>) -> DnsServer {
-    let server = DnsServer::start(&[ANY_PORT.into()], "cluster.local", upstreams)
-        .await
-        .unwrap();
-    server.replace(all(table()));
-    server
-}
-
-fn question(name: &str, wanted: RecordType) -> Message {
-    let mut request = Message::query();
-    request.metadata.recursion_desired = true;
-    request.add_query(Query::query(Name::from_ascii(name).unwrap(), wanted));
-    request
-}
-
-async fn exchange(server: &DnsServer, bytes: &[u8]) -> Vec<u8> {
-    let socket = UdpSocket::bind(ANY_PORT).await.unwrap();
-    socket.send_to(bytes, server.addresses()[0]).await.unwrap();
-    let mut buffer = vec![0; 65535];
-    let length = timeout(Duration::from_secs(10), socket.recv(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
-    buffer.truncate(length);
-    buffer
-}
-
-async fn ask_with(server: &DnsServer, request: &Message) -> Message {
-    let bytes = exchange(server, &request.to_vec().unwrap()).await;
-    let answer = Message::from_vec(&bytes).unwrap();
-    assert_eq!(answer.metadata.id, request.metadata.id);
-    assert_eq!(answer.queries, request.queries);
-    answer
-}
-
-async fn ask(server: &DnsServer, name: &str, wanted: RecordType) -> Message {
-    ask_with(server, &question(name, wanted)).await
-}
-
-fn data(answer: &Message) -> Vec<String> {
-    answer
-        .answers
-        .iter()
-        .map(|record| record.data.to_string())
-        .collect()
-}
 
 #[tokio::test]
 async fn names_of_the_cluster() {
@@ -230,7 +115,7 @@ async fn absent_names_and_absent_types_differ_and_both_carry_the_soa() {
 }
 
 #[tokio::test]
-async fn what_is_published_replaces_what_was() {
+async fn a_change_is_answered_from_at_once() {
     let server = server(vec![]).await;
     let name = "new.default.svc.cluster.local.";
     assert_eq!(
@@ -240,18 +125,21 @@ async fn what_is_published_replaces_what_was() {
             .response_code,
         ResponseCode::NXDomain
     );
-    let mut next = table();
-    next.records.insert(
-        name.trim_end_matches('.').to_owned(),
-        vec![DnsRecord::Addresses(vec![[10, 96, 0, 9].into()])],
-    );
-    next.records.remove("web.default.svc.cluster.local");
-    server.replace(all(next));
+    let new = named("new", &[("", addresses(&["10.96.0.9"]))]);
+    server.change(super::name("new"), Some(new));
+    server.change(super::name("web"), None);
     assert_eq!(
         data(&ask(&server, name, RecordType::A).await),
         ["10.96.0.9"]
     );
     let gone = ask(&server, "web.default.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain);
+    let pointer = ask(&server, "5.0.96.10.in-addr.arpa.", RecordType::PTR).await;
+    assert_ne!(pointer.metadata.response_code, ResponseCode::NoError);
+    server.replace(services());
+    let web = ask(&server, "web.default.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(data(&web), ["10.96.0.5"]);
+    let gone = ask(&server, name, RecordType::A).await;
     assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain);
 }
 
@@ -273,7 +161,9 @@ async fn what_does_not_fit_is_truncated_and_whole_over_tcp() {
     let request = question("many.default.svc.cluster.local.", RecordType::A);
     let bytes = exchange(&server, &request.to_vec().unwrap()).await;
     assert!(bytes.len() <= 512, "{}", bytes.len());
-    assert!(Message::from_vec(&bytes).unwrap().metadata.truncation);
+    let part = Message::from_vec(&bytes).unwrap();
+    assert!(part.metadata.truncation);
+    assert!(part.answers.len() > 20, "what fits: {}", part.answers.len());
 
     let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
     let encoded = request.to_vec().unwrap();
@@ -371,114 +261,12 @@ async fn bad_input_is_refused_or_ignored_and_the_server_goes_on() {
         .await
         .unwrap();
     let mut buffer = vec![0; 1500];
-    let length = timeout(Duration::from_secs(10), socket.recv(&mut buffer))
+    let length = timeout(DEADLINE, socket.recv(&mut buffer))
         .await
         .unwrap()
         .unwrap();
     let first = Message::from_vec(&buffer[..length]).unwrap();
     assert_eq!(first.metadata.id, 4711, "nothing before it was answered");
-}
-
-/// A resolver that knows every name of example.com and counts the queries; it answers over UDP only that TCP be used.
-async fn resolver(count: Arc<AtomicUsize>, truncate: bool) -> SocketAddr {
-    let udp = UdpSocket::bind(ANY_PORT).await.unwrap();
-    let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
-    fn answer(bytes: &[u8]) -> Message {
-        let request = Message::from_vec(bytes).unwrap();
-        let mut answer = reply(&request, ResponseCode::NoError);
-        let name = request.queries[0].name().clone();
-        if name.to_ascii().ends_with("example.com.") {
-            let data = RData::A(Ipv4Addr::new(192, 0, 2, 7).into());
-            answer.add_answer(Record::from_rdata(name, 60, data));
-        } else {
-            answer.metadata.response_code = ResponseCode::NXDomain;
-            let soa = SOA::new(name.clone(), name, 1, 1, 1, 1, 60);
-            answer.add_authority(Record::from_rdata(Name::root(), 60, RData::SOA(soa)));
-        }
-        answer
-    }
-    tokio::spawn(async move {
-        let mut buffer = vec![0; 1500];
-        loop {
-            let (length, client) = udp.recv_from(&mut buffer).await.unwrap();
-            count.fetch_add(1, Ordering::SeqCst);
-            let mut answer = answer(&buffer[..length]);
-            if truncate {
-                answer = answer.truncate();
-            }
-            udp.send_to(&answer.to_vec().unwrap(), client)
-                .await
-                .unwrap();
-        }
-    });
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = tcp.accept().await.unwrap();
-            let mut bytes = vec![0; usize::from(stream.read_u16().await.unwrap())];
-            stream.read_exact(&mut bytes).await.unwrap();
-            let answer = answer(&bytes).to_vec().unwrap();
-            stream
-                .write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes())
-                .await
-                .unwrap();
-            stream.write_all(&answer).await.unwrap();
-        }
-    });
-    address
-}
-
-#[tokio::test]
-async fn other_names_are_forwarded_and_remembered() {
-    let count = Arc::new(AtomicUsize::new(0));
-    let server = server(vec![resolver(Arc::clone(&count), false).await]).await;
-    for _ in 0..3 {
-        let answer = ask(&server, "www.example.com.", RecordType::A).await;
-        assert_eq!(data(&answer), ["192.0.2.7"]);
-        assert!(!answer.metadata.authoritative);
-        let absent = ask(&server, "nosuch.example.org.", RecordType::A).await;
-        assert_eq!(absent.metadata.response_code, ResponseCode::NXDomain);
-    }
-    assert_eq!(count.load(Ordering::SeqCst), 2, "one query for each name");
-    let alias = ask(&server, "ext.default.svc.cluster.local.", RecordType::A).await;
-    assert_eq!(data(&alias), ["www.example.com.", "192.0.2.7"]);
-    let unknown = ask(&server, "9.9.9.9.in-addr.arpa.", RecordType::PTR).await;
-    assert_eq!(unknown.metadata.response_code, ResponseCode::NXDomain);
-    assert_eq!(count.load(Ordering::SeqCst), 3);
-}
-
-#[tokio::test]
-async fn a_truncated_answer_is_fetched_over_tcp() {
-    let server = server(vec![resolver(Arc::default(), true).await]).await;
-    assert_eq!(
-        data(&ask(&server, "www.example.com.", RecordType::A).await),
-        ["192.0.2.7"]
-    );
-}
-
-#[tokio::test]
-async fn a_resolver_that_is_down_is_passed_over_and_none_at_all_is_a_failure() {
-    // Bound, then closed: nobody answers there.
-    let down = UdpSocket::bind(ANY_PORT)
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let count = Arc::new(AtomicUsize::new(0));
-    let with_one = server(vec![down, resolver(Arc::clone(&count), false).await]).await;
-    assert_eq!(
-        data(&ask(&with_one, "www.example.com.", RecordType::A).await),
-        ["192.0.2.7"]
-    );
-    for upstreams in [vec![], vec![down]] {
-        let failing = server(upstreams).await;
-        let answer = ask(&failing, "www.example.com.", RecordType::A).await;
-        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
-        assert_eq!(
-            data(&ask(&failing, "web.default.svc.cluster.local.", RecordType::A).await),
-            ["10.96.0.5"]
-        );
-    }
 }
 
 #[tokio::test]
@@ -499,7 +287,7 @@ async fn a_port_in_use_and_a_bad_domain_are_named() {
     drop(server);
     let socket = UdpSocket::bind(ANY_PORT).await.unwrap();
     socket.connect(address).await.unwrap();
-    let refused = timeout(Duration::from_secs(10), async {
+    let refused = timeout(DEADLINE, async {
         loop {
             let sent = socket.send(b"?").await;
             if sent.is_err() || socket.recv(&mut [0; 10]).await.is_err() {
@@ -510,4 +298,116 @@ async fn a_port_in_use_and_a_bad_domain_are_named() {
     refused
         .await
         .expect("a dropped server does not listen any more");
+}
+
+#[tokio::test]
+async fn queries_of_one_connection_do_not_hold_each_other_up() {
+    let stub = Stub::new(Manner::Hold).await;
+    let server = server(vec![stub.address]).await;
+    let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
+    let mut ids = Vec::new();
+    for name in ["slow.example.com.", "web.default.svc.cluster.local."] {
+        let request = question(name, RecordType::A);
+        ids.push(request.metadata.id);
+        let bytes = request.to_vec().unwrap();
+        let length = u16::try_from(bytes.len()).unwrap();
+        stream.write_all(&length.to_be_bytes()).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+    }
+    // It has no more to ask, and listens on.
+    stream.shutdown().await.unwrap();
+    let mut answers = Vec::new();
+    for turn in 0..2 {
+        if turn == 1 {
+            until("it is asked", || !stub.asked().is_empty()).await;
+            stub.release.notify_waiters();
+        }
+        let length = timeout(DEADLINE, stream.read_u16()).await.unwrap().unwrap();
+        let mut answer = vec![0; usize::from(length)];
+        stream.read_exact(&mut answer).await.unwrap();
+        let answer = Message::from_vec(&answer).unwrap();
+        answers.push((answer.metadata.id, data(&answer)[0].clone()));
+    }
+    let expected = [
+        (ids[1], "10.96.0.5".to_owned()),
+        (ids[0], "192.0.2.7".to_owned()),
+    ];
+    assert_eq!(answers, expected);
+    let end = timeout(DEADLINE, stream.read_u16()).await.unwrap();
+    assert!(end.is_err(), "then the connection ends");
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let server = server(vec![]).await;
+    let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
+    let request = question("web.default.svc.cluster.local.", RecordType::A);
+    let bytes = request.to_vec().unwrap();
+    let length = u16::try_from(bytes.len()).unwrap();
+    stream.write_all(&length.to_be_bytes()).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    let length = timeout(DEADLINE, stream.read_u16()).await.unwrap().unwrap();
+    stream
+        .read_exact(&mut vec![0; usize::from(length)])
+        .await
+        .unwrap();
+    tokio::time::pause();
+    tokio::time::advance(listen::IDLE).await;
+    tokio::time::resume();
+    let end = timeout(DEADLINE, stream.read_u16()).await.unwrap();
+    assert!(end.is_err(), "closed");
+}
+
+#[tokio::test]
+async fn types_that_are_unknown_or_all_types() {
+    let server = server(vec![]).await;
+    let name = "web.default.svc.cluster.local.";
+    for wanted in [RecordType::MX, RecordType::HTTPS, RecordType::Unknown(4711)] {
+        let answer = ask(&server, name, wanted).await;
+        let found = (answer.metadata.response_code, answer.answers.len());
+        assert_eq!(found, (ResponseCode::NoError, 0), "{wanted}");
+    }
+    let any = ask(&server, "dual.default.svc.cluster.local.", RecordType::ANY).await;
+    let mut any = data(&any);
+    any.sort();
+    assert_eq!(any, ["10.96.0.6", "fd00::6"]);
+    let alias = ask(&server, "ext.default.svc.cluster.local.", RecordType::CNAME).await;
+    assert_eq!(data(&alias), ["www.example.com."]);
+}
+
+#[tokio::test]
+async fn ipv6_clients_are_answered_beside_ipv4_ones() {
+    let both = [
+        SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0)),
+        ANY_PORT.into(),
+    ];
+    let server = DnsServer::start(&both, "cluster.local", vec![])
+        .await
+        .unwrap();
+    let mut dual = named("dual", &[("", addresses(&["10.96.0.6", "fd00::6"]))]);
+    let own = "dual.default.svc.cluster.local".to_owned();
+    dual.reverse.insert("fd00::6".parse().unwrap(), own);
+    server.change(name("dual"), Some(dual));
+    assert!(server.addresses()[0].is_ipv6());
+    let dual = ask(&server, "dual.default.svc.cluster.local.", RecordType::AAAA).await;
+    assert_eq!(data(&dual), ["fd00::6"]);
+    let zeros = "0.".repeat(23);
+    let reverse = format!("6.{zeros}0.0.0.0.0.0.d.f.ip6.arpa.");
+    let pointer = ask(&server, &reverse, RecordType::PTR).await;
+    assert_eq!(data(&pointer), ["dual.default.svc.cluster.local."]);
+}
+
+#[tokio::test]
+async fn many_clients_are_divided_among_the_sockets_of_an_address() {
+    let server = Arc::new(server(vec![]).await);
+    let mut askers = JoinSet::new();
+    for _ in 0..200 {
+        let server = Arc::clone(&server);
+        askers.spawn(async move {
+            data(&ask(&server, "web.default.svc.cluster.local.", RecordType::A).await)
+        });
+    }
+    let answers = timeout(DEADLINE, askers.join_all()).await.unwrap();
+    assert_eq!(answers.len(), 200);
+    assert!(answers.iter().all(|answer| answer == &["10.96.0.5"]));
 }

@@ -143,6 +143,11 @@ impl ApiServer {
         std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
     }
 
+    /// The ranges that services get their addresses from.
+    pub(crate) fn service_cidrs(&self) -> Vec<String> {
+        self.inner.api.admission.ranges.service_cidrs()
+    }
+
     /// A client's transport within this process, with the rights of `identity`.
     pub fn local_service(&self, identity: Identity) -> LocalService {
         LocalService {

@@ -1,5 +1,5 @@
-//! What every cluster has from its first moment: its namespaces, their default service account, and the Service by
-//! which pods find the API.
+//! What every cluster has from its first moment: its namespaces, their default service account, the Service by which
+//! pods find the API, and the range that services get their addresses from.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,7 +42,13 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
         },
     });
     create(server, "/api/v1/namespaces/default/services", &service).await?;
-    Ok(())
+    let range = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": server.service_cidrs()},
+    });
+    create(server, "/apis/networking.k8s.io/v1/servicecidrs", &range).await
 }
 
 /// Says in the API's own Endpoints and EndpointSlice where pods reach it. The servers of a cluster share one port; one

@@ -19,6 +19,7 @@ const VERBS: &[&str] = &[
     "watch",
 ];
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
+const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 /// A subresource as discovery reports it.
 struct Subresource {
@@ -53,7 +54,10 @@ fn subresources(info: &ResourceInfo) -> Vec<Subresource> {
             sub("exec", "PodExecOptions", &["create", "get"]),
             sub("log", "Pod", &["get"]),
             sub("portforward", "PodPortForwardOptions", &["create", "get"]),
+            sub("proxy", "PodProxyOptions", PROXY_VERBS),
         ],
+        ("", "Node") => vec![sub("proxy", "NodeProxyOptions", PROXY_VERBS)],
+        ("", "Service") => vec![sub("proxy", "ServiceProxyOptions", PROXY_VERBS)],
         ("", "Namespace") => vec![sub("finalize", "Namespace", &["update"])],
         _ => Vec::new(),
     };

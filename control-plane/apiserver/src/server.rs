@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::Request;
-use gantry_api::kind::WriteScope;
+use gantry_api::kind::{ResourceInfo, WriteScope};
 use gantry_api::status::StatusError;
 use gantry_store::{Store, Term};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
@@ -31,7 +31,7 @@ use crate::metrics::METRICS;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, route, verb};
 use crate::response::Answer;
-use crate::streams::{NodeStreams, logs, port_forward, remote_command};
+use crate::streams::{NodeStreams, logs, port_forward, proxy, remote_command};
 use crate::verbs;
 use crate::{discovery, health, openapi};
 
@@ -141,6 +141,11 @@ impl ApiServer {
     pub fn first_service_address(&self) -> std::net::Ipv4Addr {
         let range = self.inner.api.admission.ranges.service_cidr;
         std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
+    }
+
+    /// The ranges that services get their addresses from.
+    pub(crate) fn service_cidrs(&self) -> Vec<String> {
+        self.inner.api.admission.ranges.service_cidrs()
     }
 
     /// A client's transport within this process, with the rights of `identity`.
@@ -433,6 +438,9 @@ impl ApiServer {
             Some(subresource @ ("exec" | "attach")) if resource.info().kind == "Pod" => {
                 return remote_command(&context, streams.as_ref(), subresource, request).await;
             }
+            Some(subresource) if is_proxied(resource.info(), subresource) => {
+                return proxy(&context, streams.clone(), request).await;
+            }
             _ => {}
         }
         if !matches!(*method, Method::GET | Method::HEAD) {
@@ -534,6 +542,12 @@ fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, St
         groups.push("system:authenticated".to_owned());
     }
     Ok(Identity { user, groups })
+}
+
+/// Whether a subresource is a request to be passed on, whatever its path.
+fn is_proxied(info: &ResourceInfo, subresource: &str) -> bool {
+    let has = info.group.is_empty() && ["Node", "Pod", "Service"].contains(&info.kind);
+    has && subresource.split('/').next() == Some("proxy")
 }
 
 fn not_found() -> Answer {

@@ -1,7 +1,9 @@
-//! Logs, exec, attach and port-forward: from the client's HTTP, WebSocket or SPDY to whichever node runs the pod.
+//! Logs, exec, attach, port-forward and proxied requests: from the client's HTTP, WebSocket or SPDY to whichever node
+//! runs the pod.
 
 mod logs;
 mod port_forward;
+mod proxy;
 mod remote_command;
 mod spdy;
 mod upgrade;
@@ -9,6 +11,7 @@ mod websocket;
 
 pub(crate) use logs::logs;
 pub(crate) use port_forward::port_forward;
+pub(crate) use proxy::proxy;
 pub(crate) use remote_command::remote_command;
 
 use std::time::Duration;

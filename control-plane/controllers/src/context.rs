@@ -12,6 +12,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
+use crate::load_balancer::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
+use crate::selection::{LABELLED, OF_SERVICE, SELECTING, labelled, of_service, selecting};
+
 /// Index: objects without controller, by namespace.
 pub(crate) const ORPHANS: &str = "orphans";
 /// Index: pods by the node they are bound to.
@@ -50,10 +53,17 @@ impl Context {
             pods: Informer::all(of())
                 .index(ORPHANS, orphan)
                 .index(ON_NODE, node)
+                .index(LABELLED, labelled)
                 .start(&stop),
             nodes: Informer::all(of()).start(&stop),
-            services: Informer::all(of()).start(&stop),
-            slices: Informer::all(of()).start(&stop),
+            services: Informer::all(of())
+                .index(SELECTING, selecting)
+                .index(BALANCED, balanced)
+                .index(BALANCED_PORT, balanced_ports)
+                .start(&stop),
+            slices: Informer::all(of())
+                .index(OF_SERVICE, of_service)
+                .start(&stop),
             endpoints: Informer::all(of()).start(&stop),
             namespaces: Informer::all(of()).start(&stop),
             service_accounts: Informer::all(of())

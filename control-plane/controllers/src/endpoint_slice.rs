@@ -5,25 +5,38 @@ pub(crate) mod plan;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use gantry_api::selector::LabelSelector;
 use gantry_informer::{Key, Next, Queue, runner};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, PostParams};
 use parking_lot::Mutex;
 
-use self::plan::{MANAGED_BY, MANAGER, SERVICE_NAME, selector};
-use crate::context::Context;
+use self::plan::{MANAGER, Plan, manager};
+use crate::context::{Context, ON_NODE};
 use crate::error::{Doing, Result, code, namespace_terminating};
 use crate::pods::readiness_changed;
+use crate::selection::{pods_of, selector, service_of, services_of};
 
 const AT_ONCE: usize = 16;
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>) {
     let queue = Arc::new(Queue::<Key>::default());
     wake_on_changes(&context, &queue);
+    wake_on_zones(&context, &queue);
+    context.slices.subscribe(Box::new({
+        let queue = queue.clone();
+        move |change| {
+            if let Some(slice) = change.last()
+                && manager(slice) == Some(MANAGER)
+                && let Some(service) = service_of(slice)
+            {
+                queue.add(service);
+            }
+        }
+    }));
     let triggers = Arc::new(Triggers::default());
     let stop = context.stop.clone();
     runner::run("endpointslice", queue, AT_ONCE, stop, move |key| {
@@ -33,7 +46,7 @@ pub(crate) async fn run(context: Arc<Context>) {
     .await;
 }
 
-/// Queues each service whose endpoints a change may concern.
+/// Queues each service whose endpoints a change of services or pods may concern.
 pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
     context.services.subscribe(Box::new({
         let queue = queue.clone();
@@ -51,30 +64,30 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
             {
                 return;
             }
-            let Some(pod) = change.last() else { return };
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            for service in services.in_namespace(namespace) {
-                let Some(selector) = selector(&service).map(LabelSelector::from_map) else {
-                    continue;
-                };
-                let concerns = |pod: &Arc<Pod>| selector.matches_map(pod.metadata.labels.as_ref());
-                if change.old.is_some_and(concerns) || change.new.is_some_and(concerns) {
+            for pod in change.old.into_iter().chain(change.new) {
+                for service in services_of(&services, pod) {
                     queue.add(Key::of(&service.metadata));
                 }
             }
         }
     }));
-    context.slices.subscribe(Box::new({
-        let queue = queue.clone();
+}
+
+/// Queues the services with pods on a node that is in another zone than before.
+fn wake_on_zones(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
+    context.nodes.subscribe(Box::new({
+        let (queue, pods) = (queue.clone(), context.pods.clone());
+        let services = context.services.clone();
         move |change| {
-            let Some(slice) = change.last() else { return };
-            let labels = slice.metadata.labels.as_ref();
-            let label = |name: &str| labels.and_then(|labels| labels.get(name));
-            if label(MANAGED_BY).map(String::as_str) == Some(MANAGER)
-                && let Some(service) = label(SERVICE_NAME)
-            {
-                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-                queue.add(Key::new(namespace, service));
+            let Some(node) = change.new else { return };
+            if change.old.and_then(|old| zone(old)) == zone(node) {
+                return;
+            }
+            let name = node.metadata.name.as_deref().unwrap_or_default();
+            for pod in pods.indexed(ON_NODE, name) {
+                for service in services_of(&services, &pod) {
+                    queue.add(Key::of(&service.metadata));
+                }
             }
         }
     }));
@@ -82,30 +95,19 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
 
 /// Whether a change of a pod leaves all that endpoints tell of it as it was.
 fn same_endpoint(old: &Pod, new: &Pod) -> bool {
-    let told = |pod: &Pod| {
+    fn told(pod: &Pod) -> impl PartialEq + '_ {
         let status = pod.status.as_ref();
         (
-            pod.metadata.labels.clone(),
+            pod.metadata.labels.as_ref(),
             pod.metadata.deletion_timestamp.is_some(),
             crate::pods::is_finished(pod),
             crate::pods::is_ready(pod),
-            status.and_then(|status| status.pod_ip.clone()),
-            status.and_then(|status| status.pod_ips.clone()),
-            pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            status.and_then(|status| status.pod_ip.as_ref()),
+            status.and_then(|status| status.pod_ips.as_ref()),
+            pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()),
         )
-    };
+    }
     told(old) == told(new)
-}
-
-/// The pods that a service's selector matches.
-pub(crate) fn pods_of(context: &Context, service: &Service) -> Vec<Arc<Pod>> {
-    let Some(selector) = selector(service).map(LabelSelector::from_map) else {
-        return Vec::new();
-    };
-    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-    let mut pods = context.pods.in_namespace(namespace);
-    pods.retain(|pod| selector.matches_map(pod.metadata.labels.as_ref()));
-    pods
 }
 
 async fn reconcile(context: &Context, triggers: &Triggers, key: &Key) -> Result<Next> {
@@ -120,12 +122,19 @@ async fn reconcile(context: &Context, triggers: &Triggers, key: &Key) -> Result<
         return Ok(Next::Changed);
     }
     let uid = service.metadata.uid.as_deref().unwrap_or_default();
-    let pods = pods_of(context, &service);
+    let pods = pods_of(&context.pods, &service);
     let mut existing = context.slices.owned_by(uid);
-    existing.retain(|slice| slice.metadata.deletion_timestamp.is_none());
+    existing.retain(|slice| {
+        slice.metadata.deletion_timestamp.is_none() && manager(slice) == Some(MANAGER)
+    });
     let last_change = triggers.latest(key, &service, &pods);
     let zones = zones(context, &pods);
     let plan = plan::plan(&service, &pods, &zones, &existing, last_change.as_deref());
+    carry_out(context, key, &plan).await
+}
+
+/// Writes what a plan says of the slices of a service.
+pub(crate) async fn carry_out(context: &Context, key: &Key, plan: &Plan) -> Result<Next> {
     let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &key.namespace);
     for slice in &plan.create {
         match api.create(&PostParams::default(), slice).await {
@@ -165,15 +174,17 @@ fn zones(context: &Context, pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
         if zones.contains_key(node) {
             continue;
         }
-        let zone = context.nodes.get(&Key::new("", node)).and_then(|node| {
-            let labels = node.metadata.labels.as_ref()?;
-            labels.get("topology.kubernetes.io/zone").cloned()
-        });
-        if let Some(zone) = zone {
-            zones.insert(node.to_owned(), zone);
+        let known = context.nodes.get(&Key::new("", node));
+        if let Some(zone) = known.as_ref().and_then(|node| zone(node)) {
+            zones.insert(node.to_owned(), zone.clone());
         }
     }
     zones
+}
+
+fn zone(node: &Node) -> Option<&String> {
+    let labels = node.metadata.labels.as_ref()?;
+    labels.get(ZONE).filter(|zone| !zone.is_empty())
 }
 
 /// When what made the endpoints change took place: the earliest cause not yet told of. By it, the delay from a pod's

@@ -11,10 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, PostParams};
 
 use crate::context::Context;
-use crate::endpoint_slice::plan::{LAST_CHANGE, selector, target_port};
-use crate::endpoint_slice::{Triggers, pods_of, wake_on_changes};
+use crate::endpoint_slice::plan::{self, LAST_CHANGE, target_port};
+use crate::endpoint_slice::{Triggers, wake_on_changes};
 use crate::error::{Doing, Result, code, namespace_terminating};
 use crate::pods::{is_finished, is_ready};
+use crate::selection::{pods_of, selector};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
@@ -73,7 +74,7 @@ async fn reconcile(context: &Context, triggers: &Triggers, key: &Key) -> Result<
     if selector(&service).is_none() || service.metadata.deletion_timestamp.is_some() {
         return Ok(Next::Changed);
     }
-    let pods = pods_of(context, &service);
+    let pods = pods_of(&context.pods, &service);
     let last_change = triggers.latest(key, &service, &pods);
     let mut wanted = wanted(&service, &pods, known.as_deref());
     let parameters = PostParams::default();
@@ -150,14 +151,15 @@ fn wanted(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) -> En
 fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) {
     let spec = service.spec.clone().unwrap_or_default();
     let publish = spec.publish_not_ready_addresses.unwrap_or(false);
+    // This form of endpoints knows one family: the service's first.
+    let family = plan::families(service).first().copied().unwrap_or("IPv4");
     let mut groups: BTreeMap<Vec<(String, String, i32)>, EndpointSubset> = BTreeMap::new();
     let mut ready_first: Vec<&Arc<Pod>> = pods.iter().collect();
     ready_first.sort_by_key(|pod| !is_ready(pod));
     let mut count = 0;
     let mut truncated = false;
     for pod in ready_first {
-        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
-        let Some(ip) = ip.filter(|ip| !ip.is_empty()) else {
+        let Some(ip) = plan::address(pod, family) else {
             continue;
         };
         let leaving = pod.metadata.deletion_timestamp.is_some();
@@ -286,6 +288,52 @@ mod tests {
         );
         // And what is as it should be stays.
         assert_eq!(super::wanted(&service(), &pods, Some(&wanted)), wanted);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_and_those_that_are_ready_come_first() {
+        let many: Vec<Arc<Pod>> = (0..CAPACITY + 5)
+            .map(|number| {
+                let ready = if number < 5 { "False" } else { "True" };
+                let ip = format!("10.244.{}.{}", number / 250, number % 250);
+                Arc::new(pod(&format!("p{number:04}"), &ip, ready))
+            })
+            .collect();
+        let full = wanted(&service(), &many, None);
+        let subsets = full.subsets.clone().unwrap_or_default();
+        let ready: usize = subsets
+            .iter()
+            .flat_map(|set| &set.addresses)
+            .map(Vec::len)
+            .sum();
+        assert_eq!(ready, CAPACITY);
+        let annotated = |endpoints: &Endpoints| {
+            let annotations = endpoints.metadata.annotations.as_ref();
+            annotations.and_then(|all| all.get(OVER_CAPACITY)).cloned()
+        };
+        assert_eq!(annotated(&full).as_deref(), Some("truncated"));
+        let fewer = wanted(&service(), &many[..CAPACITY], Some(&full));
+        assert_eq!(annotated(&fewer), None, "it fits again");
+    }
+
+    #[test]
+    fn addresses_are_of_the_first_family() {
+        let mut service = service();
+        let families = ["IPv6", "IPv4"].map(str::to_owned);
+        service.spec.get_or_insert_default().ip_families = Some(families.to_vec());
+        let mut dual = pod("a", "10.244.1.5", "True");
+        dual.status.get_or_insert_default().pod_ips =
+            serde_json::from_value(json!([{"ip": "10.244.1.5"}, {"ip": "fd00::5"}])).expect("IPs");
+        let subsets = wanted(&service, &[Arc::new(dual)], None)
+            .subsets
+            .unwrap_or_default();
+        let addresses = subsets[0].addresses.iter().flatten();
+        assert_eq!(
+            addresses
+                .map(|address| address.ip.as_str())
+                .collect::<Vec<_>>(),
+            ["fd00::5"]
+        );
     }
 
     #[test]

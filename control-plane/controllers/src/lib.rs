@@ -7,10 +7,12 @@
 mod claim;
 mod context;
 mod deployment;
+mod endpoint_mirroring;
 mod endpoint_slice;
 mod endpoints;
 mod error;
 mod garbage;
+mod load_balancer;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
@@ -18,6 +20,7 @@ mod pod_gc;
 mod pods;
 mod replica_set;
 mod resources;
+mod selection;
 mod template_hash;
 
 use gantry_informer::Clock;
@@ -59,11 +62,15 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
     let sets = context.recorder(replica_set::COMPONENT);
     let deployments = context.recorder(deployment::COMPONENT);
     let evictions = context.recorder(node_lifecycle::COMPONENT);
+    let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
+    let balancers = context.recorder(load_balancer::COMPONENT);
     tokio::join!(
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
         endpoint_slice::run(context.clone()),
         endpoints::run(context.clone()),
+        endpoint_mirroring::run(context.clone(), mirroring),
+        load_balancer::run(context.clone(), balancers),
         namespace_defaults::run(context.clone(), config.root_ca),
         namespace::run(context.clone()),
         garbage::run(context.clone()),

@@ -153,6 +153,14 @@ impl<K: Object> Cache<K> {
         resolve(&contents, keys)
     }
 
+    /// How many objects there are under `value` of the named index.
+    pub fn count(&self, index: &str, value: &str) -> usize {
+        let contents = self.contents.read();
+        let at = self.index_fns.iter().position(|(name, _)| *name == index);
+        at.and_then(|at| contents.indexes[at].get(value))
+            .map_or(0, BTreeSet::len)
+    }
+
     /// Takes in the answer to a write of ours, unless the watch is already past it.
     pub fn observe(&self, object: K) {
         let at = revision(object.meta());
@@ -400,6 +408,7 @@ mod tests {
         cache.watch_put(object("b", "2", 2));
         assert_eq!(cache.owned_by("owner-of-2").len(), 1);
         assert_eq!(cache.indexed("uid", "1").len(), 1);
+        assert_eq!((cache.count("uid", "1"), cache.count("uid", "3")), (1, 0));
         assert_eq!(cache.in_namespace("ns").len(), 2);
         assert_eq!(cache.in_namespace("n").len(), 0);
         cache.watch_delete(&object("b", "2", 3));

@@ -2,19 +2,27 @@
 
 mod addresses;
 pub mod config_map;
+pub mod csi_node;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
+pub mod ingress;
+pub mod ingress_class;
+pub mod ip_address;
 pub mod lease;
 pub mod namespace;
+pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod pod_spec;
+mod references;
 pub mod replica_set;
+pub mod runtime_class;
 pub mod secret;
 pub mod service;
 pub mod service_account;
+pub mod service_cidr;
 pub mod table;
 pub mod workload;
 
@@ -37,5 +45,12 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<namespace::NamespaceKind>::boxed(),
         Typed::<secret::SecretKind>::boxed(),
         Typed::<service_account::ServiceAccountKind>::boxed(),
+        Typed::<network_policy::NetworkPolicyKind>::boxed(),
+        Typed::<ingress::IngressKind>::boxed(),
+        Typed::<ingress_class::IngressClassKind>::boxed(),
+        Typed::<ip_address::IpAddressKind>::boxed(),
+        Typed::<service_cidr::ServiceCidrKind>::boxed(),
+        Typed::<runtime_class::RuntimeClassKind>::boxed(),
+        Typed::<csi_node::CsiNodeKind>::boxed(),
     ]
 }

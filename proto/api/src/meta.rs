@@ -13,7 +13,7 @@ pub type NameRule = fn(&str) -> Option<String>;
 const ANNOTATIONS_LIMIT: usize = 256 * 1024;
 /// The longest prefix of a generated name; five random characters follow.
 const GENERATED_PREFIX_LIMIT: usize = 58;
-const IMMUTABLE: &str = "field is immutable";
+pub(crate) const IMMUTABLE: &str = "field is immutable";
 /// Finalizers without a domain that Kubernetes knows.
 const STANDARD_FINALIZERS: &[&str] = &["foregroundDeletion", "orphan", "kubernetes"];
 
@@ -229,6 +229,13 @@ pub fn prepare_update(new: &mut ObjectMeta, old: &ObjectMeta) {
     if new.generate_name.as_deref().unwrap_or_default().is_empty() {
         new.generate_name.clone_from(&old.generate_name);
     }
+}
+
+/// The generation after an update: it counts the changes of what the object asks for.
+pub(crate) fn follow_generation(new: &mut ObjectMeta, old: &ObjectMeta, changed: bool) {
+    new.generation = old
+        .generation
+        .map(|generation| generation + i64::from(changed));
 }
 
 /// Checks the metadata of an update after [`prepare_update`].

@@ -2,6 +2,7 @@
 
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const QUALIFIED: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const LABEL_KEY: &str = "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
@@ -47,6 +48,28 @@ pub fn is_dns1123_subdomain(name: &str) -> Option<String> {
         return Some(max_length(253));
     }
     (!name.split('.').all(label_shape)).then(|| SUBDOMAIN.to_owned())
+}
+
+/// A DNS subdomain whose first label is `*`: hosts of an Ingress.
+pub fn is_wildcard_subdomain(name: &str) -> Option<String> {
+    if name.len() > 253 {
+        return Some(max_length(253));
+    }
+    let rest = name.strip_prefix("*.");
+    let good = rest.is_some_and(|rest| rest.split('.').all(label_shape));
+    (!good).then(|| WILDCARD.to_owned())
+}
+
+/// A name that is one segment of a path. Every message, in order.
+pub fn path_segment(name: &str) -> Vec<String> {
+    if name == "." || name == ".." {
+        return vec![format!("may not be '{name}'")];
+    }
+    ["/", "%"]
+        .into_iter()
+        .filter(|part| name.contains(part))
+        .map(|part| format!("may not contain '{part}'"))
+        .collect()
 }
 
 /// A DNS label (RFC 1035), which starts with a letter: service names.
@@ -229,6 +252,28 @@ mod tests {
         );
         assert!(is_dns1035_label("1a").is_some());
         assert_eq!(is_dns1035_label("a1"), None);
+    }
+
+    #[test]
+    fn wildcards_stand_alone_and_first() {
+        assert_eq!(is_wildcard_subdomain("*.a.b"), None);
+        for bad in ["*", "*.", "a.*", "*.*.x", "*a.b", "a.b"] {
+            assert_eq!(
+                is_wildcard_subdomain(bad).as_deref(),
+                Some(WILDCARD),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn segments_stay_in_their_directory() {
+        assert!(path_segment("a.b").is_empty());
+        assert_eq!(path_segment(".."), ["may not be '..'"]);
+        assert_eq!(
+            path_segment("a/b%c"),
+            ["may not contain '/'", "may not contain '%'"]
+        );
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Facts {
         });
         let absent = words(facts::STRUCTS)
             .map(|key| (key, Absent::Struct))
-            .chain(words(facts::TIMES).map(|key| (key, Absent::Null)))
+            .chain(words(facts::NULLS).map(|key| (key, Absent::Null)))
             .chain(words(facts::ALWAYS).map(|key| (key, Absent::Empty)));
         Self {
             merges: merges.collect(),
@@ -256,6 +256,10 @@ fn complete_field(field: &Field, object: &mut Map<String, Value>) {
     match object.get_mut(&field.name) {
         Some(Value::Null) if field.absent != Absent::Null => {
             object.remove(&field.name);
+        }
+        Some(Value::Array(list)) if field.absent == Absent::Null && list.is_empty() => {
+            object.insert(field.name.clone(), Value::Null);
+            return;
         }
         Some(value) => {
             field.schema.complete(value);

@@ -31,7 +31,7 @@ const KNOWN: Known = Known {
 
 /// Opens connections to the ports of one pod.
 #[derive(Clone)]
-struct Ports {
+pub(super) struct Ports {
     streams: Arc<dyn NodeStreams>,
     node: String,
     /// Names the pod.
@@ -39,7 +39,16 @@ struct Ports {
 }
 
 impl Ports {
-    async fn open(&self, port: u16) -> Result<NodeStream, String> {
+    /// Those of the pod that `request` names.
+    pub(super) fn new(streams: Arc<dyn NodeStreams>, node: String, request: OpenStream) -> Self {
+        Self {
+            streams,
+            node,
+            request,
+        }
+    }
+
+    pub(super) async fn open(&self, port: u16) -> Result<NodeStream, String> {
         let mut request = self.request.clone();
         request.kind = Some(open_stream::Kind::PortForward(PortForwardOptions {
             port: port.into(),
@@ -56,11 +65,7 @@ pub(crate) async fn port_forward(
 ) -> Result<Response<Body>, StatusError> {
     let agreed = agree(request.method(), context.headers, &KNOWN)?;
     let (node, named) = pod(context)?.place(context)?;
-    let ports = Ports {
-        streams,
-        node,
-        request: named,
-    };
+    let ports = Ports::new(streams, node, named);
     Ok(match (agreed.transport, agreed.protocol) {
         (Transport::Spdy, _) => {
             agreed.switch(request, move |connection| spdy::serve(connection, ports))
@@ -79,12 +84,12 @@ pub(crate) async fn port_forward(
 
 /// Where the bytes of a pod's port go.
 #[async_trait]
-trait Client: Sync {
+pub(super) trait Client: Sync {
     async fn send(&self, bytes: Bytes) -> Result<(), Gone>;
 }
 
 /// Carries one connection until the pod closes it or the client abandons it. The error is worded for the client.
-async fn forward(
+pub(super) async fn forward(
     node: NodeStream,
     mut from_client: mpsc::Receiver<Input>,
     client: &dyn Client,

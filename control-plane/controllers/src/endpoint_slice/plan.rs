@@ -5,14 +5,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerPort, ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::claim::controller_reference;
 use crate::pods::{is_finished, is_ready};
+use crate::selection::SERVICE_NAME;
 
-pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(crate) const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub(crate) const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -238,18 +240,14 @@ fn is_headless(service: &Service) -> bool {
     spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
-/// The selector of a service whose slices are kept here; none for one whose endpoints are somebody else's.
-pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return None;
-    }
-    spec.selector
-        .as_ref()
-        .filter(|selector| !selector.is_empty())
+/// Who keeps the slice.
+pub(crate) fn manager(slice: &EndpointSlice) -> Option<&str> {
+    let labels = slice.metadata.labels.as_ref()?;
+    labels.get(MANAGED_BY).map(String::as_str)
 }
 
-fn families(service: &Service) -> Vec<&str> {
+/// The address families of a service, the first one being that of its older forms.
+pub(crate) fn families(service: &Service) -> Vec<&str> {
     let spec = service.spec.as_ref();
     let families = spec.and_then(|spec| spec.ip_families.as_deref());
     match families {
@@ -259,7 +257,7 @@ fn families(service: &Service) -> Vec<&str> {
 }
 
 /// The pod's address in a family.
-fn address(pod: &Pod, family: &str) -> Option<String> {
+pub(crate) fn address(pod: &Pod, family: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
     let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip);
     all.chain(&status.pod_ip)
@@ -294,15 +292,17 @@ fn endpoint(
             && spec.subdomain == service.metadata.name
             && pod.metadata.namespace == service.metadata.namespace
     });
+    let zone = node.as_ref().and_then(|node| zones.get(node)).cloned();
     Some(Endpoint {
         addresses: vec![address],
+        hints: hints(service, zone.as_ref(), node.as_ref()),
         conditions: Some(EndpointConditions {
             ready: Some(publish || (serving && !terminating)),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: named,
-        zone: node.as_ref().and_then(|node| zones.get(node)).cloned(),
+        zone,
         node_name: node,
         target_ref: Some(ObjectReference {
             kind: Some("Pod".to_owned()),
@@ -312,6 +312,29 @@ fn endpoint(
             ..ObjectReference::default()
         }),
         ..Endpoint::default()
+    })
+}
+
+/// From where the endpoint is to be preferred, when the service wants short ways.
+fn hints(service: &Service, zone: Option<&String>, node: Option<&String>) -> Option<EndpointHints> {
+    let spec = service.spec.as_ref()?;
+    let (near, same_node) = match spec.traffic_distribution.as_deref()? {
+        "PreferClose" | "PreferSameZone" => (true, false),
+        "PreferSameNode" => (true, true),
+        _ => (false, false),
+    };
+    let for_zones = zone.filter(|_| near).map(|name| {
+        let name = name.clone();
+        vec![ForZone { name }]
+    });
+    let for_nodes = node.filter(|_| same_node).map(|name| {
+        let name = name.clone();
+        vec![ForNode { name }]
+    });
+    let any = for_zones.is_some() || for_nodes.is_some();
+    any.then_some(EndpointHints {
+        for_nodes,
+        for_zones,
     })
 }
 
@@ -362,7 +385,8 @@ fn ports(service: &Service, pod: &Pod) -> Ports {
     ports
 }
 
-fn ports_key(ports: &[EndpointPort]) -> String {
+/// Ports as a text that is the same for the same ports, in whatever order.
+pub(crate) fn ports_key(ports: &[EndpointPort]) -> String {
     let mut parts: Vec<String> = ports
         .iter()
         .map(|port| {
@@ -540,6 +564,68 @@ mod tests {
         let pods = [Arc::new(pod(1, false))];
         let planned = plan(&service, &pods, &BTreeMap::new(), &[], None);
         assert_eq!(states(&planned.create[0]), [(true, false, false)]);
+    }
+
+    #[test]
+    fn short_ways_are_hinted_at_when_the_service_wants_them() {
+        let zones = BTreeMap::from([("node-1".to_owned(), "z1".to_owned())]);
+        let hinted = |wish: Option<&str>| {
+            let mut service = service();
+            service.spec.get_or_insert_default().traffic_distribution = wish.map(str::to_owned);
+            let planned = plan(&service, &[Arc::new(pod(1, true))], &zones, &[], None);
+            let endpoint = planned.create[0]
+                .endpoints
+                .as_ref()
+                .map(|all| all[0].clone());
+            let endpoint = endpoint.expect("an endpoint");
+            assert_eq!(endpoint.zone.as_deref(), Some("z1"));
+            let hints = endpoint.hints?;
+            let zones = hints.for_zones.unwrap_or_default();
+            let nodes = hints.for_nodes.unwrap_or_default();
+            let zones = zones.into_iter().map(|zone| zone.name);
+            Some(
+                zones
+                    .chain(nodes.into_iter().map(|node| node.name))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(hinted(None), None);
+        assert_eq!(hinted(Some("PreferClose")), Some(vec!["z1".to_owned()]));
+        assert_eq!(hinted(Some("PreferSameZone")), Some(vec!["z1".to_owned()]));
+        assert_eq!(
+            hinted(Some("PreferSameNode")),
+            Some(vec!["z1".to_owned(), "node-1".to_owned()])
+        );
+    }
+
+    #[test]
+    fn each_family_has_slices_of_its_own() {
+        let mut service = service();
+        let families = ["IPv4", "IPv6"].map(str::to_owned);
+        service.spec.get_or_insert_default().ip_families = Some(families.to_vec());
+        let mut dual = pod(1, true);
+        let ips = &mut dual.status.get_or_insert_default().pod_ips;
+        ips.get_or_insert_default().push(PodIP {
+            ip: "fd00::1".to_owned(),
+        });
+        let pods = [Arc::new(dual), Arc::new(pod(2, true))];
+        let planned = plan(&service, &pods, &BTreeMap::new(), &[], None);
+        let told: Vec<_> = planned
+            .create
+            .iter()
+            .map(|slice| {
+                let endpoints = slice.endpoints.iter().flatten();
+                let addresses: Vec<_> = endpoints.map(|one| one.addresses[0].as_str()).collect();
+                (slice.address_type.as_str(), addresses)
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("IPv4", vec!["10.244.0.1", "10.244.0.2"]),
+                ("IPv6", vec!["fd00::1"])
+            ]
+        );
     }
 
     #[test]

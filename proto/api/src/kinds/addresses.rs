@@ -21,6 +21,21 @@ pub(super) fn check_cidr(network: &str, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// Refuses what is not a network, or is written with bits beyond its mask: which of two networks was meant?
+pub(super) fn check_network(network: &str, path: &Path, errors: &mut ErrorList) {
+    match network.parse::<ipnet::IpNet>() {
+        Err(_) => errors.invalid(path, network, BAD_CIDR),
+        Ok(parsed) if parsed.addr() != parsed.network() => {
+            let detail = format!(
+                "must not have bits set beyond the prefix length: use {}",
+                parsed.trunc()
+            );
+            errors.invalid(path, network, &detail);
+        }
+        Ok(_) => {}
+    }
+}
+
 /// Refuses addresses that name no machine of their own, and so could turn a service's clients against their own
 /// host: the unspecified one, loopback and link-local ones.
 pub(super) fn check_ordinary(address: &str, path: &Path, errors: &mut ErrorList) {

@@ -13,7 +13,9 @@ mod volumes;
 mod warnings;
 
 pub use defaults::default;
-pub(super) use resources::qos_class;
-pub(super) use scheduling::{check_node_selector_additions, check_tolerations_added};
+pub(super) use resources::{qos_class, validate as validate_resources};
+pub(super) use scheduling::{
+    check_node_selector_additions, check_tolerations_added, validate_tolerations,
+};
 pub use validation::{validate, validate_for_pod};
 pub use warnings::warnings;

@@ -132,6 +132,7 @@ impl Kind for ServiceKind {
         if let (Some(new), Some(old)) = (&mut new.spec, &old.spec) {
             dependents::keep_allocated(new, old);
             dependents::follow_cluster_ip(new, Some(old));
+            dependents::drop_second_family(new, old);
             dependents::drop_with_type(new, old);
         }
         dependents::drop_balancer_status(new);
@@ -147,6 +148,9 @@ impl Kind for ServiceKind {
             && let (Some(new), Some(old)) = (&new.spec, &old.spec)
         {
             validation::cluster_ips_update(new, old, errors);
+        }
+        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
+            validation::balancer_update(new, old, errors);
         }
         errors.0.append(&mut found.0);
     }

@@ -68,6 +68,14 @@ pub fn age_cell(metadata: &ObjectMeta, now: i64) -> Value {
     Value::from(since(metadata.creation_timestamp.as_ref(), now))
 }
 
+/// `<none>` for an empty cell.
+pub fn or_none(text: String) -> String {
+    match text.is_empty() {
+        true => "<none>".to_owned(),
+        false => text,
+    }
+}
+
 /// The time that passed since `then`, or `<unknown>`.
 pub fn since(then: Option<&Time>, now: i64) -> String {
     let Some(then) = then else {

@@ -57,9 +57,23 @@ core.v1.TopologySpreadConstraint matchLabelKeys:atomic:-:-:-
 discovery.v1.Endpoint addresses:set:-:-:-
 discovery.v1.EndpointHints forNodes:atomic:-:-:- forZones:atomic:-:-:-
 discovery.v1.EndpointSlice endpoints:atomic:-:-:- ports:atomic:-:-:-
+networking.v1.HTTPIngressRuleValue paths:atomic:-:-:-
+networking.v1.IPBlock except:atomic:-:-:-
+networking.v1.IngressLoadBalancerIngress ports:atomic:-:-:-
+networking.v1.IngressLoadBalancerStatus ingress:atomic:-:-:-
+networking.v1.IngressSpec rules:atomic:-:-:- tls:atomic:-:-:-
+networking.v1.IngressTLS hosts:atomic:-:-:-
+networking.v1.NetworkPolicyEgressRule ports:atomic:-:-:- to:atomic:-:-:-
+networking.v1.NetworkPolicyIngressRule from:atomic:-:-:- ports:atomic:-:-:-
+networking.v1.NetworkPolicySpec egress:atomic:-:-:- ingress:atomic:-:-:- policyTypes:atomic:-:-:-
+networking.v1.ServiceCIDRSpec cidrs:atomic:-:-:-
+networking.v1.ServiceCIDRStatus conditions:map:type:merge:type
+node.v1.Scheduling nodeSelector:atomic:-:-:- tolerations:atomic:-:-:-
 meta.v1.LabelSelector matchExpressions:atomic:-:-:-
 meta.v1.LabelSelectorRequirement values:atomic:-:-:-
 meta.v1.ObjectMeta finalizers:set:-:merge:- managedFields:atomic:-:-:- ownerReferences:map:uid:merge:uid
+storage.v1.CSINodeDriver topologyKeys:atomic:-:-:-
+storage.v1.CSINodeSpec drivers:map:name:merge:name
 ";
 
 /// Scalars that are pointers in Go: their zero value is written, not left out.
@@ -129,6 +143,12 @@ discovery.v1.EndpointConditions ready serving terminating
 discovery.v1.EndpointPort name protocol port appProtocol
 meta.v1.ObjectMeta deletionGracePeriodSeconds
 meta.v1.OwnerReference controller blockOwnerDeletion
+networking.v1.HTTPIngressPath pathType
+networking.v1.IngressClassParametersReference apiGroup scope namespace
+networking.v1.IngressPortStatus error
+networking.v1.IngressSpec ingressClassName
+networking.v1.NetworkPolicyPort protocol endPort
+storage.v1.VolumeNodeResources count
 ";
 
 /// Structs held by value: written as `{}` (with their required fields) when nothing was set.
@@ -156,10 +176,20 @@ core.v1.ServiceAccount metadata
 core.v1.ServiceStatus loadBalancer
 discovery.v1.Endpoint conditions
 discovery.v1.EndpointSlice metadata
+networking.v1.IPAddress metadata spec
+networking.v1.Ingress metadata spec status
+networking.v1.IngressClass metadata spec
+networking.v1.IngressServiceBackend port
+networking.v1.IngressStatus loadBalancer
+networking.v1.NetworkPolicy metadata spec
+networking.v1.NetworkPolicySpec podSelector
+networking.v1.ServiceCIDR metadata spec status
+node.v1.RuntimeClass metadata
+storage.v1.CSINode metadata spec
 ";
 
-/// Times held by value: written as `null` when not set.
-pub(super) const TIMES: &str = "\
+/// Times held by value, and lists without `omitempty`: written as `null` when not set, the lists when empty, too.
+pub(super) const NULLS: &str = "\
 apps.v1.DeploymentCondition lastUpdateTime lastTransitionTime
 apps.v1.ReplicaSetCondition lastTransitionTime
 core.v1.ContainerStateRunning startedAt
@@ -167,7 +197,9 @@ core.v1.ContainerStateTerminated startedAt finishedAt
 core.v1.Event eventTime firstTimestamp lastTimestamp
 core.v1.NodeCondition lastHeartbeatTime lastTransitionTime
 core.v1.PodCondition lastProbeTime lastTransitionTime
+discovery.v1.EndpointSlice endpoints ports
 meta.v1.Condition lastTransitionTime
+storage.v1.CSINodeDriver topologyKeys
 ";
 
 /// Strings written even when empty, though not required.

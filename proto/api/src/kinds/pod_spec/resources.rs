@@ -84,7 +84,7 @@ fn check_amounts(amounts: &Amounts, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Checks the requests and limits of one container.
-pub(super) fn validate(
+pub(in crate::kinds) fn validate(
     resources: Option<&ResourceRequirements>,
     path: &Path,
     errors: &mut ErrorList,

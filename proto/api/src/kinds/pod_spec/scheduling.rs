@@ -197,7 +197,7 @@ pub(super) fn validate_affinity(affinity: Option<&Affinity>, path: &Path, errors
 }
 
 /// Checks which taints the pod bears.
-pub(super) fn validate_tolerations(
+pub(in crate::kinds) fn validate_tolerations(
     tolerations: &[Toleration],
     path: &Path,
     errors: &mut ErrorList,

@@ -4,6 +4,8 @@ use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
 use super::{is_empty, type_of};
 
+/// The policy of services with one address family.
+pub(super) const SINGLE_STACK: &str = "SingleStack";
 const NOWHERE: &str = "ExternalName";
 
 fn exposed(spec: &ServiceSpec) -> bool {
@@ -47,15 +49,47 @@ pub(super) fn follow_cluster_ip(new: &mut ServiceSpec, old: Option<&ServiceSpec>
 
 /// Keeps what was allocated when a client leaves it out of a replacement.
 pub(super) fn keep_allocated(new: &mut ServiceSpec, old: &ServiceSpec) {
-    if type_of(new) != NOWHERE && type_of(old) != NOWHERE && is_empty(&new.cluster_ip) {
-        new.cluster_ip.clone_from(&old.cluster_ip);
-        if new.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
-            new.cluster_ips.clone_from(&old.cluster_ips);
+    if type_of(new) != NOWHERE && type_of(old) != NOWHERE {
+        if is_empty(&new.cluster_ip) {
+            new.cluster_ip.clone_from(&old.cluster_ip);
+        }
+        if new.cluster_ip == old.cluster_ip {
+            keep_list(&mut new.cluster_ips, &old.cluster_ips);
+            keep_list(&mut new.ip_families, &old.ip_families);
+        }
+        if is_empty(&new.ip_family_policy) {
+            new.ip_family_policy.clone_from(&old.ip_family_policy);
         }
     }
     if has_health_check(new) && has_health_check(old) {
         let asked = new.health_check_node_port.filter(|port| *port != 0);
         new.health_check_node_port = asked.or(old.health_check_node_port);
+    }
+}
+
+fn keep_list(new: &mut Option<Vec<String>>, old: &Option<Vec<String>>) {
+    if new.as_ref().is_none_or(Vec::is_empty) {
+        new.clone_from(old);
+    }
+}
+
+/// A service that is to have one family only gives up the second one, with its address; what changed in the same
+/// request stays, to be refused.
+pub(super) fn drop_second_family(new: &mut ServiceSpec, old: &ServiceSpec) {
+    let single = |spec: &ServiceSpec| spec.ip_family_policy.as_deref() == Some(SINGLE_STACK);
+    if !single(new) || single(old) {
+        return;
+    }
+    let lists = [
+        (&mut new.cluster_ips, &old.cluster_ips),
+        (&mut new.ip_families, &old.ip_families),
+    ];
+    for (new, old) in lists {
+        if new == old
+            && let Some(list) = new
+        {
+            list.truncate(1);
+        }
     }
 }
 

@@ -160,6 +160,70 @@ fn an_address_is_kept_and_cannot_change() {
 }
 
 #[test]
+fn a_second_family_needs_a_policy_and_goes_with_it() {
+    let port = json!([{"port": 80}]);
+    let both = |policy: Option<&str>| {
+        json!({
+            "clusterIP": "10.0.0.1",
+            "clusterIPs": ["10.0.0.1", "fd00::1"],
+            "ipFamilies": ["IPv4", "IPv6"],
+            "ipFamilyPolicy": policy,
+            "ports": port
+        })
+    };
+    let needs = |what: &str| {
+        format!(
+            "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be RequireDualStack or PreferDualStack when multiple {what} are specified"
+        )
+    };
+    let expected = [needs("clusterIPs"), needs("ipFamilies")];
+    assert_eq!(refused(both(None)), expected);
+    assert_eq!(refused(both(Some("SingleStack"))), expected);
+    let old = created(both(Some("PreferDualStack")));
+    assert_eq!(refused(both(Some("PreferDualStack"))), Vec::<String>::new());
+
+    let (kept, errors) = updated(&old, json!({"ports": port}));
+    assert_eq!(errors, Vec::<String>::new());
+    assert_eq!(kept.ip_family_policy.as_deref(), Some("PreferDualStack"));
+    assert_eq!(kept.cluster_ips.unwrap().len(), 2);
+
+    let (single, errors) = updated(&old, both(Some("SingleStack")));
+    assert_eq!(errors, Vec::<String>::new());
+    assert_eq!(single.cluster_ips.unwrap(), ["10.0.0.1"]);
+    assert_eq!(single.ip_families.unwrap(), ["IPv4"]);
+
+    let mut lost = both(Some("PreferDualStack"));
+    lost["clusterIPs"] = json!(["10.0.0.1"]);
+    let (_, errors) = updated(&old, lost);
+    let expected = "spec.ipFamilyPolicy: Invalid value: \"PreferDualStack\": must be set to 'SingleStack' when releasing the secondary clusterIP";
+    assert_eq!(errors, [expected]);
+    let mut swapped = both(Some("PreferDualStack"));
+    swapped["ipFamilies"] = json!(["IPv6", "IPv4"]);
+    let (_, errors) = updated(&old, swapped);
+    assert!(!errors.is_empty());
+}
+
+#[test]
+fn a_balancer_and_its_port_for_health_stay() {
+    let balanced = |class: Option<&str>, port: i32| {
+        json!({
+            "type": "LoadBalancer", "clusterIP": "10.0.0.1", "externalTrafficPolicy": "Local",
+            "loadBalancerClass": class, "healthCheckNodePort": port, "ports": [{"port": 80}]
+        })
+    };
+    let old = created(balanced(Some("a/b"), 30100));
+    let (kept, errors) = updated(&old, balanced(Some("a/b"), 0));
+    assert_eq!(errors, Vec::<String>::new());
+    assert_eq!(kept.health_check_node_port, Some(30100));
+    let (_, errors) = updated(&old, balanced(None, 30101));
+    let expected = [
+        "spec.loadBalancerClass: Invalid value: null: may not change once set",
+        "spec.healthCheckNodePort: Invalid value: 30101: field is immutable",
+    ];
+    assert_eq!(errors, expected);
+}
+
+#[test]
 fn what_the_old_type_had_goes_with_it() {
     let port = json!([{"port": 80, "nodePort": 30080}]);
     let old = created(json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "ports": port}));

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{LoadBalancerStatus, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 
-use super::dependents::{has_external_traffic, has_health_check};
+use super::dependents::{SINGLE_STACK, has_external_traffic, has_health_check};
 use super::{is_empty, is_headless, type_of};
 use crate::field::{ErrorList, Path};
 use crate::kinds::addresses;
@@ -37,6 +37,9 @@ pub(super) fn spec(spec: &ServiceSpec, errors: &mut ErrorList) {
     if kind != "ExternalName" {
         let mut found = ErrorList::default();
         cluster_ips(spec, &path, &mut found);
+        if found.is_empty() {
+            second_family(spec, &path, &mut found);
+        }
         if !found.is_empty() {
             errors.0.append(&mut found.0);
             return;
@@ -300,6 +303,34 @@ fn cluster_ips(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// Two addresses or families need a policy that asks for them.
+fn second_family(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
+    let selects = spec
+        .selector
+        .as_ref()
+        .is_some_and(|labels| !labels.is_empty());
+    let policy = match spec.ip_family_policy.as_deref() {
+        // Somebody else's endpoints, of whatever families.
+        None if is_headless(spec) && !selects => return,
+        policy => policy.unwrap_or(SINGLE_STACK),
+    };
+    if policy != SINGLE_STACK {
+        return;
+    }
+    let path = path.child("ipFamilyPolicy");
+    for (what, list) in [
+        ("clusterIPs", &spec.cluster_ips),
+        ("ipFamilies", &spec.ip_families),
+    ] {
+        if list.as_ref().is_some_and(|list| list.len() == 2) {
+            let detail = format!(
+                "must be RequireDualStack or PreferDualStack when multiple {what} are specified"
+            );
+            errors.invalid(&path, policy, &detail);
+        }
+    }
+}
+
 fn balancer(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     let balances = type_of(spec) == "LoadBalancer";
     let ranges = spec
@@ -356,25 +387,56 @@ fn traffic(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-/// An address stays as long as the service has one.
+/// An address and its family stay as long as the service has them; the second of each may come and go with the policy.
 pub(super) fn cluster_ips_update(new: &ServiceSpec, old: &ServiceSpec, errors: &mut ErrorList) {
     let external = type_of(new) == "ExternalName" || type_of(old) == "ExternalName";
     if external || (is_headless(new) && is_headless(old)) {
         return;
     }
-    let path = Path::new("spec").child("clusterIPs");
-    let (before, after) = (
-        old.cluster_ips.as_deref().unwrap_or_default(),
-        new.cluster_ips.as_deref().unwrap_or_default(),
-    );
-    if after.is_empty() && !before.is_empty() {
-        errors.invalid(&path.index(0), after, "primary clusterIP can not be unset");
-        return;
-    }
-    for (index, (before, now)) in before.iter().zip(after).enumerate() {
-        if before != now {
-            errors.invalid(&path.index(index), after, "may not change once set");
+    let lists = [
+        ("clusterIP", &new.cluster_ips, &old.cluster_ips),
+        ("ipFamily", &new.ip_families, &old.ip_families),
+    ];
+    for (what, new_list, old_list) in lists {
+        let path = Path::new("spec").child(match what {
+            "clusterIP" => "clusterIPs",
+            _ => "ipFamilies",
+        });
+        let (before, after) = (
+            old_list.as_deref().unwrap_or_default(),
+            new_list.as_deref().unwrap_or_default(),
+        );
+        if after.is_empty() && !before.is_empty() {
+            let detail = format!("primary {what} can not be unset");
+            errors.invalid(&path.index(0), after, &detail);
+            continue;
         }
+        for (index, (before, now)) in before.iter().zip(after).enumerate() {
+            if before != now {
+                errors.invalid(&path.index(index), after, "may not change once set");
+            }
+        }
+        let policy = new.ip_family_policy.as_deref().unwrap_or_default();
+        if before.len() == 2 && after.len() == 1 && policy != SINGLE_STACK {
+            let detail =
+                format!("must be set to 'SingleStack' when releasing the secondary {what}");
+            errors.invalid(&Path::new("spec").child("ipFamilyPolicy"), policy, &detail);
+        }
+    }
+}
+
+/// Who balances a service, and the port by which it asks nodes, stay.
+pub(super) fn balancer_update(new: &ServiceSpec, old: &ServiceSpec, errors: &mut ErrorList) {
+    let path = Path::new("spec");
+    let balanced = |spec: &ServiceSpec| type_of(spec) == "LoadBalancer";
+    if balanced(new) && balanced(old) && new.load_balancer_class != old.load_balancer_class {
+        let path = path.child("loadBalancerClass");
+        errors.invalid(&path, &new.load_balancer_class, "may not change once set");
+    }
+    let port = |spec: &ServiceSpec| spec.health_check_node_port.unwrap_or_default();
+    if has_health_check(new) && has_health_check(old) && port(old) != 0 && port(new) != port(old) {
+        let path = path.child("healthCheckNodePort");
+        errors.invalid(&path, port(new), "field is immutable");
     }
 }
 

@@ -1,0 +1,169 @@
+//! CSINode: the storage drivers of a node.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
+use serde_json::{Value, json};
+
+use super::table;
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::{meta, names};
+
+/// See [`CSINode`].
+pub struct CsiNodeKind;
+
+const MAX_NAME: usize = 63;
+const MAX_NODE_ID: usize = 256;
+
+fn validate_driver(driver: &CSINodeDriver, path: &Path, errors: &mut ErrorList) {
+    let name = path.child("name");
+    if driver.name.is_empty() {
+        errors.required(&name, "");
+    } else {
+        if driver.name.len() > MAX_NAME {
+            errors.too_long(&name, MAX_NAME);
+        }
+        // Upper case is allowed, for drivers that came before the rule.
+        if let Some(detail) = names::is_dns1123_subdomain(&driver.name.to_lowercase()) {
+            errors.invalid(&name, &driver.name, &detail);
+        }
+    }
+    let id = path.child("nodeID");
+    match driver.node_id.len() {
+        0 => errors.required(&id, ""),
+        1..=MAX_NODE_ID => {}
+        _ => {
+            let detail = format!("must be {MAX_NODE_ID} characters or less");
+            errors.invalid(&id, &driver.node_id, &detail);
+        }
+    }
+    let count = driver.allocatable.as_ref().and_then(|room| room.count);
+    if let Some(count) = count.filter(|count| *count < 0) {
+        let path = path.child("allocatable").child("count");
+        errors.invalid(&path, count, names::NOT_NEGATIVE);
+    }
+    let keys = path.child("topologyKeys");
+    let mut taken = BTreeSet::new();
+    for key in driver.topology_keys.iter().flatten() {
+        if key.is_empty() {
+            errors.required(&keys, key);
+        }
+        if !taken.insert(key) {
+            errors.duplicate(&keys, key);
+        }
+        for detail in names::qualified_name(key) {
+            errors.invalid(&keys, key, &detail);
+        }
+    }
+}
+
+impl Kind for CsiNodeKind {
+    type Object = CSINode;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "storage.k8s.io",
+        version: "v1",
+        kind: "CSINode",
+        plural: "csinodes",
+        singular: "csinode",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        has_status: false,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: false,
+    };
+
+    fn prepare_create(_object: &mut CSINode) {}
+
+    fn validate(object: &CSINode, errors: &mut ErrorList) {
+        let path = Path::new("spec").child("drivers");
+        let mut taken = BTreeSet::new();
+        for (index, driver) in object.spec.drivers.iter().enumerate() {
+            let path = path.index(index);
+            validate_driver(driver, &path, errors);
+            if !taken.insert(&driver.name) {
+                errors.duplicate(&path.child("name"), &driver.name);
+            }
+        }
+    }
+
+    fn prepare_update(_new: &mut CSINode, _old: &CSINode) {}
+
+    fn validate_update(new: &CSINode, old: &CSINode, errors: &mut ErrorList) {
+        Self::validate(new, errors);
+        // A driver may come, go, and count its room anew; what it calls the node stays.
+        for (index, driver) in new.spec.drivers.iter().enumerate() {
+            let before = old.spec.drivers.iter().find(|old| old.name == driver.name);
+            let changed = before.is_some_and(|before| {
+                before.node_id != driver.node_id || before.topology_keys != driver.topology_keys
+            });
+            if changed {
+                let path = Path::new("spec").child("drivers").index(index);
+                errors.invalid(&path, &driver.name, meta::IMMUTABLE);
+            }
+        }
+    }
+
+    fn columns() -> Vec<Column> {
+        let drivers = "Drivers indicates the number of CSI drivers registered on the node";
+        vec![
+            table::name_column(),
+            table::column("Drivers", "integer", drivers.to_owned(), 0),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &CSINode, now: i64) -> Vec<Value> {
+        vec![
+            table::name_cell(&object.metadata),
+            json!(object.spec.drivers.len()),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(drivers: Value) -> CSINode {
+        serde_json::from_value(json!({"spec": {"drivers": drivers}})).unwrap()
+    }
+
+    #[test]
+    fn drivers_are_named_once_and_keep_their_node() {
+        let bad = parse(json!([
+            {"name": "a.b", "nodeID": "n", "topologyKeys": ["z", "z"], "allocatable": {"count": -1}},
+            {"name": "a.b", "nodeID": ""},
+            {"name": "", "nodeID": "n"}
+        ]));
+        let mut errors = ErrorList::default();
+        CsiNodeKind::validate(&bad, &mut errors);
+        let paths: Vec<String> = errors
+            .0
+            .iter()
+            .map(|error| error.path.to_string())
+            .collect();
+        let expected = [
+            "spec.drivers[0].allocatable.count",
+            "spec.drivers[0].topologyKeys",
+            "spec.drivers[1].nodeID",
+            "spec.drivers[1].name",
+            "spec.drivers[2].name",
+        ];
+        assert_eq!(paths, expected);
+        let driver = |id: &str, count: i32| {
+            parse(json!([{"name": "a", "nodeID": id, "allocatable": {"count": count}}]))
+        };
+        let update = |new: &CSINode| {
+            let mut errors = ErrorList::default();
+            CsiNodeKind::validate_update(new, &driver("n", 1), &mut errors);
+            errors.0.len()
+        };
+        assert_eq!(update(&driver("n", 2)), 0);
+        assert_eq!(update(&driver("m", 1)), 1);
+    }
+}

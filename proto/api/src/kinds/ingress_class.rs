@@ -1,0 +1,241 @@
+//! IngressClass: which controller serves an ingress.
+
+use k8s_openapi::api::networking::v1::{
+    IngressClass, IngressClassParametersReference, IngressClassSpec,
+};
+use serde_json::{Value, json};
+
+use super::{references, table};
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::{meta, names};
+
+/// See [`IngressClass`].
+pub struct IngressClassKind;
+
+const SCOPES: &[&str] = &["Cluster", "Namespace"];
+const MAX_CONTROLLER: usize = 250;
+const BAD_PATH: &str =
+    "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+
+/// `example.com/controller`
+fn validate_controller(controller: &str, path: &Path, errors: &mut ErrorList) {
+    if controller.len() > MAX_CONTROLLER {
+        errors.too_long(path, MAX_CONTROLLER);
+    }
+    if controller.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    let parts = controller
+        .split_once('/')
+        .filter(|(host, rest)| !host.is_empty() && !rest.is_empty());
+    let Some((host, rest)) = parts else {
+        let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
+        errors.invalid(path, controller, detail);
+        return;
+    };
+    if let Some(detail) = names::is_dns1123_subdomain(host) {
+        errors.invalid(path, host, &detail);
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte);
+    if !rest.bytes().all(allowed) {
+        errors.invalid(path, rest, BAD_PATH);
+    }
+}
+
+fn validate_parameters(
+    parameters: &IngressClassParametersReference,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    references::check_local(
+        parameters.api_group.as_deref(),
+        &parameters.kind,
+        &parameters.name,
+        path,
+        errors,
+    );
+    let namespace_path = path.child("namespace");
+    match (parameters.scope.as_deref(), &parameters.namespace) {
+        (None, _) => errors.required(&path.child("scope"), ""),
+        (Some("Namespace"), None) => {
+            let detail = "`parameters.scope` is set to 'Namespace'";
+            errors.required(&namespace_path, detail);
+        }
+        (Some("Namespace"), Some(namespace)) => {
+            if let Some(detail) = names::is_dns1123_label(namespace) {
+                errors.invalid(&namespace_path, namespace, &detail);
+            }
+        }
+        (Some("Cluster"), Some(_)) => {
+            let detail = "`parameters.scope` is set to 'Cluster'";
+            errors.forbidden(&namespace_path, detail);
+        }
+        (Some("Cluster"), None) => {}
+        (Some(other), _) => errors.not_supported(&path.child("scope"), other, SCOPES),
+    }
+}
+
+fn controller(object: &IngressClass) -> &str {
+    let spec = object.spec.as_ref();
+    spec.and_then(|spec| spec.controller.as_deref())
+        .unwrap_or_default()
+}
+
+impl Kind for IngressClassKind {
+    type Object = IngressClass;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "networking.k8s.io",
+        version: "v1",
+        kind: "IngressClass",
+        plural: "ingressclasses",
+        singular: "ingressclass",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        has_status: false,
+        has_scale: false,
+        has_generation: true,
+        create_on_update: false,
+    };
+
+    fn default(object: &mut IngressClass) {
+        let spec = object.spec.get_or_insert_default();
+        if let Some(parameters) = &mut spec.parameters {
+            parameters.scope.get_or_insert_with(|| "Cluster".to_owned());
+        }
+    }
+
+    fn prepare_create(_object: &mut IngressClass) {}
+
+    fn validate(object: &IngressClass, errors: &mut ErrorList) {
+        let path = Path::new("spec");
+        validate_controller(controller(object), &path.child("controller"), errors);
+        let spec = object.spec.as_ref();
+        if let Some(parameters) = spec.and_then(|spec| spec.parameters.as_ref()) {
+            validate_parameters(parameters, &path.child("parameters"), errors);
+        }
+    }
+
+    fn prepare_update(new: &mut IngressClass, old: &IngressClass) {
+        let changed = new.spec != old.spec;
+        meta::follow_generation(&mut new.metadata, &old.metadata, changed);
+    }
+
+    fn validate_update(new: &IngressClass, old: &IngressClass, errors: &mut ErrorList) {
+        Self::validate(new, errors);
+        if controller(new) != controller(old) {
+            let path = Path::new("spec").child("controller");
+            errors.invalid(&path, controller(new), meta::IMMUTABLE);
+        }
+    }
+
+    fn columns() -> Vec<Column> {
+        let text =
+            |name, description: &str| table::column(name, "string", description.to_owned(), 0);
+        vec![
+            table::name_column(),
+            text(
+                "Controller",
+                "Controller that is responsible for handling this class",
+            ),
+            text(
+                "Parameters",
+                "A reference to a resource with additional parameters",
+            ),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &IngressClass, now: i64) -> Vec<Value> {
+        let empty = IngressClassSpec::default();
+        let spec = object.spec.as_ref().unwrap_or(&empty);
+        let parameters = spec.parameters.as_ref().map(|reference| {
+            let group = reference.api_group.as_deref();
+            let group = group.map(|group| format!(".{group}")).unwrap_or_default();
+            format!("{}{group}/{}", reference.kind, reference.name)
+        });
+        vec![
+            table::name_cell(&object.metadata),
+            json!(controller(object)),
+            json!(table::or_none(parameters.unwrap_or_default())),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(spec: Value) -> IngressClass {
+        let mut object = serde_json::from_value(json!({"spec": spec})).unwrap();
+        IngressClassKind::default(&mut object);
+        object
+    }
+
+    fn refused(spec: Value) -> Vec<String> {
+        let mut errors = ErrorList::default();
+        IngressClassKind::validate(&parse(spec), &mut errors);
+        let errors = errors.0.iter();
+        errors
+            .map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    #[test]
+    fn a_controller_has_a_domain_and_a_path() {
+        assert_eq!(
+            refused(json!({"controller": "a.b/c/d"})),
+            Vec::<String>::new()
+        );
+        assert_eq!(refused(json!({})), ["spec.controller: Required value"]);
+        for bad in ["a", "/a", "a/"] {
+            let refused = refused(json!({"controller": bad}));
+            assert_eq!(refused.len(), 1, "{bad}");
+            assert!(
+                refused[0].contains("must be a domain-prefixed path"),
+                "{bad}"
+            );
+        }
+        assert_eq!(refused(json!({"controller": "A/b c"})).len(), 2);
+        let long = format!("a/{}", "b".repeat(250));
+        assert_eq!(
+            refused(json!({"controller": long})),
+            ["spec.controller: Too long: may not be more than 250 bytes"]
+        );
+    }
+
+    #[test]
+    fn parameters_are_in_a_namespace_or_not() {
+        let parameters = |scope: &str, namespace: Option<&str>| {
+            let refused = refused(json!({"controller": "a/b", "parameters": {
+                "kind": "K", "name": "n", "scope": scope, "namespace": namespace
+            }}));
+            refused.first().cloned().unwrap_or_default()
+        };
+        assert_eq!(parameters("Cluster", None), "");
+        assert_eq!(parameters("Namespace", Some("ns")), "");
+        assert!(parameters("Namespace", None).starts_with("spec.parameters.namespace: Required"));
+        assert!(parameters("Cluster", Some("ns")).starts_with("spec.parameters.namespace: Forb"));
+        assert!(parameters("Foo", None).starts_with("spec.parameters.scope: Unsupported"));
+    }
+
+    #[test]
+    fn the_controller_stays() {
+        let old = parse(json!({"controller": "a/b"}));
+        let mut errors = ErrorList::default();
+        IngressClassKind::validate_update(&parse(json!({"controller": "a/c"})), &old, &mut errors);
+        assert_eq!(errors.0.len(), 1);
+        let row = IngressClassKind::row(
+            &parse(
+                json!({"controller": "a/b", "parameters": {"apiGroup": "g", "kind": "K", "name": "n"}}),
+            ),
+            0,
+        );
+        assert_eq!(row[2], "K.g/n");
+        assert_eq!(IngressClassKind::row(&old, 0)[2], "<none>");
+    }
+}

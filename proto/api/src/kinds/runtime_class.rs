@@ -1,0 +1,129 @@
+//! RuntimeClass: how a node runs a pod's containers.
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::node::v1::{RuntimeClass, Scheduling};
+use serde_json::{Value, json};
+
+use super::{pod_spec, table};
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::{meta, names};
+
+/// See [`RuntimeClass`].
+pub struct RuntimeClassKind;
+
+fn validate_scheduling(scheduling: &Scheduling, path: &Path, errors: &mut ErrorList) {
+    let labels = path.child("nodeSelector");
+    for (key, value) in scheduling.node_selector.iter().flatten() {
+        for detail in names::label_key(key) {
+            errors.invalid(&labels, key, &detail);
+        }
+        for detail in names::label_value(value) {
+            errors.invalid(&labels, value, &detail);
+        }
+    }
+    let path = path.child("tolerations");
+    let tolerations = scheduling.tolerations.as_deref().unwrap_or_default();
+    pod_spec::validate_tolerations(tolerations, &path, errors);
+    for (index, toleration) in tolerations.iter().enumerate() {
+        if tolerations[..index].contains(toleration) {
+            errors.duplicate(&path.index(index), toleration);
+        }
+    }
+}
+
+impl Kind for RuntimeClassKind {
+    type Object = RuntimeClass;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "node.k8s.io",
+        version: "v1",
+        kind: "RuntimeClass",
+        plural: "runtimeclasses",
+        singular: "runtimeclass",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        has_status: false,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: false,
+    };
+
+    fn prepare_create(_object: &mut RuntimeClass) {}
+
+    fn validate(object: &RuntimeClass, errors: &mut ErrorList) {
+        if let Some(detail) = names::is_dns1123_label(&object.handler) {
+            errors.invalid(&Path::new("handler"), &object.handler, &detail);
+        }
+        if let Some(overhead) = &object.overhead {
+            let amounts = ResourceRequirements {
+                limits: overhead.pod_fixed.clone(),
+                ..ResourceRequirements::default()
+            };
+            pod_spec::validate_resources(Some(&amounts), &Path::new("overhead"), errors);
+        }
+        if let Some(scheduling) = &object.scheduling {
+            validate_scheduling(scheduling, &Path::new("scheduling"), errors);
+        }
+    }
+
+    fn prepare_update(_new: &mut RuntimeClass, _old: &RuntimeClass) {}
+
+    fn validate_update(new: &RuntimeClass, old: &RuntimeClass, errors: &mut ErrorList) {
+        if new.handler != old.handler {
+            errors.invalid(&Path::new("handler"), &new.handler, meta::IMMUTABLE);
+        }
+    }
+
+    fn columns() -> Vec<Column> {
+        let handler = table::field_doc::<RuntimeClass>("handler");
+        vec![
+            table::name_column(),
+            table::column("Handler", "string", handler, 0),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &RuntimeClass, now: i64) -> Vec<Value> {
+        vec![
+            table::name_cell(&object.metadata),
+            json!(object.handler),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_labels_and_tolerations_are_checked() {
+        let toleration = json!({"key": "a", "operator": "Exists"});
+        let object: RuntimeClass = serde_json::from_value(json!({
+            "handler": "Bad Handler",
+            "overhead": {"podFixed": {"cpu": "-1"}},
+            "scheduling": {
+                "nodeSelector": {"a b": "c"},
+                "tolerations": [toleration, toleration, {"key": "a", "operator": "Foo"}]
+            }
+        }))
+        .unwrap();
+        let mut errors = ErrorList::default();
+        RuntimeClassKind::validate(&object, &mut errors);
+        let paths: Vec<String> = errors
+            .0
+            .iter()
+            .map(|error| error.path.to_string())
+            .collect();
+        let expected = [
+            "handler",
+            "overhead.limits[cpu]",
+            "scheduling.nodeSelector",
+            "scheduling.tolerations[2].operator",
+            "scheduling.tolerations[1]",
+        ];
+        assert_eq!(paths, expected);
+    }
+}

@@ -1,0 +1,142 @@
+//! ServiceCIDR: a range from which services get their addresses.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::networking::v1::{ServiceCIDR, ServiceCIDRSpec};
+use serde_json::{Value, json};
+
+use super::{addresses, table};
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, ResourceInfo};
+use crate::meta;
+
+/// See [`ServiceCIDR`].
+pub struct ServiceCidrKind;
+
+fn cidrs(object: &ServiceCIDR) -> &[String] {
+    let spec = object.spec.as_ref();
+    spec.and_then(|spec| spec.cidrs.as_deref())
+        .unwrap_or_default()
+}
+
+fn path() -> Path {
+    Path::new("spec").child("cidrs")
+}
+
+impl Kind for ServiceCidrKind {
+    type Object = ServiceCIDR;
+
+    const INFO: ResourceInfo = ResourceInfo {
+        group: "networking.k8s.io",
+        version: "v1",
+        kind: "ServiceCIDR",
+        plural: "servicecidrs",
+        singular: "servicecidr",
+        short_names: &[],
+        categories: &[],
+        namespaced: false,
+        has_status: true,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: false,
+    };
+
+    fn default(object: &mut ServiceCIDR) {
+        object.spec.get_or_insert_default();
+        object.status.get_or_insert_default();
+    }
+
+    fn prepare_create(object: &mut ServiceCIDR) {
+        object.status = Some(Default::default());
+    }
+
+    fn validate(object: &ServiceCIDR, errors: &mut ErrorList) {
+        let cidrs = cidrs(object);
+        match cidrs.len() {
+            0 => errors.required(&path(), "at least one CIDR required"),
+            1 | 2 => {}
+            _ => errors.invalid(&path(), cidrs, "may only hold up to 2 values"),
+        }
+        let before = errors.0.len();
+        for (index, cidr) in cidrs.iter().enumerate() {
+            addresses::check_network(cidr, &path().index(index), errors);
+        }
+        let families: BTreeSet<bool> = cidrs.iter().map(|cidr| cidr.contains(':')).collect();
+        if errors.0.len() == before && cidrs.len() == 2 && families.len() < 2 {
+            let detail = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96";
+            errors.invalid(&path(), cidrs, detail);
+        }
+    }
+
+    fn prepare_update(new: &mut ServiceCIDR, old: &ServiceCIDR) {
+        new.status.clone_from(&old.status);
+    }
+
+    fn validate_update(new: &ServiceCIDR, old: &ServiceCIDR, errors: &mut ErrorList) {
+        Self::validate(new, errors);
+        // A second family may be added, and nothing taken away: addresses were given from it.
+        let (new, old) = (cidrs(new), cidrs(old));
+        if !new.starts_with(old) {
+            errors.invalid(&path(), new, meta::IMMUTABLE);
+        }
+    }
+
+    fn prepare_status_update(new: &mut ServiceCIDR, old: &ServiceCIDR) {
+        new.spec.clone_from(&old.spec);
+    }
+
+    fn columns() -> Vec<Column> {
+        let cidrs = table::field_doc::<ServiceCIDRSpec>("cidrs");
+        vec![
+            table::name_column(),
+            table::column("CIDRs", "string", cidrs, 0),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &ServiceCIDR, now: i64) -> Vec<Value> {
+        vec![
+            table::name_cell(&object.metadata),
+            json!(cidrs(object).join(",")),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(cidrs: &[&str]) -> ServiceCIDR {
+        serde_json::from_value(json!({"spec": {"cidrs": cidrs}})).unwrap()
+    }
+
+    fn refused(cidrs: &[&str]) -> usize {
+        let mut errors = ErrorList::default();
+        ServiceCidrKind::validate(&parse(cidrs), &mut errors);
+        errors.0.len()
+    }
+
+    #[test]
+    fn ranges_are_one_of_each_family() {
+        assert_eq!(refused(&["10.0.0.0/16"]), 0);
+        assert_eq!(refused(&["10.0.0.0/16", "fd00::/112"]), 0);
+        assert_eq!(refused(&[]), 1);
+        assert_eq!(refused(&["10.0.0.0/16", "10.1.0.0/16"]), 1);
+        assert_eq!(refused(&["10.0.0.1/16"]), 1, "an address is no range");
+        assert_eq!(refused(&["10.0.0.0/16", "fd00::/112", "fd01::/112"]), 1);
+    }
+
+    #[test]
+    fn a_family_may_be_added_and_none_taken() {
+        let update = |new: &[&str], old: &[&str]| {
+            let mut errors = ErrorList::default();
+            ServiceCidrKind::validate_update(&parse(new), &parse(old), &mut errors);
+            errors.0.len()
+        };
+        let (one, both) = (["10.0.0.0/16"], ["10.0.0.0/16", "fd00::/112"]);
+        assert_eq!(update(&both, &one), 0);
+        assert_eq!(update(&one, &both), 1);
+        assert_eq!(update(&["10.1.0.0/16"], &one), 1);
+    }
+}

@@ -5,6 +5,7 @@
 //! anything; nothing imports it.
 
 mod host;
+pub mod policy_cases;
 mod servers;
 mod workload;
 

@@ -141,8 +141,15 @@ impl BridgeNetwork {
         match Nft::find() {
             Ok(nft) => {
                 keep(forwarding::forget(&nft, &names.bridge()));
-                for table in [names.pod_table(), names.service_table()] {
-                    keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
+                let tables = [
+                    ("ip", names.pod_table()),
+                    ("ip", names.service_table()),
+                    ("inet", names.policy_table()),
+                    ("bridge", names.policy_table()),
+                ];
+                for (family, table) in tables {
+                    let table = format!("{family} {table}");
+                    keep(nft.apply(&format!("add table {table}\ndelete table {table}\n")));
                 }
             }
             Err(error) => keep(Err(error)),

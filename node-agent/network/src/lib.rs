@@ -3,6 +3,7 @@
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`NftServiceRules`] programs services into nftables, sending only what changed.
+//! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
@@ -31,8 +32,10 @@ mod names;
 mod netlink;
 mod netns;
 mod nft;
+mod nft_programmer;
 mod nft_session;
 mod pod_rules;
+mod policy;
 mod resolv;
 mod services;
 pub mod traits;
@@ -41,8 +44,9 @@ pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
 pub use error::NetworkError;
-pub use fake::{FakeDns, FakePodNetwork, FakeServiceRules};
+pub use fake::{FakeDns, FakePodNetwork, FakePolicyRules, FakeServiceRules};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
+pub use policy::NftPolicyRules;
 pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use traits::*;

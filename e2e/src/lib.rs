@@ -9,6 +9,7 @@ mod fleet;
 mod host;
 mod images;
 mod load;
+pub mod policy_cases;
 mod workload;
 
 use std::path::{Path, PathBuf};

@@ -165,20 +165,22 @@ impl BridgeNetwork {
         match Nft::find() {
             Ok(nft) => {
                 keep(forwarding::forget(&nft, &everything_passing(node, &names)));
-                let of_ipv6 = node.ipv6.map(|_| format!("ip6 {}", names.service_table()));
-                let of_ipv4 =
-                    [names.pod_table(), names.service_table()].map(|name| format!("ip {name}"));
-                for table in of_ipv4.into_iter().chain(of_ipv6) {
+                let mut tables = vec![
+                    ("ip", names.pod_table()),
+                    ("ip", names.service_table()),
+                    ("inet", names.policy_table()),
+                    ("bridge", names.policy_table()),
+                    ("inet", names.dns_table()),
+                ];
+                tables.extend(node.ipv6.map(|_| ("ip6", names.service_table())));
+                for (family, table) in tables {
+                    let table = format!("{family} {table}");
                     keep(nft.apply(&format!("add table {table}\ndelete table {table}\n")));
                 }
                 let table = names.pod_table();
                 if nft.list(&["list", "table", "ip6", &table]).is_some() {
                     keep(nft.apply(&format!("delete table ip6 {table}\n")));
                 }
-                let table = names.dns_table();
-                keep(nft.apply(&format!(
-                    "add table inet {table}\ndelete table inet {table}\n"
-                )));
             }
             Err(error) => keep(Err(error)),
         }

@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
-    ClusterDns, DnsTable, HostPort, NetworkError, Overlay, PeerNode, PeerPath, PodAttachment,
-    PodNetwork, PodRoute, ServiceChanges, ServiceName, ServicePort, ServiceRules, overlay,
-    pod_rules,
+    ClusterDns, DnsTable, HostPort, NetworkError, NodePolicies, Overlay, PeerNode, PeerPath,
+    PodAttachment, PodNetwork, PodRoute, PolicyRules, ServiceChanges, ServiceName, ServicePort,
+    ServiceRules, overlay, pod_rules, policy,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -194,6 +194,37 @@ impl ServiceRules for FakeServiceRules {
     }
 
     async fn reassert(&self) -> Result<(), NetworkError> {
+        Ok(())
+    }
+}
+
+/// Remembers what it was last asked to program.
+#[derive(Debug, Default)]
+pub struct FakePolicyRules {
+    programmed: Mutex<NodePolicies>,
+    refusal: Mutex<Option<String>>,
+}
+
+impl FakePolicyRules {
+    /// The policies of the last sync.
+    pub fn programmed(&self) -> NodePolicies {
+        self.programmed.lock().clone()
+    }
+
+    /// Refuses every sync with these words, or none any more.
+    pub fn refuse(&self, words: Option<&str>) {
+        *self.refusal.lock() = words.map(str::to_owned);
+    }
+}
+
+#[async_trait]
+impl PolicyRules for FakePolicyRules {
+    async fn sync(&self, desired: NodePolicies) -> Result<(), NetworkError> {
+        policy::check(&desired)?;
+        if let Some(words) = &*self.refusal.lock() {
+            return Err(NetworkError::Nft(words.clone()));
+        }
+        *self.programmed.lock() = desired;
         Ok(())
     }
 }

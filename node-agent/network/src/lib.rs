@@ -4,6 +4,7 @@
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
+//! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
@@ -35,9 +36,11 @@ mod names;
 mod netlink;
 mod netns;
 mod nft;
+mod nft_programmer;
 mod nft_session;
 mod overlay;
 mod pod_rules;
+mod policy;
 mod resolv;
 mod services;
 pub mod traits;
@@ -47,10 +50,11 @@ pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
 pub use error::NetworkError;
-pub use fake::{FakeDns, FakeOverlay, FakePodNetwork, FakeServiceRules};
+pub use fake::{FakeDns, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;
+pub use policy::NftPolicyRules;
 pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use traits::*;

@@ -116,6 +116,16 @@ impl Names {
         format!("{}-dns", self.prefix)
     }
 
+    /// The nftables tables of policies, in the families `inet` and `bridge`.
+    pub(crate) fn policy_table(&self) -> String {
+        format!("{}-policy", self.prefix)
+    }
+
+    /// What the names of all pods' host links begin with.
+    pub(crate) fn host_links(&self) -> String {
+        format!("{}.", self.prefix)
+    }
+
     /// Where namespaces are mounted, by pod uid.
     pub(crate) fn netns_dir(&self) -> PathBuf {
         self.data_dir.join("netns")

@@ -37,6 +37,7 @@ pub(crate) fn create(path: &Path) -> Result<Namespace, NetworkError> {
         mount_bind("/proc/thread-self/ns/net", path)
             .map_err(|e| io("mounting the network namespace", e.into()))?;
         allow_unprivileged_ports();
+        refuse_redirects();
         let file = File::open(path).map_err(|e| io("opening", e))?;
         Ok(Namespace {
             file,
@@ -118,5 +119,15 @@ fn allow_unprivileged_ports() {
         if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value) {
             tracing::debug!(setting, %error, "not set in the pod's network namespace");
         }
+    }
+}
+
+/// Has the links that are made here take no advice to reach a neighbour past the gateway. For IPv6 the kernel gives it
+/// whenever a packet leaves where it came in, and has no switch for that; a pod that followed it would go past its
+/// neighbours' services and policies. Where IPv6 is switched off there is nothing to refuse.
+fn refuse_redirects() {
+    let setting = "/proc/sys/net/ipv6/conf/default/accept_redirects";
+    if let Err(error) = fs::write(setting, "0") {
+        tracing::debug!(setting, %error, "not set in the pod's network namespace");
     }
 }

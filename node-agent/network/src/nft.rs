@@ -50,13 +50,13 @@ impl Nft {
                 "programming nftables was not permitted: Gantry's agent needs root (CAP_NET_ADMIN); nft says: {words}"
             )),
             NetworkError::Nft(words)
-                if ["Operation not supported", "No such file or directory", "Protocol not supported"]
+                if ["not supported", "No such file or directory"]
                     .iter()
                     .any(|lack| words.contains(lack)) =>
             {
                 NetworkError::Unsupported(format!(
                     "the kernel lacks a part of nftables: load nf_tables, nft_chain_nat, nft_masq, nft_fib_ipv4, \
-                     nft_numgen, nft_hash, nft_ct and nft_reject_ipv4, for IPv6 also nft_fib_ipv6 and nft_reject_ipv6 \
+                     nft_numgen, nft_hash, nft_ct, nft_reject_ipv4 and nf_tables_bridge, for IPv6 also nft_fib_ipv6 and nft_reject_ipv6 \
                      (modprobe), or use a kernel built with them; nft says: {words}"
                 ))
             }

@@ -1,10 +1,12 @@
 //! The seams between the agent and whatever connects pods and programs services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::error::NetworkError;
@@ -271,6 +273,102 @@ pub trait ServiceRules: Send + Sync + 'static {
     /// Puts everything back should another program have removed it; does nothing before the first
     /// [`ServiceRules::apply`]. Cheap, and meant to be called now and then.
     async fn reassert(&self) -> Result<(), NetworkError>;
+}
+
+/// A peer of a policy's rule: an address and, in a [`PeerSet`] with ports, a port there (0 otherwise).
+pub type PolicyPeer = (IpAddr, u16);
+
+/// Peers that rules refer to by name. Cheap to clone, and to compare with what it was before a few changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerSet {
+    /// Whether a peer is an address and port or an address alone.
+    pub with_ports: bool,
+    /// The peers.
+    pub peers: OrdSet<PolicyPeer>,
+}
+
+/// Which addresses a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyPeers {
+    /// All of them.
+    Anyone,
+    /// Any of these.
+    Of {
+        /// Names of peer sets.
+        sets: Vec<String>,
+        /// Blocks of addresses, which do not overlap.
+        blocks: Vec<IpNet>,
+    },
+}
+
+/// Which ports of the destination a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PolicyPort {
+    /// All ports of a protocol.
+    All(Protocol),
+    /// From the first to the last.
+    Range(Protocol, u16, u16),
+    /// Ingress only: the isolated pod's port of this name.
+    Named(Protocol, String),
+    /// Egress only: the port that comes with the peer, whose set has ports.
+    OfPeer(Protocol),
+}
+
+/// Allows connections with some peers to some ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// The other side.
+    pub peers: PolicyPeers,
+    /// `None` for everything, also what has no ports.
+    pub ports: Option<Vec<PolicyPort>>,
+}
+
+/// What one policy allows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyRuleSet {
+    /// To the pods that it isolates.
+    pub ingress: Vec<PolicyRule>,
+    /// From them.
+    pub egress: Vec<PolicyRule>,
+}
+
+/// A pod of this node that policies isolate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IsolatedPod {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether only what is allowed may come in.
+    pub ingress: bool,
+    /// Whether only what is allowed may go out.
+    pub egress: bool,
+    /// The policies that say what is allowed; names of rule sets.
+    pub policies: BTreeSet<String>,
+    /// The numbers of ports that ingress rules name.
+    pub ports: BTreeSet<(Protocol, String, u16)>,
+}
+
+/// What policies mean for the pods of one node. Names (of pods, rule sets, peer sets) are of letters, digits and `-`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodePolicies {
+    /// By uid.
+    pub pods: BTreeMap<String, IsolatedPod>,
+    /// By name.
+    pub policies: BTreeMap<String, Arc<PolicyRuleSet>>,
+    /// By name.
+    pub peers: BTreeMap<String, PeerSet>,
+}
+
+/// Isolates pods in the kernel.
+///
+/// A pod that is not named here is not isolated. In a direction in which a pod is isolated, a connection is let through
+/// when a rule of its policies allows it; one between two isolated pods has to be allowed on both sides. What runs on
+/// the node itself reaches its pods and is reached by them, and so does a pod itself. A change holds for connections
+/// that exist as for new ones.
+#[async_trait]
+pub trait PolicyRules: Send + Sync + 'static {
+    /// Makes the kernel's rules equal to `desired` in one atomic transaction, whose cost is that of the difference.
+    /// Refused when a name is not as it should be, or refers to nothing.
+    async fn sync(&self, desired: NodePolicies) -> Result<(), NetworkError>;
 }
 
 /// One record set of the cluster's zone, relative names without the zone.

@@ -1,0 +1,424 @@
+//! From policies to what the table should hold: sets, chains of rules, and which address leads to which chain. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use imbl::OrdSet;
+use ipnet::IpNet;
+
+use crate::{
+    NodePolicies, PeerSet, PolicyPeer, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, Protocol,
+};
+
+/// Which side of a connection the isolated pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Direction {
+    /// The source.
+    Egress,
+    /// The destination.
+    Ingress,
+}
+
+impl Direction {
+    pub(super) const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+
+    /// How rules speak of the peer. Not of the packet's addresses: a connection's original source and the address that
+    /// replies come from are the same for packets of both directions, and whatever was translated on the way.
+    fn peer(self, family: Family) -> String {
+        match self {
+            Self::Egress => format!("ct reply {} saddr", family.word()),
+            Self::Ingress => format!("ct original {} saddr", family.word()),
+        }
+    }
+}
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub(super) fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// nft's word for the protocol.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+}
+
+/// What a set's elements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SetKind {
+    Address,
+    AddressAndPort,
+}
+
+/// A set; in the kernel it is two, one per family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Members {
+    pub(super) kind: SetKind,
+    pub(super) members: OrdSet<PolicyPeer>,
+}
+
+/// All that the table holds apart from its fixed part.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Plan {
+    pub(super) sets: BTreeMap<String, Members>,
+    /// Rules, in nft's words.
+    pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// The chain that judges the connections of an address.
+    pub(super) verdicts: BTreeMap<(Direction, IpAddr), String>,
+    /// Addresses that are isolated in any direction.
+    pub(super) isolated: BTreeSet<IpAddr>,
+}
+
+fn peers_set(name: &str, with_ports: bool) -> String {
+    let kind = if with_ports { "ports" } else { "peers" };
+    format!("{kind}_{name}")
+}
+
+/// A port name is of lower-case letters, digits and `-`.
+fn named_set(protocol: Protocol, name: &str) -> String {
+    format!("named_{}_{name}", protocol.word())
+}
+
+fn policy_chain(direction: Direction, name: &str) -> String {
+    format!("policy_{}_{name}", direction.word())
+}
+
+fn pod_chain(direction: Direction, uid: &str) -> String {
+    format!("pod_{}_{uid}", direction.word())
+}
+
+impl Plan {
+    /// The plan for policies that passed [`check`](super::check).
+    pub(super) fn new(desired: &NodePolicies) -> Self {
+        let mut plan = Self::default();
+        for (name, PeerSet { with_ports, peers }) in &desired.peers {
+            let kind = match with_ports {
+                true => SetKind::AddressAndPort,
+                false => SetKind::Address,
+            };
+            let members = peers.clone();
+            plan.sets
+                .insert(peers_set(name, *with_ports), Members { kind, members });
+        }
+        plan.named_ports(desired);
+        for (name, rules) in &desired.policies {
+            plan.policy(name, rules, &desired.peers);
+        }
+        for (uid, pod) in &desired.pods {
+            for direction in Direction::BOTH {
+                let isolated = match direction {
+                    Direction::Egress => pod.egress,
+                    Direction::Ingress => pod.ingress,
+                };
+                if !isolated {
+                    continue;
+                }
+                let chain = pod_chain(direction, uid);
+                let jumps = pod
+                    .policies
+                    .iter()
+                    .map(|name| format!("jump {}", policy_chain(direction, name)));
+                plan.chains.insert(
+                    chain.clone(),
+                    jumps.chain(["counter drop".to_owned()]).collect(),
+                );
+                for address in &pod.addresses {
+                    plan.verdicts.insert((direction, *address), chain.clone());
+                    plan.isolated.insert(*address);
+                }
+            }
+        }
+        plan
+    }
+
+    /// The ports that ingress rules name: those of the pods that are isolated here. A name that none of them has gets
+    /// an empty set.
+    fn named_ports(&mut self, desired: &NodePolicies) {
+        let rules = desired.policies.values().flat_map(|policy| &policy.ingress);
+        for port in rules.flat_map(|rule| rule.ports.iter().flatten()) {
+            if let PolicyPort::Named(protocol, name) = port {
+                self.sets
+                    .entry(named_set(*protocol, name))
+                    .or_insert(Members {
+                        kind: SetKind::AddressAndPort,
+                        members: OrdSet::new(),
+                    });
+            }
+        }
+        for pod in desired.pods.values() {
+            for (protocol, name, number) in &pod.ports {
+                if let Some(set) = self.sets.get_mut(&named_set(*protocol, name)) {
+                    set.members
+                        .extend(pod.addresses.iter().map(|address| (*address, *number)));
+                }
+            }
+        }
+    }
+
+    fn policy(&mut self, name: &str, rules: &PolicyRuleSet, sets: &BTreeMap<String, PeerSet>) {
+        for direction in Direction::BOTH {
+            let rules = match direction {
+                Direction::Egress => &rules.egress,
+                Direction::Ingress => &rules.ingress,
+            };
+            let words = rules
+                .iter()
+                .flat_map(|rule| rule_words(direction, rule, sets))
+                .collect();
+            self.chains.insert(policy_chain(direction, name), words);
+        }
+    }
+}
+
+/// A condition, and the family it confines the rule to.
+type Condition = (Option<Family>, String);
+
+/// A rule as nft rules: one for each way to meet its condition on peers and its condition on ports.
+fn rule_words(
+    direction: Direction,
+    rule: &PolicyRule,
+    sets: &BTreeMap<String, PeerSet>,
+) -> Vec<String> {
+    let mut words = Vec::new();
+    for (family, peer) in peers(direction, &rule.peers, sets) {
+        for (other, port) in ports(rule.ports.as_deref()) {
+            if family.is_some() && other.is_some() && family != other {
+                continue;
+            }
+            let mut line = String::new();
+            for condition in [&peer, &port].into_iter().filter(|words| !words.is_empty()) {
+                let _infallible = write!(line, "{condition} ");
+            }
+            words.push(format!("{line}accept"));
+        }
+    }
+    if let (PolicyPeers::Of { sets: names, .. }, Some(listed)) = (&rule.peers, &rule.ports) {
+        let protocols = listed.iter().filter_map(|port| match port {
+            PolicyPort::OfPeer(protocol) => Some(*protocol),
+            _ => None,
+        });
+        for protocol in protocols {
+            let with_ports = |name: &&String| sets.get(*name).is_some_and(|set| set.with_ports);
+            for name in names.iter().filter(with_ports) {
+                for family in Family::BOTH {
+                    let set = peers_set(name, true);
+                    words.push(format!("{} accept", pair(family, protocol, &set)));
+                }
+            }
+        }
+    }
+    words
+}
+
+/// The destination's address and port are in a set.
+fn pair(family: Family, protocol: Protocol, set: &str) -> String {
+    format!(
+        "meta l4proto {} ct reply {} saddr . ct reply proto-src @{set}_{}",
+        protocol.word(),
+        family.word(),
+        family.number()
+    )
+}
+
+/// The ways to be one of the peers, apart from sets with ports.
+fn peers(
+    direction: Direction,
+    peers: &PolicyPeers,
+    sets: &BTreeMap<String, PeerSet>,
+) -> Vec<Condition> {
+    let (names, blocks) = match peers {
+        PolicyPeers::Anyone => return vec![(None, String::new())],
+        PolicyPeers::Of { sets, blocks } => (sets, blocks),
+    };
+    let mut conditions = Vec::new();
+    let without_ports = |name: &&String| sets.get(*name).is_some_and(|set| !set.with_ports);
+    for name in names.iter().filter(without_ports) {
+        for family in Family::BOTH {
+            let words = format!(
+                "{} @{}_{}",
+                direction.peer(family),
+                peers_set(name, false),
+                family.number()
+            );
+            conditions.push((Some(family), words));
+        }
+    }
+    for family in Family::BOTH {
+        let of_family: Vec<&IpNet> = blocks
+            .iter()
+            .filter(|block| Family::of(block.addr()) == family)
+            .collect();
+        if of_family.iter().any(|block| block.prefix_len() == 0) {
+            // nft takes no set of everything.
+            let number = family.number();
+            conditions.push((Some(family), format!("meta nfproto ipv{number}")));
+        } else if !of_family.is_empty() {
+            let list: Vec<String> = of_family.iter().map(ToString::to_string).collect();
+            let words = format!("{} {{ {} }}", direction.peer(family), list.join(", "));
+            conditions.push((Some(family), words));
+        }
+    }
+    conditions
+}
+
+/// The ways to be one of the ports, apart from those that come with the peer.
+fn ports(ports: Option<&[PolicyPort]>) -> Vec<Condition> {
+    let Some(ports) = ports else {
+        return vec![(None, String::new())];
+    };
+    let mut conditions = Vec::new();
+    for protocol in Protocol::ALL {
+        let word = protocol.word();
+        if ports.contains(&PolicyPort::All(protocol)) {
+            conditions.push((None, format!("meta l4proto {word}")));
+            continue;
+        }
+        let ranges = ranges(ports, protocol);
+        if !ranges.is_empty() {
+            let words = format!(
+                "meta l4proto {word} ct reply proto-src {{ {} }}",
+                ranges.join(", ")
+            );
+            conditions.push((None, words));
+        }
+        for port in ports {
+            if let PolicyPort::Named(own, name) = port
+                && *own == protocol
+            {
+                let set = named_set(protocol, name);
+                for family in Family::BOTH {
+                    conditions.push((Some(family), pair(family, protocol, &set)));
+                }
+            }
+        }
+    }
+    conditions
+}
+
+/// The ranges of a protocol, in order; those that touch are one, since nft refuses overlaps.
+fn ranges(ports: &[PolicyPort], protocol: Protocol) -> Vec<String> {
+    let mut ranges: Vec<(u16, u16)> = ports
+        .iter()
+        .filter_map(|port| match port {
+            PolicyPort::Range(own, first, last) if *own == protocol => Some((*first, *last)),
+            _ => None,
+        })
+        .collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<(u16, u16)> = Vec::new();
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
+            _ => merged.push((first, last)),
+        }
+    }
+    let words = |(first, last): (u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    merged.into_iter().map(words).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{named, policies};
+    use super::*;
+
+    #[test]
+    fn a_pod_is_judged_by_its_policies_in_the_directions_it_is_isolated_in() {
+        let plan = Plan::new(&policies());
+        assert_eq!(
+            plan.chains["pod_ingress_one"],
+            [
+                "jump policy_ingress_allow",
+                "jump policy_ingress_deny",
+                "counter drop"
+            ]
+        );
+        assert!(!plan.chains.contains_key("pod_egress_one"));
+        let one: IpAddr = "10.244.1.2".parse().unwrap();
+        assert_eq!(plan.verdicts[&(Direction::Ingress, one)], "pod_ingress_one");
+        assert!(!plan.verdicts.contains_key(&(Direction::Egress, one)));
+        assert_eq!(plan.isolated.len(), 2, "both addresses of the one pod");
+    }
+
+    #[test]
+    fn rules_speak_of_the_connection_and_of_each_family() {
+        let plan = Plan::new(&policies());
+        assert_eq!(
+            plan.chains["policy_ingress_allow"],
+            [
+                "ct original ip saddr @peers_web_4 meta l4proto tcp ct reply proto-src { 80, 8000-9001 } accept",
+                "ct original ip saddr @peers_web_4 meta l4proto udp accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto tcp ct reply proto-src { 80, 8000-9001 } accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto udp accept",
+                "ct original ip saddr { 10.0.0.0/8, 192.0.2.0/24 } accept",
+                "meta nfproto ipv6 accept",
+            ]
+        );
+        assert_eq!(
+            plan.chains["policy_egress_allow"],
+            [
+                "meta l4proto tcp ct reply ip saddr . ct reply proto-src @ports_named_4 accept",
+                "meta l4proto tcp ct reply ip6 saddr . ct reply proto-src @ports_named_6 accept",
+            ]
+        );
+        assert!(plan.chains["policy_ingress_deny"].is_empty());
+    }
+
+    #[test]
+    fn names_of_ports_are_looked_up_with_the_pods_own_address() {
+        let mut desired = policies();
+        named(&mut desired, "http", &[("one", 8080)]);
+        let plan = Plan::new(&desired);
+        let ports: Vec<PolicyPeer> = plan.sets["named_tcp_http"]
+            .members
+            .iter()
+            .copied()
+            .collect();
+        assert_eq!(
+            ports,
+            [
+                ("10.244.1.2".parse().unwrap(), 8080),
+                ("fd00::2".parse().unwrap(), 8080)
+            ]
+        );
+        assert_eq!(
+            plan.chains["policy_ingress_named"],
+            [
+                "meta l4proto tcp ct reply ip saddr . ct reply proto-src @named_tcp_http_4 accept",
+                "meta l4proto tcp ct reply ip6 saddr . ct reply proto-src @named_tcp_http_6 accept",
+            ]
+        );
+    }
+}

@@ -20,9 +20,9 @@ fn traces(cluster: &Cluster, hosts: &[&str]) -> Result<Vec<String>> {
     let data_dir = cluster.data_dir();
     let mut configs = vec![AgentConfig::in_directory(&data_dir.join("agent"))];
     configs.extend(
-        hosts
-            .iter()
-            .map(|host| AgentConfig::in_directory(&data_dir.join("hosts").join(host).join("agent"))),
+        hosts.iter().map(|host| {
+            AgentConfig::in_directory(&data_dir.join("hosts").join(host).join("agent"))
+        }),
     );
     let mut names: Vec<String> = configs
         .iter()
@@ -108,7 +108,13 @@ fn three_hosts_come_up_serve_and_leave_nothing_behind() -> Result<()> {
         "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]},
     });
     apply(&cluster, work.path(), &service)?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
+    cluster.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod",
+        "--all",
+        "--timeout=60s",
+    ])?;
     // From this machine, through the node port of each host: to whichever pod.
     for node in nodes {
         let path = "jsonpath={.status.addresses[?(@.type==\"InternalIP\")].address}";
@@ -120,11 +126,20 @@ fn three_hosts_come_up_serve_and_leave_nothing_behind() -> Result<()> {
             Ok(())
         })?;
     }
-    ensure!(!traces(&cluster, &nodes)?.is_empty(), "the test sees nothing of a cluster");
+    ensure!(
+        !traces(&cluster, &nodes)?.is_empty(),
+        "the test sees nothing of a cluster"
+    );
 
     let refused = cluster.fails(
         &gantry()?,
-        &["up", "--nodes", "4", "--data-dir", &cluster.data_dir().display().to_string()],
+        &[
+            "up",
+            "--nodes",
+            "4",
+            "--data-dir",
+            &cluster.data_dir().display().to_string(),
+        ],
     )?;
     ensure!(refused.1.contains("'gantry down' first"), "{refused:?}");
     gantry_in(&cluster, "down", &[])?;
@@ -163,7 +178,11 @@ fn the_kubeconfig_works_while_one_of_three_servers_is_down() -> Result<()> {
         Ok(name.context("nobody leads")?.to_owned())
     })?;
     let pid = std::fs::read_to_string(
-        cluster.data_dir().join("hosts").join(&leader).join("gantry.pid"),
+        cluster
+            .data_dir()
+            .join("hosts")
+            .join(&leader)
+            .join("gantry.pid"),
     )?;
     cluster.output("kill", &["-9", pid.trim()])?;
     cluster.kubectl(&["create", "configmap", "written-meanwhile"])?;
@@ -172,7 +191,11 @@ fn the_kubeconfig_works_while_one_of_three_servers_is_down() -> Result<()> {
         let nodes = cluster.kubectl(&["get", "nodes"])?;
         ensure!(nodes.matches(" Ready").count() == 3, "{nodes}");
         let again = std::fs::read_to_string(
-            cluster.data_dir().join("hosts").join(&leader).join("gantry.pid"),
+            cluster
+                .data_dir()
+                .join("hosts")
+                .join(&leader)
+                .join("gantry.pid"),
         )?;
         ensure!(again != pid, "{leader} has not been started again");
         Ok(())
@@ -186,10 +209,19 @@ fn what_cannot_be_is_refused_before_anything_is_made() -> Result<()> {
     for (arguments, words) in [
         (&["--nodes", "0"][..], "--nodes 0"),
         (&["--nodes", "2", "--servers", "2"], "use 1, 3 or 5"),
-        (&["--nodes", "1", "--servers", "3"], "--servers 3 with --nodes 1"),
+        (
+            &["--nodes", "1", "--servers", "3"],
+            "--servers 3 with --nodes 1",
+        ),
         (&["--servers", "3"], "--nodes"),
-        (&["--nodes", "2", "--host-cidr", "10.77.0.0/16"], "it is a /24"),
-        (&["--nodes", "2", "--host-cidr", "10.244.7.0/24"], "--pod-cidr"),
+        (
+            &["--nodes", "2", "--host-cidr", "10.77.0.0/16"],
+            "it is a /24",
+        ),
+        (
+            &["--nodes", "2", "--host-cidr", "10.244.7.0/24"],
+            "--pod-cidr",
+        ),
     ] {
         let arguments = [&["up", "--data-dir", &data_dir][..], arguments].concat();
         let (_, said) = cluster.fails(&gantry()?, &arguments)?;

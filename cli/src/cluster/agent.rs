@@ -43,7 +43,8 @@ impl Marks {
     /// As another process of this program is told them.
     pub(super) fn arguments(&self) -> Vec<String> {
         let labels = self.labels.iter();
-        let labels = labels.flat_map(|(key, value)| ["--node-label".to_owned(), format!("{key}={value}")]);
+        let labels =
+            labels.flat_map(|(key, value)| ["--node-label".to_owned(), format!("{key}={value}")]);
         let taints = self.taints.iter().flat_map(|taint| {
             let value = taint.value.as_deref().unwrap_or_default();
             let text = format!("{}={value}:{}", taint.key, taint.effect);
@@ -69,7 +70,9 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 fn taint(text: &str) -> Result<Taint, String> {
     const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-    let parts = text.rsplit_once(':').filter(|(_, effect)| EFFECTS.contains(effect));
+    let parts = text
+        .rsplit_once(':')
+        .filter(|(_, effect)| EFFECTS.contains(effect));
     let Some((mark, effect)) = parts else {
         return Err(format!(
             "\"{text}\" is not of the form KEY[=VALUE]:EFFECT, with an effect of {}",
@@ -245,7 +248,10 @@ mod tests {
     fn labels_and_taints_are_read_or_refused_with_their_form() {
         assert_eq!(label("zone=a"), Ok(("zone".to_owned(), "a".to_owned())));
         let tainted = taint("dedicated=gpu:NoSchedule").expect("a taint");
-        assert_eq!((tainted.key.as_str(), tainted.value.as_deref()), ("dedicated", Some("gpu")));
+        assert_eq!(
+            (tainted.key.as_str(), tainted.value.as_deref()),
+            ("dedicated", Some("gpu"))
+        );
         assert_eq!(taint("spot:NoExecute").expect("a taint").value, None);
         for (refused, words) in [
             (label("zone").err(), "KEY=VALUE"),

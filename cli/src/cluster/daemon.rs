@@ -92,9 +92,8 @@ pub(crate) async fn stop(data_dir: &Path, within: Duration) -> Result<()> {
         match kill_process(pid, signal) {
             // It has ended this moment.
             Err(rustix::io::Errno::SRCH) => {}
-            other => other.with_context(|| {
-                format!("asking gantry (pid {}) to stop", pid.as_raw_nonzero())
-            })?,
+            other => other
+                .with_context(|| format!("asking gantry (pid {}) to stop", pid.as_raw_nonzero()))?,
         }
         let released = async {
             let mut ticks = tokio::time::interval(POLL);

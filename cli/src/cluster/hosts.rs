@@ -52,9 +52,12 @@ impl Record {
     pub(crate) fn load(data_dir: &Path) -> Result<Option<Self>> {
         let path = data_dir.join(RECORD);
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .with_context(|| format!("reading {}: it is not what 'gantry up' wrote", path.display())),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+                format!(
+                    "reading {}: it is not what 'gantry up' wrote",
+                    path.display()
+                )
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
@@ -63,14 +66,25 @@ impl Record {
     fn save(&self, data_dir: &Path) -> Result<()> {
         let path = data_dir.join(RECORD);
         let text = serde_json::to_string_pretty(self).context("writing JSON")?;
-        gantry_tls::write(&path, &text, 0o644).with_context(|| format!("writing {}", path.display()))
+        gantry_tls::write(&path, &text, 0o644)
+            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// What is to be there, from what is there already and what was asked for.
-    pub(super) fn plan(existing: Option<&Self>, nodes: Option<u8>, servers: Option<u8>, subnet: impl FnOnce() -> Result<Ipv4Net>) -> Result<Self> {
+    pub(super) fn plan(
+        existing: Option<&Self>,
+        nodes: Option<u8>,
+        servers: Option<u8>,
+        subnet: impl FnOnce() -> Result<Ipv4Net>,
+    ) -> Result<Self> {
         let nodes = nodes.or(existing.map(|record| record.nodes)).unwrap_or(1);
-        let servers = servers.or(existing.map(|record| record.servers)).unwrap_or(1);
-        ensure!(nodes >= 1, "--nodes {nodes}: a cluster has one node at least");
+        let servers = servers
+            .or(existing.map(|record| record.servers))
+            .unwrap_or(1);
+        ensure!(
+            nodes >= 1,
+            "--nodes {nodes}: a cluster has one node at least"
+        );
         ensure!(
             [1, 3, 5].contains(&servers),
             "--servers {servers}: use 1, 3 or 5, since writes need a majority"
@@ -91,7 +105,11 @@ impl Record {
             Some(record) => record.subnet,
             None => subnet()?,
         };
-        Ok(Self { subnet, nodes, servers })
+        Ok(Self {
+            subnet,
+            nodes,
+            servers,
+        })
     }
 
     /// For people.
@@ -139,7 +157,11 @@ impl Record {
 
     fn hosts(&self, data_dir: &Path) -> Result<LocalHosts> {
         let prefix = super::agent_config(data_dir).network_prefix;
-        Ok(LocalHosts::new(&prefix, self.subnet, &data_dir.join("hosts/netns"))?)
+        Ok(LocalHosts::new(
+            &prefix,
+            self.subnet,
+            &data_dir.join("hosts/netns"),
+        )?)
     }
 }
 
@@ -174,9 +196,11 @@ fn find_subnet(up: &Up) -> Result<Ipv4Net> {
         }
         return Ok(subnet);
     }
-    let free = SUBNETS
-        .subnets(24)?
-        .filter(|candidate| !taken.iter().any(|range| range.contains(&candidate.network())));
+    let free = SUBNETS.subnets(24)?.filter(|candidate| {
+        !taken
+            .iter()
+            .any(|range| range.contains(&candidate.network()))
+    });
     LocalHosts::free_subnet(free)?.with_context(|| {
         format!("every /24 of {SUBNETS} is routed somewhere already: name a subnet for the hosts with --host-cidr")
     })
@@ -279,7 +303,10 @@ impl Running {
                 if let Some(pid) = pid(&child) {
                     kill_process(pid, Signal::TERM).ok();
                 }
-                if tokio::time::timeout(STOP_WITHIN, child.wait()).await.is_err() {
+                if tokio::time::timeout(STOP_WITHIN, child.wait())
+                    .await
+                    .is_err()
+                {
                     tracing::warn!(host = name(number), "it does not end: it is killed");
                     child.kill().await.ok();
                 }
@@ -342,7 +369,8 @@ impl Supervisor<'_> {
             }
         }
         if !servers.is_empty() {
-            let token = token::create(&cluster, Admits::Servers, TOKEN_SECONDS, description).await?;
+            let token =
+                token::create(&cluster, Admits::Servers, TOKEN_SECONDS, description).await?;
             for number in servers {
                 self.start(running, number, Some(&token))?;
                 let kubeconfig = self.directory(number).join("admin.kubeconfig");
@@ -384,8 +412,9 @@ impl Supervisor<'_> {
             for (number, child) in &mut running.processes {
                 if let Some(status) = child.try_wait().context("waiting for a host")? {
                     let log = self.log(*number);
-                    let words = last_words(&log, 0)
-                        .unwrap_or_else(|| format!("it ended with {status}; see {}", log.display()));
+                    let words = last_words(&log, 0).unwrap_or_else(|| {
+                        format!("it ended with {status}; see {}", log.display())
+                    });
                     bail!("{}: {words}", name(*number));
                 }
             }
@@ -508,7 +537,10 @@ mod tests {
         assert_eq!((more.nodes, more.subnet), (5, first.subnet));
         for (nodes, servers) in [(Some(2), None), (None, Some(3))] {
             let refused = plan(Some(&first), nodes, servers).expect_err("it is another cluster");
-            assert!(refused.to_string().contains("3 nodes and 1 servers"), "{refused}");
+            assert!(
+                refused.to_string().contains("3 nodes and 1 servers"),
+                "{refused}"
+            );
         }
     }
 

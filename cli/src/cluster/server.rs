@@ -114,10 +114,7 @@ impl Options {
             ("--cluster-domain", networks.cluster_domain.clone()),
             ("--backup-every", seconds(backups.backup_every)),
             ("--backups", backups.backups.to_string()),
-            (
-                "--certificate-life",
-                seconds(certificates.certificate_life),
-            ),
+            ("--certificate-life", seconds(certificates.certificate_life)),
             (
                 "--node-monitor-grace-period",
                 seconds(nodes.node_monitor_grace_period),

@@ -12,7 +12,8 @@ pub(crate) struct Metrics {
     pub(crate) nodes_lost: IntCounter,
 }
 
-pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    Metrics {
     services_programmed: registered(
         Histogram::with_opts(
             HistogramOpts::new(
@@ -37,6 +38,7 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         )
         .expect("the name is well-formed"),
     ),
+}
 });
 
 fn registered<M: Collector + Clone + 'static>(metric: M) -> M {

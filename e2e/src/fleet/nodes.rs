@@ -12,7 +12,7 @@ use gantry_agent::AgentConfig;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Fleet, Place};
-use crate::host::{HOST_ADDRESS, Host};
+use crate::host::{HOST_ADDRESS, Host, Network};
 use crate::images::Images;
 use crate::{eventually, gantry, run};
 

@@ -135,7 +135,8 @@ fn answer(path: &str) -> Response<Full<Bytes>> {
         "/metrics" => match render() {
             Ok(text) => {
                 *response.body_mut() = Full::from(text);
-                let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                let kind =
+                    header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
             }
             Err(error) => {
@@ -216,7 +217,10 @@ mod tests {
         let response = answer(path);
         let status = response.status();
         let bytes = response.into_body().collect().await.expect("a body");
-        (status, String::from_utf8(bytes.to_bytes().to_vec()).expect("text"))
+        (
+            status,
+            String::from_utf8(bytes.to_bytes().to_vec()).expect("text"),
+        )
     }
 
     #[tokio::test]

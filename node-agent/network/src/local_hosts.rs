@@ -208,7 +208,8 @@ table ip {table} {{
             RouteNetlinkMessage::NewLink(pair),
         ))?;
         let eth0 = index_of(&mut inside.netlink, HOST_LINK)?;
-        let up = |index| RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build());
+        let up =
+            |index| RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(index).up().build());
         inside.netlink.batch(vec![
             Change::new("bringing up the host's loopback", 0, up(LOOPBACK)),
             Change::new("bringing up the host's link", 0, up(eth0)),
@@ -234,7 +235,10 @@ table ip {table} {{
 
     /// The hosts there are, by number.
     pub fn present(&self) -> BTreeSet<u8> {
-        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
         entries
             .filter_map(|entry| {
                 let name = entry.file_name();

@@ -63,7 +63,9 @@ fn a_host_whose_link_is_gone_is_made_anew() {
         hosts.add(1).unwrap();
         ip("link del lh-h1");
         let again = hosts.add(1).unwrap();
-        lab.inside(&namespace(&again), || serve("one", Ipv4Addr::UNSPECIFIED, 80));
+        lab.inside(&namespace(&again), || {
+            serve("one", Ipv4Addr::UNSPECIFIED, 80)
+        });
         assert_eq!(ask(again.address, 80).unwrap(), "one 10.77.3.1");
         hosts.teardown().unwrap();
     });
@@ -93,6 +95,9 @@ fn what_cannot_be_is_refused_with_the_way_out() {
     let hosts = LocalHosts::new("lh", subnet(), place).unwrap();
     for number in [0, 201] {
         let refused = hosts.address(number);
-        assert!(matches!(refused, Err(NetworkError::Unsupported(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(NetworkError::Unsupported(_))),
+            "{refused:?}"
+        );
     }
 }

@@ -155,7 +155,9 @@ impl Reports {
                     object["kind"] = json!("Node");
                     object["metadata"]["name"] = json!(node);
                     object["spec"] = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
-                    if let Some(taints @ [_, ..]) = reported["spec"]["taints"].as_array().map(Vec::as_slice) {
+                    if let Some(taints @ [_, ..]) =
+                        reported["spec"]["taints"].as_array().map(Vec::as_slice)
+                    {
                         object["spec"]["taints"] = json!(taints);
                     }
                     call(&self.client, Method::POST, "/api/v1/nodes", &object).await

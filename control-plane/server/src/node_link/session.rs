@@ -322,8 +322,7 @@ impl Session {
                 }
             }
             Resource::Service | Resource::EndpointSlice => {
-                self.hub
-                    .sending_services(event.entry.modify_revision.0);
+                self.hub.sending_services(event.entry.modify_revision.0);
                 self.object(resource, &event.key, &event.entry, event.deleted)
                     .await
             }

@@ -9,9 +9,11 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::IPAddress;
 use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
+use crate::ip_address::{OF_PARENT, of_parent};
 use crate::load_balancer::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
 use crate::selection::{LABELLED, OF_SERVICE, SELECTING, labelled, of_service, selecting};
 
@@ -32,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) services: Arc<Cache<Service>>,
     pub(crate) slices: Arc<Cache<EndpointSlice>>,
     pub(crate) endpoints: Arc<Cache<Endpoints>>,
+    pub(crate) ip_addresses: Arc<Cache<IPAddress>>,
     pub(crate) namespaces: Arc<Cache<Namespace>>,
     /// Only those called `default`.
     pub(crate) service_accounts: Arc<Cache<ServiceAccount>>,
@@ -65,6 +68,7 @@ impl Context {
                 .index(OF_SERVICE, of_service)
                 .start(&stop),
             endpoints: Informer::all(of()).start(&stop),
+            ip_addresses: Informer::all(of()).index(OF_PARENT, of_parent).start(&stop),
             namespaces: Informer::all(of()).start(&stop),
             service_accounts: Informer::all(of())
                 .fields("metadata.name=default")
@@ -84,6 +88,7 @@ impl Context {
             context.services.synced().await;
             context.slices.synced().await;
             context.endpoints.synced().await;
+            context.ip_addresses.synced().await;
             context.namespaces.synced().await;
             context.service_accounts.synced().await;
             context.root_cas.synced().await;

@@ -12,6 +12,7 @@ mod endpoint_slice;
 mod endpoints;
 mod error;
 mod garbage;
+mod ip_address;
 mod load_balancer;
 mod namespace;
 mod namespace_defaults;
@@ -71,6 +72,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         endpoints::run(context.clone()),
         endpoint_mirroring::run(context.clone(), mirroring),
         load_balancer::run(context.clone(), balancers),
+        ip_address::run(context.clone()),
         namespace_defaults::run(context.clone(), config.root_ca),
         namespace::run(context.clone()),
         garbage::run(context.clone()),

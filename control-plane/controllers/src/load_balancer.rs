@@ -34,7 +34,7 @@ pub(crate) fn balanced(service: &Service) -> Vec<String> {
 
 pub(crate) fn balanced_ports(service: &Service) -> Vec<String> {
     match balances(service) {
-        true => ports(service).map(|port| port_text(port)).collect(),
+        true => ports(service).map(port_text).collect(),
         false => Vec::new(),
     }
 }

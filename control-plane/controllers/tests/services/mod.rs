@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Endpoints, Event, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::IPAddress;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
@@ -113,6 +114,47 @@ async fn endpoints_that_a_user_keeps_are_mirrored() {
         slices.len() == 1 && told(slices).is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_object_of_a_cluster_ip_comes_back_and_goes_with_its_service() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let services: Api<Service> = cluster.api("ns");
+    let made = create(&services, service("s", json!({"ports": [{"port": 80}]}))).await;
+    let ip = made
+        .spec
+        .and_then(|spec| spec.cluster_ip)
+        .expect("an address");
+    let addresses: Api<IPAddress> = Api::all(cluster.client.clone());
+    let first = addresses
+        .get(&ip)
+        .await
+        .expect("it came with the service")
+        .metadata
+        .uid;
+    addresses
+        .delete(&ip, &DeleteParams::default())
+        .await
+        .expect("deleted");
+    let again = move |address: Option<&IPAddress>| {
+        address.is_some_and(|address| {
+            address.spec.parent_ref.name == "s" && address.metadata.uid != first
+        })
+    };
+    wait(&addresses, &ip, "it is back", again).await;
+    services
+        .delete("s", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    gone(&addresses, &ip).await;
+    let stray = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "IPAddress",
+        "metadata": {"name": ip, "labels": {"ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}},
+        "spec": {"parentRef": {"resource": "services", "namespace": "ns", "name": "s"}}
+    });
+    create(&addresses, stray).await;
+    gone(&addresses, &ip).await;
 }
 
 /// A service's balancer: its addresses, and the condition's reason.

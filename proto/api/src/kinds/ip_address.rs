@@ -101,11 +101,10 @@ impl Kind for IpAddressKind {
         if let Some(group) = given(&parent.group) {
             text = format!("{text}.{group}");
         }
-        for part in [given(&parent.namespace), Some(parent.name.clone())] {
-            if let Some(part) = part {
-                text = format!("{text}/{part}");
-            }
+        if let Some(namespace) = given(&parent.namespace) {
+            text = format!("{text}/{namespace}");
         }
+        text = format!("{text}/{}", parent.name);
         vec![
             table::name_cell(&object.metadata),
             json!(text),

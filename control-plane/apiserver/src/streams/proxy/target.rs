@@ -19,7 +19,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Where bytes go.
 pub(super) enum Backend {
     /// Into a pod, over its node's link.
-    Pod(Ports),
+    Pod(Box<Ports>),
     /// Straight to an address: of a node, or of an endpoint that is no pod.
     Address(IpAddr),
 }
@@ -126,8 +126,9 @@ impl Place<'_> {
             pod_uid: self.uid.to_owned(),
             ..OpenStream::default()
         };
+        let ports = Ports::new(streams, self.node.to_owned(), request);
         Ok(Target {
-            backend: Backend::Pod(Ports::new(streams, self.node.to_owned(), request)),
+            backend: Backend::Pod(Box::new(ports)),
             port,
             host: format!("{}:{port}", self.name),
         })

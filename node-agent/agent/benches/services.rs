@@ -76,6 +76,7 @@ fn one_changed_slice(criterion: &mut Criterion, count: usize) {
         cluster_pod_cidr: "10.244.0.0/16".parse().expect("CIDR"),
         service_cidr: "10.96.0.0/12".parse().expect("CIDR"),
         data_dir: "/nonexistent".into(),
+        overlay: None,
         ipv6: None,
     };
     let desired = Arc::new(Desired::default());

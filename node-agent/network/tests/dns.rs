@@ -123,11 +123,10 @@ fn pods_and_the_host_ask_the_service_address() {
             .unwrap();
         serve_web(&server);
         rules
-            .sync(vec![service(
+            .apply(lab::only([(
                 "web",
-                [10, 96, 0, 50],
-                vec![pod.endpoint(8080)],
-            )])
+                service([10, 96, 0, 50], vec![pod.endpoint(8080)]),
+            )]))
             .await
             .unwrap();
         for client in [Some(&pod), None] {

@@ -17,7 +17,7 @@ use gantry_network::{
     BridgeNetwork, NftPolicyRules, NftServiceRules, PolicyPort, PolicyRules as _, Protocol,
     ServiceRules as _,
 };
-use lab::{DEADLINE, Pod, SILENCE, ask, ask_within, ip, on_own_machine, service};
+use lab::{DEADLINE, Pod, SILENCE, ask, ask_within, ip, on_own_machine, only, service};
 use policy_lab::{reached_by, received};
 use policy_world::policy_cases::cases;
 use policy_world::{World, echoes, udp};
@@ -140,9 +140,9 @@ fn policies_see_pods_behind_services_and_a_pod_reaches_itself_through_its_servic
         let web = lab.pod(&network, "web", 8080).await;
         let friend = lab.pod(&network, "friend", 8080).await;
         let stranger = lab.pod(&network, "stranger", 8080).await;
-        let mut to_web = service("web", VIP, vec![web.endpoint(8080)]);
+        let mut to_web = service(VIP, vec![web.endpoint(8080)]);
         to_web.node_port = Some(30080);
-        services.sync(vec![to_web]).await.unwrap();
+        services.apply(only([("web", to_web)])).await.unwrap();
         policies
             .sync(reached_by(&web, &[&friend], 8080))
             .await

@@ -168,7 +168,7 @@ fn pods_of_hosts_on_one_subnet_are_reached_directly() {
     among_hosts(|world| {
         let cluster = Cluster::of(world.pair(OverlayMode::Auto));
         let outside = world.machine("lan", [192, 0, 2, 9].into());
-        inside(&outside, || serve("outside", [192, 0, 2, 9].into(), 7001));
+        inside(&outside, || serve("outside", [192, 0, 2, 9], 7001));
         everything_gets_through(&cluster, [192, 0, 2, 9].into());
         for (host, overlay) in cluster.hosts.iter().zip(&cluster.overlays) {
             assert_eq!(paths(host, overlay), [PeerPath::Direct]);
@@ -183,7 +183,7 @@ fn pods_are_reached_through_vxlan_where_that_is_asked_for() {
     among_hosts(|world| {
         let cluster = Cluster::of(world.pair(OverlayMode::Always));
         let outside = world.machine("lan", [192, 0, 2, 9].into());
-        inside(&outside, || serve("outside", [192, 0, 2, 9].into(), 7001));
+        inside(&outside, || serve("outside", [192, 0, 2, 9], 7001));
         everything_gets_through(&cluster, [192, 0, 2, 9].into());
         all_by_vxlan(&cluster);
     });
@@ -200,7 +200,7 @@ fn pods_of_hosts_behind_a_router_are_reached_through_vxlan() {
         ]);
         let outside = world.machine("wan", [198, 51, 100, 9].into());
         inside(&outside, || {
-            serve("outside", [198, 51, 100, 9].into(), 7001)
+            serve("outside", [198, 51, 100, 9], 7001)
         });
         everything_gets_through(&cluster, [198, 51, 100, 9].into());
         all_by_vxlan(&cluster);

@@ -147,9 +147,12 @@ impl BridgeNetwork {
                     ("inet", names.policy_table()),
                     ("bridge", names.policy_table()),
                 ];
+                let there = nft.list(&["list", "tables"]).unwrap_or_default();
                 for (family, table) in tables {
-                    let table = format!("{family} {table}");
-                    keep(nft.apply(&format!("add table {table}\ndelete table {table}\n")));
+                    let table = format!("table {family} {table}");
+                    if there.lines().any(|line| line == table) {
+                        keep(nft.apply(&format!("delete {table}\n")));
+                    }
                 }
             }
             Err(error) => keep(Err(error)),

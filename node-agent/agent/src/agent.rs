@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftServiceRules, NodeNetwork, ServiceRules,
+    BridgeNetwork, ClusterDns, DnsServer, HostResolver, NftPolicyRules, NftServiceRules,
+    NodeNetwork, PodNetwork as _, ServiceRules,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -27,6 +28,7 @@ use crate::link::Link;
 use crate::local_api;
 use crate::node::Machine;
 use crate::pod::{Manager, Node};
+use crate::policies::Policies;
 use crate::presence::{self, Presence};
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
@@ -65,7 +67,8 @@ impl Agent {
         let images: Arc<ImageStore> = Arc::new(open_images(&config).await?);
         let desired = Arc::new(Desired::default());
         let checkpoint = Checkpoint::new(&config.data_dir, &config.run_dir);
-        checkpoint.load(&desired);
+        let policies = Arc::new(Policies::default());
+        checkpoint.load(&desired, &policies);
         let reports = Arc::new(Reports::new(&config.node_name));
         let (news, news_receiver) = mpsc::unbounded_channel();
         let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
@@ -101,6 +104,7 @@ impl Agent {
             servers: servers.clone(),
             tls: credentials.tls(),
             desired: desired.clone(),
+            policies: policies.clone(),
             reports: reports.clone(),
             streams: Arc::new(Streams::new(
                 runtime.clone(),
@@ -129,12 +133,21 @@ impl Agent {
         tasks.spawn(keep_facts(checkpoint.clone(), welcomed));
         let wiring = Wiring::new(&config, &facts).await?;
 
+        let attached = wiring.network.attached().await;
+        let attached = attached.context("listing the pods attached to the network")?;
+        let attached = attached
+            .into_iter()
+            .map(|(uid, at)| (uid, vec![at.ip.into()]));
+        let run = policies.clone();
+        tasks.spawn(run.run(wiring.policies.clone(), attached.collect()));
+
         let (routed, routed_receiver) = watch::channel(BTreeSet::new());
         let node = Arc::new(Node {
             runtime,
             images: images.clone(),
             network: wiring.network.clone(),
             desired: desired.clone(),
+            policies: policies.clone(),
             reports: reports.clone(),
             address: config.node_address.into(),
             pods_dir: config.pods_dir(),
@@ -164,9 +177,10 @@ impl Agent {
         tasks.spawn(keep_checkpoint(
             checkpoint.clone(),
             desired.clone(),
+            policies.clone(),
             changed,
         ));
-        tasks.spawn(reassert(wiring.network));
+        tasks.spawn(reassert(wiring.network, wiring.policies));
         tasks.spawn(watch_node(presence, reports.clone()));
         let collector = ImageCollector::new(images, desired.clone(), config.data_dir.clone());
         tasks.spawn(collect_images(collector, reports));
@@ -175,7 +189,7 @@ impl Agent {
         stop.cancelled().await;
         tasks.shutdown().await;
         checkpoint
-            .save(&desired)
+            .save(&desired, &policies)
             .context("writing the checkpoint")?;
         Ok(())
     }
@@ -218,6 +232,7 @@ async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
 struct Wiring {
     network: Arc<BridgeNetwork>,
     rules: NftServiceRules,
+    policies: Arc<NftPolicyRules>,
     dns: DnsServer,
     dns_address: Ipv4Addr,
 }
@@ -251,6 +266,7 @@ impl Wiring {
         };
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
+        let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
         network
             .bind_dns_address(dns_address)
             .await
@@ -265,6 +281,7 @@ impl Wiring {
         Ok(Self {
             network,
             rules,
+            policies: Arc::new(policies),
             dns,
             dns_address,
         })
@@ -272,7 +289,7 @@ impl Wiring {
 }
 
 /// Puts back, now and then, the rules that others flushed.
-async fn reassert(network: Arc<BridgeNetwork>) {
+async fn reassert(network: Arc<BridgeNetwork>, policies: Arc<NftPolicyRules>) {
     let mut ticks = every(LOOK_AROUND);
     loop {
         ticks.tick().await;
@@ -280,6 +297,12 @@ async fn reassert(network: Arc<BridgeNetwork>) {
             tracing::warn!(
                 error = crate::pod::words(&error),
                 "looking after the pod network"
+            );
+        }
+        if let Err(error) = policies.reassert().await {
+            tracing::warn!(
+                error = crate::pod::words(&error),
+                "looking after network policies"
             );
         }
     }
@@ -331,12 +354,18 @@ fn every(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-async fn keep_checkpoint(checkpoint: Checkpoint, desired: Arc<Desired>, changed: Arc<Notify>) {
+async fn keep_checkpoint(
+    checkpoint: Checkpoint,
+    desired: Arc<Desired>,
+    policies: Arc<Policies>,
+    changed: Arc<Notify>,
+) {
     loop {
         changed.notified().await;
         tokio::time::sleep(CHECKPOINT_DELAY).await;
-        let (checkpoint, desired) = (checkpoint.clone(), desired.clone());
-        let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired)).await;
+        let (checkpoint, desired, policies) =
+            (checkpoint.clone(), desired.clone(), policies.clone());
+        let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired, &policies)).await;
         if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
             tracing::warn!(%error, "writing the checkpoint");
         }

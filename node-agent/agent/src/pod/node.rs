@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use tokio::sync::watch;
 
 use crate::desired::Desired;
+use crate::policies::Policies;
 use crate::reports::Reports;
 
 /// The node as its pod workers see it.
@@ -21,6 +22,7 @@ pub(crate) struct Node {
     pub(crate) images: Arc<dyn Images>,
     pub(crate) network: Arc<dyn PodNetwork>,
     pub(crate) desired: Arc<Desired>,
+    pub(crate) policies: Arc<Policies>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) address: IpAddr,
     /// A directory per pod uid: journal, volumes, generated files.

@@ -42,6 +42,10 @@ pub(crate) async fn set_up(
     } else {
         let attachment = node.network.attach(&uid, &host_ports(&spec)).await;
         let attachment = attachment.map_err(|error| sandbox_failed(words(&error)))?;
+        let isolated = node.policies.isolate(&uid, vec![attachment.ip.into()]);
+        isolated
+            .await
+            .map_err(|error| sandbox_failed(error.to_string()))?;
         (Some(attachment.netns), attachment.ip.to_string())
     };
     let paths = {
@@ -192,6 +196,7 @@ pub(crate) async fn tear_down(
             .await
             .map_err(|error| words(&error))?;
     }
+    node.policies.forget(&uid);
     node.network
         .detach(&uid)
         .await

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_image::{FakeImages, ImageConfig};
-use gantry_network::{FakePodNetwork, PodNetwork as _};
+use gantry_network::{FakePodNetwork, FakePolicyRules, PodNetwork as _};
 use gantry_rpc::node::{AgentMessage, Resource, agent_message};
 use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Manager, News, Node};
 use crate::desired::Desired;
 use crate::desired::tests::change;
+use crate::policies::Policies;
 use crate::reports::Reports;
 
 /// A node of fakes, on which an agent can be started again.
@@ -26,6 +27,7 @@ struct Bed {
     images: Arc<FakeImages>,
     network: Arc<FakePodNetwork>,
     desired: Arc<Desired>,
+    policies: Arc<Policies>,
     reports: Arc<Reports>,
     news: mpsc::UnboundedSender<News>,
     stop: CancellationToken,
@@ -43,6 +45,10 @@ impl Bed {
         runtime.add_command("/app");
         let network = Arc::new(FakePodNetwork::new("10.1.0.0/24".parse().unwrap()));
         let desired = Arc::new(Desired::default());
+        let policies = Arc::new(Policies::default());
+        policies.synced();
+        let rules = Arc::new(FakePolicyRules::default());
+        tokio::spawn(policies.clone().run(rules, BTreeMap::new()));
         let (news, _) = mpsc::unbounded_channel();
         let mut bed = Self {
             directory,
@@ -50,6 +56,7 @@ impl Bed {
             images,
             network,
             desired,
+            policies,
             reports: Arc::new(Reports::new("n")),
             news,
             stop: CancellationToken::new(),
@@ -67,6 +74,7 @@ impl Bed {
             images: self.images.clone(),
             network: self.network.clone(),
             desired: self.desired.clone(),
+            policies: self.policies.clone(),
             reports: self.reports.clone(),
             address: [192, 0, 2, 1].into(),
             pods_dir: self.directory.path().join("pods"),

@@ -3,11 +3,13 @@
 
 mod hub;
 mod needs;
+mod policies;
 mod reports;
 mod routing;
 mod session;
 mod streams;
 
 pub(crate) use hub::Hub;
+pub(crate) use policies::Policies;
 pub(crate) use reports::{Reports, call};
 pub(crate) use session::{ClusterFacts, LinkService};

@@ -32,7 +32,7 @@ use crate::members::{
     Exchange, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
     keep_endpoints,
 };
-use crate::node_link::{ClusterFacts, Hub, LinkService, Reports};
+use crate::node_link::{ClusterFacts, Hub, LinkService, Policies, Reports};
 use crate::pod_cidr::PodCidrs;
 use crate::{level, node_monitor, recover, room};
 
@@ -264,6 +264,7 @@ impl Server {
                 dns_service_ip: dns.to_string(),
                 cluster_domain: config.cluster_domain.clone(),
             },
+            policies: Policies::new(store.clone()),
         };
         let link = NodeLinkServer::new(link)
             .max_decoding_message_size(LINK_MESSAGE)

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, HostResolver, NftServiceRules, NodeNetwork, OverlaySettings,
-    VxlanOverlay,
+    BridgeNetwork, DnsServer, HostResolver, NftPolicyRules, NftServiceRules, NodeNetwork,
+    OverlaySettings, PodNetwork as _, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -29,6 +29,7 @@ use crate::metrics;
 use crate::node::Machine;
 use crate::peers;
 use crate::pod::{Manager, Node};
+use crate::policies::Policies;
 use crate::presence::{self, Presence};
 use crate::program::Program;
 use crate::reports::{Reports, Severity};
@@ -69,7 +70,8 @@ impl Agent {
         let images: Arc<ImageStore> = Arc::new(open_images(&config).await?);
         let desired = Arc::new(Desired::default());
         let checkpoint = Checkpoint::new(&config.data_dir, &config.run_dir);
-        checkpoint.load(&desired);
+        let policies = Arc::new(Policies::default());
+        checkpoint.load(&desired, &policies);
         let reports = Arc::new(Reports::new(&config.node_name));
         let (news, news_receiver) = mpsc::unbounded_channel();
         let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
@@ -112,6 +114,7 @@ impl Agent {
             servers: servers.clone(),
             tls: credentials.tls(),
             desired: desired.clone(),
+            policies: policies.clone(),
             reports: reports.clone(),
             streams: Arc::new(Streams::new(
                 runtime.clone(),
@@ -141,12 +144,19 @@ impl Agent {
         tasks.spawn(keep_facts(checkpoint.clone(), welcomed));
         let wiring = Wiring::new(&config, &facts).await?;
 
+        let attached = wiring.network.attached().await;
+        let attached = attached.context("listing the pods attached to the network")?;
+        let attached = attached.into_iter().map(|(uid, at)| (uid, at.addresses()));
+        let run = policies.clone();
+        tasks.spawn(run.run(wiring.policies.clone(), attached.collect()));
+
         let node = Arc::new(Node {
             runtime,
             images: images.clone(),
             network: wiring.network.clone(),
             dns: wiring.dns.clone(),
             desired: desired.clone(),
+            policies: policies.clone(),
             reports: reports.clone(),
             address: config.node_address.into(),
             pods_dir: config.pods_dir(),
@@ -178,9 +188,10 @@ impl Agent {
         tasks.spawn(keep_checkpoint(
             checkpoint.clone(),
             desired.clone(),
+            policies.clone(),
             changed,
         ));
-        tasks.spawn(reassert(wiring.network));
+        tasks.spawn(reassert(wiring.network, wiring.policies));
         tasks.spawn(watch_node(presence, reports.clone()));
         let collector = ImageCollector::new(images, desired.clone(), config.data_dir.clone());
         tasks.spawn(collect_images(collector, reports));
@@ -189,7 +200,7 @@ impl Agent {
         stop.cancelled().await;
         tasks.shutdown().await;
         checkpoint
-            .save(&desired)
+            .save(&desired, &policies)
             .context("writing the checkpoint")?;
         Ok(())
     }
@@ -234,6 +245,7 @@ struct Wiring {
     rules: NftServiceRules,
     /// None on a node that no other node can reach.
     overlay: Option<Arc<VxlanOverlay>>,
+    policies: Arc<NftPolicyRules>,
     dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
 }
@@ -272,6 +284,7 @@ impl Wiring {
         };
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
+        let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
         let overlay = match node.overlay {
             None => None,
             Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
@@ -291,6 +304,7 @@ impl Wiring {
             network,
             rules,
             overlay: overlay.map(Arc::new),
+            policies: Arc::new(policies),
             dns: Arc::new(dns),
             dns_address,
         })
@@ -298,7 +312,7 @@ impl Wiring {
 }
 
 /// Puts back, now and then, the rules that others flushed.
-async fn reassert(network: Arc<BridgeNetwork>) {
+async fn reassert(network: Arc<BridgeNetwork>, policies: Arc<NftPolicyRules>) {
     let mut ticks = every(LOOK_AROUND);
     loop {
         ticks.tick().await;
@@ -306,6 +320,12 @@ async fn reassert(network: Arc<BridgeNetwork>) {
             tracing::warn!(
                 error = crate::pod::words(&error),
                 "looking after the pod network"
+            );
+        }
+        if let Err(error) = policies.reassert().await {
+            tracing::warn!(
+                error = crate::pod::words(&error),
+                "looking after network policies"
             );
         }
     }
@@ -357,12 +377,18 @@ fn every(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-async fn keep_checkpoint(checkpoint: Checkpoint, desired: Arc<Desired>, changed: Arc<Notify>) {
+async fn keep_checkpoint(
+    checkpoint: Checkpoint,
+    desired: Arc<Desired>,
+    policies: Arc<Policies>,
+    changed: Arc<Notify>,
+) {
     loop {
         changed.notified().await;
         tokio::time::sleep(CHECKPOINT_DELAY).await;
-        let (checkpoint, desired) = (checkpoint.clone(), desired.clone());
-        let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired)).await;
+        let (checkpoint, desired, policies) =
+            (checkpoint.clone(), desired.clone(), policies.clone());
+        let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired, &policies)).await;
         if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
             tracing::warn!(%error, "writing the checkpoint");
         }

@@ -8,6 +8,7 @@
 //! - a pod's phase never moves backwards ([`pod`]'s status);
 //! - a container is never started twice for one attempt: the attempt is on disk before the runtime is asked;
 //! - the agent's death changes nothing for running containers, and a later agent takes them over;
+//! - a container starts only when the kernel isolates its pod as the network policies known by then say;
 //! - secrets are written to tmpfs only.
 
 pub mod agent;
@@ -34,6 +35,7 @@ mod metrics;
 mod node;
 mod peers;
 mod pod;
+mod policies;
 mod presence;
 mod pressure;
 mod routed;

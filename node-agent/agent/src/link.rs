@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::desired::{Desired, Touched};
 use crate::pod::News;
+use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::servers::Servers;
 use crate::streams::Streams;
@@ -79,6 +80,7 @@ pub(crate) struct Link {
     /// What connections are made with, as of the moment.
     pub(crate) tls: watch::Receiver<Arc<ClientConfig>>,
     pub(crate) desired: Arc<Desired>,
+    pub(crate) policies: Arc<Policies>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) streams: Arc<Streams>,
     /// The Node object's JSON, made anew for each connection.
@@ -151,6 +153,7 @@ impl Link {
             .await?
             .into_inner();
         self.desired.link_opened();
+        self.policies.link_opened();
         self.servers.prefer(address);
         tracing::info!(server = %address, "node link is up");
         tokio::select! {
@@ -214,12 +217,19 @@ impl Link {
                 }
                 Some(server_message::Message::Synced(done)) => {
                     synced = true;
+                    self.policies.synced();
                     for pod in self.desired.synced(done.revision) {
                         self.news.send(News::Gone(pod)).ok();
                     }
                     self.news.send(News::Synced).ok();
                     self.services.notify_one();
                     self.nodes.notify_one();
+                    self.changed.notify_one();
+                }
+                Some(server_message::Message::Policies(change)) => {
+                    if let Err(error) = self.policies.apply(change) {
+                        tracing::error!(%error, "the policies stay as they were");
+                    }
                     self.changed.notify_one();
                 }
                 Some(server_message::Message::OpenStream(open)) => {

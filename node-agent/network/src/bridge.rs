@@ -172,14 +172,13 @@ impl BridgeNetwork {
                     ("bridge", names.policy_table()),
                     ("inet", names.dns_table()),
                 ];
-                tables.extend(node.ipv6.map(|_| ("ip6", names.service_table())));
+                tables.extend([names.pod_table(), names.service_table()].map(|name| ("ip6", name)));
+                let there = nft.list(&["list", "tables"]).unwrap_or_default();
                 for (family, table) in tables {
-                    let table = format!("{family} {table}");
-                    keep(nft.apply(&format!("add table {table}\ndelete table {table}\n")));
-                }
-                let table = names.pod_table();
-                if nft.list(&["list", "table", "ip6", &table]).is_some() {
-                    keep(nft.apply(&format!("delete table ip6 {table}\n")));
+                    let table = format!("table {family} {table}");
+                    if there.lines().any(|line| line == table) {
+                        keep(nft.apply(&format!("delete {table}\n")));
+                    }
                 }
             }
             Err(error) => keep(Err(error)),

@@ -120,6 +120,14 @@ pub struct PodAttachment {
     pub ip6: Option<Ipv6Addr>,
 }
 
+impl PodAttachment {
+    /// All addresses of the pod, IPv4 first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let ip6 = self.ip6.map(IpAddr::from);
+        std::iter::once(self.ip.into()).chain(ip6).collect()
+    }
+}
+
 /// Connects pods. Every operation is idempotent; state survives the agent.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {

@@ -199,9 +199,7 @@ fn pods_of_hosts_behind_a_router_are_reached_through_vxlan() {
             world.host("wan", [198, 51, 100, 2], 2, OverlayMode::Auto),
         ]);
         let outside = world.machine("wan", [198, 51, 100, 9].into());
-        inside(&outside, || {
-            serve("outside", [198, 51, 100, 9], 7001)
-        });
+        inside(&outside, || serve("outside", [198, 51, 100, 9], 7001));
         everything_gets_through(&cluster, [198, 51, 100, 9].into());
         all_by_vxlan(&cluster);
     });

@@ -78,6 +78,16 @@ fn tables() -> Vec<String> {
     objects
 }
 
+/// What nft prints, it takes: others save and restore the whole ruleset.
+fn read_again() {
+    let before = tables();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let printed = command("nft", &["-s", "list", "ruleset"]);
+    std::fs::write(file.path(), format!("flush ruleset\n{printed}")).unwrap();
+    command("nft", &["-f", &file.path().to_string_lossy()]);
+    assert_eq!(tables(), before);
+}
+
 /// A different world for each number: other pods, policies that come and go, peers in both families.
 fn numbered(number: u16) -> NodePolicies {
     let mut desired = NodePolicies::default();
@@ -142,8 +152,8 @@ fn numbered(number: u16) -> NodePolicies {
                 IpAddr::from([10, 244, 1, pod as u8]),
                 format!("fd00::{pod}").parse().unwrap(),
             ],
-            ingress: number % 2 == 0,
-            egress: (number + pod) % 3 == 0,
+            ingress: number.is_multiple_of(2),
+            egress: (number + pod).is_multiple_of(3),
             policies: desired
                 .policies
                 .keys()
@@ -162,7 +172,7 @@ fn numbered(number: u16) -> NodePolicies {
         ports: BTreeSet::new(),
     };
     desired.pods.insert("always".to_owned(), always);
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         desired
             .policies
             .values_mut()
@@ -185,6 +195,7 @@ fn the_kernel_takes_every_difference_and_ends_where_a_fresh_start_does() {
                 .await
                 .unwrap();
             assert_eq!(by_difference, tables(), "{number:#x}");
+            read_again();
         }
     });
 }

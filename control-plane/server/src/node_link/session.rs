@@ -1,7 +1,7 @@
 //! The gRPC service that agents dial, and one session per connected node.
 //!
-//! A session first sends `Welcome`, then every object its node needs (a pod's references before the pod), then
-//! `Synced`, and from there the changes of the store in order: nothing is missed between the snapshot and the watch,
+//! A session first sends `Welcome`, then every object its node needs (a pod's references and the policies that isolate it
+//! before the pod), then `Synced`, and from there the changes of the store in order: nothing is missed between the snapshot and the watch,
 //! because the watch starts at the snapshot's revision.
 
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use futures::Stream;
 use gantry_apiserver::Identity;
 use gantry_rpc::node::node_link_server::NodeLink;
 use gantry_rpc::node::{
-    AgentMessage, Hello, ObjectChange, Resource, ServerMessage, Servers, StreamFrame, Synced,
-    Welcome, agent_message, server_message,
+    AgentMessage, Hello, ObjectChange, PolicyChange, Resource, ServerMessage, Servers, StreamFrame,
+    Synced, Welcome, agent_message, server_message,
 };
-use gantry_store::{Entry, Event, Key, Store, Table, WatchError};
+use gantry_store::{Entry, Event, Key, Revision, Store, Table, WatchError};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::hub::Hub;
 use super::needs::{Needs, Reference};
+use super::policies::{Feed, Policies, Stopped};
 use super::reports::Reports;
 use super::streams;
 use crate::members::Roster;
@@ -45,6 +46,7 @@ pub(crate) struct LinkService {
     pub(crate) reports: Arc<Reports>,
     pub(crate) roster: Roster,
     pub(crate) facts: ClusterFacts,
+    pub(crate) policies: Policies,
 }
 
 /// A node may only speak for itself: its certificate says `system:node:NAME` of `system:nodes`.
@@ -101,6 +103,7 @@ impl NodeLink for LinkService {
             roster: self.roster.clone(),
             down: down.clone(),
             needs: Needs::default(),
+            policies: self.policies.feed(&node),
         };
         tokio::spawn(async move {
             if let Err(status) = session.run(welcome).await {
@@ -221,14 +224,27 @@ struct Session {
     roster: Roster,
     down: mpsc::Sender<Result<ServerMessage, Status>>,
     needs: Needs,
+    policies: Feed,
 }
 
-/// The node's end of the connection is closed.
-struct Closed;
+/// The node's end of the connection is closed, or there is nothing more to be told on ours.
+enum Closed {
+    ByNode,
+    Stopping,
+}
 
 impl From<Closed> for Status {
-    fn from(_: Closed) -> Self {
-        Status::cancelled("the node closed the link")
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::ByNode => Status::cancelled("the node closed the link"),
+            Closed::Stopping => Status::unavailable("the server is stopping"),
+        }
+    }
+}
+
+impl From<Stopped> for Closed {
+    fn from(_: Stopped) -> Self {
+        Self::Stopping
     }
 }
 
@@ -240,6 +256,7 @@ impl Session {
         // The watch is opened first: what changes while the snapshot is sent is sent again by it, in order.
         let from = self.store.revision();
         let mut watch = self.store.watch(&names, from).map_err(behind)?;
+        self.policies_up_to(from).await?;
         for (table, resource) in tables() {
             let snapshot = self.store.snapshot(&table);
             for ((namespace, name), entry) in snapshot.iter() {
@@ -253,17 +270,41 @@ impl Session {
         }
         self.send(server_message::Message::Synced(Synced { revision: from.0 }))
             .await?;
-        while let Some(event) = watch.next().await {
-            self.change(&event.map_err(behind)?).await?;
+        loop {
+            tokio::select! {
+                event = watch.next() => match event {
+                    Some(event) => self.change(&event.map_err(behind)?).await?,
+                    None => return Err(Closed::Stopping.into()),
+                },
+                changes = self.policies.changed() => {
+                    let changes = changes.map_err(Closed::from)?;
+                    self.policies(changes).await?;
+                }
+            }
         }
-        Err(Status::unavailable("the server is stopping"))
+    }
+
+    /// Sends what the node does not know yet of the policies up to this revision.
+    async fn policies_up_to(&mut self, revision: Revision) -> Result<(), Closed> {
+        let changes = self.policies.up_to(revision).await?;
+        self.policies(changes).await
+    }
+
+    async fn policies(&self, changes: Vec<PolicyChange>) -> Result<(), Closed> {
+        for change in changes {
+            self.send(server_message::Message::Policies(change)).await?;
+        }
+        Ok(())
     }
 
     async fn send(&self, message: server_message::Message) -> Result<(), Closed> {
         let message = ServerMessage {
             message: Some(message),
         };
-        self.down.send(Ok(message)).await.map_err(|_| Closed)
+        self.down
+            .send(Ok(message))
+            .await
+            .map_err(|_| Closed::ByNode)
     }
 
     /// Sends an object of the snapshot, when this node needs it.
@@ -340,8 +381,9 @@ impl Session {
             .any(|(field, value)| field == "spec.nodeName" && *value == self.node)
     }
 
-    /// Sends a pod of this node, after what it refers to.
+    /// Sends a pod of this node, after what it refers to and what isolates it.
     async fn pod(&mut self, key: &Key, entry: &Entry) -> Result<(), Closed> {
+        self.policies_up_to(entry.modify_revision).await?;
         // The store holds only what the API server wrote: JSON.
         let pod: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
         for reference in self.needs.set(&key.namespace, &key.name, &pod) {

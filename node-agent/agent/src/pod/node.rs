@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::desired::Desired;
+use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::routed::Routed;
 
@@ -22,6 +23,7 @@ pub(crate) struct Node {
     pub(crate) network: Arc<dyn PodNetwork>,
     pub(crate) dns: Arc<dyn ClusterDns>,
     pub(crate) desired: Arc<Desired>,
+    pub(crate) policies: Arc<Policies>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) address: IpAddr,
     /// A directory per pod uid: journal, volumes, generated files.

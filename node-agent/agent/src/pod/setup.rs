@@ -42,6 +42,10 @@ pub(crate) async fn set_up(
     } else {
         let attachment = node.network.attach(&uid, &host_ports(&spec)).await;
         let attachment = attachment.map_err(|error| sandbox_failed(words(&error)))?;
+        let isolated = node.policies.isolate(&uid, attachment.addresses());
+        isolated
+            .await
+            .map_err(|error| sandbox_failed(error.to_string()))?;
         (Some(attachment.netns), attachment.ip.to_string())
     };
     let paths = {
@@ -198,8 +202,11 @@ pub(crate) async fn tear_down(
     let attached = attached.map_err(|error| words(&error))?;
     if let Some(attachment) = attached.get(&uid) {
         // While the address is still this pod's.
-        node.dns.client(attachment.ip.into(), None);
+        for address in attachment.addresses() {
+            node.dns.client(address, None);
+        }
     }
+    node.policies.forget(&uid);
     node.network
         .detach(&uid)
         .await

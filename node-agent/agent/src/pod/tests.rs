@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_image::{FakeImages, ImageConfig};
-use gantry_network::{FakeDns, FakePodNetwork, PodNetwork as _};
+use gantry_network::{FakeDns, FakePodNetwork, FakePolicyRules, PodNetwork as _};
 use gantry_rpc::node::{AgentMessage, Resource, agent_message};
 use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
 use serde_json::{Value, json};
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Manager, News, Node};
 use crate::desired::Desired;
 use crate::desired::tests::change;
+use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::routed::tests::slice;
 
@@ -28,6 +29,7 @@ struct Bed {
     network: Arc<FakePodNetwork>,
     dns: Arc<FakeDns>,
     desired: Arc<Desired>,
+    policies: Arc<Policies>,
     reports: Arc<Reports>,
     news: mpsc::UnboundedSender<News>,
     stop: CancellationToken,
@@ -44,6 +46,10 @@ impl Bed {
         runtime.add_command("/app");
         let network = Arc::new(FakePodNetwork::new("10.1.0.0/24".parse().unwrap()));
         let desired = Arc::new(Desired::default());
+        let policies = Arc::new(Policies::default());
+        policies.synced();
+        let rules = Arc::new(FakePolicyRules::default());
+        tokio::spawn(policies.clone().run(rules, BTreeMap::new()));
         let (news, _) = mpsc::unbounded_channel();
         let mut bed = Self {
             directory,
@@ -52,6 +58,7 @@ impl Bed {
             network,
             dns: Arc::default(),
             desired,
+            policies,
             reports: Arc::new(Reports::new("n")),
             news,
             stop: CancellationToken::new(),
@@ -69,6 +76,7 @@ impl Bed {
             network: self.network.clone(),
             dns: self.dns.clone(),
             desired: self.desired.clone(),
+            policies: self.policies.clone(),
             reports: self.reports.clone(),
             address: [192, 0, 2, 1].into(),
             pods_dir: self.directory.path().join("pods"),

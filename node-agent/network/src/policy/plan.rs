@@ -303,13 +303,13 @@ fn ports(ports: Option<&[PolicyPort]>) -> Vec<Condition> {
             conditions.push((None, format!("meta l4proto {word}")));
             continue;
         }
-        let ranges = ranges(ports, protocol);
-        if !ranges.is_empty() {
-            let words = format!(
-                "meta l4proto {word} ct reply proto-src {{ {} }}",
-                ranges.join(", ")
-            );
-            conditions.push((None, words));
+        // Not as one set: nft prints an anonymous set of such keys in a way that it cannot read again, and others save
+        // and restore the whole ruleset.
+        for range in ranges(ports, protocol) {
+            conditions.push((
+                None,
+                format!("meta l4proto {word} ct reply proto-src {range}"),
+            ));
         }
         for port in ports {
             if let PolicyPort::Named(own, name) = port
@@ -325,7 +325,7 @@ fn ports(ports: Option<&[PolicyPort]>) -> Vec<Condition> {
     conditions
 }
 
-/// The ranges of a protocol, in order; those that touch are one, since nft refuses overlaps.
+/// The ranges of a protocol, in order; those that touch are one.
 fn ranges(ports: &[PolicyPort], protocol: Protocol) -> Vec<String> {
     let mut ranges: Vec<(u16, u16)> = ports
         .iter()
@@ -378,9 +378,11 @@ mod tests {
         assert_eq!(
             plan.chains["policy_ingress_allow"],
             [
-                "ct original ip saddr @peers_web_4 meta l4proto tcp ct reply proto-src { 80, 8000-9001 } accept",
+                "ct original ip saddr @peers_web_4 meta l4proto tcp ct reply proto-src 80 accept",
+                "ct original ip saddr @peers_web_4 meta l4proto tcp ct reply proto-src 8000-9001 accept",
                 "ct original ip saddr @peers_web_4 meta l4proto udp accept",
-                "ct original ip6 saddr @peers_web_6 meta l4proto tcp ct reply proto-src { 80, 8000-9001 } accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto tcp ct reply proto-src 80 accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto tcp ct reply proto-src 8000-9001 accept",
                 "ct original ip6 saddr @peers_web_6 meta l4proto udp accept",
                 "ct original ip saddr { 10.0.0.0/8, 192.0.2.0/24 } accept",
                 "meta nfproto ipv6 accept",

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ip_address::{OF_PARENT, of_parent};
 use crate::load_balancer::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
-use crate::selection::{LABELLED, OF_SERVICE, SELECTING, labelled, of_service, selecting};
+use crate::selection::{LABELLED, OF_SERVICE, Selectors, labelled, of_service};
 
 /// Index: objects without controller, by namespace.
 pub(crate) const ORPHANS: &str = "orphans";
@@ -32,6 +32,7 @@ pub(crate) struct Context {
     pub(crate) pods: Arc<Cache<Pod>>,
     pub(crate) nodes: Arc<Cache<Node>>,
     pub(crate) services: Arc<Cache<Service>>,
+    pub(crate) selectors: Arc<Selectors>,
     pub(crate) slices: Arc<Cache<EndpointSlice>>,
     pub(crate) endpoints: Arc<Cache<Endpoints>>,
     pub(crate) ip_addresses: Arc<Cache<IPAddress>>,
@@ -50,7 +51,12 @@ impl Context {
         stop: CancellationToken,
     ) -> Option<Arc<Self>> {
         let of = || client.clone();
+        let services = Informer::all(of())
+            .index(BALANCED, balanced)
+            .index(BALANCED_PORT, balanced_ports)
+            .start(&stop);
         let context = Arc::new(Self {
+            selectors: Selectors::of(&services),
             deployments: Informer::all(of()).start(&stop),
             replica_sets: Informer::all(of()).index(ORPHANS, orphan).start(&stop),
             pods: Informer::all(of())
@@ -59,11 +65,7 @@ impl Context {
                 .index(LABELLED, labelled)
                 .start(&stop),
             nodes: Informer::all(of()).start(&stop),
-            services: Informer::all(of())
-                .index(SELECTING, selecting)
-                .index(BALANCED, balanced)
-                .index(BALANCED_PORT, balanced_ports)
-                .start(&stop),
+            services,
             slices: Informer::all(of())
                 .index(OF_SERVICE, of_service)
                 .start(&stop),

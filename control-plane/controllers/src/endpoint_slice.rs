@@ -16,7 +16,7 @@ use self::plan::{MANAGER, Plan, manager};
 use crate::context::{Context, ON_NODE};
 use crate::error::{Doing, Result, code, namespace_terminating};
 use crate::pods::readiness_changed;
-use crate::selection::{pods_of, selector, service_of, services_of};
+use crate::selection::{pods_of, selector, service_of};
 
 const AT_ONCE: usize = 16;
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -57,7 +57,7 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
         }
     }));
     context.pods.subscribe(Box::new({
-        let (queue, services) = (queue.clone(), context.services.clone());
+        let (queue, selectors) = (queue.clone(), context.selectors.clone());
         move |change| {
             if let (Some(old), Some(new)) = (change.old, change.new)
                 && same_endpoint(old, new)
@@ -65,8 +65,8 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
                 return;
             }
             for pod in change.old.into_iter().chain(change.new) {
-                for service in services_of(&services, pod) {
-                    queue.add(Key::of(&service.metadata));
+                for service in selectors.services_of(pod) {
+                    queue.add(service);
                 }
             }
         }
@@ -77,7 +77,7 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
 fn wake_on_zones(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
     context.nodes.subscribe(Box::new({
         let (queue, pods) = (queue.clone(), context.pods.clone());
-        let services = context.services.clone();
+        let selectors = context.selectors.clone();
         move |change| {
             let Some(node) = change.new else { return };
             if change.old.and_then(|old| zone(old)) == zone(node) {
@@ -85,8 +85,8 @@ fn wake_on_zones(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
             }
             let name = node.metadata.name.as_deref().unwrap_or_default();
             for pod in pods.indexed(ON_NODE, name) {
-                for service in services_of(&services, &pod) {
-                    queue.add(Key::of(&service.metadata));
+                for service in selectors.services_of(&pod) {
+                    queue.add(service);
                 }
             }
         }

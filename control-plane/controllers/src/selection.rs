@@ -1,18 +1,17 @@
 //! Which pods a service selects, which services select a pod, and which slices tell of a service: by index, so that a
 //! change costs what it concerns, however many others there are in the namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gantry_api::selector::LabelSelector;
 use gantry_informer::{Cache, Key};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::RwLock;
 
 /// Index of pods: each of their labels.
 pub(crate) const LABELLED: &str = "labelled";
-/// Index of services: one label that their pods must have.
-pub(crate) const SELECTING: &str = "selecting";
 /// Index of slices: the service they belong to.
 pub(crate) const OF_SERVICE: &str = "service";
 /// The label of a slice that names its service.
@@ -31,18 +30,6 @@ pub(crate) fn labelled(pod: &Pod) -> Vec<String> {
     let labels = pod.metadata.labels.iter().flatten();
     labels
         .map(|(key, value)| pair(namespace, key, value))
-        .collect()
-}
-
-pub(crate) fn selecting(service: &Service) -> Vec<String> {
-    let namespace = namespace(service.metadata.namespace.as_ref());
-    // Of several labels, the one with the longest value is most likely that of few services.
-    let told = selector(service)
-        .into_iter()
-        .flatten()
-        .max_by_key(|(_, value)| value.len());
-    told.map(|(key, value)| pair(namespace, key, value))
-        .into_iter()
         .collect()
 }
 
@@ -69,22 +56,99 @@ pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
         .filter(|selector| !selector.is_empty())
 }
 
-/// The services whose selector matches the pod.
-pub(crate) fn services_of(services: &Cache<Service>, pod: &Pod) -> Vec<Arc<Service>> {
-    let mut found = Vec::new();
-    for value in labelled(pod) {
-        found.extend(
-            services
-                .indexed(SELECTING, &value)
-                .into_iter()
-                .filter(|service| {
-                    selector(service)
-                        .map(LabelSelector::from_map)
-                        .is_some_and(|selector| selector.matches_map(pod.metadata.labels.as_ref()))
-                }),
-        );
+/// Services by what they select. Selectors of a namespace name few different sets of labels, however many services there
+/// are: for each set, a pod's own values lead to the services that want them.
+#[derive(Default)]
+pub(crate) struct Selectors {
+    namespaces: RwLock<HashMap<String, ByLabels>>,
+}
+
+/// Names of labels, their values, and who selects them.
+type ByLabels = HashMap<Vec<String>, HashMap<Vec<String>, BTreeSet<Key>>>;
+
+impl Selectors {
+    /// Those of the services in a cache, from now on. To be called before anybody asks for services of pods.
+    pub(crate) fn of(services: &Cache<Service>) -> Arc<Self> {
+        let selectors = Arc::new(Self::default());
+        services.subscribe(Box::new({
+            let selectors = selectors.clone();
+            move |change| {
+                let states = (change.old, change.new);
+                if let (Some(old), Some(new)) = states
+                    && selector(old) == selector(new)
+                {
+                    return;
+                }
+                if let Some(old) = change.old {
+                    selectors.remove(old);
+                }
+                if let Some(new) = change.new {
+                    selectors.add(new);
+                }
+            }
+        }));
+        selectors
     }
-    found
+
+    fn add(&self, service: &Service) {
+        let Some(labels) = selector(service) else {
+            return;
+        };
+        let namespace = namespace(service.metadata.namespace.as_ref());
+        let mut namespaces = self.namespaces.write();
+        let by_labels = namespaces.entry(namespace.to_owned()).or_default();
+        let by_values = by_labels.entry(labels.keys().cloned().collect());
+        let services = by_values
+            .or_default()
+            .entry(labels.values().cloned().collect());
+        services.or_default().insert(Key::of(&service.metadata));
+    }
+
+    fn remove(&self, service: &Service) {
+        let Some(labels) = selector(service) else {
+            return;
+        };
+        let namespace = namespace(service.metadata.namespace.as_ref());
+        let names: Vec<String> = labels.keys().cloned().collect();
+        let values: Vec<String> = labels.values().cloned().collect();
+        let mut namespaces = self.namespaces.write();
+        let Some(by_labels) = namespaces.get_mut(namespace) else {
+            return;
+        };
+        if let Some(by_values) = by_labels.get_mut(&names) {
+            if let Some(services) = by_values.get_mut(&values) {
+                services.remove(&Key::of(&service.metadata));
+                if services.is_empty() {
+                    by_values.remove(&values);
+                }
+            }
+            if by_values.is_empty() {
+                by_labels.remove(&names);
+            }
+        }
+        if by_labels.is_empty() {
+            namespaces.remove(namespace);
+        }
+    }
+
+    /// The services whose selector matches the pod.
+    pub(crate) fn services_of(&self, pod: &Pod) -> Vec<Key> {
+        let Some(labels) = &pod.metadata.labels else {
+            return Vec::new();
+        };
+        let namespaces = self.namespaces.read();
+        let by_labels = namespaces.get(namespace(pod.metadata.namespace.as_ref()));
+        by_labels
+            .into_iter()
+            .flatten()
+            .filter_map(|(names, by_values)| {
+                let values = names.iter().map(|name| labels.get(name).cloned());
+                by_values.get(&values.collect::<Option<Vec<String>>>()?)
+            })
+            .flatten()
+            .cloned()
+            .collect()
+    }
 }
 
 /// The pods that the service's selector matches.
@@ -107,6 +171,7 @@ pub(crate) fn pods_of(pods: &Cache<Pod>, service: &Service) -> Vec<Arc<Pod>> {
 
 #[cfg(test)]
 mod tests {
+    use gantry_informer::cache::IndexFn;
     use serde_json::{Value, json};
 
     use super::*;
@@ -127,38 +192,40 @@ mod tests {
         .expect("a pod")
     }
 
-    fn names<'a>(names: impl Iterator<Item = &'a Option<String>>) -> Vec<&'a str> {
-        names.filter_map(|name| name.as_deref()).collect()
-    }
-
     #[test]
     fn pods_and_services_find_each_other() {
-        let services = Cache::new(vec![("selecting", selecting)]);
-        let pods = Cache::new(vec![("labelled", labelled)]);
-        let both = service(
-            "both",
-            json!({"selector": {"app": "web-frontend", "tier": "x"}}),
-        );
+        let services = Cache::new(Vec::new());
+        let selectors = Selectors::of(&services);
+        let pods = Cache::new(vec![("labelled", labelled as IndexFn<Pod>)]);
+        let both = service("both", json!({"selector": {"app": "web", "tier": "x"}}));
         services.observe(both.clone());
         services.observe(service("tier", json!({"selector": {"tier": "x"}})));
         services.observe(service("none", json!({"selector": {}})));
         let external = json!({"selector": {"tier": "x"}, "type": "ExternalName"});
         services.observe(service("external", external));
-        pods.observe(pod("a", "ns", json!({"app": "web-frontend", "tier": "x"})));
+        pods.observe(pod("a", "ns", json!({"app": "web", "tier": "x"})));
         pods.observe(pod("b", "ns", json!({"app": "other", "tier": "x"})));
-        pods.observe(pod(
-            "c",
-            "elsewhere",
-            json!({"app": "web-frontend", "tier": "x"}),
-        ));
+        pods.observe(pod("c", "elsewhere", json!({"app": "web", "tier": "x"})));
         let found = pods_of(&pods, &both);
-        assert_eq!(names(found.iter().map(|pod| &pod.metadata.name)), ["a"]);
+        let names: Vec<_> = found.iter().map(|pod| Key::of(&pod.metadata)).collect();
+        assert_eq!(names, [Key::new("ns", "a")]);
         let of = |name: &str| {
             let pod = pods.get(&Key::new("ns", name)).expect("present");
-            let found = services_of(&services, &pod);
-            names(found.iter().map(|service| &service.metadata.name)).join(",")
+            let mut found = selectors.services_of(&pod);
+            found.sort();
+            found.iter().map(Key::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(of("a"), "both,tier");
-        assert_eq!(of("b"), "tier");
+        assert_eq!(of("a"), ["ns/both", "ns/tier"]);
+        assert_eq!(of("b"), ["ns/tier"]);
+        let mut moved = service("tier", json!({"selector": {"tier": "y"}}));
+        moved.metadata.resource_version = Some("2".to_owned());
+        services.observe(moved);
+        services.observe_gone(&Key::new("ns", "both"), "both");
+        assert_eq!(of("a"), Vec::<String>::new());
+        services.observe_gone(&Key::new("ns", "tier"), "tier");
+        assert!(
+            selectors.namespaces.read().is_empty(),
+            "nothing is left behind"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Flows of UDP whose endpoint is gone, in a real kernel.
+//! Flows whose endpoint is gone, in a real kernel.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot go on says so by panicking"
@@ -7,11 +7,14 @@
 mod lab;
 
 use std::io::ErrorKind;
+use std::time::Instant;
 
 use gantry_network::{
     BridgeNetwork, Endpoint, NftServiceRules, NodeNetwork, Protocol, ServicePort, ServiceRules,
 };
-use lab::{HOST, UdpClient, changed, on_own_machine, only, serve, service, who};
+use lab::{
+    DEADLINE, HOST, UdpClient, ask_within, changed, on_own_machine, only, serve, service, who,
+};
 
 const VIP: [u8; 4] = [10, 96, 0, 50];
 
@@ -110,5 +113,40 @@ fn an_agent_that_starts_forgets_what_its_predecessor_did_not() {
             .unwrap();
         assert_eq!(who(&inside.ask().unwrap()), "second");
         assert_eq!(who(&on_host.ask().unwrap()), "host");
+    });
+}
+
+#[test]
+fn a_connection_that_a_dead_endpoint_never_answered_reaches_the_one_that_takes_its_place() {
+    on_own_machine(async |lab| {
+        let (network, rules) = start(&lab.node);
+        let alive = lab.pod(&network, "alive", 8080).await;
+        let client = lab.pod(&network, "client", 8080).await;
+        // A machine that has lost its power answers nothing, not even that it is gone.
+        lab::ip("route add 10.244.9.9 via 192.0.2.2");
+        let dead = Endpoint {
+            ip: [10, 244, 9, 9].into(),
+            port: 8080,
+            local: false,
+        };
+        rules
+            .apply(only([("web", service(VIP, vec![dead]))]))
+            .await
+            .unwrap();
+        let netns = client.netns.try_clone().unwrap();
+        let asking = std::thread::spawn(move || {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ask_within(DEADLINE, VIP, 80)
+        });
+        let begun = Instant::now();
+        let tracked = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+        while !lab.on_host(tracked).contains("dst=10.96.0.50") {
+            assert!(begun.elapsed() < DEADLINE, "the connection is not tracked");
+            std::thread::yield_now();
+        }
+        let web = service(VIP, vec![alive.endpoint(8080)]);
+        rules.apply(changed([("web", web)])).await.unwrap();
+        let answer = tokio::task::spawn_blocking(move || asking.join().unwrap());
+        assert_eq!(who(&answer.await.unwrap().unwrap()), "alive");
     });
 }

@@ -1,9 +1,13 @@
 //! Forgets tracked flows that lead where nobody answers.
 //!
 //! A flow is translated as its first packet was, for as long as packets come: a client of UDP that keeps its port goes
-//! on to an endpoint that is gone, or to nobody when it began before the service had rules. (TCP ends by itself, and
-//! connections to an endpoint that leaves may finish.) So after the rules have changed, flows to the changed frontends
-//! that are answered by none of their endpoints are deleted, and the next packet is translated anew.
+//! on to an endpoint that is gone, or to nobody when it began before the service had rules. So after the rules have
+//! changed, flows to the changed frontends that are answered by none of their endpoints are deleted, and the next packet
+//! is translated anew.
+//!
+//! A connection of TCP that is established ends by itself, and may finish. One that nobody has answered yet is deleted as
+//! well: the client's next attempt then reaches an endpoint that lives, and no later connection from the same port is
+//! sent where this one went (a minute and more after a node has died).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -14,7 +18,8 @@ use netlink_packet_core::{
     NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol as ProtocolNumber, Tuple,
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol as ProtocolNumber, Status,
+    Tuple,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -101,6 +106,9 @@ impl<'a> Wanted<'a> {
     }
 
     fn is_stale(&self, family: Family, flow: &Flow, local: &HashSet<IpAddr>) -> bool {
+        if flow.protocol == Protocol::Tcp && flow.is_answered {
+            return false;
+        }
         let (address, port) = flow.to;
         let by_port = || {
             let frontend = Frontend::NodePort(family, flow.protocol, port);
@@ -126,17 +134,22 @@ struct Flow {
     to: (IpAddr, u16),
     /// Where the answers come from, before they are translated back.
     answered_by: (IpAddr, u16),
+    /// Somebody has answered.
+    is_answered: bool,
     /// What the kernel knows it by.
     original: Vec<Tuple>,
 }
 
 impl Flow {
     fn new(attributes: Vec<ConntrackAttribute>) -> Option<Self> {
-        let (mut original, mut reply) = (None, None);
+        let (mut original, mut reply, mut is_answered) = (None, None, false);
         for attribute in attributes {
             match attribute {
                 ConntrackAttribute::CtaTupleOrig(tuple) => original = Some(tuple),
                 ConntrackAttribute::CtaTupleReply(tuple) => reply = Some(tuple),
+                ConntrackAttribute::CtaStatus(status) => {
+                    is_answered = status.contains(Status::SeenReply);
+                }
                 _ => {}
             }
         }
@@ -146,6 +159,7 @@ impl Flow {
             protocol: ends.protocol,
             to: ends.destination?,
             answered_by: reply.source?,
+            is_answered,
             original,
         })
     }
@@ -177,6 +191,9 @@ impl Ends {
                         match part {
                             ProtoTuple::Protocol(ProtocolNumber::Udp) => {
                                 protocol = Some(Protocol::Udp);
+                            }
+                            ProtoTuple::Protocol(ProtocolNumber::Tcp) => {
+                                protocol = Some(Protocol::Tcp);
                             }
                             ProtoTuple::Protocol(ProtocolNumber::Sctp) => {
                                 protocol = Some(Protocol::Sctp);

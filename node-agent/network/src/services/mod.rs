@@ -32,7 +32,9 @@ mod plan;
 mod script;
 mod table;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +53,8 @@ use table::{Answerers, Table};
 
 /// How long a session waits for the next change before its memory is given back.
 const IDLE: Duration = Duration::from_secs(10);
+/// Between looks for connections that nobody has answered.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Programs the node's services into the tables `<prefix>-services` of IPv4 and, in a dual-stack cluster, of IPv6.
 ///
@@ -71,6 +75,7 @@ struct Kernel {
     last_change: Instant,
     /// A task waits for the session to become idle.
     retiring: bool,
+    attempts: Arc<Attempts>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -95,6 +100,7 @@ impl NftServiceRules {
             session: None,
             last_change: Instant::now(),
             retiring: false,
+            attempts: Arc::default(),
         };
         Ok(Self {
             kernel: Arc::new(Mutex::new(kernel)),
@@ -145,6 +151,7 @@ impl Kernel {
                 Ok(()) => {
                     self.state = State::Known;
                     forget_flows(&difference.flows);
+                    self.attempts.forget(difference.attempts);
                     return Ok(());
                 }
                 // Somebody else flushed or changed our table (a firewall that was restarted, for instance).
@@ -184,6 +191,7 @@ impl Kernel {
         );
         self.state = State::Known;
         forget_flows(&whole.flows);
+        self.attempts.forget(whole.attempts);
         Ok(())
     }
 
@@ -242,9 +250,52 @@ fn forget_flows(flows: &[Answerers]) {
         Ok(forgotten) => tracing::debug!(forgotten, "flows that led nowhere were forgotten"),
         Err(error) => tracing::warn!(
             %error,
-            "flows of UDP and SCTP to endpoints that are gone could not be forgotten: their clients are answered \
-             again once the flows have timed out"
+            "flows to endpoints that are gone could not be forgotten: their clients are answered again once the flows \
+             have timed out"
         ),
+    }
+}
+
+/// Connections of TCP that nobody has answered, to be forgotten beside the programming of rules: looking through what the
+/// kernel tracks takes longer than a change of the rules, and is wanted about once a second at most.
+#[derive(Default)]
+struct Attempts {
+    waiting: parking_lot::Mutex<Vec<Answerers>>,
+    /// A task looks after them.
+    looking: AtomicBool,
+}
+
+impl Attempts {
+    fn forget(self: &Arc<Self>, attempts: Vec<Answerers>) {
+        if attempts.is_empty() {
+            return;
+        }
+        self.waiting.lock().extend(attempts);
+        if !self.looking.swap(true, Ordering::SeqCst) {
+            tokio::spawn(Arc::clone(self).run());
+        }
+    }
+
+    async fn run(self: Arc<Self>) {
+        loop {
+            let mut latest = BTreeMap::new();
+            for attempts in std::mem::take(&mut *self.waiting.lock()) {
+                latest.insert(attempts.frontend, attempts);
+            }
+            let attempts: Vec<Answerers> = latest.into_values().collect();
+            // Its thread is in the same network namespace as those that program the rules.
+            if let Err(error) = tokio::task::spawn_blocking(move || forget_flows(&attempts)).await {
+                tracing::warn!(%error, "forgetting connections that nobody has answered");
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+            if self.waiting.lock().is_empty() {
+                self.looking.store(false, Ordering::SeqCst);
+                // What came between the look and the word is for the next task, or for this one.
+                if self.waiting.lock().is_empty() || self.looking.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        }
     }
 }
 

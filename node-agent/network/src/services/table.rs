@@ -36,14 +36,27 @@ pub(super) struct Difference {
     pub(super) removed: BTreeSet<Part>,
     /// Whose tracked flows may lead elsewhere now.
     pub(super) flows: Vec<Answerers>,
+    /// Whose connections that nobody has answered yet may lead elsewhere now.
+    pub(super) attempts: Vec<Answerers>,
 }
 
-/// Who answers a frontend whose packets are related to each other only by connection tracking (UDP, SCTP).
+/// Who answers a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answerers {
     pub(super) frontend: Frontend,
     /// `None` when it is no service's any more.
     pub(super) endpoints: Option<BTreeSet<(IpAddr, u16)>>,
+}
+
+impl Difference {
+    fn untracked_for(&mut self, frontend: Frontend) -> &mut Vec<Answerers> {
+        match frontend.protocol() {
+            // Whose packets are related to each other only by connection tracking.
+            Protocol::Udp | Protocol::Sctp => &mut self.flows,
+            // An established connection ends by itself, and may finish.
+            Protocol::Tcp => &mut self.attempts,
+        }
+    }
 }
 
 impl Table {
@@ -111,9 +124,9 @@ impl Table {
             if old.as_ref() == new {
                 continue;
             }
-            difference
-                .flows
-                .extend(answerers(frontend, old.as_ref(), new));
+            if let Some(answerers) = answerers(frontend, old.as_ref(), new) {
+                difference.untracked_for(frontend).push(answerers);
+            }
             let (gone, added) = changed(elements(old.as_ref()), elements(new));
             for (elements, all, hairpins) in [
                 (gone, &mut difference.gone, &mut hairpins.0),
@@ -175,7 +188,9 @@ impl Table {
         };
         for &frontend in self.claims.keys() {
             let active = self.active(frontend);
-            difference.flows.extend(answerers(frontend, None, active));
+            if let Some(answerers) = answerers(frontend, None, active) {
+                difference.untracked_for(frontend).push(answerers);
+            }
             let own = elements(active).iter().copied();
             difference
                 .added
@@ -218,9 +233,6 @@ fn answerers(
     old: Option<&Elements>,
     new: Option<&Elements>,
 ) -> Option<Answerers> {
-    if frontend.protocol() == Protocol::Tcp {
-        return None;
-    }
     let endpoints = |of: &Elements| -> BTreeSet<(IpAddr, u16)> {
         let targets = of.iter().filter_map(|(_, value)| match value {
             Value::To(address, port) => Some((*address, *port)),
@@ -231,7 +243,9 @@ fn answerers(
     let before = old.map(endpoints).unwrap_or_default();
     let now = new.map(endpoints);
     let stay = now.as_ref().is_some_and(|now| before.is_subset(now));
-    (before.is_empty() || !stay).then_some(Answerers {
+    // A connection of TCP to a service without endpoints is refused, and leaves nothing behind.
+    let unanswered = before.is_empty() && frontend.protocol() != Protocol::Tcp;
+    (unanswered || !stay).then_some(Answerers {
         frontend,
         endpoints: now,
     })

@@ -74,6 +74,11 @@ impl Programmer {
         }
     }
 
+    /// A listing of a table without the elements of its sets; `None` when there is no such table.
+    pub(crate) fn names(&self, family: &str, table: &str) -> Option<String> {
+        self.nft.list(&["-t", "list", "table", family, table])
+    }
+
     /// Whether a chain is there.
     pub(crate) fn has_chain(&self, family: &str, table: &str, chain: &str) -> bool {
         self.nft

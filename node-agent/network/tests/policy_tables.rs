@@ -196,18 +196,25 @@ fn the_kernel_takes_every_difference_and_ends_where_a_fresh_start_does() {
                 .unwrap();
             assert_eq!(by_difference, tables(), "{number:#x}");
             read_again();
+            for next in [!number & 0x1ff, number] {
+                let again = NftPolicyRules::new(&lab.node).unwrap();
+                again.sync(numbered(next)).await.unwrap();
+            }
+            assert_eq!(by_difference, tables(), "taken over, {number:#x}");
         }
     });
 }
 
 #[test]
-fn pods_stay_isolated_while_the_agent_starts_again_and_after_a_flush() {
+fn pods_stay_isolated_while_agents_start_again_and_policies_change_and_after_a_flush() {
     on_own_machine(async |lab| {
         let network = BridgeNetwork::new(lab.node.clone()).unwrap();
         let rules = NftPolicyRules::new(&lab.node).unwrap();
         let web = lab.pod(&network, "web", 8080).await;
         let stranger = lab.pod(&network, "stranger", 8080).await;
         let desired = reached_by(&web, &[], 8080);
+        // Other peers and other ports, neither of which is about the stranger.
+        let otherwise = reached_by(&web, &[&web], 8081);
         rules.sync(desired.clone()).await.unwrap();
         let to = SocketAddr::new(web.ip.into(), 8080);
         let before = received(lab, &web);
@@ -235,12 +242,14 @@ fn pods_stay_isolated_while_the_agent_starts_again_and_after_a_flush() {
                         for _ in 0..20 {
                             let again = NftPolicyRules::new(&lab.node).unwrap();
                             again.sync(desired.clone()).await.unwrap();
+                            again.sync(otherwise.clone()).await.unwrap();
                         }
                     });
                 });
             });
-            restarts.join().unwrap();
+            let restarted = restarts.join();
             done.store(true, Ordering::Relaxed);
+            restarted.unwrap();
             assert!(flood.join().unwrap() > 100);
         });
         assert_eq!(

@@ -1,13 +1,15 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_image::{FakeImages, ImageConfig};
 use gantry_network::{FakeDns, FakePodNetwork, FakePolicyRules, PodNetwork as _};
-use gantry_rpc::node::{AgentMessage, Resource, agent_message};
+use gantry_rpc::node::{
+    AgentMessage, PodIsolation, PolicyChange, PolicyRules, Resource, agent_message,
+};
 use gantry_runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -30,6 +32,7 @@ struct Bed {
     dns: Arc<FakeDns>,
     desired: Arc<Desired>,
     policies: Arc<Policies>,
+    rules: Arc<FakePolicyRules>,
     reports: Arc<Reports>,
     news: mpsc::UnboundedSender<News>,
     stop: CancellationToken,
@@ -49,7 +52,7 @@ impl Bed {
         let policies = Arc::new(Policies::default());
         policies.synced();
         let rules = Arc::new(FakePolicyRules::default());
-        tokio::spawn(policies.clone().run(rules, BTreeMap::new()));
+        tokio::spawn(policies.clone().run(rules.clone(), BTreeMap::new()));
         let (news, _) = mpsc::unbounded_channel();
         let mut bed = Self {
             directory,
@@ -59,6 +62,7 @@ impl Bed {
             dns: Arc::default(),
             desired,
             policies,
+            rules,
             reports: Arc::new(Reports::new("n")),
             news,
             stop: CancellationToken::new(),
@@ -238,6 +242,44 @@ async fn a_pod_runs_and_is_removed_without_a_trace() {
             .count(),
         0
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_container_starts_before_its_pod_is_isolated() {
+    let mut bed = Bed::new();
+    let isolation = PodIsolation {
+        uid: "u".to_owned(),
+        ingress: true,
+        policies: vec!["deny".to_owned()],
+        ..PodIsolation::default()
+    };
+    let deny = PolicyRules {
+        uid: "deny".to_owned(),
+        ..PolicyRules::default()
+    };
+    let change = PolicyChange {
+        snapshot: true,
+        pods: vec![isolation],
+        policies: vec![deny],
+        ..PolicyChange::default()
+    };
+    bed.policies.apply(change).unwrap();
+    bed.rules.refuse(Some("no room"));
+    let object = pod(one(json!({"command": ["/app"]})));
+    bed.apply(&object);
+    let event = bed.event("FailedCreatePodSandBox").await;
+    assert!(event["message"].to_string().contains("no room"), "{event}");
+    assert!(bed.runtime.starts().is_empty());
+    bed.rules.refuse(None);
+    bed.phase("Running").await;
+    let addresses: Vec<IpAddr> = vec!["10.1.0.2".parse().unwrap()];
+    assert_eq!(bed.rules.programmed().pods["u"].addresses, addresses);
+    bed.apply(&deleted(object, 0));
+    bed.until("terminated", |message| {
+        matches!(message, agent_message::Message::PodTerminated(_))
+    })
+    .await;
+    assert!(bed.rules.programmed().pods.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

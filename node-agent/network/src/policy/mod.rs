@@ -34,7 +34,7 @@ use crate::{
 };
 
 use plan::{Direction, Plan};
-use script::Skeleton;
+use script::{Found, Skeleton};
 
 /// The kernel's names have room for a prefix and this.
 const LONGEST_NAME: usize = 128;
@@ -64,7 +64,7 @@ enum Tables {
 }
 
 impl NftPolicyRules {
-    /// Finds `nft`. The kernel is touched by the first [`PolicyRules::sync`], which replaces our own tables (and nothing
+    /// Finds `nft`. The kernel is touched by the first [`PolicyRules::sync`], which takes over our own tables (and nothing
     /// else) in one transaction, so that pods stay isolated while the agent restarts.
     pub fn new(node: &NodeNetwork) -> Result<Self, NetworkError> {
         let names = Names::new(node)?;
@@ -140,14 +140,35 @@ impl Kernel {
         self.set_up(plan)
     }
 
+    /// Sets up the tables: fills those that are there, or makes them anew should they be of another make.
     fn set_up(&mut self, plan: Plan) -> Result<(), NetworkError> {
-        let script = script::from_scratch(&self.skeleton, &plan);
-        self.programmer.set_up(&script)?;
+        let filled = match self.programmer.names("inet", &self.skeleton.table) {
+            None => None,
+            Some(listing) => {
+                let script = script::take_over(&self.skeleton, &Found::parse(&listing), &plan);
+                match self.programmer.apply(&script) {
+                    Err(NetworkError::Nft(words)) => {
+                        tracing::warn!(
+                            words,
+                            table = self.skeleton.table,
+                            "the tables of policies cannot be taken over; making them anew"
+                        );
+                        None
+                    }
+                    other => Some(other?),
+                }
+            }
+        };
+        if filled.is_none() {
+            let script = script::from_scratch(&self.skeleton, &plan);
+            self.programmer.set_up(&script)?;
+        }
         tracing::info!(
             table = self.skeleton.table,
             isolated = plan.isolated.len(),
             chains = plan.chains.len(),
-            "policies programmed from scratch"
+            taken_over = filled.is_some(),
+            "policies programmed"
         );
         self.tables = Tables::Programmed(plan);
         Ok(())

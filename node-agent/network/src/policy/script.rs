@@ -1,6 +1,6 @@
 //! From plans to nft's words: the tables' skeleton, and the difference between two plans. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -14,6 +14,10 @@ use crate::names::hardware_address;
 /// Elements per command: nft's parser slows down on very long lines.
 const ELEMENTS_PER_COMMAND: usize = 512;
 
+/// What the skeleton makes in the `inet` table, apart from its maps; of each set there is one per family.
+const FIXED_CHAINS: [&str; 3] = ["of_no_connection", "egress", "ingress"];
+const FIXED_SETS: [&str; 2] = ["isolated", "itself"];
+
 /// What the tables' fixed part depends on.
 #[derive(Clone, Debug)]
 pub(super) struct Skeleton {
@@ -23,10 +27,82 @@ pub(super) struct Skeleton {
     pub(super) gateway: Ipv4Addr,
 }
 
-/// The script that makes the tables anew.
+/// Names of what the `inet` table holds, whoever made it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    chains: BTreeSet<String>,
+    sets: BTreeSet<String>,
+    maps: BTreeSet<String>,
+}
+
+impl Found {
+    /// From what nft prints of the table.
+    pub(super) fn parse(listing: &str) -> Self {
+        let mut found = Self::default();
+        for line in listing.lines() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["chain", name, "{"] => drop(found.chains.insert(name.to_owned())),
+                ["set", name, "{"] => drop(found.sets.insert(name.to_owned())),
+                ["map", name, "{"] => drop(found.maps.insert(name.to_owned())),
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+/// The script that makes the tables anew, whatever was there.
 pub(super) fn from_scratch(skeleton: &Skeleton, plan: &Plan) -> String {
+    let table = &skeleton.table;
     let changes = difference(skeleton, &Plan::default(), plan);
-    format!("{skeleton}{changes}")
+    format!(
+        "add table inet {table}\ndelete table inet {table}\n\
+         add table bridge {table}\ndelete table bridge {table}\n\
+         {skeleton}{changes}"
+    )
+}
+
+/// The script that fills tables which an earlier agent left with `plan`, so that not one packet passes in between.
+///
+/// Tables that are replaced leak: a packet that passes the hook while the kernel changes generations can meet the new
+/// chain before, and the old one after the change, and both are empty then. A chain that stays has its old rules before
+/// and its new ones after.
+pub(super) fn take_over(skeleton: &Skeleton, found: &Found, plan: &Plan) -> String {
+    let table = &skeleton.table;
+    let mut script = Script {
+        table,
+        text: format!(
+            "add table bridge {table}\nflush table inet {table}\nflush table bridge {table}\n{skeleton}"
+        ),
+    };
+    for set in &found.sets {
+        script.line(format_args!("flush set inet {table} {set}"));
+    }
+    for map in &found.maps {
+        script.line(format_args!("flush map inet {table} {map}"));
+    }
+    script
+        .text
+        .push_str(&difference(skeleton, &Plan::default(), plan));
+    let fixed = |chain: &str| FIXED_CHAINS.contains(&chain);
+    for chain in &found.chains {
+        if !fixed(chain) && !plan.chains.contains_key(chain) {
+            script.line(format_args!("delete chain inet {table} {chain}"));
+        }
+    }
+    let kept: BTreeSet<String> = Family::BOTH
+        .iter()
+        .flat_map(|family| {
+            let number = family.number();
+            let fixed = FIXED_SETS.iter().map(|set| (*set).to_owned());
+            let own = plan.sets.keys().cloned();
+            fixed.chain(own).map(move |set| format!("{set}_{number}"))
+        })
+        .collect();
+    for set in found.sets.difference(&kept) {
+        script.line(format_args!("delete set inet {table} {set}"));
+    }
+    script.text
 }
 
 /// The script that turns one plan into another. Empty when nothing changed.
@@ -193,7 +269,7 @@ impl Script<'_> {
     }
 }
 
-/// The script that makes the tables with nothing in them.
+/// The script that makes the tables with nothing in them, when they are absent or empty.
 ///
 /// `inet`: whatever passes the node is judged twice, as what its source may send and as what its destination may be
 /// sent. Only the forward hook is watched: what the node itself sends its pods, or they send it, is nobody's business.
@@ -218,11 +294,7 @@ impl Display for Skeleton {
         let gateway = octets.join(":");
         write!(
             f,
-            r#"add table inet {table}
-delete table inet {table}
-add table bridge {table}
-delete table bridge {table}
-table inet {table} {{
+            r#"table inet {table} {{
   map egress_4 {{ type ipv4_addr : verdict; }}
   map egress_6 {{ type ipv6_addr : verdict; }}
   map ingress_4 {{ type ipv4_addr : verdict; }}
@@ -272,8 +344,6 @@ table bridge {table} {{
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::super::tests::{any_policies, policies};
@@ -297,15 +367,13 @@ mod tests {
         chains: BTreeMap<String, Vec<String>>,
     }
 
-    const FIXED_SETS: [&str; 4] = ["isolated_4", "isolated_6", "itself_4", "itself_6"];
+    const SETS: [&str; 4] = ["isolated_4", "isolated_6", "itself_4", "itself_6"];
     const MAPS: [&str; 4] = ["egress_4", "egress_6", "ingress_4", "ingress_6"];
 
     impl Kernel {
         fn new() -> Self {
             Self {
-                sets: FIXED_SETS
-                    .map(|name| (name.to_owned(), BTreeSet::new()))
-                    .into(),
+                sets: SETS.map(|name| (name.to_owned(), BTreeSet::new())).into(),
                 maps: MAPS.map(|name| (name.to_owned(), BTreeMap::new())).into(),
                 chains: BTreeMap::new(),
             }
@@ -438,6 +506,32 @@ mod tests {
         assert!(
             script.contains("ether daddr != 02:67:0a:f4:01:01"),
             "{script}"
+        );
+    }
+
+    #[test]
+    fn an_earlier_agents_table_is_known_by_its_names() {
+        let skeleton = skeleton();
+        let listing = "table inet gt-policy {\n\tmap egress_4 {\n\t\ttype ipv4_addr : verdict\n\t}\n\n\
+                       \tset peers_old_4 {\n\t\ttype ipv4_addr\n\t}\n\n\
+                       \tset peers_web_4 {\n\t\ttype ipv4_addr\n\t}\n\n\
+                       \tchain pod_egress_old {\n\t\tcounter drop\n\t}\n\n\
+                       \tchain egress {\n\t\ttype filter hook forward priority filter + 10; policy accept;\n\t}\n}\n";
+        let script = take_over(&skeleton, &Found::parse(listing), &Plan::new(&policies()));
+        let lines: Vec<&str> = script.lines().collect();
+        let at = |line: &str| lines.iter().position(|one| *one == line);
+        assert!(at("flush map inet gt-policy egress_4").is_some());
+        assert!(at("flush set inet gt-policy peers_web_4").is_some());
+        let deleted: Vec<&&str> = lines
+            .iter()
+            .filter(|line| line.starts_with("delete "))
+            .collect();
+        assert_eq!(
+            deleted,
+            [
+                &"delete chain inet gt-policy pod_egress_old",
+                &"delete set inet gt-policy peers_old_4"
+            ]
         );
     }
 

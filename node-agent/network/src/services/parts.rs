@@ -272,18 +272,32 @@ table {name} {{
     {ip} daddr . meta l4proto . th dport vmap @service_address
     fib daddr type local meta l4proto . th dport vmap @service_port
   }}
-  chain prerouting {{
-    type nat hook prerouting priority dstnat; policy accept;
+  chain incoming {{
     {ip} daddr {service_cidr} fib daddr type local return
     jump guard
     {ip} saddr != {pod_cidr} jump outside
     jump services
   }}
-  chain output {{
-    type nat hook output priority -100; policy accept;
+  chain outgoing {{
     {ip} daddr {service_cidr} fib daddr type local return
     jump guard
     jump services
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    jump incoming
+  }}
+  chain prerouting_again {{
+    type nat hook prerouting priority dstnat + 1; policy accept;
+    jump incoming
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    jump outgoing
+  }}
+  chain output_again {{
+    type nat hook output priority -99; policy accept;
+    jump outgoing
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;

@@ -7,6 +7,8 @@
 mod lab;
 
 use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use gantry_network::{
@@ -148,5 +150,52 @@ fn a_connection_that_a_dead_endpoint_never_answered_reaches_the_one_that_takes_i
         rules.apply(changed([("web", web)])).await.unwrap();
         let answer = tokio::task::spawn_blocking(move || asking.join().unwrap());
         assert_eq!(who(&answer.await.unwrap().unwrap()), "alive");
+    });
+}
+
+#[test]
+fn no_connection_is_refused_while_endpoints_come_and_go() {
+    const CHANGES: usize = 1500;
+    on_own_machine(async |lab| {
+        let (network, rules) = start(&lab.node);
+        let stays = lab.pod(&network, "stays", 8080).await;
+        let changes = lab.pod(&network, "changes", 8080).await;
+        let client = lab.pod(&network, "client", 8080).await;
+        let web = |endpoints: &[&lab::Pod]| {
+            let endpoints = endpoints.iter().map(|pod| pod.endpoint(8080)).collect();
+            changed([("web", service(VIP, endpoints))])
+        };
+        rules.apply(web(&[&stays])).await.unwrap();
+        let done = Arc::new(AtomicBool::new(false));
+        let netns = client.netns.try_clone().unwrap();
+        let asking = std::thread::spawn({
+            let done = done.clone();
+            move || {
+                nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                let mut asked = 0;
+                while !done.load(Ordering::SeqCst) {
+                    if let Err(error) = ask_within(DEADLINE, VIP, 80) {
+                        return Err((asked, error));
+                    }
+                    asked += 1;
+                }
+                Ok(asked)
+            }
+        });
+        for number in 0..CHANGES {
+            let endpoints: &[&lab::Pod] = match number.is_multiple_of(2) {
+                true => &[&stays, &changes],
+                false => &[&stays],
+            };
+            rules.apply(web(endpoints)).await.unwrap();
+            if asking.is_finished() {
+                break;
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+        let asked = asking.join().unwrap();
+        let asked =
+            asked.unwrap_or_else(|(asked, error)| panic!("{error} after {asked} connections"));
+        assert!(asked > 100, "only {asked} connections");
     });
 }

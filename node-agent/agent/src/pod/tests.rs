@@ -1,6 +1,6 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;

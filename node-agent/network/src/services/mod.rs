@@ -24,6 +24,10 @@
 //! services: a changed endpoint is a handful of map elements. IPv4 and IPv6 have a table each, made by the same code:
 //! a packet sees no rule of the other family, and a cluster without IPv6 needs none of it in the kernel. One
 //! transaction changes both.
+//!
+//! A transaction is whole for each look into a map, but not for a packet that makes two: it may find its chain before and
+//! its endpoint, in that chain's map, after, which is nowhere. So each hook has its chain twice: a packet that was not
+//! translated by the first looks again, and all of it after the change.
 
 mod conntrack;
 mod elements;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use gantry_agent::{Agent, AgentConfig, NodeIdentity, identity};
+use gantry_network::OverlayMode;
 use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) address: Ipv4Addr,
     pub(crate) local_api: SocketAddr,
     pub(crate) metrics: SocketAddr,
+    pub(crate) overlay: Overlay,
     pub(crate) marks: Marks,
 }
 
@@ -27,6 +29,33 @@ pub(crate) const LOCAL_API: &str = "127.0.0.1:6444";
 
 /// Where a node's metrics are read, unless told otherwise.
 pub(crate) const METRICS: &str = "127.0.0.1:10249";
+
+/// When pods' packets travel in VXLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Overlay {
+    /// For nodes behind a router; those of the same subnet are sent packets as they are
+    Auto,
+    /// For all: where the network drops packets with addresses that it does not know
+    Always,
+}
+
+impl Overlay {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+        }
+    }
+}
+
+impl From<Overlay> for OverlayMode {
+    fn from(overlay: Overlay) -> Self {
+        match overlay {
+            Overlay::Auto => Self::Auto,
+            Overlay::Always => Self::Always,
+        }
+    }
+}
 
 /// What tells a node from others.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -118,6 +147,9 @@ pub(crate) struct AgentCommand {
     /// Where Prometheus reads the node's metrics
     #[arg(long, value_name = "ADDRESS:PORT", default_value = METRICS)]
     metrics: SocketAddr,
+    /// Which nodes pods' packets are wrapped into VXLAN for
+    #[arg(long, value_enum, default_value = "auto")]
+    overlay: Overlay,
     #[command(flatten)]
     marks: Marks,
 }
@@ -131,6 +163,7 @@ fn config(settings: Settings) -> AgentConfig {
         node_address: settings.address,
         local_api: Some(settings.local_api),
         metrics: Some(settings.metrics),
+        overlay_mode: settings.overlay.into(),
         labels: settings.marks.labels.into_iter().collect(),
         taints: settings.marks.taints,
         ..AgentConfig::in_directory(&settings.data_dir)
@@ -166,6 +199,7 @@ impl AgentCommand {
             address: self.address.unwrap_or_else(up::default_address),
             local_api: self.local_api,
             metrics: self.metrics,
+            overlay: self.overlay,
             marks: self.marks.clone(),
         };
         let stop = CancellationToken::new();

@@ -459,6 +459,7 @@ impl Supervisor<'_> {
             .args(["--address", &host.address.to_string()])
             .args(["--local-api", &self.up.local_api.to_string()])
             .args(["--metrics", &self.up.metrics.to_string()])
+            .args(["--overlay", self.up.overlay.word()])
             .args(self.up.marks.arguments());
         if let Some(token) = token {
             let first = SocketAddr::new(self.hosts[0].address.into(), port);

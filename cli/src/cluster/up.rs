@@ -48,6 +48,9 @@ pub(crate) struct Up {
     /// Where Prometheus reads the node's metrics
     #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::METRICS)]
     pub(super) metrics: SocketAddr,
+    /// Which nodes pods' packets are wrapped into VXLAN for
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) overlay: agent::Overlay,
     /// Make this many hosts on this machine, each a node of the cluster
     #[arg(long, value_name = "NUMBER")]
     pub(super) nodes: Option<u8>,
@@ -262,6 +265,7 @@ impl Up {
             address,
             local_api: self.local_api,
             metrics: self.metrics,
+            overlay: self.overlay,
             marks: self.marks.clone(),
         };
         let agent = tokio::spawn(agent::run(agent, stop.clone()));

@@ -98,12 +98,18 @@ impl Fleet {
 
     /// Makes objects from JSON through the first server.
     pub fn apply(&self, object: &Value) -> Result<()> {
+        self.apply_all(std::slice::from_ref(object))
+    }
+
+    /// As [`Fleet::apply`], several at once.
+    pub fn apply_all(&self, objects: &[Value]) -> Result<()> {
+        let documents: Vec<String> = objects.iter().map(Value::to_string).collect();
         let mut kubectl = self.command(Path::new("kubectl"));
         kubectl
             .arg("--kubeconfig")
             .arg(self.kubeconfig("s1"))
             .args(["apply", "-f", "-"]);
-        fed(&mut kubectl, object.to_string().as_bytes()).map(drop)
+        fed(&mut kubectl, documents.join("\n").as_bytes()).map(drop)
     }
 
     /// Runs a command in a pod, through the first server.

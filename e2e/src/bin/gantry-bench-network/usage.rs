@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use gantry_e2e::Fleet;
 
 /// The histogram of times from a change to its acknowledgement by every node.
-pub(crate) const PROGRAMMED: &str = "gantry_services_programmed_seconds";
+pub(crate) const PROGRAMMED: &str = "gantry_services_programmed_duration_seconds";
 /// Linux counts CPU time in these on every architecture.
 const TICKS_PER_SECOND: u32 = 100;
 
@@ -129,12 +129,12 @@ mod tests {
     use super::*;
 
     const METRICS: &str = "\
-# TYPE gantry_services_programmed_seconds histogram
-gantry_services_programmed_seconds_bucket{le=\"0.01\"} 40
-gantry_services_programmed_seconds_bucket{le=\"0.05\"} 98
-gantry_services_programmed_seconds_bucket{le=\"+Inf\"} 100
-gantry_services_programmed_seconds_sum 2
-gantry_services_programmed_seconds_count 100
+# TYPE gantry_services_programmed_duration_seconds histogram
+gantry_services_programmed_duration_seconds_bucket{le=\"0.01\"} 40
+gantry_services_programmed_duration_seconds_bucket{le=\"0.05\"} 98
+gantry_services_programmed_duration_seconds_bucket{le=\"+Inf\"} 100
+gantry_services_programmed_duration_seconds_sum 2
+gantry_services_programmed_duration_seconds_count 100
 ";
 
     #[test]

@@ -71,7 +71,7 @@ impl BridgeNetwork {
         let mtu = underlay.pod_mtu(&node)?;
         let bridge = links::ensure_bridge(&mut netlink, &node, &names, mtu)?;
         forwarding::switch_on(node.ipv6.is_some())?;
-        for (parameter, value) in bridge_parameters(&names.bridge()) {
+        for (parameter, value) in bridge_parameters(&names.bridge(), node.ipv6.is_some()) {
             forwarding::set(&parameter, value)?;
         }
         let pods = reconcile(&mut netlink, &names, &leases)?;
@@ -508,8 +508,8 @@ fn everything_passing(node: &NodeNetwork, names: &Names) -> Vec<Passing> {
 }
 
 /// What the kernel must know about the bridge.
-fn bridge_parameters(bridge: &str) -> [(String, &'static str); 3] {
-    [
+fn bridge_parameters(bridge: &str, ipv6: bool) -> Vec<(String, &'static str)> {
+    let mut parameters = vec![
         // For connections from the host's loopback to host ports and node ports.
         (format!("ipv4/conf/{bridge}/route_localnet"), "1"),
         // Packets between pods come in and leave by the bridge, on purpose: advice to take a shorter way is wrong, and
@@ -517,7 +517,14 @@ fn bridge_parameters(bridge: &str) -> [(String, &'static str); 3] {
         // own and the common switch are off; other links keep theirs.
         ("ipv4/conf/all/send_redirects".to_owned(), "0"),
         (format!("ipv4/conf/{bridge}/send_redirects"), "0"),
-    ]
+    ];
+    if ipv6 {
+        // Pods are looked for from the bridge's link-local address, which the kernel makes with the first pod and by
+        // default does not use before it has waited for a duplicate: until then packets to pods are refused as
+        // undeliverable. Nobody else on the bridge makes addresses from its hardware address.
+        parameters.push((format!("ipv6/conf/{bridge}/accept_dad"), "0"));
+    }
+    parameters
 }
 
 fn remove_links(names: &Names) -> Result<(), NetworkError> {

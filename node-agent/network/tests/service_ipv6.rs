@@ -23,7 +23,7 @@ const OUTSIDE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const VIP: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x96, 0, 0, 0, 0, 0, 0x50);
 const BALANCER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 7);
 
-/// Gives the machine IPv6: an address for the bridge, and one to share with the neighbour.
+/// Gives the machine IPv6, and an address to share with the neighbour.
 fn dual_stack(lab: &mut Lab) -> (BridgeNetwork, NftServiceRules) {
     lab.node.ipv6 = Some(Ipv6Network {
         pod_cidr: "fd10:244:0:1::/64".parse().unwrap(),
@@ -32,16 +32,7 @@ fn dual_stack(lab: &mut Lab) -> (BridgeNetwork, NftServiceRules) {
     });
     let network = BridgeNetwork::new(lab.node.clone()).unwrap();
     let rules = NftServiceRules::new(&lab.node).unwrap();
-    lab.on_host(|| {
-        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-        for line in [
-            "-6 addr replace fd10:244:0:1::1/64 dev gt-br nodad",
-            "-6 addr replace 2001:db8::1/64 dev uplink nodad",
-            "-6 route replace fd10:96::/112 dev gt-br",
-        ] {
-            lab::ip(line);
-        }
-    });
+    lab.on_host(|| lab::ip("-6 addr replace 2001:db8::1/64 dev uplink nodad"));
     lab.inside(&lab.outside, || {
         lab::ip("-6 addr replace 2001:db8::2/64 dev eth0 nodad");
         lab::ip("-6 route replace default via 2001:db8::1");
@@ -49,15 +40,11 @@ fn dual_stack(lab: &mut Lab) -> (BridgeNetwork, NftServiceRules) {
     (network, rules)
 }
 
-/// A pod that also answers at an IPv6 address with the number.
-async fn pod(lab: &Lab, network: &BridgeNetwork, name: &str, number: u16) -> (Pod, Endpoint) {
+/// A pod that answers at both its addresses.
+async fn pod(lab: &Lab, network: &BridgeNetwork, name: &str) -> (Pod, Endpoint) {
     let pod = lab.pod(network, name, 8080).await;
-    let ip = Ipv6Addr::new(0xfd10, 0x244, 0, 1, 0, 0, 0, number);
-    lab.inside(&pod.netns, || {
-        lab::ip(&format!("-6 addr replace {ip}/64 dev eth0 nodad"));
-        lab::ip("-6 route replace default via fd10:244:0:1::1");
-        serve(name, ip, 8080);
-    });
+    let ip = network.attached().await.unwrap()[name].ip6.unwrap();
+    lab.inside(&pod.netns, || serve(name, ip, 8080));
     (pod, lab::endpoint(ip, 8080))
 }
 
@@ -65,9 +52,9 @@ async fn pod(lab: &Lab, network: &BridgeNetwork, name: &str, number: u16) -> (Po
 fn a_dual_stack_service_answers_in_both_families() {
     on_own_machine(async |lab| {
         let (network, rules) = dual_stack(lab);
-        let (web, web6) = pod(lab, &network, "web", 0x10).await;
-        let (other, other6) = pod(lab, &network, "other", 0x11).await;
-        let (client, client6) = pod(lab, &network, "client", 0x12).await;
+        let (web, web6) = pod(lab, &network, "web").await;
+        let (other, other6) = pod(lab, &network, "other").await;
+        let (client, client6) = pod(lab, &network, "client").await;
         let v4 = [10, 96, 0, 50];
         let ports = vec![
             service(v4, vec![web.endpoint(8080), other.endpoint(8080)]),
@@ -101,12 +88,25 @@ fn a_dual_stack_service_answers_in_both_families() {
 }
 
 #[test]
+fn the_bridge_looks_for_pods_at_once() {
+    on_own_machine(async |lab| {
+        let (network, _) = dual_stack(lab);
+        let _first = pod(lab, &network, "first").await;
+        let addresses = lab.on_host(|| lab::ip("-6 -o addr show dev gt-br scope link"));
+        assert!(
+            addresses.contains("fe80:") && !addresses.contains("tentative"),
+            "{addresses}"
+        );
+    });
+}
+
+#[test]
 fn ports_policies_refusals_affinity_and_ranges_are_those_of_ipv4() {
     on_own_machine(async |lab| {
         let (network, rules) = dual_stack(lab);
-        let (_web, web6) = pod(lab, &network, "web", 0x10).await;
-        let (_other, other6) = pod(lab, &network, "other", 0x11).await;
-        let (client, _) = pod(lab, &network, "client", 0x12).await;
+        let (_web, web6) = pod(lab, &network, "web").await;
+        let (_other, other6) = pod(lab, &network, "other").await;
+        let (client, _) = pod(lab, &network, "client").await;
         let mut web = service(VIP, vec![web6, other6]);
         (web.node_port, web.external_local) = (Some(30080), true);
         web.local_endpoints = vec![web6];

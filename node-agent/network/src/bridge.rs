@@ -74,6 +74,9 @@ impl BridgeNetwork {
         for (parameter, value) in bridge_parameters(&names.bridge(), node.ipv6.is_some()) {
             forwarding::set(&parameter, value)?;
         }
+        if node.ipv6.is_some() {
+            forwarding::refuse_at_once()?;
+        }
         let pods = reconcile(&mut netlink, &names, &leases)?;
         nft.set_up(&pod_rules::table(&names, &node, pods.values()))?;
         forwarding::accept(&nft, &passing(&node, &names), node.ipv6.is_some())?;
@@ -325,6 +328,15 @@ impl Shared {
                 (ip, self.address6(ip))
             }
         };
+        let refused = host_ports
+            .iter()
+            .find_map(|port| pod_rules::impossible(port, ip6));
+        if let Some(refused) = refused {
+            if before.is_none() {
+                state.pool.free(ip);
+            }
+            return Err(NetworkError::Unsupported(refused));
+        }
         let lease = Lease {
             ip,
             ip6,

@@ -6,7 +6,7 @@
 //! wherever it exists.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -51,6 +51,20 @@ pub(crate) fn switch_on(ipv6: bool) -> Result<(), NetworkError> {
         }
     }
     set(switch, "1")
+}
+
+/// Lets refusals of IPv6 through at once, unless somebody has decided about their limits.
+///
+/// Packets between pods of one bridge make the kernel tell the sender of a shorter way, which IPv6 has no switch for; and
+/// by default what tells a client that nobody serves it counts against the same allowance of one message a second.
+pub(crate) fn refuse_at_once() -> Result<(), NetworkError> {
+    const UNLESS_TOLD: &str = "0-1,3-127";
+    const ALL_BUT_UNREACHABLE: &str = "0,3-127";
+    let limited = "ipv6/icmp/ratemask";
+    match fs::read_to_string(format!("/proc/sys/net/{limited}")) {
+        Ok(now) if now.trim() == UNLESS_TOLD => set(limited, ALL_BUT_UNREACHABLE),
+        _ => Ok(()),
+    }
 }
 
 /// What the firewalls of others must let through, in both directions.
@@ -219,12 +233,8 @@ fn legacy(name: &str, tables: &str, passing: &Passing, wanted: bool) -> Result<(
 }
 
 /// Whether some process of the host has the port, by trying to take it.
-pub(crate) fn port_is_held(
-    protocol: crate::Protocol,
-    address: Option<Ipv4Addr>,
-    port: u16,
-) -> bool {
-    let address = (address.unwrap_or(Ipv4Addr::UNSPECIFIED), port);
+pub(crate) fn port_is_held(protocol: crate::Protocol, address: Option<IpAddr>, port: u16) -> bool {
+    let address = (address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port);
     let held = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
     match protocol {
         crate::Protocol::Tcp => std::net::TcpListener::bind(address).is_err_and(held),

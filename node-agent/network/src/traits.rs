@@ -99,8 +99,8 @@ impl OverlaySettings {
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct HostPort {
-    /// Host address; `None` for all.
-    pub host_ip: Option<Ipv4Addr>,
+    /// Host address; `None` for all. One of IPv6 leads to the pod's address of IPv6.
+    pub host_ip: Option<IpAddr>,
     /// Port on the host.
     pub host_port: u16,
     /// Port in the pod.

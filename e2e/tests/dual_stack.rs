@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Fleet, Pod, TOOLS, eventually};
+use gantry_e2e::{Fleet, Pod, TOOLS, eventually, gantry};
 use serde_json::{Value, json};
 
 const NODES: usize = 3;
@@ -109,6 +109,44 @@ fn pods_and_services_have_an_address_of_each_family() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Starts the first server, which must refuse to; what it says.
+fn refuses_to_start(fleet: &Fleet, arguments: &[&str]) -> Result<String> {
+    let output = fleet
+        .command(&gantry()?)
+        .args(["server", "--name", "s1", "--address", "127.0.0.1"])
+        .arg("--listen")
+        .arg(fleet.address("s1")?.to_string())
+        .arg("--data-dir")
+        .arg(fleet.data_dir("s1"))
+        .args(arguments)
+        .output()?;
+    ensure!(!output.status.success(), "it has started");
+    Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_cluster_of_before_may_get_ipv6_and_keeps_the_ranges_that_it_has() -> Result<()> {
+    let mut fleet = Fleet::start(1)?;
+    fleet.terminate("s1")?;
+    fleet.restart_with("s1", &RANGES)?;
+    let range = object(&fleet, "servicecidr", "kubernetes")?;
+    let expected = json!(["10.96.0.0/12", "fd10:96::/112"]);
+    ensure!(range["spec"]["cidrs"] == expected, "{range}");
+    fleet.apply(&json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"ipFamilies": ["IPv6"], "ports": [{"port": 80}]},
+    }))?;
+    fleet.terminate("s1")?;
+    for arguments in [
+        ["--pod-cidr", "10.244.0.0/16"].as_slice(),
+        &["--service-cidr", "10.112.0.0/16"],
+    ] {
+        let said = refuses_to_start(&fleet, arguments)?;
+        ensure!(said.contains("--service-cidr of the others"), "{said}");
+    }
+    fleet.restart_with("s1", &RANGES)
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use gantry_api::status::StatusError;
 use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, Identity, NodeStream, NodeStreams, Ranges, Tokens,
 };
@@ -19,6 +20,7 @@ use gantry_rpc::raft::raft_server::RaftServer;
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
 use gantry_tls::{Credential, Kubeconfig};
+use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -159,6 +161,12 @@ impl NodeStreams for LinkStreams {
             from_node: ends.from_node,
         })
     }
+}
+
+/// Whether the cluster was made with other addresses of services.
+fn is_another_range(error: &anyhow::Error) -> bool {
+    let refused: Option<&StatusError> = error.downcast_ref();
+    refused.is_some_and(|refused| refused.code() == StatusCode::UNPROCESSABLE_ENTITY)
 }
 
 /// Refuses ranges that cannot be those of one cluster.
@@ -365,7 +373,7 @@ impl Server {
             bail!("the store stopped before it had a leader");
         }
         let announced = ServerRecord::running(seat.id, seat.name.clone(), own_address);
-        server.settle(&announced).await?;
+        server.settle(&announced, config.service_cidr).await?;
         recover::forget_others(&config.data_dir, seat, &server.roster).await?;
         let lead = Lead {
             store: server.store.clone(),
@@ -388,7 +396,7 @@ impl Server {
 
     /// Says where this server is, and sees to it that what every cluster has is there. The servers may be electing a
     /// leader meanwhile: then it is tried again.
-    async fn settle(&self, record: &ServerRecord) -> Result<()> {
+    async fn settle(&self, record: &ServerRecord, services: DualCidr) -> Result<()> {
         let deadline = tokio::time::Instant::now() + SETTLE;
         loop {
             let attempt = async {
@@ -399,6 +407,12 @@ impl Server {
             };
             match attempt.await {
                 Ok(()) => return Ok(()),
+                Err(error) if is_another_range(&error) => {
+                    bail!(
+                        "the cluster's services do not have their addresses from {services}: start this server with the \
+                         --service-cidr of the others; all that may change is that a range of IPv6 is added"
+                    )
+                }
                 Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
                 Err(error) => tracing::info!(error = format!("{error:#}"), "settling in"),
             }

@@ -32,6 +32,7 @@ mod ipam;
 mod leases;
 mod links;
 mod local_hosts;
+mod loopback;
 mod names;
 mod netlink;
 mod netns;

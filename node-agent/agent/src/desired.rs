@@ -401,6 +401,11 @@ impl Desired {
         })
     }
 
+    /// Counts services as changed: what was not asked of their objects is different.
+    pub(crate) fn program_again(&self, services: Vec<ServiceName>) {
+        self.objects.write().changed_services.extend(services);
+    }
+
     /// All services; none of them counts as changed after that.
     pub(crate) fn all_services(&self) -> ServiceNews {
         Self::everything(&mut self.objects.write())

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     pub(crate) sync_failures: IntCounter,
     pub(crate) endpoints: IntGauge,
     pub(crate) services: IntGauge,
+    pub(crate) held_ports: IntGauge,
     conntrack_entries: IntGauge,
     conntrack_limit: IntGauge,
     pub(crate) peers: IntGauge,
@@ -60,6 +61,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     services: gauge(
         "gantry_network_services",
         "Services with rules on this node.",
+    ),
+    held_ports: gauge(
+        "gantry_network_held_ports",
+        "Ports of services that a process of this node listens on.",
     ),
     conntrack_entries: gauge(
         "node_nf_conntrack_entries",

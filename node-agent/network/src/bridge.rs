@@ -26,7 +26,7 @@ use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
     HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules, forwarding, links,
-    loopback, netns, overlay, pod_rules,
+    listeners, loopback, netns, overlay, pod_rules,
 };
 
 /// Operations on one pod are one after the other, those on different pods (mostly) at the same time.
@@ -312,13 +312,12 @@ impl Shared {
             .as_ref()
             .map(|lease| lease.host_ports.as_slice())
             .unwrap_or_default();
-        let by_a_process = |port: &&HostPort| {
-            !mine.contains(port)
-                && forwarding::port_is_held(port.protocol, port.host_ip, port.host_port)
+        let by_others = pod_rules::conflict(&host_ports, &held);
+        let by_a_process = match by_others {
+            None => listeners::first_held(host_ports.iter().filter(|port| !mine.contains(port)))?,
+            Some(_) => None,
         };
-        if let Some(port) =
-            pod_rules::conflict(&host_ports, &held).or_else(|| host_ports.iter().find(by_a_process))
-        {
+        if let Some(port) = by_others.or(by_a_process) {
             let protocol = port.protocol.word().to_uppercase();
             return Err(NetworkError::HostPortInUse {
                 port: port.host_port,

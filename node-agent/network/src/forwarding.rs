@@ -6,7 +6,6 @@
 //! wherever it exists.
 
 use std::fs;
-use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 
@@ -216,19 +215,4 @@ fn legacy(name: &str, tables: &str, passing: &Passing, wanted: bool) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Whether some process of the host has the port, by trying to take it.
-pub(crate) fn port_is_held(
-    protocol: crate::Protocol,
-    address: Option<Ipv4Addr>,
-    port: u16,
-) -> bool {
-    let address = (address.unwrap_or(Ipv4Addr::UNSPECIFIED), port);
-    let held = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
-    match protocol {
-        crate::Protocol::Tcp => std::net::TcpListener::bind(address).is_err_and(held),
-        crate::Protocol::Udp => std::net::UdpSocket::bind(address).is_err_and(held),
-        crate::Protocol::Sctp => false,
-    }
 }

@@ -36,6 +36,8 @@ pub struct Program {
     endpoints: BTreeMap<ServiceName, usize>,
     /// Of the last acknowledgement.
     acknowledged: Option<u64>,
+    /// Services with changes that are not acknowledged, since when.
+    waiting: BTreeMap<ServiceName, Instant>,
 }
 
 impl Program {
@@ -63,6 +65,7 @@ impl Program {
             health_checks: HealthChecks::default(),
             endpoints: BTreeMap::new(),
             acknowledged: None,
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -80,7 +83,6 @@ impl Program {
                 }
             }
             while let Err(error) = self.sync().await {
-                METRICS.sync_failures.inc();
                 tracing::warn!(
                     error = crate::pod::words(&error),
                     "programming services; trying again"
@@ -97,6 +99,7 @@ impl Program {
     /// [program](Self::sync) now.
     pub async fn look_around(&mut self) -> bool {
         if let Err(error) = self.rules.reassert().await {
+            METRICS.sync_failures.inc();
             tracing::warn!(
                 error = crate::pod::words(&error),
                 "looking after the rules of services"
@@ -116,6 +119,9 @@ impl Program {
         let Some(news) = self.news() else {
             return Ok(());
         };
+        for (service, arrived) in &news.arrived {
+            self.waiting.entry(service.clone()).or_insert(*arrived);
+        }
         let (mut changes, names) = self.translate(&news);
         self.held_ports.leave_out(&mut changes, &news).await;
         // What the kernel refuses, the rules remember: the next call is the next attempt.
@@ -125,10 +131,13 @@ impl Program {
         METRICS.sync.observe(begun.elapsed().as_secs_f64());
         self.publish(news.complete, names);
         self.check_health(&news);
-        programmed?;
+        programmed.inspect_err(|_| METRICS.sync_failures.inc())?;
         if self.acknowledged != Some(news.revision) {
             self.reports.services_programmed(news.revision);
             self.acknowledged = Some(news.revision);
+        }
+        for arrived in std::mem::take(&mut self.waiting).into_values() {
+            METRICS.programming.observe(arrived.elapsed().as_secs_f64());
         }
         Ok(())
     }
@@ -141,7 +150,9 @@ impl Program {
         let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).cloned();
         if zone != self.place.zone {
             self.place.zone = zone;
+            let arrived = std::mem::take(&mut news.arrived);
             news = self.desired.all_services();
+            news.arrived.extend(arrived);
         }
         Some(news)
     }
@@ -458,5 +469,42 @@ mod tests {
         assert!(bed.program.look_around().await);
         assert_eq!(bed.sync().await, (vec!["a".to_owned()], None));
         assert_eq!(balancers(&bed).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_time_from_a_change_to_its_acknowledgement_is_measured_by_service() {
+        let mut bed = Bed::new();
+        let desired = bed.program.desired.clone();
+        desired.link_opened();
+        bed.send(5, Resource::Service, &service("a"));
+        desired.synced(9);
+        assert!(
+            desired.take_services().unwrap().arrived.is_empty(),
+            "everything at once is no change"
+        );
+        // Other tests of this process measure as well.
+        let measured = || METRICS.programming.get_sample_count();
+        let (before, failures) = (measured(), METRICS.sync_failures.get());
+        for address in ["10.0.0.1", "10.0.0.2"] {
+            let slice = slice("a", "a-1", ready(&[address]));
+            bed.send(10, Resource::EndpointSlice, &slice);
+        }
+        bed.send(11, Resource::Service, &service("bb"));
+        bed.rules.refuse(true);
+        bed.sync().await;
+        bed.send(12, Resource::EndpointSlice, &slice("a", "a-1", ready(&[])));
+        bed.sync().await;
+        let waiting: Vec<&str> = bed
+            .program
+            .waiting
+            .keys()
+            .map(|s| s.name.as_str())
+            .collect();
+        assert_eq!(waiting, ["a", "bb"]);
+        assert!(METRICS.sync_failures.get() >= failures + 2);
+        bed.rules.refuse(false);
+        assert_eq!(bed.sync().await.1, Some(12));
+        assert!(bed.program.waiting.is_empty());
+        assert!(measured() >= before + 2, "one for each service");
     }
 }

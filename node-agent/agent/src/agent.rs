@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, HostResolver, Ipv6Network, NftPolicyRules, NftServiceRules,
-    NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
+    BridgeNetwork, DnsServer, HostListeners, HostResolver, Ipv6Network, NftPolicyRules,
+    NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -177,6 +177,7 @@ impl Agent {
             reports.clone(),
             Arc::new(wiring.rules),
             wiring.dns,
+            Arc::new(HostListeners),
         );
         tasks.spawn(program.run(services_changed));
         if let Some(overlay) = wiring.overlay {

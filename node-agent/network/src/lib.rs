@@ -4,6 +4,7 @@
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
+//! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
@@ -31,7 +32,9 @@ mod hosts;
 mod ipam;
 mod leases;
 mod links;
+mod listeners;
 mod local_hosts;
+mod loopback;
 mod names;
 mod netlink;
 mod netns;
@@ -50,8 +53,11 @@ pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
 pub use error::NetworkError;
-pub use fake::{FakeDns, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules};
+pub use fake::{
+    FakeDns, FakeListeners, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules,
+};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
+pub use listeners::HostListeners;
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;
 pub use policy::NftPolicyRules;

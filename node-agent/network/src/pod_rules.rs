@@ -1,4 +1,4 @@
-//! The nftables table of a node's pods, as text: host ports, masquerade, and what protects the host's loopback.
+//! The nftables table of a node's pods, as text: host ports and masquerade.
 //!
 //! ```text
 //! packet to the host --prerouting/output--> host_ports: (address, port) or (port) -> dnat to the pod
@@ -125,10 +125,6 @@ table ip {table} {{
     oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
     ct status dnat ip saddr . ip daddr @hairpin masquerade
     ip saddr {pods} oifname != "{bridge}" ip daddr != {{ {cluster}, 224.0.0.0/4 }} masquerade fully-random
-  }}
-  chain loopback {{
-    type filter hook prerouting priority raw; policy accept;
-    iifname "{bridge}" ip daddr 127.0.0.0/8 drop
   }}
 }}
 "#

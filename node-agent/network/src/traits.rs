@@ -283,6 +283,25 @@ pub trait ServiceRules: Send + Sync + 'static {
     async fn reassert(&self) -> Result<(), NetworkError>;
 }
 
+/// A port of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalPort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// On this address; `None` for any.
+    pub address: Option<IpAddr>,
+    /// Its number.
+    pub port: u16,
+}
+
+/// Knows what processes of this host listen on.
+#[async_trait]
+pub trait Listeners: Send + Sync + 'static {
+    /// Those of the ports that a process listens on, on their address or on all of them. Nobody has a port of an address
+    /// that is not this host's.
+    async fn held(&self, ports: BTreeSet<LocalPort>) -> Result<BTreeSet<LocalPort>, NetworkError>;
+}
+
 /// A peer of a policy's rule: an address and, in a [`PeerSet`] with ports, a port there (0 otherwise).
 pub type PolicyPeer = (IpAddr, u16);
 

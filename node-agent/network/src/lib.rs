@@ -6,6 +6,7 @@
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
+//! - [`TableWatch`] notices when somebody else has flushed the rules.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
@@ -36,6 +37,7 @@ mod listeners;
 mod local_hosts;
 mod loopback;
 mod names;
+mod netfilter;
 mod netlink;
 mod netns;
 mod nft;
@@ -46,6 +48,7 @@ mod pod_rules;
 mod policy;
 mod resolv;
 mod services;
+mod table_watch;
 pub mod traits;
 mod underlay;
 
@@ -63,4 +66,5 @@ pub use overlay::VxlanOverlay;
 pub use policy::NftPolicyRules;
 pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
+pub use table_watch::TableWatch;
 pub use traits::*;

@@ -14,23 +14,19 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST,
 };
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol as ProtocolNumber, Status,
     Tuple,
 };
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterMessageInner, NetfilterProtoFamily};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::sys::Socket;
-use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::elements::{Family, Frontend};
 use super::table::Answerers;
+use crate::netfilter::Netfilter;
 use crate::netlink::Netlink;
 use crate::{NetworkError, Protocol};
 
@@ -49,12 +45,12 @@ pub(super) fn forget(frontends: &[Answerers]) -> Result<usize, NetworkError> {
         doing: "looking for tracked flows (does the kernel have nf_conntrack_netlink?)".to_owned(),
         source,
     };
-    let mut connection = Connection::open().map_err(refused)?;
+    let mut netfilter = Netfilter::open().map_err(refused)?;
     let mut forgotten = 0;
     for (family, protocol) in wanted.tables() {
-        for flow in connection.flows(family, protocol).map_err(refused)? {
+        for flow in flows(&mut netfilter, family, protocol).map_err(refused)? {
             if wanted.is_stale(family, &flow, &local)
-                && connection.delete(family, flow).map_err(refused)?
+                && delete(&mut netfilter, family, flow).map_err(refused)?
             {
                 forgotten += 1;
             }
@@ -215,92 +211,33 @@ impl Ends {
     }
 }
 
-/// A connection to the kernel's connection tracking in the calling thread's namespace.
-struct Connection {
-    socket: Socket,
-    sequence: u32,
+/// The flows of one protocol. Kernels before 5.8 know no filter and tell of all.
+fn flows(netfilter: &mut Netfilter, family: Family, protocol: Protocol) -> io::Result<Vec<Flow>> {
+    let answers = netfilter.ask(of(family), list(protocol), NLM_F_REQUEST | NLM_F_DUMP)?;
+    let flows = answers.into_iter().filter_map(|answer| match answer.inner {
+        NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) => {
+            Flow::new(attributes)
+        }
+        _ => None,
+    });
+    Ok(flows.filter(|flow| flow.protocol == protocol).collect())
 }
 
-impl Connection {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+/// Whether it was still there.
+fn delete(netfilter: &mut Netfilter, family: Family, flow: Flow) -> io::Result<bool> {
+    let which = vec![ConntrackAttribute::CtaTupleOrig(flow.original)];
+    let request = ConntrackMessage::Delete(which);
+    match netfilter.ask(of(family), request, NLM_F_REQUEST | NLM_F_ACK) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
     }
+}
 
-    /// The flows of one protocol. Kernels before 5.8 know no filter and tell of all.
-    fn flows(&mut self, family: Family, protocol: Protocol) -> io::Result<Vec<Flow>> {
-        let answers = self.ask(family, list(protocol), NLM_F_REQUEST | NLM_F_DUMP)?;
-        let flows = answers.into_iter().filter_map(Flow::new);
-        Ok(flows.filter(|flow| flow.protocol == protocol).collect())
-    }
-
-    /// Whether it was still there.
-    fn delete(&mut self, family: Family, flow: Flow) -> io::Result<bool> {
-        let which = vec![ConntrackAttribute::CtaTupleOrig(flow.original)];
-        match self.ask(
-            family,
-            ConntrackMessage::Delete(which),
-            NLM_F_REQUEST | NLM_F_ACK,
-        ) {
-            Ok(_) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn ask(
-        &mut self,
-        family: Family,
-        request: ConntrackMessage,
-        flags: u16,
-    ) -> io::Result<Vec<Vec<ConntrackAttribute>>> {
-        let family = match family {
-            Family::Ipv4 => NetfilterProtoFamily::IPv4,
-            Family::Ipv6 => NetfilterProtoFamily::IPv6,
-        };
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence;
-        let request = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), request);
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut found = Vec::new();
-        loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let length = NetlinkBuffer::new_checked(&rest)
-                    .map_err(malformed)?
-                    .length();
-                let message =
-                    NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(malformed)?;
-                let (header, payload) = message.into_parts();
-                rest = rest
-                    .get((length as usize).next_multiple_of(4)..)
-                    .unwrap_or_default();
-                if header.sequence_number != self.sequence {
-                    continue;
-                }
-                match payload {
-                    NetlinkPayload::InnerMessage(NetfilterMessage {
-                        inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
-                        ..
-                    }) => found.push(attributes),
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    NetlinkPayload::Error(answer) if answer.code.is_none() => return Ok(found),
-                    NetlinkPayload::Error(answer) => return Err(answer.to_io()),
-                    _ => {}
-                }
-            }
-        }
+fn of(family: Family) -> NetfilterProtoFamily {
+    match family {
+        Family::Ipv4 => NetfilterProtoFamily::IPv4,
+        Family::Ipv6 => NetfilterProtoFamily::IPv6,
     }
 }
 
@@ -331,8 +268,4 @@ fn nested(kind: u16, content: &impl Emitable) -> DefaultNla {
     let mut bytes = vec![0; content.buffer_len()];
     content.emit(&mut bytes);
     DefaultNla::new(kind | NLA_F_NESTED, bytes)
-}
-
-fn malformed(error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }

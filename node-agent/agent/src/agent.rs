@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, HostResolver, NftPolicyRules, NftServiceRules, NodeNetwork,
-    OverlaySettings, PodNetwork as _, VxlanOverlay,
+    BridgeNetwork, DnsServer, GatewayEcho, HostResolver, NftPolicyRules, NftServiceRules,
+    NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -32,6 +32,7 @@ use crate::pod::{Manager, Node};
 use crate::policies::Policies;
 use crate::presence::{self, Presence};
 use crate::program::Program;
+use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
 use crate::streams::Streams;
@@ -183,7 +184,17 @@ impl Agent {
             tasks.spawn(metrics::follow_overlay(overlay.clone()));
             let name = config.node_name.clone();
             let (desired, reports) = (desired.clone(), reports.clone());
+            let found = presence.clone();
+            let reachability = Reachability::new(
+                &name,
+                desired.clone(),
+                overlay.clone(),
+                overlay.port(),
+                wiring.echo,
+                move |condition| found.find(PEERS_REACHABLE, condition),
+            );
             tasks.spawn(peers::keep(name, desired, reports, overlay, nodes_changed));
+            tasks.spawn(reachability.watch());
         }
         tasks.spawn(keep_checkpoint(
             checkpoint.clone(),
@@ -245,6 +256,7 @@ struct Wiring {
     rules: NftServiceRules,
     /// None on a node that no other node can reach.
     overlay: Option<Arc<VxlanOverlay>>,
+    echo: Arc<GatewayEcho>,
     policies: Arc<NftPolicyRules>,
     dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
@@ -285,6 +297,7 @@ impl Wiring {
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
         let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
+        let echo = Arc::new(GatewayEcho::new(&node));
         let overlay = match node.overlay {
             None => None,
             Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
@@ -304,6 +317,7 @@ impl Wiring {
             network,
             rules,
             overlay: overlay.map(Arc::new),
+            echo,
             policies: Arc::new(policies),
             dns: Arc::new(dns),
             dns_address,
@@ -336,7 +350,10 @@ async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
     let mut ticks = every(presence::PERIOD);
     let mut told = Instant::now();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = presence.found() => {}
+        }
         if presence.refresh().await || told.elapsed() >= presence::REPORT {
             reports.node_status(presence.status());
             told = Instant::now();

@@ -38,6 +38,7 @@ mod pod;
 mod policies;
 mod presence;
 mod pressure;
+mod reachability;
 mod routed;
 mod services;
 mod streams;

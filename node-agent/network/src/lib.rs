@@ -3,6 +3,7 @@
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
+//! - [`GatewayEcho`] tells whether other nodes answer on that way.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
@@ -24,6 +25,7 @@ mod commands;
 mod dial;
 mod dns;
 mod dns_rules;
+mod echo;
 pub mod error;
 mod fake;
 mod forwarding;
@@ -49,8 +51,9 @@ mod underlay;
 pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
+pub use echo::GatewayEcho;
 pub use error::NetworkError;
-pub use fake::{FakeDns, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules};
+pub use fake::{FakeDns, FakeEcho, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;

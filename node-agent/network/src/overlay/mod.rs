@@ -79,6 +79,11 @@ impl VxlanOverlay {
         })
     }
 
+    /// The UDP port that wrapped packets go to, on every node.
+    pub fn port(&self) -> u16 {
+        self.shared.settings.port
+    }
+
     /// What the VXLAN device has counted.
     pub async fn counters(&self) -> Result<OverlayCounters, NetworkError> {
         let name = self.shared.names.vxlan();

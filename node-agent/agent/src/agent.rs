@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
+use crate::clock::{CLOCK_SYNCHRONIZED, Clock};
 use crate::config::AgentConfig;
 use crate::desired::Desired;
 use crate::identity::Credentials;
@@ -131,6 +132,10 @@ impl Agent {
             nodes: nodes_changed.clone(),
             changed: changed.clone(),
             welcome,
+            clock: {
+                let presence = presence.clone();
+                Clock::system(move |condition| presence.find(CLOCK_SYNCHRONIZED, Some(condition)))
+            },
         };
         tasks.spawn(link.run(stop.clone()));
         tasks.spawn(credentials.keep_current(servers, stop.clone()));

@@ -13,6 +13,7 @@
 
 pub mod agent;
 mod checkpoint;
+mod clock;
 pub mod config;
 pub mod desired;
 pub mod env;

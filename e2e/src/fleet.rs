@@ -45,6 +45,8 @@ pub struct Fleet {
     place: Place,
     /// What every server is started with.
     arguments: Vec<String>,
+    /// What every agent is started with.
+    agent_arguments: Vec<String>,
     /// Last, since disks are mounted in it.
     directory: tempfile::TempDir,
 }
@@ -79,9 +81,18 @@ impl Fleet {
     /// Starts servers and nodes, each on a machine of its own, the nodes joined by token; returns when every node is
     /// Ready and has the images of [`crate::Images`]. Needs root.
     pub fn of_machines(servers: usize, nodes: usize) -> Result<Self> {
+        Self::of_machines_with(&vec![Machine::default(); servers], nodes, &[])
+    }
+
+    /// As [`Fleet::of_machines`], with further arguments for the agents.
+    pub fn of_machines_with(
+        servers: &[Machine],
+        nodes: usize,
+        agent_arguments: &[&str],
+    ) -> Result<Self> {
         let network = Arc::new(Network::new()?);
-        let machines = vec![Machine::default(); servers];
-        let mut fleet = Self::start_on(Place::Apart(network), &machines, &[])?;
+        let mut fleet = Self::start_on(Place::Apart(network), servers, &[])?;
+        fleet.agent_arguments = agent_arguments.iter().map(|&word| word.into()).collect();
         fleet.add_nodes(nodes)?;
         Ok(fleet)
     }

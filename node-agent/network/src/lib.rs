@@ -9,6 +9,7 @@
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
+//! - [`try_out`] tells whether a machine has what all of this needs.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
@@ -46,6 +47,7 @@ mod policy;
 mod resolv;
 mod services;
 pub mod traits;
+mod trial;
 mod underlay;
 
 pub use bridge::BridgeNetwork;
@@ -61,3 +63,4 @@ pub use policy::NftPolicyRules;
 pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use traits::*;
+pub use trial::{Trial, nft_version, pod_mtu, routes_into, try_out, vxlan_devices};

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use self::device::Device;
 use self::kernel::Ours;
+pub(crate) use self::kernel::PROTOCOL as ROUTES;
 pub(crate) use self::plan::usable;
 use self::plan::{Entries, Here, Step};
 use crate::bridge::blocking;

@@ -81,11 +81,20 @@ impl Fleet {
     /// Starts servers and nodes, each on a machine of its own, the nodes joined by token; returns when every node is
     /// Ready and has the images of [`crate::Images`]. Needs root.
     pub fn of_machines(servers: usize, nodes: usize) -> Result<Self> {
-        Self::of_machines_with(&vec![Machine::default(); servers], nodes, &[])
+        Self::of_machines_with(servers, nodes, &[])
     }
 
-    /// As [`Fleet::of_machines`], with further arguments for the agents.
-    pub fn of_machines_with(
+    /// As [`Fleet::of_machines`], each server with further arguments.
+    pub fn of_machines_with(servers: usize, nodes: usize, arguments: &[&str]) -> Result<Self> {
+        let network = Arc::new(Network::new()?);
+        let machines = vec![Machine::default(); servers];
+        let mut fleet = Self::start_on(Place::Apart(network), &machines, arguments)?;
+        fleet.add_nodes(nodes)?;
+        Ok(fleet)
+    }
+
+    /// As [`Fleet::of_machines`], with servers on machines of one's choice, and further arguments for the agents.
+    pub fn of_chosen_machines(
         servers: &[Machine],
         nodes: usize,
         agent_arguments: &[&str],

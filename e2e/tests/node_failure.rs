@@ -296,7 +296,7 @@ fn condition_becomes(fleet: &Fleet, node: &str, kind: &str, status: &str) -> Res
 #[test]
 fn a_port_blocked_between_two_nodes_is_named_and_nothing_is_tainted() -> Result<()> {
     const KIND: &str = "PeersReachable";
-    let fleet = Fleet::of_machines_with(&[Machine::default()], 3, &["--overlay", "always"])?;
+    let fleet = Fleet::of_chosen_machines(&[Machine::default()], 3, &["--overlay", "always"])?;
     let [one, other, third] = ["node-1", "node-2", "node-3"];
     for node in [one, other, third] {
         condition_becomes(&fleet, node, KIND, "True")?;
@@ -382,7 +382,7 @@ fn a_clock_that_is_off_is_named_by_the_node_the_doctor_and_whoever_is_refused_fo
         settable_clock: true,
         ..Machine::default()
     };
-    let fleet = Fleet::of_machines_with(&[server], 1, &[])?;
+    let fleet = Fleet::of_chosen_machines(&[server], 1, &[])?;
     let node = "node-1";
     condition_becomes(&fleet, node, KIND, "True")?;
     fleet.set_clock("s1", "+90s")?;

@@ -1,6 +1,6 @@
 //! `gantry agent`: a node alone; and what `up` and `down` need of it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +18,7 @@ pub(crate) struct Settings {
     pub(crate) identity: NodeIdentity,
     pub(crate) data_dir: PathBuf,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address_v6: Option<Ipv6Addr>,
     pub(crate) local_api: SocketAddr,
     pub(crate) metrics: SocketAddr,
     pub(crate) overlay: Overlay,
@@ -141,6 +142,9 @@ pub(crate) struct AgentCommand {
     /// The address other machines reach this one at; that of the default route when not given
     #[arg(long)]
     address: Option<Ipv4Addr>,
+    /// Its IPv6 address, in a dual-stack cluster
+    #[arg(long, value_name = "ADDRESS")]
+    address_v6: Option<Ipv6Addr>,
     /// Where clients on this node reach the API, through whichever server lives; on loopback
     #[arg(long, value_name = "ADDRESS:PORT", default_value = LOCAL_API)]
     local_api: SocketAddr,
@@ -161,6 +165,7 @@ fn config(settings: Settings) -> AgentConfig {
         servers: settings.servers,
         identity: settings.identity,
         node_address: settings.address,
+        node_address_v6: settings.address_v6,
         local_api: Some(settings.local_api),
         metrics: Some(settings.metrics),
         overlay_mode: settings.overlay.into(),
@@ -197,6 +202,7 @@ impl AgentCommand {
             identity,
             data_dir: self.place.data_dir.join("agent"),
             address: self.address.unwrap_or_else(up::default_address),
+            address_v6: self.address_v6,
             local_api: self.local_api,
             metrics: self.metrics,
             overlay: self.overlay,

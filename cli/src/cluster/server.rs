@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gantry_server::backup::BackupSchedule;
-use gantry_server::{JoinConfig, Server, ServerConfig};
+use gantry_server::{DualCidr, JoinConfig, Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::{Place, daemon, default_node_name, up};
@@ -16,12 +16,12 @@ use crate::{duration, output};
 /// Address ranges; they cannot change once a cluster exists.
 #[derive(Clone, Debug, clap::Args)]
 struct Networks {
-    /// Addresses of pods, of all nodes
-    #[arg(long, default_value = "10.244.0.0/16")]
-    pod_cidr: ipnet::Ipv4Net,
-    /// Addresses of services
-    #[arg(long, default_value = "10.96.0.0/12")]
-    service_cidr: ipnet::Ipv4Net,
+    /// Addresses of pods, of all nodes; with a range of IPv6 beside it (10.244.0.0/16,fd10:244::/48), dual-stack
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "10.244.0.0/16")]
+    pod_cidr: DualCidr,
+    /// Addresses of services; with a range of IPv6 beside it (10.96.0.0/12,fd10:96::/112), dual-stack
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "10.96.0.0/12")]
+    service_cidr: DualCidr,
     /// The zone of services
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
@@ -94,9 +94,9 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The addresses of pods and services.
+    /// The IPv4 addresses of pods and services.
     pub(super) fn ranges(&self) -> [ipnet::Ipv4Net; 2] {
-        [self.networks.pod_cidr, self.networks.service_cidr]
+        [self.networks.pod_cidr.v4, self.networks.service_cidr.v4]
     }
 
     /// As another process of this program is told them.

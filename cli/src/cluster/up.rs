@@ -1,6 +1,6 @@
 //! `gantry up`: a cluster on this machine, server and agent in one process, ready when it returns.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
@@ -42,6 +42,9 @@ pub(crate) struct Up {
     /// The address other machines reach this one at; that of the default route when not given
     #[arg(long)]
     pub(super) address: Option<Ipv4Addr>,
+    /// Its IPv6 address, in a dual-stack cluster
+    #[arg(long, value_name = "ADDRESS")]
+    address_v6: Option<Ipv6Addr>,
     /// Where clients on this machine reach the API, through whichever server lives; on loopback
     #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::LOCAL_API)]
     pub(super) local_api: SocketAddr,
@@ -263,6 +266,7 @@ impl Up {
             identity: node_identity(&server, &name).await?,
             data_dir: self.place.data_dir.join("agent"),
             address,
+            address_v6: self.address_v6,
             local_api: self.local_api,
             metrics: self.metrics,
             overlay: self.overlay,

@@ -15,7 +15,7 @@ use crate::server::ApiServer;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Creates what is missing.
+/// Creates what is missing. Invalid when services have addresses of another range than this server gives.
 pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
     for namespace in NAMESPACES {
         create(
@@ -48,7 +48,12 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
         "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": server.service_cidrs()},
     });
-    create(server, "/apis/networking.k8s.io/v1/servicecidrs", &range).await
+    let collection = "/apis/networking.k8s.io/v1/servicecidrs";
+    create(server, collection, &range).await?;
+    // A cluster of before may have got a second family. Nothing else of the range can change: that is refused as invalid.
+    let path = format!("{collection}/kubernetes");
+    let same = json!({"spec": range["spec"]});
+    call(server, Method::PATCH, &path, &same).await
 }
 
 /// Says in the API's own Endpoints and EndpointSlice where pods reach it. The servers of a cluster share one port; one
@@ -120,10 +125,14 @@ async fn call(
     path: &str,
     object: &Value,
 ) -> Result<(), StatusError> {
+    let content_type = match method {
+        Method::PATCH => "application/merge-patch+json",
+        _ => "application/json",
+    };
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header(http::header::CONTENT_TYPE, "application/json")
+        .header(http::header::CONTENT_TYPE, content_type)
         .body(Body::from(object.to_string()))
         .map_err(|error| StatusError::internal(error.to_string()))?;
     let system = Identity::new("system:apiserver", &["system:masters"]);

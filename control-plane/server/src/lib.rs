@@ -6,6 +6,7 @@
 
 pub mod backup;
 mod certificates;
+mod dual_cidr;
 mod keys;
 mod level;
 mod members;
@@ -19,5 +20,6 @@ mod room;
 mod server;
 
 pub use certificates::CERTIFICATE_LIFE;
+pub use dual_cidr::DualCidr;
 pub use recover::{Recovered, Restore, recover, restore};
 pub use server::{JoinConfig, Server, ServerConfig};

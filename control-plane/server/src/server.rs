@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use gantry_api::status::StatusError;
 use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, Identity, NodeStream, NodeStreams, Ranges, Tokens,
 };
@@ -19,7 +20,7 @@ use gantry_rpc::raft::raft_server::RaftServer;
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
 use gantry_tls::{Credential, Kubeconfig};
-use ipnet::Ipv4Net;
+use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
 use crate::certificates::{Certificates, CertificatesApi, Files, Naming, Setup};
+use crate::dual_cidr::DualCidr;
 use crate::keys::{self, Keyring, KeysApi};
 use crate::members::{
     Exchange, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
@@ -36,8 +38,6 @@ use crate::node_link::{ClusterFacts, Hub, LinkService, Policies, Reports};
 use crate::pod_cidr::PodCidrs;
 use crate::{level, node_monitor, recover, room};
 
-/// A node's block of the pod CIDR: 254 pods.
-const NODE_PREFIX: u8 = 24;
 /// The largest message on a node link: an object may be 3 MiB.
 const LINK_MESSAGE: usize = 8 * 1024 * 1024;
 /// Frames of a relayed stream that wait for the network.
@@ -56,9 +56,9 @@ pub struct ServerConfig {
     /// The address other machines and pods reach it at.
     pub address: Ipv4Addr,
     /// Pods of all nodes.
-    pub pod_cidr: Ipv4Net,
+    pub pod_cidr: DualCidr,
     /// ClusterIPs.
-    pub service_cidr: Ipv4Net,
+    pub service_cidr: DualCidr,
     /// The zone of services, `cluster.local`.
     pub cluster_domain: String,
     /// Bearer tokens of administrators, beside client certificates.
@@ -163,18 +163,34 @@ impl NodeStreams for LinkStreams {
     }
 }
 
+/// Whether the cluster was made with other addresses of services.
+fn is_another_range(error: &anyhow::Error) -> bool {
+    let refused: Option<&StatusError> = error.downcast_ref();
+    refused.is_some_and(|refused| refused.code() == StatusCode::UNPROCESSABLE_ENTITY)
+}
+
+/// Refuses ranges that cannot be those of one cluster.
+fn check_ranges(pods: DualCidr, services: DualCidr) -> Result<()> {
+    if pods.overlaps(&services) {
+        bail!(
+            "the pod CIDR {pods} and the service CIDR {services} overlap: choose others with --pod-cidr and --service-cidr"
+        );
+    }
+    match (pods.v6, services.v6) {
+        (Some(pods), None) => bail!(
+            "the pod CIDR has a range of IPv6 ({pods}) and the service CIDR none: give --service-cidr one, or --pod-cidr none"
+        ),
+        (None, Some(services)) => bail!(
+            "the service CIDR has a range of IPv6 ({services}) and the pod CIDR none: give --pod-cidr one, or --service-cidr none"
+        ),
+        _ => Ok(()),
+    }
+}
+
 impl Server {
     /// Opens the store, listens, and creates what every cluster has. Returns when requests are answered.
     pub async fn start(config: ServerConfig) -> Result<Self> {
-        let overlap = config.pod_cidr.contains(&config.service_cidr.network())
-            || config.service_cidr.contains(&config.pod_cidr.network());
-        if overlap {
-            bail!(
-                "the pod CIDR {} and the service CIDR {} overlap: choose others with --pod-cidr and --service-cidr",
-                config.pod_cidr,
-                config.service_cidr
-            );
-        }
+        check_ranges(config.pod_cidr, config.service_cidr)?;
         // The port first: a second cluster on it must not touch anything.
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!(
@@ -219,7 +235,7 @@ impl Server {
             address: config.address.into(),
             naming: Naming {
                 cluster_domain: config.cluster_domain.clone(),
-                service_cidr: config.service_cidr,
+                service_cidr: config.service_cidr.v4,
             },
             life: config.certificate_life,
             founds: seat.founder || seat.alone,
@@ -229,7 +245,8 @@ impl Server {
 
         let hub = Arc::new(Hub::default());
         let ranges = Ranges {
-            service_cidr: config.service_cidr,
+            service_cidr: config.service_cidr.v4,
+            service_cidr_v6: config.service_cidr.v6,
             ..Ranges::default()
         };
         let api = ApiServer::new(
@@ -250,17 +267,17 @@ impl Server {
         let identity = Identity::new("system:node-link", &["system:authenticated"]);
         let reports = Arc::new(Reports::new(
             kube::Client::new(api.local_service(identity), "default"),
-            PodCidrs::new(config.pod_cidr, NODE_PREFIX)?,
+            PodCidrs::new(config.pod_cidr)?,
         ));
-        let dns = Ipv4Addr::from(u32::from(config.service_cidr.network()) + 10);
+        let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
         let link = LinkService {
             store: store.clone(),
             hub: hub.clone(),
             reports,
             roster: roster.clone(),
             facts: ClusterFacts {
-                cluster_pod_cidr: config.pod_cidr.to_string(),
-                service_cidr: config.service_cidr.to_string(),
+                pod_cidr: config.pod_cidr,
+                service_cidr: config.service_cidr,
                 dns_service_ip: dns.to_string(),
                 cluster_domain: config.cluster_domain.clone(),
             },
@@ -356,7 +373,7 @@ impl Server {
             bail!("the store stopped before it had a leader");
         }
         let announced = ServerRecord::running(seat.id, seat.name.clone(), own_address);
-        server.settle(&announced).await?;
+        server.settle(&announced, config.service_cidr).await?;
         recover::forget_others(&config.data_dir, seat, &server.roster).await?;
         let lead = Lead {
             store: server.store.clone(),
@@ -379,7 +396,7 @@ impl Server {
 
     /// Says where this server is, and sees to it that what every cluster has is there. The servers may be electing a
     /// leader meanwhile: then it is tried again.
-    async fn settle(&self, record: &ServerRecord) -> Result<()> {
+    async fn settle(&self, record: &ServerRecord, services: DualCidr) -> Result<()> {
         let deadline = tokio::time::Instant::now() + SETTLE;
         loop {
             let attempt = async {
@@ -390,6 +407,12 @@ impl Server {
             };
             match attempt.await {
                 Ok(()) => return Ok(()),
+                Err(error) if is_another_range(&error) => {
+                    bail!(
+                        "the cluster's services do not have their addresses from {services}: start this server with the \
+                         --service-cidr of the others; all that may change is that a range of IPv6 is added"
+                    )
+                }
                 Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
                 Err(error) => tracing::info!(error = format!("{error:#}"), "settling in"),
             }

@@ -15,8 +15,8 @@
 //! kept for [`LAME_DUCK`] to answer the request that may be on its way, and then closed. The version comes from
 //! `$VERSION`, the pod's name from its host name.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -43,13 +43,19 @@ struct Server {
     closed: Condvar,
 }
 
+/// On every address of both families, or of IPv4 where the kernel has no other.
+fn listen(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+}
+
 /// Listens until told to stop, and returns when every connection is closed.
 pub(crate) fn run() -> ExitCode {
     let port = std::env::var("PORT")
         .ok()
         .and_then(|port| port.parse().ok())
         .unwrap_or(8080u16);
-    let listener = match TcpListener::bind(("0.0.0.0", port)) {
+    let listener = match listen(port) {
         Ok(listener) => listener,
         Err(error) => {
             eprintln!("cannot listen on port {port}: {error}");
@@ -160,7 +166,7 @@ impl Server {
                 ),
             ),
             "/client" => match client.peer_addr() {
-                Ok(address) => ("200 OK", format!("{}\n", address.ip())),
+                Ok(address) => ("200 OK", format!("{}\n", address.ip().to_canonical())),
                 Err(error) => ("500 Internal Server Error", format!("{error}\n")),
             },
             "/burn" => {

@@ -21,6 +21,8 @@ pub struct Pod {
     pub node: String,
     /// Its address, once it has one.
     pub ip: String,
+    /// Its IPv6 address, in a dual-stack cluster.
+    pub ip6: Option<String>,
     /// Pending, Running, Succeeded, Failed or Unknown.
     pub phase: String,
     /// Whether its condition Ready is True.
@@ -42,6 +44,7 @@ impl Pod {
             uid: text(&pod["metadata"]["uid"]),
             node: text(&pod["spec"]["nodeName"]),
             ip: text(&status["podIP"]),
+            ip6: status["podIPs"][1]["ip"].as_str().map(str::to_owned),
             phase: text(&status["phase"]),
             ready: conditions.is_some_and(|conditions| {
                 let is_ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";

@@ -7,7 +7,7 @@ use criterion::Criterion;
 use gantry_agent::desired::Desired;
 use gantry_agent::program::Program;
 use gantry_agent::reports::Reports;
-use gantry_network::{FakeDns, NftServiceRules, NodeNetwork};
+use gantry_network::{FakeDns, HostListeners, NftServiceRules, NodeNetwork};
 use gantry_rpc::node::{ObjectChange, Resource};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
@@ -87,6 +87,7 @@ fn one_changed_slice(criterion: &mut Criterion, count: usize) {
         Arc::new(Reports::new("n1")),
         Arc::new(NftServiceRules::new(&node).expect("nft")),
         Arc::new(FakeDns::default()),
+        Arc::new(HostListeners),
     );
     desired.link_opened();
     let receive = |revision, resource, object: &Value| {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, GatewayEcho, HostResolver, NftPolicyRules, NftServiceRules,
-    NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
+    BridgeNetwork, DnsServer, GatewayEcho, HostListeners, HostResolver, Ipv6Network,
+    NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -164,7 +164,7 @@ impl Agent {
             desired: desired.clone(),
             policies: policies.clone(),
             reports: reports.clone(),
-            address: config.node_address.into(),
+            addresses: config.addresses(),
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
             seccomp_dir: config.data_dir.join("seccomp"),
@@ -183,6 +183,7 @@ impl Agent {
             reports.clone(),
             Arc::new(wiring.rules),
             wiring.dns,
+            Arc::new(HostListeners),
         );
         tasks.spawn(program.run(services_changed));
         if let Some(overlay) = wiring.overlay {
@@ -272,13 +273,26 @@ fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
         text.parse()
             .with_context(|| format!("the server's {what} \"{text}\" is not an IPv4 block"))
     };
+    let cidr6 = |what: &str, text: &str| {
+        text.parse()
+            .with_context(|| format!("the server's {what} \"{text}\" is not an IPv6 block"))
+    };
+    // A node that somebody made without a block of IPv6 has none in a cluster that does.
+    let ipv6 = match facts.pod_cidr_v6.is_empty() {
+        true => None,
+        false => Some(Ipv6Network {
+            pod_cidr: cidr6("IPv6 pod CIDR of this node", &facts.pod_cidr_v6)?,
+            cluster_pod_cidr: cidr6("IPv6 pod CIDR of the cluster", &facts.cluster_pod_cidr_v6)?,
+            service_cidr: Some(cidr6("IPv6 service CIDR", &facts.service_cidr_v6)?),
+        }),
+    };
     Ok(NodeNetwork {
         prefix: config.network_prefix.clone(),
         pod_cidr: cidr("pod CIDR of this node", &facts.pod_cidr)?,
         cluster_pod_cidr: cidr("pod CIDR of the cluster", &facts.cluster_pod_cidr)?,
         service_cidr: cidr("service CIDR", &facts.service_cidr)?,
         data_dir: config.data_dir.join("network"),
-        ipv6: None,
+        ipv6,
         overlay: (!config.node_address.is_loopback()).then(|| OverlaySettings {
             mode: config.overlay_mode,
             ..OverlaySettings::new(config.node_address.into())

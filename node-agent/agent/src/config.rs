@@ -1,7 +1,7 @@
 //! What an agent is configured with.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use gantry_network::OverlayMode;
@@ -25,6 +25,8 @@ pub struct AgentConfig {
     pub identity: NodeIdentity,
     /// The address other nodes reach this one at.
     pub node_address: Ipv4Addr,
+    /// The same of IPv6, where the machine has one.
+    pub node_address_v6: Option<Ipv6Addr>,
     /// Which packets to pods of other nodes are wrapped into VXLAN.
     pub overlay_mode: OverlayMode,
     /// Labels of the Node object beside the usual ones.
@@ -58,6 +60,7 @@ impl AgentConfig {
             metrics: None,
             identity: NodeIdentity::default(),
             node_address: Ipv4Addr::LOCALHOST,
+            node_address_v6: None,
             overlay_mode: OverlayMode::default(),
             labels: BTreeMap::new(),
             taints: Vec::new(),
@@ -69,6 +72,14 @@ impl AgentConfig {
             max_pods: 110,
             pod_pids_limit: 4096,
         }
+    }
+
+    /// The node's addresses, IPv4 first.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.node_address_v6.map(IpAddr::from);
+        std::iter::once(self.node_address.into())
+            .chain(v6)
+            .collect()
     }
 
     /// Where the image service listens.

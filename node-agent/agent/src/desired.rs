@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use gantry_network::ServiceName;
 use gantry_rpc::node::{ObjectChange, Resource};
@@ -65,7 +66,8 @@ struct Objects {
     /// The names of a service's slices.
     slices: BTreeMap<ServiceName, BTreeSet<String>>,
     /// Services that are different, or have different slices, since they were last taken.
-    changed_services: BTreeSet<ServiceName>,
+    /// With when the first change arrived, where it is one and not a part of everything.
+    changed_services: BTreeMap<ServiceName, Option<Instant>>,
     /// Services were taken once, all of them: from then on, what changed is enough.
     services_taken: bool,
     /// What is known was everything at some time, and every object is as it was then or newer.
@@ -87,6 +89,8 @@ pub(crate) struct ServiceNews {
     pub(crate) services: BTreeMap<ServiceName, ServiceObjects>,
     /// Every Service and EndpointSlice up to this revision is reflected.
     pub(crate) revision: u64,
+    /// When the first change of each service arrived.
+    pub(crate) arrived: BTreeMap<ServiceName, Instant>,
 }
 
 /// The objects; cheap to share.
@@ -159,8 +163,13 @@ impl Objects {
     }
 
     fn service_changed(&mut self, (namespace, name): ObjectKey) {
-        self.changed_services
-            .insert(ServiceName { namespace, name });
+        self.changed(ServiceName { namespace, name });
+    }
+
+    fn changed(&mut self, service: ServiceName) {
+        let arrived = (self.synced && !self.receiving).then(Instant::now);
+        let first = self.changed_services.entry(service).or_default();
+        *first = first.or(arrived);
     }
 
     /// Keeps the index of slices, and says whose slices have changed.
@@ -177,12 +186,12 @@ impl Objects {
                     self.slices.remove(&service);
                 }
             }
-            self.changed_services.insert(service);
+            self.changed(service);
         }
         if let Some(service) = after.and_then(service_of) {
             let slices = self.slices.entry(service.clone()).or_default();
             slices.insert(name.to_owned());
-            self.changed_services.insert(service);
+            self.changed(service);
         }
     }
 
@@ -207,6 +216,13 @@ fn received(objects: &mut Objects, revision: u64) {
     if !objects.receiving {
         objects.service_revision = objects.service_revision.max(revision);
     }
+}
+
+fn arrivals(changed: BTreeMap<ServiceName, Option<Instant>>) -> BTreeMap<ServiceName, Instant> {
+    let arrived = changed.into_iter();
+    arrived
+        .filter_map(|(service, arrived)| Some((service, arrived?)))
+        .collect()
 }
 
 impl Desired {
@@ -390,15 +406,24 @@ impl Desired {
             return Some(Self::everything(&mut objects));
         }
         let changed = std::mem::take(&mut objects.changed_services);
-        let services = changed.into_iter().map(|name| {
-            let objects = objects.service_objects(&name);
-            (name, objects)
+        let services = changed.keys().map(|name| {
+            let objects = objects.service_objects(name);
+            (name.clone(), objects)
         });
         Some(ServiceNews {
             complete: false,
             services: services.collect(),
             revision: objects.service_revision,
+            arrived: arrivals(changed),
         })
+    }
+
+    /// Counts services as changed: what was not asked of their objects is different.
+    pub(crate) fn program_again(&self, services: Vec<ServiceName>) {
+        let mut objects = self.objects.write();
+        for service in services {
+            objects.changed_services.entry(service).or_default();
+        }
     }
 
     /// All services; none of them counts as changed after that.
@@ -407,7 +432,7 @@ impl Desired {
     }
 
     fn everything(objects: &mut Objects) -> ServiceNews {
-        objects.changed_services.clear();
+        let arrived = arrivals(std::mem::take(&mut objects.changed_services));
         let names = objects.services.keys();
         let names = names.map(|(namespace, name)| ServiceName {
             namespace: namespace.clone(),
@@ -422,6 +447,7 @@ impl Desired {
                 })
                 .collect(),
             revision: objects.service_revision,
+            arrived,
         }
     }
 

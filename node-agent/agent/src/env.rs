@@ -1,6 +1,7 @@
 //! A container's environment: literals, references, whole ConfigMaps and Secrets, service links, and `$(VAR)`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, ObjectFieldSelector, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -45,10 +46,10 @@ pub struct EnvContext<'a> {
     pub pod: &'a Pod,
     /// Where references lead.
     pub desired: &'a Desired,
-    /// The pod's address, once known.
-    pub pod_ip: &'a str,
-    /// The node's address.
-    pub host_ip: &'a str,
+    /// The pod's addresses, IPv4 first, once known.
+    pub pod_ips: &'a [IpAddr],
+    /// The node's addresses, IPv4 first.
+    pub host_ips: &'a [IpAddr],
     /// The node's allocatable resources.
     pub allocatable: &'a BTreeMap<String, Quantity>,
 }
@@ -273,10 +274,17 @@ pub fn field(context: &EnvContext<'_>, selector: &ObjectFieldSelector) -> Result
         "metadata.annotations" => lines(meta.annotations.as_ref()),
         "spec.nodeName" => text(spec.and_then(|spec| spec.node_name.as_ref())),
         "spec.serviceAccountName" => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
-        "status.podIP" | "status.podIPs" => context.pod_ip.to_owned(),
-        "status.hostIP" | "status.hostIPs" => context.host_ip.to_owned(),
+        "status.podIP" => joined(context.pod_ips.iter().take(1)),
+        "status.podIPs" => joined(context.pod_ips),
+        "status.hostIP" => joined(context.host_ips.iter().take(1)),
+        "status.hostIPs" => joined(context.host_ips),
         _ => return Err(EnvError::Field(path.to_owned())),
     })
+}
+
+fn joined<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> String {
+    let texts: Vec<String> = addresses.into_iter().map(IpAddr::to_string).collect();
+    texts.join(",")
 }
 
 /// `metadata.labels['key']` to (`metadata.labels`, `key`).
@@ -445,8 +453,8 @@ mod tests {
         let context = EnvContext {
             pod: &pod,
             desired: &desired,
-            pod_ip: "10.0.0.5",
-            host_ip: "10.0.0.1",
+            pod_ips: &["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            host_ips: &["10.0.0.1".parse().unwrap()],
             allocatable: &BTreeMap::new(),
         };
         environment(
@@ -473,6 +481,7 @@ mod tests {
                 {"name": "X_other", "value": "mine"},
                 {"name": "LATER", "value": "z"},
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
                 {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a/b']"}}}
             ]
         }))
@@ -480,6 +489,7 @@ mod tests {
         assert_eq!(get(&env, "A").as_deref(), Some("v-pw-$(LATER)"));
         assert_eq!(get(&env, "X_other").as_deref(), Some("mine"));
         assert_eq!(get(&env, "IP").as_deref(), Some("10.0.0.5"));
+        assert_eq!(get(&env, "IPS").as_deref(), Some("10.0.0.5,fd00::5"));
         assert_eq!(get(&env, "L").as_deref(), Some("c"));
         assert_eq!(
             get(&env, "MY_DB_SERVICE_HOST"),

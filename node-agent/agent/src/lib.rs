@@ -29,6 +29,7 @@ pub mod users;
 pub mod volumes;
 
 mod health_checks;
+mod held_ports;
 mod image_gc;
 mod image_service;
 mod link;

@@ -33,9 +33,14 @@ const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack";
 pub(crate) struct Metrics {
     /// One transaction of service rules.
     pub(crate) sync: Histogram,
+    /// From a change's arrival to its acknowledgement.
+    pub(crate) programming: Histogram,
     pub(crate) sync_failures: IntCounter,
+    pub(crate) policy_failures: IntCounter,
+    pub(crate) overlay_failures: IntCounter,
     pub(crate) endpoints: IntGauge,
     pub(crate) services: IntGauge,
+    pub(crate) held_ports: IntGauge,
     conntrack_entries: IntGauge,
     conntrack_limit: IntGauge,
     pub(crate) peers: IntGauge,
@@ -50,9 +55,23 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "kubeproxy_sync_proxy_rules_duration_seconds",
         "How long one transaction of service rules took.",
     ),
+    // kubeproxy_network_programming_duration_seconds is another: it begins where the change was made, by another
+    // machine's clock.
+    programming: histogram(
+        "gantry_network_programming_duration_seconds",
+        "From the arrival of a service's change on this node to the acknowledgement that its rules are in the kernel.",
+    ),
     sync_failures: counter(
         "gantry_network_sync_failures_total",
         "Transactions of service rules that the kernel refused, and that were tried again.",
+    ),
+    policy_failures: counter(
+        "gantry_network_policy_failures_total",
+        "Transactions of network policies that were refused, and that were tried again.",
+    ),
+    overlay_failures: counter(
+        "gantry_overlay_failures_total",
+        "Attempts at the ways to other nodes after which some were missing, and that were made again.",
     ),
     endpoints: gauge(
         "gantry_network_endpoints",
@@ -61,6 +80,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     services: gauge(
         "gantry_network_services",
         "Services with rules on this node.",
+    ),
+    held_ports: gauge(
+        "gantry_network_held_ports",
+        "Ports of services that a process of this node listens on.",
     ),
     conntrack_entries: gauge(
         "node_nf_conntrack_entries",
@@ -228,18 +251,80 @@ mod tests {
         )
     }
 
+    /// A metric's line.
+    fn line<'a>(page: &'a str, name: &str) -> &'a str {
+        let own = |line: &&str| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(' '))
+        };
+        page.lines()
+            .find(own)
+            .unwrap_or_else(|| panic!("{name} is not on the page:\n{page}"))
+    }
+
     #[tokio::test]
     async fn the_page_has_what_is_counted() {
-        METRICS.endpoints.set(3);
         METRICS.sync.observe(0.001);
-        let (status, text) = body("/metrics").await;
+        METRICS.programming.observe(0.001);
+        METRICS.overlay_dropped.set(3);
+        for counter in [
+            &METRICS.sync_failures,
+            &METRICS.policy_failures,
+            &METRICS.overlay_failures,
+            &METRICS.drain_timeouts,
+        ] {
+            counter.inc();
+        }
+        let (status, page) = body("/metrics").await;
         assert_eq!(status, StatusCode::OK);
-        assert!(text.contains("gantry_network_endpoints 3"), "{text}");
-        assert!(
-            text.contains("kubeproxy_sync_proxy_rules_duration_seconds_count"),
-            "{text}"
+        assert_eq!(
+            line(&page, "gantry_overlay_dropped"),
+            "gantry_overlay_dropped 3"
         );
+        for counted in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_count",
+            "gantry_network_programming_duration_seconds_count",
+            "gantry_network_sync_failures_total",
+            "gantry_network_policy_failures_total",
+            "gantry_overlay_failures_total",
+            "gantry_pod_drain_timeouts_total",
+        ] {
+            assert!(!line(&page, counted).ends_with(" 0"), "{counted}");
+        }
+        for name in [
+            "gantry_network_services",
+            "gantry_network_endpoints",
+            "gantry_network_held_ports",
+            "gantry_overlay_peers",
+            "gantry_overlay_errors",
+        ] {
+            line(&page, name);
+        }
+        // Where the kernel tracks connections, as it says itself.
+        let limit = std::fs::read_to_string(format!("{CONNTRACK}_max")).unwrap_or("0".into());
+        assert_eq!(
+            line(&page, "node_nf_conntrack_entries_limit"),
+            format!("node_nf_conntrack_entries_limit {}", limit.trim())
+        );
+        line(&page, "node_nf_conntrack_entries");
         assert_eq!(body("/healthz").await.1, "ok");
         assert_eq!(body("/else").await.0, StatusCode::NOT_FOUND);
+    }
+
+    /// What operators are told of is there, and what is there they are told of.
+    #[tokio::test]
+    async fn each_metric_is_described_for_operators() {
+        let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+        let guide = std::fs::read_to_string(guide).expect("the guide");
+        let (_, page) = body("/metrics").await;
+        let names: Vec<&str> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next())
+            .filter(|name| !name.starts_with("process_"))
+            .collect();
+        assert!(names.contains(&"gantry_network_programming_duration_seconds"));
+        for name in names {
+            assert!(guide.contains(&format!("`{name}`")), "{name}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What the node says of itself: its Node object with capacity, conditions, addresses and versions.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use gantry_image::Image;
@@ -51,7 +51,7 @@ fn read(path: &str) -> String {
 /// What the Node object is made of.
 pub(crate) struct Description<'a> {
     pub(crate) name: &'a str,
-    pub(crate) address: Ipv4Addr,
+    pub(crate) addresses: &'a [IpAddr],
     /// Beside the usual ones.
     pub(crate) labels: &'a BTreeMap<String, String>,
     pub(crate) taints: &'a [Taint],
@@ -108,6 +108,15 @@ fn conditions(node: &Description<'_>) -> Vec<Value> {
     all.map(written).collect()
 }
 
+fn addresses(node: &Description<'_>) -> Vec<Value> {
+    let internal = node
+        .addresses
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address.to_string()}));
+    let hostname = json!({"type": "Hostname", "address": node.name});
+    internal.chain([hostname]).collect()
+}
+
 /// The Node as the agent registers it.
 pub(crate) fn describe(node: &Description<'_>) -> Value {
     let (machine, architecture) = (node.machine, architecture());
@@ -151,10 +160,7 @@ pub(crate) fn describe(node: &Description<'_>) -> Value {
             "capacity": capacity,
             "allocatable": capacity,
             "conditions": conditions(node),
-            "addresses": [
-                {"type": "InternalIP", "address": node.address.to_string()},
-                {"type": "Hostname", "address": node.name},
-            ],
+            "addresses": addresses(node),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
             "nodeInfo": {
                 "machineID": read("/etc/machine-id"),
@@ -192,7 +198,7 @@ mod tests {
         let at = |now, pressures: &Pressures, earlier: Option<&Node>| {
             let described = describe(&Description {
                 name: "n",
-                address: Ipv4Addr::LOCALHOST,
+                addresses: &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
                 labels: &BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 taints: &[],
                 machine: Machine {
@@ -244,5 +250,13 @@ mod tests {
         assert_eq!(second["status"]["capacity"]["memory"], "1048576Ki");
         assert_eq!(second["status"]["allocatable"]["pods"], "7");
         assert_eq!(second["metadata"]["labels"]["zone"], "a");
+        assert_eq!(
+            second["status"]["addresses"],
+            json!([
+                {"type": "InternalIP", "address": "192.0.2.1"},
+                {"type": "InternalIP", "address": "2001:db8::1"},
+                {"type": "Hostname", "address": "n"},
+            ])
+        );
     }
 }

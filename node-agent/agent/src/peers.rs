@@ -130,6 +130,9 @@ impl Keeper {
     /// Says once what is wrong: in the log, and as an Event of the node.
     fn heard(&mut self, result: Result<(), NetworkError>) -> bool {
         let complaint = result.as_ref().err().map(|error| words(error));
+        if complaint.is_some() {
+            METRICS.overlay_failures.inc();
+        }
         if let Some(complaint) = &complaint
             && self.complaint.as_ref() != Some(complaint)
         {
@@ -265,6 +268,7 @@ mod tests {
             "nobody has said which nodes there are"
         );
 
+        let failures = METRICS.overlay_failures.get();
         put(&node("there", "192.0.2.2", &["10.244.2.0/24"]));
         changed.notify_one();
         for _ in 0..2 {
@@ -275,6 +279,7 @@ mod tests {
         let routes = overlay.routes().await.unwrap();
         assert_eq!(routes.len(), 1);
         assert_eq!(overlay.syncs.load(SeqCst), 3);
+        assert!(METRICS.overlay_failures.get() >= failures + 2);
 
         let mut beating = node("there", "192.0.2.2", &["10.244.2.0/24"]);
         beating["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);

@@ -18,6 +18,8 @@ use gantry_rpc::node::{self as rpc, PolicyChange, policy_port::Ports};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::metrics::METRICS;
+
 /// How long a pod waits for its isolation before it says why it does not start.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between attempts at rules that the kernel refused.
@@ -177,6 +179,7 @@ impl Policies {
                 let refusal = rules.sync(desired).await.err();
                 let refusal = refusal.map(|error| crate::pod::words(&error));
                 if let Some(error) = &refusal {
+                    METRICS.policy_failures.inc();
                     tracing::warn!(error, "programming network policies; trying again");
                     refused = true;
                 }
@@ -537,8 +540,10 @@ mod tests {
         let (rules, _task) = running(&policies);
         policies.apply(change()).unwrap();
         rules.refuse(Some("no room"));
+        let failures = METRICS.policy_failures.get();
         let error = policies.isolate("one", vec![address(1)]).await.unwrap_err();
         assert!(error.to_string().contains("no room"), "{error}");
+        assert!(METRICS.policy_failures.get() > failures);
         rules.refuse(None);
         policies.isolate("one", vec![address(1)]).await.unwrap();
         assert!(rules.programmed().pods.contains_key("one"));

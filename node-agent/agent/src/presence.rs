@@ -133,7 +133,7 @@ impl Presence {
             .and_then(|value| serde_json::from_value(value.clone()).ok());
         let next = describe(&Description {
             name: &self.config.node_name,
-            address: self.config.node_address,
+            addresses: &self.config.addresses(),
             labels: &self.config.labels,
             taints: &self.config.taints,
             machine: self.machine,

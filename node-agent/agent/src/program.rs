@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gantry_network::{
-    ClusterDns, DnsTable, NetworkError, ServiceChanges, ServiceName, ServiceRules,
+    ClusterDns, DnsTable, Listeners, NetworkError, ServiceChanges, ServiceName, ServiceRules,
 };
 use tokio::sync::Notify;
 
 use crate::desired::{Desired, ServiceNews};
 use crate::health_checks::HealthChecks;
+use crate::held_ports::HeldPorts;
 use crate::metrics::METRICS;
 use crate::reports::Reports;
 use crate::services::{self, Place};
@@ -30,10 +31,13 @@ pub struct Program {
     rules: Arc<dyn ServiceRules>,
     dns: Arc<dyn ClusterDns>,
     health_checks: HealthChecks,
+    held_ports: HeldPorts,
     /// How many endpoints the rules of each service lead to.
     endpoints: BTreeMap<ServiceName, usize>,
     /// Of the last acknowledgement.
     acknowledged: Option<u64>,
+    /// Services with changes that are not acknowledged, since when.
+    waiting: BTreeMap<ServiceName, Instant>,
 }
 
 impl Program {
@@ -45,6 +49,7 @@ impl Program {
         reports: Arc<Reports>,
         rules: Arc<dyn ServiceRules>,
         dns: Arc<dyn ClusterDns>,
+        listeners: Arc<dyn Listeners>,
     ) -> Self {
         Self {
             place: Place {
@@ -53,12 +58,14 @@ impl Program {
             },
             cluster_domain: cluster_domain.to_owned(),
             desired,
+            held_ports: HeldPorts::new(node_name, listeners, reports.clone()),
             reports,
             rules,
             dns,
             health_checks: HealthChecks::default(),
             endpoints: BTreeMap::new(),
             acknowledged: None,
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -70,12 +77,12 @@ impl Program {
             tokio::select! {
                 () = changed.notified() => {}
                 _ = looks.tick() => {
-                    self.look_around().await;
-                    continue;
+                    if !self.look_around().await {
+                        continue;
+                    }
                 }
             }
             while let Err(error) = self.sync().await {
-                METRICS.sync_failures.inc();
                 tracing::warn!(
                     error = crate::pod::words(&error),
                     "programming services; trying again"
@@ -88,9 +95,11 @@ impl Program {
         }
     }
 
-    /// Puts back what others removed, and tries again what they were in the way of.
-    async fn look_around(&mut self) {
+    /// Puts back what others removed, and tries again what they were in the way of. Whether there is something to
+    /// [program](Self::sync) now.
+    pub async fn look_around(&mut self) -> bool {
         if let Err(error) = self.rules.reassert().await {
+            METRICS.sync_failures.inc();
             tracing::warn!(
                 error = crate::pod::words(&error),
                 "looking after the rules of services"
@@ -99,6 +108,10 @@ impl Program {
         if let Err(error) = self.health_checks.retry() {
             tracing::warn!(error = crate::pod::words(&error), "serving a health check");
         }
+        let again = self.held_ports.look_again().await;
+        let found = !again.is_empty();
+        self.desired.program_again(again);
+        found
     }
 
     /// Programs what has changed. Acknowledged only when the kernel has it: pods wait for that before they stop.
@@ -106,7 +119,11 @@ impl Program {
         let Some(news) = self.news() else {
             return Ok(());
         };
-        let (changes, names) = self.translate(&news);
+        for (service, arrived) in &news.arrived {
+            self.waiting.entry(service.clone()).or_insert(*arrived);
+        }
+        let (mut changes, names) = self.translate(&news);
+        self.held_ports.leave_out(&mut changes, &news).await;
         // What the kernel refuses, the rules remember: the next call is the next attempt.
         self.count(&changes);
         let begun = Instant::now();
@@ -114,10 +131,13 @@ impl Program {
         METRICS.sync.observe(begun.elapsed().as_secs_f64());
         self.publish(news.complete, names);
         self.check_health(&news);
-        programmed?;
+        programmed.inspect_err(|_| METRICS.sync_failures.inc())?;
         if self.acknowledged != Some(news.revision) {
             self.reports.services_programmed(news.revision);
             self.acknowledged = Some(news.revision);
+        }
+        for arrived in std::mem::take(&mut self.waiting).into_values() {
+            METRICS.programming.observe(arrived.elapsed().as_secs_f64());
         }
         Ok(())
     }
@@ -130,7 +150,9 @@ impl Program {
         let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).cloned();
         if zone != self.place.zone {
             self.place.zone = zone;
+            let arrived = std::mem::take(&mut news.arrived);
             news = self.desired.all_services();
+            news.arrived.extend(arrived);
         }
         Some(news)
     }
@@ -198,7 +220,7 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
-    use gantry_network::{FakeDns, FakeServiceRules};
+    use gantry_network::{FakeDns, FakeListeners, FakeServiceRules, Protocol, ServicePort};
     use gantry_rpc::node::{Resource, agent_message};
     use serde_json::{Value, json};
 
@@ -209,6 +231,7 @@ mod tests {
         program: Program,
         rules: Arc<FakeServiceRules>,
         dns: Arc<FakeDns>,
+        listeners: Arc<FakeListeners>,
     }
 
     impl Bed {
@@ -217,6 +240,7 @@ mod tests {
                 Arc::<FakeServiceRules>::default(),
                 Arc::<FakeDns>::default(),
             );
+            let listeners = Arc::new(FakeListeners::new([[192, 0, 2, 1].into()]));
             let program = Program::new(
                 "n1",
                 "cluster.local",
@@ -224,11 +248,13 @@ mod tests {
                 Arc::new(Reports::new("n1")),
                 rules.clone(),
                 dns.clone(),
+                listeners.clone(),
             );
             Self {
                 program,
                 rules,
                 dns,
+                listeners,
             }
         }
 
@@ -263,14 +289,18 @@ mod tests {
         }
 
         fn endpoints(&self, service: &str) -> usize {
-            let programmed = self.rules.programmed();
+            let port = self.port(service);
+            port.map_or(0, |port| port.endpoints.len())
+        }
+
+        /// The first port of a service, as it is programmed.
+        fn port(&self, service: &str) -> Option<ServicePort> {
             let name = ServiceName {
                 namespace: "shop".into(),
                 name: service.into(),
             };
-            programmed
-                .get(&name)
-                .map_or(0, |ports| ports[0].endpoints.len())
+            let ports = self.rules.programmed().remove(&name)?;
+            ports.into_iter().next()
         }
     }
 
@@ -419,5 +449,62 @@ mod tests {
         bed.send(10, Resource::Node, &node);
         assert_eq!(bed.sync().await.0, ["a"]);
         assert_eq!(bed.endpoints("a"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_port_of_the_node_is_taken_when_its_process_has_ended() {
+        let mut bed = Bed::new();
+        let any = [0, 0, 0, 0].into();
+        bed.listeners.listen(Protocol::Tcp, any, 80);
+        bed.program.desired.link_opened();
+        let mut balanced = service("a");
+        balanced["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+        bed.send(5, Resource::Service, &balanced);
+        bed.program.desired.synced(9);
+        let balancers = |bed: &Bed| bed.port("a").unwrap().load_balancer_ips;
+        assert_eq!(bed.sync().await, (vec!["a".to_owned()], Some(9)));
+        assert!(balancers(&bed).is_empty());
+        assert!(!bed.program.look_around().await, "nothing to program");
+        bed.listeners.close(Protocol::Tcp, any, 80);
+        assert!(bed.program.look_around().await);
+        assert_eq!(bed.sync().await, (vec!["a".to_owned()], None));
+        assert_eq!(balancers(&bed).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_time_from_a_change_to_its_acknowledgement_is_measured_by_service() {
+        let mut bed = Bed::new();
+        let desired = bed.program.desired.clone();
+        desired.link_opened();
+        bed.send(5, Resource::Service, &service("a"));
+        desired.synced(9);
+        assert!(
+            desired.take_services().unwrap().arrived.is_empty(),
+            "everything at once is no change"
+        );
+        // Other tests of this process measure as well.
+        let measured = || METRICS.programming.get_sample_count();
+        let (before, failures) = (measured(), METRICS.sync_failures.get());
+        for address in ["10.0.0.1", "10.0.0.2"] {
+            let slice = slice("a", "a-1", ready(&[address]));
+            bed.send(10, Resource::EndpointSlice, &slice);
+        }
+        bed.send(11, Resource::Service, &service("bb"));
+        bed.rules.refuse(true);
+        bed.sync().await;
+        bed.send(12, Resource::EndpointSlice, &slice("a", "a-1", ready(&[])));
+        bed.sync().await;
+        let waiting: Vec<&str> = bed
+            .program
+            .waiting
+            .keys()
+            .map(|s| s.name.as_str())
+            .collect();
+        assert_eq!(waiting, ["a", "bb"]);
+        assert!(METRICS.sync_failures.get() >= failures + 2);
+        bed.rules.refuse(false);
+        assert_eq!(bed.sync().await.1, Some(12));
+        assert!(bed.program.waiting.is_empty());
+        assert!(measured() >= before + 2, "one for each service");
     }
 }

@@ -8,7 +8,7 @@ use gantry_rpc::node::{
     AgentMessage, AwaitServices, EventRecord, NodeStatus, PodStatus, PodStatuses, PodTerminated,
     ServicesProgrammed, agent_message,
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
@@ -136,7 +136,7 @@ impl Reports {
         if let Some(field) = field {
             object["fieldPath"] = json!(field);
         }
-        self.push_event(object, severity, reason, message);
+        self.push_event("kubelet", object, severity, reason, message);
         let level = format!("{severity:?}");
         tracing::info!(
             pod = pod.metadata.name,
@@ -152,11 +152,38 @@ impl Reports {
     pub fn node_event(&self, severity: Severity, reason: &str, message: &str) {
         let object =
             json!({"kind": "Node", "apiVersion": "v1", "name": self.node, "uid": self.node});
-        self.push_event(object, severity, reason, message);
+        self.push_event("kubelet", object, severity, reason, message);
+    }
+
+    /// An Event about what this node makes of a service.
+    pub fn service_event(
+        &self,
+        service: &Service,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) {
+        let metadata = &service.metadata;
+        let object = json!({
+            "kind": "Service", "apiVersion": "v1",
+            "namespace": metadata.namespace, "name": metadata.name,
+            "uid": metadata.uid, "resourceVersion": metadata.resource_version,
+        });
+        self.push_event("kube-proxy", object, severity, reason, message);
+        let level = format!("{severity:?}");
+        tracing::info!(
+            namespace = metadata.namespace,
+            service = metadata.name,
+            level,
+            reason,
+            message,
+            "event"
+        );
     }
 
     fn push_event(
         &self,
+        component: &str,
         object: serde_json::Value,
         severity: Severity,
         reason: &str,
@@ -167,8 +194,8 @@ impl Reports {
             "involvedObject": object,
             "type": match severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
             "reason": reason, "message": message,
-            "source": {"component": "kubelet", "host": self.node},
-            "reportingComponent": "kubelet", "reportingInstance": self.node,
+            "source": {"component": component, "host": self.node},
+            "reportingComponent": component, "reportingInstance": self.node,
         });
         let mut pending = self.pending.lock();
         if pending.events.len() == MAX_EVENTS {

@@ -36,11 +36,14 @@ impl Default for Routed {
 }
 
 impl Routed {
-    /// Resolves when no slice that this node knows offers the address as ready, with the revision of the newest
-    /// EndpointSlice known then: the rules of a node that has programmed this revision do not choose it.
-    pub(crate) async fn withdrawn(&self, address: IpAddr) -> u64 {
+    /// Resolves when no slice that this node knows offers one of the addresses as ready, with the revision of the newest
+    /// EndpointSlice known then: the rules of a node that has programmed this revision do not choose them.
+    pub(crate) async fn withdrawn(&self, addresses: &[IpAddr]) -> u64 {
         let mut state = self.state.subscribe();
-        let withdrawn = |state: &State| !state.receiving && !state.offered.contains_key(&address);
+        let withdrawn = |state: &State| {
+            let offered = |address| state.offered.contains_key(address);
+            !state.receiving && !addresses.iter().any(offered)
+        };
         // The sender is ours: it cannot be gone.
         state
             .wait_for(withdrawn)
@@ -96,22 +99,23 @@ pub(crate) mod tests {
     #[test]
     fn an_address_is_withdrawn_when_no_slice_offers_it_and_by_the_revision_of_then() {
         let routed = Routed::default();
-        let (address, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let (address, other) = (["10.0.0.1".parse().unwrap()], ["10.0.0.2".parse().unwrap()]);
         let (ready, leaving) = (slice("10.0.0.1", true), slice("10.0.0.1", false));
-        let now = |address| routed.withdrawn(address).now_or_never();
+        let now = |addresses: &[IpAddr]| routed.withdrawn(addresses).now_or_never();
         routed.slice(None, Some(&ready), 6);
         routed.slice(None, Some(&ready), 7);
-        assert_eq!((now(address), now(other)), (None, Some(7)));
+        assert_eq!((now(&address), now(&other)), (None, Some(7)));
+        assert_eq!(now(&[other[0], address[0]]), None, "of a pod with two");
         routed.slice(Some(&ready), Some(&leaving), 8);
-        assert_eq!(now(address), None, "another slice offers it");
-        let mut waiting = Box::pin(routed.withdrawn(address));
+        assert_eq!(now(&address), None, "another slice offers it");
+        let mut waiting = Box::pin(routed.withdrawn(&address));
         assert_eq!((&mut waiting).now_or_never(), None);
         routed.slice(Some(&ready), None, 9);
         assert_eq!(waiting.now_or_never(), Some(9));
         routed.receiving(true);
-        assert_eq!(now(address), None, "what is known may be old");
+        assert_eq!(now(&address), None, "what is known may be old");
         routed.slice(None, Some(&leaving), 12);
         routed.receiving(false);
-        assert_eq!(now(address), Some(12));
+        assert_eq!(now(&address), Some(12));
     }
 }

@@ -26,7 +26,7 @@ use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
     HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules, forwarding, links,
-    netns, overlay, pod_rules,
+    listeners, loopback, netns, overlay, pod_rules,
 };
 
 /// Operations on one pod are one after the other, those on different pods (mostly) at the same time.
@@ -71,6 +71,7 @@ impl BridgeNetwork {
         let mtu = underlay.pod_mtu(&node)?;
         let bridge = links::ensure_bridge(&mut netlink, &node, &names, mtu)?;
         forwarding::switch_on(node.ipv6.is_some())?;
+        loopback::guard(&nft, &names)?;
         for (parameter, value) in bridge_parameters(&names.bridge(), node.ipv6.is_some()) {
             forwarding::set(&parameter, value)?;
         }
@@ -117,6 +118,7 @@ impl BridgeNetwork {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             forwarding::switch_on(shared.node.ipv6.is_some())?;
+            loopback::guard(&shared.nft, &shared.names)?;
             let table = shared.names.pod_table();
             let families: &[&str] = match shared.node.ipv6 {
                 None => &["ip"],
@@ -162,6 +164,10 @@ impl BridgeNetwork {
         };
         keep(overlay::teardown(node, &names));
         keep(remove_links(&names));
+        let closed = loopback::close(&names);
+        // As long as a link is open, it is guarded.
+        let unguard = closed.is_ok();
+        keep(closed);
         match Nft::find() {
             Ok(nft) => {
                 keep(forwarding::forget(&nft, &everything_passing(node, &names)));
@@ -172,6 +178,7 @@ impl BridgeNetwork {
                     ("bridge", names.policy_table()),
                     ("inet", names.dns_table()),
                 ];
+                tables.extend(unguard.then(|| ("ip", names.loopback_table())));
                 tables.extend([names.pod_table(), names.service_table()].map(|name| ("ip6", name)));
                 let there = nft.list(&["list", "tables"]).unwrap_or_default();
                 for (family, table) in tables {
@@ -305,13 +312,12 @@ impl Shared {
             .as_ref()
             .map(|lease| lease.host_ports.as_slice())
             .unwrap_or_default();
-        let by_a_process = |port: &&HostPort| {
-            !mine.contains(port)
-                && forwarding::port_is_held(port.protocol, port.host_ip, port.host_port)
+        let by_others = pod_rules::conflict(&host_ports, &held);
+        let by_a_process = match by_others {
+            None => listeners::first_held(host_ports.iter().filter(|port| !mine.contains(port)))?,
+            Some(_) => None,
         };
-        if let Some(port) =
-            pod_rules::conflict(&host_ports, &held).or_else(|| host_ports.iter().find(by_a_process))
-        {
+        if let Some(port) = by_others.or(by_a_process) {
             let protocol = port.protocol.word().to_uppercase();
             return Err(NetworkError::HostPortInUse {
                 port: port.host_port,
@@ -325,6 +331,15 @@ impl Shared {
                 (ip, self.address6(ip))
             }
         };
+        let refused = host_ports
+            .iter()
+            .find_map(|port| pod_rules::impossible(port, ip6));
+        if let Some(refused) = refused {
+            if before.is_none() {
+                state.pool.free(ip);
+            }
+            return Err(NetworkError::Unsupported(refused));
+        }
         let lease = Lease {
             ip,
             ip6,
@@ -511,7 +526,7 @@ fn everything_passing(node: &NodeNetwork, names: &Names) -> Vec<Passing> {
 fn bridge_parameters(bridge: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     let mut parameters = vec![
         // For connections from the host's loopback to host ports and node ports.
-        (format!("ipv4/conf/{bridge}/route_localnet"), "1"),
+        (loopback::parameter(bridge), "1"),
         // Packets between pods come in and leave by the bridge, on purpose: advice to take a shorter way is wrong, and
         // using up the allowance for it keeps the kernel from sending refusals. A link sends redirects unless both its
         // own and the common switch are off; other links keep theirs.

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
-    ClusterDns, DnsTable, HostPort, NetworkError, NodePolicies, Overlay, PeerEcho, PeerNode,
-    PeerPath, PodAttachment, PodNetwork, PodRoute, PolicyRules, ServiceChanges, ServiceName,
-    ServicePort, ServiceRules, overlay, pod_rules, policy,
+    ClusterDns, DnsTable, HostPort, Listeners, LocalPort, NetworkError, NodePolicies, Overlay,
+    PeerEcho, PeerNode, PeerPath, PodAttachment, PodNetwork, PodRoute, PolicyRules, Protocol,
+    ServiceChanges, ServiceName, ServicePort, ServiceRules, listeners, overlay, pod_rules, policy,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -184,6 +184,66 @@ impl PeerEcho for FakeEcho {
             return Ok(false);
         }
         Ok(true)
+    }
+}
+
+/// A host with processes that listen.
+#[derive(Debug, Default)]
+pub struct FakeListeners {
+    own: BTreeSet<IpAddr>,
+    state: Mutex<FakeSockets>,
+}
+
+#[derive(Debug, Default)]
+struct FakeSockets {
+    listening: BTreeMap<Protocol, listeners::Sockets>,
+    asked: Vec<BTreeSet<LocalPort>>,
+}
+
+impl FakeListeners {
+    /// The host has these addresses.
+    pub fn new(own: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self {
+            own: own.into_iter().collect(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// A process listens on an address, or on all with the unspecified one.
+    pub fn listen(&self, protocol: Protocol, address: IpAddr, port: u16) {
+        let mut state = self.state.lock();
+        let sockets = state.listening.entry(protocol).or_default();
+        sockets.insert((port, address));
+    }
+
+    /// It does so no longer.
+    pub fn close(&self, protocol: Protocol, address: IpAddr, port: u16) {
+        let mut state = self.state.lock();
+        let sockets = state.listening.entry(protocol).or_default();
+        sockets.remove(&(port, address));
+    }
+
+    /// What was asked for since the last call of this, in order.
+    pub fn take_asked(&self) -> Vec<BTreeSet<LocalPort>> {
+        std::mem::take(&mut self.state.lock().asked)
+    }
+}
+
+#[async_trait]
+impl Listeners for FakeListeners {
+    async fn held(
+        &self,
+        mut ports: BTreeSet<LocalPort>,
+    ) -> Result<BTreeSet<LocalPort>, NetworkError> {
+        let mut state = self.state.lock();
+        state.asked.push(ports.clone());
+        ports.retain(|port| {
+            let sockets = state.listening.get(&port.protocol);
+            let is_own = |address| listeners::is_own(address, &self.own);
+            port.address.is_none_or(is_own)
+                && sockets.is_some_and(|sockets| listeners::is_held(port, sockets))
+        });
+        Ok(ports)
     }
 }
 

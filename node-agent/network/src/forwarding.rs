@@ -6,7 +6,6 @@
 //! wherever it exists.
 
 use std::fs;
-use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 
@@ -32,6 +31,9 @@ pub(crate) fn set(parameter: &str, value: &str) -> Result<(), NetworkError> {
 /// Lets the host forward packets of IPv4, and of IPv6 where pods have it.
 pub(crate) fn switch_on(ipv6: bool) -> Result<(), NetworkError> {
     set("ipv4/ip_forward", "1")?;
+    if ipv6 {
+        refuse_as_often_as_needed()?;
+    }
     let switch = "ipv6/conf/all/forwarding";
     if !ipv6
         || fs::read_to_string(format!("/proc/sys/net/{switch}")).is_ok_and(|on| on.trim() == "1")
@@ -51,6 +53,22 @@ pub(crate) fn switch_on(ipv6: bool) -> Result<(), NetworkError> {
         }
     }
     set(switch, "1")
+}
+
+/// Takes the limit off the refusals of IPv6 packets, unless somebody has chosen limits.
+///
+/// Packets between pods come in and leave by the bridge. For each, the kernel would advise a shorter way, which IPv6 has
+/// no switch against, and the advice uses up what a pod may be sent of ICMP: it would not hear, for a second and more,
+/// that a service of UDP has no endpoint.
+fn refuse_as_often_as_needed() -> Result<(), NetworkError> {
+    const LIMITED: &str = "ipv6/icmp/ratemask";
+    const BY_DEFAULT: &str = "0-1,3-127";
+    /// Without type 1, "destination unreachable" (RFC 4443).
+    const WANTED: &str = "0,3-127";
+    match fs::read_to_string(format!("/proc/sys/net/{LIMITED}")) {
+        Ok(now) if now.trim() == BY_DEFAULT => set(LIMITED, WANTED),
+        _ => Ok(()),
+    }
 }
 
 /// What the firewalls of others must let through, in both directions.
@@ -216,19 +234,4 @@ fn legacy(name: &str, tables: &str, passing: &Passing, wanted: bool) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Whether some process of the host has the port, by trying to take it.
-pub(crate) fn port_is_held(
-    protocol: crate::Protocol,
-    address: Option<Ipv4Addr>,
-    port: u16,
-) -> bool {
-    let address = (address.unwrap_or(Ipv4Addr::UNSPECIFIED), port);
-    let held = |error: std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
-    match protocol {
-        crate::Protocol::Tcp => std::net::TcpListener::bind(address).is_err_and(held),
-        crate::Protocol::Udp => std::net::UdpSocket::bind(address).is_err_and(held),
-        crate::Protocol::Sctp => false,
-    }
 }

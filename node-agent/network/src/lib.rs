@@ -5,6 +5,7 @@
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
 //! - [`GatewayEcho`] tells whether other nodes answer on that way.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
+//! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
@@ -34,7 +35,9 @@ mod hosts;
 mod ipam;
 mod leases;
 mod links;
+mod listeners;
 mod local_hosts;
+mod loopback;
 mod names;
 mod netlink;
 mod netns;
@@ -55,8 +58,12 @@ pub use dial::connect_inside;
 pub use dns::DnsServer;
 pub use echo::GatewayEcho;
 pub use error::NetworkError;
-pub use fake::{FakeDns, FakeEcho, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules};
+pub use fake::{
+    FakeDns, FakeEcho, FakeListeners, FakeOverlay, FakePodNetwork, FakePolicyRules,
+    FakeServiceRules,
+};
 pub use hosts::{HostAlias, PodHosts, hosts_file};
+pub use listeners::HostListeners;
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;
 pub use policy::NftPolicyRules;

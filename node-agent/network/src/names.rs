@@ -106,6 +106,16 @@ impl Names {
         &self.prefix
     }
 
+    /// The nftables table that keeps others from the host's loopback.
+    pub(crate) fn loopback_table(&self) -> String {
+        format!("{}-loopback", self.prefix)
+    }
+
+    /// Names the links of the host that were opened for the loopback's addresses.
+    pub(crate) fn opened_links_file(&self) -> PathBuf {
+        self.data_dir.join("opened-links")
+    }
+
     /// The nftables table of services.
     pub(crate) fn service_table(&self) -> String {
         format!("{}-services", self.prefix)

@@ -1,4 +1,4 @@
-//! The nftables table of a node's pods, as text: host ports, masquerade, and what protects the host's loopback.
+//! The nftables table of a node's pods, as text: host ports and masquerade.
 //!
 //! ```text
 //! packet to the host --prerouting/output--> host_ports: (address, port) or (port) -> dnat to the pod
@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::leases::Lease;
 use crate::names::Names;
@@ -68,10 +68,14 @@ fn elements(lease: &Lease) -> BTreeSet<Element> {
                 value: None,
             });
         };
-        if let (None, Some(ip6)) = (port.host_ip, lease.ip6) {
+        let of_v4 = port.host_ip.is_none_or(|host| host.is_ipv4());
+        let of_v6 = port.host_ip.is_none_or(|host| host.is_ipv6());
+        if let Some(ip6) = lease.ip6.filter(|_| of_v6) {
             lead("ip6", object.clone(), key.clone(), ip6.into());
         }
-        lead("ip", object, key, lease.ip.into());
+        if of_v4 {
+            lead("ip", object, key, lease.ip.into());
+        }
     }
     elements
 }
@@ -122,10 +126,6 @@ table ip {table} {{
     ct status dnat ip saddr . ip daddr @hairpin masquerade
     ip saddr {pods} oifname != "{bridge}" ip daddr != {{ {cluster}, 224.0.0.0/4 }} masquerade fully-random
   }}
-  chain loopback {{
-    type filter hook prerouting priority raw; policy accept;
-    iifname "{bridge}" ip daddr 127.0.0.0/8 drop
-  }}
 }}
 "#
     );
@@ -148,13 +148,15 @@ fn table6(table: &str, bridge: &str, ipv6: &Ipv6Network) -> String {
     let mut maps = String::new();
     let mut lookups = String::new();
     for protocol in Protocol::ALL.map(Protocol::word) {
-        let _infallible = writeln!(
+        let _infallible = write!(
             maps,
-            "  map port_{protocol} {{ type inet_service : ipv6_addr . inet_service; }}"
+            "  map port_{protocol} {{ type inet_service : ipv6_addr . inet_service; }}\n  \
+             map address_{protocol} {{ type ipv6_addr . inet_service : ipv6_addr . inet_service; }}\n"
         );
-        let _infallible = writeln!(
+        let _infallible = write!(
             lookups,
-            "    meta l4proto {protocol} ip6 daddr != {{ ::1{not_a_service} }} dnat ip6 to {protocol} dport map @port_{protocol}"
+            "    meta l4proto {protocol} dnat ip6 to ip6 daddr . {protocol} dport map @address_{protocol}\n    \
+             meta l4proto {protocol} ip6 daddr != {{ ::1{not_a_service} }} dnat ip6 to {protocol} dport map @port_{protocol}\n"
         );
     }
     format!(
@@ -215,10 +217,26 @@ fn render(verb: &str, names: &Names, elements: &BTreeSet<Element>) -> String {
     script
 }
 
+/// Why a pod cannot have a port, whoever else wants it.
+pub(crate) fn impossible(port: &HostPort, ip6: Option<Ipv6Addr>) -> Option<String> {
+    let (host, number) = (port.host_ip.filter(IpAddr::is_ipv6)?, port.host_port);
+    if host.is_loopback() {
+        return Some(format!(
+            "host port {number}: nothing that is sent to {host} leaves the host; choose 127.0.0.1 or another address of it"
+        ));
+    }
+    match ip6 {
+        Some(_) => None,
+        None => Some(format!(
+            "host port {number}: {host} is an IPv6 address and the pod has none; choose one of IPv4"
+        )),
+    }
+}
+
 /// The first port of `wanted` that one of `held` takes as well: the same number and protocol on the same address, or
 /// on all addresses.
 pub(crate) fn conflict<'a>(wanted: &'a [HostPort], held: &[HostPort]) -> Option<&'a HostPort> {
-    let overlap = |a: Option<Ipv4Addr>, b: Option<Ipv4Addr>| a.is_none() || b.is_none() || a == b;
+    let overlap = |a: Option<IpAddr>, b: Option<IpAddr>| a.is_none() || b.is_none() || a == b;
     wanted.iter().find(|port| {
         held.iter().any(|other| {
             other.host_port == port.host_port
@@ -230,11 +248,13 @@ pub(crate) fn conflict<'a>(wanted: &'a [HostPort], held: &[HostPort]) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn port(host_ip: Option<[u8; 4]>, host_port: u16, protocol: Protocol) -> HostPort {
         HostPort {
-            host_ip: host_ip.map(Ipv4Addr::from),
+            host_ip: host_ip.map(IpAddr::from),
             host_port,
             container_port: 80,
             protocol,
@@ -298,6 +318,10 @@ mod tests {
             host_ports: vec![
                 port(None, 80, Protocol::Tcp),
                 port(Some([192, 0, 2, 1]), 53, Protocol::Udp),
+                HostPort {
+                    host_ip: Some("2001:db8::1".parse().unwrap()),
+                    ..port(None, 443, Protocol::Tcp)
+                },
             ],
             ready: true,
         };
@@ -306,12 +330,31 @@ mod tests {
         assert_eq!(
             ipv6,
             [
+                "add element ip6 gt-pods address_tcp { 2001:db8::1 . 443 : fd00:3::9 . 80 }",
                 "add element ip6 gt-pods hairpin { fd00:3::9 . fd00:3::9 }",
                 "add element ip6 gt-pods port_tcp { 80 : fd00:3::9 . 80 }",
             ]
         );
-        assert_eq!(added.lines().count(), 5);
-        assert_eq!(remove(&names, &lease).lines().count(), 5);
+        assert_eq!(added.lines().count(), 6);
+        assert_eq!(remove(&names, &lease).lines().count(), 6);
+    }
+
+    #[test]
+    fn addresses_that_cannot_lead_to_the_pod_are_told() {
+        let told = |host: &str, ip6: Option<&str>| {
+            let port = HostPort {
+                host_ip: Some(host.parse().unwrap()),
+                ..port(None, 443, Protocol::Tcp)
+            };
+            impossible(&port, ip6.map(|ip6| ip6.parse().unwrap()))
+        };
+        assert_eq!(told("192.0.2.1", None), None);
+        assert_eq!(told("2001:db8::1", Some("fd00:3::9")), None);
+        let none = told("2001:db8::1", None).unwrap();
+        assert!(none.contains("the pod has none"), "{none}");
+        let loopback = told("::1", Some("fd00:3::9")).unwrap();
+        assert!(loopback.contains("choose 127.0.0.1"), "{loopback}");
+        assert_eq!(impossible(&port(None, 443, Protocol::Tcp), None), None);
     }
 
     #[test]

@@ -100,8 +100,8 @@ impl OverlaySettings {
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct HostPort {
-    /// Host address; `None` for all.
-    pub host_ip: Option<Ipv4Addr>,
+    /// Host address; `None` for all. One of IPv6 leads to the pod's address of IPv6.
+    pub host_ip: Option<IpAddr>,
     /// Port on the host.
     pub host_port: u16,
     /// Port in the pod.
@@ -290,6 +290,25 @@ pub trait ServiceRules: Send + Sync + 'static {
     /// Puts everything back should another program have removed it; does nothing before the first
     /// [`ServiceRules::apply`]. Cheap, and meant to be called now and then.
     async fn reassert(&self) -> Result<(), NetworkError>;
+}
+
+/// A port of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalPort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// On this address; `None` for any.
+    pub address: Option<IpAddr>,
+    /// Its number.
+    pub port: u16,
+}
+
+/// Knows what processes of this host listen on.
+#[async_trait]
+pub trait Listeners: Send + Sync + 'static {
+    /// Those of the ports that a process listens on, on their address or on all of them. Nobody has a port of an address
+    /// that is not this host's.
+    async fn held(&self, ports: BTreeSet<LocalPort>) -> Result<BTreeSet<LocalPort>, NetworkError>;
 }
 
 /// A peer of a policy's rule: an address and, in a [`PeerSet`] with ports, a port there (0 otherwise).

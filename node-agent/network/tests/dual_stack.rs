@@ -132,13 +132,25 @@ fn ipv6_that_leaves_the_cluster_comes_from_the_node_and_host_ports_lead_to_the_p
             container_port: PORT,
             protocol: Protocol::Tcp,
         };
-        let web = host.on(async || network.attach("web", &[port]).await.unwrap());
+        let of_one = HostPort {
+            host_ip: Some("2001:db8::1".parse().unwrap()),
+            host_port: 18081,
+            ..port.clone()
+        };
+        let web = host.on(async || network.attach("web", &[port, of_one]).await.unwrap());
         let netns = std::fs::File::open(&web.netns).unwrap();
         inside(&netns, || serve6("web", PORT));
         for client in [&outside, &host.netns, &pod.netns, &netns] {
             let answer = inside(client, || ask6("2001:db8::1", 18080));
             assert!(answer.starts_with("web "), "{answer}");
         }
+        let gateway = "fd00:10:244:1::1";
+        assert!(inside(&pod.netns, || ask6(gateway, 18080)).starts_with("web "));
+        assert!(inside(&outside, || ask6("2001:db8::1", 18081)).starts_with("web "));
+        let elsewhere = inside(&pod.netns, || {
+            lab::ask(gateway.parse::<Ipv6Addr>().unwrap(), 18081)
+        });
+        assert_eq!(elsewhere, Err(std::io::ErrorKind::ConnectionRefused));
         assert_eq!(
             host.on(async || network.attached().await.unwrap())["web"],
             web

@@ -9,7 +9,7 @@ mod lab;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
 
 use gantry_network::{BridgeNetwork, FakePodNetwork, HostPort, NetworkError, PodNetwork, Protocol};
@@ -20,7 +20,7 @@ use tokio::io::AsyncReadExt as _;
 
 fn host_port(host_ip: Option<Ipv4Addr>, host_port: u16, protocol: Protocol) -> HostPort {
     HostPort {
-        host_ip,
+        host_ip: host_ip.map(IpAddr::from),
         host_port,
         container_port: 8080,
         protocol,

@@ -11,7 +11,8 @@ use std::io::ErrorKind;
 use std::net::Ipv6Addr;
 
 use gantry_network::{
-    BridgeNetwork, Endpoint, Ipv6Network, NftServiceRules, Protocol, ServiceChanges, ServiceRules,
+    BridgeNetwork, Endpoint, Ipv6Network, NftServiceRules, PodNetwork as _, Protocol,
+    ServiceChanges, ServiceRules,
 };
 use lab::{
     Lab, Pod, SILENCE, UdpClient, ask, ask_udp, ask_within, changed, name, on_own_machine, serve,

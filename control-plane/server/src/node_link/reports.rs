@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use gantry_rpc::node::{PodStatus, PodTerminated, agent_message};
 use http::{Method, Request};
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -140,8 +141,8 @@ impl Reports {
         queue
     }
 
-    /// Creates or refreshes a Node from what its agent says, and returns its pod CIDR.
-    pub(crate) async fn register(&self, node: &str, reported: &[u8]) -> Result<String> {
+    /// Creates or refreshes a Node from what its agent says, and returns its pod CIDRs.
+    pub(crate) async fn register(&self, node: &str, reported: &[u8]) -> Result<Vec<IpNet>> {
         let reported: Value =
             serde_json::from_slice(reported).context("the Node object is not JSON")?;
         let path = format!("/api/v1/nodes/{node}");
@@ -149,12 +150,12 @@ impl Reports {
             let existing = get(&self.client, &path).await?;
             let result = match existing {
                 None => {
-                    let cidr = self.pod_cidrs.allocate(&self.client).await?;
+                    let cidrs = self.pod_cidrs.allocate(&self.client).await?;
                     let mut object = reported.clone();
                     object["apiVersion"] = json!("v1");
                     object["kind"] = json!("Node");
                     object["metadata"]["name"] = json!(node);
-                    object["spec"] = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
+                    object["spec"] = json!({"podCIDR": cidrs.first(), "podCIDRs": cidrs});
                     if let Some(taints @ [_, ..]) =
                         reported["spec"]["taints"].as_array().map(Vec::as_slice)
                     {
@@ -171,9 +172,9 @@ impl Reports {
                         }
                     }
                     if object["spec"]["podCIDR"].is_null() {
-                        let cidr = self.pod_cidrs.allocate(&self.client).await?;
-                        object["spec"]["podCIDR"] = json!(cidr);
-                        object["spec"]["podCIDRs"] = json!([cidr]);
+                        let cidrs = self.pod_cidrs.allocate(&self.client).await?;
+                        object["spec"]["podCIDR"] = json!(cidrs.first());
+                        object["spec"]["podCIDRs"] = json!(cidrs);
                     }
                     call(&self.client, Method::PUT, &path, &object).await
                 }
@@ -186,10 +187,9 @@ impl Reports {
                         reported["status"].to_string().as_bytes(),
                     )
                     .await?;
-                    return Ok(object["spec"]["podCIDR"]
-                        .as_str()
-                        .unwrap_or_default()
-                        .to_owned());
+                    let blocks = object["spec"]["podCIDRs"].as_array();
+                    let blocks = blocks.into_iter().flatten().filter_map(Value::as_str);
+                    return Ok(blocks.filter_map(|block| block.parse().ok()).collect());
                 }
                 Err(error) if is_conflict(&error) => {}
                 Err(error) => return Err(error.into()),

@@ -15,6 +15,7 @@ use gantry_rpc::node::{
     Synced, Welcome, agent_message, server_message,
 };
 use gantry_store::{Entry, Event, Key, Revision, Store, Table, WatchError};
+use ipnet::IpNet;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +26,7 @@ use super::needs::{Needs, Reference};
 use super::policies::{Feed, Policies, Stopped};
 use super::reports::Reports;
 use super::streams;
+use crate::dual_cidr::DualCidr;
 use crate::members::Roster;
 
 /// Messages queued for one node before the session waits for the network.
@@ -33,8 +35,8 @@ const QUEUE: usize = 256;
 /// What every node is told about the cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterFacts {
-    pub(crate) cluster_pod_cidr: String,
-    pub(crate) service_cidr: String,
+    pub(crate) pod_cidr: DualCidr,
+    pub(crate) service_cidr: DualCidr,
     pub(crate) dns_service_ip: String,
     pub(crate) cluster_domain: String,
 }
@@ -165,9 +167,9 @@ impl LinkService {
         Err(status)
     }
 
-    /// Creates or refreshes the Node object and says which pod CIDR is the node's.
+    /// Creates or refreshes the Node object and says which pod CIDRs are the node's.
     async fn register(&self, node: &str, hello: &Hello) -> Result<Welcome, Status> {
-        let pod_cidr = self
+        let blocks = self
             .reports
             .register(node, &hello.node)
             .await
@@ -176,14 +178,27 @@ impl LinkService {
             })?;
         Ok(Welcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pod_cidr,
-            cluster_pod_cidr: self.facts.cluster_pod_cidr.clone(),
-            service_cidr: self.facts.service_cidr.clone(),
+            pod_cidr: of_family(&blocks, false),
+            cluster_pod_cidr: self.facts.pod_cidr.v4.to_string(),
+            service_cidr: self.facts.service_cidr.v4.to_string(),
             dns_service_ip: self.facts.dns_service_ip.clone(),
             cluster_domain: self.facts.cluster_domain.clone(),
             servers: addresses(&self.roster),
+            pod_cidr_v6: of_family(&blocks, true),
+            cluster_pod_cidr_v6: text(self.facts.pod_cidr.v6),
+            service_cidr_v6: text(self.facts.service_cidr.v6),
         })
     }
+}
+
+/// The block of a family; empty for none.
+fn of_family(blocks: &[IpNet], v6: bool) -> String {
+    let mut blocks = blocks.iter();
+    text(blocks.find(|block| block.addr().is_ipv6() == v6))
+}
+
+fn text(range: Option<impl ToString>) -> String {
+    range.map(|range| range.to_string()).unwrap_or_default()
 }
 
 fn addresses(roster: &Roster) -> Vec<String> {

@@ -30,7 +30,7 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> (String, Option<Strin
 }
 
 /// /etc/hosts. `host_file` is the node's own, for pods in its network.
-pub(crate) fn hosts(pod: &Pod, pod_ip: &str, cluster_domain: &str, host_file: &str) -> String {
+pub(crate) fn hosts(pod: &Pod, ips: &[IpAddr], cluster_domain: &str, host_file: &str) -> String {
     let spec = pod.spec.as_ref();
     let (hostname, full) = hostname(pod, cluster_domain);
     let domain = full
@@ -46,10 +46,9 @@ pub(crate) fn hosts(pod: &Pod, pod_ip: &str, cluster_domain: &str, host_file: &s
             hostnames: alias.hostnames.clone().unwrap_or_default(),
         })
         .collect();
-    let ips: Vec<IpAddr> = pod_ip.parse().into_iter().collect();
     let host_network = spec.and_then(|spec| spec.host_network) == Some(true);
     hosts_file(&PodHosts {
-        ips: &ips,
+        ips,
         hostname: &hostname,
         domain,
         aliases: &aliases,
@@ -158,18 +157,18 @@ mod tests {
             &pod(
                 json!({"containers": [], "subdomain": "web", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
             ),
-            "10.0.0.5",
+            &["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
             "cluster.local",
             "",
         );
-        assert!(
-            text.contains("10.0.0.5\tweb-0.web.shop.svc.cluster.local\tweb-0\n"),
-            "{text}"
-        );
+        for ip in ["10.0.0.5", "fd00::5"] {
+            let line = format!("{ip}\tweb-0.web.shop.svc.cluster.local\tweb-0\n");
+            assert!(text.contains(&line), "{text}");
+        }
         assert!(text.ends_with("1.2.3.4\ta\tb\n"), "{text}");
         let host = hosts(
             &pod(json!({"containers": [], "hostNetwork": true})),
-            "192.0.2.1",
+            &["192.0.2.1".parse().unwrap()],
             "cluster.local",
             "127.0.0.1 me\n",
         );

@@ -1,5 +1,6 @@
 //! Actions on a container: http, tcp, grpc, exec and sleep, for probes and lifecycle hooks.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ pub(crate) struct Target {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) id: ContainerId,
     pub(crate) container: Arc<Container>,
-    pub(crate) pod_ip: String,
+    /// The pod's, IPv4 first.
+    pub(crate) pod_ips: Vec<IpAddr>,
 }
 
 /// What to do.
@@ -136,9 +138,11 @@ impl Action {
 
 impl Target {
     fn host(&self, host: Option<&str>) -> String {
+        let own = || self.pod_ips.first().map(IpAddr::to_string);
         host.filter(|host| !host.is_empty())
-            .unwrap_or(&self.pod_ip)
-            .to_owned()
+            .map(str::to_owned)
+            .or_else(own)
+            .unwrap_or_default()
     }
 
     fn port(&self, port: &IntOrString) -> Result<u16, String> {
@@ -308,7 +312,7 @@ struct HealthResponse {
 }
 
 async fn grpc(target: &Target, check: &GRPCAction) -> Result<(), String> {
-    let uri = format!("http://{}:{}", target.pod_ip, check.port);
+    let uri = format!("http://{}:{}", target.host(None), check.port);
     let endpoint =
         tonic::transport::Endpoint::from_shared(uri).map_err(|error| error.to_string())?;
     let channel = endpoint
@@ -358,7 +362,7 @@ mod tests {
                 )
                 .unwrap(),
             ),
-            pod_ip: "127.0.0.1".into(),
+            pod_ips: vec!["127.0.0.1".parse().unwrap()],
         }
     }
 

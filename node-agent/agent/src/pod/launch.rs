@@ -1,6 +1,7 @@
 //! Starting one attempt of a container: image, environment, user, mounts, then the runtime.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ use crate::volumes;
 /// The pod's sandbox as its containers need it.
 #[derive(Clone, Debug)]
 pub(crate) struct Sandbox {
-    pub(crate) pod_ip: String,
+    /// IPv4 first.
+    pub(crate) pod_ips: Vec<IpAddr>,
     /// Host paths of volumes by name.
     pub(crate) volumes: BTreeMap<String, PathBuf>,
 }
@@ -158,12 +160,11 @@ impl Launch {
         let wrong = config("CreateContainerConfigError");
         let (node, container) = (&self.node, &*self.container);
         let spec = self.pod.spec.clone().unwrap_or_default();
-        let host_ip = node.address.to_string();
         let context = EnvContext {
             pod: &self.pod,
             desired: &node.desired,
-            pod_ip: &self.sandbox.pod_ip,
-            host_ip: &host_ip,
+            pod_ips: &self.sandbox.pod_ips,
+            host_ips: &node.addresses,
             allocatable: &node.allocatable,
         };
         let own = environment(&context, container).map_err(|error| wrong(&error))?;

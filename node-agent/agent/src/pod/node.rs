@@ -25,7 +25,8 @@ pub(crate) struct Node {
     pub(crate) desired: Arc<Desired>,
     pub(crate) policies: Arc<Policies>,
     pub(crate) reports: Arc<Reports>,
-    pub(crate) address: IpAddr,
+    /// The node's, IPv4 first.
+    pub(crate) addresses: Vec<IpAddr>,
     /// A directory per pod uid: journal, volumes, generated files.
     pub(crate) pods_dir: PathBuf,
     /// `<namespace>_<name>_<uid>/<container>/<attempt>.log`

@@ -1,6 +1,6 @@
 //! What surrounds a pod's containers: network, volumes, generated files, the sandbox; and its removal.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use gantry_network::{HostPort, HostResolver, Protocol};
@@ -37,21 +37,21 @@ pub(crate) async fn set_up(
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
-    let (netns, pod_ip) = if spec.host_network == Some(true) {
-        (None, node.address.to_string())
+    let (netns, pod_ips) = if spec.host_network == Some(true) {
+        (None, node.addresses.clone())
     } else {
         let attachment = node.network.attach(&uid, &host_ports(&spec)).await;
         let attachment = attachment.map_err(|error| sandbox_failed(words(&error)))?;
-        let isolated = node.policies.isolate(&uid, attachment.addresses());
+        let ips = attachment.addresses();
+        let isolated = node.policies.isolate(&uid, ips.clone());
         isolated
             .await
             .map_err(|error| sandbox_failed(error.to_string()))?;
-        (Some(attachment.netns), attachment.ip.to_string())
+        (Some(attachment.netns), ips)
     };
     let paths = {
-        let (node, pod, uid, pod_ip) = (node.clone(), pod.clone(), uid.clone(), pod_ip.clone());
-        let prepared =
-            tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &pod_ip)).await;
+        let (node, pod, uid, ips) = (node.clone(), pod.clone(), uid.clone(), pod_ips.clone());
+        let prepared = tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &ips)).await;
         prepared.map_err(|error| sandbox_failed(error.to_string()))??
     };
     let sysctls = spec
@@ -81,7 +81,7 @@ pub(crate) async fn set_up(
         .await
         .map_err(|error| sandbox_failed(words(&error)))?;
     Ok(Sandbox {
-        pod_ip,
+        pod_ips,
         volumes: paths,
     })
 }
@@ -90,34 +90,34 @@ fn prepare(
     node: &Node,
     pod: &Pod,
     uid: &str,
-    pod_ip: &str,
+    pod_ips: &[IpAddr],
 ) -> Result<std::collections::BTreeMap<String, std::path::PathBuf>, NotSetUp> {
-    let (pod_dir, host_ip) = (node.pod_dir(uid), node.address.to_string());
+    let pod_dir = node.pod_dir(uid);
     let context = VolumeContext {
         pod,
         desired: &node.desired,
         pod_dir: &pod_dir,
-        pod_ip,
-        host_ip: &host_ip,
+        pod_ips,
+        host_ips: &node.addresses,
         allocatable: &node.allocatable,
     };
     let paths = volumes::set_up(&context).map_err(|(name, error)| NotSetUp {
         reason: "FailedMount",
         message: format!("MountVolume.SetUp failed for volume \"{name}\" : {error}"),
     })?;
-    write_files(node, pod, uid, pod_ip).map_err(|error| NotSetUp {
+    write_files(node, pod, uid, pod_ips).map_err(|error| NotSetUp {
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: writing the pod's /etc files: {error}"),
     })?;
     Ok(paths)
 }
 
-fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> std::io::Result<()> {
+fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ips: &[IpAddr]) -> std::io::Result<()> {
     let etc = node.pod_dir(uid).join("etc");
     let spec = pod.spec.clone().unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let host_file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let hosts = files::hosts(pod, pod_ip, &node.cluster_domain, &host_file("/etc/hosts"));
+    let hosts = files::hosts(pod, pod_ips, &node.cluster_domain, &host_file("/etc/hosts"));
     files::write(&etc.join("hosts"), &hosts)?;
     let host = HostResolver::read().map_err(std::io::Error::other)?;
     let resolv = files::resolver(
@@ -130,9 +130,9 @@ fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> std::io::Resu
     let resolv = resolv.map_err(std::io::Error::other)?;
     files::write(&etc.join("resolv.conf"), &resolv)?;
     if spec.host_network != Some(true) {
-        if let Ok(address) = pod_ip.parse() {
-            let searches = HostResolver::parse(&resolv).searches;
-            node.dns.client(address, Some(searches));
+        let searches = HostResolver::parse(&resolv).searches;
+        for ip in pod_ips {
+            node.dns.client(*ip, Some(searches.clone()));
         }
         let (hostname, _) = files::hostname(pod, &node.cluster_domain);
         files::write(&etc.join("hostname"), &format!("{hostname}\n"))?;
@@ -149,7 +149,7 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
             let host_ip = port
                 .host_ip
                 .as_deref()
-                .and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+                .and_then(|ip| ip.parse::<IpAddr>().ok());
             Some(HostPort {
                 host_ip: host_ip.filter(|ip| !ip.is_unspecified()),
                 host_port: number(port.host_port?)?,
@@ -165,14 +165,19 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
 }
 
 /// Brings volumes up to date with their objects.
-pub(crate) fn refresh(node: &Node, pod: &Pod, uid: &str, pod_ip: &str) -> Result<(), NotSetUp> {
-    let (pod_dir, host_ip) = (node.pod_dir(uid), node.address.to_string());
+pub(crate) fn refresh(
+    node: &Node,
+    pod: &Pod,
+    uid: &str,
+    pod_ips: &[IpAddr],
+) -> Result<(), NotSetUp> {
+    let pod_dir = node.pod_dir(uid);
     let context = VolumeContext {
         pod,
         desired: &node.desired,
         pod_dir: &pod_dir,
-        pod_ip,
-        host_ip: &host_ip,
+        pod_ips,
+        host_ips: &node.addresses,
         allocatable: &node.allocatable,
     };
     volumes::refresh(&context).map_err(|(name, error)| NotSetUp {

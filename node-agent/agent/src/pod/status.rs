@@ -1,5 +1,7 @@
 //! A pod's status as a kubelet writes it: a pure function of what the worker knows.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
@@ -18,8 +20,9 @@ pub(crate) struct View<'a> {
     pub(crate) sandbox_ready: bool,
     pub(crate) initialised: bool,
     pub(crate) end: Option<&'a PodEnd>,
-    pub(crate) pod_ip: Option<&'a str>,
-    pub(crate) host_ip: &'a str,
+    /// None before the pod has a network.
+    pub(crate) pod_ips: &'a [IpAddr],
+    pub(crate) host_ips: &'a [IpAddr],
     /// Nanoseconds since the epoch.
     pub(crate) started_at: i64,
     /// What was last reported: transition times and the phase come from it.
@@ -50,21 +53,24 @@ pub(crate) fn status(view: &View<'_>) -> PodStatus {
     let (inits, mains) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]));
     let conditions = conditions(view, &inits, &mains);
     let previous = view.previous;
-    let ip = view
-        .pod_ip
-        .map(str::to_owned)
-        .or_else(|| previous.pod_ip.clone());
+    let pod_ips = match view.pod_ips {
+        [] => previous.pod_ips.clone(),
+        ips => Some(ips.iter().map(|ip| PodIP { ip: ip.to_string() }).collect()),
+    };
+    let host_ips: Vec<HostIP> = view
+        .host_ips
+        .iter()
+        .map(|ip| HostIP { ip: ip.to_string() })
+        .collect();
     PodStatus {
         phase: Some(phase(view).to_owned()),
         conditions: Some(conditions),
         reason: view.end.and_then(|end| end.reason.clone()),
         message: view.end.and_then(|end| end.message.clone()),
-        host_ip: Some(view.host_ip.to_owned()),
-        host_ips: Some(vec![HostIP {
-            ip: view.host_ip.to_owned(),
-        }]),
-        pod_ips: ip.clone().map(|ip| vec![PodIP { ip }]),
-        pod_ip: ip,
+        host_ip: host_ips.first().map(|host| host.ip.clone()),
+        host_ips: Some(host_ips),
+        pod_ip: pod_ips.iter().flatten().next().map(|pod| pod.ip.clone()),
+        pod_ips,
         start_time: time(view.started_at),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
         container_statuses: Some(mains),
@@ -460,8 +466,8 @@ mod tests {
             sandbox_ready: true,
             initialised,
             end,
-            pod_ip: Some("10.0.0.5"),
-            host_ip: "192.0.2.1",
+            pod_ips: &["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+            host_ips: &["192.0.2.1".parse().unwrap()],
             started_at: 1_000_000_000,
             previous: &previous,
             now: Timestamp::from_second(100).unwrap(),
@@ -528,7 +534,12 @@ mod tests {
             status["containerStatuses"][0]["containerID"],
             "gantry://u-a-0"
         );
-        assert_eq!(status["podIPs"], json!([{"ip": "10.0.0.5"}]));
+        assert_eq!(status["podIP"], "10.0.0.5");
+        assert_eq!(
+            status["podIPs"],
+            json!([{"ip": "10.0.0.5"}, {"ip": "fd00::5"}])
+        );
+        assert_eq!(status["hostIPs"], json!([{"ip": "192.0.2.1"}]));
         assert_eq!(of(&status, "Ready")["observedGeneration"], 3);
     }
 

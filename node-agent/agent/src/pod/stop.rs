@@ -1,6 +1,5 @@
 //! Stopping a container: preStop hook, stop signal, grace period, SIGKILL.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,19 +89,19 @@ impl Stop {
 
     /// Ready to stop means drained: the rules of no node choose the pod any more.
     async fn drained(&self) {
-        let Ok(ip) = self.target.pod_ip.parse::<IpAddr>() else {
-            return;
-        };
-        if !self.drain {
+        if !self.drain || self.target.pod_ips.is_empty() {
             return;
         }
         let gone = async {
-            let revision = self.node.routed.withdrawn(ip).await;
+            let revision = self.node.routed.withdrawn(&self.target.pod_ips).await;
             self.node.reports.programmed_everywhere(revision).await;
         };
         if tokio::time::timeout(DRAIN_LIMIT, gone).await.is_err() {
             METRICS.drain_timeouts.inc();
-            tracing::warn!(pod = self.target.id.pod.0, %ip, "the pod may still be in the service rules of a node; stopping it anyway");
+            tracing::warn!(
+                pod = self.target.id.pod.0,
+                "the pod may still be in the service rules of a node; stopping it anyway"
+            );
         }
     }
 

@@ -82,7 +82,7 @@ impl Bed {
             desired: self.desired.clone(),
             policies: self.policies.clone(),
             reports: self.reports.clone(),
-            address: [192, 0, 2, 1].into(),
+            addresses: vec![[192, 0, 2, 1].into()],
             pods_dir: self.directory.path().join("pods"),
             logs_dir: self.directory.path().join("logs"),
             seccomp_dir: self.directory.path().join("seccomp"),

@@ -20,6 +20,7 @@ mod recover;
 mod start;
 mod surroundings;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +95,8 @@ pub(crate) struct Worker {
     end: Option<PodEnd>,
     initialised: bool,
     started_at: i64,
-    pod_ip: Option<String>,
+    /// None before the pod has a network.
+    pod_ips: Vec<IpAddr>,
     previous: PodStatus,
     said_terminated: bool,
     /// Cancelled when launches should be given up.
@@ -156,7 +158,7 @@ impl Worker {
             end,
             initialised: notes.initialised,
             started_at,
-            pod_ip: None,
+            pod_ips: Vec::new(),
             previous,
             said_terminated: false,
             cancel: CancellationToken::new(),
@@ -211,7 +213,7 @@ impl Worker {
                 attempt: record.attempt?,
             },
             container: Arc::new(self.container(index)?),
-            pod_ip: self.pod_ip.clone().unwrap_or_default(),
+            pod_ips: self.pod_ips.clone(),
         })
     }
 
@@ -401,7 +403,6 @@ impl Worker {
 
     /// Says the status when it has changed.
     fn report(&mut self) {
-        let host_ip = self.node.address.to_string();
         let next = status(&View {
             pod: &self.pod,
             uid: &self.uid,
@@ -409,8 +410,8 @@ impl Worker {
             sandbox_ready: matches!(self.surroundings, Surroundings::Ready(_)),
             initialised: self.initialised,
             end: self.end.as_ref(),
-            pod_ip: self.pod_ip.as_deref(),
-            host_ip: &host_ip,
+            pod_ips: &self.pod_ips,
+            host_ips: &self.node.addresses,
             started_at: self.started_at,
             previous: &self.previous,
             now: jiff::Timestamp::now(),

@@ -293,8 +293,8 @@ mod tests {
                 pod: &pod,
                 desired: &self.desired,
                 pod_dir: &self.directory.path().join("pod"),
-                pod_ip: "10.0.0.5",
-                host_ip: "10.0.0.1",
+                pod_ips: &["10.0.0.5".parse().unwrap()],
+                host_ips: &["10.0.0.1".parse().unwrap()],
                 allocatable: &BTreeMap::new(),
             })
         }

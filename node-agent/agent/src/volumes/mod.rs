@@ -9,6 +9,7 @@ mod payload;
 mod subpath;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use gantry_runtime::{BindMount, Propagation};
@@ -82,10 +83,10 @@ pub struct VolumeContext<'a> {
     pub desired: &'a Desired,
     /// This pod's directory.
     pub pod_dir: &'a Path,
-    /// The pod's address, once known.
-    pub pod_ip: &'a str,
-    /// The node's address.
-    pub host_ip: &'a str,
+    /// The pod's addresses, IPv4 first, once known.
+    pub pod_ips: &'a [IpAddr],
+    /// The node's addresses, IPv4 first.
+    pub host_ips: &'a [IpAddr],
     /// The node's allocatable resources.
     pub allocatable: &'a BTreeMap<String, Quantity>,
 }

@@ -151,8 +151,8 @@ pub(super) fn downward(
     let values = EnvContext {
         pod: context.pod,
         desired: context.desired,
-        pod_ip: context.pod_ip,
-        host_ip: context.host_ip,
+        pod_ips: context.pod_ips,
+        host_ips: context.host_ips,
         allocatable: context.allocatable,
     };
     let mut files = Files::new();

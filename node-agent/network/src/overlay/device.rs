@@ -13,7 +13,9 @@ use rtnetlink::{LinkUnspec, LinkVxlan};
 use crate::names::{Names, device_address, device_address6, hardware_address};
 use crate::netlink::{Change, Netlink};
 use crate::underlay::Underlay;
-use crate::{NetworkError, NodeNetwork, OverlayCounters, OverlaySettings, forwarding, links};
+use crate::{
+    NetworkError, NodeNetwork, OverlayCounters, OverlaySettings, forwarding, links, loopback,
+};
 
 /// The device and what it stands on.
 #[derive(Clone, Debug)]
@@ -115,8 +117,10 @@ pub(super) fn ensure(
 }
 
 /// Below /proc/sys/net; those of IPv6 are missing where the kernel has none.
-fn parameters(name: &str) -> [(String, &'static str); 3] {
+fn parameters(name: &str) -> [(String, &'static str); 4] {
     [
+        // For connections from the host's loopback to node ports; the loopback is guarded.
+        (loopback::parameter(name), "1"),
         // While two nodes disagree on the way between them, for a moment or by their settings, packets arrive here that
         // would be answered another way. Loose, because an absent setting here would leave the stricter one for all.
         (format!("ipv4/conf/{name}/rp_filter"), "2"),

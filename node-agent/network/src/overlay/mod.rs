@@ -30,7 +30,7 @@ use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::{
     NetworkError, NodeNetwork, Overlay, OverlayCounters, OverlaySettings, PeerNode, PeerPath,
-    PodRoute, links,
+    PodRoute, links, loopback,
 };
 
 /// Programs the ways to other nodes into the kernel. Cloning is cheap and shares everything.
@@ -185,7 +185,12 @@ impl Shared {
         netlink: &mut Netlink,
         made: &mut Option<String>,
     ) -> Result<Device, NetworkError> {
+        loopback::guard(&self.nft, &self.names)?;
         let device = device::ensure(netlink, &self.node, &self.names, &self.settings)?;
+        if self.settings.node_address.is_ipv4() && device.underlay.index != 0 {
+            // Node ports answer at 127.0.0.1 as well when their endpoints are on other nodes.
+            loopback::open(&self.names, &device.underlay.name)?;
+        }
         let table = self.names.overlay_table();
         let rules = rules::table(&self.names, &self.settings, device.underlay.has_address);
         let chain = ["list", "chain", "inet", &table, rules::CHAIN];

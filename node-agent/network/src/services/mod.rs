@@ -43,20 +43,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 
 use crate::bridge::blocking;
 use crate::names::Names;
-use crate::nft::{Nft, shortened};
-use crate::nft_session::{LONGEST_SCRIPT, Refusal, Session};
+use crate::nft::Nft;
+use crate::nft_programmer::Programmer;
 use crate::{NetworkError, NodeNetwork, ServiceChanges, ServiceRules};
 
 use elements::Family;
 use parts::Skeleton;
 use table::{Answerers, Table};
 
-/// How long a session waits for the next change before its memory is given back.
-const IDLE: Duration = Duration::from_secs(10);
 /// Between looks for connections that nobody has answered.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
@@ -71,14 +68,10 @@ pub struct NftServiceRules {
 
 /// The kernel's tables, as far as we know them.
 struct Kernel {
-    nft: Nft,
+    programmer: Programmer,
     skeletons: Vec<Skeleton>,
     table: Table,
     state: State,
-    session: Option<Session>,
-    last_change: Instant,
-    /// A task waits for the session to become idle.
-    retiring: bool,
     attempts: Arc<Attempts>,
 }
 
@@ -97,13 +90,10 @@ impl NftServiceRules {
     pub fn new(node: &NodeNetwork) -> Result<Self, NetworkError> {
         let names = Names::new(node)?;
         let kernel = Kernel {
-            nft: Nft::find()?,
+            programmer: Programmer::new(Nft::find()?),
             skeletons: Skeleton::of(node, &names.service_table()),
             table: Table::default(),
             state: State::Untouched,
-            session: None,
-            last_change: Instant::now(),
-            retiring: false,
             attempts: Arc::default(),
         };
         Ok(Self {
@@ -116,15 +106,12 @@ impl NftServiceRules {
         work: impl FnOnce(&mut Kernel) -> Result<(), NetworkError> + Send + 'static,
     ) -> Result<(), NetworkError> {
         let mut kernel = Arc::clone(&self.kernel).lock_owned().await;
-        let mut kernel = blocking(move || {
+        let kernel = blocking(move || {
             work(&mut kernel)?;
             Ok(kernel)
         })
         .await?;
-        if kernel.session.is_some() && !kernel.retiring {
-            kernel.retiring = true;
-            tokio::spawn(retire(Arc::clone(&self.kernel)));
-        }
+        kernel.programmer.retire_when_idle();
         Ok(())
     }
 }
@@ -151,7 +138,7 @@ impl Kernel {
                 return Ok(());
             }
             self.state = State::Unknown;
-            match self.apply(&script) {
+            match self.programmer.apply(&script) {
                 Ok(()) => {
                     self.state = State::Known;
                     forget_flows(&difference.flows);
@@ -187,7 +174,7 @@ impl Kernel {
     fn start_over(&mut self) -> Result<(), NetworkError> {
         self.state = State::Unknown;
         let whole = self.table.whole();
-        self.nft
+        self.programmer
             .set_up(&script::from_scratch(&self.skeletons, &whole))?;
         tracing::info!(
             elements = whole.added.len(),
@@ -204,46 +191,15 @@ impl Kernel {
             return Ok(());
         }
         let there = self.skeletons.iter().all(|skeleton| {
-            let chain = [
-                "list",
-                "chain",
-                skeleton.family.word(),
-                &skeleton.table,
-                "prerouting",
-            ];
-            self.nft.list(&chain).is_some()
+            let family = skeleton.family.word();
+            self.programmer
+                .has_chain(family, &skeleton.table, "prerouting")
         });
         if there && self.state == State::Known {
             return Ok(());
         }
         tracing::warn!("the tables of services are not as they were left; setting them up again");
         self.start_over()
-    }
-
-    /// Applies a small script through the session, a large one by a program of its own.
-    fn apply(&mut self, script: &str) -> Result<(), NetworkError> {
-        self.last_change = Instant::now();
-        if script.len() > LONGEST_SCRIPT {
-            return self.nft.apply(script);
-        }
-        let mut session = match self.session.take().filter(|session| !session.is_worn()) {
-            Some(session) => session,
-            None => self.nft.session()?,
-        };
-        match session.apply(script) {
-            Ok(()) => {
-                self.session = Some(session);
-                Ok(())
-            }
-            Err(Refusal::Refused(words)) => {
-                self.session = Some(session);
-                Err(NetworkError::Nft(shortened(&words)))
-            }
-            // Whether it was applied is unknown, which is as good as a table that somebody changed.
-            Err(Refusal::Broken(error)) => {
-                Err(NetworkError::Nft(format!("the nft session broke: {error}")))
-            }
-        }
     }
 }
 
@@ -299,25 +255,6 @@ impl Attempts {
                     return;
                 }
             }
-        }
-    }
-}
-
-/// Ends the session once nothing has changed for a while.
-async fn retire(kernel: Arc<Mutex<Kernel>>) {
-    loop {
-        let idle_at = kernel.lock().await.last_change + IDLE;
-        tokio::time::sleep_until(idle_at).await;
-        let mut kernel = kernel.lock().await;
-        if kernel.last_change + IDLE <= Instant::now() {
-            kernel.retiring = false;
-            let session = kernel.session.take();
-            drop(kernel);
-            // Its end waits for the kernel to clean up.
-            if let Err(error) = tokio::task::spawn_blocking(move || drop(session)).await {
-                tracing::warn!(%error, "ending an idle nft session");
-            }
-            return;
         }
     }
 }

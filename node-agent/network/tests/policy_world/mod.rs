@@ -4,7 +4,7 @@
 //! The policies are compiled by the simplest means that can be right for this small world, quite apart from how servers
 //! do it.
 
-#[path = "../../../../e2e/src/policy_cases.rs"]
+#[path = "../../../../e2e/src/policy_cases/mod.rs"]
 #[allow(
     dead_code,
     missing_docs,
@@ -337,6 +337,8 @@ fn selects(selector: &Value, labels: &[(&str, &str)]) -> bool {
             };
             match expression["operator"].as_str() {
                 Some("Exists") => value.is_some(),
+                Some("DoesNotExist") => value.is_none(),
+                Some("In") => listed(),
                 Some("NotIn") => !listed(),
                 other => panic!("the table uses {other:?}"),
             }

@@ -20,16 +20,16 @@ impl Worker {
         }
         match &mut self.surroundings {
             Surroundings::Missing { retry_at } => *retry_at = Instant::now(),
-            Surroundings::Ready(Sandbox { pod_ip, .. }) => {
-                let (node, pod, uid, pod_ip) = (
+            Surroundings::Ready(Sandbox { pod_ips, .. }) => {
+                let (node, pod, uid, pod_ips) = (
                     self.node.clone(),
                     self.pod.clone(),
                     self.uid.clone(),
-                    pod_ip.clone(),
+                    pod_ips.clone(),
                 );
                 self.effects.spawn(async move {
                     let refreshed = tokio::task::spawn_blocking(move || {
-                        if let Err(error) = setup::refresh(&node, &pod, &uid, &pod_ip) {
+                        if let Err(error) = setup::refresh(&node, &pod, &uid, &pod_ips) {
                             node.reports.event(
                                 &pod,
                                 None,

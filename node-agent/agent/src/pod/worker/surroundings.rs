@@ -34,7 +34,7 @@ impl Worker {
         match result {
             Ok(sandbox) => {
                 self.setup_failures = 0;
-                self.pod_ip = Some(sandbox.pod_ip.clone());
+                self.pod_ips = sandbox.pod_ips.clone();
                 self.surroundings = Surroundings::Ready(sandbox);
                 self.resume_probes();
             }

@@ -10,6 +10,7 @@ pub(crate) use mapping::{Mapping, Target};
 
 use anyhow::{Context, Result, bail};
 use futures::AsyncBufRead;
+use gantry_tls::Lifetime;
 use http::{Method, Request, header};
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -20,6 +21,8 @@ pub(crate) struct Cluster {
     pub(crate) namespace: String,
     /// The certificate of the cluster's authority, DER.
     pub(crate) authority: Option<Vec<u8>>,
+    /// How long the client's own certificate lasts, when the kubeconfig has one in it.
+    pub(crate) certificate: Option<Lifetime>,
     mappings: OnceCell<Vec<Mapping>>,
 }
 
@@ -83,12 +86,14 @@ impl Cluster {
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
         let authority = config.root_cert.iter().flatten().next().cloned();
+        let certificate = kubeconfig::certificate(&config);
         let client =
             kube::Client::try_from(config).context("setting up TLS from the kubeconfig")?;
         Ok(Self {
             client,
             namespace,
             authority,
+            certificate,
             mappings: OnceCell::new(),
         })
     }
@@ -103,13 +108,15 @@ impl Cluster {
     /// Sends a request and parses the JSON answer.
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Value, ApiError> {
         let request = call.request().map_err(ApiError::from)?;
-        Ok(self.client.request::<Value>(request).await?)
+        let answer = self.client.request::<Value>(request).await;
+        answer.map_err(|error| ApiError::new(error, self.certificate))
     }
 
     /// Sends a request and returns the body as it arrives: logs and watches.
     pub(crate) async fn stream(&self, call: Call<'_>) -> Result<impl AsyncBufRead, ApiError> {
         let request = call.request().map_err(ApiError::from)?;
-        Ok(self.client.request_stream(request).await?)
+        let answer = self.client.request_stream(request).await;
+        answer.map_err(|error| ApiError::new(error, self.certificate))
     }
 
     /// An object, or `None` when there is none of that name.

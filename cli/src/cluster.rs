@@ -8,7 +8,7 @@ mod recover;
 mod server;
 mod up;
 
-pub(crate) use agent::AgentCommand;
+pub(crate) use agent::{AgentCommand, LOCAL_API, METRICS};
 pub(crate) use down::Down;
 pub(crate) use hosts::{Record, enter};
 pub(crate) use recover::{Recover, RestoreArguments, restore};

@@ -5,6 +5,7 @@ pub(crate) mod backup;
 pub(crate) mod certs;
 pub(crate) mod delete;
 pub(crate) mod describe;
+pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod get;
 pub(crate) mod image;

@@ -45,6 +45,8 @@ pub struct Fleet {
     place: Place,
     /// What every server is started with.
     arguments: Vec<String>,
+    /// What every agent is started with.
+    agent_arguments: Vec<String>,
     /// Last, since disks are mounted in it.
     directory: tempfile::TempDir,
 }
@@ -87,6 +89,19 @@ impl Fleet {
         let network = Arc::new(Network::new()?);
         let machines = vec![Machine::default(); servers];
         let mut fleet = Self::start_on(Place::Apart(network), &machines, arguments)?;
+        fleet.add_nodes(nodes)?;
+        Ok(fleet)
+    }
+
+    /// As [`Fleet::of_machines`], with servers on machines of one's choice, and further arguments for the agents.
+    pub fn of_chosen_machines(
+        servers: &[Machine],
+        nodes: usize,
+        agent_arguments: &[&str],
+    ) -> Result<Self> {
+        let network = Arc::new(Network::new()?);
+        let mut fleet = Self::start_on(Place::Apart(network), servers, &[])?;
+        fleet.agent_arguments = agent_arguments.iter().map(|&word| word.into()).collect();
         fleet.add_nodes(nodes)?;
         Ok(fleet)
     }

@@ -129,10 +129,19 @@ impl Host {
 
     /// Loses every packet that arrives from an address, for the machine or for a pod on it, until [`Host::hear`].
     pub(crate) fn lose(&self, from: Ipv4Addr) -> Result<()> {
+        self.drop_arriving(&format!("ip saddr {from}"))
+    }
+
+    /// As [`Host::lose`], only datagrams to one port of the machine.
+    pub(crate) fn lose_udp(&self, from: Ipv4Addr, port: u16) -> Result<()> {
+        self.drop_arriving(&format!("ip saddr {from} udp dport {port}"))
+    }
+
+    fn drop_arriving(&self, packets: &str) -> Result<()> {
         let rules = format!(
             "add table ip faults; \
              add chain ip faults arriving {{ type filter hook prerouting priority -300; }}; \
-             add rule ip faults arriving ip saddr {from} drop"
+             add rule ip faults arriving {packets} drop"
         );
         run(self.command("nft").arg(rules)).map(drop)
     }

@@ -1,11 +1,13 @@
-//! What nodes suffer under load: one dies, one loses the servers, one is away for a while.
+//! What nodes suffer: under load, one dies, one loses the servers, one is away for a while; between two, a port is
+//! blocked; a clock is wrong.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Fleet, Load, LoadOptions, Pod, TOOLS, WEB, eventually};
+use gantry_e2e::{Fleet, Load, LoadOptions, Machine, Pod, TOOLS, WEB, eventually, gantry};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const REPLICAS: usize = 6;
 /// Requests per second of each generator.
@@ -18,6 +20,8 @@ const CLEAN_REPORTS: usize = 7;
 const TOLERATION: u32 = 2;
 /// How long load goes on around a change, so that what fails late is seen.
 const AFTERWARDS: Duration = Duration::from_secs(3);
+/// Of the overlay.
+const VXLAN_PORT: u16 = 8472;
 
 /// Three nodes with the example application, some of it on each, whose pods leave a silent node after so many seconds.
 fn with_web(toleration: u32) -> Result<(Fleet, Vec<Pod>)> {
@@ -268,4 +272,191 @@ fn a_node_that_comes_back_keeps_what_is_wanted_and_stops_the_rest() -> Result<()
     ensure!(!left.iter().any(|pod| old(&pod)), "{left:?}");
     ensure!(left.len() == REPLICAS, "{left:?}");
     Ok(())
+}
+
+/// The findings of a doctor's report with an outcome.
+fn with_outcome<'a>(report: &'a Value, outcome: &str) -> Vec<&'a Value> {
+    let parts = [&report["machine"], &report["cluster"]];
+    let findings = parts.into_iter().filter_map(Value::as_array).flatten();
+    findings
+        .filter(|finding| finding["outcome"] == outcome)
+        .collect()
+}
+
+/// Waits until a condition of a node is as it should be; answers its message.
+fn condition_becomes(fleet: &Fleet, node: &str, kind: &str, status: &str) -> Result<String> {
+    eventually("the node's condition", || {
+        let now = fleet.condition(node, kind, "status")?;
+        ensure!(now == status, "{kind} of {node} is {now:?}");
+        fleet.condition(node, kind, "message")
+    })
+    .with_context(|| fleet.logs())
+}
+
+#[test]
+fn a_port_blocked_between_two_nodes_is_named_and_nothing_is_tainted() -> Result<()> {
+    const KIND: &str = "PeersReachable";
+    let fleet = Fleet::of_chosen_machines(&[Machine::default()], 3, &["--overlay", "always"])?;
+    let [one, other, third] = ["node-1", "node-2", "node-3"];
+    for node in [one, other, third] {
+        condition_becomes(&fleet, node, KIND, "True")?;
+    }
+    let (content, report) = fleet.doctor(one)?;
+    ensure!(
+        content && with_outcome(&report, "failed").is_empty(),
+        "{report:#}"
+    );
+
+    // One way is enough: a question or its answer is lost.
+    fleet.block_udp(one, other, VXLAN_PORT)?;
+    for (node, missed) in [(one, other), (other, one)] {
+        let message = condition_becomes(&fleet, node, KIND, "False")?;
+        let address = fleet.node_address(missed)?;
+        ensure!(
+            message.contains(&format!("{missed} ({address})"))
+                && message.contains(&format!("UDP port {VXLAN_PORT}"))
+                && !message.contains(third),
+            "{message}"
+        );
+    }
+    let metrics = eventually("the number of unreachable nodes", || {
+        let url = "http://127.0.0.1:10249/metrics";
+        let output = fleet
+            .node_command(one, Path::new("curl"))
+            .args(["--fail", "--silent", "--max-time", "5", url])
+            .output()?;
+        ensure!(output.status.success(), "curl: {}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    })?;
+    ensure!(
+        metrics.contains("gantry_overlay_unreachable_peers 1"),
+        "{metrics}"
+    );
+    let events = eventually("the Events", || {
+        let selector = "reason=PeersUnreachable,type=Warning";
+        let events = fleet.kubectl("s1", &["get", "events", "-A", "--field-selector", selector])?;
+        ensure!(events.contains(one) && events.contains(other), "{events}");
+        Ok(events)
+    })?;
+    ensure!(!events.contains("node/node-3"), "{events}");
+    ensure!(
+        fleet.condition(third, KIND, "status")? == "True",
+        "{third} reaches everybody"
+    );
+    for node in [one, other, third] {
+        let taints = "jsonpath={.spec.taints}";
+        let taints = fleet.kubectl("s1", &["get", "node", node, "-o", taints])?;
+        ensure!(
+            taints.is_empty() && fleet.ready(node)? == "True",
+            "{taints}"
+        );
+    }
+    let (content, report) = fleet.doctor(third)?;
+    let failed = with_outcome(&report, "failed");
+    let about = |node: &str| {
+        failed.iter().any(|finding| {
+            let message = finding["message"].as_str().unwrap_or_default();
+            finding["check"] == format!("node {node}")
+                && [one, other, &VXLAN_PORT.to_string()]
+                    .iter()
+                    .all(|words| message.contains(words))
+        })
+    };
+    ensure!(
+        !content && failed.len() == 2 && about(one) && about(other),
+        "{report:#}"
+    );
+
+    fleet.heal()?;
+    for node in [one, other] {
+        condition_becomes(&fleet, node, KIND, "True")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_clock_that_is_off_is_named_by_the_node_the_doctor_and_whoever_is_refused_for_it() -> Result<()>
+{
+    const KIND: &str = "ClockSynchronized";
+    let server = Machine {
+        settable_clock: true,
+        ..Machine::default()
+    };
+    let fleet = Fleet::of_chosen_machines(&[server], 1, &[])?;
+    let node = "node-1";
+    condition_becomes(&fleet, node, KIND, "True")?;
+    fleet.set_clock("s1", "+90s")?;
+    let message = condition_becomes(&fleet, node, KIND, "False")?;
+    let address = fleet.address("s1")?.to_string();
+    // A second more or less: it was cut off.
+    ensure!(
+        ["89 s behind", "90 s behind", "91 s behind"]
+            .iter()
+            .any(|words| message.contains(words))
+            && message.contains(&address)
+            && message.contains("chrony"),
+        "{message}"
+    );
+    ensure!(
+        fleet.ready(node)? == "True",
+        "silence is not told by clocks"
+    );
+    let (content, report) = fleet.doctor(node)?;
+    let failed = with_outcome(&report, "failed");
+    let checks: Vec<&Value> = failed.iter().map(|finding| &finding["check"]).collect();
+    ensure!(
+        !content && checks == ["server s1", "node node-1"],
+        "{report:#}"
+    );
+    fleet.set_clock("s1", "+0s")?;
+    condition_becomes(&fleet, node, KIND, "True")?;
+
+    // So far off that certificates are refused.
+    let token = fleet.gantry("s1", &["token", "create", "--for", "nodes"])?;
+    let directory = tempfile::tempdir()?;
+    // The server's own copy is replaced in time.
+    let kubeconfig = directory.path().join("kubeconfig");
+    std::fs::copy(fleet.kubeconfig("s1"), &kubeconfig)?;
+    let refused = |offset: &str, arguments: &[&str]| -> Result<String> {
+        let mut command = fleet.command(&gantry()?);
+        command.args(arguments).env("KUBECONFIG", &kubeconfig);
+        fleet.shift_clock(&mut command, offset)?;
+        let output = command.output()?;
+        ensure!(!output.status.success(), "{arguments:?} succeeded");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let nowhere = directory.path().join("node").display().to_string();
+    let join = [
+        "agent",
+        "--address",
+        "127.0.0.1",
+        "--data-dir",
+        &nowhere,
+        "--join",
+        &address,
+        "--token",
+        token.trim(),
+    ];
+    for (offset, validity) in [("-40d", "is valid only from"), ("+800d", "was valid until")] {
+        for arguments in [&["get", "nodes"][..], &join[..]] {
+            let said = refused(offset, arguments)?;
+            ensure!(
+                said.contains(validity) && said.contains("this machine's clock says"),
+                "{arguments:?} at {offset}: {said}"
+            );
+        }
+    }
+
+    // The other way around: the server says no.
+    fleet.set_clock("s1", "+400d")?;
+    eventually("the server to refuse an old certificate", || {
+        let said = refused("+400d", &["get", "nodes"])?;
+        ensure!(
+            said.contains("the server says that this machine's certificate (valid from")
+                && said.contains("this machine's clock says"),
+            "{said}"
+        );
+        Ok(())
+    })
+    .with_context(|| fleet.logs())
 }

@@ -108,6 +108,69 @@ fn kubectl_runs_scales_rolls_and_undoes_a_web_application() -> Result<()> {
 }
 
 #[test]
+fn the_doctor_finds_nothing_wrong_and_changes_nothing() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let data_dir = cluster.data_dir().display().to_string();
+    let report = cluster.gantry(&["doctor", "--data-dir", &data_dir])?;
+    for words in [
+        "ok       overlayfs",
+        "ok       overlay ",
+        "ok       port 6443/tcp",
+        "ok       API",
+        "ok       server node-1",
+        "ok       nodes",
+        "ok       certificates",
+        "failed: 0",
+    ] {
+        ensure!(report.contains(words), "{words:?} is missing:\n{report}");
+    }
+    ensure!(report.contains("the API server: Gantry"), "{report}");
+    // What it tries out is called so, and the directory it makes is called after it.
+    for (program, arguments) in [
+        ("ip", &["-o", "link"][..]),
+        ("nft", &["list", "tables"]),
+        ("ls", &["-a", &data_dir]),
+    ] {
+        let left = cluster.output(program, arguments)?;
+        ensure!(
+            !left.contains("trial") && !left.contains("gantry-doctor"),
+            "something stayed behind:\n{left}"
+        );
+    }
+
+    // Without a cluster, and with a port that somebody else has.
+    let machine = Cluster::not_yet()?;
+    let mut web = machine
+        .command("busybox")
+        .args(["httpd", "-f", "-p", "6443"])
+        .spawn()?;
+    let found = eventually("the port to be taken", || {
+        let output = machine
+            .command(gantry()?)
+            .args([
+                "doctor",
+                "--kubeconfig",
+                "/nonexistent/kubeconfig",
+                "--data-dir",
+            ])
+            .arg(machine.data_dir())
+            .output()?;
+        let said = String::from_utf8(output.stdout)?;
+        ensure!(said.contains("failed   port 6443/tcp"), "{said}");
+        Ok((output.status.code(), said))
+    });
+    web.kill()?;
+    web.wait()?;
+    let (code, said) = found?;
+    ensure!(code == Some(1), "{code:?}");
+    ensure!(
+        said.contains("busybox (process") && said.contains("not asked: reading the kubeconfig"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
 fn exec_runs_commands_and_reports_their_exit_codes() -> Result<()> {
     let cluster = with_web()?;
     // The image's only program; a second one finds the port taken and says so.

@@ -1,5 +1,7 @@
 //! A failed request, in the words a person can act on.
 
+use gantry_tls::Lifetime;
+
 /// What came back instead of an answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
@@ -15,6 +17,9 @@ pub(crate) enum ApiError {
         "cannot reach the cluster: {0}\nIs it running? Start one with 'gantry up', or name another with --kubeconfig."
     )]
     Unreachable(String),
+    /// A certificate is not valid at this time.
+    #[error("cannot reach the cluster: {0}")]
+    Clocks(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -28,10 +33,12 @@ impl ApiError {
             _ => None,
         }
     }
-}
 
-impl From<kube::Error> for ApiError {
-    fn from(error: kube::Error) -> Self {
+    /// `own` is how long the client's own certificate lasts, where that is known.
+    pub(crate) fn new(error: kube::Error, own: Option<Lifetime>) -> Self {
+        if let Some(words) = gantry_tls::about_clocks(&error, own) {
+            return Self::Clocks(words);
+        }
         match error {
             kube::Error::Api(status) => Self::Status {
                 code: status.code,
@@ -45,6 +52,12 @@ impl From<kube::Error> for ApiError {
             kube::Error::HyperError(source) => Self::Unreachable(innermost(&source)),
             other => Self::Other(innermost(&other)),
         }
+    }
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        Self::new(error, None)
     }
 }
 

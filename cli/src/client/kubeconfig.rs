@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use gantry_tls::Lifetime;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 /// Where `gantry up` leaves the administrator's kubeconfig.
@@ -64,6 +67,13 @@ fn others(kubeconfig: &Kubeconfig, context: Option<&str>) -> Vec<http::Uri> {
         url.parse().ok()
     });
     urls.collect()
+}
+
+/// How long the client's certificate lasts that is in the kubeconfig itself.
+pub(super) fn certificate(config: &kube::Config) -> Option<Lifetime> {
+    let encoded = config.auth_info.client_certificate_data.as_deref()?;
+    let pem = STANDARD.decode(encoded).ok()?;
+    Lifetime::of(&String::from_utf8(pem).ok()?, "the client's certificate").ok()
 }
 
 async fn answers(config: &kube::Config) -> bool {

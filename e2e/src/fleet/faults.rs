@@ -41,6 +41,12 @@ impl Fleet {
         self.host(to)?.lose(address)
     }
 
+    /// Loses every datagram that one machine sends to a port of another, as a firewall between them would.
+    pub fn block_udp(&self, from: &str, to: &str, port: u16) -> Result<()> {
+        let address = self.machine_address(from)?;
+        self.host(to)?.lose_udp(address, port)
+    }
+
     /// Loses every packet between machines of one side and those of the other.
     pub fn part(&self, side: &[String], other: &[String]) -> Result<()> {
         for one in side {
@@ -57,7 +63,7 @@ impl Fleet {
         self.part(&[node.to_owned()], &self.names())
     }
 
-    /// Ends what [`Fleet::cut`] and [`Fleet::part`] began.
+    /// Ends what [`Fleet::cut`], [`Fleet::block_udp`] and [`Fleet::part`] began.
     pub fn heal(&self) -> Result<()> {
         for name in self.names().iter().chain(&self.node_names()) {
             self.host(name)?.hear()?;
@@ -105,6 +111,14 @@ impl Fleet {
         clock
             .with_context(|| format!("{name} has no clock of its own"))?
             .set(offset)
+    }
+
+    /// Lets a command that has not started yet go by a clock this far from the true time.
+    pub fn shift_clock(&self, command: &mut Command, offset: &str) -> Result<()> {
+        let clock = Clock::new(self.directory.path().join("shifted.clock"))?;
+        clock.set(offset)?;
+        clock.set_on(command);
+        Ok(())
     }
 
     pub(super) fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, bail, ensure};
 use gantry_agent::AgentConfig;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::{Fleet, Place};
 use crate::host::{HOST_ADDRESS, Host, Network};
@@ -123,8 +124,27 @@ impl Fleet {
 
     /// The status of a node's condition Ready, as the first server knows it.
     pub fn ready(&self, name: &str) -> Result<String> {
-        let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-        self.kubectl("s1", &["get", "node", name, "-o", path])
+        self.condition(name, "Ready", "status")
+    }
+
+    /// A field of one of a node's conditions, as the first server knows it; empty when there is no such condition.
+    pub fn condition(&self, name: &str, kind: &str, field: &str) -> Result<String> {
+        let path = format!(r#"jsonpath={{.status.conditions[?(@.type=="{kind}")].{field}}}"#);
+        self.kubectl("s1", &["get", "node", name, "-o", &path])
+    }
+
+    /// What `gantry doctor` finds on a node's machine: whether it is content, and its report.
+    pub fn doctor(&self, name: &str) -> Result<(bool, Value)> {
+        let output = self
+            .node_command(name, &gantry()?)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig("s1"))
+            .args(["doctor", "-o", "json", "--data-dir"])
+            .arg(self.data_dir(name))
+            .output()?;
+        let report = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("doctor says {}", String::from_utf8_lossy(&output.stderr)))?;
+        Ok((output.status.success(), report))
     }
 
     /// Starts a node's agent, again after [`Fleet::kill_agent`].
@@ -134,6 +154,7 @@ impl Fleet {
         let process = self
             .node_command(name, &gantry()?)
             .args(["agent", "--node-name", name, "--address", &node.address])
+            .args(&self.agent_arguments)
             .args(&node.arguments)
             .arg("--data-dir")
             .arg(self.data_dir(name))

@@ -39,6 +39,7 @@ impl Fleet {
             nodes: BTreeMap::new(),
             place,
             arguments: arguments.iter().map(|&argument| argument.into()).collect(),
+            agent_arguments: Vec::new(),
         };
         for (number, machine) in (1..).zip(machines) {
             servers.place_server(number, machine)?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, HostListeners, HostResolver, Ipv6Network, NftPolicyRules,
-    NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
+    BridgeNetwork, DnsServer, GatewayEcho, HostListeners, HostResolver, Ipv6Network,
+    NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
+use crate::clock::{CLOCK_SYNCHRONIZED, Clock};
 use crate::config::AgentConfig;
 use crate::desired::Desired;
 use crate::identity::Credentials;
@@ -32,6 +33,7 @@ use crate::pod::{Manager, Node};
 use crate::policies::Policies;
 use crate::presence::{self, Presence};
 use crate::program::Program;
+use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
 use crate::streams::Streams;
@@ -130,6 +132,10 @@ impl Agent {
             nodes: nodes_changed.clone(),
             changed: changed.clone(),
             welcome,
+            clock: {
+                let presence = presence.clone();
+                Clock::system(move |condition| presence.find(CLOCK_SYNCHRONIZED, Some(condition)))
+            },
         };
         tasks.spawn(link.run(stop.clone()));
         tasks.spawn(credentials.keep_current(servers, stop.clone()));
@@ -184,7 +190,17 @@ impl Agent {
             tasks.spawn(metrics::follow_overlay(overlay.clone()));
             let name = config.node_name.clone();
             let (desired, reports) = (desired.clone(), reports.clone());
+            let found = presence.clone();
+            let reachability = Reachability::new(
+                &name,
+                desired.clone(),
+                overlay.clone(),
+                overlay.port(),
+                wiring.echo,
+                move |condition| found.find(PEERS_REACHABLE, condition),
+            );
             tasks.spawn(peers::keep(name, desired, reports, overlay, nodes_changed));
+            tasks.spawn(reachability.watch());
         }
         tasks.spawn(keep_checkpoint(
             checkpoint.clone(),
@@ -246,6 +262,7 @@ struct Wiring {
     rules: NftServiceRules,
     /// None on a node that no other node can reach.
     overlay: Option<Arc<VxlanOverlay>>,
+    echo: Arc<GatewayEcho>,
     policies: Arc<NftPolicyRules>,
     dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
@@ -299,6 +316,7 @@ impl Wiring {
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
         let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
+        let echo = Arc::new(GatewayEcho::new(&node));
         let overlay = match node.overlay {
             None => None,
             Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
@@ -318,6 +336,7 @@ impl Wiring {
             network,
             rules,
             overlay: overlay.map(Arc::new),
+            echo,
             policies: Arc::new(policies),
             dns: Arc::new(dns),
             dns_address,
@@ -350,7 +369,10 @@ async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
     let mut ticks = every(presence::PERIOD);
     let mut told = Instant::now();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = presence.found() => {}
+        }
         if presence.refresh().await || told.elapsed() >= presence::REPORT {
             reports.node_status(presence.status());
             told = Instant::now();

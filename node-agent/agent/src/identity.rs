@@ -172,6 +172,9 @@ pub(crate) struct Credentials {
     node: String,
     trusted: String,
     own: Credential,
+    /// By a clock that is far ahead a certificate is due as soon as it is there, and another one would be too: there is
+    /// no hurry.
+    is_due_already: bool,
     kubeconfig: Option<PathBuf>,
     tls: watch::Sender<Arc<ClientConfig>>,
 }
@@ -190,6 +193,7 @@ impl Credentials {
             node: node.to_owned(),
             trusted: identity.trusted,
             own,
+            is_due_already: false,
             kubeconfig: identity.kubeconfig,
             tls,
         })
@@ -214,9 +218,10 @@ impl Credentials {
                 () = stop.cancelled() => return,
                 looked = self.look(&servers) => looked,
             };
-            let said = looked
-                .err()
-                .map_or_else(String::new, |error| error.to_string());
+            let said = looked.err().map_or_else(String::new, |error| {
+                gantry_tls::about_clocks(&error, Some(self.own.lifetime))
+                    .unwrap_or_else(|| error.to_string())
+            });
             // The same trouble is told once; the link tells of servers that are away.
             if !said.is_empty() && said != trouble {
                 tracing::info!(
@@ -241,6 +246,9 @@ impl Credentials {
         let due = Duration::try_from(due).unwrap_or_default();
         // Nodes that start together do not ask together for ever.
         let look = LOOK.mul_f64(rand::rng().random_range(0.75..1.0));
+        if self.is_due_already {
+            return look;
+        }
         due.clamp(AGAIN, look)
     }
 
@@ -283,6 +291,13 @@ impl Credentials {
         (self.trusted, self.own) = (trusted, own);
         self.tls.send_replace(tls);
         tracing::info!(%expires, "the node's certificate was renewed");
+        self.is_due_already = self.own.lifetime.is_due();
+        if self.is_due_already {
+            tracing::warn!(
+                %expires,
+                "by this machine's clock the new certificate is nearly over or over: is the clock right?"
+            );
+        }
         Ok(())
     }
 }

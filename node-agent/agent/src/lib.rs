@@ -13,6 +13,7 @@
 
 pub mod agent;
 mod checkpoint;
+mod clock;
 pub mod config;
 pub mod desired;
 pub mod env;
@@ -39,6 +40,7 @@ mod pod;
 mod policies;
 mod presence;
 mod pressure;
+mod reachability;
 mod routed;
 mod services;
 mod streams;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::clock::Clock;
 use crate::desired::{Desired, Touched};
 use crate::pod::News;
 use crate::policies::Policies;
@@ -94,6 +95,8 @@ pub(crate) struct Link {
     pub(crate) changed: Arc<Notify>,
     pub(crate) welcome: watch::Sender<Option<Welcome>>,
     pub(crate) servers: Servers,
+    /// Compared with each server's.
+    pub(crate) clock: Clock,
 }
 
 impl Link {
@@ -157,7 +160,7 @@ impl Link {
         self.servers.prefer(address);
         tracing::info!(server = %address, "node link is up");
         tokio::select! {
-            ended = self.receive(&mut down, &client) => ended,
+            ended = self.receive(&mut down, &client, address) => ended,
             ended = self.send(up) => ended,
         }
     }
@@ -165,6 +168,7 @@ impl Link {
     /// Sends reports as they come, and heartbeats.
     async fn send(&self, up: mpsc::Sender<AgentMessage>) -> Result<(), LinkError> {
         self.reports.link_opened();
+        self.clock.link_opened();
         let mut sequence = 0;
         let mut beats = tokio::time::interval(HEARTBEAT);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -180,6 +184,7 @@ impl Link {
                 }
                 _ = beats.tick() => {
                     sequence += 1;
+                    self.clock.sent(sequence);
                     room.send(AgentMessage { message: Some(agent_message::Message::Heartbeat(Heartbeat { sequence })) });
                 }
             }
@@ -190,6 +195,7 @@ impl Link {
         &self,
         down: &mut Streaming<ServerMessage>,
         client: &NodeLinkClient<Channel>,
+        server: SocketAddr,
     ) -> Result<(), LinkError> {
         // While the snapshot is on its way, services would be seen half.
         let mut synced = false;
@@ -240,6 +246,10 @@ impl Link {
                 }
                 Some(server_message::Message::ServicesEverywhere(done)) => {
                     self.reports.services_everywhere(done.revision);
+                }
+                Some(server_message::Message::HeartbeatAnswer(answer)) => {
+                    self.clock
+                        .answered(answer.sequence, answer.unix_milliseconds, server);
                 }
                 None => {}
             }

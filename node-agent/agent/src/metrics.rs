@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     conntrack_entries: IntGauge,
     conntrack_limit: IntGauge,
     pub(crate) peers: IntGauge,
+    pub(crate) unreachable_peers: IntGauge,
     pub(crate) overlay_errors: IntGauge,
     pub(crate) overlay_dropped: IntGauge,
     pub(crate) drain_timeouts: IntCounter,
@@ -95,6 +96,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     peers: gauge(
         "gantry_overlay_peers",
         "Other nodes that this node has routes to.",
+    ),
+    unreachable_peers: gauge(
+        "gantry_overlay_unreachable_peers",
+        "Other nodes that are Ready and do not answer on the way of pods' packets.",
     ),
     overlay_errors: gauge(
         "gantry_overlay_errors",

@@ -59,6 +59,8 @@ pub(crate) struct Description<'a> {
     /// Pods this node takes.
     pub(crate) pods: u32,
     pub(crate) pressures: [Condition; 3],
+    /// What else there is to say: conditions that are there only where something is known.
+    pub(crate) findings: &'a [Condition],
     pub(crate) images: &'a [Image],
     /// RFC 3339.
     pub(crate) now: &'a str,
@@ -80,7 +82,7 @@ fn conditions(node: &Description<'_>) -> Vec<Value> {
         kind: "Ready",
         holds: true,
         reason: "KubeletReady",
-        message: "kubelet is posting ready status",
+        message: "kubelet is posting ready status".into(),
     };
     let before = node
         .earlier
@@ -102,7 +104,8 @@ fn conditions(node: &Description<'_>) -> Vec<Value> {
             "lastHeartbeatTime": node.now, "lastTransitionTime": since,
         })
     };
-    node.pressures.iter().chain([&ready]).map(written).collect()
+    let all = node.pressures.iter().chain(node.findings).chain([&ready]);
+    all.map(written).collect()
 }
 
 fn addresses(node: &Description<'_>) -> Vec<Value> {
@@ -205,6 +208,15 @@ mod tests {
                 },
                 pods: 7,
                 pressures: pressures.conditions(),
+                findings: &[Condition {
+                    kind: "PeersReachable",
+                    holds: pressures
+                        .conditions()
+                        .iter()
+                        .all(|pressure| !pressure.holds),
+                    reason: "AllPeersAnswer",
+                    message: "they do".into(),
+                }],
                 images: &[],
                 now,
                 earlier,
@@ -221,13 +233,19 @@ mod tests {
         };
         pressures.observe(&short, tokio::time::Instant::now());
         let (_, second) = at("2026-01-02T00:00:00Z", &pressures, Some(&first));
-        let ready = &second["status"]["conditions"][3];
+        let ready = &second["status"]["conditions"][4];
+        assert_eq!(ready["type"], "Ready");
         assert_eq!(ready["lastTransitionTime"], "2026-01-01T00:00:00Z");
         assert_eq!(ready["lastHeartbeatTime"], "2026-01-02T00:00:00Z");
         let memory = &second["status"]["conditions"][0];
         assert_eq!(
             (&memory["status"], &memory["lastTransitionTime"]),
             (&json!("True"), &json!("2026-01-02T00:00:00Z"))
+        );
+        let peers = &second["status"]["conditions"][3];
+        assert_eq!(
+            (&peers["type"], &peers["status"], &peers["message"]),
+            (&json!("PeersReachable"), &json!("False"), &json!("they do"))
         );
         assert_eq!(second["status"]["capacity"]["memory"], "1048576Ki");
         assert_eq!(second["status"]["allocatable"]["pods"], "7");

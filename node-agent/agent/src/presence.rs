@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::AgentConfig;
@@ -30,6 +31,9 @@ pub(crate) struct Presence {
     images: Arc<dyn Images>,
     reports: Arc<Reports>,
     state: Mutex<State>,
+    /// What others have found out, by the condition's type.
+    findings: Mutex<BTreeMap<&'static str, Condition>>,
+    found: Notify,
 }
 
 #[derive(Default)]
@@ -39,12 +43,12 @@ struct State {
 }
 
 /// What of a description is worth telling the server at once: images, and conditions without their heartbeat.
-fn news(node: &Value) -> (&Value, Vec<(&Value, &Value)>) {
+fn news(node: &Value) -> (&Value, Vec<[&Value; 3]>) {
     let conditions = node["status"]["conditions"].as_array();
     let conditions = conditions
         .into_iter()
         .flatten()
-        .map(|condition| (&condition["type"], &condition["status"]));
+        .map(|condition| ["type", "status", "message"].map(|field| &condition[field]));
     (&node["status"]["images"], conditions.collect())
 }
 
@@ -61,7 +65,42 @@ impl Presence {
             images,
             reports,
             state: Mutex::default(),
+            findings: Mutex::default(),
+            found: Notify::new(),
         }
+    }
+
+    /// Takes a condition over that is good when it holds, or that there is nothing to say of this type any more. Trouble,
+    /// and its end, are Events as well.
+    pub(crate) fn find(&self, kind: &'static str, condition: Option<Condition>) {
+        let mut findings = self.findings.lock();
+        let before = match &condition {
+            Some(condition) => findings.insert(kind, condition.clone()),
+            None => findings.remove(kind),
+        };
+        drop(findings);
+        if before == condition {
+            return;
+        }
+        match condition {
+            Some(bad) if !bad.holds => {
+                tracing::warn!(reason = bad.reason, "{}", bad.message);
+                self.reports
+                    .node_event(Severity::Warning, bad.reason, &bad.message);
+            }
+            Some(good) if before.is_some() => {
+                tracing::info!(reason = good.reason, "{}", good.message);
+                self.reports
+                    .node_event(Severity::Normal, good.reason, &good.message);
+            }
+            _ => {}
+        }
+        self.found.notify_one();
+    }
+
+    /// Returns when [`Presence::find`] has brought something new.
+    pub(crate) async fn found(&self) {
+        self.found.notified().await;
     }
 
     /// Describes the node anew; whether anything but the heartbeat's time has changed.
@@ -73,6 +112,7 @@ impl Presence {
         let now = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
+        let findings: Vec<Condition> = self.findings.lock().values().cloned().collect();
         let mut state = self.state.lock();
         match Sample::take(&self.config.data_dir) {
             Ok(sample) => {
@@ -99,6 +139,7 @@ impl Presence {
             machine: self.machine,
             pods: self.config.max_pods,
             pressures: state.pressures.conditions(),
+            findings: &findings,
             images: &images,
             now: &now,
             earlier: earlier.as_ref(),
@@ -184,6 +225,66 @@ mod tests {
         };
         let event: Value = serde_json::from_slice(&record.event).unwrap();
         assert_eq!(event["reason"], "NodeHasInsufficientMemory");
+    }
+
+    #[tokio::test]
+    async fn findings_are_conditions_and_trouble_is_told_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = Arc::new(FakeImages::new(directory.path()));
+        let reports = Arc::new(Reports::new("n"));
+        let config = AgentConfig::in_directory(directory.path());
+        let machine = Machine::here(Path::new("/"));
+        let presence = Presence::new(config, machine, images, reports.clone());
+        let condition = |holds, message: &'static str| Condition {
+            kind: "PeersReachable",
+            holds,
+            reason: if holds {
+                "AllPeersAnswer"
+            } else {
+                "PeersUnreachable"
+            },
+            message: message.into(),
+        };
+        let told = async || -> Vec<(Value, Value)> {
+            let messages = reports.next().await;
+            let events = messages
+                .iter()
+                .filter_map(|message| match &message.message {
+                    Some(agent_message::Message::Event(record)) => {
+                        serde_json::from_slice::<Value>(&record.event).ok()
+                    }
+                    _ => None,
+                });
+            events
+                .map(|event| (event["type"].clone(), event["message"].clone()))
+                .collect()
+        };
+        presence.refresh().await;
+        let find = |condition| presence.find("PeersReachable", condition);
+        find(Some(condition(true, "all answer")));
+        presence.found().await;
+        assert!(presence.refresh().await);
+        for _ in 0..2 {
+            find(Some(condition(false, "no answer from a")));
+        }
+        assert!(presence.refresh().await);
+        find(Some(condition(false, "no answer from b")));
+        assert!(presence.refresh().await, "another message is news too");
+        find(Some(condition(true, "all answer")));
+        let said = ["no answer from a", "no answer from b", "all answer"];
+        let types = ["Warning", "Warning", "Normal"];
+        let expected: Vec<(Value, Value)> = types
+            .into_iter()
+            .zip(said)
+            .map(|(kind, said)| (kind.into(), said.into()))
+            .collect();
+        assert_eq!(told().await, expected);
+
+        assert!(presence.refresh().await);
+        find(None);
+        assert!(presence.refresh().await);
+        let status: Value = serde_json::from_slice(&presence.status()).unwrap();
+        assert_eq!(status["conditions"].as_array().unwrap().len(), 4);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Whether the node runs short of memory, disk or processes: the three conditions that Kubernetes' eviction signals make.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -123,12 +124,12 @@ fn pids(loadavg: &str, pid_max: &str, threads_max: &str) -> Option<Share> {
 }
 
 /// One of the node's conditions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Condition {
     pub(crate) kind: &'static str,
     pub(crate) holds: bool,
     pub(crate) reason: &'static str,
-    pub(crate) message: &'static str,
+    pub(crate) message: Cow<'static, str>,
 }
 
 /// What a sample says by itself: memory, disk and pid pressure.
@@ -168,7 +169,7 @@ impl Pressures {
                 kind,
                 holds,
                 reason,
-                message,
+                message: message.into(),
             }
         };
         [
@@ -269,12 +270,12 @@ mod tests {
             memory_available: 0,
             ..ample()
         };
-        let memory = |pressures: &Pressures| pressures.conditions()[0];
+        let memory = |pressures: &Pressures| pressures.conditions()[0].clone();
         pressures.observe(&ample(), start);
         assert_eq!(memory(&pressures).reason, "KubeletHasSufficientMemory");
         pressures.observe(&short, start);
         assert_eq!(
-            (memory(&pressures).holds, memory(&pressures).message),
+            (memory(&pressures).holds, &*memory(&pressures).message),
             (true, "kubelet has insufficient memory available")
         );
         pressures.observe(&ample(), start + TRANSITION - Duration::from_secs(1));

@@ -26,5 +26,6 @@ mod unpack;
 pub use error::ImageError;
 pub use fake::FakeImages;
 pub use reference::normalise;
+pub use rootfs::try_overlay;
 pub use store::{ImageStore, ImageStoreConfig};
 pub use traits::*;

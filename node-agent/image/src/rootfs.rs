@@ -79,6 +79,26 @@ impl Rootfs {
     }
 }
 
+/// Mounts a root file system of two layers below a directory, writes to it, and removes all of it.
+pub fn try_overlay(directory: &Path) -> io::Result<()> {
+    let rootfs = Rootfs {
+        directory: directory.to_owned(),
+    };
+    let layers = ["layer-1", "layer-2"].map(|layer| directory.join(layer));
+    for layer in &layers {
+        std::fs::create_dir_all(layer)?;
+    }
+    let key = "trial";
+    let tried = rootfs
+        .mount(key, "trial", &layers)
+        .and_then(|merged| std::fs::write(merged.join("file"), "content"));
+    let removed = rootfs.unmount(key);
+    for layer in &layers {
+        std::fs::remove_dir(layer)?;
+    }
+    tried.and(removed.map(|_| ()))
+}
+
 /// Whether something is mounted on a directory: its device differs from its parent's.
 fn is_mount_point(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -139,4 +159,19 @@ fn overlay(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        try_overlay(directory.path()).unwrap();
+        let left = std::fs::read_dir(directory.path()).unwrap();
+        assert_eq!(left.count(), 0);
+        let error = try_overlay(Path::new("/proc")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
+    }
 }

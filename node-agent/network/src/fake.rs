@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
@@ -13,8 +14,8 @@ use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
     ClusterDns, DnsTable, HostPort, Listeners, LocalPort, NetworkError, NodePolicies, Overlay,
-    PeerNode, PeerPath, PodAttachment, PodNetwork, PodRoute, PolicyRules, Protocol, ServiceChanges,
-    ServiceName, ServicePort, ServiceRules, listeners, overlay, pod_rules, policy,
+    PeerEcho, PeerNode, PeerPath, PodAttachment, PodNetwork, PodRoute, PolicyRules, Protocol,
+    ServiceChanges, ServiceName, ServicePort, ServiceRules, listeners, overlay, pod_rules, policy,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -139,6 +140,50 @@ impl Overlay for FakeOverlay {
 
     async fn routes(&self) -> Result<Vec<PodRoute>, NetworkError> {
         Ok(self.programmed.lock().clone())
+    }
+}
+
+/// Nodes that answer at once, but for those that were told to be silent.
+#[derive(Debug, Default)]
+pub struct FakeEcho {
+    silent: Mutex<BTreeSet<Ipv4Net>>,
+    asked: Mutex<BTreeMap<Ipv4Net, u32>>,
+    refusal: Mutex<Option<String>>,
+}
+
+impl FakeEcho {
+    /// Whether the node with these pods answers from now on.
+    pub fn answer(&self, pod_cidr: Ipv4Net, answers: bool) {
+        let mut silent = self.silent.lock();
+        match answers {
+            true => silent.remove(&pod_cidr),
+            false => silent.insert(pod_cidr),
+        };
+    }
+
+    /// Whether this node cannot ask, and why.
+    pub fn refuse(&self, words: Option<&str>) {
+        *self.refusal.lock() = words.map(str::to_owned);
+    }
+
+    /// How often the node with these pods was asked.
+    pub fn asked(&self, pod_cidr: Ipv4Net) -> u32 {
+        self.asked.lock().get(&pod_cidr).copied().unwrap_or(0)
+    }
+}
+
+#[async_trait]
+impl PeerEcho for FakeEcho {
+    async fn answers(&self, pod_cidr: Ipv4Net, within: Duration) -> Result<bool, NetworkError> {
+        *self.asked.lock().entry(pod_cidr).or_default() += 1;
+        if let Some(words) = &*self.refusal.lock() {
+            return Err(NetworkError::Unsupported(words.clone()));
+        }
+        if self.silent.lock().contains(&pod_cidr) {
+            tokio::time::sleep(within).await;
+            return Ok(false);
+        }
+        Ok(true)
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
+//! - [`GatewayEcho`] tells whether other nodes answer on that way.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
@@ -10,6 +11,7 @@
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
+//! - [`try_out`] tells whether a machine has what all of this needs.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
@@ -26,6 +28,7 @@ mod commands;
 mod dial;
 mod dns;
 mod dns_rules;
+mod echo;
 pub mod error;
 mod fake;
 mod forwarding;
@@ -50,14 +53,17 @@ mod resolv;
 mod services;
 mod table_watch;
 pub mod traits;
+mod trial;
 mod underlay;
 
 pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
+pub use echo::GatewayEcho;
 pub use error::NetworkError;
 pub use fake::{
-    FakeDns, FakeListeners, FakeOverlay, FakePodNetwork, FakePolicyRules, FakeServiceRules,
+    FakeDns, FakeEcho, FakeListeners, FakeOverlay, FakePodNetwork, FakePolicyRules,
+    FakeServiceRules,
 };
 pub use hosts::{HostAlias, PodHosts, hosts_file};
 pub use listeners::HostListeners;
@@ -68,3 +74,4 @@ pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use table_watch::TableWatch;
 pub use traits::*;
+pub use trial::{Trial, nft_version, pod_mtu, routes_into, try_out, vxlan_devices};

@@ -296,7 +296,7 @@ fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, NetworkError> {
 }
 
 /// What a route leads to, unless it is the default.
-fn destination(message: &RouteNetlinkMessage) -> Option<Ipv4Net> {
+pub(crate) fn destination(message: &RouteNetlinkMessage) -> Option<Ipv4Net> {
     let RouteNetlinkMessage::NewRoute(route) = message else {
         return None;
     };

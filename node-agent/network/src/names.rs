@@ -72,7 +72,7 @@ impl Names {
 
     /// The bridge's address, which is every pod's default gateway: the first usable of the pod CIDR.
     pub(crate) fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.pod_cidr.network()) + 1)
+        gateway_of(self.pod_cidr)
     }
 
     /// The host's end of the pair whose other end has `ip`.
@@ -153,6 +153,11 @@ pub(crate) fn hardware_address(ip: Ipv4Addr) -> Mac {
     let [a, b, c, d] = ip.octets();
     // 0x02 marks a locally administered unicast address.
     [0x02, 0x67, a, b, c, d]
+}
+
+/// The address of a node's bridge, by the node's pod CIDR.
+pub(crate) fn gateway_of(pod_cidr: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(pod_cidr.network()).wrapping_add(1))
 }
 
 /// The address of a node's VXLAN device, which is the next hop to the node's pods: the first of the pod CIDR, which no

@@ -97,7 +97,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), NetworkError> {
 }
 
 /// Runs `work` on a thread that ends with it: a thread that has changed its namespace must not serve anything else.
-fn on_own_thread<T: Send>(
+pub(crate) fn on_own_thread<T: Send>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send,
 ) -> Result<T, NetworkError> {
     std::thread::scope(|scope| {

@@ -26,6 +26,13 @@ impl Nft {
         Ok(Self { program })
     }
 
+    /// What the program says of its version, such as `v1.0.6`.
+    pub(crate) fn version(&self) -> Result<String, NetworkError> {
+        let words = self.run(&["--version"], "")?;
+        let version = words.split_whitespace().nth(1);
+        Ok(version.unwrap_or(words.trim()).to_owned())
+    }
+
     /// Starts a program that stays, for many small transactions.
     pub(crate) fn session(&self) -> Result<Session, NetworkError> {
         Session::start(&self.program).map_err(|source| self.cannot_run(source))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use imbl::OrdSet;
@@ -206,6 +207,14 @@ pub trait Overlay: Send + Sync + 'static {
     async fn reassert(&self) -> Result<(), NetworkError>;
     /// What is programmed now, in the order of the ranges.
     async fn routes(&self) -> Result<Vec<PodRoute>, NetworkError>;
+}
+
+/// Asks other nodes for a sign of life, on the way that the packets of pods take.
+#[async_trait]
+pub trait PeerEcho: Send + Sync + 'static {
+    /// Whether the node whose pods are in `pod_cidr` has answered within so long. An error says that this node could not
+    /// even ask.
+    async fn answers(&self, pod_cidr: Ipv4Net, within: Duration) -> Result<bool, NetworkError>;
 }
 
 /// Which Service something belongs to.

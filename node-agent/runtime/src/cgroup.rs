@@ -82,6 +82,26 @@ impl Hierarchies {
         matches!(self, Self::Unified(_))
     }
 
+    /// Of those that pods are limited and measured by, which this host lacks.
+    pub(crate) fn missing(&self) -> io::Result<Vec<&'static str>> {
+        let (wanted, known): (&[&'static str], Vec<String>) = match self {
+            Self::Unified(mount) => {
+                let known = fs::read_to_string(mount.join("cgroup.controllers"))?;
+                let known = known.split_whitespace().map(str::to_owned).collect();
+                (&["cpu", "memory", "pids"], known)
+            }
+            Self::Legacy(mounts) => {
+                let known = mounts.iter().flat_map(|(controllers, _)| controllers);
+                let wanted = &["cpu", "cpuacct", "memory", "pids", "freezer", "devices"];
+                (wanted, known.cloned().collect())
+            }
+        };
+        let missing = wanted.iter().copied();
+        Ok(missing
+            .filter(|wanted| !known.iter().any(|known| known == wanted))
+            .collect())
+    }
+
     /// The file whose line `oom_kill N` counts.
     pub(crate) fn oom_file(&self, group: &Path) -> PathBuf {
         let file = if self.is_unified() {
@@ -328,6 +348,8 @@ mod tests {
             28 25 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let found = Hierarchies::parse(hybrid).unwrap();
         assert_eq!(found.mounts().len(), 2);
+        let missing = found.missing().unwrap();
+        assert_eq!(missing, ["pids", "freezer", "devices"]);
         let group = Path::new("/gantry/pod");
         assert_eq!(
             found.controller("cpuacct", group),

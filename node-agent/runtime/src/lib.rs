@@ -25,6 +25,7 @@ mod session;
 mod shim;
 mod spec;
 mod sys;
+mod trial;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use error::RuntimeError;
 pub use fake::FakeRuntime;
 pub use runtime::{ShimRuntime, ShimRuntimeConfig};
 pub use traits::*;
+pub use trial::{clock_is_kept, try_cgroups};
 
 const SHIM: &str = "__gantry-shim";
 const CREATE_HELPER: &str = "__gantry-create";

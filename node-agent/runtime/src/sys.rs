@@ -56,6 +56,25 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     }
 }
 
+/// Whether the kernel knows that something keeps its clock right, as time services tell it by adjtimex.
+pub(crate) fn clock_is_kept() -> io::Result<bool> {
+    let mut state = MaybeUninit::<libc::timex>::zeroed();
+    #[expect(
+        unsafe_code,
+        reason = "adjtimex has no safe wrapper among our dependencies"
+    )]
+    // SAFETY: all fields of timex are integers, for which zero is a value; with modes of zero the kernel changes nothing
+    // and writes only into the structure.
+    let (answer, state) = unsafe {
+        let answer = libc::adjtimex(state.as_mut_ptr());
+        (answer, state.assume_init())
+    };
+    match answer {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(state.status & libc::STA_UNSYNC == 0),
+    }
+}
+
 /// Closes every descriptor above stderr. Only for a process that has opened none of its own yet.
 pub(crate) fn close_inherited() -> io::Result<()> {
     #[expect(unsafe_code, reason = "close_range has no safe wrapper")]

@@ -48,6 +48,11 @@ impl Lifetime {
         })
     }
 
+    /// From when on it is accepted.
+    pub fn valid_from(&self) -> Timestamp {
+        self.issued.checked_sub(BACKDATED).unwrap_or(Timestamp::MIN)
+    }
+
     /// When two thirds of it are over: a new one should replace it.
     pub fn renews(&self) -> Timestamp {
         let (issued, expires) = (self.issued.as_millisecond(), self.expires.as_millisecond());

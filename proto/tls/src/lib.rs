@@ -4,6 +4,7 @@
 //! Knows no policy: who is given a certificate, and for what, is the control plane's business.
 
 mod client;
+mod clock;
 mod credential;
 mod files;
 mod kubeconfig;
@@ -18,6 +19,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 pub use client::{anyone, mutual, recognising, strangers};
+pub use clock::about_clocks;
 pub use credential::{BACKDATED, Credential, KeyRequest, Lifetime, fingerprint, fingerprints};
 pub use files::{read, write};
 pub use kubeconfig::{Kubeconfig, SERVERS_EXTENSION};

@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::about_clocks;
+
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// Why a request has no answer.
@@ -26,6 +28,14 @@ pub enum RequestError {
         address: SocketAddr,
         /// Why not.
         source: std::io::Error,
+    },
+    /// A certificate is not valid at this time.
+    #[error("connecting to {address}: {words}")]
+    Clocks {
+        /// Where.
+        address: SocketAddr,
+        /// What the clocks and the certificate say.
+        words: String,
     },
     /// The connection broke off.
     #[error("asking the server at {address}: {source}")]
@@ -61,8 +71,19 @@ impl RequestError {
     }
 }
 
-/// A TLS connection.
+/// A TLS connection. Where a clock may be the cause of a refusal, the error says so.
 pub async fn connect(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let connected = handshake(address, tls).await;
+    connected.map_err(|error| match about_clocks(&error, None) {
+        Some(words) => std::io::Error::new(error.kind(), words),
+        None => error,
+    })
+}
+
+async fn handshake(
     address: SocketAddr,
     tls: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
@@ -80,9 +101,11 @@ pub async fn request(
 ) -> Result<(StatusCode, Bytes), RequestError> {
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let exchange = async {
-        let stream = connect(address, Arc::new(tls))
-            .await
-            .map_err(|source| RequestError::Connect { address, source })?;
+        let connected = handshake(address, Arc::new(tls)).await;
+        let stream = connected.map_err(|source| match about_clocks(&source, None) {
+            Some(words) => RequestError::Clocks { address, words },
+            None => RequestError::Connect { address, source },
+        })?;
         let broken = |source| RequestError::Exchange { address, source };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use gantry_apiserver::Clock;
 use gantry_rpc::node::{
-    CloseStream, OpenStream, ServerMessage, ServicesEverywhere, StreamFrame, server_message,
+    CloseStream, HeartbeatAnswer, OpenStream, ServerMessage, ServicesEverywhere, StreamFrame,
+    server_message,
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -128,6 +130,33 @@ impl Hub {
     pub(crate) fn heard(&self, node: &str) {
         if let Some(connection) = self.nodes.lock().get_mut(node) {
             connection.last_heard = Instant::now();
+        }
+    }
+
+    /// Tells a node what time it is here. One with a full queue does without: the next answer tells as much.
+    pub(crate) fn answer_heartbeat(
+        &self,
+        node: &str,
+        generation: u64,
+        sequence: u64,
+        clock: &Clock,
+    ) {
+        let nodes = self.nodes.lock();
+        let Some(connection) = nodes
+            .get(node)
+            .filter(|connection| connection.generation == generation)
+        else {
+            return;
+        };
+        let answer = HeartbeatAnswer {
+            sequence,
+            unix_milliseconds: clock.now() / 1_000_000,
+        };
+        let message = ServerMessage {
+            message: Some(server_message::Message::HeartbeatAnswer(answer)),
+        };
+        if connection.down.try_send(Ok(message)).is_err() {
+            tracing::debug!(node, "the node is too busy to be told the time");
         }
     }
 
@@ -332,6 +361,27 @@ mod tests {
             .err()
             .expect("no answer");
         assert!(error.to_string().contains("did not answer"));
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_is_answered_with_the_time_here_on_its_own_connection() {
+        let hub = Hub::default();
+        let clock = Clock::new(|| 1_767_323_045_678_901_234);
+        let (down, mut messages) = mpsc::channel(1);
+        let generation = hub.connected("one", down);
+        hub.answer_heartbeat("one", generation + 1, 6, &clock);
+        hub.answer_heartbeat("other", generation, 6, &clock);
+        // There is room for one: the other is left out, and nobody waits.
+        for sequence in [7, 8] {
+            hub.answer_heartbeat("one", generation, sequence, &clock);
+        }
+        let answer = messages.recv().await.expect("answered").expect("a message");
+        let expected = server_message::Message::HeartbeatAnswer(HeartbeatAnswer {
+            sequence: 7,
+            unix_milliseconds: 1_767_323_045_678,
+        });
+        assert_eq!(answer.message, Some(expected));
+        assert!(messages.try_recv().is_err());
     }
 
     #[tokio::test]

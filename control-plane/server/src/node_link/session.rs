@@ -114,6 +114,7 @@ impl NodeLink for LinkService {
             }
         });
         let (hub, reports) = (self.hub.clone(), self.reports.clone());
+        let clock = gantry_apiserver::Clock::system();
         tokio::spawn(async move {
             // A message or its absence: any error means that the connection is gone.
             while let Ok(Some(message)) = up.message().await {
@@ -124,6 +125,9 @@ impl NodeLink for LinkService {
                     }
                     Some(agent_message::Message::AwaitServices(asked)) => {
                         hub.await_services(&node, asked.revision);
+                    }
+                    Some(agent_message::Message::Heartbeat(beat)) => {
+                        hub.answer_heartbeat(&node, generation, beat.sequence, &clock);
                     }
                     Some(message) => reports.take(&node, message),
                     None => {}

@@ -21,7 +21,7 @@ use crate::underlay::family;
 
 /// Marks routes as Gantry's (`proto 71` in `ip route`). The numbers from 5 on are free for whoever programs routes;
 /// this one is none of those that are spoken for in iproute2's table.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(71);
+pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(71);
 /// There was nothing to remove.
 const ABSENT: &[i32] = &[libc::ESRCH, libc::ENOENT];
 

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use self::device::Device;
 use self::kernel::Ours;
+pub(crate) use self::kernel::PROTOCOL as ROUTES;
 pub(crate) use self::plan::usable;
 use self::plan::{Entries, Here, Step};
 use crate::bridge::blocking;
@@ -77,6 +78,11 @@ impl VxlanOverlay {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// The UDP port that wrapped packets go to, on every node.
+    pub fn port(&self) -> u16 {
+        self.shared.settings.port
     }
 
     /// What the VXLAN device has counted.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use gantry_e2e::{Fleet, Pod, TOOLS, eventually};
@@ -128,6 +129,29 @@ fn every_node_serves_every_node_port() -> Result<()> {
             })?;
         }
     }
+    Ok(())
+}
+
+/// Far less than the minute between looks at everything.
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn rules_are_back_soon_after_a_firewall_has_flushed_them() -> Result<()> {
+    let (fleet, pods) = with_peers(1)?;
+    let pod = pods.first().context("a pod")?;
+    let answers = || {
+        all_answer("the Service's name", || {
+            fetched(&fleet, pod, "http://peer/")
+        })
+    };
+    eventually("the Service to answer", answers).with_context(|| fleet.logs())?;
+    let mut nft = fleet.node_command(&pod.node, Path::new("nft"));
+    let flushed = Instant::now();
+    ensure!(nft.args(["flush", "ruleset"]).status()?.success(), "flush");
+    eventually("the Service to answer again", answers).with_context(|| fleet.logs())?;
+    ensure!(flushed.elapsed() < SOON, "after {:?}", flushed.elapsed());
+    let log = fleet.log(&pod.node);
+    ensure!(log.contains("nftables tables"), "nobody is told:\n{log}");
     Ok(())
 }
 

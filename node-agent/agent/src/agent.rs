@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
     BridgeNetwork, DnsServer, GatewayEcho, HostListeners, HostResolver, Ipv6Network,
-    NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, VxlanOverlay,
+    NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, TableWatch,
+    VxlanOverlay,
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
@@ -26,7 +27,7 @@ use crate::image_gc::{self, ImageCollector};
 use crate::image_service;
 use crate::link::Link;
 use crate::local_api;
-use crate::metrics;
+use crate::metrics::{self, METRICS};
 use crate::node::Machine;
 use crate::peers;
 use crate::pod::{Manager, Node};
@@ -40,6 +41,8 @@ use crate::streams::Streams;
 
 /// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
+/// Between looks at whether the tables of these rules are there at all, which cost microseconds.
+const BETWEEN_TABLES: Duration = Duration::from_secs(1);
 /// Changes that come together are one checkpoint.
 const CHECKPOINT_DELAY: Duration = Duration::from_secs(1);
 const DNS_PORT: u16 = 53;
@@ -185,7 +188,8 @@ impl Agent {
             wiring.dns,
             Arc::new(HostListeners),
         );
-        tasks.spawn(program.run(services_changed));
+        let flushed = watch::Sender::new(());
+        tasks.spawn(program.run(services_changed, flushed.subscribe()));
         if let Some(overlay) = wiring.overlay {
             tasks.spawn(metrics::follow_overlay(overlay.clone()));
             let name = config.node_name.clone();
@@ -199,7 +203,15 @@ impl Agent {
                 wiring.echo,
                 move |condition| found.find(PEERS_REACHABLE, condition),
             );
-            tasks.spawn(peers::keep(name, desired, reports, overlay, nodes_changed));
+            let flushed = flushed.subscribe();
+            tasks.spawn(peers::keep(
+                name,
+                desired,
+                reports,
+                overlay,
+                nodes_changed,
+                flushed,
+            ));
             tasks.spawn(reachability.watch());
         }
         tasks.spawn(keep_checkpoint(
@@ -208,7 +220,12 @@ impl Agent {
             policies.clone(),
             changed,
         ));
-        tasks.spawn(reassert(wiring.network, wiring.policies));
+        tasks.spawn(reassert(
+            wiring.network,
+            wiring.policies,
+            flushed.subscribe(),
+        ));
+        tasks.spawn(watch_tables(wiring.tables, flushed));
         tasks.spawn(watch_node(presence, reports.clone()));
         let collector = ImageCollector::new(images, desired.clone(), config.data_dir.clone());
         tasks.spawn(collect_images(collector, reports));
@@ -264,6 +281,7 @@ struct Wiring {
     overlay: Option<Arc<VxlanOverlay>>,
     echo: Arc<GatewayEcho>,
     policies: Arc<NftPolicyRules>,
+    tables: TableWatch,
     dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
 }
@@ -317,6 +335,7 @@ impl Wiring {
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
         let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
         let echo = Arc::new(GatewayEcho::new(&node));
+        let tables = TableWatch::new(&node).context("looking at nftables tables")?;
         let overlay = match node.overlay {
             None => None,
             Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
@@ -338,17 +357,50 @@ impl Wiring {
             overlay: overlay.map(Arc::new),
             echo,
             policies: Arc::new(policies),
+            tables,
             dns: Arc::new(dns),
             dns_address,
         })
     }
 }
 
-/// Puts back, now and then, the rules that others flushed.
-async fn reassert(network: Arc<BridgeNetwork>, policies: Arc<NftPolicyRules>) {
-    let mut ticks = every(LOOK_AROUND);
+/// Says `flushed` when tables of the node have vanished, since pods are cut off until they are put back.
+async fn watch_tables(mut tables: TableWatch, flushed: watch::Sender<()>) {
+    let mut ticks = every(BETWEEN_TABLES);
     loop {
         ticks.tick().await;
+        let look = tokio::task::spawn_blocking(move || (tables.vanished(), tables));
+        let Ok((vanished, back)) = look.await else {
+            return;
+        };
+        tables = back;
+        match vanished {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => {
+                METRICS.flushes.inc();
+                tracing::warn!(
+                    tables = ?gone,
+                    "somebody removed the node's nftables tables (a firewall that flushes the whole ruleset?); putting them back"
+                );
+                flushed.send_replace(());
+            }
+            Err(error) => tracing::debug!(%error, "looking for the node's tables"),
+        }
+    }
+}
+
+/// Puts back the rules that others flushed: at once when whole tables are gone, now and then for the rest.
+async fn reassert(
+    network: Arc<BridgeNetwork>,
+    policies: Arc<NftPolicyRules>,
+    mut flushed: watch::Receiver<()>,
+) {
+    let mut ticks = every(LOOK_AROUND);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Ok(()) = flushed.changed() => {}
+        }
         if let Err(error) = network.reassert().await {
             tracing::warn!(
                 error = crate::pod::words(&error),

@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     pub(crate) programming: Histogram,
     pub(crate) sync_failures: IntCounter,
     pub(crate) policy_failures: IntCounter,
+    pub(crate) flushes: IntCounter,
     pub(crate) overlay_failures: IntCounter,
     pub(crate) endpoints: IntGauge,
     pub(crate) services: IntGauge,
@@ -68,6 +69,10 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     policy_failures: counter(
         "gantry_network_policy_failures_total",
         "Transactions of network policies that were refused, and that were tried again.",
+    ),
+    flushes: counter(
+        "gantry_network_flushes_total",
+        "How often somebody else has removed tables of this node's rules, which were put back.",
     ),
     overlay_failures: counter(
         "gantry_overlay_failures_total",
@@ -294,6 +299,7 @@ mod tests {
         for name in [
             "gantry_network_services",
             "gantry_network_endpoints",
+            "gantry_network_flushes_total",
             "gantry_network_held_ports",
             "gantry_overlay_peers",
             "gantry_overlay_errors",

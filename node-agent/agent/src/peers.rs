@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gantry_network::{NetworkError, Overlay, PeerNode};
 use k8s_openapi::api::core::v1::Node;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::desired::Desired;
@@ -58,13 +58,14 @@ fn peer(node: &Node, own_name: &str) -> Option<PeerNode> {
     })
 }
 
-/// Keeps the overlay as the nodes are. Runs until it is dropped.
+/// Keeps the overlay as the nodes are, and puts back at once what was `flushed`. Runs until it is dropped.
 pub(crate) async fn keep(
     own_name: String,
     desired: Arc<Desired>,
     reports: Arc<Reports>,
     overlay: Arc<dyn Overlay>,
     changed: Arc<Notify>,
+    mut flushed: watch::Receiver<()>,
 ) {
     let known = peers(&desired.nodes(), &own_name);
     let mut keeper = Keeper {
@@ -85,6 +86,7 @@ pub(crate) async fn keep(
         let done = tokio::select! {
             () = changed.notified() => keeper.follow().await,
             _ = ticks.tick() => keeper.reassert().await,
+            Ok(()) = flushed.changed() => keeper.reassert().await,
         };
         if !done {
             tokio::select! {
@@ -260,6 +262,7 @@ mod tests {
             reports,
             overlay.clone(),
             changed.clone(),
+            watch::channel(()).1,
         ));
         tokio::task::yield_now().await;
         assert_eq!(

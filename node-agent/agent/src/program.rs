@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use gantry_network::{
     ClusterDns, DnsTable, Listeners, NetworkError, ServiceChanges, ServiceName, ServiceRules,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::desired::{Desired, ServiceNews};
 use crate::health_checks::HealthChecks;
@@ -69,18 +69,18 @@ impl Program {
         }
     }
 
-    /// Programs what has changed each time that `changed` says so.
-    pub async fn run(mut self, changed: Arc<Notify>) {
+    /// Programs what has changed each time that `changed` says so, and looks around when the rules were `flushed`.
+    pub async fn run(mut self, changed: Arc<Notify>, mut flushed: watch::Receiver<()>) {
         let mut looks = tokio::time::interval(LOOK_AROUND);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = changed.notified() => {}
-                _ = looks.tick() => {
-                    if !self.look_around().await {
-                        continue;
-                    }
-                }
+            let has_news = tokio::select! {
+                () = changed.notified() => true,
+                _ = looks.tick() => self.look_around().await,
+                Ok(()) = flushed.changed() => self.look_around().await,
+            };
+            if !has_news {
+                continue;
             }
             while let Err(error) = self.sync().await {
                 tracing::warn!(

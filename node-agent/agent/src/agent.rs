@@ -286,29 +286,31 @@ struct Wiring {
     dns_address: Ipv4Addr,
 }
 
+/// A range that the server has told.
+fn range<T>(what: &str, text: &str) -> Result<T>
+where
+    T: std::str::FromStr<Err = ipnet::AddrParseError>,
+{
+    text.parse()
+        .with_context(|| format!("the server's {what} \"{text}\" is not an address range"))
+}
+
 fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
-    let cidr = |what: &str, text: &str| {
-        text.parse()
-            .with_context(|| format!("the server's {what} \"{text}\" is not an IPv4 block"))
-    };
-    let cidr6 = |what: &str, text: &str| {
-        text.parse()
-            .with_context(|| format!("the server's {what} \"{text}\" is not an IPv6 block"))
-    };
-    // A node that somebody made without a block of IPv6 has none in a cluster that does.
-    let ipv6 = match facts.pod_cidr_v6.is_empty() {
+    // A node of before the cluster got IPv6 has no block of it; one of a cluster that went back has nobody to talk to.
+    let ranges = [&facts.pod_cidr_v6, &facts.cluster_pod_cidr_v6];
+    let ipv6 = match ranges.iter().any(|range| range.is_empty()) {
         true => None,
         false => Some(Ipv6Network {
-            pod_cidr: cidr6("IPv6 pod CIDR of this node", &facts.pod_cidr_v6)?,
-            cluster_pod_cidr: cidr6("IPv6 pod CIDR of the cluster", &facts.cluster_pod_cidr_v6)?,
-            service_cidr: Some(cidr6("IPv6 service CIDR", &facts.service_cidr_v6)?),
+            pod_cidr: range("IPv6 pod CIDR of this node", &facts.pod_cidr_v6)?,
+            cluster_pod_cidr: range("IPv6 pod CIDR of the cluster", &facts.cluster_pod_cidr_v6)?,
+            service_cidr: Some(range("IPv6 service CIDR", &facts.service_cidr_v6)?),
         }),
     };
     Ok(NodeNetwork {
         prefix: config.network_prefix.clone(),
-        pod_cidr: cidr("pod CIDR of this node", &facts.pod_cidr)?,
-        cluster_pod_cidr: cidr("pod CIDR of the cluster", &facts.cluster_pod_cidr)?,
-        service_cidr: cidr("service CIDR", &facts.service_cidr)?,
+        pod_cidr: range("pod CIDR of this node", &facts.pod_cidr)?,
+        cluster_pod_cidr: range("pod CIDR of the cluster", &facts.cluster_pod_cidr)?,
+        service_cidr: range("service CIDR", &facts.service_cidr)?,
         data_dir: config.data_dir.join("network"),
         ipv6,
         overlay: (!config.node_address.is_loopback()).then(|| OverlaySettings {

@@ -47,6 +47,14 @@ impl Finding {
         }
     }
 
+    /// What could not be found out; the message says what to do about it.
+    pub(super) fn skipped(check: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            outcome: Outcome::Warning,
+            ..Self::ok(check, message)
+        }
+    }
+
     pub(super) fn warning(
         check: impl Into<String>,
         message: impl Into<String>,

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use gantry_e2e::{Fleet, Pod, TOOLS, eventually};
+use gantry_e2e::{Fleet, Pod, TOOLS, eventually, gantry};
 use serde_json::json;
 
 const NODE_PORT: u16 = 30081;
@@ -189,6 +189,14 @@ fn streams(fleet: &Fleet, server: &str, pod: &Pod, local_port: u16) -> Result<()
     fleet.kubectl(server, &["cp", &there.display().to_string(), &remote])?;
     fleet.kubectl(server, &["cp", &remote, &back.display().to_string()])?;
     ensure!(fs::read(&back)? == content, "what was copied differs");
+    fs::remove_file(&back)?;
+    let remote = format!("{remote}-too");
+    fleet.gantry(server, &["cp", &there.display().to_string(), &remote])?;
+    fleet.gantry(server, &["cp", &remote, &back.display().to_string()])?;
+    ensure!(
+        fs::read(&back)? == content,
+        "what gantry has copied differs"
+    );
 
     let mut forward = fleet.command(Path::new("kubectl"));
     forward
@@ -199,7 +207,20 @@ fn streams(fleet: &Fleet, server: &str, pod: &Pod, local_port: u16) -> Result<()
     let _forward = Running(forward.spawn()?);
     let url = format!("http://127.0.0.1:{local_port}/");
     let said = eventually("an answer through the forwarded port", || fleet.curl(&url))?;
-    ensure!(said == format!("web tools from {}\n", pod.name), "{said}");
+    let expected = format!("web tools from {}\n", pod.name);
+    ensure!(said == expected, "{said}");
+
+    let local_port = local_port + 1000;
+    let mut forward = fleet.command(&gantry()?);
+    forward
+        .arg("--kubeconfig")
+        .arg(fleet.kubeconfig(server))
+        .args(["port-forward", &pod.name, &format!("{local_port}:8080")])
+        .stdout(Stdio::null());
+    let _forward = Running(forward.spawn()?);
+    let url = format!("http://127.0.0.1:{local_port}/");
+    let said = eventually("an answer through gantry's port", || fleet.curl(&url))?;
+    ensure!(said == expected, "{said}");
     Ok(())
 }
 

@@ -1,0 +1,286 @@
+//! `gantry port-forward`: local ports that lead to ports of a pod.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::Api;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::logs::pod_of;
+use crate::client::{ApiError, Cluster};
+use crate::output;
+
+/// How long the server may take to say why a connection has ended.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Forward local ports to a pod, until interrupted
+#[derive(Debug, clap::Args)]
+pub(crate) struct PortForward {
+    /// POD or TYPE/NAME; of a service, one of its pods
+    target: String,
+    /// PORT, LOCAL:PORT, or :PORT for any free local port; PORT is a number or a name, of the service where one is named
+    #[arg(required = true, value_parser = Ports::parse)]
+    ports: Vec<Ports>,
+    /// Local addresses to listen on
+    #[arg(long, value_delimiter = ',', default_value = "localhost", value_parser = addresses)]
+    address: Vec<Vec<IpAddr>>,
+}
+
+/// A local port, 0 for any, and what it leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ports {
+    local: u16,
+    remote: IntOrString,
+}
+
+impl Ports {
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not PORT, LOCAL:PORT or :PORT");
+        let (local, remote) = match text.split_once(':') {
+            Some(("", remote)) => (Some(0), remote),
+            Some((local, remote)) => (Some(number(local).ok_or_else(wrong)?), remote),
+            None => (None, text),
+        };
+        let is_number = remote.bytes().all(|byte| byte.is_ascii_digit());
+        let remote = match number(remote) {
+            Some(port) => IntOrString::Int(port.into()),
+            None if is_number => return Err(wrong()),
+            None => IntOrString::String(remote.to_owned()),
+        };
+        let local = local.or_else(|| match &remote {
+            IntOrString::Int(port) => u16::try_from(*port).ok(),
+            IntOrString::String(_) => Some(0),
+        });
+        Ok(Self {
+            local: local.ok_or_else(wrong)?,
+            remote,
+        })
+    }
+}
+
+fn number(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port| *port > 0)
+}
+
+fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
+    if text == "localhost" {
+        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    }
+    let address = text.parse();
+    let address = address.map_err(|_| format!("\"{text}\" is neither localhost nor an address"))?;
+    Ok(vec![address])
+}
+
+/// The ports of a pod or a service, by which a port is found.
+struct Remote {
+    pod: Pod,
+    service: Option<Service>,
+}
+
+impl Remote {
+    /// The number of the pod's port.
+    fn port(&self, wanted: &IntOrString) -> Result<u16> {
+        let Some(service) = &self.service else {
+            return self.of_pod(wanted);
+        };
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+        let matches = |port: &&ServicePort| match wanted {
+            IntOrString::Int(number) => port.port == *number,
+            IntOrString::String(name) => port.name.as_ref() == Some(name),
+        };
+        let found = ports.into_iter().flatten().find(matches);
+        let found = found.with_context(|| format!("the service has no port {}", shown(wanted)))?;
+        let own = IntOrString::Int(found.port);
+        self.of_pod(found.target_port.as_ref().unwrap_or(&own))
+    }
+
+    fn of_pod(&self, wanted: &IntOrString) -> Result<u16> {
+        let number = match wanted {
+            IntOrString::Int(number) => Some(*number),
+            IntOrString::String(name) => {
+                let containers = self.pod.spec.iter().flat_map(|spec| &spec.containers);
+                let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
+                let named = ports.find(|port| port.name.as_ref() == Some(name));
+                named.map(|port| port.container_port)
+            }
+        };
+        number
+            .and_then(|number| u16::try_from(number).ok())
+            .with_context(|| format!("no container of the pod has a port {}", shown(wanted)))
+    }
+}
+
+fn shown(port: &IntOrString) -> String {
+    match port {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) => format!("named \"{name}\""),
+    }
+}
+
+impl PortForward {
+    pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+        let name = pod_of(cluster, &self.target).await?;
+        let remote = Remote {
+            pod: pods.get(&name).await.map_err(ApiError::from)?,
+            service: self.service(cluster).await?,
+        };
+        let phase = remote
+            .pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        if phase != Some("Running") {
+            let phase = phase.unwrap_or("Pending");
+            bail!("pod {name} is {phase}: its ports are there while it is Running");
+        }
+        let mut forwards = JoinSet::new();
+        for ports in &self.ports {
+            let port = remote.port(&ports.remote)?;
+            for listener in listeners(self.address.concat(), ports.local).await? {
+                let address = listener.local_addr()?;
+                output::print(&format!("Forwarding from {address} -> {port}\n"))?;
+                forwards.spawn(forward(listener, pods.clone(), name.clone(), port));
+            }
+        }
+        match forwards.join_next().await {
+            Some(ended) => ended?,
+            None => Ok(()),
+        }
+    }
+
+    /// The service, where the target is one.
+    async fn service(&self, cluster: &Cluster) -> Result<Option<Service>> {
+        let Some((resource, name)) = self.target.split_once('/') else {
+            return Ok(None);
+        };
+        if cluster.mapping(resource).await?.kind != "Service" {
+            return Ok(None);
+        }
+        let services: Api<Service> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+        Ok(Some(services.get(name).await.map_err(ApiError::from)?))
+    }
+}
+
+/// The same port on each address; a machine may lack one of the families.
+async fn listeners(addresses: Vec<IpAddr>, mut port: u16) -> Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let mut refusal = None;
+    for address in addresses {
+        match TcpListener::bind(SocketAddr::new(address, port)).await {
+            Ok(listener) => {
+                port = listener.local_addr()?.port();
+                listeners.push(listener);
+            }
+            Err(error) => refusal = Some((SocketAddr::new(address, port), error)),
+        }
+    }
+    match (listeners.is_empty(), refusal) {
+        (true, Some((address, error))) => Err(error).with_context(|| {
+            format!("listening on {address}: choose another local port, or :PORT")
+        }),
+        _ => Ok(listeners),
+    }
+}
+
+/// Takes connections until the pod is gone.
+async fn forward(listener: TcpListener, pods: Api<Pod>, pod: String, port: u16) -> Result<()> {
+    let local = listener.local_addr()?.port();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (connection, _) = accepted.context("taking a connection")?;
+                eprintln!("Handling connection for {local}");
+                connections.spawn(carry(connection, pods.clone(), pod.clone(), port));
+            }
+            Some(ended) = connections.join_next() => if let Err(error) = ended? {
+                eprintln!("error: port {port}: {error:#}");
+                if pods.get_opt(&pod).await.is_ok_and(|found| found.is_none()) {
+                    bail!("pod {pod} is gone");
+                }
+            },
+        }
+    }
+}
+
+async fn carry(mut local: TcpStream, pods: Api<Pod>, pod: String, port: u16) -> Result<()> {
+    let mut forwarder = pods
+        .portforward(&pod, &[port])
+        .await
+        .map_err(ApiError::from)?;
+    let (stream, error) = (forwarder.take_stream(port), forwarder.take_error(port));
+    let (mut stream, error) = stream.zip(error).context("the server opened no stream")?;
+    let copied = tokio::io::copy_bidirectional(&mut local, &mut stream).await;
+    drop(stream);
+    let refusal = timeout(LAST_WORD, error).await;
+    forwarder.abort();
+    if let Ok(Some(message)) = refusal {
+        bail!("{}", message.trim());
+    }
+    // Either side may have left without a farewell.
+    copied.ok();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn ports_are_numbers_or_names_with_a_local_one_before() {
+        let number = |local, remote| {
+            Some(Ports {
+                local,
+                remote: IntOrString::Int(remote),
+            })
+        };
+        for (text, expected) in [
+            ("8080", number(8080, 8080)),
+            ("80:8080", number(80, 8080)),
+            (":8080", number(0, 8080)),
+            ("0", None),
+            ("80:0", None),
+            ("70000", None),
+            ("x:80", None),
+        ] {
+            assert_eq!(Ports::parse(text).ok(), expected, "{text}");
+        }
+        let named = Ports::parse("8000:http").unwrap();
+        assert_eq!(named.remote, IntOrString::String("http".into()));
+        assert_eq!(Ports::parse("http").unwrap().local, 0);
+    }
+
+    #[test]
+    fn a_services_port_leads_to_the_pods_port() {
+        let remote = |service: Value| Remote {
+            pod: serde_json::from_value(json!({"spec": {"containers": [
+                {"name": "web", "ports": [{"name": "http", "containerPort": 8080}]},
+            ]}}))
+            .unwrap(),
+            service: serde_json::from_value(service).unwrap(),
+        };
+        let int = IntOrString::Int;
+        let name = |name: &str| IntOrString::String(name.to_owned());
+        let pod = remote(Value::Null);
+        assert_eq!(pod.port(&int(81)).unwrap(), 81);
+        assert_eq!(pod.port(&name("http")).unwrap(), 8080);
+        let error = pod.port(&name("metrics")).unwrap_err().to_string();
+        assert!(error.contains("named \"metrics\""), "{error}");
+        let service = remote(json!({"spec": {"ports": [
+            {"name": "web", "port": 80, "targetPort": "http"},
+            {"name": "plain", "port": 81},
+        ]}}));
+        assert_eq!(service.port(&int(80)).unwrap(), 8080);
+        assert_eq!(service.port(&name("web")).unwrap(), 8080);
+        assert_eq!(service.port(&int(81)).unwrap(), 81);
+        assert!(service.port(&int(8080)).is_err());
+    }
+}

@@ -21,7 +21,7 @@ fn object(fleet: &Fleet, kind: &str, name: &str) -> Result<Value> {
     Ok(serde_json::from_str(&text)?)
 }
 
-/// A node, and a pod on it that is told its addresses.
+/// A pod on a node, which is told its addresses.
 fn pod_at(node: &str) -> Value {
     let ips = json!({"fieldRef": {"fieldPath": "status.podIPs"}});
     json!({

@@ -166,7 +166,7 @@ impl Drop for Running {
     }
 }
 
-/// Logs, exec, cp and port-forward of a pod through a server. Every pair has a local port of its own.
+/// Logs, exec, cp and port-forward of a pod through a server. Every pair has local ports of its own, by kubectl and by gantry.
 fn streams(fleet: &Fleet, server: &str, pod: &Pod, local_port: u16) -> Result<()> {
     let logs = fleet.kubectl(server, &["logs", &pod.name])?;
     ensure!(logs.contains(&format!("in {}", pod.name)), "{logs}");
@@ -198,29 +198,20 @@ fn streams(fleet: &Fleet, server: &str, pod: &Pod, local_port: u16) -> Result<()
         "what gantry has copied differs"
     );
 
-    let mut forward = fleet.command(Path::new("kubectl"));
-    forward
-        .arg("--kubeconfig")
-        .arg(fleet.kubeconfig(server))
-        .args(["port-forward", &pod.name, &format!("{local_port}:8080")])
-        .stdout(Stdio::null());
-    let _forward = Running(forward.spawn()?);
-    let url = format!("http://127.0.0.1:{local_port}/");
-    let said = eventually("an answer through the forwarded port", || fleet.curl(&url))?;
-    let expected = format!("web tools from {}\n", pod.name);
-    ensure!(said == expected, "{said}");
-
-    let local_port = local_port + 1000;
-    let mut forward = fleet.command(&gantry()?);
-    forward
-        .arg("--kubeconfig")
-        .arg(fleet.kubeconfig(server))
-        .args(["port-forward", &pod.name, &format!("{local_port}:8080")])
-        .stdout(Stdio::null());
-    let _forward = Running(forward.spawn()?);
-    let url = format!("http://127.0.0.1:{local_port}/");
-    let said = eventually("an answer through gantry's port", || fleet.curl(&url))?;
-    ensure!(said == expected, "{said}");
+    let programs = [Path::new("kubectl").to_owned(), gantry()?];
+    for (program, local_port) in programs.iter().zip((local_port..).step_by(1000)) {
+        let mut forward = fleet.command(program);
+        forward
+            .arg("--kubeconfig")
+            .arg(fleet.kubeconfig(server))
+            .args(["port-forward", &pod.name, &format!("{local_port}:8080")])
+            .stdout(Stdio::null());
+        let _forward = Running(forward.spawn()?);
+        let url = format!("http://127.0.0.1:{local_port}/");
+        let said = eventually("an answer through the forwarded port", || fleet.curl(&url))
+            .with_context(|| program.display().to_string())?;
+        ensure!(said == format!("web tools from {}\n", pod.name), "{said}");
+    }
     Ok(())
 }
 

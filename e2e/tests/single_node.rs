@@ -359,6 +359,32 @@ fn down_leaves_nothing_behind() -> Result<()> {
 }
 
 #[test]
+fn a_machine_without_room_for_the_network_is_refused_by_up_itself() -> Result<()> {
+    let cluster = Cluster::not_yet()?;
+    let data_dir = cluster.data_dir().display().to_string();
+    let up = ["up", "--data-dir", &data_dir];
+    cluster.output("ip", &["link", "set", "uplink", "mtu", "500"])?;
+    // The second time there is a Node that was made before.
+    for _ in 0..2 {
+        let (code, said) = cluster.fails(&gantry()?, &up)?;
+        ensure!(
+            code == 1 && said.contains("MTU of the link uplink is 500") && said.contains("626"),
+            "{said}"
+        );
+    }
+    cluster.output("ip", &["link", "set", "uplink", "mtu", "1500"])?;
+    cluster.gantry(&up)?;
+    cluster.gantry(&["down", "--data-dir", &data_dir])?;
+    // A node that was Ready once.
+    cluster.output("ip", &["link", "set", "uplink", "mtu", "500"])?;
+    let (_, said) = cluster.fails(&gantry()?, &up)?;
+    ensure!(said.contains("MTU of the link uplink is 500"), "{said}");
+    cluster.output("ip", &["link", "set", "uplink", "mtu", "1500"])?;
+    cluster.gantry(&["down", "--purge", "--data-dir", &data_dir])?;
+    Ok(())
+}
+
+#[test]
 fn a_second_cluster_is_refused_politely() -> Result<()> {
     let cluster = Cluster::start()?;
     let other = tempfile::tempdir()?;

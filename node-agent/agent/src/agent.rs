@@ -97,6 +97,13 @@ impl Agent {
             tasks.spawn(metrics::serve(listener, stop.clone()));
         }
 
+        // What a node knows of its cluster it sets up before it says anything: it is Ready at once then, and `gantry up`
+        // takes the image socket for a sign that it is.
+        let known = welcomed.borrow().clone();
+        let early = match &known {
+            Some(facts) => Some(Wiring::new(&config, facts).await?),
+            None => None,
+        };
         let socket = config.image_socket();
         let listener = image_service::bind(&socket)
             .with_context(|| format!("binding the image socket {}", socket.display()))?;
@@ -113,6 +120,9 @@ impl Agent {
             images.clone(),
             reports.clone(),
         ));
+        if early.is_some() {
+            presence.network_is_ready();
+        }
         presence.refresh().await;
         let link = Link {
             node_name: config.node_name.clone(),
@@ -151,7 +161,11 @@ impl Agent {
             .save_welcome(&facts)
             .context("writing the checkpoint of the cluster's facts")?;
         tasks.spawn(keep_facts(checkpoint.clone(), welcomed));
-        let wiring = Wiring::new(&config, &facts).await?;
+        let wiring = match early {
+            Some(wiring) => wiring,
+            None => Wiring::new(&config, &facts).await?,
+        };
+        presence.network_is_ready();
 
         let attached = wiring.network.attached().await;
         let attached = attached.context("listing the pods attached to the network")?;

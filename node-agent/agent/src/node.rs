@@ -59,6 +59,8 @@ pub(crate) struct Description<'a> {
     /// Pods this node takes.
     pub(crate) pods: u32,
     pub(crate) pressures: [Condition; 3],
+    /// Its network is there, so that pods can be.
+    pub(crate) network_ready: bool,
     /// What else there is to say: conditions that are there only where something is known.
     pub(crate) findings: &'a [Condition],
     pub(crate) images: &'a [Image],
@@ -78,11 +80,18 @@ fn architecture() -> &'static str {
 }
 
 fn conditions(node: &Description<'_>) -> Vec<Value> {
+    let (reason, message) = match node.network_ready {
+        true => ("KubeletReady", "kubelet is posting ready status"),
+        false => (
+            "KubeletNotReady",
+            "the node's network is not set up yet; should it stay so, the agent's log says why",
+        ),
+    };
     let ready = Condition {
         kind: "Ready",
-        holds: true,
-        reason: "KubeletReady",
-        message: "kubelet is posting ready status".into(),
+        holds: node.network_ready,
+        reason,
+        message: message.into(),
     };
     let before = node
         .earlier
@@ -208,6 +217,7 @@ mod tests {
                 },
                 pods: 7,
                 pressures: pressures.conditions(),
+                network_ready: true,
                 findings: &[Condition {
                     kind: "PeersReachable",
                     holds: pressures

@@ -40,6 +40,7 @@ pub(crate) struct Presence {
 struct State {
     described: Option<Value>,
     pressures: Pressures,
+    network_ready: bool,
 }
 
 /// What of a description is worth telling the server at once: images, and conditions without their heartbeat.
@@ -98,7 +99,15 @@ impl Presence {
         self.found.notify_one();
     }
 
-    /// Returns when [`Presence::find`] has brought something new.
+    /// The node's network is there: from now on the node is Ready.
+    pub(crate) fn network_is_ready(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.network_ready, true) {
+            self.found.notify_one();
+        }
+    }
+
+    /// Returns when there is something new to describe.
     pub(crate) async fn found(&self) {
         self.found.notified().await;
     }
@@ -139,6 +148,7 @@ impl Presence {
             machine: self.machine,
             pods: self.config.max_pods,
             pressures: state.pressures.conditions(),
+            network_ready: state.network_ready,
             findings: &findings,
             images: &images,
             now: &now,
@@ -259,7 +269,16 @@ mod tests {
                 .map(|event| (event["type"].clone(), event["message"].clone()))
                 .collect()
         };
+        let ready = || {
+            let status: Value = serde_json::from_slice(&presence.status()).unwrap();
+            status["conditions"].as_array().unwrap().last().cloned()
+        };
         presence.refresh().await;
+        assert_eq!(ready().unwrap()["reason"], "KubeletNotReady");
+        presence.network_is_ready();
+        presence.found().await;
+        assert!(presence.refresh().await, "that it is Ready is news");
+        assert_eq!(ready().unwrap()["status"], "True");
         let find = |condition| presence.find("PeersReachable", condition);
         find(Some(condition(true, "all answer")));
         presence.found().await;

@@ -213,7 +213,7 @@ impl FakeListeners {
     pub fn listen(&self, protocol: Protocol, address: IpAddr, port: u16) {
         let mut state = self.state.lock();
         let sockets = state.listening.entry(protocol).or_default();
-        sockets.insert((port, address));
+        sockets.insert((port, address), 0);
     }
 
     /// It does so no longer.

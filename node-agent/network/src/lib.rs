@@ -66,7 +66,7 @@ pub use fake::{
     FakeServiceRules,
 };
 pub use hosts::{HostAlias, PodHosts, hosts_file};
-pub use listeners::HostListeners;
+pub use listeners::{HostListeners, listening};
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;
 pub use policy::NftPolicyRules;

@@ -86,16 +86,23 @@ pub(crate) fn is_own(address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
     address.is_loopback() || own.contains(&address)
 }
 
-/// Sockets by port.
-pub(crate) type Sockets = BTreeSet<(u16, IpAddr)>;
+/// Sockets by port and address, with the inode by which a process that has one is found.
+pub(crate) type Sockets = BTreeMap<(u16, IpAddr), u64>;
+
+/// The inodes of the sockets that take what comes to a port, at whichever address.
+pub fn listening(protocol: Protocol, port: u16) -> Result<BTreeSet<u64>, NetworkError> {
+    let sockets = all(protocol)?;
+    let on_port = sockets.iter().filter(|((number, _), _)| *number == port);
+    Ok(on_port.map(|(_, inode)| *inode).collect())
+}
 
 /// Whether one of a protocol's sockets has the port.
 pub(crate) fn is_held(port: &LocalPort, sockets: &Sockets) -> bool {
     let first = (port.port, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let mut listeners = sockets
         .range(first..)
-        .take_while(|(number, _)| *number == port.port)
-        .map(|(_, address)| *address);
+        .take_while(|((number, _), _)| *number == port.port)
+        .map(|((_, address), _)| *address);
     let Some(wanted) = port.address else {
         return listeners.next().is_some();
     };
@@ -136,10 +143,12 @@ fn read(table: impl BufRead, protocol: Protocol) -> io::Result<Sockets> {
             (Protocol::Tcp, _) => break,
             _ => continue,
         }
-        let socket = local
-            .and_then(socket)
+        let socket = local.and_then(socket);
+        let inode = fields.nth(5).and_then(|inode| inode.parse().ok());
+        let (socket, inode) = socket
+            .zip(inode)
             .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("the line {line:?}")))?;
-        sockets.insert(socket);
+        sockets.insert(socket, inode);
     }
     Ok(sockets)
 }
@@ -192,7 +201,7 @@ mod tests {
     fn line(local: &str, port: u16, state: &str) -> String {
         let local = words(local);
         format!(
-            "   0: {local}:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 1 1 f 1\n"
+            "   0: {local}:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 4242 1 f 1\n"
         )
     }
 
@@ -239,7 +248,7 @@ mod tests {
             Protocol::Udp,
             &[line("192.0.2.1", 5000, "01"), line("0.0.0.0", 53, "07")],
         );
-        assert_eq!(sockets, Sockets::from([(53, [0, 0, 0, 0].into())]));
+        assert_eq!(sockets, Sockets::from([((53, [0, 0, 0, 0].into()), 4242)]));
     }
 
     #[test]

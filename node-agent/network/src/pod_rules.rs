@@ -23,8 +23,8 @@ impl Protocol {
     /// All of them.
     pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
-    /// nft's word for it.
-    pub(crate) fn word(self) -> &'static str {
+    /// nft's word for it, and everybody's.
+    pub fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",

@@ -5,11 +5,11 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use gantry_network::{NetworkError, OverlaySettings};
+use gantry_network::{NetworkError, OverlaySettings, Protocol};
 use ipnet::Ipv4Net;
 
 use super::finding::Finding;
-use super::ports::{self, Protocol};
+use super::ports;
 use crate::cluster::{LOCAL_API, METRICS, agent_config};
 
 /// Addresses of services, unless a cluster says otherwise.

@@ -4,53 +4,18 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
+use gantry_network::Protocol;
+
 use super::finding::Finding;
 
-/// How a port is written in /proc/net, and the state of a socket there that takes what comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Tcp,
-    Udp,
-}
-
-impl Protocol {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        }
-    }
-
-    /// The kernel's lists of sockets, and the state of those that take what comes to them.
-    fn lists(self) -> ([&'static str; 2], &'static str) {
-        match self {
-            Self::Tcp => (["/proc/net/tcp", "/proc/net/tcp6"], "0A"),
-            Self::Udp => (["/proc/net/udp", "/proc/net/udp6"], "07"),
-        }
-    }
-
-    fn is_held(self, port: u16) -> bool {
-        let address = (Ipv4Addr::UNSPECIFIED, port);
-        let error = match self {
-            Self::Tcp => TcpListener::bind(address).err(),
-            Self::Udp => UdpSocket::bind(address).err(),
-        };
-        error.is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
-    }
-}
-
-/// The inodes of the sockets in one of the kernel's lists that take what comes to a port.
-fn sockets(list: &str, port: u16, state: &str) -> BTreeSet<u64> {
-    let lines = list.lines().skip(1);
-    lines
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (_, local) = fields.get(1)?.rsplit_once(':')?;
-            let is_it =
-                u16::from_str_radix(local, 16).ok()? == port && fields.get(3) == Some(&state);
-            fields.get(9)?.parse().ok().filter(|_| is_it)
-        })
-        .collect()
+/// Whether somebody has a port, the kernel itself included.
+fn is_held(protocol: Protocol, port: u16) -> bool {
+    let address = (Ipv4Addr::UNSPECIFIED, port);
+    let error = match protocol {
+        Protocol::Udp => UdpSocket::bind(address).err(),
+        _ => TcpListener::bind(address).err(),
+    };
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
 }
 
 /// A process that holds a socket.
@@ -108,8 +73,8 @@ fn holder(inodes: &BTreeSet<u64>) -> Option<Holder> {
 
 /// Whether Gantry has a port, or could have it. `option` moves it.
 pub(super) fn check(protocol: Protocol, port: u16, purpose: &str, option: &str) -> Finding {
-    let check = format!("port {port}/{}", protocol.word().to_lowercase());
-    if !protocol.is_held(port) {
+    let check = format!("port {port}/{}", protocol.word());
+    if !is_held(protocol, port) {
         return Finding::ok(check, format!("free, for {purpose}"));
     }
     if protocol == Protocol::Udp {
@@ -122,12 +87,10 @@ pub(super) fn check(protocol: Protocol, port: u16, purpose: &str, option: &str) 
             Err(error) => tracing::debug!(%error, "listing VXLAN devices"),
         }
     }
-    let (lists, state) = protocol.lists();
-    let inodes = lists
-        .iter()
-        .filter_map(|list| fs::read_to_string(list).ok())
-        .flat_map(|list| sockets(&list, port, state))
-        .collect();
+    let inodes = gantry_network::listening(protocol, port).unwrap_or_else(|error| {
+        tracing::debug!(%error, "listing sockets");
+        BTreeSet::new()
+    });
     verdict(check, purpose, option, holder(&inodes))
 }
 
@@ -155,19 +118,6 @@ fn verdict(check: String, purpose: &str, option: &str, holder: Option<Holder>) -
 mod tests {
     use super::super::finding::Outcome;
     use super::*;
-
-    const LIST: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-        \x20  0: 0100007F:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 100 0 0 10 0\n\
-        \x20  1: 0100007F:192B 0100007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 4243 1 0 20 4 30 10 -1\n\
-        \x20  2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4244 1 0 100 0 0 10 0\n";
-
-    #[test]
-    fn only_listeners_on_the_port_count() {
-        assert_eq!(sockets(LIST, 0x192b, "0A"), [4242].into());
-        assert_eq!(sockets(LIST, 80, "0A"), [4244].into());
-        assert!(sockets(LIST, 81, "0A").is_empty());
-        assert!(sockets("", 80, "0A").is_empty());
-    }
 
     #[test]
     fn a_port_that_another_program_has_is_named_with_its_process() {

@@ -64,6 +64,11 @@ test: tools-test lint ## Lints, unit, contract and end-to-end tests
 	cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 
+.PHONY: attack
+attack: tools-test ## Attack clusters from a pod, as a node, as a user, as nobody: one line each (docs/security.md)
+	cargo build --workspace --bins
+	GANTRY_ATTACK=full cargo nextest run -p gantry-e2e --test attacks --no-fail-fast
+
 .PHONY: sim
 sim: tools-build ## Simulate clusters with faults: SEEDS=n runs that many, SEED=n replays one
 	cargo test -p gantry-store --lib simulation -- --nocapture

@@ -1,0 +1,1 @@
+//! Connections, watches and lists that take what others need.

@@ -1,0 +1,1 @@
+//! Full disks, and what other users of the machine find on it.

@@ -1,0 +1,1 @@
+//! Bodies that cost more to read than to send.

@@ -1,0 +1,1 @@
+//! A node, or somebody with its token, against the cluster.

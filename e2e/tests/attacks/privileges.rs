@@ -1,0 +1,1 @@
+//! What every process of ours may do, beside what the table says.

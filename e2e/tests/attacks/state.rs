@@ -1,0 +1,1 @@
+//! A data directory that lost a part of itself.

@@ -138,5 +138,6 @@ async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    gantry_tasks::log_panics();
     daemon.await
 }

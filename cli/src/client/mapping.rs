@@ -1,5 +1,6 @@
 //! From the words people type to REST paths, by way of the server's discovery documents.
 
+use gantry_api::paths;
 use serde_json::Value;
 
 use super::{ApiError, Call, Cluster};
@@ -39,18 +40,16 @@ impl Mapping {
 
     /// The REST path of the collection, or of one object.
     pub(crate) fn path(&self, namespace: Option<&str>, name: Option<&str>) -> String {
-        let mut path = match self.group.is_empty() {
-            true => format!("/api/{}", self.version),
-            false => format!("/apis/{}/{}", self.group, self.version),
+        let mut segments = match self.group.is_empty() {
+            true => vec!["api", self.version.as_str()],
+            false => vec!["apis", self.group.as_str(), self.version.as_str()],
         };
         if let Some(namespace) = namespace.filter(|_| self.namespaced) {
-            path.push_str(&format!("/namespaces/{namespace}"));
+            segments.extend(["namespaces", namespace]);
         }
-        path.push_str(&format!("/{}", self.plural));
-        if let Some(name) = name {
-            path.push_str(&format!("/{name}"));
-        }
-        path
+        segments.push(&self.plural);
+        segments.extend(name);
+        paths::path(&segments)
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use gantry_agent::{Agent, AgentConfig, NodeIdentity, identity};
 use gantry_network::OverlayMode;
+use gantry_tasks::{Panicked, caught};
 use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +64,7 @@ impl From<Overlay> for OverlayMode {
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Marks {
     /// A label of the node; may be given several times
-    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = label)]
+    #[arg(long = "node-label", value_name = "KEY=VALUE", value_parser = own_label)]
     labels: Vec<(String, String)>,
     /// A taint that a new node begins with; may be given several times
     #[arg(long = "node-taint", value_name = "KEY[=VALUE]:EFFECT", value_parser = taint)]
@@ -81,6 +83,15 @@ impl Marks {
             ["--node-taint".to_owned(), text]
         });
         labels.chain(taints).collect()
+    }
+}
+
+/// A label that a node may give itself.
+fn own_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = label(text)?;
+    match gantry_api::node_labels::refusal([key.as_str()]) {
+        Some(refusal) => Err(refusal),
+        None => Ok((key, value)),
     }
 }
 
@@ -175,9 +186,29 @@ fn config(settings: Settings) -> AgentConfig {
     }
 }
 
-/// Runs an agent until told to stop; its pods stay.
+/// Between two beginnings of an agent, of which a task panicked.
+const BEGIN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Runs an agent until told to stop; its pods stay. They also stay when one of its tasks panics: the agent begins anew, as
+/// it would after a restart of the process.
 pub(crate) async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
-    Agent::run(config(settings), stop).await
+    let config = config(settings);
+    loop {
+        let ended = caught(Agent::run(config.clone(), stop.clone())).await;
+        let panicked = match ended {
+            Ok(Err(error)) if error.is::<Panicked>() => format!("{error:#}"),
+            Ok(ended) => return ended,
+            Err(panicked) => panicked.to_string(),
+        };
+        tracing::error!(
+            error = panicked,
+            "the agent ended unexpectedly; it begins anew"
+        );
+        let wait = tokio::time::sleep(BEGIN_AGAIN);
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// Ends every pod of an agent that no longer runs, and removes its network, mounts and cgroups.
@@ -221,11 +252,52 @@ impl AgentCommand {
         }
     }
 
+    /// Whether the machine is a node already, as far as that matters to one that may join again.
+    async fn known(&self, kept: &Path) -> Result<Known> {
+        if !kept.exists() {
+            return Ok(Known::No);
+        }
+        if self.join.is_none() {
+            return Ok(Known::Yes);
+        }
+        let kubeconfig = kube::config::Kubeconfig::read_from(kept)
+            .with_context(|| format!("reading {}", kept.display()))?;
+        let Some((server, identity)) = identity_of(&kubeconfig, kept) else {
+            return Ok(Known::Yes);
+        };
+        if identity.is_over()? {
+            return Ok(Known::Expired { key: identity.key });
+        }
+        match identity.is_revoked(server).await? {
+            true => Ok(Known::No),
+            false => Ok(Known::Yes),
+        }
+    }
+
+    /// Where the key is kept that the node joins with, until it has a certificate.
+    fn joining_key(&self) -> PathBuf {
+        self.place.data_dir.join("joining.key")
+    }
+
+    fn first_key(&self, name: &str) -> Result<String> {
+        let path = self.joining_key();
+        if let Some(key) = gantry_tls::read(&path)? {
+            return Ok(key);
+        }
+        let key = gantry_tls::KeyRequest::new(name)?.key;
+        gantry_tls::write(&path, &key, 0o600)?;
+        Ok(key)
+    }
+
     /// Who the node is: what it was given, what it got when it joined, or what it gets now.
     async fn identity(&self, name: &str) -> Result<(SocketAddr, NodeIdentity)> {
         let kept = self.place.data_dir.join("node.kubeconfig");
         let path = self.node_kubeconfig.as_ref().unwrap_or(&kept);
-        if self.node_kubeconfig.is_none() && !kept.exists() {
+        let known = match &self.node_kubeconfig {
+            Some(_) => Known::Yes,
+            None => self.known(&kept).await?,
+        };
+        if known != Known::Yes {
             let (Some(server), Some(token)) = (&self.join, &self.token) else {
                 bail!(
                     "this machine is no node yet: name a server with --join HOST and a token from 'gantry token create --for nodes', \
@@ -233,8 +305,17 @@ impl AgentCommand {
                 );
             };
             let server = server::server_to_join(server).await?;
-            let identity = identity::join(server, token, name).await?;
+            let key = match known {
+                Known::Expired { key } => key,
+                _ => self.first_key(name)?,
+            };
+            let identity = identity::join(server, token, name, &key).await?;
             gantry_tls::write(&kept, &identity.to_kubeconfig(name, server)?, 0o600)?;
+            let joining = self.joining_key();
+            if joining.exists() {
+                std::fs::remove_file(&joining)
+                    .with_context(|| format!("removing {}", joining.display()))?;
+            }
         }
         let kubeconfig = kube::config::Kubeconfig::read_from(path)
             .with_context(|| format!("reading {}", path.display()))?;
@@ -245,6 +326,20 @@ impl AgentCommand {
             )
         })
     }
+}
+
+/// What a machine is to its cluster.
+#[derive(Debug, PartialEq, Eq)]
+enum Known {
+    /// A node.
+    Yes,
+    /// A node whose certificate is over. By its key it is recognised.
+    Expired {
+        /// The key, PEM.
+        key: String,
+    },
+    /// A stranger; or a node that was removed, which is one.
+    No,
 }
 
 /// The first cluster and user of a kubeconfig with embedded certificates.
@@ -296,6 +391,10 @@ mod tests {
         for (refused, words) in [
             (label("zone").err(), "KEY=VALUE"),
             (label("a b=c").err(), "a b=c"),
+            (
+                own_label("node-role.kubernetes.io/control-plane=").err(),
+                "[node-role.kubernetes.io/control-plane]",
+            ),
             (taint("spot").err(), "KEY[=VALUE]:EFFECT"),
             (taint("spot:Never").err(), "NoSchedule"),
         ] {

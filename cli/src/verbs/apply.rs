@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use gantry_api::json::Members;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -173,9 +174,9 @@ fn with_last_applied(manifest: &Value) -> Value {
     }
     let mut object = plain.clone();
     if !object["metadata"]["annotations"].is_object() {
-        object["metadata"]["annotations"] = json!({});
+        *object.member(&["metadata", "annotations"]) = json!({});
     }
-    object["metadata"]["annotations"][LAST_APPLIED] = json!(format!("{plain}\n"));
+    *object.member(&["metadata", "annotations", LAST_APPLIED]) = json!(format!("{plain}\n"));
     object
 }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use futures::{AsyncBufReadExt, StreamExt};
+use gantry_api::json::Members;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -112,7 +113,7 @@ impl Delete {
             self.grace_period
         };
         if let Some(seconds) = grace.filter(|seconds| *seconds >= 0) {
-            options["gracePeriodSeconds"] = json!(seconds);
+            *options.member(&["gracePeriodSeconds"]) = json!(seconds);
         }
         options
     }

@@ -1,6 +1,7 @@
 //! `gantry describe`: an object in full, what happened to it, and what belongs to it.
 
 use anyhow::Result;
+use gantry_api::paths;
 use serde_json::Value;
 
 use crate::client::{Call, Cluster, Mapping, Target};
@@ -91,7 +92,7 @@ async fn events(cluster: &Cluster, mapping: &Mapping, object: &Value) -> Result<
     let uid = plain(&object["metadata"]["uid"]);
     let namespace = object["metadata"]["namespace"].as_str();
     let path = match namespace {
-        Some(namespace) => format!("/api/v1/namespaces/{namespace}/events"),
+        Some(namespace) => paths::namespaced(namespace, &["events"]),
         None => "/api/v1/events".to_owned(),
     };
     let selector = format!(

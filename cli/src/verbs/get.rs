@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use futures::{AsyncBufReadExt, StreamExt};
+use gantry_api::json::Members;
 use serde_json::{Value, json};
 
 use crate::client::{Call, Cluster, Mapping, Target};
@@ -119,7 +120,7 @@ impl Get {
             match &mut open {
                 Some((resource, rows, _)) if *resource == query.mapping.qualified() => {
                     let more = table["rows"].as_array().cloned().unwrap_or_default();
-                    if let Some(rows) = rows["rows"].as_array_mut() {
+                    if let Some(rows) = rows.get_mut("rows").and_then(Value::as_array_mut) {
                         rows.extend(more);
                     }
                 }
@@ -165,8 +166,8 @@ impl Get {
                 None => {
                     for mut item in answer["items"].as_array().cloned().unwrap_or_default() {
                         // Items of a typed list carry neither; a document by itself needs both.
-                        item["apiVersion"] = json!(query.mapping.api_version());
-                        item["kind"] = json!(query.mapping.kind);
+                        *item.member(&["apiVersion"]) = json!(query.mapping.api_version());
+                        *item.member(&["kind"]) = json!(query.mapping.kind);
                         objects.push((query, item));
                     }
                 }
@@ -248,7 +249,7 @@ impl Get {
             {
                 columns = table["columnDefinitions"].clone();
             }
-            table["columnDefinitions"] = columns.clone();
+            *table.member(&["columnDefinitions"]) = columns.clone();
             output::print(&layout.render(&table))?;
             layout.headers = false;
         }

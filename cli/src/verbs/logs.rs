@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use futures::{AsyncReadExt, StreamExt};
+use gantry_api::paths;
 use serde_json::Value;
 
 use crate::client::{Call, Cluster};
@@ -71,7 +72,7 @@ impl Logs {
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        let path = format!("/api/v1/namespaces/{}/pods/{pod}/log", cluster.namespace);
+        let path = paths::namespaced(&cluster.namespace, &["pods", pod, "log"]);
         let call = Call {
             query: &query,
             accept: "*/*",
@@ -105,7 +106,7 @@ fn seconds(text: &str) -> Result<u64> {
 
 /// The names of the pods a label selector matches.
 pub(crate) async fn pods_matching(cluster: &Cluster, selector: &str) -> Result<Vec<String>> {
-    let path = format!("/api/v1/namespaces/{}/pods", cluster.namespace);
+    let path = paths::namespaced(&cluster.namespace, &["pods"]);
     let query = [("labelSelector", selector)];
     let list = cluster
         .call(Call {

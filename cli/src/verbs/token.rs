@@ -64,9 +64,35 @@ struct Create {
     /// How long it is good for: 30m, 24h, 7d
     #[arg(long, default_value = "24h", value_parser = life)]
     ttl: i64,
+    /// The node that it admits and no other, also in place of the machine that is this node now
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// What it is for, shown in lists
     #[arg(long)]
     description: Option<String>,
+}
+
+impl Create {
+    /// The group of who shows the token.
+    fn group(&self) -> Result<String> {
+        let Some(node) = &self.node else {
+            return Ok(group(self.admits));
+        };
+        if self.admits != Admits::Nodes {
+            bail!("--node names a node: it goes with --for nodes");
+        }
+        if let Some(wrong) = gantry_api::names::is_dns1123_subdomain(node) {
+            bail!("--node \"{node}\": {wrong}");
+        }
+        Ok(format!("{GROUPS}node:{node}"))
+    }
+}
+
+/// What comes before the rest of a token's group.
+const GROUPS: &str = "system:bootstrappers:gantry:";
+
+fn group(admits: Admits) -> String {
+    format!("{GROUPS}{}", admits.word())
 }
 
 /// A token's life.
@@ -97,7 +123,7 @@ impl Token {
         match &self.command {
             TokenCommand::Create(asked) => {
                 let description = asked.description.as_deref();
-                let token = create(cluster, asked.admits, asked.ttl, description).await?;
+                let token = create_of(cluster, &asked.group()?, asked.ttl, description).await?;
                 output::print(&format!("{token}\n"))
             }
             TokenCommand::List => list(cluster).await,
@@ -110,6 +136,15 @@ impl Token {
 pub(crate) async fn create(
     cluster: &Cluster,
     admits: Admits,
+    ttl: i64,
+    description: Option<&str>,
+) -> Result<String> {
+    create_of(cluster, &group(admits), ttl, description).await
+}
+
+async fn create_of(
+    cluster: &Cluster,
+    group: &str,
     ttl: i64,
     description: Option<&str>,
 ) -> Result<String> {
@@ -128,7 +163,7 @@ pub(crate) async fn create(
             "token-secret": secret,
             "expiration": expiration,
             "usage-bootstrap-authentication": "true",
-            "auth-extra-groups": format!("system:bootstrappers:gantry:{}", admits.word()),
+            "auth-extra-groups": group,
             "description": description.unwrap_or_default(),
         },
     });
@@ -148,7 +183,7 @@ async fn list(cluster: &Cluster) -> Result<()> {
     ];
     for secret in found["items"].as_array().into_iter().flatten() {
         let groups = data(secret, "auth-extra-groups");
-        let admits = groups.rsplit(':').next().unwrap_or_default().to_owned();
+        let admits = groups.strip_prefix(GROUPS).unwrap_or(&groups).to_owned();
         lines.push(vec![
             data(secret, "token-id"),
             admits,

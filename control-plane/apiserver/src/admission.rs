@@ -3,6 +3,7 @@
 mod ingresses;
 mod namespaces;
 mod nodes;
+mod pod_security;
 mod pods;
 mod runtime_classes;
 mod service_cidrs;
@@ -92,6 +93,16 @@ impl Admission {
         }
     }
 
+    /// Refuses an object that is valid by itself, or warns of it. The last word before it is written.
+    pub(crate) fn validate(
+        &self,
+        context: &Context<'_>,
+        object: &Value,
+        current: Option<&Value>,
+    ) -> Result<Vec<String>, StatusError> {
+        pod_security::validate(context, object, current)
+    }
+
     /// Refuses a deletion.
     pub(crate) fn delete(&self, context: &Context<'_>) -> Result<(), StatusError> {
         namespaces::admit_deletion(context)
@@ -115,6 +126,7 @@ impl Admission {
                 service_cidrs::admit(&self.ranges, context, object);
                 Ok(())
             }
+            ("", "Node") => nodes::allocate(context, object, current, transaction),
             _ => Ok(()),
         }
     }
@@ -127,8 +139,10 @@ impl Admission {
         transaction: &mut Transaction,
     ) {
         let info = context.resource.info();
-        if (info.group, info.kind) == ("", "Service") {
-            services::release(object, transaction);
+        match (info.group, info.kind) {
+            ("", "Service") => services::release(object, transaction),
+            ("", "Node") => nodes::release(context, object, transaction),
+            _ => {}
         }
     }
 }

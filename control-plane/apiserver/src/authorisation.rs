@@ -3,14 +3,14 @@
 
 use gantry_api::status::StatusError;
 
-use crate::identity::Identity;
+use crate::identity::{Identity, NODE_LINK};
 use crate::request::ResourcePath;
 
 /// Users of the system's own parts, which run in the same process as the API.
 const SYSTEM_USERS: &[&str] = &[
     "system:kube-scheduler",
     "system:kube-controller-manager",
-    "system:node-link",
+    NODE_LINK,
 ];
 
 /// Paths that anybody may read.

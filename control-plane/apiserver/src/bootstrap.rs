@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::body::Body;
+use gantry_api::paths;
 use gantry_api::status::StatusError;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
@@ -24,7 +25,7 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
             &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
         )
         .await?;
-        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+        let accounts = paths::namespaced(namespace, &["serviceaccounts"]);
         create(
             server,
             &accounts,

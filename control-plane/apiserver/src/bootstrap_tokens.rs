@@ -17,12 +17,16 @@ fn is_word(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(allowed)
 }
 
+/// The part of a token that may be told: `ID` of `ID.SECRET`, if it looks like one.
+pub(crate) fn id_of(token: &str) -> Option<&str> {
+    let (id, secret) = token.split_once('.')?;
+    (is_word(id, ID_LENGTH) && is_word(secret, SECRET_LENGTH)).then_some(id)
+}
+
 /// Whom a token stands for; `None` when it is unknown, expired, or not meant for authentication.
 pub(crate) fn identity(store: &Store, clock: &Clock, token: &str) -> Option<Identity> {
-    let (id, secret) = token.split_once('.')?;
-    if !is_word(id, ID_LENGTH) || !is_word(secret, SECRET_LENGTH) {
-        return None;
-    }
+    let id = id_of(token)?;
+    let (_, secret) = token.split_once('.')?;
     let entry = store.get(&Key {
         table: table("", "secrets"),
         namespace: "kube-system".into(),
@@ -56,7 +60,7 @@ pub(crate) fn identity(store: &Store, clock: &Clock, token: &str) -> Option<Iden
 }
 
 /// Compares in a time that does not tell where the difference is.
-fn same(one: &str, other: &str) -> bool {
+pub(crate) fn same(one: &str, other: &str) -> bool {
     let differences = one
         .bytes()
         .zip(other.bytes())

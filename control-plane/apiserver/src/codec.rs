@@ -5,6 +5,7 @@
 //! gains its revision, a single object also its kind. No object is encoded again per reader.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use gantry_api::json::Members;
 use gantry_api::kind::{ResourceInfo, ResourceKind};
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Index, Revision};
@@ -43,15 +44,15 @@ pub(crate) fn decode(info: &ResourceInfo, value: &[u8]) -> Result<Value, StatusE
     let mut object: Value = serde_json::from_slice(value).map_err(|error| {
         StatusError::internal(format!("a stored {} is damaged: {error}", info.kind))
     })?;
-    object["kind"] = json!(info.kind);
-    object["apiVersion"] = json!(api_version(info));
+    *object.member(&["kind"]) = json!(info.kind);
+    *object.member(&["apiVersion"]) = json!(api_version(info));
     Ok(object)
 }
 
 /// The object of an entry as a client reads it.
 pub(crate) fn decode_for_client(info: &ResourceInfo, entry: &Entry) -> Result<Value, StatusError> {
     let mut object = decode(info, &entry.value)?;
-    object["metadata"]["resourceVersion"] = json!(entry.modify_revision.to_string());
+    *object.member(&["metadata", "resourceVersion"]) = json!(entry.modify_revision.to_string());
     Ok(object)
 }
 

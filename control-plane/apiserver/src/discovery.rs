@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -158,8 +159,8 @@ pub(crate) fn group(registry: &Registry, name: &str) -> Option<Value> {
     let groups = groups(registry);
     let (group, versions) = groups.iter().find(|(group, _)| *group == name)?;
     let mut value = group_value(group, versions);
-    value["kind"] = json!("APIGroup");
-    value["apiVersion"] = json!("v1");
+    *value.member(&["kind"]) = json!("APIGroup");
+    *value.member(&["apiVersion"]) = json!("v1");
     Some(value)
 }
 
@@ -201,8 +202,8 @@ pub(crate) fn resource_list(registry: &Registry, group: &str, version: &str) -> 
                 "verbs": sub.verbs,
             });
             if !sub.version.is_empty() {
-                value["group"] = json!(sub.group);
-                value["version"] = json!(sub.version);
+                *value.member(&["group"]) = json!(sub.group);
+                *value.member(&["version"]) = json!(sub.version);
             }
             list.push(value);
         }
@@ -213,7 +214,7 @@ pub(crate) fn resource_list(registry: &Registry, group: &str, version: &str) -> 
         "resources": list,
     });
     if !group.is_empty() {
-        document["apiVersion"] = json!("v1");
+        *document.member(&["apiVersion"]) = json!("v1");
     }
     Some(document)
 }
@@ -291,7 +292,7 @@ fn aggregated_resource(info: &ResourceInfo) -> Value {
         })
         .collect();
     if !subresources.is_empty() {
-        value["subresources"] = Value::Array(subresources);
+        *value.member(&["subresources"]) = Value::Array(subresources);
     }
     value
 }

@@ -11,6 +11,9 @@ use crate::bootstrap_tokens;
 use crate::context::Api;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+/// The servers' side of nodes, which writes what they report once it has been checked.
+pub const NODE_LINK: &str = "system:node-link";
+
 /// A user and the groups it belongs to, as certificates and tokens carry them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -66,9 +69,30 @@ pub(crate) struct TokenAuthentication<'a> {
 
 impl TokenAuthentication<'_> {
     fn identity(&self, token: &str) -> Option<Identity> {
-        let fixed = self.fixed.get(token).cloned();
+        // All of them are compared, in a time that does not tell which comes close.
+        let fixed =
+            self.fixed.iter().fold(
+                None,
+                |found, (known, identity)| match bootstrap_tokens::same(known, token) {
+                    true => Some(identity.clone()),
+                    false => found,
+                },
+            );
         fixed.or_else(|| bootstrap_tokens::identity(&self.api.store, &self.api.clock, token))
     }
+}
+
+/// What was shown with a request, for the log: never what is secret of it.
+pub(crate) fn described(headers: &HeaderMap) -> String {
+    let shown = headers
+        .get(AUTHORIZATION)
+        .and_then(|header| header.to_str().ok());
+    let token = shown.and_then(|text| text.trim().split_once(' '));
+    let id = token.and_then(|(_, token)| bootstrap_tokens::id_of(token.trim()));
+    id.map_or_else(
+        || "a token".to_owned(),
+        |id| format!("the bootstrap token {id}"),
+    )
 }
 
 /// Finds out who sent a request. `certificate` is the identity of a verified client certificate. A credential that

@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     durations: HistogramVec,
     in_flight: IntGaugeVec,
     rejected: IntCounterVec,
+    authentications: IntCounterVec,
 }
 
 impl Metrics {
@@ -56,12 +57,21 @@ impl Metrics {
             &["class"],
         )
         .expect("the metric's name and labels are valid");
+        let authentications = IntCounterVec::new(
+            Opts::new(
+                "authentication_attempts",
+                "Credentials that were refused, by result: \"failure\", or \"limited\" when they were not looked at.",
+            ),
+            &["result"],
+        )
+        .expect("the metric's name and labels are valid");
         let registry = prometheus::default_registry();
         for collector in [
             Box::new(requests.clone()) as Box<dyn prometheus::core::Collector>,
             Box::new(durations.clone()),
             Box::new(in_flight.clone()),
             Box::new(rejected.clone()),
+            Box::new(authentications.clone()),
         ] {
             if let Err(error) = registry.register(collector) {
                 tracing::warn!(%error, "a metric is not published");
@@ -72,7 +82,13 @@ impl Metrics {
             durations,
             in_flight,
             rejected,
+            authentications,
         }
+    }
+
+    /// Credentials were refused: `failure`, or `limited` without a look at them.
+    pub(crate) fn authenticated(&self, result: &str) {
+        self.authentications.with_label_values(&[result]).inc();
     }
 
     /// A request of a class is under way.

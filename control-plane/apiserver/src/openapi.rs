@@ -1,6 +1,7 @@
 //! OpenAPI v3, as far as clients use it: which paths there are, that writes take `fieldValidation`, and every type's
 //! schema from the same source that decoding uses.
 
+use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use serde_json::{Map, Value, json};
 
@@ -56,11 +57,11 @@ fn operation(info: &ResourceInfo, action: &str, schema: &str) -> Value {
     });
     match action {
         "post" | "put" => {
-            operation["requestBody"] = json!({"content": {"*/*": {"schema": reference}}})
+            *operation.member(&["requestBody"]) = json!({"content": {"*/*": {"schema": reference}}})
         }
         "patch" => {
             let any = json!({"schema": {"type": "object"}});
-            operation["requestBody"] = json!({"content": {
+            *operation.member(&["requestBody"]) = json!({"content": {
                 "application/json-patch+json": any,
                 "application/merge-patch+json": any,
                 "application/strategic-merge-patch+json": any,

@@ -10,6 +10,7 @@ use axum::extract::Request;
 use gantry_api::kind::{ResourceInfo, WriteScope};
 use gantry_api::status::StatusError;
 use gantry_store::{Store, Term};
+use gantry_tasks::caught;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -25,9 +26,11 @@ use crate::admission::{Admission, Ranges};
 use crate::authorisation;
 use crate::clock::Clock;
 use crate::context::{Api, Context};
-use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate};
+use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate, described};
 use crate::limits::{Class, Limits};
 use crate::metrics::METRICS;
+use crate::peer::{Peer, address_of};
+use crate::refusals::Refusals;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, route, verb};
 use crate::response::Answer;
@@ -83,6 +86,7 @@ struct Inner {
     advertise: String,
     streams: Arc<dyn NodeStreams>,
     limits: Arc<Limits>,
+    refusals: Arc<Refusals>,
 }
 
 impl ApiServer {
@@ -103,6 +107,7 @@ impl ApiServer {
                 advertise: config.advertise,
                 streams,
                 limits: Arc::default(),
+                refusals: Arc::default(),
             }),
         }
     }
@@ -133,6 +138,7 @@ impl ApiServer {
                 advertise: inner.advertise.clone(),
                 streams: inner.streams.clone(),
                 limits: inner.limits.clone(),
+                refusals: inner.refusals.clone(),
             }),
         }
     }
@@ -200,21 +206,30 @@ impl ApiServer {
         stop: CancellationToken,
     ) {
         stream.set_nodelay(true).ok();
-        let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
-            return;
+        let address = address_of(&stream);
+        let tls = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => {
+                if is_about_certificate(&error) {
+                    let refusals = &self.inner.refusals;
+                    refusals.refused(address, "a client certificate", Instant::now());
+                }
+                return;
+            }
+            Err(_) => return,
         };
-        let identity = tls
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(|chain| chain.first())
-            .and_then(|certificate| Identity::from_certificate(certificate));
+        let peer = Arc::new(Peer::of(&tls));
         let server = self.clone();
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let (server, identity, others) = (server.clone(), identity.clone(), others.clone());
+            let (server, peer, others) = (server.clone(), peer.clone(), others.clone());
             async move {
                 let request = request.map(Body::new);
-                Ok::<_, Infallible>(server.dispatch(request, identity, others).await)
+                let answer = caught(server.dispatch(request, &peer, others)).await;
+                Ok::<_, Infallible>(answer.unwrap_or_else(|panicked| {
+                    tracing::error!(%panicked, "answering a request");
+                    let why = "the request could not be answered: this is a defect, which the server's log describes";
+                    Answer::error(&StatusError::internal(why)).into_response()
+                }))
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -243,14 +258,10 @@ impl ApiServer {
     async fn dispatch(
         &self,
         mut request: Request,
-        identity: Option<Identity>,
+        peer: &Peer,
         others: Option<axum::Router>,
     ) -> Response<Body> {
-        let tokens = TokenAuthentication {
-            fixed: &self.inner.tokens,
-            api: &self.inner.api,
-        };
-        let known = match authenticate(request.headers(), identity.as_ref(), &tokens) {
+        let known = match self.known(request.headers(), peer) {
             Ok(known) => known,
             Err(error) => return Answer::error(&error).into_response(),
         };
@@ -261,6 +272,7 @@ impl ApiServer {
         match others {
             Some(router) if is_grpc || request.uri().path().starts_with(OWN_PATHS) => {
                 request.extensions_mut().insert(known);
+                request.extensions_mut().insert(peer.clone());
                 match router.oneshot(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},
@@ -268,6 +280,31 @@ impl ApiServer {
             }
             _ => self.limited(request, known).await,
         }
+    }
+
+    /// Who sent a request. A credential that is not accepted is noted, and too many of them are not even looked at.
+    fn known(&self, headers: &HeaderMap, peer: &Peer) -> Result<Identity, StatusError> {
+        let (refusals, now) = (&self.inner.refusals, Instant::now());
+        if let Err(refused) = peer.check(&self.inner.api.store) {
+            let what = format!(
+                "the certificate of node {}",
+                peer.node().unwrap_or_default()
+            );
+            refusals.refused(peer.address, &what, now);
+            return Err(refused);
+        }
+        if peer.identity.is_none() && headers.contains_key(header::AUTHORIZATION) {
+            refusals.check(peer.address, now)?;
+        }
+        let tokens = TokenAuthentication {
+            fixed: &self.inner.tokens,
+            api: &self.inner.api,
+        };
+        let known = authenticate(headers, peer.identity.as_ref(), &tokens);
+        if known.is_err() {
+            refusals.refused(peer.address, &described(headers), now);
+        }
+        known
     }
 
     /// Answers a REST request that came over the network, in its turn.
@@ -514,6 +551,13 @@ impl ApiServer {
             _ => Err(StatusError::unknown_resource()),
         }
     }
+}
+
+/// Whether a handshake failed over the certificate that the client showed.
+fn is_about_certificate(error: &std::io::Error) -> bool {
+    let inner = error.get_ref();
+    let error = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// An administrator may act as somebody else.

@@ -77,8 +77,10 @@ pub(crate) async fn run(context: Arc<Context>) {
     let monitors = tokio::spawn({
         let (collector, stop) = (collector.clone(), stop.clone());
         async move {
-            stop.run_until_cancelled(monitor_all(collector, first))
-                .await;
+            let all = gantry_tasks::supervised("garbage", &stop, || {
+                monitor_all(collector.clone(), first.clone())
+            });
+            stop.run_until_cancelled(all).await;
         }
     });
     // Not before all objects are known: a foreground deletion would not wait for dependents nobody has heard of.
@@ -131,7 +133,14 @@ async fn monitor_all(collector: Arc<Collector>, complete: watch::Sender<bool>) {
                     monitors.entry(resource).or_insert_with_key(|resource| {
                         let listed = watch::Sender::new(false);
                         let receiver = listed.subscribe();
-                        let task = monitor::follow(collector.clone(), resource.clone(), listed);
+                        let (collector, resource) = (collector.clone(), resource.clone());
+                        let task = async move {
+                            let stop = &collector.context.stop;
+                            gantry_tasks::supervised("garbage monitor", stop, || {
+                                monitor::follow(collector.clone(), resource.clone(), listed.clone())
+                            })
+                            .await;
+                        };
                         (Aborting(tokio::spawn(task)), receiver)
                     });
                 }

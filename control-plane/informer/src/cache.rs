@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use gantry_tasks::caught_now;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
@@ -88,10 +89,13 @@ impl<K: Object> Cache<K> {
     pub fn subscribe(&self, handler: Handler<K>) {
         let _writing = self.writing.lock();
         for object in self.list() {
-            handler(&Change {
-                old: None,
-                new: Some(&object),
-            });
+            tell(
+                &handler,
+                &Change {
+                    old: None,
+                    new: Some(&object),
+                },
+            );
         }
         self.handlers.write().push(handler);
     }
@@ -287,7 +291,7 @@ impl<K: Object> Cache<K> {
 
     fn notify(&self, change: &Change<'_, K>) {
         for handler in self.handlers.read().iter() {
-            handler(change);
+            tell(handler, change);
         }
     }
 
@@ -318,6 +322,14 @@ impl<K: Object> Cache<K> {
         for owner in object.meta().owner_references.iter().flatten() {
             withdraw(&mut contents.owners, &owner.uid, key);
         }
+    }
+}
+
+/// Tells a handler of a change. One that panics over an object misses that change; the cache goes on for everybody.
+fn tell<K: Object>(handler: &Handler<K>, change: &Change<'_, K>) {
+    if let Err(panicked) = caught_now(|| handler(change)) {
+        let key = change.last().map(|object| Key::of(object.meta()));
+        tracing::error!(kind = %K::kind(&()), ?key, %panicked, "a change could not be taken in");
     }
 }
 

@@ -65,7 +65,10 @@ impl<K: Object> Informer<K> {
         let cache = Arc::new(Cache::pruned(self.indexes, self.prune));
         let (api, fields, filled, stop) = (self.api, self.fields, cache.clone(), stop.clone());
         tokio::spawn(async move {
-            stop.run_until_cancelled(feed(api, fields, &filled)).await;
+            let feeding = gantry_tasks::supervised("informer", &stop, || {
+                feed(api.clone(), fields.clone(), &filled)
+            });
+            stop.run_until_cancelled(feeding).await;
         });
         cache
     }

@@ -1,10 +1,12 @@
-//! Runs a reconciler over a queue: several keys at once, each of them never twice at once.
+//! Runs a reconciler over a queue: several keys at once, each of them never twice at once. One that panics is an error of
+//! its key, and nobody else's.
 
 use std::fmt::{Debug, Display};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_tasks::caught;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -48,16 +50,20 @@ pub async fn run<T, F, Fut, E>(
         let (queue, reconcile) = (queue.clone(), reconcile.clone());
         running.spawn(async move {
             let work = Work { queue, key };
-            match reconcile(work.key.clone()).await {
-                Ok(next) => {
+            match caught(async { reconcile(work.key.clone()).await }).await {
+                Ok(Ok(next)) => {
                     work.queue.forget(&work.key);
                     if let Next::After(delay) = next {
                         work.queue.add_after(work.key.clone(), delay);
                     }
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     let wait = work.queue.retry(work.key.clone());
                     tracing::info!(controller = name, key = ?work.key, %error, "reconciling failed; again in {wait:?}");
+                }
+                Err(panicked) => {
+                    let wait = work.queue.retry(work.key.clone());
+                    tracing::error!(controller = name, key = ?work.key, %panicked, "reconciling broke off; again in {wait:?}");
                 }
             }
         });
@@ -67,7 +73,7 @@ pub async fn run<T, F, Fut, E>(
     }
 }
 
-/// A key being worked on; given back to the queue however the work ends, also by a panic.
+/// A key being worked on; given back to the queue however the work ends.
 struct Work<T: Clone + Eq + Hash> {
     queue: Arc<Queue<T>>,
     key: T,
@@ -75,16 +81,13 @@ struct Work<T: Clone + Eq + Hash> {
 
 impl<T: Clone + Eq + Hash> Drop for Work<T> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.queue.retry(self.key.clone());
-        }
         self.queue.done(&self.key);
     }
 }
 
 fn joined(name: &str, outcome: Option<Result<(), tokio::task::JoinError>>) {
     if let Some(Err(error)) = outcome {
-        tracing::error!(controller = name, %error, "a reconciler panicked; its key is tried again");
+        tracing::error!(controller = name, %error, "a reconciler's task ended unexpectedly");
     }
 }
 
@@ -117,5 +120,36 @@ mod tests {
         })
         .await;
         assert_eq!(attempts.load(Ordering::Relaxed), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_is_its_keys_alone_and_is_tried_again_later_each_time() {
+        let queue = Arc::new(Queue::default());
+        let stop = CancellationToken::new();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let (counter, stopper) = (attempts.clone(), stop.clone());
+        for key in ["bad", "good", "better"] {
+            queue.add(key);
+        }
+        let begun = tokio::time::Instant::now();
+        run("test", queue, 1, stop, move |key| {
+            let (counter, stopper) = (counter.clone(), stopper.clone());
+            // Making the future may panic as well as running it.
+            if key == "bad" && counter.fetch_add(1, Ordering::Relaxed) == 0 {
+                panic!("before it begins");
+            }
+            async move {
+                if key == "bad" {
+                    match counter.load(Ordering::Relaxed) {
+                        2..4 => panic!("while it runs"),
+                        _ => stopper.cancel(),
+                    }
+                }
+                Ok::<_, String>(Next::Changed)
+            }
+        })
+        .await;
+        assert_eq!(attempts.load(Ordering::Relaxed), 4);
+        assert!(begun.elapsed() >= Duration::from_millis(5 + 10 + 20));
     }
 }

@@ -1,5 +1,6 @@
 //! The effects: binds pods, and tells why they could not be scheduled.
 
+use gantry_api::paths;
 use gantry_informer::clock::seconds;
 use http::{Method, Request};
 use k8s_openapi::api::core::v1::Pod;
@@ -20,9 +21,7 @@ pub(crate) async fn bind(client: &kube::Client, pod: &PodInfo, node: &str) -> ku
     });
     let request = Request::builder()
         .method(Method::POST)
-        .uri(format!(
-            "/api/v1/namespaces/{namespace}/pods/{name}/binding"
-        ))
+        .uri(paths::namespaced(namespace, &["pods", name, "binding"]))
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body.to_string().into_bytes())
         .map_err(kube::Error::HttpError)?;

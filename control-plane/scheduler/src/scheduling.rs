@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use gantry_informer::{EventStyle, Informer, Recorder};
+use gantry_tasks::caught_now;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
@@ -183,7 +184,11 @@ impl Scheduling {
                 let Some(pod) = self.queue.take(now) else {
                     break;
                 };
-                self.try_pod(&pod, now);
+                // A pod that the code did not foresee waits like one that fits nowhere; others are scheduled.
+                if let Err(panicked) = caught_now(|| self.try_pod(&pod, now)) {
+                    tracing::error!(pod = %pod.key, %panicked, "scheduling a pod broke off; it is tried again");
+                    self.queue.park(&pod.uid, now);
+                }
                 tried = true;
             }
             if tried {
@@ -205,7 +210,12 @@ impl Scheduling {
         let updates = std::mem::take(&mut *self.inbox.updates.lock());
         let mut helps = false;
         for update in updates {
-            helps |= self.apply(update);
+            match caught_now(|| self.apply(update)) {
+                Ok(may_fit) => helps |= may_fit,
+                Err(panicked) => {
+                    tracing::error!(%panicked, "the scheduler could not take in a change");
+                }
+            }
         }
         if helps {
             self.queue.wake(Instant::now());

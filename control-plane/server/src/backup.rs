@@ -173,7 +173,7 @@ pub(crate) struct ScheduledBackups {
 
 impl ScheduledBackups {
     /// Until told to stop. A restart does not begin the schedule anew: the latest file says when the next is due.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(&self, stop: &CancellationToken) {
         if self.schedule.every.is_zero() {
             return;
         }

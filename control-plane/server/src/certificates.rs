@@ -15,6 +15,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use gantry_apiserver::node_keys::{self, KeyId, NODES_GROUP, Voucher};
 use gantry_apiserver::pki::{Subject, server_config};
 use gantry_store::{Leadership, Store};
 use gantry_tls::{Credential, Kubeconfig, TlsError};
@@ -40,8 +41,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const TIDY: u64 = 60;
 /// What administrators' certificates say.
 const ADMINISTRATOR: (&str, &str) = ("kubernetes-admin", "system:masters");
-/// What a node's certificate says beside its name.
-const NODES_GROUP: &str = "system:nodes";
 
 static EXPIRY: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     let options = Opts::new(
@@ -254,11 +253,18 @@ impl Certificates {
         Ok((credential, issued))
     }
 
-    /// The certificate for a request of a node, in the ledger before it is given away.
-    pub(crate) async fn grant_node(&self, node: &str, request: &str) -> Result<Granted> {
+    /// The certificate for a request of a node, if somebody's word for its key suffices. The key and the certificate are noted
+    /// before it is given away.
+    pub(crate) async fn grant_node(
+        &self,
+        node: &str,
+        request: &str,
+        by: &Voucher,
+    ) -> Result<Granted> {
         let authorities = self.authorities()?;
         let life = self.inner.setup.life;
         let (certificate, lifetime) = authorities.sign(request, &node_subject(node), life)?;
+        self.add_key(node, &certificate, by).await?;
         let issued = Issued {
             authority: authorities.signing()?,
             lifetime,
@@ -287,11 +293,36 @@ impl Certificates {
     /// A node's credential, made here.
     pub(crate) async fn node_credential(&self, node: &str) -> Result<Credential> {
         let (credential, issued) = self.issue(&node_subject(node))?;
+        self.add_key(node, &credential.certificate, &Voucher::Administrator)
+            .await?;
         self.inner
             .ledger
             .enter(&node_user(node), "", issued)
             .await?;
         Ok(credential)
+    }
+
+    async fn add_key(&self, node: &str, certificate: &str, by: &Voucher) -> Result<()> {
+        let what = "the node's certificate";
+        let der = gantry_tls::certificates(certificate, what)?;
+        let key = der.first().and_then(|der| KeyId::of_certificate(der));
+        let key = key.with_context(|| format!("{what} has no key that can be read"))?;
+        Ok(node_keys::add(&self.inner.store, node, &key, by).await?)
+    }
+
+    /// Gives nodes that an earlier version certified the row that says which keys they may show.
+    async fn adopt_nodes(&self) -> Result<()> {
+        let store = &self.inner.store;
+        for line in self.inner.ledger.lines() {
+            let Some(node) = line.user.strip_prefix("system:node:") else {
+                continue;
+            };
+            let exists = store.get(&rotation::node_key(node)).is_some();
+            if exists && !node_keys::is_taken(store, node) {
+                node_keys::adopt(store, node).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes an administrator's kubeconfig for the server at a URL, and keeps it current.
@@ -310,6 +341,7 @@ impl Certificates {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut trouble = String::new();
+        let mut adopted = false;
         for look in 1_u64.. {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -317,6 +349,10 @@ impl Certificates {
             }
             let work = async {
                 self.look().await?;
+                if !adopted && self.inner.store.leadership().borrow().is_leader {
+                    self.adopt_nodes().await?;
+                    adopted = true;
+                }
                 match look % TIDY {
                     0 => self.tidy().await,
                     _ => Ok(()),

@@ -10,6 +10,7 @@ pub(crate) struct Metrics {
     pub(crate) services_programmed: Histogram,
     pub(crate) nodes_connected: IntGauge,
     pub(crate) nodes_lost: IntCounter,
+    pub(crate) reports_refused: IntCounter,
 }
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
@@ -28,6 +29,13 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         IntGauge::new(
             "gantry_nodes_connected",
             "Nodes linked to this server, which are none unless it leads.",
+        )
+        .expect("the name is well-formed"),
+    ),
+    reports_refused: registered(
+        IntCounter::new(
+            "gantry_node_reports_refused_total",
+            "What nodes said that they may not say, or that could not be read.",
         )
         .expect("the name is well-formed"),
     ),

@@ -5,7 +5,9 @@ mod hub;
 mod needs;
 mod policies;
 mod reports;
+mod restrictions;
 mod routing;
+mod said;
 mod session;
 mod streams;
 

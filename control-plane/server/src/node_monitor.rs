@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use gantry_api::json::Members;
+use gantry_api::paths;
 use http::Method;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -143,7 +145,7 @@ fn is_unknown(node: &Node) -> bool {
 }
 
 async fn mark_unknown(client: &kube::Client, name: &str) -> Result<()> {
-    let path = format!("/api/v1/nodes/{name}");
+    let path = paths::node(name, &[]);
     let request = http::Request::get(&path).body(Vec::new())?;
     let mut node: Value = client.request(request).await?;
     let now = gantry_api::time::seconds(
@@ -155,13 +157,13 @@ async fn mark_unknown(client: &kube::Client, name: &str) -> Result<()> {
         .flatten()
     {
         if condition["status"] != "Unknown" {
-            condition["status"] = json!("Unknown");
-            condition["reason"] = json!("NodeStatusUnknown");
-            condition["message"] = json!("Kubelet stopped posting node status.");
-            condition["lastTransitionTime"] = json!(now);
+            *condition.member(&["status"]) = json!("Unknown");
+            *condition.member(&["reason"]) = json!("NodeStatusUnknown");
+            *condition.member(&["message"]) = json!("Kubelet stopped posting node status.");
+            *condition.member(&["lastTransitionTime"]) = json!(now);
         }
     }
-    call(client, Method::PUT, &format!("{path}/status"), &node).await?;
+    call(client, Method::PUT, &paths::node(name, &["status"]), &node).await?;
     Ok(())
 }
 

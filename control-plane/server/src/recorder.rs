@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use gantry_api::json::Members;
+use gantry_tasks::caught;
 use http::{Method, Request};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -26,9 +28,11 @@ impl Recorder {
         tokio::spawn(async move {
             let recent = Arc::new(Mutex::new(HashMap::new()));
             while let Some(event) = events.recv().await {
-                if let Err(error) = write(&client, &recent, event).await {
+                match caught(write(&client, &recent, event)).await {
+                    Ok(Ok(())) => {}
                     // The namespace may be on its way out: its events go with it.
-                    tracing::debug!(%error, "writing an event");
+                    Ok(Err(error)) => tracing::debug!(%error, "writing an event"),
+                    Err(panicked) => tracing::error!(%panicked, "writing an event"),
                 }
             }
         });
@@ -83,12 +87,12 @@ async fn write(
         .as_str()
         .unwrap_or("unknown");
     let name = format!("{object}.{:x}", now.as_nanosecond());
-    event["apiVersion"] = json!("v1");
-    event["kind"] = json!("Event");
-    event["metadata"] = json!({"name": name, "namespace": namespace});
-    event["count"] = json!(1);
-    event["firstTimestamp"] = json!(stamp);
-    event["lastTimestamp"] = json!(stamp);
+    *event.member(&["apiVersion"]) = json!("v1");
+    *event.member(&["kind"]) = json!("Event");
+    *event.member(&["metadata"]) = json!({"name": name, "namespace": namespace});
+    *event.member(&["count"]) = json!(1);
+    *event.member(&["firstTimestamp"]) = json!(stamp);
+    *event.member(&["lastTimestamp"]) = json!(stamp);
     call(client, Method::POST, &collection, &event).await?;
     let mut recent = recent.lock();
     if recent.len() >= REMEMBERED {

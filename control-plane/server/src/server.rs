@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gantry_api::status::StatusError;
 use gantry_apiserver::{
-    ApiServer, ApiServerConfig, Clock, Identity, NodeStream, NodeStreams, Ranges, Tokens,
+    ApiServer, ApiServerConfig, Clock, Identity, NODE_LINK, NodeStream, NodeStreams, Ranges,
+    Tokens, node_keys,
 };
 use gantry_controllers::ControllersConfig;
 use gantry_rpc::node::node_link_server::NodeLinkServer;
@@ -19,6 +20,7 @@ use gantry_rpc::raft::raft_client::RaftClient;
 use gantry_rpc::raft::raft_server::RaftServer;
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
+use gantry_tasks::supervised;
 use gantry_tls::{Credential, Kubeconfig};
 use http::StatusCode;
 use tokio::net::TcpListener;
@@ -36,6 +38,7 @@ use crate::members::{
 };
 use crate::node_link::{ClusterFacts, Hub, LinkService, Policies, Reports};
 use crate::pod_cidr::PodCidrs;
+use crate::recorder::Recorder;
 use crate::{level, node_monitor, recover, room};
 
 /// The largest message on a node link: an object may be 3 MiB.
@@ -264,23 +267,30 @@ impl Server {
             }),
         );
 
-        let identity = Identity::new("system:node-link", &["system:authenticated"]);
-        let reports = Arc::new(Reports::new(
-            kube::Client::new(api.local_service(identity), "default"),
-            PodCidrs::new(config.pod_cidr)?,
-        ));
+        let identity = Identity::new(NODE_LINK, &["system:authenticated"]);
         let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
+        let facts = ClusterFacts {
+            pod_cidr: config.pod_cidr,
+            service_cidr: config.service_cidr,
+            dns_service_ip: dns.to_string(),
+            cluster_domain: config.cluster_domain.clone(),
+        };
+        let recorder = Recorder::new(kube::Client::new(api.local_service(identity), "default"));
+        let reports = Arc::new(Reports::new(
+            store.clone(),
+            hub.clone(),
+            roster.clone(),
+            facts.clone(),
+            PodCidrs::new(config.pod_cidr)?,
+            recorder,
+        ));
         let link = LinkService {
             store: store.clone(),
             hub: hub.clone(),
+            api: api.clone(),
             reports,
             roster: roster.clone(),
-            facts: ClusterFacts {
-                pod_cidr: config.pod_cidr,
-                service_cidr: config.service_cidr,
-                dns_service_ip: dns.to_string(),
-                cluster_domain: config.cluster_domain.clone(),
-            },
+            facts,
             policies: Policies::new(store.clone()),
         };
         let link = NodeLinkServer::new(link)
@@ -344,21 +354,20 @@ impl Server {
             api,
             roster,
         };
-        server.tasks.spawn(know_each_other(
-            server.roster.clone(),
-            server.store.clone(),
-            peers,
-            server.stop.clone(),
-        ));
-        server
-            .tasks
-            .spawn(server.certificates.clone().run(server.stop.clone()));
-        server.tasks.spawn(keys::follow(
-            server.store.clone(),
-            keyring,
-            seat.id,
-            server.stop.clone(),
-        ));
+        let (roster, store) = (server.roster.clone(), server.store.clone());
+        server.keep_running("members", move |stop| {
+            know_each_other(roster.clone(), store.clone(), peers.clone(), stop)
+        });
+        let (store, hub) = (server.store.clone(), server.hub.clone());
+        server.keep_running("node keys", move |stop| {
+            follow_keys(store.clone(), hub.clone(), stop)
+        });
+        let certificates = server.certificates.clone();
+        server.keep_running("certificates", move |stop| certificates.clone().run(stop));
+        let (store, id) = (server.store.clone(), seat.id);
+        server.keep_running("keys", move |stop| {
+            keys::follow(store.clone(), keyring.clone(), id, stop)
+        });
         let mut leadership = server.store.leadership();
         tracing::info!(
             id = seat.id,
@@ -383,15 +392,37 @@ impl Server {
             trusted: server.certificates.trusted(),
             node_grace: config.node_grace,
         };
-        server.tasks.spawn(lead.run(server.stop.clone()));
+        let lead = Arc::new(lead);
+        server.keep_running("leader", move |stop| {
+            let lead = lead.clone();
+            async move { lead.run(stop).await }
+        });
         let scheduled = ScheduledBackups {
             store: server.store.clone(),
             server: announced.name,
             directory: config.data_dir.join("backups"),
             schedule: config.backups,
         };
-        server.tasks.spawn(scheduled.run(server.stop.clone()));
+        let scheduled = Arc::new(scheduled);
+        server.keep_running("backups", move |stop| {
+            let scheduled = scheduled.clone();
+            async move { scheduled.run(&stop).await }
+        });
         Ok(server)
+    }
+
+    /// Runs a task for as long as the server does, whatever happens to it.
+    fn keep_running<F>(
+        &self,
+        name: &'static str,
+        mut begin: impl FnMut(CancellationToken) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            supervised(name, &stop, || begin(stop.clone())).await;
+        });
     }
 
     /// Says where this server is, and sees to it that what every cluster has is there. The servers may be electing a
@@ -520,6 +551,29 @@ async fn know_each_other(roster: Roster, store: Store, peers: Peers, stop: Cance
     }
 }
 
+/// Tells the connections of nodes when the keys change that their nodes may show.
+async fn follow_keys(store: Store, hub: Arc<Hub>, stop: CancellationToken) {
+    loop {
+        let Ok(mut changes) = store.watch(&[node_keys::table()], store.revision()) else {
+            // The history was cut this moment: from now on, then.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        // What was missed before.
+        hub.all_keys_changed();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = changes.next() => match event {
+                    Some(Ok(event)) => hub.keys_changed(&event.key.name),
+                    Some(Err(_)) => break,
+                    None => return,
+                }
+            }
+        }
+    }
+}
+
 /// The parts that run on the leader alone.
 struct Lead {
     store: Store,
@@ -532,7 +586,7 @@ struct Lead {
 
 impl Lead {
     /// Runs them for as long as this server leads, again and again.
-    async fn run(self, stop: CancellationToken) {
+    async fn run(&self, stop: CancellationToken) {
         let mut leadership = self.store.leadership();
         loop {
             let leading = tokio::select! {
@@ -569,38 +623,57 @@ impl Lead {
             let identity = Identity::new(user, &["system:authenticated"]);
             kube::Client::new(api.local_service(identity), "default")
         };
+        // Each part begins anew by itself: none falls with another.
         tokio::join!(
-            gantry_scheduler::run(
+            part("scheduler", &stop, |stop| gantry_scheduler::run(
                 client_of("system:kube-scheduler"),
                 SchedulerConfig::default(),
-                stop.clone()
-            ),
-            gantry_controllers::run(
+                stop
+            )),
+            part("controllers", &stop, |stop| gantry_controllers::run(
                 client_of("system:kube-controller-manager"),
                 ControllersConfig::following(self.trusted.clone()),
-                stop.clone()
-            ),
-            node_monitor::run(
+                stop
+            )),
+            part("node monitor", &stop, |stop| node_monitor::run(
                 client_of("system:node-link"),
                 self.hub.clone(),
                 self.node_grace,
-                stop.clone()
-            ),
-            level::run(self.store.clone(), self.roster.clone(), stop.clone()),
-            room::run(
+                stop
+            )),
+            part("feature level", &stop, |stop| level::run(
+                self.store.clone(),
+                self.roster.clone(),
+                stop
+            )),
+            part("room", &stop, |stop| room::run(
                 client_of("system:node-link"),
                 self.store.clone(),
                 self.roster.clone(),
-                stop.clone()
-            ),
-            keep_endpoints(
+                stop
+            )),
+            part("endpoints", &stop, |stop| keep_endpoints(
                 api.clone(),
                 self.store.clone(),
                 self.roster.clone(),
-                stop.clone()
-            ),
+                stop
+            )),
         );
     }
+}
+
+/// Runs a part of the leader until stopped. What it began besides ends with it, also when it begins anew.
+async fn part<F: Future<Output = ()>>(
+    name: &'static str,
+    stop: &CancellationToken,
+    begin: impl Fn(CancellationToken) -> F,
+) {
+    supervised(name, stop, || async {
+        let own = stop.child_token();
+        let _ends_with_it = own.clone().drop_guard();
+        begin(own).await;
+    })
+    .await;
 }
 
 /// Waits for a state of leadership; false when the store has stopped.

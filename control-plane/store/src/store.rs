@@ -157,7 +157,11 @@ impl Store {
         let (inputs, received) = channel();
         std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || driver::run(member, &received, config.tick, config.election_ticks))
+            .spawn(move || {
+                gantry_tasks::or_abort("the store's member", || {
+                    driver::run(member, &received, config.tick, config.election_ticks)
+                })
+            })
             .map_err(OpenError::Thread)?;
         let store = Store {
             inner: Arc::new(Inner {

@@ -13,6 +13,7 @@ use gantry_network::{
 };
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
+use gantry_tasks::Panicked;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -154,6 +155,7 @@ impl Agent {
         tasks.spawn(credentials.keep_current(servers, stop.clone()));
 
         let facts = tokio::select! {
+            panicked = first_panic(&mut tasks) => return Err(panicked.into()),
             facts = welcomed.wait_for(Option::is_some) => facts.context("waiting for a server")?.clone().unwrap_or_default(),
             () = stop.cancelled() => return Ok(()),
         };
@@ -245,12 +247,28 @@ impl Agent {
         tasks.spawn(collect_images(collector, reports));
         tracing::info!(node = config.node_name, "the agent runs");
 
-        stop.cancelled().await;
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            panicked = first_panic(&mut tasks) => Err(panicked.into()),
+        };
         tasks.shutdown().await;
         checkpoint
             .save(&desired, &policies)
             .context("writing the checkpoint")?;
-        Ok(())
+        ended
+    }
+}
+
+/// Waits until a task of the agent panics; those that end by themselves are not missed.
+async fn first_panic(tasks: &mut JoinSet<()>) -> Panicked {
+    loop {
+        match tasks.join_next().await {
+            Some(Err(error)) if error.is_panic() => {
+                return Panicked::of(error.into_panic().as_ref());
+            }
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
     }
 }
 

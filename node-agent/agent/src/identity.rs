@@ -63,6 +63,14 @@ pub enum IdentityError {
          --for nodes'"
     )]
     Unauthorized(SocketAddr),
+    /// The node's certificate is not accepted any more.
+    #[error("the server at {server} refuses: {message}")]
+    Revoked {
+        /// Who.
+        server: SocketAddr,
+        /// Why.
+        message: String,
+    },
     /// The server says no.
     #[error("the server at {server} refuses: {message}")]
     Refused {
@@ -88,13 +96,20 @@ fn answered<T: serde::de::DeserializeOwned>(
     (status, body): (StatusCode, Bytes),
 ) -> Result<T, IdentityError> {
     let refused = |message: String| IdentityError::Refused { server, message };
-    if status == StatusCode::UNAUTHORIZED {
-        return Err(IdentityError::Unauthorized(server));
-    }
     if !status.is_success() {
         let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let message = said["message"].as_str().unwrap_or(status.as_str());
-        return Err(refused(message.to_owned()));
+        return Err(match status {
+            // Of certificates servers say more.
+            StatusCode::UNAUTHORIZED if message == "Unauthorized" => {
+                IdentityError::Unauthorized(server)
+            }
+            StatusCode::UNAUTHORIZED => IdentityError::Revoked {
+                server,
+                message: message.to_owned(),
+            },
+            _ => refused(message.to_owned()),
+        });
     }
     serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))
 }
@@ -104,9 +119,9 @@ async fn ask(
     server: SocketAddr,
     tls: ClientConfig,
     node: &str,
+    key: KeyRequest,
     token: Option<&str>,
 ) -> Result<(String, Credential), IdentityError> {
-    let key = KeyRequest::new(&format!("system:node:{node}"))?;
     let body = json!({"node": node, "request": key.request}).to_string();
     let mut request = Request::post(CERTIFICATES).header(CONTENT_TYPE, "application/json");
     if let Some(token) = token {
@@ -118,19 +133,22 @@ async fn ask(
     Ok((granted.trusted, key.granted(granted.certificate)?))
 }
 
-/// The first certificate of a node, for a token from `gantry token create --for nodes`.
+/// The first certificate of a node, for a token from `gantry token create --for nodes`. `key` is the node's, PEM, kept since
+/// before it was first asked for: the name is the node's from then on, although the answer may be lost.
 pub async fn join(
     server: SocketAddr,
     token: &str,
     node: &str,
+    key: &str,
 ) -> Result<NodeIdentity, IdentityError> {
+    let key = KeyRequest::with_key(key, &user(node))?;
     let (token, fingerprint) = token
         .trim()
         .rsplit_once('.')
         .filter(|(_, fingerprint)| fingerprint.len() == 64)
         .ok_or(IdentityError::NoToken)?;
     let tls = gantry_tls::recognising(fingerprint)?;
-    let asked = ask(server, tls, node, Some(token)).await;
+    let asked = ask(server, tls, node, key, Some(token)).await;
     let (trusted, own) = asked.map_err(|error| match error {
         IdentityError::Unanswered(error) if error.is_foreign() => IdentityError::Foreign(server),
         error => error,
@@ -143,13 +161,17 @@ pub async fn join(
     })
 }
 
+fn user(node: &str) -> String {
+    format!("system:node:{node}")
+}
+
 /// Agents are told of further servers by the one that they are linked to.
 fn kubeconfig(node: &str, server: SocketAddr, trusted: &str, own: &Credential) -> String {
     Kubeconfig {
         server: &format!("https://{server}"),
         others: &[],
         trusted,
-        user: &format!("system:node:{node}"),
+        user: &user(node),
         credential: own,
     }
     .render()
@@ -160,6 +182,23 @@ impl NodeIdentity {
     pub fn to_kubeconfig(&self, node: &str, server: SocketAddr) -> Result<String, TlsError> {
         let own = self.credential()?;
         Ok(kubeconfig(node, server, &self.trusted, &own))
+    }
+
+    /// Whether the certificate's time is over.
+    pub fn is_over(&self) -> Result<bool, TlsError> {
+        Ok(jiff::Timestamp::now() >= self.credential()?.lifetime.expires)
+    }
+
+    /// Whether a server says that this does not count any more: the node was removed or replaced. A server that does not
+    /// answer has not said so.
+    pub async fn is_revoked(&self, server: SocketAddr) -> Result<bool, IdentityError> {
+        let tls = gantry_tls::mutual(&self.trusted, &self.credential()?)?;
+        let request = Request::get(AUTHORITIES).body(Full::default())?;
+        let Ok(answer) = gantry_tls::request(server, tls, request).await else {
+            return Ok(false);
+        };
+        let said = answered::<serde_json::Value>(server, answer);
+        Ok(matches!(said, Err(IdentityError::Revoked { .. })))
     }
 
     fn credential(&self) -> Result<Credential, TlsError> {
@@ -281,7 +320,8 @@ impl Credentials {
         if said.trusted == self.trusted && !self.own.lifetime.is_due() {
             return Ok(());
         }
-        let (trusted, own) = ask(server, tls, &self.node, None).await?;
+        let key = KeyRequest::new(&user(&self.node))?;
+        let (trusted, own) = ask(server, tls, &self.node, key, None).await?;
         let tls = client(&trusted, &own)?;
         if let Some(path) = &self.kubeconfig {
             let text = kubeconfig(&self.node, server, &trusted, &own);
@@ -320,7 +360,8 @@ mod tests {
     async fn half_a_token_is_refused_before_anybody_is_asked() {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         for token in ["", "abcdef.0123456789abcdef", "abcdef.0123456789abcdef.12"] {
-            let refused = join(nowhere, token, "n").await;
+            let key = KeyRequest::new("n").expect("a key").key;
+            let refused = join(nowhere, token, "n", &key).await;
             assert!(matches!(refused, Err(IdentityError::NoToken)), "{token}");
         }
     }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use gantry_api::json::Members;
 use gantry_rpc::node::{
     AgentMessage, AwaitServices, EventRecord, NodeStatus, PodStatus, PodStatuses, PodTerminated,
     ServicesProgrammed, agent_message,
@@ -134,7 +135,7 @@ impl Reports {
             "uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version,
         });
         if let Some(field) = field {
-            object["fieldPath"] = json!(field);
+            *object.member(&["fieldPath"]) = json!(field);
         }
         self.push_event("kubelet", object, severity, reason, message);
         let level = format!("{severity:?}");

@@ -60,6 +60,11 @@ pub fn dispatch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         PAUSE => &|_, _| helper::pause(),
         _ => return None,
     };
+    // These parts fork: a panic must not unwind into what their parent would do next.
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("{info}");
+        std::process::abort();
+    }));
     match sys::close_inherited().and_then(|()| part(&path(1), &path(2))) {
         Ok(()) => Some(ExitCode::SUCCESS),
         Err(error) => {

@@ -5,6 +5,7 @@
 
 mod walker;
 
+use crate::json::Members;
 use base64::Engine;
 use serde::de::DeserializeSeed;
 use serde_json::Value;
@@ -148,8 +149,8 @@ fn finish(
             return Err(refused(info.kind, info.version, &why));
         }
     };
-    value["apiVersion"] = Value::from(api_version);
-    value["kind"] = Value::from(info.kind);
+    *value.member(&["apiVersion"]) = Value::from(api_version);
+    *value.member(&["kind"]) = Value::from(info.kind);
     kind.schema().complete(&mut value);
     Ok(Decoded {
         object: value,

@@ -4,11 +4,15 @@
 
 pub mod decode;
 pub mod field;
+pub mod json;
 pub mod kind;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod node_labels;
 pub mod patch;
+pub mod paths;
+pub mod pod_security;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;

@@ -1,5 +1,6 @@
 //! What every object's `metadata` must satisfy at creation and on update.
 
+use crate::json::Members;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
@@ -106,10 +107,10 @@ fn owner_value(owner: &OwnerReference) -> Value {
         "uid": owner.uid,
     });
     if let Some(controller) = owner.controller {
-        value["controller"] = json!(controller);
+        *value.member(&["controller"]) = json!(controller);
     }
     if let Some(block) = owner.block_owner_deletion {
-        value["blockOwnerDeletion"] = json!(block);
+        *value.member(&["blockOwnerDeletion"]) = json!(block);
     }
     value
 }

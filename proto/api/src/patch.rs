@@ -3,6 +3,7 @@
 
 mod strategic;
 
+use crate::json::Members;
 use serde_json::Value;
 
 use crate::kind::ResourceKind;
@@ -111,7 +112,7 @@ fn json(object: &mut Value, patch: &[u8]) -> Result<(), StatusError> {
             return Err(StatusError::unprocessable());
         }
         if operation["op"] == "replace" && is_missing_member(object, &operation["path"]) {
-            operation["op"] = Value::from("add");
+            *operation.member(&["op"]) = Value::from("add");
         }
         let operation: json_patch::PatchOperation =
             serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;

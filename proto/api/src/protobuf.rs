@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use crate::json::Members;
 use base64::Engine;
 use bytes::Buf;
 use prost::DecodeError;
@@ -326,8 +327,8 @@ pub fn to_json(
         Some(raw @ Wire::Bytes(_)) => value(schema, raw, 0)?,
         _ => Value::Object(Map::new()),
     };
-    object["apiVersion"] = Value::from(api_version);
-    object["kind"] = Value::from(kind);
+    *object.member(&["apiVersion"]) = Value::from(api_version);
+    *object.member(&["kind"]) = Value::from(kind);
     Ok(object)
 }
 

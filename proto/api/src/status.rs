@@ -1,5 +1,6 @@
 //! Failures as Kubernetes words them: the `Status` object a client receives instead of what it asked for.
 
+use crate::json::Members;
 use serde_json::{Map, Value, json};
 
 use crate::field::{ErrorList, ErrorType};
@@ -352,10 +353,10 @@ impl StatusError {
             "message": self.message, "code": self.code,
         });
         if !self.reason.is_empty() {
-            status["reason"] = self.reason.into();
+            *status.member(&["reason"]) = self.reason.into();
         }
         if let Some(details) = &self.details {
-            status["details"] = details.to_value();
+            *status.member(&["details"]) = details.to_value();
         }
         status
     }

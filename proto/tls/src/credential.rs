@@ -107,12 +107,23 @@ impl KeyRequest {
     /// For a user of this name.
     pub fn new(user: &str) -> Result<Self, TlsError> {
         let failed = |error: rcgen::Error| TlsError::unusable("a new key", error);
-        let key = KeyPair::generate().map_err(failed)?;
+        Self::of(&KeyPair::generate().map_err(failed)?, user)
+    }
+
+    /// For a user of this name, of a key that was made before, PEM: whoever asks again with the same key is the same.
+    pub fn with_key(key: &str, user: &str) -> Result<Self, TlsError> {
+        let failed = |error: rcgen::Error| TlsError::unusable("the key", error);
+        Self::of(&KeyPair::from_pem(key).map_err(failed)?, user)
+    }
+
+    fn of(key: &KeyPair, user: &str) -> Result<Self, TlsError> {
+        let failed =
+            |error: rcgen::Error| TlsError::unusable("the request for a certificate", error);
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         name.push(DnType::CommonName, user);
         params.distinguished_name = name;
-        let request = params.serialize_request(&key).map_err(failed)?;
+        let request = params.serialize_request(key).map_err(failed)?;
         Ok(Self {
             key: key.serialize_pem(),
             request: request.pem().map_err(failed)?,

@@ -1,5 +1,6 @@
 //! Ingresses: one that names no class gets the cluster's default one.
 
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub(super) fn admit(context: &Context<'_>, ingress: &mut Value) -> Result<(), St
         .iter()
         .filter_map(|(_, entry)| serde_json::from_slice(&entry.value).ok());
     if let Some(name) = default_class(classes) {
-        ingress["spec"]["ingressClassName"] = json!(name);
+        *ingress.member(&["spec", "ingressClassName"]) = json!(name);
     }
     Ok(())
 }

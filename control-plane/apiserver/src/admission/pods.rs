@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Key};
 use rand::Rng;
@@ -40,7 +41,7 @@ pub(super) async fn admit(context: &Context<'_>, pod: &mut Value) -> Result<(), 
 
 async fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
     let info = context.resource.info();
-    let spec = &mut pod["spec"];
+    let spec = pod.member(&["spec"]);
     let named = ["serviceAccountName", "serviceAccount"]
         .iter()
         .find_map(|field| {
@@ -50,8 +51,8 @@ async fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), S
                 .map(str::to_owned)
         });
     let name = named.unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned());
-    spec["serviceAccountName"] = json!(name);
-    spec["serviceAccount"] = json!(name);
+    *spec.member(&["serviceAccountName"]) = json!(name);
+    *spec.member(&["serviceAccount"]) = json!(name);
     let Some(entry) = find_account(context, &name).await else {
         return Err(StatusError::forbidden(
             info,
@@ -63,7 +64,7 @@ async fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), S
         ));
     };
     let account: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
-    let spec = &mut pod["spec"];
+    let spec = pod.member(&["spec"]);
     if spec["imagePullSecrets"]
         .as_array()
         .is_none_or(Vec::is_empty)
@@ -71,7 +72,7 @@ async fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<(), S
             .as_array()
             .is_some_and(|secrets| !secrets.is_empty())
     {
-        spec["imagePullSecrets"] = account["imagePullSecrets"].clone();
+        *spec.member(&["imagePullSecrets"]) = account["imagePullSecrets"].clone();
     }
     let automount = spec["automountServiceAccountToken"]
         .as_bool()
@@ -142,7 +143,7 @@ fn mount_token(spec: &mut Value) {
             }
             let mut mounts = mounts;
             mounts.push(json!({"name": name, "readOnly": true, "mountPath": TOKEN_PATH}));
-            container["volumeMounts"] = Value::Array(mounts);
+            *container.member(&["volumeMounts"]) = Value::Array(mounts);
             mounted = true;
         }
     }
@@ -161,12 +162,12 @@ fn mount_token(spec: &mut Value) {
                 ],
             },
         }));
-        spec["volumes"] = Value::Array(volumes);
+        *spec.member(&["volumes"]) = Value::Array(volumes);
     }
 }
 
 fn tolerations(pod: &mut Value) {
-    let spec = &mut pod["spec"];
+    let spec = pod.member(&["spec"]);
     let mut tolerations = spec["tolerations"].as_array().cloned().unwrap_or_default();
     for key in [
         "node.kubernetes.io/not-ready",
@@ -186,7 +187,7 @@ fn tolerations(pod: &mut Value) {
             }));
         }
     }
-    spec["tolerations"] = Value::Array(tolerations);
+    *spec.member(&["tolerations"]) = Value::Array(tolerations);
 }
 
 fn priority(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
@@ -219,9 +220,9 @@ fn priority(context: &Context<'_>, pod: &mut Value) -> Result<(), StatusError> {
             ),
         ));
     }
-    pod["spec"]["priority"] = json!(value);
+    *pod.member(&["spec", "priority"]) = json!(value);
     if pod["spec"]["preemptionPolicy"].is_null() {
-        pod["spec"]["preemptionPolicy"] = json!(preemption);
+        *pod.member(&["spec", "preemptionPolicy"]) = json!(preemption);
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Runtime classes: what a pod's class adds to it, its overhead and where it may run.
 
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::Key;
 use serde_json::{Value, json};
@@ -44,7 +45,7 @@ fn apply(class: &Value, pod: &mut Value) -> Result<(), String> {
             let why = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
             return Err(why.to_owned());
         }
-        true => pod["spec"]["overhead"] = overhead.clone(),
+        true => *pod.member(&["spec", "overhead"]) = overhead.clone(),
         false if has_own => {
             let why = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
             return Err(why.to_owned());
@@ -62,7 +63,7 @@ fn apply(class: &Value, pod: &mut Value) -> Result<(), String> {
                     own.as_str().unwrap_or_default()
                 ));
             }
-            pod["spec"]["nodeSelector"][key] = wanted.clone();
+            *pod.member(&["spec", "nodeSelector", key]) = wanted.clone();
         }
     }
     if let Some(added) = scheduling["tolerations"].as_array() {
@@ -73,7 +74,7 @@ fn apply(class: &Value, pod: &mut Value) -> Result<(), String> {
                 tolerations.push(toleration.clone());
             }
         }
-        pod["spec"]["tolerations"] = json!(tolerations);
+        *pod.member(&["spec", "tolerations"]) = json!(tolerations);
     }
     Ok(())
 }

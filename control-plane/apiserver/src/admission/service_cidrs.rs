@@ -1,5 +1,6 @@
 //! ServiceCIDR: the servers' own range serves; any other says of itself that it does not.
 
+use gantry_api::json::Members;
 use serde_json::{Value, json};
 
 use super::Ranges;
@@ -19,7 +20,7 @@ pub(super) fn admit(ranges: &Ranges, context: &Context<'_>, object: &mut Value) 
             "services get their addresses from the range that the servers were started with (--service-cidr)",
         ),
     };
-    object["status"]["conditions"] = json!([{
+    *object.member(&["status", "conditions"]) = json!([{
         "type": "Ready",
         "status": status,
         "reason": reason,

@@ -1,6 +1,7 @@
 //! `pods/binding`: the scheduler's decision.
 
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::status::{Details, StatusError};
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -81,13 +82,13 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
                 &format!("pod {} has non-empty .spec.schedulingGates", context.name()),
             ));
         }
-        pod["spec"]["nodeName"] = json!(node);
+        *pod.member(&["spec", "nodeName"]) = json!(node);
         for (key, value) in binding["metadata"]["annotations"]
             .as_object()
             .into_iter()
             .flatten()
         {
-            pod["metadata"]["annotations"][key] = value.clone();
+            *pod.member(&["metadata", "annotations", key]) = value.clone();
         }
         set_scheduled(&mut pod, &context.api.clock.stamp());
         if context.dry_run()? {
@@ -125,5 +126,5 @@ fn set_scheduled(pod: &mut Value, now: &str) {
         .unwrap_or_default();
     conditions.retain(|old| old["type"] != "PodScheduled");
     conditions.push(condition);
-    pod["status"]["conditions"] = Value::Array(conditions);
+    *pod.member(&["status", "conditions"]) = Value::Array(conditions);
 }

@@ -1,6 +1,7 @@
 //! POST to a collection.
 
 use gantry_api::decode::decode;
+use gantry_api::json::Members;
 use gantry_api::kind::Kind;
 use gantry_api::kinds::namespace::NamespaceKind;
 use gantry_api::meta::generated_prefix;
@@ -43,26 +44,29 @@ async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, S
     let mut object = object;
     check_namespace(context, &mut object)?;
     if !object["metadata"].is_object() {
-        object["metadata"] = json!({});
+        *object.member(&["metadata"]) = json!({});
     }
     if !meta(&object, "resourceVersion").is_empty() {
         return Err(StatusError::unclassified(
             "resourceVersion should not be set on objects to be created",
         ));
     }
-    object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
-    object["metadata"]["creationTimestamp"] = json!(context.api.clock.stamp());
+    *object.member(&["metadata", "uid"]) = json!(uuid::Uuid::new_v4().to_string());
+    *object.member(&["metadata", "creationTimestamp"]) = json!(context.api.clock.stamp());
     if info.has_generation {
-        object["metadata"]["generation"] = json!(1);
+        *object.member(&["metadata", "generation"]) = json!(1);
     }
     context.api.admission.create(context, &mut object).await?;
     let generated = meta(&object, "name").is_empty();
     let prefix = generated_prefix(meta(&object, "generateName")).to_owned();
     for _ in 0..ATTEMPTS {
         if generated && !prefix.is_empty() {
-            object["metadata"]["name"] = json!(format!("{prefix}{}", random_suffix()));
+            *object.member(&["metadata", "name"]) = json!(format!("{prefix}{}", random_suffix()));
         }
         let mut prepared = context.resource.kind.create(object.clone())?;
+        let admission = &context.api.admission;
+        let told = admission.validate(context, &prepared.object, None)?;
+        prepared.warnings.extend(told);
         let name = meta(&prepared.object, "name").to_owned();
         let key = context.resource.key(context.namespace(), &name);
         let mut transaction = Transaction {
@@ -158,9 +162,9 @@ pub(crate) fn check_namespace(
     match meta(object, "namespace") {
         "" => {
             if object["metadata"].is_null() {
-                object["metadata"] = json!({});
+                *object.member(&["metadata"]) = json!({});
             }
-            object["metadata"]["namespace"] = json!(namespace);
+            *object.member(&["metadata", "namespace"]) = json!(namespace);
             Ok(())
         }
         own if own == namespace => Ok(()),

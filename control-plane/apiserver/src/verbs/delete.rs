@@ -1,6 +1,7 @@
 //! DELETE of one object: grace periods, finalizers, propagation, preconditions.
 
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Revision};
 use serde_json::{Value, json};
@@ -157,7 +158,7 @@ pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError>
             let mut details =
                 json!({"name": context.name(), "kind": info.plural, "uid": meta(&object, "uid")});
             if !info.group.is_empty() {
-                details["group"] = json!(info.group);
+                *details.member(&["group"]) = json!(info.group);
             }
             Ok(Answer::value(&json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
@@ -210,7 +211,7 @@ pub(crate) async fn delete_one(
                 true => {
                     // What a reader saw last carries the revision of its deletion for pods, and of its last change
                     // for everything else.
-                    object["metadata"]["resourceVersion"] = json!(
+                    *object.member(&["metadata", "resourceVersion"]) = json!(
                         match info.kind {
                             "Pod" => revision,
                             _ => entry.modify_revision,
@@ -218,15 +219,18 @@ pub(crate) async fn delete_one(
                         .to_string()
                     );
                     if info.kind != "Pod" {
-                        if let Some(metadata) = object["metadata"].as_object_mut()
+                        if let Some(metadata) =
+                            object.get_mut("metadata").and_then(Value::as_object_mut)
                             && at_once
                         {
                             metadata.remove("deletionTimestamp");
                             metadata.remove("deletionGracePeriodSeconds");
                         }
-                        object["metadata"]["generation"] = before["metadata"]["generation"].clone();
+                        *object.member(&["metadata", "generation"]) =
+                            before["metadata"]["generation"].clone();
                         if object["metadata"]["generation"].is_null()
-                            && let Some(metadata) = object["metadata"].as_object_mut()
+                            && let Some(metadata) =
+                                object.get_mut("metadata").and_then(Value::as_object_mut)
                         {
                             metadata.remove("generation");
                         }
@@ -258,17 +262,18 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
             let start = deadline - pending * 1_000_000_000;
             object["metadata"]["deletionTimestamp"] =
                 json!(gantry_api::time::seconds(start + grace * 1_000_000_000));
-            object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+            *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
         }
     } else {
         let deadline = context.api.clock.now() + grace * 1_000_000_000;
-        object["metadata"]["deletionTimestamp"] = json!(gantry_api::time::seconds(deadline));
-        object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        *object.member(&["metadata", "deletionTimestamp"]) =
+            json!(gantry_api::time::seconds(deadline));
+        *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
         if let Some(generation) = object["metadata"]["generation"]
             .as_i64()
             .filter(|generation| *generation > 0)
         {
-            object["metadata"]["generation"] = json!(generation + 1);
+            *object.member(&["metadata", "generation"]) = json!(generation + 1);
         }
     }
     match options.propagation.as_deref() {
@@ -278,8 +283,8 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
         _ => {}
     }
     if info.kind == "Namespace" {
-        object["status"]["phase"] = json!("Terminating");
-        if let Some(metadata) = object["metadata"].as_object_mut() {
+        *object.member(&["status", "phase"]) = json!("Terminating");
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("deletionGracePeriodSeconds");
         }
     }
@@ -320,9 +325,9 @@ fn set_finalizers(object: &mut Value, add: &[&str], remove: &[&str]) {
         }
     }
     match finalizers.is_empty() {
-        false => object["metadata"]["finalizers"] = Value::Array(finalizers),
+        false => *object.member(&["metadata", "finalizers"]) = Value::Array(finalizers),
         true => {
-            if let Some(metadata) = object["metadata"].as_object_mut() {
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
                 metadata.remove("finalizers");
             }
         }

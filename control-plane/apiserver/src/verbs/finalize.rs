@@ -1,5 +1,6 @@
 //! `namespaces/finalize`: takes finalizers off a namespace's spec, and with the last one the namespace.
 
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use serde_json::Value;
 
@@ -29,11 +30,11 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         }
         let mut namespace = codec::decode(info, &entry.value)?;
         let before = namespace.clone();
-        namespace["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone();
+        *namespace.member(&["spec", "finalizers"]) = wanted["spec"]["finalizers"].clone();
         if wanted["spec"]["finalizers"]
             .as_array()
             .is_none_or(Vec::is_empty)
-            && let Some(spec) = namespace["spec"].as_object_mut()
+            && let Some(spec) = namespace.get_mut("spec").and_then(Value::as_object_mut)
         {
             spec.remove("finalizers");
         }

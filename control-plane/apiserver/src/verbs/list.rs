@@ -7,6 +7,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
 use bytes::{BufMut, BytesMut};
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Revision, TableSnapshot};
@@ -250,9 +251,9 @@ pub(crate) struct More {
 fn list_metadata(revision: Revision, more: Option<&More>) -> Value {
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some(more) = more {
-        metadata["continue"] = json!(more.token);
+        *metadata.member(&["continue"]) = json!(more.token);
         if let Some(remaining) = more.remaining {
-            metadata["remainingItemCount"] = json!(remaining);
+            *metadata.member(&["remainingItemCount"]) = json!(remaining);
         }
     }
     metadata
@@ -310,7 +311,7 @@ pub(crate) fn as_table(
             });
             let rows: Result<Vec<Value>, StatusError> =
                 entries.iter().map(|entry| row(context, entry)).collect();
-            table["rows"] = Value::Array(rows?);
+            *table.member(&["rows"]) = Value::Array(rows?);
             Ok(Answer::value(&table))
         }
         Shape::Metadata => {

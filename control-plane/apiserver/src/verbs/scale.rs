@@ -1,6 +1,7 @@
 //! The `scale` subresource of kinds that have replicas.
 
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::kind::WriteScope;
 use gantry_api::patch::{self, PatchType};
 use gantry_api::status::StatusError;
@@ -85,7 +86,7 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
     };
     swap(context, WriteScope::Main, |current| {
         let mut object = current.clone();
-        object["spec"]["replicas"] = replicas(current)?;
+        *object.member(&["spec", "replicas"]) = replicas(current)?;
         Ok(object)
     })
     .await?;
@@ -114,14 +115,14 @@ fn scale_of(object: &Value) -> Value {
         .as_i64()
         .filter(|replicas| *replicas != 0)
     {
-        spec["replicas"] = json!(replicas);
+        *spec.member(&["replicas"]) = json!(replicas);
     }
     let selector: Option<LabelSelector> =
         serde_json::from_value(object["spec"]["selector"].clone()).ok();
     let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
     let text = gantry_api::selector::LabelSelector::from_api(selector.as_ref()).to_string();
     if !text.is_empty() {
-        status["selector"] = json!(text);
+        *status.member(&["selector"]) = json!(text);
     }
     json!({
         "kind": "Scale",

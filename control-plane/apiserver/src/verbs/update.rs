@@ -121,6 +121,9 @@ pub(crate) async fn swap(
         let mut transaction = Transaction::default();
         let mut prepared = context.resource.kind.update(object, &current, scope)?;
         if scope == WriteScope::Main {
+            let admission = &context.api.admission;
+            let told = admission.validate(context, &prepared.object, Some(&current))?;
+            prepared.warnings.extend(told);
             context.api.admission.allocate(
                 context,
                 &mut prepared.object,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Event, Revision, Watch, WatchError};
 use http::StatusCode;
@@ -301,9 +302,9 @@ impl Session {
     async fn bookmark(&mut self, revision: Revision, initial_end: bool) -> Result<(), Gone> {
         let info = self.resource.info();
         let mut metadata = json!({"resourceVersion": revision.to_string()});
-        metadata["creationTimestamp"] = Value::Null;
+        *metadata.member(&["creationTimestamp"]) = Value::Null;
         if initial_end {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            *metadata.member(&["annotations"]) = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = json!({
             "kind": info.kind,

@@ -6,21 +6,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
-use gantry_apiserver::Identity;
+use gantry_apiserver::node_keys::{KeyError, NODES_GROUP, Voucher};
+use gantry_apiserver::{Identity, Peer};
 use gantry_tls::Lifetime;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::Certificates;
 use super::rotation::node_key;
-use super::{Certificates, NODES_GROUP, node_user};
 use crate::members::{Exchange, only_administrators, refuse};
 
 const CERTIFICATES: &str = "/gantry/v1/certificates";
 const AUTHORITIES: &str = "/gantry/v1/authorities";
 /// The group of tokens that admit nodes.
 const JOINING_NODES: &str = "system:bootstrappers:gantry:nodes";
+/// Before a node's name: the group of tokens that admit that node alone, also in another's place.
+const JOINING_NODE: &str = "system:bootstrappers:gantry:node:";
 
 /// A certificate as it is given to who asked for it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,46 +70,73 @@ impl CertificatesApi {
             .with_state(self)
     }
 
-    /// Why somebody may not have the certificate of a node.
-    fn refusal(&self, who: &Identity, node: &str) -> Option<StatusError> {
-        let forbidden = |message: String| Some(StatusError::new(403, "Forbidden", message, None));
-        if who.is_in("system:masters") || who.is_in(NODES_GROUP) && who.user == node_user(node) {
-            return None;
-        }
-        if who.is_in(NODES_GROUP) {
-            return forbidden(format!(
-                "\"{}\" gets certificates of its own only",
-                who.user
-            ));
-        }
-        if !who.is_in(JOINING_NODES) {
-            return forbidden(
-                "this token does not admit nodes: make one with 'gantry token create --for nodes'"
-                    .to_owned(),
-            );
-        }
+    /// Whose word somebody's is that a node has a key, or why it does not count.
+    fn voucher(&self, who: &Identity, peer: &Peer, node: &str) -> Result<Voucher, StatusError> {
+        let forbidden = |message: String| Err(StatusError::new(403, "Forbidden", message, None));
         if let Some(found) = gantry_api::names::is_dns1123_subdomain(node) {
-            return Some(StatusError::bad_request(format!(
-                "the node's name \"{node}\": {found}"
+            let shown = node.chars().take(80).collect::<String>();
+            return Err(StatusError::bad_request(format!(
+                "the node's name {shown:?}: {found}"
             )));
         }
-        let entry = self.exchange.store.get(&node_key(node))?;
+        if who.is_in("system:masters") {
+            return Ok(Voucher::Administrator);
+        }
+        if who.is_in(NODES_GROUP) {
+            return match &peer.key {
+                Some(key) if peer.node() == Some(node) => Ok(Voucher::Node(key.clone())),
+                _ => forbidden(format!(
+                    "\"{}\" gets certificates of its own only",
+                    who.user
+                )),
+            };
+        }
+        let bound = who.groups.iter();
+        let mut bound = bound.filter_map(|group| group.strip_prefix(JOINING_NODE));
+        if bound.clone().any(|name| name == node) {
+            return Ok(Voucher::TokenForNode);
+        }
+        if who.is_in(JOINING_NODES) {
+            return Ok(Voucher::Token);
+        }
+        match bound.next() {
+            Some(name) => forbidden(format!(
+                "this token admits the node \"{name}\" only: name it with --node-name"
+            )),
+            None => forbidden(
+                "this token does not admit nodes: make one with 'gantry token create --for nodes'"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    fn is_ready(&self, node: &str) -> bool {
+        let Some(entry) = self.exchange.store.get(&node_key(node)) else {
+            return false;
+        };
         let object: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
         let conditions = object["status"]["conditions"].as_array();
-        let is_ready = conditions
+        conditions
             .into_iter()
             .flatten()
-            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-        is_ready.then(|| {
-            StatusError::new(
-                409,
-                "AlreadyExists",
-                format!(
-                    "the node \"{node}\" is there and Ready: choose another name with --node-name, or stop that one first"
-                ),
-                None,
-            )
-        })
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    }
+
+    /// What a request is answered whose key is not accepted.
+    fn refusal(&self, node: &str, error: &KeyError) -> StatusError {
+        match error {
+            KeyError::Taken(_) => {
+                let message = match self.is_ready(node) {
+                    true => format!(
+                        "the node \"{node}\" is there and Ready: choose another name with --node-name, or stop that one first"
+                    ),
+                    false => error.to_string(),
+                };
+                StatusError::new(409, "AlreadyExists", message, None)
+            }
+            KeyError::Revoked(_) => StatusError::new(403, "Forbidden", error.to_string(), None),
+            KeyError::Store(_) => StatusError::service_unavailable(error.to_string()),
+        }
     }
 }
 
@@ -154,21 +184,30 @@ async fn list(State(api): State<CertificatesApi>, Extension(who): Extension<Iden
 async fn grant(
     State(api): State<CertificatesApi>,
     Extension(who): Extension<Identity>,
+    Extension(peer): Extension<Peer>,
     body: bytes::Bytes,
 ) -> Response {
     let asked: NodeRequest = match serde_json::from_slice(&body) {
         Ok(asked) => asked,
         Err(error) => return refuse(&StatusError::bad_request(error.to_string())),
     };
-    if let Some(refusal) = api.refusal(&who, &asked.node) {
-        return refuse(&refusal);
+    let by = match api.voucher(&who, &peer, &asked.node) {
+        Ok(by) => by,
+        Err(refusal) => return refuse(&refusal),
+    };
+    if by == Voucher::TokenForNode && api.is_ready(&asked.node) {
+        return refuse(&api.refusal(&asked.node, &KeyError::Taken(asked.node.clone())));
     }
     match api
         .certificates
-        .grant_node(&asked.node, &asked.request)
+        .grant_node(&asked.node, &asked.request, &by)
         .await
     {
         Ok(granted) => Json(granted).into_response(),
+        Err(error) if error.is::<KeyError>() => match error.downcast::<KeyError>() {
+            Ok(error) => refuse(&api.refusal(&asked.node, &error)),
+            Err(error) => refuse(&StatusError::service_unavailable(format!("{error:#}"))),
+        },
         Err(error) if error.is::<gantry_tls::TlsError>() => {
             refuse(&StatusError::bad_request(format!("{error:#}")))
         }

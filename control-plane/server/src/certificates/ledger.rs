@@ -1,12 +1,11 @@
 //! Which certificates were issued last, to whom: what `gantry certs` lists, and what an authority is still needed for.
 
 use anyhow::{Context, Result};
+use gantry_apiserver::node_keys::LEDGER as TABLE;
 use gantry_store::{Index, Key, Operation, Store, Table, Transaction};
 use gantry_tls::Lifetime;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-
-const TABLE: &str = "-/certificates";
 
 /// What was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]

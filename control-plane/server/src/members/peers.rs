@@ -120,7 +120,8 @@ async fn serve_lane(peers: Peers, to: u64, mut queue: mpsc::Receiver<Vec<Outgoin
             return;
         };
         let began = tokio::time::Instant::now();
-        if let Err(error) = supply(&peers, to, first, &mut queue).await {
+        let supplied = gantry_tasks::caught(supply(&peers, to, first, &mut queue)).await;
+        if let Err(error) = supplied.unwrap_or_else(|panicked| Err(panicked.into())) {
             tracing::debug!(
                 member = to,
                 error = format!("{error:#}"),

@@ -60,9 +60,49 @@ pub(crate) struct Hub {
     /// Bumped whenever a node comes or goes.
     changed: watch::Sender<u64>,
     routing: Mutex<Routing>,
+    /// Bumped when the keys of a node change, for those of its connections that wait for that.
+    keys: Mutex<BTreeMap<String, watch::Sender<u64>>>,
 }
 
 impl Hub {
+    /// Wakes whenever the keys change that a node may show.
+    pub(crate) fn keys_of(&self, node: &str) -> watch::Receiver<u64> {
+        let mut keys = self.keys.lock();
+        keys.entry(node.to_owned()).or_default().subscribe()
+    }
+
+    /// The keys of a node have changed.
+    pub(crate) fn keys_changed(&self, node: &str) {
+        let mut keys = self.keys.lock();
+        match keys.get(node) {
+            Some(changed) if changed.receiver_count() == 0 => drop(keys.remove(node)),
+            Some(changed) => changed.send_modify(|count| *count += 1),
+            None => {}
+        }
+    }
+
+    /// The keys of any node may have changed. Forgets the nodes of which nobody waits.
+    pub(crate) fn all_keys_changed(&self) {
+        let mut keys = self.keys.lock();
+        keys.retain(|_, changed| changed.receiver_count() > 0);
+        for changed in keys.values() {
+            changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Whether a node has a link.
+    pub(crate) fn is_linked(&self, node: &str) -> bool {
+        self.nodes.lock().contains_key(node)
+    }
+
+    /// Whether this is the latest link of a node.
+    fn is_latest(&self, node: &str, generation: u64) -> bool {
+        let nodes = self.nodes.lock();
+        nodes
+            .get(node)
+            .is_some_and(|connection| connection.generation == generation)
+    }
+
     /// Registers a node's new connection; returns its generation.
     pub(crate) fn connected(
         &self,
@@ -101,6 +141,13 @@ impl Hub {
             self.routing.lock().left(node);
             self.count_changed();
         }
+        let mut keys = self.keys.lock();
+        if keys
+            .get(node)
+            .is_some_and(|changed| changed.receiver_count() == 0)
+        {
+            keys.remove(node);
+        }
     }
 
     /// Ends the connection of a node, which opens another if it lives.
@@ -127,8 +174,10 @@ impl Hub {
     }
 
     /// Notes that a node is alive.
-    pub(crate) fn heard(&self, node: &str) {
-        if let Some(connection) = self.nodes.lock().get_mut(node) {
+    pub(crate) fn heard(&self, node: &str, generation: u64) {
+        if let Some(connection) = self.nodes.lock().get_mut(node)
+            && connection.generation == generation
+        {
             connection.last_heard = Instant::now();
         }
     }
@@ -172,13 +221,19 @@ impl Hub {
     }
 
     /// A node's rules reflect a revision.
-    pub(crate) fn programmed(&self, node: &str, revision: u64) {
+    pub(crate) fn programmed(&self, node: &str, generation: u64, revision: u64) {
+        if !self.is_latest(node, generation) {
+            return;
+        }
         let answers = self.routing.lock().programmed(node, revision);
         self.tell(answers);
     }
 
     /// A node wants to know when every node's rules reflect a revision.
-    pub(crate) fn await_services(&self, node: &str, revision: u64) {
+    pub(crate) fn await_services(&self, node: &str, generation: u64, revision: u64) {
+        if !self.is_latest(node, generation) {
+            return;
+        }
         let answers = self.routing.lock().wait(node, revision);
         self.tell(answers);
     }

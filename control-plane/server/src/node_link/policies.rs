@@ -29,6 +29,7 @@ use gantry_rpc::node::PolicyChange;
 use gantry_store::{Event, Revision, Store, Table, Watch};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use compile::Policy;
 use delivery::NodeView;
@@ -99,8 +100,14 @@ impl Policies {
                 task: Mutex::new(None),
             });
             // The task itself must not keep what its end depends on.
-            let follow = follow(self.store.clone(), Arc::downgrade(&shared));
-            *shared.task.lock() = Some(tokio::spawn(follow));
+            let (store, known_by) = (self.store.clone(), Arc::downgrade(&shared));
+            let never = CancellationToken::new();
+            *shared.task.lock() = Some(tokio::spawn(async move {
+                gantry_tasks::supervised("policies", &never, || {
+                    follow(store.clone(), known_by.clone())
+                })
+                .await;
+            }));
             *known = Arc::downgrade(&shared);
             shared
         });

@@ -1,192 +1,399 @@
 //! What nodes report, written through the API: registration, pod statuses, finished pods, events.
 //!
-//! Statuses are level-triggered: only the latest of each pod is kept while a write is under way, so that a burst
-//! costs one write per pod and never grows. A node's word counts only for pods bound to it.
+//! - A node's word counts only for itself and for pods bound to it: whatever it says is read as a type ([`said`]), judged by
+//!   what the store knows ([`Owned`]), and once more by the object that is written.
+//! - Statuses are level-triggered: only the latest of each pod is kept while a write is under way, so that a burst costs one
+//!   write per pod and never grows. They go with the link: of a node that has left nothing remains.
+//! - What an older link of a node said never replaces what a later one says ([`LinkReports::is_current`]), and writes carry
+//!   the leader's term: neither does what an earlier leader was told.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use gantry_rpc::node::{PodStatus, PodTerminated, agent_message};
+use gantry_api::json::Members;
+use gantry_api::paths;
+use gantry_rpc::node::{Hello, agent_message};
+use gantry_store::{Key, Store, Table};
+use gantry_tasks::caught;
 use http::{Method, Request};
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::super::pod_cidr::PodCidrs;
 use super::super::recorder::Recorder;
+use super::hub::Hub;
+use super::restrictions::{Claim, Other, addresses, check_labels, check_pod_addresses};
+use super::said::{self, NodeName, PodRef, Refused, Subject};
+use super::session::ClusterFacts;
+use crate::members::Roster;
+use crate::metrics::METRICS;
 
 /// Pods of one node written at once.
 const CONCURRENT_WRITES: usize = 16;
 /// Attempts at a write that others keep conflicting with.
 const ATTEMPTS: usize = 8;
+/// Between attempts at what could not be written.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Events of one node: so many at once, and so many in a second.
+const EVENTS: (u32, u32) = (512, 50);
+/// Of what a node may not say, this many lines in a minute are logged.
+const LINES: u32 = 10;
 
 /// What is to be written about one pod.
 #[derive(Clone, Debug, Default)]
 struct Pending {
-    uid: String,
-    status: Option<Vec<u8>>,
+    status: Option<Box<core::PodStatus>>,
     terminated: bool,
 }
 
-type PodKey = (String, String);
-
-/// One node's queue.
+/// What waits to be written of a node's reports.
 #[derive(Default)]
 struct Queue {
-    pods: Mutex<BTreeMap<PodKey, Pending>>,
-    wake: Notify,
+    pods: BTreeMap<PodRef, Pending>,
+    node: Option<Box<core::NodeStatus>>,
 }
 
-/// Writes reports; shared by all links.
-pub(crate) struct Reports {
-    client: kube::Client,
-    pod_cidrs: PodCidrs,
-    recorder: Recorder,
-    queues: Mutex<BTreeMap<String, Arc<Queue>>>,
+/// So many at once, and then so many in a second.
+struct Allowance {
+    left: u32,
+    since: Instant,
 }
 
-impl Reports {
-    pub(crate) fn new(client: kube::Client, pod_cidrs: PodCidrs) -> Self {
+impl Allowance {
+    fn new(burst: u32) -> Self {
         Self {
-            recorder: Recorder::new(client.clone()),
-            client,
-            pod_cidrs,
-            queues: Mutex::default(),
+            left: burst,
+            since: Instant::now(),
         }
     }
 
-    /// Takes a message of a node; never waits.
-    pub(crate) fn take(&self, node: &str, message: agent_message::Message) {
-        match message {
+    fn take(&mut self, burst: u32, refill: u32, per: Duration, now: Instant) -> bool {
+        let periods = now.saturating_duration_since(self.since).as_secs_f64() / per.as_secs_f64();
+        let regained = (periods * f64::from(refill)) as u32;
+        if regained > 0 {
+            self.left = self.left.saturating_add(regained).min(burst);
+            self.since = now;
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
+    }
+}
+
+/// What all links share.
+pub(crate) struct Reports {
+    pub(crate) store: Store,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) roster: Roster,
+    pub(crate) facts: ClusterFacts,
+    pub(crate) pod_cidrs: PodCidrs,
+    pub(crate) recorder: Recorder,
+    /// The latest link of each node that has one.
+    links: Mutex<BTreeMap<NodeName, u64>>,
+    numbers: AtomicU64,
+}
+
+/// The reports of one link.
+pub(crate) struct LinkReports {
+    shared: Arc<Reports>,
+    node: NodeName,
+    number: u64,
+    dials_from: IpAddr,
+    /// Fenced by the term in which the link was opened.
+    client: kube::Client,
+    queue: Mutex<Queue>,
+    wake: Notify,
+    events: Mutex<Allowance>,
+    lines: Mutex<Allowance>,
+}
+
+/// Whose a pod is that a node speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owned {
+    Yes,
+    /// There is no such pod, or another one of its name.
+    Gone,
+    No,
+}
+
+impl Reports {
+    pub(crate) fn new(
+        store: Store,
+        hub: Arc<Hub>,
+        roster: Roster,
+        facts: ClusterFacts,
+        pod_cidrs: PodCidrs,
+        recorder: Recorder,
+    ) -> Self {
+        Self {
+            store,
+            hub,
+            roster,
+            facts,
+            pod_cidrs,
+            recorder,
+            links: Mutex::default(),
+            numbers: AtomicU64::new(0),
+        }
+    }
+
+    /// The reports of a new link; those of an older link of the node count for nothing from now on.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        node: NodeName,
+        dials_from: IpAddr,
+        client: kube::Client,
+    ) -> LinkReports {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        self.links.lock().insert(node.clone(), number);
+        LinkReports {
+            shared: self.clone(),
+            node,
+            number,
+            dials_from,
+            client,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            events: Mutex::new(Allowance::new(EVENTS.0)),
+            lines: Mutex::new(Allowance::new(LINES)),
+        }
+    }
+
+    fn get(&self, table: &str, namespace: &str, name: &str) -> Option<Value> {
+        let entry = self.store.get(&Key {
+            table: Table(table.into()),
+            namespace: namespace.into(),
+            name: name.into(),
+        })?;
+        serde_json::from_slice(&entry.value).ok()
+    }
+}
+
+impl Drop for LinkReports {
+    fn drop(&mut self) {
+        let mut links = self.shared.links.lock();
+        if links.get(&self.node) == Some(&self.number) {
+            links.remove(&self.node);
+        }
+    }
+}
+
+impl LinkReports {
+    pub(crate) fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Whether no later link of the node has been opened. Asked between the reading of an object and its replacement,
+    /// which fails when anybody else has changed it meanwhile.
+    fn is_current(&self) -> bool {
+        self.shared.links.lock().get(&self.node) == Some(&self.number)
+    }
+
+    fn must_be_current(&self) -> Result<()> {
+        match self.is_current() {
+            true => Ok(()),
+            false => bail!("the node has opened another link since"),
+        }
+    }
+
+    /// Takes a message; never waits. What the node may not say is refused, with a line in the log.
+    pub(crate) fn take(&self, message: agent_message::Message) {
+        let taken = match message {
             agent_message::Message::PodStatuses(statuses) => {
-                let queue = self.queue(node);
-                let mut pods = queue.pods.lock();
-                for PodStatus {
-                    namespace,
-                    name,
-                    uid,
-                    status,
-                } in statuses.statuses
-                {
-                    let pending = pods.entry((namespace, name)).or_default();
-                    if pending.uid != uid {
-                        *pending = Pending {
-                            uid,
-                            ..Pending::default()
-                        };
-                    }
-                    pending.status = Some(status.to_vec());
+                for status in statuses.statuses {
+                    let taken = said::pod_status(status)
+                        .and_then(|(pod, status)| self.take_status(pod, status));
+                    self.note(taken);
                 }
-                drop(pods);
-                queue.wake.notify_one();
+                Ok(())
             }
-            agent_message::Message::PodTerminated(PodTerminated {
-                namespace,
-                name,
-                uid,
-            }) => {
-                let queue = self.queue(node);
-                let mut pods = queue.pods.lock();
-                let pending = pods.entry((namespace, name)).or_default();
-                if pending.uid != uid {
-                    *pending = Pending {
-                        uid,
-                        ..Pending::default()
-                    };
-                }
-                pending.terminated = true;
-                drop(pods);
-                queue.wake.notify_one();
+            agent_message::Message::PodTerminated(terminated) => {
+                said::pod_terminated(terminated).and_then(|pod| self.take_terminated(pod))
             }
-            agent_message::Message::Event(record) => match serde_json::from_slice(&record.event) {
-                Ok(event) => self.recorder.record(event),
-                Err(error) => {
-                    tracing::warn!(node, %error, "the node sent an event that is not JSON")
-                }
-            },
+            agent_message::Message::Event(event) => {
+                said::event(&event).and_then(|(subject, event)| self.take_event(&subject, event))
+            }
             agent_message::Message::NodeStatus(status) => {
-                let (client, node) = (self.client.clone(), node.to_owned());
-                tokio::spawn(async move {
-                    if let Err(error) = write_node_status(&client, &node, &status.status).await {
-                        tracing::warn!(
-                            node,
-                            error = format!("{error:#}"),
-                            "writing the node's status"
-                        );
-                    }
-                });
+                said::node_status(&status).map(|status| {
+                    self.queue.lock().node = Some(Box::new(status));
+                    self.wake.notify_one();
+                })
             }
             agent_message::Message::Hello(_)
             | agent_message::Message::Heartbeat(_)
             | agent_message::Message::ServicesProgrammed(_)
-            | agent_message::Message::AwaitServices(_) => {}
+            | agent_message::Message::AwaitServices(_) => Ok(()),
+        };
+        self.note(taken);
+    }
+
+    fn note(&self, taken: Result<(), Refused>) {
+        let Err(refused) = taken else { return };
+        METRICS.reports_refused.inc();
+        let minute = Duration::from_secs(60);
+        if self.lines.lock().take(LINES, LINES, minute, Instant::now()) {
+            tracing::warn!(node = %self.node, %refused, "a node said what it may not");
         }
     }
 
-    fn queue(&self, node: &str) -> Arc<Queue> {
-        let mut queues = self.queues.lock();
-        if let Some(queue) = queues.get(node) {
-            return queue.clone();
+    /// Whose a pod is, by the store. It has every pod that the node was told of.
+    fn owner(&self, pod: &PodRef) -> Owned {
+        #[derive(Deserialize)]
+        struct Known {
+            metadata: KnownMeta,
+            #[serde(default)]
+            spec: KnownSpec,
         }
-        let queue = Arc::new(Queue::default());
-        queues.insert(node.to_owned(), queue.clone());
-        tokio::spawn(write_pods(
-            self.client.clone(),
-            node.to_owned(),
-            queue.clone(),
-        ));
-        queue
+        #[derive(Deserialize)]
+        struct KnownMeta {
+            uid: String,
+        }
+        #[derive(Default, Deserialize)]
+        struct KnownSpec {
+            #[serde(default, rename = "nodeName")]
+            node_name: String,
+        }
+        let found = self.shared.get("core/pods", pod.namespace(), pod.name());
+        let known = found.and_then(|found| serde_json::from_value::<Known>(found).ok());
+        match known {
+            Some(known) if known.spec.node_name == self.node.as_str() => {
+                match known.metadata.uid == pod.uid() {
+                    true => Owned::Yes,
+                    false => Owned::Gone,
+                }
+            }
+            Some(known) if known.metadata.uid == pod.uid() => Owned::No,
+            // Perhaps a successor of the one that is meant.
+            _ => Owned::Gone,
+        }
     }
 
-    /// Creates or refreshes a Node from what its agent says, and returns its pod CIDRs.
-    pub(crate) async fn register(&self, node: &str, reported: &[u8]) -> Result<Vec<IpNet>> {
-        let reported: Value =
-            serde_json::from_slice(reported).context("the Node object is not JSON")?;
-        let path = format!("/api/v1/nodes/{node}");
+    fn must_own(&self, pod: &PodRef) -> Result<bool, Refused> {
+        match self.owner(pod) {
+            Owned::Yes => Ok(true),
+            Owned::Gone => Ok(false),
+            Owned::No => Err(Refused::NotItsOwn(format!(
+                "the pod {}/{} is not bound to this node",
+                pod.namespace(),
+                pod.name()
+            ))),
+        }
+    }
+
+    fn take_status(&self, pod: PodRef, status: core::PodStatus) -> Result<(), Refused> {
+        if self.must_own(&pod)? {
+            let mut queue = self.queue.lock();
+            queue.pods.entry(pod).or_default().status = Some(Box::new(status));
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    fn take_terminated(&self, pod: PodRef) -> Result<(), Refused> {
+        if self.must_own(&pod)? {
+            self.queue.lock().pods.entry(pod).or_default().terminated = true;
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    fn take_event(&self, subject: &Subject, event: core::Event) -> Result<(), Refused> {
+        let is_its_own = match subject {
+            Subject::Node(node) => *node == self.node,
+            Subject::Pod(pod) => self.owner(pod) == Owned::Yes,
+            Subject::Service {
+                namespace,
+                name,
+                uid,
+            } => {
+                let service = self.shared.get("core/services", namespace, name);
+                service.is_some_and(|service| service["metadata"]["uid"] == uid.as_str())
+            }
+        };
+        if !is_its_own {
+            return Err(Refused::NotItsOwn(format!(
+                "an Event about {subject:?}, which is not this node's"
+            )));
+        }
+        let (burst, refill) = EVENTS;
+        let second = Duration::from_secs(1);
+        if !self
+            .events
+            .lock()
+            .take(burst, refill, second, Instant::now())
+        {
+            tracing::debug!(node = %self.node, "too many events of one node: one was dropped");
+            return Ok(());
+        }
+        let component = event.source.as_ref();
+        let component = component.and_then(|source| source.component.as_deref());
+        let component = component
+            .filter(|component| ["kubelet", "kube-proxy"].contains(component))
+            .unwrap_or("kubelet");
+        // Where it comes from is not the node's to say, nor anything that is left out here.
+        self.shared.recorder.record(json!({
+            "involvedObject": event.involved_object,
+            "type": event.type_.filter(|kind| kind == "Warning").unwrap_or_else(|| "Normal".to_owned()),
+            "reason": event.reason,
+            "message": event.message,
+            "source": {"component": component, "host": self.node.as_str()},
+            "reportingComponent": component,
+            "reportingInstance": self.node.as_str(),
+        }));
+        Ok(())
+    }
+
+    /// Creates or refreshes the Node from what its agent says, and returns its pod CIDRs.
+    pub(crate) async fn register(&self, hello: &Hello) -> Result<Vec<IpNet>> {
+        let reported = said::node(hello)?;
+        let node = self.node.as_str();
+        check_labels(node, &reported)?;
+        let path = paths::node(node, &[]);
         for _ in 0..ATTEMPTS {
             let existing = get(&self.client, &path).await?;
+            self.must_be_current()?;
+            self.check_addresses(existing.as_ref(), reported.status.as_ref())?;
             let result = match existing {
                 None => {
-                    let cidrs = self.pod_cidrs.allocate(&self.client).await?;
-                    let mut object = reported.clone();
-                    object["apiVersion"] = json!("v1");
-                    object["kind"] = json!("Node");
-                    object["metadata"]["name"] = json!(node);
-                    object["spec"] = json!({"podCIDR": cidrs.first(), "podCIDRs": cidrs});
-                    if let Some(taints @ [_, ..]) =
-                        reported["spec"]["taints"].as_array().map(Vec::as_slice)
-                    {
-                        object["spec"]["taints"] = json!(taints);
+                    let cidrs = self.shared.pod_cidrs.allocate(&self.client).await?;
+                    let mut object = json!({
+                        "apiVersion": "v1",
+                        "kind": "Node",
+                        "metadata": {"name": node},
+                        "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
+                    });
+                    mark(&mut object, &reported);
+                    let taints = reported.spec.as_ref();
+                    if let Some(taints) = taints.and_then(|spec| spec.taints.as_ref()) {
+                        *object.member(&["spec", "taints"]) = json!(taints);
                     }
-                    call(&self.client, Method::POST, "/api/v1/nodes", &object).await
+                    let nodes = paths::path(&["api", "v1", "nodes"]);
+                    call(&self.client, Method::POST, &nodes, &object).await
                 }
                 Some(mut object) => {
-                    for map in ["labels", "annotations"] {
-                        for (key, value) in
-                            reported["metadata"][map].as_object().into_iter().flatten()
-                        {
-                            object["metadata"][map][key] = value.clone();
-                        }
-                    }
+                    mark(&mut object, &reported);
                     if object["spec"]["podCIDR"].is_null() {
-                        let cidrs = self.pod_cidrs.allocate(&self.client).await?;
-                        object["spec"]["podCIDR"] = json!(cidrs.first());
-                        object["spec"]["podCIDRs"] = json!(cidrs);
+                        let cidrs = self.shared.pod_cidrs.allocate(&self.client).await?;
+                        *object.member(&["spec", "podCIDR"]) = json!(cidrs.first());
+                        *object.member(&["spec", "podCIDRs"]) = json!(cidrs);
                     }
                     call(&self.client, Method::PUT, &path, &object).await
                 }
             };
             match result {
                 Ok(object) => {
-                    write_node_status(
-                        &self.client,
-                        node,
-                        reported["status"].to_string().as_bytes(),
-                    )
-                    .await?;
+                    let status = reported.status.unwrap_or_default();
+                    self.write_node_status(&status).await?;
                     let blocks = object["spec"]["podCIDRs"].as_array();
                     let blocks = blocks.into_iter().flatten().filter_map(Value::as_str);
                     return Ok(blocks.filter_map(|block| block.parse().ok()).collect());
@@ -197,103 +404,260 @@ impl Reports {
         }
         bail!("others keep changing the Node object")
     }
-}
 
-/// Writes a node's reports for as long as the server lives.
-async fn write_pods(client: kube::Client, node: String, queue: Arc<Queue>) {
-    loop {
-        queue.wake.notified().await;
-        let batch = std::mem::take(&mut *queue.pods.lock());
-        futures::stream::iter(batch)
-            .for_each_concurrent(CONCURRENT_WRITES, |((namespace, name), pending)| {
-                let (client, node) = (&client, node.as_str());
-                async move {
-                    if let Err(error) = write_pod(client, node, &namespace, &name, &pending).await {
-                        tracing::warn!(
-                            node,
-                            namespace,
-                            pod = name,
-                            error = format!("{error:#}"),
-                            "writing a pod's status"
-                        );
-                    }
+    /// Refuses addresses that are somebody else's. Other nodes are looked at only when the node's addresses change.
+    fn check_addresses(
+        &self,
+        existing: Option<&Value>,
+        reported: Option<&core::NodeStatus>,
+    ) -> Result<(), Refused> {
+        let said = addresses(reported);
+        let before = existing.map(listed_addresses);
+        if before.as_ref() == Some(&said) {
+            return Ok(());
+        }
+        let shared = &self.shared;
+        let servers = shared.roster.all();
+        let servers: Vec<IpAddr> = servers.iter().map(|server| server.address.ip()).collect();
+        let claim = Claim {
+            node: self.node.as_str(),
+            dials_from: self.dials_from,
+            servers: &servers,
+            cluster: &shared.facts.ranges(),
+        };
+        let nodes = shared.store.snapshot(&Table("core/nodes".into()));
+        let others = nodes
+            .iter()
+            .filter(|((_, name), _)| **name != *self.node.as_str());
+        let others = others.map(|((_, name), entry)| {
+            // The store holds only what the API server wrote: JSON.
+            let node: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
+            Other {
+                name: name.to_string(),
+                is_linked: shared.hub.is_linked(name),
+                addresses: listed_addresses(&node),
+            }
+        });
+        claim.check(&said, others)
+    }
+
+    /// Writes reports until the link has ended, and then what is left of them.
+    pub(crate) async fn write(&self, ended: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = ended.cancelled() => {
+                    self.write_all().await;
+                    return;
                 }
-            })
-            .await;
+            }
+            if !self.write_all().await {
+                ended.run_until_cancelled(tokio::time::sleep(AGAIN)).await;
+                self.wake.notify_one();
+            }
+        }
     }
-}
 
-async fn write_pod(
-    client: &kube::Client,
-    node: &str,
-    namespace: &str,
-    name: &str,
-    pending: &Pending,
-) -> Result<()> {
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-    if let Some(status) = &pending.status {
-        let status: Value = serde_json::from_slice(status).context("the status is not JSON")?;
-        write_status(client, node, &path, &pending.uid, &status).await?;
+    /// Writes what waits. False when something is to be tried again.
+    async fn write_all(&self) -> bool {
+        let Queue { pods, node } = std::mem::take(&mut *self.queue.lock());
+        if let Some(status) = node {
+            let written = caught(self.write_node_status(&status)).await;
+            if self.is_over("the node's status", written) {
+                return self.keep_node(status);
+            }
+        }
+        let failed = futures::stream::iter(pods)
+            .map(|(pod, pending)| async move {
+                let written = caught(self.write_pod(&pod, &pending)).await;
+                let what = format!("the status of {}/{}", pod.namespace(), pod.name());
+                self.is_over(&what, written).then_some((pod, pending))
+            })
+            .buffer_unordered(CONCURRENT_WRITES)
+            .filter_map(std::future::ready)
+            .collect::<Vec<_>>()
+            .await;
+        let done = failed.is_empty();
+        let mut queue = self.queue.lock();
+        for (pod, pending) in failed {
+            // What was said since is newer.
+            let waiting = queue.pods.entry(pod).or_default();
+            waiting.terminated |= pending.terminated;
+            if waiting.status.is_none() {
+                waiting.status = pending.status;
+            }
+        }
+        done
     }
-    if pending.terminated {
+
+    fn keep_node(&self, status: Box<core::NodeStatus>) -> bool {
+        self.queue.lock().node.get_or_insert(status);
+        false
+    }
+
+    /// Tells of a write that failed; whether it is worth another attempt.
+    fn is_over(&self, what: &str, written: Result<Result<()>, gantry_tasks::Panicked>) -> bool {
+        let (error, again) = match written {
+            Ok(Ok(())) => return false,
+            Ok(Err(error)) => {
+                if let Some(refused) = error.downcast_ref::<Refused>() {
+                    self.note(Err(refused.clone()));
+                    return false;
+                }
+                let api = error.downcast_ref::<kube::Error>().and_then(code);
+                // Who is told that it may not will be told so again.
+                let again = self.is_current() && api.is_none_or(|code| code >= 500 || code == 429);
+                (format!("{error:#}"), again)
+            }
+            Err(panicked) => (panicked.to_string(), false),
+        };
+        tracing::warn!(node = %self.node, error, "writing {what}");
+        again
+    }
+
+    async fn write_node_status(&self, status: &core::NodeStatus) -> Result<()> {
+        let node = self.node.as_str();
+        let (path, status_path) = (paths::node(node, &[]), paths::node(node, &["status"]));
+        for _ in 0..ATTEMPTS {
+            let Some(mut object) = get(&self.client, &path).await? else {
+                return Ok(());
+            };
+            self.must_be_current()?;
+            self.check_addresses(Some(&object), Some(status))?;
+            *object.member(&["status"]) = serde_json::to_value(status)?;
+            match call(&self.client, Method::PUT, &status_path, &object).await {
+                Ok(_) => return Ok(()),
+                Err(error) if code(&error) == Some(404) => return Ok(()),
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("others keep changing the Node object")
+    }
+
+    async fn write_pod(&self, pod: &PodRef, pending: &Pending) -> Result<()> {
+        if let Some(status) = &pending.status {
+            self.write_status(pod, status).await?;
+        }
+        if pending.terminated {
+            self.remove(pod).await?;
+        }
+        Ok(())
+    }
+
+    /// The pod as it is now, if it is still the one that the node speaks of and the node's own.
+    async fn own_pod(&self, pod: &PodRef) -> Result<Option<Value>> {
+        let path = paths::namespaced(pod.namespace(), &["pods", pod.name()]);
+        let Some(object) = get(&self.client, &path).await? else {
+            return Ok(None);
+        };
+        if object["metadata"]["uid"] != pod.uid() {
+            return Ok(None);
+        }
+        if object["spec"]["nodeName"] != self.node.as_str() {
+            let bound = Refused::NotItsOwn(format!(
+                "the pod {}/{} is not bound to this node",
+                pod.namespace(),
+                pod.name()
+            ));
+            return Err(bound.into());
+        }
+        self.must_be_current()?;
+        Ok(Some(object))
+    }
+
+    async fn write_status(&self, pod: &PodRef, status: &core::PodStatus) -> Result<()> {
+        let path = paths::namespaced(pod.namespace(), &["pods", pod.name(), "status"]);
+        let reported = serde_json::to_value(status)?;
+        for _ in 0..ATTEMPTS {
+            let Some(mut object) = self.own_pod(pod).await? else {
+                return Ok(());
+            };
+            let node = self.shared.get("core/nodes", "", self.node.as_str());
+            let node: core::Node = serde_json::from_value(node.unwrap_or_default())
+                .context("the Node is gone: its pods cannot be told of")?;
+            let host_network = object["spec"]["hostNetwork"] == true;
+            check_pod_addresses(host_network, status, &node)?;
+            let merged = merge_status(&object["status"], &reported);
+            if merged == object["status"] {
+                return Ok(());
+            }
+            *object.member(&["status"]) = merged;
+            match call(&self.client, Method::PUT, &path, &object).await {
+                Ok(_) => return Ok(()),
+                Err(error) if code(&error) == Some(404) => return Ok(()),
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bail!("others keep changing the pod")
+    }
+
+    /// Removes a pod that is being deleted, now that nothing of it runs.
+    async fn remove(&self, pod: &PodRef) -> Result<()> {
+        let Some(object) = self.own_pod(pod).await? else {
+            return Ok(());
+        };
+        if object["metadata"]["deletionTimestamp"].is_null() {
+            let alive = Refused::NotItsOwn(format!(
+                "the pod {}/{} is not being deleted",
+                pod.namespace(),
+                pod.name()
+            ));
+            return Err(alive.into());
+        }
+        let path = paths::namespaced(pod.namespace(), &["pods", pod.name()]);
         let options = json!({
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "gracePeriodSeconds": 0,
-            "preconditions": {"uid": pending.uid},
+            "preconditions": {"uid": pod.uid()},
         });
-        match call(client, Method::DELETE, &path, &options).await {
-            Ok(_) => {}
+        match call(&self.client, Method::DELETE, &path, &options).await {
+            Ok(_) => Ok(()),
             // Gone already, or another pod of the same name.
-            Err(error) if code(&error) == Some(404) || is_conflict(&error) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) if code(&error) == Some(404) || is_conflict(&error) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
-    Ok(())
 }
 
-async fn write_status(
-    client: &kube::Client,
-    node: &str,
-    path: &str,
-    uid: &str,
-    status: &Value,
-) -> Result<()> {
-    for _ in 0..ATTEMPTS {
-        let Some(mut pod) = get(client, path).await? else {
-            return Ok(());
-        };
-        if pod["metadata"]["uid"] != uid {
-            return Ok(());
-        }
-        if pod["spec"]["nodeName"] != node {
-            bail!(
-                "the pod is bound to node {}, not to this one",
-                pod["spec"]["nodeName"]
-            );
-        }
-        let merged = merge_status(&pod["status"], status);
-        if merged == pod["status"] {
-            return Ok(());
-        }
-        pod["status"] = merged;
-        match call(client, Method::PUT, &format!("{path}/status"), &pod).await {
-            Ok(_) => return Ok(()),
-            Err(error) if code(&error) == Some(404) => return Ok(()),
-            Err(error) if is_conflict(&error) => {}
-            Err(error) => return Err(error.into()),
+/// Gives a Node the labels and annotations that its agent reports; others stay.
+fn mark(object: &mut Value, reported: &core::Node) {
+    let marks = [
+        ("labels", &reported.metadata.labels),
+        ("annotations", &reported.metadata.annotations),
+    ];
+    for (field, marks) in marks {
+        for (key, value) in marks.iter().flatten() {
+            *object.member(&["metadata", field, key]) = json!(value);
         }
     }
-    bail!("others keep changing the pod")
+}
+
+/// The addresses of a Node's JSON.
+fn listed_addresses(node: &Value) -> Vec<String> {
+    let addresses = node["status"]["addresses"].as_array();
+    let addresses = addresses.into_iter().flatten();
+    let addresses = addresses.filter_map(|address| address["address"].as_str());
+    addresses.map(str::to_owned).collect()
 }
 
 /// The node's status with the conditions and fields that others own kept: the scheduler's PodScheduled, readiness
 /// gates, and the quality-of-service class.
 fn merge_status(current: &Value, reported: &Value) -> Value {
     let mut merged = reported.clone();
-    for field in ["qosClass", "nominatedNodeName", "resize"] {
+    for field in ["qosClass", "resize"] {
         if merged[field].is_null() && !current[field].is_null() {
-            merged[field] = current[field].clone();
+            *merged.member(&[field]) = current[field].clone();
+        }
+    }
+    for field in ["nominatedNodeName", "resourceClaimStatuses"] {
+        if let Some(members) = merged.as_object_mut() {
+            members.remove(field);
+        }
+        if !current[field].is_null() {
+            *merged.member(&[field]) = current[field].clone();
         }
     }
     let known: Vec<Value> = merged["conditions"].as_array().cloned().unwrap_or_default();
@@ -304,26 +668,9 @@ fn merge_status(current: &Value, reported: &Value) -> Value {
         .filter(|condition| !known.iter().any(|ours| ours["type"] == condition["type"]));
     let all: Vec<Value> = known.iter().chain(foreign).cloned().collect();
     if !all.is_empty() {
-        merged["conditions"] = Value::Array(all);
+        *merged.member(&["conditions"]) = Value::Array(all);
     }
     merged
-}
-
-async fn write_node_status(client: &kube::Client, node: &str, status: &[u8]) -> Result<()> {
-    let status: Value = serde_json::from_slice(status).context("the status is not JSON")?;
-    let path = format!("/api/v1/nodes/{node}");
-    for _ in 0..ATTEMPTS {
-        let Some(mut object) = get(client, &path).await? else {
-            return Ok(());
-        };
-        object["status"] = status.clone();
-        match call(client, Method::PUT, &format!("{path}/status"), &object).await {
-            Ok(_) => return Ok(()),
-            Err(error) if is_conflict(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    bail!("others keep changing the Node object")
 }
 
 /// One request with a JSON body.
@@ -367,19 +714,4 @@ fn is_conflict(error: &kube::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conditions_of_others_are_kept() {
-        let current = json!({"qosClass": "Burstable", "conditions": [
-            {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]});
-        let reported =
-            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
-        assert_eq!(
-            merge_status(&current, &reported),
-            json!({"phase": "Running", "qosClass": "Burstable", "conditions": [
-                {"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]})
-        );
-    }
-}
+mod tests;

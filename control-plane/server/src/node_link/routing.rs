@@ -11,6 +11,8 @@ use crate::metrics::METRICS;
 
 /// Changes whose way is measured at once; of more, the oldest are not.
 const MEASURED: usize = 4096;
+/// Revisions that one node may wait for at once; who asks for more waits for their time limit.
+const ASKED: usize = 1024;
 
 /// Told to the node that asked: every node has programmed this revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +69,20 @@ impl Routing {
 
     /// A node wants to know when all are that far.
     pub(crate) fn wait(&mut self, node: &str, revision: u64) -> Vec<Everywhere> {
-        self.waiting.push(Everywhere {
+        let asked = Everywhere {
             node: node.to_owned(),
             revision,
-        });
+        };
+        // One answer serves for all that is asked of the same revision; a node asks for as many as it stops pods.
+        let of_node = self.waiting.iter().filter(|waiting| waiting.node == node);
+        let (mut count, mut is_known) = (0, false);
+        for waiting in of_node {
+            count += 1;
+            is_known |= waiting.revision == revision;
+        }
+        if !is_known && count < ASKED {
+            self.waiting.push(asked);
+        }
         self.answer()
     }
 
@@ -162,6 +174,17 @@ mod tests {
         routing.left("a");
         routing.joined("a");
         assert!(routing.programmed("a", 9).is_empty());
+    }
+
+    #[test]
+    fn what_a_node_may_ask_is_bounded() {
+        let mut routing = Routing::default();
+        for revision in 1..10_000 {
+            routing.wait("a", revision);
+            routing.wait("a", 7);
+        }
+        routing.wait("b", 1);
+        assert_eq!(routing.waiting.len(), ASKED + 1);
     }
 
     #[test]

@@ -4,27 +4,32 @@
 //! before the pod), then `Synced`, and from there the changes of the store in order: nothing is missed between the snapshot and the watch,
 //! because the watch starts at the snapshot's revision.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use gantry_apiserver::Identity;
+use gantry_apiserver::node_keys::{self, KeyId};
+use gantry_apiserver::{ApiServer, Identity, NODE_LINK, Peer};
 use gantry_rpc::node::node_link_server::NodeLink;
 use gantry_rpc::node::{
     AgentMessage, Hello, ObjectChange, PolicyChange, Resource, ServerMessage, Servers, StreamFrame,
     Synced, Welcome, agent_message, server_message,
 };
-use gantry_store::{Entry, Event, Key, Revision, Store, Table, WatchError};
+use gantry_store::{Entry, Event, Key, Revision, Store, Table, Term, WatchError};
+use gantry_tasks::{Panicked, caught};
 use ipnet::IpNet;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::hub::Hub;
 use super::needs::{Needs, Reference};
 use super::policies::{Feed, Policies, Stopped};
-use super::reports::Reports;
+use super::reports::{LinkReports, Reports};
+use super::said::NodeName;
 use super::streams;
 use crate::dual_cidr::DualCidr;
 use crate::members::Roster;
@@ -41,29 +46,64 @@ pub(crate) struct ClusterFacts {
     pub(crate) cluster_domain: String,
 }
 
+impl ClusterFacts {
+    /// The ranges of pods and services.
+    pub(crate) fn ranges(&self) -> Vec<IpNet> {
+        let both = [self.pod_cidr, self.service_cidr];
+        let v6 = both.into_iter().filter_map(|range| range.v6);
+        let v4 = both.into_iter().map(|range| IpNet::V4(range.v4));
+        v4.chain(v6.map(IpNet::V6)).collect()
+    }
+}
+
 /// The service behind `NodeLink`.
 pub(crate) struct LinkService {
     pub(crate) store: Store,
     pub(crate) hub: Arc<Hub>,
+    pub(crate) api: ApiServer,
     pub(crate) reports: Arc<Reports>,
     pub(crate) roster: Roster,
     pub(crate) facts: ClusterFacts,
     pub(crate) policies: Policies,
 }
 
-/// A node may only speak for itself: its certificate says `system:node:NAME` of `system:nodes`.
-fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
-    let identity = request
-        .extensions()
-        .get::<Identity>()
-        .ok_or_else(|| Status::unauthenticated("a client certificate of a node is needed"))?;
-    let is_node = identity.groups.iter().any(|group| group == "system:nodes");
-    match identity.user.strip_prefix("system:node:") {
-        Some(name) if is_node && !name.is_empty() => Ok(name.to_owned()),
-        _ => Err(Status::permission_denied(format!(
-            "\"{}\" is not a node: the link is for certificates of system:node:NAME in system:nodes",
-            identity.user
-        ))),
+/// Who dials: a node, by its certificate, and where from.
+struct Caller {
+    node: NodeName,
+    key: KeyId,
+    address: IpAddr,
+}
+
+impl Caller {
+    /// A node may only speak for itself: its certificate says `system:node:NAME` of `system:nodes`.
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let unknown = || Status::unauthenticated("a client certificate of a node is needed");
+        let peer = request.extensions().get::<Peer>().ok_or_else(unknown)?;
+        let key = peer.key.clone().ok_or_else(unknown)?;
+        let node = peer.node().ok_or_else(|| {
+            let user = peer.identity.as_ref().map(|identity| &identity.user);
+            Status::permission_denied(format!(
+                "\"{}\" is not a node: the link is for certificates of system:node:NAME in system:nodes",
+                user.map(String::as_str).unwrap_or_default()
+            ))
+        })?;
+        let node = NodeName::new(node.to_owned())
+            .map_err(|error| Status::permission_denied(error.to_string()))?;
+        Ok(Self {
+            node,
+            key,
+            address: peer.address,
+        })
+    }
+
+    /// Refuses a key that does not count, also when it did a moment ago.
+    fn must_count(&self, store: &Store) -> Result<(), Status> {
+        match node_keys::counts(store, self.node.as_str(), &self.key) {
+            true => Ok(()),
+            false => Err(Status::permission_denied(
+                node_keys::KeyError::Revoked(self.node.to_string()).to_string(),
+            )),
+        }
     }
 }
 
@@ -76,10 +116,18 @@ impl NodeLink for LinkService {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
-        let node = node_of(&request)?;
-        self.must_lead()?;
-        let mut up = request.into_inner();
-        let hello = match up.message().await?.and_then(|message| message.message) {
+        let caller = Caller::of(&request)?;
+        let term = self.must_lead()?;
+        // From before it is looked at: no change of it is missed.
+        let mut keys = self.hub.keys_of(caller.node.as_str());
+        caller.must_count(&self.store)?;
+        let node = caller.node.to_string();
+        let mut up_stream = request.into_inner();
+        let hello = match up_stream
+            .message()
+            .await?
+            .and_then(|message| message.message)
+        {
             Some(agent_message::Message::Hello(hello)) => hello,
             _ => {
                 return Err(Status::invalid_argument(
@@ -93,7 +141,20 @@ impl NodeLink for LinkService {
                 hello.node_name
             )));
         }
-        let welcome = self.register(&node, &hello).await?;
+        let shown = node_keys::shown(&self.store, &node, &caller.key).await;
+        shown.map_err(|error| match error {
+            node_keys::KeyError::Store(error) => Status::unavailable(error.to_string()),
+            error => Status::permission_denied(error.to_string()),
+        })?;
+        let fenced = self.api.fenced(term);
+        let identity = Identity::new(NODE_LINK, &["system:authenticated"]);
+        let client = kube::Client::new(fenced.local_service(identity), "default");
+        let reports = Arc::new(
+            self.reports
+                .open(caller.node.clone(), caller.address, client),
+        );
+        let welcome = self.register(&reports, &hello).await?;
+        caller.must_count(&self.store)?;
         let (down, queue) = mpsc::channel(QUEUE);
         let generation = self.hub.connected(&node, down.clone());
         tracing::info!(node, version = hello.version, "node connected");
@@ -107,32 +168,42 @@ impl NodeLink for LinkService {
             needs: Needs::default(),
             policies: self.policies.feed(&node),
         };
+        let telling = down.clone();
         tokio::spawn(async move {
-            if let Err(status) = session.run(welcome).await {
+            let told = caught(session.run(welcome)).await;
+            if let Err(status) = told.unwrap_or_else(|panicked| Err(broken(&panicked))) {
                 // The node reconnects and starts from a snapshot.
-                down.send(Err(status)).await.ok();
+                telling.send(Err(status)).await.ok();
             }
         });
-        let (hub, reports) = (self.hub.clone(), self.reports.clone());
-        let clock = gantry_apiserver::Clock::system();
+        let ended = CancellationToken::new();
+        tokio::spawn({
+            let (reports, ended) = (reports.clone(), ended.clone());
+            async move { reports.write(ended).await }
+        });
+        let (hub, store) = (self.hub.clone(), self.store.clone());
         tokio::spawn(async move {
-            // A message or its absence: any error means that the connection is gone.
-            while let Ok(Some(message)) = up.message().await {
-                hub.heard(&node);
-                match message.message {
-                    Some(agent_message::Message::ServicesProgrammed(done)) => {
-                        hub.programmed(&node, done.revision);
-                    }
-                    Some(agent_message::Message::AwaitServices(asked)) => {
-                        hub.await_services(&node, asked.revision);
-                    }
-                    Some(agent_message::Message::Heartbeat(beat)) => {
-                        hub.answer_heartbeat(&node, generation, beat.sequence, &clock);
-                    }
-                    Some(message) => reports.take(&node, message),
-                    None => {}
+            let up = Up {
+                hub: &hub,
+                store: &store,
+                reports: &reports,
+                generation,
+            };
+            let heard = caught(async {
+                tokio::select! {
+                    () = up.hear(&mut up_stream) => Ok(()),
+                    refused = revoked(&caller, &store, &mut keys) => Err(refused),
                 }
+            });
+            let heard = heard.await;
+            if let Err(status) = heard.unwrap_or_else(|panicked| Err(broken(&panicked))) {
+                tracing::warn!(node, why = status.message(), "the node's link is cut");
+                // One with a full queue ends with the session.
+                down.try_send(Err(status)).ok();
             }
+            ended.cancel();
+            // With nobody left who waits for it, the hub forgets the node's keys.
+            drop(keys);
             hub.disconnected(&node, generation);
             tracing::info!(node, "node disconnected");
         });
@@ -143,19 +214,80 @@ impl NodeLink for LinkService {
         &self,
         request: Request<Streaming<StreamFrame>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let node = node_of(&request)?;
-        let stream = streams::attach(&self.hub, &node, request.into_inner()).await?;
+        let caller = Caller::of(&request)?;
+        let mut keys = self.hub.keys_of(caller.node.as_str());
+        caller.must_count(&self.store)?;
+        let (store, node) = (self.store.clone(), caller.node.to_string());
+        let cut = async move {
+            revoked(&caller, &store, &mut keys).await;
+        };
+        let stream = streams::attach(&self.hub, &node, request.into_inner(), cut).await?;
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Returns once the caller's key does not count any more.
+async fn revoked(caller: &Caller, store: &Store, keys: &mut watch::Receiver<u64>) -> Status {
+    loop {
+        if keys.changed().await.is_err() {
+            return Status::unavailable("the server is stopping");
+        }
+        if let Err(refused) = caller.must_count(store) {
+            return refused;
+        }
+    }
+}
+
+fn broken(panicked: &Panicked) -> Status {
+    tracing::error!(%panicked, "a node's link broke off");
+    Status::internal("the link broke off: this is a defect, which the server's log describes")
+}
+
+/// What a node says on its link.
+struct Up<'a> {
+    hub: &'a Hub,
+    store: &'a Store,
+    reports: &'a LinkReports,
+    generation: u64,
+}
+
+impl Up<'_> {
+    /// Takes what the node says until its connection is gone.
+    async fn hear(&self, up: &mut Streaming<AgentMessage>) {
+        let clock = gantry_apiserver::Clock::system();
+        let node = self.reports.node().as_str();
+        // A message or its absence: any error means that the connection is gone.
+        while let Ok(Some(message)) = up.message().await {
+            self.hub.heard(node, self.generation);
+            // Nobody has programmed or can wait for what does not exist yet.
+            let known = |revision: u64| revision.min(self.store.revision().0);
+            match message.message {
+                Some(agent_message::Message::ServicesProgrammed(done)) => {
+                    self.hub
+                        .programmed(node, self.generation, known(done.revision));
+                }
+                Some(agent_message::Message::AwaitServices(asked)) => {
+                    self.hub
+                        .await_services(node, self.generation, known(asked.revision));
+                }
+                Some(agent_message::Message::Heartbeat(beat)) => {
+                    self.hub
+                        .answer_heartbeat(node, self.generation, beat.sequence, &clock);
+                }
+                Some(message) => self.reports.take(message),
+                None => {}
+            }
+        }
     }
 }
 
 impl LinkService {
     /// Nodes are linked to the server that leads, so that it alone knows which of them are alive.
-    fn must_lead(&self) -> Result<(), Status> {
+    fn must_lead(&self) -> Result<Term, Status> {
         let leadership = self.store.leadership();
         let state = leadership.borrow();
         if state.is_leader {
-            return Ok(());
+            return Ok(state.term);
         }
         let leader = state.leader.and_then(|leader| self.roster.get(leader));
         let mut status = Status::failed_precondition("this server does not lead");
@@ -168,14 +300,15 @@ impl LinkService {
     }
 
     /// Creates or refreshes the Node object and says which pod CIDRs are the node's.
-    async fn register(&self, node: &str, hello: &Hello) -> Result<Welcome, Status> {
-        let blocks = self
-            .reports
-            .register(node, &hello.node)
-            .await
-            .map_err(|error| {
-                Status::failed_precondition(format!("registering node \"{node}\": {error:#}"))
-            })?;
+    async fn register(&self, reports: &LinkReports, hello: &Hello) -> Result<Welcome, Status> {
+        let registered = caught(reports.register(hello)).await;
+        let registered = registered.map_err(|panicked| broken(&panicked))?;
+        let blocks = registered.map_err(|error| {
+            Status::failed_precondition(format!(
+                "registering node \"{}\": {error:#}",
+                reports.node()
+            ))
+        })?;
         Ok(Welcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pod_cidr: of_family(&blocks, false),

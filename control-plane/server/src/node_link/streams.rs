@@ -10,11 +10,13 @@ use tonic::{Status, Streaming};
 
 use super::hub::Hub;
 
-/// Claims the stream that the first frame names, and copies the node's frames to its client until either ends.
+/// Claims the stream that the first frame names, and copies the node's frames to its client until either ends, or until
+/// the node is `cut` off.
 pub(crate) async fn attach(
     hub: &Arc<Hub>,
     node: &str,
     mut up: Streaming<StreamFrame>,
+    cut: impl Future<Output = ()> + Send + 'static,
 ) -> Result<impl Stream<Item = Result<StreamFrame, Status>> + Send + 'static, Status> {
     let first = up.message().await?.ok_or_else(|| {
         Status::invalid_argument("the first frame of a stream carries its stream_id")
@@ -28,9 +30,11 @@ pub(crate) async fn attach(
         if first.frame.is_some() && from_node.send(first).await.is_err() {
             return hub.close(&node, id).await;
         }
+        tokio::pin!(cut);
         loop {
             let frame = tokio::select! {
                 biased;
+                () = &mut cut => return,
                 frame = up.message() => frame,
                 // The client has left, and the node may be waiting for it to read or to write.
                 () = from_node.closed() => return hub.close(&node, id).await,

@@ -175,7 +175,11 @@ impl Persister {
         let shared = Arc::clone(&progress);
         let thread = std::thread::Builder::new()
             .name("store-state".to_owned())
-            .spawn(move || work(&volume, &jobs, &shared))
+            .spawn(move || {
+                gantry_tasks::or_abort("the thread that writes the store's state", || {
+                    work(&volume, &jobs, &shared)
+                })
+            })
             .map_err(OpenError::Thread)?;
         Ok(Persister {
             queue,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_runtime::{ContainerState, PodUid, RuntimeEvent, SandboxStatus};
+use gantry_tasks::{Panicked, caught};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
@@ -42,7 +43,8 @@ struct Handle {
 pub(crate) struct Manager {
     node: Arc<Node>,
     workers: BTreeMap<String, Handle>,
-    running: JoinSet<String>,
+    /// A worker's pod by uid, and how its worker ended.
+    running: JoinSet<(String, Result<(), Panicked>)>,
     /// Sandboxes of an earlier process that no worker has taken over yet.
     found: BTreeMap<String, SandboxStatus>,
     /// Removed from this node, but not yet from the cluster.
@@ -97,10 +99,11 @@ impl Manager {
                     }
                 }
                 Some(finished) = self.running.join_next() => match finished {
-                    Ok(uid) => {
+                    Ok((uid, Ok(()))) => {
                         self.workers.remove(&uid);
                         self.removed.insert(uid);
                     }
+                    Ok((uid, Err(panicked))) => self.begin_anew(uid, &panicked).await,
                     Err(error) => tracing::error!(%error, "a pod's worker failed"),
                 },
             }
@@ -156,8 +159,8 @@ impl Manager {
                 );
                 let finished = uid.clone();
                 self.running.spawn(async move {
-                    worker.run().await;
-                    finished
+                    let ended = caught(worker.run()).await;
+                    (finished, ended)
                 });
                 self.workers.insert(uid, Handle { namespace, inputs });
             }
@@ -173,6 +176,25 @@ impl Manager {
                     .extend(found.map(|sandbox| (uid.clone(), sandbox)));
                 self.refused.insert(uid, pod);
             }
+        }
+    }
+
+    /// A worker that panicked leaves its containers as they are; another takes the pod over, as after a restart of the agent.
+    async fn begin_anew(&mut self, uid: String, panicked: &Panicked) {
+        tracing::error!(uid, %panicked, "a pod's worker ended unexpectedly; another takes over in {TRY_AGAIN:?}");
+        self.workers.remove(&uid);
+        match self.node.runtime.sandboxes().await {
+            Ok(sandboxes) => {
+                let own = sandboxes
+                    .into_iter()
+                    .find(|sandbox| sandbox.spec.pod.0 == uid);
+                self.found.extend(own.map(|sandbox| (uid.clone(), sandbox)));
+            }
+            Err(error) => tracing::error!(uid, %error, "looking for what the pod's worker left"),
+        }
+        let pods = self.node.desired.pods();
+        if let Some(pod) = pods.into_iter().find(|pod| uid_of(pod) == uid) {
+            self.refused.insert(uid, pod);
         }
     }
 

@@ -188,7 +188,11 @@ impl Worker {
                     Ok(effect) => self.settle(effect),
                     // Replaced by one with a shorter grace period.
                     Err(error) if error.is_cancelled() => {}
-                    Err(error) => tracing::error!(pod = self.uid, %error, "a task of the pod's worker failed"),
+                    // The worker would wait for it for ever: it begins anew, see the manager.
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(error) => tracing::error!(pod = self.uid, %error, "a task of the pod's worker failed"),
+                    },
                 },
                 Some(report) = self.probes.1.recv() => self.probed(report),
                 () = tokio::time::sleep_until(wake) => {}

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Guard, Key, Operation, Table, Transaction};
 use ipnet::IpNet;
@@ -64,13 +65,13 @@ pub(super) fn allocate(
     let asked = listed(service, "clusterIPs");
     let mut given: Vec<(IpAddr, String)> = Vec::new();
     if service_type(service) == "ExternalName" {
-        if let Some(spec) = service["spec"].as_object_mut() {
+        if let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) {
             for field in FIELDS {
                 spec.remove(field);
             }
         }
     } else if asked.first().is_some_and(|first| first == "None") {
-        service["spec"]["clusterIPs"] = json!(["None"]);
+        *service.member(&["spec", "clusterIPs"]) = json!(["None"]);
     } else {
         for (index, family) in listed(service, "ipFamilies").iter().enumerate() {
             let range = allocation.ranges.of(family).ok_or_else(|| {
@@ -89,8 +90,8 @@ pub(super) fn allocate(
             given.push(address);
         }
         let texts: Vec<&String> = given.iter().map(|(_, text)| text).collect();
-        service["spec"]["clusterIP"] = json!(texts.first());
-        service["spec"]["clusterIPs"] = json!(texts);
+        *service.member(&["spec", "clusterIP"]) = json!(texts.first());
+        *service.member(&["spec", "clusterIPs"]) = json!(texts);
     }
     for (address, _) in given
         .iter()

@@ -1,6 +1,7 @@
 //! Which address families a service has: from what its client says, and what this cluster has.
 
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use serde_json::{Value, json};
 
@@ -92,8 +93,8 @@ fn complete(service: &mut Value, current: Option<&Value>, configured: &[&str]) -
             .find(|family| *family != families[0]);
         families.extend(other.map(str::to_owned));
     }
-    service["spec"]["ipFamilyPolicy"] = json!(policy);
-    service["spec"]["ipFamilies"] = json!(families);
+    *service.member(&["spec", "ipFamilyPolicy"]) = json!(policy);
+    *service.member(&["spec", "ipFamilies"]) = json!(families);
     errors
 }
 

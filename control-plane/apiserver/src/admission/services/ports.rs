@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Key, Table, Transaction};
 use rand::Rng;
@@ -81,7 +82,7 @@ pub(super) fn keep(service: &mut Value, current: &Value) {
             .flatten()
             .find(|other| other["port"] == port["port"] && protocol_of(other) == protocol_of(port));
         if let Some(number) = same.and_then(|other| number_of(&other["nodePort"])) {
-            port["nodePort"] = json!(number);
+            *port.member(&["nodePort"]) = json!(number);
         }
     }
 }
@@ -201,7 +202,7 @@ fn publish(
             }
         };
         if let Some(chosen) = chosen {
-            port["nodePort"] = json!(chosen.0);
+            *port.member(&["nodePort"]) = json!(chosen.0);
             given.push((port["port"].clone(), chosen.0));
             free_ports.taken.insert(chosen);
         }
@@ -228,7 +229,7 @@ fn check_health(
         None => Some(free_ports.any("TCP")?),
     };
     if let Some(chosen) = chosen {
-        service["spec"][HEALTH_CHECK] = json!(chosen.0);
+        *service.member(&["spec", HEALTH_CHECK]) = json!(chosen.0);
         free_ports.taken.insert(chosen);
     }
     Ok(())

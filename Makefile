@@ -69,6 +69,17 @@ attack: tools-test ## Attack clusters from a pod, as a node, as a user, as nobod
 	cargo build --workspace --bins
 	GANTRY_ATTACK=full cargo nextest run -p gantry-e2e --test attacks --no-fail-fast
 
+# A fuzzer's runtime is C++, and its instrumentation is not yet stable in the compiler.
+.PHONY: fuzz
+fuzz: tools-build ## Give every decoder made-up inputs: SECONDS=n for each, TARGET=name for one
+	$(call install,g++:g++)
+	@command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked --debug
+	@for target in $(or $(TARGET),$(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))); do \
+	  echo "fuzzing $$target"; \
+	  RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" --sanitizer none -- \
+	    -max_total_time=$(or $(SECONDS),60) -timeout=10 -rss_limit_mb=2048 -max_len=65536 -verbosity=0; \
+	done
+
 .PHONY: sim
 sim: tools-build ## Simulate clusters with faults: SEEDS=n runs that many, SEED=n replays one
 	cargo test -p gantry-store --lib simulation -- --nocapture

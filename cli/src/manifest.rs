@@ -3,13 +3,16 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use http_body_util::{BodyExt, Empty};
+use anyhow::{Context, Result, anyhow, bail};
+use gantry_api::yaml;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use serde::Deserialize;
 use serde_json::Value;
+
+/// The most that is read from a URL, in bytes.
+const MAX_DOWNLOAD: usize = 64 << 20;
 
 /// One object and where it was written.
 #[derive(Clone, Debug)]
@@ -101,9 +104,11 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
 
 fn parse(text: &str, source: &str) -> Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
-    for document in serde_norway::Deserializer::from_str(text) {
-        let object =
-            Value::deserialize(document).with_context(|| format!("error parsing {source}"))?;
+    let documents = yaml::documents(text.as_bytes());
+    for document in documents.with_context(|| format!("error parsing {source}"))? {
+        let object = document
+            .to_value()
+            .with_context(|| format!("error parsing {source}"))?;
         if object.is_null() {
             continue;
         }
@@ -156,11 +161,10 @@ async fn fetch(url: &str) -> Result<String> {
             response.status()
         );
     }
-    let body = response
-        .into_body()
+    let body = Limited::new(response.into_body(), MAX_DOWNLOAD)
         .collect()
         .await
-        .with_context(|| format!("reading {url}"))?;
+        .map_err(|error| anyhow!("reading {url}: {error}"))?;
     String::from_utf8(body.to_bytes().to_vec()).with_context(|| format!("{url} is not text"))
 }
 

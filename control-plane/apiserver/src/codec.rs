@@ -14,6 +14,18 @@ use serde_json::{Map, Value, json};
 /// How every stored value starts.
 const START: &[u8] = br#"{"metadata":{"#;
 
+/// The largest object that clients may store, in bytes: what etcd takes in one request.
+const MAX_OBJECT: usize = 3 << 19;
+
+/// Encodes an object that a client wrote; `before` is the size of what it replaces, which may shrink whatever it is.
+pub(crate) fn encode_bounded(object: &Value, before: usize) -> Result<Bytes, StatusError> {
+    let bytes = encode(object)?;
+    match bytes.len() > MAX_OBJECT.max(before) {
+        true => Err(StatusError::too_large(MAX_OBJECT)),
+        false => Ok(bytes),
+    }
+}
+
 /// Encodes an object for the store.
 pub(crate) fn encode(object: &Value) -> Result<Bytes, StatusError> {
     let failed =

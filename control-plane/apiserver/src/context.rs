@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
+use crate::heavy;
 use crate::identity::Identity;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
@@ -111,21 +112,26 @@ impl Context<'_> {
     }
 
     /// Rewrites a protobuf body as JSON, so that nothing after this knows of it.
-    pub(crate) fn transcode(&mut self) -> Result<(), StatusError> {
+    pub(crate) async fn transcode(&mut self) -> Result<(), StatusError> {
         let media_type = self.content_type().split(';').next().unwrap_or_default();
         if media_type.trim() != PROTOBUF || self.body.is_empty() {
             return Ok(());
         }
-        let object = protobuf::to_json(&self.body, |kind| match kind {
+        let schema = |kind: &str| match kind {
             kind if kind == self.resource.info().kind => Some(self.resource.kind.schema()),
             "Binding" => Some(TypeSchema::of::<Binding>()),
             "DeleteOptions" => Some(TypeSchema::of::<DeleteOptions>()),
             "Eviction" => Some(TypeSchema::of::<Eviction>()),
             "Scale" => Some(TypeSchema::of::<Scale>()),
             _ => None,
+        };
+        let text = heavy::work(self.body.len(), || {
+            protobuf::to_json(&self.body, schema).map(|object| object.to_string())
         });
-        let object = object.map_err(|error| StatusError::bad_request(error.to_string()))?;
-        self.body = Bytes::from(object.to_string());
+        let text = text
+            .await
+            .map_err(|error| StatusError::bad_request(error.to_string()))?;
+        self.body = Bytes::from(text);
         self.transcoded = true;
         Ok(())
     }
@@ -211,9 +217,27 @@ pub(crate) fn meta<'a>(object: &'a Value, field: &str) -> &'a str {
     object["metadata"][field].as_str().unwrap_or_default()
 }
 
+/// Characters that the warnings of an answer may have together, and each of them where they have more: clients read only so
+/// much of headers.
+const MAX_WARNINGS: usize = 4096;
+const MAX_WARNING: usize = 256;
+
 /// Warnings as headers.
 pub(crate) fn warning_headers(headers: &mut HeaderMap, warnings: &[String]) {
-    for warning in warnings {
+    let mut told = std::collections::HashSet::new();
+    let total: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
+    let longest = if total > MAX_WARNINGS {
+        MAX_WARNING
+    } else {
+        MAX_WARNINGS
+    };
+    let mut room = MAX_WARNINGS;
+    for warning in warnings.iter().filter(|warning| told.insert(*warning)) {
+        let warning: String = warning.chars().take(longest).collect();
+        let Some(left) = room.checked_sub(warning.chars().count()) else {
+            return;
+        };
+        room = left;
         let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
         // A warning that cannot be a header is left out rather than the answer.
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {

@@ -17,7 +17,10 @@ mod clock;
 mod codec;
 mod context;
 mod discovery;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
+mod heavy;
 mod identity;
 mod limits;
 mod metrics;

@@ -1,7 +1,9 @@
 //! What a request asks for: its path and method taken apart.
 
 use std::collections::HashMap;
+use std::num::IntErrorKind;
 
+use gantry_api::status::StatusError;
 use http::Method;
 
 /// The path of a resource request, taken apart.
@@ -108,6 +110,32 @@ impl Query {
             .filter(|value| !value.is_empty())
     }
 
+    /// A whole number, as Go reads it.
+    pub(crate) fn number(&self, name: &str) -> Result<Option<i64>, StatusError> {
+        let text = self.get(name);
+        text.map(|text| {
+            text.parse::<i64>().map_err(|error| {
+                let why = go_reason(error.kind());
+                StatusError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}"))
+            })
+        })
+        .transpose()
+    }
+
+    /// `resourceVersion` of what is no list. Kubernetes answers 500 for all that is none; here only words get that answer,
+    /// which clients may know.
+    pub(crate) fn resource_version(&self) -> Result<Option<u64>, StatusError> {
+        let Some(text) = self.get("resourceVersion") else {
+            return Ok(None);
+        };
+        parse_version(text).map(Some).map_err(|why| {
+            match text.bytes().all(|byte| byte.is_ascii_lowercase()) {
+                true => StatusError::unclassified(why),
+                false => StatusError::bad_request(why),
+            }
+        })
+    }
+
     /// Every value of a name.
     pub(crate) fn all(&self, name: &str) -> &[String] {
         self.0.get(name).map(Vec::as_slice).unwrap_or_default()
@@ -125,6 +153,30 @@ impl Query {
     }
 }
 
+/// A resource version, or why it is none.
+pub(crate) fn parse_version(text: &str) -> Result<u64, String> {
+    let refused = |why| {
+        format!(
+            "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: {why}"
+        )
+    };
+    // Go allows no sign, not even that of what is positive.
+    match text.starts_with('+') {
+        true => Err(refused("invalid syntax")),
+        false => text
+            .parse::<u64>()
+            .map_err(|error| refused(go_reason(error.kind()))),
+    }
+}
+
+/// Why Go would not read a number.
+fn go_reason(error: &IntErrorKind) -> &'static str {
+    match error {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    }
+}
+
 /// Percent-decoding; what is not valid stays as it is.
 fn decode(text: &str) -> String {
     if !text.contains('%') {
@@ -136,6 +188,7 @@ fn decode(text: &str) -> String {
     while at < bytes.len() {
         let hex = text
             .get(at + 1..at + 3)
+            .filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
             .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (bytes[at], hex) {
             (b'%', Some(byte)) => {
@@ -195,6 +248,43 @@ mod tests {
         );
         assert_eq!(route("/api/v1"), Route::Other("/api/v1".to_owned()));
         assert_eq!(route("/healthz/"), Route::Other("/healthz".to_owned()));
+    }
+
+    #[test]
+    fn numbers_are_what_go_reads_and_nothing_else() {
+        let query = |value: &str| Query::parse(Some(&format!("n={value}&resourceVersion={value}")));
+        for (text, number) in [("5", 5), ("-5", -5), ("%2B5", 5), ("0", 0), ("007", 7)] {
+            assert_eq!(query(text).number("n"), Ok(Some(number)), "{text}");
+        }
+        assert_eq!(query("").number("n"), Ok(None));
+        for (text, why) in [
+            ("x", "invalid syntax"),
+            ("+5", "invalid syntax"),
+            ("1.5", "invalid syntax"),
+            ("1e3", "invalid syntax"),
+            ("NaN", "invalid syntax"),
+            ("%ff", "invalid syntax"),
+            ("1000000000000000000000000000000", "value out of range"),
+        ] {
+            let error = query(text).number("n").expect_err(text);
+            assert_eq!(error.code(), 400, "{text}");
+            assert!(error.message().ends_with(why), "{}", error.message());
+            let error = query(text).resource_version().expect_err(text);
+            let code = if text == "x" { 500 } else { 400 };
+            assert_eq!((error.code(), text), (code, text));
+        }
+        for text in ["-1", "%2B1", "18446744073709551616", "0x10", "1_000"] {
+            assert_eq!(
+                query(text).resource_version().expect_err(text).code(),
+                400,
+                "{text}"
+            );
+        }
+        assert_eq!(
+            query("18446744073709551615").resource_version(),
+            Ok(Some(u64::MAX))
+        );
+        assert_eq!(query("%+5").get("n"), Some("% 5"));
     }
 
     #[test]

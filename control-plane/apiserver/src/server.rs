@@ -486,7 +486,7 @@ impl ApiServer {
                 .await
                 .map_err(|_| StatusError::too_large(BODY_LIMIT))?
                 .to_bytes();
-            context.transcode()?;
+            context.transcode().await?;
         }
         // What was written through another server is seen here, unless the client is content with less.
         let content = query.get("resourceVersion").is_some() || query.get("continue").is_some();

@@ -9,6 +9,8 @@ mod spdy;
 mod upgrade;
 mod websocket;
 
+pub(crate) use spdy::fuzz as fuzz_spdy;
+
 pub(crate) use logs::logs;
 pub(crate) use port_forward::port_forward;
 pub(crate) use proxy::proxy;

@@ -115,7 +115,7 @@ fn fit(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
     }
     let asked = &pod.requests;
     let mut compare = |asked: i64, all: i64, used: i64, reason: Cow<'static, str>| {
-        if asked > 0 && asked > all - used {
+        if asked > 0 && asked > all.saturating_sub(used) {
             reasons.push(reason);
             // A node too small when empty is not helped by emptying it.
             resolvable &= asked <= all;
@@ -141,7 +141,7 @@ fn fit(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
         "Insufficient ephemeral-storage".into(),
     );
     for (name, asked) in &asked.extended {
-        if *asked > 0 && *asked > all.extended(name) - used.extended(name) {
+        if *asked > 0 && *asked > all.extended(name).saturating_sub(used.extended(name)) {
             let reason = format!("Insufficient {name}");
             compare(
                 *asked,

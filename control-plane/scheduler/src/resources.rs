@@ -24,6 +24,9 @@ pub(crate) struct Resources {
     pub(crate) extended: Vec<(Arc<str>, i64)>,
 }
 
+/// The most of anything that counts: 512 TiB. So nobody's amounts add up to more than a number can say.
+const MOST: i64 = 1 << 49;
+
 type List = BTreeMap<String, Text>;
 
 fn parsed(quantity: &Text) -> Quantity {
@@ -37,11 +40,14 @@ impl Resources {
         for (name, quantity) in list.into_iter().flatten() {
             let quantity = parsed(quantity);
             match name.as_str() {
-                "cpu" => resources.milli_cpu = quantity.millis(),
-                "memory" => resources.memory = quantity.units(),
-                "ephemeral-storage" => resources.ephemeral = quantity.units(),
+                "cpu" => resources.milli_cpu = quantity.millis().clamp(-MOST, MOST),
+                "memory" => resources.memory = quantity.units().clamp(-MOST, MOST),
+                "ephemeral-storage" => resources.ephemeral = quantity.units().clamp(-MOST, MOST),
                 "pods" => {}
-                other => resources.extended.push((other.into(), quantity.units())),
+                other => {
+                    let amount = quantity.units().clamp(-MOST, MOST);
+                    resources.extended.push((other.into(), amount));
+                }
             }
         }
         resources

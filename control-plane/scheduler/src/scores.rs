@@ -88,13 +88,17 @@ fn least_allocated(pod: &PodInfo, node: &NodeInfo) -> i64 {
         if all <= 0 || used > all {
             0
         } else {
-            (all - used) * MAX / all
+            // Both are far below what a number can say.
+            all.saturating_sub(used).saturating_mul(MAX) / all
         }
     };
-    let cpu = part(node.allocatable.milli_cpu, node.weight_cpu + pod.weight_cpu);
+    let cpu = part(
+        node.allocatable.milli_cpu,
+        node.weight_cpu.saturating_add(pod.weight_cpu),
+    );
     let memory = part(
         node.allocatable.memory,
-        node.weight_memory + pod.weight_memory,
+        node.weight_memory.saturating_add(pod.weight_memory),
     );
     i64::midpoint(cpu, memory)
 }
@@ -114,13 +118,13 @@ fn images(pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) -> i64 {
             let spread = i64::try_from(snapshot.image_spread(image)).unwrap_or(i64::MAX);
             Some(size.saturating_mul(spread) / total)
         })
-        .sum();
+        .fold(0, i64::saturating_add);
     let containers = i64::try_from(pod.containers).unwrap_or(i64::MAX);
     let full = LARGE_IMAGES.saturating_mul(containers);
     if full <= SMALL_IMAGES {
         return 0;
     }
-    MAX * (there.clamp(SMALL_IMAGES, full) - SMALL_IMAGES) / (full - SMALL_IMAGES)
+    (there.clamp(SMALL_IMAGES, full) - SMALL_IMAGES).saturating_mul(MAX) / (full - SMALL_IMAGES)
 }
 
 fn preference(pod: &PodInfo, node: &NodeInfo) -> i64 {

@@ -59,8 +59,8 @@ impl NodeInfo {
 
     fn add(&mut self, pod: Arc<PodInfo>) {
         self.requested.add(&pod.requests);
-        self.weight_cpu += pod.weight_cpu;
-        self.weight_memory += pod.weight_memory;
+        self.weight_cpu = self.weight_cpu.saturating_add(pod.weight_cpu);
+        self.weight_memory = self.weight_memory.saturating_add(pod.weight_memory);
         let ports = pod.host_ports.iter().cloned();
         self.host_ports
             .extend(ports.map(|port| (pod.uid.clone(), port)));
@@ -72,8 +72,8 @@ impl NodeInfo {
             return;
         };
         self.requested.subtract(&pod.requests);
-        self.weight_cpu -= pod.weight_cpu;
-        self.weight_memory -= pod.weight_memory;
+        self.weight_cpu = self.weight_cpu.saturating_sub(pod.weight_cpu);
+        self.weight_memory = self.weight_memory.saturating_sub(pod.weight_memory);
         self.host_ports.retain(|(owner, _)| **owner != *uid);
     }
 }

@@ -31,6 +31,8 @@ mod chance;
 mod config;
 mod disk;
 mod driver;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handover;
 mod level;
 mod log;

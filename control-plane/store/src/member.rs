@@ -589,7 +589,7 @@ impl Member {
     }
 }
 
-fn decode_message(bytes: &[u8]) -> Option<Message> {
+pub(crate) fn decode_message(bytes: &[u8]) -> Option<Message> {
     let mut message = Message::default();
     protobuf::Message::merge_from_bytes(&mut message, bytes).ok()?;
     let known = MessageType::from_i32(message.msg_type).is_some()

@@ -296,7 +296,7 @@ pub(crate) fn split_transactions(data: &Bytes) -> Vec<Bytes> {
         let Ok(length) = prost::decode_length_delimiter(&mut body) else {
             break;
         };
-        let whole = rest.len() - body.len() + length;
+        let whole = length.saturating_add(rest.len() - body.len());
         if whole > rest.len() {
             break;
         }

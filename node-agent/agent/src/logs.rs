@@ -103,6 +103,19 @@ fn render(line: &[u8], query: &LogQuery) -> Option<Line> {
     })
 }
 
+/// A line of a log that a container may have written into, for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz(line: &[u8]) {
+    for timestamps in [false, true] {
+        let query = LogQuery {
+            timestamps,
+            since: Some(Timestamp::UNIX_EPOCH),
+            ..LogQuery::default()
+        };
+        drop(render(line, &query));
+    }
+}
+
 fn current(directory: &Path, attempt: u32) -> PathBuf {
     directory.join(format!("{attempt}.log"))
 }

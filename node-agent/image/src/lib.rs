@@ -10,6 +10,8 @@
 
 pub mod error;
 pub mod fake;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod traits;
 
 mod archive;

@@ -59,6 +59,8 @@ mod underlay;
 pub use bridge::BridgeNetwork;
 pub use dial::connect_inside;
 pub use dns::DnsServer;
+#[doc(hidden)]
+pub use dns::fuzzing;
 pub use echo::GatewayEcho;
 pub use error::NetworkError;
 pub use fake::{

@@ -7,12 +7,19 @@ mod walker;
 
 use crate::json::Members;
 use base64::Engine;
-use serde::de::DeserializeSeed;
+use schemars::JsonSchema;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::Value;
 
 use crate::kind::ResourceKind;
+use crate::schema::TypeSchema;
 use crate::status::StatusError;
+use crate::yaml;
 use walker::{Findings, Walker};
+
+/// How deeply values may nest, in whatever they are written: as deep as the JSON reader goes. So every object may be walked
+/// by a function that calls itself.
+pub const MAX_DEPTH: usize = 127;
 
 /// What happens to unknown and duplicate fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,22 +58,27 @@ pub fn decode(
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let mut findings = Findings::default();
     let walker = Walker::root(kind.schema(), &mut findings);
-    let value = match media_type {
+    let (value, got) = match media_type {
         "application/json" | "" => {
             let mut deserializer = serde_json::Deserializer::from_slice(body);
-            walker
+            let value = walker
                 .deserialize(&mut deserializer)
                 .and_then(|value| deserializer.end().map(|()| value))
-                .map_err(|error| unrecognised(kind, &versionless(&go_syntax(&error)), body))?
+                .map_err(|error| unrecognised(kind, &versionless(&go_syntax(&error)), body))?;
+            (value, json_kind(body))
         }
-        "application/yaml" => walker
-            .deserialize(serde_norway::Deserializer::from_slice(body))
-            .map_err(|error| unrecognised(kind, &go_yaml(&error), body))?,
+        "application/yaml" => {
+            let wrong = |why: &dyn std::fmt::Display| unrecognised(kind, &why.to_string(), body);
+            let document = yaml::document(body).map_err(|error| wrong(&error))?;
+            let value = walker
+                .deserialize(&document)
+                .map_err(|error| wrong(&error))?;
+            (value, document.json_kind())
+        }
         _ => return Err(StatusError::unsupported_media_type(ACCEPTED)),
     };
     if !value.is_object() {
         // What has the wrong type was dropped while walking.
-        let got = walker::go_kind(&serde_norway::from_slice(body).unwrap_or(value));
         let text = format!(
             "json: cannot unmarshal {got} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
         );
@@ -86,6 +98,27 @@ pub fn check(
         .deserialize(object)
         .map_err(|error| StatusError::bad_request(error.to_string()))?;
     finish(value, findings, kind, validation)
+}
+
+/// Reads the body of a request that is no object of a kind: options, bindings, evictions. What has the wrong type is told
+/// in Go's words, and unknown fields are dropped.
+pub fn request<T: JsonSchema + DeserializeOwned>(
+    body: &[u8],
+    kind: &str,
+) -> Result<T, StatusError> {
+    let wrong = |why: String| StatusError::bad_request(format!("the body is not a {kind}: {why}"));
+    let mut findings = Findings::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = Walker::root(TypeSchema::of::<T>(), &mut findings)
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value))
+        .map_err(|error| wrong(error.to_string()))?;
+    match findings.error {
+        Some(error) => Err(StatusError::bad_request(format!(
+            "{kind} in version \"v1\" cannot be handled as a {kind}: {error}"
+        ))),
+        None => serde_json::from_value(value).map_err(|error| wrong(error.to_string())),
+    }
 }
 
 fn finish(
@@ -184,13 +217,15 @@ fn go_syntax(error: &serde_json::Error) -> String {
     }
 }
 
-/// A YAML error with its place where Go's library puts it: in front, and not for the first line.
-fn go_yaml(error: &serde_norway::Error) -> String {
-    let text = error.to_string();
-    let why = text.split(" at line ").next().unwrap_or_default();
-    match error.location().map_or(1, |location| location.line()) {
-        0 | 1 => format!("yaml: {why}"),
-        line => format!("yaml: line {line}: {why}"),
+/// What Go calls the value that a JSON text is, by how it starts.
+fn json_kind(text: &[u8]) -> &'static str {
+    match text.trim_ascii_start().first() {
+        Some(b'{') => "object",
+        Some(b'[') => "array",
+        Some(b'"') => "string",
+        Some(b't' | b'f') => "bool",
+        Some(b'n') => "null",
+        _ => "number",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Where in an object: `spec.containers[0].name`, `metadata.labels[app]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Path(String);
 
 impl Path {
@@ -39,7 +39,7 @@ impl fmt::Display for Path {
 }
 
 /// Why a field was refused; the name is the `reason` of a Status cause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorType {
     /// FieldValueRequired
     Required,
@@ -62,7 +62,7 @@ pub enum ErrorType {
 }
 
 /// One refused field.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FieldError {
     /// Why.
     pub kind: ErrorType,
@@ -72,9 +72,24 @@ pub struct FieldError {
     pub message: String,
 }
 
-/// Every refused field of an object, in the order found.
+impl FieldError {
+    fn size(&self) -> usize {
+        self.path.0.len() + self.message.len()
+    }
+}
+
+/// Errors beyond these are not told: nobody reads them, and an object may be wrong in a million places.
+const MAX_ERRORS: usize = 256;
+/// Neither are those beyond this many bytes: what is refused may be as long as the object.
+const MAX_BYTES: usize = 256 << 10;
+
+/// The refused fields of an object, in the order found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorList(pub Vec<FieldError>);
+
+fn written(value: impl serde::Serialize) -> String {
+    serde_json::to_string(&value).unwrap_or_default()
+}
 
 impl ErrorList {
     /// Whether nothing was refused.
@@ -82,83 +97,104 @@ impl ErrorList {
         self.0.is_empty()
     }
 
-    fn push(&mut self, kind: ErrorType, path: &Path, message: String) {
-        self.0.push(FieldError {
-            kind,
-            path: path.clone(),
-            message,
-        });
+    /// Whether no more errors are taken.
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= MAX_ERRORS
+            || self.0.iter().map(FieldError::size).sum::<usize>() >= MAX_BYTES
+    }
+
+    /// Adds an error, whose message is made only if there is room for it.
+    pub(crate) fn push(&mut self, kind: ErrorType, path: &Path, message: impl FnOnce() -> String) {
+        if !self.is_full() {
+            self.0.push(FieldError {
+                kind,
+                path: path.clone(),
+                message: message(),
+            });
+        }
     }
 
     /// `path: Required value[: detail]`
     pub fn required(&mut self, path: &Path, detail: &str) {
-        let message = match detail {
+        self.push(ErrorType::Required, path, || match detail {
             "" => "Required value".to_owned(),
             _ => format!("Required value: {detail}"),
-        };
-        self.push(ErrorType::Required, path, message);
+        });
     }
 
     /// `path: Invalid value: value: detail`; strings are quoted, everything else is written as JSON.
     pub fn invalid(&mut self, path: &Path, value: impl serde::Serialize, detail: &str) {
-        let value = serde_json::to_string(&value).unwrap_or_default();
-        self.push(
-            ErrorType::Invalid,
-            path,
-            format!("Invalid value: {value}: {detail}"),
-        );
+        self.push(ErrorType::Invalid, path, || {
+            format!("Invalid value: {}: {detail}", written(value))
+        });
     }
 
     /// `path: Unsupported value: "value": supported values: "a", "b"`
     pub fn not_supported(&mut self, path: &Path, value: impl serde::Serialize, supported: &[&str]) {
-        let value = serde_json::to_string(&value).unwrap_or_default();
-        let supported: Vec<String> = supported.iter().map(|value| format!("{value:?}")).collect();
-        self.push(
-            ErrorType::NotSupported,
-            path,
+        self.push(ErrorType::NotSupported, path, || {
+            let supported: Vec<String> =
+                supported.iter().map(|value| format!("{value:?}")).collect();
             format!(
-                "Unsupported value: {value}: supported values: {}",
+                "Unsupported value: {}: supported values: {}",
+                written(value),
                 supported.join(", ")
-            ),
-        );
+            )
+        });
     }
 
     /// `path: Duplicate value: value`
     pub fn duplicate(&mut self, path: &Path, value: impl serde::Serialize) {
-        let value = serde_json::to_string(&value).unwrap_or_default();
-        self.push(
-            ErrorType::Duplicate,
-            path,
-            format!("Duplicate value: {value}"),
-        );
+        self.push(ErrorType::Duplicate, path, || {
+            format!("Duplicate value: {}", written(value))
+        });
     }
 
     /// `path: Forbidden: detail`
     pub fn forbidden(&mut self, path: &Path, detail: &str) {
-        self.push(ErrorType::Forbidden, path, format!("Forbidden: {detail}"));
+        self.push(ErrorType::Forbidden, path, || {
+            format!("Forbidden: {detail}")
+        });
     }
 
     /// `path: Too long: may not be more than max bytes`
     pub fn too_long(&mut self, path: &Path, max: usize) {
-        self.push(
-            ErrorType::TooLong,
-            path,
-            format!("Too long: may not be more than {max} bytes"),
-        );
+        self.push(ErrorType::TooLong, path, || {
+            format!("Too long: may not be more than {max} bytes")
+        });
     }
 
     /// `path: Not found: value`
     pub fn not_found(&mut self, path: &Path, value: impl serde::Serialize) {
-        let value = serde_json::to_string(&value).unwrap_or_default();
-        self.push(ErrorType::NotFound, path, format!("Not found: {value}"));
+        self.push(ErrorType::NotFound, path, || {
+            format!("Not found: {}", written(value))
+        });
     }
 
     /// `path: Too many: actual: must have at most max items`
     pub fn too_many(&mut self, path: &Path, actual: usize, max: usize) {
-        self.push(
-            ErrorType::TooMany,
-            path,
-            format!("Too many: {actual}: must have at most {max} items"),
-        );
+        self.push(ErrorType::TooMany, path, || {
+            format!("Too many: {actual}: must have at most {max} items")
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_bounded_in_number_and_bytes() {
+        let (mut many, mut large) = (ErrorList::default(), ErrorList::default());
+        for _ in 0..1_000_000 {
+            many.required(&Path::new("a"), "");
+            large.invalid(&Path::new("a"), "x".repeat(10), "");
+        }
+        assert_eq!(many.0.len(), MAX_ERRORS);
+        assert!(many.is_full() && large.is_full());
+        let mut huge = ErrorList::default();
+        for _ in 0..1000 {
+            huge.invalid(&Path::new("a"), "x".repeat(MAX_BYTES / 2), "");
+        }
+        assert_eq!(huge.0.len(), 2);
     }
 }

@@ -20,3 +20,4 @@ pub mod selector;
 pub mod status;
 pub mod time;
 pub mod typed;
+pub mod yaml;

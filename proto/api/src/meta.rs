@@ -1,5 +1,7 @@
 //! What every object's `metadata` must satisfy at creation and on update.
 
+use std::collections::HashSet;
+
 use crate::json::Members;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
@@ -174,6 +176,9 @@ fn validate_owners(owners: &[OwnerReference], path: &Path, errors: &mut ErrorLis
         }
     }
     for owner in owners.iter().filter(|owner| owner.controller == Some(true)) {
+        if errors.is_full() {
+            return;
+        }
         match controller {
             None => controller = Some(owner),
             Some(first) => errors.invalid(
@@ -236,7 +241,7 @@ pub fn prepare_update(new: &mut ObjectMeta, old: &ObjectMeta) {
 pub(crate) fn follow_generation(new: &mut ObjectMeta, old: &ObjectMeta, changed: bool) {
     new.generation = old
         .generation
-        .map(|generation| generation + i64::from(changed));
+        .map(|generation| generation.saturating_add(i64::from(changed)));
 }
 
 /// Checks the metadata of an update after [`prepare_update`].
@@ -263,7 +268,7 @@ pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta, errors: &mut ErrorLis
     );
     validate_finalizers(new, &path.child("finalizers"), errors);
     if new.deletion_timestamp.is_some() {
-        let before = old.finalizers.as_deref().unwrap_or_default();
+        let before: HashSet<&String> = old.finalizers.iter().flatten().collect();
         let added: Vec<&String> = new
             .finalizers
             .iter()

@@ -1,16 +1,13 @@
 //! The three kinds of patch: JSON (RFC 6902), merge (RFC 7386), and Kubernetes' strategic merge, which joins lists by
 //! the keys their types name.
 
+mod json;
 mod strategic;
 
-use crate::json::Members;
 use serde_json::Value;
 
 use crate::kind::ResourceKind;
 use crate::status::StatusError;
-
-/// The most operations that a JSON patch may have.
-const MAX_OPERATIONS: usize = 10_000;
 
 /// How a patch is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +74,7 @@ pub fn apply(
 ) -> Result<Value, StatusError> {
     let mut object = original.clone();
     match patch_type {
-        PatchType::Json => json(&mut object, patch)?,
+        PatchType::Json => json::apply(&mut object, patch)?,
         PatchType::Merge => {
             json_patch::merge(&mut object, &parse_map(patch).map_err(undecodable)?);
         }
@@ -87,50 +84,6 @@ pub fn apply(
         }
     }
     Ok(object)
-}
-
-/// Applies the operations one after another, as Kubernetes' library does: less strict than RFC 6902 in that `replace`
-/// adds a missing member, stricter in that the object as a whole cannot be the target.
-fn json(object: &mut Value, patch: &[u8]) -> Result<(), StatusError> {
-    let document = parse(patch, Value::is_array, "[]handlers.jsonPatchOp").map_err(undecodable)?;
-    let Value::Array(operations) = document else {
-        return Ok(());
-    };
-    if operations.len() > MAX_OPERATIONS {
-        return Err(StatusError::new(
-            413,
-            "RequestEntityTooLarge",
-            format!(
-                "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-                operations.len()
-            ),
-            None,
-        ));
-    }
-    for mut operation in operations {
-        if operation["path"] == "" {
-            return Err(StatusError::unprocessable());
-        }
-        if operation["op"] == "replace" && is_missing_member(object, &operation["path"]) {
-            *operation.member(&["op"]) = Value::from("add");
-        }
-        let operation: json_patch::PatchOperation =
-            serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;
-        json_patch::patch(object, std::slice::from_ref(&operation))
-            .map_err(|_| StatusError::unprocessable())?;
-    }
-    Ok(())
-}
-
-/// Whether a path leads to a map without that member. Lists have no missing members, only positions out of range.
-fn is_missing_member(object: &Value, path: &Value) -> bool {
-    let Some(path) = path.as_str() else {
-        return false;
-    };
-    let parent = path
-        .rsplit_once('/')
-        .and_then(|(parent, _)| object.pointer(parent));
-    object.pointer(path).is_none() && parent.is_some_and(Value::is_object)
 }
 
 #[cfg(test)]

@@ -25,22 +25,44 @@ enum Operator {
 struct Requirement {
     key: String,
     operator: Operator,
+    /// Sorted: every object is compared with them.
     values: Vec<String>,
 }
 
+/// The most requirements of a selector. Each is looked at for every object that there is.
+const MAX_REQUIREMENTS: usize = 1000;
+
+fn too_many(found: usize) -> SelectorError {
+    SelectorError(format!(
+        "a selector may have at most {MAX_REQUIREMENTS} requirements, got {found}: use sets, as in 'key in (a,b)'"
+    ))
+}
+
 impl Requirement {
+    fn new(key: String, operator: Operator, mut values: Vec<String>) -> Self {
+        values.sort();
+        Self {
+            key,
+            operator,
+            values,
+        }
+    }
+
+    fn names(&self, value: &str) -> bool {
+        let found = self
+            .values
+            .binary_search_by(|wanted| wanted.as_str().cmp(value));
+        found.is_ok()
+    }
+
     fn matches(&self, value: Option<&str>) -> bool {
         let number = |text: &str| text.parse::<i64>().ok();
         let bound = || self.values.first().and_then(|bound| number(bound));
         match self.operator {
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
-            Operator::In => {
-                value.is_some_and(|value| self.values.iter().any(|wanted| wanted == value))
-            }
-            Operator::NotIn => {
-                value.is_none_or(|value| !self.values.iter().any(|wanted| wanted == value))
-            }
+            Operator::In => value.is_some_and(|value| self.names(value)),
+            Operator::NotIn => value.is_none_or(|value| !self.names(value)),
             Operator::GreaterThan => value
                 .and_then(number)
                 .zip(bound())
@@ -115,11 +137,11 @@ impl LabelSelector {
                 "DoesNotExist" => Operator::DoesNotExist,
                 _ => return Self::nothing(),
             };
-            result.requirements.push(Requirement {
-                key: expression.key.clone(),
+            result.requirements.push(Requirement::new(
+                expression.key.clone(),
                 operator,
-                values: expression.values.clone().unwrap_or_default(),
-            });
+                expression.values.clone().unwrap_or_default(),
+            ));
         }
         result
     }
@@ -167,8 +189,6 @@ impl fmt::Display for LabelSelector {
                      operator,
                      values,
                  }| {
-                    let mut values = values.clone();
-                    values.sort();
                     match (operator, values.as_slice()) {
                         (Operator::Exists, _) => key.clone(),
                         (Operator::DoesNotExist, _) => format!("!{key}"),
@@ -197,7 +217,13 @@ pub fn validate(selector: &metav1::LabelSelector, path: &Path, errors: &mut Erro
             errors.invalid(&labels.key(key), value, &message);
         }
     }
-    for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
+    let expressions = selector.match_expressions.as_deref().unwrap_or_default();
+    if expressions.len() > MAX_REQUIREMENTS {
+        let path = path.child("matchExpressions");
+        errors.too_many(&path, expressions.len(), MAX_REQUIREMENTS);
+        return;
+    }
+    for (index, expression) in expressions.iter().enumerate() {
         let path = path.child("matchExpressions").index(index);
         let values = expression.values.as_deref().unwrap_or_default();
         match expression.operator.as_str() {
@@ -327,6 +353,9 @@ impl Parser {
                 }
             }
         }
+        if requirements.len() > MAX_REQUIREMENTS {
+            return Err(too_many(requirements.len()));
+        }
         requirements.sort_by(|one: &Requirement, other| one.key.cmp(&other.key));
         Ok(LabelSelector {
             requirements,
@@ -383,11 +412,7 @@ impl Parser {
                 ));
             }
         }
-        Ok(Requirement {
-            key,
-            operator,
-            values,
-        })
+        Ok(Requirement::new(key, operator, values))
     }
 
     fn key(&mut self) -> Result<String, String> {
@@ -469,6 +494,9 @@ impl FieldSelector {
                 .map(|(at, sign)| (&part[..at], &part[at + sign.len()..], sign != "!="))
                 .ok_or_else(cannot)?;
             requirements.push((field.to_owned(), unescape(value), equal));
+        }
+        if requirements.len() > MAX_REQUIREMENTS {
+            return Err(too_many(requirements.len()));
         }
         Ok(Self { requirements })
     }
@@ -591,6 +619,30 @@ mod tests {
             let error = LabelSelector::parse(selector).expect_err(selector);
             assert_eq!(error.to_string(), message);
         }
+    }
+
+    #[test]
+    fn long_selectors_cost_little_and_endless_ones_are_refused() {
+        let values: Vec<String> = (0..100_000).map(|at| format!("v{at}")).collect();
+        let text = format!("a in ({0}),b notin ({0})", values.join(","));
+        let selector = LabelSelector::parse(&text).expect("parses");
+        let started = std::time::Instant::now();
+        let labels = BTreeMap::from([("a", "v99999"), ("b", "w")]);
+        for _ in 0..10_000 {
+            assert!(selector.matches(|key| labels.get(key).copied()));
+        }
+        assert!(started.elapsed() < std::time::Duration::from_secs(2));
+        for text in [
+            (0..1001).map(|at| format!("a{at}!=b")).collect::<Vec<_>>(),
+            vec!["!a".to_owned(); 1001],
+            vec!["a".to_owned(); 100_000],
+        ] {
+            let error = LabelSelector::parse(&text.join(",")).expect_err("endless");
+            assert!(error.to_string().contains("at most 1000 requirements"));
+        }
+        assert!(FieldSelector::parse(&"a!=b,".repeat(1001)).is_err());
+        assert!(LabelSelector::parse(&"(".repeat(100_000)).is_err());
+        assert!(LabelSelector::parse(&"!".repeat(100_000)).is_err());
     }
 
     #[test]

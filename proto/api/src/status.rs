@@ -1,5 +1,7 @@
 //! Failures as Kubernetes words them: the `Status` object a client receives instead of what it asked for.
 
+use std::collections::HashSet;
+
 use crate::json::Members;
 use serde_json::{Map, Value, json};
 
@@ -162,11 +164,12 @@ impl StatusError {
 
     /// 422 for a kind that is no resource, such as `ListOptions.meta.k8s.io`.
     pub fn invalid_kind(group: &str, kind: &str, name: &str, errors: ErrorList) -> Self {
+        let mut told = HashSet::with_capacity(errors.0.len());
         let mut words: Vec<String> = Vec::with_capacity(errors.0.len());
         let mut causes = Vec::with_capacity(errors.0.len());
         for error in &errors.0 {
             let text = format!("{}: {}", error.path, error.message);
-            if !words.contains(&text) {
+            if told.insert(text.clone()) {
                 words.push(text);
             }
             causes.push(Cause {
@@ -174,6 +177,9 @@ impl StatusError {
                 message: error.message.clone(),
                 field: error.path.to_string(),
             });
+        }
+        if errors.is_full() {
+            words.push("and more: correct these first".to_owned());
         }
         let list = match words.as_slice() {
             [one] => one.clone(),

@@ -30,7 +30,7 @@ pub fn parse(text: &str) -> Option<i64> {
 /// How long ago something was, as kubectl prints it: `5s`, `2m30s`, `3h5m`, `4d`; `<unknown>` when it never was.
 pub fn age(since: Option<i64>, now: i64) -> String {
     match since {
-        Some(since) => duration(now - since),
+        Some(since) => duration(now.saturating_sub(since)),
         None => "<unknown>".to_owned(),
     }
 }

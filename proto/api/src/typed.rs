@@ -1,5 +1,6 @@
 //! [`Typed`]: any [`Kind`] behind the object-safe [`ResourceKind`].
 
+use std::collections::HashSet;
 use std::marker::PhantomData;
 
 use k8s_openapi::Metadata as _;
@@ -61,14 +62,8 @@ impl<K: Kind> Typed<K> {
             return Ok(());
         }
         // As aggregated errors do: the same complaint is made once.
-        let mut seen = Vec::new();
-        errors.0.retain(|error| {
-            let new = !seen.contains(error);
-            if new {
-                seen.push(error.clone());
-            }
-            new
-        });
+        let mut seen = HashSet::new();
+        errors.0.retain(|error| seen.insert(error.clone()));
         let name = object.metadata().name.clone().unwrap_or_default();
         Err(StatusError::invalid(&K::INFO, &name, errors))
     }

@@ -24,3 +24,10 @@ pub(crate) enum SpdyError {
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
 }
+
+/// Frames from a client, until there are no more or one is none.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut decoder = codec::Decoder::new();
+    let mut source = bytes::BytesMut::from(bytes);
+    while let Ok(Some(_)) = tokio_util::codec::Decoder::decode(&mut decoder, &mut source) {}
+}

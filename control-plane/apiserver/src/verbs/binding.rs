@@ -1,9 +1,11 @@
 //! `pods/binding`: the scheduler's decision.
 
+use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::status::{Details, StatusError};
 use http::StatusCode;
+use k8s_openapi::api::core::v1::Binding;
 use serde_json::{Value, json};
 
 use super::update::{store, success};
@@ -13,22 +15,20 @@ use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let binding: Value = serde_json::from_slice(&context.body)
-        .map_err(|error| StatusError::bad_request(format!("the body is not a Binding: {error}")))?;
-    let target = &binding["target"];
-    let node = target["name"].as_str().unwrap_or_default();
-    let name = meta(&binding, "name");
+    let binding: Binding = request(&context.body, "Binding")?;
+    let node = binding.target.name.unwrap_or_default();
+    let name = binding.metadata.name.unwrap_or_default();
     if !name.is_empty() && name != context.name() {
         return Err(StatusError::bad_request(
             "name in URL does not match name in Binding object",
         ));
     }
     let mut errors = ErrorList::default();
-    let kind = target["kind"].as_str().unwrap_or_default();
+    let kind = binding.target.kind.unwrap_or_default();
     if !kind.is_empty() && kind != "Node" {
         errors.not_supported(
             &Path::new("target").child("kind"),
-            kind,
+            &kind,
             &["Node", "<empty>"],
         );
     } else if node.is_empty() {
@@ -40,10 +40,10 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
             error.path, error.message
         )));
     }
+    let uid = binding.metadata.uid.unwrap_or_default();
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
         let mut pod = codec::decode(info, &entry.value)?;
-        let uid = meta(&binding, "uid");
         if !uid.is_empty() && uid != meta(&pod, "uid") {
             return Err(StatusError::precondition(
                 info,
@@ -83,12 +83,8 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
             ));
         }
         *pod.member(&["spec", "nodeName"]) = json!(node);
-        for (key, value) in binding["metadata"]["annotations"]
-            .as_object()
-            .into_iter()
-            .flatten()
-        {
-            *pod.member(&["metadata", "annotations", key]) = value.clone();
+        for (key, value) in binding.metadata.annotations.iter().flatten() {
+            *pod.member(&["metadata", "annotations", key]) = json!(value);
         }
         set_scheduled(&mut pod, &context.api.clock.stamp());
         if context.dry_run()? {

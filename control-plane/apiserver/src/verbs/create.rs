@@ -10,21 +10,21 @@ use gantry_store::{Guard, Key, Operation, Revision, Transaction};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use crate::codec;
 use crate::context::{ATTEMPTS, Committed, Context, meta};
 use crate::response::Answer;
+use crate::{codec, heavy};
 
 /// Letters and digits that do not form words: what Kubernetes generates names of.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Decodes, admits, validates and stores a new object.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let decoded = decode(
-        &context.body,
-        context.content_type(),
-        context.resource.kind.as_ref(),
-        context.field_validation()?,
-    )?;
+    let validation = context.field_validation()?;
+    let decoded = heavy::work(context.body.len(), || {
+        let kind = context.resource.kind.as_ref();
+        decode(&context.body, context.content_type(), kind, validation)
+    })
+    .await?;
     create_decoded(context, decoded.object, decoded.warnings).await
 }
 
@@ -63,7 +63,10 @@ async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, S
         if generated && !prefix.is_empty() {
             *object.member(&["metadata", "name"]) = json!(format!("{prefix}{}", random_suffix()));
         }
-        let mut prepared = context.resource.kind.create(object.clone())?;
+        let mut prepared = heavy::work(context.body.len(), || {
+            context.resource.kind.create(object.clone())
+        })
+        .await?;
         let admission = &context.api.admission;
         let told = admission.validate(context, &prepared.object, None)?;
         prepared.warnings.extend(told);
@@ -82,7 +85,7 @@ async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, S
             .api
             .admission
             .allocate(context, &mut prepared.object, None, &mut transaction)?;
-        let value = codec::encode(&prepared.object)?;
+        let value = codec::encode_bounded(&prepared.object, 0)?;
         let index = codec::index(context.resource.kind.as_ref(), &prepared.object);
         transaction.operations.push(Operation::Put {
             key: key.clone(),

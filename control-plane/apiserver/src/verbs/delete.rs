@@ -1,9 +1,11 @@
 //! DELETE of one object: grace periods, finalizers, propagation, preconditions.
 
+use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Revision};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
 
 use super::update::{is_released, store_leaving};
@@ -27,37 +29,22 @@ pub(crate) struct Options {
 impl Options {
     /// Reads both places; the body counts where it says something.
     pub(crate) fn read(context: &Context<'_>) -> Result<Self, StatusError> {
-        let body: Value = match context.body.is_empty() {
-            true => json!({}),
+        let body: DeleteOptions = match context.body.is_empty() {
+            true => DeleteOptions::default(),
             false => match context.content_type().contains("yaml") {
                 true => return Err(StatusError::unsupported_media_type(&["application/json"])),
-                false => serde_json::from_slice(&context.body).map_err(|error| {
-                    StatusError::bad_request(format!("the body is not DeleteOptions: {error}"))
-                })?,
+                false => request(&context.body, "DeleteOptions")?,
             },
         };
         let query = context.query;
-        let number = |name: &str| -> Result<Option<i64>, StatusError> {
-            query
-                .get(name)
-                .map(|text| {
-                    text.parse().map_err(|_| {
-                        StatusError::bad_request(format!(
-                            "strconv.ParseInt: parsing {text:?}: invalid syntax"
-                        ))
-                    })
-                })
-                .transpose()
-        };
-        let grace_period = match body["gracePeriodSeconds"].as_i64() {
+        let grace_period = match body.grace_period_seconds {
             Some(seconds) => Some(seconds),
-            None => number("gracePeriodSeconds")?,
+            None => query.number("gracePeriodSeconds")?,
         };
-        let mut propagation = body["propagationPolicy"]
-            .as_str()
-            .or_else(|| query.get("propagationPolicy"))
-            .map(str::to_owned);
-        let orphan_dependents = body["orphanDependents"].as_bool().or_else(|| {
+        let mut propagation = body
+            .propagation_policy
+            .or_else(|| query.get("propagationPolicy").map(str::to_owned));
+        let orphan_dependents = body.orphan_dependents.or_else(|| {
             query
                 .get("orphanDependents")
                 .map(|_| query.flag("orphanDependents"))
@@ -82,19 +69,14 @@ impl Options {
                 errors,
             ));
         }
-        let mut dry_runs: Vec<String> = body["dryRun"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|value| value.as_str().map(str::to_owned))
-            .collect();
+        let mut dry_runs = body.dry_run.unwrap_or_default();
         dry_runs.extend(query.all("dryRun").iter().cloned());
-        let precondition = |field: &str| body["preconditions"][field].as_str().map(str::to_owned);
+        let preconditions = body.preconditions.unwrap_or_default();
         Ok(Self {
             grace_period,
             propagation,
-            uid: precondition("uid"),
-            resource_version: precondition("resourceVersion"),
+            uid: preconditions.uid,
+            resource_version: preconditions.resource_version,
             dry_run: dry_run(&dry_runs, "DeleteOptions")?,
         })
     }
@@ -259,21 +241,21 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
         // A second deletion may only shorten the wait.
         if grace < pending {
             let deadline = gantry_api::time::parse(meta(object, "deletionTimestamp")).unwrap_or(0);
-            let start = deadline - pending * 1_000_000_000;
-            object["metadata"]["deletionTimestamp"] =
-                json!(gantry_api::time::seconds(start + grace * 1_000_000_000));
+            let start = deadline.saturating_sub(nanos(pending));
+            *object.member(&["metadata", "deletionTimestamp"]) = json!(gantry_api::time::seconds(
+                start.saturating_add(nanos(grace))
+            ));
             *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
         }
     } else {
-        let deadline = context.api.clock.now() + grace * 1_000_000_000;
-        *object.member(&["metadata", "deletionTimestamp"]) =
-            json!(gantry_api::time::seconds(deadline));
+        let deadline = context.api.clock.now().saturating_add(nanos(grace));
+        *object.member(&["metadata", "deletionTimestamp"]) = json!(gantry_api::time::seconds(deadline));
         *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
         if let Some(generation) = object["metadata"]["generation"]
             .as_i64()
             .filter(|generation| *generation > 0)
         {
-            *object.member(&["metadata", "generation"]) = json!(generation + 1);
+            *object.member(&["metadata", "generation"]) = json!(generation.saturating_add(1));
         }
     }
     match options.propagation.as_deref() {
@@ -288,6 +270,11 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
             metadata.remove("deletionGracePeriodSeconds");
         }
     }
+}
+
+/// Seconds in nanoseconds; those too far off are the last there are.
+fn nanos(seconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000)
 }
 
 /// Seconds until the object goes; only pods have any.

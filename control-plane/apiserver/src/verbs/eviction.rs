@@ -1,39 +1,32 @@
 //! `pods/eviction`: a deletion that disruption budgets may refuse. There are none to refuse it yet.
 
+use gantry_api::decode::request;
 use gantry_api::status::StatusError;
 use http::StatusCode;
-use serde_json::Value;
+use k8s_openapi::api::policy::v1::Eviction;
 
 use super::delete::{Options, delete_one};
 use super::update::success;
-use crate::context::{Context, dry_run, meta};
+use crate::context::{Context, dry_run};
 use crate::response::Answer;
 
 pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let eviction: Value = serde_json::from_slice(&context.body).map_err(|error| {
-        StatusError::bad_request(format!("the body is not an Eviction: {error}"))
-    })?;
-    let name = meta(&eviction, "name");
+    let eviction: Eviction = request(&context.body, "Eviction")?;
+    let name = eviction.metadata.name.unwrap_or_default();
     if !name.is_empty() && name != context.name() {
         return Err(StatusError::bad_request(
             "name in URL does not match name in Eviction object",
         ));
     }
-    let wanted = &eviction["deleteOptions"];
-    let mut dry_runs: Vec<String> = wanted["dryRun"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|value| value.as_str().map(str::to_owned))
-        .collect();
+    let wanted = eviction.delete_options.unwrap_or_default();
+    let mut dry_runs = wanted.dry_run.unwrap_or_default();
     dry_runs.extend(context.query.all("dryRun").iter().cloned());
+    let preconditions = wanted.preconditions.unwrap_or_default();
     let options = Options {
-        grace_period: wanted["gracePeriodSeconds"].as_i64(),
-        propagation: wanted["propagationPolicy"].as_str().map(str::to_owned),
-        uid: wanted["preconditions"]["uid"].as_str().map(str::to_owned),
-        resource_version: wanted["preconditions"]["resourceVersion"]
-            .as_str()
-            .map(str::to_owned),
+        grace_period: wanted.grace_period_seconds,
+        propagation: wanted.propagation_policy,
+        uid: preconditions.uid,
+        resource_version: preconditions.resource_version,
         dry_run: dry_run(&dry_runs, "DeleteOptions")?,
     };
     delete_one(context, &options).await?;

@@ -1,20 +1,22 @@
 //! `namespaces/finalize`: takes finalizers off a namespace's spec, and with the last one the namespace.
 
 use gantry_api::json::Members;
+use gantry_api::decode::request;
+use gantry_api::field::{ErrorList, Path};
+use gantry_api::names;
 use gantry_api::status::StatusError;
-use serde_json::Value;
+use k8s_openapi::api::core::v1::Namespace;
+use serde_json::{Value, json};
 
 use super::update::store;
 use crate::codec;
-use crate::context::{ATTEMPTS, Context, meta};
+use crate::context::{ATTEMPTS, Context};
 use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let wanted: Value = serde_json::from_slice(&context.body).map_err(|error| {
-        StatusError::bad_request(format!("the body is not a Namespace: {error}"))
-    })?;
-    let name = meta(&wanted, "name");
+    let wanted: Namespace = request(&context.body, "Namespace")?;
+    let name = wanted.metadata.name.unwrap_or_default();
     if !name.is_empty() && name != context.name() {
         return Err(StatusError::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
@@ -22,7 +24,12 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         )));
     }
     let dry_run = context.dry_run()?;
-    let asked = meta(&wanted, "resourceVersion");
+    let asked = wanted.metadata.resource_version.unwrap_or_default();
+    let finalizers = wanted
+        .spec
+        .and_then(|spec| spec.finalizers)
+        .unwrap_or_default();
+    check_finalizers(context, &finalizers)?;
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
         if !asked.is_empty() && asked != entry.modify_revision.to_string() {
@@ -30,10 +37,8 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         }
         let mut namespace = codec::decode(info, &entry.value)?;
         let before = namespace.clone();
-        *namespace.member(&["spec", "finalizers"]) = wanted["spec"]["finalizers"].clone();
-        if wanted["spec"]["finalizers"]
-            .as_array()
-            .is_none_or(Vec::is_empty)
+        *namespace.member(&["spec", "finalizers"]) = json!(finalizers);
+        if finalizers.is_empty()
             && let Some(spec) = namespace.get_mut("spec").and_then(Value::as_object_mut)
         {
             spec.remove("finalizers");
@@ -54,4 +59,22 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         context.name(),
         "the namespace keeps being modified; try again",
     ))
+}
+
+fn check_finalizers(context: &Context<'_>, finalizers: &[String]) -> Result<(), StatusError> {
+    let mut errors = ErrorList::default();
+    let path = Path::new("spec").child("finalizers");
+    for finalizer in finalizers {
+        for message in names::qualified_name(finalizer) {
+            errors.invalid(&path, finalizer, &message);
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(StatusError::invalid(
+            context.resource.info(),
+            context.name(),
+            errors,
+        )),
+    }
 }

@@ -1,6 +1,5 @@
 //! GET of one object.
 
-use gantry_api::field::{ErrorList, Path};
 use gantry_api::status::StatusError;
 
 use super::list::{as_table, wants_table};
@@ -9,21 +8,7 @@ use crate::context::Context;
 use crate::response::Answer;
 
 pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
-    if let Some(asked) = context.query.get("resourceVersion")
-        && asked.parse::<u64>().is_err()
-    {
-        let mut errors = ErrorList::default();
-        errors.invalid(
-            &Path::new("resourceVersion"),
-            asked,
-            &format!("strconv.ParseUint: parsing {asked:?}: invalid syntax"),
-        );
-        let message = errors
-            .0
-            .first()
-            .map(|error| format!("{}: {}", error.path, error.message));
-        return Err(StatusError::unclassified(message.unwrap_or_default()));
-    }
+    context.query.resource_version()?;
     let entry = context.current()?;
     let info = context.resource.info();
     if let Some(shape) = wants_table(context.headers)? {

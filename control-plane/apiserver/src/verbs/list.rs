@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::selection::Selection;
-use crate::codec;
 use crate::context::Context;
+use crate::request::parse_version;
 use crate::response::Answer;
+use crate::{codec, heavy};
 
 /// Page tokens. Go's decoder does not mind bits that are left over.
 const TOKENS: GeneralPurpose =
@@ -26,7 +27,7 @@ const TOKENS: GeneralPurpose =
 
 /// Where the next page starts, and which revision the list is of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Continue {
+pub(crate) struct Continue {
     #[serde(rename = "rv")]
     revision: u64,
     namespace: String,
@@ -82,18 +83,6 @@ pub(crate) fn wants_table(headers: &HeaderMap) -> Result<Option<Shape>, StatusEr
         "application/yaml",
         "application/vnd.kubernetes.protobuf",
     ]))
-}
-
-/// A whole number of the query; absent is zero.
-pub(crate) fn number(context: &Context<'_>, name: &str) -> Result<i64, StatusError> {
-    match context.query.get(name) {
-        None => Ok(0),
-        Some(text) => text.parse().map_err(|_| {
-            StatusError::bad_request(format!(
-                "strconv.ParseInt: parsing {text:?}: invalid syntax"
-            ))
-        }),
-    }
 }
 
 fn invalid_options(fill: impl FnOnce(&mut ErrorList, &Path)) -> StatusError {
@@ -163,11 +152,8 @@ fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnaps
     let Some(version) = context.query.get("resourceVersion") else {
         return Ok(store.snapshot(table));
     };
-    let version: u64 = version.parse().map_err(|_| {
-        StatusError::bad_request(format!(
-            "invalid resource version: resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: invalid syntax"
-        ))
-    })?;
+    let version = parse_version(version)
+        .map_err(|why| StatusError::bad_request(format!("invalid resource version: {why}")))?;
     if version > store.revision().0 {
         return Err(StatusError::too_large_resource_version(
             version,
@@ -187,8 +173,8 @@ fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnaps
 pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let selection = Selection::read(context)?;
-    let limit = usize::try_from(number(context, "limit")?).unwrap_or(0);
-    number(context, "timeoutSeconds")?;
+    let limit = usize::try_from(context.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
+    context.query.number("timeoutSeconds")?;
     check_options(context)?;
     let page = context.query.get("continue").map(parse_token).transpose()?;
     let shape = wants_table(context.headers)?;
@@ -226,10 +212,14 @@ pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
             remaining: selection.is_everything().then_some(remaining),
         }
     });
-    if let Some(shape) = shape {
-        return as_table(context, shape, &entries, snapshot.revision(), more.as_ref());
-    }
     let size: usize = entries.iter().map(|entry| entry.value.len() + 64).sum();
+    if let Some(shape) = shape {
+        let revision = snapshot.revision();
+        return heavy::work(size, || {
+            as_table(context, shape, &entries, revision, more.as_ref())
+        })
+        .await;
+    }
     let mut bytes = BytesMut::with_capacity(size + 256);
     bytes.put_slice(list_prefix(info, snapshot.revision(), more.as_ref()).as_bytes());
     for (index, entry) in entries.iter().enumerate() {
@@ -269,7 +259,7 @@ pub(crate) fn list_prefix(info: &ResourceInfo, revision: Revision, more: Option<
     )
 }
 
-fn parse_token(token: &str) -> Result<Continue, StatusError> {
+pub(crate) fn parse_token(token: &str) -> Result<Continue, StatusError> {
     let invalid = |why: String| {
         StatusError::bad_request(format!(
             "invalid continue token: continue key is not valid: {why}"

@@ -10,9 +10,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::create::{check_namespace, create_decoded};
-use crate::codec;
 use crate::context::{ATTEMPTS, Committed, Context, meta};
 use crate::response::Answer;
+use crate::{codec, heavy};
 
 /// Media types of patches, as a refusal lists them.
 const PATCH_TYPES: &[&str] = &[
@@ -27,12 +27,12 @@ pub(crate) async fn update(
     scope: WriteScope,
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let decoded = decode(
-        &context.body,
-        context.content_type(),
-        context.resource.kind.as_ref(),
-        context.field_validation()?,
-    )?;
+    let validation = context.field_validation()?;
+    let decoded = heavy::work(context.body.len(), || {
+        let kind = context.resource.kind.as_ref();
+        decode(&context.body, context.content_type(), kind, validation)
+    })
+    .await?;
     let mut object = decoded.object;
     let name = meta(&object, "name").to_owned();
     if name.is_empty() {
@@ -109,17 +109,22 @@ pub(crate) async fn swap(
     let dry_run = context.dry_run()?;
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
-        let current = codec::decode_for_client(info, &entry)?;
-        let object = change(&current)?;
-        check_identity(context, &object, &current)?;
-        let asked = meta(&object, "resourceVersion");
-        let insists =
-            !asked.is_empty() && asked != "0" && meta(&current, "resourceVersion") != asked;
-        if insists {
-            return Err(StatusError::stale(info, context.name()));
-        }
+        let size = context.body.len() + entry.value.len();
+        let (current, mut prepared) = heavy::work(size, || {
+            let current = codec::decode_for_client(info, &entry)?;
+            let object = change(&current)?;
+            check_identity(context, &object, &current)?;
+            let asked = meta(&object, "resourceVersion");
+            let insists =
+                !asked.is_empty() && asked != "0" && meta(&current, "resourceVersion") != asked;
+            if insists {
+                return Err(StatusError::stale(info, context.name()));
+            }
+            let prepared = context.resource.kind.update(object, &current, scope)?;
+            Ok((current, prepared))
+        })
+        .await?;
         let mut transaction = Transaction::default();
-        let mut prepared = context.resource.kind.update(object, &current, scope)?;
         if scope == WriteScope::Main {
             let admission = &context.api.admission;
             let told = admission.validate(context, &prepared.object, Some(&current))?;
@@ -132,7 +137,7 @@ pub(crate) async fn swap(
             )?;
         }
         let warnings = prepared.warnings;
-        let value = codec::encode(&prepared.object)?;
+        let value = codec::encode_bounded(&prepared.object, entry.value.len())?;
         if value == entry.value || dry_run {
             return Ok(Answer::object(info, &value, entry.modify_revision).with_warnings(warnings));
         }

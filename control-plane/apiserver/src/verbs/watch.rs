@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::list::{Shape, column_definitions, number, partial, row, wants_table};
+use super::list::{Shape, column_definitions, partial, row, wants_table};
 use super::selection::Selection;
 use crate::codec;
 use crate::context::{Api, Context};
@@ -73,7 +73,7 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
     let shape = wants_table(context.headers)?;
     let bookmarks = context.query.flag("allowWatchBookmarks");
     let (initial, from) = start(context)?;
-    let timeout = match number(context, "timeoutSeconds")? {
+    let timeout = match context.query.number("timeoutSeconds")?.unwrap_or(0) {
         seconds if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()),
         _ => LONGEST.mul_f64(1.0 + rand::rng().random::<f64>()),
     };
@@ -158,15 +158,7 @@ fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
         }
         (None, None) => {}
     }
-    let version = query.get("resourceVersion");
-    let revision = match version {
-        None => Revision(0),
-        Some(text) => Revision(text.parse().map_err(|_| {
-            StatusError::unclassified(format!(
-                "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-            ))
-        })?),
-    };
+    let revision = Revision(query.resource_version()?.unwrap_or(0));
     if revision > context.api.store.revision() {
         return Err(StatusError::too_large_resource_version(
             revision.0,

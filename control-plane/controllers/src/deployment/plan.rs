@@ -18,7 +18,8 @@ use super::revision::{
     revision_of, same_template,
 };
 use super::sizing::{
-    available, is_rolling, max_surge, max_unavailable, new_size, resize, share, size, total, wanted,
+    allowed, available, is_rolling, max_unavailable, new_size, resize, share, size, sum, total,
+    wanted,
 };
 use super::status::{
     self, FOUND_NEW_SET, NEW_SET_CREATED, PROGRESSING, condition, deadline, new_condition,
@@ -170,7 +171,7 @@ impl<'a> Pass<'a> {
             resize(&mut set, replicas);
             annotate_new(self.deployment, &mut set, revision);
             let wanted = wanted(self.deployment);
-            annotate_size(&mut set, wanted, wanted + max_surge(self.deployment));
+            annotate_size(&mut set, wanted, allowed(self.deployment));
             let name = set.metadata.name.clone().unwrap_or_default();
             if replicas > 0 {
                 let message = format!("Scaled up replica set {name} from 0 to {replicas}");
@@ -203,7 +204,7 @@ impl<'a> Pass<'a> {
         let before = set.metadata.annotations.clone();
         let wanted = wanted(self.deployment);
         resize(&mut set, to);
-        annotate_size(&mut set, wanted, wanted + max_surge(self.deployment));
+        annotate_size(&mut set, wanted, allowed(self.deployment));
         if from != to {
             let direction = if from < to { "up" } else { "down" };
             let name = set.metadata.name.as_deref().unwrap_or_default();
@@ -251,17 +252,20 @@ impl<'a> Pass<'a> {
         if old_total == 0 {
             return;
         }
-        let least = wanted(self.deployment) - max_unavailable(self.deployment);
+        let least = wanted(self.deployment).saturating_sub(max_unavailable(self.deployment));
         let new_unavailable = self
             .new
             .as_ref()
-            .map_or(0, |new| size(new) - available(new));
-        let mut spare = old_total + self.new.as_ref().map_or(0, size) - least - new_unavailable;
+            .map_or(0, |new| size(new).saturating_sub(available(new)));
+        let mut spare = old_total
+            .saturating_add(self.new.as_ref().map_or(0, size))
+            .saturating_sub(least)
+            .saturating_sub(new_unavailable);
         if spare <= 0 {
             return;
         }
         for at in 0..self.old.len() {
-            let unhealthy = size(&self.old[at]) - available(&self.old[at]);
+            let unhealthy = size(&self.old[at]).saturating_sub(available(&self.old[at]));
             let take = unhealthy.min(spare);
             if take > 0 {
                 self.scale_old(at, size(&self.old[at]) - take);
@@ -270,7 +274,7 @@ impl<'a> Pass<'a> {
         }
         // A set that was shrunk a moment ago may still report the pods it had.
         let still = |set: &&ReplicaSet| available(set).min(size(set));
-        let mut spare = self.all().iter().map(still).sum::<i32>() - least;
+        let mut spare = sum(self.all().iter().map(still)).saturating_sub(least);
         for at in 0..self.old.len() {
             // What was unhealthy is gone by now: the rest is available.
             let take = size(&self.old[at]).min(spare);
@@ -340,11 +344,11 @@ impl<'a> Pass<'a> {
             .cloned()
             .collect();
         let allowed = if wanted > 0 {
-            wanted + max_surge(self.deployment)
+            allowed(self.deployment)
         } else {
             0
         };
-        let to_add = allowed - total(&sets);
+        let to_add = allowed.saturating_sub(total(&sets));
         // The largest first; among equals the newest when growing, the oldest when shrinking.
         sets.sort_by(|left, right| {
             let age = left
@@ -358,12 +362,12 @@ impl<'a> Pass<'a> {
         let mut sizes = Vec::with_capacity(sets.len());
         for set in &sets {
             let part = share(self.deployment, set, to_add, added);
-            added += part;
-            sizes.push(size(set) + part);
+            added = part.saturating_add(added);
+            sizes.push(size(set).saturating_add(part));
         }
         if let Some(first) = sizes.first_mut() {
             // What rounding left over.
-            *first = (*first + to_add - added).max(0);
+            *first = first.saturating_add(to_add).saturating_sub(added).max(0);
         }
         for (set, to) in sets.into_iter().zip(sizes) {
             let name = set.metadata.name.clone();

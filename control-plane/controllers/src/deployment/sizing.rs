@@ -27,8 +27,14 @@ fn scaled(value: Option<&IntOrString>, total: i32, up: bool) -> i32 {
         None => 0,
         Some(IntOrString::Int(number)) => *number,
         Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let hundredfold = percent * i64::from(total);
+            let digits = text.trim_end_matches('%');
+            let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            // More than any number of pods, for a share that no number can say.
+            let percent: i64 = match all_digits {
+                true => digits.parse().unwrap_or(i64::MAX),
+                false => 0,
+            };
+            let hundredfold = percent.saturating_mul(i64::from(total));
             let share = if up {
                 hundredfold.div_euclid(100) + i64::from(hundredfold.rem_euclid(100) > 0)
             } else {
@@ -67,6 +73,11 @@ fn limits(deployment: &Deployment) -> (i32, i32) {
     }
 }
 
+/// How many pods there may be: those that are wanted and those above.
+pub(crate) fn allowed(deployment: &Deployment) -> i32 {
+    wanted(deployment).saturating_add(max_surge(deployment))
+}
+
 /// How many pods there may be above the wanted number.
 pub(crate) fn max_surge(deployment: &Deployment) -> i32 {
     limits(deployment).0
@@ -103,9 +114,14 @@ pub(crate) fn available(set: &ReplicaSet) -> i32 {
         .unwrap_or(0)
 }
 
+/// Numbers of pods together, as many as a number can say.
+pub(crate) fn sum(numbers: impl IntoIterator<Item = i32>) -> i32 {
+    numbers.into_iter().fold(0, i32::saturating_add)
+}
+
 /// The size of all these sets together.
 pub(crate) fn total<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
-    sets.into_iter().map(size).sum()
+    sum(sets.into_iter().map(size))
 }
 
 /// How large the set of the current template may become now, `others` being the size of the older sets.
@@ -114,11 +130,11 @@ pub(crate) fn new_size(deployment: &Deployment, current: i32, others: i32) -> i3
     if !is_rolling(deployment) {
         return wanted;
     }
-    let room = wanted + max_surge(deployment) - (current + others);
+    let room = allowed(deployment).saturating_sub(current.saturating_add(others));
     if room <= 0 {
         return current;
     }
-    current + room.min(wanted - current)
+    current.saturating_add(room.min(wanted.saturating_sub(current)))
 }
 
 /// The part of a change of size that is this set's, in proportion to what it has.
@@ -127,7 +143,7 @@ pub(crate) fn share(deployment: &Deployment, set: &ReplicaSet, to_add: i32, adde
         return 0;
     }
     let fraction = fraction(deployment, set);
-    let allowed = to_add - added;
+    let allowed = to_add.saturating_sub(added);
     if to_add > 0 {
         fraction.min(allowed)
     } else {
@@ -148,7 +164,7 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet) -> i32 {
     if before == 0 {
         return 0;
     }
-    let after = wanted(deployment) + max_surge(deployment);
+    let after = allowed(deployment);
     let grown = f64::from(size) * f64::from(after) / f64::from(before);
     // Both fit an i32, and so does their ratio times one of them, within the API's limits on replicas.
     #[expect(
@@ -156,7 +172,7 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet) -> i32 {
         reason = "rounded, and a share of i32 counts"
     )]
     let rounded = grown.round() as i32;
-    rounded - size
+    rounded.saturating_sub(size)
 }
 
 #[cfg(test)]
@@ -203,6 +219,37 @@ mod tests {
             let got = (max_surge(&deployment), max_unavailable(&deployment));
             assert_eq!(got, expected, "{replicas} {surge} {unavailable}");
         }
+    }
+
+    #[test]
+    fn no_limit_is_too_large_to_roll_with() {
+        for surge in [
+            "99999999999999%",
+            "999999999999999999999999999999%",
+            "2147483647",
+            "9223372036854775807%",
+        ] {
+            for replicas in [1, 4, i32::MAX] {
+                let deployment = deployment(replicas, surge, "100%");
+                assert_eq!(
+                    new_size(&deployment, 0, 4.min(replicas)),
+                    replicas,
+                    "{surge}"
+                );
+                assert_eq!(
+                    new_size(&deployment, replicas, i32::MAX),
+                    replicas,
+                    "{surge}"
+                );
+                assert!(allowed(&deployment) >= replicas, "{surge}");
+            }
+        }
+        let sets = [i32::MAX, i32::MAX].map(|size| {
+            let mut set = ReplicaSet::default();
+            resize(&mut set, size);
+            set
+        });
+        assert_eq!(total(&sets), i32::MAX);
     }
 
     #[test]

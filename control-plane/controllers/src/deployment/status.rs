@@ -6,7 +6,7 @@ use gantry_informer::clock::seconds;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
 use k8s_openapi::jiff::Timestamp;
 
-use super::sizing::{available, max_unavailable, total, wanted};
+use super::sizing::{available, max_unavailable, sum, total, wanted};
 use crate::replica_set::nonzero;
 
 pub(crate) const PROGRESSING: &str = "Progressing";
@@ -127,19 +127,23 @@ pub(crate) fn counted(
         let status = set.status.as_ref();
         status.map_or(Some(0), |status| status.terminating_replicas)
     };
-    let available: i32 = all.iter().map(|set| available(set)).sum();
+    let available = sum(all.iter().map(|set| available(set)));
     let mut counted = DeploymentStatus {
         observed_generation: deployment.metadata.generation,
-        replicas: nonzero(all.iter().map(|set| reported(set)).sum()),
+        replicas: nonzero(sum(all.iter().map(|set| reported(set)))),
         updated_replicas: nonzero(new.map_or(0, reported)),
-        ready_replicas: nonzero(all.iter().map(ready).sum()),
+        ready_replicas: nonzero(sum(all.iter().map(ready))),
         available_replicas: nonzero(available),
-        unavailable_replicas: nonzero((total(all.iter().copied()) - available).max(0)),
-        terminating_replicas: all.iter().map(terminating).sum(),
+        unavailable_replicas: nonzero(total(all.iter().copied()).saturating_sub(available).max(0)),
+        terminating_replicas: all
+            .iter()
+            .map(terminating)
+            .collect::<Option<Vec<_>>>()
+            .map(sum),
         collision_count: status.collision_count,
         conditions: status.conditions.clone(),
     };
-    let enough = available >= wanted(deployment) - max_unavailable(deployment);
+    let enough = available >= wanted(deployment).saturating_sub(max_unavailable(deployment));
     let condition = if enough {
         (
             "True",
@@ -172,7 +176,8 @@ pub(crate) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) ->
 
 fn has_progressed(before: &DeploymentStatus, after: &DeploymentStatus) -> bool {
     let old_pods = |status: &DeploymentStatus| {
-        status.replicas.unwrap_or(0) - status.updated_replicas.unwrap_or(0)
+        let updated = status.updated_replicas.unwrap_or(0);
+        status.replicas.unwrap_or(0).saturating_sub(updated)
     };
     after.updated_replicas > before.updated_replicas
         || old_pods(after) < old_pods(before)

@@ -11,6 +11,7 @@ mod batch;
 mod cache;
 mod clients;
 mod exchange;
+pub mod fuzzing;
 mod health;
 mod listen;
 mod lookup;

@@ -1,5 +1,6 @@
 //! Walks a document and its schema together.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -9,18 +10,96 @@ use super::base64_error;
 use crate::quantity::Quantity;
 use crate::schema::{Shape, TypeSchema};
 
+/// Unknown and duplicate fields beyond these are not told: Kubernetes stops at as many.
+const MAX_STRICT: usize = 100;
+/// Neither are those beyond this many bytes: every path may be as long as a body.
+const MAX_STRICT_BYTES: usize = 64 << 10;
+
+/// The most structs that one object may be made of. Written in two bytes each, they take a kilobyte in memory.
+const MAX_STRUCTS: usize = 20_000;
+
 /// What was found on the way.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
+    structs: usize,
     /// Unknown and duplicate fields, in document order.
     pub(super) strict: Vec<String>,
+    told: HashSet<String>,
+    bytes: usize,
     /// The first thing that cannot be: a wrong type, bad base64, a bad quantity or time.
     pub(super) error: Option<String>,
 }
 
 impl Findings {
-    fn fail(&mut self, error: String) {
-        self.error.get_or_insert(error);
+    fn fail(&mut self, error: impl FnOnce() -> String) {
+        self.error.get_or_insert_with(error);
+    }
+
+    /// Notes an unknown or duplicate field, once.
+    fn note(&mut self, what: &str, place: &Place<'_>) {
+        if self.strict.len() >= MAX_STRICT || self.bytes >= MAX_STRICT_BYTES {
+            return;
+        }
+        let finding = format!("{what} field {:?}", place.path());
+        self.bytes += finding.len();
+        if self.told.insert(finding.clone()) {
+            self.strict.push(finding);
+        }
+    }
+}
+
+/// Where in the document: a step and what it leads from. Written out only for what is told, since a path may be as long
+/// as the document and every value has one.
+enum Place<'a> {
+    Root,
+    /// A field of the struct that `owner` is Go's name of.
+    Field {
+        of: &'a Place<'a>,
+        name: &'a str,
+        owner: &'static str,
+    },
+    /// What a map has under a key.
+    Key {
+        of: &'a Place<'a>,
+        name: &'a str,
+    },
+    Item {
+        of: &'a Place<'a>,
+        index: usize,
+    },
+}
+
+impl Place<'_> {
+    /// With list positions: `spec.containers[0].name`.
+    fn path(&self) -> String {
+        let mut path = match self {
+            Self::Root => return String::new(),
+            Self::Field { of, .. } | Self::Key { of, .. } | Self::Item { of, .. } => of.path(),
+        };
+        match self {
+            Self::Root => {}
+            Self::Field { name, .. } | Self::Key { name, .. } => {
+                if !path.is_empty() {
+                    path.push('.');
+                }
+                path.push_str(name);
+            }
+            Self::Item { index, .. } => path.push_str(&format!("[{index}]")),
+        }
+        path
+    }
+
+    /// Without positions and keys of maps, as Go's errors have it: `spec.containers.name`, and the name of the struct that
+    /// the last field belongs to.
+    fn field(&self) -> Option<(String, &'static str)> {
+        match self {
+            Self::Root => None,
+            Self::Key { of, .. } | Self::Item { of, .. } => of.field(),
+            Self::Field { of, name, owner } => Some(match of.field() {
+                Some((field, _)) => (format!("{field}.{name}"), owner),
+                None => ((*name).to_owned(), owner),
+            }),
+        }
     }
 }
 
@@ -28,12 +107,7 @@ impl Findings {
 pub(super) struct Walker<'a> {
     schema: Option<&'static TypeSchema>,
     findings: &'a mut Findings,
-    /// With list positions: `spec.containers[0].name`.
-    path: String,
-    /// Without them, as Go's errors have it: `spec.containers.name`.
-    field: String,
-    /// Go's name of the struct that the field belongs to.
-    owner: String,
+    place: &'a Place<'a>,
 }
 
 /// The part of a schema's name after the last dot: `Container`.
@@ -41,57 +115,28 @@ fn short(schema: &TypeSchema) -> &str {
     schema.name.rsplit('.').next().unwrap_or_default()
 }
 
-/// What Go calls a JSON value.
-pub(super) fn go_kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
-}
-
 impl<'a> Walker<'a> {
     pub(super) fn root(schema: &'static TypeSchema, findings: &'a mut Findings) -> Self {
         Self {
             schema: Some(schema),
             findings,
-            path: String::new(),
-            field: String::new(),
-            owner: short(schema).to_owned(),
-        }
-    }
-
-    fn child(
-        &mut self,
-        schema: Option<&'static TypeSchema>,
-        path: String,
-        field: String,
-        owner: String,
-    ) -> Walker<'_> {
-        Walker {
-            schema,
-            findings: &mut *self.findings,
-            path,
-            field,
-            owner,
+            place: &Place::Root,
         }
     }
 
     /// Notes a value of the wrong type; the field counts as absent.
     fn mismatch(&mut self, got: &str) -> Value {
-        if let Some(schema) = self.schema {
-            let place = match self.field.is_empty() {
-                true => format!("Go value of type {}", schema.go),
-                false => format!(
-                    "Go struct field {}.{} of type {}",
-                    self.owner, self.field, schema.go
-                ),
-            };
-            self.findings
-                .fail(format!("json: cannot unmarshal {got} into {place}"));
+        let (schema, place) = (self.schema, self.place);
+        if let Some(schema) = schema {
+            self.findings.fail(|| {
+                let place = match place.field() {
+                    None => format!("Go value of type {}", schema.go),
+                    Some((field, owner)) => {
+                        format!("Go struct field {owner}.{field} of type {}", schema.go)
+                    }
+                };
+                format!("json: cannot unmarshal {got} into {place}")
+            });
         }
         Value::Null
     }
@@ -106,7 +151,7 @@ impl<'a> Walker<'a> {
             Some(Shape::Bytes) => {
                 if let Some(at) = base64_error(text) {
                     self.findings
-                        .fail(format!("illegal base64 data at input byte {at}"));
+                        .fail(|| format!("illegal base64 data at input byte {at}"));
                 }
                 Value::from(text)
             }
@@ -125,9 +170,9 @@ impl<'a> Walker<'a> {
         match text.parse::<Quantity>() {
             Ok(quantity) => Value::from(quantity.to_string()),
             Err(_) => {
-                self.findings.fail(
-                    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".to_owned(),
-                );
+                self.findings.fail(|| {
+                    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".to_owned()
+                });
                 Value::Null
             }
         }
@@ -137,9 +182,11 @@ impl<'a> Walker<'a> {
         match crate::time::parse(text) {
             Some(nanos) => Value::from(write(nanos)),
             None => {
-                self.findings.fail(format!(
-                    "parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""
-                ));
+                self.findings.fail(|| {
+                    format!(
+                        "parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""
+                    )
+                });
                 Value::Null
             }
         }
@@ -227,11 +274,17 @@ impl<'de> Visitor<'de> for Walker<'_> {
                 return Ok(self.mismatch("array"));
             }
         };
-        let (field, owner) = (self.field.clone(), self.owner.clone());
         let mut list = Vec::new();
         loop {
-            let path = format!("{}[{}]", self.path, list.len());
-            let walker = self.child(item, path, field.clone(), owner.clone());
+            let place = Place::Item {
+                of: self.place,
+                index: list.len(),
+            };
+            let walker = Walker {
+                schema: item,
+                findings: &mut *self.findings,
+                place: &place,
+            };
             match items.next_element_seed(walker)? {
                 Some(value) => list.push(value),
                 None => return Ok(Value::Array(list)),
@@ -244,48 +297,52 @@ impl<'de> Visitor<'de> for Walker<'_> {
             self.shape(),
             None | Some(Shape::Any | Shape::Object(_) | Shape::Map(_))
         );
+        if matches!(self.shape(), Some(Shape::Object(_))) {
+            self.findings.structs += 1;
+        }
+        if self.findings.structs > MAX_STRUCTS {
+            let place = self.place.path();
+            return Err(A::Error::custom(format!(
+                "{place}: Too many: an object may have at most {MAX_STRUCTS} structured values"
+            )));
+        }
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             if !known_shape {
                 fields.next_value::<IgnoredAny>()?;
                 continue;
             }
-            let path = match self.path.is_empty() {
-                true => name.clone(),
-                false => format!("{}.{name}", self.path),
-            };
+            let of = self.place;
+            let key = Place::Key { of, name: &name };
             if object.contains_key(&name) {
-                self.findings
-                    .strict
-                    .push(format!("duplicate field {path:?}"));
+                self.findings.note("duplicate", &key);
             }
-            let (schema, field, owner) = match self.schema {
-                Some(schema) => match &schema.shape {
-                    Shape::Object(_) => match schema.field(&name) {
-                        Some(field) => {
-                            let place = match self.field.is_empty() {
-                                true => name.clone(),
-                                false => format!("{}.{name}", self.field),
-                            };
-                            (Some(field.schema), place, short(schema).to_owned())
-                        }
-                        None if self.path.is_empty()
-                            && (name == "apiVersion" || name == "kind") =>
-                        {
-                            (None, name.clone(), self.owner.clone())
-                        }
-                        None => {
-                            self.findings.strict.push(format!("unknown field {path:?}"));
-                            fields.next_value::<IgnoredAny>()?;
-                            continue;
-                        }
-                    },
-                    Shape::Map(item) => (Some(*item), self.field.clone(), self.owner.clone()),
-                    _ => (None, self.field.clone(), self.owner.clone()),
+            let shape = self.schema.map(|schema| (schema, &schema.shape));
+            let (schema, place) = match shape {
+                Some((schema, Shape::Object(_))) => match schema.field(&name) {
+                    Some(field) => {
+                        let (name, owner) = (&*name, short(schema));
+                        (Some(field.schema), Place::Field { of, name, owner })
+                    }
+                    None if matches!(of, Place::Root)
+                        && (name == "apiVersion" || name == "kind") =>
+                    {
+                        (None, key)
+                    }
+                    None => {
+                        self.findings.note("unknown", &key);
+                        fields.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
                 },
-                None => (None, self.field.clone(), self.owner.clone()),
+                Some((_, Shape::Map(item))) => (Some(*item), key),
+                _ => (None, key),
             };
-            let value = fields.next_value_seed(self.child(schema, path, field, owner))?;
+            let value = fields.next_value_seed(Walker {
+                schema,
+                findings: &mut *self.findings,
+                place: &place,
+            })?;
             object.insert(name, value);
         }
         match known_shape {

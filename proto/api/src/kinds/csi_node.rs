@@ -1,6 +1,6 @@
 //! CSINode: the storage drivers of a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
 use serde_json::{Value, json};
@@ -95,8 +95,10 @@ impl Kind for CsiNodeKind {
     fn validate_update(new: &CSINode, old: &CSINode, errors: &mut ErrorList) {
         Self::validate(new, errors);
         // A driver may come, go, and count its room anew; what it calls the node stays.
+        let drivers = old.spec.drivers.iter();
+        let before_of: HashMap<_, _> = drivers.map(|driver| (&driver.name, driver)).collect();
         for (index, driver) in new.spec.drivers.iter().enumerate() {
-            let before = old.spec.drivers.iter().find(|old| old.name == driver.name);
+            let before = before_of.get(&driver.name);
             let changed = before.is_some_and(|before| {
                 before.node_id != driver.node_id || before.topology_keys != driver.topology_keys
             });

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Node, NodeSpec};
 use serde_json::{Value, json};
 
 use super::{addresses, table};
-use crate::field::{ErrorList, ErrorType, FieldError, Path};
+use crate::field::{ErrorList, ErrorType, Path};
 use crate::kind::{Column, Kind, ResourceInfo};
 use crate::names;
 
@@ -45,12 +45,8 @@ fn validate_taints(spec: &NodeSpec, errors: &mut ErrorList) {
                 json!(taint.effect),
                 json!(taint.time_added)
             );
-            errors.0.push(FieldError {
-                kind: ErrorType::Duplicate,
-                path,
-                message: format!(
-                    "Duplicate value: {value}: taints must be unique by key and effect pair"
-                ),
+            errors.push(ErrorType::Duplicate, &path, || {
+                format!("Duplicate value: {value}: taints must be unique by key and effect pair")
             });
         }
     }

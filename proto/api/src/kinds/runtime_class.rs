@@ -1,5 +1,7 @@
 //! RuntimeClass: how a node runs a pod's containers.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::api::node::v1::{RuntimeClass, Scheduling};
 use serde_json::{Value, json};
@@ -25,8 +27,15 @@ fn validate_scheduling(scheduling: &Scheduling, path: &Path, errors: &mut ErrorL
     let path = path.child("tolerations");
     let tolerations = scheduling.tolerations.as_deref().unwrap_or_default();
     pod_spec::validate_tolerations(tolerations, &path, errors);
+    let mut seen = HashSet::new();
     for (index, toleration) in tolerations.iter().enumerate() {
-        if tolerations[..index].contains(toleration) {
+        let text = [
+            &toleration.key,
+            &toleration.operator,
+            &toleration.value,
+            &toleration.effect,
+        ];
+        if !seen.insert((text, toleration.toleration_seconds)) {
             errors.duplicate(&path.index(index), toleration);
         }
     }

@@ -10,6 +10,8 @@
 //! | `$deleteFromPrimitiveList/NAME` | these values leave the list |
 //! | `$setElementOrder/NAME` | the list is put in this order; what it does not name keeps its place before what it preceded |
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::schema::{Merge, TypeSchema};
@@ -79,6 +81,7 @@ pub(super) fn merge(
     for (name, gone) in changes {
         if let Some(list) = name.strip_prefix(DELETE_PRIMITIVES) {
             let gone = list_of(gone, "primitive list")?;
+            let gone: HashSet<&Value> = gone.iter().collect();
             if let Some(Value::Array(items)) = fields.get_mut(list) {
                 items.retain(|item| !gone.contains(item));
             }
@@ -170,7 +173,8 @@ fn retain_keys(
         return Ok(());
     };
     let retained = list_of(retained, "retainKeys")?;
-    let is_retained = |name: &str| retained.iter().any(|retained| retained == name);
+    let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+    let is_retained = |name: &str| retained.contains(name);
     let contradicts = changes
         .iter()
         .any(|(name, change)| !change.is_null() && !is_directive(name) && !is_retained(name));
@@ -191,11 +195,13 @@ fn merge_list(
     schema: Option<&TypeSchema>,
 ) -> Result<(), StatusError> {
     let Some(key) = key else {
-        for change in changes {
-            if !items.contains(change) {
-                items.push(change.clone());
-            }
-        }
+        let mut known: HashSet<Value> = items.iter().cloned().collect();
+        items.extend(
+            changes
+                .iter()
+                .filter(|change| known.insert((*change).clone()))
+                .cloned(),
+        );
         return Ok(());
     };
     if changes
@@ -203,6 +209,14 @@ fn merge_list(
         .any(|change| directive_of(change) == Some("replace"))
     {
         items.clear();
+    }
+    // What is deleted keeps its place until the end, so that places stay what they are.
+    let mut merged: Vec<Option<Value>> = std::mem::take(items).into_iter().map(Some).collect();
+    let mut places: HashMap<Value, Vec<usize>> = HashMap::new();
+    for (at, item) in merged.iter().enumerate() {
+        if let Some(id) = item.as_ref().and_then(|item| item.get(key)) {
+            places.entry(id.clone()).or_default().push(at);
+        }
     }
     for change in changes {
         let directive = directive_of(change);
@@ -218,13 +232,28 @@ fn merge_list(
                 go_text(change)
             )));
         };
-        let at = items.iter().position(|item| item.get(key) == Some(id));
-        match (directive, at) {
-            (Some("delete"), _) => items.retain(|item| item.get(key) != Some(id)),
-            (_, Some(at)) => merge(&mut items[at], change, schema)?,
-            (_, None) => items.extend(without_directives(change)),
+        if directive == Some("delete") {
+            for at in places.remove(id).unwrap_or_default() {
+                merged[at] = None;
+            }
+            continue;
+        }
+        match places.get(id).and_then(|places| places.first()) {
+            Some(&at) => {
+                if let Some(item) = &mut merged[at] {
+                    merge(item, change, schema)?;
+                }
+            }
+            None => {
+                let added = without_directives(change);
+                if added.is_some() {
+                    places.entry(id.clone()).or_default().push(merged.len());
+                    merged.push(added);
+                }
+            }
         }
     }
+    items.extend(merged.into_iter().flatten());
     Ok(())
 }
 
@@ -250,10 +279,38 @@ fn check_order(items: &[Value], order: &[Value], key: Option<&str>) -> Result<()
     )))
 }
 
-fn same(item: &Value, wanted: &Value, key: Option<&str>) -> bool {
+/// What tells an item of a list from the others; nothing when it has no such field.
+fn identity<'a>(item: &'a Value, key: Option<&str>) -> Option<&'a Value> {
     match key {
-        Some(key) => item.get(key).is_some() && item.get(key) == wanted.get(key),
-        None => item == wanted,
+        Some(key) => item.get(key),
+        None => Some(item),
+    }
+}
+
+fn same(item: &Value, wanted: &Value, key: Option<&str>) -> bool {
+    let identity = |item| identity(item, key);
+    identity(item).is_some() && identity(item) == identity(wanted)
+}
+
+/// Where items stand in a list: the first place of each.
+struct Places<'a> {
+    at: HashMap<&'a Value, usize>,
+    key: Option<&'a str>,
+}
+
+impl<'a> Places<'a> {
+    fn of(list: &'a [Value], key: Option<&'a str>) -> Self {
+        let mut at = HashMap::with_capacity(list.len());
+        for (place, item) in list.iter().enumerate() {
+            if let Some(identity) = identity(item, key) {
+                at.entry(identity).or_insert(place);
+            }
+        }
+        Self { at, key }
+    }
+
+    fn find(&self, item: &Value) -> Option<usize> {
+        self.at.get(identity(item, self.key)?).copied()
     }
 }
 
@@ -262,17 +319,16 @@ fn same(item: &Value, wanted: &Value, key: Option<&str>) -> bool {
 ///
 /// `before: [a b c]`, `order: [new c]` and the merged list in any order give `[new a b c]`.
 fn arrange(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Option<&str>) {
-    let place = |list: &[Value], item: &Value| list.iter().position(|other| same(item, other, key));
+    let (wanted, stood) = (Places::of(order, key), Places::of(before, key));
     let (mut named, mut others): (Vec<Value>, Vec<Value>) = std::mem::take(items)
         .into_iter()
-        .partition(|item| place(order, item).is_some());
-    named.sort_by_key(|item| place(order, item));
-    others.sort_by_key(|item| place(before, item));
+        .partition(|item| wanted.find(item).is_some());
+    named.sort_by_key(|item| wanted.find(item));
+    others.sort_by_key(|item| stood.find(item));
     let mut others = others.into_iter().peekable();
     for item in named {
-        let stood = place(before, &item);
-        while let Some(other) =
-            others.next_if(|other| stood.is_some() && place(before, other) < stood)
+        let place = stood.find(&item);
+        while let Some(other) = others.next_if(|other| place.is_some() && stood.find(other) < place)
         {
             items.push(other);
         }
@@ -358,6 +414,40 @@ mod tests {
             patched(object, replace),
             with_containers(json!([{"name": "c", "image": "c:1"}]))
         );
+    }
+
+    #[test]
+    fn long_lists_are_merged_in_linear_time() {
+        let containers = |start: usize| -> Vec<Value> {
+            (start..start + 50_000)
+                .map(|at| json!({"name": format!("c{at}"), "image": "i"}))
+                .collect()
+        };
+        let names =
+            |count: usize| -> Vec<String> { (0..count).map(|at| format!("f{at}")).collect() };
+        let object = json!({"metadata": {"finalizers": names(50_000)}, "spec": {"template": {"spec": {"containers": containers(0)}}}});
+        let patch = json!({
+            "metadata": {
+                "finalizers": names(60_000),
+                "$setElementOrder/finalizers": names(60_000),
+                "$deleteFromPrimitiveList/finalizers": names(40_000),
+            },
+            "spec": {"template": {"spec": {
+                "$retainKeys": names(50_000).into_iter().chain(["containers".to_owned()]).collect::<Vec<_>>(),
+                "$setElementOrder/containers": containers(25_000),
+                "containers": containers(25_000),
+            }}},
+        });
+        let started = std::time::Instant::now();
+        let merged = patched(object, patch);
+        assert!(
+            started.elapsed() < std::time::Duration::from_secs(10),
+            "{:?}",
+            started.elapsed()
+        );
+        let count = |at: &str| merged.pointer(at).and_then(Value::as_array).map(Vec::len);
+        assert_eq!(count("/spec/template/spec/containers"), Some(75_000));
+        assert_eq!(count("/metadata/finalizers"), Some(20_000));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A pod as a row of a table, with the STATUS that people read first.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
 use serde_json::{Value, json};
 
@@ -143,12 +145,14 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
             .to_owned()
     };
     let gates = spec.readiness_gates.as_deref().unwrap_or_default();
-    let passed =
-        gates.iter().filter(|gate| {
-            status.conditions.iter().flatten().any(|condition| {
-                condition.type_ == gate.condition_type && condition.status == "True"
-            })
-        });
+    let conditions = status.conditions.iter().flatten();
+    let true_ones: HashSet<&str> = conditions
+        .filter(|condition| condition.status == "True")
+        .map(|condition| &*condition.type_)
+        .collect();
+    let passed = gates
+        .iter()
+        .filter(|gate| true_ones.contains(&*gate.condition_type));
     let gates = match gates.len() {
         0 => "<none>".to_owned(),
         total => format!("{}/{total}", passed.count()),

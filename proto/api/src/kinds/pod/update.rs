@@ -1,5 +1,7 @@
 //! What may change in a pod once it exists: little of its spec, and a status that keeps to its own past.
 
+use std::collections::{HashMap, HashSet};
+
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
 
 use crate::field::{ErrorList, Path};
@@ -82,7 +84,7 @@ pub(super) fn validate(new: &Pod, old: &Pod, errors: &mut ErrorList) {
     if !keep_images(new_init, init, &path.child("initContainers"), errors) {
         return;
     }
-    let had = gates(before);
+    let had: HashSet<&str> = gates(before).into_iter().collect();
     for gate in gates(&spec).into_iter().filter(|gate| !had.contains(gate)) {
         let detail = format!("only deletion is allowed, but found new scheduling gate '{gate}'");
         errors.forbidden(&path.child("schedulingGates"), &detail);
@@ -131,12 +133,16 @@ fn check_transitions(
     path: &Path,
     errors: &mut ErrorList,
 ) {
+    let mut now_of = HashMap::new();
+    for status in new {
+        now_of.entry(&status.name).or_insert(status);
+    }
     for (index, before) in old.iter().enumerate() {
         let Some(code) = ended(before) else {
             continue;
         };
         let stays = restart_policy == "Never" || restart_policy == "OnFailure" && code == 0;
-        let now = new.iter().find(|status| status.name == before.name);
+        let now = now_of.get(&before.name);
         if stays && now.is_some_and(|now| ended(now).is_none()) {
             let path = path.index(index).child("state");
             let detail = "may not be transitioned to non-terminated state";

@@ -1,5 +1,7 @@
 //! The containers of a pod: those that initialise and those that stay.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec};
 
 use super::handlers::{ProbeUse, validate_lifecycle, validate_probe};
@@ -20,7 +22,7 @@ pub(super) struct Surroundings<'a> {
 }
 
 fn check_ports(ports: &[ContainerPort], path: &Path, errors: &mut ErrorList) {
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for (index, port) in ports.iter().enumerate() {
         let path = path.index(index);
         if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
@@ -29,10 +31,8 @@ fn check_ports(ports: &[ContainerPort], path: &Path, errors: &mut ErrorList) {
             for detail in &details {
                 errors.invalid(&path, name, detail);
             }
-            if details.is_empty() && seen.contains(&name) {
+            if details.is_empty() && !seen.insert(name) {
                 errors.duplicate(&path, name);
-            } else if details.is_empty() {
-                seen.push(name);
             }
         }
         let number_path = path.child("containerPort");
@@ -60,7 +60,7 @@ fn check_host_ports<'a>(
     path: &Path,
     errors: &mut ErrorList,
 ) {
-    let mut seen: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
     for (container_index, container) in containers {
         for (index, port) in container.ports.iter().flatten().enumerate() {
             let Some(number) = port.host_port.filter(|number| *number != 0) else {
@@ -68,12 +68,10 @@ fn check_host_ports<'a>(
             };
             let protocol = port.protocol.as_deref().unwrap_or_default();
             let address = port.host_ip.as_deref().unwrap_or_default();
-            let claim = format!("{protocol}/{address}/{number}");
-            if seen.contains(&claim) {
+            if !seen.insert((protocol, address, number)) {
                 let path = path.index(container_index).child("ports").index(index);
+                let claim = format!("{protocol}/{address}/{number}");
                 errors.duplicate(&path.child("hostPort"), claim);
-            } else {
-                seen.push(claim);
             }
         }
     }
@@ -177,14 +175,12 @@ pub(super) fn validate(
     if spec.containers.is_empty() {
         return errors.required(&path, "");
     }
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen = HashSet::new();
     for (index, container) in spec.containers.iter().enumerate() {
         let path = path.index(index);
         check_common(container, surroundings, &path, errors);
-        if seen.contains(&container.name.as_str()) {
+        if !seen.insert(container.name.as_str()) {
             errors.duplicate(&path.child("name"), &container.name);
-        } else {
-            seen.push(&container.name);
         }
         check_probes_and_hooks(container, surroundings.grace_period, &path, errors);
         check_restart_policy(container, &path, errors);
@@ -200,7 +196,7 @@ pub(super) fn validate_init(
     errors: &mut ErrorList,
 ) {
     let path = path.child("initContainers");
-    let mut seen: Vec<&str> = spec
+    let mut seen: HashSet<&str> = spec
         .containers
         .iter()
         .map(|container| container.name.as_str())
@@ -209,10 +205,11 @@ pub(super) fn validate_init(
         let list_path = &path;
         let path = path.index(index);
         check_common(container, surroundings, &path, errors);
-        if seen.contains(&container.name.as_str()) {
-            errors.duplicate(&path.child("name"), &container.name);
-        } else if !container.name.is_empty() {
-            seen.push(&container.name);
+        let name = container.name.as_str();
+        if seen.contains(name) {
+            errors.duplicate(&path.child("name"), name);
+        } else if !name.is_empty() {
+            seen.insert(name);
         }
         check_host_ports(std::iter::once((index, container)), list_path, errors);
         if container.restart_policy.as_deref() == Some("Always") {

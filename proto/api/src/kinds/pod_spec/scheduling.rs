@@ -1,6 +1,6 @@
 //! Where a pod may run: affinity, tolerations, spreading, gates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use k8s_openapi::api::core::v1::{
     Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm,
@@ -247,12 +247,19 @@ pub(in crate::kinds) fn check_tolerations_added(
     path: &Path,
     errors: &mut ErrorList,
 ) {
-    let lasting = |toleration: &Toleration| Toleration {
-        toleration_seconds: None,
-        ..toleration.clone()
-    };
-    let kept = |toleration: &Toleration| new.iter().any(|one| lasting(one) == lasting(toleration));
-    if !old.iter().all(kept) {
+    fn lasting(toleration: &Toleration) -> [Option<&str>; 4] {
+        [
+            toleration.key.as_deref(),
+            toleration.operator.as_deref(),
+            toleration.value.as_deref(),
+            toleration.effect.as_deref(),
+        ]
+    }
+    let kept: HashSet<_> = new.iter().map(lasting).collect();
+    if !old
+        .iter()
+        .all(|toleration| kept.contains(&lasting(toleration)))
+    {
         errors.forbidden(
             path,
             "existing toleration can not be modified except its tolerationSeconds",
@@ -286,6 +293,11 @@ pub(super) fn validate_spreading(
     errors: &mut ErrorList,
 ) {
     const WHEN: [&str; 2] = ["DoNotSchedule", "ScheduleAnyway"];
+    let mut following: HashMap<(&str, &str), usize> = HashMap::new();
+    for constraint in constraints {
+        let same = (&*constraint.topology_key, &*constraint.when_unsatisfiable);
+        *following.entry(same).or_default() += 1;
+    }
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         let when = constraint.when_unsatisfiable.as_str();
@@ -299,10 +311,9 @@ pub(super) fn validate_spreading(
         if !WHEN.contains(&when) {
             errors.not_supported(&path.child("whenUnsatisfiable"), when, &WHEN);
         }
-        let repeats = |other: &&TopologySpreadConstraint| {
-            other.topology_key == constraint.topology_key && other.when_unsatisfiable == when
-        };
-        if constraints[index + 1..].iter().find(repeats).is_some() {
+        let same = following.entry((&constraint.topology_key, when));
+        let left = same.and_modify(|left| *left -= 1).or_default();
+        if *left > 0 {
             let value = format!("{{{}, {when}}}", constraint.topology_key);
             errors.duplicate(&path.child("{topologyKey, whenUnsatisfiable}"), value);
         }

@@ -1,6 +1,6 @@
 //! Volumes and where containers mount them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::{
     Container, DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection,
@@ -333,7 +333,9 @@ pub(super) fn validate_mounts(
 ) {
     let devices = container.volume_devices.as_deref().unwrap_or_default();
     let mounts_path = path.child("volumeMounts");
-    let mut seen: Vec<&str> = Vec::new();
+    let device_names: HashSet<&str> = devices.iter().map(|device| &*device.name).collect();
+    let device_paths: HashSet<&str> = devices.iter().map(|device| &*device.device_path).collect();
+    let mut seen = HashSet::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let path = mounts_path.index(index);
         let name_path = path.child("name");
@@ -348,15 +350,14 @@ pub(super) fn validate_mounts(
         if point.is_empty() {
             errors.required(&point_path, "");
         }
-        if seen.contains(&point) {
+        if !seen.insert(point) {
             errors.invalid(&point_path, point, "must be unique");
         }
-        seen.push(point);
-        if devices.iter().any(|device| device.name == mount.name) {
+        if device_names.contains(mount.name.as_str()) {
             let detail = "must not already exist in volumeDevices";
             errors.invalid(&name_path, &mount.name, detail);
         }
-        if devices.iter().any(|device| device.device_path == point) {
+        if device_paths.contains(point) {
             let detail = "must not already exist as a path in volumeDevices";
             errors.invalid(&point_path, point, detail);
         }

@@ -1,24 +1,29 @@
 //! What is allowed in a pod and yet likely a mistake, or about to go.
 
+use std::collections::{HashMap, HashSet};
+
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
 use crate::field::Path;
 
+/// Warnings beyond these are not told: the headers that carry them have room for less.
+const MAX_WARNINGS: usize = 100;
+
 fn check_container(container: &Container, path: &Path, warnings: &mut Vec<String>) {
+    if warnings.len() >= MAX_WARNINGS {
+        return;
+    }
+    let mut claims = HashMap::new();
     let ports = container.ports.as_deref().unwrap_or_default();
     for (index, port) in ports.iter().enumerate() {
-        let claim = |port: &k8s_openapi::api::core::v1::ContainerPort| {
-            (
-                port.container_port,
-                port.protocol.clone(),
-                port.host_port.unwrap_or(0),
-                port.host_ip.clone().unwrap_or_default(),
-            )
-        };
-        let earlier = ports[..index]
-            .iter()
-            .position(|earlier| claim(earlier) == claim(port));
-        if let Some(earlier) = earlier {
+        let claim = (
+            port.container_port,
+            port.protocol.as_deref(),
+            port.host_port.unwrap_or(0),
+            port.host_ip.as_deref().unwrap_or_default(),
+        );
+        let earlier = *claims.entry(claim).or_insert(index);
+        if earlier != index {
             let path = path.child("ports");
             warnings.push(format!(
                 "{}: duplicate port definition with {}",
@@ -28,15 +33,12 @@ fn check_container(container: &Container, path: &Path, warnings: &mut Vec<String
         }
     }
     let variables = container.env.as_deref().unwrap_or_default();
+    let mut defined = HashSet::new();
     for (index, variable) in variables.iter().enumerate() {
         let value = variable.value.as_deref().unwrap_or_default();
         // Appending to an earlier value of the same name is no mistake.
         let appends = value.contains(&format!("$({})", variable.name));
-        if !appends
-            && variables[..index]
-                .iter()
-                .any(|earlier| earlier.name == variable.name)
-        {
+        if !defined.insert(&variable.name) && !appends {
             warnings.push(format!(
                 "{}: hides previous definition of \"{}\", which may be dropped when using apply",
                 path.child("env").index(index),

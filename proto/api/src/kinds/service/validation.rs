@@ -1,6 +1,6 @@
 //! What a service must be, field by field, in the order Kubernetes complains.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use k8s_openapi::api::core::v1::{LoadBalancerStatus, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -253,10 +253,11 @@ fn cluster_ips(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
         errors.invalid(&list_path, listed, "first value must match `clusterIP`");
     }
     let families = spec.ip_families.as_deref().unwrap_or_default();
+    let mut seen = HashSet::new();
     for (index, family) in families.iter().enumerate() {
         let path = path.child("ipFamilies").index(index);
         one_of(family, &path, FAMILIES, errors);
-        if families[..index].contains(family) {
+        if !seen.insert(family) {
             errors.duplicate(&path, family);
         }
     }

@@ -1,0 +1,44 @@
+//! What a client's bytes meet beside the decoding of objects, for the fuzzer; no interface of the crate.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::pki::{Authority, Subject};
+use crate::request::{Query, route};
+use crate::streams;
+use crate::verbs::list::{parse_token, wants_table};
+
+/// The path and query of a request.
+pub fn uri(text: &str) {
+    let (path, query) = text.split_once('?').unwrap_or((text, ""));
+    drop(route(path));
+    let query = Query::parse(Some(query));
+    for name in ["limit", "timeoutSeconds", "gracePeriodSeconds", "tailLines"] {
+        drop(query.number(name));
+        query.flag(name);
+    }
+    drop(query.resource_version());
+    drop(query.get("continue").map(parse_token));
+}
+
+/// An `Accept` header.
+pub fn accept(bytes: &[u8]) {
+    if let Ok(value) = HeaderValue::from_bytes(bytes) {
+        drop(wants_table(&HeaderMap::from_iter([(
+            header::ACCEPT,
+            value,
+        )])));
+    }
+}
+
+/// Frames of SPDY, as exec, attach and port-forward read them.
+pub fn spdy(bytes: &[u8]) {
+    streams::fuzz_spdy(bytes);
+}
+
+/// A certificate request.
+pub fn certificate_request(authority: &Authority, text: &str) {
+    let subject = Subject::client("system:node:fuzz", &["system:nodes"]);
+    drop(authority.sign(text, &subject, Duration::from_secs(60)));
+}

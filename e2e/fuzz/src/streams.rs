@@ -1,0 +1,82 @@
+//! What nodes, servers, registries, resolvers and containers send, and what is around a request's body.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use gantry_apiserver::pki::Authority;
+use gantry_rpc::node::{AgentMessage, ServerMessage, StreamFrame, agent_message};
+use prost::Message;
+use serde_json::Value;
+
+pub(crate) fn uri(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    gantry_apiserver::fuzzing::uri(&text);
+    gantry_apiserver::fuzzing::accept(bytes);
+}
+
+pub(crate) fn spdy(bytes: &[u8]) {
+    gantry_apiserver::fuzzing::spdy(bytes);
+}
+
+pub(crate) fn node_message(bytes: &[u8]) {
+    let json = |bytes: &[u8]| drop(serde_json::from_slice::<Value>(bytes));
+    if let Ok(AgentMessage {
+        message: Some(message),
+    }) = AgentMessage::decode(bytes)
+    {
+        match message {
+            agent_message::Message::PodStatuses(statuses) => {
+                statuses
+                    .statuses
+                    .iter()
+                    .for_each(|status| json(&status.status));
+            }
+            agent_message::Message::Event(event) => json(&event.event),
+            agent_message::Message::NodeStatus(status) => json(&status.status),
+            _ => {}
+        }
+    }
+    drop(ServerMessage::decode(bytes));
+    drop(StreamFrame::decode(bytes));
+}
+
+pub(crate) fn raft_packet(bytes: &[u8]) {
+    gantry_store::fuzzing::packet(bytes);
+}
+
+pub(crate) fn certificate_request(bytes: &[u8]) {
+    static AUTHORITY: LazyLock<Option<Authority>> =
+        LazyLock::new(|| Authority::create(Duration::from_secs(3600)).ok());
+    if let Some(authority) = &*AUTHORITY {
+        let text = String::from_utf8_lossy(bytes);
+        gantry_apiserver::fuzzing::certificate_request(authority, &text);
+    }
+}
+
+pub(crate) fn image_manifest(bytes: &[u8]) {
+    gantry_image::fuzzing::manifest(bytes);
+    gantry_image::fuzzing::config(bytes);
+    drop(gantry_image::normalise(&String::from_utf8_lossy(bytes)));
+}
+
+/// A layer in a directory that is inside another one: nothing beside it may appear.
+pub(crate) fn image_layer(bytes: &[u8]) {
+    let Ok(around) = tempfile::tempdir() else {
+        return;
+    };
+    let root = around.path().join("root");
+    if std::fs::create_dir(&root).is_err() {
+        return;
+    }
+    drop(gantry_image::fuzzing::layer(bytes, &root));
+    let beside = std::fs::read_dir(around.path()).map_or(0, Iterator::count);
+    assert_eq!(beside, 1, "an entry of the layer is outside of it");
+}
+
+pub(crate) fn dns(bytes: &[u8]) {
+    drop(gantry_network::fuzzing::packet(bytes));
+}
+
+pub(crate) fn log_line(bytes: &[u8]) {
+    gantry_agent::logs::fuzz(bytes);
+}

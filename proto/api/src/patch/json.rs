@@ -1,0 +1,244 @@
+//! JSON patches (RFC 6902) as Kubernetes' library applies them: less strict than the standard in that `replace` adds a
+//! missing member, stricter in that the object as a whole cannot be the target.
+//!
+//! Few operations can ask for much: copies double an object, moves nest it, and what is put at the front of a long list
+//! moves all of it. So copied bytes, depth and the work of all operations are bounded before each is done.
+
+use json_patch::PatchOperation;
+use json_patch::jsonptr::Pointer;
+use serde_json::Value;
+
+use super::{parse, undecodable};
+use crate::decode::MAX_DEPTH;
+use crate::status::StatusError;
+
+/// The most operations that a patch may have.
+const MAX_OPERATIONS: usize = 10_000;
+/// Bytes that all `copy` of a patch may copy: as many as a body may have.
+const MAX_COPIED: usize = 3 << 20;
+/// Bytes that all operations may look at and move, which no patch made to change an object comes near.
+const MAX_WORK: usize = 64 << 20;
+/// What a value counts beside its text.
+const VALUE: usize = 8;
+/// What an item of a list takes when it is moved.
+const ITEM: usize = size_of::<Value>();
+
+/// Applies the operations one after another.
+pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError> {
+    let document = parse(patch, Value::is_array, "[]handlers.jsonPatchOp").map_err(undecodable)?;
+    let Value::Array(operations) = document else {
+        return Ok(());
+    };
+    if operations.len() > MAX_OPERATIONS {
+        return Err(StatusError::new(
+            413,
+            "RequestEntityTooLarge",
+            format!(
+                "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+                operations.len()
+            ),
+            None,
+        ));
+    }
+    let mut bounds = Bounds::default();
+    for mut operation in operations {
+        if operation["path"] == "" {
+            return Err(StatusError::unprocessable());
+        }
+        if operation["op"] == "replace" && is_missing_member(object, &operation["path"]) {
+            operation["op"] = Value::from("add");
+        }
+        let operation: PatchOperation =
+            serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;
+        bounds
+            .admit(object, &operation)
+            .ok_or_else(StatusError::unprocessable)?;
+        json_patch::patch_unsafe(object, std::slice::from_ref(&operation))
+            .map_err(|_| StatusError::unprocessable())?;
+    }
+    Ok(())
+}
+
+/// Whether a path leads to a map without that member. Lists have no missing members, only positions out of range.
+fn is_missing_member(object: &Value, path: &Value) -> bool {
+    let Some(path) = path.as_str() else {
+        return false;
+    };
+    let parent = path
+        .rsplit_once('/')
+        .and_then(|(parent, _)| object.pointer(parent));
+    object.pointer(path).is_none() && parent.is_some_and(Value::is_object)
+}
+
+/// What the operations so far have taken.
+#[derive(Default)]
+struct Bounds {
+    copied: usize,
+    work: usize,
+}
+
+impl Bounds {
+    /// Counts an operation before it is done; nothing when that is too much.
+    fn admit(&mut self, object: &Value, operation: &PatchOperation) -> Option<()> {
+        self.work(operation.path().as_str().len())?;
+        let source = |from: &Pointer| object.pointer(from.as_str());
+        match operation {
+            PatchOperation::Add(add) => {
+                self.place(&add.path, &add.value)?;
+            }
+            PatchOperation::Replace(replace) => {
+                self.place(&replace.path, &replace.value)?;
+            }
+            PatchOperation::Test(test) => {
+                self.place(&test.path, &test.value)?;
+            }
+            PatchOperation::Move(moved) => {
+                self.shift(object, &moved.from)?;
+                if let Some(source) = source(&moved.from) {
+                    self.place(&moved.path, source)?;
+                }
+            }
+            PatchOperation::Copy(copy) => {
+                if let Some(source) = source(&copy.from) {
+                    self.copied += self.place(&copy.path, source)?;
+                    (self.copied <= MAX_COPIED).then_some(())?;
+                }
+            }
+            PatchOperation::Remove(_) => {}
+        }
+        self.shift(object, operation.path())
+    }
+
+    fn work(&mut self, bytes: usize) -> Option<()> {
+        self.work += bytes;
+        (self.work <= MAX_WORK).then_some(())
+    }
+
+    /// A value at a path: how large it is.
+    fn place(&mut self, path: &Pointer, value: &Value) -> Option<usize> {
+        let (size, depth) = measure(value);
+        self.work(size)?;
+        // The object itself is the first of those around it.
+        (path.count() + depth <= MAX_DEPTH).then_some(size)
+    }
+
+    /// The items of the list that a path leads into are moved up or down.
+    fn shift(&mut self, object: &Value, path: &Pointer) -> Option<()> {
+        let list = path
+            .parent()
+            .and_then(|parent| object.pointer(parent.as_str()))
+            .and_then(Value::as_array);
+        self.work(list.map_or(0, Vec::len) * ITEM)
+    }
+}
+
+/// About the bytes of a value, and how many collections nest in it. No value that comes here nests deeply itself.
+fn measure(value: &Value) -> (usize, usize) {
+    let inner = |(size, depth): (usize, usize), value: &Value| {
+        let (more, below) = measure(value);
+        (size + more, depth.max(below + 1))
+    };
+    match value {
+        Value::String(text) => (VALUE + text.len(), 0),
+        Value::Array(items) => items.iter().fold((VALUE, 1), inner),
+        Value::Object(fields) => fields.iter().fold((VALUE, 1), |sum, (name, value)| {
+            let (size, depth) = inner(sum, value);
+            (size + name.len(), depth)
+        }),
+        _ => (VALUE, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(mut object: Value, operations: &[Value]) -> Result<Value, StatusError> {
+        let patch = json!(operations).to_string();
+        apply(&mut object, patch.as_bytes()).map(|()| object)
+    }
+
+    #[test]
+    fn copies_are_counted_in_bytes_and_depth() {
+        // Each copy goes to the innermost place of all before: 2, 4, 8, ... 2^15 below each other.
+        let doubling: Vec<Value> = (0..15)
+            .map(|at| {
+                let innermost = "/b".repeat((1 << at) - 1);
+                json!({"op": "copy", "from": "/a", "path": format!("/a{innermost}/b")})
+            })
+            .collect();
+        let object = json!({"a": {}});
+        assert_eq!(
+            patched(object.clone(), &doubling)
+                .expect_err("too deep")
+                .code(),
+            422
+        );
+        let nested = patched(object, &doubling[..6]).expect("64 deep");
+        assert_eq!(measure(&nested).1, 1 + 64);
+
+        let large = json!({"a": "x".repeat(200_000)});
+        let copies: Vec<Value> = (0..20)
+            .map(|at| json!({"op": "copy", "from": "/a", "path": format!("/b{at}")}))
+            .collect();
+        assert!(patched(large.clone(), &copies[..10]).is_ok());
+        assert_eq!(patched(large, &copies).expect_err("too much").code(), 422);
+        let doubled: Vec<Value> = (0..40)
+            .map(|at| json!({"op": "copy", "from": "/l", "path": format!("/l/{at}")}))
+            .collect();
+        assert!(patched(json!({"l": ["x".repeat(1000)]}), &doubled).is_err());
+    }
+
+    #[test]
+    fn moves_nest_no_deeper_than_a_document_may() {
+        let mut operations: Vec<Value> = (0..2000)
+            .map(|at| json!({"op": "add", "path": format!("/m{at}"), "value": {}}))
+            .collect();
+        operations.extend((1..2000).map(
+            |at| json!({"op": "move", "from": format!("/m{}", at - 1), "path": format!("/m{at}/x")}),
+        ));
+        assert_eq!(
+            patched(json!({}), &operations)
+                .expect_err("too deep")
+                .code(),
+            422
+        );
+        let deep = "/x".repeat(MAX_DEPTH + 1);
+        assert!(patched(json!({}), &[json!({"op": "add", "path": deep, "value": 1})]).is_err());
+    }
+
+    #[test]
+    fn work_is_bounded_however_it_is_made() {
+        let list = json!({"l": vec![0; 500_000], "o": {}});
+        let bodies: [Value; 5] = [
+            json!({"op": "add", "path": "/l/0", "value": 1}),
+            json!({"op": "move", "from": "/l/0", "path": "/l/499999"}),
+            json!({"op": "move", "from": "/l", "path": "/l"}),
+            json!({"op": "copy", "from": "/l/0", "path": "/l/0"}),
+            json!({"op": "remove", "path": "/l/0"}),
+        ];
+        for operation in bodies {
+            let started = Instant::now();
+            let error = patched(list.clone(), &vec![operation.clone(); 10_000]);
+            assert_eq!(error.expect_err("too much").code(), 422, "{operation}");
+            assert!(started.elapsed() < Duration::from_secs(5), "{operation}");
+        }
+    }
+
+    #[test]
+    fn too_many_operations_are_refused_in_kubernetes_words() {
+        let many = vec![json!({"op": "test", "path": "/a", "value": 1}); 10_001];
+        let error = patched(json!({"a": 1}), &many).expect_err("too many");
+        assert_eq!(
+            (error.code(), error.message()),
+            (
+                413,
+                "Request entity too large: The allowed maximum operations in a JSON patch is 10000, got 10001"
+            )
+        );
+    }
+}

@@ -11,15 +11,18 @@
 
 mod admission;
 mod authorisation;
+mod bodies;
 mod bootstrap;
 mod bootstrap_tokens;
 mod clock;
 mod codec;
+mod connections;
 mod context;
 mod discovery;
 mod health;
 mod identity;
 mod limits;
+mod media;
 mod metrics;
 mod openapi;
 pub mod pki;
@@ -32,6 +35,7 @@ mod verbs;
 
 pub use admission::Ranges;
 pub use clock::Clock;
+pub use connections::ConnectionLimits;
 pub use identity::{Identity, Tokens};
 pub use server::{ApiServer, ApiServerConfig, LocalService, OWN_PATHS};
 pub use streams::{NoNodes, NodeStream, NodeStreams};

@@ -9,6 +9,7 @@ mod cluster;
 mod duration;
 mod manifest;
 mod output;
+mod process;
 mod verbs;
 
 use std::io::IsTerminal;
@@ -131,6 +132,7 @@ async fn execute(arguments: Arguments) -> Result<ExitCode> {
 
 /// Daemons log; client verbs only print.
 async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
+    process::raise_descriptors();
     let filter = tracing_subscriber::EnvFilter::try_from_env("GANTRY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -139,5 +141,8 @@ async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     gantry_tasks::log_panics();
-    daemon.await
+    tokio::select! {
+        ended = daemon => ended,
+        () = process::give_memory_back() => Ok(()),
+    }
 }

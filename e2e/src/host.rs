@@ -66,6 +66,21 @@ impl Namespace {
         })
     }
 
+    /// Runs a future on threads that are there.
+    fn block_on<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        make: impl FnOnce() -> F + Send,
+    ) -> Result<T> {
+        let path = self.path.clone();
+        self.run_inside(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .on_thread_start(move || enter(&path).expect("a thread of root enters a namespace"))
+                .build()?;
+            runtime.block_on(make())
+        })
+    }
+
     fn ip(&self, arguments: &[&str]) -> Result<()> {
         run(self.command("ip").args(arguments)).map(drop)
     }
@@ -116,6 +131,14 @@ impl Host {
         function: impl FnOnce() -> Result<T> + Send,
     ) -> Result<T> {
         self.namespace.run_inside(function)
+    }
+
+    /// Runs a future on threads that are there.
+    pub(crate) fn block_on<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        make: impl FnOnce() -> F + Send,
+    ) -> Result<T> {
+        self.namespace.block_on(make)
     }
 
     /// As [`Host::run_inside`], without waiting for the function's end.
@@ -214,14 +237,7 @@ impl Network {
         &self,
         make: impl FnOnce() -> F + Send,
     ) -> Result<T> {
-        let path = self.switch.path.clone();
-        self.switch.run_inside(|| {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .on_thread_start(move || enter(&path).expect("a thread of root enters a namespace"))
-                .build()?;
-            runtime.block_on(make())
-        })
+        self.switch.block_on(make)
     }
 }
 

@@ -10,6 +10,7 @@ mod host;
 mod images;
 mod load;
 pub mod policy_cases;
+pub mod siege;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -88,8 +89,13 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Resu
 impl Cluster {
     /// Starts a cluster and waits until its node is Ready. Needs root.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// As [`Cluster::start`], with further arguments of `gantry up`.
+    pub fn start_with(arguments: &[&str]) -> Result<Self> {
         let mut cluster = Self::not_yet()?;
-        cluster.up()?;
+        cluster.up_with(arguments)?;
         Ok(cluster)
     }
 
@@ -122,6 +128,10 @@ impl Cluster {
 
     /// Starts `gantry up` and waits until the node is Ready.
     pub fn up(&mut self) -> Result<()> {
+        self.up_with(&[])
+    }
+
+    fn up_with(&mut self, arguments: &[&str]) -> Result<()> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -132,6 +142,7 @@ impl Cluster {
             .command(gantry()?)
             .args(["up", "--foreground", "--node-name", "node-1", "--data-dir"])
             .arg(self.data_dir())
+            .args(arguments)
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
@@ -160,6 +171,36 @@ impl Cluster {
         let text = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// The server's process, which is the agent's too.
+    pub fn pid(&self) -> Result<u32> {
+        let process = self.process.as_ref();
+        Ok(process.context("the cluster is not running")?.id())
+    }
+
+    /// The memory that the process has, in bytes.
+    pub fn resident(&self) -> Result<usize> {
+        let path = format!("/proc/{}/status", self.pid()?);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kilobytes: usize = kilobytes.context("VmRSS")?.trim().parse()?;
+        Ok(kilobytes << 10)
+    }
+
+    /// A client of the API for a future that runs on the cluster's host, with as many threads as it likes.
+    pub fn block_on<T: Send, F: Future<Output = Result<T>>>(
+        &self,
+        make: impl FnOnce(kube::Client) -> F + Send,
+    ) -> Result<T> {
+        self.host.block_on(|| async {
+            let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
+            let options = kube::config::KubeConfigOptions::default();
+            let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+            config.read_timeout = Some(Duration::from_secs(10));
+            make(kube::Client::try_from(config)?).await
+        })
     }
 
     /// Ends the process as a crash would.

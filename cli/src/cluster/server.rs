@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use gantry_server::backup::BackupSchedule;
-use gantry_server::{DualCidr, JoinConfig, Server, ServerConfig};
+use gantry_server::{ConnectionLimits, DualCidr, JoinConfig, Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::{Place, daemon, default_node_name, up};
-use crate::{duration, output};
+use crate::{duration, output, process};
 
 /// Address ranges; they cannot change once a cluster exists.
 #[derive(Clone, Debug, clap::Args)]
@@ -54,6 +54,37 @@ struct Nodes {
     node_monitor_grace_period: Duration,
 }
 
+/// What clients of a server may take of it.
+#[derive(Clone, Debug, clap::Args)]
+struct Clients {
+    /// Memory for what waits for clients: answers and watches that are not read, bodies that arrive. A quarter of the
+    /// machine's, and 256 MiB at most, when not given
+    #[arg(long, value_name = "MIB", value_parser = client_memory)]
+    client_memory: Option<usize>,
+}
+
+/// With less a large object could not be read by a few at once.
+const LEAST_CLIENT_MEMORY: usize = 16;
+const MIB: usize = 1 << 20;
+
+fn client_memory(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(mib) if (LEAST_CLIENT_MEMORY..=usize::MAX / MIB).contains(&mib) => Ok(mib),
+        _ => Err(format!(
+            "{text} is not a number of MiB, which is {LEAST_CLIENT_MEMORY} at least"
+        )),
+    }
+}
+
+impl Clients {
+    fn bytes(&self) -> usize {
+        match self.client_memory {
+            Some(mib) => mib * MIB,
+            None => (process::machine_memory() / 4).clamp(LEAST_CLIENT_MEMORY * MIB, 256 * MIB),
+        }
+    }
+}
+
 /// Agents say every other second that they are there.
 const SHORTEST_GRACE: Duration = Duration::from_secs(5);
 
@@ -91,6 +122,8 @@ pub(crate) struct Options {
     certificates: CertificateArguments,
     #[command(flatten)]
     nodes: Nodes,
+    #[command(flatten)]
+    clients: Clients,
 }
 
 impl Options {
@@ -106,7 +139,11 @@ impl Options {
             backups,
             certificates,
             nodes,
+            clients,
         } = self;
+        let memory = clients
+            .client_memory
+            .map(|mib| ("--client-memory", mib.to_string()));
         let seconds = |duration: Duration| format!("{}s", duration.as_secs());
         [
             ("--pod-cidr", networks.pod_cidr.to_string()),
@@ -121,6 +158,7 @@ impl Options {
             ),
         ]
         .into_iter()
+        .chain(memory)
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect()
     }
@@ -219,6 +257,8 @@ pub(super) async fn start(
         },
         certificate_life: options.certificates.certificate_life,
         node_grace: options.nodes.node_monitor_grace_period,
+        connections: ConnectionLimits::of_descriptors(process::descriptors()),
+        client_memory: options.clients.bytes(),
     })
     .await
 }

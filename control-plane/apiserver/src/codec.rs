@@ -81,6 +81,12 @@ pub(crate) fn write_object(
     value: &[u8],
     revision: Revision,
 ) {
+    write_kind(into, info);
+    write_rest(into, value, revision);
+}
+
+/// Writes how a single object begins.
+fn write_kind(into: &mut BytesMut, info: &ResourceInfo) {
     // Names of kinds and groups need no escaping.
     into.put_slice(
         format!(
@@ -90,16 +96,38 @@ pub(crate) fn write_object(
         )
         .as_bytes(),
     );
-    write_rest(into, value, revision);
 }
 
 fn write_rest(into: &mut BytesMut, value: &[u8], revision: Revision) {
+    write_revision(into, value, revision);
+    into.put_slice(value.get(START.len()..).unwrap_or_default());
+}
+
+fn write_revision(into: &mut BytesMut, value: &[u8], revision: Revision) {
     into.put_slice(format!(r#""resourceVersion":"{revision}""#).as_bytes());
-    let rest = value.get(START.len()..).unwrap_or_default();
-    if rest.first() != Some(&b'}') {
+    if value.get(START.len()) != Some(&b'}') {
         into.put_u8(b',');
     }
-    into.put_slice(rest);
+}
+
+/// Writes the beginning of an item of a list, and returns the rest of it as it is stored: nothing large is copied for a
+/// reader.
+pub(crate) fn begin_item(into: &mut BytesMut, value: &Bytes, revision: Revision) -> Bytes {
+    into.put_slice(START);
+    write_revision(into, value, revision);
+    value.slice(START.len().min(value.len())..)
+}
+
+/// As [`begin_item`], of a single object.
+pub(crate) fn begin_object(
+    into: &mut BytesMut,
+    info: &ResourceInfo,
+    value: &Bytes,
+    revision: Revision,
+) -> Bytes {
+    write_kind(into, info);
+    write_revision(into, value, revision);
+    value.slice(START.len().min(value.len())..)
 }
 
 /// A single object as bytes.

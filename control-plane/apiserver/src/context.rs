@@ -7,7 +7,7 @@ use gantry_api::decode::FieldValidation;
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
-use gantry_store::{Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction};
+use gantry_store::{Budget, Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction};
 use http::{HeaderMap, HeaderValue, header};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
@@ -47,6 +47,49 @@ pub(crate) struct Context<'a> {
     pub(crate) body: Bytes,
     /// Whether the body came as protobuf and is JSON now.
     pub(crate) transcoded: bool,
+    /// What waits for the client is counted here; none within the process.
+    pub(crate) budget: Option<Arc<Budget>>,
+}
+
+/// Where what waits for a client of the network is counted: in the extensions of its requests.
+#[derive(Clone)]
+pub(crate) struct ForClient(pub(crate) Arc<Budget>);
+
+/// A request without a body, for as long as its answer is read.
+pub(crate) struct Asked {
+    api: Arc<Api>,
+    pub(crate) resource: Arc<Resource>,
+    pub(crate) path: ResourcePath,
+    query: Query,
+    headers: HeaderMap,
+    identity: Identity,
+}
+
+impl Asked {
+    pub(crate) fn of(context: &Context<'_>) -> Self {
+        Self {
+            api: context.api.clone(),
+            resource: context.resource.clone(),
+            path: context.path.clone(),
+            query: context.query.clone(),
+            headers: context.headers.clone(),
+            identity: context.identity.clone(),
+        }
+    }
+
+    pub(crate) fn context(&self) -> Context<'_> {
+        Context {
+            api: &self.api,
+            resource: &self.resource,
+            path: &self.path,
+            query: &self.query,
+            headers: &self.headers,
+            identity: &self.identity,
+            body: Bytes::new(),
+            transcoded: false,
+            budget: None,
+        }
+    }
 }
 
 /// Attempts of a compare-and-swap loop before the client is told to try again.

@@ -11,10 +11,12 @@
 
 mod admission;
 mod authorisation;
+mod bodies;
 mod bootstrap;
 mod bootstrap_tokens;
 mod clock;
 mod codec;
+mod connections;
 mod context;
 mod discovery;
 #[doc(hidden)]
@@ -23,6 +25,7 @@ mod health;
 mod heavy;
 mod identity;
 mod limits;
+mod media;
 mod metrics;
 pub mod node_keys;
 mod openapi;
@@ -38,6 +41,7 @@ mod verbs;
 
 pub use admission::Ranges;
 pub use clock::Clock;
+pub use connections::ConnectionLimits;
 pub use identity::{Identity, NODE_LINK, Tokens};
 pub use peer::Peer;
 pub use server::{ApiServer, ApiServerConfig, LocalService, OWN_PATHS};

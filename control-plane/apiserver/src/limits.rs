@@ -1,28 +1,38 @@
 //! Bounds on what clients ask at once, by class, so that a flood of one sort of request leaves the others alone.
 //!
-//! What runs within the process, node links and messages between servers never come here. A request that finds its class
-//! full waits in a short queue; where that is full too, or the wait long, it is refused with 429, and clients of Kubernetes
-//! try again after the seconds that the answer names. A watch is counted for as long as it lasts, any other request until
-//! its answer begins.
+//! What runs within the process, node links and messages between servers never come here. A request has its place from
+//! when its body is here until the last byte of its answer has left, or for as long as its upgraded connection lasts; one
+//! user leaves some places of a class to the others. A request that finds its class full waits in a short queue, while
+//! the client that reads least is closed; where the queue is full too, or the wait long, it is refused with 429, and
+//! clients of Kubernetes try again after the seconds that the answer names.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use gantry_api::status::StatusError;
-use http::{Method, Request, Response};
+use gantry_store::Charge;
+use http::{Method, Request};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_stream::StreamExt;
 
+use crate::connections::Connections;
 use crate::identity::Identity;
 use crate::metrics::METRICS;
-use crate::request::{Query, Route, route};
+use crate::request::{Query, Route, is_watch, route};
 
 /// How long a request waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// When to try again, in seconds.
 const RETRY_AFTER: u32 = 1;
 const SERVERS_GROUP: &str = "gantry:members";
+/// What a stream to a node holds on its way to the client.
+const STREAM_COST: usize = 128 << 10;
+
+/// Whether somebody is a node or a server of the cluster.
+pub(crate) fn is_own(identity: &Identity) -> bool {
+    identity.is_in("system:nodes") || identity.is_in(SERVERS_GROUP)
+}
 
 /// Requests that share one bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +44,21 @@ pub(crate) enum Class {
     /// Changes by anybody else.
     Changes,
     Reads,
-    /// Watches and followed logs.
+    /// Watches of objects.
     Watches,
+    /// Exec, attach, port-forward, proxied requests, and logs that are followed.
+    Streams,
 }
 
 impl Class {
-    const ALL: [Self; 5] = [
+    pub(crate) const COUNT: usize = 6;
+    const ALL: [Self; Self::COUNT] = [
         Self::System,
         Self::Administration,
         Self::Changes,
         Self::Reads,
         Self::Watches,
+        Self::Streams,
     ];
 
     fn name(self) -> &'static str {
@@ -54,6 +68,7 @@ impl Class {
             Self::Changes => "changes",
             Self::Reads => "reads",
             Self::Watches => "watches",
+            Self::Streams => "streams",
         }
     }
 
@@ -63,10 +78,18 @@ impl Class {
             Self::System => (512, 2048),
             // Changes wait for disks and the other servers, and are written together.
             Self::Administration | Self::Changes => (512, 2048),
-            // Lists take a processor each.
-            Self::Reads => (64, 1024),
-            // A wait would be as long as somebody else's watch.
-            Self::Watches => (10_000, 0),
+            Self::Reads => (512, 1024),
+            Self::Watches => (10_000, 1024),
+            Self::Streams => (1024, 256),
+        }
+    }
+
+    /// How many of its places one user may have.
+    fn share(self, identity: &Identity) -> usize {
+        let (places, _) = self.bounds();
+        match identity.is_in("system:unauthenticated") {
+            true => places / 16,
+            false => places / 4 * 3,
         }
     }
 
@@ -79,19 +102,26 @@ impl Class {
         {
             return None;
         }
-        if identity.is_in("system:nodes") || identity.is_in(SERVERS_GROUP) {
+        if is_own(identity) {
             return Some(Self::System);
         }
-        let query = Query::parse(request.uri().query());
-        let lasts = match &route {
-            Route::Resource(path) => {
-                query.flag("watch") && path.name.is_none()
-                    || path.subresource.as_deref() == Some("log") && query.flag("follow")
+        let method = request.method();
+        if let Route::Resource(path) = &route {
+            let query = Query::parse(request.uri().query());
+            if is_watch(method, path, &query) {
+                return Some(Self::Watches);
             }
-            Route::Other(_) => false,
-        };
-        Some(match *request.method() {
-            _ if lasts => Self::Watches,
+            let subresource = path.subresource.as_deref().unwrap_or_default();
+            let streams = match subresource.split('/').next() {
+                Some("log") => query.flag("follow"),
+                Some("exec" | "attach" | "portforward" | "proxy") => true,
+                _ => false,
+            };
+            if streams {
+                return Some(Self::Streams);
+            }
+        }
+        Some(match *method {
             Method::GET | Method::HEAD | Method::OPTIONS => Self::Reads,
             _ if identity.is_in("system:masters") => Self::Administration,
             _ => Self::Changes,
@@ -105,18 +135,22 @@ struct Gate {
     places: Arc<Semaphore>,
     /// Of those that may wait.
     queue: Semaphore,
+    /// What each user has left of its share, of those that have taken any.
+    users: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 /// All bounds of one server.
 pub(crate) struct Limits {
-    gates: [Gate; 5],
+    gates: [Gate; Class::COUNT],
 }
 
 /// A place in a class, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     class: Class,
-    _permit: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 2],
+    /// What is held beside the answer itself.
+    cost: Option<Charge>,
 }
 
 impl Default for Limits {
@@ -124,32 +158,73 @@ impl Default for Limits {
         Self {
             gates: Class::ALL.map(|class| {
                 let (places, queue) = class.bounds();
-                Gate {
-                    class,
-                    places: Arc::new(Semaphore::new(places)),
-                    queue: Semaphore::new(queue),
-                }
+                Gate::new(class, places, queue)
             }),
         }
     }
 }
 
 impl Limits {
-    /// Waits for a place in a class, but not for long.
-    pub(crate) async fn enter(&self, class: Class) -> Result<Place, StatusError> {
-        self.gates[class as usize].enter().await
+    /// Waits for a place in a class, but not for long; a client that does not read may lose its own.
+    pub(crate) async fn enter(
+        &self,
+        class: Class,
+        identity: &Identity,
+        connections: &Connections,
+    ) -> Result<Place, StatusError> {
+        let gate = &self.gates[class as usize];
+        let mut place = gate
+            .enter(identity, || connections.free_place(class))
+            .await?;
+        if class == Class::Streams {
+            place.cost = Some(connections.budget().charge(STREAM_COST));
+        }
+        Ok(place)
     }
 }
 
 impl Gate {
-    async fn enter(&self) -> Result<Place, StatusError> {
-        if let Ok(permit) = self.places.clone().try_acquire_owned() {
-            return Ok(self.place(permit));
+    fn new(class: Class, places: usize, queue: usize) -> Self {
+        Self {
+            class,
+            places: Arc::new(Semaphore::new(places)),
+            queue: Semaphore::new(queue),
+            users: Mutex::default(),
+        }
+    }
+
+    /// What is left of a user's share.
+    fn share(&self, identity: &Identity) -> Arc<Semaphore> {
+        let mut users = self.users.lock();
+        if let Some(share) = users.get(&identity.user) {
+            return share.clone();
+        }
+        // Whoever has nothing under way is forgotten when others come.
+        users.retain(|_, share| Arc::strong_count(share) > 1);
+        let share = Arc::new(Semaphore::new(self.class.share(identity).max(1)));
+        users.insert(identity.user.clone(), share.clone());
+        share
+    }
+
+    async fn enter(
+        &self,
+        identity: &Identity,
+        make_room: impl FnOnce(),
+    ) -> Result<Place, StatusError> {
+        let (share, places) = (self.share(identity), self.places.clone());
+        if let Ok(own) = share.clone().try_acquire_owned()
+            && let Ok(place) = places.clone().try_acquire_owned()
+        {
+            return Ok(self.place([own, place]));
         }
         if let Ok(_waiting) = self.queue.try_acquire() {
-            let turn = tokio::time::timeout(PATIENCE, self.places.clone().acquire_owned());
-            if let Ok(Ok(permit)) = turn.await {
-                return Ok(self.place(permit));
+            make_room();
+            let turn = async {
+                let own = share.acquire_owned().await?;
+                Ok::<_, tokio::sync::AcquireError>([own, places.acquire_owned().await?])
+            };
+            if let Ok(Ok(permits)) = tokio::time::timeout(PATIENCE, turn).await {
+                return Ok(self.place(permits));
             }
         }
         METRICS.rejected(self.class.name());
@@ -162,27 +237,19 @@ impl Gate {
         ))
     }
 
-    fn place(&self, permit: OwnedSemaphorePermit) -> Place {
+    fn place(&self, permits: [OwnedSemaphorePermit; 2]) -> Place {
         METRICS.entered(self.class.name());
         Place {
             class: self.class,
-            _permit: permit,
+            _permits: permits,
+            cost: None,
         }
     }
 }
 
 impl Place {
-    /// Keeps the place of a watch until its answer ends; any other is given up now.
-    pub(crate) fn keep(self, response: Response<Body>) -> Response<Body> {
-        if self.class != Class::Watches {
-            return response;
-        }
-        response.map(|body| {
-            Body::from_stream(body.into_data_stream().map(move |piece| {
-                let _kept = &self;
-                piece
-            }))
-        })
+    pub(crate) fn class(&self) -> Class {
+        self.class
     }
 }
 

@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, TextEncoder,
 };
 
 use crate::response::Answer;
+
+/// Stands for whatever a client made up. A label's values are what the server serves, or there would be as many series as
+/// a client likes.
+pub(crate) const UNKNOWN: &str = "unknown";
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::register);
 
@@ -18,6 +22,8 @@ pub(crate) struct Metrics {
     in_flight: IntGaugeVec,
     rejected: IntCounterVec,
     authentications: IntCounterVec,
+    pub(crate) connections: IntGauge,
+    ended: IntCounterVec,
 }
 
 impl Metrics {
@@ -65,6 +71,19 @@ impl Metrics {
             &["result"],
         )
         .expect("the metric's name and labels are valid");
+        let connections = IntGauge::new(
+            "gantry_apiserver_connections",
+            "Connections of clients, nodes and servers.",
+        )
+        .expect("the metric's name and labels are valid");
+        let ended = IntCounterVec::new(
+            Opts::new(
+                "gantry_apiserver_connections_ended_total",
+                "Connections that the server ended, by what they took too much of.",
+            ),
+            &["reason"],
+        )
+        .expect("the metric's name and labels are valid");
         let registry = prometheus::default_registry();
         for collector in [
             Box::new(requests.clone()) as Box<dyn prometheus::core::Collector>,
@@ -72,6 +91,8 @@ impl Metrics {
             Box::new(in_flight.clone()),
             Box::new(rejected.clone()),
             Box::new(authentications.clone()),
+            Box::new(connections.clone()),
+            Box::new(ended.clone()),
         ] {
             if let Err(error) = registry.register(collector) {
                 tracing::warn!(%error, "a metric is not published");
@@ -83,6 +104,8 @@ impl Metrics {
             in_flight,
             rejected,
             authentications,
+            connections,
+            ended,
         }
     }
 
@@ -106,9 +129,26 @@ impl Metrics {
         self.rejected.with_label_values(&[class]).inc();
     }
 
-    pub(crate) fn observe(&self, verb: &str, resource: &str, code: u16, took: Duration) {
+    /// A connection was ended for what it took too much of.
+    pub(crate) fn ended(&self, reason: &'static str) {
+        self.ended.with_label_values(&[reason]).inc();
+    }
+
+    /// An answer to a request for a resource that is served, or for [`UNKNOWN`].
+    pub(crate) fn observe(
+        &self,
+        verb: &'static str,
+        resource: &str,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        // What is behind a proxy may answer with any number.
+        let code = match status.canonical_reason() {
+            Some(_) => status.as_str(),
+            None => UNKNOWN,
+        };
         self.requests
-            .with_label_values(&[verb, resource, &code.to_string()])
+            .with_label_values(&[verb, resource, code])
             .inc();
         if verb != "watch" {
             self.durations

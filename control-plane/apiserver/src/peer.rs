@@ -1,11 +1,10 @@
 //! Who is at the other end of a connection, as far as the connection itself tells.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use gantry_api::status::StatusError;
 use gantry_store::Store;
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use rustls::pki_types::CertificateDer;
 
 use crate::identity::Identity;
 use crate::node_keys::{self, KeyId, NODES_GROUP};
@@ -22,12 +21,11 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Of a connection whose handshake is over.
-    pub(crate) fn of(connection: &TlsStream<TcpStream>) -> Self {
-        let (stream, tls) = connection.get_ref();
-        let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+    /// Of a connection whose handshake is over, with the certificates that the client showed.
+    pub(crate) fn of(address: IpAddr, shown: Option<&[CertificateDer<'_>]>) -> Self {
+        let certificate = shown.and_then(|chain| chain.first());
         Self {
-            address: address_of(stream),
+            address,
             identity: certificate.and_then(|shown| Identity::from_certificate(shown)),
             key: certificate.and_then(|shown| KeyId::of_certificate(shown)),
         }
@@ -58,12 +56,4 @@ impl Peer {
         );
         Err(StatusError::new(401, "Unauthorized", message, None))
     }
-}
-
-/// Where a connection comes from; one that is gone already comes from nowhere.
-pub(crate) fn address_of(stream: &TcpStream) -> IpAddr {
-    let address = stream
-        .peer_addr()
-        .map(|address| address.ip().to_canonical());
-    address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }

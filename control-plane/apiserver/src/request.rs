@@ -65,11 +65,10 @@ pub(crate) fn route(path: &str) -> Route {
 }
 
 /// The verb of the API, as authorisation and metrics name it.
-pub(crate) fn verb(method: &Method, path: &ResourcePath, watching: bool) -> &'static str {
+pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> &'static str {
     match (method, path.name.is_some()) {
-        (&Method::GET | &Method::HEAD, true) if watching => "watch",
+        _ if is_watch(method, path, query) => "watch",
         (&Method::GET | &Method::HEAD, true) => "get",
-        (&Method::GET | &Method::HEAD, false) if watching => "watch",
         (&Method::GET | &Method::HEAD, false) => "list",
         (&Method::POST, _) => "create",
         (&Method::PUT, _) => "update",
@@ -78,6 +77,13 @@ pub(crate) fn verb(method: &Method, path: &ResourcePath, watching: bool) -> &'st
         (&Method::DELETE, false) => "deletecollection",
         _ => "unknown",
     }
+}
+
+/// Whether a request is for events, of a collection or of one object, and so lasts.
+pub(crate) fn is_watch(method: &Method, path: &ResourcePath, query: &Query) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+        && path.subresource.is_none()
+        && query.flag("watch")
 }
 
 /// A query string, decoded. A repeated name keeps all its values.
@@ -141,14 +147,13 @@ impl Query {
         self.0.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// `true`, `1`, or present without a value.
+    /// Anything but `0`, `f` and `false`, however those are written; also present without a value.
     pub(crate) fn flag(&self, name: &str) -> bool {
         match self.0.get(name).and_then(|values| values.first()) {
             None => false,
-            Some(value) => !matches!(
-                value.as_str(),
-                "false" | "0" | "f" | "F" | "False" | "FALSE"
-            ),
+            Some(value) => !["0", "f", "false"]
+                .iter()
+                .any(|no| value.eq_ignore_ascii_case(no)),
         }
     }
 }

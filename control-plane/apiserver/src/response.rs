@@ -64,6 +64,11 @@ impl Answer {
         Self::json(StatusCode::OK, bytes)
     }
 
+    /// 200 with JSON that is made as it is read.
+    pub(crate) fn streamed(body: Body) -> Self {
+        Self::json(StatusCode::OK, body)
+    }
+
     /// Plain text.
     pub(crate) fn text(status: StatusCode, text: impl Into<String>) -> Self {
         let mut headers = HeaderMap::new();

@@ -1,54 +1,44 @@
-//! [`ApiServer`]: routing, and the HTTPS listener that REST and node links share.
+//! [`ApiServer`]: who asks, whose turn it is, and which verb answers.
 
-use std::convert::Infallible;
+mod listener;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::{ResourceInfo, WriteScope};
 use gantry_api::status::StatusError;
-use gantry_store::{Store, Term};
-use gantry_tasks::caught;
+use gantry_store::{Budget, Charge, Store, Term};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
 use crate::admission::{Admission, Ranges};
-use crate::authorisation;
+use crate::bodies::{self, Bodies};
 use crate::clock::Clock;
-use crate::context::{Api, Context};
+use crate::connections::{Answering, Connection, ConnectionLimits, Connections, metered};
+use crate::context::{Api, Context, ForClient};
 use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate, described};
-use crate::limits::{Class, Limits};
-use crate::metrics::METRICS;
-use crate::peer::{Peer, address_of};
+use crate::limits::{Class, Limits, is_own};
+use crate::media::Format;
+use crate::metrics::{METRICS, UNKNOWN};
+use crate::peer::Peer;
 use crate::refusals::Refusals;
 use crate::registry::Registry;
-use crate::request::{Query, ResourcePath, Route, route, verb};
+use crate::request::{Query, ResourcePath, Route, is_watch, route, verb};
 use crate::response::Answer;
 use crate::streams::{NodeStreams, logs, port_forward, proxy, remote_command};
 use crate::verbs;
-use crate::{discovery, health, openapi};
+use crate::{authorisation, discovery, health, openapi};
 
-/// Bodies larger than this are refused, as Kubernetes does: 3 MiB.
-const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// Gantry's own requests, beside Kubernetes'.
 pub const OWN_PATHS: &str = "/gantry/";
-/// HTTP/2 requests of one connection at once.
-const STREAMS: u32 = 1000;
-/// Bytes of one HTTP/2 stream that may arrive before they are read. The connection's own window has room for all of its
-/// streams: a node's exec and log streams share one with its link, which must be heard although nobody reads those.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// A client that does not finish its TLS handshake within this is dropped.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How an API server is set up.
 #[derive(Clone)]
@@ -61,7 +51,14 @@ pub struct ApiServerConfig {
     pub advertise: String,
     /// The time.
     pub clock: Clock,
+    /// How many connections clients may have.
+    pub connections: ConnectionLimits,
+    /// Bytes that may wait for clients: answers and watches that are not read, and bodies that arrive.
+    pub client_memory: usize,
 }
+
+/// What waits for clients takes no more than this where nothing else is said.
+const CLIENT_MEMORY: usize = 256 << 20;
 
 impl Default for ApiServerConfig {
     fn default() -> Self {
@@ -70,6 +67,8 @@ impl Default for ApiServerConfig {
             tokens: Tokens::default(),
             advertise: "127.0.0.1:6443".to_owned(),
             clock: Clock::system(),
+            connections: ConnectionLimits::default(),
+            client_memory: CLIENT_MEMORY,
         }
     }
 }
@@ -87,11 +86,21 @@ struct Inner {
     streams: Arc<dyn NodeStreams>,
     limits: Arc<Limits>,
     refusals: Arc<Refusals>,
+    connections: Arc<Connections>,
+    bodies: Arc<Bodies>,
+}
+
+/// Whose request it is.
+#[derive(Clone)]
+struct Caller {
+    peer: Arc<Peer>,
+    connection: Arc<Connection>,
 }
 
 impl ApiServer {
     /// An API over a store; creates what every cluster has ([`crate::bootstrap`]) with [`Self::bootstrap`].
     pub fn new(config: ApiServerConfig, store: Store, streams: Arc<dyn NodeStreams>) -> Self {
+        let budget = Budget::new(config.client_memory);
         Self {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
@@ -108,6 +117,8 @@ impl ApiServer {
                 streams,
                 limits: Arc::default(),
                 refusals: Arc::default(),
+                connections: Connections::new(config.connections, budget.clone()),
+                bodies: Arc::new(Bodies::new(budget)),
             }),
         }
     }
@@ -139,6 +150,8 @@ impl ApiServer {
                 streams: inner.streams.clone(),
                 limits: inner.limits.clone(),
                 refusals: inner.refusals.clone(),
+                connections: inner.connections.clone(),
+                bodies: inner.bodies.clone(),
             }),
         }
     }
@@ -171,114 +184,61 @@ impl ApiServer {
         others: Option<axum::Router>,
         stop: CancellationToken,
     ) {
-        let connections = tokio_util::task::TaskTracker::new();
-        loop {
-            let stream = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        // Out of descriptors, most likely: others will close theirs.
-                        tracing::warn!(%error, "accepting a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-            };
-            // Each connection with the certificates of the moment.
-            let acceptor = TlsAcceptor::from(tls.borrow().clone());
-            let (server, others, stop) = (self.clone(), others.clone(), stop.clone());
-            connections
-                .spawn(async move { server.connection(stream, acceptor, others, stop).await });
-        }
-        connections.close();
-        // Watches end with the stop token; anything else has a moment to finish.
-        tokio::time::timeout(Duration::from_secs(5), connections.wait())
-            .await
-            .ok();
-    }
-
-    async fn connection(
-        &self,
-        stream: TcpStream,
-        acceptor: TlsAcceptor,
-        others: Option<axum::Router>,
-        stop: CancellationToken,
-    ) {
-        stream.set_nodelay(true).ok();
-        let address = address_of(&stream);
-        let tls = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(tls)) => tls,
-            Ok(Err(error)) => {
-                if is_about_certificate(&error) {
-                    let refusals = &self.inner.refusals;
-                    refusals.refused(address, "a client certificate", Instant::now());
-                }
-                return;
-            }
-            Err(_) => return,
-        };
-        let peer = Arc::new(Peer::of(&tls));
-        let server = self.clone();
-        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let (server, peer, others) = (server.clone(), peer.clone(), others.clone());
-            async move {
-                let request = request.map(Body::new);
-                let answer = caught(server.dispatch(request, &peer, others)).await;
-                Ok::<_, Infallible>(answer.unwrap_or_else(|panicked| {
-                    tracing::error!(%panicked, "answering a request");
-                    let why = "the request could not be answered: this is a defect, which the server's log describes";
-                    Answer::error(&StatusError::internal(why)).into_response()
-                }))
-            }
-        });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder
-            .http2()
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(STREAMS * STREAM_WINDOW)
-            .keep_alive_interval(Duration::from_secs(30))
-            .timer(hyper_util::rt::TokioTimer::new());
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            result = connection.as_mut() => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "a connection ended");
-                }
-            }
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::time::timeout(Duration::from_secs(1), connection).await.ok();
-            }
-        }
+        listener::serve(self, listener, tls, others, stop).await;
     }
 
     async fn dispatch(
         &self,
         mut request: Request,
-        peer: &Peer,
+        caller: Caller,
         others: Option<axum::Router>,
     ) -> Response<Body> {
-        let known = match self.known(request.headers(), peer) {
+        let answering = Answering::begin(&caller.connection);
+        if request.version() == http::Version::HTTP_2 {
+            caller.connection.is_multiplexed();
+        }
+        let known = match self.known(request.headers(), &caller.peer) {
             Ok(known) => known,
-            Err(error) => return Answer::error(&error).into_response(),
+            Err(error) => {
+                caller.connection.introduce(&Identity::anonymous());
+                return answered(Answer::error(&error).into_response(), answering);
+            }
         };
+        caller.connection.introduce(&known);
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        match others {
-            Some(router) if is_grpc || request.uri().path().starts_with(OWN_PATHS) => {
-                request.extensions_mut().insert(known);
-                request.extensions_mut().insert(peer.clone());
-                match router.oneshot(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
+        let Some(router) =
+            others.filter(|_| is_grpc || request.uri().path().starts_with(OWN_PATHS))
+        else {
+            return self.limited(request, known, answering).await;
+        };
+        let is_own = is_own(&known);
+        if is_grpc && !is_own {
+            // Before a byte of its message is read.
+            let refused = tonic::Status::permission_denied(
+                "a client certificate of a node or a server of the cluster is needed",
+            );
+            return answered(refused.into_http(), answering);
+        }
+        let mut _held = None;
+        if !is_grpc && may_have_a_body(request.method()) {
+            match self.received(request).await {
+                Ok((received, charge)) => (request, _held) = (received, Some(charge)),
+                Err(error) => return answered(Answer::error(&error).into_response(), answering),
             }
-            _ => self.limited(request, known).await,
+        }
+        request.extensions_mut().insert(known);
+        request.extensions_mut().insert(Peer::clone(&caller.peer));
+        let response = match router.oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        match is_own {
+            // Links last, and their readers are trusted to read.
+            true => response,
+            false => answered(response, answering.patiently(true)),
         }
     }
 
@@ -307,14 +267,45 @@ impl ApiServer {
         known
     }
 
+    /// A request whose body is here, and what that counts for as long as it is needed.
+    async fn received(&self, request: Request) -> Result<(Request, Charge), StatusError> {
+        let (parts, body) = request.into_parts();
+        let (bytes, charge) = self.inner.bodies.receive(body, &parts.headers).await?;
+        Ok((Request::from_parts(parts, Body::from(bytes)), charge))
+    }
+
     /// Answers a REST request that came over the network, in its turn.
-    async fn limited(&self, request: Request, identity: Identity) -> Response<Body> {
-        let Some(class) = Class::of(&request, &identity) else {
-            return self.handle(request, identity).await;
+    async fn limited(
+        &self,
+        mut request: Request,
+        identity: Identity,
+        answering: Answering,
+    ) -> Response<Body> {
+        let class = Class::of(&request, &identity);
+        let mut _held = None;
+        // The body of what must not be done is not read; what is passed on is read as it is passed.
+        if may_have_a_body(request.method())
+            && class != Some(Class::Streams)
+            && may(&request, &identity)
+        {
+            match self.received(request).await {
+                Ok((received, charge)) => (request, _held) = (received, Some(charge)),
+                Err(error) => return answered(Answer::error(&error).into_response(), answering),
+            }
+        }
+        let Some(class) = class else {
+            return answered(self.handle(request, identity).await, answering);
         };
-        match self.inner.limits.enter(class).await {
-            Ok(place) => place.keep(self.handle(request, identity).await),
-            Err(error) => Answer::error(&error).into_response(),
+        let (limits, connections) = (&self.inner.limits, &self.inner.connections);
+        let budget = ForClient(connections.budget().clone());
+        request.extensions_mut().insert(budget);
+        match limits.enter(class, &identity, connections).await {
+            Ok(place) => {
+                // A person may have paused what follows a log; who follows objects must keep up.
+                let answering = answering.holding(place).patiently(class == Class::Streams);
+                answered(self.handle(request, identity).await, answering)
+            }
+            Err(error) => answered(Answer::error(&error).into_response(), answering),
         }
     }
 
@@ -326,20 +317,17 @@ impl ApiServer {
             Err(error) => return Answer::error(&error).into_response(),
         };
         let method = request.method().clone();
-        let accepts_yaml = request
-            .headers()
-            .get(header::ACCEPT)
-            .is_some_and(|accept| accept.as_bytes().starts_with(b"application/yaml"));
+        let format = Format::preferred(request.headers());
         let route = route(request.uri().path());
-        let mut labels = ("", String::new());
+        let (mut labels, mut proxied) = (("", ""), false);
         let result = match &route {
             Route::Other(path) => self.other(&method, path, &request, &identity),
             Route::Resource(path) => {
                 let query = Query::parse(request.uri().query());
-                labels = (
-                    verb(&method, path, query.flag("watch")),
-                    path.resource.clone(),
-                );
+                let served = self.inner.api.registry.find(path);
+                let resource = served.map_or(UNKNOWN, |resource| resource.info().plural);
+                labels = (verb(&method, path, &query), resource);
+                proxied = path.subresource.as_deref().is_some_and(is_proxy);
                 self.resource(&method, path, &query, request, &identity)
                     .await
             }
@@ -348,15 +336,11 @@ impl ApiServer {
             Ok(response) => response,
             Err(error) => Answer::error(&error).into_response(),
         };
-        METRICS.observe(
-            labels.0,
-            &labels.1,
-            response.status().as_u16(),
-            started.elapsed(),
-        );
-        match accepts_yaml {
-            true => as_yaml(response).await,
-            false => response,
+        METRICS.observe(labels.0, labels.1, response.status(), started.elapsed());
+        match format {
+            // Not what a pod says, nor what is streamed.
+            Some(Format::Yaml) if !proxied => as_yaml(response).await,
+            _ => response,
         }
     }
 
@@ -436,8 +420,8 @@ impl ApiServer {
         request: Request,
         identity: &Identity,
     ) -> Result<Response<Body>, StatusError> {
-        let watching = query.flag("watch") && path.name.is_none();
-        authorisation::resource(identity, verb(method, path, query.flag("watch")), path)?;
+        let watching = is_watch(method, path, query);
+        authorisation::resource(identity, verb(method, path, query), path)?;
         let api = &self.inner.api;
         if !api.registry.serves(&path.group, &path.version) {
             return Ok(not_found().into_response());
@@ -466,6 +450,10 @@ impl ApiServer {
             identity,
             body: bytes::Bytes::new(),
             transcoded: false,
+            budget: request
+                .extensions()
+                .get()
+                .map(|ForClient(budget)| budget.clone()),
         };
         let streams = &self.inner.streams;
         match path.subresource.as_deref() {
@@ -481,10 +469,10 @@ impl ApiServer {
             _ => {}
         }
         if !matches!(*method, Method::GET | Method::HEAD) {
-            context.body = Limited::new(request.into_body(), BODY_LIMIT)
+            context.body = Limited::new(request.into_body(), bodies::LIMIT)
                 .collect()
                 .await
-                .map_err(|_| StatusError::too_large(BODY_LIMIT))?
+                .map_err(|_| StatusError::too_large(bodies::LIMIT))?
                 .to_bytes();
             context.transcode().await?;
         }
@@ -502,9 +490,7 @@ impl ApiServer {
                 _ => Err(StatusError::method_not_allowed()),
             },
             (None, true) => match *method {
-                Method::GET | Method::HEAD if query.flag("watch") => {
-                    verbs::watch::watch(&context).await
-                }
+                Method::GET | Method::HEAD if watching => verbs::watch::watch(&context).await,
                 Method::GET | Method::HEAD => verbs::get::get(&context).await,
                 Method::PUT => verbs::update::update(&context, WriteScope::Main).await,
                 Method::PATCH => verbs::update::patch(&context, WriteScope::Main).await,
@@ -553,13 +539,6 @@ impl ApiServer {
     }
 }
 
-/// Whether a handshake failed over the certificate that the client showed.
-fn is_about_certificate(error: &std::io::Error) -> bool {
-    let inner = error.get_ref();
-    let error = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
-}
-
 /// An administrator may act as somebody else.
 fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, StatusError> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
@@ -591,7 +570,36 @@ fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, St
 /// Whether a subresource is a request to be passed on, whatever its path.
 fn is_proxied(info: &ResourceInfo, subresource: &str) -> bool {
     let has = info.group.is_empty() && ["Node", "Pod", "Service"].contains(&info.kind);
-    has && subresource.split('/').next() == Some("proxy")
+    has && is_proxy(subresource)
+}
+
+fn is_proxy(subresource: &str) -> bool {
+    subresource.split('/').next() == Some("proxy")
+}
+
+fn may_have_a_body(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// Whether a user may send a request, if it is for a resource.
+fn may(request: &Request, identity: &Identity) -> bool {
+    let Route::Resource(path) = route(request.uri().path()) else {
+        return true;
+    };
+    let query = Query::parse(request.uri().query());
+    let verb = verb(request.method(), &path, &query);
+    impersonated(request.headers(), identity)
+        .and_then(|identity| authorisation::resource(&identity, verb, &path))
+        .is_ok()
+}
+
+/// An answer that counts for as long as it is not read.
+fn answered(response: Response<Body>, answering: Answering) -> Response<Body> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        answering.upgraded();
+        return response;
+    }
+    response.map(|body| metered(body, answering))
 }
 
 fn not_found() -> Answer {
@@ -623,24 +631,26 @@ fn version() -> serde_json::Value {
     })
 }
 
-/// The same document as YAML.
+/// The same document as YAML; what is no JSON stays what it is.
 async fn as_yaml(response: Response<Body>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     let is_json = parts
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
+    if !is_json {
+        return Response::from_parts(parts, body);
+    }
     let Ok(collected) = body.collect().await else {
         return Answer::error(&StatusError::internal("the answer broke off")).into_response();
     };
     let bytes = collected.to_bytes();
-    let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok().filter(|_| is_json);
+    let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
     match value.and_then(|value| serde_norway::to_string(&value).ok()) {
         Some(text) => {
-            parts.headers.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/yaml"),
-            );
+            parts
+                .headers
+                .insert(header::CONTENT_TYPE, Format::Yaml.content_type());
             Response::from_parts(parts, Body::from(text))
         }
         None => Response::from_parts(parts, Body::from(bytes)),

@@ -29,6 +29,8 @@ async fn main() -> anyhow::Result<()> {
         backups: BackupSchedule::default(),
         certificate_life: gantry_server::CERTIFICATE_LIFE,
         node_grace: std::time::Duration::from_secs(10),
+        connections: gantry_server::ConnectionLimits::default(),
+        client_memory: 64 << 20,
     })
     .await?;
     let kubeconfig = data_dir.join("admin.kubeconfig");

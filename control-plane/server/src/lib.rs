@@ -21,5 +21,6 @@ mod server;
 
 pub use certificates::CERTIFICATE_LIFE;
 pub use dual_cidr::DualCidr;
+pub use gantry_apiserver::ConnectionLimits;
 pub use recover::{Recovered, Restore, recover, restore};
 pub use server::{JoinConfig, Server, ServerConfig};

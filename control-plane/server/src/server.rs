@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use gantry_api::status::StatusError;
 use gantry_apiserver::{
-    ApiServer, ApiServerConfig, Clock, Identity, NODE_LINK, NodeStream, NodeStreams, Ranges,
-    Tokens, node_keys,
+    ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, NodeStream,
+    NodeStreams, Ranges, Tokens, node_keys,
 };
 use gantry_controllers::ControllersConfig;
 use gantry_rpc::node::node_link_server::NodeLinkServer;
@@ -76,6 +76,10 @@ pub struct ServerConfig {
     pub certificate_life: Duration,
     /// For how long a node may be silent before it is given up.
     pub node_grace: Duration,
+    /// How many connections clients may have.
+    pub connections: ConnectionLimits,
+    /// Bytes that may wait for clients.
+    pub client_memory: usize,
 }
 
 /// A cluster to join.
@@ -258,6 +262,8 @@ impl Server {
                 tokens: administrators(&config.admin_tokens),
                 advertise: format!("{}:{port}", config.address),
                 clock: Clock::system(),
+                connections: config.connections,
+                client_memory: config.client_memory,
             },
             store.clone(),
             Arc::new(LinkStreams {

@@ -27,6 +27,7 @@
 //! its revision, in order, or is closed; the log loses an entry only after the state it led to is durable.
 
 pub mod backup;
+mod budget;
 mod chance;
 mod config;
 mod disk;
@@ -56,6 +57,7 @@ mod veil;
 mod watch;
 
 pub use backup::{Backup, BackupError, BackupSummary};
+pub use budget::{Budget, Charge};
 pub use config::{OpenError, StoreConfig};
 pub use level::{FEATURE_LEVEL, NewerLevel};
 pub use member::membership::{MemberRole, MemberStatus, MembershipError};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use crate::budget::Budget;
 use crate::state::{HistoryLimits, State};
 use crate::table::TableSnapshot;
 use crate::types::{ProposeError, Revision, Room, Table, WatchError};
@@ -94,32 +95,15 @@ impl Shared {
         reason.unwrap_or_else(|| "its thread has ended".to_owned())
     }
 
-    /// Every event of the tables after `from`; the watcher's queue holds `capacity` batches.
+    /// Every event of the tables after `from`; the watcher's queue holds `capacity` batches, and what a budget leaves it.
     pub(crate) fn watch(
-        &self,
+        self: &Arc<Self>,
         tables: &[Table],
         from: Revision,
         capacity: usize,
+        budget: Option<Arc<Budget>>,
     ) -> Result<Watch, WatchError> {
-        let mut watchers = self.hub.lock();
-        let state = self.state.read();
-        if from < state.compacted {
-            return Err(WatchError::Compacted(state.compacted));
-        }
-        let start = state
-            .history
-            .partition_point(|event| event.revision <= from);
-        let backlog = state
-            .history
-            .range(start..)
-            .filter(|event| tables.contains(&event.key.table))
-            .cloned()
-            .collect();
-        let after = state.revision.max(from);
-        drop(state);
-        Ok(self
-            .hub
-            .join(&mut watchers, tables, backlog, after, capacity))
+        Watch::open(Arc::clone(self), tables, from, capacity, budget)
     }
 
     /// Keeps the hash of the state after a log entry.

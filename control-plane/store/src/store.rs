@@ -9,6 +9,7 @@ use prost::Message;
 use tokio::sync::{oneshot, watch};
 
 use crate::backup::Backup;
+use crate::budget::Budget;
 use crate::chance::Chance;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::fjall::FjallEngine;
@@ -236,9 +237,19 @@ impl Store {
 
     /// Every event of the tables with a revision greater than `from`, in order.
     pub fn watch(&self, tables: &[Table], from: Revision) -> Result<Watch, WatchError> {
-        self.inner
-            .shared
-            .watch(tables, from, self.inner.watch_buffer)
+        let inner = &self.inner;
+        inner.shared.watch(tables, from, inner.watch_buffer, None)
+    }
+
+    /// As [`Store::watch`], for a client: what waits for it is counted in a budget, and is the less the less is left.
+    pub fn watch_within(
+        &self,
+        tables: &[Table],
+        from: Revision,
+        budget: Arc<Budget>,
+    ) -> Result<Watch, WatchError> {
+        let (inner, budget) = (&self.inner, Some(budget));
+        inner.shared.watch(tables, from, inner.watch_buffer, budget)
     }
 
     /// Which members lack room on their disks, as far as this one knows.

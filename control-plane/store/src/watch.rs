@@ -3,31 +3,56 @@
 //! Every watcher has a queue of its own, which receives only what concerns its tables: a quiet table's watcher never
 //! lags because of a busy one. The events of one committed batch are shared by all of its watchers.
 //!
-//! Lock order: [`Hub`] before the state. Gap-freedom rests on it: a watch reads the history and joins while it holds
-//! the hub, and whatever is applied after that is published after that.
+//! A watch of the past reads the history a page at a time, and joins the others when it has caught up.
+//!
+//! Lock order: [`Hub`] before the state. Gap-freedom rests on it: a watch reads the last of the history and joins while it
+//! holds the hub, and whatever is applied after that is published after that.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, Receiver, Sender, error::TrySendError};
 
+use crate::budget::{Budget, Charge};
 use crate::metrics::METRICS;
+use crate::shared::Shared;
 use crate::types::{Event, Revision, Table, WatchError};
-
-type Batch = Arc<[Event]>;
 
 /// What may wait for one reader; a single batch may be larger.
 const QUEUE_BYTES: usize = 8 << 20;
+/// Of what is left of the budget, the part that one reader's queue may take: many that do not read leave something.
+const SHARE: usize = 8;
+/// Events of the history that a watch holds at once; those of one revision stay together.
+const PAGE: usize = 64;
 
-/// What a batch keeps in memory, with what it came from.
-fn weight(batch: &[Event]) -> usize {
-    let weigh = |event: &Event| {
-        let previous = event.previous.as_ref();
-        size_of::<Event>() + event.entry.value.len() + previous.map_or(0, |entry| entry.value.len())
-    };
-    batch.iter().map(weigh).sum()
+/// Events of one commit, shared by those that watch their table.
+#[derive(Debug, Default)]
+struct Events {
+    events: Box<[Event]>,
+    weight: usize,
+    /// Counted once, however many readers they wait for.
+    charge: OnceLock<Charge>,
+}
+
+type Batch = Arc<Events>;
+
+impl FromIterator<Event> for Events {
+    fn from_iter<T: IntoIterator<Item = Event>>(events: T) -> Self {
+        let events: Box<[Event]> = events.into_iter().collect();
+        let weigh = |event: &Event| {
+            let previous = event.previous.as_ref();
+            size_of::<Event>()
+                + event.entry.value.len()
+                + previous.map_or(0, |entry| entry.value.len())
+        };
+        Self {
+            weight: events.iter().map(weigh).sum(),
+            events,
+            charge: OnceLock::new(),
+        }
+    }
 }
 
 /// Hands events to watchers.
@@ -42,7 +67,7 @@ pub(crate) struct Hub {
 pub(crate) struct Watchers {
     next: u64,
     all: HashMap<u64, Watcher>,
-    by_table: HashMap<Table, Vec<u64>>,
+    by_table: HashMap<Table, BTreeSet<u64>>,
     closed: bool,
 }
 
@@ -55,6 +80,8 @@ struct Watcher {
     /// Bytes in the queue.
     queued: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
+    /// Of clients.
+    budget: Option<Arc<Budget>>,
 }
 
 impl Watchers {
@@ -65,7 +92,7 @@ impl Watchers {
         METRICS.watchers.dec();
         for table in watcher.tables.iter() {
             if let Some(ids) = self.by_table.get_mut(table) {
-                ids.retain(|other| *other != id);
+                ids.remove(&id);
                 if ids.is_empty() {
                     self.by_table.remove(table);
                 }
@@ -88,47 +115,22 @@ impl Hub {
         self.watchers.lock()
     }
 
-    /// A watch of what comes after `after`, beginning with `backlog`.
-    pub(crate) fn join(
-        self: &Arc<Hub>,
-        watchers: &mut Watchers,
-        tables: &[Table],
-        backlog: VecDeque<Event>,
-        after: Revision,
-        capacity: usize,
-    ) -> Watch {
-        let (queue, live) = mpsc::channel(capacity);
-        let (lagged, queued) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    /// Lets a watch have what is published after `after`; none when the store has stopped.
+    fn join(&self, watchers: &mut Watchers, watcher: Watcher) -> u64 {
         let id = watchers.next;
         watchers.next += 1;
         if !watchers.closed {
-            let mut tables = tables.to_vec();
-            tables.sort();
-            tables.dedup();
-            for table in &tables {
-                watchers.by_table.entry(table.clone()).or_default().push(id);
+            for table in watcher.tables.iter() {
+                watchers
+                    .by_table
+                    .entry(table.clone())
+                    .or_default()
+                    .insert(id);
             }
-            let watcher = Watcher {
-                tables: tables.into(),
-                after,
-                queue,
-                queued: Arc::clone(&queued),
-                lagged: Arc::clone(&lagged),
-            };
             watchers.all.insert(id, watcher);
             METRICS.watchers.inc();
         }
-        Watch {
-            hub: Arc::clone(self),
-            id,
-            backlog,
-            current: (Vec::new().into(), 0),
-            live,
-            queued,
-            lagged,
-            progress: after,
-            closed: false,
-        }
+        id
     }
 
     /// Queues the events of one committed batch, which end at `revision`.
@@ -143,7 +145,7 @@ impl Hub {
         let mut slow = Vec::new();
         let mut several: Vec<u64> = Vec::new();
         for (table, events) in by_table {
-            let batch: Batch = events.into_iter().cloned().collect();
+            let batch: Batch = Arc::new(events.into_iter().cloned().collect());
             for id in watchers.by_table.get(table).into_iter().flatten() {
                 match watchers.all.get(id) {
                     Some(watcher) if watcher.tables.len() > 1 => several.push(*id),
@@ -158,7 +160,7 @@ impl Hub {
             if let Some(watcher) = watchers.all.get(&id) {
                 // Across its tables the order of the batch must hold.
                 let wanted = events.iter().filter(|event| watcher.wants(event));
-                let batch: Batch = wanted.cloned().collect();
+                let batch: Batch = Arc::new(wanted.cloned().collect());
                 if !watcher.offer(&batch) {
                     slow.push(id);
                 }
@@ -198,16 +200,21 @@ impl Watcher {
 
     /// Whether there was room.
     fn offer(&self, batch: &Batch) -> bool {
-        if batch
-            .last()
-            .is_none_or(|event| event.revision <= self.after)
-        {
+        let last = batch.events.last();
+        if last.is_none_or(|event| event.revision <= self.after) {
             return true;
         }
-        let weight = weight(batch);
+        let bound = match &self.budget {
+            Some(budget) => QUEUE_BYTES.min(budget.free() / SHARE),
+            None => QUEUE_BYTES,
+        };
+        let weight = batch.weight;
         let before = self.queued.fetch_add(weight, Ordering::AcqRel);
-        if before > 0 && before + weight > QUEUE_BYTES {
+        if before > 0 && before + weight > bound {
             return false;
+        }
+        if let Some(budget) = &self.budget {
+            batch.charge.get_or_init(|| budget.charge(weight));
         }
         // A closed queue belongs to a watch that is being dropped, and leaves by itself.
         !matches!(
@@ -217,14 +224,19 @@ impl Watcher {
     }
 }
 
-/// The events of some tables. Closed with [`WatchError::Lagged`] when its reader falls behind the bounded buffer.
+/// The events of some tables. Closed with [`WatchError::Lagged`] when its reader falls behind the bounded buffer, and with
+/// [`WatchError::Compacted`] when the history passes it while it reads that.
 #[derive(Debug)]
 pub struct Watch {
-    hub: Arc<Hub>,
-    id: u64,
+    shared: Arc<Shared>,
+    tables: Arc<[Table]>,
+    /// What it joins the hub with, until it has.
+    joining: Option<Joining>,
+    id: Option<u64>,
+    /// Read from the history.
     backlog: VecDeque<Event>,
     /// The batch being delivered, and how far.
-    current: (Batch, usize),
+    current: Option<(Batch, usize)>,
     live: Receiver<Batch>,
     queued: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
@@ -232,15 +244,99 @@ pub struct Watch {
     closed: bool,
 }
 
+#[derive(Debug)]
+struct Joining {
+    queue: Sender<Batch>,
+    budget: Option<Arc<Budget>>,
+}
+
 impl Watch {
+    pub(crate) fn open(
+        shared: Arc<Shared>,
+        tables: &[Table],
+        from: Revision,
+        capacity: usize,
+        budget: Option<Arc<Budget>>,
+    ) -> Result<Watch, WatchError> {
+        let mut tables = tables.to_vec();
+        tables.sort();
+        tables.dedup();
+        let (queue, live) = mpsc::channel(capacity);
+        let mut watch = Watch {
+            shared,
+            tables: tables.into(),
+            joining: Some(Joining { queue, budget }),
+            id: None,
+            backlog: VecDeque::new(),
+            current: None,
+            live,
+            queued: Arc::default(),
+            lagged: Arc::default(),
+            progress: from,
+            closed: false,
+        };
+        watch.read_history()?;
+        Ok(watch)
+    }
+
+    /// Reads the next page of the history, and joins the hub when that was the last.
+    fn read_history(&mut self) -> Result<(), WatchError> {
+        let mut watchers = self.shared.hub.lock();
+        let state = self.shared.state.read();
+        if self.progress < state.compacted {
+            return Err(WatchError::Compacted(state.compacted));
+        }
+        let from = self.progress;
+        let start = state
+            .history
+            .partition_point(|event| event.revision <= from);
+        for event in state.history.range(start..) {
+            if self.backlog.len() >= PAGE && event.revision > self.progress {
+                return Ok(());
+            }
+            self.progress = event.revision;
+            if self.tables.contains(&event.key.table) {
+                self.backlog.push_back(event.clone());
+            }
+        }
+        self.progress = state.revision.max(from);
+        drop(state);
+        if let Some(Joining { queue, budget }) = self.joining.take() {
+            let watcher = Watcher {
+                tables: Arc::clone(&self.tables),
+                after: self.progress,
+                queue,
+                queued: Arc::clone(&self.queued),
+                lagged: Arc::clone(&self.lagged),
+                budget,
+            };
+            self.id = Some(self.shared.hub.join(&mut watchers, watcher));
+        }
+        Ok(())
+    }
+
+    /// An event that is here, or the end; none when it is to be waited for.
+    fn ready(&mut self) -> Option<Option<Result<Event, WatchError>>> {
+        loop {
+            if let Some(event) = self.pop() {
+                return Some(Some(Ok(event)));
+            }
+            if self.closed {
+                return Some(None);
+            }
+            self.joining.as_ref()?;
+            if let Err(error) = self.read_history() {
+                self.closed = true;
+                return Some(Some(Err(error)));
+            }
+        }
+    }
+
     /// The next event; `None` when the store has stopped or after an error. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Event, WatchError>> {
         loop {
-            if let Some(event) = self.pop() {
-                return Some(Ok(event));
-            }
-            if self.closed {
-                return None;
+            if let Some(ready) = self.ready() {
+                return ready;
             }
             let batch = self.live.recv().await;
             if let Some(end) = self.accept(batch) {
@@ -252,11 +348,8 @@ impl Watch {
     /// The next event when it is already here: lets a reader put what has gathered into one write.
     pub fn try_next(&mut self) -> Option<Result<Event, WatchError>> {
         loop {
-            if let Some(event) = self.pop() {
-                return Some(Ok(event));
-            }
-            if self.closed {
-                return None;
+            if let Some(ready) = self.ready() {
+                return ready;
             }
             let batch = match self.live.try_recv() {
                 Ok(batch) => Some(batch),
@@ -272,8 +365,8 @@ impl Watch {
     /// Takes over a received batch; `Some` is the end of the watch.
     fn accept(&mut self, batch: Option<Batch>) -> Option<Option<Result<Event, WatchError>>> {
         if let Some(batch) = batch {
-            self.queued.fetch_sub(weight(&batch), Ordering::AcqRel);
-            self.current = (batch, 0);
+            self.queued.fetch_sub(batch.weight, Ordering::AcqRel);
+            self.current = Some((batch, 0));
             return None;
         }
         self.closed = true;
@@ -285,21 +378,21 @@ impl Watch {
         if let Some(event) = self.backlog.pop_front() {
             return Some(event);
         }
-        let (batch, at) = &mut self.current;
-        while let Some(event) = batch.get(*at) {
+        let (batch, at) = self.current.as_mut()?;
+        while let Some(event) = batch.events.get(*at) {
             *at += 1;
             // The first batch may begin with events that the backlog already held.
             if event.revision > self.progress {
                 let event = event.clone();
-                if batch
-                    .get(*at)
-                    .is_none_or(|next| next.revision > event.revision)
-                {
+                let next = batch.events.get(*at);
+                if next.is_none_or(|next| next.revision > event.revision) {
                     self.progress = event.revision;
                 }
                 return Some(event);
             }
         }
+        // Lets go of its bytes.
+        self.current = None;
         None
     }
 
@@ -308,9 +401,14 @@ impl Watch {
         if let Some(event) = self.backlog.front() {
             return Revision(event.revision.0.saturating_sub(1));
         }
+        if self.joining.is_some() {
+            return self.progress;
+        }
         // Read before the queue is found empty: what is published up to here was queued before.
-        let published = Revision(self.hub.published.load(Ordering::Acquire));
-        let drained = self.current.0.len() == self.current.1 && self.live.is_empty();
+        let published = Revision(self.shared.hub.published.load(Ordering::Acquire));
+        let current = self.current.as_ref();
+        let drained =
+            current.is_none_or(|(batch, at)| batch.events.len() == *at) && self.live.is_empty();
         if drained && !self.lagged.load(Ordering::Acquire) {
             self.progress.max(published)
         } else {
@@ -321,6 +419,8 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.hub.lock().remove(self.id);
+        if let Some(id) = self.id {
+            self.shared.hub.lock().remove(id);
+        }
     }
 }

@@ -156,3 +156,71 @@ async fn a_barrier_reads_what_was_written() {
     let read = tokio::time::timeout(Duration::from_secs(5), store.read_barrier()).await;
     assert_eq!(read.unwrap().unwrap(), written);
 }
+
+#[tokio::test]
+async fn a_watch_of_the_past_holds_a_page_of_it_and_misses_nothing() {
+    let store = Store::ephemeral();
+    let mut last = Revision(0);
+    for number in 0..300 {
+        let name = format!("n{number}");
+        last = store.propose(put(key("busy", &name), "")).await.unwrap();
+    }
+    let watch = store.watch(&[table("busy")], Revision(0)).unwrap();
+    // While it reads the past, more happens.
+    let more = store.propose(put(key("busy", "more"), "")).await.unwrap();
+    assert!(watch.progress_revision() < last);
+    let seen = collect(watch, more).await;
+    let revisions: Vec<u64> = seen.into_iter().map(|seen| seen.0).collect();
+    assert_eq!(revisions, (1..=more.0).collect::<Vec<u64>>());
+}
+
+#[tokio::test]
+async fn a_watch_that_the_history_passes_while_it_reads_is_told() {
+    let config = StoreConfig {
+        event_history: 100,
+        ..StoreConfig::default()
+    };
+    let store = Store::in_memory(config, Arc::new(NoPeers)).unwrap();
+    let write = async || store.propose(put(key("busy", "b"), "")).await.unwrap();
+    for _ in 0..90 {
+        write().await;
+    }
+    let mut watch = store.watch(&[table("busy")], Revision(0)).unwrap();
+    for _ in 0..200 {
+        write().await;
+    }
+    let mut end = None;
+    while let Some(next) = watch.next().await {
+        end = Some(next);
+    }
+    assert!(
+        matches!(end, Some(Err(WatchError::Compacted(_)))),
+        "{end:?}"
+    );
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_share_what_waits_for_them_and_leave_others_some() {
+    let store = Store::ephemeral();
+    let budget = gantry_store::Budget::new(1 << 20);
+    let watch = || {
+        let tables = [table("busy")];
+        store.watch_within(&tables, Revision(0), budget.clone())
+    };
+    let mut unread: Vec<Watch> = (0..100).map(|_| watch().unwrap()).collect();
+    let value = "x".repeat(10 << 10);
+    for _ in 0..20 {
+        store.propose(put(key("busy", "b"), &value)).await.unwrap();
+    }
+    // Each event is counted once, with what was there before it.
+    let used = budget.used();
+    assert!(used > 64 << 10, "{used}");
+    assert!(used <= (1 << 20) / 8 + (21 << 10), "{used}");
+    let mut end = None;
+    while let Some(next) = unread[0].next().await {
+        end = Some(next);
+    }
+    assert!(matches!(end, Some(Err(WatchError::Lagged))), "{end:?}");
+    unread.clear();
+    assert_eq!(budget.used(), 0);
+}

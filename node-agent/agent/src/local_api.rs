@@ -1,14 +1,19 @@
 //! The API on loopback: relays connections to a server that answers, so that clients on the node survive the death of any.
 //!
-//! Bytes pass as they come: TLS is between the client and the server, whose certificate names loopback.
+//! Bytes pass as they come: TLS is between the client and the server, whose certificate names loopback. So the relay does
+//! not know who its clients are: the server ends those that do not say so in time, and when there are too many, a newcomer
+//! displaces the one that has waited for that the longest.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::net::sockopt;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::servers::Servers;
@@ -17,8 +22,19 @@ use crate::servers::Servers;
 const CONNECT: Duration = Duration::from_secs(2);
 /// A connection to a server that is silent for about this long is closed, so that its client looks for another.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Connections at once; further ones wait.
-const CONNECTIONS: usize = 4096;
+/// The part of the process's descriptors that connections may take, of which each has two.
+const SHARE: u64 = 16;
+/// A connection that is older is one whose client the server knows: it ends others sooner.
+const KNOWN: Duration = Duration::from_secs(20);
+/// What one side may take to notice that the other has ended.
+const FAREWELL: Duration = Duration::from_secs(30);
+
+/// Connections at once.
+fn capacity() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let connections = descriptors.map_or(4096, |descriptors| descriptors / SHARE);
+    usize::try_from(connections).unwrap_or(4096).clamp(16, 4096)
+}
 
 /// Takes the port.
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
@@ -42,17 +58,36 @@ pub async fn relay_api(
 
 /// Relays until stopped.
 pub(crate) async fn serve(listener: TcpListener, servers: Servers, stop: CancellationToken) {
+    serve_some(listener, servers, capacity(), stop).await;
+}
+
+async fn serve_some(
+    listener: TcpListener,
+    servers: Servers,
+    capacity: usize,
+    stop: CancellationToken,
+) {
     let mut relays = JoinSet::new();
+    // Those that may be strangers' still, the oldest first.
+    let mut young: VecDeque<(Instant, AbortHandle)> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             Some(_) = relays.join_next() => continue,
-            accepted = listener.accept(), if relays.len() < CONNECTIONS => accepted,
+            accepted = listener.accept(), if relays.len() <= capacity => accepted,
         };
         match accepted {
             Ok((client, _)) => {
                 let servers = servers.clone();
-                relays.spawn(async move { relay(client, &servers).await });
+                let relay = relays.spawn(async move { relay(client, &servers).await });
+                young.retain(|(began, relay)| began.elapsed() < KNOWN && !relay.is_finished());
+                // With none to displace, the next one waits.
+                if relays.len() > capacity
+                    && let Some((_, oldest)) = young.pop_front()
+                {
+                    oldest.abort();
+                }
+                young.push_back((Instant::now(), relay));
             }
             Err(error) => {
                 // Out of descriptors, most likely: others will close theirs.
@@ -63,16 +98,28 @@ pub(crate) async fn serve(listener: TcpListener, servers: Servers, stop: Cancell
     }
 }
 
-async fn relay(mut client: TcpStream, servers: &Servers) {
-    let Some(mut server) = connect(servers).await else {
+async fn relay(client: TcpStream, servers: &Servers) {
+    let Some(server) = connect(servers).await else {
         tracing::warn!("a client of the API was turned away: no server answers");
         return;
     };
     client.set_nodelay(true).ok();
-    // Either side may break off; the other is told by the end of its own connection.
-    tokio::io::copy_bidirectional(&mut client, &mut server)
-        .await
-        .ok();
+    // Either side may break off; the other is told by the end of its own connection, and does not keep this one for long.
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = async {
+        tokio::io::copy(&mut from_client, &mut to_server).await.ok();
+        to_server.shutdown().await.ok();
+    };
+    let down = async {
+        tokio::io::copy(&mut from_server, &mut to_client).await.ok();
+        to_client.shutdown().await.ok();
+    };
+    tokio::pin!(up, down);
+    tokio::select! {
+        () = &mut up => drop(tokio::time::timeout(FAREWELL, down).await),
+        () = &mut down => drop(tokio::time::timeout(FAREWELL, up).await),
+    }
 }
 
 async fn connect(servers: &Servers) -> Option<TcpStream> {
@@ -104,7 +151,7 @@ fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
 
     use super::*;
 
@@ -156,6 +203,29 @@ mod tests {
         second.abort();
         second.await.expect_err("aborted");
         answered_by(local).await.expect_err("nobody answers");
+        stop.cancel();
+        serving.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_do_not_keep_others_out() {
+        let (server, address) = loopback().await;
+        let server = answer(server, 1);
+        let (listener, local) = loopback().await;
+        let stop = CancellationToken::new();
+        let servers = Servers::new(vec![address]);
+        let serving = tokio::spawn(serve_some(listener, servers, 4, stop.clone()));
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(local).await.expect("connected");
+            assert_eq!(stream.read_u8().await.expect("a greeting"), 1);
+            silent.push(stream);
+        }
+        assert_eq!(answered_by(local).await.expect("an answer"), 1);
+        // The oldest went first.
+        let end = silent[0].read_u8().await.map_err(|error| error.kind());
+        end.expect_err("displaced");
+        server.abort();
         stop.cancel();
         serving.await.expect("it ends");
     }

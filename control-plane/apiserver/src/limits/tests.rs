@@ -9,11 +9,7 @@ fn request(method: Method, uri: &str) -> Request<Body> {
 }
 
 fn gate(places: usize, queue: usize) -> Arc<Gate> {
-    Arc::new(Gate {
-        class: Class::Reads,
-        places: Arc::new(Semaphore::new(places)),
-        queue: Semaphore::new(queue),
-    })
+    Arc::new(Gate::new(Class::Reads, places, queue))
 }
 
 #[test]
@@ -43,9 +39,51 @@ fn requests_are_told_apart() {
         ),
         (
             Method::GET,
-            "/api/v1/namespaces/a/pods/p/log?follow=true",
+            "/api/v1/namespaces/a/pods/p?watch=true",
             &user,
             Some(Class::Watches),
+        ),
+        (
+            Method::GET,
+            "/api/v1/pods?fieldSelector=metadata.name%3Dp&watch=True",
+            &user,
+            Some(Class::Watches),
+        ),
+        (
+            Method::HEAD,
+            "/api/v1/pods?%77atch",
+            &user,
+            Some(Class::Watches),
+        ),
+        (
+            Method::GET,
+            "/api/v1/pods?watch=FALSE",
+            &user,
+            Some(Class::Reads),
+        ),
+        (
+            Method::GET,
+            "/api/v1/namespaces/a/pods/p/status?watch=1",
+            &user,
+            Some(Class::Reads),
+        ),
+        (
+            Method::POST,
+            "/api/v1/namespaces/a/pods?watch=1",
+            &user,
+            Some(Class::Changes),
+        ),
+        (
+            Method::GET,
+            "/api/v1/namespaces/a/pods/p/log?follow=true",
+            &user,
+            Some(Class::Streams),
+        ),
+        (
+            Method::POST,
+            "/api/v1/namespaces/a/pods/p/proxy/path",
+            &user,
+            Some(Class::Streams),
         ),
         (
             Method::GET,
@@ -77,38 +115,53 @@ fn every_class_has_its_own_gate() {
 #[tokio::test(start_paused = true)]
 async fn a_full_class_queues_a_few_and_refuses_the_rest() {
     let gate = gate(1, 1);
-    let first = gate.enter().await.expect("there is room");
+    let user = Identity::new("somebody", &["system:authenticated"]);
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let enter = || {
+        gate.enter(&user, || {
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        })
+    };
+    let first = enter().await.expect("there is room");
     let waiting = tokio::spawn({
-        let gate = gate.clone();
-        async move { gate.enter().await }
+        let (gate, user) = (gate.clone(), user.clone());
+        async move { gate.enter(&user, || {}).await }
     });
     while gate.queue.available_permits() > 0 {
         tokio::task::yield_now().await;
     }
-    let refused = gate.enter().await.expect_err("the queue is full");
+    let refused = enter().await.expect_err("the queue is full");
     assert_eq!(refused.code(), 429);
     assert!(refused.message().contains("reads"), "{}", refused.message());
     drop(first);
     let second = waiting.await.expect("no panic").expect("its turn");
     // The clock is the test's: patience ends at once.
-    let refused = gate.enter().await.expect_err("nobody leaves");
+    let refused = enter().await.expect_err("nobody leaves");
     assert_eq!(refused.code(), 429);
+    // Who waits asks for room, once.
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
     drop(second);
-    gate.enter().await.expect("there is room again");
+    enter().await.expect("there is room again");
     assert_eq!(gate.queue.available_permits(), 1);
 }
 
-#[tokio::test]
-async fn a_watch_is_counted_until_its_answer_ends_and_others_are_not() {
-    let limits = Limits::default();
-    let left = |class: Class| limits.gates[class as usize].places.available_permits();
-    for (class, held) in [(Class::Watches, 1), (Class::Reads, 0)] {
-        let before = left(class);
-        let place = limits.enter(class).await.expect("there is room");
-        assert_eq!(left(class), before - 1);
-        let response = place.keep(Response::new(Body::from("line")));
-        assert_eq!(left(class), before - held, "{class:?}");
-        drop(response);
-        assert_eq!(left(class), before);
+#[tokio::test(start_paused = true)]
+async fn no_user_has_all_places_and_the_anonymous_the_fewest() {
+    let gate = Gate::new(Class::Reads, 512, 0);
+    let anonymous = Identity::anonymous();
+    let user = Identity::new("somebody", &["system:authenticated"]);
+    let other = Identity::new("another", &["system:authenticated"]);
+    let mut held = Vec::new();
+    for (identity, share) in [(&anonymous, 32), (&user, 384)] {
+        let before = held.len();
+        while let Ok(place) = gate.enter(identity, || {}).await {
+            held.push(place);
+        }
+        assert_eq!(held.len() - before, share, "{}", identity.user);
     }
+    held.push(gate.enter(&other, || {}).await.expect("some are left"));
+    held.clear();
+    // Who has nothing under way is not remembered.
+    drop(gate.enter(&Identity::new("fourth", &[]), || {}).await);
+    assert_eq!(gate.users.lock().len(), 1);
 }

@@ -1,6 +1,18 @@
-use crate::streams::NoNodes;
+use tokio::net::TcpStream;
 
 use super::*;
+use crate::connections::Connected;
+use crate::streams::NoNodes;
+
+/// A connection of an administrator, with its other end.
+async fn connected(server: &ApiServer) -> (Connected, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (accepted, from) = accepted.expect("accepted");
+    let connected = server.inner.connections.admit(accepted, from.ip());
+    (connected, client.expect("connected"))
+}
 
 #[tokio::test]
 async fn a_flood_of_reads_leaves_everybody_else_alone() {
@@ -10,11 +22,16 @@ async fn a_flood_of_reads_leaves_everybody_else_alone() {
         Arc::new(NoNodes),
     );
     server.bootstrap(6443).await.expect("bootstrapped");
+    let (connection, _client) = connected(&server).await;
     let mut flood = Vec::new();
+    let (limits, connections) = (&server.inner.limits, &server.inner.connections);
     // The clock is the test's: a full class is found out at once.
     tokio::time::pause();
-    while let Ok(place) = server.inner.limits.enter(Class::Reads).await {
-        flood.push(place);
+    for user in ["one", "another"] {
+        let user = Identity::new(user, &["system:authenticated"]);
+        while let Ok(place) = limits.enter(Class::Reads, &user, connections).await {
+            flood.push(place);
+        }
     }
     let list = "/api/v1/namespaces/default/configmaps";
     let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
@@ -25,7 +42,11 @@ async fn a_flood_of_reads_leaves_everybody_else_alone() {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body.to_owned()))
             .expect("a request");
-        server.dispatch(request, Some(identity.clone()), None).await
+        let caller = Caller {
+            certificate: Some(identity.clone()),
+            connection: connection.connection().clone(),
+        };
+        server.dispatch(request, caller, None).await
     };
     let refused = send(Method::GET, list, "", &administrator).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
@@ -62,4 +83,107 @@ async fn a_flood_of_reads_leaves_everybody_else_alone() {
     drop(flood);
     let answered = send(Method::GET, list, "", &administrator).await;
     assert_eq!(answered.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn metrics_name_only_what_is_served() {
+    let server = ApiServer::new(
+        ApiServerConfig::default(),
+        Store::ephemeral(),
+        Arc::new(NoNodes),
+    );
+    let (connection, _client) = connected(&server).await;
+    let send = async |method: &str, path: String| {
+        let request = http::Request::builder().method(method).uri(path);
+        let caller = Caller {
+            certificate: Some(Identity::new("kubernetes-admin", &["system:masters"])),
+            connection: connection.connection().clone(),
+        };
+        let request = request.body(Body::empty()).expect("a request");
+        server.dispatch(request, caller, None).await
+    };
+    for number in 0..20 {
+        send("GET", format!("/apis/made{number}.up/v1/madeup{number}")).await;
+        send("GET", format!("/api/v1/madeup{number}/name/madeup{number}")).await;
+        send("GET", format!("/api/v{number}9/pods")).await;
+        send(&format!("MADEUP{number}"), "/api/v1/pods".to_owned()).await;
+        send("POST", format!("/apis/apps/v1/madeup{number}?watch=madeup")).await;
+    }
+    let metrics = send("GET", "/metrics".to_owned()).await;
+    let text = metrics.into_body().collect().await.expect("a body");
+    let text = String::from_utf8(text.to_bytes().to_vec()).expect("text");
+    let lower = text.to_lowercase();
+    assert!(
+        !lower.contains("madeup") && !lower.contains("made1"),
+        "{text}"
+    );
+    assert!(text.contains(r#"resource="unknown""#), "{text}");
+}
+
+#[tokio::test]
+async fn yaml_is_made_of_documents_and_never_of_streams() {
+    let server = ApiServer::new(
+        ApiServerConfig::default(),
+        Store::ephemeral(),
+        Arc::new(NoNodes),
+    );
+    server.bootstrap(6443).await.expect("bootstrapped");
+    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+    let send = async |path: &str| {
+        let request = http::Request::get(path).header(header::ACCEPT, "application/yaml");
+        let request = request.body(Body::empty()).expect("a request");
+        let Ok(response) = server
+            .local_service(administrator.clone())
+            .oneshot(request)
+            .await;
+        let (parts, body) = response.into_parts();
+        let text = body.collect().await.expect("a body").to_bytes();
+        let kind = parts.headers[header::CONTENT_TYPE]
+            .to_str()
+            .expect("text")
+            .to_owned();
+        (
+            parts.status,
+            kind,
+            String::from_utf8(text.to_vec()).expect("text"),
+        )
+    };
+    for path in [
+        "/api/v1/namespaces?watch=true",
+        "/api/v1/namespaces/default?watch=1",
+        "/api/v1/namespaces?watch&fieldSelector=metadata.name%3Ddefault",
+    ] {
+        let (status, kind, text) = send(path).await;
+        assert_eq!(
+            (status.as_u16(), &kind[..]),
+            (406, "application/yaml"),
+            "{text}"
+        );
+        let status: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+        assert_eq!(status["reason"], "NotAcceptable");
+    }
+    for (path, kind) in [
+        ("/api/v1/namespaces", "NamespaceList"),
+        ("/api/v1/namespaces/default", "Namespace"),
+        ("/api/v1/pods", "PodList"),
+        ("/api", "APIVersions"),
+    ] {
+        let (status, media_type, text) = send(path).await;
+        assert_eq!(
+            (status.as_u16(), &media_type[..]),
+            (200, "application/yaml"),
+            "{path}"
+        );
+        let document: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+        assert_eq!(document["kind"], kind, "{text}");
+    }
+    let (_, _, text) = send("/api/v1/namespaces").await;
+    let list: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+    let names: Vec<_> = list["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|item| item["metadata"]["name"].clone())
+        .collect();
+    assert!(names.contains(&json!("default")), "{text}");
 }

@@ -39,6 +39,7 @@ pub(crate) async fn delete_collection(context: &Context<'_>) -> Result<Answer, S
         let one = Context {
             path: &path,
             body: context.body.clone(),
+            budget: None,
             ..*context
         };
         match delete_one(&one, &options).await {

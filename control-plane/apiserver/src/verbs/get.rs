@@ -2,18 +2,20 @@
 
 use gantry_api::status::StatusError;
 
-use super::list::{as_table, wants_table};
+use super::list::{check_object_policy, shaped};
 use crate::codec;
 use crate::context::Context;
+use crate::media::Media;
 use crate::response::Answer;
 
 pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
     context.query.resource_version()?;
     let entry = context.current()?;
     let info = context.resource.info();
-    if let Some(shape) = wants_table(context.headers)? {
-        let revision = entry.modify_revision;
-        return as_table(context, shape, &[entry], revision, None);
+    let media = Media::of_answer(context.headers)?;
+    if let Some(shape) = media.shape {
+        check_object_policy(context, media)?;
+        return shaped(context, shape, &entry);
     }
     Ok(Answer::object(info, &entry.value, entry.modify_revision))
 }

@@ -1,25 +1,28 @@
 //! GET of a collection: all of it, or page by page at one revision; as objects, metadata or a Table.
 
+mod listing;
+
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
-use bytes::{BufMut, BytesMut};
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Revision, TableSnapshot};
-use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use self::listing::Listing;
+use super::scan::Scan;
 use super::selection::Selection;
 use crate::context::Context;
+use crate::media::{Format, Media, Shape};
 use crate::request::parse_version;
 use crate::response::Answer;
-use crate::{codec, heavy};
+use crate::codec;
 
 /// Page tokens. Go's decoder does not mind bits that are left over.
 const TOKENS: GeneralPurpose =
@@ -34,55 +37,6 @@ pub(crate) struct Continue {
     name: String,
 }
 
-/// The shape a client asked for instead of whole objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
-    Table,
-    Metadata,
-}
-
-/// Reads the Accept header; a transformation that is not known is skipped, as long as another type follows.
-pub(crate) fn wants_table(headers: &HeaderMap) -> Result<Option<Shape>, StatusError> {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("*/*");
-    for choice in accept.split(',') {
-        let mut parts = choice.split(';').map(str::trim);
-        let media_type = parts.next().unwrap_or_default();
-        let parameters: Vec<&str> = parts.collect();
-        let parameter = |name: &str| {
-            parameters
-                .iter()
-                .find_map(|parameter| parameter.strip_prefix(name)?.strip_prefix('='))
-        };
-        let json = [
-            "application/json",
-            "*/*",
-            "application/*",
-            "application/yaml",
-        ]
-        .contains(&media_type);
-        match (parameter("as"), parameter("g"), parameter("v")) {
-            (None, ..) if json => return Ok(None),
-            (Some("Table"), Some("meta.k8s.io"), Some("v1")) if json => {
-                return Ok(Some(Shape::Table));
-            }
-            (
-                Some("PartialObjectMetadata" | "PartialObjectMetadataList"),
-                Some("meta.k8s.io"),
-                Some("v1"),
-            ) if json => {
-                return Ok(Some(Shape::Metadata));
-            }
-            _ => {}
-        }
-    }
-    Err(StatusError::not_acceptable(&[
-        "application/json",
-        "application/yaml",
-        "application/vnd.kubernetes.protobuf",
-    ]))
 }
 
 fn invalid_options(fill: impl FnOnce(&mut ErrorList, &Path)) -> StatusError {
@@ -171,65 +125,58 @@ fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnaps
 }
 
 pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let info = context.resource.info();
     let selection = Selection::read(context)?;
     let limit = usize::try_from(context.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
     context.query.number("timeoutSeconds")?;
     check_options(context)?;
     let page = context.query.get("continue").map(parse_token).transpose()?;
-    let shape = wants_table(context.headers)?;
+    let media = Media::of_answer(context.headers)?;
+    check_object_policy(context, media)?;
     let snapshot = snapshot(context, page.as_ref())?;
-    let cursor = page
-        .as_ref()
-        .map(|page| (page.namespace.as_str(), page.name.as_str()));
-    let mut entries: Vec<Arc<Entry>> = Vec::new();
-    let mut next = None;
-    let mut last: Option<(Arc<str>, Arc<str>)> = None;
-    let mut remaining: usize = 0;
-    for (key, entry) in snapshot.range_after(context.namespace(), cursor) {
-        if !selection.matches(&key.0, &key.1, entry) {
-            continue;
-        }
-        if limit > 0 && entries.len() == limit {
-            if next.is_none() {
-                next = last.clone();
-            }
-            remaining += 1;
-            continue;
-        }
-        entries.push(entry.clone());
-        last = Some(key.clone());
-    }
-    let more = next.map(|(namespace, name)| {
-        let token = Continue {
-            revision: snapshot.revision().0,
-            namespace: namespace.to_string(),
-            name: name.to_string(),
-        };
-        More {
-            token: TOKENS.encode(json!(token).to_string()),
-            // With a selector the count would have to look at everything that was not asked for.
-            remaining: selection.is_everything().then_some(remaining),
-        }
-    });
-    let size: usize = entries.iter().map(|entry| entry.value.len() + 64).sum();
-    if let Some(shape) = shape {
-        let revision = snapshot.revision();
-        return heavy::work(size, || {
-            as_table(context, shape, &entries, revision, more.as_ref())
-        })
-        .await;
-    }
-    let mut bytes = BytesMut::with_capacity(size + 256);
-    bytes.put_slice(list_prefix(info, snapshot.revision(), more.as_ref()).as_bytes());
-    for (index, entry) in entries.iter().enumerate() {
-        if index > 0 {
-            bytes.put_u8(b',');
-        }
-        codec::write_item(&mut bytes, &entry.value, entry.modify_revision);
-    }
-    bytes.put_slice(b"]}");
-    Ok(Answer::bytes(bytes.freeze()))
+    let cursor = page.map(|page| (Arc::from(page.namespace), Arc::from(page.name)));
+    let more = (limit > 0)
+        .then(|| more(context, &snapshot, &selection, cursor.as_ref(), limit))
+        .flatten();
+    let head = match media {
+        PLAIN => list_prefix(context.resource.info(), snapshot.revision(), more.as_ref()),
+        media => list_head(context, media, snapshot.revision(), more.as_ref()),
+    };
+    let namespace = context.namespace().map(str::to_owned);
+    let items = Scan::new(snapshot, namespace, selection, cursor, limit);
+    Listing::new(context, media, head, items).answer()
+}
+
+/// Whole objects as JSON, which need not be decoded.
+const PLAIN: Media = Media {
+    format: Format::Json,
+    shape: None,
+};
+
+/// What is behind the next `limit` objects, if anything.
+fn more(
+    context: &Context<'_>,
+    snapshot: &TableSnapshot,
+    selection: &Selection,
+    cursor: Option<&(Arc<str>, Arc<str>)>,
+    limit: usize,
+) -> Option<More> {
+    let cursor = cursor.map(|(namespace, name)| (&**namespace, &**name));
+    let mut selected = snapshot
+        .range_after(context.namespace(), cursor)
+        .filter(|(key, entry)| selection.matches(&key.0, &key.1, entry))
+        .map(|(key, _)| key);
+    let last = selected.nth(limit - 1)?;
+    selected.next()?;
+    let token = Continue {
+        revision: snapshot.revision().0,
+        namespace: last.0.to_string(),
+        name: last.1.to_string(),
+    };
+    Some(More {
+        token: TOKENS.encode(json!(token).to_string()),
+        // With a selector the count would have to look at everything that was not asked for.
+        remaining: selection.is_everything().then(|| 1 + selected.count()),
+    })
 }
 
 /// What a page leaves for the next ones.
@@ -281,44 +228,85 @@ pub(crate) fn parse_token(token: &str) -> Result<Continue, StatusError> {
     })
 }
 
-/// A Table or a list of metadata, of one object or many.
-pub(crate) fn as_table(
+/// Everything of a list before its items, in any form but [`PLAIN`].
+fn list_head(
     context: &Context<'_>,
-    shape: Shape,
-    entries: &[Arc<Entry>],
+    media: Media,
     revision: Revision,
     more: Option<&More>,
+) -> String {
+    let info = context.resource.info();
+    let mut head = match media.shape {
+        Some(Shape::Table) => json!({
+            "kind": "Table",
+            "apiVersion": "meta.k8s.io/v1",
+            "columnDefinitions": column_definitions(context),
+        }),
+        Some(Shape::Metadata) => json!({
+            "kind": "PartialObjectMetadataList",
+            "apiVersion": "meta.k8s.io/v1",
+        }),
+        None => json!({
+            "kind": format!("{}List", info.kind),
+            "apiVersion": codec::api_version(info),
+        }),
+    };
+    *head.member(&["metadata"]) = list_metadata(revision, more);
+    let items = match media.shape {
+        Some(Shape::Table) => "rows",
+        _ => "items",
+    };
+    match media.format {
+        Format::Json => {
+            let mut text = head.to_string();
+            text.pop();
+            format!(r#"{text},"{items}":["#)
+        }
+        // A map of strings, numbers and lists has no form that YAML lacks.
+        Format::Yaml => format!(
+            "{}{items}:",
+            serde_norway::to_string(&head).unwrap_or_default()
+        ),
+    }
+}
+
+/// One object as a Table or its metadata by itself.
+pub(crate) fn shaped(
+    context: &Context<'_>,
+    shape: Shape,
+    entry: &Entry,
 ) -> Result<Answer, StatusError> {
-    let single = context.path.name.is_some();
     match shape {
-        Shape::Table => {
-            let mut table = json!({
-                "kind": "Table",
-                "apiVersion": "meta.k8s.io/v1",
-                "metadata": list_metadata(revision, more),
-                "columnDefinitions": column_definitions(context),
-                "rows": [],
-            });
-            let rows: Result<Vec<Value>, StatusError> =
-                entries.iter().map(|entry| row(context, entry)).collect();
-            *table.member(&["rows"]) = Value::Array(rows?);
-            Ok(Answer::value(&table))
+        Shape::Table => Ok(Answer::value(&json!({
+            "kind": "Table",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": list_metadata(entry.modify_revision, None),
+            "columnDefinitions": column_definitions(context),
+            "rows": [row(context, entry)?],
+        }))),
+        Shape::Metadata => Ok(Answer::value(&partial(context, entry)?)),
+    }
+}
+
+/// Refuses an `includeObject` that is none, before the first row is made.
+pub(crate) fn check_object_policy(context: &Context<'_>, media: Media) -> Result<(), StatusError> {
+    let known = ["None", "Object", "Metadata"];
+    match context.query.get("includeObject") {
+        Some(other) if media.shape == Some(Shape::Table) && !known.contains(&other) => {
+            let mut errors = ErrorList::default();
+            errors.invalid(
+                &Path::new("includeObject"),
+                other,
+                "must be 'Metadata', 'Object', 'None', or empty",
+            );
+            Err(StatusError::invalid_kind(
+                "meta.k8s.io",
+                "TableOptions",
+                "",
+                errors,
+            ))
         }
-        Shape::Metadata => {
-            let mut items = Vec::with_capacity(entries.len());
-            for entry in entries {
-                items.push(partial(context, entry)?);
-            }
-            Ok(Answer::value(&match items.as_slice() {
-                [item] if single => item.clone(),
-                _ => json!({
-                    "kind": "PartialObjectMetadataList",
-                    "apiVersion": "meta.k8s.io/v1",
-                    "metadata": list_metadata(revision, more),
-                    "items": items,
-                }),
-            }))
-        }
+        _ => Ok(()),
     }
 }
 
@@ -349,21 +337,7 @@ pub(crate) fn row(context: &Context<'_>, entry: &Entry) -> Result<Value, StatusE
     let object = match context.query.get("includeObject") {
         Some("None") => Value::Null,
         Some("Object") => codec::decode_for_client(info, entry)?,
-        None | Some("Metadata") => partial(context, entry)?,
-        Some(other) => {
-            let mut errors = ErrorList::default();
-            errors.invalid(
-                &Path::new("includeObject"),
-                other,
-                "must be 'Metadata', 'Object', 'None', or empty",
-            );
-            return Err(StatusError::invalid_kind(
-                "meta.k8s.io",
-                "TableOptions",
-                "",
-                errors,
-            ));
-        }
+        _ => partial(context, entry)?,
     };
     Ok(json!({"cells": cells, "object": object}))
 }

@@ -1,7 +1,7 @@
 //! Watching: events of a collection as they happen, one JSON document a line.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,71 +10,66 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Event, Revision, Watch, WatchError};
-use http::StatusCode;
-use http::header;
 use rand::Rng;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio::time::{Instant, Interval};
 
-use super::list::{Shape, column_definitions, partial, row, wants_table};
+use super::list::{check_object_policy, column_definitions, partial, row};
+use super::scan::{Scan, Step};
 use super::selection::Selection;
 use crate::codec;
-use crate::context::{Api, Context};
-use crate::identity::Identity;
-use crate::registry::Resource;
-use crate::request::{Query, ResourcePath};
+use crate::connections::PIECE;
+use crate::context::{Asked, Context};
+use crate::media::{Media, Shape};
 use crate::response::Answer;
 
-/// Bytes encoded ahead of the client; a single event may be larger.
-const AHEAD: usize = 1 << 20;
-/// What an event counts at least.
-const LEAST: usize = 256;
-/// A client that takes nothing for this long, although there is something, has to list again.
-const STALLED: Duration = Duration::from_secs(30);
 /// How often a client that asked for bookmarks gets one.
 const BOOKMARKS: Duration = Duration::from_secs(60);
 /// Watches without a time-out end by themselves after this long, and up to twice as long.
 const LONGEST: Duration = Duration::from_secs(1800);
+/// A time-out longer than this is none that a clock could add.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Everything a watch needs after its request is gone.
+/// Everything a watch needs after its request is gone. Nothing is written before the client has read what was: what
+/// waits meanwhile is in the store's queue, which is bounded.
 struct Session {
-    api: Arc<Api>,
-    resource: Arc<Resource>,
-    path: ResourcePath,
-    query: Query,
-    headers: http::HeaderMap,
-    identity: Identity,
+    asked: Asked,
     selection: Selection,
     shape: Option<Shape>,
     /// Table columns are sent with the first event only.
     columns_sent: bool,
-    bookmarks: bool,
-    events: mpsc::UnboundedSender<Line>,
-    /// Of [`AHEAD`].
-    room: Arc<Semaphore>,
+    bookmarks: Option<Interval>,
+    ends: Instant,
+    /// What is sent before the first change.
+    initial: Option<Objects>,
+    events: Watch,
+    /// Written, and not sent yet.
+    buffer: BytesMut,
+    ready: VecDeque<Bytes>,
+    ended: bool,
 }
 
-/// A line on its way to the client, and the room it takes until it is there.
-type Line = (Bytes, Option<OwnedSemaphorePermit>);
+/// Every object, as ADDED.
+struct Objects {
+    scan: Scan,
+    /// Of the bookmark that says that those were all.
+    then: Option<Revision>,
+}
 
-/// What is sent before the first change.
 enum Initial {
     Nothing,
-    /// Every object, as ADDED.
     Objects,
-    /// Every object, then a bookmark that says so.
     ObjectsAndBookmark,
 }
 
 pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> {
     let selection = Selection::read(context)?;
-    let shape = wants_table(context.headers)?;
+    let media = Media::of_watch(context.headers)?;
+    check_object_policy(context, media)?;
     let bookmarks = context.query.flag("allowWatchBookmarks");
     let (initial, from) = start(context)?;
     let timeout = match context.query.number("timeoutSeconds")?.unwrap_or(0) {
-        seconds if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()),
+        seconds if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()).min(FOR_EVER),
         _ => LONGEST.mul_f64(1.0 + rand::rng().random::<f64>()),
     };
     let store = &context.api.store;
@@ -83,53 +78,47 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
         Initial::Nothing => from,
         _ => snapshot.revision(),
     };
-    let opened = store.watch(std::slice::from_ref(&context.resource.table), since);
-    let (events, receiver) = mpsc::unbounded_channel::<Line>();
-    let mut session = Session {
-        api: context.api.clone(),
-        resource: context.resource.clone(),
-        path: context.path.clone(),
-        query: context.query.clone(),
-        headers: context.headers.clone(),
-        identity: context.identity.clone(),
-        selection,
-        shape,
-        columns_sent: false,
-        bookmarks,
-        events,
-        room: Arc::new(Semaphore::new(AHEAD)),
+    let table = std::slice::from_ref(&context.resource.table);
+    let opened = match &context.budget {
+        Some(budget) => store.watch_within(table, since, budget.clone()),
+        None => store.watch(table, since),
     };
-    tokio::spawn(async move {
-        let result = async {
-            let watch = match opened {
-                Ok(watch) => watch,
-                Err(error) => return session.expired(error, since).await,
-            };
-            if !matches!(initial, Initial::Nothing) {
-                let entries: Vec<_> = snapshot
-                    .range_after(session.path.namespace.as_deref(), None)
-                    .filter(|(key, entry)| session.selection.matches(&key.0, &key.1, entry))
-                    .map(|(_, entry)| entry.clone())
-                    .collect();
-                for entry in entries {
-                    session.send("ADDED", &entry).await?;
-                }
-                if matches!(initial, Initial::ObjectsAndBookmark) {
-                    session.bookmark(snapshot.revision(), true).await?;
-                }
-            }
-            drop(snapshot);
-            session.follow(watch).await
-        };
-        if let Ok(Err(Gone)) = tokio::time::timeout(timeout, result).await {
-            tracing::debug!("a watcher went away, or stopped reading");
+    let mut answer = Answer::streamed(Body::empty());
+    let events = match opened {
+        Ok(events) => events,
+        Err(error) => {
+            answer.body = Body::from(line("ERROR", &expired(error, since).to_value()));
+            return Ok(answer);
         }
+    };
+    let namespace = context.namespace().map(str::to_owned);
+    let initial = match initial {
+        Initial::Nothing => None,
+        kind => Some(Objects {
+            then: matches!(kind, Initial::ObjectsAndBookmark).then(|| snapshot.revision()),
+            scan: Scan::new(snapshot, namespace, selection.clone(), None, 0),
+        }),
+    };
+    let now = Instant::now();
+    let session = Session {
+        asked: Asked::of(context),
+        selection,
+        shape: media.shape,
+        columns_sent: false,
+        bookmarks: bookmarks.then(|| tokio::time::interval_at(now + BOOKMARKS, BOOKMARKS)),
+        ends: now + timeout,
+        initial,
+        events,
+        buffer: BytesMut::new(),
+        ready: VecDeque::new(),
+        ended: false,
+    };
+    let pieces = futures::stream::unfold(session, async |mut session| {
+        let piece = session.next().await?;
+        Some((Ok::<_, Infallible>(piece), session))
     });
-    let mut answer = Answer::text(StatusCode::OK, "");
-    answer.headers.remove(header::X_CONTENT_TYPE_OPTIONS);
-    let lines = UnboundedReceiverStream::new(receiver);
-    answer.body = Body::from_stream(lines.map(|(line, _)| Ok::<_, Infallible>(line)));
-    Ok(answer.with_content_type("application/json"))
+    answer.body = Body::from_stream(pieces);
+    Ok(answer)
 }
 
 /// Where a watch starts.
@@ -180,49 +169,103 @@ fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
     })
 }
 
-/// The client closed the connection, or does not read from it.
-struct Gone;
-
 impl Session {
-    fn context(&self) -> Context<'_> {
-        Context {
-            api: &self.api,
-            resource: &self.resource,
-            path: &self.path,
-            query: &self.query,
-            headers: &self.headers,
-            identity: &self.identity,
-            body: Bytes::new(),
-            transcoded: false,
-        }
-    }
-
-    async fn follow(&mut self, mut watch: Watch) -> Result<(), Gone> {
-        let mut ticks = tokio::time::interval(BOOKMARKS);
-        ticks.tick().await;
+    /// The next lines, or the end.
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
-            tokio::select! {
-                event = watch.next() => match event {
-                    None => return Ok(()),
-                    Some(Err(error)) => return self.expired(error, watch.progress_revision()).await,
-                    Some(Ok(event)) => self.event(&event).await?,
-                },
-                _ = ticks.tick(), if self.bookmarks => self.bookmark(watch.progress_revision(), false).await?,
-                () = self.events.closed() => return Err(Gone),
+            if let Some(piece) = self.ready.pop_front() {
+                return Some(piece);
+            }
+            if self.ended || Instant::now() >= self.ends {
+                return None;
+            }
+            if self.initial.is_some() {
+                self.objects();
+                if self.ready.is_empty() {
+                    // Nothing was selected yet; others have their turn.
+                    tokio::task::yield_now().await;
+                }
+            } else {
+                self.follow().await?;
             }
         }
     }
 
+    /// Writes some of the objects there are.
+    fn objects(&mut self) {
+        let Some(objects) = &mut self.initial else {
+            return;
+        };
+        let (entries, last) = match objects.scan.step(PIECE) {
+            Step::Some(entries) => (entries, false),
+            Step::Last(entries) => (entries, true),
+            Step::Expired => return self.end(expired(WatchError::Lagged, Revision(0))),
+        };
+        let complete = objects.then;
+        for entry in entries {
+            self.send("ADDED", &entry);
+        }
+        if last {
+            self.initial = None;
+            if let Some(revision) = complete {
+                self.bookmark(revision, true);
+            }
+        }
+        self.flush();
+    }
+
+    /// Waits for an event, and writes it with those that have gathered; none at the end.
+    async fn follow(&mut self) -> Option<()> {
+        let mut event = tokio::select! {
+            event = self.events.next() => event?,
+            () = due(&mut self.bookmarks) => {
+                self.bookmark(self.events.progress_revision(), false);
+                self.flush();
+                return Some(());
+            }
+            () = tokio::time::sleep_until(self.ends) => return None,
+        };
+        loop {
+            match event {
+                Ok(event) => self.event(&event),
+                Err(error) => {
+                    self.end(expired(error, self.events.progress_revision()));
+                    return Some(());
+                }
+            }
+            if self.buffer.len() >= PIECE || !self.ready.is_empty() {
+                break;
+            }
+            match self.events.try_next() {
+                Some(next) => event = next,
+                None => break,
+            }
+        }
+        self.flush();
+        Some(())
+    }
+
+    fn flush(&mut self) {
+        if !self.buffer.is_empty() {
+            // Without what is left of its memory, which an idle watch would keep.
+            self.ready
+                .push_back(std::mem::take(&mut self.buffer).freeze());
+        }
+    }
+
+    /// The last line.
+    fn end(&mut self, status: StatusError) {
+        self.buffer.put_slice(&line("ERROR", &status.to_value()));
+        self.flush();
+        self.ended = true;
+    }
+
     /// An object enters, changes within, or leaves what is watched.
-    async fn event(&mut self, event: &Event) -> Result<(), Gone> {
+    fn event(&mut self, event: &Event) {
         let (namespace, name) = (&event.key.namespace, &event.key.name);
-        if self
-            .path
-            .namespace
-            .as_deref()
-            .is_some_and(|wanted| wanted != &**namespace)
-        {
-            return Ok(());
+        let asked = self.asked.path.namespace.as_deref();
+        if asked.is_some_and(|wanted| wanted != &**namespace) {
+            return;
         }
         let matched = event
             .previous
@@ -230,9 +273,9 @@ impl Session {
             .is_some_and(|previous| self.selection.matches(namespace, name, previous));
         let matches = !event.deleted && self.selection.matches(namespace, name, &event.entry);
         match (matched, matches) {
-            (false, false) => Ok(()),
-            (false, true) => self.send("ADDED", &event.entry).await,
-            (true, true) => self.send("MODIFIED", &event.entry).await,
+            (false, false) => {}
+            (false, true) => self.send("ADDED", &event.entry),
+            (true, true) => self.send("MODIFIED", &event.entry),
             (true, false) => {
                 // The state that was watched, at the revision at which it ceased to be.
                 let last = match (event.deleted, &event.previous) {
@@ -245,41 +288,42 @@ impl Session {
                         ..Entry::clone(&event.entry)
                     },
                 };
-                self.send("DELETED", &last).await
+                self.send("DELETED", &last);
             }
         }
     }
 
-    async fn send(&mut self, kind: &str, entry: &Entry) -> Result<(), Gone> {
-        let line = match self.shape {
-            None => {
-                let mut bytes = BytesMut::with_capacity(entry.value.len() + 160);
-                bytes.put_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
-                codec::write_object(
-                    &mut bytes,
-                    self.resource.info(),
-                    &entry.value,
-                    entry.modify_revision,
-                );
-                bytes.put_slice(b"}\n");
-                bytes.freeze()
-            }
-            Some(shape) => match self.shaped(shape, entry) {
+    fn send(&mut self, kind: &str, entry: &Entry) {
+        if let Some(shape) = self.shape {
+            let line = match self.shaped(shape, entry) {
                 Ok(object) => line(kind, &object),
                 Err(error) => line("ERROR", &error.to_value()),
-            },
-        };
-        self.write(line).await
+            };
+            self.buffer.put_slice(&line);
+            return;
+        }
+        let (info, buffer) = (self.asked.resource.info(), &mut self.buffer);
+        buffer.put_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+        let (value, revision) = (&entry.value, entry.modify_revision);
+        if value.len() <= PIECE {
+            codec::write_object(buffer, info, value, revision);
+        } else {
+            let rest = codec::begin_object(buffer, info, value, revision);
+            self.flush();
+            self.ready.push_back(rest);
+        }
+        self.buffer.put_slice(b"}\n");
     }
 
     fn shaped(&mut self, shape: Shape, entry: &Entry) -> Result<Value, StatusError> {
         if shape == Shape::Metadata {
-            return partial(&self.context(), entry);
+            return partial(&self.asked.context(), entry);
         }
-        let row = row(&self.context(), entry)?;
+        let context = self.asked.context();
+        let row = row(&context, entry)?;
         let columns = match self.columns_sent {
             true => json!([]),
-            false => column_definitions(&self.context()),
+            false => column_definitions(&context),
         };
         self.columns_sent = true;
         Ok(json!({
@@ -291,8 +335,8 @@ impl Session {
         }))
     }
 
-    async fn bookmark(&mut self, revision: Revision, initial_end: bool) -> Result<(), Gone> {
-        let info = self.resource.info();
+    fn bookmark(&mut self, revision: Revision, initial_end: bool) {
+        let info = self.asked.resource.info();
         let mut metadata = json!({"resourceVersion": revision.to_string()});
         *metadata.member(&["creationTimestamp"]) = Value::Null;
         if initial_end {
@@ -303,39 +347,26 @@ impl Session {
             "apiVersion": codec::api_version(info),
             "metadata": metadata,
         });
-        self.write(line("BOOKMARK", &object)).await
-    }
-
-    /// Tells the client to list again.
-    async fn expired(&mut self, error: WatchError, from: Revision) -> Result<(), Gone> {
-        let status = match error {
-            WatchError::Compacted(oldest) => {
-                StatusError::gone_expired(format!("too old resource version: {from} ({oldest})"))
-            }
-            WatchError::Lagged => StatusError::gone_expired(error.to_string()),
-        };
-        self.write(expiry(&status)).await
-    }
-
-    async fn write(&self, line: Bytes) -> Result<(), Gone> {
-        let weight = line.len().clamp(LEAST, AHEAD);
-        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(weight);
-        let Ok(Ok(room)) = tokio::time::timeout(STALLED, room).await else {
-            let seconds = STALLED.as_secs();
-            let status = StatusError::gone_expired(format!(
-                "the watch was closed: nothing was read from it for {seconds} s"
-            ));
-            // The last line, for when the client reads again.
-            self.events.send((expiry(&status), None)).ok();
-            return Err(Gone);
-        };
-        self.events.send((line, Some(room))).map_err(|_| Gone)
+        self.buffer.put_slice(&line("BOOKMARK", &object));
     }
 }
 
-fn expiry(status: &StatusError) -> Bytes {
-    line("ERROR", &status.to_value())
+/// Until the next bookmark, if any is wanted.
+async fn due(bookmarks: &mut Option<Interval>) {
+    match bookmarks {
+        Some(bookmarks) => {
+            bookmarks.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the client to list again.
+fn expired(error: WatchError, from: Revision) -> StatusError {
+    StatusError::gone_expired(match error {
+        WatchError::Compacted(oldest) => format!("too old resource version: {from} ({oldest})"),
+        WatchError::Lagged => error.to_string(),
+    })
 }
 
 fn line(kind: &str, object: &Value) -> Bytes {

@@ -1,5 +1,7 @@
 //! Watchers that follow some tables, at one member after another, and what they were told.
 
+use std::sync::Arc;
+
 use super::history::{Fact, History, fact};
 use crate::shared::Shared;
 use crate::types::{Revision, Table, WatchError};
@@ -37,14 +39,16 @@ impl Watcher {
     }
 
     /// Goes on at a member where it was, or from that member's present when that is forgotten.
-    pub(super) fn join(&mut self, member: u64, shared: &Shared) {
+    pub(super) fn join(&mut self, member: u64, shared: &Arc<Shared>) {
         self.leave();
         let mut from = self.told.to;
         let tables = &self.tables;
-        let watch = shared.watch(tables, from, self.capacity).or_else(|_| {
-            from = shared.state.read().revision;
-            shared.watch(tables, from, self.capacity)
-        });
+        let watch = shared
+            .watch(tables, from, self.capacity, None)
+            .or_else(|_| {
+                from = shared.state.read().revision;
+                shared.watch(tables, from, self.capacity, None)
+            });
         self.told = Told {
             from,
             to: from,

@@ -46,7 +46,7 @@ pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError>
             return Err(StatusError::unprocessable());
         }
         if operation["op"] == "replace" && is_missing_member(object, &operation["path"]) {
-            operation["op"] = Value::from("add");
+            *operation.member(&["op"]) = Value::from("add");
         }
         let operation: PatchOperation =
             serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;

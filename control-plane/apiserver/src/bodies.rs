@@ -1,0 +1,210 @@
+//! Bodies of requests on their way in: bounded in bytes, time and number, before a request takes anybody's place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use gantry_api::status::StatusError;
+use gantry_store::{Budget, Charge};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Larger bodies are refused, as Kubernetes does: 3 MiB.
+pub(crate) const LIMIT: usize = 3 << 20;
+/// Bodies that arrive at once: a further one displaces the one that has been arriving the longest.
+const AT_ONCE: usize = 1024;
+/// The first bytes of a body are always taken, so that large ones never keep small ones out.
+const SMALL: usize = 64 << 10;
+/// The part of what is left of the budget that a larger one may have.
+const SHARE: usize = 4;
+/// A body has this long, and more as it grows.
+const BEGIN: Duration = Duration::from_secs(15);
+/// Bytes per second that earn it more time.
+const SLOWEST: usize = 8 << 10;
+/// No body has longer.
+const LONGEST: Duration = Duration::from_secs(120);
+/// When to try again, in seconds.
+const RETRY_AFTER: u32 = 1;
+
+/// Those that are arriving, by age.
+pub(crate) struct Bodies {
+    budget: Arc<Budget>,
+    arriving: Mutex<Arriving>,
+}
+
+#[derive(Default)]
+struct Arriving {
+    next: u64,
+    all: BTreeMap<u64, CancellationToken>,
+}
+
+/// One of them, until it is whole or given up.
+struct Turn<'a> {
+    bodies: &'a Bodies,
+    id: u64,
+    displaced: CancellationToken,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.bodies.arriving.lock().all.remove(&self.id);
+    }
+}
+
+fn late(received: usize) -> StatusError {
+    let message = format!(
+        "the body of the request did not arrive in time: {received} bytes came; send it faster, or send it again"
+    );
+    StatusError::new(408, "Timeout", message, None)
+}
+
+impl Bodies {
+    pub(crate) fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            budget,
+            arriving: Mutex::default(),
+        }
+    }
+
+    fn turn(&self) -> Turn<'_> {
+        let mut arriving = self.arriving.lock();
+        if arriving.all.len() >= AT_ONCE
+            && let Some((_, oldest)) = arriving.all.pop_first()
+        {
+            oldest.cancel();
+        }
+        let (id, displaced) = (arriving.next, CancellationToken::new());
+        arriving.next += 1;
+        arriving.all.insert(id, displaced.clone());
+        Turn {
+            bodies: self,
+            id,
+            displaced,
+        }
+    }
+
+    /// The whole body, and what it counts of the budget for as long as it is needed.
+    pub(crate) async fn receive(
+        &self,
+        mut body: Body,
+        headers: &HeaderMap,
+    ) -> Result<(Bytes, Charge), StatusError> {
+        let mut charge = self.budget.charge(0);
+        let announced = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .unwrap_or(0_usize);
+        if announced > LIMIT {
+            return Err(StatusError::too_large(LIMIT));
+        }
+        let turn = self.turn();
+        let began = Instant::now();
+        let mut bytes = BytesMut::new();
+        loop {
+            let earned = Duration::from_secs((bytes.len() / SLOWEST) as u64);
+            let deadline = began + (BEGIN + earned).min(LONGEST);
+            let frame = tokio::select! {
+                frame = tokio::time::timeout_at(deadline, body.frame()) => frame,
+                () = turn.displaced.cancelled() => return Err(late(bytes.len())),
+            };
+            let frame = match frame {
+                Err(_) => return Err(late(bytes.len())),
+                Ok(None) => return Ok((bytes.freeze(), charge)),
+                Ok(Some(Err(error))) => {
+                    return Err(StatusError::bad_request(format!(
+                        "the body of the request broke off: {error}"
+                    )));
+                }
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let size = bytes.len() + data.len();
+            if size > LIMIT {
+                return Err(StatusError::too_large(LIMIT));
+            }
+            if size > SMALL && size > self.budget.free() / SHARE {
+                return Err(StatusError::too_many_requests(
+                    "the server has too much in memory that waits for clients: try again later, or through another server",
+                    RETRY_AFTER,
+                ));
+            }
+            charge.grow(data.len());
+            bytes.extend_from_slice(&data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt, stream};
+
+    use super::*;
+
+    fn never() -> Body {
+        let first = stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"{")) });
+        Body::from_stream(first.chain(stream::pending()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_body_ends_and_is_not_paid_for_any_longer() {
+        let budget = Budget::new(1 << 20);
+        let bodies = Bodies::new(budget.clone());
+        let refused = bodies.receive(never(), &HeaderMap::new()).await;
+        assert_eq!(refused.expect_err("it never ends").code(), 408);
+        assert_eq!(budget.used(), 0);
+        assert!(bodies.arriving.lock().all.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_body_that_is_too_many_displaces_the_oldest() {
+        let bodies = Arc::new(Bodies::new(Budget::new(1 << 20)));
+        let receive = |body: Body| {
+            let bodies = bodies.clone();
+            tokio::spawn(async move { bodies.receive(body, &HeaderMap::new()).await })
+        };
+        let oldest = receive(never());
+        while bodies.arriving.lock().all.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let others: Vec<_> = (0..AT_ONCE).map(|_| receive(never())).collect();
+        let displaced = oldest.await.expect("no panic");
+        assert_eq!(displaced.expect_err("displaced").code(), 408);
+        let (whole, charge) = receive(Body::from("{}"))
+            .await
+            .expect("no panic")
+            .expect("small bodies arrive");
+        assert_eq!((&whole[..], charge.bytes()), (&b"{}"[..], 2));
+        others.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_leave_room_for_small_ones() {
+        let budget = Budget::new(8 << 20);
+        let bodies = Bodies::new(budget.clone());
+        let mut held = Vec::new();
+        let refused = loop {
+            let large = Body::from(vec![b'x'; 1 << 20]);
+            match bodies.receive(large, &HeaderMap::new()).await {
+                Ok(received) => held.push(received),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((refused.code(), held.len()), (429, 5));
+        let small = Body::from(vec![b'x'; SMALL]);
+        bodies
+            .receive(small, &HeaderMap::new())
+            .await
+            .expect("small bodies arrive");
+        let huge = Body::from(vec![b'x'; LIMIT + 1]);
+        let refused = bodies.receive(huge, &HeaderMap::new()).await;
+        assert!(matches!(refused.expect_err("too large").code(), 413 | 429));
+    }
+}

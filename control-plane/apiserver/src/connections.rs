@@ -1,0 +1,419 @@
+//! Who is connected, what each has yet to read, and who goes first when there are too many.
+//!
+//! Descriptors and memory are the server's, so it decides who has them. A connection begins as a stranger's; a whole request
+//! makes it anonymous, a valid credential a user's, and the certificate or token of a node or server one of the cluster's
+//! own. Strangers and the anonymous share a pool in which newcomers displace the oldest, first those from their own
+//! address; users share another, of which none may take all; the cluster's own are bounded by nothing but their number.
+//! So whoever finishes a handshake and a request faster than a whole pool of others arrives gets in.
+//!
+//! Time limits are kept by one look at all connections every second ([`Connections::sweep`]) instead of timers of their own.
+
+mod crowd;
+mod metered;
+mod stream;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use gantry_store::{Budget, Charge};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use self::crowd::Crowd;
+pub(crate) use self::metered::{Answering, metered};
+pub(crate) use self::stream::Connected;
+use crate::identity::Identity;
+use crate::limits::{Class, Place, is_own};
+use crate::metrics::METRICS;
+
+/// From the connection to the end of its first request's head.
+const FIRST: Duration = Duration::from_secs(15);
+/// From the first byte of a later request to the end of its head.
+const HEAD: Duration = Duration::from_secs(10);
+/// Between the requests of an anonymous client.
+const IDLE_ANONYMOUS: Duration = Duration::from_secs(15);
+/// Between the requests of others: longer than their libraries keep a connection that they do not use.
+const IDLE: Duration = Duration::from_secs(120);
+/// A client that takes nothing for this long, although there is something, is closed; but not where a person may have
+/// paused it: logs that are followed, and what was upgraded.
+const STALLED: Duration = Duration::from_secs(30);
+/// A client that takes nothing for this long goes first when bytes or places are wanted.
+const SLOW: Duration = Duration::from_secs(1);
+/// Between two looks for readers to end: the bytes of the last are given back meanwhile.
+const RELIEF: Duration = Duration::from_millis(50);
+/// What TLS and HTTP hold for a connection, beside what waits to be read.
+const COST: usize = 16 << 10;
+/// What is made at once of an answer that is made as it is read.
+pub(crate) const PIECE: usize = 16 << 10;
+/// Of what is left of the budget, the part that may wait for one connection.
+const SHARE: usize = 64;
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Of strangers and the anonymous.
+    pub unknown: usize,
+    /// Of users.
+    pub users: usize,
+}
+
+impl ConnectionLimits {
+    /// What a process that may have so many descriptors gives to clients: the rest is the store's, the nodes', the other
+    /// servers' and, where an agent runs in the same process, the pods'.
+    pub fn of_descriptors(descriptors: u64) -> Self {
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        Self {
+            unknown: (descriptors / 8).clamp(32, 2048),
+            users: (descriptors / 2).clamp(64, 16_384),
+        }
+    }
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self::of_descriptors(1024)
+    }
+}
+
+/// What is known of a connection's other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Standing {
+    /// Has not sent a whole request.
+    Stranger,
+    Anonymous,
+    User,
+    /// A node or a server.
+    Own,
+}
+
+impl Standing {
+    const ALL: [Self; 4] = [Self::Stranger, Self::Anonymous, Self::User, Self::Own];
+
+    fn of(identity: &Identity) -> Self {
+        match identity {
+            own if is_own(own) => Self::Own,
+            user if user.is_in("system:authenticated") => Self::User,
+            _ => Self::Anonymous,
+        }
+    }
+}
+
+/// All connections of one server.
+pub(crate) struct Connections {
+    budget: Arc<Budget>,
+    crowd: Mutex<Crowd>,
+    began: Instant,
+    /// When readers may be ended again, in milliseconds.
+    next_relief: AtomicU64,
+}
+
+/// One of them. What is counted here is of all its requests together.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    id: u64,
+    registry: Weak<Connections>,
+    stream: Weak<TcpStream>,
+    standing: AtomicU8,
+    /// Requests whose answers are not wholly written.
+    under_way: AtomicUsize,
+    /// Of those, the ones that may wait for their reader for ever.
+    patient: AtomicUsize,
+    /// Since when nothing is under way.
+    idle_since: AtomicU64,
+    /// When the head that is arriving began; 0 for none.
+    head_since: AtomicU64,
+    /// Several requests at once: bytes that arrive need not be a head.
+    multiplexed: AtomicBool,
+    /// Bytes of answers that wait to be read, and since when none was taken.
+    unread: AtomicUsize,
+    unread_since: AtomicU64,
+    room: Arc<Notify>,
+    /// Places by class.
+    places: [AtomicUsize; Class::COUNT],
+    /// Of a connection that was upgraded: until it ends.
+    kept: Mutex<Vec<Place>>,
+    _cost: Charge,
+}
+
+/// Connections of one address; of IPv6 one network, which a single machine has many addresses of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Source(IpAddr);
+
+impl Source {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let network = u128::from(address) & !u128::from(u64::MAX);
+                Self(IpAddr::V6(network.into()))
+            }
+            v4 => Self(v4),
+        }
+    }
+}
+
+impl Connections {
+    pub(crate) fn new(limits: ConnectionLimits, budget: Arc<Budget>) -> Arc<Self> {
+        // What they cost by themselves must leave most of the budget to what they ask for.
+        let affordable = budget.limit() / COST;
+        let limits = ConnectionLimits {
+            unknown: limits.unknown.min(affordable / 8),
+            users: limits.users.min(affordable / 2),
+        };
+        Arc::new(Self {
+            budget,
+            crowd: Mutex::new(Crowd::new(limits)),
+            began: Instant::now(),
+            next_relief: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Milliseconds; never 0.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX) + 1
+    }
+
+    /// Takes a connection in; another may be ended for it.
+    pub(crate) fn admit(self: &Arc<Self>, stream: TcpStream, from: IpAddr) -> Connected {
+        let stream = Arc::new(stream);
+        let now = self.now();
+        let connection = self.crowd.lock().admit(Source::of(from), |id| {
+            Arc::new(Connection {
+                id,
+                registry: Arc::downgrade(self),
+                stream: Arc::downgrade(&stream),
+                standing: AtomicU8::new(Standing::Stranger as u8),
+                under_way: AtomicUsize::new(0),
+                patient: AtomicUsize::new(0),
+                idle_since: AtomicU64::new(now),
+                head_since: AtomicU64::new(0),
+                multiplexed: AtomicBool::new(false),
+                unread: AtomicUsize::new(0),
+                unread_since: AtomicU64::new(now),
+                room: Arc::default(),
+                places: Default::default(),
+                kept: Mutex::default(),
+                _cost: self.budget.charge(COST),
+            })
+        });
+        METRICS.connections.inc();
+        self.relieve();
+        Connected::new(stream, connection)
+    }
+
+    /// Ends what took longer than it may.
+    pub(crate) fn sweep(&self) {
+        let now = self.now();
+        let overdue: Vec<_> = self
+            .crowd
+            .lock()
+            .all()
+            .filter(|connection| connection.is_overdue(now))
+            .cloned()
+            .collect();
+        for connection in overdue {
+            connection.end("time");
+        }
+        self.relieve();
+    }
+
+    /// Ends those that read least of most, when more waits to be read than the budget has.
+    fn relieve(&self) {
+        let (used, limit) = (self.budget.used(), self.budget.limit());
+        if used <= limit {
+            return;
+        }
+        let now = self.now();
+        let next = self.next_relief.load(Ordering::Acquire);
+        let after = now + as_millis(RELIEF);
+        let exchange = |from, to| {
+            (self.next_relief).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+        };
+        if now < next || exchange(next, after).is_err() {
+            return;
+        }
+        let mut readers: Vec<_> = self
+            .crowd
+            .lock()
+            .all()
+            .filter(|connection| connection.unread.load(Ordering::Acquire) > 0)
+            .map(|connection| (connection.burden(now), connection.clone()))
+            .collect();
+        readers.sort_by_key(|(burden, _)| std::cmp::Reverse(*burden));
+        // So much that the next look is not needed at once.
+        let mut excess = used - limit / 8 * 7;
+        let desperate = used > limit + limit / 2;
+        for (_, connection) in readers {
+            if excess == 0 || !(desperate || connection.is_slow(now)) {
+                return;
+            }
+            excess = excess.saturating_sub(connection.unread.load(Ordering::Acquire) + COST);
+            connection.end("bytes");
+        }
+    }
+
+    /// Ends the client that has left a place of a class unused the longest, if any has.
+    pub(crate) fn free_place(&self, class: Class) {
+        let now = self.now();
+        let slowest = {
+            let crowd = self.crowd.lock();
+            let holders = crowd.all().filter(|connection| {
+                connection.places[class as usize].load(Ordering::Acquire) > 0
+                    && connection.is_slow(now)
+            });
+            holders
+                .min_by_key(|connection| connection.unread_since.load(Ordering::Acquire))
+                .cloned()
+        };
+        if let Some(slowest) = slowest {
+            slowest.end("places");
+        }
+    }
+}
+
+fn as_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Connection {
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::ALL[usize::from(self.standing.load(Ordering::Acquire))]
+    }
+
+    fn now(&self) -> u64 {
+        self.registry.upgrade().map_or(1, |registry| registry.now())
+    }
+
+    /// Learns who the other side is. Its connection may be the one that is too many.
+    pub(crate) fn introduce(self: &Arc<Self>, identity: &Identity) {
+        let standing = Standing::of(identity);
+        if standing <= self.standing() {
+            return;
+        }
+        if let Some(registry) = self.registry.upgrade() {
+            let now = registry.now();
+            let mut crowd = registry.crowd.lock();
+            crowd.promote(self, standing, &identity.user, now);
+        }
+    }
+
+    /// Several requests travel on it at once.
+    pub(crate) fn is_multiplexed(&self) {
+        self.multiplexed.store(true, Ordering::Release);
+    }
+
+    /// Bytes have arrived.
+    fn heard(&self) {
+        let quiet = self.under_way.load(Ordering::Acquire) == 0
+            && self.head_since.load(Ordering::Relaxed) == 0
+            && !self.multiplexed.load(Ordering::Acquire);
+        if quiet {
+            self.head_since.store(self.now(), Ordering::Release);
+        }
+    }
+
+    fn is_overdue(&self, now: u64) -> bool {
+        let standing = self.standing();
+        if standing == Standing::Own {
+            return false;
+        }
+        let longer = |since: u64, limit: Duration| now.saturating_sub(since) > as_millis(limit);
+        if self.unread.load(Ordering::Acquire) > 0 {
+            return self.patient.load(Ordering::Acquire) == 0
+                && longer(self.unread_since.load(Ordering::Acquire), STALLED);
+        }
+        if self.under_way.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        let idle = match standing {
+            Standing::Stranger => FIRST,
+            Standing::Anonymous => IDLE_ANONYMOUS,
+            Standing::User | Standing::Own => IDLE,
+        };
+        let head = self.head_since.load(Ordering::Acquire);
+        longer(self.idle_since.load(Ordering::Acquire), idle) || head > 0 && longer(head, HEAD)
+    }
+
+    /// Whether it has something to read and takes none of it.
+    fn is_slow(&self, now: u64) -> bool {
+        self.unread.load(Ordering::Acquire) > 0
+            && now.saturating_sub(self.unread_since.load(Ordering::Acquire)) >= as_millis(SLOW)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) == 0
+    }
+
+    /// Bytes that wait, times how long they have.
+    fn burden(&self, now: u64) -> u128 {
+        let waited = now.saturating_sub(self.unread_since.load(Ordering::Acquire));
+        let unread = self.unread.load(Ordering::Acquire);
+        unread as u128 * u128::from(waited.max(1))
+    }
+
+    /// Whether more may be made for it to read. What it reads next may always be made.
+    fn has_room(&self) -> bool {
+        let unread = self.unread.load(Ordering::Acquire);
+        let Some(registry) = self.registry.upgrade() else {
+            return true;
+        };
+        unread == 0 || unread + PIECE <= registry.budget.free() / SHARE
+    }
+
+    /// Counts bytes that wait to be read.
+    fn await_reading(&self, bytes: usize) -> Option<Charge> {
+        let registry = self.registry.upgrade()?;
+        if self.unread.fetch_add(bytes, Ordering::AcqRel) == 0 {
+            self.unread_since.store(registry.now(), Ordering::Release);
+        }
+        let charge = registry.budget.charge(bytes);
+        registry.relieve();
+        Some(charge)
+    }
+
+    /// Some were read, or given up.
+    fn was_read(&self, bytes: usize) {
+        self.unread.fetch_sub(bytes, Ordering::AcqRel);
+        self.unread_since.store(self.now(), Ordering::Release);
+        self.room.notify_waiters();
+    }
+
+    /// Keeps the place of a request that the connection now belongs to.
+    pub(crate) fn keep(&self, place: Place) {
+        self.kept.lock().push(place);
+    }
+
+    /// Closes it from here: its reads and writes end.
+    fn end(&self, why: &'static str) {
+        let Some(stream) = self.stream.upgrade() else {
+            return;
+        };
+        METRICS.ended(why);
+        if self.unread.load(Ordering::Acquire) > 0 {
+            // What was not read must not stay in the kernel either.
+            stream.set_zero_linger().ok();
+        }
+        // The other side may have been faster.
+        rustix::net::shutdown(&*stream, rustix::net::Shutdown::Both).ok();
+    }
+
+    /// Its socket is closed.
+    fn left(&self) {
+        self.kept.lock().clear();
+        METRICS.connections.dec();
+        if let Some(registry) = self.registry.upgrade() {
+            registry.crowd.lock().remove(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! The HTTPS listener that REST and node links share: sockets, TLS and HTTP, each bounded.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::Request;
+use gantry_api::status::StatusError;
+use gantry_tasks::caught;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{ApiServer, Caller};
+use crate::connections::{Connected, Standing};
+use crate::peer::Peer;
+use crate::response::Answer;
+
+/// A client that does not finish its TLS handshake within this is dropped.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How often it is looked for connections that take longer than they may.
+const SWEEP: Duration = Duration::from_secs(1);
+/// HTTP/2 requests of one connection at once, of a client that its certificate names.
+const STREAMS: u32 = 1000;
+/// As [`STREAMS`], of others: whose library wants more opens another connection.
+const STREAMS_OF_STRANGERS: u32 = 250;
+/// Bytes of one HTTP/2 stream that may arrive before they are read.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Those of all streams of a client. A node's exec and log streams share a connection with its link, which must be heard
+/// although nobody reads those: the cluster's own have room for all.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Headers of a request, together.
+const HEADERS: u32 = 64 << 10;
+/// Bytes of an answer that HTTP takes before the socket does.
+const SEND_BUFFER: usize = 64 << 10;
+/// Bytes that TLS keeps encrypted for a socket that takes none.
+const TLS_BUFFER: usize = 32 << 10;
+/// Bytes that the kernel keeps beyond what the client's window lets it send.
+const UNSENT: u32 = 128 << 10;
+
+/// Serves until told to stop; then answers what is under way and returns.
+pub(super) async fn serve(
+    server: &ApiServer,
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    others: Option<axum::Router>,
+    stop: CancellationToken,
+) {
+    let tasks = TaskTracker::new();
+    tasks.spawn({
+        let (connections, stop) = (server.inner.connections.clone(), stop.clone());
+        async move {
+            let mut ticks = tokio::time::interval(SWEEP);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+                connections.sweep();
+            }
+        }
+    });
+    loop {
+        let (stream, from) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely: others will close theirs.
+                    tracing::warn!(%error, "accepting a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "a connection was gone at once");
+            continue;
+        }
+        let stream = server.inner.connections.admit(stream, from.ip());
+        // Each connection with the certificates of the moment.
+        let acceptor = TlsAcceptor::from(tls.borrow().clone());
+        let (server, others, stop) = (server.clone(), others.clone(), stop.clone());
+        tasks.spawn(async move {
+            let address = from.ip().to_canonical();
+            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+            match handshake.await {
+                // The handshake's state is not kept for as long as the connection lasts.
+                Ok(Ok(tls)) => Box::pin(connection(server, tls, address, others, stop)).await,
+                Ok(Err(error)) if is_about_certificate(&error) => {
+                    let refusals = &server.inner.refusals;
+                    refusals.refused(address, "a client certificate", Instant::now());
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+        });
+    }
+    tasks.close();
+    // Watches end with the stop token; anything else has a moment to finish.
+    tokio::time::timeout(Duration::from_secs(5), tasks.wait())
+        .await
+        .ok();
+}
+
+/// Bounds what the kernel keeps for a connection, and lets it notice a client that vanished.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+async fn connection(
+    server: ApiServer,
+    mut tls: TlsStream<Connected>,
+    address: IpAddr,
+    others: Option<axum::Router>,
+    stop: CancellationToken,
+) {
+    let (socket, session) = tls.get_mut();
+    session.set_buffer_limit(Some(TLS_BUFFER));
+    let peer = Arc::new(Peer::of(address, session.peer_certificates()));
+    let connection = socket.connection().clone();
+    if let Some(identity) = &peer.identity {
+        connection.introduce(identity);
+    }
+    if session.alpn_protocol() == Some(b"h2") {
+        connection.is_multiplexed();
+    }
+    let standing = connection.standing();
+    let caller = Caller { peer, connection };
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let (server, caller, others) = (server.clone(), caller.clone(), others.clone());
+        async move {
+            let request = request.map(Body::new);
+            let answer = caught(server.dispatch(request, caller, others)).await;
+            Ok::<_, Infallible>(answer.unwrap_or_else(|panicked| {
+                tracing::error!(%panicked, "answering a request");
+                let why = "the request could not be answered: this is a defect, which the server's log describes";
+                Answer::error(&StatusError::internal(why)).into_response()
+            }))
+        }
+    });
+    let (streams, window) = match standing {
+        Standing::Own => (STREAMS, STREAMS * STREAM_WINDOW),
+        Standing::User => (STREAMS, CONNECTION_WINDOW),
+        Standing::Anonymous | Standing::Stranger => (STREAMS_OF_STRANGERS, CONNECTION_WINDOW),
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(SEND_BUFFER);
+    builder
+        .http2()
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(window)
+        .max_header_list_size(HEADERS)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(Duration::from_secs(30))
+        .timer(TokioTimer::new());
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a connection ended");
+            }
+        }
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(Duration::from_secs(1), connection).await.ok();
+        }
+    }
+}
+
+/// Whether a handshake failed over the certificate that the client showed.
+fn is_about_certificate(error: &std::io::Error) -> bool {
+    let inner = error.get_ref();
+    let error = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+}

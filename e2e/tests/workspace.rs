@@ -7,7 +7,8 @@ use std::process::Command;
 /// What a crate of a layer may depend on inside the workspace. `e2e` may import anything; nothing imports it.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-rpc", &[]),
-    ("gantry-tls", &[]),
+    ("gantry-durable", &[]),
+    ("gantry-tls", &["gantry-durable"]),
     ("gantry-api", &[]),
     ("gantry-store", &["gantry-rpc"]),
     (
@@ -23,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-api",
             "gantry-apiserver",
             "gantry-controllers",
+            "gantry-durable",
             "gantry-informer",
             "gantry-rpc",
             "gantry-scheduler",
@@ -31,12 +33,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("gantry-runtime", &["gantry-rpc"]),
-    ("gantry-image", &["gantry-rpc"]),
-    ("gantry-network", &["gantry-rpc"]),
+    ("gantry-image", &["gantry-durable", "gantry-rpc"]),
+    ("gantry-network", &["gantry-durable", "gantry-rpc"]),
     (
         "gantry-agent",
         &[
             "gantry-api",
+            "gantry-durable",
             "gantry-image",
             "gantry-network",
             "gantry-rpc",
@@ -49,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "gantry-agent",
             "gantry-api",
+            "gantry-durable",
             "gantry-image",
             "gantry-network",
             "gantry-rpc",

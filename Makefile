@@ -9,6 +9,7 @@ SHELL := /bin/bash
 BUILD_TOOLS := protoc:protobuf-compiler cc:gcc
 NODE_TOOLS  := nft:nftables ip:iproute2
 TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils faketime:faketime
+VM_TOOLS    := qemu-system-x86_64:qemu-system-x86 debootstrap:debootstrap mkfs.ext4:e2fsprogs busybox:busybox-static xz:xz-utils strip:binutils
 BENCH_TOOLS := crun:crun iperf3:iperf3
 STORE_BENCH_TOOLS := etcd:etcd-server
 
@@ -79,6 +80,20 @@ fuzz: tools-build ## Give every decoder made-up inputs: SECONDS=n for each, TARG
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" --sanitizer none -- \
 	    -max_total_time=$(or $(SECONDS),60) -timeout=10 -rss_limit_mb=2048 -max_len=65536 -verbosity=0; \
 	done
+
+.PHONY: tools-vm
+tools-vm: tools-build tools-node
+	$(call install,$(VM_TOOLS))
+
+.PHONY: test-vm
+test-vm: tools-vm build ## Try a node on stock Debians with systemd and cgroup v2, in software emulation: SUITES="bookworm trixie"
+	GANTRY=$(RELEASE)/gantry DEMO=$(RELEASE)/gantry-demo e2e/vm/test.sh $(or $(SUITES),bookworm trixie)
+
+.PHONY: power-cuts
+power-cuts: tools-vm build ## Take the power from a machine under writers and look what it has lost: ROUNDS=n SEED=n
+	e2e/vm/base.sh bookworm target/vm
+	$(STATIC) cargo build --release --target $(HOST) -p gantry-e2e --bin gantry-power-cuts
+	$(RELEASE)/gantry-power-cuts target/vm/bookworm $(or $(ROUNDS),50) $(SEED)
 
 .PHONY: sim
 sim: tools-build ## Simulate clusters with faults: SEEDS=n runs that many, SEED=n replays one

@@ -4,6 +4,7 @@ mod agent;
 mod daemon;
 mod down;
 mod hosts;
+mod memory;
 mod recover;
 mod server;
 mod up;

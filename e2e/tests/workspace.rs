@@ -10,7 +10,8 @@ const IMPORT_ANYTHING: &[&str] = &["gantry-e2e", "gantry-fuzz-targets"];
 /// What a crate of a layer may depend on inside the workspace.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-rpc", &[]),
-    ("gantry-tls", &[]),
+    ("gantry-durable", &[]),
+    ("gantry-tls", &["gantry-durable"]),
     ("gantry-api", &[]),
     ("gantry-tasks", &[]),
     ("gantry-store", &["gantry-rpc", "gantry-tasks"]),
@@ -39,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-api",
             "gantry-apiserver",
             "gantry-controllers",
+            "gantry-durable",
             "gantry-informer",
             "gantry-rpc",
             "gantry-scheduler",
@@ -48,12 +50,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("gantry-runtime", &["gantry-rpc"]),
-    ("gantry-image", &["gantry-rpc"]),
-    ("gantry-network", &["gantry-rpc"]),
+    ("gantry-image", &["gantry-durable", "gantry-rpc"]),
+    ("gantry-network", &["gantry-durable", "gantry-rpc"]),
     (
         "gantry-agent",
         &[
             "gantry-api",
+            "gantry-durable",
             "gantry-image",
             "gantry-network",
             "gantry-rpc",
@@ -67,6 +70,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "gantry-agent",
             "gantry-api",
+            "gantry-durable",
             "gantry-image",
             "gantry-network",
             "gantry-rpc",

@@ -11,6 +11,7 @@ use gantry_tasks::{Panicked, caught};
 use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Memory;
 use super::{Place, daemon, default_node_name, require_root, server, up};
 
 /// What an agent is and where it reports to.
@@ -25,6 +26,7 @@ pub(crate) struct Settings {
     pub(crate) metrics: SocketAddr,
     pub(crate) overlay: Overlay,
     pub(crate) marks: Marks,
+    pub(crate) memory: Memory,
 }
 
 /// Where clients on a node reach the API, unless told otherwise.
@@ -167,6 +169,8 @@ pub(crate) struct AgentCommand {
     overlay: Overlay,
     #[command(flatten)]
     marks: Marks,
+    #[command(flatten)]
+    memory: Memory,
 }
 
 /// The agent's configuration, derived from its data directory alone but for who it is.
@@ -182,6 +186,7 @@ fn config(settings: Settings) -> AgentConfig {
         overlay_mode: settings.overlay.into(),
         labels: settings.marks.labels.into_iter().collect(),
         taints: settings.marks.taints,
+        memory: settings.memory.policy(),
         ..AgentConfig::in_directory(&settings.data_dir)
     }
 }
@@ -238,6 +243,7 @@ impl AgentCommand {
             metrics: self.metrics,
             overlay: self.overlay,
             marks: self.marks.clone(),
+            memory: self.memory,
         };
         let stop = CancellationToken::new();
         let running = run(settings, stop.clone());

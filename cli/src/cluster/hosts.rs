@@ -460,7 +460,8 @@ impl Supervisor<'_> {
             .args(["--local-api", &self.up.local_api.to_string()])
             .args(["--metrics", &self.up.metrics.to_string()])
             .args(["--overlay", self.up.overlay.word()])
-            .args(self.up.marks.arguments());
+            .args(self.up.marks.arguments())
+            .args(self.up.memory.arguments());
         if let Some(token) = token {
             let first = SocketAddr::new(self.hosts[0].address.into(), port);
             command.args(["--join", &first.to_string(), "--token", token]);

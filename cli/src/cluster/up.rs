@@ -14,6 +14,7 @@ use kube::Api;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Memory;
 use super::{Place, Record, agent, daemon, default_node_name, hosts, nodes, require_root, server};
 use crate::client::Credentials;
 use crate::output;
@@ -68,6 +69,8 @@ pub(crate) struct Up {
     pub(crate) netns: Option<PathBuf>,
     #[command(flatten)]
     pub(super) marks: agent::Marks,
+    #[command(flatten)]
+    pub(super) memory: Memory,
     #[command(flatten)]
     join: server::Join,
     #[command(flatten)]
@@ -271,6 +274,7 @@ impl Up {
             metrics: self.metrics,
             overlay: self.overlay,
             marks: self.marks.clone(),
+            memory: self.memory,
         };
         let agent = tokio::spawn(agent::run(agent, stop.clone()));
         let serving = tokio::spawn(server.run(stop.clone()));

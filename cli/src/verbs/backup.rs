@@ -102,7 +102,8 @@ async fn save(cluster: &Cluster, file: &Path) -> Result<()> {
             return Err(error);
         }
     };
-    fs::rename(&unfinished, file).with_context(|| format!("naming it {}", file.display()))?;
+    gantry_durable::rename(&unfinished, file)
+        .with_context(|| format!("naming it {}", file.display()))?;
     output::print(&format!(
         "{}saved to {}\na restore needs the file 'keys' of a server's data directory too: keep a copy of it elsewhere\n",
         describe(&summary, false),

@@ -94,7 +94,7 @@ fn save(store: &Store, server: &str, path: &Path) -> io::Result<BackupSummary> {
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?
         .sync_all()?;
-    fs::rename(&unfinished, path)?;
+    gantry_durable::rename(&unfinished, path)?;
     Ok(summary)
 }
 

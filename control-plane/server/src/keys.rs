@@ -7,9 +7,7 @@
 mod rotation;
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -205,22 +203,8 @@ fn new_key() -> (String, String) {
 /// Replaces the file as a whole, readable by its owner alone from the first byte on.
 fn save(path: &Path, ring: &Ring) -> Result<()> {
     let bytes = serde_json::to_vec(ring)?;
-    let new = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)
-    };
-    write().with_context(|| format!("writing {}", path.display()))
+    gantry_durable::replace(path, &bytes, 0o600)
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 impl Veil for Keyring {

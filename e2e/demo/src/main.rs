@@ -1,23 +1,49 @@
-//! `gantry-demo DIRECTORY`: writes `web-v1.tar` and `web-v2.tar` there.
+//! `gantry-demo DIRECTORY [BUSYBOX]`: writes `web-v1.tar` and `web-v2.tar` there; and `tools.tar`, given a static busybox.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let [directory] = arguments.as_slice() else {
-        eprintln!("usage: gantry-demo DIRECTORY");
-        return ExitCode::from(2);
+    let (directory, busybox) = match arguments.as_slice() {
+        [directory] => (Path::new(directory), None),
+        [directory, busybox] => (Path::new(directory), Some(Path::new(busybox))),
+        _ => {
+            eprintln!("usage: gantry-demo DIRECTORY [BUSYBOX]");
+            return ExitCode::from(2);
+        }
+    };
+    match write(directory, busybox) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(directory: &Path, busybox: Option<&Path>) -> io::Result<()> {
+    let explain = |path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
+    let create = |name: &str, pack: &dyn Fn(File) -> io::Result<()>| {
+        let path = directory.join(name);
+        File::create(&path)
+            .and_then(pack)
+            .map_err(|error| explain(&path, error))?;
+        println!("{}", path.display());
+        Ok::<(), io::Error>(())
     };
     for version in ["v1", "v2"] {
-        let path = Path::new(directory).join(format!("web-{version}.tar"));
-        let written = File::create(&path).and_then(|file| gantry_demo::pack(version, file));
-        if let Err(error) = written {
-            eprintln!("error: writing {}: {error}", path.display());
-            return ExitCode::FAILURE;
-        }
-        println!("{}", path.display());
+        create(&format!("web-{version}.tar"), &|file| {
+            gantry_demo::pack(version, file)
+        })?;
     }
-    ExitCode::SUCCESS
+    if let Some(path) = busybox {
+        let busybox = fs::read(path).map_err(|error| explain(path, error))?;
+        create("tools.tar", &|file| gantry_demo::pack_tools(&busybox, file))?;
+    }
+    Ok(())
 }

@@ -190,6 +190,7 @@ impl Agent {
             allocatable: presence.allocatable(),
             memory: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
             pids_limit: Some(config.pod_pids_limit),
+            memory_policy: config.memory,
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
             routed: desired.routed().clone(),

@@ -1,10 +1,10 @@
 //! Keeps what the server said, so that pods continue when the agent starts and no server answers.
 //!
 //! Everything but Secrets goes into the data directory; Secrets only into the run directory, which is a tmpfs: they
-//! never touch a disk. Policies have a file of their own, which is written before that of the pods they isolate. Files are replaced by rename; a damaged one counts as missing.
+//! never touch a disk. Policies have a file of their own, which is written before that of the pods they isolate. Files are replaced as a whole, by
+//! `gantry-durable`; a damaged one counts as missing.
 
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
@@ -97,16 +97,9 @@ impl Checkpoint {
     }
 }
 
+/// Readable by root alone.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(content)?;
-    std::fs::rename(&temporary, path)
+    gantry_durable::replace(path, content, 0o600)
 }
 
 #[cfg(test)]

@@ -29,6 +29,37 @@ pub enum QosClass {
     BestEffort,
 }
 
+/// Whether memory that was requested is kept from being taken back, on cgroup v2: a kubelet's `memoryReservationPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryReservation {
+    /// It is not.
+    #[default]
+    None,
+    /// From Guaranteed pods it is never taken, from Burstable ones last.
+    Tiered,
+}
+
+/// What a node decides about the memory of all its pods, on cgroup v2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPolicy {
+    /// When a container runs out of memory one process of it is killed, not all: a kubelet's `singleProcessOOMKill`.
+    pub single_process_oom_kill: bool,
+    /// What requests are worth when memory is short.
+    pub reservation: MemoryReservation,
+}
+
+impl MemoryPolicy {
+    /// memory.min and memory.low for requested bytes.
+    fn protection(self, class: QosClass, requested: i64) -> (Option<i64>, Option<i64>) {
+        match (self.reservation, class) {
+            (MemoryReservation::Tiered, _) if requested <= 0 => (None, None),
+            (MemoryReservation::Tiered, QosClass::Guaranteed) => (Some(requested), None),
+            (MemoryReservation::Tiered, QosClass::Burstable) => (None, Some(requested)),
+            _ => (None, None),
+        }
+    }
+}
+
 type Amounts = BTreeMap<String, Written>;
 
 fn quantity(amounts: Option<&Amounts>, name: &str) -> Option<Quantity> {
@@ -97,9 +128,16 @@ fn oom_score_adj(spec: &PodSpec, container: &Container, node_memory: i64) -> i32
 }
 
 /// What one container's cgroup gets. `node_memory` in bytes.
-pub fn container(spec: &PodSpec, container: &Container, node_memory: i64) -> Resources {
+pub fn container(
+    spec: &PodSpec,
+    container: &Container,
+    node_memory: i64,
+    policy: MemoryPolicy,
+) -> Resources {
     let resources = container.resources.as_ref();
     let cpu_limit = limit(resources, "cpu").map(|cpu| cpu.millis());
+    let requested = request(resources, "memory").map_or(0, |memory| memory.units());
+    let (memory_min, memory_low) = policy.protection(qos_class(spec), requested);
     Resources {
         cpu_shares: Some(shares(
             request(resources, "cpu").map_or(0, |cpu| cpu.millis()),
@@ -107,6 +145,11 @@ pub fn container(spec: &PodSpec, container: &Container, node_memory: i64) -> Res
         cpu_quota_micros: cpu_limit.map(quota),
         cpu_period_micros: cpu_limit.map(|_| PERIOD_MICROS.unsigned_abs()),
         memory_limit: limit(resources, "memory").map(|memory| memory.units()),
+        // As a kubelet's `swapBehavior: NoSwap`, its default: a limit of memory is one of memory.
+        memory_swap: Some(0),
+        memory_min,
+        memory_low,
+        oom_group: !policy.single_process_oom_kill,
         pids_limit: None,
         oom_score_adj: Some(oom_score_adj(spec, container, node_memory)),
     }
@@ -130,40 +173,51 @@ fn sum(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64
 }
 
 /// What the pod's cgroup gets: limits only where every container has one.
-pub fn pod(spec: &PodSpec, pids_limit: Option<i64>) -> Resources {
+pub fn pod(spec: &PodSpec, pids_limit: Option<i64>, policy: MemoryPolicy) -> Resources {
     let own = spec.resources.as_ref();
     let millis = |value: Quantity| value.millis();
-    let requested: i64 = spec
-        .containers
-        .iter()
-        .chain(
-            spec.init_containers
-                .iter()
-                .flatten()
-                .filter(|init| is_sidecar(init)),
-        )
-        .filter_map(|container| request(container.resources.as_ref(), "cpu"))
-        .map(millis)
-        .fold(0, i64::saturating_add);
+    let bytes = |value: Quantity| value.units();
+    let cpu_requested = requested(spec, "cpu", millis);
+    let memory_requested = requested(spec, "memory", bytes);
+    let (memory_min, memory_low) = policy.protection(qos_class(spec), memory_requested);
     let cpu_limit = limit(own, "cpu").map(millis).or_else(|| {
         sum(spec, |container| {
             limit(container.resources.as_ref(), "cpu").map(millis)
         })
     });
-    let memory_limit = limit(own, "memory")
-        .map(|memory| memory.units())
-        .or_else(|| {
-            sum(spec, |container| {
-                limit(container.resources.as_ref(), "memory").map(|value| value.units())
-            })
-        });
+    let memory_limit = limit(own, "memory").map(bytes).or_else(|| {
+        sum(spec, |container| {
+            limit(container.resources.as_ref(), "memory").map(bytes)
+        })
+    });
     Resources {
-        cpu_shares: Some(shares(request(own, "cpu").map_or(requested, millis))),
+        cpu_shares: Some(shares(cpu_requested)),
         cpu_quota_micros: cpu_limit.map(quota),
         cpu_period_micros: cpu_limit.map(|_| PERIOD_MICROS.unsigned_abs()),
         memory_limit,
+        memory_min,
+        memory_low,
         pids_limit,
-        oom_score_adj: None,
+        ..Resources::default()
+    }
+}
+
+/// What a pod requests of a resource: its own request, or those of the containers that run at once.
+fn requested(spec: &PodSpec, name: &str, unit: impl Fn(Quantity) -> i64) -> i64 {
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|init| is_sidecar(init));
+    match request(spec.resources.as_ref(), name) {
+        Some(own) => unit(own),
+        None => spec
+            .containers
+            .iter()
+            .chain(sidecars)
+            .filter_map(|container| request(container.resources.as_ref(), name))
+            .map(unit)
+            .fold(0, i64::saturating_add),
     }
 }
 
@@ -251,22 +305,68 @@ mod tests {
         let spec = spec(
             json!([{"name": "a", "resources": {"requests": requests, "limits": limits}}, {"name": "b"}]),
         );
-        let a = container(&spec, &spec.containers[0], 1 << 30);
+        let a = container(&spec, &spec.containers[0], 1 << 30, MemoryPolicy::default());
         assert_eq!(a.cpu_shares, Some(256));
         assert_eq!(a.cpu_quota_micros, Some(150_000));
         assert_eq!(a.memory_limit, Some(512 << 20));
         assert_eq!(a.oom_score_adj, Some(750));
-        let b = container(&spec, &spec.containers[1], 1 << 30);
+        let b = container(&spec, &spec.containers[1], 1 << 30, MemoryPolicy::default());
         assert_eq!(
             (b.cpu_shares, b.cpu_quota_micros, b.memory_limit),
             (Some(2), None, None)
         );
-        let pod = pod(&spec, Some(100));
+        let pod = pod(&spec, Some(100), MemoryPolicy::default());
         assert_eq!(
             (pod.cpu_shares, pod.cpu_quota_micros, pod.memory_limit),
             (Some(256), None, None)
         );
         assert_eq!(pod.pids_limit, Some(100));
+    }
+
+    #[test]
+    fn memory_is_protected_by_class_when_the_node_says_so() {
+        let tiered = MemoryPolicy {
+            reservation: MemoryReservation::Tiered,
+            ..MemoryPolicy::default()
+        };
+        let of = |resources: Value, policy: MemoryPolicy| {
+            let spec = spec(json!([
+                {"name": "a", "resources": resources}, {"name": "b", "resources": resources}
+            ]));
+            let own = container(&spec, &spec.containers[0], 1 << 30, policy);
+            let pod = pod(&spec, None, policy);
+            [
+                (own.memory_min, own.memory_low),
+                (pod.memory_min, pod.memory_low),
+            ]
+        };
+        let mebibytes = |count: i64| Some(count << 20);
+        let guaranteed = json!({"limits": {"cpu": "1", "memory": "8Mi"}});
+        let burstable = json!({"requests": {"memory": "4Mi"}, "limits": {"memory": "8Mi"}});
+        assert_eq!(
+            of(guaranteed.clone(), tiered),
+            [(mebibytes(8), None), (mebibytes(16), None)]
+        );
+        assert_eq!(
+            of(burstable, tiered),
+            [(None, mebibytes(4)), (None, mebibytes(8))]
+        );
+        assert_eq!(of(json!({}), tiered), [(None, None); 2]);
+        assert_eq!(of(guaranteed, MemoryPolicy::default()), [(None, None); 2]);
+    }
+
+    #[test]
+    fn a_container_out_of_memory_ends_whole_unless_the_node_says_otherwise() {
+        let spec = spec(json!([{"name": "a"}]));
+        let of = |policy| container(&spec, &spec.containers[0], 1 << 30, policy);
+        let single = MemoryPolicy {
+            single_process_oom_kill: true,
+            ..MemoryPolicy::default()
+        };
+        assert!(of(MemoryPolicy::default()).oom_group);
+        assert!(!of(single).oom_group);
+        assert_eq!(of(single).memory_swap, Some(0));
+        assert!(!pod(&spec, None, MemoryPolicy::default()).oom_group);
     }
 
     #[test]
@@ -276,7 +376,10 @@ mod tests {
             "initContainers": [memory("i", "3Mi")], "containers": [memory("a", "1Mi"), memory("b", "1Mi")]
         }))
         .unwrap();
-        assert_eq!(pod(&spec, None).memory_limit, Some(3 << 20));
+        assert_eq!(
+            pod(&spec, None, MemoryPolicy::default()).memory_limit,
+            Some(3 << 20)
+        );
     }
 
     #[test]
@@ -286,7 +389,7 @@ mod tests {
             {"name": "a", "resources": {"requests": most, "limits": most}},
             {"name": "b", "resources": {"requests": most, "limits": most}},
         ]));
-        let pod = pod(&spec, None);
+        let pod = pod(&spec, None, MemoryPolicy::default());
         assert_eq!(pod.cpu_shares, Some(MAX_SHARES.unsigned_abs()));
         assert_eq!(pod.memory_limit, Some(i64::MAX));
         assert_eq!(grace(i64::MAX), LONGEST_GRACE);

@@ -2,8 +2,6 @@
 //! atomically; a layer or image is in it only when it is complete.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -59,15 +57,9 @@ impl Index {
         }
     }
 
-    /// Replaces the file: write, fsync, rename.
+    /// Replaces the file, for good.
     pub(crate) fn save(&self, path: &Path) -> Result<(), ImageError> {
-        let temporary = path.with_extension("new");
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            file.sync_data()?;
-            std::fs::rename(&temporary, path)
-        };
+        let write = || gantry_durable::replace(path, &serde_json::to_vec(self)?, 0o600);
         write().map_err(|source| ImageError::Io {
             doing: format!("writing {}", path.display()),
             source,

@@ -1,4 +1,4 @@
-//! From a compressed blob to a directory: verified, unpacked beside its place, then renamed into it.
+//! From a compressed blob to a directory: verified, unpacked beside its place, put on the disk, then renamed into it.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -81,11 +81,24 @@ pub(crate) fn unpack_blob(
             });
         }
     };
-    std::fs::rename(staging, destination).map_err(|source| ImageError::Io {
+    settle(staging, destination).map_err(|source| ImageError::Io {
         doing: format!("moving layer {digest} into place"),
         source,
     })?;
     Ok(size)
+}
+
+/// Gives a whole layer its name. It is on the disk before it has one: what the index lists is never read again, and a power
+/// cut would otherwise leave files of it empty for ever.
+fn settle(staging: &Path, destination: &Path) -> io::Result<()> {
+    // One call for all files; a wait for each would take seconds for a large layer.
+    rustix::fs::syncfs(File::open(staging)?)?;
+    // The index has forgotten one of this name, as it does when it could not be written.
+    match std::fs::remove_dir_all(destination) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    gantry_durable::rename(staging, destination)
 }
 
 fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<u64> {

@@ -88,10 +88,10 @@ impl LeaseFiles {
     /// Writes a pod's lease so that it is there as a whole or not at all.
     pub(crate) fn write(&self, uid: &str, lease: &Lease) -> Result<(), NetworkError> {
         let path = self.path(uid);
-        let draft = self.dir.join(format!("{uid}.draft"));
         let content = serde_json::to_vec(lease).map_err(|e| doing("writing", &path, e.into()))?;
-        fs::write(&draft, content).map_err(|e| doing("writing", &draft, e))?;
-        fs::rename(&draft, &path).map_err(|e| doing("writing", &path, e))
+        // Not more than whole: pods get their network anew when the machine starts.
+        gantry_durable::replace_whole(&path, &content, 0o600)
+            .map_err(|e| doing("writing", &path, e))
     }
 
     /// Removes a pod's lease; absent is fine.

@@ -1,16 +1,21 @@
 //! cgroups as the agent sees them: making, limiting, measuring and removing groups on v1, hybrid and v2 hosts.
 //!
-//! Containers' own groups are made by libcontainer, below the pod's, from which everything else follows. A group is
-//! named by its path below every hierarchy's root, `<root>/<pod>/<name>-<attempt>`: never reused, since killing and
-//! removing work on all of a group.
+//! A group is named by its path below every hierarchy's root, `<root>/<pod>/<name>-<attempt>`: never reused, since killing
+//! and removing work on all of a group. On v2 containers' own groups are made here too ([`Hierarchies::admit`]), before a
+//! process is in them; on v1 by libcontainer, below the pod's.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::device_program;
 use crate::sys;
 use crate::traits::{Resources, Usage};
+
+mod protection;
 
 /// How long a killed process may take to leave its group.
 const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
@@ -82,11 +87,11 @@ impl Hierarchies {
         matches!(self, Self::Unified(_))
     }
 
-    /// Of those that pods are limited and measured by, which this host lacks.
-    pub(crate) fn missing(&self) -> io::Result<Vec<&'static str>> {
+    /// Of those that pods are limited and measured by, which this host does not give a group of ours.
+    pub(crate) fn missing(&self, group: &Path) -> io::Result<Vec<&'static str>> {
         let (wanted, known): (&[&'static str], Vec<String>) = match self {
             Self::Unified(mount) => {
-                let known = fs::read_to_string(mount.join("cgroup.controllers"))?;
+                let known = fs::read_to_string(below(mount, group).join("cgroup.controllers"))?;
                 let known = known.split_whitespace().map(str::to_owned).collect();
                 (&["cpu", "memory", "pids"], known)
             }
@@ -178,6 +183,16 @@ impl Hierarchies {
                 limit.to_string(),
             )?;
         }
+        if unified {
+            for (file, value) in beyond_v1(resources) {
+                match set("memory", file, value) {
+                    // A kernel without swap has no file for its limit.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && file == SWAP_LIMIT => {
+                    }
+                    done => done?,
+                }
+            }
+        }
         if let Some(limit) = resources.pids_limit {
             match set("pids", "pids.max", limit.to_string()) {
                 // As for a kubelet: a host without this controller runs pods without this limit.
@@ -204,6 +219,25 @@ impl Hierarchies {
             }
         }
         Ok(())
+    }
+
+    /// Prepares a container's group before anything is in it: its limits and, unless it may use every device, the rules of
+    /// its OCI configuration about them. Nothing to do on v1, where libcontainer does both.
+    pub(crate) fn admit(
+        &self,
+        group: &Path,
+        resources: &Resources,
+        devices_of: Option<&Value>,
+    ) -> io::Result<()> {
+        let Self::Unified(mount) = self else {
+            return Ok(());
+        };
+        self.create(group)?;
+        self.limit(group, resources)?;
+        match devices_of {
+            Some(config) => device_program::confine(&below(mount, group), config),
+            None => Ok(()),
+        }
     }
 
     /// What a group uses; `None` when it does not exist.
@@ -330,10 +364,39 @@ fn inherit_cpuset(parent: &Path, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// cgroup v2's weight (1 to 10000) for v1's shares (2 to 262144), as Kubernetes converts it.
+/// Swap that a group may use beside its memory.
+const SWAP_LIMIT: &str = "memory.swap.max";
+
+/// What only v2 has: files of the memory controller and what is written to them.
+fn beyond_v1(resources: &Resources) -> Vec<(&'static str, String)> {
+    let bytes = |file, amount: Option<i64>| amount.map(|amount| (file, amount.to_string()));
+    let whole = resources
+        .oom_group
+        .then(|| ("memory.oom.group", "1".to_owned()));
+    [
+        bytes(SWAP_LIMIT, resources.memory_swap),
+        bytes(protection::HARD, resources.memory_min),
+        bytes(protection::SOFT, resources.memory_low),
+        whole,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// cgroup v2's weight (1 to 10000, 100 when not set) for v1's shares (2 to 262144, 1024 when not set), as OCI runtimes
+/// have converted it since 2025: a curve through the ends and the usual value of both.
 fn weight(shares: u64) -> u64 {
-    let shares = shares.clamp(2, 262_144);
-    1 + ((shares - 2) * 9999) / 262_142
+    match shares {
+        ..=2 => 1,
+        262_144.. => 10_000,
+        shares => {
+            // Between the ends: exact as a float, and the result is far from overflowing.
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            (10_f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -348,9 +411,9 @@ mod tests {
             28 25 0:25 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let found = Hierarchies::parse(hybrid).unwrap();
         assert_eq!(found.mounts().len(), 2);
-        let missing = found.missing().unwrap();
-        assert_eq!(missing, ["pids", "freezer", "devices"]);
         let group = Path::new("/gantry/pod");
+        let missing = found.missing(group).unwrap();
+        assert_eq!(missing, ["pids", "freezer", "devices"]);
         assert_eq!(
             found.controller("cpuacct", group),
             Path::new("/sys/fs/cgroup/cpu,cpuacct/gantry/pod")
@@ -373,9 +436,36 @@ mod tests {
 
     #[test]
     fn converts_shares_to_weights() {
+        for (shares, expected) in [
+            (0, 1),
+            (2, 1),
+            (256, 35),
+            (1024, 100),
+            (22_000, 1204),
+            (262_143, 10_000),
+            (262_144, 10_000),
+            (u64::MAX, 10_000),
+        ] {
+            assert_eq!(weight(shares), expected, "{shares}");
+        }
+    }
+
+    #[test]
+    fn what_only_v2_has_is_written_when_it_is_asked_for() {
+        assert_eq!(beyond_v1(&Resources::default()), []);
+        let resources = Resources {
+            memory_swap: Some(0),
+            memory_low: Some(4096),
+            oom_group: true,
+            ..Resources::default()
+        };
         assert_eq!(
-            [weight(0), weight(2), weight(1024), weight(262_144)],
-            [1, 1, 39, 10_000]
+            beyond_v1(&resources),
+            [
+                ("memory.swap.max", "0".to_owned()),
+                ("memory.low", "4096".to_owned()),
+                ("memory.oom.group", "1".to_owned()),
+            ]
         );
     }
 }

@@ -14,8 +14,10 @@
 pub mod error;
 pub mod traits;
 
+mod bpf;
 mod cgroup;
 mod client;
+mod device_program;
 mod fake;
 mod helper;
 mod rootfs;

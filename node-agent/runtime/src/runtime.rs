@@ -70,6 +70,8 @@ struct Shared {
     /// One at a time per pod for what creates or removes.
     locks: Mutex<HashMap<PodUid, Arc<tokio::sync::Mutex<()>>>>,
     execs: AtomicU64,
+    /// Held while the protection of all pods' memory is added up.
+    protecting: Mutex<()>,
 }
 
 /// Runs containers in shims of our own. Clones share everything.
@@ -116,6 +118,7 @@ impl ShimRuntime {
             sandboxes: Mutex::new(HashMap::new()),
             locks: Mutex::new(HashMap::new()),
             execs: AtomicU64::new(0),
+            protecting: Mutex::new(()),
         };
         Ok(Self {
             shared: Arc::new(shared),

@@ -62,6 +62,8 @@ pub struct SandboxSpec {
 
 /// cgroup limits in the kernel's units; `None` leaves the kernel's default.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+// An earlier agent process may have written fewer.
+#[serde(default)]
 pub struct Resources {
     /// Relative weight: 1 CPU = 1024 (cgroup v1 cpu.shares).
     pub cpu_shares: Option<u64>,
@@ -71,6 +73,14 @@ pub struct Resources {
     pub cpu_period_micros: Option<u64>,
     /// Bytes.
     pub memory_limit: Option<i64>,
+    /// Bytes of swap beside its memory; cgroup v2.
+    pub memory_swap: Option<i64>,
+    /// Bytes that are never taken back while it uses them; cgroup v2's memory.min.
+    pub memory_min: Option<i64>,
+    /// Bytes that are taken back only when nothing else is left to take; cgroup v2's memory.low.
+    pub memory_low: Option<i64>,
+    /// When memory runs out all of its processes are killed, not one of them; cgroup v2's memory.oom.group.
+    pub oom_group: bool,
     /// Processes and threads.
     pub pids_limit: Option<i64>,
     /// /proc/PID/oom_score_adj.

@@ -10,11 +10,12 @@ use crate::sys;
 /// are, and which controllers are missing: a pod whose limit needs one of those does not start, or runs without it.
 pub async fn try_cgroups(group: &Path) -> io::Result<(&'static str, Vec<&'static str>)> {
     let hierarchies = Hierarchies::detect()?;
-    let missing = hierarchies.missing()?;
-    let made = hierarchies.create(group).map(|_| ());
+    let missing = hierarchies
+        .create(group)
+        .and_then(|_| hierarchies.missing(group));
     // Also what a failure has left half made.
     let removed = hierarchies.remove(group).await;
-    made.and(removed)?;
+    let missing = missing.and_then(|missing| removed.map(|()| missing))?;
     let version = if hierarchies.is_unified() { "v2" } else { "v1" };
     Ok((version, missing))
 }

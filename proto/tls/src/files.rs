@@ -1,8 +1,7 @@
 //! Certificates and keys in files: read whole, written whole or not at all.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::TlsError;
@@ -22,23 +21,11 @@ pub fn read(path: &Path) -> Result<Option<String>, TlsError> {
 
 /// Replaces a file as a whole, readable by whom `mode` says from the first byte on.
 pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
-    let temporary = path.with_extension("new");
     let attempt = || -> std::io::Result<()> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
+            gantry_durable::create_directories(directory)?;
         }
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+        gantry_durable::replace(path, text.as_bytes(), mode)
     };
     attempt().map_err(|source| TlsError::File {
         doing: "writing",

@@ -249,7 +249,8 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
         }
     } else {
         let deadline = context.api.clock.now().saturating_add(nanos(grace));
-        *object.member(&["metadata", "deletionTimestamp"]) = json!(gantry_api::time::seconds(deadline));
+        *object.member(&["metadata", "deletionTimestamp"]) =
+            json!(gantry_api::time::seconds(deadline));
         *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
         if let Some(generation) = object["metadata"]["generation"]
             .as_i64()

@@ -1,8 +1,8 @@
 //! `namespaces/finalize`: takes finalizers off a namespace's spec, and with the last one the namespace.
 
-use gantry_api::json::Members;
 use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::names;
 use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Namespace;

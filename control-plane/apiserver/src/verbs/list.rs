@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 use self::listing::Listing;
 use super::scan::Scan;
 use super::selection::Selection;
+use crate::codec;
 use crate::context::Context;
 use crate::media::{Format, Media, Shape};
 use crate::request::parse_version;
 use crate::response::Answer;
-use crate::codec;
 
 /// Page tokens. Go's decoder does not mind bits that are left over.
 const TOKENS: GeneralPurpose =
@@ -35,8 +35,6 @@ pub(crate) struct Continue {
     revision: u64,
     namespace: String,
     name: String,
-}
-
 }
 
 fn invalid_options(fill: impl FnOnce(&mut ErrorList, &Path)) -> StatusError {

@@ -75,13 +75,11 @@ impl Seat {
 
     /// Writes it whole or not at all.
     pub(crate) fn save(&self, data_dir: &Path) -> Result<()> {
-        let (path, new) = (data_dir.join(FILE), data_dir.join("member.json.new"));
+        let path = data_dir.join(FILE);
         let writing = || format!("writing {}", path.display());
-        fs::create_dir_all(data_dir).with_context(writing)?;
-        let file = fs::File::create(&new).with_context(writing)?;
-        serde_json::to_writer(&file, self).with_context(writing)?;
-        file.sync_all().with_context(writing)?;
-        fs::rename(&new, &path).with_context(writing)
+        gantry_durable::create_directories(data_dir).with_context(writing)?;
+        let json = serde_json::to_vec(self).with_context(writing)?;
+        gantry_durable::replace(&path, &json, 0o600).with_context(writing)
     }
 
     /// The members that vote at the start of the store: the founder alone; others are told.

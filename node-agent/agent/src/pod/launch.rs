@@ -231,7 +231,7 @@ impl Launch {
             } else {
                 self.seccomp(&spec)
             },
-            resources: limits::container(&spec, container, node.memory),
+            resources: limits::container(&spec, container, node.memory, node.memory_policy),
             tty: container.tty == Some(true),
             stdin: container.stdin == Some(true),
             termination_message_path: PathBuf::from(

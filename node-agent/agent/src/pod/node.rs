@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::desired::Desired;
+use crate::limits::MemoryPolicy;
 use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::routed::Routed;
@@ -37,6 +38,7 @@ pub(crate) struct Node {
     /// Bytes.
     pub(crate) memory: i64,
     pub(crate) pids_limit: Option<i64>,
+    pub(crate) memory_policy: MemoryPolicy,
     pub(crate) cluster_dns: Ipv4Addr,
     pub(crate) cluster_domain: String,
     /// Addresses to which services send new connections.

@@ -152,15 +152,16 @@ pub(crate) struct Notes {
     pub(crate) initialised: bool,
 }
 
-/// A pod's notes on disk: written through a rename, so that a crash leaves the old or the new.
+/// A pod's notes on disk: after a crash or a power cut they are the old or the new. The pod's end is there for good before
+/// anyone is told of it.
 pub(crate) struct Journal {
     path: PathBuf,
     notes: Mutex<Notes>,
 }
 
 impl Journal {
-    /// Reads a pod's journal; a missing one is empty. So is a damaged one, which is set aside: writes are not synced, and
-    /// the machine's own death, which may cut one short, leaves no container whose attempt it could have named.
+    /// Reads a pod's journal; a missing one is empty. So is a damaged one, which is set aside: no container whose attempt
+    /// it could have named outlives what damages a disk.
     pub(crate) fn open(pod_dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(pod_dir)?;
         let path = pod_dir.join("journal.json");
@@ -191,9 +192,13 @@ impl Journal {
         let mut notes = self.notes.lock();
         let mut next = notes.clone();
         change(&mut next);
-        let temporary = self.path.with_extension("tmp");
-        std::fs::write(&temporary, serde_json::to_vec(&next)?)?;
-        std::fs::rename(&temporary, &self.path)?;
+        let json = serde_json::to_vec(&next)?;
+        if next.end == notes.end {
+            // An older one costs a restart's count, not a promise: containers end with the machine.
+            gantry_durable::replace_whole(&self.path, &json, 0o600)?;
+        } else {
+            gantry_durable::replace(&self.path, &json, 0o600)?;
+        }
         *notes = next;
         Ok(())
     }

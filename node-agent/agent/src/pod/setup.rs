@@ -71,7 +71,7 @@ pub(crate) async fn set_up(
         sysctls: sysctls
             .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
             .collect(),
-        resources: limits::pod(&spec, node.pids_limit),
+        resources: limits::pod(&spec, node.pids_limit, node.memory_policy),
         log_dir: node.log_dir(&pod),
         log_max_bytes: LOG_MAX_BYTES,
         log_max_files: LOG_MAX_FILES,

@@ -89,6 +89,7 @@ impl Bed {
             allocatable: BTreeMap::new(),
             memory: 1 << 30,
             pids_limit: None,
+            memory_policy: crate::limits::MemoryPolicy::default(),
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
             cluster_domain: "cluster.local".to_owned(),
             routed: self.desired.routed().clone(),

@@ -139,6 +139,11 @@ fn prepare(
         available: shared.available,
     };
     let config = spec::config(spec, &around)?;
+    let devices_of = (!spec.privileged).then_some(&config);
+    shared
+        .hierarchies
+        .admit(&group, &spec.resources, devices_of)
+        .map_err(failed("preparing the cgroup"))?;
     let profile = if spec.privileged {
         &crate::traits::Seccomp::Unconfined
     } else {

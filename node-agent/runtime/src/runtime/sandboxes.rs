@@ -72,6 +72,9 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
         .and_then(|_| shared.hierarchies.limit(&group, &spec.resources))
         .and_then(|()| shared.hierarchies.create(&group.join("shim")))
         .map_err(io_error(format!("preparing the cgroup of pod {}", pod.0)))?;
+    if spec.resources.memory_min.is_some() || spec.resources.memory_low.is_some() {
+        protect(shared)?;
+    }
     let config = SandboxConfig {
         pod: pod.0.clone(),
         hostname: spec.hostname.clone(),
@@ -295,9 +298,23 @@ pub(super) async fn remove(shared: &Arc<Shared>, pod: &PodUid) -> Result<(), Run
     clean(shared, pod).await
 }
 
+/// Gives the groups above pods as much protection of memory as their pods have.
+fn protect(shared: &Shared) -> Result<(), RuntimeError> {
+    let _one_at_a_time = shared.protecting.lock();
+    let root = &shared.config.cgroup_root;
+    shared
+        .hierarchies
+        .protect_above_pods(root)
+        .map_err(io_error(format!(
+            "protecting the memory of the pods below {}",
+            root.display()
+        )))
+}
+
 /// Removes every trace of a sandbox but its logs.
 async fn clean(shared: &Shared, pod: &PodUid) -> Result<(), RuntimeError> {
     let group = shared.pod_cgroup(pod);
+    let protected = shared.hierarchies.is_protected(&group);
     shared
         .hierarchies
         .remove(&group)
@@ -307,6 +324,9 @@ async fn clean(shared: &Shared, pod: &PodUid) -> Result<(), RuntimeError> {
             group.display(),
             pod.0
         )))?;
+    if protected {
+        protect(shared)?;
+    }
     let dir = shared.sandbox_dir(pod);
     match rustix::mount::unmount(dir.join(SHM), UnmountFlags::DETACH) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{parse, undecodable};
 use crate::decode::MAX_DEPTH;
+use crate::json::Members;
 use crate::status::StatusError;
 
 /// The most operations that a patch may have.

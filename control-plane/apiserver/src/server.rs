@@ -212,7 +212,7 @@ impl ApiServer {
             Ok(Err(error)) => {
                 if is_about_certificate(&error) {
                     let refusals = &self.inner.refusals;
-                    refusals.refused(address, "a client certificate", Instant::now());
+                    refusals.certificate(address, "a client certificate", Instant::now());
                 }
                 return;
             }
@@ -290,7 +290,7 @@ impl ApiServer {
                 "the certificate of node {}",
                 peer.node().unwrap_or_default()
             );
-            refusals.refused(peer.address, &what, now);
+            refusals.certificate(peer.address, &what, now);
             return Err(refused);
         }
         if peer.identity.is_none() && headers.contains_key(header::AUTHORIZATION) {
@@ -302,7 +302,7 @@ impl ApiServer {
         };
         let known = authenticate(headers, peer.identity.as_ref(), &tokens);
         if known.is_err() {
-            refusals.refused(peer.address, &described(headers), now);
+            refusals.token(peer.address, &described(headers), now);
         }
         known
     }

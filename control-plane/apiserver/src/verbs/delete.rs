@@ -260,7 +260,7 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
         if grace < pending {
             let deadline = gantry_api::time::parse(meta(object, "deletionTimestamp")).unwrap_or(0);
             let start = deadline - pending * 1_000_000_000;
-            object["metadata"]["deletionTimestamp"] =
+            *object.member(&["metadata", "deletionTimestamp"]) =
                 json!(gantry_api::time::seconds(start + grace * 1_000_000_000));
             *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
         }

@@ -41,7 +41,7 @@ pub(crate) enum Refused {
 }
 
 /// A value in a message: short, and on one line.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     value
         .chars()
         .take(80)

@@ -196,6 +196,7 @@ impl NodeLink for LinkService {
             let heard = caught(async {
                 tokio::select! {
                     () = up.hear(&mut up_stream) => Ok(()),
+                    () = hub.ended(&node, generation) => Ok(()),
                     refused = revoked(&caller, &store, &mut keys) => Err(refused),
                 }
             });

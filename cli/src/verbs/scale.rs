@@ -1,6 +1,7 @@
 //! `gantry scale`.
 
 use anyhow::{Result, bail};
+use gantry_api::json::Members;
 use http::Method;
 use serde_json::json;
 
@@ -45,7 +46,7 @@ impl Scale {
                             scale["spec"]["replicas"]
                         );
                     }
-                    patch["metadata"] =
+                    *patch.member(&["metadata"]) =
                         json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
                 }
                 let call = Call {

@@ -84,7 +84,7 @@ pub(crate) fn document(registry: &Registry, group: &str, version: &str) -> Optio
         let (name, definitions) = resource.kind.openapi();
         schemas.extend(definitions);
         if let Some(schema) = schemas.get_mut(&name) {
-            schema["x-kubernetes-group-version-kind"] =
+            *schema.member(&["x-kubernetes-group-version-kind"]) =
                 json!([{"group": group, "version": version, "kind": info.kind}]);
         }
         let scope = if info.namespaced {

@@ -1,7 +1,8 @@
 //! Credentials that are refused: counted by who showed them, slowed down, and told in the log.
 //!
 //! An address that has shown too many wrong tokens is answered 429 without a look at the next. Certificates and requests
-//! without credentials of the same address are not held up by that.
+//! without credentials of the same address are not held up by that, and since nobody guesses a certificate, those that are
+//! refused do not hold up tokens: a removed node asks again and again.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -124,12 +125,24 @@ impl Refusals {
         ))
     }
 
-    /// Notes that an address has shown something that is not accepted. `what` it was, without what is secret of it.
-    pub(crate) fn refused(&self, address: IpAddr, what: &str, now: Instant) {
-        METRICS.authenticated("failure");
+    /// Notes that an address has shown a token that is not accepted. `what` it was, without what is secret of it.
+    pub(crate) fn token(&self, address: IpAddr, what: &str, now: Instant) {
         let mut sources = self.sources.lock();
         let source = sources.of(address, now);
         source.left = source.left.saturating_sub(1);
+        drop(sources);
+        self.note(address, what, now);
+    }
+
+    /// Notes that an address has shown a certificate that is not accepted.
+    pub(crate) fn certificate(&self, address: IpAddr, what: &str, now: Instant) {
+        self.note(address, what, now);
+    }
+
+    fn note(&self, address: IpAddr, what: &str, now: Instant) {
+        METRICS.authenticated("failure");
+        let mut sources = self.sources.lock();
+        let source = sources.of(address, now);
         source.untold += 1;
         let due = source
             .told
@@ -159,19 +172,19 @@ mod tests {
         let now = Instant::now();
         for _ in 0..BURST {
             refusals.check(address(1), now).expect("not yet");
-            refusals.refused(address(1), "a token", now);
+            refusals.token(address(1), "a token", now);
         }
         let refused = refusals.check(address(1), now).expect_err("too many");
         assert_eq!(refused.code(), 429);
         refusals.check(address(2), now).expect("another address");
         let later = now + REGAIN;
         refusals.check(address(1), later).expect("one more");
-        refusals.refused(address(1), "a token", later);
+        refusals.token(address(1), "a token", later);
         refusals.check(address(1), later).expect_err("no second");
         let tomorrow = now + Duration::from_secs(24 * 60 * 60);
         for _ in 0..BURST {
             refusals.check(address(1), tomorrow).expect("all again");
-            refusals.refused(address(1), "a token", tomorrow);
+            refusals.token(address(1), "a token", tomorrow);
         }
         refusals
             .check(address(1), tomorrow)
@@ -183,15 +196,15 @@ mod tests {
         let refusals = Refusals::default();
         let now = Instant::now();
         for _ in 0..BURST {
-            refusals.refused(address(0), "a token", now);
+            refusals.token(address(0), "a token", now);
         }
         let half = u32::try_from(REMEMBERED).expect("small");
         for number in 1..=half {
-            refusals.refused(address(number), "a token", now);
+            refusals.token(address(number), "a token", now);
         }
         refusals.check(address(0), now).expect_err("remembered");
         for number in 0..half * 10 {
-            refusals.refused(address(number), "a token", now);
+            refusals.token(address(number), "a token", now);
         }
         let sources = refusals.sources.lock();
         assert!(sources.young.len() <= REMEMBERED && sources.old.len() <= REMEMBERED);

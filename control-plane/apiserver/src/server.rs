@@ -250,7 +250,7 @@ impl ApiServer {
                 "the certificate of node {}",
                 peer.node().unwrap_or_default()
             );
-            refusals.refused(peer.address, &what, now);
+            refusals.certificate(peer.address, &what, now);
             return Err(refused);
         }
         if peer.identity.is_none() && headers.contains_key(header::AUTHORIZATION) {
@@ -262,7 +262,7 @@ impl ApiServer {
         };
         let known = authenticate(headers, peer.identity.as_ref(), &tokens);
         if known.is_err() {
-            refusals.refused(peer.address, &described(headers), now);
+            refusals.token(peer.address, &described(headers), now);
         }
         known
     }

@@ -151,8 +151,9 @@ async fn mark_unknown(client: &kube::Client, name: &str) -> Result<()> {
     let now = gantry_api::time::seconds(
         i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0),
     );
-    for condition in node["status"]["conditions"]
-        .as_array_mut()
+    let conditions = node.pointer_mut("/status/conditions");
+    for condition in conditions
+        .and_then(Value::as_array_mut)
         .into_iter()
         .flatten()
     {

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::ListParams;
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
 
 use crate::dual_cidr::{DualCidr, meet};
 
@@ -19,12 +20,28 @@ const NODE_PREFIX: u8 = 24;
 /// What a subnet of IPv6 usually is; smaller where the cluster's range is too small for it.
 const NODE_PREFIX_V6: u8 = 64;
 
-/// Hands out blocks that no Node object has.
+/// Hands out blocks that no Node object has. That two nodes never have the same is the store's business, which refuses a
+/// Node with another's block; here it is only made unlikely that many who register at once choose alike.
 pub(crate) struct PodCidrs {
     blocks: Blocks,
-    /// The places of blocks that are in no Node yet: two nodes that register at the same moment must not see the same
-    /// one free.
-    allocating: Mutex<BTreeSet<u32>>,
+    /// One chooses at a time.
+    turn: tokio::sync::Mutex<()>,
+    /// The places of blocks that were chosen for Nodes which are being written.
+    chosen: Arc<Mutex<BTreeSet<u32>>>,
+}
+
+/// The blocks of a node that is being registered; others may have them when this is dropped and no Node has them.
+pub(crate) struct Chosen {
+    /// IPv4 first.
+    pub(crate) blocks: Vec<String>,
+    place: u32,
+    chosen: Arc<Mutex<BTreeSet<u32>>>,
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        self.chosen.lock().remove(&self.place);
+    }
 }
 
 impl PodCidrs {
@@ -32,13 +49,14 @@ impl PodCidrs {
     pub(crate) fn new(cluster: DualCidr) -> Result<Self> {
         Ok(Self {
             blocks: Blocks::of(cluster)?,
-            allocating: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            chosen: Arc::default(),
         })
     }
 
     /// The lowest free blocks, IPv4 first.
-    pub(crate) async fn allocate(&self, client: &kube::Client) -> Result<Vec<String>> {
-        let mut handed_out = self.allocating.lock().await;
+    pub(crate) async fn allocate(&self, client: &kube::Client) -> Result<Chosen> {
+        let _turn = self.turn.lock().await;
         let nodes = Api::<Node>::all(client.clone())
             .list(&ListParams::default())
             .await
@@ -48,17 +66,21 @@ impl PodCidrs {
             .flat_map(|spec| spec.pod_cidrs.unwrap_or_default())
             .filter_map(|cidr| cidr.parse().ok())
             .collect();
-        handed_out.retain(|index| self.blocks.is_free(*index, &used));
-        let free = self.blocks.lowest_free(&used, &handed_out);
-        let index = free.with_context(|| {
+        let mut chosen = self.chosen.lock();
+        let free = self.blocks.lowest_free(&used, &chosen);
+        let place = free.with_context(|| {
             format!(
                 "every /{NODE_PREFIX} of the pod CIDR {} is taken",
                 self.blocks.cluster.v4
             )
         })?;
-        handed_out.insert(index);
-        let blocks = self.blocks.at(index);
-        Ok(blocks.iter().map(IpNet::to_string).collect())
+        chosen.insert(place);
+        let blocks = self.blocks.at(place);
+        Ok(Chosen {
+            blocks: blocks.iter().map(IpNet::to_string).collect(),
+            place,
+            chosen: self.chosen.clone(),
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use gantry_api::json::Members;
+use gantry_api::paths;
 use gantry_tasks::caught;
 use http::{Method, Request};
 use parking_lot::Mutex;
@@ -66,14 +67,14 @@ async fn write(
         Some(namespace) if !namespace.is_empty() => namespace.to_owned(),
         _ => "default".to_owned(),
     };
-    let collection = format!("/api/v1/namespaces/{namespace}/events");
+    let collection = paths::namespaced(&namespace, &["events"]);
     let identity = identity(&event);
     let known = recent.lock().get(&identity).cloned();
     if let Some((name, count)) = known {
         let patch = json!({"count": count + 1, "lastTimestamp": stamp});
         let request = Request::builder()
             .method(Method::PATCH)
-            .uri(format!("{collection}/{name}"))
+            .uri(paths::namespaced(&namespace, &["events", &name]))
             .header(http::header::CONTENT_TYPE, "application/merge-patch+json")
             .body(patch.to_string().into_bytes())
             .map_err(kube::Error::HttpError)?;

@@ -94,7 +94,7 @@ pub(super) async fn serve(
                 Ok(Ok(tls)) => Box::pin(connection(server, tls, address, others, stop)).await,
                 Ok(Err(error)) if is_about_certificate(&error) => {
                     let refusals = &server.inner.refusals;
-                    refusals.refused(address, "a client certificate", Instant::now());
+                    refusals.certificate(address, "a client certificate", Instant::now());
                 }
                 Ok(Err(_)) | Err(_) => {}
             }

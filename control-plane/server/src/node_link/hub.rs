@@ -11,6 +11,7 @@ use gantry_rpc::node::{
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::routing::{Everywhere, Routing};
@@ -40,6 +41,17 @@ struct Connection {
     generation: u64,
     down: mpsc::Sender<Result<ServerMessage, Status>>,
     last_heard: Instant,
+    /// Cancelled when this is not the node's connection any more.
+    ended: CancellationToken,
+}
+
+impl Connection {
+    /// Tells the node why, if it reads, and ends what waits for the node.
+    fn end(self, status: Status) {
+        // A connection with a full queue ends when its session does.
+        self.down.try_send(Err(status)).ok();
+        self.ended.cancel();
+    }
 }
 
 /// Why a stream could not be opened, in words for the client.
@@ -110,17 +122,33 @@ impl Hub {
         down: mpsc::Sender<Result<ServerMessage, Status>>,
     ) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-        self.nodes.lock().insert(
-            node.to_owned(),
-            Connection {
-                generation,
-                down,
-                last_heard: Instant::now(),
-            },
-        );
+        let connection = Connection {
+            generation,
+            down,
+            last_heard: Instant::now(),
+            ended: CancellationToken::new(),
+        };
+        let before = self.nodes.lock().insert(node.to_owned(), connection);
+        // A node has one link, however many it opens.
+        if let Some(before) = before {
+            before.end(Status::aborted("the node has opened another link"));
+        }
         self.routing.lock().joined(node);
         self.count_changed();
         generation
+    }
+
+    /// Returns once a connection is not its node's any more.
+    pub(crate) async fn ended(&self, node: &str, generation: u64) {
+        let ended = self
+            .nodes
+            .lock()
+            .get(node)
+            .filter(|connection| connection.generation == generation)
+            .map(|connection| connection.ended.clone());
+        if let Some(ended) = ended {
+            ended.cancelled().await;
+        }
     }
 
     fn count_changed(&self) {
@@ -154,9 +182,7 @@ impl Hub {
     pub(crate) fn disconnect(&self, node: &str) {
         let removed = self.nodes.lock().remove(node);
         if let Some(connection) = removed {
-            let status = Status::unavailable("this node was silent for too long");
-            // A connection with a full queue ends when its session does.
-            connection.down.try_send(Err(status)).ok();
+            connection.end(Status::unavailable("this node was silent for too long"));
             self.routing.lock().left(node);
             self.count_changed();
         }
@@ -165,9 +191,7 @@ impl Hub {
     /// Ends every connection: nodes look for the server that leads.
     pub(crate) fn disconnect_all(&self) {
         for (_, connection) in std::mem::take(&mut *self.nodes.lock()) {
-            let status = Status::failed_precondition("this server no longer leads");
-            // A connection with a full queue ends when its session does.
-            connection.down.try_send(Err(status)).ok();
+            connection.end(Status::failed_precondition("this server no longer leads"));
         }
         *self.routing.lock() = Routing::default();
         self.count_changed();
@@ -475,5 +499,31 @@ mod tests {
         assert_eq!(hub.silence().len(), 1);
         hub.disconnected("one", new);
         assert!(hub.silence().is_empty());
+    }
+
+    #[tokio::test]
+    async fn another_link_of_a_node_ends_the_one_before() {
+        let hub = Hub::default();
+        let (down, mut messages) = mpsc::channel(1);
+        let old = hub.connected("one", down);
+        let new = hub.connected("one", mpsc::channel(1).0);
+        let told = messages.recv().await.expect("told").expect_err("an end");
+        assert!(told.message().contains("another link"), "{told}");
+        hub.ended("one", old).await;
+        assert!(hub.is_latest("one", new) && !hub.is_latest("one", old));
+    }
+
+    #[test]
+    fn whoever_waits_for_keys_is_told_and_nobody_is_remembered_in_vain() {
+        let hub = Hub::default();
+        let mut keys = hub.keys_of("one");
+        hub.keys_changed("one");
+        assert!(keys.has_changed().expect("the hub is there"));
+        keys.mark_unchanged();
+        hub.keys_changed("other");
+        assert!(!keys.has_changed().expect("the hub is there"));
+        drop(keys);
+        hub.keys_changed("one");
+        assert!(hub.keys.lock().is_empty());
     }
 }

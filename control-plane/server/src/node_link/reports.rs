@@ -365,12 +365,12 @@ impl LinkReports {
             self.check_addresses(existing.as_ref(), reported.status.as_ref())?;
             let result = match existing {
                 None => {
-                    let cidrs = self.shared.pod_cidrs.allocate(&self.client).await?;
+                    let chosen = self.shared.pod_cidrs.allocate(&self.client).await?;
                     let mut object = json!({
                         "apiVersion": "v1",
                         "kind": "Node",
                         "metadata": {"name": node},
-                        "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
+                        "spec": {"podCIDR": chosen.blocks.first(), "podCIDRs": chosen.blocks},
                     });
                     mark(&mut object, &reported);
                     let taints = reported.spec.as_ref();
@@ -382,10 +382,13 @@ impl LinkReports {
                 }
                 Some(mut object) => {
                     mark(&mut object, &reported);
-                    if object["spec"]["podCIDR"].is_null() {
-                        let cidrs = self.shared.pod_cidrs.allocate(&self.client).await?;
-                        *object.member(&["spec", "podCIDR"]) = json!(cidrs.first());
-                        *object.member(&["spec", "podCIDRs"]) = json!(cidrs);
+                    let chosen = match object["spec"]["podCIDR"].is_null() {
+                        true => Some(self.shared.pod_cidrs.allocate(&self.client).await?),
+                        false => None,
+                    };
+                    if let Some(chosen) = &chosen {
+                        *object.member(&["spec", "podCIDR"]) = json!(chosen.blocks.first());
+                        *object.member(&["spec", "podCIDRs"]) = json!(chosen.blocks);
                     }
                     call(&self.client, Method::PUT, &path, &object).await
                 }
@@ -511,7 +514,11 @@ impl LinkReports {
             }
             Err(panicked) => (panicked.to_string(), false),
         };
-        tracing::warn!(node = %self.node, error, "writing {what}");
+        match self.is_current() {
+            true => tracing::warn!(node = %self.node, error, "writing {what}"),
+            // The node says it again on its new link.
+            false => tracing::debug!(node = %self.node, error, "writing {what}"),
+        }
         again
     }
 

@@ -41,7 +41,7 @@ pub(crate) enum Refused {
 }
 
 /// A value in a message: short, and on one line.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     value
         .chars()
         .take(80)
@@ -230,17 +230,14 @@ mod tests {
         ];
         let long = "a".repeat(300);
         for wrong in crafted.into_iter().chain([long.as_str()]) {
-            let part = |at: usize, good: &str| match at {
-                _ if at < 3 => good.to_owned(),
-                _ => wrong.to_owned(),
-            };
             for place in 0..3 {
-                let [namespace, name, uid] = [0, 1, 2]
-                    .map(|at| part(3 * usize::from(at == place), ["default", "web", "1-2"][at]));
                 // Uids may be of capital letters, and begin with a dash.
                 if place == 2 && ["A", "-a"].contains(&wrong) {
                     continue;
                 }
+                let mut parts = ["default", "web", "1-2"];
+                parts[place] = wrong;
+                let [namespace, name, uid] = parts.map(str::to_owned);
                 let refused = PodRef::new(namespace, name, uid);
                 assert!(refused.is_err(), "{wrong:?} as part {place}");
                 let said = refused.map(drop).unwrap_err().to_string();

@@ -29,7 +29,7 @@ use super::hub::Hub;
 use super::needs::{Needs, Reference};
 use super::policies::{Feed, Policies, Stopped};
 use super::reports::{LinkReports, Reports};
-use super::said::NodeName;
+use super::said::{self, NodeName};
 use super::streams;
 use crate::dual_cidr::DualCidr;
 use crate::members::Roster;
@@ -138,7 +138,7 @@ impl NodeLink for LinkService {
         if hello.node_name != node {
             return Err(Status::permission_denied(format!(
                 "the certificate is node \"{node}\"'s, the agent says it is \"{}\"",
-                hello.node_name
+                said::shown(&hello.node_name)
             )));
         }
         let shown = node_keys::shown(&self.store, &node, &caller.key).await;
@@ -157,7 +157,11 @@ impl NodeLink for LinkService {
         caller.must_count(&self.store)?;
         let (down, queue) = mpsc::channel(QUEUE);
         let generation = self.hub.connected(&node, down.clone());
-        tracing::info!(node, version = hello.version, "node connected");
+        tracing::info!(
+            node,
+            version = said::shown(&hello.version),
+            "node connected"
+        );
 
         let session = Session {
             node: node.clone(),
@@ -192,6 +196,7 @@ impl NodeLink for LinkService {
             let heard = caught(async {
                 tokio::select! {
                     () = up.hear(&mut up_stream) => Ok(()),
+                    () = hub.ended(&node, generation) => Ok(()),
                     refused = revoked(&caller, &store, &mut keys) => Err(refused),
                 }
             });

@@ -9,6 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::hub::Hub;
+use super::said;
 
 /// Claims the stream that the first frame names, and copies the node's frames to its client until either ends, or until
 /// the node is `cut` off.
@@ -22,7 +23,8 @@ pub(crate) async fn attach(
         Status::invalid_argument("the first frame of a stream carries its stream_id")
     })?;
     let waiting = hub.claim(node, &first.stream_id).ok_or_else(|| {
-        Status::not_found(format!("nobody waits for stream \"{}\"", first.stream_id))
+        let id = said::shown(&first.stream_id);
+        Status::not_found(format!("nobody waits for stream \"{id}\""))
     })?;
     let (to_node, from_node) = waiting.accept();
     let (hub, node, id) = (hub.clone(), node.to_owned(), first.stream_id.clone());

@@ -172,7 +172,7 @@ fn parse(json: &[u8]) -> Value {
 }
 
 fn from_docker_config(json: &[u8], reference: &str) -> Vec<Credentials> {
-    from_auths(parse(json)["auths"].take(), reference)
+    from_auths(parse(json)["auths"].clone(), reference)
 }
 
 /// Those entries whose registry (and path, when there is one) the reference begins with; the longest first.
@@ -246,5 +246,20 @@ mod tests {
         assert_eq!(users("registry.example/other:1"), [pair("a", "1")]);
         assert_eq!(users("registry.example.org/x:1"), []);
         assert_eq!(users("docker.io/library/nginx:1"), [pair("hub", "h")]);
+    }
+
+    #[test]
+    fn a_secret_that_is_no_object_gives_no_credentials() {
+        for wrong in [
+            "",
+            "[]",
+            "null",
+            "1",
+            "{\"auths\": []}",
+            "{\"auths\": {\"r\": []}}",
+        ] {
+            let found = from_docker_config(wrong.as_bytes(), "r/image");
+            assert!(found.iter().all(|one| one.username.is_empty()), "{wrong}");
+        }
     }
 }

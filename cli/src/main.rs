@@ -14,7 +14,7 @@ mod verbs;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use client::{Cluster, Credentials};
@@ -138,5 +138,11 @@ async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    let last = gantry_runtime::guard_process();
+    if !last.context("hiding this process's memory from others")? {
+        tracing::warn!(
+            "without CAP_SYS_RESOURCE the kernel may end this process before pods when memory runs out"
+        );
+    }
     daemon.await
 }

@@ -188,6 +188,7 @@ impl Agent {
             allocatable: presence.allocatable(),
             memory: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
             pids_limit: Some(config.pod_pids_limit),
+            sysctls: config.allowed_unsafe_sysctls.clone(),
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
             routed: desired.routed().clone(),

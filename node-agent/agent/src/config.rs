@@ -8,6 +8,7 @@ use gantry_network::OverlayMode;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::identity::NodeIdentity;
+use crate::sysctls::SysctlPattern;
 
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
 /// data directory, so that several agents share a machine.
@@ -47,6 +48,8 @@ pub struct AgentConfig {
     pub max_pods: u32,
     /// Processes and threads of one pod.
     pub pod_pids_limit: i64,
+    /// Kernel settings that pods may ask for beside those that are safe everywhere.
+    pub allowed_unsafe_sysctls: Vec<SysctlPattern>,
 }
 
 impl AgentConfig {
@@ -71,6 +74,7 @@ impl AgentConfig {
             shim_command: PathBuf::from("/proc/self/exe"),
             max_pods: 110,
             pod_pids_limit: 4096,
+            allowed_unsafe_sysctls: Vec::new(),
         }
     }
 

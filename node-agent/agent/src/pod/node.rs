@@ -15,6 +15,7 @@ use crate::desired::Desired;
 use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::routed::Routed;
+use crate::sysctls::SysctlPattern;
 
 /// The node as its pod workers see it.
 pub(crate) struct Node {
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     /// Bytes.
     pub(crate) memory: i64,
     pub(crate) pids_limit: Option<i64>,
+    /// Kernel settings that pods may ask for beside the safe ones.
+    pub(crate) sysctls: Vec<SysctlPattern>,
     pub(crate) cluster_dns: Ipv4Addr,
     pub(crate) cluster_domain: String,
     /// Addresses to which services send new connections.

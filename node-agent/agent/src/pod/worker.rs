@@ -159,11 +159,16 @@ impl Worker {
                 message: previous.message.clone(),
             })
         });
-        let end = match end {
+        let rejected = match end {
             None if found.is_none() && notes.containers.is_empty() => rejection(&node, &pod),
-            known => known,
+            _ => None,
         };
-        let (records, controls) = recover::recover(&pod, &notes, found, &previous);
+        // Of one that was never let in there are no containers to speak of.
+        let (records, controls) = match rejected {
+            Some(_) => Default::default(),
+            None => recover::recover(&pod, &notes, found, &previous),
+        };
+        let end = end.or(rejected);
         Ok(Self {
             surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType};
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,7 @@ fn prepare(command: &Command, init: &OwnedFd, console: Option<UnixStream>) -> io
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::NETWORK;
     rustix::thread::move_into_thread_name_spaces(init.as_fd(), namespaces)?;
-    rustix::process::chdir(&command.cwd)?;
+    enter_directory(&command.cwd)?;
     if let Some(console) = console {
         open_terminal(&console, command.uid)?;
     }
@@ -133,12 +133,25 @@ fn prepare(command: &Command, init: &OwnedFd, console: Option<UnixStream>) -> io
     Ok(())
 }
 
+/// Enters a directory of the container, which may have made it a link to something that only we may follow: through the
+/// process file system of a pod that shares the host's pid namespace, to the host's files.
+fn enter_directory(path: &Path) -> io::Result<()> {
+    rustix::process::chdir(path)?;
+    let entered = rustix::process::getcwd(Vec::new())?;
+    // The kernel says "(unreachable)" of one outside of the root directory.
+    if entered.to_bytes().starts_with(b"/") {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EACCES))
+    }
+}
+
 /// Opens a terminal of the container, makes it stdin, stdout and stderr, and sends its other side to the agent. The
 /// container may have put anything in the place of the file that it is opened by.
 fn open_terminal(console: &UnixStream, uid: u32) -> io::Result<()> {
-    let flags =
-        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let ours = rustix::fs::open(TERMINAL, flags, Mode::empty())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let ours = rustix::fs::openat2(CWD, TERMINAL, flags, Mode::empty(), plain)?;
     if rustix::fs::fstatfs(&ours)?.f_type != DEVPTS {
         return Err(io::Error::from_raw_os_error(libc::ENOTTY));
     }

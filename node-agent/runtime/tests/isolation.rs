@@ -495,3 +495,27 @@ async fn settings_of_the_host_are_out_of_reach() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn no_link_leads_a_command_to_the_hosts_files() {
+    let node = Node::new();
+    let sandbox = SandboxSpec {
+        host_pid: true,
+        ..node.sandbox("pod")
+    };
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let script = "cd / && busybox rm -r /w && busybox ln -s /proc/1/root /w; sleep 1000";
+    let mut spec = node.container("pod", &["/bin/sh", "-c", script]);
+    spec.cwd = PathBuf::from("/w");
+    let id = spec.id.clone();
+    node.runtime.start_container(spec).await.unwrap();
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while fs::read_link(node.rootfs.join("w")).is_err() {
+        assert!(std::time::Instant::now() < deadline, "no link");
+        tokio::task::yield_now().await;
+    }
+    let refused = node.runtime.exec(&id, command(&["/bin/ls"])).await;
+    let error = refused.err().expect("a directory outside of the container");
+    assert!(error.to_string().contains("Permission denied"), "{error}");
+    node.runtime.remove_sandbox(&id.pod).await.unwrap();
+}

@@ -15,7 +15,7 @@ mod verbs;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use client::{Cluster, Credentials};
@@ -141,6 +141,12 @@ async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     gantry_tasks::log_panics();
+    let last = gantry_runtime::guard_process();
+    if !last.context("hiding this process's memory from others")? {
+        tracing::warn!(
+            "without CAP_SYS_RESOURCE the kernel may end this process before pods when memory runs out"
+        );
+    }
     tokio::select! {
         ended = daemon => ended,
         () = process::give_memory_back() => Ok(()),

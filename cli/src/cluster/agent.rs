@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use gantry_agent::sysctls::SysctlPattern;
 use gantry_agent::{Agent, AgentConfig, NodeIdentity, identity};
 use gantry_network::OverlayMode;
 use gantry_tasks::{Panicked, caught};
@@ -62,7 +63,7 @@ impl From<Overlay> for OverlayMode {
     }
 }
 
-/// What tells a node from others.
+/// What tells a node from others, and what its pods may do.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Marks {
     /// A label of the node; may be given several times
@@ -71,6 +72,9 @@ pub(crate) struct Marks {
     /// A taint that a new node begins with; may be given several times
     #[arg(long = "node-taint", value_name = "KEY[=VALUE]:EFFECT", value_parser = taint)]
     taints: Vec<Taint>,
+    /// Kernel settings that pods of the node may ask for beside the safe ones, such as net.core.somaxconn or net.ipv4.*
+    #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<SysctlPattern>,
 }
 
 impl Marks {
@@ -84,7 +88,10 @@ impl Marks {
             let text = format!("{}={value}:{}", taint.key, taint.effect);
             ["--node-taint".to_owned(), text]
         });
-        labels.chain(taints).collect()
+        let sysctls = self.allowed_unsafe_sysctls.iter();
+        let sysctls =
+            sysctls.flat_map(|pattern| ["--allowed-unsafe-sysctls".to_owned(), pattern.text()]);
+        labels.chain(taints).chain(sysctls).collect()
     }
 }
 
@@ -187,6 +194,7 @@ fn config(settings: Settings) -> AgentConfig {
         labels: settings.marks.labels.into_iter().collect(),
         taints: settings.marks.taints,
         memory: settings.memory.policy(),
+        allowed_unsafe_sysctls: settings.marks.allowed_unsafe_sysctls,
         ..AgentConfig::in_directory(&settings.data_dir)
     }
 }

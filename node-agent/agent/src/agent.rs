@@ -191,6 +191,7 @@ impl Agent {
             memory: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
             pids_limit: Some(config.pod_pids_limit),
             memory_policy: config.memory,
+            sysctls: config.allowed_unsafe_sysctls.clone(),
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
             routed: desired.routed().clone(),

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::identity::NodeIdentity;
 use crate::limits::MemoryPolicy;
+use crate::sysctls::SysctlPattern;
 
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
 /// data directory, so that several agents share a machine.
@@ -50,6 +51,8 @@ pub struct AgentConfig {
     pub pod_pids_limit: i64,
     /// What is done about the memory of pods, on cgroup v2.
     pub memory: MemoryPolicy,
+    /// Kernel settings that pods may ask for beside those that are safe everywhere.
+    pub allowed_unsafe_sysctls: Vec<SysctlPattern>,
 }
 
 impl AgentConfig {
@@ -75,6 +78,7 @@ impl AgentConfig {
             max_pods: 110,
             pod_pids_limit: 4096,
             memory: MemoryPolicy::default(),
+            allowed_unsafe_sysctls: Vec::new(),
         }
     }
 

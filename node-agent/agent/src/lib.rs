@@ -24,6 +24,7 @@ pub mod logs;
 pub mod program;
 pub mod reports;
 mod servers;
+pub mod sysctls;
 mod tls;
 pub mod users;
 pub mod volumes;

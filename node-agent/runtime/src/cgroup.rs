@@ -20,6 +20,9 @@ mod protection;
 /// How long a killed process may take to leave its group.
 const REMOVAL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often to look whether a group is frozen before its members are killed anyway.
+const FREEZING: usize = 200;
+
 /// The hierarchies of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Hierarchies {
@@ -120,6 +123,26 @@ impl Hierarchies {
     /// The members of a group.
     pub(crate) fn procs_file(&self, group: &Path) -> PathBuf {
         self.controller("memory", group).join("cgroup.procs")
+    }
+
+    /// The group of the devices controller of v1.
+    pub(crate) fn devices(&self, group: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Unified(_) => None,
+            Self::Legacy(mounts) => mounts
+                .iter()
+                .find(|(controllers, _)| controllers.iter().any(|name| name == "devices"))
+                .map(|(_, mount)| below(mount, group)),
+        }
+    }
+
+    /// The files that let a process into a group, in the hierarchies that have it.
+    pub(crate) fn doors(&self, group: &Path) -> Vec<PathBuf> {
+        let doors = self
+            .mounts()
+            .into_iter()
+            .map(|mount| below(mount, group).join("cgroup.procs"));
+        doors.filter(|door| door.exists()).collect()
     }
 
     /// Makes a group in every hierarchy; returns the files that let a process in.
@@ -268,8 +291,34 @@ impl Hierarchies {
         })
     }
 
-    /// Kills every process of a group and of those below it.
+    /// Kills every process of a group and of those below it, also those that make others as fast as they can.
     pub(crate) fn kill(&self, group: &Path) {
+        match self {
+            Self::Unified(mount) => {
+                // Since Linux 5.14 the kernel does it itself.
+                if fs::write(below(mount, group).join("cgroup.kill"), "1").is_err() {
+                    self.kill_members(group);
+                }
+            }
+            Self::Legacy(_) => {
+                let state = self.controller("freezer", group).join("freezer.state");
+                let frozen = fs::write(&state, "FROZEN").is_ok();
+                for _ in 0..FREEZING {
+                    if !frozen || fs::read_to_string(&state).is_ok_and(|now| now.trim() == "FROZEN")
+                    {
+                        break;
+                    }
+                }
+                self.kill_members(group);
+                // They die when they thaw.
+                if frozen && let Err(error) = fs::write(&state, "THAWED") {
+                    tracing::warn!(group = %group.display(), %error, "could not thaw a group of killed processes");
+                }
+            }
+        }
+    }
+
+    fn kill_members(&self, group: &Path) {
         for mount in self.mounts() {
             for dir in tree(&below(mount, group)) {
                 let members = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();

@@ -1,16 +1,16 @@
 //! Which devices a container may make, read and write on cgroup v2, where no list of the kernel says so but a program of
 //! ours that it runs at every open and every mknod.
 //!
-//! The rules are those of the OCI configuration, `linux.resources.devices`, then those that every container needs. As
-//! on v1 a later rule wins over an earlier one, and what no rule is about is refused. A rule that cannot be read, or a
-//! program that the kernel does not take, fails the start: a container never runs without its program.
+//! The rules are those of the OCI configuration, `linux.resources.devices` (see `devices.rs`). As on v1 a later rule wins
+//! over an earlier one, and what no rule is about is refused. A rule that cannot be read, or a program that the kernel
+//! does not take, fails the start: a container never runs without its program.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::bpf::{self, Instruction};
 
@@ -108,31 +108,7 @@ impl Rule {
     }
 }
 
-/// What every container may use, whatever its rules: the devices in its own `/dev`, which are made for it.
-fn ordinary() -> Value {
-    let device = |major: u32, minor: Option<u32>| match minor {
-        Some(minor) => {
-            json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"})
-        }
-        None => json!({"allow": true, "type": "c", "major": major, "access": "rwm"}),
-    };
-    json!([
-        // Making a node is harmless while opening it is refused, and unpacking archives needs it.
-        {"allow": true, "type": "c", "access": "m"},
-        {"allow": true, "type": "b", "access": "m"},
-        device(1, Some(3)), // null
-        device(1, Some(5)), // zero
-        device(1, Some(7)), // full
-        device(1, Some(8)), // random
-        device(1, Some(9)), // urandom
-        device(5, Some(0)), // tty
-        device(5, Some(1)), // console
-        device(5, Some(2)), // ptmx
-        device(136, None),  // pts
-    ])
-}
-
-/// The rules of an OCI configuration, then the ordinary ones.
+/// The rules of an OCI configuration.
 fn rules(config: &Value) -> Result<Vec<Rule>, String> {
     let own = match config.pointer("/linux/resources/devices") {
         None => &[][..],
@@ -146,11 +122,7 @@ fn rules(config: &Value) -> Result<Vec<Rule>, String> {
             own.len()
         ));
     }
-    let ordinary = ordinary();
-    own.iter()
-        .chain(ordinary.as_array().into_iter().flatten())
-        .map(Rule::parse)
-        .collect()
+    own.iter().map(Rule::parse).collect()
 }
 
 /// Where the kernel puts what is asked, in the context that the program is given: access and kind in one word, then the
@@ -256,14 +228,21 @@ mod tests {
         bpf::interpret(program, &context) == 1
     }
 
-    fn compiled(devices: Value) -> Vec<Instruction> {
-        program(&rules(&json!({"linux": {"resources": {"devices": devices}}})).unwrap())
+    /// A configuration with the rules of every container, and further ones.
+    fn configuration(further: Value) -> Value {
+        let mut devices = crate::devices::rules(false);
+        devices.extend(further.as_array().cloned().unwrap_or_default());
+        json!({"linux": {"resources": {"devices": devices}}})
+    }
+
+    fn compiled(further: Value) -> Vec<Instruction> {
+        program(&rules(&configuration(further)).unwrap())
     }
 
     #[test]
     fn a_container_has_its_own_devices_and_no_others() {
         use Kind::{Block, Character};
-        let program = compiled(json!([{"allow": false, "access": "rwm"}]));
+        let program = compiled(json!([]));
         for (kind, major, minor, access, expected) in [
             (Character, 1, 3, READ | WRITE, true),
             (Character, 1, 9, READ, true),
@@ -291,16 +270,15 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_everything_else_is_refused() {
+    fn without_rules_everything_is_refused() {
         let program = program(&rules(&json!({})).unwrap());
         assert!(!allows(&program, Kind::Block, 8, 0, READ));
-        assert!(allows(&program, Kind::Character, 1, 3, READ));
+        assert!(!allows(&program, Kind::Character, 1, 3, READ));
     }
 
     #[test]
     fn a_later_rule_wins_and_a_denial_needs_only_a_part() {
         let program = compiled(json!([
-            {"allow": false, "access": "rwm"},
             {"allow": true, "type": "b", "major": 8, "access": "rwm"},
             {"allow": false, "type": "b", "major": 8, "minor": 1, "access": "w"},
             {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"},
@@ -440,15 +418,14 @@ mod tests {
         let (memory, disk) = (node("mem"), node("disk"));
         let make = format!("mknod {memory} c 1 1 && mknod {disk} b 7 0");
         let read = format!("head -c 1 {memory} >/dev/null");
-        let refusing = |devices: Value| json!({"linux": {"resources": {"devices": devices}}});
-        confine(&group.0, &refusing(json!([{"allow": false}]))).unwrap();
+        confine(&group.0, &configuration(json!([]))).unwrap();
         assert!(group.succeeds("head -c 1 /dev/urandom > /dev/null"));
         assert!(group.succeeds(&make), "making nodes is allowed");
         assert!(!group.succeeds(&read), "memory was read");
         assert!(!group.succeeds(&format!(": < {disk}")), "a disk was opened");
         assert!(!group.succeeds(": < /dev/kmsg"), "the log was opened");
-        let both = json!([{"allow": false}, {"allow": true, "type": "c", "major": 1, "minor": 11}]);
-        confine(&group.0, &refusing(both)).unwrap();
+        let log = json!([{"allow": true, "type": "c", "major": 1, "minor": 11}]);
+        confine(&group.0, &configuration(log)).unwrap();
         assert!(group.succeeds(": < /dev/kmsg"), "the later rules hold");
         assert!(!group.succeeds(&format!(": < {disk}")), "a disk was opened");
         let attached = bpf::device_programs(&File::open(&group.0).unwrap()).unwrap();

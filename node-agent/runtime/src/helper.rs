@@ -1,30 +1,35 @@
-//! Short-lived helpers of the shim, the only processes that call libcontainer: create a container, run a command in
-//! one, hold a shared pid namespace. What they achieved is left in a file, since their stdio is the container's.
+//! The helper that creates a container: the only process that calls libcontainer, which forks, changes directory and
+//! leaks on failure. What a helper achieved is left in a file, since its stdio is the container's.
 //!
-//! Invariant: a program is never executed without the filter the agent prepared for it. A filter that is missing or
-//! unreadable fails the start; only a file that says so leaves a container unconfined.
+//! Invariants: a program is never executed without the filter the agent prepared for it; a filter that is missing or
+//! unreadable fails the start, and only a file that says so leaves a container unconfined. Nothing of a helper is ever
+//! in a pid namespace in which there may be other processes with more than the container's own privileges: libcontainer
+//! makes the container outside of a shared one, and its process joins when it has given up all else.
 
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::fs;
-use std::io::{self, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, PipeWriter};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
-use rustix::thread::UnshareFlags;
+use rustix::thread::CapabilitySet;
 
-use crate::seccomp::{self, Program};
+use crate::launch::{self, Program, install};
 use crate::shim::CONSOLE;
-use crate::sys;
+use crate::{devices, privileges, seccomp, sys};
 
+/// In the directory of a container in a shared pid namespace: the bits of its capabilities, in hexadecimal digits.
+pub(crate) const CAPABILITIES: &str = "capabilities";
+/// In a container's directory: its place in the queue of the kernel's OOM killer.
+pub(crate) const OOM_SCORE_ADJ: &str = "oom_score_adj";
 const RESULT: &str = "result";
 const STATE: &str = "state";
 /// libcontainer wants an id; the directory around its state is already unique.
@@ -42,7 +47,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    fn write(&self, dir: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         let (tag, text) = match self {
             Self::Running(pid) => ('R', pid.to_string()),
             Self::CannotExecute(cause) => ('X', cause.clone()),
@@ -72,8 +77,16 @@ impl Outcome {
 /// the program executes.
 #[derive(Clone)]
 struct Confined {
-    filters: Vec<Program>,
+    filters: Vec<seccomp::Program>,
     report: Arc<PipeWriter>,
+    late: Option<Late>,
+}
+
+/// What a container in a shared pid namespace does itself, which others can see all that happens in.
+#[derive(Clone)]
+struct Late {
+    pid_namespace: Arc<OwnedFd>,
+    capabilities: CapabilitySet,
 }
 
 impl Confined {
@@ -85,55 +98,40 @@ impl Confined {
         let env = process
             .and_then(|process| process.env().clone())
             .unwrap_or_default();
-        let path = env
-            .iter()
-            .find_map(|entry| entry.strip_prefix("PATH="))
-            .unwrap_or_default();
-        let Some(command) = args.first() else {
-            return io::Error::from_raw_os_error(libc::ENOENT);
-        };
-        let candidates: Vec<String> = if command.contains('/') {
-            vec![command.clone()]
-        } else {
-            path.split(':')
-                .filter(|dir| !dir.is_empty())
-                .map(|dir| format!("{dir}/{command}"))
-                .collect()
-        };
-        let strings = |list: &[String]| {
-            list.iter()
-                .map(|item| CString::new(item.as_str()))
-                .collect::<Result<Vec<_>, _>>()
-        };
         // libcontainer adds what is missing (HOME) to the process's own environment.
-        let environment: Vec<String> = with_home(env);
-        let (Ok(args), Ok(environment), Ok(candidates)) =
-            (strings(&args), strings(&environment), strings(&candidates))
-        else {
-            return io::Error::from_raw_os_error(libc::EINVAL);
+        let program = match Program::new(&args, &with_home(env)) {
+            Ok(program) => program,
+            Err(error) => return error,
         };
-        sys::default_sigpipe();
-        for filter in &self.filters {
-            if let Err(error) = seccomp::install(filter) {
-                return error;
+        sys::ignore_signal(libc::SIGPIPE, false);
+        match &self.late {
+            None => match install(&self.filters) {
+                Ok(()) => program.execute(),
+                Err(error) => error,
+            },
+            Some(late) => {
+                let terminal = process.and_then(|process| process.terminal()) == Some(true);
+                self.join_and_execute(late, &program, terminal)
             }
         }
-        let mut cause = io::Error::from_raw_os_error(libc::ENOENT);
-        for candidate in &candidates {
-            let error = sys::execve(candidate, &args, &environment);
-            if error.raw_os_error() != Some(libc::ENOENT)
-                || cause.raw_os_error() != Some(libc::EACCES)
-            {
-                cause = error;
+    }
+
+    /// libcontainer has left the capabilities that joining needs.
+    fn join_and_execute(&self, late: &Late, program: &Program, terminal: bool) -> io::Error {
+        let prepared = || -> io::Result<()> {
+            rustix::thread::move_into_link_name_space(late.pid_namespace.as_fd(), None)?;
+            if terminal {
+                // It comes to belong to the process that remains. Giving it up hangs up on whoever does.
+                sys::ignore_signal(libc::SIGHUP, true);
+                sys::give_up_terminal()?;
             }
-            if !matches!(
-                cause.raw_os_error(),
-                Some(libc::ENOENT | libc::EACCES | libc::ENOTDIR)
-            ) {
-                break;
-            }
+            privileges::bound_capabilities(late.capabilities)?;
+            privileges::hold_capabilities(late.capabilities)
+        };
+        match prepared() {
+            Ok(()) => launch::launch(program, &self.filters, terminal, &self.report),
+            Err(error) => error,
         }
-        cause
     }
 }
 
@@ -149,8 +147,7 @@ fn with_home(mut env: Vec<String>) -> Vec<String> {
 impl Executor for Confined {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let error = self.attempt(spec);
-        let code = error.raw_os_error().unwrap_or(libc::EPERM);
-        if let Err(error) = (&*self.report).write_all(&code.to_ne_bytes()) {
+        if let Err(error) = launch::Report::Failed(&error).send(&self.report) {
             return Err(ExecutorError::Other(error.to_string()));
         }
         Err(ExecutorError::Execution(Box::new(error)))
@@ -177,111 +174,94 @@ impl Executor for Confined {
     }
 }
 
-/// Creates and starts the container in `dir`.
-pub(crate) fn create(dir: &Path) -> io::Result<()> {
-    let outcome = run(dir, dir, |builder, console| {
-        let mut container = builder
-            .as_init(dir)
-            .with_systemd(false)
-            .with_detach(console)
-            .build()?;
-        let pid = container.pid().map_or(0, |pid| pid.as_raw());
-        container.start()?;
-        Ok(pid)
-    });
-    outcome.write(dir)
+/// Creates and starts the container in `dir`. The namespaces are those of [`crate::namespaces::join`].
+pub(crate) fn create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<()> {
+    let outcome = try_create(dir, namespaces);
+    outcome
+        .unwrap_or_else(|error| Outcome::Failed(error.to_string()))
+        .write(dir)
 }
 
-/// Runs the command in `dir` in the container whose directory is given.
-pub(crate) fn exec(container_dir: &Path, dir: &Path) -> io::Result<()> {
-    let outcome = run(container_dir, dir, |builder, console| {
-        let pid = builder
-            .as_tenant()
-            .with_process(Some(dir.join("process.json")))
-            .with_detach(console)
-            .build()?;
-        Ok(pid.as_raw())
-    });
-    outcome.write(dir)
-}
-
-type Built = Result<i32, libcontainer::error::LibcontainerError>;
-
-fn run(
-    container_dir: &Path,
-    dir: &Path,
-    build: impl FnOnce(ContainerBuilder, bool) -> Built,
-) -> Outcome {
-    match try_run(container_dir, dir, build) {
-        Ok(outcome) => outcome,
-        Err(error) => Outcome::Failed(error.to_string()),
-    }
-}
-
-fn try_run(
-    container_dir: &Path,
-    dir: &Path,
-    build: impl FnOnce(ContainerBuilder, bool) -> Built,
-) -> io::Result<Outcome> {
-    let filters = seccomp::load(container_dir)?;
-    let (mut failures, report) = io::pipe()?;
+fn try_create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<Outcome> {
+    let filters = seccomp::load(dir)?;
+    privileges::set_oom_score_adj(read_oom_score_adj(dir)?)?;
+    sys::new_session_keyring();
+    let late = match crate::namespaces::join(namespaces)? {
+        None => None,
+        Some(pid_namespace) => Some(Late {
+            pid_namespace: Arc::new(pid_namespace),
+            capabilities: read_capabilities(dir)?,
+        }),
+    };
+    let (failures, report) = io::pipe()?;
     let executor = Confined {
         filters,
         report: Arc::new(report),
+        late,
     };
     let console = dir.join(CONSOLE);
     let has_console = console.exists();
     // The root path is made canonical by libcontainer, so it must exist.
-    let state = container_dir.join(STATE);
+    let state = dir.join(STATE);
     fs::create_dir_all(&state)?;
-    let builder = ContainerBuilder::new(ID.to_owned(), SyscallType::default())
-        .with_executor(executor)
-        .with_console_socket(has_console.then_some(console))
-        .with_root_path(state)
-        .map_err(io::Error::other)?;
-    // The builder, and with it our copy of the pipe's write end, is gone when this returns.
-    let built = build(builder, has_console);
-    let pid = match built {
-        Ok(pid) => pid,
-        Err(error) => {
-            // The cause may have come through the pipe too, more precisely: an exec's failure is one of build.
-            let mut code = [0u8; 4];
-            return Ok(match read_now(&mut failures, &mut code)? {
-                true => Outcome::CannotExecute(io_cause(i32::from_ne_bytes(code))),
-                false => Outcome::Failed(chain(&error)),
-            });
-        }
-    };
-    let mut code = [0u8; 4];
-    let mut filled = 0;
-    while filled < code.len() {
-        match failures.read(&mut code[filled..])? {
-            0 => return Ok(Outcome::Running(pid)),
-            count => filled += count,
-        }
-    }
-    Ok(Outcome::CannotExecute(io_cause(i32::from_ne_bytes(code))))
+    let built = build(dir, executor, has_console.then_some(console), state);
+    // Our copy of the pipe's write end went with the builder. A container that could not be started may still have its
+    // own, and wait: there is no more to come then.
+    let reported = launch::Reported::read(failures, built.is_ok())?;
+    Ok(match (built, reported) {
+        // The cause may have come through the pipe too, more precisely.
+        (
+            _,
+            launch::Reported {
+                failed: Some(code), ..
+            },
+        ) => Outcome::CannotExecute(cause(code)),
+        (Err(error), _) => Outcome::Failed(chain(&error)),
+        (
+            Ok(_),
+            launch::Reported {
+                started: Some(pid), ..
+            },
+        ) => Outcome::Running(pid),
+        (Ok(pid), _) => Outcome::Running(pid),
+    })
 }
 
-/// Reads a whole code if it is there already.
-fn read_now(pipe: &mut io::PipeReader, code: &mut [u8; 4]) -> io::Result<bool> {
-    rustix::io::ioctl_fionbio(pipe.as_fd(), true)?;
-    match pipe.read_exact(code) {
-        Ok(()) => Ok(true),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
+fn build(
+    dir: &Path,
+    executor: Confined,
+    console: Option<PathBuf>,
+    state: PathBuf,
+) -> Result<i32, LibcontainerError> {
+    let detached = console.is_some();
+    let mut container = ContainerBuilder::new(ID.to_owned(), SyscallType::default())
+        .with_executor(executor)
+        .with_console_socket(console)
+        .with_root_path(state)?
+        .as_init(dir)
+        .with_systemd(false)
+        .with_detach(detached)
+        .build()?;
+    let pid = container.pid().map_or(0, |pid| pid.as_raw());
+    devices::apply(dir).map_err(LibcontainerError::OtherIO)?;
+    container.start()?;
+    Ok(pid)
+}
+
+fn read_oom_score_adj(dir: &Path) -> io::Result<i32> {
+    let text = fs::read_to_string(dir.join(OOM_SCORE_ADJ))?;
+    text.parse().map_err(io::Error::other)
+}
+
+/// The capabilities of a container that gives up the others itself.
+fn read_capabilities(dir: &Path) -> io::Result<CapabilitySet> {
+    let bits = fs::read_to_string(dir.join(CAPABILITIES))?;
+    let bits = u64::from_str_radix(&bits, 16).map_err(io::Error::other)?;
+    Ok(CapabilitySet::from_bits_retain(bits))
 }
 
 /// The words users know from a shell.
-fn io_cause(code: i32) -> String {
+pub(crate) fn cause(code: i32) -> String {
     match code {
         libc::ENOENT => "no such file or directory".to_owned(),
         libc::EACCES => "permission denied".to_owned(),
@@ -302,33 +282,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Creates a pid namespace and leaves a process in it as its pid 1; writes that one's pid to `file`.
-pub(crate) fn start_pause(file: &Path) -> io::Result<()> {
-    sys::unshare(UnshareFlags::NEWPID)?;
-    let pause = Command::new(PathBuf::from("/proc/self/exe"))
-        .arg(crate::PAUSE)
-        .spawn()?;
-    fs::write(file, pause.id().to_string())
-}
-
-/// Is pid 1 of a pod's shared pid namespace: reaps, until it is killed.
-pub(crate) fn pause() -> io::Result<()> {
-    let signals = sys::child_signals()?;
-    rustix::io::ioctl_fionbio(signals.as_fd(), false)?;
-    loop {
-        loop {
-            match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
-                Ok(Some(_)) => {}
-                Ok(None) | Err(rustix::io::Errno::CHILD) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let mut drained = [0u8; 128];
-        match rustix::io::read(&signals, &mut drained) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }

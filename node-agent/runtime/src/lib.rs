@@ -18,8 +18,14 @@ mod bpf;
 mod cgroup;
 mod client;
 mod device_program;
+mod devices;
+mod exec;
+mod executable;
 mod fake;
 mod helper;
+mod launch;
+mod namespaces;
+mod privileges;
 mod rootfs;
 mod runtime;
 mod seccomp;
@@ -27,47 +33,63 @@ mod session;
 mod shim;
 mod spec;
 mod sys;
+mod sysctl;
 mod trial;
 
 use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use error::RuntimeError;
 pub use fake::FakeRuntime;
 pub use runtime::{ShimRuntime, ShimRuntimeConfig};
+pub use sysctl::{SysctlName, SysctlNamespace};
 pub use traits::*;
 pub use trial::{clock_is_kept, try_cgroups};
 
 const SHIM: &str = "__gantry-shim";
 const CREATE_HELPER: &str = "__gantry-create";
 const EXEC_HELPER: &str = "__gantry-exec";
-const PAUSE_STARTER: &str = "__gantry-pause-start";
+const NAMESPACES: &str = "__gantry-namespaces";
 const PAUSE: &str = "__gantry-pause";
+
+/// What a server or agent does first: its memory, which holds keys, is neither dumped nor read by others, and the
+/// kernel's OOM killer ends everything else before. Says whether the second was allowed.
+pub fn guard_process() -> io::Result<bool> {
+    privileges::hide()?;
+    privileges::die_late(-999)
+}
 
 /// Runs the part of the runtime this process was re-executed for, and returns its exit code; `None` when it is an
 /// ordinary start. Call it before anything else: those parts fork, and must have a single thread.
 pub fn dispatch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
-    let args: Vec<OsString> = args.into_iter().skip(1).take(3).collect();
-    let role = args.first()?.to_str()?.to_owned();
-    let path = |index: usize| args.get(index).map(PathBuf::from).unwrap_or_default();
-    if !role.starts_with("__gantry-") {
-        return None;
-    }
-    let part: &dyn Fn(&Path, &Path) -> std::io::Result<()> = match role.as_str() {
-        SHIM => &|dir, _| shim::run(dir),
-        CREATE_HELPER => &|dir, _| helper::create(dir),
-        EXEC_HELPER => &helper::exec,
-        PAUSE_STARTER => &|file, _| helper::start_pause(file),
-        PAUSE => &|_, _| helper::pause(),
+    let mut args = args.into_iter().skip(1);
+    let role = args.next()?.to_str()?.to_owned();
+    let part: fn(&Path, Vec<OwnedFd>) -> io::Result<()> = match role.as_str() {
+        SHIM => |dir, _| shim::run(dir),
+        NAMESPACES => |dir, _| namespaces::run(dir),
+        CREATE_HELPER => helper::create,
+        EXEC_HELPER => exec::exec,
+        PAUSE => |dir, _| namespaces::pause(dir),
         _ => return None,
     };
+    let dir = args.next().map(PathBuf::from).unwrap_or_default();
     // These parts fork: a panic must not unwind into what their parent would do next.
     std::panic::set_hook(Box::new(|info| {
         eprintln!("{info}");
         std::process::abort();
     }));
-    match sys::close_inherited().and_then(|()| part(&path(1), &path(2))) {
+    // Numbers of descriptors that were left open for it.
+    let inherited: Vec<i32> = args
+        .filter_map(|number| number.to_str()?.parse().ok())
+        .collect();
+    let run = || {
+        privileges::hide()?;
+        part(&dir, sys::take_inherited(&inherited)?)
+    };
+    match run() {
         Ok(()) => Some(ExitCode::SUCCESS),
         Err(error) => {
             eprintln!("{role}: {error}");

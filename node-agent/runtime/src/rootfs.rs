@@ -152,7 +152,18 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the directory or file on which something will be mounted, so that a read-only rootfs can take it.
+/// Refuses an image in which a directory that will be mounted on is a link, and so leads elsewhere.
+pub(crate) fn refuse_linked(spec: &ContainerSpec, name: &str) -> io::Result<()> {
+    match std::fs::symlink_metadata(spec.rootfs.join(name)) {
+        Ok(found) if !found.is_dir() => Err(io::Error::other(format!(
+            "the image's /{name} must be a directory"
+        ))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Opens a directory, to name what is in it.
 pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::openat(

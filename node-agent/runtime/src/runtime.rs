@@ -21,6 +21,7 @@ use tokio::sync::broadcast;
 
 use crate::cgroup::Hierarchies;
 use crate::error::RuntimeError;
+use crate::executable::Executable;
 use crate::traits::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
     IoSession, PodUid, Runtime, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
@@ -56,6 +57,7 @@ struct Sandbox {
     spec: SandboxSpec,
     shim_pid: i32,
     pause_pid: Option<i32>,
+    version: u32,
     /// It is being removed: the end of its shim is no news.
     removing: AtomicBool,
 }
@@ -63,6 +65,8 @@ struct Sandbox {
 struct Shared {
     config: ShimRuntimeConfig,
     hierarchies: Hierarchies,
+    /// What shims execute.
+    executable: Executable,
     /// Capabilities this process can give.
     available: u64,
     events: broadcast::Sender<RuntimeEvent>,
@@ -109,9 +113,14 @@ impl ShimRuntime {
         )))?;
         let hierarchies =
             Hierarchies::detect().map_err(|error| RuntimeError::Unsupported(error.to_string()))?;
+        let executable = Executable::seal(&config.shim_command).map_err(io_error(format!(
+            "sealing the shims' program {}",
+            config.shim_command.display()
+        )))?;
         let shared = Shared {
             config,
             hierarchies,
+            executable,
             available: bounding_set()
                 .map_err(io_error("reading the capabilities of the node agent"))?,
             events: broadcast::channel(1024).0,

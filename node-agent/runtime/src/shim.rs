@@ -1,5 +1,6 @@
 //! The shim: one small single-threaded process per pod that holds its namespaces and stdio, reaps its processes,
-//! writes its logs and answers the agent over a socket.
+//! writes its logs and answers the agent over a socket. It is in none of those namespaces itself: only descriptors of it
+//! are, which helpers inherit.
 //!
 //! It outlives the agent, so it depends on nothing of it: everything it needs arrives in a file at its start and in
 //! requests. It never calls libcontainer (which forks, changes directory and leaks on failure): each create and exec
@@ -17,7 +18,7 @@ mod log;
 use std::collections::HashMap;
 use std::fs;
 use std::io as stdio;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -25,9 +26,9 @@ use gantry_rpc::shim::SandboxConfig;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitOptions, WaitStatus};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use crate::sys;
+use crate::namespaces::Namespaces;
+use crate::{privileges, sys};
 use connection::Connection;
 use container::Container;
 
@@ -37,12 +38,17 @@ pub(crate) use container::{CONSOLE, TERMINATION, receive_console};
 pub(crate) const SOCKET: &str = "shim.sock";
 /// Name of the encoded `SandboxConfig` in the sandbox's directory.
 pub(crate) const CONFIG: &str = "shim.config";
+/// Before the kernel's OOM killer ends a shim it has ended all containers; after it come agents and servers.
+const SCORE: i32 = -998;
+/// Goes up when helpers read a container's or a command's directory in another way: an older one must not be given those.
+pub(crate) const VERSION: u32 = 1;
 /// What the shim prints once it answers on its socket.
 pub(crate) const READY: &str = "ready\n";
 
 /// Runs the shim of the sandbox in `dir` until it is told to shut down.
 pub(crate) fn run(dir: &Path) -> stdio::Result<()> {
     rustix::process::setsid()?;
+    privileges::die_late(SCORE)?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let config =
         SandboxConfig::decode(&*fs::read(dir.join(CONFIG))?).map_err(stdio::Error::other)?;
@@ -50,12 +56,12 @@ pub(crate) fn run(dir: &Path) -> stdio::Result<()> {
         fs::write(file, "0")
             .map_err(|error| explain(&format!("entering the cgroup at {file}"), error))?;
     }
-    enter_namespaces(&config)?;
+    let executable = PathBuf::from("/proc/self/exe");
     let mut shim = Shim {
-        executable: PathBuf::from("/proc/self/exe"),
+        namespaces: Namespaces::make(&executable, dir)?,
+        executable,
         signals: sys::child_signals()?,
         listener: bind(dir, SOCKET)?,
-        pause: None,
         containers: Vec::new(),
         connections: Vec::new(),
         helpers: HashMap::new(),
@@ -65,9 +71,6 @@ pub(crate) fn run(dir: &Path) -> stdio::Result<()> {
         config,
     };
     shim.listener.set_nonblocking(true)?;
-    if shim.config.share_pid {
-        shim.pause = Some(shim.start_pause(dir)?);
-    }
     use std::io::Write;
     stdio::stdout().write_all(READY.as_bytes())?;
     // Whoever started us may wait for the end of our output.
@@ -87,35 +90,6 @@ fn bind(dir: &Path, name: &str) -> stdio::Result<UnixListener> {
 
 fn explain(doing: &str, error: stdio::Error) -> stdio::Error {
     stdio::Error::new(error.kind(), format!("{doing}: {error}"))
-}
-
-fn enter_namespaces(config: &SandboxConfig) -> stdio::Result<()> {
-    let mut new = UnshareFlags::NEWUTS;
-    if !config.host_ipc {
-        new |= UnshareFlags::NEWIPC;
-    }
-    sys::unshare(new)?;
-    rustix::system::sethostname(config.hostname.as_bytes())?;
-    if !config.netns.is_empty() {
-        let joining = |error| {
-            explain(
-                &format!("joining the network namespace {}", config.netns),
-                error,
-            )
-        };
-        let namespace = fs::File::open(&config.netns).map_err(joining)?;
-        rustix::thread::move_into_link_name_space(
-            namespace.as_fd(),
-            Some(LinkNameSpaceType::Network),
-        )
-        .map_err(|error| joining(error.into()))?;
-    }
-    for (name, value) in &config.sysctls {
-        let file = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&file, value)
-            .map_err(|error| explain(&format!("setting the sysctl {name}"), error))?;
-    }
-    Ok(())
 }
 
 /// What a helper was started for.
@@ -143,7 +117,7 @@ struct Shim {
     config: SandboxConfig,
     signals: OwnedFd,
     listener: UnixListener,
-    pause: Option<i32>,
+    namespaces: Namespaces,
     containers: Vec<Container>,
     connections: Vec<Connection>,
     helpers: HashMap<i32, Helper>,
@@ -263,25 +237,6 @@ impl Shim {
             }
         }
         Ok(())
-    }
-
-    /// Starts the process that is pid 1 of the pod's shared pid namespace.
-    fn start_pause(&self, dir: &Path) -> stdio::Result<i32> {
-        let file = dir.join("pause.pid");
-        let status = std::process::Command::new(&self.executable)
-            .args([crate::PAUSE_STARTER.as_ref(), file.as_os_str()])
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .status()?;
-        if !status.success() {
-            return Err(stdio::Error::other(
-                "could not create the pod's pid namespace",
-            ));
-        }
-        fs::read_to_string(file)?
-            .trim()
-            .parse()
-            .map_err(stdio::Error::other)
     }
 }
 

@@ -1,13 +1,15 @@
 //! From a `ContainerSpec` to the OCI configuration libcontainer reads: pure functions.
 //!
-//! Network, ipc and uts namespaces are not named in it: the helper is a child of the shim, and already in them.
+//! Network, ipc and uts namespaces are not named in it: the helper joins them before it calls libcontainer.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::devices;
 use crate::error::RuntimeError;
+use crate::exec::Command;
 use crate::rootfs::DEFAULT_PATH;
 use crate::traits::{BindMount, ContainerSpec, ExecSpec, Propagation, Resources, SandboxSpec};
 
@@ -109,10 +111,18 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) shm: &'a Path,
     /// Mounted at the termination message path.
     pub(crate) termination: &'a Path,
-    /// The process that holds the pod's shared pid namespace.
-    pub(crate) pause_pid: Option<i32>,
+    /// The process file system of the pod's shared pid namespace, when it has one.
+    pub(crate) shared_proc: Option<&'a Path>,
     /// The capabilities this process could give at all.
     pub(crate) available: u64,
+}
+
+fn every(available: u64) -> impl Iterator<Item = &'static str> {
+    ALL_CAPABILITIES
+        .iter()
+        .enumerate()
+        .filter(move |(bit, _)| available >> bit & 1 == 1)
+        .map(|(_, name)| *name)
 }
 
 /// Names (without `CAP_`) of the capabilities a container gets.
@@ -120,13 +130,7 @@ pub(crate) fn capabilities(
     spec: &ContainerSpec,
     available: u64,
 ) -> Result<BTreeSet<&'static str>, RuntimeError> {
-    let all = || {
-        ALL_CAPABILITIES
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| available >> bit & 1 == 1)
-            .map(|(_, name)| *name)
-    };
+    let all = || every(available);
     if spec.privileged {
         return Ok(all().collect());
     }
@@ -168,6 +172,15 @@ pub(crate) fn capabilities(
     Ok(granted)
 }
 
+/// The bits of capabilities in the kernel's order.
+pub(crate) fn bits(capabilities: &BTreeSet<&'static str>) -> u64 {
+    ALL_CAPABILITIES
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| capabilities.contains(*name))
+        .fold(0, |bits, (bit, _)| bits | 1 << bit)
+}
+
 fn environment(spec: &ContainerSpec) -> Vec<String> {
     let mut env = spec.env.clone();
     if !env.iter().any(|entry| entry.starts_with("PATH=")) {
@@ -179,28 +192,27 @@ fn environment(spec: &ContainerSpec) -> Vec<String> {
     env
 }
 
-/// The `process` part, for the container's command or for another one in it.
-fn process(
-    spec: &ContainerSpec,
-    args: &[String],
-    tty: bool,
-    available: u64,
-) -> Result<Value, RuntimeError> {
-    let capabilities: Vec<String> = capabilities(spec, available)?
+/// The primary group is among the supplementary ones: a process that changes its group keeps its access.
+fn groups(spec: &ContainerSpec) -> BTreeSet<u32> {
+    spec.groups.iter().copied().chain([spec.gid]).collect()
+}
+
+/// The `process` part. A container that joins a shared pid namespace itself keeps what that needs until then.
+fn process(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Value, RuntimeError> {
+    let available = around.available;
+    let capabilities = match around.shared_proc {
+        None => capabilities(spec, available)?,
+        Some(_) => every(available).collect(),
+    };
+    let capabilities: Vec<String> = capabilities
         .into_iter()
         .map(|name| format!("CAP_{name}"))
         .collect();
-    let mut env = environment(spec);
-    if tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
-        env.push("TERM=xterm".to_owned());
-    }
-    // The primary group is among the supplementary ones: a process that changes its group keeps its access.
-    let groups: BTreeSet<u32> = spec.groups.iter().copied().chain([spec.gid]).collect();
     let mut process = json!({
-        "terminal": tty,
-        "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": groups},
-        "args": args,
-        "env": env,
+        "terminal": spec.tty,
+        "user": {"uid": spec.uid, "gid": spec.gid, "additionalGids": groups(spec)},
+        "args": spec.args,
+        "env": environment(spec),
         "cwd": spec.cwd,
         "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
     });
@@ -208,28 +220,35 @@ fn process(
         // Never written as false: libcontainer treats the field's presence as a decision about filters.
         process["noNewPrivileges"] = json!(true);
     }
-    if let Some(adjustment) = spec.resources.oom_score_adj {
-        let privileged = available >> 24 & 1 == 1;
-        if adjustment >= 0 || privileged {
-            process["oomScoreAdj"] = json!(adjustment);
-        } else {
-            tracing::info!(
-                container = spec.id.name,
-                adjustment,
-                "oom_score_adj left at its default: a negative one needs CAP_SYS_RESOURCE"
-            );
-        }
-    }
     Ok(process)
 }
 
-/// The `process.json` of an exec.
-pub(crate) fn exec_process(
+/// What an exec's helper executes.
+pub(crate) fn exec_command(
     spec: &ContainerSpec,
     exec: &ExecSpec,
     available: u64,
-) -> Result<Value, RuntimeError> {
-    process(spec, &exec.args, exec.tty, available)
+    cgroups: Vec<PathBuf>,
+    container: PathBuf,
+) -> Result<Command, RuntimeError> {
+    let mut env = environment(spec);
+    if exec.tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    Ok(Command {
+        args: exec.args.clone(),
+        env,
+        cwd: spec.cwd.clone(),
+        terminal: exec.tty,
+        uid: spec.uid,
+        gid: spec.gid,
+        groups: groups(spec).into_iter().collect(),
+        capabilities: bits(&capabilities(spec, available)?),
+        no_new_privs: spec.no_new_privs,
+        oom_score_adj: spec.resources.oom_score_adj.unwrap_or(0),
+        cgroups,
+        container,
+    })
 }
 
 fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
@@ -262,8 +281,15 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
     } else {
         around.shm
     };
+    let proc = match around.shared_proc {
+        // Made by a process in the namespace, which the container is not in yet.
+        Some(shared) => {
+            json!({"destination": "/proc", "type": "bind", "source": shared, "options": ["bind", "rprivate", "nosuid", "noexec", "nodev"]})
+        }
+        None => mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    };
     let mut mounts = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        proc,
         mount(
             "/dev",
             "tmpfs",
@@ -331,7 +357,7 @@ fn resources(resources: &Resources, privileged: bool) -> Value {
         cpu["period"] = json!(resources.cpu_period_micros.unwrap_or(100_000));
     }
     let mut all = json!({
-        "devices": [{"allow": privileged, "access": "rwm"}],
+        "devices": devices::rules(privileged),
         "memory": memory,
         "cpu": cpu,
     });
@@ -399,9 +425,8 @@ pub(crate) fn config(
     around: &Surroundings<'_>,
 ) -> Result<Value, RuntimeError> {
     let mut namespaces = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
-    if let Some(pid) = around.pause_pid {
-        namespaces.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")}));
-    } else if !around.sandbox.host_pid {
+    // A shared one is joined when the container has given up everything.
+    if around.shared_proc.is_none() && !around.sandbox.host_pid {
         namespaces.push(json!({"type": "pid"}));
     }
     let mut linux = json!({
@@ -437,7 +462,7 @@ pub(crate) fn config(
     Ok(json!({
         "ociVersion": "1.0.2",
         "root": {"path": spec.rootfs, "readonly": spec.read_only_rootfs},
-        "process": process(spec, &spec.args, spec.tty, around.available)?,
+        "process": process(spec, around)?,
         "mounts": mounts(spec, around),
         "linux": linux,
     }))

@@ -13,6 +13,11 @@ use rustix::net::{
 /// The largest frame either side accepts.
 pub(crate) const MAX_FRAME: usize = 1 << 20;
 
+/// An argument of a system call that says nothing.
+const NONE: libc::c_long = 0;
+/// The operation of keyctl.
+const JOIN_SESSION_KEYRING: libc::c_long = 1;
+
 fn check(result: i32) -> io::Result<()> {
     if result == 0 {
         Ok(())
@@ -75,11 +80,181 @@ pub(crate) fn clock_is_kept() -> io::Result<bool> {
     }
 }
 
-/// Closes every descriptor above stderr. Only for a process that has opened none of its own yet.
-pub(crate) fn close_inherited() -> io::Result<()> {
+/// Takes over the descriptors of these numbers, which whoever started this process left open for it, and closes all
+/// others above stderr. Only for a process that has opened none of its own yet.
+pub(crate) fn take_inherited(numbers: &[i32]) -> io::Result<Vec<OwnedFd>> {
+    close_all_but(numbers)?;
+    let mut taken = Vec::with_capacity(numbers.len());
+    for &number in numbers {
+        #[expect(unsafe_code, reason = "a descriptor is named by its number")]
+        // SAFETY: it is above stderr, and nobody else in this process, which has just begun, owns it; F_SETFD below
+        // fails when it is not open, and an OwnedFd that is not open is then forgotten before it could close another.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        if let Err(error) = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC) {
+            std::mem::forget(fd);
+            return Err(error.into());
+        }
+        taken.push(fd);
+    }
+    Ok(taken)
+}
+
+/// Closes every descriptor above stderr but those of these numbers, whoever owns them. Only for a process that uses no
+/// other afterwards.
+pub(crate) fn close_all_but(numbers: &[i32]) -> io::Result<()> {
+    let mut kept: Vec<u32> = Vec::with_capacity(numbers.len());
+    for &number in numbers {
+        match u32::try_from(number) {
+            Ok(number) if number > 2 => kept.push(number),
+            _ => return Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+    kept.sort_unstable();
+    let mut first = 3;
+    for number in kept {
+        if number > first {
+            close_range(first, number - 1)?;
+        }
+        first = number + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+/// Closes stdin, stdout and stderr too: for a process that has nothing left to say.
+pub(crate) fn close_everything() -> io::Result<()> {
+    close_range(0, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
     #[expect(unsafe_code, reason = "close_range has no safe wrapper")]
-    // SAFETY: called first in `dispatch`, before this process owns any descriptor above 2.
-    check(unsafe { libc::close_range(3, u32::MAX, 0) })
+    // SAFETY: callers use none of these descriptors afterwards, and drop nothing that owns one.
+    check(unsafe { libc::close_range(first, last, 0) })
+}
+
+/// Lets a child that is started next have this descriptor, under its number.
+pub(crate) fn let_inherit(fd: impl AsFd) -> io::Result<i32> {
+    use std::os::fd::AsRawFd;
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+    Ok(fd.as_fd().as_raw_fd())
+}
+
+/// Both sides of a fork.
+pub(crate) enum Fork {
+    /// In the new process.
+    Child,
+    /// In the one that forked: the new one's pid.
+    Parent(i32),
+}
+
+/// Forks a process with a single thread. `sibling` makes the new one a child of this one's parent.
+pub(crate) fn fork(sibling: bool) -> io::Result<Fork> {
+    let flags = if sibling { libc::CLONE_PARENT } else { 0 } | libc::SIGCHLD;
+    #[expect(unsafe_code, reason = "a fork is not part of the standard library")]
+    // SAFETY: this process has one thread, so that memory, locks and all are whole in the copy; without CLONE_VM and
+    // with a null stack the copy goes on as after fork.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::c_long::from(flags),
+            NONE,
+            NONE,
+            NONE,
+            NONE,
+        )
+    };
+    match pid {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => Ok(Fork::Parent(i32::try_from(pid).map_err(io::Error::other)?)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends a forked process at once: what its memory holds is the other one's to flush and to drop.
+pub(crate) fn exit_now(code: i32) -> ! {
+    #[expect(
+        unsafe_code,
+        reason = "std's exit runs what belongs to the process that forked"
+    )]
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe {
+        libc::_exit(code)
+    }
+}
+
+/// Kernel threads and other processes possess what is in a session's keyring; a container gets one of its own. Kernels
+/// without keyrings have nothing to protect.
+pub(crate) fn new_session_keyring() {
+    #[expect(unsafe_code, reason = "keyctl has no safe wrapper")]
+    // SAFETY: joining with a null name makes a new keyring, and reads no memory of ours.
+    unsafe {
+        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, NONE);
+    }
+}
+
+/// Makes everything below a mount of one's own read-only, without set-user-id and devices.
+pub(crate) fn seal_mount(mount: impl AsFd) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut attributes = MaybeUninit::<libc::mount_attr>::zeroed();
+    #[expect(unsafe_code, reason = "mount_setattr has no safe wrapper")]
+    // SAFETY: the structure is integers alone, its size is given, the path is an empty string that ends in null.
+    let result = unsafe {
+        (*attributes.as_mut_ptr()).attr_set =
+            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            attributes.as_ptr(),
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The other side of a new terminal, whatever lies at its path.
+pub(crate) fn open_terminal_peer(terminal: impl AsFd) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let fd = terminal.as_fd().as_raw_fd();
+    let unlocked: libc::c_int = 0;
+    #[expect(
+        unsafe_code,
+        reason = "neither request has a safe wrapper among our dependencies"
+    )]
+    // SAFETY: TIOCSPTLCK reads one integer, TIOCGPTPEER takes flags and returns a descriptor that we own.
+    unsafe {
+        check(libc::ioctl(fd, libc::TIOCSPTLCK, &raw const unlocked))?;
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        match libc::ioctl(fd, libc::TIOCGPTPEER, flags) {
+            -1 => Err(io::Error::last_os_error()),
+            peer => Ok(OwnedFd::from_raw_fd(peer)),
+        }
+    }
+}
+
+/// Leaves the session's controlling terminal.
+pub(crate) fn give_up_terminal() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "TIOCNOTTY has no safe wrapper")]
+    // SAFETY: the request takes no argument.
+    check(unsafe { libc::ioctl(0, libc::TIOCNOTTY) })
+}
+
+/// Makes a signal's disposition what it is by default, or ignores it.
+pub(crate) fn ignore_signal(signal: i32, ignored: bool) {
+    let disposition = if ignored {
+        libc::SIG_IGN
+    } else {
+        libc::SIG_DFL
+    };
+    #[expect(unsafe_code, reason = "signal dispositions are process-wide")]
+    // SAFETY: neither disposition installs a handler.
+    unsafe {
+        libc::signal(signal, disposition);
+    }
 }
 
 /// Gives a process new namespaces. Must be called with one thread.
@@ -90,15 +265,6 @@ pub(crate) fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     )]
     // SAFETY: callers pass namespace flags only, never FILES, and have one thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
-}
-
-/// Restores what the language's start-up changed and an executed program would inherit.
-pub(crate) fn default_sigpipe() {
-    #[expect(unsafe_code, reason = "signal dispositions are process-wide")]
-    // SAFETY: SIG_DFL installs no handler.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-    }
 }
 
 /// Replaces the process; returns only to say why it could not.

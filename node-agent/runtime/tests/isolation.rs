@@ -386,3 +386,136 @@ async fn a_pod_joins_its_network_namespace_and_has_its_sysctls() {
     assert!(error.to_string().contains("/run/no-such-netns"), "{error}");
     assert_eq!(node.traces(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn nothing_of_ours_can_be_used_in_a_shared_pid_namespace() {
+    let node = Node::new();
+    let sandbox = SandboxSpec {
+        share_pid: true,
+        ..node.sandbox("pod")
+    };
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let mut attacker = node.container("pod", &["/bin/sleep", "1000"]);
+    attacker.cap_add = vec!["SYS_PTRACE".to_owned()];
+    let id = attacker.id.clone();
+    node.runtime.start_container(attacker).await.unwrap();
+    let (status, _) = inside(&node, &id, "cat /proc/1/status").await;
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(&status, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field(&status, "Seccomp:"), "2");
+    assert_eq!(field(&status, "NoNewPrivs:"), "1");
+    assert_eq!(field(&status, "Uid:"), "65535\t65535\t65535\t65535");
+    let look =
+        "ls -A /proc/1/root/ /proc/1/fd/ | grep -v : ; cat /proc/1/environ; stat -c %u /proc/1/fd";
+    let (seen, code) = inside(&node, &id, look).await;
+    assert_eq!((seen.trim(), code), ("0", 0), "not even dumpable");
+    let (said, code) = inside(&node, &id, "touch /proc/1/root/x || chmod 777 /proc/1/exe").await;
+    assert!(code != 0 && said.contains("Read-only"), "{said}");
+
+    // A container that comes later, as root and as somebody else, with a terminal and without.
+    for (number, uid) in [(1, 0), (2, 1000)] {
+        let mut spec = node.container(
+            "pod",
+            &[
+                "/bin/sh",
+                "-c",
+                "cat /proc/self/status; cut -d ' ' -f 7 /proc/self/stat; sleep 1000",
+            ],
+        );
+        spec.id.name = format!("later-{number}");
+        (spec.uid, spec.tty) = (uid, number == 2);
+        let later = spec.id.clone();
+        node.runtime.start_container(spec).await.unwrap();
+        let (status, _) = inside(&node, &later, "cat /proc/self/status").await;
+        assert_eq!(field(&status, "CapBnd:"), DEFAULT_CAPABILITIES);
+        let effective = if uid == 0 {
+            DEFAULT_CAPABILITIES
+        } else {
+            "0000000000000000"
+        };
+        assert_eq!(field(&status, "CapEff:"), effective);
+        assert_eq!(field(&status, "Seccomp:"), "2");
+        let (processes, _) = inside(&node, &later, "cat /proc/[0-9]*/status").await;
+        let of_init = processes.matches("CapBnd:\t00000000a80425fb").count();
+        assert!(of_init >= 2, "{processes}");
+    }
+    node.runtime.remove_sandbox(&id.pod).await.unwrap();
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn devices_beyond_its_own_do_not_open() {
+    let node = Node::new();
+    let id = running(&node, |spec| spec.cap_add = vec!["NET_ADMIN".to_owned()]).await;
+    for (name, numbers) in [("tun", "10 200"), ("mem", "1 1"), ("kmsg", "1 11")] {
+        let script = format!("busybox mknod /tmp/{name} c {numbers} && (: 3<> /tmp/{name})");
+        let (said, code) = inside(&node, &id, &script).await;
+        assert!(
+            code != 0 && said.contains("Operation not permitted"),
+            "{name}: {said}"
+        );
+    }
+    let own = "for name in null zero full random urandom; do (: 3< /dev/$name) || exit 1; done; echo x > /dev/null";
+    assert_eq!(inside(&node, &id, own).await, (String::new(), 0));
+    node.runtime.remove_sandbox(&id.pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn settings_of_the_host_are_out_of_reach() {
+    let node = Node::new();
+    let before = fs::read("/proc/sys/kernel/core_pattern").unwrap();
+    for name in [
+        "kernel.core_pattern",
+        "kernel/core_pattern",
+        "net/../kernel/core_pattern",
+        "net.ipv4.tcp_syncookies",
+    ] {
+        let sandbox = SandboxSpec {
+            sysctls: [(name.to_owned(), "|/x".to_owned())].into(),
+            ..node.sandbox("pod")
+        };
+        // The last belongs to the network, which this sandbox shares with its host.
+        let error = node.runtime.start_sandbox(sandbox).await.unwrap_err();
+        assert!(error.to_string().contains("sysctl"), "{error}");
+    }
+    assert_eq!(fs::read("/proc/sys/kernel/core_pattern").unwrap(), before);
+    assert_eq!(node.traces(), Vec::<String>::new());
+    let sandbox = SandboxSpec {
+        sysctls: [("kernel/msgmax".to_owned(), "4321".to_owned())].into(),
+        ..node.sandbox("pod")
+    };
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let said = node
+        .script("pod", "look", "cat /proc/sys/kernel/msgmax", |_| {})
+        .await;
+    assert_eq!(said, "4321\n");
+    node.runtime
+        .remove_sandbox(&PodUid("pod".to_owned()))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn no_link_leads_a_command_to_the_hosts_files() {
+    let node = Node::new();
+    let sandbox = SandboxSpec {
+        host_pid: true,
+        ..node.sandbox("pod")
+    };
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let script = "cd / && busybox rm -r /w && busybox ln -s /proc/1/root /w; sleep 1000";
+    let mut spec = node.container("pod", &["/bin/sh", "-c", script]);
+    spec.cwd = PathBuf::from("/w");
+    let id = spec.id.clone();
+    node.runtime.start_container(spec).await.unwrap();
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while fs::read_link(node.rootfs.join("w")).is_err() {
+        assert!(std::time::Instant::now() < deadline, "no link");
+        tokio::task::yield_now().await;
+    }
+    let refused = node.runtime.exec(&id, command(&["/bin/ls"])).await;
+    let error = refused.err().expect("a directory outside of the container");
+    assert!(error.to_string().contains("Permission denied"), "{error}");
+    node.runtime.remove_sandbox(&id.pod).await.unwrap();
+}

@@ -108,7 +108,18 @@ impl Launch {
             () = self.cancel.cancelled() => return Err(NotLaunched::Cancelled),
         };
         let key = rootfs_key(&self.uid, &self.container.name, self.attempt);
-        let rootfs = self.node.images.mount_rootfs(&image.id, &key).await;
+        let started = self.start(image, &key).await;
+        if started.is_err()
+            && let Err(error) = self.node.images.unmount_rootfs(&key).await
+        {
+            // Tried again when the pod goes.
+            tracing::warn!(pod = self.uid, key, %error, "unmounting the root of a container that did not start");
+        }
+        started
+    }
+
+    async fn start(&self, image: Image, key: &str) -> Result<Launched, NotLaunched> {
+        let rootfs = self.node.images.mount_rootfs(&image.id, key).await;
         let rootfs = rootfs.map_err(|error| config("CreateContainerError")(&error))?;
         let spec = self.spec(&image, &rootfs)?;
         // Invariant: an attempt is on disk before the runtime is asked, so that none is ever begun twice.

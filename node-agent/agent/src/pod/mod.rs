@@ -1,5 +1,6 @@
 //! Pods: one worker each.
 
+mod admission;
 mod backoff;
 mod files;
 mod hooks;

@@ -16,6 +16,7 @@ use crate::limits::MemoryPolicy;
 use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::routed::Routed;
+use crate::sysctls::SysctlPattern;
 
 /// The node as its pod workers see it.
 pub(crate) struct Node {
@@ -39,6 +40,8 @@ pub(crate) struct Node {
     pub(crate) memory: i64,
     pub(crate) pids_limit: Option<i64>,
     pub(crate) memory_policy: MemoryPolicy,
+    /// Kernel settings that pods may ask for beside the safe ones.
+    pub(crate) sysctls: Vec<SysctlPattern>,
     pub(crate) cluster_dns: Ipv4Addr,
     pub(crate) cluster_domain: String,
     /// Addresses to which services send new connections.

@@ -7,6 +7,7 @@ use gantry_network::{HostPort, HostResolver, Protocol};
 use gantry_runtime::{PodUid, SandboxSpec};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
+use super::admission;
 use super::files;
 use super::launch::Sandbox;
 use super::node::Node;
@@ -37,6 +38,7 @@ pub(crate) async fn set_up(
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
+    admission::check_supported(&spec).map_err(sandbox_failed)?;
     let (netns, pod_ips) = if spec.host_network == Some(true) {
         (None, node.addresses.clone())
     } else {

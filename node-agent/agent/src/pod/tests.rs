@@ -90,6 +90,7 @@ impl Bed {
             memory: 1 << 30,
             pids_limit: None,
             memory_policy: crate::limits::MemoryPolicy::default(),
+            sysctls: Vec::new(),
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
             cluster_domain: "cluster.local".to_owned(),
             routed: self.desired.routed().clone(),
@@ -623,4 +624,42 @@ async fn a_pod_whose_directory_cannot_be_made_is_tried_again() {
     assert!(bed.runtime.starts().is_empty());
     std::fs::remove_file(&pods).unwrap();
     bed.phase("Running").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_asks_for_settings_of_its_host_fails_before_it_has_anything() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    spec["securityContext"] = json!({"sysctls": [{"name": "kernel.core_pattern", "value": "|/x"}]});
+    bed.apply(&pod(spec));
+    let status = bed.phase("Failed").await;
+    assert_eq!(status["reason"], "SysctlForbidden");
+    let words = "Pod was rejected: forbidden sysctl: \"kernel.core_pattern\" not allowlisted";
+    assert_eq!(status["message"], words);
+    assert!(bed.runtime.starts().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn isolation_that_cannot_be_given_is_said_and_nothing_runs() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    spec["hostUsers"] = json!(false);
+    bed.apply(&pod(spec));
+    let event = bed.event("FailedCreatePodSandBox").await;
+    let message = event["message"].as_str().unwrap();
+    assert!(
+        message.contains("spec.hostUsers: user namespaces"),
+        "{message}"
+    );
+    assert!(bed.runtime.starts().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_refused_leaves_no_root_mounted() {
+    let mut bed = Bed::new();
+    let container = json!({"command": ["/app"], "securityContext": {"runAsNonRoot": true}});
+    bed.apply(&pod(one(container)));
+    bed.waiting("CreateContainerConfigError").await;
+    let mounted = std::fs::read_dir(bed.directory.path().join("rootfs")).unwrap();
+    assert_eq!(mounted.count(), 0);
 }

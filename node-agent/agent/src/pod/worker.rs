@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::admission;
 use super::hooks::Target;
 use super::launch::{Launched, NotLaunched, Sandbox};
 use super::node::Node;
@@ -79,6 +80,24 @@ enum Effect {
     TornDown(Result<(), String>),
     Removed(Result<(), String>),
     Released(Result<(), String>),
+}
+
+/// The end of a pod that has no beginning here.
+fn rejection(node: &Node, pod: &Pod) -> Option<PodEnd> {
+    let spec = pod.spec.as_ref()?;
+    let rejection = admission::admit(spec, &node.sysctls).err()?;
+    node.reports.event(
+        pod,
+        None,
+        Severity::Warning,
+        rejection.reason,
+        &rejection.message,
+    );
+    Some(PodEnd {
+        failed: true,
+        reason: Some(rejection.reason.to_owned()),
+        message: Some(format!("Pod was rejected: {}", rejection.message)),
+    })
 }
 
 /// One pod's worker.
@@ -140,7 +159,16 @@ impl Worker {
                 message: previous.message.clone(),
             })
         });
-        let (records, controls) = recover::recover(&pod, &notes, found, &previous);
+        let rejected = match end {
+            None if found.is_none() && notes.containers.is_empty() => rejection(&node, &pod),
+            _ => None,
+        };
+        // Of one that was never let in there are no containers to speak of.
+        let (records, controls) = match rejected {
+            Some(_) => Default::default(),
+            None => recover::recover(&pod, &notes, found, &previous),
+        };
+        let end = end.or(rejected);
         Ok(Self {
             surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,

@@ -14,17 +14,21 @@ use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
+use super::sandboxes::{PATIENCE, ask};
 use super::{Sandbox, Shared, io_error, reference, status};
-use crate::client::{Link, call, short_path};
+use crate::client::{Link, short_path};
 use crate::error::RuntimeError;
+use crate::exec::COMMAND;
 use crate::session::Terminal;
 use crate::spec::{self, Surroundings};
 use crate::traits::{
     ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, TerminalSize, Usage,
 };
-use crate::{rootfs, seccomp, shim};
+use crate::{devices, helper, namespaces, rootfs, seccomp, shim};
 
 const SPEC: &str = "spec.json";
+/// Unpacked images may be on a slow disk; after this long nothing is going to come of a start.
+const START: Duration = Duration::from_secs(120);
 
 fn talking(id: &ContainerId) -> impl FnOnce(io::Error) -> RuntimeError {
     io_error(format!(
@@ -64,6 +68,19 @@ fn sandbox(shared: &Shared, pod: &PodUid) -> Result<Arc<Sandbox>, RuntimeError> 
         .ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))
 }
 
+/// The sandbox, if its helpers understand what is written for them.
+fn current_sandbox(shared: &Shared, pod: &PodUid) -> Result<Arc<Sandbox>, RuntimeError> {
+    let sandbox = sandbox(shared, pod)?;
+    if sandbox.version == shim::VERSION {
+        Ok(sandbox)
+    } else {
+        Err(RuntimeError::Unsupported(format!(
+            "pod {} was started by another version of gantry: what runs goes on; delete the pod to start and execute anything new",
+            pod.0
+        )))
+    }
+}
+
 pub(super) async fn start(
     shared: &Arc<Shared>,
     spec: ContainerSpec,
@@ -71,11 +88,12 @@ pub(super) async fn start(
     let id = spec.id.clone();
     let lock = shared.lock_of(&id.pod);
     let _one_at_a_time = lock.lock().await;
-    let sandbox = sandbox(shared, &id.pod)?;
     let dir = shared.container_dir(&id);
+    sandbox(shared, &id.pod)?;
     if let Some(known) = find(shared, &id).await? {
         return Ok(known);
     }
+    let sandbox = current_sandbox(shared, &id.pod)?;
     rootfs::check_command(&spec)?;
     let result = match prepare(shared, &sandbox, &spec, &dir) {
         Ok(()) => ask_to_start(shared, &spec, &dir).await,
@@ -91,11 +109,8 @@ pub(super) async fn start(
 
 /// The container as its shim knows it.
 async fn find(shared: &Shared, id: &ContainerId) -> Result<Option<ContainerStatus>, RuntimeError> {
-    let answer = call(
-        &shared.sandbox_dir(&id.pod),
-        request::Body::List(Default::default()),
-    )
-    .await;
+    let list = request::Body::List(Default::default());
+    let answer = ask(shared, &id.pod, list, PATIENCE).await;
     match answer.map_err(talking(id))? {
         reply::Body::Containers(known) => {
             let statuses = known
@@ -129,32 +144,39 @@ fn prepare(
         .map_err(failed("creating the termination message file"))?;
     let group = shared.container_cgroup(&spec.id);
     let shm = shared.sandbox_dir(&spec.id.pod).join("shm");
+    let proc = shared.sandbox_dir(&spec.id.pod).join(namespaces::PROC);
     let around = Surroundings {
         sandbox: &sandbox.spec,
         cgroup: &group,
         unified: shared.hierarchies.is_unified(),
         shm: &shm,
+        shared_proc: sandbox.pause_pid.is_some().then_some(proc.as_path()),
         termination: &termination,
-        pause_pid: sandbox.pause_pid,
         available: shared.available,
     };
+    if around.shared_proc.is_some() {
+        rootfs::refuse_linked(spec, "proc").map_err(failed("looking at /proc"))?;
+    }
     let config = spec::config(spec, &around)?;
     let devices_of = (!spec.privileged).then_some(&config);
     shared
         .hierarchies
         .admit(&group, &spec.resources, devices_of)
         .map_err(failed("preparing the cgroup"))?;
+    let capabilities = spec::capabilities(spec, shared.available)?;
+    let devices = shared.hierarchies.devices(&group).unwrap_or_default();
     let profile = if spec.privileged {
         &crate::traits::Seccomp::Unconfined
     } else {
         &spec.seccomp
     };
-    let filter = seccomp::prepare(profile, &spec::capabilities(spec, shared.available)?).map_err(
-        |cause| RuntimeError::Create {
+    let filter =
+        seccomp::prepare(profile, &capabilities).map_err(|cause| RuntimeError::Create {
             container: spec.id.name.clone(),
             cause,
-        },
-    )?;
+        })?;
+    let bits = format!("{:x}", spec::bits(&capabilities));
+    let adjustment = spec.resources.oom_score_adj.unwrap_or(0).to_string();
     let write = |name: &str, content: &[u8]| fs::write(dir.join(name), content);
     let json = |error: serde_json::Error| io::Error::other(error);
     serde_json::to_vec(&config)
@@ -163,6 +185,9 @@ fn prepare(
         .and_then(|()| serde_json::to_vec(spec).map_err(json))
         .and_then(|text| write(SPEC, &text))
         .and_then(|()| write(seccomp::FILE, &filter))
+        .and_then(|()| write(helper::CAPABILITIES, bits.as_bytes()))
+        .and_then(|()| write(helper::OOM_SCORE_ADJ, adjustment.as_bytes()))
+        .and_then(|()| write(devices::GROUP, devices.as_os_str().as_encoded_bytes()))
         .map_err(failed("writing the configuration"))
 }
 
@@ -181,7 +206,7 @@ async fn ask_to_start(
         oom_file: shared.hierarchies.oom_file(&group).display().to_string(),
         procs_file: shared.hierarchies.procs_file(&group).display().to_string(),
     };
-    match call(&shared.sandbox_dir(&id.pod), request::Body::Start(start))
+    match ask(shared, &id.pod, request::Body::Start(start), START)
         .await
         .map_err(talking(id))?
     {
@@ -201,7 +226,7 @@ pub(super) async fn kill(
         container: Some(reference(id)),
         signal,
     });
-    match call(&shared.sandbox_dir(&id.pod), body)
+    match ask(shared, &id.pod, body, PATIENCE)
         .await
         .map_err(talking(id))?
     {
@@ -218,7 +243,7 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Runt
         return Ok(());
     }
     let body = request::Body::Forget(reference(id));
-    match call(&shared.sandbox_dir(&id.pod), body)
+    match ask(shared, &id.pod, body, PATIENCE)
         .await
         .map_err(talking(id))?
     {
@@ -315,7 +340,7 @@ pub(super) async fn exec(
     id: &ContainerId,
     exec: ExecSpec,
 ) -> Result<IoSession, RuntimeError> {
-    sandbox(shared, &id.pod)?;
+    current_sandbox(shared, &id.pod)?;
     let container_dir = shared.container_dir(id);
     let text = fs::read(container_dir.join(SPEC))
         .map_err(|_| RuntimeError::NotRunning(id.name.clone()))?;
@@ -323,15 +348,24 @@ pub(super) async fn exec(
     let spec: ContainerSpec = serde_json::from_slice(&text)
         .map_err(io::Error::other)
         .map_err(failed())?;
-    let process = spec::exec_process(&spec, &exec, shared.available)?;
+    let group = shared.container_cgroup(id);
+    let command = spec::exec_command(
+        &spec,
+        &exec,
+        shared.available,
+        shared.hierarchies.doors(&group),
+        container_dir.clone(),
+    )?;
     // The process id keeps an earlier agent's leftovers apart.
     let number = format!("{}-{}", std::process::id(), shared.next_exec());
     let dir = ExecDir(shared.sandbox_dir(&id.pod).join("x").join(number));
     fs::create_dir_all(&dir.0).map_err(failed())?;
-    fs::write(dir.0.join("process.json"), process.to_string()).map_err(failed())?;
+    serde_json::to_vec(&command)
+        .map_err(io::Error::other)
+        .and_then(|text| fs::write(dir.0.join(COMMAND), text))
+        .map_err(failed())?;
     let request = Exec {
         container: Some(reference(id)),
-        container_dir: container_dir.display().to_string(),
         dir: dir.0.display().to_string(),
         tty: exec.tty,
         stdin: exec.stdin,
@@ -349,10 +383,9 @@ pub(super) async fn exec(
         pipes = Some(made);
     }
     let sandbox_dir = shared.sandbox_dir(&id.pod);
-    let mut link = Link::open(&sandbox_dir, request::Body::Exec(request), theirs)
-        .await
-        .map_err(talking(id))?;
-    match link.next().await.map_err(talking(id))? {
+    let opened = open(&sandbox_dir, request::Body::Exec(request), theirs).await;
+    let (mut link, answer) = opened.map_err(talking(id))?;
+    match answer {
         reply::Body::Running(_) => {}
         reply::Body::Failure(failure) => return Err(refused(id, exec.args.first(), failure)),
         _ => return Err(unexpected()),
@@ -415,6 +448,24 @@ pub(super) async fn exec(
         }
     });
     Ok(session)
+}
+
+/// Opens a connection that goes on after its first answer. A shim that was stopped has none: whoever asks for a command
+/// or a probe is not kept waiting for that.
+async fn open(
+    dir: &Path,
+    body: request::Body,
+    fds: Vec<OwnedFd>,
+) -> io::Result<(Link, reply::Body)> {
+    let opened = async {
+        let mut link = Link::open(dir, body, fds).await?;
+        let answer = link.next().await?;
+        Ok((link, answer))
+    };
+    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "the pod's shim does not answer");
+    tokio::time::timeout(START, opened)
+        .await
+        .unwrap_or_else(|_| Err(timed_out()))
 }
 
 /// Removes an exec's directory when the command has ended, or never began.
@@ -481,10 +532,9 @@ pub(super) async fn attach(
     };
     let theirs = std::mem::take(&mut pipes.theirs);
     let dir = shared.sandbox_dir(&id.pod);
-    let mut link = Link::open(&dir, request::Body::Attach(request), theirs)
-        .await
-        .map_err(talking(id))?;
-    match link.next().await.map_err(talking(id))? {
+    let opened = open(&dir, request::Body::Attach(request), theirs).await;
+    let (mut link, answer) = opened.map_err(talking(id))?;
+    match answer {
         reply::Body::Done(_) => {}
         reply::Body::Failure(failure) => return Err(refused(id, None, failure)),
         _ => return Err(unexpected()),

@@ -17,10 +17,10 @@ use super::{Sandbox, Shared, io_error, status};
 use crate::client::Link;
 use crate::error::RuntimeError;
 use crate::traits::{ContainerState, PodUid, RuntimeEvent, SandboxSpec, SandboxStatus};
-use crate::{SHIM, shim, sys};
+use crate::{SHIM, namespaces, shim, sys};
 
-/// A shim that takes longer to start or to end than this is not going to.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A shim that takes longer to start, to answer or to end than this is not going to.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const SPEC: &str = "sandbox.json";
 const SHM: &str = "shm";
 
@@ -47,14 +47,12 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
     let dir = shared.sandbox_dir(pod);
     let shm = dir.join(SHM);
     fs::create_dir_all(&shm).map_err(io_error(format!("creating {}", shm.display())))?;
-    fs::create_dir_all(dir.join("c")).map_err(io_error(format!(
-        "creating the directories of pod {}",
-        pod.0
-    )))?;
-    fs::create_dir_all(dir.join("x")).map_err(io_error(format!(
-        "creating the directories of pod {}",
-        pod.0
-    )))?;
+    for part in ["c", "x", namespaces::PROC, namespaces::EMPTY] {
+        fs::create_dir_all(dir.join(part)).map_err(io_error(format!(
+            "creating the directories of pod {}",
+            pod.0
+        )))?;
+    }
     rustix::mount::mount(
         "shm",
         &shm,
@@ -115,9 +113,12 @@ async fn spawn(shared: &Shared, pod: &PodUid, dir: &Path) -> Result<(), RuntimeE
     let log_path = dir.join("shim.log");
     let log = fs::File::create(&log_path)
         .map_err(io_error(format!("creating {}", log_path.display())))?;
-    let mut shim = tokio::process::Command::new(&shared.config.shim_command)
+    let mut shim = tokio::process::Command::new(shared.executable.path())
+        .arg0("gantry")
         .arg(SHIM)
         .arg(dir)
+        // What it starts can be seen by containers: nothing of the agent's environment is for them.
+        .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -143,16 +144,36 @@ async fn spawn(shared: &Shared, pod: &PodUid, dir: &Path) -> Result<(), RuntimeE
         tracing::debug!(pod = pod.0, %error, "the shim had ended already");
     }
     let cause = fs::read_to_string(&log_path).unwrap_or_default();
-    let cause = cause.trim();
-    let cause = if cause.is_empty() {
-        "it said nothing"
-    } else {
-        cause
+    let cause = match cause.trim() {
+        "" => "it said nothing".to_owned(),
+        said => said.lines().collect::<Vec<_>>().join("; "),
     };
     Err(RuntimeError::Shim(format!(
         "the shim of pod {} did not start: {cause}",
         pod.0
     )))
+}
+
+/// Asks a shim for one reply. One that has none within the given time was stopped, or cannot go on: it is ended with
+/// all that it holds, since nothing can be done about its containers any more; what listens to it then says so.
+pub(super) async fn ask(
+    shared: &Shared,
+    pod: &PodUid,
+    body: request::Body,
+    patience: Duration,
+) -> io::Result<reply::Body> {
+    let dir = shared.sandbox_dir(pod);
+    match tokio::time::timeout(patience, crate::client::call(&dir, body)).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            tracing::warn!(pod = pod.0, "a pod's shim does not answer: ending the pod");
+            shared.hierarchies.kill(&shared.pod_cgroup(pod));
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the pod's shim does not answer, and was ended with the pod's containers",
+            ))
+        }
+    }
 }
 
 /// Connects to a shim and keeps listening to it. Only for a pod that is not in the map.
@@ -170,6 +191,7 @@ async fn subscribe(
         spec: spec.clone(),
         shim_pid: known.shim_pid,
         pause_pid: (known.pause_pid != 0).then_some(known.pause_pid),
+        version: known.version,
         removing: AtomicBool::new(false),
     });
     shared
@@ -220,7 +242,9 @@ async fn subscribe(
 async fn take_over(shared: &Arc<Shared>, pod: &PodUid) -> Option<(Arc<Sandbox>, Containers)> {
     let text = fs::read(shared.sandbox_dir(pod).join(SPEC)).ok()?;
     let spec: SandboxSpec = serde_json::from_slice(&text).ok()?;
-    subscribe(shared, &spec).await.ok()
+    // One that was stopped takes connections all the same. What is left is killed with its cgroup.
+    let subscribed = tokio::time::timeout(PATIENCE, subscribe(shared, &spec));
+    subscribed.await.ok()?.ok()
 }
 
 pub(super) async fn list(shared: &Arc<Shared>) -> Result<Vec<SandboxStatus>, RuntimeError> {
@@ -239,9 +263,7 @@ pub(super) async fn list(shared: &Arc<Shared>) -> Result<Vec<SandboxStatus>, Run
         let _one_at_a_time = lock.lock().await;
         let taken = match shared.sandbox(&pod) {
             Some(sandbox) => {
-                match crate::client::call(&shared.sandbox_dir(&pod), request::Body::List(Empty {}))
-                    .await
-                {
+                match ask(shared, &pod, request::Body::List(Empty {}), PATIENCE).await {
                     Ok(reply::Body::Containers(known)) => Some((sandbox, known)),
                     _ => None,
                 }
@@ -328,13 +350,13 @@ async fn clean(shared: &Shared, pod: &PodUid) -> Result<(), RuntimeError> {
         protect(shared)?;
     }
     let dir = shared.sandbox_dir(pod);
-    match rustix::mount::unmount(dir.join(SHM), UnmountFlags::DETACH) {
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(error) => {
-            return Err(io_error(format!(
-                "unmounting the shared memory of pod {}",
-                pod.0
-            ))(error.into()));
+    for (mounted, what) in [(SHM, "shared memory"), (namespaces::PROC, "processes")] {
+        match rustix::mount::unmount(dir.join(mounted), UnmountFlags::DETACH) {
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => {
+                let doing = format!("unmounting the {what} of pod {}", pod.0);
+                return Err(io_error(doing)(error.into()));
+            }
         }
     }
     match fs::remove_dir_all(&dir) {

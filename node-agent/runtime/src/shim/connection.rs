@@ -4,14 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use gantry_rpc::shim::{
     Attach, ContainerRef, Containers, Empty, Exec, Failure, Reply, Request, Start, failure, reply,
     request,
 };
 use rustix::event::PollFlags;
-use rustix::process::WaitStatus;
+use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 
 use super::container::{Attachment, Container};
 use super::{Helper, Purpose, Shim, exit_code};
@@ -231,7 +231,8 @@ impl Shim {
         reply::Body::Containers(Containers {
             containers: self.containers.iter().map(Container::describe).collect(),
             shim_pid: rustix::process::getpid().as_raw_pid(),
-            pause_pid: self.pause.unwrap_or(0),
+            pause_pid: self.namespaces.holder().unwrap_or(0),
+            version: super::VERSION,
         })
     }
 
@@ -250,7 +251,14 @@ impl Shim {
             return Some(reply::Body::Container(container.describe()));
         }
         self.next_serial += 1;
-        match Container::create(self.next_serial, &self.config, start, &self.executable) {
+        let created = Container::create(
+            self.next_serial,
+            &self.config,
+            start,
+            &self.executable,
+            &self.namespaces,
+        );
+        match created {
             Ok((container, process)) => {
                 self.containers.push(container);
                 self.connections[index].role = role;
@@ -269,21 +277,47 @@ impl Shim {
     }
 
     fn exec(&mut self, index: usize, exec: Exec) -> Option<reply::Body> {
-        let reference = exec.container.unwrap_or_default();
+        let reference = exec.container.clone().unwrap_or_default();
         let fds = std::mem::take(&mut self.connections[index].fds);
-        if self
+        let Some(pid) = self
             .find(&reference)
             .and_then(|container| container.running_pid())
-            .is_none()
-        {
+        else {
             return Some(not_running(&reference));
-        }
+        };
+        let process = match self.start_exec(pid, &exec, fds) {
+            Ok(process) => process,
+            Err(error) => {
+                return Some(failed(
+                    failure::Kind::Other,
+                    format!("starting the exec helper: {error}"),
+                ));
+            }
+        };
+        self.connections[index].role = Role::Exec { pid: 0 };
+        let purpose = Purpose::Exec {
+            connection: self.connections[index].id,
+            dir: PathBuf::from(exec.dir),
+        };
+        self.helpers.insert(
+            i32::try_from(process.id()).unwrap_or(0),
+            Helper { process, purpose },
+        );
+        None
+    }
+
+    /// Starts the helper that runs a command in the container with this init process.
+    fn start_exec(&self, pid: i32, exec: &Exec, fds: Vec<OwnedFd>) -> io::Result<Child> {
         let mut command = Command::new(&self.executable);
-        command.args([crate::EXEC_HELPER, &exec.container_dir, &exec.dir]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        // By a descriptor: until this process reaps it, the number is the container's, but the helper lives longer.
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let init = pidfd_open(pid, PidfdFlags::empty())?;
+        command.args([crate::EXEC_HELPER, &exec.dir]);
+        command.arg(sys::let_inherit(&init)?.to_string());
+        // A command that is given no input finds its end, and no file of the host.
+        let (empty, _) = io::pipe()?;
+        command.stdin(empty);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         if !exec.tty {
             let mut fds = fds.into_iter();
             if exec.stdin
@@ -291,31 +325,12 @@ impl Shim {
             {
                 command.stdin(fd);
             }
-            if let Some(fd) = fds.next() {
-                command.stdout(fd);
-            }
-            if let Some(fd) = fds.next() {
-                command.stderr(fd);
-            }
+            let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
+                return Err(io::Error::other("no descriptors for the command's output"));
+            };
+            command.stdout(stdout).stderr(stderr);
         }
-        match command.spawn() {
-            Ok(process) => {
-                self.connections[index].role = Role::Exec { pid: 0 };
-                let purpose = Purpose::Exec {
-                    connection: self.connections[index].id,
-                    dir: PathBuf::from(exec.dir),
-                };
-                self.helpers.insert(
-                    i32::try_from(process.id()).unwrap_or(0),
-                    Helper { process, purpose },
-                );
-                None
-            }
-            Err(error) => Some(failed(
-                failure::Kind::Other,
-                format!("starting the exec helper: {error}"),
-            )),
-        }
+        command.spawn()
     }
 
     fn attach(&mut self, index: usize, attach: &Attach) -> Option<reply::Body> {
@@ -463,7 +478,7 @@ impl Shim {
         for container in &mut self.containers {
             container.kill_all();
         }
-        if let Some(pause) = self.pause
+        if let Some(pause) = self.namespaces.holder()
             && let Err(error) = sys::kill(pause, libc::SIGKILL)
         {
             eprintln!("ending the shared pid namespace: {error}");

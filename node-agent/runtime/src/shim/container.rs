@@ -16,6 +16,7 @@ use rustix::termios::Winsize;
 use super::exit_code;
 use super::io::{Output, Read, nonblocking, read};
 use super::log::{Log, Stream};
+use crate::namespaces::Namespaces;
 use crate::sys;
 
 /// The socket in a container's directory over which its terminal arrives.
@@ -106,6 +107,7 @@ impl Container {
         config: &SandboxConfig,
         start: Start,
         executable: &Path,
+        namespaces: &Namespaces,
     ) -> io::Result<(Self, Child)> {
         let reference = start.container.unwrap_or_default();
         let dir = PathBuf::from(start.dir);
@@ -118,6 +120,7 @@ impl Container {
         )?;
         let mut command = Command::new(executable);
         command.arg(crate::CREATE_HELPER).arg(&dir);
+        let inherited = namespaces.hand_to(&mut command)?;
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -142,6 +145,7 @@ impl Container {
             }
         }
         let helper = command.spawn()?;
+        drop(inherited);
         let container = Self {
             serial,
             name: reference.name,

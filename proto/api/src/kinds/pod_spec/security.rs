@@ -181,7 +181,31 @@ fn is_sysctl(name: &str) -> bool {
     name.len() <= 253 && name.split(['.', '/']).all(segment)
 }
 
-fn check_sysctls(sysctls: &[Sysctl], path: &Path, errors: &mut ErrorList) {
+/// The field of a pod that makes a setting its host's own. Whoever begins with a slash has parts between slashes.
+fn host_field(sysctl: &str) -> Option<&'static str> {
+    let first = sysctl.find(['.', '/']);
+    let slashes = first.is_some_and(|first| sysctl.as_bytes()[first] == b'/');
+    let name = if slashes {
+        sysctl
+            .replace('.', "\n")
+            .replace('/', ".")
+            .replace('\n', "/")
+    } else {
+        sysctl.to_owned()
+    };
+    let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."];
+    if name == "kernel.sem" || ipc.iter().any(|begin| name.starts_with(begin)) {
+        Some("hostIPC")
+    } else {
+        name.starts_with("net.").then_some("hostNetwork")
+    }
+}
+
+fn check_sysctls(spec: &PodSpec, sysctls: &[Sysctl], path: &Path, errors: &mut ErrorList) {
+    let shared = |field: &str| match field {
+        "hostIPC" => spec.host_ipc == Some(true),
+        _ => spec.host_network == Some(true),
+    };
     let mut seen = BTreeSet::new();
     for (index, sysctl) in sysctls.iter().enumerate() {
         let path = path.index(index).child("name");
@@ -191,6 +215,10 @@ fn check_sysctls(sysctls: &[Sysctl], path: &Path, errors: &mut ErrorList) {
             errors.invalid(&path, &sysctl.name, SYSCTL);
         } else if !seen.insert(&sysctl.name) {
             errors.duplicate(&path, &sysctl.name);
+        }
+        if let Some(field) = host_field(&sysctl.name).filter(|field| shared(field)) {
+            let detail = format!("may not be specified when '{field}' is true");
+            errors.invalid(&path, &sysctl.name, &detail);
         }
     }
 }
@@ -227,7 +255,7 @@ pub(super) fn validate_pod(spec: &PodSpec, path: &Path, errors: &mut ErrorList) 
         check_id(Some(*group), &path, errors);
     }
     let sysctls = context.sysctls.as_deref().unwrap_or_default();
-    check_sysctls(sysctls, &path.child("sysctls"), errors);
+    check_sysctls(spec, sysctls, &path.child("sysctls"), errors);
     for (policy, name, supported) in [
         (
             &context.fs_group_change_policy,

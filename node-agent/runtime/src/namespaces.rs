@@ -1,0 +1,207 @@
+//! The namespaces that a pod's containers share, made by a short-lived process and held by descriptors: no process of
+//! ours stays in them, but for the one that a shared pid namespace needs as its pid 1.
+//!
+//! Invariant: before the shim says that it is ready, that process has given up everything: user, capabilities, files,
+//! descriptors and system calls.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use gantry_rpc::shim::SandboxConfig;
+use rustix::mount::MountFlags;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
+
+use crate::sysctl::{SysctlName, SysctlNamespace};
+use crate::{privileges, seccomp, shim, sys, sysctl};
+
+/// In a sandbox's directory: the process file system of a shared pid namespace.
+pub(crate) const PROC: &str = "proc";
+/// In a sandbox's directory: empty, for processes to put a root directory of their own on.
+pub(crate) const EMPTY: &str = "empty";
+/// The user of the process that holds a shared pid namespace, the same as of Kubernetes' pause image.
+const HOLDER: u32 = 65535;
+
+/// What a pod's containers share.
+pub(crate) struct Namespaces {
+    joined: Vec<OwnedFd>,
+    pid: Option<(i32, OwnedFd)>,
+}
+
+impl Namespaces {
+    /// Makes them, for the sandbox in `dir`.
+    pub(crate) fn make(executable: &Path, dir: &Path) -> io::Result<Self> {
+        let mut maker = Command::new(executable)
+            .arg(crate::NAMESPACES)
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(output) = maker.stdout.take() {
+            BufReader::with_capacity(32, output).read_line(&mut line)?;
+        }
+        let holder = line.trim().parse::<i32>();
+        let taken = holder.map_err(io::Error::other).and_then(|holder| {
+            let of = |pid: &dyn std::fmt::Display, kind: &str| -> io::Result<OwnedFd> {
+                Ok(fs::File::open(format!("/proc/{pid}/ns/{kind}"))?.into())
+            };
+            let joined = ["uts", "ipc", "net"].map(|kind| of(&maker.id(), kind));
+            let pid = match holder {
+                0 => None,
+                holder => Some((holder, of(&holder, "pid")?)),
+            };
+            let joined = joined.into_iter().collect::<io::Result<_>>()?;
+            Ok(Self { joined, pid })
+        });
+        // It ends when it has nothing more to read.
+        drop(maker.stdin.take());
+        let status = maker.wait()?;
+        if status.success() {
+            taken
+        } else {
+            // It has said why.
+            Err(io::Error::other("could not make the pod's namespaces"))
+        }
+    }
+
+    /// The pid 1 of a shared pid namespace, in the host's numbers.
+    pub(crate) fn holder(&self) -> Option<i32> {
+        self.pid.as_ref().map(|(holder, _)| *holder)
+    }
+
+    /// Adds to a helper's command the numbers of the descriptors that [`join`] takes; it inherits these if it is started
+    /// while the answer lives.
+    pub(crate) fn hand_to(&self, command: &mut Command) -> io::Result<Vec<OwnedFd>> {
+        let pid = self.pid.iter().map(|(_, namespace)| namespace);
+        let copies = self.joined.iter().chain(pid).map(OwnedFd::try_clone);
+        let copies: Vec<OwnedFd> = copies.collect::<io::Result<_>>()?;
+        for copy in &copies {
+            command.arg(sys::let_inherit(copy)?.to_string());
+        }
+        Ok(copies)
+    }
+}
+
+/// Joins what [`Namespaces::hand_to`] passed on but a shared pid namespace, which is given back: whoever joins that has
+/// to give up its privileges first.
+pub(crate) fn join(namespaces: Vec<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+    let mut namespaces = namespaces.into_iter();
+    for namespace in namespaces.by_ref().take(3) {
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
+    }
+    Ok(namespaces.next())
+}
+
+fn explain(doing: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{doing}: {error}"))
+}
+
+/// Is the process that makes them: prints the pid of the shared pid namespace's holder, or 0, and stays until its input
+/// ends.
+pub(crate) fn run(dir: &Path) -> io::Result<()> {
+    use prost::Message;
+    let config =
+        SandboxConfig::decode(&*fs::read(dir.join(shim::CONFIG))?).map_err(io::Error::other)?;
+    let settings = settings(&config)?;
+    let mut new = UnshareFlags::NEWUTS;
+    if !config.host_ipc {
+        new |= UnshareFlags::NEWIPC;
+    }
+    if config.share_pid {
+        new |= UnshareFlags::NEWPID;
+    }
+    sys::unshare(new)?;
+    rustix::system::sethostname(config.hostname.as_bytes())?;
+    if !config.netns.is_empty() {
+        let joining = |error| {
+            explain(
+                &format!("joining the network namespace {}", config.netns),
+                error,
+            )
+        };
+        let namespace = fs::File::open(&config.netns).map_err(joining)?;
+        let network = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), network)
+            .map_err(|error| joining(error.into()))?;
+    }
+    let holder = if config.share_pid {
+        start_holder(dir)?
+    } else {
+        0
+    };
+    if !settings.is_empty() {
+        let mut own = Vec::new();
+        if !config.host_ipc {
+            own.push(SysctlNamespace::Ipc);
+        }
+        if !config.netns.is_empty() {
+            own.push(SysctlNamespace::Net);
+        }
+        sysctl::write(&settings, &own, &dir.join(EMPTY))?;
+    }
+    writeln!(io::stdout(), "{holder}")?;
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
+}
+
+fn settings(config: &SandboxConfig) -> io::Result<Vec<(SysctlName, String)>> {
+    let parse = |(name, value): (&String, &String)| match SysctlName::parse(name) {
+        Some(known) => Ok((known, value.clone())),
+        None => Err(io::Error::other(format!(
+            "the sysctl {name:?} belongs to no namespace of a pod"
+        ))),
+    };
+    config.sysctls.iter().map(parse).collect()
+}
+
+fn start_holder(dir: &Path) -> io::Result<i32> {
+    let mut holder = Command::new("/proc/self/exe")
+        .arg(crate::PAUSE)
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = String::new();
+    if let Some(output) = holder.stdout.take() {
+        BufReader::with_capacity(32, output).read_line(&mut said)?;
+    }
+    if said == shim::READY {
+        i32::try_from(holder.id()).map_err(io::Error::other)
+    } else {
+        Err(io::Error::other("could not make the pod's pid namespace"))
+    }
+}
+
+/// Is pid 1 of a pod's shared pid namespace: reaps, until it is killed.
+pub(crate) fn pause(dir: &Path) -> io::Result<()> {
+    // Only a process in the namespace can make its file system, and this is the one that is not a container's.
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount(
+        "proc",
+        dir.join(PROC),
+        "proc",
+        flags,
+        None::<&std::ffi::CStr>,
+    )?;
+    let filter = seccomp::holder().map_err(io::Error::other)?;
+    privileges::enter_root_of_its_own(&dir.join(EMPTY), |_| Ok(()))?;
+    // Ends of processes that nobody waits for are then no news at all.
+    sys::ignore_signal(libc::SIGCHLD, true);
+    privileges::bound_capabilities(CapabilitySet::empty())?;
+    privileges::become_user(HOLDER, HOLDER, &[])?;
+    privileges::hold_capabilities(CapabilitySet::empty())?;
+    rustix::thread::set_no_new_privs(true)?;
+    seccomp::install(&filter)?;
+    io::stdout().write_all(shim::READY.as_bytes())?;
+    sys::close_everything()?;
+    loop {
+        // Nothing to wait for, and no time to wait: until a signal.
+        match rustix::event::poll(&mut [], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a process gives up before a container can see it, in the one order that works.
+
+use std::io;
+
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::DumpableBehavior;
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+
+use crate::sys;
+
+const SCORE: &str = "/proc/self/oom_score_adj";
+
+/// Keeps others from reading this process's memory and descriptors, until it executes something.
+pub(crate) fn hide() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(
+        DumpableBehavior::NotDumpable,
+    )?)
+}
+
+/// Lets nothing that this process executes ever have a capability but these. Comes before what takes the process's own.
+pub(crate) fn bound_capabilities(kept: CapabilitySet) -> io::Result<()> {
+    for bit in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if kept.contains(capability) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // The kernel knows no more of them.
+            Err(Errno::INVAL) => break,
+            removed => removed?,
+        }
+    }
+    match rustix::thread::clear_ambient_capability_set() {
+        // Before Linux 4.3 there are none.
+        Err(Errno::INVAL) => Ok(()),
+        cleared => Ok(cleared?),
+    }
+}
+
+/// Gives up all capabilities but these, as far as the process has them.
+pub(crate) fn hold_capabilities(kept: CapabilitySet) -> io::Result<()> {
+    let held = rustix::thread::capabilities(None)?.permitted & kept;
+    let sets = CapabilitySets {
+        effective: held,
+        permitted: held,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, sets)?;
+    // More capabilities than before would have made the process visible; fewer do not, but nobody need know that.
+    hide()
+}
+
+/// Becomes this user. Capabilities go with root.
+pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    // Changing the user may have made the process visible again.
+    hide()
+}
+
+/// Leaves the host's files: from here on the root directory is what `fill` makes of an empty one, read-only. `at` is a
+/// directory to put it on, which nobody else sees changed.
+pub(crate) fn enter_root_of_its_own(
+    at: &std::path::Path,
+    fill: impl FnOnce(&std::path::Path) -> io::Result<()>,
+) -> io::Result<()> {
+    sys::unshare(UnshareFlags::NEWNS)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount(
+        "none",
+        at,
+        "tmpfs",
+        flags,
+        c"size=64k,nr_inodes=64,mode=555",
+    )?;
+    fill(at)?;
+    rustix::mount::mount_remount(at, flags | MountFlags::RDONLY, c"")?;
+    rustix::process::chdir(at)?;
+    // The old root comes to lie on the new one, and is taken off.
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+/// Moves this process back in the queue of the kernel's OOM killer, as far as it may; says whether it could.
+pub(crate) fn die_late(score: i32) -> io::Result<bool> {
+    match std::fs::write(SCORE, score.to_string()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Changes this process's and its children's place in the queue of the kernel's OOM killer. Where that needs a
+/// privilege that is missing, 0 stands for anything lower: an agent's own place is never handed on.
+pub(crate) fn set_oom_score_adj(adjustment: i32) -> io::Result<()> {
+    if !die_late(adjustment)? {
+        std::fs::write(SCORE, "0")?;
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ use gantry_network::OverlayMode;
 use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
+use super::join_token::JoinToken;
 use super::{Place, daemon, default_node_name, require_root, server, up};
 
 /// What an agent is and where it reports to.
@@ -131,11 +132,10 @@ pub(crate) struct AgentCommand {
     #[arg(long, value_name = "FILE", conflicts_with = "join")]
     node_kubeconfig: Option<PathBuf>,
     /// Join the cluster of this server, at the first start
-    #[arg(long, value_name = "HOST[:PORT]", requires = "token")]
+    #[arg(long, value_name = "HOST[:PORT]")]
     join: Option<String>,
-    /// From 'gantry token create --for nodes'
-    #[arg(long, requires = "join")]
-    token: Option<String>,
+    #[command(flatten)]
+    pub(crate) token: JoinToken,
     /// The node's name; this machine's host name when not given
     #[arg(long)]
     node_name: Option<String>,
@@ -226,14 +226,14 @@ impl AgentCommand {
         let kept = self.place.data_dir.join("node.kubeconfig");
         let path = self.node_kubeconfig.as_ref().unwrap_or(&kept);
         if self.node_kubeconfig.is_none() && !kept.exists() {
-            let (Some(server), Some(token)) = (&self.join, &self.token) else {
+            let (Some(server), Some(token)) = (&self.join, self.token.read()?) else {
                 bail!(
-                    "this machine is no node yet: name a server with --join HOST and a token from 'gantry token create --for nodes', \
-                     or a kubeconfig with --node-kubeconfig"
+                    "this machine is no node yet: name a server with --join HOST and the file with a token from \
+                     'gantry token create --for nodes' with --token-file, or a kubeconfig with --node-kubeconfig"
                 );
             };
             let server = server::server_to_join(server).await?;
-            let identity = identity::join(server, token, name).await?;
+            let identity = identity::join(server, &token, name).await?;
             gantry_tls::write(&kept, &identity.to_kubeconfig(name, server)?, 0o600)?;
         }
         let kubeconfig = kube::config::Kubeconfig::read_from(path)

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -90,6 +91,8 @@ pub(crate) fn unpack_blob(
 
 fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<u64> {
     std::fs::create_dir(staging)?;
+    // A layer need not say what its root is like.
+    std::fs::set_permissions(staging, std::fs::Permissions::from_mode(0o755))?;
     let mut stream = Hashing {
         inner: decompressed(File::open(blob)?)?,
         hasher: Sha256::new(),

@@ -26,6 +26,8 @@ use crate::shim::CONSOLE;
 use crate::sys;
 
 const RESULT: &str = "result";
+/// Where a container's specification names no other.
+const CONTAINER_UMASK: u32 = 0o022;
 const STATE: &str = "state";
 /// libcontainer wants an id; the directory around its state is already unique.
 const ID: &str = "c";
@@ -223,6 +225,9 @@ fn try_run(
     dir: &Path,
     build: impl FnOnce(ContainerBuilder, bool) -> Built,
 ) -> io::Result<Outcome> {
+    // What the container creates has the modes that programs expect, and so have mount points in its file system; the
+    // agent keeps its own files to itself.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(CONTAINER_UMASK));
     let filters = seccomp::load(container_dir)?;
     let (mut failures, report) = io::pipe()?;
     let executor = Confined {

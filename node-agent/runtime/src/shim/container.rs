@@ -92,6 +92,8 @@ pub(crate) struct Container {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     log: Log,
+    /// Whether the last write to it failed.
+    log_fails: bool,
     attachments: Vec<Attachment>,
 }
 
@@ -157,6 +159,7 @@ impl Container {
             stdout,
             stderr,
             log,
+            log_fails: false,
             attachments: Vec::new(),
         };
         Ok((container, helper))
@@ -296,9 +299,14 @@ impl Container {
         let result = read(&fd, &mut buffer);
         match result {
             Read::Bytes(count) => {
-                if let Err(error) = self.log.write(stream, &buffer[..count]) {
+                let written = self.log.write(stream, &buffer[..count]);
+                // Once: a container that talks while the disk is full must not fill what this is written to.
+                if let Err(error) = &written
+                    && !self.log_fails
+                {
                     eprintln!("writing the log of {}: {error}", self.name);
                 }
+                self.log_fails = written.is_err();
                 for attachment in &mut self.attachments {
                     if let Some(output) = attachment.outputs.get_mut(stream as usize) {
                         output.push(&buffer[..count]);

@@ -4,7 +4,9 @@
 //! costs one write per pod and never grows. A node's word counts only for pods bound to it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
@@ -20,6 +22,8 @@ use super::super::recorder::Recorder;
 
 /// Pods of one node written at once.
 const CONCURRENT_WRITES: usize = 16;
+/// Between attempts at writes that the servers could not take.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Attempts at a write that others keep conflicting with.
 const ATTEMPTS: usize = 8;
 
@@ -204,11 +208,13 @@ async fn write_pods(client: kube::Client, node: String, queue: Arc<Queue>) {
     loop {
         queue.wake.notified().await;
         let batch = std::mem::take(&mut *queue.pods.lock());
+        let refused = Mutex::new(Vec::new());
         futures::stream::iter(batch)
             .for_each_concurrent(CONCURRENT_WRITES, |((namespace, name), pending)| {
-                let (client, node) = (&client, node.as_str());
+                let (client, node, refused) = (&client, node.as_str(), &refused);
                 async move {
                     if let Err(error) = write_pod(client, node, &namespace, &name, &pending).await {
+                        let later = is_transient(&error);
                         tracing::warn!(
                             node,
                             namespace,
@@ -216,11 +222,43 @@ async fn write_pods(client: kube::Client, node: String, queue: Arc<Queue>) {
                             error = format!("{error:#}"),
                             "writing a pod's status"
                         );
+                        if later {
+                            refused.lock().push(((namespace, name), pending));
+                        }
                     }
                 }
             })
             .await;
+        let refused = refused.into_inner();
+        if refused.is_empty() {
+            continue;
+        }
+        tokio::time::sleep(AGAIN).await;
+        put_back(&mut queue.pods.lock(), refused);
+        queue.wake.notify_one();
     }
+}
+
+/// What could not be written waits for another attempt, behind what the node has said since.
+fn put_back(pods: &mut BTreeMap<PodKey, Pending>, refused: Vec<(PodKey, Pending)>) {
+    for (key, before) in refused {
+        match pods.entry(key) {
+            Entry::Vacant(place) => drop(place.insert(before)),
+            Entry::Occupied(mut newer) if newer.get().uid == before.uid => {
+                let newer = newer.get_mut();
+                newer.terminated |= before.terminated;
+                newer.status = newer.status.take().or(before.status);
+            }
+            // Another pod of the same name: the one before is gone.
+            Entry::Occupied(_) => {}
+        }
+    }
+}
+
+/// Whether the servers could not write it now, for reasons that pass: a full disk, too much to do, no leader.
+fn is_transient(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref().and_then(code);
+    refused.is_some_and(|code| [429, 503, 504, 507].contains(&code))
 }
 
 async fn write_pod(
@@ -369,6 +407,41 @@ fn is_conflict(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_waits_behind_what_was_said_since() {
+        let key = |name: &str| ("d".to_owned(), name.to_owned());
+        let said = |uid: &str, status: &str, terminated| Pending {
+            uid: uid.to_owned(),
+            status: Some(status.into()).filter(|status: &Vec<u8>| !status.is_empty()),
+            terminated,
+        };
+        let mut pods = BTreeMap::from([
+            (key("newer"), said("1", "new", false)),
+            (key("silent"), said("1", "", true)),
+            (key("another"), said("2", "new", false)),
+        ]);
+        put_back(
+            &mut pods,
+            vec![
+                (key("newer"), said("1", "old", true)),
+                (key("silent"), said("1", "old", false)),
+                (key("another"), said("1", "old", true)),
+                (key("alone"), said("1", "old", false)),
+            ],
+        );
+        let found = |name: &str| {
+            let pending = &pods[&key(name)];
+            (
+                pending.status.clone().unwrap_or_default(),
+                pending.terminated,
+            )
+        };
+        assert_eq!(found("newer"), (b"new".to_vec(), true));
+        assert_eq!(found("silent"), (b"old".to_vec(), true));
+        assert_eq!(found("another"), (b"new".to_vec(), false));
+        assert_eq!(found("alone"), (b"old".to_vec(), false));
+    }
 
     #[test]
     fn conditions_of_others_are_kept() {

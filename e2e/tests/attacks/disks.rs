@@ -132,7 +132,7 @@ fn row_07_pods_that_fill_the_disk_go_and_the_cluster_heals_by_itself() -> Result
     apply(cluster, &pod("quiet", &[shell("c", "sleep 3600")], &none))?;
     runs(cluster, "quiet")?;
     apply(cluster, &config_map("before", 10))?;
-    let fill = "dd if=/dev/zero of=FILE bs=1M; sleep 3600";
+    let fill = "busybox dd if=/dev/zero of=FILE bs=1M; sleep 3600";
     let volume = json!([{"name": "v", "emptyDir": {}}]);
     let mut in_volume = shell("c", &fill.replace("FILE", "/v/fill"));
     in_volume["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
@@ -144,7 +144,7 @@ fn row_07_pods_that_fill_the_disk_go_and_the_cluster_heals_by_itself() -> Result
             "nameless",
             shell(
                 "c",
-                "exec 3>/fill; rm /fill; dd if=/dev/zero bs=1M >&3; sleep 3600",
+                "exec 3>/fill; rm /fill; busybox dd if=/dev/zero bs=1M >&3; sleep 3600",
             ),
             &none,
         ),
@@ -242,10 +242,34 @@ fn row_07_what_makes_room_is_taken_on_a_full_disk() -> Result<()> {
 }
 
 #[test]
+fn row_07_files_that_every_container_is_given_are_counted_too() -> Result<()> {
+    let bed = Bed::new("")?;
+    let cluster = &bed.cluster;
+    let mut hosts = shell(
+        "c",
+        "busybox dd if=/dev/zero of=/etc/hosts bs=1M count=3; sleep 3600",
+    );
+    hosts["resources"] = json!({"limits": {"ephemeral-storage": "2Mi"}});
+    apply(cluster, &pod("hosts", &[hosts], &json!([])))?;
+    let words = "busybox dd if=/dev/zero of=/dev/termination-log bs=1M count=64; sleep 3600";
+    apply(cluster, &pod("words", &[shell("c", words)], &json!([])))?;
+    evicted(
+        cluster,
+        "hosts",
+        "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ",
+    )?;
+    evicted(
+        cluster,
+        "words",
+        "Termination messages of the pod take more than",
+    )
+}
+
+#[test]
 fn row_07_limits_of_volumes_containers_and_pods_are_kept() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.import_demo_images()?;
-    let write = |path: &str| format!("dd if=/dev/zero of={path} bs=1M count=3; sleep 3600");
+    let write = |path: &str| format!("busybox dd if=/dev/zero of={path} bs=1M count=3; sleep 3600");
     let mounted = |mut container: Value, limit: Option<&str>| {
         container["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
         if let Some(limit) = limit {
@@ -272,7 +296,7 @@ fn row_07_limits_of_volumes_containers_and_pods_are_kept() -> Result<()> {
             mounted(
                 shell(
                     "c",
-                    "d=/v; for i in $(seq 200); do d=$d/d; done; mkdir -p $d; ln -s / $d/root; dd if=/dev/zero of=$d/x bs=1M \
+                    "d=/v; for i in $(busybox seq 200); do d=$d/d; done; mkdir -p $d; busybox ln -s / $d/root; busybox dd if=/dev/zero of=$d/x bs=1M \
                      count=3; sleep 3600",
                 ),
                 None,
@@ -292,7 +316,7 @@ fn row_07_limits_of_volumes_containers_and_pods_are_kept() -> Result<()> {
     let mut roomy = shell("roomy", "sleep 3600");
     roomy["resources"] = json!({"limits": {"ephemeral-storage": "1Gi"}});
     apply(&cluster, &pod("container", &[limited, roomy], &json!([])))?;
-    let in_memory = "dd if=/dev/zero of=/v/x bs=64k 2>/dev/null; ls -s /v/x; sleep 3600";
+    let in_memory = "busybox dd if=/dev/zero of=/v/x bs=64k 2>/dev/null; ls -s /v/x; sleep 3600";
     let memory = pod(
         "memory",
         &[mounted(shell("c", in_memory), None)],
@@ -361,7 +385,7 @@ fn row_12_other_users_find_nothing_in_the_directories_of_a_cluster() -> Result<(
     apply(&cluster, &config_map("c", 10))?;
     let mut container = shell(
         "c",
-        "cat /s/k /c/k /etc/hosts /etc/resolv.conf && touch /e/x /e/sub/y && ls -ld / && umask && sleep 3600",
+        "cat /s/k /c/k /etc/hosts /etc/resolv.conf && busybox touch /e/x /e/sub/y && ls -ld / && umask && sleep 3600",
     );
     container["env"] =
         json!([{"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]);

@@ -4,6 +4,7 @@
 //! often that it stays a small part of a processor, and for all pods only while the node is short. Nothing here needs to
 //! write: a full disk does not keep a pod from being ended, and its room is given back before its end is told.
 
+mod places;
 mod usage;
 mod verdict;
 
@@ -22,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use crate::config::AgentConfig;
 use crate::desired::Desired;
 use crate::image_gc::Squeeze;
-use crate::pod::{Eviction, News, containers};
+use crate::pod::{Eviction, News};
 use crate::presence::Presence;
 use crate::pressure::{Disk, Share};
-use usage::{Usage, measure, unlinked};
+use places::Places;
+use usage::unlinked;
 use verdict::{Limits, PodUsage, Signal};
 
 /// Between looks at the disk.
@@ -34,10 +36,12 @@ const PERIOD: Duration = Duration::from_secs(1);
 const WALK_EVERY: Duration = Duration::from_secs(10);
 /// A walk is not repeated before so many times as long as it took are over.
 const REST: u32 = 20;
-/// A walk for a pod's limits ends after this.
-const WALK: Duration = Duration::from_secs(2);
+/// Walks for pods' limits end after this.
+const WALK: Duration = Duration::from_secs(3);
 /// Walks over all pods, to find the one to go, end after this.
 const WALK_ALL: Duration = Duration::from_secs(5);
+/// What the termination messages of a pod may take of the memory that they are in.
+const LAST_WORDS: u64 = 16 << 20;
 /// After this long without its end, another pod is looked for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,6 +55,7 @@ pub(crate) struct Evictor {
     data_dir: PathBuf,
     pods_dir: PathBuf,
     logs_dir: PathBuf,
+    run_dir: PathBuf,
     /// When the trees of a pod are walked next, by uid.
     walks: BTreeMap<String, Instant>,
     /// The last one that had to go, while its room is not back.
@@ -77,6 +82,7 @@ impl Evictor {
             data_dir: config.data_dir.clone(),
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
+            run_dir: config.run_dir.clone(),
             walks: BTreeMap::new(),
             leaving: None,
             squeezed: false,
@@ -101,19 +107,31 @@ impl Evictor {
         let pods = self.running();
         self.walks
             .retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
-        for pod in pods {
-            let limits = pod.spec.as_ref().map(Limits::of).unwrap_or_default();
-            let uid = uid_of(&pod).to_owned();
-            let due = self.walks.get(&uid).is_none_or(|at| *at <= Instant::now());
-            if limits.are_none() || !due {
-                continue;
+        for pod in &pods {
+            let said = places::last_words(&self.run_dir, uid_of(pod));
+            if said > LAST_WORDS {
+                let message = format!(
+                    "Termination messages of the pod take more than {} MiB of the node's memory. ",
+                    LAST_WORDS >> 20
+                );
+                self.evict(pod, message, Duration::ZERO);
             }
-            let begun = Instant::now();
-            let Some((pod, usage)) = self.measure(vec![pod], WALK).await.pop() else {
-                continue;
-            };
-            let pause = WALK_EVERY.max(begun.elapsed() * REST);
-            self.walks.insert(uid, Instant::now() + pause);
+        }
+        let now = Instant::now();
+        let is_due = |pod: &Pod| {
+            let limits = pod.spec.as_ref().map(Limits::of).unwrap_or_default();
+            let due = self.walks.get(uid_of(pod)).is_none_or(|at| *at <= now);
+            due && !limits.are_none()
+        };
+        let due: Vec<Arc<Pod>> = pods.into_iter().filter(|pod| is_due(pod)).collect();
+        if due.is_empty() {
+            return;
+        }
+        for Measured { pod, usage, took } in self.measure(due, WALK).await {
+            let pause = WALK_EVERY.max(took * REST);
+            let next = Instant::now() + pause;
+            self.walks.insert(uid_of(&pod).to_owned(), next);
+            let limits = pod.spec.as_ref().map(Limits::of).unwrap_or_default();
             if let Some(message) = limits.exceeded(&usage) {
                 self.evict(&pod, message, Eviction::LIMIT_GRACE);
             }
@@ -141,7 +159,7 @@ impl Evictor {
         }
         let pods = self.running();
         let measured = self.measure(pods, WALK_ALL).await;
-        let ranked = measured.iter().map(|(pod, usage)| (&**pod, usage));
+        let ranked = measured.iter().map(|found| (&*found.pod, &found.usage));
         let Some(first) = verdict::first(ranked, signal) else {
             tracing::warn!(
                 ?share,
@@ -151,8 +169,8 @@ impl Evictor {
         };
         let found = measured
             .iter()
-            .find(|(pod, _)| pod.metadata.uid == first.metadata.uid);
-        if let Some((pod, usage)) = found {
+            .find(|found| found.pod.metadata.uid == first.metadata.uid);
+        if let Some(Measured { pod, usage, .. }) = found {
             let message = verdict::low(pod, usage, signal, threshold, share);
             let gone = self.evict(pod, message, Duration::ZERO);
             self.leaving = Some((gone, Instant::now()));
@@ -193,7 +211,7 @@ impl Evictor {
     }
 
     /// What pods take, as far as that can be found out in time.
-    async fn measure(&self, pods: Vec<Arc<Pod>>, within: Duration) -> Vec<(Arc<Pod>, PodUsage)> {
+    async fn measure(&self, pods: Vec<Arc<Pod>>, within: Duration) -> Vec<Measured> {
         let layers = self.images.writable_layers().await;
         let (pods_dir, logs_dir) = (self.pods_dir.clone(), self.logs_dir.clone());
         let data_dir = self.data_dir.clone();
@@ -211,7 +229,8 @@ impl Evictor {
                     // Each has its part of the time: one that is slow to look at must not hide the others.
                     let left = deadline.saturating_duration_since(Instant::now());
                     let parts = u32::try_from(count - done).unwrap_or(u32::MAX);
-                    let until = Instant::now() + left / parts;
+                    let begun = Instant::now();
+                    let until = begun + left / parts;
                     let places = Places {
                         pods_dir: &pods_dir,
                         logs_dir: &logs_dir,
@@ -219,12 +238,24 @@ impl Evictor {
                     };
                     let mut usage = places.usage(&pod, until);
                     usage.rest += nameless.remove(uid_of(&pod)).unwrap_or_default();
-                    (pod, usage)
+                    Measured {
+                        pod,
+                        usage,
+                        took: begun.elapsed(),
+                    }
                 })
                 .collect()
         });
         walk.await.unwrap_or_default()
     }
+}
+
+/// A pod and what it takes.
+struct Measured {
+    pod: Arc<Pod>,
+    usage: PodUsage,
+    /// How long that took to find out.
+    took: Duration,
 }
 
 fn uid_of(pod: &Pod) -> &str {
@@ -239,59 +270,4 @@ fn shortage(disk: Disk) -> Option<(Signal, u64, Share)> {
     ]
     .into_iter()
     .find(|(_, threshold, share)| share.available < *threshold)
-}
-
-/// Where pods of this node write.
-struct Places<'a> {
-    pods_dir: &'a std::path::Path,
-    logs_dir: &'a std::path::Path,
-    /// By the key of a container's attempt.
-    layers: &'a [(String, PathBuf)],
-}
-
-impl Places<'_> {
-    fn usage(&self, pod: &Pod, deadline: Instant) -> PodUsage {
-        let look = |path: &std::path::Path| {
-            measure(path, deadline).unwrap_or_else(|error| {
-                tracing::debug!(path = %path.display(), %error, "measuring what a pod takes");
-                Usage::default()
-            })
-        };
-        let uid = uid_of(pod);
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let meta = &pod.metadata;
-        let logs = self.logs_dir.join(format!(
-            "{}_{}_{uid}",
-            text(&meta.namespace),
-            text(&meta.name)
-        ));
-        let mut usage = PodUsage::default();
-        for (_, container) in pod.spec.iter().flat_map(containers) {
-            let mut used = look(&logs.join(&container.name));
-            let prefix = format!("{uid}-{}-", container.name);
-            for (key, layer) in self.layers {
-                let attempt = key.strip_prefix(&prefix);
-                if attempt.is_some_and(|attempt| attempt.bytes().all(|byte| byte.is_ascii_digit()))
-                {
-                    used += look(layer);
-                }
-            }
-            usage.containers.insert(container.name.clone(), used);
-        }
-        let volumes = self.pods_dir.join(uid).join("volumes");
-        let own = std::fs::metadata(&volumes).map_or(0, |metadata| metadata.dev());
-        let directories = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-        for plugin in directories(volumes) {
-            for volume in directories(plugin.path()) {
-                let on_disk = volume
-                    .path()
-                    .symlink_metadata()
-                    .is_ok_and(|metadata| metadata.dev() == own);
-                if let (true, Ok(name)) = (on_disk, volume.file_name().into_string()) {
-                    usage.volumes.insert(name, look(&volume.path()));
-                }
-            }
-        }
-        usage
-    }
 }

@@ -184,8 +184,9 @@ pub(crate) fn unlinked(
         let Some(owner) = wanted(&cgroups) else {
             continue;
         };
-        let files = std::fs::read_dir(process.join("fd")).into_iter().flatten();
-        for file in files.flatten() {
+        // A mapping holds a file as well as a descriptor does.
+        let files = ["fd", "map_files"].map(|kind| std::fs::read_dir(process.join(kind)));
+        for file in files.into_iter().flatten().flatten().flatten() {
             let path = file.path();
             let Ok(metadata) = path.metadata() else {
                 continue;

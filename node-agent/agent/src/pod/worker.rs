@@ -126,8 +126,8 @@ pub(crate) struct Worker {
     probes: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     inputs: mpsc::UnboundedReceiver<Input>,
     finished: bool,
-    /// Who waits for the disk of an evicted pod; its logs go too.
-    evicted: Option<CancellationToken>,
+    /// Who waits for the disk of an evicted pod; its logs go too. None of one that was not evicted.
+    evicted: Vec<CancellationToken>,
     /// What a pod that is over took of the disk is being given back: nobody else may remove it meanwhile.
     reclaiming: bool,
 }
@@ -191,7 +191,7 @@ impl Worker {
             probes: mpsc::channel(64),
             inputs,
             finished: false,
-            evicted: None,
+            evicted: Vec::new(),
             reclaiming: false,
             pod,
         })
@@ -308,7 +308,7 @@ impl Worker {
                     .as_ref()
                     .is_some_and(|stopping| !stopping.deleted)
                 {
-                    self.reclaim(self.evicted.is_some());
+                    self.reclaim(!self.evicted.is_empty());
                 }
             }
             Effect::Reclaimed(result) => {

@@ -21,7 +21,7 @@ use crate::sys;
 /// The socket in a container's directory over which its terminal arrives.
 pub(crate) const CONSOLE: &str = "console.sock";
 /// The file in a container's directory that is mounted at its termination message path.
-pub(crate) const TERMINATION: &str = "termination";
+pub const TERMINATION: &str = "termination";
 /// Kubernetes keeps this much of a termination message.
 const MAX_MESSAGE: usize = 4096;
 /// What an ended container may still have in its pipes; more than that comes from a process that should be gone.

@@ -83,8 +83,11 @@ impl Worker {
             reclaimed.cancel();
             return;
         }
+        self.evicted.push(reclaimed);
+        if self.evicted.len() > 1 {
+            return;
+        }
         let before = self.stopping.take();
-        self.evicted = Some(reclaimed);
         self.event(None, Severity::Warning, EVICTED, &message);
         let end = PodEnd {
             failed: true,
@@ -120,7 +123,7 @@ impl Worker {
 
     /// Tells who waits for an evicted pod's room.
     pub(super) fn given_back(&mut self) {
-        if let Some(waiting) = self.evicted.take() {
+        for waiting in self.evicted.drain(..) {
             waiting.cancel();
         }
     }

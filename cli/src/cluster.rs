@@ -4,7 +4,9 @@ mod agent;
 mod daemon;
 mod down;
 mod hosts;
+mod join_token;
 mod memory;
+mod place;
 mod recover;
 mod server;
 mod up;
@@ -12,6 +14,8 @@ mod up;
 pub(crate) use agent::{AgentCommand, LOCAL_API, METRICS};
 pub(crate) use down::Down;
 pub(crate) use hosts::{Record, enter};
+pub(crate) use join_token::JoinToken;
+pub(crate) use place::{DATA_DIR, Place, data_dir, keep_to_ourselves};
 pub(crate) use recover::{Recover, RestoreArguments, restore};
 pub(crate) use server::ServerCommand;
 pub(crate) use up::Up;
@@ -19,17 +23,6 @@ pub(crate) use up::Up;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-
-/// Where everything lives unless told otherwise.
-pub(crate) const DATA_DIR: &str = "/var/lib/gantry";
-
-/// Where a node keeps its state.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Place {
-    /// Directory for all state: desired state, keys, images, logs
-    #[arg(long, default_value = DATA_DIR, env = "GANTRY_DATA_DIR")]
-    data_dir: PathBuf,
-}
 
 /// How the agent of a cluster's data directory is set up.
 pub(crate) fn agent_config(data_dir: &std::path::Path) -> gantry_agent::AgentConfig {

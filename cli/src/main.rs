@@ -64,6 +64,30 @@ enum Command {
     Version(verbs::version::Version),
 }
 
+impl Command {
+    /// Whether files are made that are nobody else's business, unlike those that a client fetches for its user.
+    fn keeps_state(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_)
+                | Self::Down(_)
+                | Self::Server(_)
+                | Self::Agent(_)
+                | Self::Recover(_)
+                | Self::Backup(_)
+        )
+    }
+
+    fn join_token(&self) -> Option<&cluster::JoinToken> {
+        match self {
+            Self::Up(up) => Some(&up.join.token),
+            Self::Server(server) => Some(&server.join.token),
+            Self::Agent(agent) => Some(&agent.token),
+            _ => None,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     if let Some(code) = gantry_runtime::dispatch(std::env::args_os()) {
         return code;
@@ -79,6 +103,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
+    if arguments.command.keeps_state() {
+        cluster::keep_to_ourselves();
+    }
+    if let Some(token) = arguments.command.join_token() {
+        token.hide()?;
+    }
     let netns = match &arguments.command {
         Command::Up(up) => up.netns.as_deref(),
         Command::Agent(agent) => agent.netns.as_deref(),
@@ -138,6 +168,8 @@ async fn log_then(daemon: impl Future<Output = Result<()>>) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would be told on standard error too, which panics when that is a file on a full disk.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     gantry_tasks::log_panics();

@@ -12,6 +12,7 @@ use gantry_tasks::{Panicked, caught};
 use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
+use super::join_token::JoinToken;
 use super::memory::Memory;
 use super::{Place, daemon, default_node_name, require_root, server, up};
 
@@ -151,11 +152,10 @@ pub(crate) struct AgentCommand {
     #[arg(long, value_name = "FILE", conflicts_with = "join")]
     node_kubeconfig: Option<PathBuf>,
     /// Join the cluster of this server, at the first start
-    #[arg(long, value_name = "HOST[:PORT]", requires = "token")]
+    #[arg(long, value_name = "HOST[:PORT]")]
     join: Option<String>,
-    /// From 'gantry token create --for nodes'
-    #[arg(long, requires = "join")]
-    token: Option<String>,
+    #[command(flatten)]
+    pub(crate) token: JoinToken,
     /// The node's name; this machine's host name when not given
     #[arg(long)]
     node_name: Option<String>,
@@ -312,10 +312,10 @@ impl AgentCommand {
             None => self.known(&kept).await?,
         };
         if known != Known::Yes {
-            let (Some(server), Some(token)) = (&self.join, &self.token) else {
+            let (Some(server), Some(token)) = (&self.join, self.token.read()?) else {
                 bail!(
-                    "this machine is no node yet: name a server with --join HOST and a token from 'gantry token create --for nodes', \
-                     or a kubeconfig with --node-kubeconfig"
+                    "this machine is no node yet: name a server with --join HOST and the file with a token from \
+                     'gantry token create --for nodes' with --token-file, or a kubeconfig with --node-kubeconfig"
                 );
             };
             let server = server::server_to_join(server).await?;
@@ -323,7 +323,7 @@ impl AgentCommand {
                 Known::Expired { key } => key,
                 _ => self.first_key(name)?,
             };
-            let identity = identity::join(server, token, name, &key).await?;
+            let identity = identity::join(server, &token, name, &key).await?;
             gantry_tls::write(&kept, &identity.to_kubeconfig(name, server)?, 0o600)?;
             let joining = self.joining_key();
             if joining.exists() {

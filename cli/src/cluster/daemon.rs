@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::place;
 
 /// How often a process that is to end is looked at.
 const POLL: Duration = Duration::from_millis(20);
@@ -23,31 +26,23 @@ fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("gantry.pid")
 }
 
-/// Creates a data directory that only root may read: it holds keys and secrets.
-pub(crate) fn create_data_dir(data_dir: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(data_dir)
-        .with_context(|| {
-            format!(
-                "creating the data directory {}; name a writable one with --data-dir",
-                data_dir.display()
-            )
-        })
-}
-
 impl Lock {
     /// Takes the data directory for this process, or says who has it.
     pub(crate) fn acquire(data_dir: &Path) -> Result<Self> {
-        create_data_dir(data_dir)?;
+        place::prepare(data_dir)?;
+        if let Some(forbidden) = place::forbidden(data_dir) {
+            tracing::warn!(
+                data_dir = %data_dir.display(),
+                "the data directory is on a file system that is mounted {forbidden}: that holds in emptyDir volumes of pods too, though not in their root file systems"
+            );
+        }
         let path = path(data_dir);
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(0o600)
             .open(&path)
             .with_context(|| {
                 format!(
@@ -108,17 +103,23 @@ pub(crate) async fn stop(data_dir: &Path, within: Duration) -> Result<()> {
     bail!("gantry (pid {}) cannot be ended", pid.as_raw_nonzero())
 }
 
-/// Starts this binary in a session of its own, with its output in a log file.
-pub(crate) fn spawn(arguments: &[String], log: &Path) -> Result<Child> {
-    let output = OpenOptions::new()
+/// Opens the log of a process, which may say what only its owner should read.
+pub(crate) fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new()
         .create(true)
         .append(true)
-        .open(log)
-        .with_context(|| format!("opening the log {}", log.display()))?;
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("opening the log {}", path.display()))
+}
+
+/// Starts this binary in a session of its own, with its output in a log file.
+pub(crate) fn spawn(arguments: &[String], stdin: Stdio, log: &Path) -> Result<Child> {
+    let output = open_log(log)?;
     let mut command = Command::new(std::env::current_exe().context("finding this program's file")?);
     command
         .args(arguments)
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(output.try_clone().context("sharing the log")?)
         .stderr(output)
         .process_group(0);
@@ -131,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_data_directory_has_one_holder() {
-        let directory = std::env::temp_dir().join(format!("gantry-lock-{}", std::process::id()));
+        let base = tempfile::tempdir().expect("a directory");
+        let directory = base.path().join("data");
         let lock = Lock::acquire(&directory).expect("free");
         let error = Lock::acquire(&directory).err().expect("taken").to_string();
         assert!(
@@ -146,6 +148,5 @@ mod tests {
         );
         drop(lock);
         assert_eq!(holder(&directory), None);
-        std::fs::remove_dir_all(directory).expect("removes");
     }
 }

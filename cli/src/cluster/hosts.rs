@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::up::{self, Up, last_words};
-use super::{agent, daemon, require_root};
+use super::{agent, daemon, join_token, place, require_root};
 use crate::client::{Cluster, Credentials};
 use crate::verbs::token::{self, Admits};
 
@@ -66,7 +66,7 @@ impl Record {
     fn save(&self, data_dir: &Path) -> Result<()> {
         let path = data_dir.join(RECORD);
         let text = serde_json::to_string_pretty(self).context("writing JSON")?;
-        gantry_tls::write(&path, &text, 0o644)
+        gantry_tls::write(&path, &text, 0o600)
             .with_context(|| format!("writing {}", path.display()))
     }
 
@@ -433,12 +433,8 @@ impl Supervisor<'_> {
     fn start(&self, running: &mut Running, number: u8, token: Option<&str>) -> Result<()> {
         let host = &self.hosts[usize::from(number) - 1];
         let directory = self.directory(number);
-        daemon::create_data_dir(&directory)?;
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log(number))
-            .with_context(|| format!("opening {}", self.log(number).display()))?;
+        place::prepare(&directory)?;
+        let log = daemon::open_log(&self.log(number))?;
         let port = self.up.listen.port();
         let program = std::env::current_exe().context("finding this program's file")?;
         let mut command = Command::new(program);
@@ -462,12 +458,18 @@ impl Supervisor<'_> {
             .args(["--overlay", self.up.overlay.word()])
             .args(self.up.marks.arguments())
             .args(self.up.memory.arguments());
-        if let Some(token) = token {
-            let first = SocketAddr::new(self.hosts[0].address.into(), port);
-            command.args(["--join", &first.to_string(), "--token", token]);
-        }
+        let stdin = match token {
+            Some(token) => {
+                let first = SocketAddr::new(self.hosts[0].address.into(), port);
+                command
+                    .args(["--join", &first.to_string()])
+                    .args(join_token::arguments());
+                join_token::pipe(token)?
+            }
+            None => Stdio::null(),
+        };
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(log.try_clone().context("sharing the log")?)
             .stderr(log)
             .process_group(0)

@@ -10,6 +10,7 @@ use gantry_server::backup::BackupSchedule;
 use gantry_server::{ConnectionLimits, DualCidr, JoinConfig, Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
+use super::join_token::JoinToken;
 use super::{Place, daemon, default_node_name, up};
 use crate::{duration, output, process};
 
@@ -184,29 +185,38 @@ pub(crate) struct ServerCommand {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
-    join: Join,
+    pub(crate) join: Join,
 }
 
 /// The cluster that a server joins.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct Join {
+pub(crate) struct Join {
     /// Join the cluster of this server, at the first start
-    #[arg(long, value_name = "HOST[:PORT]", requires = "token")]
+    #[arg(long, value_name = "HOST[:PORT]")]
     join: Option<String>,
-    /// From 'gantry token create --for servers'
-    #[arg(long, requires = "join")]
-    token: Option<String>,
+    #[command(flatten)]
+    pub(crate) token: JoinToken,
 }
 
 impl Join {
-    pub(super) async fn config(&self) -> Result<Option<JoinConfig>> {
-        Ok(match (&self.join, &self.token) {
-            (Some(server), Some(token)) => Some(JoinConfig {
-                server: server_to_join(server).await?,
-                token: token.clone(),
-            }),
-            _ => None,
-        })
+    /// The cluster to join; none for a server that has a place in one already.
+    pub(super) async fn config(&self, data_dir: &Path) -> Result<Option<JoinConfig>> {
+        let Some(server) = self
+            .join
+            .as_ref()
+            .filter(|_| !data_dir.join("member.json").exists())
+        else {
+            return Ok(None);
+        };
+        let token = self.token.read()?.with_context(|| {
+            format!(
+                "--join {server} needs a token from 'gantry token create --for servers': name its file with --token-file"
+            )
+        })?;
+        Ok(Some(JoinConfig {
+            server: server_to_join(server).await?,
+            token,
+        }))
     }
 }
 
@@ -268,7 +278,7 @@ impl ServerCommand {
         let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
         let address = self.address.unwrap_or_else(up::default_address);
         let name = self.name.clone().unwrap_or_else(default_node_name);
-        let join = self.join.config().await?;
+        let join = self.join.config(&self.place.data_dir).await?;
         let server = start(
             &self.place.data_dir,
             self.listen,

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitCode};
+use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::memory::Memory;
-use super::{Place, Record, agent, daemon, default_node_name, hosts, nodes, require_root, server};
+use super::{
+    Place, Record, agent, daemon, default_node_name, hosts, nodes, place, require_root, server,
+};
 use crate::client::Credentials;
 use crate::output;
 
@@ -72,7 +74,7 @@ pub(crate) struct Up {
     #[command(flatten)]
     pub(super) memory: Memory,
     #[command(flatten)]
-    join: server::Join,
+    pub(crate) join: server::Join,
     #[command(flatten)]
     pub(super) options: server::Options,
 }
@@ -108,7 +110,7 @@ impl Up {
         require_root("up")?;
         let started = Instant::now();
         let data_dir = &self.place.data_dir;
-        daemon::create_data_dir(data_dir)?;
+        place::prepare(data_dir)?;
         if let Some(pid) = settled_holder(data_dir) {
             if let Some(record) = Record::load(data_dir)? {
                 record.refuse_others(self.nodes, self.servers)?;
@@ -129,7 +131,11 @@ impl Up {
         let log_start = log.metadata().map_or(0, |metadata| metadata.len());
         let mut arguments: Vec<String> = std::env::args().skip(1).collect();
         arguments.push("--foreground".to_owned());
-        let mut child = daemon::spawn(&arguments, &log)?;
+        let stdin = match self.join.token.is_on_stdin() {
+            true => Stdio::inherit(),
+            false => Stdio::null(),
+        };
+        let mut child = daemon::spawn(&arguments, stdin, &log)?;
         let bar = output::spinner("starting the cluster".to_owned());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -255,7 +261,7 @@ impl Up {
             address,
             &self.options,
             self.name(),
-            self.join.config().await?,
+            self.join.config(&self.place.data_dir).await?,
         )
         .await?;
         server.keep_admin_kubeconfig(&self.admin_kubeconfig(), self.local_api)?;

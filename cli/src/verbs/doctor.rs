@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::client::Credentials;
-use crate::cluster::DATA_DIR;
+use crate::cluster::{DATA_DIR, data_dir};
 use crate::output;
 
 use finding::Report;
@@ -25,7 +25,7 @@ use finding::Report;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor {
     /// Directory of this machine's state; the disk it is on, or will be on, is looked at
-    #[arg(long, default_value = DATA_DIR, env = "GANTRY_DATA_DIR")]
+    #[arg(long, default_value = DATA_DIR, env = "GANTRY_DATA_DIR", value_parser = data_dir())]
     data_dir: PathBuf,
     /// The address other machines reach this one at; that of the default route when not given
     #[arg(long)]

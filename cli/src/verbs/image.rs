@@ -18,7 +18,7 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImageCommand {
     /// The cluster's data directory
-    #[arg(long, default_value = crate::cluster::DATA_DIR, env = "GANTRY_DATA_DIR", global = true)]
+    #[arg(long, default_value = crate::cluster::DATA_DIR, env = "GANTRY_DATA_DIR", global = true, value_parser = crate::cluster::data_dir())]
     data_dir: PathBuf,
     #[command(subcommand)]
     action: Action,

@@ -7,7 +7,9 @@ use gantry_api::decode::FieldValidation;
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
-use gantry_store::{Budget, Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction};
+use gantry_store::{
+    Budget, Demand, Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction,
+};
 use http::{HeaderMap, HeaderValue, header};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
@@ -222,11 +224,12 @@ impl Api {
     pub(crate) async fn commit(
         &self,
         mut transaction: Transaction,
+        demand: Demand,
     ) -> Result<Committed, StatusError> {
         // Last, so that the positions of the others are the caller's.
         let fence = transaction.guards.len();
         transaction.guards.extend(self.fence.map(Guard::Term));
-        match self.store.propose(transaction).await {
+        match self.store.propose_for(transaction, demand).await {
             Ok(revision) => Ok(Committed::At(revision)),
             Err(ProposeError::Conflict { guard, .. }) if guard == fence => {
                 Err(StatusError::service_unavailable(

@@ -78,7 +78,8 @@ impl Files {
         gantry_tls::write(&self.path("server.crt"), &own.certificate, 0o644)
     }
 
-    /// What was kept: what is trusted, PEM, and what is shown.
+    /// What was kept: what is trusted, PEM, and what is shown. Files that hold nothing of use count as missing, since all
+    /// that is in them is made again from the cluster's state; it is said which.
     fn kept(&self) -> Result<Option<(String, Credential)>, TlsError> {
         let read = |name: &str| gantry_tls::read(&self.path(name));
         let (trusted, certificate, key) =
@@ -86,7 +87,19 @@ impl Files {
         let (Some(trusted), Some(certificate), Some(key)) = (trusted, certificate, key) else {
             return Ok(None);
         };
-        Ok(Some((trusted, Credential::from_pem(certificate, key)?)))
+        let named = |name: &str| self.path(name).display().to_string();
+        let usable = gantry_tls::certificates(&trusted, &named("ca.crt"))
+            .and_then(|_| gantry_tls::certificates(&certificate, &named("server.crt")))
+            .and_then(|_| gantry_tls::private_key(&key, &named("server.key")))
+            .and_then(|_| Credential::from_pem(certificate, key))
+            .and_then(|own| gantry_tls::mutual(&trusted, &own).map(|_| (trusted, own)));
+        match usable {
+            Ok(kept) => Ok(Some(kept)),
+            Err(error) => {
+                tracing::warn!(%error, directory = %self.directory.display(), "what the server showed before is damaged: it is made anew from the cluster's state");
+                Ok(None)
+            }
+        }
     }
 
     /// How this server meets the others until it has read the cluster's state.
@@ -199,7 +212,7 @@ impl Certificates {
             Some(authorities) => (authorities.trusted(), own_certificate(&setup, authorities)?),
             None => kept?.with_context(|| {
                 format!(
-                    "{} lacks the server's certificate: take this server out with 'gantry member remove', and add it anew with an \
+                    "{} lacks the server's certificate, or it is damaged: take this server out with 'gantry member remove', and add it anew with an \
                      empty data directory",
                     setup.files.directory.display()
                 )
@@ -534,10 +547,22 @@ async fn found_authority(store: &Store, files: &Files) -> Result<Authorities> {
     let (certificate, key) = (files.path("ca.crt"), files.path("ca.key"));
     let given = match (gantry_tls::read(&certificate)?, gantry_tls::read(&key)?) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, Some(_)) => bail!(
+            "{} is there and {} is not: put the authority's certificate beside its key, or remove the key",
+            key.display(),
+            certificate.display()
+        ),
         _ => None,
     };
     let authorities = match &given {
-        Some((certificate, key)) => Authorities::given(certificate, key)?,
+        Some((given, given_key)) => Authorities::given(given, given_key).with_context(|| {
+            format!(
+                "using the authority of {} and {}: put a certificate and its key there, PEM, or remove both files for an \
+                 authority of the cluster's own",
+                certificate.display(),
+                key.display()
+            )
+        })?,
         None => Authorities::found()?,
     };
     authorities.write(store, None).await?;

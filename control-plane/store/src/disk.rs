@@ -7,6 +7,7 @@
 pub(crate) mod fjall;
 mod persist;
 mod records;
+mod reserve;
 mod volume;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use crate::state::State;
 use crate::types::{Entry, Key, Revision};
 
 pub(crate) use persist::StateWriter;
+pub(crate) use reserve::Shortage;
 pub(crate) use volume::Volume;
 
 /// What a storage engine says of a failure.
@@ -49,6 +51,14 @@ pub(crate) trait Engine: Send + Sync {
 
     /// How many bytes can still be written where the records are; `None` when that is not known.
     fn room(&self) -> Option<u64>;
+
+    /// Keeps room in reserve, or gives it back, as the disk's shortage is. Called all the time.
+    fn tend(&self, _: Shortage) {}
+
+    /// Begins to write what waits in memory to its tables, so that nothing has to be once the disk is full.
+    fn write_tables(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// Makes everything committed so far durable.
     fn sync(&self) -> Result<(), EngineError>;

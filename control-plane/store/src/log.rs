@@ -9,7 +9,7 @@ use raft::eraftpb::{ConfState, Entry as LogEntry, HardState, Snapshot, SnapshotM
 use raft::storage::{GetEntriesContext, RaftState, Storage};
 use raft::{Error, StorageError};
 
-use crate::disk::{DiskError, Volume};
+use crate::disk::{DiskError, Shortage, Volume};
 use crate::handover::{Cut, Taken};
 use crate::metrics::METRICS;
 use crate::state::State;
@@ -85,6 +85,18 @@ impl Log {
     /// How many bytes its disk has left; `None` when that is not known.
     pub(crate) fn room(&self) -> Option<u64> {
         self.volume.as_ref().and_then(Volume::room)
+    }
+
+    /// See [`crate::disk::Engine::tend`].
+    pub(crate) fn tend(&self, shortage: Shortage) {
+        if let Some(volume) = &self.volume {
+            volume.tend(shortage);
+        }
+    }
+
+    /// See [`crate::disk::Engine::write_tables`].
+    pub(crate) fn write_tables(&self) -> Result<(), DiskError> {
+        self.volume.as_ref().map_or(Ok(()), Volume::write_tables)
     }
 
     /// Marks the disk: its state differs from the other members', and must not be used again.

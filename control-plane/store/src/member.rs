@@ -35,7 +35,7 @@ use crate::reads::Reads;
 use crate::record::Decoder;
 use crate::shared::Shared;
 use crate::transport::{Outgoing, Transport};
-use crate::types::{Leadership, ProposeError, Revision, Term};
+use crate::types::{Demand, Leadership, ProposeError, Revision, Term};
 use crate::veil::{Cover, VeilError};
 use digest::Digests;
 use forward::{Accepted, Forwards};
@@ -74,13 +74,19 @@ pub(crate) enum Input {
 /// A transaction and who waits for it.
 pub(crate) struct Proposal {
     pub(crate) data: Vec<u8>,
+    pub(crate) demand: Demand,
     pub(crate) reply: Reply,
     pub(crate) submitted: Instant,
 }
 
+/// Transactions by what they ask of the disk, where that makes a difference: some entries are for full disks too.
+#[derive(Default)]
+struct Lanes([Gathered; 3]);
+
 /// Transactions that become one log entry.
 #[derive(Default)]
 struct Gathered {
+    demand: Demand,
     data: Vec<u8>,
     count: usize,
     own: Vec<Own>,
@@ -237,11 +243,12 @@ impl Member {
         inputs: impl Iterator<Item = Input>,
     ) -> Option<oneshot::Sender<()>> {
         let mut end = None;
-        let mut gathered = Gathered::default();
+        let mut lanes = Lanes::default();
         for input in inputs {
             match input {
                 Input::Propose(proposal) => {
-                    self.make_room(&mut gathered, proposal.data.len());
+                    let gathered = self.lane(&mut lanes, proposal.demand);
+                    self.make_room(gathered, proposal.data.len());
                     gathered.own.push(Own {
                         position: gathered.count,
                         reply: proposal.reply,
@@ -257,7 +264,7 @@ impl Member {
                     }
                     None => self.reads.gather(reply),
                 },
-                Input::Packet(packet) => self.receive(*packet, &mut gathered),
+                Input::Packet(packet) => self.receive(*packet, &mut lanes),
                 Input::Unreachable(member) => self.node.report_unreachable(member),
                 Input::Change(change) => self.change_members(change),
                 Input::Members(reply) => {
@@ -269,18 +276,38 @@ impl Member {
                 Input::Shutdown(done) => end = Some(done),
             }
         }
-        self.propose(gathered);
+        self.propose_all(lanes);
         end
+    }
+
+    /// Where a transaction is gathered: all together while there is room, since one entry costs less than three.
+    fn lane<'a>(&self, lanes: &'a mut Lanes, demand: Demand) -> &'a mut Gathered {
+        let leads = self.node.raft.state == StateRole::Leader;
+        let demand = match leads && self.disks.refusal().is_none() {
+            true => Demand::default(),
+            false => demand,
+        };
+        let lane = &mut lanes.0[demand as usize];
+        lane.demand = demand;
+        lane
+    }
+
+    fn propose_all(&mut self, lanes: Lanes) {
+        for gathered in lanes.0 {
+            self.propose(gathered);
+        }
     }
 
     /// Keeps entries at their size.
     fn make_room(&mut self, gathered: &mut Gathered, bytes: usize) {
         if !gathered.data.is_empty() && gathered.data.len() + bytes > ENTRY_BYTES {
+            let demand = gathered.demand;
             self.propose(std::mem::take(gathered));
+            gathered.demand = demand;
         }
     }
 
-    fn receive(&mut self, packet: Packet, gathered: &mut Gathered) {
+    fn receive(&mut self, packet: Packet, lanes: &mut Lanes) {
         let Packet { from, body, .. } = packet;
         match body {
             Some(Body::Consensus(bytes)) => match decode_message(&bytes) {
@@ -289,14 +316,15 @@ impl Member {
                     if self.has_room_for(&message) {
                         self.step(message);
                     }
-                    if self.node.raft.state != StateRole::Leader && !gathered.tags.is_empty() {
+                    let forwarded = lanes.0.iter().any(|gathered| !gathered.tags.is_empty());
+                    if self.node.raft.state != StateRole::Leader && forwarded {
                         // They were for the leader of a term that is over.
-                        self.propose(std::mem::take(gathered));
+                        self.propose_all(std::mem::take(lanes));
                     }
                 }
                 _ => tracing::debug!(from, "a message of another member was malformed"),
             },
-            Some(Body::Forward(forward)) => self.accept(from, forward, gathered),
+            Some(Body::Forward(forward)) => self.accept(from, forward, lanes),
             Some(Body::Refusal(refusal)) => self.refused(&refusal),
             Some(Body::Offer(_)) if self.is_short_of_room() => {}
             Some(Body::Offer(offer)) => self.offered(from, offer),
@@ -320,7 +348,7 @@ impl Member {
         if gathered.count == 0 {
             return;
         }
-        if let Some(reason) = self.disks.refusal().cloned() {
+        if let Some(reason) = self.disks.refuse(gathered.demand, gathered.data.len()) {
             let refused = ProposeError::ReadOnly(reason);
             for own in gathered.own.drain(..) {
                 self.shared.answer(own.reply, Err(refused.clone()));
@@ -335,17 +363,18 @@ impl Member {
             return;
         }
         let Gathered {
-            data, own, tags, ..
+            data,
+            demand,
+            own,
+            tags,
+            ..
         } = gathered;
-        let context = if tags.is_empty() {
-            Vec::new()
-        } else {
-            prost::Message::encode_to_vec(&Tags {
-                tags: tags.clone(),
-                level: 0,
-                skipped: 0,
-            })
-        };
+        // Nothing to say is no bytes at all.
+        let context = prost::Message::encode_to_vec(&Tags {
+            tags: tags.clone(),
+            makes_room: demand != Demand::Adds,
+            ..Tags::default()
+        });
         if let Err(error) = self.node.propose(context, data) {
             tracing::debug!(%error, "proposals were dropped");
             let waiting = self.shared.waiting();

@@ -56,6 +56,9 @@ pub(crate) struct Forward {
     /// Encoded transactions.
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub(crate) transactions: Vec<Bytes>,
+    /// The greatest [`crate::Demand`] of them, by its number.
+    #[prost(uint32, tag = "5")]
+    pub(crate) demand: u32,
 }
 
 /// A forward was not proposed, and will not be.
@@ -168,4 +171,7 @@ pub(crate) struct Tags {
     /// By how much the entry raises the revision; 0 for all others.
     #[prost(uint64, tag = "3")]
     pub(crate) skipped: u64,
+    /// Whether the entry is for full disks too, since it adds nothing.
+    #[prost(bool, tag = "4")]
+    pub(crate) makes_room: bool,
 }

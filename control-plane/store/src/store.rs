@@ -26,7 +26,7 @@ use crate::state::State;
 use crate::table::TableSnapshot;
 use crate::transport::{NoPeers, Transport};
 use crate::types::{
-    Entry, Key, Leadership, ProposeError, Revision, Room, Table, Transaction, WatchError,
+    Demand, Entry, Key, Leadership, ProposeError, Revision, Room, Table, Transaction, WatchError,
 };
 use crate::veil::Cover;
 use crate::watch::Watch;
@@ -187,11 +187,21 @@ impl Store {
     /// Applies the transaction when all of its guards hold, and answers once it is on the disks of a majority and
     /// readers of this member see it.
     pub async fn propose(&self, transaction: Transaction) -> Result<Revision, ProposeError> {
+        self.propose_for(transaction, Demand::default()).await
+    }
+
+    /// Like [`Store::propose`], for a transaction that may be taken where others are refused for want of room.
+    pub async fn propose_for(
+        &self,
+        transaction: Transaction,
+        demand: Demand,
+    ) -> Result<Revision, ProposeError> {
         let inner = &self.inner;
         inner.shared.admit(inner.max_pending)?;
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal {
             data: encode_transaction(&transaction, &inner.cover),
+            demand,
             reply,
             submitted: Instant::now(),
         };

@@ -135,6 +135,29 @@ pub struct Transaction {
     pub operations: Vec<Operation>,
 }
 
+/// What a transaction asks of the disk, which decides whether it is taken while disks are nearly full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Demand {
+    /// It removes something, or lets it be removed: taken for as long as anything can be written at all.
+    Frees = 1,
+    /// It changes what is there and makes little more of it, such as a status: taken out of a part of the reserve.
+    Changes = 2,
+    /// It adds something: refused.
+    #[default]
+    Adds = 0,
+}
+
+impl Demand {
+    /// From its number, as members tell each other; what is unknown adds.
+    pub(crate) fn of(number: u32) -> Self {
+        match number {
+            1 => Self::Frees,
+            2 => Self::Changes,
+            _ => Self::Adds,
+        }
+    }
+}
+
 /// Why a proposal did not change anything, or may not have.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ProposeError {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{DEADLINE, Network, create, eventually, key};
-use gantry_store::{MembershipError, ProposeError, Store, StoreConfig};
+use gantry_store::{Demand, MembershipError, ProposeError, Store, StoreConfig, Transaction};
 
 /// No disk has this much room.
 const FULL: u64 = u64::MAX / 4;
@@ -36,9 +36,17 @@ async fn cluster(directory: &Path, reserves: [u64; 3]) -> (Network, Vec<Store>) 
 }
 
 async fn write(store: &Store, name: &str) -> Result<(), ProposeError> {
+    propose(store, create(key("pods", name), "{}"), Demand::Adds).await
+}
+
+async fn propose(
+    store: &Store,
+    transaction: Transaction,
+    demand: Demand,
+) -> Result<(), ProposeError> {
     let attempts = async {
         loop {
-            match store.propose(create(key("pods", name), "{}")).await {
+            match store.propose_for(transaction.clone(), demand).await {
                 Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded { .. }) => {
                     tokio::task::yield_now().await;
                 }
@@ -115,5 +123,35 @@ async fn without_room_on_a_majority_writes_are_refused_and_reads_go_on() {
     }
     let at = leader(&stores).expect("somebody leads");
     stores[at].read_barrier().await.unwrap();
+    unplug(&network);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_anywhere_what_makes_room_is_written_by_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let (network, stores) = cluster(directory.path(), [FULL, FULL, FULL]).await;
+    eventually("a leader that refuses", || {
+        leader(&stores).is_some_and(|at| stores[at].room().borrow().read_only.is_some())
+    })
+    .await;
+    for (number, store) in stores.iter().enumerate() {
+        for demand in [Demand::Changes, Demand::Frees] {
+            let name = format!("{demand:?}-{number}");
+            let change = create(key("pods", &name), "{}");
+            propose(store, change, demand).await.unwrap();
+        }
+        let refused = write(store, &format!("more-{number}")).await.unwrap_err();
+        assert!(matches!(refused, ProposeError::ReadOnly(_)), "{refused}");
+    }
+    for store in &stores {
+        store.read_barrier().await.unwrap();
+        eventually("every member to have taken it", || {
+            let names = ["Changes-0", "Frees-1", "Frees-2"];
+            let mut found = names.iter().map(|name| store.get(&key("pods", name)));
+            found.all(|entry| entry.is_some())
+        })
+        .await;
+        assert!(store.get(&key("pods", "more-0")).is_none());
+    }
     unplug(&network);
 }

@@ -14,7 +14,7 @@ use gantry_network::{
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
 use gantry_tasks::Panicked;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,8 +23,10 @@ use crate::checkpoint::Checkpoint;
 use crate::clock::{CLOCK_SYNCHRONIZED, Clock};
 use crate::config::AgentConfig;
 use crate::desired::Desired;
+use crate::directories;
+use crate::eviction::Evictor;
 use crate::identity::Credentials;
-use crate::image_gc::{self, ImageCollector};
+use crate::image_gc::{self, ImageCollector, Squeeze};
 use crate::image_service;
 use crate::link::Link;
 use crate::local_api;
@@ -67,7 +69,7 @@ impl Agent {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
         };
-        prepare_directories(&config)?;
+        directories::prepare(&config)?;
         let credentials = Credentials::new(&config.node_name, config.identity.clone())?;
         let machine = Machine::here(&config.data_dir);
         let runtime = Arc::new(
@@ -80,6 +82,7 @@ impl Agent {
         checkpoint.load(&desired, &policies);
         let reports = Arc::new(Reports::new(&config.node_name));
         let (news, news_receiver) = mpsc::unbounded_channel();
+        let evictions = news.clone();
         let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
         let (services_changed, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let nodes_changed = Arc::new(Notify::new());
@@ -244,9 +247,20 @@ impl Agent {
             flushed.subscribe(),
         ));
         tasks.spawn(watch_tables(wiring.tables, flushed));
-        tasks.spawn(watch_node(presence, reports.clone()));
-        let collector = ImageCollector::new(images, desired.clone(), config.data_dir.clone());
-        tasks.spawn(collect_images(collector, reports));
+        tasks.spawn(watch_node(presence.clone(), reports.clone()));
+        let (squeeze, asked) = Squeeze::new();
+        let collector =
+            ImageCollector::new(images.clone(), desired.clone(), config.data_dir.clone());
+        tasks.spawn(collect_images(collector, asked, reports));
+        let evictor = Evictor::new(
+            &config,
+            desired.clone(),
+            images,
+            presence,
+            evictions,
+            squeeze,
+        );
+        tasks.spawn(evictor.run());
         tracing::info!(node = config.node_name, "the agent runs");
 
         let ended = tokio::select! {
@@ -272,23 +286,6 @@ async fn first_panic(tasks: &mut JoinSet<()>) -> Panicked {
             None => std::future::pending().await,
         }
     }
-}
-
-fn prepare_directories(config: &AgentConfig) -> Result<()> {
-    for directory in [
-        &config.data_dir,
-        &config.run_dir,
-        &config.pods_dir(),
-        &config.logs_dir(),
-    ] {
-        std::fs::create_dir_all(directory).with_context(|| {
-            format!(
-                "creating {}: is it writable, and is this root?",
-                directory.display()
-            )
-        })?;
-    }
-    Ok(())
 }
 
 fn runtime_config(config: &AgentConfig) -> ShimRuntimeConfig {
@@ -468,10 +465,32 @@ async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
     }
 }
 
-async fn collect_images(mut collector: ImageCollector, reports: Arc<Reports>) {
+async fn collect_images(
+    mut collector: ImageCollector,
+    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
+    reports: Arc<Reports>,
+) {
     let mut ticks = every(image_gc::PERIOD);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some(done) = asked.recv() => {
+                match collector.remove_unused().await {
+                    Ok(collected) => tracing::info!(
+                        freed = collected.freed,
+                        images = ?collected.removed,
+                        "unused images were removed from a disk that is nearly full"
+                    ),
+                    Err(error) => tracing::warn!(
+                        error = crate::pod::words(&error),
+                        "removing unused images"
+                    ),
+                }
+                // The one who asked may have gone.
+                done.send(()).ok();
+                continue;
+            }
+        }
         match collector.look().await {
             Ok(collected) if collected.wanted == 0 => {}
             Ok(collected) if collected.freed < collected.wanted => {
@@ -552,10 +571,5 @@ pub async fn teardown(config: &AgentConfig) -> Result<()> {
             .await?
             .context("removing the pod network")?;
     }
-    match std::fs::remove_dir_all(&config.run_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", config.run_dir.display()))
-        }
-        _ => Ok(()),
-    }
+    directories::remove_run_dir(&config.run_dir)
 }

@@ -89,7 +89,14 @@ impl Checkpoint {
     }
 
     pub(crate) fn welcome(&self) -> Option<Welcome> {
-        Welcome::decode(Bytes::from(std::fs::read(&self.welcome).ok()?)).ok()
+        let content = Bytes::from(std::fs::read(&self.welcome).ok()?);
+        // No bytes at all are a message too, of a cluster without addresses.
+        let known = Welcome::decode(content).ok();
+        let known = known.filter(|welcome| !welcome.pod_cidr.is_empty());
+        if known.is_none() {
+            tracing::warn!(path = %self.welcome.display(), "the checkpoint of the cluster's facts is damaged; waiting for a server");
+        }
+        known
     }
 
     pub(crate) fn save_welcome(&self, welcome: &Welcome) -> io::Result<()> {
@@ -137,6 +144,23 @@ mod tests {
         let damaged = Desired::default();
         checkpoint.load(&damaged, &policies);
         assert!(damaged.pod("d", "p").is_none() && damaged.secret("d", "s").is_some());
+    }
+
+    #[test]
+    fn facts_come_back_unless_they_are_damaged() {
+        let (data, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let checkpoint = Checkpoint::new(data.path(), run.path());
+        let welcome = Welcome {
+            pod_cidr: "10.244.0.0/24".to_owned(),
+            ..Welcome::default()
+        };
+        assert_eq!(checkpoint.welcome(), None);
+        checkpoint.save_welcome(&welcome).unwrap();
+        assert_eq!(checkpoint.welcome(), Some(welcome));
+        for damaged in ["", "garbage"] {
+            std::fs::write(data.path().join("cluster.checkpoint"), damaged).unwrap();
+            assert_eq!(checkpoint.welcome(), None);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_image::{Image, ImageError, Images};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::desired::Desired;
@@ -74,6 +75,27 @@ pub(crate) struct ImageCollector {
     history: History,
 }
 
+/// Lets others have what nobody uses removed.
+#[derive(Clone)]
+pub(crate) struct Squeeze(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Squeeze {
+    /// With what the one listens to who has the collector.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
+        let (asks, asked) = mpsc::channel(1);
+        (Self(asks), asked)
+    }
+
+    /// Returns when it is done.
+    pub(crate) async fn all(&self) {
+        let (done, wait) = oneshot::channel();
+        // Where nobody collects, there is nothing to wait for.
+        if self.0.send(done).await.is_ok() {
+            wait.await.ok();
+        }
+    }
+}
+
 /// What one look came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Collected {
@@ -95,6 +117,15 @@ impl ImageCollector {
         }
     }
 
+    /// Removes every image that nobody uses, however much is free.
+    pub(crate) async fn remove_unused(&mut self) -> Result<Collected, ImageError> {
+        let images = self.images.list().await?;
+        let used = self.used().await?;
+        let now = Instant::now();
+        self.history.observe(&images, &used, now);
+        self.remove(u64::MAX, &used, now).await
+    }
+
     /// Looks, and removes what has to go. Never an image in use.
     pub(crate) async fn look(&mut self) -> Result<Collected, ImageError> {
         let disk = Disk::of(&self.data_dir).map_err(|source| ImageError::Io {
@@ -111,11 +142,20 @@ impl ImageCollector {
         let Some(wanted) = to_free(disk) else {
             return Ok(Collected::default());
         };
+        self.remove(wanted, &used, now).await
+    }
+
+    async fn remove(
+        &mut self,
+        wanted: u64,
+        used: &BTreeSet<String>,
+        now: Instant,
+    ) -> Result<Collected, ImageError> {
         let mut collected = Collected {
             wanted,
             ..Collected::default()
         };
-        for id in self.history.candidates(&used, now) {
+        for id in self.history.candidates(used, now) {
             if collected.freed >= wanted {
                 break;
             }

@@ -16,6 +16,7 @@ mod checkpoint;
 mod clock;
 pub mod config;
 pub mod desired;
+mod directories;
 pub mod env;
 pub mod identity;
 pub mod limits;
@@ -29,6 +30,7 @@ mod tls;
 pub mod users;
 pub mod volumes;
 
+mod eviction;
 mod health_checks;
 mod held_ports;
 mod image_gc;

@@ -221,6 +221,37 @@ fn requested(spec: &PodSpec, name: &str, unit: impl Fn(Quantity) -> i64) -> i64 
     }
 }
 
+/// The sum of the limits of a resource that containers have which run at once, in whole units; `None` when none has one.
+pub fn total(spec: &PodSpec, name: &str) -> Option<i64> {
+    let own = limit(spec.resources.as_ref(), name).map(|value| value.units());
+    let of = |container: &Container| {
+        limit(container.resources.as_ref(), name).map(|value| value.units())
+    };
+    let inits = || spec.init_containers.iter().flatten();
+    let sidecars = inits().filter(|init| is_sidecar(init));
+    let together = spec.containers.iter().chain(sidecars).filter_map(of);
+    let together = together.reduce(i64::saturating_add);
+    own.or_else(|| together.max(inits().filter_map(of).max()))
+}
+
+/// What a container requests of a resource, in whole units.
+pub fn request_of(container: &Container, name: &str) -> u64 {
+    let requested = request(container.resources.as_ref(), name);
+    requested.map_or(0, |value| u64::try_from(value.units()).unwrap_or(0))
+}
+
+/// What a pod's containers that run at once request of a resource, in whole units.
+pub fn requested(spec: &PodSpec, name: &str) -> u64 {
+    let sidecars = spec.init_containers.iter().flatten();
+    let together = spec
+        .containers
+        .iter()
+        .chain(sidecars.filter(|init| is_sidecar(init)));
+    together
+        .map(|container| request_of(container, name))
+        .fold(0, u64::saturating_add)
+}
+
 /// An init container that keeps running beside the others.
 pub fn is_sidecar(init: &Container) -> bool {
     init.restart_policy.as_deref() == Some("Always")
@@ -271,6 +302,24 @@ mod tests {
 
     fn spec(containers: Value) -> PodSpec {
         serde_json::from_value(json!({ "containers": containers })).unwrap()
+    }
+
+    #[test]
+    fn limits_add_up_where_there_are_any() {
+        let with = |limits: &[&str]| {
+            let containers = limits.iter().map(|limit| match *limit {
+                "" => json!({"name": "c"}),
+                limit => json!({"name": "c", "resources": {"limits": {"memory": limit}}}),
+            });
+            spec(containers.collect())
+        };
+        assert_eq!(total(&with(&["", ""]), "memory"), None);
+        assert_eq!(total(&with(&["1Mi", ""]), "memory"), Some(1 << 20));
+        assert_eq!(total(&with(&["1Mi", "2Mi"]), "memory"), Some(3 << 20));
+        assert_eq!(requested(&with(&["1Mi", "2Mi"]), "memory"), 3 << 20);
+        let mut inits = with(&["1Mi"]);
+        inits.init_containers = Some(with(&["4Mi", "2Mi"]).containers);
+        assert_eq!(total(&inits, "memory"), Some(4 << 20));
     }
 
     #[test]

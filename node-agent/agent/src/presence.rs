@@ -107,6 +107,11 @@ impl Presence {
         }
     }
 
+    /// Something changes faster than the node is looked at.
+    pub(crate) fn look_again(&self) {
+        self.found.notify_one();
+    }
+
     /// Returns when there is something new to describe.
     pub(crate) async fn found(&self) {
         self.found.notified().await;

@@ -11,6 +11,10 @@ const MEMORY_AVAILABLE: u64 = 100 << 20;
 const NODE_DISK_PERCENT: u64 = 10;
 const IMAGE_DISK_PERCENT: u64 = 15;
 const INODES_PERCENT: u64 = 5;
+/// A server beside the agent takes no writes that add with less than 200 MiB: on a small disk, pods must go before that.
+const LEAST_NODE_DISK: u64 = 256 << 20;
+/// But never for more than a part of the disk.
+const LEAST_DIVISOR: u64 = 3;
 /// A kubelet has no default; below this, forks begin to fail for system services too.
 const PIDS_PERCENT: u64 = 5;
 /// A condition that was seen holds for as long, so that it does not flap.
@@ -64,6 +68,18 @@ impl Disk {
 
     fn is_below(self, percent: u64) -> bool {
         self.bytes.is_below(percent) || self.inodes.is_below(INODES_PERCENT)
+    }
+
+    /// With fewer bytes than this, pods have to go.
+    pub(crate) fn threshold(&self) -> u64 {
+        let total = self.bytes.total;
+        let least = LEAST_NODE_DISK.min(total / LEAST_DIVISOR);
+        (total / 100 * NODE_DISK_PERCENT).max(least)
+    }
+
+    /// The same for inodes; 0 where the file system has no number of them.
+    pub(crate) fn inodes_threshold(&self) -> u64 {
+        self.inodes.total / 100 * INODES_PERCENT
     }
 }
 
@@ -137,6 +153,7 @@ fn short_of(sample: &Sample) -> [bool; 3] {
     [
         sample.memory_available < MEMORY_AVAILABLE,
         sample.node_disk.is_below(NODE_DISK_PERCENT)
+            || sample.node_disk.bytes.available < sample.node_disk.threshold()
             || sample.image_disk.is_below(IMAGE_DISK_PERCENT),
         sample.pids.is_below(PIDS_PERCENT),
     ]
@@ -223,7 +240,7 @@ mod tests {
 
     fn ample() -> Sample {
         let disk = Disk {
-            bytes: share(50, 100),
+            bytes: share(50 << 30, 100 << 30),
             inodes: share(50, 100),
         };
         Sample {
@@ -249,10 +266,16 @@ mod tests {
                 |s| s.memory_available = (100 << 20) - 1,
                 [true, false, false],
             ),
-            (|s| s.node_disk.bytes.available = 10, [false; 3]),
-            (|s| s.node_disk.bytes.available = 9, [false, true, false]),
-            (|s| s.image_disk.bytes.available = 15, [false; 3]),
-            (|s| s.image_disk.bytes.available = 14, [false, true, false]),
+            (|s| s.node_disk.bytes.available = 10 << 30, [false; 3]),
+            (
+                |s| s.node_disk.bytes.available = 9 << 30,
+                [false, true, false],
+            ),
+            (|s| s.image_disk.bytes.available = 15 << 30, [false; 3]),
+            (
+                |s| s.image_disk.bytes.available = 14 << 30,
+                [false, true, false],
+            ),
             (|s| s.node_disk.inodes.available = 4, [false, true, false]),
             // btrfs has no number of inodes.
             (|s| s.node_disk.inodes = share(0, 0), [false; 3]),
@@ -261,6 +284,18 @@ mod tests {
         for (index, (change, wanted)) in table.into_iter().enumerate() {
             assert_eq!(with(change), wanted, "case {index}");
         }
+    }
+
+    #[test]
+    fn a_small_disk_is_short_before_a_server_on_it_is() {
+        let threshold = |total| {
+            let bytes = share(0, total);
+            let inodes = Share::default();
+            Disk { bytes, inodes }.threshold()
+        };
+        assert_eq!(threshold(300 << 20), 100 << 20);
+        assert_eq!(threshold(1 << 30), 256 << 20);
+        assert_eq!(threshold(100 << 30), (100 << 30) / 100 * 10);
     }
 
     #[test]

@@ -155,6 +155,12 @@ impl Images for FakeImages {
         })
     }
 
+    async fn writable_layers(&self) -> Vec<(String, PathBuf)> {
+        let mounted = self.mounted.lock();
+        let place = |key: &String| (key.clone(), self.directory.join(key));
+        mounted.keys().map(place).collect()
+    }
+
     async fn in_use(&self) -> Result<BTreeSet<String>, ImageError> {
         Ok(self.mounted.lock().values().cloned().collect())
     }

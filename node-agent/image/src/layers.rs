@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -103,6 +104,8 @@ fn settle(staging: &Path, destination: &Path) -> io::Result<()> {
 
 fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<u64> {
     std::fs::create_dir(staging)?;
+    // A layer need not say what its root is like.
+    std::fs::set_permissions(staging, std::fs::Permissions::from_mode(0o755))?;
     let mut stream = Hashing {
         inner: decompressed(File::open(blob)?)?,
         hasher: Sha256::new(),

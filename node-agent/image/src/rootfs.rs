@@ -2,7 +2,9 @@
 //!
 //! `rootfs/<key>/{upper,work,merged,image}`; `image` names the image, so that its layers are not collected.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{
@@ -45,6 +47,8 @@ impl Rootfs {
         for name in ["upper", "work", "merged"] {
             std::fs::create_dir_all(place.join(name))?;
         }
+        // This is the mode of the container's root directory.
+        std::fs::set_permissions(place.join("upper"), Permissions::from_mode(0o755))?;
         std::fs::write(place.join("image"), image)?;
         overlay(layers, &place.join("upper"), &place.join("work"), &merged)?;
         Ok(merged)
@@ -62,6 +66,18 @@ impl Rootfs {
         }
         std::fs::remove_dir_all(&place)?;
         Ok(true)
+    }
+
+    /// Where writes go, by key.
+    pub(crate) fn writable_layers(&self) -> Vec<(String, PathBuf)> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten();
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let key = entry.file_name().into_string().ok()?;
+                Some((key, entry.path().join("upper")))
+            })
+            .collect()
     }
 
     /// Ids of the images in use.

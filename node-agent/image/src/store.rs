@@ -473,6 +473,12 @@ impl Images for ImageStore {
         .await
     }
 
+    async fn writable_layers(&self) -> Vec<(String, PathBuf)> {
+        let shared = self.shared.clone();
+        let listed = blocking(move || Ok(shared.rootfs.writable_layers())).await;
+        listed.unwrap_or_default()
+    }
+
     async fn in_use(&self) -> Result<BTreeSet<String>, ImageError> {
         let shared = self.shared.clone();
         blocking(move || shared.in_use()).await

@@ -104,6 +104,8 @@ pub trait Images: Send + Sync + 'static {
     async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError>;
     /// Unmounts and deletes a root file system. Unknown keys are fine.
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError>;
+    /// Where writes to root file systems go, by their keys.
+    async fn writable_layers(&self) -> Vec<(String, PathBuf)>;
     /// Ids of the images that root file systems are made of.
     async fn in_use(&self) -> Result<BTreeSet<String>, ImageError>;
     /// Removes layers and content that no image, no root file system and no transfer needs; returns bytes freed.

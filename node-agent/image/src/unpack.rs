@@ -132,11 +132,15 @@ impl Root {
         let mut reached = PathBuf::new();
         for component in path.components() {
             let parent = self.directory(&reached)?;
-            match mkdirat(&parent, component.as_os_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+            let mode = Mode::from_raw_mode(0o755);
+            let made = mkdirat(&parent, component.as_os_str(), mode);
+            reached.push(component);
+            match made {
+                // Whatever this process's umask takes away.
+                Ok(()) => rustix::fs::fchmod(self.directory(&reached)?, mode)?,
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
-            reached.push(component);
         }
         Ok(())
     }

@@ -59,6 +59,7 @@ pub(crate) fn exec(dir: &Path, init: Vec<OwnedFd>) -> io::Result<()> {
 fn try_exec(dir: &Path, init: Vec<OwnedFd>) -> io::Result<Outcome> {
     let init = init.into_iter().next().ok_or(io::ErrorKind::InvalidInput)?;
     let command: Command = serde_json::from_slice(&fs::read(dir.join(COMMAND))?)?;
+    launch::set_container_umask();
     let filters = seccomp::load(&command.container)?;
     let program = match Program::new(&command.args, &command.env) {
         Ok(program) => program,

@@ -183,6 +183,7 @@ pub(crate) fn create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<()> {
 }
 
 fn try_create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<Outcome> {
+    launch::set_container_umask();
     let filters = seccomp::load(dir)?;
     privileges::set_oom_score_adj(read_oom_score_adj(dir)?)?;
     sys::new_session_keyring();

@@ -10,9 +10,17 @@ use std::os::fd::{AsFd, AsRawFd};
 use crate::seccomp;
 use crate::sys::{self, Fork};
 
+/// Where a container's specification names no other.
+const CONTAINER_UMASK: u32 = 0o022;
 const STARTED: u8 = b'S';
 const FAILED: u8 = b'F';
 const REFUSED: u8 = b'R';
+
+/// What a container creates has the modes that programs expect, and so have mount points in its file system; the agent
+/// keeps its own files to itself.
+pub(crate) fn set_container_umask() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(CONTAINER_UMASK));
+}
 
 /// A command with its environment, and the files it may be.
 pub(crate) struct Program {

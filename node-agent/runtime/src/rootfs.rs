@@ -144,7 +144,11 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
             Ok(_) => {}
             Err(Errno::NOENT) => {
                 let name: &Path = part.as_ref();
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                let mode = Mode::from_raw_mode(0o755);
+                rustix::fs::mkdirat(&parent, name, mode)?;
+                // Whatever this process's umask takes away.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                rustix::fs::fchmod(open(&spec.rootfs, &done, flags)?, mode)?;
             }
             Err(error) => return Err(error.into()),
         }

@@ -32,7 +32,8 @@ use crate::{privileges, sys};
 use connection::Connection;
 use container::Container;
 
-pub(crate) use container::{CONSOLE, TERMINATION, receive_console};
+pub use container::TERMINATION;
+pub(crate) use container::{CONSOLE, receive_console};
 
 /// Name of the socket in the sandbox's directory.
 pub(crate) const SOCKET: &str = "shim.sock";

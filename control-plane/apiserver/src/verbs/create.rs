@@ -6,7 +6,7 @@ use gantry_api::kind::Kind;
 use gantry_api::kinds::namespace::NamespaceKind;
 use gantry_api::meta::generated_prefix;
 use gantry_api::status::StatusError;
-use gantry_store::{Guard, Key, Operation, Revision, Transaction};
+use gantry_store::{Demand, Guard, Key, Operation, Revision, Transaction};
 use rand::Rng;
 use serde_json::{Value, json};
 
@@ -99,7 +99,7 @@ async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, S
             }
             return Ok(Answer::created(info, &value, Revision(0)).with_warnings(warnings));
         }
-        match context.api.commit(transaction).await? {
+        match context.api.commit(transaction, Demand::Adds).await? {
             Committed::At(revision) => {
                 return Ok(Answer::created(info, &value, revision).with_warnings(warnings));
             }

@@ -5,7 +5,7 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::kind::WriteScope;
 use gantry_api::patch::{self, PatchType};
 use gantry_api::status::StatusError;
-use gantry_store::{Entry, Guard, Operation, Transaction};
+use gantry_store::{Demand, Entry, Guard, Operation, Transaction};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -162,7 +162,8 @@ pub(crate) async fn swap(
                 index,
             });
         }
-        match context.api.commit(transaction).await? {
+        let demand = demand(scope, &prepared.object, &entry, &value);
+        match context.api.commit(transaction, demand).await? {
             Committed::At(revision) => {
                 return Ok(Answer::object(info, &value, revision).with_warnings(warnings));
             }
@@ -214,6 +215,29 @@ pub(crate) fn is_released(object: &Value) -> bool {
     deleted && !held
 }
 
+/// By how many bytes an object may grow, and how large it may be then, for its change not to count as something new: a
+/// taint, another number of replicas.
+const LITTLE_MORE: usize = 1024;
+const LARGEST_LITTLE: usize = 64 << 10;
+/// How large the status of an object may make it for the same.
+const LARGEST_STATUS: usize = 256 << 10;
+
+/// What the change of an object asks of the servers' disks. It frees something when the object goes, is told to, or loses
+/// what holds it; statuses, and what makes an object little larger, are how others learn that they must make room.
+fn demand(scope: WriteScope, object: &Value, before: &Entry, value: &bytes::Bytes) -> Demand {
+    const MARK: &[u8] = b"\"deletionTimestamp\"";
+    let goes = !object["metadata"]["deletionTimestamp"].is_null();
+    let was_told = || before.value.windows(MARK.len()).any(|part| part == MARK);
+    let little = value.len() <= before.value.len() + LITTLE_MORE && value.len() <= LARGEST_LITTLE;
+    if goes && (is_released(object) || value.len() < before.value.len() || !was_told()) {
+        Demand::Frees
+    } else if little || scope == WriteScope::Status && value.len() <= LARGEST_STATUS {
+        Demand::Changes
+    } else {
+        Demand::Adds
+    }
+}
+
 /// Writes a changed object outside of its kind's update rules: deletion marks, bindings, finalizers. The caller has
 /// made `object` of `entry`.
 pub(crate) async fn store(
@@ -254,7 +278,8 @@ pub(crate) async fn store_leaving(
             index,
         });
     }
-    match context.api.commit(transaction).await? {
+    let demand = demand(WriteScope::Main, object, entry, &value);
+    match context.api.commit(transaction, demand).await? {
         Committed::At(revision) => Ok(Some((value, revision))),
         Committed::Conflict(_) => Ok(None),
     }

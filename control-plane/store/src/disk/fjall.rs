@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use parking_lot::Mutex;
 
+use super::reserve::{self, Reserve, Shortage};
 use super::{Batch, Engine, EngineError, Space};
 use crate::config::OpenError;
 
@@ -17,6 +19,7 @@ pub(crate) struct FjallEngine {
     database: Database,
     log: Keyspace,
     state: Keyspace,
+    reserve: Mutex<Reserve>,
 }
 
 impl FjallEngine {
@@ -27,6 +30,7 @@ impl FjallEngine {
             source,
         };
         std::fs::create_dir_all(path).map_err(unwritable)?;
+        let reserve = Reserve::open(path, JOURNAL_BYTES);
         let engine = |source| match source {
             fjall::Error::Locked => OpenError::Locked {
                 path: path.to_owned(),
@@ -50,6 +54,7 @@ impl FjallEngine {
             database,
             log,
             state,
+            reserve: Mutex::new(reserve),
         })
     }
 
@@ -99,8 +104,17 @@ impl Engine for FjallEngine {
     }
 
     fn room(&self) -> Option<u64> {
-        let found = rustix::fs::statvfs(self.log.path()).ok()?;
-        Some(found.f_bavail.saturating_mul(found.f_frsize))
+        reserve::free(self.log.path()).ok()
+    }
+
+    fn tend(&self, shortage: Shortage) {
+        self.reserve.lock().tend(shortage);
+    }
+
+    fn write_tables(&self) -> Result<(), EngineError> {
+        self.log.rotate_memtable()?;
+        self.state.rotate_memtable()?;
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {

@@ -18,7 +18,7 @@ use super::records::{
     decode_entry, decode_numbers, encode_applied, entry_key, entry_record, hard_record,
     level_record, numbers, row_key, row_record,
 };
-use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Space};
+use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Shortage, Space};
 use crate::config::OpenError;
 use crate::level::Level;
 use crate::packet::Tags;
@@ -308,6 +308,17 @@ impl Volume {
     /// How many bytes can still be written; `None` when that is not known.
     pub(crate) fn room(&self) -> Option<u64> {
         self.engine.room()
+    }
+
+    /// See [`Engine::tend`].
+    pub(crate) fn tend(&self, shortage: Shortage) {
+        self.engine.tend(shortage);
+    }
+
+    /// See [`Engine::write_tables`].
+    pub(crate) fn write_tables(&self) -> Result<(), DiskError> {
+        let begun = self.engine.write_tables();
+        begun.map_err(|error| self.failed("writing tables", error))
     }
 
     /// Makes everything written so far durable.

@@ -98,6 +98,7 @@ fn an_entry_that_raises_it_is_refused_before_it_is_due() {
         tags: Vec::new(),
         level: 2,
         skipped: 0,
+        ..Tags::default()
     };
     let entry = LogEntry {
         index: 2,

@@ -14,10 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use raft::StateRole;
 
-use super::{Gathered, Member, Own};
+use super::{Gathered, Lanes, Member, Own};
 use crate::packet::{Body, Forward, Refusal, Tag, Tags};
 use crate::record::split_transactions;
-use crate::types::{ProposeError, Revision};
+use crate::types::{Demand, ProposeError, Revision};
 
 /// How many forwards of one run a leader remembers; what is older is not accepted any more.
 const REMEMBERED: usize = 8_192;
@@ -106,6 +106,7 @@ impl Member {
             }
             return;
         };
+        let demand = gathered.demand;
         let transactions = split_transactions(&Bytes::from(gathered.data));
         let mut sent = Vec::new();
         let mut own = Vec::new();
@@ -124,6 +125,7 @@ impl Member {
             number: self.forwards.next,
             term,
             transactions: sent,
+            demand: demand as u32,
         };
         let waiting = Waiting {
             term,
@@ -135,8 +137,9 @@ impl Member {
     }
 
     /// Takes in another member's forward: proposes it once, or says that it never will.
-    pub(super) fn accept(&mut self, from: u64, forward: Forward, gathered: &mut Gathered) {
+    pub(super) fn accept(&mut self, from: u64, forward: Forward, lanes: &mut Lanes) {
         let bytes = forward.transactions.iter().map(Bytes::len).sum();
+        let gathered = self.lane(lanes, Demand::of(forward.demand));
         self.make_room(gathered, bytes);
         let name = Tag {
             member: from,

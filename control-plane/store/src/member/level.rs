@@ -25,6 +25,7 @@ impl Member {
             tags: Vec::new(),
             level,
             skipped: 0,
+            ..Tags::default()
         };
         let context = prost::Message::encode_to_vec(&context);
         if let Err(error) = self.node.propose(context, Vec::new()) {

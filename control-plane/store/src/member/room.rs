@@ -2,23 +2,35 @@
 //! follows on. With half of that left it is full: it takes no further entries, so that what it has accepted still fits,
 //! and sends its clients to others. It goes on by itself once there is room again.
 //!
-//! When too few voters have room for a majority, or the leader has none and nobody can take over, the cluster is
-//! read-only: proposals are refused with the reason, everything else goes on.
+//! When too few voters have room for a majority, or the leader has none and nobody can take over, nothing is added any
+//! more: such proposals are refused with the reason. What deletes, and statuses, which let others make room, are taken
+//! out of the reserve ([`crate::disk`]): their entries say so, and full members take them too.
 
 use std::collections::BTreeMap;
 
 use raft::StateRole;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
+use prost::Message as _;
+
 use super::Member;
+use crate::disk::Shortage;
 use crate::metrics::METRICS;
-use crate::packet::{Body, Shortage};
-use crate::types::Room;
+use crate::packet::{self, Body, Tags};
+use crate::types::{Demand, Room};
 
 /// Heartbeats after which a member that is short of room says so again.
 const REPEAT: usize = 4;
 /// Heartbeats for which a leader believes it.
 const BELIEVED: usize = 16;
+
+/// With less, every byte that is written comes out of the reserve.
+const CRITICAL: u64 = 32 << 20;
+/// How many bytes of entries are taken out of the reserve; what a deletion writes is small beside what it lets others free.
+/// Less than the journal has left when it is made ([`crate::disk`]).
+const RESERVED: usize = 24 << 20;
+/// How many of them for changes: the rest is for what frees.
+const RESERVED_FOR_CHANGES: usize = 8 << 20;
 
 /// What a member knows of room, its own and, as the leader, the others'.
 #[derive(Default)]
@@ -28,6 +40,10 @@ pub(super) struct Disks {
     short: Option<u64>,
     /// Whether it is full.
     full: bool,
+    /// Whether it is full and has refused entries since it took the last.
+    behind: bool,
+    /// How many bytes of entries were taken in this shortage with next to nothing left.
+    taken: usize,
     /// The others that are short, and the tick at which they said so last.
     others: BTreeMap<u64, usize>,
     /// Why proposals are refused here.
@@ -38,6 +54,29 @@ impl Disks {
     /// Why this member takes no proposals, if it does not.
     pub(super) fn refusal(&self) -> Option<&String> {
         self.refusal.as_ref()
+    }
+
+    fn critical(&self) -> bool {
+        self.short.is_some_and(|free| free < CRITICAL)
+    }
+
+    /// Why transactions of so many bytes are not taken; counts those that are.
+    pub(super) fn refuse(&mut self, demand: Demand, bytes: usize) -> Option<String> {
+        let refusal = self.refusal.as_ref()?;
+        let bound = match demand {
+            Demand::Adds => return Some(refusal.clone()),
+            Demand::Changes => RESERVED_FOR_CHANGES,
+            Demand::Frees => RESERVED,
+        };
+        if !self.critical() {
+            return None;
+        }
+        let taken = self.taken.saturating_add(bytes);
+        if taken > bound {
+            return Some(refusal.clone());
+        }
+        self.taken = taken;
+        None
     }
 
     /// Whether another member lacks room, as far as it has told.
@@ -59,7 +98,9 @@ impl Member {
     /// Why this member cannot even follow, so that clients must ask another.
     pub(super) fn left_behind(&self) -> Option<&String> {
         let follows = self.node.raft.state != StateRole::Leader;
-        self.disks.refusal().filter(|_| follows)
+        self.disks
+            .refusal()
+            .filter(|_| follows && self.disks.behind)
     }
 
     pub(super) fn tick_room(&mut self) {
@@ -98,6 +139,7 @@ impl Member {
         let (half, margin) = (reserve / 2, reserve / 4);
         self.disks.full = free < half || self.disks.full && free < half + margin;
         let enough = reserve + margin;
+        let known = self.disks.short.is_some();
         match self.disks.short {
             None if free < reserve => {
                 tracing::warn!(
@@ -115,22 +157,39 @@ impl Member {
                     "there is room on the disk again"
                 );
                 self.disks.short = None;
+                self.disks.taken = 0;
                 self.tell_leader(false);
             }
             Some(_) => self.disks.short = Some(free),
             None => {}
+        }
+        if !self.disks.full {
+            self.disks.behind = false;
+        }
+        let short = self.disks.short.is_some();
+        self.node.store().tend(match short {
+            false => Shortage::None,
+            true if self.disks.critical() => Shortage::Critical,
+            true => Shortage::Short,
+        });
+        // While there is room for that.
+        if short
+            && !known
+            && let Err(error) = self.node.store().write_tables()
+        {
+            tracing::warn!(%error, "preparing for a full disk");
         }
     }
 
     fn tell_leader(&mut self, short: bool) {
         let leader = self.leader().filter(|id| *id != self.config.member_id);
         if let Some(leader) = leader {
-            self.post(leader, Body::Shortage(Shortage { short }));
+            self.post(leader, Body::Shortage(packet::Shortage { short }));
         }
     }
 
     /// Another member says whether it lacks room.
-    pub(super) fn shortage(&mut self, from: u64, shortage: &Shortage) {
+    pub(super) fn shortage(&mut self, from: u64, shortage: &packet::Shortage) {
         if shortage.short {
             if self.disks.others.insert(from, self.disks.ticks).is_none() {
                 tracing::warn!(member = from, "a member's disk is nearly full");
@@ -141,16 +200,22 @@ impl Member {
     }
 
     /// Whether a message of consensus is taken in: without room, nothing that carries proposals or makes this member lead.
-    /// The entry without data, with which a new leader begins, is taken: without it nobody could read.
-    pub(super) fn has_room_for(&self, message: &Message) -> bool {
-        let grows = match message.get_msg_type() {
-            MessageType::MsgAppend => message.entries.iter().any(|entry| {
-                entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty()
-            }),
+    /// The entry without data, with which a new leader begins, is taken: without it nobody could read. So are those that
+    /// make room, up to a bound.
+    pub(super) fn has_room_for(&mut self, message: &Message) -> bool {
+        match message.get_msg_type() {
             MessageType::MsgTimeoutNow => return !self.is_short_of_room(),
-            _ => false,
-        };
-        !grows || !self.disks.full
+            MessageType::MsgAppend if self.disks.full && !message.entries.is_empty() => {}
+            _ => return true,
+        }
+        let grows = message.entries.iter().any(|entry| {
+            entry.get_entry_type() == EntryType::EntryNormal
+                && !entry.data.is_empty()
+                && !Tags::decode(&*entry.context).is_ok_and(|tags| tags.makes_room)
+        });
+        let bytes = message.entries.iter().map(|entry| entry.data.len()).sum();
+        self.disks.behind = grows || self.disks.refuse(Demand::Frees, bytes).is_some();
+        !self.disks.behind
     }
 
     fn find_successor(&mut self) {
@@ -219,5 +284,33 @@ impl Member {
             *known = Room { short, read_only };
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_for_what_frees_last() {
+        let full = |free| Disks {
+            short: Some(free),
+            refusal: Some("full".to_owned()),
+            ..Disks::default()
+        };
+        let takes = |disks: &mut Disks, demand, bytes| disks.refuse(demand, bytes).is_none();
+        let mut roomy = full(CRITICAL);
+        assert!(!takes(&mut roomy, Demand::Adds, 1));
+        assert!(takes(&mut roomy, Demand::Changes, RESERVED));
+        assert_eq!(roomy.taken, 0, "nothing comes out of the reserve yet");
+
+        let mut disks = full(CRITICAL - 1);
+        assert!(takes(&mut disks, Demand::Changes, RESERVED_FOR_CHANGES));
+        assert!(!takes(&mut disks, Demand::Changes, 1));
+        let rest = RESERVED - RESERVED_FOR_CHANGES;
+        assert!(takes(&mut disks, Demand::Frees, rest));
+        assert!(!takes(&mut disks, Demand::Frees, 1));
+        disks.refusal = None;
+        assert!(takes(&mut disks, Demand::Adds, usize::MAX));
     }
 }

@@ -14,7 +14,8 @@ use crate::member::{Input, Proposal};
 use crate::record::encode_transaction;
 use crate::shared::Shared;
 use crate::types::{
-    Entry, Guard, Index, Key, Operation as Change, ProposeError, Revision, Table, Term, Transaction,
+    Demand, Entry, Guard, Index, Key, Operation as Change, ProposeError, Revision, Table, Term,
+    Transaction,
 };
 use crate::veil::Cover;
 
@@ -335,6 +336,7 @@ impl World {
                 }
                 let cover = Cover::new(self.machines[&member].config.veil.clone());
                 Input::Propose(Proposal {
+                    demand: Demand::default(),
                     data: encode_transaction(&transaction, &cover),
                     reply: sender,
                     submitted: Instant::now(),

@@ -1,6 +1,7 @@
 //! Files that every container of a pod sees: /etc/hosts, /etc/hostname and /etc/resolv.conf.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use gantry_network::{
@@ -93,7 +94,9 @@ pub(crate) fn write(path: &Path, content: &str) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    std::fs::write(path, content)
+    std::fs::write(path, content)?;
+    // Every user of the container reads it.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
 use super::setup;
-use super::worker::{Input, Worker};
+use super::worker::{Eviction, Input, Worker};
 use crate::reports::Severity;
 
 /// Between attempts at a worker whose directory cannot be written.
@@ -32,6 +32,10 @@ pub(crate) enum News {
     References(String),
     /// The server has said everything: what it did not name is left over.
     Synced,
+    /// The pod of this uid has to go.
+    Evict(String, Eviction),
+    /// The disk is nearly full: what pods that are over have left is to go.
+    Reclaim,
 }
 
 struct Handle {
@@ -91,6 +95,16 @@ impl Manager {
                         }
                     }
                     News::Synced => self.remove_leftovers().await,
+                    News::Evict(uid, eviction) => match self.workers.get(&uid) {
+                        Some(handle) => drop(handle.inputs.send(Input::Evict(eviction))),
+                        // It has gone by itself.
+                        None => eviction.reclaimed.cancel(),
+                    },
+                    News::Reclaim => {
+                        for handle in self.workers.values() {
+                            handle.inputs.send(Input::Reclaim).ok();
+                        }
+                    }
                 },
                 event = events.recv() => self.runtime_event(event, &mut events).await,
                 _ = again.tick(), if !self.refused.is_empty() => {

@@ -19,6 +19,8 @@ mod worker;
 pub(crate) use manager::{Manager, News, remove_all};
 pub(crate) use node::Node;
 pub(crate) use pull::words;
+pub(crate) use record::containers;
+pub(crate) use worker::Eviction;
 
 #[cfg(test)]
 mod tests;

@@ -188,8 +188,8 @@ pub(crate) fn refresh(
     })
 }
 
-/// Ends the sandbox and frees the network and root file systems; logs, volumes and the journal stay, so that a pod
-/// that is over can still be looked at.
+/// Ends the sandbox and frees the network and root file systems; logs and the journal stay, so that a pod that is over can
+/// still be looked at, and volumes until [`reclaim`].
 pub(crate) async fn tear_down(
     node: Arc<Node>,
     uid: String,
@@ -220,6 +220,33 @@ pub(crate) async fn tear_down(
         .map_err(|error| words(&error))
 }
 
+/// Gives back what a pod that is over took of the disk; its journal stays, and with `logs_too` its logs do not.
+pub(crate) async fn reclaim(
+    node: Arc<Node>,
+    uid: String,
+    log_dir: std::path::PathBuf,
+    logs_too: bool,
+) -> Result<(), String> {
+    let reclaimed = tokio::task::spawn_blocking(move || {
+        let volumes = node.pod_dir(&uid).join("volumes");
+        volumes::tear_down(&volumes).map_err(|error| error.to_string())?;
+        match logs_too {
+            true => remove_tree(&log_dir),
+            false => Ok(()),
+        }
+    });
+    reclaimed.await.map_err(|error| error.to_string())?
+}
+
+fn remove_tree(directory: &std::path::Path) -> Result<(), String> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("removing {}: {error}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes the rest: volumes, journal and logs.
 pub(crate) async fn remove(
     node: Arc<Node>,
@@ -228,12 +255,7 @@ pub(crate) async fn remove(
 ) -> Result<(), String> {
     let removed = tokio::task::spawn_blocking(move || {
         volumes::tear_down(&node.pod_dir(&uid)).map_err(|error| error.to_string())?;
-        match std::fs::remove_dir_all(&log_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(format!("removing {}: {error}", log_dir.display()))
-            }
-            _ => Ok(()),
-        }
+        remove_tree(&log_dir)
     });
     removed.await.map_err(|error| error.to_string())?
 }

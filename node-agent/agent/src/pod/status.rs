@@ -360,18 +360,34 @@ fn conditions(
         ("ContainersReady", containers_ready),
         ("PodScheduled", scheduled),
     ];
+    let evicted = view
+        .end
+        .filter(|end| end.reason.as_deref() == Some(EVICTED))
+        .map(|end| Verdict {
+            status: true,
+            reason: Some("TerminationByKubelet"),
+            message: end.message.clone(),
+        });
+    let is_evicted = evicted.is_some();
     let mut result: Vec<PodCondition> = ours
         .into_iter()
+        .chain(evicted.map(|verdict| (DISRUPTION, verdict)))
         .map(|(name, verdict)| condition(view, name, verdict))
         .collect();
     let foreign = view.previous.conditions.iter().flatten();
     result.extend(
         foreign
             .filter(|theirs| !OWN.contains(&theirs.type_.as_str()))
+            .filter(|theirs| !(is_evicted && theirs.type_ == DISRUPTION))
             .cloned(),
     );
     result
 }
+
+/// The reason of a pod that had to go.
+pub(crate) const EVICTED: &str = "Evicted";
+/// How controllers know that a pod's end is not its own fault.
+const DISRUPTION: &str = "DisruptionTarget";
 
 const OWN: [&str; 5] = [
     "PodReadyToStartContainers",

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Manager, News, Node};
+use super::{Eviction, Manager, News, Node};
 use crate::desired::Desired;
 use crate::desired::tests::change;
 use crate::policies::Policies;
@@ -583,6 +583,56 @@ async fn a_deadline_ends_the_pod() {
     bed.apply(&pod(spec));
     let status = bed.phase("Failed").await;
     assert_eq!(status["reason"], "DeadlineExceeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_fails_and_gives_its_disk_back_before_it_is_deleted() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    spec["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    let object = pod(spec);
+    bed.apply(&object);
+    bed.phase("Running").await;
+    let place = |path: &str| bed.directory.path().join(path);
+    let (volumes, logs) = (place("pods/u/volumes"), place("logs/d_p_u"));
+    std::fs::create_dir_all(logs.join("c")).unwrap();
+    assert!(volumes.exists());
+    let eviction = |message: &str| Eviction {
+        message: message.to_owned(),
+        grace: Duration::ZERO,
+        reclaimed: CancellationToken::new(),
+    };
+    let (first, second) = (eviction("too much"), eviction("again"));
+    for eviction in [&first, &second] {
+        let news = News::Evict("u".to_owned(), eviction.clone());
+        bed.news.send(news).unwrap();
+        tokio::time::timeout(Duration::from_secs(60), eviction.reclaimed.cancelled())
+            .await
+            .expect("its room is given back");
+    }
+    assert!(!volumes.exists() && !logs.exists());
+    let rootfs = std::fs::read_dir(bed.directory.path().join("rootfs"));
+    assert_eq!(rootfs.unwrap().count(), 0);
+    let status = bed.phase("Failed").await;
+    assert_eq!(
+        (&status["reason"], &status["message"]),
+        (&json!("Evicted"), &json!("too much"))
+    );
+    let conditions = status["conditions"].as_array().unwrap();
+    let disruption = conditions
+        .iter()
+        .find(|condition| condition["type"] == "DisruptionTarget");
+    assert_eq!(disruption.unwrap()["reason"], "TerminationByKubelet");
+    let unknown = eviction("who");
+    let news = News::Evict("nobody".to_owned(), unknown.clone());
+    bed.news.send(news).unwrap();
+    unknown.reclaimed.cancelled().await;
+    bed.apply(&deleted(object, 30));
+    bed.until("terminated", |message| {
+        matches!(message, agent_message::Message::PodTerminated(_))
+    })
+    .await;
+    assert!(!bed.directory.path().join("pods/u").exists());
 }
 
 #[tokio::test(start_paused = true)]

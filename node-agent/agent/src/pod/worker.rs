@@ -59,6 +59,26 @@ pub(crate) enum Input {
     Exited(ContainerId, ContainerExit),
     /// The shim is gone, and all containers with it.
     SandboxLost,
+    /// The pod has to go.
+    Evict(Eviction),
+    /// The disk is nearly full: what is left of a pod that is over is to go.
+    Reclaim,
+}
+
+/// That a pod has to go, since it or its node is out of bounds.
+#[derive(Clone, Debug)]
+pub(crate) struct Eviction {
+    /// Why, in a kubelet's words.
+    pub(crate) message: String,
+    /// How long its containers may take.
+    pub(crate) grace: Duration,
+    /// Cancelled when what it took of the disk is free again.
+    pub(crate) reclaimed: CancellationToken,
+}
+
+impl Eviction {
+    /// A kubelet's, for a pod that takes more than its limits.
+    pub(crate) const LIMIT_GRACE: Duration = Duration::from_secs(1);
 }
 
 /// What a task came back with.
@@ -80,6 +100,7 @@ enum Effect {
     TornDown(Result<(), String>),
     Removed(Result<(), String>),
     Released(Result<(), String>),
+    Reclaimed(Result<(), String>),
 }
 
 /// The end of a pod that has no beginning here.
@@ -124,6 +145,10 @@ pub(crate) struct Worker {
     probes: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     inputs: mpsc::UnboundedReceiver<Input>,
     finished: bool,
+    /// Who waits for the disk of an evicted pod; its logs go too. None of one that was not evicted.
+    evicted: Vec<CancellationToken>,
+    /// What a pod that is over took of the disk is being given back: nobody else may remove it meanwhile.
+    reclaiming: bool,
 }
 
 impl Worker {
@@ -194,6 +219,8 @@ impl Worker {
             probes: mpsc::channel(64),
             inputs,
             finished: false,
+            evicted: Vec::new(),
+            reclaiming: false,
             pod,
         })
     }
@@ -277,6 +304,12 @@ impl Worker {
             Input::References => self.references_changed(),
             Input::Exited(id, exit) => self.exited(&id, exit),
             Input::SandboxLost => self.sandbox_lost(),
+            Input::Evict(eviction) => self.evict(eviction),
+            Input::Reclaim => {
+                if matches!(self.surroundings, Surroundings::Unmade) {
+                    self.reclaim(true);
+                }
+            }
         }
     }
 
@@ -299,7 +332,24 @@ impl Worker {
                     tracing::warn!(pod = self.uid, error, "releasing an ended container");
                 }
             }
-            Effect::TornDown(Ok(())) => self.surroundings = Surroundings::Unmade,
+            Effect::TornDown(Ok(())) => {
+                self.surroundings = Surroundings::Unmade;
+                // A pod that is deleted loses everything at once.
+                if self
+                    .stopping
+                    .as_ref()
+                    .is_some_and(|stopping| !stopping.deleted)
+                {
+                    self.reclaim(!self.evicted.is_empty());
+                }
+            }
+            Effect::Reclaimed(result) => {
+                self.reclaiming = false;
+                if let Err(error) = result {
+                    tracing::warn!(pod = self.uid, error, "giving back a pod's disk");
+                }
+                self.given_back();
+            }
             Effect::TornDown(Err(message)) => {
                 self.event(
                     None,
@@ -313,6 +363,7 @@ impl Worker {
                 if !self.said_terminated {
                     self.node.reports.pod_terminated(&self.pod);
                 }
+                self.given_back();
                 self.finished = true;
             }
             Effect::Removed(Err(message)) => {

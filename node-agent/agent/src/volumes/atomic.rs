@@ -42,7 +42,7 @@ pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::
     for (path, file) in files {
         let target = fresh.join(path);
         if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent)?;
+            readable_directory(parent)?;
         }
         fs::write(&target, &file.content)?;
         fs::set_permissions(&target, fs::Permissions::from_mode(file.mode))?;
@@ -77,6 +77,19 @@ pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::
         }
     }
     Ok(())
+}
+
+/// Makes a directory that every user of a container can look into, whatever this process's umask says. What is above it
+/// lets nobody of the host in.
+pub(super) fn readable_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        readable_directory(parent)?;
+    }
+    fs::create_dir(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 /// Whether the directory holds exactly these files.

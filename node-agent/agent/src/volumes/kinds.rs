@@ -16,6 +16,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::atomic::{self, Files};
 use super::payload::{self, DEFAULT_MODE};
 use super::{Volume, VolumeContext, VolumeError, io};
+use crate::limits;
 
 /// The implementation for a volume as written.
 pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
@@ -59,21 +60,34 @@ struct EmptyDir {
     source: EmptyDirVolumeSource,
 }
 
+impl EmptyDir {
+    /// How much memory it may take: its limit, no more than the pod may have, and never more than the node has for pods.
+    fn memory(&self, context: &VolumeContext<'_>) -> Option<i64> {
+        let bytes = |text: &str| {
+            let quantity = text.parse::<Quantity>().ok()?;
+            Some(quantity.units()).filter(|bytes| *bytes > 0)
+        };
+        let own = self.source.size_limit.as_ref();
+        let spec = context.pod.spec.as_ref();
+        let node = context.allocatable.get("memory");
+        [
+            own.and_then(|limit| bytes(&limit.0)),
+            spec.and_then(|spec| limits::total(spec, "memory")),
+            node.and_then(|memory| bytes(&memory.0)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}
+
 impl Volume for EmptyDir {
     fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
         let path = context.dir("kubernetes.io~empty-dir", &self.name);
         let existed = path.exists();
         fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
         if self.source.medium.as_deref() == Some("Memory") {
-            let limit = self
-                .source
-                .size_limit
-                .as_ref()
-                .and_then(|limit| limit.0.parse::<Quantity>().ok());
-            let size = limit
-                .filter(|limit| limit.sign() > 0)
-                .map(|limit| limit.units());
-            mount_tmpfs(&path, size, 0o777)?;
+            mount_tmpfs(&path, self.memory(context), 0o777)?;
         }
         if !existed {
             let doing = || format!("setting the permissions of {}", path.display());
@@ -102,10 +116,11 @@ impl Volume for HostPath {
         let doing = || io(format!("creating {}", path.display()));
         if fs::metadata(&path).is_err() {
             match kind {
-                "DirectoryOrCreate" => fs::create_dir_all(&path).map_err(doing())?,
-                "FileOrCreate" => fs::File::create(&path).map(drop).map_err(doing())?,
-                // As container engines do: a missing path is a new directory.
-                "" => fs::create_dir_all(&path).map_err(doing())?,
+                // Without a type as container engines do: a missing path is a new directory.
+                "DirectoryOrCreate" | "" => atomic::readable_directory(&path).map_err(doing())?,
+                "FileOrCreate" => fs::File::create(&path)
+                    .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o644)))
+                    .map_err(doing())?,
                 _ => {}
             }
         }
@@ -202,7 +217,7 @@ impl FromObjects {
 impl Volume for FromObjects {
     fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
         let path = self.path(context);
-        fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
+        atomic::readable_directory(&path).map_err(io(format!("creating {}", path.display())))?;
         // Secrets never touch a disk.
         if matches!(self.source, Source::Secret(_) | Source::Projected(_)) {
             mount_tmpfs(&path, None, 0o755)?;
@@ -387,6 +402,27 @@ mod tests {
                 .ends_with("is not a socket file")
         );
         assert!(try_type("dir", "File").is_err());
+    }
+
+    /// Needs root: a tmpfs is mounted.
+    #[test]
+    fn memory_for_a_volume_is_bounded_by_the_least_limit() {
+        let bed = Bed::new(&[]);
+        let size = |limit: Value, memory: &str| {
+            let spec = json!({"containers": [
+                {"name": "c", "resources": {"limits": {"memory": memory}}}],
+                "volumes": [{"name": "v", "emptyDir": limit}]});
+            let paths = bed.with(spec, |context| {
+                set_up(context).expect("this test needs root")
+            });
+            let found = rustix::fs::statvfs(&paths["v"]).unwrap();
+            tear_down(&bed.directory.path().join("pod")).unwrap();
+            found.f_blocks * found.f_frsize
+        };
+        let limited = json!({"medium": "Memory", "sizeLimit": "1Mi"});
+        assert_eq!(size(limited.clone(), "2Mi"), 1 << 20);
+        assert_eq!(size(limited, "512Ki"), 512 << 10);
+        assert_eq!(size(json!({"medium": "Memory"}), "2Mi"), 2 << 20);
     }
 
     /// Needs root: a tmpfs is mounted.

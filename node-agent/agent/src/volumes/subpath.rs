@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
 use super::{VolumeError, io};
 
@@ -24,6 +24,9 @@ pub(super) fn resolve(base: &Path, sub_path: &str) -> Result<PathBuf, VolumeErro
     };
     let root = rustix::fs::open(base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| doing()(error.into()))?;
+    let of_volume = rustix::fs::statat(&root, "", AtFlags::EMPTY_PATH)
+        .map_err(|error| doing()(error.into()))?;
+    let mode = Mode::from_raw_mode(of_volume.st_mode & 0o777);
     let open = |path: &Path| {
         rustix::fs::openat2(
             &root,
@@ -45,7 +48,12 @@ pub(super) fn resolve(base: &Path, sub_path: &str) -> Result<PathBuf, VolumeErro
             Ok(_) => {}
             Err(rustix::io::Errno::NOENT) => {
                 let parent = open(&parent).map_err(|error| doing()(error.into()))?;
-                rustix::fs::mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o750))
+                rustix::fs::mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o700))
+                    .map_err(|error| doing()(error.into()))?;
+                // As the volume itself: whoever may write there may write here.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                rustix::fs::openat2(&root, &built, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+                    .and_then(|made| rustix::fs::fchmod(made, mode))
                     .map_err(|error| doing()(error.into()))?;
             }
             Err(error) => return Err(doing()(error.into())),

@@ -22,7 +22,7 @@ use crate::sys;
 /// The socket in a container's directory over which its terminal arrives.
 pub(crate) const CONSOLE: &str = "console.sock";
 /// The file in a container's directory that is mounted at its termination message path.
-pub(crate) const TERMINATION: &str = "termination";
+pub const TERMINATION: &str = "termination";
 /// Kubernetes keeps this much of a termination message.
 const MAX_MESSAGE: usize = 4096;
 /// What an ended container may still have in its pipes; more than that comes from a process that should be gone.
@@ -93,6 +93,8 @@ pub(crate) struct Container {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     log: Log,
+    /// Whether the last write to it failed.
+    log_fails: bool,
     attachments: Vec<Attachment>,
 }
 
@@ -161,6 +163,7 @@ impl Container {
             stdout,
             stderr,
             log,
+            log_fails: false,
             attachments: Vec::new(),
         };
         Ok((container, helper))
@@ -300,9 +303,14 @@ impl Container {
         let result = read(&fd, &mut buffer);
         match result {
             Read::Bytes(count) => {
-                if let Err(error) = self.log.write(stream, &buffer[..count]) {
+                let written = self.log.write(stream, &buffer[..count]);
+                // Once: a container that talks while the disk is full must not fill what this is written to.
+                if let Err(error) = &written
+                    && !self.log_fails
+                {
                     eprintln!("writing the log of {}: {error}", self.name);
                 }
+                self.log_fails = written.is_err();
                 for attachment in &mut self.attachments {
                     if let Some(output) = attachment.outputs.get_mut(stream as usize) {
                         output.push(&buffer[..count]);

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::surroundings::Surroundings;
-use super::{Effect, Worker};
+use super::{Effect, Eviction, Worker};
 use crate::pod::record::{PodEnd, Record, Role, Stage, now_nanos};
 use crate::pod::setup;
+use crate::pod::status::EVICTED;
 use crate::reports::Severity;
 
 /// Why and by when everything is to stop.
@@ -70,6 +71,63 @@ impl Worker {
         });
     }
 
+    /// The pod fails, and its disk is free as soon as its containers have ended.
+    pub(super) fn evict(&mut self, eviction: Eviction) {
+        let Eviction {
+            message,
+            grace,
+            reclaimed,
+        } = eviction;
+        if self.end.is_some() {
+            // There is nothing left to end.
+            reclaimed.cancel();
+            return;
+        }
+        self.evicted.push(reclaimed);
+        if self.evicted.len() > 1 {
+            return;
+        }
+        let before = self.stopping.take();
+        self.event(None, Severity::Warning, EVICTED, &message);
+        let end = PodEnd {
+            failed: true,
+            reason: Some(EVICTED.to_owned()),
+            message: Some(message),
+        };
+        for control in &mut self.controls {
+            if let Some(handle) = control.stopping.take() {
+                handle.abort();
+            }
+        }
+        self.stop(Stopping {
+            grace,
+            deleted: before.is_some_and(|stopping| stopping.deleted),
+            end: Some(end),
+        });
+    }
+
+    /// Gives back what a pod that is over took of the disk.
+    pub(super) fn reclaim(&mut self, logs_too: bool) {
+        if std::mem::replace(&mut self.reclaiming, true) {
+            return;
+        }
+        let (node, uid, log_dir) = (
+            self.node.clone(),
+            self.uid.clone(),
+            self.node.log_dir(&self.pod),
+        );
+        self.effects.spawn(async move {
+            Effect::Reclaimed(setup::reclaim(node, uid, log_dir, logs_too).await)
+        });
+    }
+
+    /// Tells who waits for an evicted pod's room.
+    pub(super) fn given_back(&mut self) {
+        for waiting in self.evicted.drain(..) {
+            waiting.cancel();
+        }
+    }
+
     pub(super) fn stop(&mut self, stopping: Stopping) {
         let sooner = self
             .stopping
@@ -109,6 +167,7 @@ impl Worker {
                     Effect::TornDown(setup::tear_down(node, uid, keys).await)
                 });
             }
+            Surroundings::Unmade if stopping.deleted && self.reclaiming => {}
             Surroundings::Unmade if stopping.deleted => {
                 self.surroundings = Surroundings::Removing;
                 // The last status is said while the pod still exists.

@@ -83,7 +83,7 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         }
         Ok(json!(replicas))
     };
-    swap(context, WriteScope::Main, |current| {
+    swap(context, WriteScope::Main, None, |current| {
         let mut object = current.clone();
         object["spec"]["replicas"] = replicas(current)?;
         Ok(object)

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::admission::Admission;
 use crate::clock::Clock;
-use crate::heavy;
+use crate::heavy::Turn;
 use crate::identity::Identity;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
@@ -170,12 +170,10 @@ impl Context<'_> {
             "Scale" => Some(TypeSchema::of::<Scale>()),
             _ => None,
         };
-        let text = heavy::work(self.body.len(), || {
-            protobuf::to_json(&self.body, schema).map(|object| object.to_string())
-        });
-        let text = text
-            .await
-            .map_err(|error| StatusError::bad_request(error.to_string()))?;
+        let turn = Turn::wait(self.body.len()).await;
+        let text =
+            turn.work(|| protobuf::to_json(&self.body, schema).map(|object| object.to_string()));
+        let text = text.map_err(|error| StatusError::bad_request(error.to_string()))?;
         self.body = Bytes::from(text);
         self.transcoded = true;
         Ok(())

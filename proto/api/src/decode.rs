@@ -71,7 +71,7 @@ pub fn decode(
             let wrong = |why: &dyn std::fmt::Display| unrecognised(kind, &why.to_string(), body);
             let document = yaml::document(body).map_err(|error| wrong(&error))?;
             let value = walker
-                .deserialize(&document)
+                .deserialize(document.root())
                 .map_err(|error| wrong(&error))?;
             (value, document.json_kind())
         }
@@ -102,7 +102,7 @@ pub fn check(
 
 /// Reads the body of a request that is no object of a kind: options, bindings, evictions. What has the wrong type is told
 /// in Go's words, and unknown fields are dropped.
-pub fn request<T: JsonSchema + DeserializeOwned>(
+pub fn request<T: JsonSchema + DeserializeOwned + Default>(
     body: &[u8],
     kind: &str,
 ) -> Result<T, StatusError> {
@@ -117,6 +117,8 @@ pub fn request<T: JsonSchema + DeserializeOwned>(
         Some(error) => Err(StatusError::bad_request(format!(
             "{kind} in version \"v1\" cannot be handled as a {kind}: {error}"
         ))),
+        // As for Go, null changes nothing.
+        None if value.is_null() => Ok(T::default()),
         None => serde_json::from_value(value).map_err(|error| wrong(error.to_string())),
     }
 }

@@ -59,8 +59,9 @@ impl From<ScanError> for YamlError {
 #[derive(Clone, Debug)]
 pub struct Document(Rc<Node>);
 
+/// What a document is made of.
 #[derive(Debug)]
-struct Node {
+pub(crate) struct Node {
     content: Content,
     /// Bytes of the subtree with its aliases written out.
     weight: usize,
@@ -379,6 +380,11 @@ impl<'a> Builder<'a> {
 }
 
 impl Document {
+    /// To be deserialised.
+    pub(crate) fn root(&self) -> &Node {
+        &self.0
+    }
+
     /// What Go calls the value that the document is.
     pub(crate) fn json_kind(&self) -> &'static str {
         match &self.0.content {
@@ -391,25 +397,14 @@ impl Document {
 
     /// The same as JSON.
     pub fn to_value(&self) -> Result<Value, YamlError> {
-        Value::deserialize(self).map_err(|error| YamlError(error.to_string()))
+        Value::deserialize(self.root()).map_err(|error| YamlError(error.to_string()))
     }
 }
 
-impl<'de> Deserializer<'de> for &Document {
+impl<'de> Deserializer<'de> for &Node {
     type Error = DeserializeError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeserializeError> {
-        self.0.visit(visitor)
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
-    }
-}
-
-impl Node {
-    fn visit<'de, V: Visitor<'de>>(&self, visitor: V) -> Result<V::Value, DeserializeError> {
         match &self.content {
             Content::Plain(text) => scalar::visit(text, visitor),
             Content::Text(text) => visitor.visit_str(text),
@@ -420,35 +415,10 @@ impl Node {
             }),
         }
     }
-}
-
-/// A node where serde asks for one.
-struct Position<'a>(&'a Node);
-
-impl<'de> Deserializer<'de> for Position<'_> {
-    type Error = DeserializeError;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeserializeError> {
-        self.0.visit(visitor)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DeserializeError> {
-        match &self.0.content {
-            Content::Plain(text) if scalar::is(text, "null") => visitor.visit_none(),
-            _ => visitor.visit_some(self),
-        }
-    }
-
-    fn deserialize_ignored_any<V: Visitor<'de>>(
-        self,
-        visitor: V,
-    ) -> Result<V::Value, DeserializeError> {
-        visitor.visit_unit()
-    }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 
@@ -462,8 +432,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         seed: T,
     ) -> Result<Option<T::Value>, DeserializeError> {
         let next = self.0.next();
-        next.map(|node| seed.deserialize(Position(node)))
-            .transpose()
+        next.map(|node| seed.deserialize(&**node)).transpose()
     }
 }
 
@@ -492,7 +461,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         seed: V,
     ) -> Result<V::Value, DeserializeError> {
         match self.value.take() {
-            Some(node) => seed.deserialize(Position(node)),
+            Some(node) => seed.deserialize(node),
             None => Err(DeserializeError::custom("a value before its key")),
         }
     }

@@ -1,5 +1,9 @@
 //! POST to a collection.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
 use gantry_api::decode::decode;
 use gantry_api::json::Members;
 use gantry_api::kind::Kind;
@@ -10,9 +14,10 @@ use gantry_store::{Demand, Guard, Key, Operation, Revision, Transaction};
 use rand::Rng;
 use serde_json::{Value, json};
 
+use crate::codec;
 use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::heavy::Turn;
 use crate::response::Answer;
-use crate::{codec, heavy};
 
 /// Letters and digits that do not form words: what Kubernetes generates names of.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -20,25 +25,51 @@ const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Decodes, admits, validates and stores a new object.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
     let validation = context.field_validation()?;
-    let decoded = heavy::work(context.body.len(), || {
+    let turn = Turn::wait(context.body.len()).await;
+    let decoded = turn.work(|| {
         let kind = context.resource.kind.as_ref();
         decode(&context.body, context.content_type(), kind, validation)
-    })
-    .await?;
-    create_decoded(context, decoded.object, decoded.warnings).await
+    })?;
+    create_decoded(context, turn, decoded.object, decoded.warnings).await
 }
 
 /// Stores a new object that has been decoded; what decoding warned of is said of a refusal as well.
 pub(crate) async fn create_decoded(
     context: &Context<'_>,
+    turn: Turn,
     object: Value,
     warnings: Vec<String>,
 ) -> Result<Answer, StatusError> {
-    let answer = create_object(context, object).await;
+    let answer = create_object(context, turn, object).await;
     Ok(Answer::of(answer).with_warnings(warnings))
 }
 
-async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, StatusError> {
+/// Completes or refuses an object. Admission that waits for another object gives up its turn.
+async fn admit(
+    context: &Context<'_>,
+    turn: &mut Option<Turn>,
+    object: &mut Value,
+) -> Result<(), StatusError> {
+    let mut admission = pin!(context.api.admission.create(context, object));
+    let at_once = poll_fn(|cx| {
+        let step = |turn: &Turn| turn.work(|| admission.as_mut().poll(cx));
+        Poll::Ready(turn.as_ref().map_or(Poll::Pending, step))
+    });
+    match at_once.await {
+        Poll::Ready(admitted) => admitted,
+        Poll::Pending => {
+            *turn = None;
+            admission.await
+        }
+    }
+}
+
+async fn create_object(
+    context: &Context<'_>,
+    turn: Turn,
+    object: Value,
+) -> Result<Answer, StatusError> {
+    let mut turn = Some(turn);
     let info = context.resource.info();
     let dry_run = context.dry_run()?;
     let mut object = object;
@@ -56,17 +87,18 @@ async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, S
     if info.has_generation {
         *object.member(&["metadata", "generation"]) = json!(1);
     }
-    context.api.admission.create(context, &mut object).await?;
+    admit(context, &mut turn, &mut object).await?;
     let generated = meta(&object, "name").is_empty();
     let prefix = generated_prefix(meta(&object, "generateName")).to_owned();
     for _ in 0..ATTEMPTS {
         if generated && !prefix.is_empty() {
             *object.member(&["metadata", "name"]) = json!(format!("{prefix}{}", random_suffix()));
         }
-        let mut prepared = heavy::work(context.body.len(), || {
-            context.resource.kind.create(object.clone())
-        })
-        .await?;
+        let turn = match turn.take() {
+            Some(turn) => turn,
+            None => Turn::wait(context.body.len()).await,
+        };
+        let mut prepared = turn.work(|| context.resource.kind.create(object.clone()))?;
         let admission = &context.api.admission;
         let told = admission.validate(context, &prepared.object, None)?;
         prepared.warnings.extend(told);
@@ -99,6 +131,7 @@ async fn create_object(context: &Context<'_>, object: Value) -> Result<Answer, S
             }
             return Ok(Answer::created(info, &value, Revision(0)).with_warnings(warnings));
         }
+        drop(turn);
         match context.api.commit(transaction, Demand::Adds).await? {
             Committed::At(revision) => {
                 return Ok(Answer::created(info, &value, revision).with_warnings(warnings));

@@ -84,7 +84,7 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         }
         Ok(json!(replicas))
     };
-    swap(context, WriteScope::Main, |current| {
+    swap(context, WriteScope::Main, None, |current| {
         let mut object = current.clone();
         *object.member(&["spec", "replicas"]) = replicas(current)?;
         Ok(object)

@@ -10,9 +10,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::create::{check_namespace, create_decoded};
+use crate::codec;
 use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::heavy::Turn;
 use crate::response::Answer;
-use crate::{codec, heavy};
 
 /// Media types of patches, as a refusal lists them.
 const PATCH_TYPES: &[&str] = &[
@@ -28,11 +29,11 @@ pub(crate) async fn update(
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let validation = context.field_validation()?;
-    let decoded = heavy::work(context.body.len(), || {
+    let turn = Turn::wait(context.body.len()).await;
+    let decoded = turn.work(|| {
         let kind = context.resource.kind.as_ref();
         decode(&context.body, context.content_type(), kind, validation)
-    })
-    .await?;
+    })?;
     let mut object = decoded.object;
     let name = meta(&object, "name").to_owned();
     if name.is_empty() {
@@ -49,9 +50,9 @@ pub(crate) async fn update(
         && scope == WriteScope::Main
         && context.api.store.get(&context.key()).is_none()
     {
-        return create_decoded(context, object, decoded.warnings).await;
+        return create_decoded(context, turn, object, decoded.warnings).await;
     }
-    let answer = swap(context, scope, |_| Ok(object.clone())).await;
+    let answer = swap(context, scope, Some(turn), |_| Ok(object.clone())).await;
     Ok(Answer::of(answer).with_warnings(decoded.warnings))
 }
 
@@ -64,7 +65,7 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
         .ok_or_else(|| StatusError::unsupported_media_type(PATCH_TYPES))?;
     let validation = context.field_validation()?;
     let mut warnings = Vec::new();
-    let answer = swap(context, scope, |current| {
+    let answer = swap(context, scope, None, |current| {
         let patched = patch::apply(kind, patch_type, current, &context.body)?;
         let decoded = match patch_type {
             PatchType::Json => {
@@ -99,18 +100,24 @@ fn not_an_object(context: &Context<'_>, patched: &str, error: &StatusError) -> S
     StatusError::invalid_kind("", "", "", errors)
 }
 
-/// Makes a new object of the current one, until nobody else has changed it in between.
+/// Makes a new object of the current one, until nobody else has changed it in between. The turn is that in which the body
+/// was read, if it was.
 pub(crate) async fn swap(
     context: &Context<'_>,
     scope: WriteScope,
+    turn: Option<Turn>,
     mut change: impl FnMut(&Value) -> Result<Value, StatusError>,
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let dry_run = context.dry_run()?;
+    let mut turn = turn;
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
-        let size = context.body.len() + entry.value.len();
-        let (current, mut prepared) = heavy::work(size, || {
+        let turn = match turn.take().filter(Turn::is_heavy) {
+            Some(turn) => turn,
+            None => Turn::wait(context.body.len() + entry.value.len()).await,
+        };
+        let (current, mut prepared) = turn.work(|| {
             let current = codec::decode_for_client(info, &entry)?;
             let object = change(&current)?;
             check_identity(context, &object, &current)?;
@@ -122,8 +129,7 @@ pub(crate) async fn swap(
             }
             let prepared = context.resource.kind.update(object, &current, scope)?;
             Ok((current, prepared))
-        })
-        .await?;
+        })?;
         let mut transaction = Transaction::default();
         if scope == WriteScope::Main {
             let admission = &context.api.admission;
@@ -163,6 +169,7 @@ pub(crate) async fn swap(
             });
         }
         let demand = demand(scope, &prepared.object, &entry, &value);
+        drop(turn);
         match context.api.commit(transaction, demand).await? {
             Committed::At(revision) => {
                 return Ok(Answer::object(info, &value, revision).with_warnings(warnings));

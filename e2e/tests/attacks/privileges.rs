@@ -370,10 +370,27 @@ fn every_process_of_ours_has_the_privileges_of_the_table() -> Result<()> {
         lines.collect()
     };
     let (wanted, got) = (named(&table), named(&found));
-    for line in wanted.difference(&got) {
+    // Of descriptors the table says which there may be: a shim has one of a container while it starts a command in it.
+    let allowed = |line: &String| {
+        let parts = |line: &str| -> Option<(String, BTreeSet<String>)> {
+            let (kind, kinds) = line.split_once(": descriptors")?;
+            let kinds = kinds.split(',').map(|kind| kind.trim().to_owned());
+            Some((kind.to_owned(), kinds.collect()))
+        };
+        parts(line).is_some_and(|(kind, found)| {
+            let known = wanted.iter().filter_map(|line| parts(line));
+            known
+                .filter(|(known, _)| *known == kind)
+                .any(|(_, listed)| found.is_subset(&listed))
+        })
+    };
+    for line in wanted
+        .difference(&got)
+        .filter(|line| !line.contains(": descriptors"))
+    {
         differences.push_str(&format!("- {line}\n"));
     }
-    for line in got.difference(&wanted) {
+    for line in got.difference(&wanted).filter(|line| !allowed(line)) {
         differences.push_str(&format!("+ {line}\n"));
     }
     ensure!(

@@ -86,8 +86,9 @@ mod tests {
     use super::*;
 
     fn refused(path: &Path) {
-        let content = std::fs::OpenOptions::new().write(true).open(path);
-        assert!(content.is_err(), "open for writing");
+        let opened = std::fs::OpenOptions::new().write(true).open(path);
+        let written = opened.and_then(|mut file| std::io::Write::write_all(&mut file, b"changed"));
+        assert!(written.is_err(), "its content can be changed");
     }
 
     #[test]

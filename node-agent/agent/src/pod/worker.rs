@@ -184,16 +184,11 @@ impl Worker {
                 message: previous.message.clone(),
             })
         });
-        let rejected = match end {
+        let end = match end {
             None if found.is_none() && notes.containers.is_empty() => rejection(&node, &pod),
-            _ => None,
+            known => known,
         };
-        // Of one that was never let in there are no containers to speak of.
-        let (records, controls) = match rejected {
-            Some(_) => Default::default(),
-            None => recover::recover(&pod, &notes, found, &previous),
-        };
-        let end = end.or(rejected);
+        let (records, controls) = recover::recover(&pod, &notes, found, &previous);
         Ok(Self {
             surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,

@@ -10,6 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -42,6 +43,33 @@ const TLS_BUFFER: usize = 32 << 10;
 /// Bytes that the kernel keeps beyond what the client's window lets it send.
 const UNSENT: u32 = 128 << 10;
 
+/// Where handshakes are made: on a thread of their own, so that a flood of them, which costs little to begin and much to
+/// answer, never stands in line before the requests of those who are in.
+struct Doorstep(Option<Runtime>);
+
+impl Doorstep {
+    fn new() -> std::io::Result<Self> {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        threads.worker_threads(1).thread_name("handshakes");
+        Ok(Self(Some(threads.enable_time().build()?)))
+    }
+
+    /// The thread's, or the caller's where none could be had.
+    fn handle(&self) -> Handle {
+        let own = self.0.as_ref().map(Runtime::handle);
+        own.cloned().unwrap_or_else(Handle::current)
+    }
+}
+
+impl Drop for Doorstep {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Who is not in yet need not be waited for, which must not be done here either.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Serves until told to stop; then answers what is under way and returns.
 pub(super) async fn serve(
     server: &ApiServer,
@@ -51,6 +79,11 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
+    let doorstep = Doorstep::new().unwrap_or_else(|error| {
+        tracing::warn!(%error, "handshakes have no thread of their own");
+        Doorstep(None)
+    });
+    let (outside, inside) = (doorstep.handle(), Handle::current());
     tasks.spawn({
         let (connections, stop) = (server.inner.connections.clone(), stop.clone());
         async move {
@@ -82,11 +115,11 @@ pub(super) async fn serve(
         // Each connection with the certificates of the moment.
         let acceptor = TlsAcceptor::from(tls.borrow().clone());
         let (server, others, stop) = (server.clone(), others.clone(), stop.clone());
-        tasks.spawn(async move {
+        let (inside, admitted) = (inside.clone(), tasks.clone());
+        outside.spawn(async move {
             let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
             if let Ok(Ok(tls)) = handshake.await {
-                // The handshake's state is not kept for as long as the connection lasts.
-                Box::pin(connection(server, tls, others, stop)).await;
+                admitted.spawn_on(connection(server, tls, others, stop), &inside);
             }
         });
     }

@@ -34,9 +34,11 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// Those of all streams of a client. A node's exec and log streams share a connection with its link, which must be heard
 /// although nobody reads those: the cluster's own have room for all.
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Headers of a request, together.
+/// Headers of an HTTP/2 request, together.
 const HEADERS: u32 = 64 << 10;
-/// Bytes of an answer that HTTP takes before the socket does.
+/// The head of an HTTP/1 request, whose path alone may have 64 KiB: a command for a container can be as long.
+const HEAD: usize = 128 << 10;
+/// Bytes of an answer that HTTP/2 takes before the socket does.
 const SEND_BUFFER: usize = 64 << 10;
 /// Bytes that TLS keeps encrypted for a socket that takes none.
 const TLS_BUFFER: usize = 32 << 10;
@@ -179,7 +181,7 @@ async fn connection(
         Standing::Anonymous | Standing::Stranger => (STREAMS_OF_STRANGERS, CONNECTION_WINDOW),
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(SEND_BUFFER);
+    builder.http1().max_buf_size(HEAD);
     builder
         .http2()
         .max_concurrent_streams(streams)

@@ -291,11 +291,11 @@ fn row_18_watches_of_one_name_are_counted() -> Result<()> {
 #[test]
 fn row_22_memory_is_given_back_when_clients_leave() -> Result<()> {
     let cluster = Cluster::start()?;
-    let objects = if is_full() { 60 } else { 16 };
-    create(&cluster, "large", objects, MIB / 2)?;
+    let objects = if is_full() { 240 } else { 32 };
+    create(&cluster, "large", objects, MIB / 8)?;
     let idle = shrinks(&cluster, usize::MAX)?;
     // Lists that are read, as JSON and as tables, by many at once.
-    let readers = if is_full() { 64 } else { 16 };
+    let readers = if is_full() { 32 } else { 4 };
     cluster.block_on(|client| async move {
         let list = async |accept: &'static str| -> Result<()> {
             for _ in 0..4 {

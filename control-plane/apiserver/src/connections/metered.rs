@@ -8,14 +8,14 @@ use std::task::{Context, Poll, ready};
 use axum::body::Body;
 use bytes::Bytes;
 use gantry_store::Charge;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tokio::sync::futures::OwnedNotified;
 
 use super::Connection;
 use crate::limits::Place;
 
-/// Larger pieces of an answer that is made as it is read are parts of stored values, which readers share.
-const OWN: usize = 64 << 10;
+/// What a part of a stored value counts at most, as long as the store has that value too: readers share it.
+const SHARED: usize = 64 << 10;
 
 /// A request, until its answer's last byte has left or was given up.
 pub(crate) struct Answering {
@@ -84,18 +84,14 @@ impl Drop for Answering {
 /// A body whose bytes are counted as unread until HTTP has let go of them.
 struct Metered {
     body: Body,
-    /// The whole answer is in memory.
-    whole: bool,
     answering: Arc<Answering>,
     waiting: Option<Pin<Box<OwnedNotified>>>,
 }
 
 /// Counts what an answer leaves unread.
 pub(crate) fn metered(body: Body, answering: Answering) -> Body {
-    let whole = body.size_hint().exact().is_some();
     Body::new(Metered {
         body,
-        whole,
         answering: Arc::new(answering),
         waiting: None,
     })
@@ -146,9 +142,9 @@ impl Metered {
         if bytes.is_empty() {
             return bytes;
         }
-        let weight = match self.whole {
+        let weight = match bytes.is_unique() {
             true => bytes.len(),
-            false => bytes.len().min(OWN),
+            false => bytes.len().min(SHARED),
         };
         let charge = self.answering.connection.await_reading(weight);
         Bytes::from_owner(Unread {

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -37,14 +38,43 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// Those of all streams of a client. A node's exec and log streams share a connection with its link, which must be heard
 /// although nobody reads those: the cluster's own have room for all.
 const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Headers of a request, together.
+/// Headers of an HTTP/2 request, together.
 const HEADERS: u32 = 64 << 10;
-/// Bytes of an answer that HTTP takes before the socket does.
+/// The head of an HTTP/1 request, whose path alone may have 64 KiB: a command for a container can be as long.
+const HEAD: usize = 128 << 10;
+/// Bytes of an answer that HTTP/2 takes before the socket does.
 const SEND_BUFFER: usize = 64 << 10;
 /// Bytes that TLS keeps encrypted for a socket that takes none.
 const TLS_BUFFER: usize = 32 << 10;
 /// Bytes that the kernel keeps beyond what the client's window lets it send.
 const UNSENT: u32 = 128 << 10;
+
+/// Where handshakes are made: on a thread of their own, so that a flood of them, which costs little to begin and much to
+/// answer, never stands in line before the requests of those who are in.
+struct Doorstep(Option<Runtime>);
+
+impl Doorstep {
+    fn new() -> std::io::Result<Self> {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        threads.worker_threads(1).thread_name("handshakes");
+        Ok(Self(Some(threads.enable_time().build()?)))
+    }
+
+    /// The thread's, or the caller's where none could be had.
+    fn handle(&self) -> Handle {
+        let own = self.0.as_ref().map(Runtime::handle);
+        own.cloned().unwrap_or_else(Handle::current)
+    }
+}
+
+impl Drop for Doorstep {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Who is not in yet need not be waited for, which must not be done here either.
+            runtime.shutdown_background();
+        }
+    }
+}
 
 /// Serves until told to stop; then answers what is under way and returns.
 pub(super) async fn serve(
@@ -55,6 +85,11 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
+    let doorstep = Doorstep::new().unwrap_or_else(|error| {
+        tracing::warn!(%error, "handshakes have no thread of their own");
+        Doorstep(None)
+    });
+    let (outside, inside) = (doorstep.handle(), Handle::current());
     tasks.spawn({
         let (connections, stop) = (server.inner.connections.clone(), stop.clone());
         async move {
@@ -86,12 +121,15 @@ pub(super) async fn serve(
         // Each connection with the certificates of the moment.
         let acceptor = TlsAcceptor::from(tls.borrow().clone());
         let (server, others, stop) = (server.clone(), others.clone(), stop.clone());
-        tasks.spawn(async move {
+        let (inside, admitted) = (inside.clone(), tasks.clone());
+        outside.spawn(async move {
             let address = from.ip().to_canonical();
             let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
             match handshake.await {
-                // The handshake's state is not kept for as long as the connection lasts.
-                Ok(Ok(tls)) => Box::pin(connection(server, tls, address, others, stop)).await,
+                Ok(Ok(tls)) => {
+                    let connection = connection(server, tls, address, others, stop);
+                    admitted.spawn_on(connection, &inside);
+                }
                 Ok(Err(error)) if is_about_certificate(&error) => {
                     let refusals = &server.inner.refusals;
                     refusals.certificate(address, "a client certificate", Instant::now());
@@ -156,7 +194,7 @@ async fn connection(
         Standing::Anonymous | Standing::Stranger => (STREAMS_OF_STRANGERS, CONNECTION_WINDOW),
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(SEND_BUFFER);
+    builder.http1().max_buf_size(HEAD);
     builder
         .http2()
         .max_concurrent_streams(streams)

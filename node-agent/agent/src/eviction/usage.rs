@@ -130,7 +130,7 @@ impl Walk {
             inode: stat.st_ino,
             waiting: Vec::new(),
         };
-        let mut looked = 0;
+        let mut looked = 0_u64;
         for entry in Dir::read_from(directory)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -138,7 +138,7 @@ impl Walk {
                 continue;
             }
             looked += 1;
-            if looked % LOOK == 0 && Instant::now() >= self.deadline {
+            if looked.is_multiple_of(LOOK) && Instant::now() >= self.deadline {
                 break;
             }
             let Ok(stat) = rustix::fs::statat(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)

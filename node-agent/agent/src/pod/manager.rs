@@ -96,7 +96,9 @@ impl Manager {
                     }
                     News::Synced => self.remove_leftovers().await,
                     News::Evict(uid, eviction) => match self.workers.get(&uid) {
-                        Some(handle) => drop(handle.inputs.send(Input::Evict(eviction))),
+                        Some(handle) => {
+                            handle.inputs.send(Input::Evict(eviction)).ok();
+                        }
                         // It has gone by itself.
                         None => eviction.reclaimed.cancel(),
                     },

@@ -87,7 +87,8 @@ tools-vm: tools-build tools-node
 
 .PHONY: test-vm
 test-vm: tools-vm build ## Try a node on stock Debians with systemd and cgroup v2, in software emulation: SUITES="bookworm trixie"
-	GANTRY=$(RELEASE)/gantry DEMO=$(RELEASE)/gantry-demo e2e/vm/test.sh $(or $(SUITES),bookworm trixie)
+	cargo build --workspace --bins
+	RUNTIME_TESTS=1 GANTRY=$(RELEASE)/gantry DEMO=$(RELEASE)/gantry-demo e2e/vm/test.sh $(or $(SUITES),bookworm trixie)
 
 .PHONY: power-cuts
 power-cuts: tools-vm build ## Take the power from a machine under writers and look what it has lost: ROUNDS=n SEED=n

@@ -2,8 +2,8 @@
 # test.sh SUITE...: boots stock Debians in software emulation and runs the checks beside this file in them, with a reboot in
 # between; prints a line for each check and fails when one does. No network is needed once the bases are made.
 #
-#   GANTRY     the binary to try (target/debug/gantry)
-#   PROFILE    where the runtime's own tests are, target/debug by default; "" leaves them out
+#   GANTRY, DEMO     the binaries to try (those of target/debug)
+#   RUNTIME_TESTS=1  run the runtime's own tests there too, which are built for that
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -31,9 +31,15 @@ struct Drive {
     size: u64,
     /// Blocks that were written since the last flush, by number.
     cached: BTreeMap<u64, Box<[u8; BLOCK]>>,
+    /// Writes until its power is gone, once that is settled.
+    writes_left: Option<usize>,
 }
 
 impl Drive {
+    fn is_dead(&self) -> bool {
+        self.writes_left == Some(0)
+    }
+
     fn block(&self, number: u64) -> io::Result<Box<[u8; BLOCK]>> {
         if let Some(block) = self.cached.get(&number) {
             return Ok(block.clone());
@@ -86,7 +92,11 @@ impl Drive {
             block[range].copy_from_slice(&from[done..done + length]);
             drive.cached.insert(number, block);
             Ok(())
-        })
+        })?;
+        if let Some(left) = &mut self.writes_left {
+            *left = left.saturating_sub(1);
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -116,6 +126,7 @@ impl Disk {
             size: durable.metadata()?.len(),
             durable,
             cached: BTreeMap::new(),
+            writes_left: None,
         };
         Ok(Self {
             drive: Arc::new(Mutex::new(drive)),
@@ -132,11 +143,18 @@ impl Disk {
         }))
     }
 
+    /// Has it answer nothing any more after so many further writes, most of which a flush would follow: a cut that only
+    /// waits for a time hardly ever comes in between.
+    pub(crate) fn die_after(&self, writes: usize) {
+        self.drive.lock().writes_left = Some(writes.max(1));
+    }
+
     /// Takes the power away, once the emulator is gone.
     pub(crate) fn cut(&self, random: &mut Random) -> io::Result<Lost> {
         let mut drive = self.drive.lock();
         // Drives differ: some keep nothing, some nearly all.
         let percent = [0, 10, 50, 90, 100][random.below(5)];
+        drive.writes_left = None;
         let cached = std::mem::take(&mut drive.cached);
         let (mut kept, mut lost) = (0, 0);
         for (number, block) in cached {
@@ -202,7 +220,10 @@ fn serve(mut stream: UnixStream, drive: &Mutex<Drive>) -> io::Result<()> {
                 0
             }
         ];
+        let dead = drive.lock().is_dead();
         let done = match kind {
+            WRITE if dead => stream.read_exact(&mut data),
+            FLUSH if dead => Ok(()),
             READ => drive.lock().read(offset, &mut data),
             WRITE => {
                 stream.read_exact(&mut data)?;
@@ -214,6 +235,10 @@ fn serve(mut stream: UnixStream, drive: &Mutex<Drive>) -> io::Result<()> {
                 rustix::io::Errno::INVAL.raw_os_error(),
             )),
         };
+        if drive.lock().is_dead() {
+            // The machine waits, as for a drive that hangs, until it is killed.
+            continue;
+        }
         let code = done.map_or_else(|error| error.raw_os_error().unwrap_or(5), |()| 0);
         let mut reply = REPLY.to_be_bytes().to_vec();
         reply.extend(code.to_be_bytes());
@@ -283,6 +308,10 @@ mod tests {
             assert_eq!(&seen, b"pending", "the machine sees what it wrote");
             assert!(drive.write(1 << 20, b"x").is_err(), "beyond the end");
         }
+        disk.die_after(1);
+        assert!(!disk.drive.lock().is_dead());
+        disk.drive.lock().write(8000, b"last").expect("writes");
+        assert!(disk.drive.lock().is_dead(), "that was its last write");
         let lost = disk.cut(&mut random).expect("cuts");
         assert_eq!(lost.kept + lost.lost, 2);
         let mut seen = [0; 7];

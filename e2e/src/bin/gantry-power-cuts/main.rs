@@ -38,8 +38,12 @@ const DEADLINE: Duration = Duration::from_secs(180);
 const DISK_BYTES: u64 = 2 << 30;
 /// One cut in so many comes during the recovery.
 const EARLY: usize = 6;
-/// The longest that writers go on in a round.
+/// The longest that writers go on in a round, in milliseconds.
 const LONGEST: usize = 5000;
+/// After that, the disk takes fewer writes than this before it is silent,
+const MOST_WRITES: usize = 40;
+/// and so long later the machine is killed.
+const DYING: Duration = Duration::from_millis(1500);
 
 /// What the machine said it had made durable, and what it found after a boot.
 #[derive(Clone, Debug, Default)]
@@ -137,6 +141,8 @@ impl Run {
             let after = Duration::from_millis(self.random.below(15_000) as u64);
             let mut found = Reported::default();
             machine.listen(after, |line| found.hear(line).map(|()| None::<()>))?;
+            self.disk.die_after(self.random.below(MOST_WRITES));
+            machine.listen(DYING, |line| found.hear(line).map(|()| None::<()>))?;
             return Ok(format!(
                 "cut {:.1} s after power on, {}",
                 after.as_secs_f64(),
@@ -219,6 +225,8 @@ impl Run {
         let during = Duration::from_millis(500 + self.random.below(LONGEST) as u64);
         let reported = &mut self.reported;
         machine.listen(during, |line| reported.hear(line).map(|()| None::<()>))?;
+        self.disk.die_after(self.random.below(MOST_WRITES));
+        machine.listen(DYING, |line| reported.hear(line).map(|()| None::<()>))?;
         machine.kill()?;
         stop.cancel();
         self.objects = self.runtime.block_on(writing)?;
@@ -297,8 +305,10 @@ async fn reachable(client: &Client) -> Result<()> {
 /// The pod that writes to a volume: made once, and started again by what the agent and the cluster kept.
 async fn writing_pod(client: &Client) -> Result<()> {
     let pods: Api<Pod> = Api::default_namespaced(client.clone());
-    let script = "cd /data; n=$(cat value 2>/dev/null || echo 0); while :; do n=$((n + 1)); echo $n > new; \
-        /bin/busybox fsync new; mv new value; /bin/busybox fsync .; echo $n; /bin/busybox usleep 50000; done";
+    // Records of nine bytes, each synced alone: a sync of everything would hide what others have forgotten to.
+    let script = "cd /data; n=$(($(/bin/busybox stat -c %s numbers 2>/dev/null || echo 0) / 9)); while :; do \
+        printf '%08d\\n' $((n + 1)) | /bin/busybox dd of=numbers bs=9 seek=$n conv=notrunc,fsync 2>/dev/null || exit 1; \
+        n=$((n + 1)); echo $n; /bin/busybox usleep 50000; done";
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "writer"},
         "spec": {

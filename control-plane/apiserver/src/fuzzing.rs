@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};
 
+use crate::media::{Format, Media};
 use crate::pki::{Authority, Subject};
 use crate::request::{Query, route};
 use crate::streams;
-use crate::verbs::list::{parse_token, wants_table};
+use crate::verbs::list::parse_token;
 
 /// The path and query of a request.
 pub fn uri(text: &str) {
@@ -25,10 +26,10 @@ pub fn uri(text: &str) {
 /// An `Accept` header.
 pub fn accept(bytes: &[u8]) {
     if let Ok(value) = HeaderValue::from_bytes(bytes) {
-        drop(wants_table(&HeaderMap::from_iter([(
-            header::ACCEPT,
-            value,
-        )])));
+        let headers = HeaderMap::from_iter([(header::ACCEPT, value)]);
+        drop(Media::of_answer(&headers));
+        drop(Media::of_watch(&headers));
+        Format::preferred(&headers);
     }
 }
 

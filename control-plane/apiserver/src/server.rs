@@ -2,6 +2,7 @@
 
 mod listener;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;

@@ -177,8 +177,8 @@ pub fn pod(spec: &PodSpec, pids_limit: Option<i64>, policy: MemoryPolicy) -> Res
     let own = spec.resources.as_ref();
     let millis = |value: Quantity| value.millis();
     let bytes = |value: Quantity| value.units();
-    let cpu_requested = requested(spec, "cpu", millis);
-    let memory_requested = requested(spec, "memory", bytes);
+    let cpu_requested = sum_of_requests(spec, "cpu", millis);
+    let memory_requested = sum_of_requests(spec, "memory", bytes);
     let (memory_min, memory_low) = policy.protection(qos_class(spec), memory_requested);
     let cpu_limit = limit(own, "cpu").map(millis).or_else(|| {
         sum(spec, |container| {
@@ -203,7 +203,7 @@ pub fn pod(spec: &PodSpec, pids_limit: Option<i64>, policy: MemoryPolicy) -> Res
 }
 
 /// What a pod requests of a resource: its own request, or those of the containers that run at once.
-fn requested(spec: &PodSpec, name: &str, unit: impl Fn(Quantity) -> i64) -> i64 {
+fn sum_of_requests(spec: &PodSpec, name: &str, unit: impl Fn(Quantity) -> i64) -> i64 {
     let sidecars = spec
         .init_containers
         .iter()
@@ -240,16 +240,9 @@ pub fn request_of(container: &Container, name: &str) -> u64 {
     requested.map_or(0, |value| u64::try_from(value.units()).unwrap_or(0))
 }
 
-/// What a pod's containers that run at once request of a resource, in whole units.
+/// What a pod requests of a resource, in whole units.
 pub fn requested(spec: &PodSpec, name: &str) -> u64 {
-    let sidecars = spec.init_containers.iter().flatten();
-    let together = spec
-        .containers
-        .iter()
-        .chain(sidecars.filter(|init| is_sidecar(init)));
-    together
-        .map(|container| request_of(container, name))
-        .fold(0, u64::saturating_add)
+    u64::try_from(sum_of_requests(spec, name, |value| value.units())).unwrap_or(0)
 }
 
 /// An init container that keeps running beside the others.

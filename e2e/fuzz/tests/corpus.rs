@@ -181,13 +181,13 @@ impl Random {
                 2 => drop(input.drain(at.min(end)..end)),
                 3 => {
                     let piece = input[at.min(end)..end].repeat(1 + self.below(64));
-                    input.splice(end..end, piece);
+                    drop(input.splice(end..end, piece));
                 }
                 _ => {
                     let other = &inputs[self.below(inputs.len())];
                     let from = self.below(other.len());
                     let piece = &other[from..(from + self.below(64)).min(other.len())];
-                    input.splice(end..end, piece.iter().copied());
+                    drop(input.splice(end..end, piece.iter().copied()));
                 }
             }
         }

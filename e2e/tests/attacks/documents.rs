@@ -85,7 +85,13 @@ impl Target {
                 String::from_utf8_lossy(&output.stderr)
             )
         })?;
-        Ok((code.parse()?, answer.to_owned()))
+        let code = code.parse()?;
+        ensure!(
+            code != 0,
+            "no answer from {path}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok((code, answer.to_owned()))
     }
 
     /// A body must be refused with one of these codes, soon.
@@ -223,12 +229,13 @@ fn row_19_patches_neither_nest_nor_multiply_an_object() -> Result<()> {
     }
     for body in [&deep, &lists] {
         for media_type in [JSON, YAML] {
-            target.refused("POST", CONFIG_MAPS, media_type, body, &[400])?;
+            // JSON that nobody asks for is skipped: then the name is missing.
+            target.refused("POST", CONFIG_MAPS, media_type, body, &[400, 422])?;
         }
     }
     let mut nested = Vec::new();
     for _ in 0..2_000 {
-        nested.splice(0..0, length_delimited(nested.len()));
+        drop(nested.splice(0..0, length_delimited(nested.len())));
     }
     let groups = [vec![0x0b; depth], vec![0x0c; depth]].concat();
     for object in [nested, groups] {
@@ -316,14 +323,16 @@ fn row_21_enormous_lists_hold_up_nobody_else() -> Result<()> {
         format!(r#"{{"metadata":{{"name":"p"}},"spec":{{"containers":[{containers}]}}}}"#)
     };
     let endless = empty(600_000);
-    let longest = target.waits_during(|| {
-        target.refused("POST", PODS, JSON, &endless, &[400, 422])?;
-        Ok(())
-    })?;
-    ensure!(
-        longest < Duration::from_secs(5),
-        "others waited {longest:?}"
-    );
+    for body in [endless, empty(15_000)] {
+        let longest = target.waits_during(|| {
+            target.refused("POST", PODS, JSON, &body, &[400, 422])?;
+            Ok(())
+        })?;
+        ensure!(
+            longest < Duration::from_secs(5),
+            "others waited {longest:?}"
+        );
+    }
     let answer = target.refused("POST", PODS, JSON, empty(15_000), &[422])?;
     let causes = serde_json::from_str::<Value>(&answer)?["details"]["causes"].clone();
     let causes = causes.as_array().map_or(0, Vec::len);

@@ -105,12 +105,11 @@ fn not_an_object(context: &Context<'_>, patched: &str, error: &StatusError) -> S
 pub(crate) async fn swap(
     context: &Context<'_>,
     scope: WriteScope,
-    turn: Option<Turn>,
+    mut turn: Option<Turn>,
     mut change: impl FnMut(&Value) -> Result<Value, StatusError>,
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let dry_run = context.dry_run()?;
-    let mut turn = turn;
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
         let turn = match turn.take().filter(Turn::is_heavy) {

@@ -5,7 +5,7 @@
 //! process is in them; on v1 by libcontainer, below the pod's.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -190,7 +190,11 @@ impl Hierarchies {
     pub(crate) fn limit(&self, group: &Path, resources: &Resources) -> io::Result<()> {
         let set = |controller: &str, file: &str, value: String| {
             let path = self.controller(controller, group).join(file);
-            fs::write(&path, value).map_err(|error| {
+            // Never created: the kernel would refuse that in words about permission, where the file is what is missing.
+            let mut open = fs::OpenOptions::new();
+            let written = open.write(true).open(&path);
+            let written = written.and_then(|mut file| file.write_all(value.as_bytes()));
+            written.map_err(|error| {
                 io::Error::new(error.kind(), format!("writing {}: {error}", path.display()))
             })
         };

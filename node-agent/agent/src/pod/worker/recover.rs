@@ -7,6 +7,9 @@ use super::control::Control;
 use crate::pod::record::{Ended, Notes, Record, Role, Stage, containers, now_nanos};
 use crate::pod::status::container_id;
 
+/// Kubernetes' reason for an end that nobody saw.
+const LOST: &str = "ContainerStatusUnknown";
+
 /// An attempt of which nobody knows how it ended.
 pub(super) fn lost(attempt: u32) -> Ended {
     let exit = ContainerExit {
@@ -20,7 +23,7 @@ pub(super) fn lost(attempt: u32) -> Ended {
     Ended {
         attempt,
         exit,
-        reason: "ContainerStatusUnknown".to_owned(),
+        reason: LOST.to_owned(),
     }
 }
 
@@ -80,6 +83,11 @@ pub(super) fn recover(
             }
             (Some(attempt), ..) => Stage::Ended(lost(attempt)),
         };
+        // What went with the machine did not fail by itself: it starts at once when the machine is back.
+        let failures = match &stage {
+            Stage::Ended(ended) if ended.reason == LOST => 0,
+            _ => attempt.unwrap_or(0),
+        };
         let record = Record {
             name: container.name.clone(),
             role,
@@ -91,10 +99,47 @@ pub(super) fn recover(
             image: entry.image,
             image_id: entry.image_id,
         };
-        (
-            record,
-            Control::new(attempt.unwrap_or(0), entry.stop_signal),
-        )
+        (record, Control::new(failures, entry.stop_signal))
     };
     containers(&spec).map(recover_one).unzip()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::pod::record::Entry;
+
+    #[test]
+    fn a_container_that_went_with_the_machine_starts_again_at_once() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"uid": "u"}, "spec": {"containers": [{"name": "main"}]},
+        }))
+        .unwrap();
+        let delay = |ended: Option<Ended>| {
+            let entry = Entry {
+                attempt: Some(6),
+                ended,
+                ..Entry::default()
+            };
+            let notes = Notes {
+                containers: [("main".to_owned(), entry)].into(),
+                ..Notes::default()
+            };
+            let (records, mut controls) = recover(&pod, &notes, None, &PodStatus::default());
+            assert!(matches!(records[0].stage, Stage::Ended(_)));
+            controls[0].restarts.restart_delay()
+        };
+        assert_eq!(delay(None), Duration::ZERO);
+        let mut exit = lost(6).exit;
+        exit.code = 1;
+        assert_eq!(
+            delay(Some(Ended::new(6, exit))),
+            Duration::from_secs(300),
+            "what failed by itself waits on"
+        );
+    }
 }

@@ -220,6 +220,8 @@ mod tests {
     use std::fs;
     use std::process::Command;
 
+    use serde_json::json;
+
     use super::*;
 
     /// Runs a program as the kernel would.

@@ -1,3 +1,5 @@
+use std::net::{IpAddr, Ipv4Addr};
+
 use tokio::net::TcpStream;
 
 use super::*;
@@ -43,7 +45,11 @@ async fn a_flood_of_reads_leaves_everybody_else_alone() {
             .body(Body::from(body.to_owned()))
             .expect("a request");
         let caller = Caller {
-            certificate: Some(identity.clone()),
+            peer: Arc::new(Peer {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                identity: Some(identity.clone()),
+                key: None,
+            }),
             connection: connection.connection().clone(),
         };
         server.dispatch(request, caller, None).await
@@ -96,7 +102,11 @@ async fn metrics_name_only_what_is_served() {
     let send = async |method: &str, path: String| {
         let request = http::Request::builder().method(method).uri(path);
         let caller = Caller {
-            certificate: Some(Identity::new("kubernetes-admin", &["system:masters"])),
+            peer: Arc::new(Peer {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                identity: Some(Identity::new("kubernetes-admin", &["system:masters"])),
+                key: None,
+            }),
             connection: connection.connection().clone(),
         };
         let request = request.body(Body::empty()).expect("a request");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, GatewayEcho, HostListeners, HostResolver, Ipv6Network,
+    BridgeNetwork, DnsServer, GatewayEcho, HostListeners, HostResolver, Ipv6Network, LinkWatch,
     NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, TableWatch,
     VxlanOverlay,
 };
@@ -30,7 +30,8 @@ use crate::image_gc::{self, ImageCollector, Squeeze};
 use crate::image_service;
 use crate::link::Link;
 use crate::local_api;
-use crate::metrics::{self, METRICS};
+use crate::metrics;
+use crate::network_watch::NetworkWatch;
 use crate::node::Machine;
 use crate::peers;
 use crate::pod::{Manager, Node};
@@ -44,8 +45,6 @@ use crate::streams::Streams;
 
 /// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
-/// Between looks at whether the tables of these rules are there at all, which cost microseconds.
-const BETWEEN_TABLES: Duration = Duration::from_secs(1);
 /// Changes that come together are one checkpoint.
 const CHECKPOINT_DELAY: Duration = Duration::from_secs(1);
 const DNS_PORT: u16 = 53;
@@ -211,7 +210,7 @@ impl Agent {
         );
         let flushed = watch::Sender::new(());
         tasks.spawn(program.run(services_changed, flushed.subscribe()));
-        if let Some(overlay) = wiring.overlay {
+        if let Some(overlay) = wiring.overlay.clone() {
             tasks.spawn(metrics::follow_overlay(overlay.clone()));
             let name = config.node_name.clone();
             let (desired, reports) = (desired.clone(), reports.clone());
@@ -242,11 +241,20 @@ impl Agent {
             changed,
         ));
         tasks.spawn(reassert(
-            wiring.network,
+            wiring.network.clone(),
             wiring.policies,
             flushed.subscribe(),
         ));
-        tasks.spawn(watch_tables(wiring.tables, flushed));
+        let watch = NetworkWatch {
+            tables: wiring.tables,
+            links: wiring.links,
+            network: wiring.network,
+            overlay: wiring.overlay,
+            flushed,
+            presence: presence.clone(),
+            reports: reports.clone(),
+        };
+        tasks.spawn(watch.run());
         tasks.spawn(watch_node(presence.clone(), reports.clone()));
         let (squeeze, asked) = Squeeze::new();
         let collector =
@@ -313,6 +321,7 @@ struct Wiring {
     echo: Arc<GatewayEcho>,
     policies: Arc<NftPolicyRules>,
     tables: TableWatch,
+    links: LinkWatch,
     dns: Arc<DnsServer>,
     dns_address: Ipv4Addr,
 }
@@ -369,6 +378,7 @@ impl Wiring {
         let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
         let echo = Arc::new(GatewayEcho::new(&node));
         let tables = TableWatch::new(&node).context("looking at nftables tables")?;
+        let links = LinkWatch::new().context("listening to changes of links")?;
         let overlay = match node.overlay {
             None => None,
             Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
@@ -391,34 +401,10 @@ impl Wiring {
             echo,
             policies: Arc::new(policies),
             tables,
+            links,
             dns: Arc::new(dns),
             dns_address,
         })
-    }
-}
-
-/// Says `flushed` when tables of the node have vanished, since pods are cut off until they are put back.
-async fn watch_tables(mut tables: TableWatch, flushed: watch::Sender<()>) {
-    let mut ticks = every(BETWEEN_TABLES);
-    loop {
-        ticks.tick().await;
-        let look = tokio::task::spawn_blocking(move || (tables.vanished(), tables));
-        let Ok((vanished, back)) = look.await else {
-            return;
-        };
-        tables = back;
-        match vanished {
-            Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => {
-                METRICS.flushes.inc();
-                tracing::warn!(
-                    tables = ?gone,
-                    "somebody removed the node's nftables tables (a firewall that flushes the whole ruleset?); putting them back"
-                );
-                flushed.send_replace(());
-            }
-            Err(error) => tracing::debug!(%error, "looking for the node's tables"),
-        }
     }
 }
 

@@ -37,6 +37,7 @@ mod image_gc;
 mod image_service;
 mod link;
 mod metrics;
+mod network_watch;
 mod node;
 mod peers;
 mod pod;

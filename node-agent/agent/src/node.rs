@@ -59,8 +59,8 @@ pub(crate) struct Description<'a> {
     /// Pods this node takes.
     pub(crate) pods: u32,
     pub(crate) pressures: [Condition; 3],
-    /// Its network is there, so that pods can be.
-    pub(crate) network_ready: bool,
+    /// Why pods cannot be here for want of a network.
+    pub(crate) network_trouble: Option<&'a str>,
     /// What else there is to say: conditions that are there only where something is known.
     pub(crate) findings: &'a [Condition],
     pub(crate) images: &'a [Image],
@@ -80,18 +80,15 @@ fn architecture() -> &'static str {
 }
 
 fn conditions(node: &Description<'_>) -> Vec<Value> {
-    let (reason, message) = match node.network_ready {
-        true => ("KubeletReady", "kubelet is posting ready status"),
-        false => (
-            "KubeletNotReady",
-            "the node's network is not set up yet; should it stay so, the agent's log says why",
-        ),
+    let (reason, message) = match node.network_trouble {
+        None => ("KubeletReady", "kubelet is posting ready status"),
+        Some(trouble) => ("KubeletNotReady", trouble),
     };
     let ready = Condition {
         kind: "Ready",
-        holds: node.network_ready,
+        holds: node.network_trouble.is_none(),
         reason,
-        message: message.into(),
+        message: message.to_owned().into(),
     };
     let before = node
         .earlier
@@ -217,7 +214,7 @@ mod tests {
                 },
                 pods: 7,
                 pressures: pressures.conditions(),
-                network_ready: true,
+                network_trouble: None,
                 findings: &[Condition {
                     kind: "PeersReachable",
                     holds: pressures

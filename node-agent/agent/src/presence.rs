@@ -40,7 +40,30 @@ pub(crate) struct Presence {
 struct State {
     described: Option<Value>,
     pressures: Pressures,
-    network_ready: bool,
+    network: Network,
+}
+
+/// Whether pods can be here, as far as the network is concerned.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Network {
+    #[default]
+    NotYet,
+    Ready,
+    /// In these words.
+    Broken(String),
+}
+
+impl Network {
+    fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Ready => None,
+            Self::NotYet => Some(
+                "the node's network is not set up yet; should it stay so, the agent's log says why"
+                    .to_owned(),
+            ),
+            Self::Broken(words) => Some(format!("the node's network is broken: {words}")),
+        }
+    }
 }
 
 /// What of a description is worth telling the server at once: images, and conditions without their heartbeat.
@@ -101,8 +124,21 @@ impl Presence {
 
     /// The node's network is there: from now on the node is Ready.
     pub(crate) fn network_is_ready(&self) {
+        self.network_is(Network::Ready);
+    }
+
+    /// Pods are cut off, and why: until [`Presence::network_is_ready`] the node is not Ready.
+    pub(crate) fn network_is_broken(&self, words: &str) {
+        self.network_is(Network::Broken(words.to_owned()));
+    }
+
+    fn network_is(&self, network: Network) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.network_ready, true) {
+        if state.network != network {
+            if let Some(trouble) = network.trouble() {
+                tracing::error!("{trouble}");
+            }
+            state.network = network;
             self.found.notify_one();
         }
     }
@@ -153,7 +189,7 @@ impl Presence {
             machine: self.machine,
             pods: self.config.max_pods,
             pressures: state.pressures.conditions(),
-            network_ready: state.network_ready,
+            network_trouble: state.network.trouble().as_deref(),
             findings: &findings,
             images: &images,
             now: &now,
@@ -284,6 +320,18 @@ mod tests {
         presence.found().await;
         assert!(presence.refresh().await, "that it is Ready is news");
         assert_eq!(ready().unwrap()["status"], "True");
+        presence.network_is_broken("the bridge is gone");
+        assert!(presence.refresh().await);
+        let broken = ready().unwrap();
+        assert_eq!(
+            (&broken["status"], &broken["message"]),
+            (
+                &"False".into(),
+                &"the node's network is broken: the bridge is gone".into()
+            )
+        );
+        presence.network_is_ready();
+        assert!(presence.refresh().await);
         let find = |condition| presence.find("PeersReachable", condition);
         find(Some(condition(true, "all answer")));
         presence.found().await;

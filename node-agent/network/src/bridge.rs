@@ -1,8 +1,8 @@
 //! Pods on a bridge: the real [`PodNetwork`].
 //!
-//! Attaching makes, in this order: the lease (address and host ports, on disk), the namespace's mount, the veth pair
-//! and the pod's inside, the host ports' rules; then the lease is marked ready. Detaching goes the other way. What a
-//! crash leaves in between is removed at the next start.
+//! Attaching makes, in this order: the lease (address and host ports, on disk), the guard's elements, the namespace's
+//! mount, the veth pair and the pod's inside, the host ports' rules; then the lease is marked ready. Detaching goes the
+//! other way. What a crash leaves in between is removed at the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 
 use crate::forwarding::Passing;
+use crate::guard::Guard;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, LeaseFiles, check_uid};
 use crate::links::Bridge;
@@ -26,8 +27,12 @@ use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
     HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules, forwarding, links,
-    listeners, loopback, netns, overlay, pod_rules,
+    listeners, loopback, netns, overlay, pod_rules, ports,
 };
+
+mod look;
+
+pub use look::Looked;
 
 /// Operations on one pod are one after the other, those on different pods (mostly) at the same time.
 const STRIPES: usize = 64;
@@ -42,17 +47,20 @@ struct Shared {
     node: NodeNetwork,
     names: Names,
     nft: Nft,
-    bridge: Bridge,
     leases: LeaseFiles,
+    guard: Guard,
+    /// Held while the guard changes, and locked before `state`: what fills it sees every lease whose pod was admitted.
+    guarding: Mutex<()>,
     state: Mutex<State>,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
 }
 
 struct State {
+    bridge: Bridge,
     pool: AddressPool,
     pods: BTreeMap<String, Lease>,
-    dns: BTreeSet<IpAddr>,
+    dns: BTreeSet<Ipv4Addr>,
 }
 
 impl BridgeNetwork {
@@ -65,28 +73,24 @@ impl BridgeNetwork {
         let leases = LeaseFiles::open(names.lease_dir())?;
         make_dir(&names.netns_dir())?;
         let mut netlink = Netlink::open()?;
-        let address = node.overlay.as_ref().map(|overlay| overlay.node_address);
-        let underlay = Underlay::find(&mut netlink, address)?;
-        underlay.check_ranges(&node)?;
-        let mtu = underlay.pod_mtu(&node)?;
-        let bridge = links::ensure_bridge(&mut netlink, &node, &names, mtu)?;
-        forwarding::switch_on(node.ipv6.is_some())?;
-        loopback::guard(&nft, &names)?;
-        for (parameter, value) in bridge_parameters(&names.bridge(), node.ipv6.is_some()) {
-            forwarding::set(&parameter, value)?;
-        }
         let pods = reconcile(&mut netlink, &names, &leases)?;
+        // Before a bridge carries anything.
+        let guard = Guard::new(nft.clone(), &names, &node);
+        guard.fill(pods.values())?;
+        loopback::guard(&nft, &names)?;
+        let bridge = set_up(&mut netlink, &node, &names, &BTreeSet::new())?;
         nft.set_up(&pod_rules::table(&names, &node, pods.values()))?;
         forwarding::accept(&nft, &passing(&node, &names), node.ipv6.is_some())?;
-        tracing::info!(bridge = names.bridge(), gateway = %bridge.gateway, mtu, pods = pods.len(), "pod network is ready");
         let pool = AddressPool::new(node.pod_cidr, pods.values().map(|lease| lease.ip));
         let shared = Shared {
             node,
             names,
             nft,
-            bridge,
             leases,
+            guard,
+            guarding: Mutex::default(),
             state: Mutex::new(State {
+                bridge,
                 pool,
                 pods,
                 dns: BTreeSet::new(),
@@ -94,6 +98,8 @@ impl BridgeNetwork {
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::new(())).collect(),
             hasher: RandomState::new(),
         };
+        let pods = shared.reconnect_all();
+        tracing::info!(bridge = shared.names.bridge(), gateway = %bridge.gateway, mtu = bridge.mtu, pods, "pod network is ready");
         Ok(Self {
             shared: Arc::new(shared),
         })
@@ -105,19 +111,23 @@ impl BridgeNetwork {
     pub async fn bind_dns_address(&self, address: Ipv4Addr) -> Result<(), NetworkError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            links::ensure_address(&mut Netlink::open()?, shared.bridge.index, address)?;
-            shared.state.lock().dns.insert(address.into());
+            let mut state = shared.state.lock();
+            links::ensure_address(&mut Netlink::open()?, state.bridge.index, address)?;
+            state.dns.insert(address);
+            drop(state);
             shared.untrack_dns()
         })
         .await
     }
 
-    /// Makes sure that rules and parameters set up by [`BridgeNetwork::new`] are still there: another firewall may
-    /// have flushed them, or been started since. Cheap when they are; meant to be called now and then.
+    /// Makes sure that rules set up by [`BridgeNetwork::new`] are still there: another firewall may have flushed them, or
+    /// been started since. Cheap when they are; meant to be called now and then. Links and parameters are for
+    /// [`BridgeNetwork::look`].
     pub async fn reassert(&self) -> Result<(), NetworkError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            forwarding::switch_on(shared.node.ipv6.is_some())?;
+            shared.fill_guard()?;
+            shared.settle_all()?;
             loopback::guard(&shared.nft, &shared.names)?;
             let table = shared.names.pod_table();
             let families: &[&str] = match shared.node.ipv6 {
@@ -177,6 +187,8 @@ impl BridgeNetwork {
                     ("inet", names.policy_table()),
                     ("bridge", names.policy_table()),
                     ("inet", names.dns_table()),
+                    ("bridge", names.guard_table()),
+                    ("inet", names.guard_table()),
                 ];
                 tables.extend(unguard.then(|| ("ip", names.loopback_table())));
                 tables.extend([names.pod_table(), names.service_table()].map(|name| ("ip6", name)));
@@ -222,14 +234,18 @@ impl PodNetwork for BridgeNetwork {
             pod_uid.to_owned(),
             host_ports.to_vec(),
         );
-        blocking(move || shared.attach(&uid, ports)).await
+        let attached = blocking(move || shared.attach(&uid, ports)).await;
+        self.shared.guard.retire_when_idle();
+        attached
     }
 
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError> {
         check_uid(pod_uid)?;
         let _one_at_a_time = self.shared.stripe(pod_uid).lock().await;
         let (shared, uid) = (Arc::clone(&self.shared), pod_uid.to_owned());
-        blocking(move || shared.detach(&uid)).await
+        let detached = blocking(move || shared.detach(&uid)).await;
+        self.shared.guard.retire_when_idle();
+        detached
     }
 
     async fn attached(&self) -> Result<BTreeMap<String, PodAttachment>, NetworkError> {
@@ -269,10 +285,13 @@ impl Shared {
         let (lease, before) = self.lease(uid, ports)?;
         let attachment = self.attachment(uid, &lease);
         let connected = self
-            .connect(
-                &attachment,
-                before.as_ref().is_some_and(|lease| lease.ready),
-            )
+            .admit(&lease)
+            .and_then(|()| {
+                self.connect(
+                    &attachment,
+                    before.as_ref().is_some_and(|lease| lease.ready),
+                )
+            })
             .and_then(|()| self.exchange_rules(before.as_ref(), Some(&lease)))
             .and_then(|()| {
                 self.record(
@@ -383,13 +402,16 @@ impl Shared {
             netns::create(&attachment.netns)?
         };
         let PodAttachment { ip, ip6, .. } = *attachment;
-        let mut connect = |host: &mut Netlink| {
-            links::connect_pod(host, &self.bridge, &link, &mut inside, ip, ip6)
+        let bridge = self.state.lock().bridge;
+        let connect = |host: &mut Netlink, inside: &mut netns::Namespace| {
+            links::connect_pod(host, &bridge, &link, inside, ip, ip6)
         };
-        match connect(&mut host) {
+        match connect(&mut host, &mut inside) {
             Err(links::ConnectError::Exists) => {
+                // Either end may be what is in the way: the host's, or the pod's, whose other end was renamed or moved.
                 links::remove(&mut host, &link)?;
-                Ok(connect(&mut host)?)
+                links::remove(&mut inside.netlink, links::POD_LINK)?;
+                Ok(connect(&mut host, &mut inside)?)
             }
             other => Ok(other?),
         }
@@ -423,6 +445,35 @@ impl Shared {
         }
     }
 
+    fn admit(&self, lease: &Lease) -> Result<(), NetworkError> {
+        let _alone = self.guarding.lock();
+        match self.guard.admit(lease) {
+            Err(NetworkError::Nft(words)) => {
+                tracing::warn!(words, "the guard is not as it was left; filling it again");
+                self.guard.fill(self.state.lock().pods.values())
+            }
+            other => other,
+        }
+    }
+
+    fn dismiss(&self, uid: &str, lease: &Lease) -> Result<(), NetworkError> {
+        let _alone = self.guarding.lock();
+        match self.guard.dismiss(lease) {
+            Err(NetworkError::Nft(words)) => {
+                tracing::debug!(words, "the guard is not as it was left; filling it again");
+                let state = self.state.lock();
+                let others = state.pods.iter().filter(|(other, _)| *other != uid);
+                self.guard.fill(others.map(|(_, lease)| lease))
+            }
+            other => other,
+        }
+    }
+
+    fn fill_guard(&self) -> Result<(), NetworkError> {
+        let _alone = self.guarding.lock();
+        self.guard.fill(self.state.lock().pods.values())
+    }
+
     fn rebuild_table(&self) -> Result<(), NetworkError> {
         let state = self.state.lock();
         self.nft.set_up(&pod_rules::table(
@@ -433,7 +484,14 @@ impl Shared {
     }
 
     fn untrack_dns(&self) -> Result<(), NetworkError> {
-        let addresses = self.state.lock().dns.clone();
+        let addresses = self
+            .state
+            .lock()
+            .dns
+            .iter()
+            .copied()
+            .map(IpAddr::V4)
+            .collect();
         self.nft.set_up(&dns_rules::table(&self.names, &addresses))
     }
 
@@ -441,11 +499,20 @@ impl Shared {
         let lease = self.state.lock().pods.get(uid).cloned();
         if let Some(lease) = &lease {
             // The rules go first, and from what a rebuilt table would contain as well.
-            if let Some(kept) = self.state.lock().pods.get_mut(uid) {
-                kept.host_ports.clear();
-            }
+            let bridge = {
+                let mut state = self.state.lock();
+                if let Some(kept) = state.pods.get_mut(uid) {
+                    kept.host_ports.clear();
+                    // Nobody reconnects it from now on.
+                    kept.ready = false;
+                }
+                state.bridge
+            };
             self.exchange_rules(Some(lease), None)?;
-            links::remove(&mut Netlink::open()?, &self.names.host_link(lease.ip))?;
+            let mut netlink = Netlink::open()?;
+            links::remove(&mut netlink, &self.names.host_link(lease.ip))?;
+            netlink.batch(ports::forget(&bridge, lease.ip, lease.ip6))?;
+            self.dismiss(uid, lease)?;
         }
         netns::remove(&self.names.netns_dir().join(uid))?;
         self.leases.remove(uid)?;
@@ -522,6 +589,28 @@ fn everything_passing(node: &NodeNetwork, names: &Names) -> Vec<Passing> {
     passing
 }
 
+/// Makes the bridge as it should be, with what the kernel must know about it and the addresses that DNS listens on.
+fn set_up(
+    netlink: &mut Netlink,
+    node: &NodeNetwork,
+    names: &Names,
+    dns: &BTreeSet<Ipv4Addr>,
+) -> Result<Bridge, NetworkError> {
+    let address = node.overlay.as_ref().map(|overlay| overlay.node_address);
+    let underlay = Underlay::find(netlink, address)?;
+    underlay.check_ranges(node)?;
+    let mtu = underlay.pod_mtu(node)?;
+    let bridge = links::ensure_bridge(netlink, node, names, mtu)?;
+    for address in dns {
+        links::ensure_address(netlink, bridge.index, *address)?;
+    }
+    forwarding::switch_on(node.ipv6.is_some())?;
+    for (parameter, value) in bridge_parameters(&names.bridge(), node.ipv6.is_some()) {
+        forwarding::set(&parameter, value)?;
+    }
+    Ok(bridge)
+}
+
 /// What the kernel must know about the bridge.
 fn bridge_parameters(bridge: &str, ipv6: bool) -> Vec<(String, &'static str)> {
     let mut parameters = vec![
@@ -533,6 +622,11 @@ fn bridge_parameters(bridge: &str, ipv6: bool) -> Vec<(String, &'static str)> {
         ("ipv4/conf/all/send_redirects".to_owned(), "0"),
         (format!("ipv4/conf/{bridge}/send_redirects"), "0"),
     ];
+    let routers = format!("ipv6/conf/{bridge}/accept_ra");
+    if forwarding::exists(&routers) {
+        // No pod is a router of the host, which may listen to those of its other links.
+        parameters.push((routers, "0"));
+    }
     if ipv6 {
         // Pods are looked for from the bridge's link-local address, which the kernel makes with the first pod and by
         // default does not use before it has waited for a duplicate: until then packets to pods are refused as

@@ -10,11 +10,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use crate::Protocol;
 use crate::names::Names;
 
 /// The script that makes the table anew for these addresses, in one transaction.
 pub(crate) fn table(names: &Names, addresses: &BTreeSet<IpAddr>) -> String {
     let table = names.dns_table();
+    let (tcp, udp) = (Protocol::Tcp.number(), Protocol::Udp.number());
     let mut rules = String::new();
     for address in addresses {
         let family = match address {
@@ -23,8 +25,8 @@ pub(crate) fn table(names: &Names, addresses: &BTreeSet<IpAddr>) -> String {
         };
         let _infallible = write!(
             rules,
-            "    {family} daddr {address} meta l4proto {{ tcp, udp }} th dport 53 counter notrack\n    \
-             {family} saddr {address} meta l4proto {{ tcp, udp }} th sport 53 counter notrack\n"
+            "    {family} daddr {address} meta l4proto {{ {tcp}, {udp} }} th dport 53 counter notrack\n    \
+             {family} saddr {address} meta l4proto {{ {tcp}, {udp} }} th sport 53 counter notrack\n"
         );
     }
     format!(
@@ -58,10 +60,10 @@ mod tests {
         let script = table(&Names::new(&node).unwrap(), &addresses.into());
         assert!(script.starts_with("add table inet gt-dns\ndelete table inet gt-dns\n"));
         for rule in [
-            "ip daddr 10.96.0.10 meta l4proto { tcp, udp } th dport 53 counter notrack",
-            "ip saddr 10.96.0.10 meta l4proto { tcp, udp } th sport 53 counter notrack",
-            "ip6 daddr fd00::a meta l4proto { tcp, udp } th dport 53 counter notrack",
-            "ip6 saddr fd00::a meta l4proto { tcp, udp } th sport 53 counter notrack",
+            "ip daddr 10.96.0.10 meta l4proto { 6, 17 } th dport 53 counter notrack",
+            "ip saddr 10.96.0.10 meta l4proto { 6, 17 } th sport 53 counter notrack",
+            "ip6 daddr fd00::a meta l4proto { 6, 17 } th dport 53 counter notrack",
+            "ip6 saddr fd00::a meta l4proto { 6, 17 } th sport 53 counter notrack",
         ] {
             assert!(script.contains(rule), "{script}");
         }

@@ -6,6 +6,7 @@
 //! wherever it exists.
 
 use std::fs;
+use std::path::Path;
 
 use ipnet::IpNet;
 
@@ -13,10 +14,21 @@ use crate::NetworkError;
 use crate::commands;
 use crate::nft::Nft;
 
+/// Whether the kernel has a parameter of the network: those of IPv6 are missing where it is switched off.
+pub(crate) fn exists(parameter: &str) -> bool {
+    Path::new("/proc/sys/net").join(parameter).exists()
+}
+
+/// Whether a parameter of the network has a value.
+pub(crate) fn is(parameter: &str, value: &str) -> bool {
+    let now = fs::read_to_string(format!("/proc/sys/net/{parameter}"));
+    now.is_ok_and(|now| now.trim() == value)
+}
+
 /// Sets a kernel parameter of the network, such as `ipv4/ip_forward`.
 pub(crate) fn set(parameter: &str, value: &str) -> Result<(), NetworkError> {
     let path = format!("/proc/sys/net/{parameter}");
-    if fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
+    if is(parameter, value) {
         return Ok(());
     }
     fs::write(&path, value).map_err(|error| {

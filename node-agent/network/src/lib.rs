@@ -7,7 +7,7 @@
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
-//! - [`TableWatch`] notices when somebody else has flushed the rules.
+//! - [`TableWatch`] notices when somebody else has flushed the rules, [`LinkWatch`] when links have changed.
 //! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
@@ -32,14 +32,17 @@ mod echo;
 pub mod error;
 mod fake;
 mod forwarding;
+mod guard;
 mod hosts;
 mod ipam;
 mod leases;
+mod link_watch;
 mod links;
 mod listeners;
 mod local_hosts;
 mod loopback;
 mod names;
+mod neighbours;
 mod netfilter;
 mod netlink;
 mod netns;
@@ -49,6 +52,7 @@ mod nft_session;
 mod overlay;
 mod pod_rules;
 mod policy;
+mod ports;
 mod resolv;
 mod services;
 mod table_watch;
@@ -56,7 +60,7 @@ pub mod traits;
 mod trial;
 mod underlay;
 
-pub use bridge::BridgeNetwork;
+pub use bridge::{BridgeNetwork, Looked};
 pub use dial::connect_inside;
 pub use dns::DnsServer;
 #[doc(hidden)]
@@ -68,6 +72,7 @@ pub use fake::{
     FakeServiceRules,
 };
 pub use hosts::{HostAlias, PodHosts, hosts_file};
+pub use link_watch::LinkWatch;
 pub use listeners::{HostListeners, listening};
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;

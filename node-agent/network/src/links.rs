@@ -1,5 +1,6 @@
 //! The links of a node: its bridge, and a veth pair per pod.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
@@ -7,23 +8,27 @@ use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    BridgeStpState, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope,
+};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{
-    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    AddressMessageBuilder, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth,
     RouteMessageBuilder,
 };
 
 use crate::names::{Names, at_offset, hardware_address};
+use crate::neighbours::neighbour;
 use crate::netlink::{Change, Netlink};
 use crate::netns::Namespace;
 use crate::underlay::{family, mtu_of};
-use crate::{NetworkError, NodeNetwork};
+use crate::{NetworkError, NodeNetwork, ports};
 
 /// The pod's end of its pair.
-const POD_LINK: &str = "eth0";
+pub(crate) const POD_LINK: &str = "eth0";
 /// Every namespace's first link.
 const LOOPBACK: u32 = 1;
 
@@ -53,17 +58,16 @@ pub(crate) fn ensure_bridge(
     // Pods of before may have narrower links: what is too big for them would be dropped without a word, but for a
     // bridge that says so first.
     let carried = narrowest_pod(netlink, names)?.map_or(mtu, |narrowest| narrowest.min(mtu));
-    let create = LinkBridge::new(name)
-        .forward_delay(0)
-        .mcast_snooping(false)
-        .address(mac.clone())
-        .mtu(carried)
-        .build();
-    let doing = format!("creating the bridge {name}");
-    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let shape = || {
+        LinkBridge::new(name)
+            .forward_delay(0)
+            .mcast_snooping(false)
+            .stp_state(BridgeStpState::Disabled)
+    };
+    let create = shape().address(mac.clone()).mtu(carried).build();
     match netlink.change(Change::new(
-        doing,
-        flags,
+        format!("creating the bridge {name}"),
+        NLM_F_CREATE | NLM_F_EXCL,
         RouteNetlinkMessage::NewLink(create),
     )) {
         Err(refusal) if !refusal.is(libc::EEXIST) => return Err(refusal.into()),
@@ -77,15 +81,34 @@ pub(crate) fn ensure_bridge(
     }
     let index = link.header.index;
     only_address(netlink, name, index, gateway, pod_cidr.prefix_len())?;
+    let mut up = LinkUnspec::new_with_index(index).mtu(carried).up();
+    if !has_hardware_address(&link, gateway) {
+        // Not otherwise: even the same address once more makes the kernel forget the pods' hardware addresses.
+        up = up.address(mac);
+    }
     netlink.batch(vec![
+        // One that somebody else made, or has changed.
+        Change::new(
+            format!("setting up the bridge {name}"),
+            0,
+            RouteNetlinkMessage::NewLink(shape().build()),
+        ),
         Change::new(
             format!("bringing up the bridge {name}"),
             0,
-            RouteNetlinkMessage::SetLink(
-                LinkUnspec::new_with_index(index)
-                    .address(mac)
-                    .mtu(carried)
-                    .up()
+            RouteNetlinkMessage::SetLink(up.build()),
+        ),
+        Change::new(
+            format!("routing the pods {pod_cidr} to the bridge {name}"),
+            NLM_F_CREATE | NLM_F_REPLACE,
+            // As the kernel made it with the address, should somebody have removed it since.
+            RouteNetlinkMessage::NewRoute(
+                RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(pod_cidr.network(), pod_cidr.prefix_len())
+                    .output_interface(index)
+                    .pref_source(gateway)
+                    .scope(RouteScope::Link)
+                    .protocol(RouteProtocol::Kernel)
                     .build(),
             ),
         ),
@@ -205,18 +228,8 @@ pub(crate) fn connect_pod(
         .ok_or_else(|| vanished(POD_LINK))?
         .header
         .index;
-    host.change(Change::new(
-        format!("setting hairpin mode of {host_link}"),
-        0,
-        // Only this request heeds a port's settings; SetLink passes over them without a word.
-        RouteNetlinkMessage::NewLink(
-            LinkBridgePort::new(port)
-                .controller(bridge.index)
-                .hairpin(true)
-                .build(),
-        ),
-    ))
-    .map_err(NetworkError::from)?;
+    host.batch(ports::settle(bridge, port, host_link, ip, ip6))
+        .map_err(NetworkError::from)?;
     // The pod's end cannot be brought up in the message that makes it: it has no peer yet.
     let mut changes = vec![
         Change::new(
@@ -256,11 +269,23 @@ pub(crate) fn connect_pod(
                     .build(),
             ),
         ),
+        gateways_hardware(eth0, bridge, bridge.gateway.into()),
     ];
     if let (Some(ip6), Some(gateway6)) = (ip6, bridge.gateway6) {
         changes.extend(inside_of_ipv6(eth0, ip6, gateway6));
+        changes.push(gateways_hardware(eth0, bridge, gateway6.into()));
     }
     Ok(inside.netlink.batch(changes).map_err(NetworkError::from)?)
+}
+
+/// Tells the pod its gateway's hardware address, so that it need not believe anybody who claims to be the gateway.
+fn gateways_hardware(eth0: u32, bridge: &Bridge, gateway: IpAddr) -> Change {
+    let mac = hardware_address(bridge.gateway);
+    Change::new(
+        format!("telling the pod the hardware address of its gateway {gateway}"),
+        NLM_F_CREATE | NLM_F_REPLACE,
+        RouteNetlinkMessage::NewNeighbour(neighbour(eth0, gateway, Some(mac))),
+    )
 }
 
 /// The pod's IPv6 address and routes, as those of IPv4.
@@ -352,6 +377,98 @@ pub(crate) fn find(netlink: &mut Netlink, name: &str) -> Result<Option<LinkMessa
     }
 }
 
+/// A link as far as its place is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) index: u32,
+    pub(crate) up: bool,
+    /// The bridge it is a port of.
+    pub(crate) bridge: Option<u32>,
+}
+
+pub(crate) fn place_of(link: &LinkMessage) -> Place {
+    let bridge = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
+    Place {
+        index: link.header.index,
+        up: link.header.flags.contains(LinkFlags::Up),
+        bridge: bridge.filter(|index| *index != 0),
+    }
+}
+
+/// The ports of a bridge, by name. What the kernel copies is theirs alone, however many links the host has.
+pub(crate) fn ports_of(
+    netlink: &mut Netlink,
+    bridge: u32,
+) -> Result<BTreeMap<String, Place>, NetworkError> {
+    let mut request = LinkMessage::default();
+    request.attributes = vec![
+        LinkAttribute::Controller(bridge),
+        LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+    ];
+    let found = netlink.dump(
+        "listing the ports of the bridge",
+        RouteNetlinkMessage::GetLink(request),
+    )?;
+    let ports = found
+        .iter()
+        .filter_map(link_of)
+        .filter_map(|link| Some((name_of(link)?, place_of(link))));
+    Ok(ports
+        .filter(|(_, place)| place.bridge == Some(bridge))
+        .collect())
+}
+
+/// The route that the kernel would take to an address: its range and the link it leads to. `None` when there is none.
+pub(crate) fn route_to(
+    netlink: &mut Netlink,
+    address: IpAddr,
+) -> Result<Option<(IpNet, u32)>, NetworkError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(address);
+    request.header.destination_prefix_length = IpNet::from(address).prefix_len();
+    request.header.flags = RouteFlags::FibMatch;
+    request
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    let request = RouteNetlinkMessage::GetRoute(request);
+    let message = match netlink.get(&format!("looking up the route to {address}"), request) {
+        Ok(RouteNetlinkMessage::NewRoute(message)) => message,
+        Ok(_) => return Ok(None),
+        Err(refusal)
+            if [
+                libc::ENETUNREACH,
+                libc::EHOSTUNREACH,
+                libc::EACCES,
+                libc::EINVAL,
+            ]
+            .iter()
+            .any(|errno| refusal.is(*errno)) =>
+        {
+            return Ok(None);
+        }
+        Err(refusal) => return Err(refusal.into()),
+    };
+    let (mut range, mut link) = (None, 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => range = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => range = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Oif(index) => link = *index,
+            _ => {}
+        }
+    }
+    let length = message.header.destination_prefix_length;
+    Ok(range
+        .and_then(|range| IpNet::new(range, length).ok())
+        .map(|range| (range, link)))
+}
+
 fn vanished(link: &str) -> NetworkError {
     NetworkError::Netlink {
         doing: format!("configuring the link {link}"),
@@ -375,7 +492,13 @@ pub(crate) fn name_of(link: &LinkMessage) -> Option<String> {
         })
 }
 
-fn is_bridge(link: &LinkMessage) -> bool {
+/// Whether a link's hardware address is the one that follows from an address.
+pub(crate) fn has_hardware_address(link: &LinkMessage, ip: Ipv4Addr) -> bool {
+    let mac = hardware_address(ip).to_vec();
+    link.attributes.contains(&LinkAttribute::Address(mac))
+}
+
+pub(crate) fn is_bridge(link: &LinkMessage) -> bool {
     link.attributes.iter().any(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos
             .iter()

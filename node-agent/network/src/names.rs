@@ -131,6 +131,11 @@ impl Names {
         format!("{}-policy", self.prefix)
     }
 
+    /// The nftables tables that keep pods to their own addresses, in the families `bridge` and `inet`.
+    pub(crate) fn guard_table(&self) -> String {
+        format!("{}-guard", self.prefix)
+    }
+
     /// What the names of all pods' host links begin with.
     pub(crate) fn host_links(&self) -> String {
         format!("{}.", self.prefix)

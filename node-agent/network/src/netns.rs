@@ -37,7 +37,7 @@ pub(crate) fn create(path: &Path) -> Result<Namespace, NetworkError> {
         mount_bind("/proc/thread-self/ns/net", path)
             .map_err(|e| io("mounting the network namespace", e.into()))?;
         allow_unprivileged_ports();
-        refuse_redirects();
+        settings_of_ipv6();
         let file = File::open(path).map_err(|e| io("opening", e))?;
         Ok(Namespace {
             file,
@@ -122,12 +122,17 @@ fn allow_unprivileged_ports() {
     }
 }
 
-/// Has the links that are made here take no advice to reach a neighbour past the gateway. For IPv6 the kernel gives it
-/// whenever a packet leaves where it came in, and has no switch for that; a pod that followed it would go past its
-/// neighbours' services and policies. Where IPv6 is switched off there is nothing to refuse.
-fn refuse_redirects() {
-    let setting = "/proc/sys/net/ipv6/conf/default/accept_redirects";
-    if let Err(error) = fs::write(setting, "0") {
-        tracing::debug!(setting, %error, "not set in the pod's network namespace");
+/// What links that are made here do by themselves. Where IPv6 is switched off there is nothing to set.
+///
+/// - They take no advice to reach a neighbour past the gateway. For IPv6 the kernel gives it whenever a packet leaves where
+///   it came in, and has no switch for that; a pod that followed it would go past its neighbours' services and policies.
+/// - Their link-local address follows from the hardware address, whatever the host's are made from: the guard admits no
+///   other.
+fn settings_of_ipv6() {
+    for (setting, value) in [("accept_redirects", "0"), ("addr_gen_mode", "0")] {
+        let path = format!("/proc/sys/net/ipv6/conf/default/{setting}");
+        if let Err(error) = fs::write(path, value) {
+            tracing::debug!(setting, %error, "not set in the pod's network namespace");
+        }
     }
 }

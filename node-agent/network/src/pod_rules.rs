@@ -31,6 +31,16 @@ impl Protocol {
             Self::Sctp => "sctp",
         }
     }
+
+    /// Its number (IANA's assigned internet protocol numbers), which is what scripts for nft say where a value is meant: a
+    /// name would be looked up in /etc/protocols, which minimal systems lack.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
 }
 
 /// An element of a set or map: which one, and the element in nft's words.
@@ -93,7 +103,7 @@ pub(crate) fn table<'a>(
     let services = node.service_cidr.trunc();
     let mut maps = String::new();
     let mut lookups = String::new();
-    for protocol in Protocol::ALL.map(Protocol::word) {
+    for (protocol, number) in Protocol::ALL.map(|protocol| (protocol.word(), protocol.number())) {
         let _infallible = write!(
             maps,
             "  map port_{protocol} {{ type inet_service : ipv4_addr . inet_service; }}\n  \
@@ -101,8 +111,8 @@ pub(crate) fn table<'a>(
         );
         let _infallible = write!(
             lookups,
-            "    meta l4proto {protocol} dnat ip to ip daddr . {protocol} dport map @address_{protocol}\n    \
-             meta l4proto {protocol} ip daddr != {services} dnat ip to {protocol} dport map @port_{protocol}\n"
+            "    meta l4proto {number} dnat ip to ip daddr . {protocol} dport map @address_{protocol}\n    \
+             meta l4proto {number} ip daddr != {services} dnat ip to {protocol} dport map @port_{protocol}\n"
         );
     }
     let mut script = format!(
@@ -147,7 +157,7 @@ fn table6(table: &str, bridge: &str, ipv6: &Ipv6Network) -> String {
         .unwrap_or_default();
     let mut maps = String::new();
     let mut lookups = String::new();
-    for protocol in Protocol::ALL.map(Protocol::word) {
+    for (protocol, number) in Protocol::ALL.map(|protocol| (protocol.word(), protocol.number())) {
         let _infallible = write!(
             maps,
             "  map port_{protocol} {{ type inet_service : ipv6_addr . inet_service; }}\n  \
@@ -155,8 +165,8 @@ fn table6(table: &str, bridge: &str, ipv6: &Ipv6Network) -> String {
         );
         let _infallible = write!(
             lookups,
-            "    meta l4proto {protocol} dnat ip6 to ip6 daddr . {protocol} dport map @address_{protocol}\n    \
-             meta l4proto {protocol} ip6 daddr != {{ ::1{not_a_service} }} dnat ip6 to {protocol} dport map @port_{protocol}\n"
+            "    meta l4proto {number} dnat ip6 to ip6 daddr . {protocol} dport map @address_{protocol}\n    \
+             meta l4proto {number} ip6 daddr != {{ ::1{not_a_service} }} dnat ip6 to {protocol} dport map @port_{protocol}\n"
         );
     }
     format!(

@@ -51,7 +51,7 @@ fn endpoint_of(lab: &Lab, client: &Pod) -> String {
 /// The seconds until the kernel forgets a client of the service, in the only set that knows it.
 fn expires(lab: &Lab, client: &Pod) -> Option<f64> {
     let listing = lab.on_host(|| lab::command("nft", &["list", "table", "ip", "gt-services"]));
-    let element = format!("{} . 10.96.0.50 . tcp . 80 timeout ", client.ip);
+    let element = format!("{} . 10.96.0.50 . 6 . 80 timeout ", client.ip);
     let mut found = listing.split(&element).skip(1);
     let (_, rest) = found.next()?.split_once("expires ")?;
     assert!(found.next().is_none(), "known in two slots: {listing}");

@@ -1,14 +1,23 @@
 //! Requests and answers as octets.
 
+use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 
 use super::LARGEST_UDP;
 
+/// Questions and records of one request, together. Nobody asks for more than one thing at a time (RFC 9619); an update has
+/// a few, and is refused. More are not read: an answer repeats every question, at a cost that is their number's square.
+const MOST_RECORDS: usize = 16;
+
 /// The request in a packet. What is no request gets no answer, so that two servers never answer each other for ever;
 /// what is one but cannot be read is refused as far as its header goes.
 pub(super) fn parse(bytes: &[u8]) -> Option<Message> {
-    match Message::from_vec(bytes) {
+    let read = match records(bytes) > MOST_RECORDS {
+        true => Err("too many questions and records".into()),
+        false => Message::from_vec(bytes).map_err(ProtoError::from),
+    };
+    match read {
         Ok(message) => (message.metadata.message_type == MessageType::Query).then_some(message),
         Err(error) => {
             tracing::debug!(%error, "a DNS packet that cannot be read");
@@ -25,6 +34,14 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Message> {
             })
         }
     }
+}
+
+/// How many questions and records a packet claims to have.
+fn records(bytes: &[u8]) -> usize {
+    let counts = bytes.get(4..12).unwrap_or_default().chunks_exact(2);
+    counts
+        .map(|count| usize::from(u16::from_be_bytes([count[0], count[1]])))
+        .sum()
 }
 
 /// Why a request is not looked up at all.
@@ -144,6 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn a_request_with_many_questions_is_refused_by_its_header() {
+        let mut request = Message::query();
+        for index in 0..4000 {
+            request.add_query(Query::query(name(&format!("n{index}.")), RecordType::A));
+        }
+        let bytes = request.to_vec().unwrap();
+        let read = parse(&bytes).unwrap();
+        assert!(read.queries.is_empty());
+        assert_eq!(read.metadata.id, request.metadata.id);
+        assert_eq!(refuse(&read), Some(ResponseCode::FormErr));
+    }
+
+    #[test]
     fn what_is_only_helpful_goes_first_and_is_no_truncation() {
         let bytes = encode(answer(5, 50), 512).unwrap();
         let message = Message::from_vec(&bytes).unwrap();
@@ -165,6 +195,30 @@ mod tests {
                 // One more would not have fitted.
                 let more = encode(answer(message.answers.len() + 1, 0), 65_535).unwrap();
                 prop_assert!(more.len() > limit);
+            }
+        }
+
+        /// Whatever is changed in a request, no more is answered than was asked.
+        #[test]
+        fn a_damaged_request_is_a_request_or_nothing(
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            questions in 1_u16..4,
+        ) {
+            let mut request = Message::query();
+            for index in 0..questions {
+                let asked = format!("db-{index}.db.default.svc.cluster.local.");
+                request.add_query(Query::query(name(&asked), RecordType::SRV));
+            }
+            request.set_edns(Edns::new());
+            let mut bytes = request.to_vec().unwrap();
+            for (at, octet) in damage {
+                let at = at.index(bytes.len());
+                bytes[at] = octet;
+            }
+            if let Some(request) = parse(&bytes) {
+                let code = refuse(&request).unwrap_or(ResponseCode::NXDomain);
+                let answer = encode(reply(&request, code), 512).unwrap();
+                prop_assert!(answer.len() <= 512);
             }
         }
 

@@ -1,7 +1,6 @@
 //! The VXLAN device: made, found again, and made anew when it is not as it should be.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -84,7 +83,7 @@ pub(super) fn ensure(
     };
     let index = link.header.index;
     for (parameter, value) in parameters(&name) {
-        if Path::new("/proc/sys/net").join(&parameter).exists() {
+        if forwarding::exists(&parameter) {
             forwarding::set(&parameter, value)?;
         }
     }

@@ -16,6 +16,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::plan::{Entries, Route, Step};
 use crate::NetworkError;
 use crate::names::Mac;
+use crate::neighbours::neighbour;
 use crate::netlink::{Change, Netlink};
 use crate::underlay::family;
 
@@ -52,7 +53,7 @@ pub(super) fn read(netlink: &mut Netlink, ours: &Ours) -> Result<Entries, Networ
             if let RouteNetlinkMessage::NewNeighbour(message) = message
                 && message.header.ifindex == ours.vxlan
             {
-                neighbour(&message, &mut entries);
+                record(&message, &mut entries);
             }
         }
     }
@@ -72,7 +73,7 @@ pub(super) fn read(netlink: &mut Netlink, ours: &Ours) -> Result<Entries, Networ
     Ok(entries)
 }
 
-fn neighbour(message: &NeighbourMessage, entries: &mut Entries) {
+fn record(message: &NeighbourMessage, entries: &mut Entries) {
     let mac = message
         .attributes
         .iter()
@@ -168,12 +169,12 @@ pub(super) fn change(vxlan: u32, step: Step) -> Change {
         Step::SetNeighbour(hop, mac) => Change::new(
             format!("making {} known as {hop}", words(mac)),
             set,
-            RouteNetlinkMessage::NewNeighbour(neighbour_message(vxlan, hop, Some(mac))),
+            RouteNetlinkMessage::NewNeighbour(neighbour(vxlan, hop, Some(mac))),
         ),
         Step::RemoveNeighbour(hop) => Change::new(
             format!("forgetting the hardware address of {hop}"),
             0,
-            RouteNetlinkMessage::DelNeighbour(neighbour_message(vxlan, hop, None)),
+            RouteNetlinkMessage::DelNeighbour(neighbour(vxlan, hop, None)),
         )
         .fine(ABSENT),
         Step::SetRoute(cidr, route) => Change::new(
@@ -207,20 +208,6 @@ fn forwarding(vxlan: u32, mac: Mac, at: Option<IpAddr>) -> NeighbourMessage {
     message
         .attributes
         .extend(at.map(|at| NeighbourAttribute::Destination(at.into())));
-    message
-}
-
-fn neighbour_message(vxlan: u32, hop: IpAddr, mac: Option<Mac>) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(hop);
-    message.header.ifindex = vxlan;
-    message.header.state = NeighbourState::Permanent;
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(hop.into()));
-    message
-        .attributes
-        .extend(mac.map(|mac| NeighbourAttribute::LinkLocalAddress(mac.to_vec())));
     message
 }
 

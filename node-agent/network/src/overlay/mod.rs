@@ -12,6 +12,7 @@ mod kernel;
 mod plan;
 mod rules;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,6 +33,9 @@ use crate::{
     NetworkError, NodeNetwork, Overlay, OverlayCounters, OverlaySettings, PeerNode, PeerPath,
     PodRoute, links, loopback,
 };
+
+/// Routes that one look is about.
+const ROUTES_PER_LOOK: usize = 8;
 
 /// Programs the ways to other nodes into the kernel. Cloning is cheap and shares everything.
 #[derive(Clone)]
@@ -55,6 +59,10 @@ struct State {
     known: Option<Entries>,
     /// Set up by this process; those of an earlier one may be for other settings.
     rules: Option<String>,
+    /// The nodes that the rules take wrapped packets from, where that is known.
+    nodes: Option<BTreeSet<IpAddr>>,
+    /// How many looks there were.
+    looks: usize,
     /// Of the last sync.
     peers: Option<Vec<PeerNode>>,
 }
@@ -83,6 +91,13 @@ impl VxlanOverlay {
     /// The UDP port that wrapped packets go to, on every node.
     pub fn port(&self) -> u16 {
         self.shared.settings.port
+    }
+
+    /// What is wrong with the ways to other nodes, in words; [`Overlay::reassert`] puts it right. Cheap, however many nodes
+    /// there are; meant to be called now and then.
+    pub async fn look(&self) -> Result<Option<String>, NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.inspect(&mut shared.state.lock())).await
     }
 
     /// What the VXLAN device has counted.
@@ -158,9 +173,11 @@ impl Shared {
                 let (usable, problems) =
                     plan::usable(self.settings.node_address, &pod_cidrs(&self.node), peers);
                 if usable.is_empty() && links::find(&mut netlink, &self.names.vxlan())?.is_none() {
+                    state.known = Some(Entries::default());
                     return problems.into_iter().next().map_or(Ok(()), Err);
                 }
                 state.known = None;
+                state.nodes = None;
                 self.set_up(&mut netlink, &mut state.rules)?
             }
         };
@@ -169,6 +186,7 @@ impl Shared {
             None => kernel::read(&mut netlink, &ours(&self.node, device.index))?,
         };
         let (wanted, problems) = plan::plan(&self.here(&device), peers);
+        self.take_from(&mut state.nodes, peers)?;
         let steps = plan::steps(&now, &wanted);
         log(&steps);
         let changes = steps
@@ -192,7 +210,12 @@ impl Shared {
             loopback::open(&self.names, &device.underlay.name)?;
         }
         let table = self.names.overlay_table();
-        let rules = rules::table(&self.names, &self.settings, device.underlay.has_address);
+        let rules = rules::table(
+            &self.names,
+            &self.node,
+            &self.settings,
+            device.underlay.has_address,
+        );
         let chain = ["list", "chain", "inet", &table, rules::CHAIN];
         if made.as_ref() != Some(&rules) || self.nft.list(&chain).is_none() {
             self.nft.set_up(&rules)?;
@@ -205,6 +228,64 @@ impl Shared {
             "the VXLAN device is ready"
         );
         Ok(device)
+    }
+
+    /// Takes wrapped packets from these peers alone, at a cost that is that of the difference.
+    fn take_from(
+        &self,
+        now: &mut Option<BTreeSet<IpAddr>>,
+        peers: &[PeerNode],
+    ) -> Result<(), NetworkError> {
+        let next: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.address).collect();
+        let script = rules::exchange_nodes(&self.names, now.as_ref(), &next);
+        if !script.is_empty() {
+            *now = None;
+            self.nft.apply(&script)?;
+        }
+        *now = Some(next);
+        Ok(())
+    }
+
+    /// What is wrong with the device or with the routes to peers, of which some are looked at each time: what cuts off
+    /// the pods of other nodes mostly cuts off all of them.
+    fn inspect(&self, state: &mut State) -> Result<Option<String>, NetworkError> {
+        if state.peers.is_none() {
+            return Ok(None);
+        }
+        let name = self.names.vxlan();
+        let (Some(device), Some(known)) = (&state.device, &state.known) else {
+            return Ok(state
+                .known
+                .is_none()
+                .then(|| "the ways to other nodes are not set up".to_owned()));
+        };
+        let mut netlink = Netlink::open()?;
+        let link = links::find(&mut netlink, &name)?;
+        let wrong = match link {
+            None => Some("is gone"),
+            Some(link) if !device::is_vxlan(&link) => Some("is no VXLAN device"),
+            Some(link) if link.header.index != device.index => Some("is another one than before"),
+            Some(link) if !links::place_of(&link).up => Some("is down"),
+            Some(_) => None,
+        };
+        if let Some(wrong) = wrong {
+            return Ok(Some(format!("the VXLAN device {name} {wrong}")));
+        }
+        state.looks = state.looks.wrapping_add(ROUTES_PER_LOOK);
+        let first = state.looks % known.routes.len().max(1);
+        let some = known.routes.iter().cycle().skip(first);
+        for (range, route) in some.take(ROUTES_PER_LOOK.min(known.routes.len())) {
+            let leads = match links::route_to(&mut netlink, range.network())? {
+                // A narrower one is somebody's who means it.
+                Some((found, _)) if found.prefix_len() > range.prefix_len() => true,
+                Some((found, link)) => found == *range && link == route.link,
+                None => false,
+            };
+            if !leads {
+                return Ok(Some(format!("the route to {range} is gone")));
+            }
+        }
+        Ok(None)
     }
 
     fn here(&self, device: &Device) -> Here {

@@ -244,7 +244,7 @@ fn rule_words(
 fn pair(family: Family, protocol: Protocol, set: &str) -> String {
     format!(
         "meta l4proto {} ct reply {} saddr . ct reply proto-src @{set}_{}",
-        protocol.word(),
+        protocol.number(),
         family.word(),
         family.number()
     )
@@ -298,9 +298,9 @@ fn ports(ports: Option<&[PolicyPort]>) -> Vec<Condition> {
     };
     let mut conditions = Vec::new();
     for protocol in Protocol::ALL {
-        let word = protocol.word();
+        let number = protocol.number();
         if ports.contains(&PolicyPort::All(protocol)) {
-            conditions.push((None, format!("meta l4proto {word}")));
+            conditions.push((None, format!("meta l4proto {number}")));
             continue;
         }
         // Not as one set: nft prints an anonymous set of such keys in a way that it cannot read again, and others save
@@ -308,7 +308,7 @@ fn ports(ports: Option<&[PolicyPort]>) -> Vec<Condition> {
         for range in ranges(ports, protocol) {
             conditions.push((
                 None,
-                format!("meta l4proto {word} ct reply proto-src {range}"),
+                format!("meta l4proto {number} ct reply proto-src {range}"),
             ));
         }
         for port in ports {
@@ -378,12 +378,12 @@ mod tests {
         assert_eq!(
             plan.chains["policy_ingress_allow"],
             [
-                "ct original ip saddr @peers_web_4 meta l4proto tcp ct reply proto-src 80 accept",
-                "ct original ip saddr @peers_web_4 meta l4proto tcp ct reply proto-src 8000-9001 accept",
-                "ct original ip saddr @peers_web_4 meta l4proto udp accept",
-                "ct original ip6 saddr @peers_web_6 meta l4proto tcp ct reply proto-src 80 accept",
-                "ct original ip6 saddr @peers_web_6 meta l4proto tcp ct reply proto-src 8000-9001 accept",
-                "ct original ip6 saddr @peers_web_6 meta l4proto udp accept",
+                "ct original ip saddr @peers_web_4 meta l4proto 6 ct reply proto-src 80 accept",
+                "ct original ip saddr @peers_web_4 meta l4proto 6 ct reply proto-src 8000-9001 accept",
+                "ct original ip saddr @peers_web_4 meta l4proto 17 accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto 6 ct reply proto-src 80 accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto 6 ct reply proto-src 8000-9001 accept",
+                "ct original ip6 saddr @peers_web_6 meta l4proto 17 accept",
                 "ct original ip saddr { 10.0.0.0/8, 192.0.2.0/24 } accept",
                 "meta nfproto ipv6 accept",
             ]
@@ -391,8 +391,8 @@ mod tests {
         assert_eq!(
             plan.chains["policy_egress_allow"],
             [
-                "meta l4proto tcp ct reply ip saddr . ct reply proto-src @ports_named_4 accept",
-                "meta l4proto tcp ct reply ip6 saddr . ct reply proto-src @ports_named_6 accept",
+                "meta l4proto 6 ct reply ip saddr . ct reply proto-src @ports_named_4 accept",
+                "meta l4proto 6 ct reply ip6 saddr . ct reply proto-src @ports_named_6 accept",
             ]
         );
         assert!(plan.chains["policy_ingress_deny"].is_empty());
@@ -418,8 +418,8 @@ mod tests {
         assert_eq!(
             plan.chains["policy_ingress_named"],
             [
-                "meta l4proto tcp ct reply ip saddr . ct reply proto-src @named_tcp_http_4 accept",
-                "meta l4proto tcp ct reply ip6 saddr . ct reply proto-src @named_tcp_http_6 accept",
+                "meta l4proto 6 ct reply ip saddr . ct reply proto-src @named_tcp_http_4 accept",
+                "meta l4proto 6 ct reply ip6 saddr . ct reply proto-src @named_tcp_http_6 accept",
             ]
         );
     }

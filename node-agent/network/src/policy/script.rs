@@ -14,6 +14,10 @@ use crate::names::hardware_address;
 /// Elements per command: nft's parser slows down on very long lines.
 const ELEMENTS_PER_COMMAND: usize = 512;
 
+/// Protocol numbers: names would be looked up in a file that may be missing.
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
 /// What the skeleton makes in the `inet` table, apart from its maps; of each set there is one per family.
 const FIXED_CHAINS: [&str; 3] = ["of_no_connection", "egress", "ingress"];
 const FIXED_SETS: [&str; 2] = ["isolated", "itself"];
@@ -312,7 +316,7 @@ impl Display for Skeleton {
   chain egress {{
     type filter hook forward priority 10; policy accept;
     ct state invalid,untracked goto of_no_connection
-    ct state related meta l4proto {{ icmp, ipv6-icmp }} accept
+    ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} accept
     ct original ip saddr . ct reply ip saddr @itself_4 accept
     ct original ip6 saddr . ct reply ip6 saddr @itself_6 accept
     ct original ip saddr vmap @egress_4
@@ -320,7 +324,7 @@ impl Display for Skeleton {
   }}
   chain ingress {{
     type filter hook forward priority 11; policy accept;
-    ct state related meta l4proto {{ icmp, ipv6-icmp }} accept
+    ct state related meta l4proto {{ {ICMP}, {ICMPV6} }} accept
     ct original ip saddr . ct reply ip saddr @itself_4 accept
     ct original ip6 saddr . ct reply ip6 saddr @itself_6 accept
     ct reply ip saddr vmap @ingress_4

@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use ipnet::IpNet;
 
 use super::elements::{Affinity, Balancer, Family, Kind, Part, Scope, Slot};
-use crate::NodeNetwork;
+use crate::{NodeNetwork, Protocol};
 
 /// Marks the first packet of a connection whose source address has to be replaced if it is sent to another node. One
 /// bit, which others are not known to use (kube-proxy takes 0x4000 and 0x8000).
@@ -221,7 +221,7 @@ fn client(kind: Kind) -> String {
 }
 
 fn translate(kind: Kind) -> String {
-    let (family, protocol) = (kind.family.word(), kind.protocol.word());
+    let (family, protocol) = (kind.family.word(), kind.protocol.number());
     format!("meta l4proto {protocol} dnat {family} to")
 }
 
@@ -242,6 +242,7 @@ impl Display for Skeleton {
         } = self;
         let name = self.name();
         let (ip, address) = (family.word(), address_type(*family));
+        let tcp = Protocol::Tcp.number();
         let icmp = match family {
             Family::Ipv4 => "icmp",
             Family::Ipv6 => "icmpv6",
@@ -305,7 +306,7 @@ table {name} {{
     ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade
   }}
   chain refuse {{
-    meta l4proto tcp reject with tcp reset
+    meta l4proto {tcp} reject with tcp reset
     reject with {icmp} port-unreachable
   }}
   chain without_endpoints {{

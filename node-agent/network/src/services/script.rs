@@ -112,9 +112,9 @@ impl Display for KeyWords {
 fn with_protocol(f: &mut fmt::Formatter<'_>, frontend: Frontend) -> fmt::Result {
     match frontend {
         Frontend::Address(protocol, ip, port) => {
-            write!(f, "{ip} . {} . {port}", protocol.word())
+            write!(f, "{ip} . {} . {port}", protocol.number())
         }
-        Frontend::NodePort(_, protocol, port) => write!(f, "{} . {port}", protocol.word()),
+        Frontend::NodePort(_, protocol, port) => write!(f, "{} . {port}", protocol.number()),
     }
 }
 

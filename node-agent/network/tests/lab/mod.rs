@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use gantry_network::{
     ServicePort,
 };
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use tokio::runtime::Runtime;
 
 /// Long enough for a loaded machine, short enough to notice that nobody answers.
@@ -77,12 +78,22 @@ fn apart(test: impl FnOnce() + Send) {
                 MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
             )
             .expect("private mounts");
+            hide_names();
             test();
         });
         if let Err(panic) = machine.join() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// Takes away the files that protocols and ports are looked up in by name: minimal systems have none, and no rule may
+/// need them.
+fn hide_names() {
+    let files = ["/etc/protocols", "/etc/services", "/etc/ethertypes"].map(Path::new);
+    for file in files.into_iter().filter(|file| file.exists()) {
+        mount_bind("/dev/null", file).expect("hiding a file");
+    }
 }
 
 impl Drop for Lab {

@@ -168,11 +168,11 @@ fn one_endpoint_more_moves_the_service_to_another_chain() {
         "add map ip gt-services tcp_address_2 { typeof ip daddr . tcp dport . numgen random mod 2 : ip daddr . tcp dport; }\n\
          add chain ip gt-services tcp_address_2\n\
          add rule ip gt-services tcp_address_2 ip saddr != 10.244.1.0/24 meta mark set meta mark | 0x2000\n\
-         add rule ip gt-services tcp_address_2 meta l4proto tcp dnat ip to ip daddr . tcp dport . numgen random mod 2 map @tcp_address_2\n\
-         delete element ip gt-services service_address { 10.96.0.1 . tcp . 80 }\n\
+         add rule ip gt-services tcp_address_2 meta l4proto 6 dnat ip to ip daddr . tcp dport . numgen random mod 2 map @tcp_address_2\n\
+         delete element ip gt-services service_address { 10.96.0.1 . 6 . 80 }\n\
          delete element ip gt-services tcp_address_1 { 10.96.0.1 . 80 }\n\
          add element ip gt-services hairpin { 10.244.0.2 . 10.244.0.2 }\n\
-         add element ip gt-services service_address { 10.96.0.1 . tcp . 80 : goto tcp_address_2 }\n\
+         add element ip gt-services service_address { 10.96.0.1 . 6 . 80 : goto tcp_address_2 }\n\
          add element ip gt-services tcp_address_2 { 10.96.0.1 . 80 . 0 : 10.244.0.1 . 8080, 10.96.0.1 . 80 . 1 : 10.244.0.2 . 8080 }\n\
          flush chain ip gt-services tcp_address_1\n\
          delete chain ip gt-services tcp_address_1\n\

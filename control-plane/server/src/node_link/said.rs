@@ -288,10 +288,10 @@ mod tests {
     #[test]
     fn events_are_about_what_nodes_tell_of() {
         let about = |object: serde_json::Value| {
-            let event =
+            let written =
                 json!({"metadata": {}, "involvedObject": object, "message": "\u{e9}".repeat(2000)});
             event(&EventRecord {
-                event: event.to_string().into(),
+                event: written.to_string().into(),
             })
         };
         let (subject, told) = about(

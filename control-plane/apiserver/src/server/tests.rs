@@ -25,7 +25,12 @@ async fn a_flood_of_reads_leaves_everybody_else_alone() {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body.to_owned()))
             .expect("a request");
-        server.dispatch(request, Some(identity.clone()), None).await
+        let peer = Peer {
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            identity: Some(identity.clone()),
+            key: None,
+        };
+        server.dispatch(request, &peer, None).await
     };
     let refused = send(Method::GET, list, "", &administrator).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);

@@ -288,10 +288,10 @@ mod tests {
     #[test]
     fn events_are_about_what_nodes_tell_of() {
         let about = |object: serde_json::Value| {
-            let event =
+            let told =
                 json!({"metadata": {}, "involvedObject": object, "message": "\u{e9}".repeat(2000)});
             event(&EventRecord {
-                event: event.to_string().into(),
+                event: told.to_string().into(),
             })
         };
         let (subject, told) = about(

@@ -4,6 +4,8 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::status::{Details, StatusError};
 use http::StatusCode;
+use k8s_openapi::api::core::v1::Binding;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::update::{store, success};
@@ -13,8 +15,11 @@ use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let binding: Value = serde_json::from_slice(&context.body)
-        .map_err(|error| StatusError::bad_request(format!("the body is not a Binding: {error}")))?;
+    let malformed = |error: serde_json::Error| {
+        StatusError::bad_request(format!("the body is not a Binding: {error}"))
+    };
+    let binding: Value = serde_json::from_slice(&context.body).map_err(malformed)?;
+    Binding::deserialize(&binding).map_err(malformed)?;
     let target = &binding["target"];
     let node = target["name"].as_str().unwrap_or_default();
     let name = meta(&binding, "name");

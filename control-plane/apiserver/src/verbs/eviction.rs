@@ -2,6 +2,8 @@
 
 use gantry_api::status::StatusError;
 use http::StatusCode;
+use k8s_openapi::api::policy::v1::Eviction;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::delete::{Options, delete_one};
@@ -10,9 +12,11 @@ use crate::context::{Context, dry_run, meta};
 use crate::response::Answer;
 
 pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let eviction: Value = serde_json::from_slice(&context.body).map_err(|error| {
+    let malformed = |error: serde_json::Error| {
         StatusError::bad_request(format!("the body is not an Eviction: {error}"))
-    })?;
+    };
+    let eviction: Value = serde_json::from_slice(&context.body).map_err(malformed)?;
+    Eviction::deserialize(&eviction).map_err(malformed)?;
     let name = meta(&eviction, "name");
     if !name.is_empty() && name != context.name() {
         return Err(StatusError::bad_request(

@@ -1,5 +1,6 @@
 //! `namespaces/finalize`: takes finalizers off a namespace's spec, and with the last one the namespace.
 
+use gantry_api::decode::decode;
 use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use serde_json::Value;
@@ -11,9 +12,13 @@ use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let wanted: Value = serde_json::from_slice(&context.body).map_err(|error| {
-        StatusError::bad_request(format!("the body is not a Namespace: {error}"))
-    })?;
+    let wanted = decode(
+        &context.body,
+        context.content_type(),
+        context.resource.kind.as_ref(),
+        context.field_validation()?,
+    )?
+    .object;
     let name = meta(&wanted, "name");
     if !name.is_empty() && name != context.name() {
         return Err(StatusError::bad_request(format!(

@@ -111,7 +111,8 @@ impl Setting {
             stop.clone(),
         ));
         if case.needs("nodes") {
-            self.add_nodes(client_of("system:node-link")).await;
+            self.add_nodes(client_of("system:kube-controller-manager"))
+                .await;
         }
         if case.needs("scheduler") {
             tasks.spawn(gantry_scheduler::run(

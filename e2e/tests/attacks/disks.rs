@@ -183,7 +183,7 @@ fn row_07_pods_that_fill_the_disk_go_and_the_cluster_heals_by_itself() -> Result
 fn row_07_a_pod_that_takes_all_inodes_goes() -> Result<()> {
     let bed = Bed::new(",nr_inodes=20000")?;
     let cluster = &bed.cluster;
-    let script = "mkdir /d; i=0; while :; do : > /d/$i || sleep 1; i=$((i+1)); done";
+    let script = "mkdir /d; i=0; while :; do true > /d/$i || sleep 1; i=$((i+1)); done";
     apply(cluster, &pod("files", &[shell("c", script)], &json!([])))?;
     evicted(
         cluster,

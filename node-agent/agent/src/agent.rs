@@ -1,6 +1,7 @@
 //! The composition root: the one place that names implementations of the runtime, images, network and DNS.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -305,8 +306,12 @@ fn runtime_config(config: &AgentConfig) -> ShimRuntimeConfig {
     }
 }
 
+fn images_dir(config: &AgentConfig) -> PathBuf {
+    config.data_dir.join("images")
+}
+
 async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
-    let data_dir = config.data_dir.join("images");
+    let data_dir = images_dir(config);
     ImageStore::open(ImageStoreConfig { data_dir })
         .await
         .context("opening the image store")
@@ -542,8 +547,7 @@ async fn keep_facts(checkpoint: Checkpoint, mut welcomed: watch::Receiver<Option
 pub async fn teardown(config: &AgentConfig) -> Result<()> {
     let runtime =
         ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods")?;
-    let images = open_images(config).await?;
-    crate::pod::remove_all(&runtime, &images, &config.pods_dir())
+    crate::pod::remove_all(&runtime, &images_dir(config), &config.pods_dir())
         .await
         .map_err(anyhow::Error::msg)
         .context("ending the agent's pods")?;

@@ -55,6 +55,21 @@ struct Shared {
 }
 
 impl ImageStore {
+    /// Unmounts and removes every root file system below a store's directory, without the store: what is damaged there does
+    /// not keep mounts from going. Blocks.
+    pub fn remove_root_filesystems(data_dir: &Path) -> Result<(), ImageError> {
+        let rootfs = Rootfs {
+            directory: data_dir.join("rootfs"),
+        };
+        for (key, _) in rootfs.writable_layers() {
+            rootfs.unmount(&key).map_err(|source| ImageError::Io {
+                doing: format!("removing the root file system {key}"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Opens (or creates) the store and removes what an earlier process left half done.
     pub async fn open(config: ImageStoreConfig) -> Result<Self, ImageError> {
         blocking(move || {

@@ -17,7 +17,12 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
     let info = context.resource.info();
     let wanted: Namespace = request(&context.body, "Namespace")?;
     let name = wanted.metadata.name.unwrap_or_default();
-    if !name.is_empty() && name != context.name() {
+    if name.is_empty() {
+        return Err(StatusError::bad_request(
+            "the name of the object (based on URL) was undeterminable: name must be provided",
+        ));
+    }
+    if name != context.name() {
         return Err(StatusError::bad_request(format!(
             "the name of the object ({name}) does not match the name on the URL ({})",
             context.name()

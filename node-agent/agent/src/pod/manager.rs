@@ -333,7 +333,7 @@ impl Manager {
 /// Removes everything that pods have on this node: for an agent that is not coming back.
 pub(crate) async fn remove_all(
     runtime: &dyn gantry_runtime::Runtime,
-    images: &dyn gantry_image::Images,
+    images_dir: &std::path::Path,
     pods_dir: &std::path::Path,
 ) -> Result<(), String> {
     for sandbox in runtime
@@ -346,13 +346,8 @@ pub(crate) async fn remove_all(
             .remove_sandbox(&pod)
             .await
             .map_err(|error| error.to_string())?;
-        for container in sandbox.containers {
-            let key = super::launch::rootfs_key(&pod.0, &container.id.name, container.id.attempt);
-            images
-                .unmount_rootfs(&key)
-                .await
-                .map_err(|error| error.to_string())?;
-        }
     }
+    gantry_image::ImageStore::remove_root_filesystems(images_dir)
+        .map_err(|error| error.to_string())?;
     crate::volumes::tear_down(pods_dir).map_err(|error| error.to_string())
 }

@@ -150,6 +150,10 @@ impl Overlay for VxlanOverlay {
     }
 }
 
+fn addresses(peers: &[PeerNode]) -> BTreeSet<IpAddr> {
+    peers.iter().map(|peer| peer.address).collect()
+}
+
 impl Shared {
     /// Makes the kernel's entries those of the last peers. What fails because someone has taken away what was there
     /// is tried once more from the beginning.
@@ -177,8 +181,7 @@ impl Shared {
                     return problems.into_iter().next().map_or(Ok(()), Err);
                 }
                 state.known = None;
-                state.nodes = None;
-                self.set_up(&mut netlink, &mut state.rules)?
+                self.set_up(&mut netlink, &mut state.rules, &mut state.nodes, peers)?
             }
         };
         let now = match state.known.take() {
@@ -202,6 +205,8 @@ impl Shared {
         &self,
         netlink: &mut Netlink,
         made: &mut Option<String>,
+        nodes: &mut Option<BTreeSet<IpAddr>>,
+        peers: &[PeerNode],
     ) -> Result<Device, NetworkError> {
         loopback::guard(&self.nft, &self.names)?;
         let device = device::ensure(netlink, &self.node, &self.names, &self.settings)?;
@@ -217,9 +222,15 @@ impl Shared {
             device.underlay.has_address,
         );
         let chain = ["list", "chain", "inet", &table, rules::CHAIN];
+        // What is there may not be what was left.
+        *nodes = None;
         if made.as_ref() != Some(&rules) || self.nft.list(&chain).is_none() {
-            self.nft.set_up(&rules)?;
+            // In one transaction: no node's packets are refused meanwhile.
+            let next = addresses(peers);
+            let elements = rules::exchange_nodes(&self.names, None, &next);
+            self.nft.set_up(&format!("{rules}{elements}"))?;
             *made = Some(rules);
+            *nodes = Some(next);
         }
         tracing::debug!(
             device = self.names.vxlan(),
@@ -236,7 +247,7 @@ impl Shared {
         now: &mut Option<BTreeSet<IpAddr>>,
         peers: &[PeerNode],
     ) -> Result<(), NetworkError> {
-        let next: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.address).collect();
+        let next = addresses(peers);
         let script = rules::exchange_nodes(&self.names, now.as_ref(), &next);
         if !script.is_empty() {
             *now = None;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_network::{
-    BridgeNetwork, IsolatedPod, NftPolicyRules, NodeNetwork, NodePolicies, PeerSet,
+    BridgeNetwork, Ipv6Network, IsolatedPod, NftPolicyRules, NodeNetwork, NodePolicies, PeerSet,
     PodNetwork as _, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, PolicyRules as _,
     Protocol,
 };
@@ -145,36 +145,35 @@ impl<'a> World<'a> {
     }
 
     fn start_node(&mut self, node: usize) {
-        let config = if node == 0 {
-            &self.lab.node
-        } else {
-            &self.second
+        let config = NodeNetwork {
+            // Of the addresses below fd77, those of the pods alone.
+            ipv6: Some(Ipv6Network {
+                pod_cidr: format!("fd77:{}::/64", node + 1).parse().expect("CIDR"),
+                cluster_pod_cidr: "fd77::/30".parse().expect("CIDR"),
+                service_cidr: None,
+            }),
+            ..if node == 0 {
+                self.lab.node.clone()
+            } else {
+                self.second.clone()
+            }
         };
         let netns = self.nodes[node].try_clone().expect("the node");
-        let gateway = format!("fd77:{}::1", node + 1);
-        let pods = PODS.iter().enumerate().filter(|(_, pod)| pod.node == node);
+        let pods = PODS.iter().filter(|pod| pod.node == node);
         let (rules, attached) = on_node(self.lab, &netns, async || {
             let network = BridgeNetwork::new(config.clone()).expect("the node's network");
-            std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("forwarding");
-            ip(&format!("-6 addr add {gateway}/64 dev gt-br nodad"));
             let mut attached = Vec::new();
-            for (index, pod) in pods {
+            for pod in pods {
                 let attachment = network.attach(&uid(pod.id), &[]).await.expect("attach");
-                attached.push((index, pod.id, attachment));
+                attached.push((pod.id, attachment));
             }
-            (NftPolicyRules::new(config).expect("nft"), attached)
+            (NftPolicyRules::new(&config).expect("nft"), attached)
         });
         self.rules.push(rules);
-        for (index, id, attachment) in attached {
+        for (id, attachment) in attached {
             let netns = File::open(&attachment.netns).expect("the pod's namespace");
-            let v6 = format!("fd77:{}::{}", node + 1, index + 2);
-            self.lab.inside(&netns, || {
-                ip(&format!("-6 addr add {v6}/128 dev eth0 nodad"));
-                ip(&format!(
-                    "-6 route replace default via {gateway} dev eth0 onlink"
-                ));
-            });
-            self.settle(id, netns, &attachment.ip.to_string(), &v6);
+            let v6 = attachment.ip6.expect("a pod of a node with IPv6");
+            self.settle(id, netns, &attachment.ip.to_string(), &v6.to_string());
         }
         let number = node + 1;
         self.settle(

@@ -2,7 +2,7 @@
 //! in it, whatever its own dates say.
 //!
 //! - The row comes with the first certificate of a name, and with it the name is taken: another key gets in only by an
-//!   administrator or by a key that is in it.
+//!   administrator or by a key that is in it. What an administrator has made and nobody has shown yet reserves nothing.
 //! - It goes with the Node, in the transaction that removes that: from then on no certificate of the node counts, and the
 //!   name is free.
 
@@ -75,6 +75,9 @@ pub enum KeyError {
 struct Row {
     /// The newest first. Empty for a node that was certified before there were rows: any key will do until it shows one.
     keys: Vec<KeyId>,
+    /// An administrator has made the keys, and no node has shown one: a machine that joins by a token is the node then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unused: bool,
 }
 
 /// Where a node's row is.
@@ -121,12 +124,13 @@ pub fn is_taken(store: &Store, node: &str) -> bool {
 /// The keys after one was added by somebody's word; an error when that does not suffice.
 fn added(node: &str, row: Option<&Row>, new: &KeyId, by: &Voucher) -> Result<Row, KeyError> {
     let known = row.map(|row| row.keys.as_slice()).unwrap_or_default();
+    let alone = || Row {
+        keys: vec![new.clone()],
+        unused: false,
+    };
     match (by, row) {
-        (Voucher::TokenForNode, _) => {
-            return Ok(Row {
-                keys: vec![new.clone()],
-            });
-        }
+        (Voucher::TokenForNode, _) => return Ok(alone()),
+        (Voucher::Token, Some(row)) if row.unused => return Ok(alone()),
         (Voucher::Token, Some(row)) if !row.keys.contains(new) => {
             return Err(KeyError::Taken(node.to_owned()));
         }
@@ -148,7 +152,11 @@ fn added(node: &str, row: Option<&Row>, new: &KeyId, by: &Voucher) -> Result<Row
     let room = KEPT - 1 - usize::from(shown.is_some());
     keys.extend(others.take(room).cloned());
     keys.extend(shown.filter(|shown| shown != new));
-    Ok(Row { keys })
+    let unused = match row {
+        Some(row) => row.unused,
+        None => *by == Voucher::Administrator,
+    };
+    Ok(Row { keys, unused })
 }
 
 async fn write(
@@ -199,8 +207,9 @@ pub async fn shown(store: &Store, node: &str, key: &KeyId) -> Result<(), KeyErro
     let Some((mut row, revision)) = read(store, node) else {
         return Err(KeyError::Revoked(node.to_owned()));
     };
+    let was_unused = std::mem::take(&mut row.unused);
     match row.keys.iter().position(|known| known == key) {
-        Some(at) if at + 1 == row.keys.len() => return Ok(()),
+        Some(at) if at + 1 == row.keys.len() && !was_unused => return Ok(()),
         Some(at) => row.keys.truncate(at + 1),
         None if row.keys.is_empty() => row.keys.push(key.clone()),
         None => return Err(KeyError::Revoked(node.to_owned())),
@@ -243,6 +252,32 @@ mod tests {
             .await
             .expect("an administrator's word");
         assert!(counts(&store, "a", &two) && !counts(&store, "a", &one));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_shown_reserves_no_name() {
+        let store = Store::ephemeral();
+        let (one, two, three) = (id("1"), id("2"), id("3"));
+        for key in [&one, &two] {
+            add(&store, "a", key, &Voucher::Administrator)
+                .await
+                .expect("an administrator's word");
+        }
+        assert!(counts(&store, "a", &one) && counts(&store, "a", &two));
+        add(&store, "a", &three, &Voucher::Token)
+            .await
+            .expect("not there yet");
+        assert!(counts(&store, "a", &three) && !counts(&store, "a", &one));
+        add(&store, "a", &one, &Voucher::Token)
+            .await
+            .expect_err("it is there");
+        add(&store, "b", &one, &Voucher::Administrator)
+            .await
+            .expect("an administrator's word");
+        shown(&store, "b", &one).await.expect("its key");
+        add(&store, "b", &two, &Voucher::Token)
+            .await
+            .expect_err("it is there");
     }
 
     #[tokio::test]

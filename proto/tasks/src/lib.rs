@@ -118,11 +118,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_with_its_words() {
         let number = 7;
-        let formatted = caught(async { panic!("number {number}") }).await;
-        assert_eq!(
-            formatted.map(|()| ()).unwrap_err().to_string(),
-            "panicked: number 7"
-        );
+        let formatted: Result<(), _> = caught(async { panic!("number {number}") }).await;
+        assert_eq!(formatted.unwrap_err().to_string(), "panicked: number 7");
         let plain: Result<(), _> = caught_now(|| panic!("plain"));
         assert_eq!(plain.unwrap_err().to_string(), "panicked: plain");
         assert_eq!(caught(async { 1 }).await, Ok(1));

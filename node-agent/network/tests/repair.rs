@@ -14,7 +14,7 @@ use gantry_network::{
     BridgeNetwork, Ipv6Network, LinkWatch, Looked, Overlay, OverlayMode, PodNetwork,
 };
 use lab::hosts::{Cluster, PORT, among_hosts};
-use lab::{Lab, Pod, ask, command, inside, ip, on_own_machine, serve};
+use lab::{Lab, Pod, ask, command, inside, on_own_machine, serve};
 
 /// Servers stay as long as the process.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(8100);

@@ -178,7 +178,7 @@ impl Shared {
                 }
                 state.known = None;
                 state.nodes = None;
-                self.set_up(&mut netlink, &mut state.rules)?
+                self.set_up(&mut netlink, &mut state.rules, peers)?
             }
         };
         let now = match state.known.take() {
@@ -202,6 +202,7 @@ impl Shared {
         &self,
         netlink: &mut Netlink,
         made: &mut Option<String>,
+        peers: &[PeerNode],
     ) -> Result<Device, NetworkError> {
         loopback::guard(&self.nft, &self.names)?;
         let device = device::ensure(netlink, &self.node, &self.names, &self.settings)?;
@@ -218,7 +219,9 @@ impl Shared {
         );
         let chain = ["list", "chain", "inet", &table, rules::CHAIN];
         if made.as_ref() != Some(&rules) || self.nft.list(&chain).is_none() {
-            self.nft.set_up(&rules)?;
+            // Together: until others are known, nothing of theirs would be taken.
+            let nodes = rules::exchange_nodes(&self.names, None, &addresses(peers));
+            self.nft.set_up(&format!("{rules}{nodes}"))?;
             *made = Some(rules);
         }
         tracing::debug!(
@@ -236,7 +239,7 @@ impl Shared {
         now: &mut Option<BTreeSet<IpAddr>>,
         peers: &[PeerNode],
     ) -> Result<(), NetworkError> {
-        let next: BTreeSet<IpAddr> = peers.iter().map(|peer| peer.address).collect();
+        let next = addresses(peers);
         let script = rules::exchange_nodes(&self.names, now.as_ref(), &next);
         if !script.is_empty() {
             *now = None;
@@ -300,6 +303,10 @@ impl Shared {
             source6: device.address6,
         }
     }
+}
+
+fn addresses(peers: &[PeerNode]) -> BTreeSet<IpAddr> {
+    peers.iter().map(|peer| peer.address).collect()
 }
 
 fn log(steps: &[Step]) {

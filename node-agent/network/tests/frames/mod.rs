@@ -248,7 +248,8 @@ impl Watcher {
 }
 
 fn mark(bytes: &[u8]) -> Option<String> {
-    let start = bytes.iter().position(|byte| *byte == b'<')?;
+    // Headers may have such octets as well, before the mark.
+    let start = bytes.iter().rposition(|byte| *byte == b'<')?;
     let end = bytes[start..].iter().position(|byte| *byte == b'>')?;
     let mark = String::from_utf8(bytes[start..=start + end].to_vec()).ok()?;
     mark.is_ascii().then_some(mark)

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_network::{
-    BridgeNetwork, IsolatedPod, NftPolicyRules, NodeNetwork, NodePolicies, PeerSet,
+    BridgeNetwork, Ipv6Network, IsolatedPod, NftPolicyRules, NodeNetwork, NodePolicies, PeerSet,
     PodNetwork as _, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, PolicyRules as _,
     Protocol,
 };
@@ -54,6 +54,7 @@ pub(crate) struct World<'a> {
     pub(crate) rules: Vec<NftPolicyRules>,
     nodes: Vec<File>,
     places: BTreeMap<String, Place>,
+    first: NodeNetwork,
     second: NodeNetwork,
     _data: tempfile::TempDir,
 }
@@ -105,11 +106,21 @@ impl<'a> World<'a> {
     /// The host of the lab is the first node, its neighbour the second, reached by routes.
     pub(crate) fn new(lab: &'a Lab) -> Self {
         let data = tempfile::tempdir().expect("a data directory");
+        let of_node = |number: usize, node: NodeNetwork| NodeNetwork {
+            ipv6: Some(Ipv6Network {
+                pod_cidr: format!("fd77:{number}::/64").parse().expect("CIDR"),
+                cluster_pod_cidr: "fd77::/20".parse().expect("CIDR"),
+                service_cidr: None,
+            }),
+            ..node
+        };
+        let first = of_node(1, lab.node.clone());
         let second = NodeNetwork {
             pod_cidr: "10.244.2.0/24".parse().expect("CIDR"),
             data_dir: data.path().join("network"),
             ..lab.node.clone()
         };
+        let second = of_node(2, second);
         let nodes = vec![
             File::open("/proc/thread-self/ns/net").expect("our own namespace"),
             lab.outside.try_clone().expect("the neighbour"),
@@ -126,6 +137,7 @@ impl<'a> World<'a> {
             rules: Vec::new(),
             nodes,
             places: BTreeMap::new(),
+            first,
             second,
             _data: data,
         };
@@ -145,35 +157,22 @@ impl<'a> World<'a> {
     }
 
     fn start_node(&mut self, node: usize) {
-        let config = if node == 0 {
-            &self.lab.node
-        } else {
-            &self.second
-        };
+        let config = if node == 0 { &self.first } else { &self.second };
         let netns = self.nodes[node].try_clone().expect("the node");
-        let gateway = format!("fd77:{}::1", node + 1);
-        let pods = PODS.iter().enumerate().filter(|(_, pod)| pod.node == node);
+        let pods = PODS.iter().filter(|pod| pod.node == node);
         let (rules, attached) = on_node(self.lab, &netns, async || {
             let network = BridgeNetwork::new(config.clone()).expect("the node's network");
-            std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("forwarding");
-            ip(&format!("-6 addr add {gateway}/64 dev gt-br nodad"));
             let mut attached = Vec::new();
-            for (index, pod) in pods {
+            for pod in pods {
                 let attachment = network.attach(&uid(pod.id), &[]).await.expect("attach");
-                attached.push((index, pod.id, attachment));
+                attached.push((pod.id, attachment));
             }
             (NftPolicyRules::new(config).expect("nft"), attached)
         });
         self.rules.push(rules);
-        for (index, id, attachment) in attached {
+        for (id, attachment) in attached {
             let netns = File::open(&attachment.netns).expect("the pod's namespace");
-            let v6 = format!("fd77:{}::{}", node + 1, index + 2);
-            self.lab.inside(&netns, || {
-                ip(&format!("-6 addr add {v6}/128 dev eth0 nodad"));
-                ip(&format!(
-                    "-6 route replace default via {gateway} dev eth0 onlink"
-                ));
-            });
+            let v6 = attachment.ip6.expect("an IPv6 address").to_string();
             self.settle(id, netns, &attachment.ip.to_string(), &v6);
         }
         let number = node + 1;

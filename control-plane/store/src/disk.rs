@@ -22,6 +22,8 @@ use crate::state::State;
 use crate::types::{Entry, Key, Revision};
 
 pub(crate) use persist::StateWriter;
+#[cfg(test)]
+pub(crate) use records::{HARD_STATE, LOG_START};
 pub(crate) use volume::Volume;
 
 /// What a storage engine says of a failure.

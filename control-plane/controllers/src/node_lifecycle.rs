@@ -98,7 +98,12 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     let pods = context.pods.indexed(ON_NODE, &key.name);
     if !status_is(&wanted, "Ready", "True") {
         for pod in pods.iter().filter(|pod| is_ready(pod)) {
-            mark_not_ready(context, pod, now).await?;
+            mark_ready(context, pod, false, now).await?;
+        }
+    } else {
+        // A node that said itself that it was not Ready was never away, and does not say everything anew.
+        for pod in pods.iter().filter(|pod| was_marked(pod)) {
+            mark_ready(context, pod, true, now).await?;
         }
     }
     let mut wake: Option<Duration> = None;
@@ -256,22 +261,44 @@ fn covers(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-/// Requests must not be sent to a pod whose node nobody hears from.
-async fn mark_not_ready(context: &Context, pod: &Pod, now: Timestamp) -> Result<()> {
+/// Whether a pod is not Ready only because [`mark_ready`] said so for its node's sake: its node would give a reason, and
+/// says that the containers are ready.
+fn was_marked(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    let is = |type_: &str, status: &str, reasonless: bool| {
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|condition| {
+            condition.type_ == type_
+                && condition.status == status
+                && (!reasonless || condition.reason.as_deref().unwrap_or_default().is_empty())
+        })
+    };
+    is_active(pod) && is("Ready", "False", true) && is("ContainersReady", "True", false)
+}
+
+/// Requests must not be sent to a pod whose node nobody hears from, or which says itself that it is not Ready; and again
+/// when that is over. What has changed since it was looked at is not overwritten with the latter.
+async fn mark_ready(context: &Context, pod: &Pod, ready: bool, now: Timestamp) -> Result<()> {
     let key = Key::of(&pod.metadata);
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
-    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [{
+    let mut patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [{
         "type": "Ready",
-        "status": "False",
+        "status": if ready { "True" } else { "False" },
         "lastTransitionTime": seconds(now),
     }]}});
+    if ready {
+        patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
+    }
     match api
         .patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
         .await
     {
         Ok(pod) => context.pods.observe(pod),
-        Err(error) if matches!(code(&error), Some(404 | 409)) => {}
-        Err(error) => return Err(error).doing("marking as not ready the pod", &key),
+        Err(error) if code(&error) == Some(404) || !ready && code(&error) == Some(409) => {}
+        Err(error) => return Err(error).doing("marking as ready or not the pod", &key),
     }
     Ok(())
 }
@@ -399,6 +426,23 @@ mod tests {
             named(&taints(&cordoned, now())),
             [pair("unschedulable", NO_SCHEDULE)]
         );
+    }
+
+    #[test]
+    fn only_what_was_marked_for_the_nodes_sake_is_taken_back() {
+        let pod = |ready: serde_json::Value, containers: &str| -> Pod {
+            let containers = json!({"type": "ContainersReady", "status": containers});
+            serde_json::from_value(json!({"status": {"conditions": [ready, containers]}})).unwrap()
+        };
+        let marked = json!({"type": "Ready", "status": "False"});
+        let meant = json!({"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"});
+        assert!(was_marked(&pod(marked.clone(), "True")));
+        assert!(!was_marked(&pod(marked, "False")));
+        assert!(!was_marked(&pod(meant, "True")));
+        assert!(!was_marked(&pod(
+            json!({"type": "Ready", "status": "True"}),
+            "True"
+        )));
     }
 
     #[test]

@@ -88,7 +88,11 @@ pub async fn restore(data_dir: &Path, from: Restore) -> Result<BackupSummary> {
             .with_context(|| format!("the keys in {}", path.display()))?;
     }
     let seat = Seat::restored(&from.name);
-    let config = store_config(data_dir, &seat)?;
+    let config = StoreConfig {
+        // Not before it is restored.
+        begun: false,
+        ..store_config(data_dir, &seat)?
+    };
     let directory = config.data_dir.clone();
     let attempt = async {
         let (path, target) = (from.backup.clone(), config.clone());
@@ -144,6 +148,7 @@ fn store_config(data_dir: &Path, seat: &Seat) -> Result<StoreConfig> {
         data_dir: data_dir.join("store"),
         member_id: seat.id,
         voters: seat.voters(),
+        begun: seat.begun,
         veil: Some(Arc::new(Keyring::load(data_dir)?)),
         ..StoreConfig::default()
     })

@@ -210,8 +210,8 @@ impl Server {
             .context("the listener's address")?
             .port();
         let own_address = SocketAddr::new(config.address.into(), port);
-        let seat = take_seat(&config, own_address).await?;
-        let keyring = if seat.founder {
+        let mut seat = take_seat(&config, own_address).await?;
+        let keyring = if seat.founder && !seat.begun {
             Keyring::load_or_create(&config.data_dir)?
         } else {
             Keyring::load(&config.data_dir)?
@@ -227,6 +227,7 @@ impl Server {
                 data_dir: config.data_dir.join("store"),
                 member_id: seat.id,
                 voters: seat.voters(),
+                begun: seat.begun,
                 veil: Some(Arc::new(keyring.clone())),
                 ..StoreConfig::default()
             },
@@ -234,6 +235,10 @@ impl Server {
         )
         .await
         .context("opening the store")?;
+        if !seat.begun {
+            seat.begun = true;
+            seat.save(&config.data_dir)?;
+        }
         peers.attach(store.clone());
         let setup = Setup {
             files,
@@ -513,6 +518,7 @@ async fn take_seat(config: &ServerConfig, own_address: SocketAddr) -> Result<Sea
     if let Some(seat) = Seat::load(&config.data_dir)? {
         return Ok(seat);
     }
+    Seat::check_vacant(&config.data_dir, config.join.is_some())?;
     if let Some(cluster) = &config.join {
         let (server, token) = (cluster.server, &cluster.token);
         return join(&config.data_dir, server, token, &config.name, own_address).await;

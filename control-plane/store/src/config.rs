@@ -22,6 +22,9 @@ pub struct StoreConfig {
     /// The members that vote in a new cluster; ignored once the data directory holds a membership. Empty for a
     /// member that waits to be added to an existing cluster.
     pub voters: Vec<u64>,
+    /// Whether this member has written to `data_dir` before: what is missing there now was lost, and with it perhaps a vote
+    /// or an entry that was acknowledged. Such a directory is refused.
+    pub begun: bool,
     /// What keeps the values of some tables unreadable outside of memory. Every member needs one that opens what the
     /// others seal, or none.
     pub veil: Option<Arc<dyn Veil>>,
@@ -59,6 +62,7 @@ impl Default for StoreConfig {
             data_dir: PathBuf::from("/var/lib/gantry/store"),
             member_id: 1,
             voters: vec![1],
+            begun: false,
             veil: None,
             event_history: 100_000,
             event_history_bytes: 64 << 20,
@@ -129,6 +133,17 @@ pub enum OpenError {
         path: PathBuf,
         /// Which object, why, and what to do.
         reason: VeilError,
+    },
+    /// Something of the data is not there any more.
+    #[error(
+        "{path} is missing or empty, but this member has data: without all of it the member could vote twice, or forget what \
+         it acknowledged. Put back what was moved away; or else, while the other servers run, take this one out with 'gantry \
+         member remove' and add it anew with an empty data directory; if it was the only one, empty the data directory and \
+         restore a backup with 'gantry recover --backup'"
+    )]
+    Lost {
+        /// The file or directory.
+        path: PathBuf,
     },
     /// A restore from a backup was killed.
     #[error(

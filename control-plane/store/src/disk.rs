@@ -23,6 +23,8 @@ use crate::state::State;
 use crate::types::{Entry, Key, Revision};
 
 pub(crate) use persist::StateWriter;
+#[cfg(test)]
+pub(crate) use records::{HARD_STATE, LOG_START};
 pub(crate) use reserve::Shortage;
 pub(crate) use volume::Volume;
 

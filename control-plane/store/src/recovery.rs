@@ -56,7 +56,7 @@ pub fn become_sole_voter(config: &StoreConfig) -> Result<Recovery, OpenError> {
     if is_vacant(&config.data_dir)? {
         return Err(vacant());
     }
-    let engine = Arc::new(FjallEngine::open(&config.data_dir)?);
+    let engine = Arc::new(FjallEngine::open(&config.data_dir, true)?);
     let cover = Cover::new(config.veil.clone());
     let volume = Volume::new(&config.data_dir, engine, cover);
     let found = volume.recover(FEATURE_LEVEL)?.ok_or_else(vacant)?;

@@ -110,6 +110,11 @@ fn recover(
     {
         return Ok(found);
     }
+    if config.begun {
+        return Err(OpenError::Lost {
+            path: config.data_dir.clone(),
+        });
+    }
     let mut hard_state = HardState::default();
     let mut state = State::default();
     let mut start = (0, 0);

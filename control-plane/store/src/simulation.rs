@@ -2,7 +2,7 @@
 //!
 //! A run is a function of its seed. Three or five members serve clients that write, compare-and-swap, delete and read,
 //! while messages are dropped, repeated, reordered and delayed, links fail in one direction, members crash and lose what
-//! was not synced, disks stall and fail, clocks run unevenly, members join and leave, states travel in chunks, and sometimes all members but
+//! was not synced, disks stall, fail and are lost in part or whole, clocks run unevenly, members join and leave, states travel in chunks, and sometimes all members but
 //! one are lost for good and that one goes on alone. Then everything heals, and these must hold:
 //!
 //! - what clients saw is linearizable, key by key ([`linear`]); an outcome that was unknown may have happened or not;
@@ -63,6 +63,7 @@ struct Report {
     recoveries: u64,
     disks_filled: u64,
     written_when_full: u64,
+    disks_lost: u64,
     trace: u64,
 }
 
@@ -124,6 +125,7 @@ fn add(total: &mut Report, report: &Report) {
     total.membership_changes += report.membership_changes;
     total.recoveries += report.recoveries;
     total.disks_filled += report.disks_filled;
+    total.disks_lost += report.disks_lost;
     total.written_when_full = total.written_when_full.max(report.written_when_full);
 }
 
@@ -171,6 +173,10 @@ fn nothing_acknowledged_is_lost_under_any_seed() {
     assert!(
         seeds < 100 || total.recoveries > 0,
         "nobody was recovered: {total:?}"
+    );
+    assert!(
+        seeds < 100 || total.disks_lost > 0,
+        "nobody lost a disk: {total:?}"
     );
 }
 

@@ -102,7 +102,7 @@ impl Store {
     ) -> Result<Store, OpenError> {
         let opening = move || {
             config.check()?;
-            let engine = Arc::new(FjallEngine::open(&config.data_dir)?);
+            let engine = Arc::new(FjallEngine::open(&config.data_dir, config.begun)?);
             let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil.clone()));
             Store::start(config, transport, Some(volume), FEATURE_LEVEL)
         };

@@ -521,7 +521,7 @@ fn exposed(data_dir: &str) -> Vec<String> {
 #[test]
 fn row_13_no_token_or_key_is_seen_in_a_list_of_processes() -> Result<()> {
     ensure!(secret_in("--token\0abc123.0123456789abcdef:ff").is_some());
-    ensure!(secret_in("--pod-cidr\010.244.0.0/16").is_none());
+    ensure!(secret_in("--pod-cidr\x0010.244.0.0/16").is_none());
     let cluster = Cluster::not_yet()?;
     let data_dir = cluster.data_dir().display().to_string();
     let done = AtomicBool::new(false);

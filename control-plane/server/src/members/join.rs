@@ -70,6 +70,7 @@ pub(crate) async fn join(
         founder: false,
         servers: reply.servers,
         alone: false,
+        begun: false,
     };
     seat.save(data_dir)?;
     Ok(seat)

@@ -5,10 +5,11 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::ServerRecord;
+use crate::keys;
 
 const FILE: &str = "member.json";
 /// The first server of a cluster.
@@ -33,6 +34,9 @@ pub(crate) struct Seat {
     /// Whether it was made a cluster of its own and has not forgotten the others yet.
     #[serde(default)]
     pub(crate) alone: bool,
+    /// Whether its store has been made: from then on, one without data has lost it.
+    #[serde(default)]
+    pub(crate) begun: bool,
 }
 
 impl Seat {
@@ -51,6 +55,29 @@ impl Seat {
         }
     }
 
+    /// Refuses a data directory that has lost its seat: a member's store or keys are there, and a new seat beside them would
+    /// be that member once more, without what it has promised. Where a server `joins`, keys and certificates alone may be
+    /// what an attempt before has left.
+    pub(crate) fn check_vacant(data_dir: &Path, joins: bool) -> Result<()> {
+        let store = data_dir.join("store");
+        let has_store = fs::read_dir(&store).is_ok_and(|mut items| items.next().is_some());
+        let own = [
+            keys::path(data_dir),
+            data_dir.join("pki").join("server.key"),
+        ];
+        let left = own.into_iter().filter(|file| !joins && file.exists());
+        let Some(left) = has_store.then_some(store).into_iter().chain(left).next() else {
+            return Ok(());
+        };
+        bail!(
+            "{} is missing beside {}: without it this directory would be taken for a new server's. Put the file back; or else, \
+             while the other servers run, take this one out with 'gantry member remove' and add it anew with an empty data \
+             directory; if it was the only one, empty the data directory and restore a backup with 'gantry recover --backup'",
+            data_dir.join(FILE).display(),
+            left.display()
+        )
+    }
+
     /// The first server of a new cluster.
     pub(crate) fn founding(name: &str) -> Self {
         Self {
@@ -59,6 +86,7 @@ impl Seat {
             founder: true,
             servers: Vec::new(),
             alone: false,
+            begun: false,
         }
     }
 
@@ -70,6 +98,7 @@ impl Seat {
             founder: false,
             servers: Vec::new(),
             alone: true,
+            begun: true,
         }
     }
 

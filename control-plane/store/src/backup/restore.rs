@@ -36,7 +36,7 @@ pub(crate) fn restore_knowing(
     config.check()?;
     let existed = is_empty(&config.data_dir)?;
     let file = BackupReader::begin(reader, known)?;
-    let engine = FjallEngine::open(&config.data_dir)?;
+    let engine = FjallEngine::open(&config.data_dir, false)?;
     let restored = fill(file, Arc::new(engine), config);
     if restored.is_err()
         && let Err(error) = clear(&config.data_dir, existed)

@@ -270,7 +270,7 @@ async fn a_restore_that_was_killed_opens_as_nothing() {
         create_revision: Revision(1),
         modify_revision: Revision(1),
     };
-    let engine = Arc::new(FjallEngine::open(dir.path()).unwrap());
+    let engine = Arc::new(FjallEngine::open(dir.path(), false).unwrap());
     let volume = Volume::new(dir.path(), engine, Cover::default());
     volume.begin_restore().unwrap();
     volume

@@ -10,6 +10,8 @@ use super::reserve::{self, Reserve, Shortage};
 use super::{Batch, Engine, EngineError, Space};
 use crate::config::OpenError;
 
+mod inventory;
+
 const CACHE_BYTES: u64 = 1 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
 const JOURNAL_BYTES: u64 = 64 << 20;
@@ -23,8 +25,10 @@ pub(crate) struct FjallEngine {
 }
 
 impl FjallEngine {
-    /// Opens or creates the files, and takes their lock.
-    pub(crate) fn open(path: &Path) -> Result<FjallEngine, OpenError> {
+    /// Opens or creates the files, and takes their lock. What lacks a part is refused as it is: the engine would begin anew
+    /// in its place. With `begun`, so is a directory without any of them.
+    pub(crate) fn open(path: &Path, begun: bool) -> Result<FjallEngine, OpenError> {
+        inventory::check(path, begun)?;
         let unwritable = |source| OpenError::Directory {
             path: path.to_owned(),
             source,

@@ -29,7 +29,7 @@ fn config(dir: &Path) -> StoreConfig {
 }
 
 fn open(config: StoreConfig, known: u32) -> Result<Store, OpenError> {
-    let engine = Arc::new(FjallEngine::open(&config.data_dir)?);
+    let engine = Arc::new(FjallEngine::open(&config.data_dir, false)?);
     let volume = Volume::new(&config.data_dir, engine, Cover::default());
     Store::start(config, Arc::new(NoPeers), Some(volume), known)
 }
@@ -89,7 +89,7 @@ async fn it_rises_survives_and_never_falls() {
 #[test]
 fn an_entry_that_raises_it_is_refused_before_it_is_due() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Arc::new(FjallEngine::open(dir.path()).unwrap());
+    let engine = Arc::new(FjallEngine::open(dir.path(), false).unwrap());
     let volume = Volume::new(dir.path(), engine, Cover::default());
     let members = ConfState::from((vec![1], Vec::new()));
     let hard_state = HardState::default();

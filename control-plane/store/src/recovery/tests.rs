@@ -73,7 +73,7 @@ fn config(dir: &Path, member_id: u64) -> StoreConfig {
 
 /// The directory of a stopped member of `members`, with this log after the entry 1.
 fn stopped(dir: &Path, members: &ConfState, log: &[LogEntry], commit: u64) {
-    let engine = Arc::new(FjallEngine::open(dir).unwrap());
+    let engine = Arc::new(FjallEngine::open(dir, false).unwrap());
     let volume = Volume::new(dir, engine, Cover::default());
     let mut hard_state = HardState::default();
     (hard_state.term, hard_state.commit) = (4, commit);

@@ -6,10 +6,42 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::random::Random;
-use crate::disk::{Batch, Engine, EngineError, Space};
+use crate::disk::{Batch, Engine, EngineError, HARD_STATE, LOG_START, Space};
 use crate::record::{seal, unseal};
 
 type Records = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
+
+/// What of a disk is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Everything,
+    Log,
+    State,
+    /// The term, the vote and the commit index.
+    Vote,
+    /// Where the log begins.
+    Start,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Everything,
+        Self::Log,
+        Self::State,
+        Self::Vote,
+        Self::Start,
+    ];
+
+    fn holds(self, space: Space, key: &[u8]) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Log => space == Space::Log,
+            Self::State => space == Space::State,
+            Self::Vote => key == HARD_STATE,
+            Self::Start => key == LOG_START,
+        }
+    }
+}
 
 /// One member's disk; it outlives the member's crashes.
 #[derive(Default)]
@@ -63,6 +95,16 @@ impl SimDisk {
     /// How many syncs were done since the last call.
     pub(crate) fn take_syncs(&self) -> u64 {
         std::mem::take(&mut self.inner.lock().syncs)
+    }
+
+    /// The member is gone, and a part of what it had written as well.
+    pub(crate) fn lose(&self, part: Part) {
+        let mut inner = self.inner.lock();
+        inner
+            .durable
+            .retain(|(space, key), _| !part.holds(*space, key));
+        inner.unsynced.clear();
+        inner.current = inner.durable.clone();
     }
 
     /// The member is gone: of the journal's unsynced end, some first bytes are there.

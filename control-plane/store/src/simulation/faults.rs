@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use tokio::sync::oneshot;
 
-use super::world::{Event, KNOWN_LEVEL, World};
+use super::disk::Part;
+use super::world::{Event, KNOWN_LEVEL, Machine, World, open};
+use crate::config::OpenError;
 use crate::disk::Recovered;
 use crate::member::Input;
 use crate::member::membership::{Change, ChangeInput};
@@ -120,6 +122,9 @@ impl World {
 
     /// Someone changes the members, or who leads.
     fn operate(&mut self, all: &[u64]) {
+        if self.is_one_lost() {
+            return;
+        }
         let leads = |id: &u64| {
             let running = self.machines[id].running.as_ref();
             running.is_some_and(|running| running.leadership.borrow().is_leader)
@@ -144,6 +149,84 @@ impl World {
         // Nobody waits for it: what became of it is seen in the members.
         let (reply, _) = oneshot::channel();
         self.input(leader, Input::Change(ChangeInput { change, reply }));
+    }
+
+    /// A member loses its disk, or a part of it. It must not start again, or it could vote twice; somebody takes it out.
+    /// Others may join meanwhile, under ids of their own.
+    pub(super) fn forget(&mut self) -> Result<(), String> {
+        // Of four, one may be on its way out already.
+        let voters = self.newest_voters();
+        if voters.len() < 4 || self.is_one_lost() {
+            return Ok(());
+        }
+        let Some(id) = self.random.pick(&voters).copied() else {
+            return Ok(());
+        };
+        let Some(part) = self.random.pick(&Part::ALL).copied() else {
+            return Ok(());
+        };
+        if !self.machines[&id].config.begun {
+            return Ok(());
+        }
+        self.crash(id);
+        self.machines[&id].disk.lose(part);
+        match open(&self.machines[&id], self.seed, &self.outbox) {
+            Err(OpenError::Lost { .. } | OpenError::Corrupt { .. }) => {}
+            Err(other) => return Err(format!("member {id} lost {part:?} and says: {other}")),
+            Ok(_) => {
+                return Err(format!(
+                    "member {id} lost {part:?} and begins as if nothing had happened"
+                ));
+            }
+        }
+        self.change(id, |machine, _| machine.retired = true);
+        self.report.disks_lost += 1;
+        self.plan(0, Event::TakeOut(id));
+        Ok(())
+    }
+
+    /// Those that vote, as of the newest log entry that a running member has applied.
+    fn newest_voters(&self) -> Vec<u64> {
+        let running = self
+            .machines
+            .values()
+            .filter_map(|machine| machine.running.as_ref());
+        let newest = running
+            .map(|running| {
+                let state = running.shared.state.read();
+                (state.applied, state.conf_state.clone())
+            })
+            .max_by_key(|(applied, _)| *applied);
+        newest.map_or(Vec::new(), |(_, members)| {
+            let before = &members.voters_outgoing;
+            let stays = |id: &u64| before.is_empty() || before.contains(id);
+            members.voters.iter().copied().filter(stays).collect()
+        })
+    }
+
+    /// Whether a member has lost its disk and is not out yet: then no other leaves.
+    fn is_one_lost(&self) -> bool {
+        let lost = |id: &u64| self.machines.get(id).is_none_or(|machine| machine.retired);
+        self.membership.1.iter().any(lost)
+    }
+
+    /// Asks whoever leads to take a member out, until it is.
+    pub(super) fn take_out(&mut self, id: u64) {
+        if !self.membership.1.contains(&id) {
+            return;
+        }
+        let leads = |machine: &Machine| {
+            let running = machine.running.as_ref();
+            running.is_some_and(|running| running.leadership.borrow().is_leader)
+        };
+        let leader = self.machines.iter().find(|(_, machine)| leads(machine));
+        if let Some(leader) = leader.map(|(id, _)| *id) {
+            // Nobody waits for it: what became of it is seen in the members.
+            let (reply, _) = oneshot::channel();
+            let change = Change::Remove(id);
+            self.input(leader, Input::Change(ChangeInput { change, reply }));
+        }
+        self.plan(100_000, Event::TakeOut(id));
     }
 
     /// Every member but one is lost for good, and that one is told to go on alone. It is the one with the newest log:

@@ -17,7 +17,7 @@ use super::random::Random;
 use super::watchers::Watcher;
 use super::{Mutation, Report};
 use crate::chance::{Chance, mix};
-use crate::config::StoreConfig;
+use crate::config::{OpenError, StoreConfig};
 use crate::disk::{StateWriter, Volume};
 use crate::member::{Failure, Input, Member};
 use crate::packet::{Body, Packet};
@@ -48,6 +48,10 @@ pub(super) enum Event {
     Retire(u64),
     Room(u64),
     Loss,
+    /// A member loses a part of its disk.
+    Amnesia,
+    /// Somebody takes a member out, again and again until it is out.
+    TakeOut(u64),
 }
 
 /// A computer: its disk, and the member that runs on it, or not.
@@ -80,6 +84,26 @@ impl Machine {
     }
 }
 
+/// The member of a machine, as far as its disk lets it begin.
+pub(super) fn open(machine: &Machine, seed: u64, outbox: &Outbox) -> Result<Seat, OpenError> {
+    let id = machine.config.member_id;
+    let volume = machine.volume();
+    let port = Port {
+        from: id,
+        outbox: Arc::clone(outbox),
+    };
+    let chance = Chance::seeded(mix(seed ^ mix(id << 32 | machine.life)));
+    let writer = |persisted| Ok(Some(StateWriter::stepped(volume.clone(), persisted)));
+    Seat::open(
+        &machine.config,
+        Some(volume.clone()),
+        KNOWN_LEVEL,
+        chance,
+        Arc::new(port),
+        writer,
+    )
+}
+
 pub(super) struct Running {
     pub(super) member: Member,
     pub(super) shared: Arc<Shared>,
@@ -88,7 +112,7 @@ pub(super) struct Running {
 }
 
 pub(super) struct World {
-    seed: u64,
+    pub(super) seed: u64,
     mutation: Option<Mutation>,
     pub(super) random: Random,
     pub(super) now: u64,
@@ -97,7 +121,7 @@ pub(super) struct World {
     pub(super) planned: BTreeMap<(u64, u64), Event>,
     pub(super) machines: BTreeMap<u64, Machine>,
     pub(super) network: Network,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     pub(super) clients: Clients,
     watchers: Vec<Watcher>,
     pub(super) history: History,
@@ -158,6 +182,10 @@ impl World {
         }
         world.plan(1_000, Event::Watchers);
         world.plan(200_000, Event::Fault);
+        if world.random.chance(20) {
+            let at = world.random.range(400_000, FAULTY);
+            world.plan(at, Event::Amnesia);
+        }
         if world.random.chance(15) {
             let at = world.random.range(400_000, FAULTY);
             world.plan(at, Event::Loss);
@@ -275,6 +303,8 @@ impl World {
             Event::Fault => self.fault(),
             Event::Room(id) => self.machines[&id].disk.make_room(),
             Event::Loss => self.lose_most()?,
+            Event::Amnesia => self.forget()?,
+            Event::TakeOut(id) => self.take_out(id),
             Event::Retire(id) => {
                 self.crash(id);
                 if let Some(machine) = self.machines.get_mut(&id) {
@@ -317,22 +347,9 @@ impl World {
         }
         machine.life += 1;
         let life = machine.life;
-        let volume = machine.volume();
-        let port = Port {
-            from: id,
-            outbox: Arc::clone(&self.outbox),
-        };
-        let chance = Chance::seeded(mix(self.seed ^ mix(id << 32 | life)));
-        let writer = |persisted| Ok(Some(StateWriter::stepped(volume.clone(), persisted)));
-        let seat = Seat::open(
-            &machine.config,
-            Some(volume.clone()),
-            KNOWN_LEVEL,
-            chance,
-            Arc::new(port),
-            writer,
-        )
-        .map_err(|error| format!("member {id} does not start again: {error}"))?;
+        let seat = open(machine, self.seed, &self.outbox)
+            .map_err(|error| format!("member {id} does not start again: {error}"))?;
+        machine.config.begun = true;
         let mut member = seat.member;
         member.mutate_to(self.mutation);
         machine.inbox.clear();

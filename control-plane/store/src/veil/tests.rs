@@ -94,7 +94,7 @@ fn search(dir: &Path) -> std::io::Result<bool> {
 
 /// The entries in the log of a member that does not run.
 fn log_of(config: StoreConfig) -> Vec<LogEntry> {
-    let engine = Arc::new(FjallEngine::open(&config.data_dir).unwrap());
+    let engine = Arc::new(FjallEngine::open(&config.data_dir, false).unwrap());
     let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil));
     volume.recover(FEATURE_LEVEL).unwrap().unwrap().entries
 }

@@ -150,10 +150,6 @@ impl Overlay for VxlanOverlay {
     }
 }
 
-fn addresses(peers: &[PeerNode]) -> BTreeSet<IpAddr> {
-    peers.iter().map(|peer| peer.address).collect()
-}
-
 impl Shared {
     /// Makes the kernel's entries those of the last peers. What fails because someone has taken away what was there
     /// is tried once more from the beginning.
@@ -181,7 +177,8 @@ impl Shared {
                     return problems.into_iter().next().map_or(Ok(()), Err);
                 }
                 state.known = None;
-                self.set_up(&mut netlink, &mut state.rules, &mut state.nodes, peers)?
+                state.nodes = None;
+                self.set_up(&mut netlink, &mut state.rules, peers)?
             }
         };
         let now = match state.known.take() {
@@ -205,7 +202,6 @@ impl Shared {
         &self,
         netlink: &mut Netlink,
         made: &mut Option<String>,
-        nodes: &mut Option<BTreeSet<IpAddr>>,
         peers: &[PeerNode],
     ) -> Result<Device, NetworkError> {
         loopback::guard(&self.nft, &self.names)?;
@@ -222,15 +218,11 @@ impl Shared {
             device.underlay.has_address,
         );
         let chain = ["list", "chain", "inet", &table, rules::CHAIN];
-        // What is there may not be what was left.
-        *nodes = None;
         if made.as_ref() != Some(&rules) || self.nft.list(&chain).is_none() {
-            // In one transaction: no node's packets are refused meanwhile.
-            let next = addresses(peers);
-            let elements = rules::exchange_nodes(&self.names, None, &next);
-            self.nft.set_up(&format!("{rules}{elements}"))?;
+            // Together: until others are known, nothing of theirs would be taken.
+            let nodes = rules::exchange_nodes(&self.names, None, &addresses(peers));
+            self.nft.set_up(&format!("{rules}{nodes}"))?;
             *made = Some(rules);
-            *nodes = Some(next);
         }
         tracing::debug!(
             device = self.names.vxlan(),
@@ -311,6 +303,10 @@ impl Shared {
             source6: device.address6,
         }
     }
+}
+
+fn addresses(peers: &[PeerNode]) -> BTreeSet<IpAddr> {
+    peers.iter().map(|peer| peer.address).collect()
 }
 
 fn log(steps: &[Step]) {

@@ -247,10 +247,10 @@ impl Watcher {
     }
 }
 
-/// The mark at a frame's end; what stands before it may have the same bytes.
 fn mark(bytes: &[u8]) -> Option<String> {
-    let end = bytes.iter().rposition(|byte| *byte == b'>')?;
-    let start = bytes[..end].iter().rposition(|byte| *byte == b'<')?;
-    let mark = String::from_utf8(bytes[start..=end].to_vec()).ok()?;
+    // Headers may have such octets as well, before the mark.
+    let start = bytes.iter().rposition(|byte| *byte == b'<')?;
+    let end = bytes[start..].iter().position(|byte| *byte == b'>')?;
+    let mark = String::from_utf8(bytes[start..=start + end].to_vec()).ok()?;
     mark.is_ascii().then_some(mark)
 }

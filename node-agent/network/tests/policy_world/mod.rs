@@ -54,6 +54,7 @@ pub(crate) struct World<'a> {
     pub(crate) rules: Vec<NftPolicyRules>,
     nodes: Vec<File>,
     places: BTreeMap<String, Place>,
+    first: NodeNetwork,
     second: NodeNetwork,
     _data: tempfile::TempDir,
 }
@@ -105,11 +106,21 @@ impl<'a> World<'a> {
     /// The host of the lab is the first node, its neighbour the second, reached by routes.
     pub(crate) fn new(lab: &'a Lab) -> Self {
         let data = tempfile::tempdir().expect("a data directory");
+        let of_node = |number: usize, node: NodeNetwork| NodeNetwork {
+            ipv6: Some(Ipv6Network {
+                pod_cidr: format!("fd77:{number}::/64").parse().expect("CIDR"),
+                cluster_pod_cidr: "fd77::/20".parse().expect("CIDR"),
+                service_cidr: None,
+            }),
+            ..node
+        };
+        let first = of_node(1, lab.node.clone());
         let second = NodeNetwork {
             pod_cidr: "10.244.2.0/24".parse().expect("CIDR"),
             data_dir: data.path().join("network"),
             ..lab.node.clone()
         };
+        let second = of_node(2, second);
         let nodes = vec![
             File::open("/proc/thread-self/ns/net").expect("our own namespace"),
             lab.outside.try_clone().expect("the neighbour"),
@@ -126,6 +137,7 @@ impl<'a> World<'a> {
             rules: Vec::new(),
             nodes,
             places: BTreeMap::new(),
+            first,
             second,
             _data: data,
         };
@@ -145,19 +157,7 @@ impl<'a> World<'a> {
     }
 
     fn start_node(&mut self, node: usize) {
-        let config = NodeNetwork {
-            // Of the addresses below fd77, those of the pods alone.
-            ipv6: Some(Ipv6Network {
-                pod_cidr: format!("fd77:{}::/64", node + 1).parse().expect("CIDR"),
-                cluster_pod_cidr: "fd77::/30".parse().expect("CIDR"),
-                service_cidr: None,
-            }),
-            ..if node == 0 {
-                self.lab.node.clone()
-            } else {
-                self.second.clone()
-            }
-        };
+        let config = if node == 0 { &self.first } else { &self.second };
         let netns = self.nodes[node].try_clone().expect("the node");
         let pods = PODS.iter().filter(|pod| pod.node == node);
         let (rules, attached) = on_node(self.lab, &netns, async || {
@@ -167,13 +167,13 @@ impl<'a> World<'a> {
                 let attachment = network.attach(&uid(pod.id), &[]).await.expect("attach");
                 attached.push((pod.id, attachment));
             }
-            (NftPolicyRules::new(&config).expect("nft"), attached)
+            (NftPolicyRules::new(config).expect("nft"), attached)
         });
         self.rules.push(rules);
         for (id, attachment) in attached {
             let netns = File::open(&attachment.netns).expect("the pod's namespace");
-            let v6 = attachment.ip6.expect("a pod of a node with IPv6");
-            self.settle(id, netns, &attachment.ip.to_string(), &v6.to_string());
+            let v6 = attachment.ip6.expect("an IPv6 address").to_string();
+            self.settle(id, netns, &attachment.ip.to_string(), &v6);
         }
         let number = node + 1;
         self.settle(

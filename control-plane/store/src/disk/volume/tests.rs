@@ -16,7 +16,7 @@ fn entry(index: u64) -> LogEntry {
 fn volume_with_log(path: &Path) -> Volume {
     let volume = Volume::new(
         path,
-        Arc::new(FjallEngine::open(path).unwrap()),
+        Arc::new(FjallEngine::open(path, false).unwrap()),
         Cover::default(),
     );
     let mut hard_state = HardState::default();

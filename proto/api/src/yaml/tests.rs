@@ -175,7 +175,8 @@ fn keys(count: usize) -> String {
 
 #[test]
 fn reading_takes_linear_time() {
-    let shapes: [(&str, fn(usize) -> String); 14] = [
+    type Shape = (&'static str, fn(usize) -> String);
+    let shapes: [Shape; 14] = [
         ("items", |size| "- a\n".repeat(size / 4)),
         ("flow items", |size| format!("[{}]", "1,".repeat(size / 2))),
         ("keys", |size| {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_api::json::Members as _;
 use gantry_informer::clock::seconds;
 use gantry_informer::{Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
@@ -290,7 +291,7 @@ async fn mark_ready(context: &Context, pod: &Pod, ready: bool, now: Timestamp) -
         "lastTransitionTime": seconds(now),
     }]}});
     if ready {
-        patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
+        *patch.member(&["metadata", "resourceVersion"]) = json!(pod.metadata.resource_version);
     }
     match api
         .patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch))

@@ -32,14 +32,17 @@ pub(crate) fn rules(privileged: bool) -> Vec<Value> {
         return rules;
     }
     for (kind, major, minor, access) in ALLOWED {
-        let mut rule = json!({"allow": true, "type": kind, "access": access});
-        if let Some(major) = major {
-            rule["major"] = json!(major);
-        }
-        if let Some(minor) = minor {
-            rule["minor"] = json!(minor);
-        }
-        rules.push(rule);
+        let numbers = [("major", major), ("minor", minor)];
+        let numbers = numbers
+            .into_iter()
+            .filter_map(|(name, number)| Some((name, json!((*number)?))));
+        let fields = [
+            ("allow", json!(true)),
+            ("type", json!(kind)),
+            ("access", json!(access)),
+        ];
+        let rule = fields.into_iter().chain(numbers);
+        rules.push(rule.map(|(name, value)| (name.to_owned(), value)).collect());
     }
     rules
 }

@@ -31,7 +31,7 @@ use authorities::Authorities;
 pub(crate) use authorities::TABLE as AUTHORITIES;
 use ledger::{Issued, Ledger};
 
-pub(crate) use api::{CertificatesApi, Granted};
+pub(crate) use api::{CertificatesApi, Granted, fuzz};
 
 /// How long certificates last unless told otherwise.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -23,6 +23,11 @@ pub(crate) use roster::{Roster, ServerRecord};
 pub(crate) use seat::Seat;
 pub(crate) use service::PeerService;
 
+/// Decodes a server's request to join, for the fuzzer.
+pub(crate) fn fuzz(body: &[u8]) {
+    drop(api::JoinRequest::read(body));
+}
+
 /// The group that servers' certificates belong to.
 pub(crate) const MEMBERS_GROUP: &str = "gantry:members";
 /// The group of tokens that admit servers.

@@ -1,6 +1,7 @@
 //! The server's end of the node link: what each node needs goes down, what it reports comes up, and exec and log
 //! streams are matched with the nodes that serve them.
 
+mod addresses;
 mod hub;
 mod needs;
 mod policies;
@@ -14,4 +15,5 @@ mod streams;
 pub(crate) use hub::Hub;
 pub(crate) use policies::Policies;
 pub(crate) use reports::{Reports, call};
+pub(crate) use said::fuzz;
 pub(crate) use session::{ClusterFacts, LinkService};

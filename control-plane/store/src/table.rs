@@ -4,6 +4,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::types::{Entry, Revision};
 
@@ -12,7 +13,7 @@ pub(crate) type RowKey = (Arc<str>, Arc<str>);
 pub(crate) type Rows = OrdMap<RowKey, Arc<Entry>>;
 
 /// A table as it was at one revision; taking and cloning one is O(1), and later writes do not change it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct TableSnapshot {
     pub(crate) revision: Revision,
     pub(crate) rows: Rows,
@@ -42,6 +43,21 @@ impl TableSnapshot {
     /// All objects, ordered by namespace, then name.
     pub fn iter(&self) -> impl Iterator<Item = (&RowKey, &Arc<Entry>)> {
         self.rows.iter()
+    }
+
+    /// What makes an earlier snapshot of the same table this one: objects as they are now, and `None` for those that are
+    /// gone. O(log objects) for each change, since what did not change is shared and not looked at.
+    pub fn changes_since<'a>(
+        &'a self,
+        earlier: &'a Self,
+    ) -> impl Iterator<Item = (&'a RowKey, Option<&'a Arc<Entry>>)> {
+        earlier.rows.diff(&self.rows).map(|change| match change {
+            DiffItem::Add(key, entry)
+            | DiffItem::Update {
+                new: (key, entry), ..
+            } => (key, Some(entry)),
+            DiffItem::Remove(key, _) => (key, None),
+        })
     }
 
     /// The objects of one namespace, ordered by name.

@@ -58,6 +58,10 @@ pub const TARGETS: &[Target] = &[
         run: streams::node_message,
     },
     Target {
+        name: "join_request",
+        run: streams::join_request,
+    },
+    Target {
         name: "raft_packet",
         run: streams::raft_packet,
     },

@@ -4,9 +4,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use gantry_apiserver::pki::Authority;
-use gantry_rpc::node::{AgentMessage, ServerMessage, StreamFrame, agent_message};
+use gantry_rpc::node::{AgentMessage, ServerMessage, StreamFrame};
 use prost::Message;
-use serde_json::Value;
 
 pub(crate) fn uri(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
@@ -19,25 +18,18 @@ pub(crate) fn spdy(bytes: &[u8]) {
 }
 
 pub(crate) fn node_message(bytes: &[u8]) {
-    let json = |bytes: &[u8]| drop(serde_json::from_slice::<Value>(bytes));
     if let Ok(AgentMessage {
         message: Some(message),
     }) = AgentMessage::decode(bytes)
     {
-        match message {
-            agent_message::Message::PodStatuses(statuses) => {
-                statuses
-                    .statuses
-                    .iter()
-                    .for_each(|status| json(&status.status));
-            }
-            agent_message::Message::Event(event) => json(&event.event),
-            agent_message::Message::NodeStatus(status) => json(&status.status),
-            _ => {}
-        }
+        gantry_server::fuzzing::node_message(message);
     }
     drop(ServerMessage::decode(bytes));
     drop(StreamFrame::decode(bytes));
+}
+
+pub(crate) fn join_request(bytes: &[u8]) {
+    gantry_server::fuzzing::join_request(bytes);
 }
 
 pub(crate) fn raft_packet(bytes: &[u8]) {

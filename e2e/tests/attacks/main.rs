@@ -10,4 +10,5 @@ mod nodes;
 mod packets;
 mod pods;
 mod privileges;
+mod refusals;
 mod state;

@@ -1,6 +1,7 @@
 //! What the node says of itself, described anew in a period and kept for the next connection.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(crate) struct Presence {
     machine: Machine,
     images: Arc<dyn Images>,
     reports: Arc<Reports>,
+    /// How the machine is looked at; a test's machine is as the test says.
+    measure: fn(&Path) -> std::io::Result<Sample>,
     state: Mutex<State>,
     /// What others have found out, by the condition's type.
     findings: Mutex<BTreeMap<&'static str, Condition>>,
@@ -88,6 +91,7 @@ impl Presence {
             machine,
             images,
             reports,
+            measure: Sample::take,
             state: Mutex::default(),
             findings: Mutex::default(),
             found: Notify::new(),
@@ -164,7 +168,7 @@ impl Presence {
             .to_string();
         let findings: Vec<Condition> = self.findings.lock().values().cloned().collect();
         let mut state = self.state.lock();
-        match Sample::take(&self.config.data_dir) {
+        match (self.measure)(&self.config.data_dir) {
             Ok(sample) => {
                 let before = state.pressures.conditions();
                 state.pressures.observe(&sample, Instant::now());
@@ -238,12 +242,11 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use gantry_image::{FakeImages, ImageConfig};
     use gantry_rpc::node::agent_message;
 
     use super::*;
+    use crate::pressure::tests::ample;
 
     #[tokio::test]
     async fn only_news_are_told() {
@@ -254,7 +257,8 @@ mod tests {
         config.max_pods = 3;
         let machine = Machine::here(Path::new("/"));
         let reports = Arc::new(Reports::new("n"));
-        let presence = Presence::new(config, machine, images.clone(), reports.clone());
+        let mut presence = Presence::new(config, machine, images.clone(), reports.clone());
+        presence.measure = |_| Ok(ample());
         assert!(presence.json().is_empty());
         assert!(presence.refresh().await);
         assert!(!presence.refresh().await);
@@ -285,7 +289,8 @@ mod tests {
         let reports = Arc::new(Reports::new("n"));
         let config = AgentConfig::in_directory(directory.path());
         let machine = Machine::here(Path::new("/"));
-        let presence = Presence::new(config, machine, images, reports.clone());
+        let mut presence = Presence::new(config, machine, images, reports.clone());
+        presence.measure = |_| Ok(ample());
         let condition = |holds, message: &'static str| Condition {
             kind: "PeersReachable",
             holds,

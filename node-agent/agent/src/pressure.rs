@@ -231,14 +231,14 @@ impl Pressures {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn share(available: u64, total: u64) -> Share {
         Share { available, total }
     }
 
-    fn ample() -> Sample {
+    pub(crate) fn ample() -> Sample {
         let disk = Disk {
             bytes: share(50 << 30, 100 << 30),
             inodes: share(50, 100),

@@ -43,6 +43,26 @@ struct NodeRequest {
     request: String,
 }
 
+impl NodeRequest {
+    /// Reads what a stranger with a token sent.
+    fn read(body: &[u8]) -> Result<Self, StatusError> {
+        let asked: Self = serde_json::from_slice(body)
+            .map_err(|error| StatusError::bad_request(error.to_string()))?;
+        match gantry_api::names::is_dns1123_subdomain(&asked.node) {
+            None => Ok(asked),
+            Some(found) => Err(StatusError::bad_request(format!(
+                "the node's name {:?}: {found}",
+                asked.node.chars().take(80).collect::<String>()
+            ))),
+        }
+    }
+}
+
+/// Decodes a request, for the fuzzer.
+pub(crate) fn fuzz(body: &[u8]) {
+    drop(NodeRequest::read(body));
+}
+
 /// The routes, over what they need.
 #[derive(Clone)]
 pub(crate) struct CertificatesApi {
@@ -73,12 +93,6 @@ impl CertificatesApi {
     /// Whose word somebody's is that a node has a key, or why it does not count.
     fn voucher(&self, who: &Identity, peer: &Peer, node: &str) -> Result<Voucher, StatusError> {
         let forbidden = |message: String| Err(StatusError::new(403, "Forbidden", message, None));
-        if let Some(found) = gantry_api::names::is_dns1123_subdomain(node) {
-            let shown = node.chars().take(80).collect::<String>();
-            return Err(StatusError::bad_request(format!(
-                "the node's name {shown:?}: {found}"
-            )));
-        }
         if who.is_in("system:masters") {
             return Ok(Voucher::Administrator);
         }
@@ -187,9 +201,9 @@ async fn grant(
     Extension(peer): Extension<Peer>,
     body: bytes::Bytes,
 ) -> Response {
-    let asked: NodeRequest = match serde_json::from_slice(&body) {
+    let asked = match NodeRequest::read(&body) {
         Ok(asked) => asked,
-        Err(error) => return refuse(&StatusError::bad_request(error.to_string())),
+        Err(refusal) => return refuse(&refusal),
     };
     let by = match api.voucher(&who, &peer, &asked.node) {
         Ok(by) => by,

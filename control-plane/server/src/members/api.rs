@@ -35,6 +35,21 @@ pub(crate) struct JoinRequest {
     pub(crate) request: String,
 }
 
+impl JoinRequest {
+    /// Reads what a stranger with a token sent. The name is shown to people, and names the server in files and messages.
+    pub(crate) fn read(body: &[u8]) -> Result<Self, StatusError> {
+        let request: Self = serde_json::from_slice(body)
+            .map_err(|error| StatusError::bad_request(error.to_string()))?;
+        match gantry_api::names::is_dns1123_subdomain(&request.name) {
+            None => Ok(request),
+            Some(found) => Err(StatusError::bad_request(format!(
+                "the server's name {:?}: {found}: choose another with --name",
+                request.name.chars().take(80).collect::<String>()
+            ))),
+        }
+    }
+}
+
 /// What it needs for that.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -235,9 +250,9 @@ async fn admit(
             None,
         ));
     }
-    let request: JoinRequest = match serde_json::from_slice(&body) {
+    let request = match JoinRequest::read(&body) {
         Ok(request) => request,
-        Err(error) => return refuse(&StatusError::bad_request(error.to_string())),
+        Err(refusal) => return refuse(&refusal),
     };
     if let Some(leader) = api.exchange.elsewhere() {
         return api

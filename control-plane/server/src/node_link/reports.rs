@@ -31,8 +31,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::pod_cidr::PodCidrs;
 use super::super::recorder::Recorder;
+use super::addresses::{AddressBook, addresses, listed_addresses};
 use super::hub::Hub;
-use super::restrictions::{Claim, Other, addresses, check_labels, check_pod_addresses};
+use super::restrictions::{Claim, check_labels, check_pod_addresses};
 use super::said::{self, NodeName, PodRef, Refused, Subject};
 use super::session::ClusterFacts;
 use crate::members::Roster;
@@ -98,6 +99,7 @@ pub(crate) struct Reports {
     pub(crate) facts: ClusterFacts,
     pub(crate) pod_cidrs: PodCidrs,
     pub(crate) recorder: Recorder,
+    addresses: AddressBook,
     /// The latest link of each node that has one.
     links: Mutex<BTreeMap<NodeName, u64>>,
     numbers: AtomicU64,
@@ -136,6 +138,7 @@ impl Reports {
         recorder: Recorder,
     ) -> Self {
         Self {
+            addresses: AddressBook::new(store.clone()),
             store,
             hub,
             roster,
@@ -428,20 +431,11 @@ impl LinkReports {
             servers: &servers,
             cluster: &shared.facts.ranges(),
         };
-        let nodes = shared.store.snapshot(&Table("core/nodes".into()));
-        let others = nodes
-            .iter()
-            .filter(|((_, name), _)| **name != *self.node.as_str());
-        let others = others.map(|((_, name), entry)| {
-            // The store holds only what the API server wrote: JSON.
-            let node: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
-            Other {
-                name: name.to_string(),
-                is_linked: shared.hub.is_linked(name),
-                addresses: listed_addresses(&node),
-            }
-        });
-        claim.check(&said, others)
+        claim.check(&said, |address| {
+            let nodes = shared.addresses.holders(address).into_iter();
+            let nodes = nodes.map(|node| (node.to_string(), shared.hub.is_linked(&node)));
+            nodes.collect()
+        })
     }
 
     /// Writes reports until the link has ended, and then what is left of them.
@@ -640,14 +634,6 @@ fn mark(object: &mut Value, reported: &core::Node) {
             *object.member(&["metadata", field, key]) = json!(value);
         }
     }
-}
-
-/// The addresses of a Node's JSON.
-fn listed_addresses(node: &Value) -> Vec<String> {
-    let addresses = node["status"]["addresses"].as_array();
-    let addresses = addresses.into_iter().flatten();
-    let addresses = addresses.filter_map(|address| address["address"].as_str());
-    addresses.map(str::to_owned).collect()
 }
 
 /// The node's status with the conditions and fields that others own kept: the scheduler's PodScheduled, readiness

@@ -1,11 +1,14 @@
 //! What a node may say of itself, beyond its form: the rules of Kubernetes' NodeRestriction, and for addresses stricter ones,
 //! since other nodes send to them what is for a node's pods.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use gantry_api::names::is_dns1123_subdomain;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, NodeStatus, PodStatus};
+use k8s_openapi::api::core::v1::{Node, PodStatus};
 
+use super::addresses::{Address, addresses};
 use super::said::Refused;
 
 /// What a node's claim to addresses is judged by.
@@ -19,22 +22,11 @@ pub(crate) struct Claim<'a> {
     pub(crate) cluster: &'a [IpNet],
 }
 
-/// Another node, as the claim of its addresses is judged.
-pub(crate) struct Other {
-    pub(crate) name: String,
-    pub(crate) is_linked: bool,
-    pub(crate) addresses: Vec<String>,
-}
-
-/// The addresses of a status, of every type.
-pub(crate) fn addresses(status: Option<&NodeStatus>) -> Vec<String> {
-    let addresses = status.and_then(|status| status.addresses.as_ref());
-    let addresses = addresses.into_iter().flatten();
-    addresses.map(|address| address.address.clone()).collect()
-}
+/// More addresses than any machine tells of.
+const ADDRESSES: usize = 256;
 
 impl Claim<'_> {
-    fn refused(&self, address: &str, why: &str) -> Refused {
+    fn refused(&self, address: &Address, why: &str) -> Refused {
         Refused::NotItsOwn(format!(
             "node \"{}\" cannot have the address {address}: {why}",
             self.node
@@ -46,59 +38,62 @@ impl Claim<'_> {
         self.dials_from == address || self.dials_from.is_loopback()
     }
 
-    /// Refuses addresses that are somebody else's.
+    /// Refuses addresses that are somebody else's. `holders` are the nodes that have an address, and whether each of them
+    /// is linked.
     pub(crate) fn check(
         &self,
-        addresses: &[String],
-        others: impl Iterator<Item = Other>,
+        addresses: &BTreeSet<Address>,
+        holders: impl Fn(&Address) -> Vec<(String, bool)>,
     ) -> Result<(), Refused> {
-        for text in addresses {
-            let Ok(address) = text.parse::<IpAddr>() else {
-                if gantry_api::names::is_dns1123_subdomain(text).is_some() {
-                    return Err(self.refused(
-                        &text.escape_debug().to_string(),
-                        "it is neither an IP address nor a host's name",
-                    ));
-                }
-                continue;
-            };
-            let address = address.to_canonical();
-            if address.is_unspecified() || address.is_multicast() {
-                return Err(self.refused(text, "no machine has it"));
-            }
-            if address.is_loopback() && !self.proves(address) {
-                return Err(self.refused(text, "others cannot reach it: name one with --address"));
-            }
-            if self.cluster.iter().any(|range| range.contains(&address)) {
-                return Err(self.refused(text, "it is in the ranges of pods and services"));
-            }
-            if self.servers.contains(&address) && !self.proves(address) {
-                return Err(self.refused(text, "a server has it"));
-            }
+        if addresses.len() > ADDRESSES {
+            return Err(Refused::NotItsOwn(format!(
+                "node \"{}\" tells of {} addresses, of which {ADDRESSES} are allowed",
+                self.node,
+                addresses.len()
+            )));
         }
-        for other in others {
-            for text in addresses
-                .iter()
-                .filter(|text| other.addresses.contains(text))
-            {
-                let address = text
-                    .parse::<IpAddr>()
-                    .ok()
-                    .map(|address| address.to_canonical());
-                let is_shared = address.is_some_and(|address| address.is_loopback());
+        for address in addresses {
+            let ip = match address {
+                Address::Ip(ip) => Some(*ip),
+                Address::Name(name) if is_dns1123_subdomain(name).is_none() => None,
+                Address::Name(_) => {
+                    let why = "it is neither an IP address nor a host's name";
+                    return Err(self.refused(address, why));
+                }
+            };
+            if let Some(why) = ip.and_then(|ip| self.forbids(ip)) {
+                return Err(self.refused(address, why));
+            }
+            if address.is_loopback() {
+                continue;
+            }
+            for (other, is_linked) in holders(address) {
                 // A machine may come back under another name; who is linked is there still.
-                let has_moved =
-                    !other.is_linked && address.is_some_and(|address| self.proves(address));
-                if !is_shared && !has_moved {
+                let has_moved = !is_linked && ip.is_some_and(|ip| self.proves(ip));
+                if other != self.node && !has_moved {
                     let why = format!(
-                        "node \"{0}\" has it; remove that one with 'gantry delete node {0}' if it is gone",
-                        other.name
+                        "node \"{other}\" has it; remove that one with 'gantry delete node {other}' if it is gone"
                     );
-                    return Err(self.refused(text, &why));
+                    return Err(self.refused(address, &why));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Why no node, or not this one, can have an address.
+    fn forbids(&self, address: IpAddr) -> Option<&'static str> {
+        if address.is_unspecified() || address.is_multicast() {
+            Some("no machine has it")
+        } else if address.is_loopback() && !self.proves(address) {
+            Some("others cannot reach it: name one with --address")
+        } else if self.cluster.iter().any(|range| range.contains(&address)) {
+            Some("it is in the ranges of pods and services")
+        } else if self.servers.contains(&address) && !self.proves(address) {
+            Some("a server has it")
+        } else {
+            None
+        }
     }
 }
 
@@ -125,7 +120,7 @@ pub(crate) fn check_pod_addresses(
     status: &PodStatus,
     node: &Node,
 ) -> Result<(), Refused> {
-    let own: Vec<String> = addresses(node.status.as_ref());
+    let own = addresses(node.status.as_ref());
     let spec = node.spec.iter();
     let blocks = spec.flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
     let blocks: Vec<IpNet> = blocks.filter_map(|block| block.parse().ok()).collect();
@@ -136,7 +131,7 @@ pub(crate) fn check_pod_addresses(
             address.escape_debug()
         )))
     };
-    let is_own = |address: &str| own.iter().any(|own| own == address);
+    let is_own = |address: &str| own.contains(&Address::new(address));
     let hosts = status.host_ips.iter().flatten();
     for address in status.host_ip.iter().chain(hosts.map(|host| &host.ip)) {
         if !address.is_empty() && !is_own(address) {
@@ -180,16 +175,12 @@ mod tests {
             servers: &servers,
             cluster: &cluster,
         };
-        let other = Other {
-            name: "other".to_owned(),
-            is_linked: linked,
-            addresses: vec![
-                "192.0.2.7".to_owned(),
-                "127.0.0.1".to_owned(),
-                "other".to_owned(),
-            ],
+        let others = ["192.0.2.7", "2001:db8::7", "other"].map(Address::new);
+        let holders = |address: &Address| match others.contains(address) {
+            true => vec![("other".to_owned(), linked)],
+            false => Vec::new(),
         };
-        claim.check(&[address.to_owned()], std::iter::once(other))
+        claim.check(&BTreeSet::from([Address::new(address)]), holders)
     }
 
     #[test]
@@ -211,6 +202,9 @@ mod tests {
         for (dials_from, address, linked) in [
             ("192.0.2.9", "192.0.2.1", true),
             ("192.0.2.9", "192.0.2.7", true),
+            ("192.0.2.9", "::ffff:192.0.2.7", true),
+            ("192.0.2.9", "2001:db8:0::07", true),
+            ("192.0.2.9", "OTHER", true),
             ("192.0.2.9", "192.0.2.7", false),
             ("192.0.2.7", "192.0.2.7", true),
             ("192.0.2.9", "127.0.0.1", true),

@@ -2,7 +2,7 @@
 //! refused with what is wrong about it, and nothing of it is used.
 
 use gantry_api::names::{is_dns1123_label, is_dns1123_subdomain};
-use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated};
+use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated, agent_message};
 use k8s_openapi::api::core::v1 as core;
 use serde::de::DeserializeOwned;
 
@@ -203,6 +203,39 @@ pub(crate) fn event(said: &EventRecord) -> Result<(Subject, core::Event), Refuse
         message.truncate(end);
     }
     Ok((subject, event))
+}
+
+/// Everything that is done to a node's message before anything is looked up for it, for the fuzzer.
+pub(crate) fn fuzz(message: agent_message::Message) {
+    use super::restrictions::{check_labels, check_pod_addresses};
+    use agent_message::Message;
+    match message {
+        Message::Hello(hello) => {
+            if let (Ok(name), Ok(node)) = (NodeName::new(hello.node_name.clone()), node(&hello)) {
+                drop(check_labels(name.as_str(), &node));
+                let status = core::PodStatus {
+                    pod_ip: Some("10.0.0.1".to_owned()),
+                    ..core::PodStatus::default()
+                };
+                drop(check_pod_addresses(false, &status, &node));
+            }
+        }
+        Message::PodStatuses(statuses) => {
+            for said in statuses.statuses {
+                if let Ok((_, status)) = pod_status(said) {
+                    drop(check_pod_addresses(true, &status, &core::Node::default()));
+                }
+            }
+        }
+        Message::PodTerminated(said) => drop(pod_terminated(said)),
+        Message::Event(said) => drop(event(&said)),
+        Message::NodeStatus(said) => {
+            if let Ok(status) = node_status(&said) {
+                drop(super::addresses::addresses(Some(&status)));
+            }
+        }
+        Message::Heartbeat(_) | Message::ServicesProgrammed(_) | Message::AwaitServices(_) => {}
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
@@ -16,7 +16,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::plan::{Entries, Route, Step};
 use crate::NetworkError;
 use crate::names::Mac;
-use crate::neighbours::neighbour;
+use crate::neighbours::{behind_node, neighbour};
 use crate::netlink::{Change, Netlink};
 use crate::underlay::family;
 
@@ -158,12 +158,12 @@ pub(super) fn change(vxlan: u32, step: Step) -> Change {
         Step::SetForwarding(mac, at) => Change::new(
             format!("forwarding {} to the node at {at}", words(mac)),
             set,
-            RouteNetlinkMessage::NewNeighbour(forwarding(vxlan, mac, Some(at))),
+            RouteNetlinkMessage::NewNeighbour(behind_node(vxlan, mac, Some(at))),
         ),
         Step::RemoveForwarding(mac) => Change::new(
             format!("forwarding {} no longer", words(mac)),
             0,
-            RouteNetlinkMessage::DelNeighbour(forwarding(vxlan, mac, None)),
+            RouteNetlinkMessage::DelNeighbour(behind_node(vxlan, mac, None)),
         )
         .fine(ABSENT),
         Step::SetNeighbour(hop, mac) => Change::new(
@@ -193,22 +193,6 @@ pub(super) fn change(vxlan: u32, step: Step) -> Change {
 
 fn words(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn forwarding(vxlan: u32, mac: Mac, at: Option<IpAddr>) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = vxlan;
-    message.header.state = NeighbourState::Permanent;
-    // The device's own table, not that of a bridge it might be a port of.
-    message.header.flags = NeighbourFlags::Own;
-    message
-        .attributes
-        .push(NeighbourAttribute::LinkLocalAddress(mac.to_vec()));
-    message
-        .attributes
-        .extend(at.map(|at| NeighbourAttribute::Destination(at.into())));
-    message
 }
 
 fn route_message(cidr: IpNet, route: &Route) -> RouteMessage {

@@ -247,6 +247,7 @@ async fn a_node_says_of_itself_what_it_may() {
         json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}),
         json!({"metadata": {"labels": {"node-restriction.kubernetes.io/x": "y"}}}),
         json!({"status": address("192.0.2.7")}),
+        json!({"status": address("::ffff:192.0.2.7")}),
         json!({"status": address("10.244.1.1")}),
     ] {
         let refused = link.register(&hello("one", &wrong)).await;

@@ -123,9 +123,21 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     {
         return up.detach();
     }
+    if arguments.command.keeps_state() {
+        await_randomness();
+    }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all();
     runtime.build()?.block_on(execute(arguments))
+}
+
+/// Reads a byte of /dev/random, for which the kernel makes randomness when it has none yet. Libraries only wait for it to be
+/// readable, which on an idle machine that has just booted it never becomes by itself.
+fn await_randomness() {
+    use std::io::Read;
+    let read = std::fs::File::open("/dev/random").and_then(|mut file| file.read_exact(&mut [0]));
+    // Where there is no such file, there is nothing to wait for.
+    read.unwrap_or_default();
 }
 
 async fn execute(arguments: Arguments) -> Result<ExitCode> {

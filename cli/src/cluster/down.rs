@@ -1,5 +1,6 @@
 //! `gantry down`: stops the cluster of a data directory and removes what it made in the kernel.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -39,8 +40,7 @@ impl Down {
         }
         bar.finish_and_clear();
         if self.purge {
-            std::fs::remove_dir_all(data_dir)
-                .with_context(|| format!("deleting {}", data_dir.display()))?;
+            remove(data_dir).with_context(|| format!("deleting {}", data_dir.display()))?;
             return output::print("Cluster stopped and deleted\n");
         }
         output::print(&format!(
@@ -48,4 +48,12 @@ impl Down {
             data_dir.display()
         ))
     }
+}
+
+/// Removes a data directory, which something may be mounted on. In it are trees that containers have made.
+fn remove(data_dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(data_dir)? {
+        gantry_durable::remove_tree(&entry?.path())?;
+    }
+    std::fs::remove_dir(data_dir)
 }

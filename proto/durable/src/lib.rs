@@ -1,15 +1,22 @@
-//! `gantry-durable`: files that are whole after a power cut.
+//! `gantry-durable`: files that are whole after a power cut, and trees that go whatever they are like.
 //!
 //! A write that has returned is in memory only, and so is a rename: when the power goes, a file can be there with its name
 //! and without its content, or with the content and without the name. What is written here is either whole or the old
 //! one, and after [`replace`] has returned it is the new one.
 //!
-//! Depends on the standard library alone, and knows nothing of what is in the files.
+//! A tree that a stranger made may be deeper than a stack and wider than memory: [`remove_tree`] takes it away all the
+//! same.
+//!
+//! Knows nothing of what is in the files.
+
+mod removal;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+pub use removal::{remove_at, remove_tree};
 
 /// Replaces a file, readable by whom `mode` says from the first byte on. When it returns, no power cut takes the new
 /// content back.

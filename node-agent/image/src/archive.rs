@@ -1,13 +1,14 @@
 //! OCI-layout and docker-archive tarballs.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::error::ImageError;
 use crate::layers::decompressed;
-use crate::manifest::{ConfigFile, Manifest, for_this_platform};
+use crate::manifest::{ConfigFile, DOCUMENT_BYTES, Manifest, NESTED, for_this_platform};
 use crate::reference::normalise;
 use crate::unpack::unpack;
 
@@ -60,7 +61,18 @@ pub(crate) fn open(archive: &Path, directory: &Path) -> Result<Vec<ArchivedImage
 }
 
 fn read(directory: &Path, name: &str) -> Result<Vec<u8>, String> {
-    std::fs::read(inside(directory, name)?).map_err(|error| format!("{name}: {error}"))
+    let path = inside(directory, name)?;
+    let read = || {
+        let mut bytes = Vec::new();
+        let file = File::open(&path)?;
+        file.take(DOCUMENT_BYTES + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|error: std::io::Error| format!("{name}: {error}"))?;
+    match bytes.len() as u64 <= DOCUMENT_BYTES {
+        true => Ok(bytes),
+        false => Err(format!("{name} is larger than {DOCUMENT_BYTES} bytes")),
+    }
 }
 
 /// A path named by a document of the archive, which must stay within it.
@@ -136,7 +148,10 @@ fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, String> {
             .take(1)
             .collect();
             let mut manifest = Manifest::parse(&blob(directory, &descriptor.digest)?)?;
-            if let Manifest::Index { manifests } = &manifest {
+            for _ in 0..NESTED {
+                let Manifest::Index { manifests } = &manifest else {
+                    break;
+                };
                 let chosen = for_this_platform(manifests)?;
                 manifest = Manifest::parse(&blob(directory, &chosen.digest)?)?;
             }

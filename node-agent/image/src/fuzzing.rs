@@ -19,7 +19,19 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
+/// A registry's `WWW-Authenticate` header.
+pub fn challenge(text: &str) {
+    for challenge in crate::challenge::challenges(text) {
+        assert!(
+            challenge
+                .parameter("realm")
+                .is_none_or(|realm| realm.len() <= text.len())
+        );
+    }
+}
+
 /// A layer, unpacked into a directory.
-pub fn layer(bytes: &[u8], root: &Path) -> io::Result<u64> {
-    crate::unpack::unpack(bytes, root)
+pub fn layer(bytes: &[u8], root: &Path) -> io::Result<()> {
+    let unpacked = crate::unpack::unpack(bytes, root)?;
+    crate::parents::Parents::default().complete(&unpacked, root)
 }

@@ -13,7 +13,7 @@ use crate::traits::Image;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) image: Image,
-    /// diff ids (`sha256:...` of the uncompressed layer), lowest first.
+    /// Chain ids, lowest first: each says what a layer is and on which others it lies.
     pub(crate) layers: Vec<String>,
 }
 
@@ -31,10 +31,8 @@ pub(crate) struct LayerRecord {
 pub(crate) struct Index {
     /// By image id.
     pub(crate) images: BTreeMap<String, Record>,
-    /// By diff id.
+    /// By chain id. Not by what the layer alone is: what it leaves out is as below.
     pub(crate) layers: BTreeMap<String, LayerRecord>,
-    /// Digest of a compressed blob to the diff id it unpacked to.
-    pub(crate) blobs: BTreeMap<String, String>,
     /// The next layer directory's number.
     pub(crate) next_directory: u64,
 }
@@ -110,10 +108,9 @@ impl Index {
         record.image.clone()
     }
 
-    /// The directories of an image's layers, lowest first; `None` when one is missing.
-    pub(crate) fn layer_directories(&self, record: &Record) -> Option<Vec<PathBuf>> {
-        record
-            .layers
+    /// The directories of layers, in the same order; `None` when one is missing.
+    pub(crate) fn layer_directories(&self, layers: &[String]) -> Option<Vec<PathBuf>> {
+        layers
             .iter()
             .map(|layer| {
                 self.layers

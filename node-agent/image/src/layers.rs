@@ -1,15 +1,17 @@
-//! From a compressed blob to a directory: verified, unpacked beside its place, put on the disk, then renamed into it.
+//! From a compressed blob to a directory: verified, unpacked beside its place, completed with what the layers below it have,
+//! put on the disk, then renamed into its place.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::ImageError;
 use crate::manifest::hex;
-use crate::unpack::unpack;
+use crate::parents::Parents;
+use crate::unpack::{Unpacked, unpack};
 
 /// How a blob is compressed, by its first bytes: media types lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,68 +51,121 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Unpacks a blob into `destination` by way of `staging` (both on one file system) and returns its unpacked bytes.
-///
-/// `digest` names the blob in messages, `diff_id` is what the plain tar must hash to. On any error nothing is left at
-/// `destination`, and `staging` is removed.
-pub(crate) fn unpack_blob(
-    reference: &str,
-    digest: &str,
-    diff_id: &str,
-    blob: &Path,
-    staging: &Path,
-    destination: &Path,
-) -> Result<u64, ImageError> {
-    let result = try_unpack(blob, staging, diff_id);
-    let size = match result {
-        Ok(size) => size,
-        Err(error) => {
-            std::fs::remove_dir_all(staging).ok();
-            // A full disk is the node's trouble, not the image's.
-            return Err(match error.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::PermissionDenied
-                | io::ErrorKind::ReadOnlyFilesystem => ImageError::Io {
-                    doing: format!("unpacking layer {digest} of image \"{reference}\""),
-                    source: error,
-                },
-                _ => ImageError::Corrupt {
-                    reference: reference.to_owned(),
-                    digest: digest.to_owned(),
-                    cause: error.to_string(),
-                },
-            });
-        }
-    };
-    settle(staging, destination).map_err(|source| ImageError::Io {
-        doing: format!("moving layer {digest} into place"),
-        source,
-    })?;
-    Ok(size)
+/// A directory for what is unpacked, removed when it is dropped: whoever made the image has arranged what is in it.
+pub(crate) struct Staging(PathBuf);
+
+impl Staging {
+    pub(crate) fn new(temporary: &Path, prefix: &str) -> io::Result<Self> {
+        let made = tempfile::Builder::new()
+            .prefix(prefix)
+            .tempdir_in(temporary)?;
+        Ok(Self(made.keep()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
 }
 
-/// Gives a whole layer its name. It is on the disk before it has one: what the index lists is never read again, and a power
-/// cut would otherwise leave files of it empty for ever.
-fn settle(staging: &Path, destination: &Path) -> io::Result<()> {
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = gantry_durable::remove_tree(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "removing what was unpacked");
+        }
+    }
+}
+
+/// A layer that is unpacked, but not complete and not in its place yet. What is dropped before that is removed.
+pub(crate) struct Staged {
+    directory: Staging,
+    unpacked: Unpacked,
+}
+
+/// What a layer is called in messages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Called<'a> {
+    /// The image, as the user wrote it.
+    pub(crate) image: &'a str,
+    /// The blob.
+    pub(crate) digest: &'a str,
+}
+
+impl Called<'_> {
+    fn failed(&self, error: io::Error) -> ImageError {
+        match error.kind() {
+            // A full disk is the node's trouble, not the image's.
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem => ImageError::Io {
+                doing: format!(
+                    "unpacking layer {} of image \"{}\"",
+                    self.digest, self.image
+                ),
+                source: error,
+            },
+            _ => ImageError::Corrupt {
+                reference: self.image.to_owned(),
+                digest: self.digest.to_owned(),
+                cause: error.to_string(),
+            },
+        }
+    }
+}
+
+/// Unpacks a blob below `temporary`; `diff_id` is what the plain tar must hash to.
+pub(crate) fn stage(
+    called: Called<'_>,
+    diff_id: &str,
+    blob: &Path,
+    temporary: &Path,
+) -> Result<Staged, ImageError> {
+    let directory = Staging::new(temporary, "layer-").map_err(|error| called.failed(error))?;
+    let unpacked =
+        try_unpack(blob, directory.path(), diff_id).map_err(|error| called.failed(error))?;
+    Ok(Staged {
+        directory,
+        unpacked,
+    })
+}
+
+impl Staged {
+    /// Completes the layer with what is below it and gives it its name, which is on the same file system; returns its
+    /// unpacked bytes. It is on the disk before it has a name: what the index lists is never read again, and a power cut would
+    /// otherwise leave files of it empty for ever.
+    pub(crate) fn settle(
+        self,
+        called: Called<'_>,
+        parents: &Parents,
+        destination: &Path,
+    ) -> Result<u64, ImageError> {
+        let staging = self.directory.path();
+        parents
+            .complete(&self.unpacked, staging)
+            .map_err(|error| called.failed(error))?;
+        place(staging, destination).map_err(|source| ImageError::Io {
+            doing: format!("moving layer {} into place", called.digest),
+            source,
+        })?;
+        Ok(self.unpacked.size)
+    }
+}
+
+fn place(staging: &Path, destination: &Path) -> io::Result<()> {
     // One call for all files; a wait for each would take seconds for a large layer.
     rustix::fs::syncfs(File::open(staging)?)?;
     // The index has forgotten one of this name, as it does when it could not be written.
-    match std::fs::remove_dir_all(destination) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    gantry_durable::remove_tree(destination)?;
     gantry_durable::rename(staging, destination)
 }
 
-fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<u64> {
-    std::fs::create_dir(staging)?;
+fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<Unpacked> {
     // A layer need not say what its root is like.
     std::fs::set_permissions(staging, std::fs::Permissions::from_mode(0o755))?;
     let mut stream = Hashing {
         inner: decompressed(File::open(blob)?)?,
         hasher: Sha256::new(),
     };
-    let size = unpack(&mut stream, staging)?;
+    let unpacked = unpack(&mut stream, staging)?;
     let found = format!("sha256:{}", hex(&stream.hasher.finalize()));
     if found != diff_id {
         return Err(io::Error::new(
@@ -118,5 +173,5 @@ fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<u64> {
             format!("its content hashes to {found}, the image config says {diff_id}"),
         ));
     }
-    Ok(size)
+    Ok(unpacked)
 }

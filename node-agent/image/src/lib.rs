@@ -15,13 +15,18 @@ pub mod fuzzing;
 pub mod traits;
 
 mod archive;
+mod challenge;
+mod distribution;
 mod index;
 mod layers;
 mod manifest;
+mod parents;
 mod pins;
 mod reference;
 mod registry;
+mod root;
 mod rootfs;
+mod sparse;
 mod store;
 mod unpack;
 

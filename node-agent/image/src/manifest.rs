@@ -30,7 +30,37 @@ pub(crate) struct Descriptor {
 pub(crate) struct Platform {
     pub(crate) architecture: String,
     pub(crate) os: String,
+    #[serde(default)]
+    variant: String,
 }
+
+impl Platform {
+    /// How well a machine runs it, 0 best, as containerd ranks what has no better match; `None` when not at all.
+    fn rank(&self, machine: &str) -> Option<usize> {
+        let variant = self.variant.as_str();
+        let runs: &[(&str, &[&str])] = match machine {
+            // Higher levels than the first need instructions that not every such machine has.
+            "x86_64" => &[("amd64", &["", "v1"]), ("386", &[""])],
+            "aarch64" => &[
+                ("arm64", &["", "8", "v8"]),
+                ("arm", &["8", "v8"]),
+                ("arm", &["", "7", "v7"]),
+                ("arm", &["6", "v6"]),
+                ("arm", &["5", "v5"]),
+            ],
+            other => return (self.os == "linux" && self.architecture == other).then_some(0),
+        };
+        let known = runs.iter().position(|(architecture, variants)| {
+            self.architecture == *architecture && variants.contains(&variant)
+        });
+        known.filter(|_| self.os == "linux")
+    }
+}
+
+/// More indexes in indexes than anybody makes.
+pub(crate) const NESTED: usize = 4;
+/// The largest manifest or image config, as registries and other runtimes bound them.
+pub(crate) const DOCUMENT_BYTES: u64 = 8 << 20;
 
 /// An image manifest or an index of them.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,21 +86,27 @@ impl Manifest {
 
 /// The manifest of an index for this machine.
 pub(crate) fn for_this_platform(manifests: &[Descriptor]) -> Result<&Descriptor, String> {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    manifests
-        .iter()
-        .find(|manifest| {
-            manifest.platform.as_ref().is_none_or(|platform| {
-                platform.os == "linux" && platform.architecture == architecture
-            })
-        })
-        .ok_or_else(|| {
-            format!("no match for platform in manifest: it has no image for linux/{architecture}")
-        })
+    for_machine(manifests, std::env::consts::ARCH)
+}
+
+fn for_machine<'a>(manifests: &'a [Descriptor], machine: &str) -> Result<&'a Descriptor, String> {
+    let ranked = manifests.iter().filter_map(|manifest| {
+        let rank = match &manifest.platform {
+            Some(platform) => platform.rank(machine)?,
+            // Whatever it is for: better than nothing.
+            None => usize::MAX,
+        };
+        Some((rank, manifest))
+    });
+    let best = ranked.min_by_key(|(rank, _)| *rank);
+    best.map(|(_, manifest)| manifest).ok_or_else(|| {
+        let architecture = match machine {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        format!("no match for platform in manifest: it has no image for linux/{architecture}")
+    })
 }
 
 /// An image config file: how to run it, and the digests of its uncompressed layers.
@@ -106,6 +142,18 @@ impl ConfigFile {
     /// `sha256:...` of each uncompressed layer, lowest first.
     pub(crate) fn diff_ids(&self) -> &[String] {
         &self.rootfs.diff_ids
+    }
+
+    /// For each layer, what it is together with those below it (OCI image specification, "ChainID"), lowest first.
+    pub(crate) fn chain_ids(&self) -> Vec<String> {
+        let mut chain: Vec<String> = Vec::new();
+        for diff_id in self.diff_ids() {
+            chain.push(match chain.last() {
+                None => diff_id.clone(),
+                Some(below) => digest(format!("{below} {diff_id}").as_bytes()),
+            });
+        }
+        chain
     }
 
     pub(crate) fn run(&self) -> ImageConfig {
@@ -151,6 +199,56 @@ mod tests {
                 .contains("no match for platform")
         );
         assert!(Manifest::parse(b"{}").is_err());
+    }
+
+    #[test]
+    fn the_best_of_an_index_is_chosen() {
+        let index = |platforms: &[(&str, &str, &str)]| -> Vec<Descriptor> {
+            let descriptors = platforms.iter().map(|(os, architecture, variant)| {
+                serde_json::json!({"digest": format!("{architecture}{variant}"),
+                    "platform": {"os": os, "architecture": architecture, "variant": variant}})
+            });
+            let mut descriptors: Vec<serde_json::Value> = descriptors.collect();
+            descriptors.push(serde_json::json!({"digest": "unnamed"}));
+            serde_json::from_value(descriptors.into()).expect("descriptors")
+        };
+        let all = index(&[
+            ("unknown", "unknown", ""),
+            ("windows", "amd64", ""),
+            ("linux", "386", ""),
+            ("linux", "amd64", "v3"),
+            ("linux", "amd64", ""),
+            ("linux", "arm", "v6"),
+            ("linux", "arm", "v7"),
+            ("linux", "arm64", "v8"),
+        ]);
+        let best = |manifests: &[Descriptor], machine| {
+            for_machine(manifests, machine).map(|chosen| chosen.digest.clone())
+        };
+        assert_eq!(best(&all, "x86_64").as_deref(), Ok("amd64"));
+        assert_eq!(best(&all, "aarch64").as_deref(), Ok("arm64v8"));
+        assert_eq!(best(&all, "s390x").as_deref(), Ok("unnamed"));
+        let old = index(&[
+            ("linux", "arm", "v6"),
+            ("linux", "arm", "v7"),
+            ("linux", "386", ""),
+        ]);
+        assert_eq!(best(&old, "aarch64").as_deref(), Ok("armv7"));
+        assert_eq!(best(&old, "x86_64").as_deref(), Ok("386"));
+        assert!(best(&all[..2], "aarch64").is_err());
+    }
+
+    #[test]
+    fn a_layer_is_named_by_all_that_is_below_it() {
+        let config =
+            br#"{"rootfs":{"type":"layers","diff_ids":["sha256:a","sha256:b","sha256:b"]}}"#;
+        let chain = ConfigFile::parse(config).expect("valid").chain_ids();
+        assert_eq!(chain[0], "sha256:a");
+        assert_eq!(chain[1], digest(b"sha256:a sha256:b"));
+        assert_eq!(
+            chain[2],
+            digest(format!("{} sha256:b", chain[1]).as_bytes())
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) struct Pinned {
 }
 
 impl Pins {
-    /// Keeps the layers of these diff ids for as long as the value lives.
+    /// Keeps the layers of these chain ids for as long as the value lives.
     pub(crate) fn pin(&self, layers: &[String]) -> Pinned {
         let mut counts = self.0.lock();
         for layer in layers {
@@ -29,7 +29,7 @@ impl Pins {
         }
     }
 
-    /// The diff ids that are kept now.
+    /// The chain ids that are kept now.
     pub(crate) fn pinned(&self) -> Vec<String> {
         self.0.lock().keys().cloned().collect()
     }

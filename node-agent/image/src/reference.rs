@@ -1,17 +1,17 @@
 //! Image references, normalised as Docker does: `nginx` is `docker.io/library/nginx:latest`.
 
-use oci_client::Reference;
+use oci_spec::distribution::{ParseError, Reference};
 
 use crate::error::ImageError;
 
 /// Parses a reference and fills in registry, `library/` and `:latest`.
 pub(crate) fn parse(reference: &str) -> Result<Reference, ImageError> {
-    reference.parse().map_err(
-        |error: oci_client::ParseError| ImageError::InvalidReference {
+    reference
+        .parse()
+        .map_err(|error: ParseError| ImageError::InvalidReference {
             reference: reference.to_owned(),
             cause: error.to_string(),
-        },
-    )
+        })
 }
 
 /// The full form of a reference.

@@ -3,22 +3,20 @@
 use std::path::Path;
 
 use futures::StreamExt;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference};
+use oci_spec::distribution::Reference;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use crate::distribution::Repository;
 use crate::error::ImageError;
-use crate::manifest::{ACCEPTED, Descriptor, Manifest, digest, for_this_platform, hex};
-use crate::reference::is_loopback;
+use crate::manifest::{
+    ACCEPTED, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, digest, for_this_platform, hex,
+};
 use crate::traits::{Credentials, Progress, ProgressSink};
 
 /// One image at its registry.
 pub(crate) struct Remote {
-    client: Client,
-    auth: RegistryAuth,
+    repository: Repository,
     reference: Reference,
     /// As the user wrote it, for messages.
     written: String,
@@ -37,87 +35,71 @@ impl Remote {
         written: &str,
         reference: Reference,
         credentials: Option<Credentials>,
-    ) -> Self {
-        // A provider may already be installed by the process; either serves.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let registry = reference.resolve_registry().to_owned();
-        let protocol = match is_loopback(&registry) {
-            true => ClientProtocol::HttpsExcept(vec![registry]),
-            false => ClientProtocol::Https,
-        };
-        let client = Client::new(ClientConfig {
-            protocol,
-            connect_timeout: Some(std::time::Duration::from_secs(20)),
-            read_timeout: Some(std::time::Duration::from_secs(60)),
-            user_agent: concat!("gantry/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        });
-        let auth = match credentials {
-            Some(credentials) => RegistryAuth::Basic(credentials.username, credentials.password),
-            None => RegistryAuth::Anonymous,
-        };
-        Self {
-            client,
-            auth,
+    ) -> Result<Self, ImageError> {
+        let repository =
+            Repository::new(&reference, credentials).map_err(|failure| ImageError::Pull {
+                reference: written.to_owned(),
+                cause: failure.to_string(),
+            })?;
+        Ok(Self {
+            repository,
             reference,
             written: written.to_owned(),
-        }
+        })
     }
 
-    fn failed(&self, cause: impl Into<String>) -> ImageError {
+    fn failed(&self, cause: impl ToString) -> ImageError {
         ImageError::Pull {
             reference: self.written.clone(),
-            cause: cause.into(),
+            cause: cause.to_string(),
         }
     }
 
     /// Fetches the manifest, through an index when there is one.
     pub(crate) async fn resolve(&self) -> Result<Resolved, ImageError> {
-        let (bytes, top) = self.manifest(&self.reference).await?;
-        let manifest = Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?;
-        let manifest = match manifest {
-            Manifest::Image { .. } => manifest,
-            Manifest::Index { manifests } => {
-                let chosen = for_this_platform(&manifests).map_err(|cause| self.failed(cause))?;
-                let (bytes, _) = self
-                    .manifest(&self.reference.clone_with_digest(chosen.digest.clone()))
-                    .await?;
-                Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?
-            }
-        };
+        let named = self.reference.digest().or(self.reference.tag());
+        let (bytes, top) = self.manifest(named.unwrap_or("latest")).await?;
+        let mut manifest = Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?;
+        for _ in 0..NESTED {
+            let Manifest::Index { manifests } = &manifest else {
+                break;
+            };
+            let chosen = for_this_platform(manifests).map_err(|cause| self.failed(cause))?;
+            let (bytes, _) = self.manifest(&chosen.digest).await?;
+            manifest = Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?;
+        }
         match manifest {
             Manifest::Image { config, layers } => Ok(Resolved {
                 config,
                 layers,
                 digest: top,
             }),
-            Manifest::Index { .. } => Err(self.failed("the index names another index")),
+            Manifest::Index { .. } => Err(self.failed("there are too many indexes in each other")),
         }
     }
 
-    async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, String), ImageError> {
-        let (bytes, _) = self
-            .client
-            .pull_manifest_raw(reference, &self.auth, ACCEPTED)
-            .await
-            .map_err(|error| self.failed(words(&error)))?;
+    /// A manifest by its tag or digest, and its digest.
+    async fn manifest(&self, named: &str) -> Result<(Vec<u8>, String), ImageError> {
+        let answer = self.repository.get(&["manifests", named], ACCEPTED).await;
+        let answer = answer.map_err(|failure| self.failed(failure))?;
+        let bytes = answer.whole(DOCUMENT_BYTES).await;
+        let bytes = bytes.map_err(|failure| self.failed(failure))?;
         let found = digest(&bytes);
-        match reference.digest() {
-            Some(wanted) if wanted != found => Err(ImageError::Corrupt {
+        match named.contains(':') && named != found {
+            true => Err(ImageError::Corrupt {
                 reference: self.written.clone(),
-                digest: wanted.to_owned(),
+                digest: named.to_owned(),
                 cause: format!("the registry sent a manifest that hashes to {found}"),
             }),
-            _ => Ok((bytes.to_vec(), found)),
+            false => Ok((bytes, found)),
         }
     }
 
     /// A small blob in memory: the image config.
     pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
         let mut bytes = Vec::new();
-        self.stream(descriptor, None, &mut bytes).await?;
+        self.stream(descriptor, DOCUMENT_BYTES, None, &mut bytes)
+            .await?;
         Ok(bytes)
     }
 
@@ -136,14 +118,16 @@ impl Remote {
             source,
         };
         let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-        self.stream(descriptor, progress, &mut file).await?;
+        self.stream(descriptor, descriptor.size, progress, &mut file)
+            .await?;
         file.flush().await.map_err(failed)
     }
 
-    /// Passes a blob on piece by piece, and fails unless all of it came and hashes to its digest.
+    /// Passes a blob on piece by piece, and fails unless all of it came, no more than `most` bytes, and hashes to its digest.
     async fn stream(
         &self,
         descriptor: &Descriptor,
+        most: u64,
         progress: Option<&ProgressSink>,
         into: &mut (dyn AsyncWrite + Send + Unpin),
     ) -> Result<(), ImageError> {
@@ -152,21 +136,23 @@ impl Remote {
             digest: descriptor.digest.clone(),
             cause,
         };
-        let mut blob = self
-            .client
-            .pull_blob_stream(&self.reference, descriptor.digest.as_str())
-            .await
-            .map_err(|error| self.failed(words(&error)))?;
+        let path = ["blobs", descriptor.digest.as_str()];
+        let answer = self.repository.get(&path, &[]).await;
+        let answer = answer.map_err(|failure| self.failed(failure))?;
+        let mut pieces = answer.pieces();
         let mut hasher = Sha256::new();
         let mut done: u64 = 0;
-        while let Some(piece) = blob.stream.next().await {
-            let piece = piece.map_err(|error| {
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|failure| {
                 corrupt(format!(
-                    "the transfer broke off after {done} bytes: {error}"
+                    "the transfer broke off after {done} bytes: {failure}"
                 ))
             })?;
             hasher.update(&piece);
             done += piece.len() as u64;
+            if done > most {
+                return Err(corrupt(format!("more than its {most} bytes came")));
+            }
             into.write_all(&piece)
                 .await
                 .map_err(|source| ImageError::Io {
@@ -185,50 +171,5 @@ impl Remote {
             true => Ok(()),
             false => Err(corrupt(format!("{done} bytes came that hash to {found}"))),
         }
-    }
-}
-
-/// The registry's words, without the client library's wrapping.
-fn words(error: &OciDistributionError) -> String {
-    match error {
-        OciDistributionError::RegistryError { envelope, .. } => {
-            let words: Vec<String> = envelope
-                .errors
-                .iter()
-                .map(|error| {
-                    let code = serde_json::to_value(&error.code)
-                        .ok()
-                        .and_then(|code| {
-                            code.as_str()
-                                .map(|code| code.to_lowercase().replace('_', " "))
-                        })
-                        .unwrap_or_default();
-                    match error.message.is_empty() || error.message == code {
-                        true => code,
-                        false => format!("{code}: {}", error.message),
-                    }
-                })
-                .collect();
-            words.join(", ")
-        }
-        OciDistributionError::ServerError { code, message, .. } => {
-            format!("the registry answered {code}: {message}")
-        }
-        OciDistributionError::UnauthorizedError { url } => {
-            format!(
-                "unauthorized: authentication required ({url}); give credentials in an imagePullSecret"
-            )
-        }
-        OciDistributionError::RequestError(error) => {
-            let mut cause: &dyn std::error::Error = error;
-            while let Some(next) = cause.source() {
-                cause = next;
-            }
-            match error.url() {
-                Some(url) => format!("{}: {cause}", url.host_str().unwrap_or_default()),
-                None => cause.to_string(),
-            }
-        }
-        other => other.to_string(),
     }
 }

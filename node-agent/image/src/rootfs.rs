@@ -4,13 +4,17 @@
 
 use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
 };
+
+use crate::parents::Parents;
 
 /// overlayfs takes its options in one page; longer ones need a kernel with `lowerdir+`.
 const OPTIONS_LIMIT: usize = 4000;
@@ -47,10 +51,18 @@ impl Rootfs {
         for name in ["upper", "work", "merged"] {
             std::fs::create_dir_all(place.join(name))?;
         }
-        // This is the mode of the container's root directory.
-        std::fs::set_permissions(place.join("upper"), Permissions::from_mode(0o755))?;
+        let (upper, layers) = (place.join("upper"), Parents::new(layers));
+        // The container's root directory is as the image has it.
+        let root = layers.root()?;
+        let mode = root.as_ref().map_or(0o755, |root| root.mode() & 0o7777);
+        chown(
+            &upper,
+            root.as_ref().map(MetadataExt::uid),
+            root.as_ref().map(MetadataExt::gid),
+        )?;
+        std::fs::set_permissions(&upper, Permissions::from_mode(mode))?;
         std::fs::write(place.join("image"), image)?;
-        overlay(layers, &place.join("upper"), &place.join("work"), &merged)?;
+        overlay(&layers.visible()?, &upper, &place.join("work"), &merged)?;
         Ok(merged)
     }
 
@@ -64,7 +76,7 @@ impl Rootfs {
         if is_mount_point(&merged)? {
             unmount(&merged, UnmountFlags::DETACH)?;
         }
-        std::fs::remove_dir_all(&place)?;
+        gantry_durable::remove_tree(&place)?;
         Ok(true)
     }
 
@@ -126,18 +138,36 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Names of directories as mount options take them, for as long as it lives.
+#[derive(Default)]
+struct Names(Vec<OwnedFd>);
+
+impl Names {
+    /// The path itself, unless it has letters that mean something in options: kernels differ in how those are told apart.
+    fn of(&mut self, directory: &Path) -> io::Result<String> {
+        let path = directory.to_str();
+        if let Some(path) = path.filter(|path| !path.contains([',', ':', '\\', '"'])) {
+            return Ok(path.to_owned());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(directory, flags, Mode::empty())?;
+        let name = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        self.0.push(opened);
+        Ok(name)
+    }
+}
+
 fn overlay(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+    let mut names = Names::default();
     // overlayfs wants the topmost first.
+    let layers = layers.iter().rev();
     let lower: Vec<String> = layers
-        .iter()
-        .rev()
-        .map(|layer| layer.display().to_string())
-        .collect();
+        .map(|layer| names.of(layer))
+        .collect::<io::Result<_>>()?;
+    let (upper, work) = (names.of(upper)?, names.of(work)?);
     let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
+        "lowerdir={},upperdir={upper},workdir={work}",
         lower.join(":"),
-        upper.display(),
-        work.display()
     );
     if options.len() < OPTIONS_LIMIT {
         let options = std::ffi::CString::new(options)?;
@@ -159,8 +189,8 @@ fn overlay(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::
             ))
         })?;
     }
-    fsconfig_set_string(&context, "upperdir", upper)?;
-    fsconfig_set_string(&context, "workdir", work)?;
+    fsconfig_set_string(&context, "upperdir", upper.as_str())?;
+    fsconfig_set_string(&context, "workdir", work.as_str())?;
     fsconfig_create(&context)?;
     let mounted = fsmount(
         &context,
@@ -182,6 +212,47 @@ mod tests {
     use super::*;
 
     #[test]
+    fn directories_may_have_any_name() {
+        let around = tempfile::tempdir().unwrap();
+        for name in ["a:b", "a,b", "a b", "a\\b", "a\"b", "a=b", "\u{e4}"] {
+            let directory = around.path().join(name);
+            std::fs::create_dir(&directory).unwrap();
+            try_overlay(&directory).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    #[test]
+    fn the_root_is_as_the_image_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let rootfs = Rootfs {
+            directory: directory.path().join("rootfs"),
+        };
+        let layers = ["low", "hides", "top"].map(|name| directory.path().join(name));
+        for (layer, mode) in layers.iter().zip([0o755, 0o711, 0o700]) {
+            std::fs::create_dir(layer).unwrap();
+            std::fs::write(layer.join(layer.file_name().unwrap()), "").unwrap();
+            std::fs::set_permissions(layer, Permissions::from_mode(mode)).unwrap();
+        }
+        chown(&layers[2], Some(12), Some(34)).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&layers[1], crate::root::OPAQUE_XATTR, b"y", flags).unwrap();
+        let merged = rootfs.mount("key", "image", &layers).unwrap();
+        let root = merged.metadata().unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(&merged)
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        names.sort();
+        rootfs.unmount("key").unwrap();
+        assert_eq!(
+            (root.uid(), root.gid(), root.mode() & 0o7777),
+            (12, 34, 0o700)
+        );
+        assert_eq!(names, ["hides", "top"]);
+    }
+
+    #[test]
     fn a_trial_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         try_overlay(directory.path()).unwrap();
@@ -189,5 +260,29 @@ mod tests {
         assert_eq!(left.count(), 0);
         let error = try_overlay(Path::new("/proc")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
+    }
+
+    #[test]
+    fn what_a_container_wrote_goes_however_deep_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let rootfs = Rootfs {
+            directory: directory.path().join("rootfs"),
+        };
+        let layer = directory.path().join("layer");
+        std::fs::create_dir(&layer).unwrap();
+        let merged = rootfs.mount("key", "image", &[layer]).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let mut current = rustix::fs::open(&merged, flags, Mode::empty()).unwrap();
+        for _ in 0..3_000 {
+            rustix::fs::mkdirat(&current, "d", Mode::RWXU).unwrap();
+            current = rustix::fs::openat(&current, "d", flags, Mode::empty()).unwrap();
+        }
+        drop(current);
+        let unmounted = std::thread::Builder::new()
+            .stack_size(256 << 10)
+            .spawn(move || rootfs.unmount("key"))
+            .unwrap();
+        assert!(unmounted.join().unwrap().unwrap());
+        assert!(!directory.path().join("rootfs/key").exists());
     }
 }

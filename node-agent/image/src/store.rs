@@ -14,13 +14,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::archive;
 use crate::error::ImageError;
 use crate::index::{Index, LayerRecord, Record};
-use crate::layers::unpack_blob;
+use crate::layers::{Called, Staged, Staging, stage};
 use crate::manifest::{ConfigFile, Descriptor, digest};
+use crate::parents::Parents;
 use crate::pins::Pins;
 use crate::reference;
 use crate::registry::Remote;
@@ -79,12 +80,7 @@ impl ImageStore {
                 source,
             };
             let temporary = data_dir.join("tmp");
-            match std::fs::remove_dir_all(&temporary) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed(error));
-                }
-                _ => {}
-            }
+            gantry_durable::remove_tree(&temporary).map_err(failed)?;
             for directory in ["tmp", "layers", "rootfs"] {
                 std::fs::create_dir_all(data_dir.join(directory)).map_err(failed)?;
             }
@@ -103,6 +99,26 @@ impl ImageStore {
             })
         })
         .await
+    }
+}
+
+/// A layer of an image at its registry.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    descriptor: &'a Descriptor,
+    diff_id: &'a str,
+    chain_id: &'a str,
+}
+
+/// A layer that was brought here, and is not in its place yet. Whoever wants the same one waits meanwhile.
+struct Arrived {
+    staged: Staged,
+    _turn: OwnedMutexGuard<()>,
+}
+
+fn tell(progress: Option<&ProgressSink>, event: Progress) {
+    if let Some(progress) = progress {
+        progress(event);
     }
 }
 
@@ -125,40 +141,43 @@ impl Shared {
         Ok(result)
     }
 
-    /// Turns a blob file into a layer, unless the layer is there.
-    fn unpack(
+    /// Gives a staged layer its place on top of `below`, the chain ids of the layers under it.
+    fn settle(
         &self,
-        written: &str,
-        blob_digest: &str,
-        diff_id: &str,
-        blob: &Path,
+        called: Called<'_>,
+        chain_id: &str,
+        below: &[String],
+        staged: Staged,
     ) -> Result<(), ImageError> {
-        if self.index.lock().layers.contains_key(diff_id) {
-            return self.change(|index| {
-                index
-                    .blobs
-                    .insert(blob_digest.to_owned(), diff_id.to_owned());
-            });
-        }
+        let parents = Parents::new(&self.directories_of(below).ok_or_else(|| ImageError::Io {
+            doing: format!("completing layer {}", called.digest),
+            source: std::io::Error::other("a layer below it is gone"),
+        })?);
         let directory = self.change(|index| {
             index.next_directory += 1;
             index.next_directory.to_string()
         })?;
-        let staging = self.data_dir.join("tmp").join(format!("layer-{directory}"));
         let destination = self.data_dir.join("layers").join(&directory);
-        let size = unpack_blob(written, blob_digest, diff_id, blob, &staging, &destination)?;
+        let size = staged.settle(called, &parents, &destination)?;
         self.change(|index| {
-            index
-                .layers
-                .insert(diff_id.to_owned(), LayerRecord { directory, size });
-            index
-                .blobs
-                .insert(blob_digest.to_owned(), diff_id.to_owned());
+            let record = LayerRecord { directory, size };
+            index.layers.insert(chain_id.to_owned(), record);
         })
     }
 
-    fn has_layer(&self, diff_id: &str) -> bool {
-        self.index.lock().layers.contains_key(diff_id)
+    /// The directories of layers, in the same order; `None` when one is missing.
+    fn directories_of(&self, layers: &[String]) -> Option<Vec<PathBuf>> {
+        let directories = self.index.lock().layer_directories(layers)?;
+        let directories = directories.iter();
+        Some(
+            directories
+                .map(|directory| self.data_dir.join("layers").join(directory))
+                .collect(),
+        )
+    }
+
+    fn has_layer(&self, chain_id: &str) -> bool {
+        self.index.lock().layers.contains_key(chain_id)
     }
 
     /// Lists an image whose layers are all present.
@@ -173,8 +192,8 @@ impl Shared {
             cause,
         })?;
         self.change(|index| {
-            let size = config
-                .diff_ids()
+            let layers = config.chain_ids();
+            let size = layers
                 .iter()
                 .filter_map(|layer| index.layers.get(layer))
                 .map(|layer| layer.size)
@@ -186,7 +205,7 @@ impl Shared {
                 size,
                 config: config.run(),
             };
-            index.add(image, config.diff_ids().to_vec())
+            index.add(image, layers)
         })
     }
 
@@ -197,43 +216,52 @@ impl Shared {
             .or_else(|| index.find(reference).cloned())
     }
 
+    /// Brings a layer here, unless it is here already.
     async fn layer(
         self: &Arc<Self>,
         remote: &Remote,
         written: &str,
-        descriptor: &Descriptor,
-        diff_id: &str,
+        wanted: Wanted<'_>,
         progress: Option<&ProgressSink>,
-    ) -> Result<(), ImageError> {
-        let tell = |event: Progress| {
-            if let Some(progress) = progress {
-                progress(event);
-            }
-        };
-        tell(Progress::Layer {
-            digest: descriptor.digest.clone(),
-            total: descriptor.size,
-        });
-        let lock = self.transfer(diff_id);
-        let _transfer = lock.lock().await;
-        if !self.has_layer(diff_id) {
-            let blob = tempfile::Builder::new()
-                .prefix("blob-")
-                .tempfile_in(self.data_dir.join("tmp"))
-                .map_err(|source| ImageError::Io {
-                    doing: format!("storing layer {}", descriptor.digest),
-                    source,
-                })?
-                .into_temp_path();
-            remote.download(descriptor, &blob, progress).await?;
-            let (shared, written) = (self.clone(), written.to_owned());
-            let (blob_digest, diff_id) = (descriptor.digest.clone(), diff_id.to_owned());
-            blocking(move || shared.unpack(&written, &blob_digest, &diff_id, &blob)).await?;
+    ) -> Result<Option<Arrived>, ImageError> {
+        let Wanted {
+            descriptor,
+            diff_id,
+            chain_id,
+        } = wanted;
+        tell(
+            progress,
+            Progress::Layer {
+                digest: descriptor.digest.clone(),
+                total: descriptor.size,
+            },
+        );
+        let turn = self.transfer(chain_id).lock_owned().await;
+        if self.has_layer(chain_id) {
+            return Ok(None);
         }
-        tell(Progress::Unpacked {
-            digest: descriptor.digest.clone(),
+        let blob = tempfile::Builder::new()
+            .prefix("blob-")
+            .tempfile_in(self.data_dir.join("tmp"))
+            .map_err(|source| ImageError::Io {
+                doing: format!("storing layer {}", descriptor.digest),
+                source,
+            })?
+            .into_temp_path();
+        remote.download(descriptor, &blob, progress).await?;
+        let (shared, written) = (self.clone(), written.to_owned());
+        let (digest, diff_id) = (descriptor.digest.clone(), diff_id.to_owned());
+        let staged = blocking(move || {
+            let called = Called {
+                image: &written,
+                digest: &digest,
+            };
+            stage(called, &diff_id, &blob, &shared.data_dir.join("tmp"))
         });
-        Ok(())
+        Ok(Some(Arrived {
+            staged: staged.await?,
+            _turn: turn,
+        }))
     }
 
     fn import(
@@ -241,13 +269,12 @@ impl Shared {
         path: &Path,
         progress: Option<&ProgressSink>,
     ) -> Result<Vec<Image>, ImageError> {
-        let directory = tempfile::Builder::new()
-            .prefix("import-")
-            .tempdir_in(self.data_dir.join("tmp"))
-            .map_err(|source| ImageError::Io {
+        let directory = Staging::new(&self.data_dir.join("tmp"), "import-").map_err(|source| {
+            ImageError::Io {
                 doing: format!("importing {}", path.display()),
                 source,
-            })?;
+            }
+        })?;
         let written = path.display().to_string();
         let mut images = Vec::new();
         for archived in archive::open(path, directory.path())? {
@@ -261,20 +288,27 @@ impl Shared {
                     "the image config and the manifest disagree on the number of layers".to_owned(),
                 ));
             }
-            let _pinned = self.pins.pin(config.diff_ids());
-            for (layer, diff_id) in archived.layers.iter().zip(config.diff_ids()) {
-                if let Some(progress) = progress {
-                    progress(Progress::Layer {
-                        digest: layer.digest.clone(),
+            let chain = config.chain_ids();
+            let _pinned = self.pins.pin(&chain);
+            let layers = archived.layers.iter().zip(config.diff_ids()).enumerate();
+            for (at, (layer, diff_id)) in layers {
+                let digest = layer.digest.clone();
+                tell(
+                    progress,
+                    Progress::Layer {
+                        digest: digest.clone(),
                         total: layer.size,
-                    });
+                    },
+                );
+                if !self.has_layer(&chain[at]) {
+                    let called = Called {
+                        image: &written,
+                        digest: &digest,
+                    };
+                    let staged = stage(called, diff_id, &layer.path, &self.data_dir.join("tmp"))?;
+                    self.settle(called, &chain[at], &chain[..at], staged)?;
                 }
-                self.unpack(&written, &layer.digest, diff_id, &layer.path)?;
-                if let Some(progress) = progress {
-                    progress(Progress::Unpacked {
-                        digest: layer.digest.clone(),
-                    });
-                }
+                tell(progress, Progress::Unpacked { digest });
             }
             images.push(self.add(&archived.config, archived.tags, Vec::new())?);
         }
@@ -294,15 +328,7 @@ impl Shared {
         let _mounting = self.mounting.lock();
         let missing = || ImageError::NotFound(image_id.to_owned());
         let record = self.find(image_id).ok_or_else(missing)?;
-        let directories = self
-            .index
-            .lock()
-            .layer_directories(&record)
-            .ok_or_else(missing)?;
-        let layers: Vec<PathBuf> = directories
-            .iter()
-            .map(|directory| self.data_dir.join("layers").join(directory))
-            .collect();
+        let layers = self.directories_of(&record.layers).ok_or_else(missing)?;
         self.rootfs
             .mount(key, &record.image.id, &layers)
             .map_err(|source| ImageError::Io {
@@ -349,21 +375,16 @@ impl Shared {
             let victims: Vec<LayerRecord> = index
                 .layers
                 .iter()
-                .filter(|(diff_id, _)| !needed.contains(*diff_id))
+                .filter(|(chain_id, _)| !needed.contains(*chain_id))
                 .map(|(_, layer)| layer.clone())
                 .collect();
-            index.layers.retain(|diff_id, _| needed.contains(diff_id));
-            index.blobs.retain(|_, diff_id| needed.contains(diff_id));
+            index.layers.retain(|chain_id, _| needed.contains(chain_id));
             let freed = victims.iter().map(|layer| layer.size).sum();
             (victims, freed)
         })?;
         for layer in victims {
-            match std::fs::remove_dir_all(self.data_dir.join("layers").join(&layer.directory)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed(error));
-                }
-                _ => {}
-            }
+            let directory = self.data_dir.join("layers").join(&layer.directory);
+            gantry_durable::remove_tree(&directory).map_err(failed)?;
         }
         // Directories that were unpacked but never entered the index, because the process died in between.
         let known: BTreeSet<String> = self
@@ -379,7 +400,7 @@ impl Shared {
             let name = entry.file_name().to_string_lossy().into_owned();
             let settled = name.parse::<u64>().is_ok_and(|number| number < newest);
             if settled && !known.contains(&name) && self.pins.pinned().is_empty() {
-                std::fs::remove_dir_all(entry.path()).map_err(failed)?;
+                gantry_durable::remove_tree(&entry.path()).map_err(failed)?;
             }
         }
         Ok(freed)
@@ -407,7 +428,7 @@ impl Images for ImageStore {
             Some(_) => Vec::new(),
             None => vec![full.clone()],
         };
-        let remote = Remote::new(written, parsed, credentials);
+        let remote = Remote::new(written, parsed, credentials)?;
         let resolved = remote.resolve().await?;
         let config_bytes = remote.blob(&resolved.config).await?;
         let refused = |cause: String| ImageError::Pull {
@@ -420,18 +441,45 @@ impl Images for ImageStore {
                 "the image config and the manifest disagree on the number of layers".to_owned(),
             ));
         }
-        let _pinned = self.shared.pins.pin(config.diff_ids());
+        let chain = config.chain_ids();
+        let _pinned = self.shared.pins.pin(&chain);
+        let progress = progress.as_ref();
         let mut transfers = Vec::new();
-        for (descriptor, diff_id) in resolved.layers.iter().zip(config.diff_ids()) {
-            let layer = self
-                .shared
-                .layer(&remote, written, descriptor, diff_id, progress.as_ref());
+        for ((descriptor, diff_id), chain_id) in
+            resolved.layers.iter().zip(config.diff_ids()).zip(&chain)
+        {
+            let wanted = Wanted {
+                descriptor,
+                diff_id,
+                chain_id,
+            };
+            let layer = self.shared.layer(&remote, written, wanted, progress);
             transfers.push(layer.boxed());
         }
-        futures::stream::iter(transfers)
-            .buffer_unordered(PARALLEL_LAYERS)
-            .try_collect::<Vec<()>>()
-            .await?;
+        // Each is completed by those below it: they come at the same time, and settle one after the other.
+        let mut arriving = futures::stream::iter(transfers).buffered(PARALLEL_LAYERS);
+        for (at, descriptor) in resolved.layers.iter().enumerate() {
+            let Some(arrived) = arriving.try_next().await? else {
+                break;
+            };
+            if let Some(arrived) = arrived {
+                let (shared, chain) = (self.shared.clone(), chain.clone());
+                let (written, digest) = (written.to_owned(), descriptor.digest.clone());
+                blocking(move || {
+                    let called = Called {
+                        image: &written,
+                        digest: &digest,
+                    };
+                    let (below, own) = chain.split_at(at);
+                    let own = own.first().map(String::as_str).unwrap_or_default();
+                    shared.settle(called, own, below, arrived.staged)
+                })
+                .await?;
+            }
+            let digest = descriptor.digest.clone();
+            tell(progress, Progress::Unpacked { digest });
+        }
+        drop(arriving);
         let shared = self.shared.clone();
         blocking(move || {
             shared.add(

@@ -2,59 +2,103 @@
 //!
 //! Every path is resolved by the kernel with `RESOLVE_IN_ROOT`, so that neither `..` nor a symlink planted by an
 //! earlier entry leads outside the directory. A whiteout becomes a 0/0 character device, an opaque marker the
-//! `trusted.overlay.opaque` attribute.
+//! `trusted.overlay.opaque` attribute. Both hide what is in lower layers and never what is in the same one, whichever comes
+//! first (OCI image specification, "Whiteouts").
+//!
+//! A layer is unpacked without those below it. What it leaves to them is told in [`Unpacked`].
 
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-    chmodat, chownat, fsetxattr, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, openat2,
-    symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-const XATTR_PREFIX: &str = "SCHILY.xattr.";
+use crate::root::{
+    Root, above, file_name, invalid, is_directory, is_whiteout, kind_of, make_opaque,
+};
+use crate::sparse::{self, Sparse};
 
-/// Unpacks a tar stream into `root`, which must exist; returns the bytes of all files.
-pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<u64> {
-    let root = Root {
-        fd: openat(
-            rustix::fs::CWD,
-            root,
-            OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?,
-        path: root.to_owned(),
+const WHITEOUT: &[u8] = b".wh.";
+/// What begins so is the business of the file system that made the layer, but for [`OPAQUE`].
+const META: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Where aufs keeps files that have several names, for the hard links that follow.
+const META_LINKS: &str = ".wh..wh.plnk";
+/// Files there that a layer may have.
+const META_LINKS_MOST: usize = 256;
+/// What may be before an entry's content: names, attributes and the maps of sparse files.
+const HEADER_BYTES: u64 = 2 << 20;
+/// What is remembered of a layer while it is unpacked.
+const KEPT_BYTES: usize = 128 << 20;
+/// Of each path, beside its letters.
+const KEPT_OVERHEAD: usize = 96;
+const XATTR_PREFIX: &str = "SCHILY.xattr.";
+/// What overlayfs believes of a layer is not the layer's to say.
+const OVERLAY_XATTRS: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+
+/// What has come of a layer, and what it leaves to those below it. Paths are relative to the layer's root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unpacked {
+    /// The bytes of all files.
+    pub(crate) size: u64,
+    /// Directories that it has something in and says nothing of: they are as a lower layer has them. The root, which is the
+    /// empty path, is one of them unless the layer says what it is like.
+    pub(crate) implied: BTreeSet<PathBuf>,
+    /// Hard links to files of lower layers: the name, and the file's. In the layer's order.
+    pub(crate) links: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Unpacks a tar stream into `root`, which must exist.
+pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<Unpacked> {
+    let mut layer = Layer {
+        root: Root::open(root)?,
+        unpacked: Unpacked {
+            implied: BTreeSet::from([PathBuf::new()]),
+            ..Unpacked::default()
+        },
+        meta_links: BTreeMap::new(),
+        directories: BTreeMap::new(),
+        links: BTreeMap::new(),
+        links_seen: 0,
+        kept: 0,
     };
-    let mut bytes = 0;
-    // Times of directories are set last: unpacking into them changes them.
-    let mut directories: Vec<(PathBuf, Timestamps)> = Vec::new();
-    let mut archive = Archive::new(stream);
-    for entry in archive.entries()? {
+    // What is before each entry's content is read into memory, by a library that bounds none of it.
+    let allowance = Rc::new(Cell::new(HEADER_BYTES));
+    let mut archive = Archive::new(Bounded {
+        inner: stream,
+        allowance: allowance.clone(),
+    });
+    let mut entries = archive.entries()?;
+    loop {
+        allowance.set(HEADER_BYTES);
+        let Some(entry) = entries.next() else { break };
         let mut entry = entry?;
-        let path = clean(&entry.path()?)?;
-        if path.as_os_str().is_empty() {
-            apply_root_metadata(&root, &entry)?;
-            continue;
+        allowance.set(u64::MAX);
+        // Of all that follows; a commit's hash, usually.
+        if entry.header().entry_type() != EntryType::XGlobalHeader {
+            layer.take(&mut entry)?;
         }
-        bytes += root
-            .add(&mut entry, &path, &mut directories)
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-            })?;
+        // Left to the library, it would count as what is before the next.
+        io::copy(&mut entry, &mut io::sink())?;
     }
+    allowance.set(u64::MAX);
     // The archive's end is two zero blocks; what follows belongs to the stream's digest.
     io::copy(&mut archive.into_inner(), &mut io::sink())?;
-    for (path, times) in directories.iter().rev() {
-        if let Ok((parent, name)) = root.parent(path, false) {
+    // Times of directories are set last, the deepest first: unpacking into them changes them.
+    for (path, times) in layer.directories.iter().rev() {
+        if let Ok((parent, name)) = layer.root.parent(path) {
             match utimensat(&parent, name, times, AtFlags::SYMLINK_NOFOLLOW) {
                 // A later entry of the layer may have replaced the directory.
                 Ok(()) | Err(Errno::NOENT) => {}
@@ -62,7 +106,33 @@ pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<u64> {
             }
         }
     }
-    Ok(bytes)
+    let links = layer.links.into_iter();
+    let mut links: Vec<(u64, (PathBuf, PathBuf))> = links
+        .map(|(path, (when, target))| (when, (path, target)))
+        .collect();
+    links.sort();
+    layer.unpacked.links = links.into_iter().map(|(_, link)| link).collect();
+    Ok(layer.unpacked)
+}
+
+/// A stream of which no more is read than is allowed at the moment.
+struct Bounded<R> {
+    inner: R,
+    allowance: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let allowance = self.allowance.get();
+        if allowance == 0 && !buffer.is_empty() {
+            return Err(invalid("an entry's header is too long"));
+        }
+        let length =
+            usize::try_from(allowance).map_or(buffer.len(), |allowed| allowed.min(buffer.len()));
+        let read = self.inner.read(&mut buffer[..length])?;
+        self.allowance.set(allowance - read as u64);
+        Ok(read)
+    }
 }
 
 /// A relative path without `.`; refuses `..`.
@@ -83,61 +153,67 @@ fn clean(path: &Path) -> io::Result<PathBuf> {
     Ok(cleaned)
 }
 
-fn apply_root_metadata(root: &Root, entry: &Entry<'_, impl Read>) -> io::Result<()> {
-    let header = entry.header();
-    rustix::fs::fchmod(&root.fd, Mode::from_raw_mode(header.mode()? & 0o7777))?;
-    Ok(())
+/// A layer on its way.
+struct Layer {
+    root: Root,
+    unpacked: Unpacked,
+    /// What aufs kept for hard links, by its name there.
+    meta_links: BTreeMap<OsString, MetaLink>,
+    /// The times of its directories.
+    directories: BTreeMap<PathBuf, Timestamps>,
+    /// Hard links to files of lower layers: by name, when it came and the file's name.
+    links: BTreeMap<PathBuf, (u64, PathBuf)>,
+    links_seen: u64,
+    /// What is kept in memory of it, in bytes.
+    kept: usize,
 }
 
-/// The directory a layer is unpacked into.
-struct Root {
-    fd: OwnedFd,
-    path: PathBuf,
+/// A file that only hard links will name.
+struct MetaLink {
+    file: File,
+    owner: Owner,
 }
 
-impl Root {
-    /// Opens the directory of a path, inside the root, and returns it with the last component.
-    fn parent<'a>(&self, path: &'a Path, create: bool) -> io::Result<(OwnedFd, &'a OsStr)> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an entry without a name"))?;
-        let parent = path.parent().unwrap_or_else(|| Path::new(""));
-        match self.directory(parent) {
+impl Layer {
+    /// As [`Root::parent`]; layers may leave the directories above an entry out.
+    fn made_parent<'a>(&mut self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+        let (directory, name) = (above(path), file_name(path)?);
+        match self.root.directory(directory) {
             Ok(fd) => Ok((fd, name)),
-            Err(Errno::NOENT) if create => {
-                self.create_directories(parent)?;
-                Ok((self.directory(parent)?, name))
+            // A whiteout is no directory: it came before what is in a new directory of its name.
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                self.create_directories(directory)?;
+                Ok((self.root.directory(directory)?, name))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn directory(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
-        openat2(
-            &self.fd,
-            path,
-            OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )
-    }
-
-    /// Layers may leave the directories above an entry out.
-    fn create_directories(&self, path: &Path) -> io::Result<()> {
+    fn create_directories(&mut self, path: &Path) -> io::Result<()> {
         let mut reached = PathBuf::new();
         for component in path.components() {
-            let parent = self.directory(&reached)?;
+            let parent = self.root.directory(&reached)?;
             let mode = Mode::from_raw_mode(0o755);
-            let made = mkdirat(&parent, component.as_os_str(), mode);
+            let name = component.as_os_str();
+            let hides_lower = is_whiteout(&parent, name)?;
+            if hides_lower {
+                unlinkat(&parent, name, AtFlags::empty())?;
+            }
+            let made = mkdirat(&parent, name, mode);
             reached.push(component);
             match made {
-                // Whatever this process's umask takes away.
-                Ok(()) => rustix::fs::fchmod(self.directory(&reached)?, mode)?,
+                Ok(()) => {
+                    let directory = self.root.directory(&reached)?;
+                    // Whatever this process's umask takes away.
+                    fchmod(&directory, mode)?;
+                    match hides_lower {
+                        true => make_opaque(&directory)?,
+                        false => {
+                            let implied = self.keep(&reached)?;
+                            self.unpacked.implied.insert(implied);
+                        }
+                    }
+                }
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -145,60 +221,192 @@ impl Root {
         Ok(())
     }
 
-    /// Adds one entry; returns the bytes of its content.
+    /// Adds one entry, and names it in what is wrong about it.
+    fn take(&mut self, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
+        let sparse = sparse::of(entry)?;
+        let path = match sparse.as_ref().and_then(|sparse| sparse.name.as_ref()) {
+            Some(name) => clean(name)?,
+            None => clean(&entry.path()?)?,
+        };
+        if path.as_os_str().is_empty() {
+            let owner = Owner::of(entry)?;
+            fchown(&self.root.fd, Some(owner.user), Some(owner.group))?;
+            fchmod(&self.root.fd, owner.mode)?;
+            self.unpacked.implied.remove(&path);
+            return Ok(());
+        }
+        self.add(entry, &path, sparse)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    }
+
+    /// Counts a path that is kept until the layer is whole.
+    fn keep(&mut self, path: &Path) -> io::Result<PathBuf> {
+        self.kept += path.as_os_str().len() + KEPT_OVERHEAD;
+        match self.kept <= KEPT_BYTES {
+            true => Ok(path.to_owned()),
+            false => Err(invalid("the layer has too many directories and hard links")),
+        }
+    }
+
     fn add(
-        &self,
+        &mut self,
         entry: &mut Entry<'_, impl Read>,
         path: &Path,
-        directories: &mut Vec<(PathBuf, Timestamps)>,
-    ) -> io::Result<u64> {
-        let (parent, name) = self.parent(path, true)?;
-        if name.as_bytes() == OPAQUE {
-            fsetxattr(&parent, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
-            return Ok(0);
+        sparse: Option<Sparse>,
+    ) -> io::Result<()> {
+        let kind = entry.header().entry_type();
+        if path.starts_with(META_LINKS) {
+            return self.keep_meta_link(entry, kind, path);
         }
-        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
-            let hidden = OsStr::from_bytes(hidden);
-            self.remove(
+        let name = file_name(path)?.as_bytes();
+        if name == OPAQUE {
+            return self.hide_all_in(above(path));
+        }
+        if is_meta(path) {
+            return Ok(());
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.hide(above(path), OsStr::from_bytes(hidden));
+        }
+        let (parent, name) = self.made_parent(path)?;
+        let target = match kind {
+            EntryType::Link => Some(clean(&link_name(entry)?)?),
+            _ => None,
+        };
+        if target.as_deref() == Some(path) {
+            // To itself: it is there already, here or in a lower layer.
+            return Ok(());
+        }
+        if kind == EntryType::Directory && is_directory(&parent, name)? {
+            self.unpacked.implied.remove(path);
+        } else {
+            // What was there has hidden what lower layers have of this name, and so does what comes instead.
+            let hides_lower = self.remove(&parent, name, path)?;
+            if let Some(target) = target {
+                return self.link(&target, path);
+            }
+            self.unpacked.size += self.create(entry, kind, &parent, name, sparse)?;
+            if hides_lower && kind == EntryType::Directory {
+                make_opaque(&self.root.directory(path)?)?;
+            }
+        }
+        let owner = Owner::of(entry)?;
+        owner.give(kind, &parent, name)?;
+        if kind == EntryType::Directory {
+            match self.directories.get_mut(path) {
+                Some(times) => *times = owner.times,
+                None => {
+                    let path = self.keep(path)?;
+                    self.directories.insert(path, owner.times);
+                }
+            }
+        }
+        self.xattrs(entry, path)
+    }
+
+    /// Keeps a file that hard links will name, in a place without a name.
+    fn keep_meta_link(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        kind: EntryType,
+        path: &Path,
+    ) -> io::Result<()> {
+        if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
+            return Ok(());
+        }
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = openat(&self.root.fd, ".", flags, Mode::from_raw_mode(0o600))?;
+        let mut file = File::from(file);
+        self.unpacked.size += io::copy(entry, &mut file)?;
+        let owner = Owner::of(entry)?;
+        // Each holds a descriptor.
+        if self.meta_links.len() >= META_LINKS_MOST {
+            return Err(invalid("the layer has too many files for hard links"));
+        }
+        let name = file_name(path)?.to_owned();
+        self.meta_links.insert(name, MetaLink { file, owner });
+        Ok(())
+    }
+
+    /// Makes another name for a file of this layer, or notes that a lower one must have it.
+    fn link(&mut self, target: &Path, path: &Path) -> io::Result<()> {
+        let (parent, name) = self.root.parent(path)?;
+        if target.starts_with(META_LINKS) {
+            let kept = self.meta_links.get(file_name(target)?);
+            let kept = kept.ok_or_else(|| invalid("a hard link to a file that is not there"))?;
+            // A file without a name is linked through its descriptor.
+            let file = format!("/proc/self/fd/{}", kept.file.as_raw_fd());
+            linkat(
+                rustix::fs::CWD,
+                &file,
                 &parent,
-                hidden,
-                path.parent().unwrap_or_else(|| Path::new("")),
+                name,
+                AtFlags::SYMLINK_FOLLOW,
             )?;
-            mknodat(
+            return kept.owner.give(EntryType::Regular, &parent, name);
+        }
+        let linked = self.root.parent(target).and_then(|(from, file)| {
+            // What hides a file of a lower layer is not that file.
+            match is_whiteout(&from, file)? {
+                true => Err(Errno::NOENT.into()),
+                false => Ok(linkat(&from, file, &parent, name, AtFlags::empty())?),
+            }
+        });
+        match linked {
+            Err(error) if is_absent(&error) => {
+                let (path, target) = (self.keep(path)?, self.keep(target)?);
+                self.links_seen += 1;
+                self.links.insert(path, (self.links_seen, target));
+                Ok(())
+            }
+            linked => linked,
+        }
+    }
+
+    /// Hides what lower layers have of a name; what this one has of it stays.
+    fn hide(&mut self, directory: &Path, hidden: &OsStr) -> io::Result<()> {
+        if hidden.is_empty() || hidden == "." || hidden == ".." {
+            return Err(invalid("a whiteout of nothing"));
+        }
+        let path = directory.join(hidden);
+        let (parent, name) = match self.made_parent(&path) {
+            // Below a file, or what leads to one, is nothing to be hidden.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(()),
+            parent => parent?,
+        };
+        match kind_of(&parent, name)? {
+            Some(FileType::Directory) => {
+                self.unpacked.implied.remove(&path);
+                make_opaque(&self.root.directory(&path)?)
+            }
+            Some(_) => Ok(()),
+            None => Ok(mknodat(
                 &parent,
-                hidden,
+                name,
                 FileType::CharacterDevice,
                 Mode::empty(),
                 makedev(0, 0),
-            )?;
-            return Ok(0);
+            )?),
         }
-        let kind = entry.header().entry_type();
-        let mut bytes = 0;
-        if !(kind == EntryType::Directory && is_directory(&parent, name)?) {
-            self.remove(
-                &parent,
-                name,
-                path.parent().unwrap_or_else(|| Path::new("")),
-            )?;
-            bytes = self.create(entry, kind, &parent, name)?;
-        }
-        if kind != EntryType::Link {
-            let times = metadata(entry, kind, &parent, name)?;
-            if kind == EntryType::Directory {
-                directories.push((path.to_owned(), times));
-            }
-            self.xattrs(entry, path)?;
-        }
-        Ok(bytes)
     }
 
+    /// Hides what lower layers have in a directory.
+    fn hide_all_in(&mut self, directory: &Path) -> io::Result<()> {
+        let marked = directory.join("x");
+        match self.made_parent(&marked) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+            parent => make_opaque(&parent?.0),
+        }
+    }
+
+    /// Creates what an entry is, but a hard link; returns the bytes of its content.
     fn create(
         &self,
         entry: &mut Entry<'_, impl Read>,
         kind: EntryType,
         parent: &OwnedFd,
         name: &OsStr,
+        sparse: Option<Sparse>,
     ) -> io::Result<u64> {
         let device = || -> io::Result<u64> {
             let header = entry.header();
@@ -216,15 +424,14 @@ impl Root {
                     | OFlags::NOFOLLOW
                     | OFlags::CLOEXEC;
                 let mut file = File::from(openat(parent, name, flags, mode)?);
-                return io::copy(entry, &mut file);
+                return match (sparse, kind) {
+                    (Some(sparse), _) => sparse.write(entry, &mut file),
+                    (None, EntryType::GNUSparse) => sparse::copy(entry, &mut file),
+                    (None, _) => io::copy(entry, &mut file),
+                };
             }
             EntryType::Directory => mkdirat(parent, name, Mode::from_raw_mode(0o700))?,
             EntryType::Symlink => symlinkat(link_name(entry)?, parent, name)?,
-            EntryType::Link => {
-                let target = clean(&link_name(entry)?)?;
-                let (target_parent, target_name) = self.parent(&target, false)?;
-                linkat(&target_parent, target_name, parent, name, AtFlags::empty())?;
-            }
             EntryType::Fifo => mknodat(parent, name, FileType::Fifo, mode, 0)?,
             EntryType::Char => mknodat(parent, name, FileType::CharacterDevice, mode, device()?)?,
             EntryType::Block => mknodat(parent, name, FileType::BlockDevice, mode, device()?)?,
@@ -238,22 +445,25 @@ impl Root {
         Ok(0)
     }
 
-    /// Removes whatever an earlier entry of the same layer left under a name.
-    fn remove(&self, parent: &OwnedFd, name: &OsStr, directory: &Path) -> io::Result<()> {
+    /// Removes whatever an earlier entry of the same layer left under a name; whether that hid what lower layers have.
+    fn remove(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path) -> io::Result<bool> {
         match unlinkat(parent, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
             Err(Errno::ISDIR) => {
-                // `directory` resolved inside the root a moment ago, and nothing else writes here.
-                let inside = openat2(
-                    &self.fd,
-                    directory.join(name),
-                    OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                    ResolveFlags::IN_ROOT,
-                )?;
-                empty(&inside)?;
-                unlinkat(parent, name, AtFlags::REMOVEDIR)?;
-                Ok(())
+                gantry_durable::remove_at(parent, name)?;
+                let below = |kept: &&PathBuf| kept.starts_with(path);
+                let implied = self.unpacked.implied.range(path.to_owned()..);
+                let implied: Vec<PathBuf> = implied.take_while(below).cloned().collect();
+                for gone in implied {
+                    self.unpacked.implied.remove(&gone);
+                }
+                let links = self.links.range(path.to_owned()..).map(|(link, _)| link);
+                let links: Vec<PathBuf> = links.take_while(below).cloned().collect();
+                for gone in links {
+                    self.links.remove(&gone);
+                }
+                Ok(false)
             }
             Err(error) => Err(error.into()),
         }
@@ -272,19 +482,27 @@ impl Root {
             else {
                 continue;
             };
-            let (parent, file) = self.parent(path, false)?;
+            if OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix)) {
+                continue;
+            }
+            let (parent, file) = self.root.parent(path)?;
             // There is no lsetxattrat: the parent is named through its descriptor.
             let target = Path::new("/proc/self/fd")
-                .join(std::os::fd::AsRawFd::as_raw_fd(&parent).to_string())
+                .join(parent.as_raw_fd().to_string())
                 .join(file);
-            lsetxattr(target, name, extension.value_bytes(), XattrFlags::empty()).map_err(
-                |error| {
-                    io::Error::other(format!(
+            match lsetxattr(target, name, extension.value_bytes(), XattrFlags::empty()) {
+                Ok(()) => {}
+                // Not on this file system, or not on a file of this type: the image runs without.
+                Err(Errno::NOTSUP | Errno::PERM) => {
+                    tracing::debug!(name, path = %path.display(), "an extended attribute was left out");
+                }
+                Err(error) => {
+                    return Err(io::Error::other(format!(
                         "setting {name} in {}: {error}",
-                        self.path.display()
-                    ))
-                },
-            )?;
+                        self.root.path.display()
+                    )));
+                }
+            }
         }
         Ok(())
     }
@@ -297,224 +515,66 @@ fn link_name(entry: &Entry<'_, impl Read>) -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a link without a target"))
 }
 
-fn is_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<bool> {
-    match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
-        Err(Errno::NOENT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+/// Whether a path leads to nothing in this layer.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
-/// Owner, mode and times; returns the times, for directories.
-fn metadata(
-    entry: &Entry<'_, impl Read>,
-    kind: EntryType,
-    parent: &OwnedFd,
-    name: &OsStr,
-) -> io::Result<Timestamps> {
-    let header = entry.header();
-    let id = |id: u64| {
-        u32::try_from(id)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "an owner out of range"))
-    };
-    let owner = Uid::from_raw(id(header.uid()?)?);
-    let group = Gid::from_raw(id(header.gid()?)?);
-    chownat(
-        parent,
-        name,
-        Some(owner),
-        Some(group),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
-    if kind != EntryType::Symlink {
-        chmodat(
-            parent,
-            name,
-            Mode::from_raw_mode(header.mode()? & 0o7777),
-            AtFlags::empty(),
-        )?;
-    }
-    let time = Timespec {
-        tv_sec: i64::try_from(header.mtime()?).unwrap_or(0),
-        tv_nsec: 0,
-    };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
-    utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(times)
+/// Whether any part of a path is the business of the file system that made the layer.
+fn is_meta(path: &Path) -> bool {
+    path.components()
+        .any(|part| part.as_os_str().as_bytes().starts_with(META))
 }
 
-/// Removes everything in a directory.
-fn empty(directory: &OwnedFd) -> io::Result<()> {
-    let names: Vec<(OsString, FileType)> = rustix::fs::Dir::read_from(directory)?
-        .map(|entry| {
-            entry.map(|entry| {
-                (
-                    OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(),
-                    entry.file_type(),
-                )
-            })
+/// A number of a header, which is 0 where nothing is written.
+fn or_blank(number: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+    let is_blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
+    if is_blank { Ok(0) } else { number }
+}
+
+/// An entry's owner, mode and times.
+struct Owner {
+    user: Uid,
+    group: Gid,
+    mode: Mode,
+    times: Timestamps,
+}
+
+impl Owner {
+    fn of(entry: &Entry<'_, impl Read>) -> io::Result<Self> {
+        let (header, fields) = (entry.header(), entry.header().as_old());
+        let id = |id: u64| u32::try_from(id).map_err(|_| invalid("an owner out of range"));
+        let user = or_blank(header.uid(), &fields.uid)?;
+        let group = or_blank(header.gid(), &fields.gid)?;
+        let mode = or_blank(header.mode().map(u64::from), &fields.mode)?;
+        let time = Timespec {
+            tv_sec: i64::try_from(or_blank(header.mtime(), &fields.mtime)?).unwrap_or(0),
+            tv_nsec: 0,
+        };
+        Ok(Self {
+            user: Uid::from_raw(id(user)?),
+            group: Gid::from_raw(id(group)?),
+            mode: Mode::from_raw_mode(u32::try_from(mode & 0o7777).unwrap_or(0)),
+            times: Timestamps {
+                last_access: time,
+                last_modification: time,
+            },
         })
-        .collect::<Result<_, _>>()?;
-    for (name, kind) in names {
-        if name == "." || name == ".." {
-            continue;
-        }
-        if kind == FileType::Directory {
-            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            empty(&openat(directory.as_fd(), &name, flags, Mode::empty())?)?;
-            unlinkat(directory, &name, AtFlags::REMOVEDIR)?;
-        } else {
-            unlinkat(directory, &name, AtFlags::empty())?;
-        }
     }
-    Ok(())
+
+    fn give(&self, kind: EntryType, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+        let (owner, flags) = (Some(self.user), AtFlags::SYMLINK_NOFOLLOW);
+        chownat(parent, name, owner, Some(self.group), flags)?;
+        if kind != EntryType::Symlink {
+            chmodat(parent, name, self.mode, AtFlags::empty())?;
+        }
+        utimensat(parent, name, &self.times, flags)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-
-    use tar::{Builder, Header};
-
-    use super::*;
-
-    /// A tar of (path, type, content or link target).
-    fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
-        let mut builder = Builder::new(Vec::new());
-        for (path, kind, content) in entries {
-            let mut header = Header::new_gnu();
-            header.set_entry_type(*kind);
-            header.set_mode(0o644);
-            header.set_uid(1000);
-            header.set_gid(1000);
-            header.set_mtime(1_000_000);
-            // Written raw, since the builder refuses the paths that an attacker would use.
-            let name = path.as_bytes();
-            header.as_gnu_mut().expect("gnu").name[..name.len()].copy_from_slice(name);
-            if matches!(kind, EntryType::Symlink | EntryType::Link) {
-                header.set_link_name_literal(content).expect("a link name");
-                header.set_size(0);
-                header.set_cksum();
-                builder.append(&header, io::empty()).expect("append");
-            } else {
-                header.set_size(content.len() as u64);
-                header.set_cksum();
-                builder.append(&header, content.as_bytes()).expect("append");
-            }
-        }
-        builder.into_inner().expect("finish")
-    }
-
-    fn unpacked(entries: &[(&str, EntryType, &str)]) -> (tempfile::TempDir, io::Result<u64>) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let result = unpack(archive(entries).as_slice(), directory.path());
-        (directory, result)
-    }
-
-    #[test]
-    fn files_links_and_missing_parents() {
-        let (directory, result) = unpacked(&[
-            ("a/b/file", EntryType::Regular, "content"),
-            ("a/hard", EntryType::Link, "a/b/file"),
-            ("a/soft", EntryType::Symlink, "b/file"),
-        ]);
-        assert_eq!(result.expect("unpacks"), 7);
-        let path = directory.path().join("a/hard");
-        assert_eq!(
-            std::fs::read_to_string(&path).expect("hard link"),
-            "content"
-        );
-        let stat = path.metadata().expect("stat");
-        assert_eq!(
-            (stat.uid(), stat.mode() & 0o777, stat.mtime()),
-            (1000, 0o644, 1_000_000)
-        );
-        assert_eq!(
-            std::fs::read_to_string(directory.path().join("a/soft")).expect("symlink"),
-            "content"
-        );
-    }
-
-    #[test]
-    fn whiteouts_take_overlayfs_form() {
-        let (directory, result) = unpacked(&[
-            ("d/.wh.gone", EntryType::Regular, ""),
-            ("d/.wh..wh..opq", EntryType::Regular, ""),
-        ]);
-        result.expect("unpacks");
-        let stat = directory
-            .path()
-            .join("d/gone")
-            .symlink_metadata()
-            .expect("whiteout");
-        assert!(stat.file_type().is_char_device());
-        assert_eq!(stat.rdev(), 0);
-        let mut value = [0; 4];
-        let length = rustix::fs::getxattr(
-            directory.path().join("d"),
-            "trusted.overlay.opaque",
-            &mut value,
-        )
-        .expect("the attribute; this test needs root");
-        assert_eq!(&value[..length], b"y");
-    }
-
-    #[test]
-    fn nothing_is_written_outside_the_layer() {
-        let outside = tempfile::tempdir().expect("a directory");
-        let target = outside.path().to_str().expect("text");
-        for entries in [
-            [
-                ("../evil", EntryType::Regular, "x"),
-                ("ok", EntryType::Regular, "x"),
-            ],
-            [
-                ("link", EntryType::Symlink, target),
-                ("link/evil", EntryType::Regular, "x"),
-            ],
-            [
-                ("link", EntryType::Symlink, "../../../../../../../tmp"),
-                ("link/../evil", EntryType::Regular, "x"),
-            ],
-            [
-                ("evil", EntryType::Link, "/etc/../../etc/passwd"),
-                ("ok", EntryType::Regular, "x"),
-            ],
-        ] {
-            let (directory, _) = unpacked(&entries);
-            assert!(!outside.path().join("evil").exists());
-            assert!(
-                !directory
-                    .path()
-                    .parent()
-                    .expect("tmp")
-                    .join("evil")
-                    .exists()
-            );
-            assert!(!directory.path().join("evil").exists());
-        }
-    }
-
-    #[test]
-    fn a_later_entry_replaces_an_earlier_one() {
-        let (directory, result) = unpacked(&[
-            ("x/y", EntryType::Regular, "old"),
-            ("x", EntryType::Regular, "new"),
-        ]);
-        result.expect("unpacks");
-        assert_eq!(
-            std::fs::read_to_string(directory.path().join("x")).expect("file"),
-            "new"
-        );
-    }
-
-    #[test]
-    fn a_truncated_archive_is_an_error() {
-        let whole = archive(&[("file", EntryType::Regular, &"x".repeat(5000))]);
-        let directory = tempfile::tempdir().expect("a directory");
-        assert!(unpack(&whole[..2000], directory.path()).is_err());
-    }
-}
+mod tests;

@@ -1,0 +1,335 @@
+//! What is below a layer: what it leaves out is as the layers under it have it.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, fchmod, fchown, futimens, linkat,
+};
+use rustix::io::Errno;
+
+use crate::root::{self, OPAQUE_XATTR, Root, invalid, kind_of};
+use crate::unpack::Unpacked;
+
+/// The directories of layers, topmost first, in overlayfs' form. Nobody changes them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parents(Vec<PathBuf>);
+
+impl Parents {
+    /// `layers` are the lowest first.
+    pub(crate) fn new(layers: &[PathBuf]) -> Self {
+        Self(layers.iter().rev().cloned().collect())
+    }
+
+    /// Where a path of the whole file system is, following no symbolic link. O(layers · depth).
+    fn find(&self, path: &Path) -> io::Result<Option<(PathBuf, Metadata)>> {
+        'layers: for layer in &self.0 {
+            let mut here = layer.clone();
+            let mut found = here.symlink_metadata()?;
+            for part in path.components() {
+                if !found.is_dir() {
+                    return Ok(None);
+                }
+                let hides_lower = is_opaque(&here)?;
+                here.push(part);
+                found = match here.symlink_metadata() {
+                    Ok(found) if is_whiteout(&found) => return Ok(None),
+                    Ok(found) => found,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => match hides_lower {
+                        true => return Ok(None),
+                        false => continue 'layers,
+                    },
+                    Err(error) => return Err(error),
+                };
+            }
+            return Ok(Some((here, found)));
+        }
+        Ok(None)
+    }
+
+    /// The layers that are seen at all, lowest first: what is below one that hides everything is not.
+    pub(crate) fn visible(&self) -> io::Result<Vec<PathBuf>> {
+        let mut visible = Vec::new();
+        for layer in &self.0 {
+            visible.push(layer.clone());
+            if is_opaque(layer)? {
+                break;
+            }
+        }
+        visible.reverse();
+        Ok(visible)
+    }
+
+    /// The root directory of the whole file system.
+    pub(crate) fn root(&self) -> io::Result<Option<Metadata>> {
+        Ok(self.find(Path::new(""))?.map(|(_, root)| root))
+    }
+
+    /// Gives an unpacked layer what it has left to the layers below it.
+    pub(crate) fn complete(&self, unpacked: &Unpacked, layer: &Path) -> io::Result<()> {
+        let named = |path: &Path| {
+            let path = path.display().to_string();
+            move |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"))
+        };
+        let root = Root::open(layer)?;
+        for (path, target) in &unpacked.links {
+            self.link(target, path, &root).map_err(named(path))?;
+        }
+        // The deepest first: what is done to a directory changes the times of the one above.
+        for path in unpacked.implied.iter().rev() {
+            if let Some((_, like)) = self.find(path).map_err(named(path))?
+                && like.is_dir()
+            {
+                let directory = root.directory(path).map_err(io::Error::from);
+                directory
+                    .and_then(|directory| imitate(&directory, &like))
+                    .map_err(named(path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a name in a layer for a file that a lower one has. Nobody writes to either, so both may have it.
+    fn link(&self, target: &Path, path: &Path, root: &Root) -> io::Result<()> {
+        let (parent, name) = root.parent(path)?;
+        // A later entry of the layer has taken the name.
+        if kind_of(&parent, name)?.is_some() {
+            return Ok(());
+        }
+        // Another link has made it.
+        if let Ok((own, file)) = root.parent(target)
+            && kind_of(&own, file)?.is_some_and(|kind| kind != FileType::Directory)
+            && !root::is_whiteout(&own, file)?
+        {
+            return Ok(linkat(&own, file, &parent, name, AtFlags::empty())?);
+        }
+        match self.find(target)?.filter(|(_, found)| !found.is_dir()) {
+            Some((file, _)) => Ok(linkat(CWD, &file, &parent, name, AtFlags::empty())?),
+            None => Err(invalid(&format!(
+                "it is a hard link to {}, which is in no layer",
+                target.display()
+            ))),
+        }
+    }
+}
+
+fn is_whiteout(found: &Metadata) -> bool {
+    found.file_type().is_char_device() && found.rdev() == 0
+}
+
+fn is_opaque(directory: &Path) -> io::Result<bool> {
+    let mut value = [0_u8; 8];
+    match rustix::fs::lgetxattr(directory, OPAQUE_XATTR, &mut value) {
+        Ok(length) => Ok(value.get(..length) == Some(b"y")),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives a directory the owner, mode and times of another.
+fn imitate(directory: &OwnedFd, like: &Metadata) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(like.uid()), Gid::from_raw(like.gid()));
+    fchown(directory, Some(user), Some(group))?;
+    fchmod(directory, Mode::from_raw_mode(like.mode() & 0o7777))?;
+    let time = |seconds, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
+    let times = Timestamps {
+        last_access: time(like.atime(), like.atime_nsec()),
+        last_modification: time(like.mtime(), like.mtime_nsec()),
+    };
+    Ok(futimens(directory, &times)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use rustix::fs::{XattrFlags, makedev, mknodat};
+
+    use super::*;
+
+    struct Layers {
+        directory: tempfile::TempDir,
+        paths: Vec<PathBuf>,
+    }
+
+    impl Layers {
+        fn new(count: usize) -> Self {
+            let directory = tempfile::tempdir().expect("a directory");
+            let paths: Vec<PathBuf> = (0..count)
+                .map(|number| directory.path().join(number.to_string()))
+                .collect();
+            for path in &paths {
+                std::fs::create_dir(path).expect("a layer");
+            }
+            Self { directory, paths }
+        }
+
+        fn directory(&self, layer: usize, path: &str, mode: u32) {
+            let path = self.paths[layer].join(path);
+            std::fs::create_dir_all(&path).expect("a directory");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        }
+
+        fn file(&self, layer: usize, path: &str, content: &str) {
+            std::fs::write(self.paths[layer].join(path), content).expect("a file");
+        }
+
+        fn whiteout(&self, layer: usize, path: &str) {
+            let path = self.paths[layer].join(path);
+            let kind = FileType::CharacterDevice;
+            mknodat(rustix::fs::CWD, path, kind, Mode::empty(), makedev(0, 0)).expect("a device");
+        }
+
+        fn opaque(&self, layer: usize, path: &str) {
+            let path = self.paths[layer].join(path);
+            rustix::fs::lsetxattr(path, OPAQUE_XATTR, b"y", XattrFlags::empty())
+                .expect("an attribute");
+        }
+
+        /// Completes the topmost layer.
+        fn complete(&self, unpacked: &Unpacked) -> io::Result<PathBuf> {
+            let (top, below) = self.paths.split_last().expect("a layer");
+            Parents::new(below).complete(unpacked, top)?;
+            assert!(self.directory.path().exists());
+            Ok(top.clone())
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.symlink_metadata().expect("there").mode() & 0o7777
+    }
+
+    fn implied(paths: &[&str]) -> Unpacked {
+        Unpacked {
+            implied: paths.iter().map(PathBuf::from).collect(),
+            ..Unpacked::default()
+        }
+    }
+
+    #[test]
+    fn a_directory_that_a_layer_says_nothing_of_is_as_below() {
+        let layers = Layers::new(4);
+        layers.directory(0, "", 0o700);
+        layers.directory(0, "tmp", 0o1777);
+        layers.directory(0, "tmp/inner", 0o711);
+        layers.directory(1, "tmp", 0o1770);
+        layers.directory(2, "", 0o711);
+        layers.directory(3, "tmp/inner", 0o755);
+        layers.directory(3, "new", 0o755);
+        let unpacked = implied(&["", "tmp", "tmp/inner", "new"]);
+        let top = layers.complete(&unpacked).expect("completed");
+        assert_eq!(mode(&top), 0o711, "the root");
+        assert_eq!(mode(&top.join("tmp")), 0o1770, "of the topmost that has it");
+        assert_eq!(mode(&top.join("tmp/inner")), 0o711);
+        assert_eq!(mode(&top.join("new")), 0o755, "no layer below has it");
+    }
+
+    #[test]
+    fn what_a_layer_between_has_removed_is_not_imitated() {
+        for removed in ["whiteout", "opaque", "file"] {
+            let layers = Layers::new(3);
+            layers.directory(0, "a/tmp", 0o1777);
+            match removed {
+                "whiteout" => {
+                    layers.directory(1, "a", 0o755);
+                    layers.whiteout(1, "a/tmp");
+                }
+                "opaque" => {
+                    layers.directory(1, "a", 0o755);
+                    layers.opaque(1, "a");
+                }
+                _ => layers.file(1, "a", "no directory"),
+            }
+            layers.directory(2, "a/tmp", 0o755);
+            let top = layers.complete(&implied(&["a/tmp"])).expect("completed");
+            assert_eq!(mode(&top.join("a/tmp")), 0o755, "{removed}");
+        }
+    }
+
+    #[test]
+    fn a_hard_link_into_a_lower_layer_is_its_file() {
+        let layers = Layers::new(3);
+        layers.directory(0, "bin", 0o755);
+        layers.file(0, "bin/a", "old");
+        layers.file(0, "bin/only", "only");
+        layers.directory(1, "bin", 0o755);
+        layers.file(1, "bin/a", "content");
+        layers.directory(2, "usr", 0o755);
+        layers.file(2, "usr/taken", "own");
+        let unpacked = Unpacked {
+            links: [
+                ("usr/b", "bin/a"),
+                ("usr/c", "usr/b"),
+                ("usr/only", "bin/only"),
+                ("usr/taken", "bin/a"),
+            ]
+            .map(|(name, target)| (name.into(), target.into()))
+            .into(),
+            ..Unpacked::default()
+        };
+        let top = layers.complete(&unpacked).expect("completed");
+        let read = |path: &str| std::fs::read_to_string(top.join(path)).expect("a file");
+        assert_eq!(
+            (read("usr/b"), read("usr/c")),
+            ("content".into(), "content".into())
+        );
+        assert_eq!(
+            (read("usr/only"), read("usr/taken")),
+            ("only".into(), "own".into())
+        );
+        let inode = |path: PathBuf| path.metadata().expect("there").ino();
+        assert_eq!(
+            inode(top.join("usr/c")),
+            inode(layers.paths[1].join("bin/a"))
+        );
+    }
+
+    #[test]
+    fn a_hard_link_to_nothing_is_refused() {
+        let layers = Layers::new(2);
+        layers.directory(0, "etc", 0o755);
+        symlink("/etc", layers.paths[0].join("link")).expect("a link");
+        for target in ["gone", "etc", "link/passwd"] {
+            let unpacked = Unpacked {
+                links: vec![("name".into(), target.into())],
+                ..Unpacked::default()
+            };
+            let error = layers.complete(&unpacked).expect_err(target).to_string();
+            assert!(error.contains("it is a hard link to"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_the_host_is_reached_through_links() {
+        let outside = tempfile::tempdir().expect("a directory");
+        std::fs::write(outside.path().join("secret"), "secret").expect("a file");
+        std::fs::create_dir(outside.path().join("inner")).expect("a directory");
+        let before = mode(&outside.path().join("inner"));
+        for (path, target) in [("out/name", "file"), ("name", "out/secret")] {
+            let layers = Layers::new(2);
+            layers.file(0, "file", "content");
+            layers.directory(0, "out/inner", 0o1777);
+            symlink(outside.path(), layers.paths[1].join("out")).expect("a link");
+            let unpacked = Unpacked {
+                links: vec![(path.into(), target.into())],
+                ..implied(&["out/inner"])
+            };
+            layers.complete(&unpacked).expect_err("it leads nowhere");
+            assert!(!outside.path().join("name").exists());
+            assert!(!layers.paths[1].join("name").exists());
+            let layers = Layers::new(2);
+            layers.directory(0, "out/inner", 0o1777);
+            symlink(outside.path(), layers.paths[1].join("out")).expect("a link");
+            layers
+                .complete(&implied(&["out/inner"]))
+                .expect_err("it leads nowhere");
+        }
+        assert_eq!(mode(&outside.path().join("inner")), before);
+    }
+}

@@ -1,0 +1,167 @@
+//! Files with holes, in the three forms in which GNU tar writes them into PAX archives ("Storing Sparse Files" in its
+//! manual): 0.0 and 0.1 have their map in records of the header, 1.0 at the start of the content.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::ftruncate;
+use tar::Entry;
+
+use crate::root::invalid;
+
+/// More pieces than files have: each costs memory before anything is written.
+const PIECES: usize = 1 << 20;
+/// The unit in which a copy looks for holes.
+const PIECE: u64 = 64 << 10;
+/// The largest file whose holes are read through, which takes about a minute.
+const COPIED: u64 = 1 << 40;
+/// A tar's unit.
+const BLOCK: u64 = 512;
+
+/// A file of which the archive has the pieces that are not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sparse {
+    /// Its name, where the entry has a made-up one.
+    pub(crate) name: Option<PathBuf>,
+    /// The file's size with its holes.
+    size: u64,
+    /// Where each piece begins in the file, and its length; `None` when the content begins with that.
+    map: Option<Vec<(u64, u64)>>,
+}
+
+/// What an entry's records say of holes; `None` when they say nothing.
+pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Sparse>> {
+    let Some(records) = entry.pax_extensions()? else {
+        return Ok(None);
+    };
+    let mut sparse = Sparse::default();
+    let (mut is_sparse, mut is_newest) = (false, false);
+    let mut numbers: Vec<u64> = Vec::new();
+    for record in records {
+        let record = record?;
+        let Some(field) = record.key_bytes().strip_prefix(b"GNU.sparse.") else {
+            continue;
+        };
+        let value = record.value_bytes();
+        is_sparse = true;
+        match field {
+            b"name" => sparse.name = Some(std::ffi::OsStr::from_bytes(value).into()),
+            b"size" | b"realsize" => sparse.size = number(value)?,
+            b"major" => is_newest = number(value)? == 1,
+            b"offset" | b"numbytes" => numbers.push(number(value)?),
+            b"map" => {
+                for piece in value.split(|byte| *byte == b',') {
+                    numbers.push(number(piece)?);
+                    bounded(numbers.len())?;
+                }
+            }
+            _ => {}
+        }
+        bounded(numbers.len())?;
+    }
+    if !is_newest {
+        sparse.map = Some(pairs(&numbers)?);
+    }
+    Ok(is_sparse.then_some(sparse))
+}
+
+impl Sparse {
+    /// Writes the file; returns the bytes that are in it without its holes.
+    pub(crate) fn write(self, content: &mut impl Read, file: &mut File) -> io::Result<u64> {
+        let map = match self.map {
+            Some(map) => map,
+            None => read_map(content)?,
+        };
+        let mut written = 0;
+        for (offset, length) in map {
+            let end = offset.checked_add(length);
+            if end.is_none_or(|end| end > self.size) {
+                return Err(invalid("a piece of a sparse file lies outside of it"));
+            }
+            file.seek(SeekFrom::Start(offset))?;
+            if io::copy(&mut content.take(length), file)? != length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            written += length;
+        }
+        ftruncate(&*file, self.size)?;
+        Ok(written)
+    }
+}
+
+/// Copies content of which most is holes, which an archive's reader gives as zeros; returns the bytes that are in the file
+/// without them.
+pub(crate) fn copy(content: &mut impl Read, file: &mut File) -> io::Result<u64> {
+    let (mut size, mut written) = (0_u64, 0);
+    let mut piece = Vec::new();
+    loop {
+        piece.clear();
+        let length = content.take(PIECE).read_to_end(&mut piece)? as u64;
+        if length == 0 {
+            ftruncate(&*file, size)?;
+            return Ok(written);
+        }
+        if piece.iter().any(|byte| *byte != 0) {
+            file.seek(SeekFrom::Start(size))?;
+            io::Write::write_all(file, &piece)?;
+            written += length;
+        }
+        size += length;
+        if size > COPIED {
+            return Err(invalid("a sparse file is too large"));
+        }
+    }
+}
+
+/// Decimal lines: how many pieces, then where each begins and how long it is; filled up to a whole block.
+fn read_map(content: &mut impl Read) -> io::Result<Vec<(u64, u64)>> {
+    let mut read = 0_u64;
+    let mut line = || -> io::Result<u64> {
+        let mut digits = Vec::new();
+        loop {
+            let mut byte = [0];
+            content.read_exact(&mut byte)?;
+            read += 1;
+            match byte[0] {
+                b'\n' => return number(&digits),
+                digit if digits.len() < 20 => digits.push(digit),
+                _ => return Err(invalid("the map of a sparse file is no list of numbers")),
+            }
+        }
+    };
+    let count = usize::try_from(line()?).unwrap_or(usize::MAX);
+    bounded(count.saturating_mul(2))?;
+    let mut numbers = Vec::new();
+    for _ in 0..count * 2 {
+        numbers.push(line()?);
+    }
+    let rest = read.next_multiple_of(BLOCK) - read;
+    io::copy(&mut content.take(rest), &mut io::sink())?;
+    pairs(&numbers)
+}
+
+fn bounded(numbers: usize) -> io::Result<()> {
+    match numbers <= 2 * PIECES {
+        true => Ok(()),
+        false => Err(invalid("a sparse file has too many pieces")),
+    }
+}
+
+fn pairs(numbers: &[u64]) -> io::Result<Vec<(u64, u64)>> {
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    match rest.is_empty() {
+        true => Ok(pairs
+            .iter()
+            .map(|[offset, length]| (*offset, *length))
+            .collect()),
+        false => Err(invalid("the map of a sparse file is not whole")),
+    }
+}
+
+fn number(digits: &[u8]) -> io::Result<u64> {
+    let text = std::str::from_utf8(digits).ok();
+    text.and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| invalid("the map of a sparse file is no list of numbers"))
+}

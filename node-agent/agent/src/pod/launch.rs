@@ -179,6 +179,11 @@ impl Launch {
             allocatable: &node.allocatable,
         };
         let own = environment(&context, container).map_err(|error| wrong(&error))?;
+        let hostname = files::kernel_hostname(&self.pod, &node.cluster_domain);
+        let hostname = hostname.map_err(|message| NotLaunched::Config {
+            reason: "CreateContainerConfigError",
+            message,
+        })?;
         let accounts = Accounts::read(rootfs);
         let identity = users::identity(
             &spec,
@@ -188,9 +193,11 @@ impl Launch {
             &full_name(&self.pod),
         )
         .map_err(|error| wrong(&error))?;
-        let mut mounts = volumes::mounts(container, &self.sandbox.volumes, &own)
+        let pod_dir = node.pod_dir(&self.uid);
+        let volumes = &self.sandbox.volumes;
+        let mut mounts = volumes::mounts(&self.pod, &pod_dir, container, volumes, &own)
             .map_err(|error| wrong(&error))?;
-        self.add_files(&mut mounts);
+        add_files(&pod_dir.join("etc"), container, &mut mounts);
         let args = command(container, image, &own);
         if args.is_empty() {
             let message = format!(
@@ -224,14 +231,13 @@ impl Launch {
             },
             rootfs: rootfs.to_owned(),
             args,
-            env: self.env(image, own, &accounts, identity.uid),
+            env: env(image, own, hostname, accounts.home(identity.uid)),
             cwd: PathBuf::from(working_dir.or(image_dir).unwrap_or("/")),
             uid: identity.uid,
             gid: identity.gid,
             groups: identity.groups,
             mounts,
-            read_only_rootfs: security.and_then(|security| security.read_only_root_filesystem)
-                == Some(true),
+            read_only_rootfs: read_only_rootfs(container),
             privileged,
             cap_add: names(capabilities.and_then(|all| all.add.as_ref())),
             cap_drop: names(capabilities.and_then(|all| all.drop.as_ref())),
@@ -252,55 +258,6 @@ impl Launch {
                     .unwrap_or("/dev/termination-log"),
             ),
         })
-    }
-
-    /// The image's variables, overridden by the container's; what programs expect comes first.
-    fn env(
-        &self,
-        image: &Image,
-        own: Vec<(String, String)>,
-        accounts: &Accounts,
-        uid: u32,
-    ) -> Vec<String> {
-        let (hostname, _) = files::hostname(&self.pod, &self.node.cluster_domain);
-        let image_env = image
-            .config
-            .env
-            .iter()
-            .filter_map(|line| line.split_once('='));
-        let mut all: Vec<(String, String)> = vec![("HOSTNAME".to_owned(), hostname)];
-        if let Some(home) = accounts.home(uid) {
-            all.push(("HOME".to_owned(), home));
-        }
-        for (name, value) in image_env
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .chain(own)
-        {
-            match all.iter_mut().find(|(known, _)| *known == name) {
-                Some(entry) => entry.1 = value,
-                None => all.push((name, value)),
-            }
-        }
-        all.into_iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect()
-    }
-
-    /// /etc/hosts and its kind, unless the container mounts its own.
-    fn add_files(&self, mounts: &mut Vec<BindMount>) {
-        let etc = self.node.pod_dir(&self.uid).join("etc");
-        for name in ["hosts", "hostname", "resolv.conf"] {
-            let target = Path::new("/etc").join(name);
-            let source = etc.join(name);
-            if source.exists() && !mounts.iter().any(|mount| mount.target == target) {
-                mounts.push(BindMount {
-                    source,
-                    target,
-                    read_only: false,
-                    propagation: Propagation::None,
-                });
-            }
-        }
     }
 
     fn seccomp(&self, spec: &PodSpec) -> Seccomp {
@@ -326,6 +283,61 @@ impl Launch {
             _ => Seccomp::RuntimeDefault,
         }
     }
+}
+
+/// Whether a container's own files are read-only.
+fn read_only_rootfs(container: &Container) -> bool {
+    let security = container.security_context.as_ref();
+    security.and_then(|security| security.read_only_root_filesystem) == Some(true)
+}
+
+/// /etc/hosts and its kind, which are in a directory of the pod, unless the container mounts its own. A container that may
+/// not write to its own files may not write to these.
+fn add_files(etc: &Path, container: &Container, mounts: &mut Vec<BindMount>) {
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let target = Path::new("/etc").join(name);
+        let source = etc.join(name);
+        if source.exists() && !mounts.iter().any(|mount| mount.target == target) {
+            mounts.push(BindMount {
+                source,
+                target,
+                read_only: read_only_rootfs(container),
+                propagation: Propagation::None,
+            });
+        }
+    }
+}
+
+/// The image's variables, overridden by the container's; what programs expect comes first.
+fn env(
+    image: &Image,
+    own: Vec<(String, String)>,
+    hostname: String,
+    home: Option<String>,
+) -> Vec<String> {
+    let image_env = image
+        .config
+        .env
+        .iter()
+        .filter_map(|line| line.split_once('='));
+    let mut all: Vec<(String, String)> = vec![("HOSTNAME".to_owned(), hostname)];
+    if let Some(home) = home {
+        all.push(("HOME".to_owned(), home));
+    }
+    for (name, value) in image_env
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .chain(own)
+        // An empty one says nothing: the user's stays.
+        .filter(|(name, value)| name != "HOME" || !value.is_empty())
+    {
+        match all.iter_mut().find(|(known, _)| *known == name) {
+            Some(entry) => entry.1 = value,
+            None => all.push((name, value)),
+        }
+    }
+    all.into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
 }
 
 /// `imageID` as a status shows it: the digest it was pulled by, else its own.
@@ -365,20 +377,42 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn commands_and_arguments() {
-        let text = |all: &[&str]| all.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let image = Image {
+    fn text(all: &[&str]) -> Vec<String> {
+        all.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    fn image(config: ImageConfig) -> Image {
+        Image {
             id: String::new(),
             tags: Vec::new(),
             digests: Vec::new(),
             size: 0,
-            config: ImageConfig {
-                entrypoint: text(&["/entry"]),
-                cmd: text(&["a", "b"]),
-                ..ImageConfig::default()
-            },
+            config,
+        }
+    }
+
+    #[test]
+    fn an_empty_home_does_not_hide_the_users() {
+        let image = image(ImageConfig {
+            env: text(&["HOME=", "A=1"]),
+            ..ImageConfig::default()
+        });
+        let of = |own: &str, home: Option<&str>| {
+            let own = vec![("HOME".to_owned(), own.to_owned())];
+            env(&image, own, "h".to_owned(), home.map(str::to_owned))
         };
+        assert_eq!(of("", Some("/root")), ["HOSTNAME=h", "HOME=/root", "A=1"]);
+        assert_eq!(of("/x", Some("/root")), ["HOSTNAME=h", "HOME=/x", "A=1"]);
+        assert_eq!(of("", None), ["HOSTNAME=h", "A=1"]);
+    }
+
+    #[test]
+    fn commands_and_arguments() {
+        let image = image(ImageConfig {
+            entrypoint: text(&["/entry"]),
+            cmd: text(&["a", "b"]),
+            ..ImageConfig::default()
+        });
         let run = |value: Value| {
             let container = serde_json::from_value(value).unwrap();
             command(&container, &image, &[("N".to_owned(), "7".to_owned())])
@@ -393,5 +427,25 @@ mod tests {
             run(json!({"name": "x", "command": ["/own"], "args": ["z"]})),
             ["/own", "z"]
         );
+    }
+
+    #[test]
+    fn the_pods_files_are_as_writable_as_the_containers_own() {
+        let etc = tempfile::tempdir().unwrap();
+        for name in ["hosts", "resolv.conf"] {
+            std::fs::write(etc.path().join(name), "").unwrap();
+        }
+        let added = |container: Value| {
+            let container = serde_json::from_value(container).unwrap();
+            let mut mounts = Vec::new();
+            add_files(etc.path(), &container, &mut mounts);
+            mounts
+                .iter()
+                .map(|mount| mount.read_only)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(added(json!({"name": "x"})), [false, false]);
+        let strict = json!({"name": "x", "securityContext": {"readOnlyRootFilesystem": true}});
+        assert_eq!(added(strict), [true, true]);
     }
 }

@@ -39,6 +39,7 @@ pub(crate) async fn set_up(
         message: format!("Failed to create pod sandbox: {message}"),
     };
     admission::check_supported(&spec).map_err(sandbox_failed)?;
+    let hostname = files::kernel_hostname(&pod, &node.cluster_domain).map_err(sandbox_failed)?;
     let (netns, pod_ips) = if spec.host_network == Some(true) {
         (None, node.addresses.clone())
     } else {
@@ -60,7 +61,6 @@ pub(crate) async fn set_up(
         .security_context
         .iter()
         .flat_map(|context| context.sysctls.iter().flatten());
-    let (hostname, _) = files::hostname(&pod, &node.cluster_domain);
     let sandbox = SandboxSpec {
         pod: PodUid(uid.clone()),
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
@@ -136,7 +136,8 @@ fn write_files(node: &Node, pod: &Pod, uid: &str, pod_ips: &[IpAddr]) -> std::io
         for ip in pod_ips {
             node.dns.client(*ip, Some(searches.clone()));
         }
-        let (hostname, _) = files::hostname(pod, &node.cluster_domain);
+        let hostname = files::kernel_hostname(pod, &node.cluster_domain);
+        let hostname = hostname.map_err(std::io::Error::other)?;
         files::write(&etc.join("hostname"), &format!("{hostname}\n"))?;
     }
     Ok(())
@@ -228,8 +229,7 @@ pub(crate) async fn reclaim(
     logs_too: bool,
 ) -> Result<(), String> {
     let reclaimed = tokio::task::spawn_blocking(move || {
-        let volumes = node.pod_dir(&uid).join("volumes");
-        volumes::tear_down(&volumes).map_err(|error| error.to_string())?;
+        volumes::reclaim(&node.pod_dir(&uid)).map_err(|error| error.to_string())?;
         match logs_too {
             true => remove_tree(&log_dir),
             false => Ok(()),
@@ -239,12 +239,8 @@ pub(crate) async fn reclaim(
 }
 
 fn remove_tree(directory: &std::path::Path) -> Result<(), String> {
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("removing {}: {error}", directory.display()))
-        }
-        _ => Ok(()),
-    }
+    gantry_durable::remove_tree(directory)
+        .map_err(|error| format!("removing {}: {error}", directory.display()))
 }
 
 /// Removes the rest: volumes, journal and logs.

@@ -1,7 +1,8 @@
 //! The kinds of volumes this node knows.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -11,12 +12,19 @@ use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource, SecretVolumeSource,
     Volume as Written,
 };
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::atomic::{self, Files};
 use super::payload::{self, DEFAULT_MODE};
 use super::{Volume, VolumeContext, VolumeError, io};
 use crate::limits;
+
+/// What the files of API objects may take of the memory that they are in, in bytes. While they are replaced there are two
+/// generations, and each file takes whole pages: two of 30 MiB, or of thousands of short files. An object has at most
+/// about 1 MiB, so only a volume projected of dozens of them comes near.
+const OBJECTS_BYTES: u64 = 64 << 20;
+/// How many files, directories and links that may be; what is empty takes none of the bytes.
+const OBJECTS_INODES: u64 = 32 << 10;
 
 /// The implementation for a volume as written.
 pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
@@ -82,12 +90,17 @@ impl EmptyDir {
 }
 
 impl Volume for EmptyDir {
+    fn read_only(&self) -> bool {
+        false
+    }
+
     fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
         let path = context.dir("kubernetes.io~empty-dir", &self.name);
         let existed = path.exists();
         fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
         if self.source.medium.as_deref() == Some("Memory") {
-            mount_tmpfs(&path, self.memory(context), 0o777)?;
+            let size = self.memory(context).map(|bytes| format!("size={bytes}"));
+            mount_tmpfs(&path, 0o777, &size.unwrap_or_default())?;
         }
         if !existed {
             let doing = || format!("setting the permissions of {}", path.display());
@@ -110,6 +123,10 @@ impl Volume for EmptyDir {
 struct HostPath(HostPathVolumeSource);
 
 impl Volume for HostPath {
+    fn read_only(&self) -> bool {
+        false
+    }
+
     fn set_up(&self, _: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
         let path = PathBuf::from(&self.0.path);
         let kind = self.0.type_.as_deref().unwrap_or_default();
@@ -220,7 +237,8 @@ impl Volume for FromObjects {
         atomic::readable_directory(&path).map_err(io(format!("creating {}", path.display())))?;
         // Secrets never touch a disk.
         if matches!(self.source, Source::Secret(_) | Source::Projected(_)) {
-            mount_tmpfs(&path, None, 0o755)?;
+            let bounds = format!("size={OBJECTS_BYTES},nr_inodes={OBJECTS_INODES}");
+            mount_tmpfs(&path, 0o755, &bounds)?;
         }
         self.write(context, &path)?;
         Ok(path)
@@ -236,14 +254,12 @@ impl Volume for FromObjects {
     }
 }
 
-fn mount_tmpfs(path: &Path, size: Option<i64>, mode: u32) -> Result<(), VolumeError> {
+/// Mounts an empty file system in memory, once. `bounds` are options of tmpfs that say how much memory.
+fn mount_tmpfs(path: &Path, mode: u32, bounds: &str) -> Result<(), VolumeError> {
     if mounts_below(path)?.iter().any(|mount| mount == path) {
         return Ok(());
     }
-    let size = size
-        .map(|bytes| format!(",size={bytes}"))
-        .unwrap_or_default();
-    let options = CString::new(format!("mode={mode:o}{size}")).unwrap_or_default();
+    let options = CString::new(format!("mode={mode:o},{bounds}")).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str())).map_err(|error| {
         io(format!(
@@ -256,17 +272,36 @@ fn mount_tmpfs(path: &Path, size: Option<i64>, mode: u32) -> Result<(), VolumeEr
 /// Mount points at or below a path, outermost first.
 pub(super) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let table =
-        fs::read_to_string("/proc/self/mountinfo").map_err(io("reading /proc/self/mountinfo"))?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let table = fs::read("/proc/self/mountinfo").map_err(io("reading /proc/self/mountinfo"))?;
+    let points = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
     Ok(points
-        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+        .map(unescaped)
         .filter(|point| point.starts_with(&path))
         .collect())
 }
 
+/// A path as the kernel writes it into its tables: blanks, tabs, line ends and backslashes are `\ooo`, their number.
+fn unescaped(written: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(written.len());
+    let mut rest = written;
+    while let Some((first, others)) = rest.split_first() {
+        let number = others.get(..3).filter(|_| *first == b'\\');
+        let number = number.and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = number.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        path.push(byte.unwrap_or(*first));
+        rest = byte.map_or(others, |_| &others[3..]);
+    }
+    OsString::from_vec(path).into()
+}
+
+/// Takes a mount off. What else is mounted like it, or through it, is the host's and stays: a mount that shares its changes
+/// with others would hand this one on as well.
 pub(super) fn unmount(path: &Path) -> Result<(), VolumeError> {
-    rustix::mount::unmount(path, UnmountFlags::DETACH)
+    let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change(path, alone)
+        .and_then(|()| rustix::mount::unmount(path, UnmountFlags::DETACH))
         .map_err(|error| io(format!("unmounting {}", path.display()))(error.into()))
 }
 
@@ -277,7 +312,7 @@ mod tests {
     use gantry_rpc::node::Resource;
     use serde_json::{Value, json};
 
-    use super::super::{mounts, refresh, set_up, tear_down};
+    use super::super::{mounts, reclaim, refresh, set_up, tear_down};
     use super::*;
     use crate::desired::Desired;
     use crate::desired::tests::change;
@@ -322,6 +357,7 @@ mod tests {
         )
     }
 
+    /// Needs root: a part of a volume is mounted.
     #[test]
     fn a_config_map_is_written_and_follows_its_object() {
         let bed = Bed::new(&[map("1")]);
@@ -342,17 +378,73 @@ mod tests {
         );
         let (resource, object) = map("changed");
         bed.desired.apply(&change(resource, &object)).unwrap();
-        bed.with(spec, |context| refresh(context).unwrap());
+        bed.with(spec.clone(), |context| refresh(context).unwrap());
         assert_eq!(fs::read_to_string(&file).unwrap(), "changed");
         let container = serde_json::from_value(json!({"name": "x", "volumeMounts": [
             {"name": "v", "mountPath": "/etc/x/deep", "subPath": "sub/file", "readOnly": true},
             {"name": "e", "mountPath": "/etc"}]}))
         .unwrap();
-        let binds = mounts(&container, &paths, &[]).unwrap();
-        assert_eq!(binds[0].target, Path::new("/etc"));
-        assert_eq!(fs::read_to_string(&binds[1].source).unwrap(), "changed");
+        // A container that starts again has its mounts made anew.
+        for _ in 0..2 {
+            let binds = bed.with(spec.clone(), |context| {
+                mounts(context.pod, context.pod_dir, &container, &paths, &[])
+                    .expect("this test needs root")
+            });
+            assert_eq!(binds[0].target, Path::new("/etc"));
+            assert_eq!(fs::read_to_string(&binds[1].source).unwrap(), "changed");
+            assert!(!binds[1].source.starts_with(&paths["v"]));
+            let mounted = mounts_below(&bed.directory.path().join("pod")).unwrap();
+            assert_eq!(mounted.len(), 1);
+        }
+        reclaim(&bed.directory.path().join("pod")).unwrap();
+        assert!(!file.exists());
         tear_down(&bed.directory.path().join("pod")).unwrap();
         assert!(!bed.directory.path().join("pod").exists());
+    }
+
+    #[test]
+    fn containers_write_to_what_is_theirs_alone() {
+        let secret = json!({"metadata": {"name": "s", "namespace": "d"}, "data": {"k": "dg=="}});
+        let bed = Bed::new(&[(Resource::Secret, secret), map("1")]);
+        let spec = json!({"containers": [], "volumes": [
+            {"name": "map", "configMap": {"name": "c"}},
+            {"name": "secret", "secret": {"secretName": "s"}},
+            {"name": "projected", "projected": {"sources": [{"configMap": {"name": "c"}}]}},
+            {"name": "downward", "downwardAPI": {"items": []}},
+            {"name": "empty", "emptyDir": {}},
+            {"name": "host", "hostPath": {"path": "/"}}
+        ]});
+        let names = ["map", "secret", "projected", "downward", "empty", "host"];
+        let paths = names.map(|name| (name.to_owned(), PathBuf::from("/")));
+        let container = |read_only: bool| {
+            let all = names.map(|name| {
+                json!({"name": name, "mountPath": format!("/{name}"), "readOnly": read_only})
+            });
+            serde_json::from_value(json!({"name": "x", "volumeMounts": all})).unwrap()
+        };
+        let read_only = |wanted: bool| {
+            let binds = bed.with(spec.clone(), |context| {
+                let paths = paths.clone().into();
+                mounts(
+                    context.pod,
+                    context.pod_dir,
+                    &container(wanted),
+                    &paths,
+                    &[],
+                )
+                .unwrap()
+            });
+            binds.iter().map(|bind| bind.read_only).collect::<Vec<_>>()
+        };
+        assert_eq!(read_only(false), [true, true, true, true, false, false]);
+        assert_eq!(read_only(true), [true; 6]);
+    }
+
+    #[test]
+    fn paths_are_read_as_the_kernel_writes_them() {
+        let path = |written: &[u8]| unescaped(written).into_os_string().into_vec();
+        assert_eq!(path(b"/a\\040b\\134\\012c"), b"/a b\\\nc");
+        assert_eq!(path(b"/\xff\\"), b"/\xff\\");
     }
 
     #[test]
@@ -448,6 +540,11 @@ mod tests {
             2,
             "mounted once"
         );
+        for name in ["s", "p"] {
+            let found = rustix::fs::statvfs(&paths[name]).unwrap();
+            assert_eq!(found.f_blocks * found.f_frsize, OBJECTS_BYTES);
+            assert_eq!(found.f_files, OBJECTS_INODES);
+        }
         assert_eq!(fs::read_to_string(paths["s"].join("k")).unwrap(), "v");
         let mode = fs::metadata(paths["s"].join("k"))
             .unwrap()

@@ -1,7 +1,8 @@
 //! A pod's volumes on the host, and the bind mounts made of them.
 //!
 //! Each kind is a [`Volume`]. Secrets and projected volumes live in a tmpfs of their own, so that their contents never
-//! touch a disk; what is written from API objects is replaced atomically when the objects change.
+//! touch a disk; what is written from API objects is replaced atomically when the objects change, and containers cannot
+//! write to it.
 
 mod atomic;
 mod kinds;
@@ -13,11 +14,16 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use gantry_runtime::{BindMount, Propagation};
-use k8s_openapi::api::core::v1::{Container, Pod, Volume as Written};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume as Written, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::desired::Desired;
 use crate::env::{EnvError, expand};
+
+/// Below a pod's directory: its volumes, by kind and name.
+const VOLUMES: &str = "volumes";
+/// Below a pod's directory: the parts of volumes that its containers have mounted, by container and mount.
+const SUBPATHS: &str = "volume-subpaths";
 
 /// A volume that cannot be set up; the pod waits, and the words become a `FailedMount` Event.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +99,7 @@ pub struct VolumeContext<'a> {
 
 impl VolumeContext<'_> {
     fn dir(&self, plugin: &str, name: &str) -> PathBuf {
-        self.pod_dir.join("volumes").join(plugin).join(name)
+        self.pod_dir.join(VOLUMES).join(plugin).join(name)
     }
 
     fn fs_group(&self) -> Option<u32> {
@@ -108,6 +114,11 @@ pub trait Volume: Send + Sync {
     fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError>;
     /// Brings its contents up to date with the API objects they come from.
     fn refresh(&self, context: &VolumeContext<'_>) -> Result<(), VolumeError>;
+    /// Whether containers may only read it, whatever their mounts say: so it is with everything that we write to while
+    /// they run.
+    fn read_only(&self) -> bool {
+        true
+    }
 }
 
 /// Sets up every volume of the pod; answers their host paths by name.
@@ -136,18 +147,21 @@ pub fn refresh(context: &VolumeContext<'_>) -> Result<(), (String, VolumeError)>
     result
 }
 
-/// Unmounts and removes everything below a pod's directory. The caller knows that no container uses it.
-pub fn tear_down(pod_dir: &Path) -> Result<(), VolumeError> {
-    let mounted = kinds::mounts_below(pod_dir)?;
+/// Unmounts and removes everything below a directory. The caller knows that no container uses it.
+pub fn tear_down(directory: &Path) -> Result<(), VolumeError> {
+    let mounted = kinds::mounts_below(directory)?;
     for mount in mounted.iter().rev() {
         kinds::unmount(mount)?;
     }
-    match std::fs::remove_dir_all(pod_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io(format!("removing {}", pod_dir.display()))(error))
-        }
-        _ => Ok(()),
-    }
+    gantry_durable::remove_tree(directory).map_err(io(format!("removing {}", directory.display())))
+}
+
+/// Unmounts and removes a pod's volumes, and nothing else below its directory. The caller knows that no container uses
+/// them.
+pub fn reclaim(pod_dir: &Path) -> Result<(), VolumeError> {
+    // These hold on to files that are removed.
+    tear_down(&pod_dir.join(SUBPATHS))?;
+    tear_down(&pod_dir.join(VOLUMES))
 }
 
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Written> {
@@ -156,43 +170,60 @@ fn volumes(pod: &Pod) -> impl Iterator<Item = &Written> {
         .flat_map(|spec| spec.volumes.iter().flatten())
 }
 
-/// The bind mounts of a container. `env` is what `subPathExpr` sees.
+/// The bind mounts of a container of the pod whose directory this is. `env` is what `subPathExpr` sees. The caller knows
+/// that the container does not run: what earlier calls have mounted for it is taken off.
 pub fn mounts(
+    pod: &Pod,
+    pod_dir: &Path,
     container: &Container,
     paths: &BTreeMap<String, PathBuf>,
     env: &[(String, String)],
 ) -> Result<Vec<BindMount>, VolumeError> {
-    let lookup = |name: &str| {
-        env.iter()
-            .find(|(own, _)| own == name)
-            .map(|(_, value)| value.clone())
-    };
+    let subpaths = pod_dir.join(SUBPATHS).join(&container.name);
+    if subpaths.exists() {
+        tear_down(&subpaths)?;
+    }
     let mut result = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
-        let base = paths
-            .get(&mount.name)
-            .ok_or_else(|| VolumeError::Unknown(mount.name.clone()))?;
-        let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
-            (Some(path), _) if !path.is_empty() => Some(path.clone()),
-            (_, Some(expression)) if !expression.is_empty() => Some(expand(expression, &lookup)),
-            _ => None,
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let unknown = || VolumeError::Unknown(mount.name.clone());
+        let base = paths.get(&mount.name).ok_or_else(unknown)?;
+        let volume = volumes(pod).find(|volume| volume.name == mount.name);
+        let kind = kinds::of(volume.ok_or_else(unknown)?)?;
+        let propagation = match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => Propagation::HostToContainer,
+            Some("Bidirectional") => Propagation::Bidirectional,
+            _ => Propagation::None,
         };
-        let source = match sub_path {
-            Some(path) => subpath::resolve(base, &path)?,
+        let source = match sub_path(mount, env) {
+            Some(path) => {
+                let place = subpaths.join(index.to_string());
+                subpath::attach(base, &path, &place, propagation)?;
+                place
+            }
             None => base.clone(),
         };
         result.push(BindMount {
             source,
             target: Path::new("/").join(&mount.mount_path),
-            read_only: mount.read_only == Some(true),
-            propagation: match mount.mount_propagation.as_deref() {
-                Some("HostToContainer") => Propagation::HostToContainer,
-                Some("Bidirectional") => Propagation::Bidirectional,
-                _ => Propagation::None,
-            },
+            read_only: kind.read_only() || mount.read_only == Some(true),
+            propagation,
         });
     }
     // A mount point below another must be mounted after it.
     result.sort_by_key(|mount| mount.target.components().count());
     Ok(result)
+}
+
+/// Which part of its volume a mount is of, unless all.
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Option<String> {
+    let lookup = |name: &str| {
+        env.iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.clone())
+    };
+    match (&mount.sub_path, &mount.sub_path_expr) {
+        (Some(path), _) if !path.is_empty() => Some(path.clone()),
+        (_, Some(expression)) if !expression.is_empty() => Some(expand(expression, &lookup)),
+        _ => None,
+    }
 }

@@ -10,6 +10,9 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 /// No image has as many accounts.
 const LONGEST_FILE: u64 = 1 << 20;
+/// The largest user and group that a container can have, as in Kubernetes. What the kernel takes for "leave it as it is",
+/// and so for root, lies above.
+const LARGEST: u32 = i32::MAX.cast_unsigned();
 
 /// A user that cannot be used; the container waits with `CreateContainerConfigError` and these words.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -20,6 +23,9 @@ pub enum UserError {
     /// The image names a group that it does not have.
     #[error("unable to find group {0}: no matching entries in group file")]
     UnknownGroup(String),
+    /// A number that nobody can be.
+    #[error("unable to run as {0}: uids and gids must be in range 0-{largest}", largest = LARGEST)]
+    OutOfRange(i64),
     /// runAsNonRoot, and the image says root.
     #[error(
         "container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})"
@@ -144,8 +150,14 @@ impl Accounts {
     }
 }
 
-fn number(value: Option<i64>) -> Option<u32> {
-    value.and_then(|value| u32::try_from(value).ok())
+/// A number of a specification.
+fn number(value: Option<i64>) -> Result<Option<u32>, UserError> {
+    let checked = |value: i64| {
+        let number = u32::try_from(value).ok();
+        let number = number.filter(|number| *number <= LARGEST);
+        number.ok_or(UserError::OutOfRange(value))
+    };
+    value.map(checked).transpose()
 }
 
 /// Decides the identity. `pod` is the pod as messages name it; `image_user` is `user[:group]`, or empty for root.
@@ -163,11 +175,11 @@ pub fn identity(
     let user = number(
         own.and_then(|own| own.run_as_user)
             .or_else(|| shared.and_then(|shared| shared.run_as_user)),
-    );
+    )?;
     let group = number(
         own.and_then(|own| own.run_as_group)
             .or_else(|| shared.and_then(|shared| shared.run_as_group)),
-    );
+    )?;
     let non_root = own
         .and_then(|own| own.run_as_non_root)
         .or_else(|| shared.and_then(|shared| shared.run_as_non_root));
@@ -203,17 +215,19 @@ pub fn identity(
     if merges && !name.is_empty() {
         groups.extend(accounts.groups_of(&name));
     }
-    groups.extend(shared.and_then(|shared| number(shared.fs_group)));
+    groups.extend(number(shared.and_then(|shared| shared.fs_group))?);
     let supplemental = shared.and_then(|shared| shared.supplemental_groups.as_ref());
-    groups.extend(
-        supplemental
-            .into_iter()
-            .flatten()
-            .filter_map(|group| number(Some(*group))),
-    );
+    for group in supplemental.into_iter().flatten() {
+        groups.extend(number(Some(*group))?);
+    }
     groups.sort_unstable();
     groups.dedup();
-    Ok(Identity { uid, gid, groups })
+    // The image names users and groups as it likes, by numbers and in its files.
+    let all = [uid, gid].into_iter().chain(groups.iter().copied());
+    match all.max().filter(|largest| *largest > LARGEST) {
+        Some(largest) => Err(UserError::OutOfRange(largest.into())),
+        None => Ok(Identity { uid, gid, groups }),
+    }
 }
 
 fn check_non_root(
@@ -347,6 +361,63 @@ mod tests {
         ));
         assert!(decide(strict(), json!({}), "101").is_ok());
         assert!(decide(strict(), json!({"runAsNonRoot": false}), "").is_ok());
+    }
+
+    #[test]
+    fn nobody_is_a_number_that_the_kernel_does_not_take() {
+        const NONE: i64 = u32::MAX as i64;
+        let refused = |decided: Result<Identity, UserError>| {
+            assert_eq!(decided, Err(UserError::OutOfRange(NONE)));
+        };
+        let accounts = Accounts {
+            passwd: format!("none:x:{NONE}:5::/:\nin-none:x:5:{NONE}::/:\nfine:x:6:6::/:\n"),
+            group: format!("nobody:x:{NONE}:fine\n"),
+        };
+        for strict in [true, false] {
+            let pod = json!({"containers": [], "securityContext": {"runAsNonRoot": strict}});
+            let spec: PodSpec = serde_json::from_value(pod).unwrap();
+            for user in [
+                format!("{NONE}"),
+                format!("5:{NONE}"),
+                "5:nobody".to_owned(),
+            ] {
+                refused(identity(
+                    &spec,
+                    &Container::default(),
+                    &user,
+                    &accounts,
+                    "p",
+                ));
+            }
+        }
+        for user in ["none", "in-none", "fine"] {
+            let spec = PodSpec::default();
+            refused(identity(&spec, &Container::default(), user, &accounts, "p"));
+        }
+        for own in ["runAsUser", "runAsGroup", "fsGroup"] {
+            refused(decide(json!({own: NONE}), json!({}), "5"));
+        }
+        refused(decide(
+            json!({"supplementalGroups": [1, NONE]}),
+            json!({}),
+            "5",
+        ));
+        for outside in [-1, i64::from(i32::MAX) + 1] {
+            let expected = Err(UserError::OutOfRange(outside));
+            assert_eq!(
+                decide(json!({"runAsUser": outside}), json!({}), "5"),
+                expected
+            );
+        }
+        let largest = i64::from(i32::MAX);
+        assert!(
+            decide(
+                json!({"runAsUser": largest, "fsGroup": largest}),
+                json!({}),
+                ""
+            )
+            .is_ok()
+        );
     }
 
     #[test]

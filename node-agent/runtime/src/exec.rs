@@ -53,7 +53,7 @@ pub(crate) struct Command {
 pub(crate) fn exec(dir: &Path, init: Vec<OwnedFd>) -> io::Result<()> {
     try_exec(dir, init)
         .unwrap_or_else(|error| Outcome::Failed(error.to_string()))
-        .write(dir)
+        .leave(dir)
 }
 
 fn try_exec(dir: &Path, init: Vec<OwnedFd>) -> io::Result<Outcome> {
@@ -87,7 +87,11 @@ fn try_exec(dir: &Path, init: Vec<OwnedFd>) -> io::Result<Outcome> {
         }
         Fork::Parent(child) => {
             drop((report, console));
-            let reported = Reported::read(reader, true)?;
+            let reported = Reported::read(reader, launch::PATIENCE)?;
+            if !reported.complete {
+                // Whoever is left is the shim's to collect.
+                return Ok(reported.give_up(&[child]));
+            }
             waitpid(rustix::process::Pid::from_raw(child), WaitOptions::empty())?;
             Ok(match reported {
                 Reported { failed: Some(code), .. } => Outcome::CannotExecute(cause(code)),

@@ -46,6 +46,13 @@ struct Container {
     status: ContainerStatus,
 }
 
+impl Sandbox {
+    fn statuses(&self) -> Vec<ContainerStatus> {
+        let statuses = self.containers.iter();
+        statuses.map(|container| container.status.clone()).collect()
+    }
+}
+
 /// What a command of the fake does.
 enum Behaviour {
     Exits { code: i32, output: String },
@@ -253,13 +260,20 @@ impl Runtime for FakeRuntime {
         let status = |sandbox: &Sandbox| SandboxStatus {
             spec: sandbox.spec.clone(),
             shim_pid: sandbox.shim_pid,
-            containers: sandbox
-                .containers
-                .iter()
-                .map(|container| container.status.clone())
-                .collect(),
+            containers: sandbox.statuses(),
         };
         Ok(state.sandboxes.values().map(status).collect())
+    }
+
+    fn sandbox(&self, pod: &PodUid) -> Option<SandboxSpec> {
+        let state = self.state.lock();
+        state.sandboxes.get(pod).map(|known| known.spec.clone())
+    }
+
+    async fn containers(&self, pod: &PodUid) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let state = self.state.lock();
+        let sandbox = state.sandboxes.get(pod).map(Sandbox::statuses);
+        sandbox.ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))
     }
 
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError> {

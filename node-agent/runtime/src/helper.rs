@@ -12,6 +12,7 @@ use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -47,7 +48,16 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
+    /// Leaves it to whoever asked; when they have given up, and the directory is gone, nobody is to run what nobody knows.
+    pub(crate) fn leave(&self, dir: &Path) -> io::Result<()> {
+        let written = self.write(dir);
+        if let (Err(_), Self::Running(pid)) = (&written, self) {
+            sys::kill(*pid, libc::SIGKILL)?;
+        }
+        written
+    }
+
+    fn write(&self, dir: &Path) -> io::Result<()> {
         let (tag, text) = match self {
             Self::Running(pid) => ('R', pid.to_string()),
             Self::CannotExecute(cause) => ('X', cause.clone()),
@@ -98,8 +108,7 @@ impl Confined {
         let env = process
             .and_then(|process| process.env().clone())
             .unwrap_or_default();
-        // libcontainer adds what is missing (HOME) to the process's own environment.
-        let program = match Program::new(&args, &with_home(env)) {
+        let program = match Program::new(&args, &env) {
             Ok(program) => program,
             Err(error) => return error,
         };
@@ -135,15 +144,6 @@ impl Confined {
     }
 }
 
-fn with_home(mut env: Vec<String>) -> Vec<String> {
-    if !env.iter().any(|entry| entry.starts_with("HOME="))
-        && let Some(home) = std::env::var_os("HOME")
-    {
-        env.push(format!("HOME={}", home.to_string_lossy()));
-    }
-    env
-}
-
 impl Executor for Confined {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let error = self.attempt(spec);
@@ -157,19 +157,8 @@ impl Executor for Confined {
         Ok(())
     }
 
-    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // Everything else is taken from the specification, in its order and with its repetitions.
-        if let Some(home) = envs.get("HOME") {
-            #[expect(
-                unsafe_code,
-                clippy::disallowed_methods,
-                reason = "the forked init has one thread"
-            )]
-            // SAFETY: this process was forked from a single-threaded helper and starts no threads.
-            unsafe {
-                std::env::set_var("HOME", home);
-            }
-        }
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // All is taken from the specification, in its order and with its repetitions.
         Ok(())
     }
 }
@@ -179,7 +168,7 @@ pub(crate) fn create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<()> {
     let outcome = try_create(dir, namespaces);
     outcome
         .unwrap_or_else(|error| Outcome::Failed(error.to_string()))
-        .write(dir)
+        .leave(dir)
 }
 
 fn try_create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<Outcome> {
@@ -193,6 +182,10 @@ fn try_create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<Outcome> {
             pid_namespace: Arc::new(pid_namespace),
             capabilities: read_capabilities(dir)?,
         }),
+    };
+    let patience = match &late {
+        None => launch::PATIENCE_WITH_DISKS,
+        Some(_) => launch::PATIENCE,
     };
     let (failures, report) = io::pipe()?;
     let executor = Confined {
@@ -208,8 +201,14 @@ fn try_create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<Outcome> {
     let built = build(dir, executor, has_console.then_some(console), state);
     // Our copy of the pipe's write end went with the builder. A container that could not be started may still have its
     // own, and wait: there is no more to come then.
-    let reported = launch::Reported::read(failures, built.is_ok())?;
+    let patience = if built.is_ok() {
+        patience
+    } else {
+        Duration::ZERO
+    };
+    let reported = launch::Reported::read(failures, patience)?;
     Ok(match (built, reported) {
+        (Ok(pid), reported) if !reported.complete => reported.give_up(&[pid]),
         // The cause may have come through the pipe too, more precisely.
         (
             _,
@@ -283,4 +282,27 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_will_hear_of_does_not_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let sleeper = || std::process::Command::new("sleep").arg("1000").spawn();
+        let (mut known, mut unknown) = (sleeper().unwrap(), sleeper().unwrap());
+        let running =
+            |child: &std::process::Child| Outcome::Running(i32::try_from(child.id()).unwrap());
+        running(&known).leave(dir.path()).unwrap();
+        assert_eq!(Outcome::read(dir.path()), running(&known));
+        let gone = dir.path().join("gone");
+        running(&unknown).leave(&gone).unwrap_err();
+        let ended = std::os::unix::process::ExitStatusExt::signal(&unknown.wait().unwrap());
+        assert_eq!(ended, Some(libc::SIGKILL));
+        assert!(known.try_wait().unwrap().is_none());
+        known.kill().unwrap();
+        known.wait().unwrap();
+    }
 }

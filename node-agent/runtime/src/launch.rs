@@ -6,12 +6,24 @@
 use std::ffi::CString;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::helper::Outcome;
 use crate::seccomp;
 use crate::sys::{self, Fork};
 
 /// Where a container's specification names no other.
 const CONTAINER_UMASK: u32 = 0o022;
+/// For the moment between the fork and the program. It takes milliseconds, but the process may be in a pid namespace by
+/// then, where the container's root can stop it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// For a program that is alone in its pid namespace, which nobody but a slow disk can hold up. Less than what the agent
+/// waits for an answer.
+pub(crate) const PATIENCE_WITH_DISKS: Duration = Duration::from_secs(100);
+/// Bytes. No process has more than two things to say.
+const LONGEST_REPORT: usize = 64;
 const STARTED: u8 = b'S';
 const FAILED: u8 = b'F';
 const REFUSED: u8 = b'R';
@@ -142,9 +154,11 @@ impl Report<'_> {
     }
 }
 
-/// All that was said, once nobody can say any more.
+/// All that was said.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Reported {
+    /// Nobody can say any more.
+    pub(crate) complete: bool,
     /// A child of this process.
     pub(crate) started: Option<i32>,
     /// The number of the error with which the program was not executed.
@@ -154,16 +168,23 @@ pub(crate) struct Reported {
 }
 
 impl Reported {
-    /// Reads until nobody can say any more; or, when not told to `wait`, what has been said by now.
-    pub(crate) fn read(pipe: PipeReader, wait: bool) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&pipe, !wait)?;
-        let mut said = Vec::new();
-        // No process has two things to say.
-        match pipe.take(64).read_to_end(&mut said) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => drop(read?),
-        }
+    /// Reads until nobody can say any more, or for as long as `patience`.
+    pub(crate) fn read(mut pipe: PipeReader, patience: Duration) -> io::Result<Self> {
+        let begun = Instant::now();
+        let mut said = Vec::with_capacity(LONGEST_REPORT);
         let mut reported = Self::default();
+        while said.len() < LONGEST_REPORT
+            && readable(&pipe, patience.saturating_sub(begun.elapsed()))?
+        {
+            let mut buffer = [0; LONGEST_REPORT];
+            let room = LONGEST_REPORT - said.len();
+            let count = pipe.read(&mut buffer[..room])?;
+            if count == 0 {
+                reported.complete = true;
+                break;
+            }
+            said.extend_from_slice(&buffer[..count]);
+        }
         for message in said.chunks(5) {
             let Some((&kind, Ok(number))) = message
                 .split_first()
@@ -185,6 +206,25 @@ impl Reported {
         }
         Ok(reported)
     }
+
+    /// What is to be done about a start of which the end was not reported: the container, or something it waits for, holds
+    /// up the process between the fork and the program. Nobody will want it any more.
+    pub(crate) fn give_up(&self, others: &[i32]) -> Outcome {
+        for pid in self.started.iter().chain(others) {
+            // One that has ended meanwhile is what was wanted.
+            sys::kill(*pid, libc::SIGKILL).unwrap_or_default();
+        }
+        let words = "the command did not begin in time: is it stopped from inside the container?";
+        Outcome::Failed(words.to_owned())
+    }
+}
+
+/// Whether the pipe has something to read, or has ended, before the time is over.
+fn readable(pipe: &PipeReader, patience: Duration) -> io::Result<bool> {
+    let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+    let mut polled = [PollFd::new(pipe, PollFlags::IN)];
+    let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&patience)))?;
+    Ok(ready > 0)
 }
 
 /// Whether this process is the parent of another.
@@ -205,16 +245,19 @@ mod tests {
             message.send(&writer).unwrap();
         }
         drop(writer);
-        Reported::read(reader, true)
+        Reported::read(reader, PATIENCE)
+    }
+
+    fn sleeper() -> (std::process::Child, i32) {
+        let child = std::process::Command::new("sleep").arg("1000").spawn();
+        let child = child.unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        (child, pid)
     }
 
     #[test]
     fn a_pid_counts_when_it_is_a_child() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("1000")
-            .spawn()
-            .unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
+        let (mut child, pid) = sleeper();
         let started = read(&[Report::Started(pid)]).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
@@ -227,6 +270,33 @@ mod tests {
             read(&[Report::Failed(&missing)]).unwrap().failed,
             Some(libc::ENOENT)
         );
-        assert_eq!(read(&[]).unwrap(), Reported::default());
+        let nothing = read(&[]).unwrap();
+        assert!(nothing.complete);
+        assert_eq!((nothing.started, nothing.failed), (None, None));
+    }
+
+    #[test]
+    fn who_never_ends_its_report_is_not_waited_for_and_is_killed() {
+        let (mut child, pid) = sleeper();
+        let (reader, writer) = io::pipe().unwrap();
+        Report::Started(pid).send(&writer).unwrap();
+        let reported = Reported::read(reader, Duration::ZERO).unwrap();
+        // It still could say more.
+        drop(writer);
+        assert_eq!((reported.complete, reported.started), (false, Some(pid)));
+        assert!(matches!(reported.give_up(&[]), Outcome::Failed(_)));
+        let ended = std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap());
+        assert_eq!(ended, Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn who_says_too_much_is_not_heard_out() {
+        let (reader, writer) = io::pipe().unwrap();
+        let failure = io::Error::from_raw_os_error(libc::ENOENT);
+        for _ in 0..LONGEST_REPORT {
+            Report::Failed(&failure).send(&writer).unwrap();
+        }
+        let reported = Reported::read(reader, PATIENCE).unwrap();
+        assert!(!reported.complete && reported.failed == Some(libc::ENOENT));
     }
 }

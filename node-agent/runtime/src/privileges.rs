@@ -10,6 +10,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use crate::sys;
 
+/// To the kernel, the user or group that a process has already: it would stay root.
+pub(crate) const UNCHANGED: u32 = u32::MAX;
 const SCORE: &str = "/proc/self/oom_score_adj";
 
 /// Keeps others from reading this process's memory and descriptors, until it executes something.
@@ -54,6 +56,9 @@ pub(crate) fn hold_capabilities(kept: CapabilitySet) -> io::Result<()> {
 
 /// Becomes this user. Capabilities go with root.
 pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    if [uid, gid].contains(&UNCHANGED) || groups.contains(&UNCHANGED) {
+        return Err(Errno::INVAL.into());
+    }
     let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_thread_groups(&groups)?;
@@ -106,4 +111,21 @@ pub(crate) fn set_oom_score_adj(adjustment: i32) -> io::Result<()> {
         std::fs::write(SCORE, "0")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_becomes_whoever_they_are() {
+        for (uid, gid, groups) in [
+            (UNCHANGED, 7, [7]),
+            (7, UNCHANGED, [7]),
+            (7, 7, [UNCHANGED]),
+        ] {
+            let refused = become_user(uid, gid, &groups).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        }
+    }
 }

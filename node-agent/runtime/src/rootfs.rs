@@ -1,20 +1,42 @@
 //! Looks into a container's file system before it exists, so that a command that cannot run is refused with the words
 //! a user can act on. Every path is resolved by the kernel as if the rootfs were `/`: no link leads out of it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::RuntimeError;
-use crate::traits::ContainerSpec;
+use crate::traits::{BindMount, ContainerSpec};
 
 /// Where programs are looked for when a container does not say.
 pub(crate) const DEFAULT_PATH: &str =
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Directories of the root directory that every container has file systems of its own on.
+const OWN: [&str; 3] = ["dev", "proc", "sys"];
+/// What may be mounted below /proc, as in other runtimes: files that say how much of the machine is a container's.
+const IN_PROC: [&str; 10] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
+/// A process file system, as the kernel tells them apart.
+const PROC: i64 = 0x9fa0;
+/// Links that the kernel follows in one path.
+const MOST_LINKS: usize = 40;
 
 fn open(root: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let root = rustix::fs::open(
@@ -157,13 +179,139 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
 }
 
 /// Refuses an image in which a directory that will be mounted on is a link, and so leads elsewhere.
-pub(crate) fn refuse_linked(spec: &ContainerSpec, name: &str) -> io::Result<()> {
+fn refuse_linked(spec: &ContainerSpec, name: &str) -> io::Result<()> {
     match std::fs::symlink_metadata(spec.rootfs.join(name)) {
         Ok(found) if !found.is_dir() => Err(io::Error::other(format!(
             "the image's /{name} must be a directory"
         ))),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Refuses what would have libcontainer act on the host: it makes and deletes files in the container's /dev by the host's
+/// path to it, so neither that directory nor the root above it may be anything but what this crate puts there. Other
+/// runtimes, too, let nothing but a process file system be /proc.
+pub(crate) fn check_mount_points(spec: &ContainerSpec) -> io::Result<()> {
+    for name in OWN {
+        refuse_linked(spec, name)?;
+    }
+    let mut before: Vec<BindMount> = Vec::with_capacity(spec.mounts.len());
+    for mount in &spec.mounts {
+        let target = mount_point(&spec.rootfs, &before, &mount.target)?;
+        check_mount_point(&target, Some(&mount.source))
+            .map_err(|error| explain(&mount.target, &error))?;
+        before.push(BindMount {
+            target,
+            ..mount.clone()
+        });
+    }
+    let termination = &spec.termination_message_path;
+    let target = mount_point(&spec.rootfs, &before, termination)?;
+    // A file, for which there is no place where a directory is.
+    if target.starts_with("/proc") {
+        check_mount_point(&target, None).map_err(|error| explain(termination, &error))?;
+    }
+    Ok(())
+}
+
+fn explain(target: &Path, error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "nothing can be mounted at {}: {error}; choose another path",
+        target.display()
+    ))
+}
+
+/// Judges where a mount comes to lie.
+fn check_mount_point(target: &Path, source: Option<&Path>) -> io::Result<()> {
+    let process_files = |source: &Path| Ok::<_, Errno>(rustix::fs::statfs(source)?.f_type == PROC);
+    let refused = match target.strip_prefix("/proc") {
+        _ if target == Path::new("/") => Some("it is the root directory"),
+        _ if target == Path::new("/dev") => Some("it is the directory of the container's devices"),
+        Ok(below) if below.as_os_str().is_empty() => match source {
+            Some(source) if process_files(source)? => None,
+            _ => Some("only a process file system can be"),
+        },
+        Ok(below) if !IN_PROC.iter().any(|file| below == Path::new(file)) => {
+            Some("it is in the process file system")
+        }
+        _ => None,
+    };
+    refused.map_or(Ok(()), |why| Err(io::Error::other(why)))
+}
+
+/// Where a mount at `target` comes to lie: what the links of the image, and of volumes that are mounted before it, make of
+/// it. The targets of `before` have been through this.
+fn mount_point(root: &Path, before: &[BindMount], target: &Path) -> io::Result<PathBuf> {
+    let mut at = PathBuf::from("/");
+    let mut ahead = PathBuf::from("/").join(target);
+    let mut links = 0;
+    loop {
+        let mut parts = ahead.components();
+        let Some(part) = parts.next() else {
+            return Ok(at);
+        };
+        let rest = parts.as_path().to_owned();
+        ahead = match part {
+            Component::Prefix(_) | Component::RootDir => {
+                at = PathBuf::from("/");
+                rest
+            }
+            Component::CurDir => rest,
+            Component::ParentDir => {
+                at.pop();
+                rest
+            }
+            Component::Normal(name) => match read_link(root, before, &at, name)? {
+                None => {
+                    at.push(name);
+                    rest
+                }
+                Some(_) if links == MOST_LINKS => return Err(Errno::LOOP.into()),
+                Some(link) => {
+                    links += 1;
+                    link.join(rest)
+                }
+            },
+        };
+    }
+}
+
+/// The link of this name in a directory of the container, if it is one. No link is on the way to the directory.
+fn read_link(
+    root: &Path,
+    before: &[BindMount],
+    directory: &Path,
+    name: &OsStr,
+) -> io::Result<Option<PathBuf>> {
+    let path = directory.join(name);
+    // Of mounts over one another the last is seen.
+    let covering = before
+        .iter()
+        .rev()
+        .find(|mount| path.starts_with(&mount.target));
+    let (root, directory) = match covering {
+        Some(mount) if mount.target == path => return Ok(None),
+        Some(mount) => (
+            mount.source.as_path(),
+            directory.strip_prefix(&mount.target).unwrap_or(directory),
+        ),
+        // New ones are mounted there, in which nothing leads out.
+        None if OWN
+            .iter()
+            .any(|own| path.starts_with(Path::new("/").join(own))) =>
+        {
+            return Ok(None);
+        }
+        None => (root, directory),
+    };
+    let read = open(root, directory, OFlags::PATH | OFlags::DIRECTORY)
+        .and_then(|directory| rustix::fs::readlinkat(directory, name, Vec::new()));
+    match read {
+        Ok(link) => Ok(Some(PathBuf::from(OsString::from_vec(link.into_bytes())))),
+        // No link, or nothing: it is made then.
+        Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -177,3 +325,6 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
         Mode::empty(),
     )?))
 }
+
+#[cfg(test)]
+mod tests;

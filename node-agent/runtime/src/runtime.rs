@@ -252,6 +252,14 @@ impl Runtime for ShimRuntime {
         sandboxes::list(&self.shared).await
     }
 
+    fn sandbox(&self, pod: &PodUid) -> Option<SandboxSpec> {
+        self.shared.sandbox(pod).map(|known| known.spec.clone())
+    }
+
+    async fn containers(&self, pod: &PodUid) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        containers::list(&self.shared, pod).await
+    }
+
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError> {
         check_name(&pod.0)?;
         let lock = self.shared.lock_of(pod);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::devices;
 use crate::error::RuntimeError;
 use crate::exec::Command;
+use crate::privileges;
 use crate::rootfs::DEFAULT_PATH;
 use crate::traits::{BindMount, ContainerSpec, ExecSpec, Propagation, Resources, SandboxSpec};
 
@@ -75,6 +76,9 @@ const ALL_CAPABILITIES: &[&str] = &[
     "BPF",
     "CHECKPOINT_RESTORE",
 ];
+
+/// Where a user's files are when nobody says, as other runtimes have it.
+const DEFAULT_HOME: &str = "HOME=/";
 
 const MASKED: &[&str] = &[
     "/proc/acpi",
@@ -181,8 +185,24 @@ pub(crate) fn bits(capabilities: &BTreeSet<&'static str>) -> u64 {
         .fold(0, |bits, (bit, _)| bits | 1 << bit)
 }
 
+/// Leaves exactly one HOME, which says something. Where libcontainer finds none it asks the C library for the user's,
+/// when it has entered the container's root directory and before it has given up anything: and the C library then
+/// executes, in that process of ours, whatever the image's /etc/nsswitch.conf names.
+fn set_home(env: &mut Vec<String>) {
+    let mut found = false;
+    env.retain(|entry| match entry.split_once('=') {
+        Some(("HOME", value)) if !value.is_empty() => !std::mem::replace(&mut found, true),
+        Some((name, _)) => name != "HOME",
+        None => entry != "HOME",
+    });
+    if !found {
+        env.push(DEFAULT_HOME.to_owned());
+    }
+}
+
 fn environment(spec: &ContainerSpec) -> Vec<String> {
     let mut env = spec.env.clone();
+    set_home(&mut env);
     if !env.iter().any(|entry| entry.starts_with("PATH=")) {
         env.insert(0, DEFAULT_PATH.to_owned());
     }
@@ -197,8 +217,22 @@ fn groups(spec: &ContainerSpec) -> BTreeSet<u32> {
     spec.groups.iter().copied().chain([spec.gid]).collect()
 }
 
+/// Refuses numbers that leave a process whatever it was: to the kernel they say "do not change".
+fn check_user(spec: &ContainerSpec) -> Result<(), RuntimeError> {
+    let mut numbers = groups(spec);
+    numbers.insert(spec.uid);
+    if numbers.contains(&privileges::UNCHANGED) {
+        return Err(RuntimeError::Create {
+            container: spec.id.name.clone(),
+            cause: format!("{} is no user or group to run as", privileges::UNCHANGED),
+        });
+    }
+    Ok(())
+}
+
 /// The `process` part. A container that joins a shared pid namespace itself keeps what that needs until then.
 fn process(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Value, RuntimeError> {
+    check_user(spec)?;
     let available = around.available;
     let capabilities = match around.shared_proc {
         None => capabilities(spec, available)?,
@@ -446,11 +480,13 @@ pub(crate) fn config(
             _ => Propagation::None,
         },
     );
-    match widest {
-        Propagation::None => {}
-        Propagation::HostToContainer => linux["rootfsPropagation"] = json!("rslave"),
-        Propagation::Bidirectional => linux["rootfsPropagation"] = json!("rshared"),
-    }
+    // libcontainer makes every mount this before it binds volumes, each with all below it, and those become the same: what
+    // a bind's own options say of it counts for nothing.
+    linux["rootfsPropagation"] = json!(match widest {
+        Propagation::None => "private",
+        Propagation::HostToContainer => "slave",
+        Propagation::Bidirectional => "shared",
+    });
     if spec.privileged {
         linux["devices"] = Value::Array(host_devices());
         linux["maskedPaths"] = json!([]);
@@ -467,3 +503,6 @@ pub(crate) fn config(
         "linux": linux,
     }))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -291,6 +291,10 @@ pub trait Runtime: Send + Sync + 'static {
     async fn start_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError>;
     /// Every sandbox of this node, including those of an earlier agent process.
     async fn sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
+    /// One sandbox as it was given at creation, when it is known: waits for no shim.
+    fn sandbox(&self, pod: &PodUid) -> Option<SandboxSpec>;
+    /// All containers of one sandbox that are not yet removed, in creation order: asks no other sandbox's shim.
+    async fn containers(&self, pod: &PodUid) -> Result<Vec<ContainerStatus>, RuntimeError>;
     /// Kills what still runs, ends the shim and removes every trace but the logs.
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError>;
     /// Creates and starts a container; returns when its command is executing.

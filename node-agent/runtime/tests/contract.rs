@@ -28,6 +28,11 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
 
     // Nothing is there at first, and asking for something of it says what is missing.
     assert!(runtime.sandboxes().await.unwrap().is_empty());
+    assert!(runtime.sandbox(&pod).is_none());
+    assert!(matches!(
+        runtime.containers(&pod).await,
+        Err(RuntimeError::NoSandbox(_))
+    ));
     let refused = runtime.start_container(spec(&["/bin/true"])).await;
     assert!(
         matches!(refused, Err(RuntimeError::NoSandbox(_))),
@@ -42,6 +47,8 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     // Starting twice is starting once.
     runtime.start_sandbox(sandbox(&pod.0, logs)).await.unwrap();
     let shim = runtime.sandboxes().await.unwrap()[0].shim_pid;
+    assert_eq!(runtime.sandbox(&pod).unwrap().pod, pod);
+    assert!(runtime.containers(&pod).await.unwrap().is_empty());
     runtime.start_sandbox(sandbox(&pod.0, logs)).await.unwrap();
     assert_eq!(runtime.sandboxes().await.unwrap()[0].shim_pid, shim);
     assert!(matches!(
@@ -62,6 +69,10 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
             .await
             .unwrap(),
         started
+    );
+    assert_eq!(
+        runtime.containers(&pod).await.unwrap(),
+        std::slice::from_ref(&started)
     );
     assert_eq!(runtime.sandboxes().await.unwrap()[0].containers, [started]);
 

@@ -7,7 +7,7 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gantry_runtime::*;
 use support::*;
@@ -518,4 +518,157 @@ async fn no_link_leads_a_command_to_the_hosts_files() {
     let error = refused.err().expect("a directory outside of the container");
     assert!(error.to_string().contains("Permission denied"), "{error}");
     node.runtime.remove_sandbox(&id.pod).await.unwrap();
+}
+
+/// Starts a container that must be refused, and looks that nothing happened to a directory of the host meanwhile.
+async fn refused(
+    node: &Node,
+    elsewhere: &Path,
+    name: &str,
+    change: impl FnOnce(&mut ContainerSpec),
+) -> String {
+    let mut spec = node.container("pod", &["/bin/true"]);
+    spec.id.name = name.to_owned();
+    change(&mut spec);
+    let refused = node.runtime.start_container(spec).await.unwrap_err();
+    let left = fs::read_dir(elsewhere).unwrap().count();
+    assert_eq!(left, 1, "{refused}");
+    assert_eq!(fs::read(elsewhere.join("ptmx")).unwrap(), b"of the host");
+    refused.to_string()
+}
+
+#[tokio::test]
+async fn an_image_cannot_lead_its_own_start_to_the_hosts_files() {
+    let node = Node::new();
+    let elsewhere = node.dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("ptmx"), "of the host").unwrap();
+    node.runtime
+        .start_sandbox(node.sandbox("pod"))
+        .await
+        .unwrap();
+    let planted = node.dir.path().join("planted");
+    fs::create_dir(&planted).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, planted.join("dev")).unwrap();
+    // What runs is looked for there, and found.
+    fs::create_dir(planted.join("bin")).unwrap();
+    fs::copy(node.rootfs.join("bin/busybox"), planted.join("bin/true")).unwrap();
+    let said = refused(&node, &elsewhere, "covered", |spec| {
+        spec.mounts.push(BindMount {
+            source: planted.clone(),
+            target: PathBuf::from("/"),
+            read_only: false,
+            propagation: Propagation::None,
+        });
+    })
+    .await;
+    assert!(said.contains("the root directory"), "{said}");
+    for name in ["dev", "proc", "sys"] {
+        let own = node.rootfs.join(name);
+        fs::remove_dir(&own).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &own).unwrap();
+        let said = refused(&node, &elsewhere, name, |_| {}).await;
+        assert!(said.contains(&format!("the image's /{name}")), "{said}");
+        fs::remove_file(&own).unwrap();
+        fs::create_dir(&own).unwrap();
+    }
+    node.runtime
+        .remove_sandbox(&PodUid("pod".to_owned()))
+        .await
+        .unwrap();
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_home_is_given_and_nobody_asked_for_it() {
+    let node = Node::new();
+    node.runtime
+        .start_sandbox(node.sandbox("pod"))
+        .await
+        .unwrap();
+    // Whoever looked would find this one.
+    fs::write(node.rootfs.join("etc/passwd"), "root:x:0:0::/looked-up:\n").unwrap();
+    for (name, env, expected) in [
+        ("none", &[][..], "HOME=/\n"),
+        ("empty", &["HOME="], "HOME=/\n"),
+        ("own", &["HOME=/own"], "HOME=/own\n"),
+    ] {
+        let homes = "env | grep ^HOME=";
+        let said = node
+            .script("pod", name, homes, |spec| {
+                spec.env = env.iter().map(|&entry| entry.to_owned()).collect();
+            })
+            .await;
+        assert_eq!(said, expected, "{name}");
+    }
+    node.runtime
+        .remove_sandbox(&PodUid("pod".to_owned()))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn later_mounts_of_the_host_reach_the_volumes_that_ask_for_them() {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    let node = Node::new();
+    let volume = node.dir.path().join("volume");
+    let tmpfs = |at: &Path| {
+        fs::create_dir(at).unwrap();
+        rustix::mount::mount(
+            "none",
+            at,
+            "tmpfs",
+            MountFlags::empty(),
+            None::<&std::ffi::CStr>,
+        )
+        .unwrap();
+    };
+    tmpfs(&volume);
+    rustix::mount::mount_change(&volume, MountPropagationFlags::SHARED).unwrap();
+    node.runtime
+        .start_sandbox(node.sandbox("pod"))
+        .await
+        .unwrap();
+    let mut ids = Vec::new();
+    for (name, propagation) in [
+        ("none", Propagation::None),
+        ("from-host", Propagation::HostToContainer),
+        ("both", Propagation::Bidirectional),
+    ] {
+        let mut spec = node.container("pod", &["/bin/sleep", "1000"]);
+        spec.id.name = name.to_owned();
+        spec.privileged = true;
+        spec.mounts.push(BindMount {
+            source: volume.clone(),
+            target: PathBuf::from("/volume"),
+            read_only: false,
+            propagation,
+        });
+        ids.push(spec.id.clone());
+        node.runtime.start_container(spec).await.unwrap();
+    }
+    let later = volume.join("later");
+    tmpfs(&later);
+    fs::write(later.join("seen"), "").unwrap();
+    for (id, expected) in ids.iter().zip(["", "seen\n", "seen\n"]) {
+        let (said, _) = inside(&node, id, "ls /volume/later").await;
+        assert_eq!(said, expected, "{}", id.name);
+    }
+    for (id, reaches) in ids.iter().zip([false, false, true]) {
+        let at = format!("/volume/{}", id.name);
+        let script = format!("mkdir {at} && mount -t tmpfs none {at} && touch {at}/made");
+        let (said, code) = inside(&node, id, &script).await;
+        assert_eq!(code, 0, "{said}");
+        let made = volume.join(&id.name).join("made");
+        assert_eq!(made.exists(), reaches, "{}", id.name);
+    }
+    node.runtime
+        .remove_sandbox(&PodUid("pod".to_owned()))
+        .await
+        .unwrap();
+    let both = volume.join("both");
+    for mounted in [both, later, volume] {
+        rustix::mount::unmount(&mounted, UnmountFlags::DETACH).unwrap();
+    }
+    assert_eq!(node.traces(), Vec::<String>::new());
 }

@@ -5,7 +5,7 @@ use gantry_runtime::{PodUid, Runtime};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use super::status::{Failure, exit_status, failure, internal};
+use super::status::{Failure, exit_status, failure};
 use super::{Wire, copy_out};
 
 /// Connects to the pod's loopback and copies until the pod closes the connection or the client is gone. `name` is for
@@ -21,21 +21,11 @@ pub(super) async fn forward(
         Ok(port @ 1..) => port,
         _ => return Err(failure(400, "BadRequest", format!("{port} is not a port"))),
     };
-    let sandboxes = runtime
-        .sandboxes()
-        .await
-        .map_err(|error| internal(&error))?;
-    let sandbox = sandboxes
-        .into_iter()
-        .find(|sandbox| sandbox.spec.pod == *pod)
-        .ok_or_else(|| {
-            failure(
-                400,
-                "BadRequest",
-                format!("pod {name} does not run on its node"),
-            )
-        })?;
-    let connected = gantry_network::connect_inside(sandbox.spec.netns.as_deref(), port).await;
+    let sandbox = runtime.sandbox(pod).ok_or_else(|| {
+        let message = format!("pod {name} does not run on its node");
+        failure(400, "BadRequest", message)
+    })?;
+    let connected = gantry_network::connect_inside(sandbox.netns.as_deref(), port).await;
     let stream = connected.map_err(|error| {
         let words = crate::pod::words(&error);
         let message = format!("error forwarding port {port} to pod {name}: {words}");

@@ -94,11 +94,8 @@ impl Streams {
                         known.id == id && !matches!(known.state, ContainerState::Exited(_))
                     })
                 };
-                let sandboxes = runtime.sandboxes().await.unwrap_or_default();
-                if !sandboxes
-                    .iter()
-                    .any(|sandbox| sandbox.spec.pod == id.pod && runs(&sandbox.containers))
-                {
+                let known = runtime.containers(&id.pod).await.unwrap_or_default();
+                if !runs(&known) {
                     return ended.cancel();
                 }
                 loop {

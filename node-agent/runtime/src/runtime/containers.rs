@@ -109,15 +109,26 @@ pub(super) async fn start(
 
 /// The container as its shim knows it.
 async fn find(shared: &Shared, id: &ContainerId) -> Result<Option<ContainerStatus>, RuntimeError> {
-    let list = request::Body::List(Default::default());
-    let answer = ask(shared, &id.pod, list, PATIENCE).await;
-    match answer.map_err(talking(id))? {
+    let known = list(shared, &id.pod).await?;
+    Ok(known.into_iter().find(|status| &status.id == id))
+}
+
+/// All containers of a pod as its shim knows them.
+pub(super) async fn list(
+    shared: &Shared,
+    pod: &PodUid,
+) -> Result<Vec<ContainerStatus>, RuntimeError> {
+    sandbox(shared, pod)?;
+    let body = request::Body::List(Default::default());
+    let answer = ask(shared, pod, body, PATIENCE).await;
+    let talking = io_error(format!(
+        "talking to the shim of pod {} about its containers",
+        pod.0
+    ));
+    match answer.map_err(talking)? {
         reply::Body::Containers(known) => {
-            let statuses = known
-                .containers
-                .into_iter()
-                .map(|container| status(&id.pod, container));
-            Ok(statuses.into_iter().find(|status| &status.id == id))
+            let known = known.containers.into_iter();
+            Ok(known.map(|container| status(pod, container)).collect())
         }
         _ => Err(unexpected()),
     }
@@ -154,9 +165,7 @@ fn prepare(
         termination: &termination,
         available: shared.available,
     };
-    if around.shared_proc.is_some() {
-        rootfs::refuse_linked(spec, "proc").map_err(failed("looking at /proc"))?;
-    }
+    rootfs::check_mount_points(spec).map_err(failed("looking at the mount points"))?;
     let config = spec::config(spec, &around)?;
     let devices_of = (!spec.privileged).then_some(&config);
     shared

@@ -1,0 +1,105 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::spec::tests::container;
+use crate::traits::Propagation;
+
+fn mount(source: &Path, target: &str) -> BindMount {
+    BindMount {
+        source: source.to_owned(),
+        target: PathBuf::from(target),
+        read_only: false,
+        propagation: Propagation::None,
+    }
+}
+
+#[test]
+fn an_image_whose_own_directories_are_links_is_refused_by_name() {
+    for name in OWN {
+        let image = tempfile::tempdir().unwrap();
+        let spec = container(image.path());
+        check_mount_points(&spec).unwrap();
+        fs::create_dir(image.path().join(name)).unwrap();
+        check_mount_points(&spec).unwrap();
+        fs::remove_dir(image.path().join(name)).unwrap();
+        for target in ["/tmp", "nowhere", "/"] {
+            symlink(target, image.path().join(name)).unwrap();
+            let refused = check_mount_points(&spec).unwrap_err().to_string();
+            assert!(refused.contains(&format!("image's /{name} ")), "{refused}");
+            fs::remove_file(image.path().join(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_mounted_where_libcontainer_works_by_the_hosts_paths() {
+    let image = tempfile::tempdir().unwrap();
+    let inside = |path: &str| image.path().join(path);
+    fs::create_dir_all(inside("a/b")).unwrap();
+    symlink("/", inside("root")).unwrap();
+    symlink("../../../..", inside("a/b/up")).unwrap();
+    symlink("root/dev", inside("devices")).unwrap();
+    symlink("loop", inside("loop")).unwrap();
+    let volume = tempfile::tempdir().unwrap();
+    symlink("..", volume.path().join("out")).unwrap();
+    symlink("/dev", volume.path().join("dev")).unwrap();
+    for (targets, allowed) in [
+        (&["/"][..], false),
+        (&["//."], false),
+        (&["/data/.."], false),
+        (&["/root"], false),
+        (&["/root/root/."], false),
+        (&["/a/b/up"], false),
+        (&["/dev"], false),
+        (&["/dev/"], false),
+        (&["/dev/shm/.."], false),
+        (&["/devices"], false),
+        (&["/a/../root/dev"], false),
+        (&["/loop"], false),
+        (&["/loop/x"], false),
+        (&["/data", "/data/out"], false),
+        (&["/data", "/data/dev"], false),
+        (&["/a", "/root/a/out"], false),
+        // What is mounted hides what the image has there.
+        (&["/a", "/a/b/up"], true),
+        (&["/root/a/b", "/a", "/a/b/up"], true),
+        (&["/root/a/b", "/a", "/a/out"], false),
+        (&["/data", "/data/more"], true),
+        (&["/devices/disk"], true),
+        (&["/dev/shm"], true),
+        (&["/sys"], true),
+        (&["/sys", "/sys/out"], false),
+        (&["/sys/fs/cgroup"], true),
+        (&["/root/data"], true),
+        (&["/var/run/secrets"], true),
+    ] {
+        let mut spec = container(image.path());
+        let mounts = targets.iter().map(|target| mount(volume.path(), target));
+        spec.mounts = mounts.collect();
+        assert_eq!(check_mount_points(&spec).is_ok(), allowed, "{targets:?}");
+    }
+}
+
+#[test]
+fn only_what_speaks_of_processes_is_mounted_in_their_file_system() {
+    let image = tempfile::tempdir().unwrap();
+    symlink("/proc/self/root", image.path().join("self")).unwrap();
+    let volume = tempfile::tempdir().unwrap();
+    for (source, target, allowed) in [
+        (Path::new("/proc"), "/proc", true),
+        (volume.path(), "/proc", false),
+        (volume.path(), "/proc/self/attr", false),
+        (volume.path(), "/proc/meminfo", true),
+        (volume.path(), "/proc/meminfo/x", false),
+        (volume.path(), "/self", false),
+        (volume.path(), "/processes", true),
+    ] {
+        let mut spec = container(image.path());
+        spec.mounts = vec![mount(source, target)];
+        assert_eq!(check_mount_points(&spec).is_ok(), allowed, "{target}");
+    }
+    let mut spec = container(image.path());
+    spec.termination_message_path = PathBuf::from("/proc/self/attr/current");
+    assert!(check_mount_points(&spec).is_err());
+}

@@ -1,0 +1,146 @@
+//! What the configuration says of every container, whatever it asks for.
+
+use super::*;
+use crate::privileges::UNCHANGED;
+use crate::traits::{ContainerId, PodUid, Seccomp};
+
+/// A container of nothing but a root file system.
+pub(crate) fn container(rootfs: &Path) -> ContainerSpec {
+    ContainerSpec {
+        id: ContainerId {
+            pod: PodUid("pod".to_owned()),
+            name: "main".to_owned(),
+            attempt: 0,
+        },
+        rootfs: rootfs.to_owned(),
+        args: vec!["/bin/true".to_owned()],
+        env: Vec::new(),
+        cwd: PathBuf::from("/"),
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        mounts: Vec::new(),
+        read_only_rootfs: false,
+        privileged: false,
+        cap_add: Vec::new(),
+        cap_drop: Vec::new(),
+        no_new_privs: false,
+        seccomp: Seccomp::RuntimeDefault,
+        resources: Resources::default(),
+        tty: false,
+        stdin: false,
+        termination_message_path: PathBuf::from("/dev/termination-log"),
+    }
+}
+
+fn sandbox() -> SandboxSpec {
+    SandboxSpec {
+        pod: PodUid("pod".to_owned()),
+        namespace: "default".to_owned(),
+        name: "pod".to_owned(),
+        hostname: "pod".to_owned(),
+        netns: None,
+        host_pid: false,
+        host_ipc: false,
+        share_pid: false,
+        sysctls: Default::default(),
+        resources: Resources::default(),
+        log_dir: PathBuf::from("/logs"),
+        log_max_bytes: 1,
+        log_max_files: 1,
+    }
+}
+
+fn configured(spec: &ContainerSpec, shared_proc: Option<&Path>) -> Result<Value, RuntimeError> {
+    let sandbox = sandbox();
+    let around = Surroundings {
+        sandbox: &sandbox,
+        cgroup: Path::new("/gantry/pod/main-0"),
+        unified: true,
+        shm: Path::new("/run/pod/shm"),
+        termination: Path::new("/run/pod/termination"),
+        shared_proc,
+        available: u64::MAX,
+    };
+    config(spec, &around)
+}
+
+#[test]
+fn there_is_one_home_and_it_is_never_empty() {
+    for (given, expected) in [
+        (&[][..], "HOME=/"),
+        (&["HOME="], "HOME=/"),
+        (&["HOME"], "HOME=/"),
+        (&["HOME=", "HOME=", "HOMER=x"], "HOME=/"),
+        (&["HOME=/root"], "HOME=/root"),
+        (&["HOME=/a", "HOME=/b"], "HOME=/a"),
+        (&["HOME=/a", "HOME="], "HOME=/a"),
+        (&["HOME", "HOME=", "HOME=/b=c"], "HOME=/b=c"),
+    ] {
+        let mut spec = container(Path::new("/rootfs"));
+        spec.env = given.iter().map(|&entry| entry.to_owned()).collect();
+        for shared_proc in [None, Some(Path::new("/run/pod/proc"))] {
+            let config = configured(&spec, shared_proc).unwrap();
+            let env = config["process"]["env"].as_array().unwrap();
+            let homes: Vec<&str> = env
+                .iter()
+                .filter_map(Value::as_str)
+                .filter(|entry| entry.split('=').next() == Some("HOME"))
+                .collect();
+            assert_eq!(homes, [expected], "{given:?}");
+        }
+        let exec = ExecSpec {
+            args: spec.args.clone(),
+            tty: false,
+            stdin: false,
+            timeout: None,
+        };
+        let command = exec_command(&spec, &exec, u64::MAX, Vec::new(), PathBuf::new()).unwrap();
+        assert!(
+            command.env.iter().any(|entry| entry == expected),
+            "{given:?}"
+        );
+    }
+}
+
+#[test]
+fn a_number_that_changes_nothing_is_no_user() {
+    let changes: [fn(&mut ContainerSpec); 3] = [
+        |spec| spec.uid = UNCHANGED,
+        |spec| spec.gid = UNCHANGED,
+        |spec| spec.groups = vec![5, UNCHANGED],
+    ];
+    for change in changes {
+        let mut spec = container(Path::new("/rootfs"));
+        spec.uid = 7;
+        configured(&spec, None).unwrap();
+        change(&mut spec);
+        let refused = configured(&spec, None).unwrap_err();
+        assert!(
+            refused.to_string().contains("no user or group"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn volumes_hear_of_mounts_when_one_of_them_asks_to() {
+    use Propagation::{Bidirectional, HostToContainer, None};
+    for (propagations, expected) in [
+        (&[][..], "private"),
+        (&[None, None], "private"),
+        (&[None, HostToContainer], "slave"),
+        (&[Bidirectional, HostToContainer, None], "shared"),
+    ] {
+        let mut spec = container(Path::new("/rootfs"));
+        let mounts = propagations.iter().map(|&propagation| BindMount {
+            source: PathBuf::from("/source"),
+            target: PathBuf::from("/target"),
+            read_only: false,
+            propagation,
+        });
+        spec.mounts = mounts.collect();
+        let config = configured(&spec, Option::None).unwrap();
+        assert_eq!(config["linux"]["rootfsPropagation"], expected);
+    }
+}

@@ -3,7 +3,11 @@
 //! The disk's state is asked for every second, which costs nothing. Trees are walked for pods with limits, at most so
 //! often that it stays a small part of a processor, and for all pods only while the node is short. Nothing here needs to
 //! write: a full disk does not keep a pod from being ended, and its room is given back before its end is told.
+//!
+//! A count that is not through when its time is over goes on at the next look. Who arranges files so that they cannot be
+//! counted does not gain by it: after some time that counts as too much.
 
+mod nameless;
 mod places;
 mod usage;
 mod verdict;
@@ -17,6 +21,7 @@ use std::time::Duration;
 use gantry_image::Images;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +31,8 @@ use crate::image_gc::Squeeze;
 use crate::pod::{Eviction, News};
 use crate::presence::Presence;
 use crate::pressure::{Disk, Share};
-use places::Places;
-use usage::unlinked;
+use nameless::{Nameless, processes};
+use places::{Count, Places};
 use verdict::{Limits, PodUsage, Signal};
 
 /// Between looks at the disk.
@@ -36,10 +41,24 @@ const PERIOD: Duration = Duration::from_secs(1);
 const WALK_EVERY: Duration = Duration::from_secs(10);
 /// A walk is not repeated before so many times as long as it took are over.
 const REST: u32 = 20;
+/// A count that is not through goes on after so many times as long as its last part took: soon, yet not all the time.
+const SHORT_REST: u32 = 5;
 /// Walks for pods' limits end after this.
 const WALK: Duration = Duration::from_secs(3);
 /// Walks over all pods, to find the one to go, end after this.
 const WALK_ALL: Duration = Duration::from_secs(5);
+/// A pod that has not been counted after so much time of counting cannot be: a million files take seconds, and on a slow
+/// disk not this long.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Nor can one of which so many counts in a row have missed something.
+const MISSED: u32 = 3;
+/// Looks in a shortage for which a pod that is not counted yet is waited for, before one has to go.
+const ROUNDS: u32 = 3;
+/// Counts that are kept to go on with, each of up to some 25 MiB; others begin anew.
+const KEPT: usize = 4;
+/// What a pod is told that cannot be counted.
+const UNCOUNTED: &str = "What the pod takes of the node's disk could not be counted in time: it has too many files, or moves them \
+     while they are counted. ";
 /// What the termination messages of a pod may take of the memory that they are in.
 const LAST_WORDS: u64 = 16 << 20;
 /// After this long without its end, another pod is looked for.
@@ -51,17 +70,19 @@ pub(crate) struct Evictor {
     images: Arc<dyn Images>,
     presence: Arc<Presence>,
     news: mpsc::UnboundedSender<News>,
-    squeeze: Squeeze,
+    squeezing: Squeezing,
     data_dir: PathBuf,
     pods_dir: PathBuf,
     logs_dir: PathBuf,
     run_dir: PathBuf,
-    /// When the trees of a pod are walked next, by uid.
-    walks: BTreeMap<String, Instant>,
+    /// What is known of counting a pod, by uid.
+    watches: BTreeMap<String, Watch>,
     /// The last one that had to go, while its room is not back.
     leaving: Option<(CancellationToken, Instant)>,
     /// Whether what nobody uses was removed in this shortage.
     squeezed: bool,
+    /// Looks at the pods in this shortage since one had to go.
+    rounds: u32,
 }
 
 impl Evictor {
@@ -78,14 +99,15 @@ impl Evictor {
             images,
             presence,
             news,
-            squeeze,
+            squeezing: Squeezing::new(squeeze),
             data_dir: config.data_dir.clone(),
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
             run_dir: config.run_dir.clone(),
-            walks: BTreeMap::new(),
+            watches: BTreeMap::new(),
             leaving: None,
             squeezed: false,
+            rounds: 0,
         }
     }
 
@@ -105,7 +127,7 @@ impl Evictor {
     /// Evicts pods that take more than their limits.
     async fn keep_limits(&mut self) {
         let pods = self.running();
-        self.walks
+        self.watches
             .retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
         for pod in &pods {
             let said = places::last_words(&self.run_dir, uid_of(pod));
@@ -120,20 +142,24 @@ impl Evictor {
         let now = Instant::now();
         let is_due = |pod: &Pod| {
             let limits = pod.spec.as_ref().map(Limits::of).unwrap_or_default();
-            let due = self.walks.get(uid_of(pod)).is_none_or(|at| *at <= now);
-            due && !limits.are_none()
+            let watch = self.watches.get(uid_of(pod));
+            let due = watch.and_then(|watch| watch.next);
+            due.is_none_or(|at| at <= now) && !limits.are_none()
         };
         let due: Vec<Arc<Pod>> = pods.into_iter().filter(|pod| is_due(pod)).collect();
         if due.is_empty() {
             return;
         }
-        for Measured { pod, usage, took } in self.measure(due, WALK).await {
-            let pause = WALK_EVERY.max(took * REST);
-            let next = Instant::now() + pause;
-            self.walks.insert(uid_of(&pod).to_owned(), next);
+        for found in self.measure(due, WALK).await {
+            let pod = &found.pod;
+            let next = Instant::now() + found.pause();
+            let watch = self.watches.entry(uid_of(pod).to_owned()).or_default();
+            watch.next = Some(next);
             let limits = pod.spec.as_ref().map(Limits::of).unwrap_or_default();
-            if let Some(message) = limits.exceeded(&usage) {
-                self.evict(&pod, message, Eviction::LIMIT_GRACE);
+            // What was found so far is a lower bound.
+            let uncounted = || found.uncounted.then(|| UNCOUNTED.to_owned());
+            if let Some(message) = limits.exceeded(&found.usage).or_else(uncounted) {
+                self.evict(pod, message, Eviction::LIMIT_GRACE);
             }
         }
     }
@@ -142,6 +168,7 @@ impl Evictor {
     async fn relieve(&mut self, disk: Disk) {
         let Some((signal, threshold, share)) = shortage(disk) else {
             self.squeezed = false;
+            self.rounds = 0;
             return;
         };
         // Nothing more is to be placed here, from now on and not from the next look at the node on.
@@ -154,12 +181,25 @@ impl Evictor {
         }
         if !std::mem::replace(&mut self.squeezed, true) {
             self.news.send(News::Reclaim).ok();
-            self.squeeze.all().await;
+            self.squeezing.begin();
+            return;
+        }
+        // Limits are kept meanwhile.
+        if self.squeezing.is_under_way() {
             return;
         }
         let pods = self.running();
         let measured = self.measure(pods, WALK_ALL).await;
-        let ranked = measured.iter().map(|found| (&*found.pod, &found.usage));
+        self.rounds += 1;
+        let is_open = |found: &Measured| !found.through && !found.uncounted;
+        if self.rounds < ROUNDS && measured.iter().any(is_open) {
+            // Somebody else would go in its stead.
+            return;
+        }
+        self.rounds = 0;
+        let ranked = measured
+            .iter()
+            .map(|found| (&*found.pod, &found.usage, found.is_unknown()));
         let Some(first) = verdict::first(ranked, signal) else {
             tracing::warn!(
                 ?share,
@@ -170,8 +210,12 @@ impl Evictor {
         let found = measured
             .iter()
             .find(|found| found.pod.metadata.uid == first.metadata.uid);
-        if let Some(Measured { pod, usage, .. }) = found {
-            let message = verdict::low(pod, usage, signal, threshold, share);
+        if let Some(found) = found {
+            let pod = &found.pod;
+            let mut message = verdict::low(pod, &found.usage, signal, threshold, share);
+            if found.is_unknown() {
+                message.push_str(UNCOUNTED);
+            }
             let gone = self.evict(pod, message, Duration::ZERO);
             self.leaving = Some((gone, Instant::now()));
         }
@@ -211,51 +255,218 @@ impl Evictor {
     }
 
     /// What pods take, as far as that can be found out in time.
-    async fn measure(&self, pods: Vec<Arc<Pod>>, within: Duration) -> Vec<Measured> {
+    async fn measure(&mut self, pods: Vec<Arc<Pod>>, within: Duration) -> Vec<Measured> {
         let layers = self.images.writable_layers().await;
         let (pods_dir, logs_dir) = (self.pods_dir.clone(), self.logs_dir.clone());
         let data_dir = self.data_dir.clone();
+        let mut begun: Vec<(Arc<Pod>, Option<Count>)> = pods
+            .into_iter()
+            .map(|pod| {
+                let watch = self.watches.get_mut(uid_of(&pod));
+                let count = watch.and_then(|watch| watch.count.take());
+                (pod, count)
+            })
+            .collect();
+        // What the others leave of their time is for those that were not through in theirs.
+        begun.sort_by_key(|(_, count)| count.is_some());
         let walk = tokio::task::spawn_blocking(move || {
-            let deadline = Instant::now() + within;
-            let uids: Vec<String> = pods.iter().map(|pod| uid_of(pod).to_owned()).collect();
-            let of_pod = |cgroups: &str| uids.iter().find(|uid| cgroups.contains(*uid)).cloned();
-            let device = data_dir.metadata().map_or(0, |metadata| metadata.dev());
-            // Fast, and what trees do not show.
-            let mut nameless = unlinked(device, of_pod, deadline);
-            let count = pods.len();
-            pods.into_iter()
-                .enumerate()
-                .map(|(done, pod)| {
-                    // Each has its part of the time: one that is slow to look at must not hide the others.
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    let parts = u32::try_from(count - done).unwrap_or(u32::MAX);
-                    let begun = Instant::now();
-                    let until = begun + left / parts;
-                    let places = Places {
-                        pods_dir: &pods_dir,
-                        logs_dir: &logs_dir,
-                        layers: &layers,
-                    };
-                    let mut usage = places.usage(&pod, until);
-                    usage.rest += nameless.remove(uid_of(&pod)).unwrap_or_default();
-                    Measured {
-                        pod,
-                        usage,
-                        took: begun.elapsed(),
-                    }
-                })
-                .collect()
+            let places = Places {
+                pods_dir: &pods_dir,
+                logs_dir: &logs_dir,
+                layers: &layers,
+            };
+            look(begun, &places, &data_dir, within)
         });
-        walk.await.unwrap_or_default()
+        let looks = walk.await.unwrap_or_default();
+        looks.into_iter().map(|look| self.note(look)).collect()
     }
+
+    /// Takes in what a look came to.
+    fn note(&mut self, look: Look) -> Measured {
+        let Look {
+            pod,
+            usage,
+            through,
+            whole,
+            took,
+            count,
+        } = look;
+        let watch = self.watches.entry(uid_of(&pod).to_owned()).or_default();
+        watch.count = count;
+        match through {
+            Some(missed) => watch.tries.ended(missed),
+            None => watch.tries.goes_on(took),
+        }
+        Measured {
+            pod,
+            usage,
+            through: through.is_some(),
+            uncounted: watch.tries.are_enough(),
+            whole,
+            took,
+        }
+    }
+}
+
+/// Counts what each pod takes, in its part of the time; those that have begun go on, and are the last ones.
+fn look(
+    pods: Vec<(Arc<Pod>, Option<Count>)>,
+    places: &Places<'_>,
+    data_dir: &std::path::Path,
+    within: Duration,
+) -> Vec<Look> {
+    let is_new =
+        |(pod, count): &(Arc<Pod>, Option<Count>)| count.is_none().then(|| uid_of(pod).to_owned());
+    let new: Vec<String> = pods.iter().filter_map(is_new).collect();
+    let of_pod = |cgroups: &str| new.iter().find(|uid| cgroups.contains(*uid)).cloned();
+    let mut processes = match new.is_empty() {
+        true => BTreeMap::new(),
+        false => processes(of_pod),
+    };
+    let device = data_dir.metadata().map_or(0, |metadata| metadata.dev());
+    let deadline = Instant::now() + within;
+    let all = pods.len();
+    let mut may_be_kept = KEPT.saturating_sub(all - new.len());
+    let mut looks = Vec::with_capacity(all);
+    for (done, (pod, count)) in pods.into_iter().enumerate() {
+        // Each has its part of the time: one that is slow to look at must not hide the others.
+        let begun = Instant::now();
+        let left = deadline.saturating_duration_since(begun);
+        let parts = u32::try_from(all - done).unwrap_or(u32::MAX);
+        let is_known = count.is_some();
+        let mut count = count.unwrap_or_else(|| {
+            let own = processes.remove(uid_of(&pod)).unwrap_or_default();
+            places.begin(&pod, Nameless::begin(device, own))
+        });
+        let through = count.go_on(begun + left / parts);
+        let is_kept = !through && (is_known || may_be_kept > 0);
+        if is_kept && !is_known {
+            may_be_kept -= 1;
+        }
+        looks.push(Look {
+            pod,
+            usage: count.usage(),
+            through: through.then(|| count.has_lost()),
+            whole: count.took(),
+            took: begun.elapsed(),
+            count: is_kept.then_some(count),
+        });
+    }
+    looks
+}
+
+/// What is known of counting a pod.
+#[derive(Default)]
+struct Watch {
+    /// When it is due.
+    next: Option<Instant>,
+    /// One that is not through.
+    count: Option<Count>,
+    tries: Tries,
+}
+
+/// How often, and for how long, a pod could not be counted.
+#[derive(Default)]
+struct Tries {
+    took: Duration,
+    missed: u32,
+}
+
+impl Tries {
+    /// Another part of a count has taken so long, and it is not through.
+    fn goes_on(&mut self, took: Duration) {
+        self.took += took;
+    }
+
+    fn ended(&mut self, missed: bool) {
+        self.took = Duration::ZERO;
+        self.missed = if missed { self.missed + 1 } else { 0 };
+    }
+
+    fn are_enough(&self) -> bool {
+        self.took >= LONGEST || self.missed >= MISSED
+    }
+}
+
+/// What one look at a pod came to.
+struct Look {
+    pod: Arc<Pod>,
+    usage: PodUsage,
+    /// Whether its count has missed something, once it is through.
+    through: Option<bool>,
+    /// How long the count took, this look included.
+    whole: Duration,
+    /// How long this look took.
+    took: Duration,
+    /// What to go on with.
+    count: Option<Count>,
 }
 
 /// A pod and what it takes.
 struct Measured {
     pod: Arc<Pod>,
+    /// A lower bound while the count is not through.
     usage: PodUsage,
-    /// How long that took to find out.
+    through: bool,
+    /// Whether it has been tried often enough.
+    uncounted: bool,
+    whole: Duration,
     took: Duration,
+}
+
+impl Measured {
+    /// Until the next look.
+    fn pause(&self) -> Duration {
+        let rest = match self.through {
+            true => self.whole * REST,
+            false => self.took * SHORT_REST,
+        };
+        WALK_EVERY.max(rest)
+    }
+
+    /// Whether it may take anything.
+    fn is_unknown(&self) -> bool {
+        self.uncounted || !self.through
+    }
+}
+
+/// Has what nobody uses removed, which can take long on a full disk, while others go on.
+struct Squeezing {
+    squeeze: Squeeze,
+    task: JoinSet<()>,
+    begun: Option<Instant>,
+}
+
+impl Squeezing {
+    fn new(squeeze: Squeeze) -> Self {
+        Self {
+            squeeze,
+            task: JoinSet::new(),
+            begun: None,
+        }
+    }
+
+    fn begin(&mut self) {
+        self.begun = Some(Instant::now());
+        // That of an earlier shortage does the same.
+        if self.is_under_way() {
+            return;
+        }
+        let squeeze = self.squeeze.clone();
+        self.task.spawn(async move {
+            // It ends with the set of tasks.
+            let stop = CancellationToken::new();
+            let all = || squeeze.all();
+            gantry_tasks::supervised("removing what nobody uses", &stop, all).await;
+        });
+    }
+
+    /// Whether room may still come of it, within reason.
+    fn is_under_way(&mut self) -> bool {
+        while self.task.try_join_next().is_some() {}
+        let soon = self.begun.is_some_and(|begun| begun.elapsed() < PATIENCE);
+        soon && !self.task.is_empty()
+    }
 }
 
 fn uid_of(pod: &Pod) -> &str {
@@ -270,4 +481,83 @@ fn shortage(disk: Disk) -> Option<(Signal, u64, Share)> {
     ]
     .into_iter()
     .find(|(_, threshold, share)| share.available < *threshold)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_what_nobody_uses_to_be_removed() {
+        let (squeeze, mut asked) = Squeeze::new();
+        let mut squeezing = Squeezing::new(squeeze);
+        assert!(!squeezing.is_under_way());
+        squeezing.begin();
+        squeezing.begin();
+        let done = asked.recv().await.unwrap();
+        assert!(asked.try_recv().is_err(), "it is asked for once");
+        assert!(squeezing.is_under_way());
+        tokio::time::advance(PATIENCE).await;
+        assert!(!squeezing.is_under_way(), "others go on after some time");
+        done.send(()).unwrap();
+        squeezing.task.join_next().await;
+        squeezing.begin();
+        assert!(asked.recv().await.is_some(), "once more");
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_too_much_after_some_time() {
+        let mut tries = Tries::default();
+        tries.goes_on(LONGEST - Duration::from_secs(1));
+        assert!(!tries.are_enough());
+        tries.ended(false);
+        tries.goes_on(Duration::from_secs(1));
+        assert!(!tries.are_enough(), "it has been counted since");
+        tries.goes_on(LONGEST);
+        assert!(tries.are_enough());
+        for round in 1..=MISSED {
+            tries.ended(true);
+            assert_eq!(tries.are_enough(), round == MISSED);
+        }
+        tries.ended(false);
+        assert!(!tries.are_enough());
+    }
+
+    #[test]
+    fn a_pod_that_is_slow_to_count_has_its_part_of_the_time_and_goes_on_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let pods: Vec<Arc<Pod>> = (0..KEPT + 2)
+            .map(|number| {
+                let uid = format!("uid-of-a-pod-{number}");
+                let below = directory.path().join(&uid).join("etc/below");
+                std::fs::create_dir_all(&below).unwrap();
+                std::fs::write(below.join("file"), vec![1; 1 << 20]).unwrap();
+                let pod =
+                    json!({"metadata": {"name": "p", "uid": uid}, "spec": {"containers": []}});
+                Arc::new(serde_json::from_value(pod).unwrap())
+            })
+            .collect();
+        let places = Places {
+            pods_dir: directory.path(),
+            logs_dir: directory.path(),
+            layers: &[],
+        };
+        let begun = pods.iter().map(|pod| (pod.clone(), None)).collect();
+        let looks = look(begun, &places, directory.path(), Duration::ZERO);
+        assert!(looks.iter().all(|look| look.through.is_none()));
+        let kept: Vec<_> = looks
+            .into_iter()
+            .filter(|look| look.count.is_some())
+            .map(|look| (look.pod, look.count))
+            .collect();
+        assert_eq!(kept.len(), KEPT, "memory is bounded");
+        let looks = look(kept, &places, directory.path(), Duration::from_secs(60));
+        for found in looks {
+            assert_eq!(found.through, Some(false));
+            assert!(found.usage.total().bytes >= 1 << 20);
+            assert!(found.count.is_none());
+        }
+    }
 }

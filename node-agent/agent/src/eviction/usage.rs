@@ -1,29 +1,32 @@
 //! What a pod takes of the disk: a walk over trees that the pod itself arranges, as it likes, while we look.
 //!
 //! No link is followed, no other file system entered, no path built: directories are opened one from another, and the way
-//! back is checked. However deep or wide a tree is, a walk holds one descriptor, little memory, and ends in time; what it
-//! has counted until then is a lower bound. Files that were unlinked and are still open are found through their processes.
+//! back is checked. However deep or wide a tree is, a walk holds few descriptors and little memory, and ends in time; one
+//! that is not through then goes on later where it stopped, and what it has counted until then is a lower bound.
 
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::CString;
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use tokio::time::Instant;
 
-/// Bytes of names of directories that wait for a visit.
-const WAITING: usize = 32 << 20;
+/// Bytes of memory for the names of directories that wait for a visit. Directories are read further when those are done.
+const WAITING: usize = 8 << 20;
+/// What a name that waits takes beside its letters, in bytes.
+const NAME: usize = 48;
+/// Levels that are held open, so that what is moved out of the way there does not end a walk.
+const HELD_OPEN: usize = 16;
+/// Deeper ones are not entered, which makes a walk one that has missed something. Paths end at some 2000.
+const DEEPEST: usize = 64 << 10;
 /// Files of several names that are remembered, so that they count once; later ones count with each name.
-const LINKED: usize = 200_000;
+pub(super) const LINKED: usize = 200_000;
 /// Entries between looks at the clock.
-const LOOK: u64 = 256;
+pub(super) const LOOK: usize = 256;
 /// `st_blocks` counts these, whatever the file system's own are.
-const BLOCK: u64 = 512;
-/// `OVERLAYFS_SUPER_MAGIC` of the kernel's magic.h.
-const OVERLAY: u32 = 0x794c_7630;
+pub(super) const BLOCK: u64 = 512;
 
 /// What something takes of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,38 +48,97 @@ struct Level {
     inode: u64,
     /// Those of its directories that are still to be visited.
     waiting: Vec<CString>,
+    /// Where it is read on; `None` once it has been read.
+    unread: Option<i64>,
+    /// While the walk is below it.
+    held: Option<OwnedFd>,
 }
 
-struct Walk {
+impl Level {
+    fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            waiting: Vec::new(),
+            unread: Some(0),
+            held: None,
+        }
+    }
+}
+
+/// A walk over the tree at a path, on the file system that its top is on.
+pub(super) struct Walk {
     device: u64,
     usage: Usage,
     linked: HashSet<u64>,
+    /// Bytes of memory that names take which wait.
     waiting: usize,
-    deadline: Instant,
+    /// From the top to where the walk is; empty when it is through.
+    levels: Vec<Level>,
+    /// The last of them.
+    current: OwnedFd,
+    lost: bool,
 }
 
-/// What the tree at a path takes, of the file system that its top is on. Nothing for what is not there.
-pub(crate) fn measure(top: &Path, deadline: Instant) -> io::Result<Usage> {
+fn open(directory: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<(OwnedFd, Stat)> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = match rustix::fs::openat(CWD, top, flags, Mode::empty()) {
-        Ok(directory) => directory,
-        Err(rustix::io::Errno::NOENT) => return Ok(Usage::default()),
-        Err(error) => return Err(error.into()),
-    };
-    let stat = rustix::fs::fstat(&directory)?;
-    let mut walk = Walk {
-        device: stat.st_dev,
-        usage: Usage::default(),
-        linked: HashSet::new(),
-        waiting: 0,
-        deadline,
-    };
-    walk.count(&stat);
-    walk.run(directory, &stat)?;
-    Ok(walk.usage)
+    let opened = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&opened)?;
+    Ok((opened, stat))
+}
+
+fn memory(name: &CStr) -> usize {
+    name.to_bytes().len() + NAME
 }
 
 impl Walk {
+    /// Nothing when nothing is there.
+    pub(super) fn begin(top: &Path) -> io::Result<Option<Self>> {
+        let (current, stat) = match open(CWD, top) {
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            opened => opened?,
+        };
+        let mut walk = Self {
+            device: stat.st_dev,
+            usage: Usage::default(),
+            linked: HashSet::new(),
+            waiting: 0,
+            levels: vec![Level::of(&stat)],
+            current,
+            lost: false,
+        };
+        walk.count(&stat);
+        Ok(Some(walk))
+    }
+
+    /// Goes on until it is through, or out of time. Whether it is through.
+    pub(super) fn go_on(&mut self, deadline: Instant) -> bool {
+        while let Some(level) = self.levels.last_mut() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            if let Some(name) = level.waiting.pop() {
+                self.waiting -= memory(&name);
+                self.descend(&name);
+            } else if let Some(from) = level.unread.take() {
+                self.read(from, deadline);
+            } else {
+                self.ascend();
+            }
+        }
+        true
+    }
+
+    /// What it has counted so far.
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Whether it has missed something, since the tree was changed below it or is out of bounds.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
     fn count(&mut self, stat: &Stat) {
         let several = stat.st_nlink > 1 && !is_directory(stat);
         if several && self.linked.len() < LINKED && !self.linked.insert(stat.st_ino) {
@@ -89,126 +151,101 @@ impl Walk {
         };
     }
 
-    fn run(&mut self, top: OwnedFd, stat: &Stat) -> io::Result<()> {
-        let mut current = top;
-        let mut levels = vec![self.read(&current, stat)?];
-        while let Some(level) = levels.last_mut() {
-            if Instant::now() >= self.deadline {
-                return Ok(());
-            }
-            if let Some(name) = level.waiting.pop() {
-                self.waiting -= name.as_bytes().len();
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                // Gone, or something else by now: then it is not to be counted.
-                let Ok(below) = rustix::fs::openat(&current, &name, flags, Mode::empty()) else {
-                    continue;
-                };
-                let stat = rustix::fs::fstat(&below)?;
-                if stat.st_dev == self.device {
-                    levels.push(self.read(&below, &stat)?);
-                    current = below;
-                }
-                continue;
-            }
-            levels.pop();
-            let Some(above) = levels.last() else { break };
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            current = rustix::fs::openat(&current, "..", flags, Mode::empty())?;
-            let stat = rustix::fs::fstat(&current)?;
-            if (stat.st_dev, stat.st_ino) != (above.device, above.inode) {
-                // Somebody moved it meanwhile; the next walk finds it where it is then.
-                return Ok(());
-            }
+    fn descend(&mut self, name: &CStr) {
+        if self.levels.len() >= DEEPEST {
+            self.lost = true;
+            return;
         }
-        Ok(())
+        // Gone, or something else by now: then it is not to be counted.
+        let Ok((below, stat)) = open(&self.current, name) else {
+            return;
+        };
+        if stat.st_dev != self.device {
+            return;
+        }
+        let above = std::mem::replace(&mut self.current, below);
+        if self.levels.len() <= HELD_OPEN
+            && let Some(level) = self.levels.last_mut()
+        {
+            level.held = Some(above);
+        }
+        self.levels.push(Level::of(&stat));
     }
 
-    /// Counts what is in a directory.
-    fn read(&mut self, directory: &OwnedFd, stat: &Stat) -> io::Result<Level> {
-        let mut level = Level {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            waiting: Vec::new(),
+    /// To the level above; where somebody has moved that away meanwhile, to the next that is held open.
+    fn ascend(&mut self) {
+        self.levels.pop();
+        let Some(above) = self.levels.last_mut() else {
+            return;
         };
-        let mut looked = 0_u64;
-        for entry in Dir::read_from(directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if [b"." as &[u8], b".."].contains(&name.to_bytes()) {
-                continue;
+        if let Some(held) = above.held.take() {
+            self.current = held;
+            return;
+        }
+        match open(&self.current, "..") {
+            Ok((found, stat)) if (stat.st_dev, stat.st_ino) == (above.device, above.inode) => {
+                self.current = found;
             }
-            looked += 1;
-            if looked.is_multiple_of(LOOK) && Instant::now() >= self.deadline {
-                break;
-            }
-            let Ok(stat) = rustix::fs::statat(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)
-            else {
-                continue;
-            };
-            if stat.st_dev != self.device {
-                continue;
-            }
-            self.count(&stat);
-            if is_directory(&stat) && self.waiting < WAITING {
-                self.waiting += name.to_bytes().len();
-                level.waiting.push(name.to_owned());
+            _ => {
+                self.lost = true;
+                while let Some(level) = self.levels.last_mut() {
+                    if let Some(held) = level.held.take() {
+                        self.current = held;
+                        return;
+                    }
+                    let names: usize = level.waiting.iter().map(|name| memory(name)).sum();
+                    self.waiting -= names;
+                    self.levels.pop();
+                }
             }
         }
-        Ok(level)
+    }
+
+    /// Counts what is in the current directory, from a place in it on, as far as memory and time go.
+    fn read(&mut self, from: i64, deadline: Instant) {
+        // What cannot be read any more was removed.
+        let Ok(mut directory) = Dir::read_from(&self.current) else {
+            return;
+        };
+        if from != 0 && directory.seek(from).is_err() {
+            return;
+        }
+        let (mut waiting, mut unread) = (Vec::new(), None);
+        let mut looked = 0_usize;
+        while let Some(Ok(entry)) = directory.read() {
+            let name = entry.file_name();
+            self.look_at(name, &mut waiting);
+            looked += 1;
+            let full = self.waiting >= WAITING && !waiting.is_empty();
+            if full || looked.is_multiple_of(LOOK) && Instant::now() >= deadline {
+                unread = Some(entry.offset());
+                break;
+            }
+        }
+        if let Some(level) = self.levels.last_mut() {
+            (level.waiting, level.unread) = (waiting, unread);
+        }
+    }
+
+    fn look_at(&mut self, name: &CStr, waiting: &mut Vec<CString>) {
+        if [b"." as &[u8], b".."].contains(&name.to_bytes()) {
+            return;
+        }
+        let found = rustix::fs::statat(&self.current, name, AtFlags::SYMLINK_NOFOLLOW);
+        let Ok(stat) = found else { return };
+        if stat.st_dev != self.device {
+            return;
+        }
+        self.count(&stat);
+        if is_directory(&stat) {
+            self.waiting += memory(name);
+            waiting.push(name.to_owned());
+        }
     }
 }
 
 fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-}
-
-/// What processes hold of a disk without a name: files that were unlinked and are still open. `wanted` says whose a
-/// process is, by its cgroups as /proc writes them; `device` is that of the disk.
-pub(crate) fn unlinked(
-    device: u64,
-    wanted: impl Fn(&str) -> Option<String>,
-    deadline: Instant,
-) -> BTreeMap<String, Usage> {
-    let mut held: BTreeMap<String, Usage> = BTreeMap::new();
-    let mut seen = HashSet::new();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for process in processes {
-        if Instant::now() >= deadline {
-            break;
-        }
-        let process = process.path();
-        // It may have ended.
-        let Ok(cgroups) = std::fs::read_to_string(process.join("cgroup")) else {
-            continue;
-        };
-        let Some(owner) = wanted(&cgroups) else {
-            continue;
-        };
-        // A mapping holds a file as well as a descriptor does.
-        let files = ["fd", "map_files"].map(|kind| std::fs::read_dir(process.join(kind)));
-        for file in files.into_iter().flatten().flatten().flatten() {
-            let path = file.path();
-            let Ok(metadata) = path.metadata() else {
-                continue;
-            };
-            if !metadata.is_file() || metadata.nlink() > 0 {
-                continue;
-            }
-            // Through a container's root file system, files show numbers of its own.
-            let here = metadata.dev() == device || is_overlay(&path);
-            if here && seen.insert((metadata.dev(), metadata.ino())) {
-                *held.entry(owner.clone()).or_default() += Usage {
-                    bytes: metadata.blocks().saturating_mul(BLOCK),
-                    inodes: 1,
-                };
-            }
-        }
-    }
-    held
-}
-
-fn is_overlay(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u32 == OVERLAY)
 }
 
 #[cfg(test)]
@@ -221,6 +258,15 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(20)
+    }
+
+    /// What the tree at a path takes, as far as that is found out in time.
+    fn measure(top: &Path, deadline: Instant) -> io::Result<Usage> {
+        let Some(mut walk) = Walk::begin(top)? else {
+            return Ok(Usage::default());
+        };
+        walk.go_on(deadline);
+        Ok(walk.usage())
     }
 
     #[test]
@@ -271,17 +317,86 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unlinked_and_open_is_found_at_its_process() {
+    fn a_walk_that_runs_out_of_time_goes_on_where_it_stopped() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("gone");
-        fs::write(&path, vec![1; 1 << 20]).unwrap();
-        let _open = fs::File::open(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let device = directory.path().metadata().unwrap().dev();
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let owner = |cgroups: &str| (cgroups == own).then(|| "own".to_owned());
-        let held = unlinked(device, owner, soon());
-        assert!(held["own"].bytes >= 1 << 20, "{held:?}");
-        assert!(unlinked(device, |_| None, soon()).is_empty());
+        for number in 0..5 {
+            let below = directory.path().join(format!("d{number}"));
+            fs::create_dir(&below).unwrap();
+            for file in 0..2 * LOOK {
+                fs::write(below.join(file.to_string()), "").unwrap();
+            }
+        }
+        let whole = measure(directory.path(), soon()).unwrap();
+        assert_eq!(whole.inodes, 1 + 5 + 5 * 2 * LOOK as u64);
+        let mut walk = Walk::begin(directory.path()).unwrap().unwrap();
+        let mut rounds = 0;
+        // Each of a single step, as long as there is no more time.
+        while let Some(level) = walk.levels.last_mut() {
+            let before = walk.usage.inodes;
+            match level.unread.take() {
+                Some(from) if level.waiting.is_empty() => walk.read(from, Instant::now()),
+                unread => {
+                    level.unread = unread;
+                    match level.waiting.pop() {
+                        Some(name) => {
+                            walk.waiting -= memory(&name);
+                            walk.descend(&name);
+                        }
+                        None => walk.ascend(),
+                    }
+                }
+            }
+            assert!(walk.usage.inodes - before <= LOOK as u64);
+            rounds += 1;
+        }
+        assert!(rounds > 10, "{rounds}");
+        assert_eq!((walk.usage(), walk.has_lost()), (whole, false));
+        assert!(walk.go_on(Instant::now()), "it is through");
+    }
+
+    #[test]
+    fn directories_that_find_no_memory_to_wait_in_are_visited_later() {
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..100 {
+            fs::create_dir_all(directory.path().join(format!("{number}/below"))).unwrap();
+        }
+        let mut walk = Walk::begin(directory.path()).unwrap().unwrap();
+        walk.waiting = WAITING;
+        assert!(walk.go_on(soon()));
+        assert_eq!(walk.usage().inodes, 201);
+        assert_eq!(walk.waiting, WAITING);
+    }
+
+    #[test]
+    fn what_is_moved_or_removed_under_a_walk_does_not_end_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (top, away) = (directory.path().join("top"), directory.path().join("away"));
+        let deep = ["d"; HELD_OPEN + 8].join("/");
+        fs::create_dir_all(top.join("a").join(&deep)).unwrap();
+        fs::create_dir_all(top.join("b/c")).unwrap();
+        let mut walk = Walk::begin(&top).unwrap().unwrap();
+        let wanted = HELD_OPEN + 9;
+        // `a` last, so that it is visited first.
+        walk.read(0, soon());
+        walk.levels[0].unread = None;
+        walk.levels[0].waiting.sort();
+        walk.levels[0].waiting.reverse();
+        while walk.levels.len() < wanted {
+            let name = walk.levels.last_mut().unwrap().waiting.pop().unwrap();
+            walk.waiting -= memory(&name);
+            walk.descend(&name);
+            walk.read(0, soon());
+            walk.levels.last_mut().unwrap().unread = None;
+        }
+        let moved = ["d"; HELD_OPEN + 4].join("/");
+        fs::rename(top.join("a").join(moved), &away).unwrap();
+        assert!(walk.go_on(soon()));
+        assert!(walk.has_lost(), "it says so");
+        assert_eq!(walk.usage().inodes, wanted as u64 + 1 + 2);
+        assert_eq!(walk.waiting, 0);
+
+        let mut walk = Walk::begin(&away).unwrap().unwrap();
+        fs::remove_dir_all(&away).unwrap();
+        assert!(walk.go_on(soon()) && !walk.has_lost());
     }
 }

@@ -132,12 +132,13 @@ impl Signal {
     }
 }
 
-/// The pod that goes first: one that takes more than it requested before others, then by priority, then by how much more.
+/// The pod that goes first: one of which nobody can tell what it takes, then one that takes more than it requested before
+/// others, then by priority, then by how much more. Each pod comes with whether it cannot be told.
 pub(super) fn first<'a>(
-    pods: impl Iterator<Item = (&'a Pod, &'a PodUsage)>,
+    pods: impl Iterator<Item = (&'a Pod, &'a PodUsage, bool)>,
     signal: Signal,
 ) -> Option<&'a Pod> {
-    let ranked = pods.filter_map(|(pod, usage)| {
+    let ranked = pods.filter_map(|(pod, usage, uncounted)| {
         let spec = pod.spec.as_ref()?;
         let priority = spec.priority.unwrap_or(0);
         if priority >= CRITICAL || is_static(pod) {
@@ -146,7 +147,8 @@ pub(super) fn first<'a>(
         let (used, requested) = (signal.of(usage.total()), signal.request(spec));
         let over = i128::from(used) - i128::from(requested);
         // Nothing would come of it.
-        (used > 0).then_some(((over > 0, -i64::from(priority), over), pod))
+        let some = uncounted || used > 0;
+        some.then_some(((uncounted, over > 0, -i64::from(priority), over), pod))
     });
     ranked.max_by_key(|(rank, _)| *rank).map(|(_, pod)| pod)
 }
@@ -291,12 +293,23 @@ mod tests {
         ];
         let mut order = Vec::new();
         let mut left: Vec<_> = pods.iter().collect();
-        while let Some(next) = first(left.iter().map(|(pod, used)| (pod, used)), Signal::Bytes) {
+        while let Some(next) = first(
+            left.iter().map(|(pod, used)| (pod, used, false)),
+            Signal::Bytes,
+        ) {
             let name = next.metadata.name.clone().unwrap();
             left.retain(|(pod, _)| pod.metadata.name.as_ref() != Some(&name));
             order.push(name);
         }
         assert_eq!(order, ["large", "small", "important", "within"]);
+        let hidden = |pod: &Pod| {
+            ["idle", "system"]
+                .map(Some)
+                .contains(&pod.metadata.name.as_deref())
+        };
+        let uncounted = pods.iter().map(|(pod, used)| (pod, used, hidden(pod)));
+        let next = first(uncounted, Signal::Bytes).unwrap();
+        assert_eq!(next.metadata.name.as_deref(), Some("idle"));
     }
 
     #[test]

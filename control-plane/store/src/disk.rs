@@ -25,7 +25,7 @@ use crate::types::{Entry, Key, Revision};
 pub(crate) use persist::StateWriter;
 #[cfg(test)]
 pub(crate) use records::{HARD_STATE, LOG_START};
-pub(crate) use reserve::Shortage;
+pub(crate) use reserve::{JOURNAL, Shortage};
 pub(crate) use volume::Volume;
 
 /// What a storage engine says of a failure.
@@ -54,7 +54,7 @@ pub(crate) trait Engine: Send + Sync {
     /// How many bytes can still be written where the records are; `None` when that is not known.
     fn room(&self) -> Option<u64>;
 
-    /// Keeps room in reserve, or gives it back, as the disk's shortage is. Called all the time.
+    /// Keeps room in reserve, as the disk's shortage is. Called all the time.
     fn tend(&self, _: Shortage) {}
 
     /// Begins to write what waits in memory to its tables, so that nothing has to be once the disk is full.
@@ -76,7 +76,9 @@ pub(crate) enum Space {
 }
 
 /// Changes that an [`Engine`] makes together: `None` removes the record.
-pub(crate) type Batch = Vec<(Space, Vec<u8>, Option<Vec<u8>>)>;
+pub(crate) type Batch = Vec<Change>;
+/// Where, under which key, and the new record; none removes it.
+pub(crate) type Change = (Space, Vec<u8>, Option<Vec<u8>>);
 
 /// A read or write that failed. Nothing may be acknowledged after one: what reached the disk is not known any more.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -1,19 +1,30 @@
-//! Room on the disk that nobody else can take, since others write there too: the rest of the journal, made real as soon
-//! as there is one, and pieces that are given back one by one when tables have to be written on a full disk.
+//! Room on the disk that nobody else can take, since others write there too: what the journal is written to next, made
+//! real before it is needed, and pieces that are given back when a table or a new journal has to be written on a full
+//! disk. Not earlier, and no more of them than that takes: whoever fills the disk goes on meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
 
 const DIRECTORY: &str = "reserve";
-const PIECE: u64 = 16 << 20;
-const PIECES: usize = 4;
-/// Between looks for a new journal, and between pieces that are given back or taken.
+const PIECE: u64 = 8 << 20;
+const PIECES: usize = 8;
+/// With less than this a start begins by giving pieces back: what it reads from journals may have to go to tables.
+const START: u64 = 16 << 20;
+/// Bytes that can be written to the journal wherever it has come to: it is not the beginning of a journal that matters.
+pub(crate) const JOURNAL: u64 = 56 << 20;
+/// With next to nothing left on the disk, a journal is given a piece when it has less than this.
+const LEAST_JOURNAL: u64 = 4 << 20;
+/// What `st_blocks` counts.
+const BLOCK: u64 = 512;
+/// Between looks while there is room; without, every call looks, since the engine may begin a journal at any time.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How much must be left of a disk for it to be reserved from.
+/// How much must be left of a disk for pieces to be taken.
 const SPARE: u64 = 320 << 20;
 
 /// How much room a member's disk has.
@@ -31,15 +42,14 @@ pub(crate) enum Shortage {
 pub(super) struct Reserve {
     directory: PathBuf,
     journals: PathBuf,
-    journal_bytes: u64,
     pieces: usize,
     looked: Option<Instant>,
 }
 
 impl Reserve {
-    /// Finds the pieces of an earlier run, and gives one back where not even a start has room. `journals` is where files
-    /// of this many bytes are that end in `.jnl`.
-    pub(super) fn open(journals: &Path, journal_bytes: u64) -> Self {
+    /// Finds the pieces of an earlier run, and gives some back where not even a start has room. `journals` is where the
+    /// files are that end in `.jnl`.
+    pub(super) fn open(journals: &Path) -> Self {
         let directory = journals.join(DIRECTORY);
         let pieces = (0..PIECES)
             .take_while(|number| directory.join(number.to_string()).exists())
@@ -47,43 +57,65 @@ impl Reserve {
         let mut reserve = Self {
             directory,
             journals: journals.to_owned(),
-            journal_bytes,
             pieces,
             looked: None,
         };
-        if free(journals).is_ok_and(|free| free < PIECE) {
-            reserve.release();
-        }
+        let missing = free(journals).map_or(0, |free| START.saturating_sub(free));
+        reserve.give(missing);
         reserve
     }
 
-    /// Does what is due: takes what it may while there is room, gives back while there is next to none.
+    /// Does what is due: keeps room for the journal, and takes pieces while there is enough.
     pub(super) fn tend(&mut self, shortage: Shortage) {
-        if self.looked.is_some_and(|looked| looked.elapsed() < PAUSE) {
+        let ample = shortage == Shortage::None;
+        if ample && self.looked.is_some_and(|looked| looked.elapsed() < PAUSE) {
             return;
         }
         self.looked = Some(Instant::now());
-        match shortage {
-            Shortage::None => {
-                if let Err(error) = self.take() {
-                    // Some file systems cannot; then there is no reserve.
-                    tracing::debug!(%error, directory = %self.directory.display(), "reserving room on the disk");
-                }
-            }
-            Shortage::Short => {}
-            Shortage::Critical => self.release(),
+        let kept = self.keep_journal(shortage);
+        let kept = kept.and_then(|()| if ample { self.take() } else { Ok(()) });
+        if let Err(error) = kept {
+            // Some file systems cannot; then there is no reserve.
+            tracing::debug!(%error, directory = %self.directory.display(), "reserving room on the disk");
         }
     }
 
-    fn take(&mut self) -> io::Result<()> {
-        if free(&self.journals)? < SPARE {
+    /// Makes real what the newest journal is written to next.
+    fn keep_journal(&mut self, shortage: Shortage) -> io::Result<()> {
+        let Some(path) = newest_journal(&self.journals)? else {
+            return Ok(());
+        };
+        let journal = OpenOptions::new().write(true).open(path)?;
+        // It is written without holes. Where the file system does not tell holes, this is its length, which is further on.
+        let written = match seek(&journal, SeekFrom::Hole(0)) {
+            // Empty.
+            Err(Errno::NXIO) => 0,
+            found => found?,
+        };
+        // It is always made real from its beginning on.
+        let real = journal.metadata()?.blocks().saturating_mul(BLOCK);
+        // A piece more than has to be, so that it is not made longer all the time.
+        let (least, most) = match shortage {
+            Shortage::None | Shortage::Short => (JOURNAL, JOURNAL + PIECE),
+            Shortage::Critical => (LEAST_JOURNAL, PIECE),
+        };
+        if real >= written.saturating_add(least) {
             return Ok(());
         }
-        if let Some(journal) = newest_journal(&self.journals)? {
-            let journal = OpenOptions::new().write(true).open(journal)?;
-            // Whatever is there already stays as it is.
-            fallocate(&journal, FallocateFlags::KEEP_SIZE, 0, self.journal_bytes)?;
+        let length = written.saturating_add(most);
+        let missing = length.saturating_sub(real);
+        let found = free(&self.journals)?;
+        if shortage == Shortage::Critical {
+            self.give(missing.saturating_sub(found));
+        } else if found < missing {
+            return Ok(());
         }
+        // Whatever is there already stays as it is.
+        fallocate(&journal, FallocateFlags::KEEP_SIZE, 0, length)?;
+        Ok(())
+    }
+
+    fn take(&mut self) -> io::Result<()> {
         while self.pieces < PIECES && free(&self.journals)? >= SPARE {
             fs::create_dir_all(&self.directory)?;
             let path = self.directory.join(self.pieces.to_string());
@@ -95,6 +127,17 @@ impl Reserve {
             self.pieces += 1;
         }
         Ok(())
+    }
+
+    /// Gives back so many bytes, for what is to be written right after, or as many as there are; in whole pieces. Whether
+    /// any were.
+    pub(super) fn give(&mut self, missing: u64) -> bool {
+        let wanted = usize::try_from(missing.div_ceil(PIECE)).unwrap_or(usize::MAX);
+        let given = wanted.min(self.pieces);
+        for _ in 0..given {
+            self.release();
+        }
+        given > 0
     }
 
     fn release(&mut self) {
@@ -109,6 +152,11 @@ impl Reserve {
             ),
             Err(error) => tracing::warn!(%error, "giving back a piece of the store's reserve"),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pieces(&self) -> usize {
+        self.pieces
     }
 }
 
@@ -133,7 +181,7 @@ fn newest_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
@@ -142,41 +190,80 @@ mod tests {
         reserve.tend(shortage);
     }
 
+    fn blocks(path: &Path) -> u64 {
+        path.metadata().unwrap().blocks() * BLOCK
+    }
+
+    fn held(directory: &Path) -> u64 {
+        let pieces = fs::read_dir(directory.join(DIRECTORY)).unwrap();
+        pieces.map(|piece| blocks(&piece.unwrap().path())).sum()
+    }
+
+    /// As the engine begins one: longer than what is written of it.
+    fn begin(directory: &Path, name: &str) -> (PathBuf, File) {
+        let path = directory.join(name);
+        let journal = File::create(&path).unwrap();
+        journal.set_len(64 << 20).unwrap();
+        (path, journal)
+    }
+
     #[test]
-    fn what_is_held_is_real_and_given_back_piece_by_piece() {
+    fn what_is_held_is_real_and_given_back_only_when_it_is_needed() {
         let directory = tempfile::tempdir().unwrap();
         let journal = directory.path().join("10.jnl");
         fs::write(directory.path().join("9.jnl"), "old").unwrap();
         fs::write(&journal, "entries").unwrap();
-        let mut reserve = Reserve::open(directory.path(), 1 << 20);
+        let mut reserve = Reserve::open(directory.path());
         reserve.tend(Shortage::None);
         assert_eq!(fs::read(&journal).unwrap(), b"entries");
-        let blocks = |path: &Path| path.metadata().unwrap().blocks() * 512;
-        assert!(blocks(&journal) >= 1 << 20, "the journal's rest is real");
+        assert!(blocks(&journal) >= JOURNAL, "the journal's rest is real");
         assert!(blocks(&directory.path().join("9.jnl")) < 1 << 20);
-        let held = |directory: &Path| {
-            let pieces = fs::read_dir(directory.join(DIRECTORY)).unwrap();
-            pieces
-                .map(|piece| blocks(&piece.unwrap().path()))
-                .sum::<u64>()
-        };
-        assert!(held(directory.path()) >= PIECE * PIECES as u64);
+        let all = PIECE * PIECES as u64;
+        assert!(held(directory.path()) >= all);
 
-        again(&mut reserve, Shortage::Short);
-        assert_eq!(reserve.pieces, PIECES);
-        again(&mut reserve, Shortage::Critical);
-        reserve.tend(Shortage::Critical);
-        assert_eq!(reserve.pieces, PIECES - 1, "one at a time");
+        for shortage in [Shortage::Short, Shortage::Critical, Shortage::Critical] {
+            reserve.tend(shortage);
+            assert_eq!(reserve.pieces, PIECES, "nothing is to be written");
+        }
+        assert!(!reserve.give(0));
+        assert!(reserve.give(1));
+        assert_eq!(reserve.pieces, PIECES - 1);
+        assert!(reserve.give(PIECE + 1));
+        assert_eq!(reserve.pieces, PIECES - 3, "no more than needed");
         assert_eq!(
-            Reserve::open(directory.path(), 1 << 20).pieces,
-            PIECES - 1,
+            Reserve::open(directory.path()).pieces,
+            PIECES - 3,
             "a later run finds the others"
         );
         again(&mut reserve, Shortage::None);
         assert_eq!(reserve.pieces, PIECES);
-        for _ in 0..=PIECES {
-            again(&mut reserve, Shortage::Critical);
-        }
+        assert!(reserve.give(u64::MAX));
         assert_eq!((reserve.pieces, held(directory.path())), (0, 0));
+        assert!(!reserve.give(u64::MAX));
+    }
+
+    #[test]
+    fn a_journal_has_room_wherever_it_has_come_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut reserve = Reserve::open(directory.path());
+        let (first, journal) = begin(directory.path(), "1.jnl");
+        let written = 60 << 20;
+        let block = vec![1; 1 << 20];
+        for at in (0..written).step_by(block.len()) {
+            journal.write_all_at(&block, at).unwrap();
+        }
+        again(&mut reserve, Shortage::None);
+        assert!(blocks(&first) >= written + JOURNAL);
+        assert_eq!(first.metadata().unwrap().len(), 64 << 20);
+
+        // What the engine begins in a shortage, at once.
+        for (name, shortage, least) in [
+            ("2.jnl", Shortage::Short, JOURNAL),
+            ("3.jnl", Shortage::Critical, LEAST_JOURNAL),
+        ] {
+            let (next, _) = begin(directory.path(), name);
+            reserve.tend(shortage);
+            assert!(blocks(&next) >= least, "{shortage:?}");
+        }
     }
 }

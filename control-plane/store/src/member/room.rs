@@ -14,7 +14,7 @@ use raft::eraftpb::{EntryType, Message, MessageType};
 use prost::Message as _;
 
 use super::Member;
-use crate::disk::Shortage;
+use crate::disk::{JOURNAL, Shortage};
 use crate::metrics::METRICS;
 use crate::packet::{self, Body, Tags};
 use crate::types::{Demand, Room};
@@ -27,8 +27,12 @@ const BELIEVED: usize = 16;
 /// With less, every byte that is written comes out of the reserve.
 const CRITICAL: u64 = 32 << 20;
 /// How many bytes of entries are taken out of the reserve; what a deletion writes is small beside what it lets others free.
-/// Less than the journal has left when it is made ([`crate::disk`]).
+/// The journal has more than twice that left ([`crate::disk`]): it is written to for an entry and for what that changes.
 const RESERVED: usize = 24 << 20;
+const _: () = assert!(
+    JOURNAL > 2 * RESERVED as u64,
+    "the reserve holds less than is taken out of it"
+);
 /// How many of them for changes: the rest is for what frees.
 const RESERVED_FOR_CHANGES: usize = 8 << 20;
 

@@ -3,7 +3,11 @@
 //! One walker over [`TypeSchema`] reads streams (JSON, YAML) and parsed values alike: it finds unknown and duplicate
 //! fields in document order, drops the former, and tells wrong types in Go's words.
 
+mod count;
 mod walker;
+
+pub use count::{Excess, count_collections};
+pub use walker::MAX_STRUCTS;
 
 use crate::json::Members;
 use base64::Engine;
@@ -292,6 +296,36 @@ mod tests {
             ),
             "Secret in version \"v1\" cannot be handled as a Secret: illegal base64 data at input byte 3"
         );
+    }
+
+    #[test]
+    fn what_no_schema_knows_is_counted_too() {
+        let map = Typed::<ConfigMapKind>::default();
+        let managed = |items: &str| {
+            format!(r#"{{"metadata":{{"managedFields":[{{"fieldsV1":{{"a":[{items}]}}}}]}}}}"#)
+        };
+        let decoded = |body: &str, content_type: &str| {
+            decode(body.as_bytes(), content_type, &map, FieldValidation::Strict)
+        };
+        for item in [r#"{"":0}"#, "[0]"] {
+            let many = managed(&vec![item; MAX_STRUCTS].join(","));
+            for content_type in ["application/json", "application/yaml"] {
+                let error = decoded(&many, content_type).expect_err(item);
+                assert!(error.message().contains("Too many"), "{error:?}");
+                let few = managed(&vec![item; 100].join(","));
+                assert!(decoded(&few, content_type).is_ok());
+            }
+        }
+        // Nothing is made of what cannot be the name of a kind.
+        for field in ["kind", "apiVersion"] {
+            let body = format!(r#"{{"{field}":[{}]}}"#, vec!["{}"; MAX_STRUCTS].join(","));
+            assert_eq!(
+                refusal(&map, &body, "application/json"),
+                format!(
+                    "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal array into Go struct field ConfigMap.{field} of type string"
+                )
+            );
+        }
     }
 
     #[test]

@@ -84,8 +84,23 @@ const MAX_ERRORS: usize = 256;
 const MAX_BYTES: usize = 256 << 10;
 
 /// The refused fields of an object, in the order found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ErrorList(pub Vec<FieldError>);
+#[derive(Clone, Debug, Default)]
+pub struct ErrorList(pub Vec<FieldError>, Counted);
+
+/// The bytes of so many errors, so that those which come after a list is full need not add them up again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    errors: usize,
+    bytes: usize,
+}
+
+impl PartialEq for ErrorList {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for ErrorList {}
 
 fn written(value: impl serde::Serialize) -> String {
     serde_json::to_string(&value).unwrap_or_default()
@@ -99,19 +114,33 @@ impl ErrorList {
 
     /// Whether no more errors are taken.
     pub fn is_full(&self) -> bool {
-        self.0.len() >= MAX_ERRORS
-            || self.0.iter().map(FieldError::size).sum::<usize>() >= MAX_BYTES
+        self.0.len() >= MAX_ERRORS || self.bytes() >= MAX_BYTES
+    }
+
+    fn bytes(&self) -> usize {
+        match self.1.errors == self.0.len() {
+            true => self.1.bytes,
+            // Some were added or taken by others.
+            false => self.0.iter().map(FieldError::size).sum(),
+        }
     }
 
     /// Adds an error, whose message is made only if there is room for it.
     pub(crate) fn push(&mut self, kind: ErrorType, path: &Path, message: impl FnOnce() -> String) {
-        if !self.is_full() {
-            self.0.push(FieldError {
-                kind,
-                path: path.clone(),
-                message: message(),
-            });
+        if self.is_full() {
+            return;
         }
+        let error = FieldError {
+            kind,
+            path: path.clone(),
+            message: message(),
+        };
+        let bytes = self.bytes() + error.size();
+        self.0.push(error);
+        self.1 = Counted {
+            errors: self.0.len(),
+            bytes,
+        };
     }
 
     /// `path: Required value[: detail]`
@@ -196,5 +225,10 @@ mod tests {
             huge.invalid(&Path::new("a"), "x".repeat(MAX_BYTES / 2), "");
         }
         assert_eq!(huge.0.len(), 2);
+        huge.0.truncate(1);
+        for _ in 0..3 {
+            huge.invalid(&Path::new("a"), "x".repeat(MAX_BYTES / 4), "");
+        }
+        assert_eq!(huge.0.len(), 3, "what was taken away leaves room");
     }
 }

@@ -169,7 +169,7 @@ pub trait ResourceKind: Send + Sync + 'static {
     fn has_field_labels(&self) -> bool;
 
     /// The Table's columns.
-    fn columns(&self) -> Vec<Column>;
+    fn columns(&self) -> &[Column];
 
     /// One row, a cell per column. `now` is nanoseconds since the epoch.
     fn row(&self, object: &Value, now: i64) -> Vec<Value>;

@@ -77,7 +77,7 @@ pub fn validate(meta: &ObjectMeta, namespaced: bool, rule: NameRule, errors: &mu
 }
 
 /// Checks labels and annotations.
-pub(crate) fn validate_maps(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
+pub fn validate_maps(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
     let labels = path.child("labels");
     for (key, value) in meta.labels.iter().flatten() {
         for message in names::label_key(key) {

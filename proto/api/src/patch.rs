@@ -6,6 +6,7 @@ mod strategic;
 
 use serde_json::Value;
 
+use crate::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections};
 use crate::kind::ResourceKind;
 use crate::status::StatusError;
 
@@ -44,8 +45,10 @@ fn go_kind(value: &Value) -> &'static str {
     }
 }
 
-/// A patch document; `wanted` is Go's name of the type it must have.
+/// A patch document; `wanted` is Go's name of the type it must have. It is read without a schema, and made of no more than
+/// the objects that it may be for.
 fn parse(patch: &[u8], is_wanted: fn(&Value) -> bool, wanted: &str) -> Result<Value, String> {
+    count_collections(patch, MAX_DEPTH, MAX_STRUCTS).map_err(|error| error.to_string())?;
     let value: Value = serde_json::from_slice(patch).map_err(|error| error.to_string())?;
     match is_wanted(&value) {
         true => Ok(value),
@@ -126,6 +129,29 @@ mod tests {
             error.message(),
             "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp"
         );
+    }
+
+    #[test]
+    fn a_patch_is_made_of_no_more_than_an_object_may_be() {
+        let kind = Typed::<ConfigMapKind>::default();
+        let refused = |patch_type, patch: String| {
+            let error = apply(&kind, patch_type, &json!({}), patch.as_bytes());
+            error.expect_err("too much").message().to_owned()
+        };
+        let many = vec![r#"{"":0}"#; MAX_STRUCTS].join(",");
+        for (patch_type, patch) in [
+            (PatchType::Json, format!("[{many}]")),
+            (PatchType::Merge, format!(r#"{{"a":[{many}]}}"#)),
+            (PatchType::Strategic, format!(r#"{{"a":[{many}]}}"#)),
+        ] {
+            let told = refused(patch_type, patch);
+            assert!(
+                told.ends_with("too many objects and lists: at most 20000 are allowed"),
+                "{told}"
+            );
+        }
+        let text = "{[".repeat(MAX_STRUCTS);
+        assert!(patched(PatchType::Merge, &json!({"data": {"a": text}})).is_ok());
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 use k8s_openapi::Metadata as _;
 use schemars::JsonSchema as _;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::field::ErrorList;
+use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, Prepared, ResourceInfo, ResourceKind, WriteScope};
 use crate::meta;
 use crate::schema::TypeSchema;
@@ -16,11 +17,18 @@ use crate::status::StatusError;
 
 /// A kind's typed logic over JSON values.
 #[derive(Debug)]
-pub struct Typed<K>(PhantomData<fn() -> K>);
+pub struct Typed<K> {
+    kind: PhantomData<fn() -> K>,
+    /// Their documentation comes out of whole schemas, which are not made again for every table.
+    columns: OnceLock<Vec<Column>>,
+}
 
 impl<K> Default for Typed<K> {
     fn default() -> Self {
-        Self(PhantomData)
+        Self {
+            kind: PhantomData,
+            columns: OnceLock::new(),
+        }
     }
 }
 
@@ -127,6 +135,10 @@ impl<K: Kind> ResourceKind for Typed<K> {
                 meta.resource_version = None;
                 meta.labels = labels;
                 meta.annotations = annotations;
+                let (now, before) = (new.metadata(), old.metadata());
+                if (&now.labels, &now.annotations) != (&before.labels, &before.annotations) {
+                    meta::validate_maps(now, &Path::new("metadata"), &mut errors);
+                }
                 K::validate_status_update(&new, &old, &mut errors);
             }
         }
@@ -182,8 +194,8 @@ impl<K: Kind> ResourceKind for Typed<K> {
         !K::FIELD_LABELS.is_empty()
     }
 
-    fn columns(&self) -> Vec<Column> {
-        K::columns()
+    fn columns(&self) -> &[Column] {
+        self.columns.get_or_init(K::columns)
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
@@ -191,5 +203,51 @@ impl<K: Kind> ResourceKind for Typed<K> {
             Ok(object) => K::row(&object, now),
             Err(_) => Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::kinds::node::NodeKind;
+
+    fn status_write(old: Value, new: Value) -> Result<Prepared, StatusError> {
+        Typed::<NodeKind>::default().update(new, &old, WriteScope::Status)
+    }
+
+    fn node(metadata: Value) -> Value {
+        let mut node = json!({"metadata": {"name": "n"}});
+        if let (Some(own), Value::Object(more)) = (node["metadata"].as_object_mut(), metadata) {
+            own.extend(more);
+        }
+        node
+    }
+
+    #[test]
+    fn a_status_brings_no_labels_that_the_object_may_not_have() {
+        let plain = || node(json!({}));
+        for bad in [
+            json!({"labels": {"a b": "c"}}),
+            json!({"labels": {"a": "b c"}}),
+            json!({"annotations": {"a b": "c"}}),
+            json!({"annotations": {"a": "x".repeat(300_000)}}),
+        ] {
+            let error = status_write(plain(), node(bad.clone())).expect_err("refused");
+            assert_eq!(error.code(), 422, "{error:?}");
+            // What is there already holds up no status.
+            assert!(status_write(node(bad.clone()), node(bad)).is_ok());
+        }
+        let good = node(json!({"labels": {"a": "b"}, "annotations": {"c": "d e"}}));
+        let written = status_write(plain(), good).expect("written").object;
+        assert_eq!(written["metadata"]["labels"], json!({"a": "b"}));
+    }
+
+    #[test]
+    fn columns_are_made_once() {
+        let kind = Typed::<NodeKind>::default();
+        assert!(std::ptr::eq(kind.columns(), kind.columns()));
+        assert_eq!(kind.columns(), NodeKind::columns());
     }
 }

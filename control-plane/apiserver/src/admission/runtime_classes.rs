@@ -1,5 +1,7 @@
 //! Runtime classes: what a pod's class adds to it, its overhead and where it may run.
 
+use std::collections::HashSet;
+
 use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::Key;
@@ -69,11 +71,9 @@ fn apply(class: &Value, pod: &mut Value) -> Result<(), String> {
     if let Some(added) = scheduling["tolerations"].as_array() {
         let own = pod["spec"]["tolerations"].as_array();
         let mut tolerations = own.cloned().unwrap_or_default();
-        for toleration in added {
-            if !tolerations.contains(toleration) {
-                tolerations.push(toleration.clone());
-            }
-        }
+        let mut known: HashSet<&Value> = own.into_iter().flatten().collect();
+        let new = added.iter().filter(|&toleration| known.insert(toleration));
+        tolerations.extend(new.cloned());
         *pod.member(&["spec", "tolerations"]) = json!(tolerations);
     }
     Ok(())
@@ -82,6 +82,21 @@ fn apply(class: &Value, pod: &mut Value) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_tolerations_as_a_document_holds_are_joined_once() {
+        // Compared one by one, these would be thousands of millions of comparisons.
+        let toleration = |at: u32| json!({"key": format!("k{at}"), "operator": "Exists"});
+        let class: Vec<Value> = (0..100_000).map(toleration).collect();
+        let own: Vec<Value> = (50_000..150_000).map(toleration).collect();
+        let class = json!({"scheduling": {"tolerations": class}});
+        let mut pod = json!({"spec": {"tolerations": own}});
+        assert_eq!(apply(&class, &mut pod), Ok(()));
+        let joined = pod["spec"]["tolerations"].as_array().expect("a list");
+        assert_eq!(joined.len(), 150_000);
+        assert_eq!(joined[0], toleration(50_000), "its own come first");
+        assert_eq!(joined[100_000], toleration(0));
+    }
 
     #[test]
     fn a_class_adds_its_overhead_and_where_it_runs() {

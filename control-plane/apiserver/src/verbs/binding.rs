@@ -1,11 +1,17 @@
 //! `pods/binding`: the scheduler's decision.
 
+use std::collections::BTreeMap;
+
 use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
+use gantry_api::meta::validate_maps;
+use gantry_api::names;
 use gantry_api::status::{Details, StatusError};
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Binding;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::update::{store, success};
@@ -33,6 +39,8 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
         );
     } else if node.is_empty() {
         errors.required(&Path::new("target").child("name"), "");
+    } else if let Some(detail) = names::is_dns1123_subdomain(&node) {
+        errors.invalid(&Path::new("target").child("name"), &node, &detail);
     }
     if let Some(error) = errors.0.first() {
         return Err(StatusError::unclassified(format!(
@@ -83,8 +91,8 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
             ));
         }
         *pod.member(&["spec", "nodeName"]) = json!(node);
-        for (key, value) in binding.metadata.annotations.iter().flatten() {
-            *pod.member(&["metadata", "annotations", key]) = json!(value);
+        if let Some(annotations) = &binding.metadata.annotations {
+            annotate(context, &mut pod, annotations)?;
         }
         set_scheduled(&mut pod, &context.api.clock.stamp());
         if context.dry_run()? {
@@ -99,6 +107,31 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
         context.name(),
         "the pod keeps being modified; try again",
     ))
+}
+
+/// Adds annotations to a pod, which keeps to what any pod's annotations may be.
+fn annotate(
+    context: &Context<'_>,
+    pod: &mut Value,
+    annotations: &BTreeMap<String, String>,
+) -> Result<(), StatusError> {
+    for (key, value) in annotations {
+        *pod.member(&["metadata", "annotations", key]) = json!(value);
+    }
+    let all = BTreeMap::deserialize(&pod["metadata"]["annotations"]);
+    let metadata = ObjectMeta {
+        annotations: all.ok(),
+        ..ObjectMeta::default()
+    };
+    let mut errors = ErrorList::default();
+    validate_maps(&metadata, &Path::new("metadata"), &mut errors);
+    match errors.is_empty() {
+        true => Ok(()),
+        false => {
+            let info = context.resource.info();
+            Err(StatusError::invalid(info, context.name(), errors))
+        }
+    }
 }
 
 fn refused(context: &Context<'_>, why: &str) -> StatusError {
@@ -123,4 +156,49 @@ fn set_scheduled(pod: &mut Value, now: &str) {
     conditions.retain(|old| old["type"] != "PodScheduled");
     conditions.push(condition);
     *pod.member(&["status", "conditions"]) = Value::Array(conditions);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use http::{Request, header};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::streams::NoNodes;
+    use crate::{ApiServer, ApiServerConfig, Identity};
+
+    async fn post(server: &ApiServer, path: &str, body: Value) -> u16 {
+        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+        let request = Request::post(format!("/api/v1/namespaces/default/{path}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body.to_string()))
+            .expect("a request");
+        let Ok(response) = server.local_service(administrator).oneshot(request).await;
+        response.status().as_u16()
+    }
+
+    #[tokio::test]
+    async fn a_binding_brings_nothing_that_the_pod_could_not_be_updated_with() {
+        let store = gantry_store::Store::ephemeral();
+        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+        server.bootstrap(6443).await.expect("bootstrapped");
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}
+        });
+        assert_eq!(post(&server, "pods", pod).await, 201);
+        let bind = async |node: &str, annotations: Value| {
+            let binding = json!({
+                "metadata": {"name": "p", "annotations": annotations}, "target": {"kind": "Node", "name": node}
+            });
+            post(&server, "pods/p/binding", binding).await
+        };
+        assert_eq!(bind("n", json!({"a b": "c"})).await, 422);
+        assert_eq!(bind("n", json!({"a": "x".repeat(300_000)})).await, 422);
+        assert!(bind("not a node", json!({})).await >= 400);
+        assert_eq!(bind("n", json!({"a": "b"})).await, 201);
+    }
 }

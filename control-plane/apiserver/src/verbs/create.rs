@@ -98,10 +98,13 @@ async fn create_object(
             Some(turn) => turn,
             None => Turn::wait(context.body.len()).await,
         };
-        let mut prepared = turn.work(|| context.resource.kind.create(object.clone()))?;
         let admission = &context.api.admission;
-        let told = admission.validate(context, &prepared.object, None)?;
-        prepared.warnings.extend(told);
+        let mut prepared = turn.work(|| {
+            let mut prepared = context.resource.kind.create(object.clone())?;
+            let told = admission.validate(context, &prepared.object, None)?;
+            prepared.warnings.extend(told);
+            Ok::<_, StatusError>(prepared)
+        })?;
         let name = meta(&prepared.object, "name").to_owned();
         let key = context.resource.key(context.namespace(), &name);
         let mut transaction = Transaction {
@@ -113,11 +116,10 @@ async fn create_object(
                 .guards
                 .push(Guard::Exists(namespace_key(namespace)));
         }
-        context
-            .api
-            .admission
-            .allocate(context, &mut prepared.object, None, &mut transaction)?;
-        let value = codec::encode_bounded(&prepared.object, 0)?;
+        let value = turn.work(|| {
+            admission.allocate(context, &mut prepared.object, None, &mut transaction)?;
+            codec::encode_bounded(&prepared.object, 0)
+        })?;
         let index = codec::index(context.resource.kind.as_ref(), &prepared.object);
         transaction.operations.push(Operation::Put {
             key: key.clone(),

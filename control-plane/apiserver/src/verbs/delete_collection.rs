@@ -1,14 +1,11 @@
 //! DELETE of a collection: every object that the selectors match, each as if deleted by itself.
 
-use std::sync::Arc;
-
-use bytes::{BufMut, BytesMut};
 use gantry_api::status::StatusError;
 
 use super::delete::{Options, delete_one};
-use super::list::list_prefix;
+use super::list::selected;
+use super::scan::Walk;
 use super::selection::Selection;
-use crate::codec;
 use crate::context::Context;
 use crate::request::ResourcePath;
 use crate::response::Answer;
@@ -22,38 +19,118 @@ pub(crate) async fn delete_collection(context: &Context<'_>) -> Result<Answer, S
     let options = Options::read(context)?;
     let selection = Selection::read(context)?;
     let snapshot = context.api.store.snapshot(&context.resource.table);
-    let mut items = BytesMut::new();
-    items.put_slice(list_prefix(info, snapshot.revision(), None).as_bytes());
-    let mut first = true;
-    let matching: Vec<_> = snapshot
-        .range_after(context.namespace(), None)
-        .filter(|(key, entry)| selection.matches(&key.0, &key.1, entry))
-        .map(|(key, entry)| (key.clone(), Arc::clone(entry)))
-        .collect();
-    for ((namespace, name), entry) in matching {
-        let path = ResourcePath {
-            name: Some(name.to_string()),
-            namespace: Some(namespace.to_string()).filter(|namespace| !namespace.is_empty()),
-            ..context.path.clone()
-        };
-        let one = Context {
-            path: &path,
-            body: context.body.clone(),
-            budget: None,
-            ..*context
-        };
-        match delete_one(&one, &options).await {
-            Ok(_) => {}
-            // Somebody else deleted it meanwhile.
-            Err(error) if error.code() == 404 => continue,
-            Err(error) => return Err(error),
+    let mut walk = Walk::new(&snapshot, context.namespace(), &selection, None);
+    let mut more = true;
+    while more {
+        let mut matching = Vec::new();
+        more = walk.step(|namespace, name| matching.push((namespace.clone(), name.clone())));
+        for (namespace, name) in matching {
+            let path = ResourcePath {
+                name: Some(name.to_string()),
+                namespace: Some(namespace.to_string()).filter(|namespace| !namespace.is_empty()),
+                ..context.path.clone()
+            };
+            let one = Context {
+                path: &path,
+                body: context.body.clone(),
+                budget: None,
+                ..*context
+            };
+            match delete_one(&one, &options).await {
+                Ok(_) => {}
+                // Somebody else deleted it meanwhile.
+                Err(error) if error.code() == 404 => {}
+                Err(error) => return Err(error),
+            }
+            // A dry run waits for nobody, and an object may be large.
+            tokio::task::yield_now().await;
         }
-        if !first {
-            items.put_u8(b',');
-        }
-        first = false;
-        codec::write_item(&mut items, &entry.value, entry.modify_revision);
+        tokio::task::yield_now().await;
     }
-    items.put_slice(b"]}");
-    Ok(Answer::bytes(items.freeze()))
+    // As they were, like a list of them: none is held in memory for it.
+    selected(context, snapshot, selection)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use http::{Method, Request, header};
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+    use tower::ServiceExt;
+
+    use crate::streams::NoNodes;
+    use crate::{ApiServer, ApiServerConfig, Identity};
+
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    const OBJECTS: usize = 20;
+
+    async fn send(server: &ApiServer, method: Method, uri: &str, body: Value) -> Value {
+        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+        let body = match body {
+            Value::Null => Body::empty(),
+            body => Body::from(body.to_string()),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .expect("a request");
+        let Ok(response) = server.local_service(administrator).oneshot(request).await;
+        assert!(response.status().is_success(), "{response:?}");
+        let bytes = response.into_body().collect().await.expect("a body");
+        serde_json::from_slice(&bytes.to_bytes()).expect("JSON")
+    }
+
+    fn names(list: &Value) -> Vec<&str> {
+        let items = list["items"].as_array().expect("a list").iter();
+        let names = items.filter_map(|item| item["metadata"]["name"].as_str());
+        names.filter(|name| name.starts_with("m-")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_gives_way_and_says_what_would_go() {
+        let store = gantry_store::Store::ephemeral();
+        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+        server.bootstrap(6443).await.expect("bootstrapped");
+        for at in 0..OBJECTS {
+            let name = format!("m-{at:02}");
+            let map = json!({
+                "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"a": "b"}},
+                "data": {"text": "x".repeat(40_000)}
+            });
+            send(&server, Method::POST, MAPS, map).await;
+        }
+        let uri = format!("{MAPS}?labelSelector=a%3Db&dryRun=All");
+        let mut answer = pin!(send(&server, Method::DELETE, &uri, Value::Null));
+        let mut gave_way = 0;
+        let answer = poll_fn(|cx| {
+            let polled = answer.as_mut().poll(cx);
+            gave_way += usize::from(polled.is_pending());
+            polled
+        })
+        .await;
+        assert!(gave_way >= OBJECTS, "{gave_way} times");
+        assert_eq!(answer["kind"], "ConfigMapList");
+        assert_eq!(names(&answer).len(), OBJECTS);
+        let left = send(&server, Method::GET, MAPS, Value::Null).await;
+        assert_eq!(names(&left).len(), OBJECTS, "nothing went");
+
+        let uri = format!("{MAPS}?fieldSelector=metadata.name%3Dm-00");
+        let answer = send(&server, Method::DELETE, &uri, Value::Null).await;
+        assert_eq!(names(&answer), ["m-00"]);
+        let uri = format!("{MAPS}?labelSelector=a%3Db&limit=2");
+        let page = send(&server, Method::GET, &uri, Value::Null).await;
+        assert_eq!(names(&page), ["m-01", "m-02"]);
+        let token = page["metadata"]["continue"].as_str().expect("more follow");
+        let uri = format!("{MAPS}?labelSelector=a%3Db&limit=17&continue={token}");
+        let rest = send(&server, Method::GET, &uri, Value::Null).await;
+        assert_eq!(names(&rest).len(), 17);
+        assert_eq!(rest["metadata"]["continue"], Value::Null, "that was all");
+    }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::listing::Listing;
-use super::scan::Scan;
+use super::scan::{Scan, Walk};
 use super::selection::Selection;
 use crate::codec;
 use crate::context::Context;
@@ -132,9 +132,10 @@ pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
     check_object_policy(context, media)?;
     let snapshot = snapshot(context, page.as_ref())?;
     let cursor = page.map(|page| (Arc::from(page.namespace), Arc::from(page.name)));
-    let more = (limit > 0)
-        .then(|| more(context, &snapshot, &selection, cursor.as_ref(), limit))
-        .flatten();
+    let more = match limit {
+        0 => None,
+        limit => more(context, &snapshot, &selection, cursor.clone(), limit).await,
+    };
     let head = match media {
         PLAIN => list_prefix(context.resource.info(), snapshot.revision(), more.as_ref()),
         media => list_head(context, media, snapshot.revision(), more.as_ref()),
@@ -150,30 +151,51 @@ const PLAIN: Media = Media {
     shape: None,
 };
 
+/// The objects of a snapshot that are selected, as [`list`] answers with whole ones.
+pub(crate) fn selected(
+    context: &Context<'_>,
+    snapshot: TableSnapshot,
+    selection: Selection,
+) -> Result<Answer, StatusError> {
+    let head = list_prefix(context.resource.info(), snapshot.revision(), None);
+    let namespace = context.namespace().map(str::to_owned);
+    let items = Scan::new(snapshot, namespace, selection, None, 0);
+    Listing::new(context, PLAIN, head, items).answer()
+}
+
 /// What is behind the next `limit` objects, if anything.
-fn more(
+async fn more(
     context: &Context<'_>,
     snapshot: &TableSnapshot,
     selection: &Selection,
-    cursor: Option<&(Arc<str>, Arc<str>)>,
+    cursor: Option<(Arc<str>, Arc<str>)>,
     limit: usize,
 ) -> Option<More> {
-    let cursor = cursor.map(|(namespace, name)| (&**namespace, &**name));
-    let mut selected = snapshot
-        .range_after(context.namespace(), cursor)
-        .filter(|(key, entry)| selection.matches(&key.0, &key.1, entry))
-        .map(|(key, _)| key);
-    let last = selected.nth(limit - 1)?;
-    selected.next()?;
+    let (mut found, mut last) = (0, None);
+    let mut walk = Walk::new(snapshot, context.namespace(), selection, cursor);
+    loop {
+        let follows = walk.step(|namespace, name| {
+            found += 1;
+            if found == limit {
+                last = Some((namespace.to_string(), name.to_string()));
+            }
+        });
+        // With a selector the count would have to look at everything that was not asked for.
+        let enough = found > limit && !selection.is_everything();
+        if !follows || enough {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let (namespace, name) = last.filter(|_| found > limit)?;
     let token = Continue {
         revision: snapshot.revision().0,
-        namespace: last.0.to_string(),
-        name: last.1.to_string(),
+        namespace,
+        name,
     };
     Some(More {
         token: TOKENS.encode(json!(token).to_string()),
-        // With a selector the count would have to look at everything that was not asked for.
-        remaining: selection.is_everything().then(|| 1 + selected.count()),
+        remaining: selection.is_everything().then(|| found - limit),
     })
 }
 
@@ -195,7 +217,7 @@ fn list_metadata(revision: Revision, more: Option<&More>) -> Value {
 }
 
 /// Everything of a list before its items.
-pub(crate) fn list_prefix(info: &ResourceInfo, revision: Revision, more: Option<&More>) -> String {
+fn list_prefix(info: &ResourceInfo, revision: Revision, more: Option<&More>) -> String {
     format!(
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{},"items":["#,
         info.kind,
@@ -314,7 +336,7 @@ pub(crate) fn column_definitions(context: &Context<'_>) -> Value {
         .resource
         .kind
         .columns()
-        .into_iter()
+        .iter()
         .map(|column| {
             json!({
                 "name": column.name,

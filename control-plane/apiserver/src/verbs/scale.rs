@@ -1,5 +1,6 @@
 //! The `scale` subresource of kinds that have replicas.
 
+use gantry_api::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections};
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::WriteScope;
@@ -38,9 +39,11 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
             };
             patch::apply(context.resource.kind.as_ref(), patch_type, &scale, body)?
         } else {
-            serde_json::from_slice(body).map_err(|error| {
-                StatusError::bad_request(format!("the body is not a Scale: {error}"))
-            })?
+            let wrong =
+                |why: String| StatusError::bad_request(format!("the body is not a Scale: {why}"));
+            count_collections(body, MAX_DEPTH, MAX_STRUCTS)
+                .map_err(|error| wrong(error.to_string()))?;
+            serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))?
         };
         let (kind, version) = (&wanted["kind"], &wanted["apiVersion"]);
         if let (Some(kind), Some(version)) = (kind.as_str(), version.as_str())

@@ -130,19 +130,17 @@ pub(crate) async fn swap(
             Ok((current, prepared))
         })?;
         let mut transaction = Transaction::default();
-        if scope == WriteScope::Main {
-            let admission = &context.api.admission;
-            let told = admission.validate(context, &prepared.object, Some(&current))?;
-            prepared.warnings.extend(told);
-            context.api.admission.allocate(
-                context,
-                &mut prepared.object,
-                Some(&current),
-                &mut transaction,
-            )?;
-        }
+        let value = turn.work(|| {
+            if scope == WriteScope::Main {
+                let admission = &context.api.admission;
+                let told = admission.validate(context, &prepared.object, Some(&current))?;
+                prepared.warnings.extend(told);
+                let object = &mut prepared.object;
+                admission.allocate(context, object, Some(&current), &mut transaction)?;
+            }
+            codec::encode_bounded(&prepared.object, entry.value.len())
+        })?;
         let warnings = prepared.warnings;
-        let value = codec::encode_bounded(&prepared.object, entry.value.len())?;
         if value == entry.value || dry_run {
             return Ok(Answer::object(info, &value, entry.modify_revision).with_warnings(warnings));
         }
@@ -244,25 +242,36 @@ fn demand(scope: WriteScope, object: &Value, before: &Entry, value: &bytes::Byte
     }
 }
 
-/// Writes a changed object outside of its kind's update rules: deletion marks, bindings, finalizers. The caller has
-/// made `object` of `entry`.
+/// Writes an object that a client changed outside of its kind's update rules: bindings, finalizers. The caller has made
+/// `object` of `entry`.
 pub(crate) async fn store(
     context: &Context<'_>,
     entry: &Entry,
     object: &Value,
 ) -> Result<Option<(bytes::Bytes, gantry_store::Revision)>, StatusError> {
-    store_leaving(context, entry, object, None).await
+    let value = codec::encode_bounded(object, entry.value.len())?;
+    put(context, entry, object, value, None).await
 }
 
-/// Like [`store`]; `last` is what watchers see last when the object goes with this write, where that is not `object`.
+/// Writes an object with the marks of its deletion, which it gets however large it is; `last` is what watchers see last
+/// when the object goes with this write, where that is not `object`.
 pub(crate) async fn store_leaving(
     context: &Context<'_>,
     entry: &Entry,
     object: &Value,
     last: Option<bytes::Bytes>,
 ) -> Result<Option<(bytes::Bytes, gantry_store::Revision)>, StatusError> {
+    put(context, entry, object, codec::encode(object)?, last).await
+}
+
+async fn put(
+    context: &Context<'_>,
+    entry: &Entry,
+    object: &Value,
+    value: bytes::Bytes,
+    last: Option<bytes::Bytes>,
+) -> Result<Option<(bytes::Bytes, gantry_store::Revision)>, StatusError> {
     let key = context.key();
-    let value = codec::encode(object)?;
     let mut transaction = Transaction {
         guards: vec![Guard::ModifiedAt(key.clone(), entry.modify_revision)],
         operations: Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::LazyLock;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -15,8 +16,16 @@ const MAX_STRICT: usize = 100;
 /// Neither are those beyond this many bytes: every path may be as long as a body.
 const MAX_STRICT_BYTES: usize = 64 << 10;
 
-/// The most structs that one object may be made of. Written in two bytes each, they take a kilobyte in memory.
-const MAX_STRUCTS: usize = 20_000;
+/// The most structs that one object may be made of, with the objects and lists that no schema knows. Written in two bytes
+/// each, they take a kilobyte in memory.
+pub const MAX_STRUCTS: usize = 20_000;
+
+/// What `apiVersion` and `kind` are, which the schemas of kinds leave out.
+static TEXT: LazyLock<TypeSchema> = LazyLock::new(|| TypeSchema {
+    name: String::new(),
+    go: "string".to_owned(),
+    shape: Shape::String,
+});
 
 /// What was found on the way.
 #[derive(Debug, Default)]
@@ -143,6 +152,20 @@ impl<'a> Walker<'a> {
 
     fn shape(&self) -> Option<&'static Shape> {
         self.schema.map(|schema| &schema.shape)
+    }
+
+    /// Counts a struct, or an object or list that no schema knows; those of other shapes are parts of a struct.
+    fn count<E: Error>(&mut self) -> Result<(), E> {
+        if matches!(self.shape(), None | Some(Shape::Any | Shape::Object(_))) {
+            self.findings.structs += 1;
+        }
+        if self.findings.structs > MAX_STRUCTS {
+            let place = self.place.path();
+            return Err(E::custom(format!(
+                "{place}: Too many: an object may have at most {MAX_STRUCTS} structured values"
+            )));
+        }
+        Ok(())
     }
 
     fn text(&mut self, text: &str) -> Value {
@@ -274,6 +297,7 @@ impl<'de> Visitor<'de> for Walker<'_> {
                 return Ok(self.mismatch("array"));
             }
         };
+        self.count::<A::Error>()?;
         let mut list = Vec::new();
         loop {
             let place = Place::Item {
@@ -297,15 +321,7 @@ impl<'de> Visitor<'de> for Walker<'_> {
             self.shape(),
             None | Some(Shape::Any | Shape::Object(_) | Shape::Map(_))
         );
-        if matches!(self.shape(), Some(Shape::Object(_))) {
-            self.findings.structs += 1;
-        }
-        if self.findings.structs > MAX_STRUCTS {
-            let place = self.place.path();
-            return Err(A::Error::custom(format!(
-                "{place}: Too many: an object may have at most {MAX_STRUCTS} structured values"
-            )));
-        }
+        self.count::<A::Error>()?;
         let mut object = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             if !known_shape {
@@ -327,7 +343,8 @@ impl<'de> Visitor<'de> for Walker<'_> {
                     None if matches!(of, Place::Root)
                         && (name == "apiVersion" || name == "kind") =>
                     {
-                        (None, key)
+                        let (name, owner) = (&*name, short(schema));
+                        (Some(&*TEXT), Place::Field { of, name, owner })
                     }
                     None => {
                         self.findings.note("unknown", &key);

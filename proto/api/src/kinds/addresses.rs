@@ -1,6 +1,6 @@
 //! Addresses as fields: what may be an endpoint, a pod CIDR, a service's address.
 
-use std::net::IpAddr;
+use std::net::{AddrParseError, IpAddr};
 
 use crate::field::{ErrorList, Path};
 use crate::names;
@@ -36,10 +36,15 @@ pub(super) fn check_network(network: &str, path: &Path, errors: &mut ErrorList) 
     }
 }
 
+/// The address that a text means, however it is spelled: `::ffff:127.0.0.1` leads to where `127.0.0.1` does.
+fn meant(text: &str) -> Result<IpAddr, AddrParseError> {
+    text.parse().map(|parsed: IpAddr| parsed.to_canonical())
+}
+
 /// Refuses addresses that name no machine of their own, and so could turn a service's clients against their own
 /// host: the unspecified one, loopback and link-local ones.
 pub(super) fn check_ordinary(address: &str, path: &Path, errors: &mut ErrorList) {
-    match address.parse::<IpAddr>() {
+    match meant(address) {
         Err(_) => errors.invalid(path, address, "must be a valid IP address"),
         Ok(parsed) if parsed.is_loopback() => {
             let detail = "may not be in the loopback range (127.0.0.0/8, ::1/128)";
@@ -51,7 +56,7 @@ pub(super) fn check_ordinary(address: &str, path: &Path, errors: &mut ErrorList)
 
 /// Refuses the unspecified address and link-local ones; what is no address at all was refused before.
 fn check_not_link_local(address: &str, path: &Path, errors: &mut ErrorList) {
-    let Ok(parsed) = address.parse::<IpAddr>() else {
+    let Ok(parsed) = meant(address) else {
         return;
     };
     let (link_local, multicast) = match parsed {
@@ -104,6 +109,13 @@ mod tests {
             ("224.0.0.251", 1),
             ("224.0.1.1", 0),
             ("ff02::fb", 1),
+            ("::", 1),
+            ("::ffff:192.0.2.1", 0),
+            ("::ffff:0.0.0.0", 1),
+            ("::ffff:127.0.0.1", 1),
+            ("::FFFF:7f00:1", 1),
+            ("::ffff:169.254.169.254", 1),
+            ("::ffff:224.0.0.251", 1),
             ("nope", 1),
         ];
         for (address, expected) in cases {

@@ -15,8 +15,6 @@ pub struct EndpointSliceKind;
 
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
-/// How many ports and addresses a row shows.
-const SHOWN: usize = 3;
 
 fn validate_ports(ports: &[EndpointPort], errors: &mut ErrorList) {
     let mut taken = BTreeSet::new();
@@ -114,13 +112,22 @@ fn validate_address(
     }
 }
 
-/// The first few of a list; `none` when there are no more of them.
-fn few(items: &[String], none: &str) -> String {
-    match items.len() {
-        0 => none.to_owned(),
-        1..=SHOWN => items.join(","),
-        more => format!("{} + {} more...", items[..SHOWN].join(","), more - SHOWN),
-    }
+/// The first few ports of a slice.
+fn shown_ports(ports: &[EndpointPort]) -> String {
+    let first: Vec<String> = ports
+        .iter()
+        .take(table::SHOWN)
+        .map(|port| port.port.map_or("*".to_owned(), |port| port.to_string()))
+        .collect();
+    table::few(&first, ports.len(), "<unset>")
+}
+
+/// The first few addresses of a slice.
+fn shown_addresses(endpoints: &[Endpoint]) -> String {
+    let all = endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+    let first: Vec<&String> = all.take(table::SHOWN).collect();
+    let total = endpoints.iter().map(|endpoint| endpoint.addresses.len());
+    table::few(&first, total.sum(), "<unset>")
 }
 
 impl Kind for EndpointSliceKind {
@@ -212,21 +219,13 @@ impl Kind for EndpointSliceKind {
     }
 
     fn row(object: &EndpointSlice, now: i64) -> Vec<Value> {
-        let ports: Vec<String> = object
-            .ports
-            .iter()
-            .flatten()
-            .map(|port| port.port.map_or("*".to_owned(), |port| port.to_string()))
-            .collect();
-        let endpoints = object.endpoints.iter().flatten();
-        let addresses: Vec<String> = endpoints
-            .flat_map(|endpoint| endpoint.addresses.iter().cloned())
-            .collect();
         vec![
             table::name_cell(&object.metadata),
             json!(object.address_type),
-            json!(few(&ports, "<unset>")),
-            json!(few(&addresses, "<unset>")),
+            json!(shown_ports(object.ports.as_deref().unwrap_or_default())),
+            json!(shown_addresses(
+                object.endpoints.as_deref().unwrap_or_default()
+            )),
             table::age_cell(&object.metadata, now),
         ]
     }
@@ -292,11 +291,22 @@ mod tests {
 
     #[test]
     fn a_row_shows_the_first_few() {
-        let addresses: Vec<String> = (1..=5).map(|last| format!("192.0.2.{last}")).collect();
-        assert_eq!(
-            few(&addresses, "<unset>"),
-            "192.0.2.1,192.0.2.2,192.0.2.3 + 2 more..."
+        let shown = |value: Value| {
+            let row = EndpointSliceKind::row(&parse(value), 0);
+            (row[2].clone(), row[3].clone())
+        };
+        let addresses: Vec<String> = (2..=5).map(|last| format!("192.0.2.{last}")).collect();
+        let many = json!({
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["192.0.2.1"]}, {"addresses": addresses}],
+            "ports": [{"port": 1}, {}]
+        });
+        let expected = (
+            json!("1,*"),
+            json!("192.0.2.1,192.0.2.2,192.0.2.3 + 2 more..."),
         );
-        assert_eq!(few(&[], "<unset>"), "<unset>");
+        assert_eq!(shown(many), expected);
+        let none = json!({"addressType": "IPv4", "endpoints": []});
+        assert_eq!(shown(none), (json!("<unset>"), json!("<unset>")));
     }
 }

@@ -10,8 +10,6 @@ use crate::names;
 
 const DEPRECATED: &str =
     "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
-/// How many endpoints a row shows.
-const SHOWN: usize = 3;
 
 /// See [`Endpoints`].
 pub struct EndpointsKind;
@@ -89,23 +87,29 @@ fn host(ip: &str) -> String {
     }
 }
 
-/// Ready addresses with each port, the first few of them.
+/// Ready addresses with each port, the first few of them. Each address has each port: they are multiplied to be counted,
+/// and only those that are shown are written.
 fn shown(subsets: &[EndpointSubset]) -> String {
-    let mut all = Vec::new();
+    let (mut first, mut total) = (Vec::new(), 0_usize);
     for subset in subsets {
-        let ready = || subset.addresses.iter().flatten();
-        match subset.ports.as_deref().unwrap_or_default() {
-            [] => all.extend(ready().map(|address| address.ip.clone())),
-            ports => all.extend(ports.iter().flat_map(|port| {
-                ready().map(move |address| format!("{}:{}", host(&address.ip), port.port))
-            })),
+        let ready = subset.addresses.as_deref().unwrap_or_default();
+        let ports = subset.ports.as_deref().unwrap_or_default();
+        total = total.saturating_add(ready.len().saturating_mul(ports.len().max(1)));
+        let room = table::SHOWN - first.len();
+        match ports {
+            [] => first.extend(ready.iter().take(room).map(|address| address.ip.clone())),
+            ports => {
+                let each = ports
+                    .iter()
+                    .flat_map(|port| ready.iter().map(move |address| (address, port)));
+                let written = |(address, port): (&EndpointAddress, &EndpointPort)| {
+                    format!("{}:{}", host(&address.ip), port.port)
+                };
+                first.extend(each.take(room).map(written));
+            }
         }
     }
-    match all.len() {
-        0 => "<none>".to_owned(),
-        1..=SHOWN => all.join(","),
-        more => format!("{} + {} more...", all[..SHOWN].join(","), more - SHOWN),
-    }
+    table::few(&first, total, "<none>")
 }
 
 impl Kind for EndpointsKind {
@@ -219,9 +223,26 @@ mod tests {
             show(json!([{"addresses": [{"ip": "192.0.2.1"}]}])),
             "192.0.2.1"
         );
+        let mixed = json!([
+            {"addresses": [{"ip": "192.0.2.1"}]},
+            {"notReadyAddresses": [{"ip": "192.0.2.9"}], "ports": [{"port": 1}]},
+            {"addresses": [{"ip": "192.0.2.2"}], "ports": [{"port": 1}, {"port": 2}]}
+        ]);
+        assert_eq!(show(mixed), "192.0.2.1,192.0.2.2:1,192.0.2.2:2");
         assert_eq!(
             show(json!([{"notReadyAddresses": [{"ip": "192.0.2.1"}]}])),
             "<none>"
         );
+    }
+
+    #[test]
+    fn a_row_is_made_of_what_it_shows_however_many_there_are() {
+        // Written out, these would be more than any memory holds.
+        let subset = EndpointSubset {
+            addresses: Some(vec![EndpointAddress::default(); 100_000]),
+            ports: Some(vec![EndpointPort::default(); 100_000]),
+            ..EndpointSubset::default()
+        };
+        assert_eq!(shown(&[subset]), ":0,:0,:0 + 9999999997 more...");
     }
 }

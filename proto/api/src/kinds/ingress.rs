@@ -15,8 +15,6 @@ pub struct IngressKind;
 
 /// The name of the class, before there was a field for it.
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
-/// How many hosts a row shows.
-const SHOWN: usize = 3;
 
 fn class_annotation(object: &Ingress) -> Option<&String> {
     let annotations = object.metadata.annotations.as_ref();
@@ -29,11 +27,7 @@ fn hosts(spec: &IngressSpec) -> String {
         .filter_map(|rule| rule.host.as_deref())
         .filter(|host| !host.is_empty())
         .collect();
-    match named.len() {
-        0 => "*".to_owned(),
-        1..=SHOWN => named.join(","),
-        more => format!("{} + {} more...", named[..SHOWN].join(","), more - SHOWN),
-    }
+    table::few(&named, named.len(), "*")
 }
 
 fn addresses(balancer: &IngressLoadBalancerStatus) -> String {

@@ -18,6 +18,85 @@ const INGRESS: &str = "Ingress";
 const EGRESS: &str = "Egress";
 const PROTOCOLS: &[&str] = &["TCP", "UDP", "SCTP"];
 
+/// Peers that select pods, and ports, of one policy: each is a rule or two on every node that has a pod of the policy's, all
+/// of which a packet may be compared with. Nodes have room for some policies as large (`network/src/policy/plan.rs`).
+const MOST_CONDITIONS: usize = 2_000;
+/// Blocks of addresses of one policy. Nodes know no exceptions: one is as many blocks as there are bits between the block's
+/// prefix and its own.
+const MOST_BLOCKS: usize = 10_000;
+
+/// What a policy costs nodes, at most.
+#[derive(Default)]
+struct Size {
+    conditions: usize,
+    blocks: usize,
+}
+
+impl Size {
+    fn of(spec: &NetworkPolicySpec) -> Self {
+        let mut size = Self::default();
+        for rule in spec.ingress.iter().flatten() {
+            size.add(rule.from.as_deref(), rule.ports.as_deref());
+        }
+        for rule in spec.egress.iter().flatten() {
+            let selections = size.add(rule.to.as_deref(), rule.ports.as_deref());
+            // A name stands for a port of each peer's own.
+            let named =
+                |port: &&NetworkPolicyPort| matches!(port.port, Some(IntOrString::String(_)));
+            let names = rule.ports.iter().flatten().filter(named).count();
+            size.conditions += names.saturating_mul(selections.max(1));
+        }
+        size
+    }
+
+    /// Adds a rule; how many of its peers select pods.
+    fn add(
+        &mut self,
+        peers: Option<&[NetworkPolicyPeer]>,
+        ports: Option<&[NetworkPolicyPort]>,
+    ) -> usize {
+        let mut selections = 0;
+        for peer in peers.unwrap_or_default() {
+            match &peer.ip_block {
+                None => selections += 1,
+                Some(block) => self.blocks += blocks(block),
+            }
+        }
+        self.conditions += 1 + selections + ports.unwrap_or_default().len();
+        selections
+    }
+}
+
+/// How many blocks are left of one without its exceptions, at most.
+fn blocks(block: &IPBlock) -> usize {
+    let length = |cidr: &str| {
+        cidr.parse()
+            .map_or(0, |cidr: ipnet::IpNet| cidr.prefix_len())
+    };
+    let own = length(&block.cidr);
+    let bits = |except: &String| usize::from(length(except).saturating_sub(own));
+    1 + block.except.iter().flatten().map(bits).sum::<usize>()
+}
+
+fn validate_size(spec: &NetworkPolicySpec, errors: &mut ErrorList) {
+    let size = Size::of(spec);
+    for (what, actual, most) in [
+        ("rules, peers and ports", size.conditions, MOST_CONDITIONS),
+        (
+            "blocks of addresses (an exception is one for each bit that its prefix is longer)",
+            size.blocks,
+            MOST_BLOCKS,
+        ),
+    ] {
+        if actual > most {
+            let detail = format!(
+                "{actual} {what} are more than the {most} that a policy may have: make several policies of it"
+            );
+            errors.forbidden(&Path::new("spec"), &detail);
+        }
+    }
+}
+
 fn validate_port(port: &NetworkPolicyPort, path: &Path, errors: &mut ErrorList) {
     if let Some(protocol) = &port.protocol
         && !PROTOCOLS.contains(&protocol.as_str())
@@ -118,6 +197,7 @@ fn validate_rule(
 }
 
 fn validate_spec(spec: &NetworkPolicySpec, errors: &mut ErrorList) {
+    validate_size(spec, errors);
     let path = Path::new("spec");
     if let Some(pods) = &spec.pod_selector {
         selector::validate(pods, &path.child("podSelector"), errors);
@@ -300,6 +380,44 @@ mod tests {
             refused[4],
             "spec.egress[0].to[1].ipBlock.cidr: Required value"
         );
+    }
+
+    #[test]
+    fn a_policy_has_no_more_than_nodes_can_take() {
+        let list = |count: usize, item: &Value| vec![item.clone(); count];
+        let (pods, port) = (json!({"podSelector": {}}), json!({"port": 80}));
+        let block = json!({"ipBlock": {"cidr": "10.0.0.0/8"}});
+        let ingress = |pods: Vec<Value>, ports: Vec<Value>| {
+            messages(json!({"ingress": [{"from": pods, "ports": ports}]}))
+        };
+        assert!(ingress(list(1_000, &pods), list(999, &port)).is_empty());
+        let refused = ingress(list(1_000, &pods), list(1_000, &port));
+        assert_eq!(
+            refused,
+            [
+                "spec: Forbidden: 2001 rules, peers and ports are more than the 2000 that a policy may have: make several policies of it"
+            ]
+        );
+        assert!(ingress(list(10_000, &block), vec![]).is_empty());
+        assert_eq!(ingress(list(10_001, &block), vec![]).len(), 1);
+
+        // A name in egress is a port of each peer's own.
+        let named = json!({"port": "http"});
+        let egress = |pods: usize, names: usize| {
+            let (to, ports) = (list(pods, &json!({"podSelector": {}})), list(names, &named));
+            messages(json!({"egress": [{"to": to, "ports": ports}]}))
+        };
+        assert!(egress(40, 40).is_empty());
+        assert_eq!(egress(45, 45).len(), 1);
+
+        // An exception is as many blocks as it is longer.
+        let except = |count: usize| {
+            let parts = list(count, &json!("10.1.1.1/32"));
+            let block = json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": parts}});
+            ingress(vec![block], vec![])
+        };
+        assert!(except(416).is_empty());
+        assert_eq!(except(417).len(), 1);
     }
 
     #[test]

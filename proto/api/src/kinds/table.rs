@@ -76,6 +76,20 @@ pub fn or_none(text: String) -> String {
     }
 }
 
+/// How many items of a list a cell shows.
+pub(super) const SHOWN: usize = 3;
+
+/// The first few of `total` items, as many as [`SHOWN`] or fewer; `none` when there are none.
+pub(super) fn few(first: &[impl AsRef<str>], total: usize, none: &str) -> String {
+    let shown = first.iter().take(SHOWN).map(AsRef::as_ref);
+    let shown = shown.collect::<Vec<&str>>().join(",");
+    match total {
+        0 => none.to_owned(),
+        1..=SHOWN => shown,
+        more => format!("{shown} + {} more...", more - SHOWN),
+    }
+}
+
 /// The time that passed since `then`, or `<unknown>`.
 pub fn since(then: Option<&Time>, now: i64) -> String {
     let Some(then) = then else {
@@ -136,6 +150,16 @@ mod tests {
         for (seconds, text) in cases {
             assert_eq!(human_duration(seconds), text, "{seconds}");
         }
+    }
+
+    #[test]
+    fn a_cell_shows_the_first_few() {
+        let items = ["a", "b", "c", "d", "e"];
+        assert_eq!(few(&items[..0], 0, "<unset>"), "<unset>");
+        assert_eq!(few(&items[..2], 2, "<unset>"), "a,b");
+        assert_eq!(few(&items[..3], 3, "<unset>"), "a,b,c");
+        assert_eq!(few(&items[..3], 5, "<unset>"), "a,b,c + 2 more...");
+        assert_eq!(few(&items, 5, "<unset>"), "a,b,c + 2 more...");
     }
 
     #[test]

@@ -18,9 +18,12 @@ const MAX_OPERATIONS: usize = 10_000;
 /// Bytes that all `copy` of a patch may copy: as many as a body may have.
 const MAX_COPIED: usize = 3 << 20;
 /// Bytes that all operations may look at and move, which no patch made to change an object comes near.
-const MAX_WORK: usize = 64 << 20;
+pub(super) const MAX_WORK: usize = 64 << 20;
 /// What a value counts beside its text.
 const VALUE: usize = 8;
+/// What an object or a list counts beside what is in it: copies of small ones may not take many times the bytes that all
+/// copies may.
+const COLLECTION: usize = 128;
 /// What an item of a list takes when it is moved.
 const ITEM: usize = size_of::<Value>();
 
@@ -134,15 +137,15 @@ impl Bounds {
 }
 
 /// About the bytes of a value, and how many collections nest in it. No value that comes here nests deeply itself.
-fn measure(value: &Value) -> (usize, usize) {
+pub(super) fn measure(value: &Value) -> (usize, usize) {
     let inner = |(size, depth): (usize, usize), value: &Value| {
         let (more, below) = measure(value);
         (size + more, depth.max(below + 1))
     };
     match value {
         Value::String(text) => (VALUE + text.len(), 0),
-        Value::Array(items) => items.iter().fold((VALUE, 1), inner),
-        Value::Object(fields) => fields.iter().fold((VALUE, 1), |sum, (name, value)| {
+        Value::Array(items) => items.iter().fold((COLLECTION, 1), inner),
+        Value::Object(fields) => fields.iter().fold((COLLECTION, 1), |sum, (name, value)| {
             let (size, depth) = inner(sum, value);
             (size + name.len(), depth)
         }),
@@ -192,6 +195,12 @@ mod tests {
             .map(|at| json!({"op": "copy", "from": "/l", "path": format!("/l/{at}")}))
             .collect();
         assert!(patched(json!({"l": ["x".repeat(1000)]}), &doubled).is_err());
+        let small = json!({"a": vec![json!({"": 0}); 10_000]});
+        let copies: Vec<Value> = (0..5)
+            .map(|at| json!({"op": "copy", "from": "/a", "path": format!("/b{at}")}))
+            .collect();
+        assert!(patched(small.clone(), &copies[..2]).is_ok());
+        assert_eq!(patched(small, &copies).expect_err("too many").code(), 422);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
+use super::json::{MAX_WORK, measure};
 use crate::schema::{Merge, TypeSchema};
 use crate::status::StatusError;
 
@@ -22,11 +23,37 @@ const RETAIN: &str = "$retainKeys";
 const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
 const ORDER: &str = "$setElementOrder/";
 
+/// Bytes of the lists that were joined so far. A patch can name one item many times, and with it every list in the item.
+#[derive(Default)]
+struct Work(usize);
+
+impl Work {
+    /// Counts a list of the object before it is joined; an error when that is too much.
+    fn join(&mut self, list: &[Value]) -> Result<(), StatusError> {
+        self.0 += list.iter().map(|item| measure(item).0).sum::<usize>();
+        match self.0 > MAX_WORK {
+            true => Err(StatusError::bad_request(
+                "the patch names the same items of long lists too many times",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Merges a map of the patch into a map of the object.
 pub(super) fn merge(
     target: &mut Value,
     patch: &Value,
     schema: Option<&TypeSchema>,
+) -> Result<(), StatusError> {
+    merge_map(target, patch, schema, &mut Work::default())
+}
+
+fn merge_map(
+    target: &mut Value,
+    patch: &Value,
+    schema: Option<&TypeSchema>,
+    work: &mut Work,
 ) -> Result<(), StatusError> {
     let Value::Object(changes) = patch else {
         *target = patch.clone();
@@ -59,7 +86,7 @@ pub(super) fn merge(
             Some(order) => Some(list_of(order, "setElementOrder list")?),
             None => None,
         };
-        merge_field(fields, name, change, order, schema)?;
+        merge_field(fields, name, change, order, schema, work)?;
     }
     for (name, order) in changes {
         let Some(list) = name.strip_prefix(ORDER) else {
@@ -69,6 +96,7 @@ pub(super) fn merge(
         if !changes.contains_key(list)
             && let Some(Value::Array(items)) = fields.get_mut(list)
         {
+            work.join(items)?;
             let before = items.clone();
             arrange(
                 items,
@@ -83,6 +111,7 @@ pub(super) fn merge(
             let gone = list_of(gone, "primitive list")?;
             let gone: HashSet<&Value> = gone.iter().collect();
             if let Some(Value::Array(items)) = fields.get_mut(list) {
+                work.join(items)?;
                 items.retain(|item| !gone.contains(item));
             }
         }
@@ -101,6 +130,7 @@ fn merge_field(
     change: &Value,
     order: Option<&[Value]>,
     schema: Option<&TypeSchema>,
+    work: &mut Work,
 ) -> Result<(), StatusError> {
     let child = schema.and_then(|schema| schema.child(name));
     let rule = rule_of(schema, name);
@@ -111,12 +141,16 @@ fn merge_field(
         (Value::Null, _) => {
             fields.remove(name);
         }
-        (Value::Object(_), Some(current @ Value::Object(_))) => merge(current, change, child)?,
+        (Value::Object(_), Some(current @ Value::Object(_))) => {
+            merge_map(current, change, child, work)?;
+        }
         (Value::Array(changes), Some(Value::Array(items))) if order.is_some() || joins(rule) => {
             let key = rule.and_then(|rule| rule.key);
+            work.join(items)?;
             let before = items.clone();
             if joins(rule) {
-                merge_list(items, changes, key, child.and_then(|list| list.child("")))?;
+                let schema = child.and_then(|list| list.child(""));
+                merge_list(items, changes, key, schema, work)?;
             } else {
                 *items = changes.clone();
             }
@@ -193,6 +227,7 @@ fn merge_list(
     changes: &[Value],
     key: Option<&str>,
     schema: Option<&TypeSchema>,
+    work: &mut Work,
 ) -> Result<(), StatusError> {
     let Some(key) = key else {
         let mut known: HashSet<Value> = items.iter().cloned().collect();
@@ -241,7 +276,7 @@ fn merge_list(
         match places.get(id).and_then(|places| places.first()) {
             Some(&at) => {
                 if let Some(item) = &mut merged[at] {
-                    merge(item, change, schema)?;
+                    merge_map(item, change, schema, work)?;
                 }
             }
             None => {
@@ -414,6 +449,22 @@ mod tests {
             patched(object, replace),
             with_containers(json!([{"name": "c", "image": "c:1"}]))
         );
+    }
+
+    #[test]
+    fn an_item_is_not_joined_again_and_again_with_its_long_lists() {
+        let variables: Vec<Value> = (0..20_000)
+            .map(|at| json!({"name": format!("V{at}"), "value": "x"}))
+            .collect();
+        let mut object = with_containers(json!([{"name": "a", "env": variables}]));
+        let change = json!({"name": "a", "env": [{"name": "V1", "value": "y"}]});
+        let mut patch = |times: usize| {
+            let patch = with_containers(json!(vec![change.clone(); times]));
+            let schema = Some(TypeSchema::of::<Deployment>());
+            merge(&mut object, &patch, schema).map_err(|error| error.code())
+        };
+        assert_eq!(patch(2), Ok(()));
+        assert_eq!(patch(1000), Err(400));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Node ports: one for each port of a service that nodes publish, and one by which a balancer asks nodes for endpoints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
 use gantry_api::field::{ErrorList, Path};
@@ -72,16 +72,17 @@ pub(super) fn keep(service: &mut Value, current: &Value) {
     if !is_published(service) || !is_published(current) {
         return;
     }
-    let old = current["spec"]["ports"].as_array();
+    let mut before = HashMap::new();
+    for port in current["spec"]["ports"].as_array().into_iter().flatten() {
+        let same = (&port["port"], protocol_of(port));
+        before.entry(same).or_insert(number_of(&port["nodePort"]));
+    }
     for port in ports_of(service) {
         if number_of(&port["nodePort"]).is_some() {
             continue;
         }
-        let same = old
-            .into_iter()
-            .flatten()
-            .find(|other| other["port"] == port["port"] && protocol_of(other) == protocol_of(port));
-        if let Some(number) = same.and_then(|other| number_of(&other["nodePort"])) {
+        let same = before.get(&(&port["port"], protocol_of(port)));
+        if let Some(number) = same.copied().flatten() {
             *port.member(&["nodePort"]) = json!(number);
         }
     }
@@ -180,10 +181,12 @@ fn publish(
     let allocates = service_type(service) == "NodePort"
         || service["spec"]["allocateLoadBalancerNodePorts"] != false;
     // One service may offer a port over several protocols, under one number on the nodes.
-    let siblings: Vec<(Value, u64)> = ports_of(service)
-        .filter_map(|port| Some((port["port"].clone(), number_of(&port["nodePort"])?)))
-        .collect();
-    let mut given = siblings;
+    let mut given: HashMap<Value, u64> = HashMap::new();
+    for port in ports_of(service) {
+        if let Some(number) = number_of(&port["nodePort"]) {
+            given.entry(port["port"].clone()).or_insert(number);
+        }
+    }
     for (index, port) in ports_of(service).enumerate() {
         let protocol = protocol_of(port);
         let path = Path::new("spec").child("ports").index(index);
@@ -191,9 +194,9 @@ fn publish(
             Some(asked) => free_ports.this((asked, protocol), &path.child("nodePort"), errors),
             None if !allocates => None,
             None => {
-                let sibling = given.iter().find(|(number, _)| *number == port["port"]);
+                let sibling = given.get(&port["port"]);
                 let shared = sibling
-                    .map(|(_, number)| (*number, protocol.clone()))
+                    .map(|number| (*number, protocol.clone()))
                     .filter(|port| free_ports.has(port));
                 Some(match shared {
                     Some(shared) => shared,
@@ -203,7 +206,7 @@ fn publish(
         };
         if let Some(chosen) = chosen {
             *port.member(&["nodePort"]) = json!(chosen.0);
-            given.push((port["port"].clone(), chosen.0));
+            given.entry(port["port"].clone()).or_insert(chosen.0);
             free_ports.taken.insert(chosen);
         }
     }
@@ -233,4 +236,33 @@ fn check_health(
         free_ports.taken.insert(chosen);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_allocated_is_kept_for_the_same_port_and_protocol() {
+        // Looked for one by one, these would be thousands of millions of comparisons.
+        const PORTS: u32 = 100_000;
+        let ports = |port: fn(u32) -> Value| {
+            let ports: Vec<Value> = (0..PORTS).map(port).collect();
+            json!({"spec": {"type": "NodePort", "ports": ports}})
+        };
+        let current = ports(
+            |at| json!({"port": at / 2, "protocol": if at % 2 == 0 { "TCP" } else { "UDP" }, "nodePort": at + 1}),
+        );
+        let mut service = ports(|at| json!({"port": (PORTS - 1 - at) / 2, "protocol": "UDP"}));
+        keep(&mut service, &current);
+        let kept = service["spec"]["ports"].as_array().expect("a list");
+        assert_eq!(kept[0]["nodePort"], PORTS);
+        assert_eq!(kept[kept.len() - 1]["nodePort"], 2);
+        let mut named = json!({"spec": {"type": "NodePort", "ports": [
+            {"port": 0, "nodePort": 9}, {"port": 0}, {"port": 0, "protocol": "SCTP"}
+        ]}});
+        keep(&mut named, &current);
+        let numbers = ports_of(&mut named).map(|port| number_of(&port["nodePort"]));
+        assert_eq!(numbers.collect::<Vec<_>>(), [Some(9), Some(1), None]);
+    }
 }

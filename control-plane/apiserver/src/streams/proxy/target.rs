@@ -184,7 +184,7 @@ fn service(
             };
             place.target(streams, chosen.port)
         }
-        None => address(&chosen.address, chosen.port),
+        None => address(&chosen.address, chosen.port, is_ordinary),
     }
 }
 
@@ -251,7 +251,10 @@ fn node(named: &Named<'_>, object: &Value) -> Result<Target, StatusError> {
         .find(|address| address["type"] == "InternalIP")
         .and_then(|address| address["address"].as_str());
     match internal {
-        Some(text) => address(text, port),
+        // A node that runs beside a server may call itself by the loopback address.
+        Some(text) => address(text, port, |address| {
+            address.is_loopback() || is_ordinary(address)
+        }),
         None => Err(StatusError::service_unavailable(format!(
             "node {:?} has no address",
             named.name
@@ -259,10 +262,30 @@ fn node(named: &Named<'_>, object: &Value) -> Result<Target, StatusError> {
     }
 }
 
-fn address(text: &str, port: u16) -> Result<Target, StatusError> {
+/// Whether an address is of one machine on a network. Anything else would lead back to this server, or to what answers only
+/// its own machine.
+fn is_ordinary(address: IpAddr) -> bool {
+    let own = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    let local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !own && !local
+}
+
+/// An address that may be reached, however it is spelled.
+fn address(
+    text: &str,
+    port: u16,
+    is_allowed: impl Fn(IpAddr) -> bool,
+) -> Result<Target, StatusError> {
     let address: IpAddr = text
         .parse()
         .map_err(|_| StatusError::service_unavailable(format!("{text:?} is not an address")))?;
+    let address = address.to_canonical();
+    if !is_allowed(address) {
+        return Err(StatusError::bad_request("address not allowed"));
+    }
     Ok(Target {
         backend: Backend::Address(address),
         port,
@@ -312,6 +335,47 @@ mod tests {
             pod,
         });
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn no_spelling_leads_to_the_server_itself() {
+        let reached = |text: &str| address(text, 80, is_ordinary).map(|target| target.host);
+        for inward in [
+            "127.0.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "0.0.0.0",
+            "::",
+            "::ffff:0.0.0.0",
+            "224.0.0.1",
+            "ff02::1",
+            "255.255.255.255",
+        ] {
+            let error = reached(inward).expect_err(inward);
+            assert_eq!(
+                (error.code(), error.message()),
+                (400, "address not allowed")
+            );
+        }
+        assert_eq!(
+            reached("::ffff:192.0.2.1").ok().as_deref(),
+            Some("192.0.2.1:80")
+        );
+        assert_eq!(
+            reached("2001:db8::1").ok().as_deref(),
+            Some("[2001:db8::1]:80")
+        );
+        let of_node = |text: &str| {
+            let node = json!({"status": {"addresses": [{"type": "InternalIP", "address": text}]}});
+            let named = Named::parse("n:9100").expect("a name");
+            super::node(&named, &node).map(|target| target.host)
+        };
+        assert_eq!(of_node("127.0.0.1").ok().as_deref(), Some("127.0.0.1:9100"));
+        assert!(of_node("169.254.169.254").is_err());
+        assert!(of_node("0.0.0.0").is_err());
     }
 
     #[test]

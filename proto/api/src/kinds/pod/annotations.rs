@@ -1,5 +1,7 @@
 //! Annotations that have become fields.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{AppArmorProfile, Pod};
 
 /// Before the name of a container.
@@ -23,13 +25,14 @@ pub(super) fn adopt_app_armor(pod: &mut Pod) {
     let Some(spec) = &mut pod.spec else {
         return;
     };
-    for (key, value) in pod.metadata.annotations.iter().flatten() {
-        let Some(name) = key.strip_prefix(APP_ARMOR) else {
-            continue;
-        };
-        let init = spec.init_containers.iter_mut().flatten();
-        let mut containers = spec.containers.iter_mut().chain(init);
-        let Some(container) = containers.find(|container| container.name == name) else {
+    let annotations = pod.metadata.annotations.iter().flatten();
+    let mut named: HashMap<&str, &str> = annotations
+        .filter_map(|(key, value)| Some((key.strip_prefix(APP_ARMOR)?, value.as_str())))
+        .collect();
+    let init = spec.init_containers.iter_mut().flatten();
+    for container in spec.containers.iter_mut().chain(init) {
+        // An annotation is about the first container of its name.
+        let Some(value) = named.remove(container.name.as_str()) else {
             continue;
         };
         let context = container.security_context.get_or_insert_default();
@@ -54,4 +57,58 @@ pub(super) fn warnings(pod: &Pod) -> Vec<String> {
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn profiles(pod: Value) -> Vec<Option<String>> {
+        let mut pod = serde_json::from_value(pod).unwrap();
+        adopt_app_armor(&mut pod);
+        let spec = pod.spec.unwrap_or_default();
+        let all = spec.containers.into_iter();
+        let all = all.chain(spec.init_containers.into_iter().flatten());
+        all.map(|container| Some(container.security_context?.app_armor_profile?.type_))
+            .collect()
+    }
+
+    #[test]
+    fn an_annotation_fills_the_first_container_of_its_name() {
+        let (a, b) = (format!("{APP_ARMOR}a"), format!("{APP_ARMOR}b"));
+        let set = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+        let found = profiles(json!({
+            "metadata": {"annotations": {a: "unconfined", b: "localhost/x", "other": "unconfined"}},
+            "spec": {
+                "containers": [{"name": "a"}, {"name": "a"}, {"name": "other"}],
+                "initContainers": [{"name": "b"}]
+            }
+        }));
+        let expected = [Some("Unconfined"), None, None, Some("Localhost")];
+        assert_eq!(found, expected.map(|kind| kind.map(str::to_owned)));
+        let named = format!("{APP_ARMOR}a");
+        let kept = profiles(json!({
+            "metadata": {"annotations": {named: "unconfined"}},
+            "spec": {"containers": [{"name": "a", "securityContext": set}]}
+        }));
+        assert_eq!(kept, [Some("RuntimeDefault".to_owned())]);
+    }
+
+    #[test]
+    fn many_annotations_find_many_containers() {
+        // One by one this were a thousand million comparisons of long names.
+        let long = "x".repeat(1000);
+        let annotations: serde_json::Map<String, Value> = (0..30_000)
+            .map(|at| (format!("{APP_ARMOR}{long}{at}"), json!("unconfined")))
+            .collect();
+        let containers: Vec<Value> = (0..30_000)
+            .map(|at| json!({"name": format!("{long}{at}")}))
+            .collect();
+        let found = profiles(json!({
+            "metadata": {"annotations": annotations}, "spec": {"containers": containers}
+        }));
+        assert!(found.iter().all(Option::is_some));
+    }
 }

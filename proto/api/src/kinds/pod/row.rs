@@ -117,9 +117,10 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
         .iter()
         .filter(|container| container.ready)
         .count();
-    let restarts: i32 = containers
+    // Each may be as large as its type allows.
+    let restarts: i64 = containers
         .iter()
-        .map(|container| container.restart_count)
+        .map(|container| i64::from(container.restart_count))
         .sum();
     let last = containers
         .iter()
@@ -168,4 +169,17 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
         json!(or_none(status.nominated_node_name.as_ref())),
         json!(gates),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_added_however_many_a_node_tells() {
+        let status = json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": i32::MAX});
+        let pod = json!({"status": {"containerStatuses": [status, status]}});
+        let row = row(&serde_json::from_value(pod).unwrap(), 0);
+        assert_eq!((&row[1], &row[3]), (&json!("2/0"), &json!("4294967294")));
+    }
 }

@@ -15,10 +15,15 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::connections::Standing;
+
 /// Larger bodies are refused, as Kubernetes does: 3 MiB.
 pub(crate) const LIMIT: usize = 3 << 20;
-/// Bodies that arrive at once: a further one displaces the one that has been arriving the longest.
+/// Bodies that arrive at once: a further one displaces the one that has been arriving the longest, of those whose senders
+/// have the lowest standing; but none whose sender stands above its own.
 const AT_ONCE: usize = 1024;
+/// Those of strangers and the anonymous, of which none may be more than small.
+const AT_ONCE_OF_UNKNOWN: usize = 64;
 /// The first bytes of a body are always taken, so that large ones never keep small ones out.
 const SMALL: usize = 64 << 10;
 /// The part of what is left of the budget that a larger one may have.
@@ -32,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// When to try again, in seconds.
 const RETRY_AFTER: u32 = 1;
 
-/// Those that are arriving, by age.
+/// Those that are arriving.
 pub(crate) struct Bodies {
     budget: Arc<Budget>,
     arriving: Mutex<Arriving>,
@@ -41,13 +46,22 @@ pub(crate) struct Bodies {
 #[derive(Default)]
 struct Arriving {
     next: u64,
-    all: BTreeMap<u64, CancellationToken>,
+    /// By the standing of their senders, then by age.
+    all: BTreeMap<(Standing, u64), CancellationToken>,
+}
+
+impl Arriving {
+    /// Whether one of a standing must displace another.
+    fn is_full(&self, standing: Standing) -> bool {
+        let unknown = || self.all.range(..(Standing::User, 0)).count();
+        self.all.len() >= AT_ONCE || standing < Standing::User && unknown() >= AT_ONCE_OF_UNKNOWN
+    }
 }
 
 /// One of them, until it is whole or given up.
 struct Turn<'a> {
     bodies: &'a Bodies,
-    id: u64,
+    id: (Standing, u64),
     displaced: CancellationToken,
 }
 
@@ -64,6 +78,13 @@ fn late(received: usize) -> StatusError {
     StatusError::new(408, "Timeout", message, None)
 }
 
+fn crowded() -> StatusError {
+    StatusError::too_many_requests(
+        "the server has too much in memory that waits for clients: try again later, or through another server",
+        RETRY_AFTER,
+    )
+}
+
 impl Bodies {
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
         Self {
@@ -72,21 +93,23 @@ impl Bodies {
         }
     }
 
-    fn turn(&self) -> Turn<'_> {
+    fn turn(&self, standing: Standing) -> Result<Turn<'_>, StatusError> {
         let mut arriving = self.arriving.lock();
-        if arriving.all.len() >= AT_ONCE
-            && let Some((_, oldest)) = arriving.all.pop_first()
-        {
-            oldest.cancel();
+        if arriving.is_full(standing) {
+            let first = arriving.all.first_entry();
+            let Some(oldest) = first.filter(|first| first.key().0 <= standing) else {
+                return Err(crowded());
+            };
+            oldest.remove().cancel();
         }
-        let (id, displaced) = (arriving.next, CancellationToken::new());
+        let (id, displaced) = ((standing, arriving.next), CancellationToken::new());
         arriving.next += 1;
         arriving.all.insert(id, displaced.clone());
-        Turn {
+        Ok(Turn {
             bodies: self,
             id,
             displaced,
-        }
+        })
     }
 
     /// The whole body, and what it counts of the budget for as long as it is needed.
@@ -94,16 +117,21 @@ impl Bodies {
         &self,
         mut body: Body,
         headers: &HeaderMap,
+        standing: Standing,
     ) -> Result<(Bytes, Charge), StatusError> {
         let mut charge = self.budget.charge(0);
         let announced = headers
             .get(CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .unwrap_or(0_usize);
-        if announced > LIMIT {
-            return Err(StatusError::too_large(LIMIT));
+        let limit = match standing < Standing::User {
+            true => SMALL,
+            false => LIMIT,
+        };
+        if announced > limit {
+            return Err(StatusError::too_large(limit));
         }
-        let turn = self.turn();
+        let turn = self.turn(standing)?;
         let began = Instant::now();
         let mut bytes = BytesMut::new();
         loop {
@@ -127,14 +155,11 @@ impl Bodies {
                 continue;
             };
             let size = bytes.len() + data.len();
-            if size > LIMIT {
-                return Err(StatusError::too_large(LIMIT));
+            if size > limit {
+                return Err(StatusError::too_large(limit));
             }
             if size > SMALL && size > self.budget.free() / SHARE {
-                return Err(StatusError::too_many_requests(
-                    "the server has too much in memory that waits for clients: try again later, or through another server",
-                    RETRY_AFTER,
-                ));
+                return Err(crowded());
             }
             charge.grow(data.len());
             bytes.extend_from_slice(&data);
@@ -157,7 +182,9 @@ mod tests {
     async fn half_a_body_ends_and_is_not_paid_for_any_longer() {
         let budget = Budget::new(1 << 20);
         let bodies = Bodies::new(budget.clone());
-        let refused = bodies.receive(never(), &HeaderMap::new()).await;
+        let refused = bodies
+            .receive(never(), &HeaderMap::new(), Standing::User)
+            .await;
         assert_eq!(refused.expect_err("it never ends").code(), 408);
         assert_eq!(budget.used(), 0);
         assert!(bodies.arriving.lock().all.is_empty());
@@ -168,7 +195,11 @@ mod tests {
         let bodies = Arc::new(Bodies::new(Budget::new(1 << 20)));
         let receive = |body: Body| {
             let bodies = bodies.clone();
-            tokio::spawn(async move { bodies.receive(body, &HeaderMap::new()).await })
+            tokio::spawn(async move {
+                bodies
+                    .receive(body, &HeaderMap::new(), Standing::User)
+                    .await
+            })
         };
         let oldest = receive(never());
         while bodies.arriving.lock().all.is_empty() {
@@ -192,7 +223,10 @@ mod tests {
         let mut held = Vec::new();
         let refused = loop {
             let large = Body::from(vec![b'x'; 1 << 20]);
-            match bodies.receive(large, &HeaderMap::new()).await {
+            match bodies
+                .receive(large, &HeaderMap::new(), Standing::User)
+                .await
+            {
                 Ok(received) => held.push(received),
                 Err(error) => break error,
             }
@@ -200,11 +234,59 @@ mod tests {
         assert_eq!((refused.code(), held.len()), (429, 5));
         let small = Body::from(vec![b'x'; SMALL]);
         bodies
-            .receive(small, &HeaderMap::new())
+            .receive(small, &HeaderMap::new(), Standing::User)
             .await
             .expect("small bodies arrive");
         let huge = Body::from(vec![b'x'; LIMIT + 1]);
-        let refused = bodies.receive(huge, &HeaderMap::new()).await;
+        let refused = bodies
+            .receive(huge, &HeaderMap::new(), Standing::User)
+            .await;
         assert!(matches!(refused.expect_err("too large").code(), 413 | 429));
+    }
+
+    #[tokio::test]
+    async fn a_body_displaces_none_whose_sender_stands_higher() {
+        let bodies = Bodies::new(Budget::new(64 << 20));
+        let mut own = bodies.turn(Standing::Own).expect("there is room");
+        let user = bodies.turn(Standing::User).expect("there is room");
+        let stranger = bodies.turn(Standing::Anonymous).expect("there is room");
+        let strangers: Vec<_> = (1..AT_ONCE_OF_UNKNOWN)
+            .map(|_| bodies.turn(Standing::Anonymous).expect("there is room"))
+            .collect();
+        assert!(!stranger.displaced.is_cancelled());
+        let another = bodies.turn(Standing::Anonymous).expect("one goes");
+        assert!(stranger.displaced.is_cancelled(), "the oldest of theirs");
+        assert!(!user.displaced.is_cancelled() && !own.displaced.is_cancelled());
+        let mut of_own = Vec::new();
+        while bodies.arriving.lock().all.len() < AT_ONCE {
+            of_own.push(bodies.turn(Standing::Own).expect("there is room"));
+        }
+        // Strangers go for users, and nobody of the cluster's own does.
+        let users: Vec<_> = (0..=AT_ONCE_OF_UNKNOWN)
+            .map(|_| bodies.turn(Standing::User).expect("one goes"))
+            .collect();
+        assert!(strangers.iter().all(|turn| turn.displaced.is_cancelled()));
+        assert!(another.displaced.is_cancelled() && user.displaced.is_cancelled());
+        assert!(!of_own.iter().any(|turn| turn.displaced.is_cancelled()));
+        drop(users);
+        while bodies.arriving.lock().all.len() < AT_ONCE {
+            of_own.push(bodies.turn(Standing::Own).expect("there is room"));
+        }
+        let refused = bodies.turn(Standing::User).map(drop);
+        assert_eq!(refused.expect_err("all are the cluster's own").code(), 429);
+        own = bodies
+            .turn(Standing::Own)
+            .expect("the oldest of its own goes");
+        drop(own);
+    }
+
+    #[tokio::test]
+    async fn bodies_of_strangers_are_small() {
+        let bodies = Bodies::new(Budget::new(64 << 20));
+        for (standing, code) in [(Standing::Anonymous, Some(413)), (Standing::User, None)] {
+            let large = Body::from(vec![b'x'; SMALL + 1]);
+            let received = bodies.receive(large, &HeaderMap::new(), standing).await;
+            assert_eq!(received.err().map(|error| error.code()), code);
+        }
     }
 }

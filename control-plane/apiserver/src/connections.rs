@@ -4,14 +4,17 @@
 //! makes it anonymous, a valid credential a user's, and the certificate or token of a node or server one of the cluster's
 //! own. Strangers and the anonymous share a pool in which newcomers displace the oldest, first those from their own
 //! address; users share another, of which none may take all; the cluster's own are bounded by nothing but their number.
-//! So whoever finishes a handshake and a request faster than a whole pool of others arrives gets in.
+//! So whoever finishes a handshake and a request faster than a whole pool of others arrives gets in. Of the bytes that wait
+//! for clients, strangers and the anonymous have a fixed small part, and nobody's wish ends a reader above its own standing.
 //!
 //! Time limits are kept by one look at all connections every second ([`Connections::sweep`]) instead of timers of their own.
 
 mod crowd;
+mod delivery;
 mod metered;
 mod stream;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -24,7 +27,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::crowd::Crowd;
-pub(crate) use self::metered::{Answering, metered};
+use self::delivery::Delivery;
+pub(crate) use self::delivery::{Answering, Streams};
+pub(crate) use self::metered::metered;
 pub(crate) use self::stream::Connected;
 use crate::identity::Identity;
 use crate::limits::{Class, Place, is_own};
@@ -51,6 +56,8 @@ const COST: usize = 16 << 10;
 pub(crate) const PIECE: usize = 16 << 10;
 /// Of what is left of the budget, the part that may wait for one connection.
 const SHARE: usize = 64;
+/// Of the whole budget, the part that may wait for strangers and the anonymous, all of them together.
+const SHARE_OF_UNKNOWN: usize = 16;
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +101,7 @@ pub(crate) enum Standing {
 impl Standing {
     const ALL: [Self; 4] = [Self::Stranger, Self::Anonymous, Self::User, Self::Own];
 
-    fn of(identity: &Identity) -> Self {
+    pub(crate) fn of(identity: &Identity) -> Self {
         match identity {
             own if is_own(own) => Self::Own,
             user if user.is_in("system:authenticated") => Self::User,
@@ -103,13 +110,46 @@ impl Standing {
     }
 }
 
+/// Bytes that may wait for readers. Where more do, those that read least of most are ended.
+struct Part {
+    budget: Arc<Budget>,
+    /// When readers may be ended again, in milliseconds.
+    next: AtomicU64,
+}
+
+impl Part {
+    fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            budget,
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether it is used up, and nobody else sees to that.
+    fn is_due(&self, now: u64) -> bool {
+        let next = self.next.load(Ordering::Acquire);
+        let after = now + as_millis(RELIEF);
+        let exchange =
+            |from, to| (self.next).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+        self.budget.used() > self.budget.limit() && now >= next && exchange(next, after).is_ok()
+    }
+}
+
 /// All connections of one server.
 pub(crate) struct Connections {
-    budget: Arc<Budget>,
+    /// Of all.
+    all: Part,
+    /// Of strangers and the anonymous, within that of all.
+    unknown: Part,
     crowd: Mutex<Crowd>,
     began: Instant,
-    /// When readers may be ended again, in milliseconds.
-    next_relief: AtomicU64,
+}
+
+/// Answers on their way, by the numbers they got.
+#[derive(Debug, Default)]
+struct Deliveries {
+    next: u64,
+    all: HashMap<u64, Weak<Delivery>>,
 }
 
 /// One of them. What is counted here is of all its requests together.
@@ -121,20 +161,18 @@ pub(crate) struct Connection {
     standing: AtomicU8,
     /// Requests whose answers are not wholly written.
     under_way: AtomicUsize,
-    /// Of those, the ones that may wait for their reader for ever.
-    patient: AtomicUsize,
     /// Since when nothing is under way.
     idle_since: AtomicU64,
     /// When the head that is arriving began; 0 for none.
     head_since: AtomicU64,
     /// Several requests at once: bytes that arrive need not be a head.
     multiplexed: AtomicBool,
-    /// Bytes of answers that wait to be read, and since when none was taken.
+    /// Bytes of answers that wait to be read.
     unread: AtomicUsize,
-    unread_since: AtomicU64,
     room: Arc<Notify>,
-    /// Places by class.
-    places: [AtomicUsize; Class::COUNT],
+    deliveries: Mutex<Deliveries>,
+    /// From here, and not gone yet.
+    ended: AtomicBool,
     /// Of a connection that was upgraded: until it ends.
     kept: Mutex<Vec<Place>>,
     _cost: Charge,
@@ -165,15 +203,15 @@ impl Connections {
             users: limits.users.min(affordable / 2),
         };
         Arc::new(Self {
-            budget,
+            unknown: Part::new(Budget::new(budget.limit() / SHARE_OF_UNKNOWN)),
+            all: Part::new(budget),
             crowd: Mutex::new(Crowd::new(limits)),
             began: Instant::now(),
-            next_relief: AtomicU64::new(0),
         })
     }
 
     pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
+        &self.all.budget
     }
 
     /// Milliseconds; never 0.
@@ -192,89 +230,92 @@ impl Connections {
                 stream: Arc::downgrade(&stream),
                 standing: AtomicU8::new(Standing::Stranger as u8),
                 under_way: AtomicUsize::new(0),
-                patient: AtomicUsize::new(0),
                 idle_since: AtomicU64::new(now),
                 head_since: AtomicU64::new(0),
                 multiplexed: AtomicBool::new(false),
                 unread: AtomicUsize::new(0),
-                unread_since: AtomicU64::new(now),
                 room: Arc::default(),
-                places: Default::default(),
+                deliveries: Mutex::default(),
+                ended: AtomicBool::new(false),
                 kept: Mutex::default(),
-                _cost: self.budget.charge(COST),
+                _cost: self.budget().charge(COST),
             })
         });
         METRICS.connections.inc();
-        self.relieve();
         Connected::new(stream, connection)
     }
 
     /// Ends what took longer than it may.
     pub(crate) fn sweep(&self) {
         let now = self.now();
-        let overdue: Vec<_> = self
-            .crowd
-            .lock()
-            .all()
-            .filter(|connection| connection.is_overdue(now))
-            .cloned()
-            .collect();
-        for connection in overdue {
-            connection.end("time");
+        let all: Vec<_> = self.crowd.lock().all().cloned().collect();
+        for connection in all {
+            if connection.is_overdue(now) {
+                connection.end("time");
+            }
+            for delivery in connection.stalled(now) {
+                delivery.end("time", now);
+            }
         }
-        self.relieve();
+        self.relieve(Standing::Anonymous);
+        self.relieve(Standing::Own);
     }
 
-    /// Ends those that read least of most, when more waits to be read than the budget has.
-    fn relieve(&self) {
-        let (used, limit) = (self.budget.used(), self.budget.limit());
-        if used <= limit {
-            return;
-        }
-        let now = self.now();
-        let next = self.next_relief.load(Ordering::Acquire);
-        let after = now + as_millis(RELIEF);
-        let exchange = |from, to| {
-            (self.next_relief).compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    /// Answers that wait to be read, of nobody above a standing.
+    fn readers(&self, highest: Standing) -> Vec<Arc<Delivery>> {
+        let connections: Vec<_> = {
+            let crowd = self.crowd.lock();
+            let readers = crowd.all().filter(|connection| {
+                connection.unread.load(Ordering::Acquire) > 0 && connection.standing() <= highest
+            });
+            readers.cloned().collect()
         };
-        if now < next || exchange(next, after).is_err() {
+        connections
+            .iter()
+            .flat_map(|connection| connection.deliveries())
+            .filter(|delivery| delivery.unread() > 0)
+            .collect()
+    }
+
+    /// Ends those that read least of most, when more waits to be read than may; none above the standing of whoever asks.
+    fn relieve(&self, asker: Standing) {
+        let part = match asker < Standing::User {
+            true => &self.unknown,
+            false => &self.all,
+        };
+        let now = self.now();
+        if !part.is_due(now) {
             return;
         }
-        let mut readers: Vec<_> = self
-            .crowd
-            .lock()
-            .all()
-            .filter(|connection| connection.unread.load(Ordering::Acquire) > 0)
-            .map(|connection| (connection.burden(now), connection.clone()))
-            .collect();
-        readers.sort_by_key(|(burden, _)| std::cmp::Reverse(*burden));
-        // So much that the next look is not needed at once.
-        let mut excess = used - limit / 8 * 7;
+        let (used, limit) = (part.budget.used(), part.budget.limit());
         let desperate = used > limit + limit / 2;
-        for (_, connection) in readers {
-            if excess == 0 || !(desperate || connection.is_slow(now)) {
+        let highest = asker.max(Standing::Anonymous);
+        let mut readers: Vec<_> = (self.readers(highest).into_iter())
+            .filter(|delivery| desperate || delivery.is_slow(now))
+            .map(|delivery| (delivery.rank(), delivery.burden(now), delivery))
+            .collect();
+        readers.sort_by_key(|(rank, burden, _)| (*rank, std::cmp::Reverse(*burden)));
+        // So much that the next look is not needed at once.
+        let mut excess = used.saturating_sub(limit / 8 * 7);
+        for (_, _, delivery) in readers {
+            if excess == 0 {
                 return;
             }
-            excess = excess.saturating_sub(connection.unread.load(Ordering::Acquire) + COST);
-            connection.end("bytes");
+            excess = excess.saturating_sub(delivery.unread());
+            delivery.end("bytes", now);
         }
     }
 
-    /// Ends the client that has left a place of a class unused the longest, if any has.
-    pub(crate) fn free_place(&self, class: Class) {
+    /// Ends the answer whose reader has left a place of a class unused the longest, if any has: first those of the lowest
+    /// standing, and none above that of whoever asks.
+    pub(crate) fn free_place(&self, class: Class, asker: &Identity) {
         let now = self.now();
-        let slowest = {
-            let crowd = self.crowd.lock();
-            let holders = crowd.all().filter(|connection| {
-                connection.places[class as usize].load(Ordering::Acquire) > 0
-                    && connection.is_slow(now)
-            });
-            holders
-                .min_by_key(|connection| connection.unread_since.load(Ordering::Acquire))
-                .cloned()
-        };
+        let readers = self.readers(Standing::of(asker)).into_iter();
+        let slowest = readers
+            .filter(|delivery| delivery.holds(class) && delivery.is_slow(now))
+            .min_by_key(|delivery| (delivery.rank(), std::cmp::Reverse(delivery.waited(now))));
         if let Some(slowest) = slowest {
-            slowest.end("places");
+            slowest.end("places", now);
         }
     }
 }
@@ -320,16 +361,13 @@ impl Connection {
         }
     }
 
+    /// Whether it itself took longer than it may; its answers are judged one by one.
     fn is_overdue(&self, now: u64) -> bool {
         let standing = self.standing();
         if standing == Standing::Own {
             return false;
         }
         let longer = |since: u64, limit: Duration| now.saturating_sub(since) > as_millis(limit);
-        if self.unread.load(Ordering::Acquire) > 0 {
-            return self.patient.load(Ordering::Acquire) == 0
-                && longer(self.unread_since.load(Ordering::Acquire), STALLED);
-        }
         if self.under_way.load(Ordering::Acquire) > 0 {
             return false;
         }
@@ -342,10 +380,25 @@ impl Connection {
         longer(self.idle_since.load(Ordering::Acquire), idle) || head > 0 && longer(head, HEAD)
     }
 
-    /// Whether it has something to read and takes none of it.
+    /// Its answers that are on their way.
+    fn deliveries(&self) -> Vec<Arc<Delivery>> {
+        let deliveries = self.deliveries.lock();
+        deliveries.all.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Those that its reader has left alone for longer than it may; the cluster's own are trusted to read.
+    fn stalled(&self, now: u64) -> Vec<Arc<Delivery>> {
+        if self.standing() == Standing::Own || self.unread.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let mut stalled = self.deliveries();
+        stalled.retain(|delivery| delivery.is_stalled(now));
+        stalled
+    }
+
+    /// Whether it takes none of something that there is to read.
     fn is_slow(&self, now: u64) -> bool {
-        self.unread.load(Ordering::Acquire) > 0
-            && now.saturating_sub(self.unread_since.load(Ordering::Acquire)) >= as_millis(SLOW)
+        (self.deliveries().iter()).any(|delivery| delivery.is_slow(now))
     }
 
     fn is_idle(&self) -> bool {
@@ -354,36 +407,17 @@ impl Connection {
 
     /// Bytes that wait, times how long they have.
     fn burden(&self, now: u64) -> u128 {
-        let waited = now.saturating_sub(self.unread_since.load(Ordering::Acquire));
-        let unread = self.unread.load(Ordering::Acquire);
-        unread as u128 * u128::from(waited.max(1))
+        let deliveries = self.deliveries();
+        deliveries.iter().map(|delivery| delivery.burden(now)).sum()
     }
 
-    /// Whether more may be made for it to read. What it reads next may always be made.
+    /// Whether more may be made for it to read.
     fn has_room(&self) -> bool {
         let unread = self.unread.load(Ordering::Acquire);
         let Some(registry) = self.registry.upgrade() else {
             return true;
         };
-        unread == 0 || unread + PIECE <= registry.budget.free() / SHARE
-    }
-
-    /// Counts bytes that wait to be read.
-    fn await_reading(&self, bytes: usize) -> Option<Charge> {
-        let registry = self.registry.upgrade()?;
-        if self.unread.fetch_add(bytes, Ordering::AcqRel) == 0 {
-            self.unread_since.store(registry.now(), Ordering::Release);
-        }
-        let charge = registry.budget.charge(bytes);
-        registry.relieve();
-        Some(charge)
-    }
-
-    /// Some were read, or given up.
-    fn was_read(&self, bytes: usize) {
-        self.unread.fetch_sub(bytes, Ordering::AcqRel);
-        self.unread_since.store(self.now(), Ordering::Release);
-        self.room.notify_waiters();
+        unread == 0 || unread + PIECE <= registry.budget().free() / SHARE
     }
 
     /// Keeps the place of a request that the connection now belongs to.
@@ -396,6 +430,9 @@ impl Connection {
         let Some(stream) = self.stream.upgrade() else {
             return;
         };
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
         METRICS.ended(why);
         if self.unread.load(Ordering::Acquire) > 0 {
             // What was not read must not stay in the kernel either.

@@ -57,7 +57,11 @@ pub(crate) struct Context<'a> {
 #[derive(Clone)]
 pub(crate) struct ForClient(pub(crate) Arc<Budget>);
 
-/// A request without a body, for as long as its answer is read.
+/// Parameters that say how objects are shown.
+const OF_SHAPES: &[&str] = &["includeObject"];
+
+/// What of a request without a body is needed for as long as its answer is read: of its query and headers, which clients
+/// make as large as they like, no more than shows how its objects are to look.
 pub(crate) struct Asked {
     api: Arc<Api>,
     pub(crate) resource: Arc<Resource>,
@@ -73,9 +77,9 @@ impl Asked {
             api: context.api.clone(),
             resource: context.resource.clone(),
             path: context.path.clone(),
-            query: context.query.clone(),
-            headers: context.headers.clone(),
-            identity: context.identity.clone(),
+            query: context.query.only(OF_SHAPES),
+            headers: HeaderMap::new(),
+            identity: Identity::new(&context.identity.user, &[]),
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! What runs within the process, node links and messages between servers never come here. A request has its place from
 //! when its body is here until the last byte of its answer has left, or for as long as its upgraded connection lasts; one
-//! user leaves some places of a class to the others. A request that finds its class full waits in a short queue, while
-//! the client that reads least is closed; where the queue is full too, or the wait long, it is refused with 429, and
-//! clients of Kubernetes try again after the seconds that the answer names.
+//! user leaves some places of a class to the others. What is refused takes no place, or gives it back before its answer is
+//! read. A request that finds its class full waits in a short queue, while the answer that is read least, of nobody above
+//! its user's standing, is given up; where the queue is full too, or the wait long, it is refused with 429, and clients of
+//! Kubernetes try again after the seconds that the answer names. A user whose own share is full waits for its own requests.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -98,7 +99,7 @@ impl Class {
         let route = route(request.uri().path());
         let unbounded = ["/healthz", "/livez", "/readyz", "/metrics", "/version"];
         if let Route::Other(path) = &route
-            && unbounded.iter().any(|known| path.starts_with(known))
+            && unbounded.contains(&path.as_str())
         {
             return None;
         }
@@ -174,7 +175,7 @@ impl Limits {
     ) -> Result<Place, StatusError> {
         let gate = &self.gates[class as usize];
         let mut place = gate
-            .enter(identity, || connections.free_place(class))
+            .enter(identity, || connections.free_place(class, identity))
             .await?;
         if class == Class::Streams {
             place.cost = Some(connections.budget().charge(STREAM_COST));
@@ -218,9 +219,12 @@ impl Gate {
             return Ok(self.place([own, place]));
         }
         if let Ok(_waiting) = self.queue.try_acquire() {
-            make_room();
             let turn = async {
+                // Nobody else's request ends for a user that has too many.
                 let own = share.acquire_owned().await?;
+                if places.available_permits() == 0 {
+                    make_room();
+                }
                 Ok::<_, tokio::sync::AcquireError>([own, places.acquire_owned().await?])
             };
             if let Ok(Ok(permits)) = tokio::time::timeout(PATIENCE, turn).await {

@@ -4,7 +4,7 @@
 //! - The row comes with the first certificate of a name, and with it the name is taken: another key gets in only by an
 //!   administrator or by a key that is in it. What an administrator has made and nobody has shown yet reserves nothing.
 //! - It goes with the Node, in the transaction that removes that: from then on no certificate of the node counts, and the
-//!   name is free.
+//!   name is free. A name whose machine never came is free again when that is no more expected ([`free`]).
 
 use gantry_store::{
     Guard, Index, Key, Operation, ProposeError, Revision, Store, Table, Transaction,
@@ -224,6 +224,48 @@ pub async fn adopt(store: &Store, node: &str) -> Result<(), ProposeError> {
     write(store, node, &Row::default(), None).await.map(drop)
 }
 
+/// The names that some machine has got by a token or as its own, with the revisions of their rows. What only an administrator
+/// has made is not among them: it reserves nothing, and may be needed any time. O(rows).
+pub fn held(store: &Store) -> Vec<(String, Revision)> {
+    let rows = store.snapshot(&table());
+    let held = rows.iter().filter_map(|((_, name), entry)| {
+        let row: Row = serde_json::from_slice(&entry.value).ok()?;
+        (!row.unused).then(|| (name.to_string(), entry.modify_revision))
+    });
+    held.collect()
+}
+
+/// Whether somebody still expects the machine of a name: there is a Node, or a certificate is in the ledger.
+pub fn is_expected(store: &Store, node: &str) -> bool {
+    let [_, issued] = rows(node);
+    store.get(&node_object(node)).is_some() || store.get(&issued).is_some()
+}
+
+/// Gives up a name whose machine is not expected any more, if its row is still the one of this revision.
+pub async fn free(store: &Store, node: &str, row: Revision) -> Result<(), ProposeError> {
+    let [key, issued] = rows(node);
+    let transaction = Transaction {
+        guards: vec![
+            Guard::ModifiedAt(key.clone(), row),
+            Guard::Absent(issued),
+            Guard::Absent(node_object(node)),
+        ],
+        operations: vec![Operation::Delete { key, last: None }],
+    };
+    match store.propose(transaction).await {
+        Ok(_) | Err(ProposeError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn node_object(node: &str) -> Key {
+    Key {
+        table: Table("core/nodes".into()),
+        namespace: "".into(),
+        name: node.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,6 +320,48 @@ mod tests {
         add(&store, "b", &two, &Voucher::Token)
             .await
             .expect_err("it is there");
+    }
+
+    #[tokio::test]
+    async fn a_name_whose_machine_never_came_is_free_again() {
+        let store = Store::ephemeral();
+        let one = id("1");
+        for (name, by) in [("a", Voucher::Token), ("made", Voucher::Administrator)] {
+            add(&store, name, &one, &by).await.expect("new");
+        }
+        let held = held(&store);
+        let [(name, row)] = held.as_slice() else {
+            panic!("{held:?}");
+        };
+        assert!(name == "a" && !is_expected(&store, "a"));
+        let put = |key: Key| Transaction {
+            guards: Vec::new(),
+            operations: vec![Operation::Put {
+                key,
+                value: "{}".into(),
+                index: Index::default(),
+            }],
+        };
+        let [_, issued] = rows("a");
+        let (deleted, node) = (issued.clone(), node_object("a"));
+        for needed in [issued, node] {
+            store.propose(put(needed.clone())).await.expect("written");
+            assert!(is_expected(&store, "a"));
+            free(&store, "a", *row).await.expect("no error");
+            assert!(is_taken(&store, "a"), "{needed:?}");
+            let delete = Operation::Delete {
+                key: needed,
+                last: None,
+            };
+            let transaction = Transaction {
+                guards: Vec::new(),
+                operations: vec![delete],
+            };
+            store.propose(transaction).await.expect("deleted");
+        }
+        assert!(store.get(&deleted).is_none());
+        free(&store, "a", *row).await.expect("nobody needs it");
+        assert!(!is_taken(&store, "a") && is_taken(&store, "made"));
     }
 
     #[tokio::test]

@@ -1,11 +1,52 @@
 //! OpenAPI v3, as far as clients use it: which paths there are, that writes take `fieldValidation`, and every type's
 //! schema from the same source that decoding uses.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use crate::media::Format;
 use crate::registry::Registry;
+
+/// The documents of all groups and versions. Making one takes milliseconds and half a megabyte, and none ever changes: each
+/// is made once, when somebody first asks for it.
+#[derive(Default)]
+pub(crate) struct Documents {
+    json: Mutex<HashMap<String, Bytes>>,
+    yaml: Mutex<HashMap<String, Bytes>>,
+}
+
+impl Documents {
+    /// `/openapi/v3/api/v1` and `/openapi/v3/apis/GROUP/VERSION`; none of what is not served, so that there are few.
+    pub(crate) fn get(
+        &self,
+        registry: &Registry,
+        group: &str,
+        version: &str,
+        format: Format,
+    ) -> Option<Bytes> {
+        let mut made = match format {
+            Format::Json => self.json.lock(),
+            Format::Yaml => self.yaml.lock(),
+        };
+        let root = root(group, version);
+        if let Some(bytes) = made.get(&root) {
+            return Some(bytes.clone());
+        }
+        let document = document(registry, group, version)?;
+        let text = match format {
+            Format::Json => document.to_string(),
+            Format::Yaml => serde_norway::to_string(&document).ok()?,
+        };
+        let bytes = Bytes::from(text);
+        made.insert(root, bytes.clone());
+        Some(bytes)
+    }
+}
 
 /// Where a group and version is served, as the index names it.
 fn root(group: &str, version: &str) -> String {
@@ -72,8 +113,7 @@ fn operation(info: &ResourceInfo, action: &str, schema: &str) -> Value {
     operation
 }
 
-/// `/openapi/v3/api/v1` and `/openapi/v3/apis/GROUP/VERSION`
-pub(crate) fn document(registry: &Registry, group: &str, version: &str) -> Option<Value> {
+fn document(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     let mut paths = Map::new();
     let mut schemas = Map::new();
     for resource in registry.all() {
@@ -121,4 +161,34 @@ pub(crate) fn document(registry: &Registry, group: &str, version: &str) -> Optio
         "paths": paths,
         "components": {"schemas": schemas},
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_is_made_once() {
+        let (documents, registry) = (
+            Documents::default(),
+            Registry::new(gantry_api::kinds::all()),
+        );
+        for format in [Format::Json, Format::Yaml] {
+            let get = |group: &str| documents.get(&registry, group, "v1", format);
+            let first = get("apps").expect("is served");
+            let second = get("apps").expect("is served");
+            assert_eq!(first.as_ptr(), second.as_ptr());
+            assert_ne!(get("").expect("is served"), first);
+            assert_eq!(get("made.up"), None);
+        }
+        assert_eq!(
+            (documents.json.lock().len(), documents.yaml.lock().len()),
+            (2, 2)
+        );
+        let json = documents.get(&registry, "apps", "v1", Format::Json);
+        let yaml = documents.get(&registry, "apps", "v1", Format::Yaml);
+        let json: Value = serde_json::from_slice(&json.expect("is served")).expect("JSON");
+        let yaml: Value = serde_norway::from_slice(&yaml.expect("is served")).expect("YAML");
+        assert_eq!(json, yaml);
+    }
 }

@@ -86,30 +86,67 @@ pub(crate) fn is_watch(method: &Method, path: &ResourcePath, query: &Query) -> b
         && query.flag("watch")
 }
 
+/// Names that a query may have: each takes far more memory than it has bytes. Values may be more, as the arguments of a
+/// command are.
+const MAX_NAMES: usize = 128;
+
 /// A query string, decoded. A repeated name keeps all its values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Query(HashMap<String, Vec<String>>);
+pub(crate) struct Query {
+    values: HashMap<String, Vec<String>>,
+    /// Whether it had more names than are kept.
+    cut: bool,
+}
 
 impl Query {
     pub(crate) fn parse(text: Option<&str>) -> Self {
-        let mut values: HashMap<String, Vec<String>> = HashMap::new();
+        let mut query = Self::default();
         for pair in text
             .unwrap_or_default()
             .split('&')
             .filter(|pair| !pair.is_empty())
         {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            values
-                .entry(decode(&name.replace('+', " ")))
-                .or_default()
-                .push(decode(&value.replace('+', " ")));
+            query.add(
+                decode(&name.replace('+', " ")),
+                decode(&value.replace('+', " ")),
+            );
         }
-        Self(values)
+        query
+    }
+
+    fn add(&mut self, name: String, value: String) {
+        if self.values.len() >= MAX_NAMES && !self.values.contains_key(&name) {
+            self.cut = true;
+            return;
+        }
+        self.values.entry(name).or_default().push(value);
+    }
+
+    /// Refuses one that had more names than were kept.
+    pub(crate) fn check(&self) -> Result<(), StatusError> {
+        match self.cut {
+            true => Err(StatusError::bad_request(format!(
+                "the query has more than {MAX_NAMES} different parameters"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// The first value of each of some names, and nothing else.
+    pub(crate) fn only(&self, names: &[&str]) -> Self {
+        let mut query = Self::default();
+        for name in names {
+            if let Some(first) = self.values.get(*name).and_then(|values| values.first()) {
+                query.add((*name).to_owned(), first.clone());
+            }
+        }
+        query
     }
 
     /// The first value of a name; an empty one counts as absent.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0
+        self.values
             .get(name)?
             .first()
             .map(String::as_str)
@@ -144,12 +181,12 @@ impl Query {
 
     /// Every value of a name.
     pub(crate) fn all(&self, name: &str) -> &[String] {
-        self.0.get(name).map(Vec::as_slice).unwrap_or_default()
+        self.values.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Anything but `0`, `f` and `false`, however those are written; also present without a value.
     pub(crate) fn flag(&self, name: &str) -> bool {
-        match self.0.get(name).and_then(|values| values.first()) {
+        match self.values.get(name).and_then(|values| values.first()) {
             None => false,
             Some(value) => !["0", "f", "false"]
                 .iter()
@@ -290,6 +327,23 @@ mod tests {
             Ok(Some(u64::MAX))
         );
         assert_eq!(query("%+5").get("n"), Some("% 5"));
+    }
+
+    #[test]
+    fn a_query_has_few_names_and_any_number_of_values() {
+        let names = |count: usize| -> String {
+            let names: Vec<_> = (0..count).map(|number| format!("n{number}=v")).collect();
+            names.join("&")
+        };
+        assert_eq!(Query::parse(Some(&names(MAX_NAMES))).check(), Ok(()));
+        let many = Query::parse(Some(&names(MAX_NAMES + 1)));
+        assert_eq!(many.check().expect_err("too many").code(), 400);
+        assert_eq!(many.values.len(), MAX_NAMES);
+        let command = Query::parse(Some(&"command=a&".repeat(2 * MAX_NAMES)));
+        assert_eq!(command.check(), Ok(()));
+        assert_eq!(command.all("command").len(), 2 * MAX_NAMES);
+        let kept = Query::parse(Some("a=1&a=2&b=3&c=4")).only(&["a", "c", "d"]);
+        assert_eq!(kept, Query::parse(Some("a=1&c=4")));
     }
 
     #[test]

@@ -3,13 +3,37 @@
 use axum::body::Body;
 use bytes::Bytes;
 use gantry_api::kind::ResourceInfo;
-use gantry_api::status::StatusError;
+use gantry_api::status::{Details, StatusError};
 use gantry_store::Revision;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::Value;
 
 use crate::codec;
 use crate::context::warning_headers;
+use crate::media::Format;
+
+/// Characters of a refusal's message, and of each of its details, which repeat what the client sent: names are no longer.
+const MAX_REFUSAL: usize = 512;
+const MAX_DETAIL: usize = 256;
+
+/// The beginning of a text.
+pub(crate) fn cut(text: &str, characters: usize) -> &str {
+    let end = text.char_indices().nth(characters);
+    end.map_or(text, |(end, _)| text.get(..end).unwrap_or_default())
+}
+
+/// A refusal that repeats no more of the user's name, the path and the headers than names are long: whoever may do nothing
+/// must not make answers of any size.
+pub(crate) fn shortened(error: &StatusError) -> StatusError {
+    let details = error.details().map(|details| Details {
+        name: cut(&details.name, MAX_DETAIL).to_owned(),
+        group: cut(&details.group, MAX_DETAIL).to_owned(),
+        kind: cut(&details.kind, MAX_DETAIL).to_owned(),
+        ..details.clone()
+    });
+    let message = cut(error.message(), MAX_REFUSAL);
+    StatusError::new(error.code(), error.reason(), message, details)
+}
 
 /// An answer to a request.
 pub(crate) struct Answer {
@@ -52,6 +76,15 @@ impl Answer {
     /// 200 with a JSON document.
     pub(crate) fn value(value: &Value) -> Self {
         Self::json(StatusCode::OK, value.to_string())
+    }
+
+    /// 200 with a document in a format.
+    pub(crate) fn document(format: Format, bytes: Bytes) -> Self {
+        let mut answer = Self::json(StatusCode::OK, bytes);
+        answer
+            .headers
+            .insert(header::CONTENT_TYPE, format.content_type());
+        answer
     }
 
     /// Any status with a JSON document.

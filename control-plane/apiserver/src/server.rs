@@ -23,7 +23,7 @@ use tower::{Service, ServiceExt};
 use crate::admission::{Admission, Ranges};
 use crate::bodies::{self, Bodies};
 use crate::clock::Clock;
-use crate::connections::{Answering, Connection, ConnectionLimits, Connections, metered};
+use crate::connections::{Answering, Connection, ConnectionLimits, Connections, Standing, metered};
 use crate::context::{Api, Context, ForClient};
 use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate, described};
 use crate::limits::{Class, Limits, is_own};
@@ -33,7 +33,7 @@ use crate::peer::Peer;
 use crate::refusals::Refusals;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, is_watch, route, verb};
-use crate::response::Answer;
+use crate::response::{Answer, shortened};
 use crate::streams::{NodeStreams, logs, port_forward, proxy, remote_command};
 use crate::verbs;
 use crate::{authorisation, discovery, health, openapi};
@@ -89,6 +89,7 @@ struct Inner {
     refusals: Arc<Refusals>,
     connections: Arc<Connections>,
     bodies: Arc<Bodies>,
+    documents: Arc<openapi::Documents>,
 }
 
 /// Whose request it is.
@@ -120,6 +121,7 @@ impl ApiServer {
                 refusals: Arc::default(),
                 connections: Connections::new(config.connections, budget.clone()),
                 bodies: Arc::new(Bodies::new(budget)),
+                documents: Arc::default(),
             }),
         }
     }
@@ -153,6 +155,7 @@ impl ApiServer {
                 refusals: inner.refusals.clone(),
                 connections: inner.connections.clone(),
                 bodies: inner.bodies.clone(),
+                documents: inner.documents.clone(),
             }),
         }
     }
@@ -224,8 +227,17 @@ impl ApiServer {
             return answered(refused.into_http(), answering);
         }
         let mut _held = None;
-        if !is_grpc && may_have_a_body(request.method()) {
-            match self.received(request).await {
+        if !is_grpc && takes_a_body(request.method()) {
+            let standing = Standing::of(&known);
+            let allowed = match standing < Standing::User {
+                true => allowed(&request, &known),
+                false => Ok(()),
+            };
+            // What nobody vouches for changes nothing here: its body is not read.
+            if let Err(refused) = allowed {
+                return answered(Answer::error(&refused).into_response(), answering);
+            }
+            match self.received(request, standing).await {
                 Ok((received, charge)) => (request, _held) = (received, Some(charge)),
                 Err(error) => return answered(Answer::error(&error).into_response(), answering),
             }
@@ -269,9 +281,14 @@ impl ApiServer {
     }
 
     /// A request whose body is here, and what that counts for as long as it is needed.
-    async fn received(&self, request: Request) -> Result<(Request, Charge), StatusError> {
+    async fn received(
+        &self,
+        request: Request,
+        standing: Standing,
+    ) -> Result<(Request, Charge), StatusError> {
         let (parts, body) = request.into_parts();
-        let (bytes, charge) = self.inner.bodies.receive(body, &parts.headers).await?;
+        let bodies = &self.inner.bodies;
+        let (bytes, charge) = bodies.receive(body, &parts.headers, standing).await?;
         Ok((Request::from_parts(parts, Body::from(bytes)), charge))
     }
 
@@ -282,14 +299,14 @@ impl ApiServer {
         identity: Identity,
         answering: Answering,
     ) -> Response<Body> {
+        // What must not be done takes nobody's place, and its body is not read.
+        if allowed(&request, &identity).is_err() {
+            return answered(self.handle(request, identity).await, answering);
+        }
         let class = Class::of(&request, &identity);
         let mut _held = None;
-        // The body of what must not be done is not read; what is passed on is read as it is passed.
-        if may_have_a_body(request.method())
-            && class != Some(Class::Streams)
-            && may(&request, &identity)
-        {
-            match self.received(request).await {
+        if self.is_collected(&request) {
+            match self.received(request, Standing::of(&identity)).await {
                 Ok((received, charge)) => (request, _held) = (received, Some(charge)),
                 Err(error) => return answered(Answer::error(&error).into_response(), answering),
             }
@@ -310,12 +327,24 @@ impl ApiServer {
         }
     }
 
+    /// Whether a request's body is here before anything is done; what is passed on is read as it is passed, and what is no
+    /// resource takes none.
+    fn is_collected(&self, request: &Request) -> bool {
+        let Route::Resource(path) = route(request.uri().path()) else {
+            return false;
+        };
+        let resource = self.inner.api.registry.find(&path);
+        let passed =
+            resource.and_then(|resource| passed_on(resource.info(), path.subresource.as_deref()?));
+        takes_a_body(request.method()) && passed.is_none()
+    }
+
     /// Answers one REST request of a known user.
     async fn handle(&self, request: Request, identity: Identity) -> Response<Body> {
         let started = Instant::now();
         let identity = match impersonated(request.headers(), &identity) {
             Ok(identity) => identity,
-            Err(error) => return Answer::error(&error).into_response(),
+            Err(error) => return Answer::error(&shortened(&error)).into_response(),
         };
         let method = request.method().clone();
         let format = Format::preferred(request.headers());
@@ -352,14 +381,8 @@ impl ApiServer {
         request: &Request,
         identity: &Identity,
     ) -> Result<Response<Body>, StatusError> {
-        let verb = match method.as_str() {
-            "GET" | "HEAD" => "get",
-            "POST" => "post",
-            "PUT" => "put",
-            "DELETE" => "delete",
-            _ => "patch",
-        };
-        authorisation::path(identity, verb, path)?;
+        authorisation::path(identity, path_verb(method), path)
+            .map_err(|refused| shortened(&refused))?;
         let registry = &self.inner.api.registry;
         let query = Query::parse(request.uri().query());
         let aggregated = request
@@ -396,10 +419,8 @@ impl ApiServer {
                 None => not_found(),
             },
             ["openapi", "v3"] => Answer::value(&openapi::index(registry)),
-            ["openapi", "v3", "api", version] => document(openapi::document(registry, "", version)),
-            ["openapi", "v3", "apis", group, version] => {
-                document(openapi::document(registry, group, version))
-            }
+            ["openapi", "v3", "api", version] => self.document(request, "", version),
+            ["openapi", "v3", "apis", group, version] => self.document(request, group, version),
             ["healthz" | "livez" | "readyz"] => {
                 health::answer(parts[0], &query, &self.inner.api.store)
             }
@@ -413,6 +434,16 @@ impl ApiServer {
         Ok(answer.into_response())
     }
 
+    /// What describes the API of a group and version.
+    fn document(&self, request: &Request, group: &str, version: &str) -> Answer {
+        let format = Format::preferred(request.headers()).unwrap_or(Format::Json);
+        let (documents, registry) = (&self.inner.documents, &self.inner.api.registry);
+        match documents.get(registry, group, version, format) {
+            Some(bytes) => Answer::document(format, bytes),
+            None => not_found(),
+        }
+    }
+
     async fn resource(
         &self,
         method: &Method,
@@ -422,7 +453,8 @@ impl ApiServer {
         identity: &Identity,
     ) -> Result<Response<Body>, StatusError> {
         let watching = is_watch(method, path, query);
-        authorisation::resource(identity, verb(method, path, query), path)?;
+        authorisation::resource(identity, verb(method, path, query), path)
+            .map_err(|refused| shortened(&refused))?;
         let api = &self.inner.api;
         if !api.registry.serves(&path.group, &path.version) {
             return Ok(not_found().into_response());
@@ -457,19 +489,19 @@ impl ApiServer {
                 .map(|ForClient(budget)| budget.clone()),
         };
         let streams = &self.inner.streams;
-        match path.subresource.as_deref() {
-            Some("portforward") if resource.info().kind == "Pod" => {
+        let subresource = path.subresource.as_deref().unwrap_or_default();
+        match passed_on(resource.info(), subresource) {
+            Some(Passed::PortForward) => {
                 return port_forward(&context, streams.clone(), request).await;
             }
-            Some(subresource @ ("exec" | "attach")) if resource.info().kind == "Pod" => {
+            Some(Passed::RemoteCommand) => {
                 return remote_command(&context, streams.as_ref(), subresource, request).await;
             }
-            Some(subresource) if is_proxied(resource.info(), subresource) => {
-                return proxy(&context, streams.clone(), request).await;
-            }
-            _ => {}
+            Some(Passed::Proxy) => return proxy(&context, streams.clone(), request).await,
+            None => {}
         }
-        if !matches!(*method, Method::GET | Method::HEAD) {
+        query.check()?;
+        if takes_a_body(method) {
             context.body = Limited::new(request.into_body(), bodies::LIMIT)
                 .collect()
                 .await
@@ -568,30 +600,63 @@ fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, St
     Ok(Identity { user, groups })
 }
 
-/// Whether a subresource is a request to be passed on, whatever its path.
-fn is_proxied(info: &ResourceInfo, subresource: &str) -> bool {
-    let has = info.group.is_empty() && ["Node", "Pod", "Service"].contains(&info.kind);
-    has && is_proxy(subresource)
+/// What passes on the body of a request as it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    PortForward,
+    RemoteCommand,
+    /// Whatever path is behind it.
+    Proxy,
+}
+
+fn passed_on(info: &ResourceInfo, subresource: &str) -> Option<Passed> {
+    let of_pod = info.group.is_empty() && info.kind == "Pod";
+    match subresource {
+        "portforward" if of_pod => Some(Passed::PortForward),
+        "exec" | "attach" if of_pod => Some(Passed::RemoteCommand),
+        other if is_proxy(other) => {
+            let has = info.group.is_empty() && ["Node", "Pod", "Service"].contains(&info.kind);
+            has.then_some(Passed::Proxy)
+        }
+        _ => None,
+    }
 }
 
 fn is_proxy(subresource: &str) -> bool {
     subresource.split('/').next() == Some("proxy")
 }
 
-fn may_have_a_body(method: &Method) -> bool {
-    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+/// Whether what a method does can need a body: that of any other is never read.
+fn takes_a_body(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::POST | Method::PUT | Method::PATCH | Method::DELETE
+    )
 }
 
-/// Whether a user may send a request, if it is for a resource.
-fn may(request: &Request, identity: &Identity) -> bool {
-    let Route::Resource(path) = route(request.uri().path()) else {
-        return true;
-    };
-    let query = Query::parse(request.uri().query());
-    let verb = verb(request.method(), &path, &query);
-    impersonated(request.headers(), identity)
-        .and_then(|identity| authorisation::resource(&identity, verb, &path))
-        .is_ok()
+/// The verb for a path that is no resource's.
+fn path_verb(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" | "HEAD" => "get",
+        "POST" => "post",
+        "PUT" => "put",
+        "DELETE" => "delete",
+        _ => "patch",
+    }
+}
+
+/// Refuses what a user may not ask for, before anything of it is done.
+fn allowed(request: &Request, identity: &Identity) -> Result<(), StatusError> {
+    let identity = impersonated(request.headers(), identity);
+    let allowed = identity.and_then(|identity| match route(request.uri().path()) {
+        Route::Other(path) => authorisation::path(&identity, path_verb(request.method()), &path),
+        Route::Resource(path) => {
+            let query = Query::parse(request.uri().query());
+            let verb = verb(request.method(), &path, &query);
+            authorisation::resource(&identity, verb, &path)
+        }
+    });
+    allowed.map_err(|refused| shortened(&refused))
 }
 
 /// An answer that counts for as long as it is not read.
@@ -600,18 +665,12 @@ fn answered(response: Response<Body>, answering: Answering) -> Response<Body> {
         answering.upgraded();
         return response;
     }
-    response.map(|body| metered(body, answering))
+    let succeeded = response.status().is_success();
+    response.map(|body| metered(body, answering, succeeded))
 }
 
 fn not_found() -> Answer {
     Answer::text(StatusCode::NOT_FOUND, "404 page not found\n")
-}
-
-fn document(document: Option<serde_json::Value>) -> Answer {
-    match document {
-        Some(document) => Answer::value(&document),
-        None => not_found(),
-    }
 }
 
 fn version() -> serde_json::Value {

@@ -2,97 +2,49 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures::FutureExt;
 use gantry_store::Charge;
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use tokio::sync::futures::OwnedNotified;
 
-use super::Connection;
-use crate::limits::Place;
+use super::delivery::{Answering, Delivery};
 
 /// What a part of a stored value counts at most, as long as the store has that value too: readers share it.
 const SHARED: usize = 64 << 10;
 
-/// A request, until its answer's last byte has left or was given up.
-pub(crate) struct Answering {
-    connection: Arc<Connection>,
-    /// Whether its reader may pause for as long as it likes.
-    patient: bool,
-    place: Option<Place>,
-}
-
-impl Answering {
-    /// Counts a request in.
-    pub(crate) fn begin(connection: &Arc<Connection>) -> Self {
-        connection.under_way.fetch_add(1, Ordering::AcqRel);
-        connection.head_since.store(0, Ordering::Release);
-        Self {
-            connection: connection.clone(),
-            patient: false,
-            place: None,
-        }
-    }
-
-    /// With the place that it has among others.
-    pub(crate) fn holding(mut self, place: Place) -> Self {
-        let class = place.class() as usize;
-        self.connection.places[class].fetch_add(1, Ordering::AcqRel);
-        self.place = Some(place);
-        self
-    }
-
-    /// Its reader may be somebody who pauses.
-    pub(crate) fn patiently(mut self, patient: bool) -> Self {
-        if patient && !self.patient {
-            self.connection.patient.fetch_add(1, Ordering::AcqRel);
-            self.patient = true;
-        }
-        self
-    }
-
-    /// The connection is no longer HTTP's: what the request held is the connection's until that ends.
-    pub(crate) fn upgraded(mut self) {
-        self.connection.under_way.fetch_add(1, Ordering::AcqRel);
-        if let Some(place) = self.place.take() {
-            self.connection.keep(place);
-        }
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        let connection = &self.connection;
-        if let Some(place) = &self.place {
-            connection.places[place.class() as usize].fetch_sub(1, Ordering::AcqRel);
-        }
-        if self.patient {
-            connection.patient.fetch_sub(1, Ordering::AcqRel);
-        }
-        if connection.under_way.load(Ordering::Acquire) == 1 {
-            connection
-                .idle_since
-                .store(connection.now(), Ordering::Release);
-        }
-        connection.under_way.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// A body whose bytes are counted as unread until HTTP has let go of them.
 struct Metered {
+    /// What of it was there at once, and its length.
+    made: Option<Result<Frame<Bytes>, axum::Error>>,
+    length: u64,
     body: Body,
-    answering: Arc<Answering>,
+    delivery: Arc<Delivery>,
     waiting: Option<Pin<Box<OwnedNotified>>>,
 }
 
-/// Counts what an answer leaves unread.
-pub(crate) fn metered(body: Body, answering: Answering) -> Body {
+/// Counts what an answer leaves unread. What of it is made already counts from now on, whether or not HTTP asks for it.
+pub(crate) fn metered(mut body: Body, answering: Answering, succeeded: bool) -> Body {
+    // A stream does not know its length; what does is here, or comes from a node.
+    let exact = http_body::Body::size_hint(&body).exact();
+    let made = exact.and_then(|_| body.frame().now_or_never()).flatten();
+    let bytes = match &made {
+        Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+        _ => 0,
+    };
+    let length = u64::try_from(bytes).unwrap_or(u64::MAX);
+    let whole = exact.is_some_and(|exact| exact == length);
+    let delivery = Delivery::begin(answering.judged(succeeded, whole));
+    let made = made.map(|made| made.map(|frame| frame.map_data(|bytes| counted(&delivery, bytes))));
     Body::new(Metered {
+        made,
+        length,
         body,
-        answering: Arc::new(answering),
+        delivery,
         waiting: None,
     })
 }
@@ -101,8 +53,8 @@ pub(crate) fn metered(body: Body, answering: Answering) -> Body {
 struct Unread {
     bytes: Bytes,
     weight: usize,
-    answering: Arc<Answering>,
-    _charge: Option<Charge>,
+    delivery: Arc<Delivery>,
+    _charges: Option<[Option<Charge>; 2]>,
 }
 
 impl AsRef<[u8]> for Unread {
@@ -113,46 +65,52 @@ impl AsRef<[u8]> for Unread {
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        self.answering.connection.was_read(self.weight);
+        self.delivery.was_read(self.weight);
     }
 }
 
+fn counted(delivery: &Arc<Delivery>, bytes: Bytes) -> Bytes {
+    if bytes.is_empty() {
+        return bytes;
+    }
+    let weight = match bytes.is_unique() {
+        true => bytes.len(),
+        false => bytes.len().min(SHARED),
+    };
+    let charges = delivery.await_reading(weight);
+    Bytes::from_owner(Unread {
+        bytes,
+        weight,
+        delivery: delivery.clone(),
+        _charges: charges,
+    })
+}
+
 impl Metered {
+    /// Whether more may be made for its reader. What it reads next may always be made, or nothing would tell whether it
+    /// reads.
+    fn has_room(&self) -> bool {
+        self.delivery.unread() == 0 || self.delivery.answering.connection.has_room()
+    }
+
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(waiting) = &mut self.waiting {
                 ready!(waiting.as_mut().poll(context));
                 self.waiting = None;
             }
-            let connection = &self.answering.connection;
-            if connection.has_room() {
+            if self.has_room() {
                 return Poll::Ready(());
             }
             // First in line, then another look: what is read in between must not be missed.
-            let mut waiting = Box::pin(connection.room.clone().notified_owned());
+            let room = self.delivery.answering.connection.room.clone();
+            let mut waiting = Box::pin(room.notified_owned());
             waiting.as_mut().enable();
-            if connection.has_room() {
+            if self.has_room() {
                 return Poll::Ready(());
             }
             self.waiting = Some(waiting);
         }
-    }
-
-    fn count(&self, bytes: Bytes) -> Bytes {
-        if bytes.is_empty() {
-            return bytes;
-        }
-        let weight = match bytes.is_unique() {
-            true => bytes.len(),
-            false => bytes.len().min(SHARED),
-        };
-        let charge = self.answering.connection.await_reading(weight);
-        Bytes::from_owner(Unread {
-            bytes,
-            weight,
-            answering: self.answering.clone(),
-            _charge: charge,
-        })
     }
 }
 
@@ -164,16 +122,28 @@ impl http_body::Body for Metered {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(made) = self.made.take() {
+            self.length = 0;
+            return Poll::Ready(Some(made));
+        }
         ready!(self.poll_room(context));
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.count(bytes)))))
+        let delivery = &self.delivery;
+        Poll::Ready(
+            frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| counted(delivery, bytes)))),
+        )
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.made.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let mut hint = self.body.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(self.length));
+        }
+        hint.set_lower(hint.lower().saturating_add(self.length));
+        hint
     }
 }

@@ -164,13 +164,18 @@ async fn what_takes_too_long_is_ended() {
     let answering = Answering::begin(known);
     assert!(!known.is_overdue(after(10_000)));
     // But it must be read.
-    let charge = known.await_reading(100);
-    assert!(!known.is_overdue(after(25)));
-    assert!(known.is_overdue(after(35)));
-    let answering = answering.patiently(true);
-    assert!(!known.is_overdue(after(10_000)));
-    drop((answering, charge));
-    known.was_read(100);
+    let delivery = Delivery::begin(answering);
+    let charge = delivery.await_reading(100);
+    assert!(known.stalled(after(25)).is_empty());
+    assert_eq!(known.stalled(after(35)).len(), 1);
+    delivery.was_read(100);
+    assert!(known.stalled(after(10_000)).is_empty());
+    drop((delivery, charge));
+    let delivery = Delivery::begin(Answering::begin(known).patiently(true));
+    let charge = delivery.await_reading(100);
+    assert!(known.stalled(after(10_000)).is_empty());
+    delivery.was_read(100);
+    drop((delivery, charge));
     assert!(!known.is_overdue(after(60)));
     // Pings of HTTP/2 are no heads.
     known.is_multiplexed();
@@ -193,7 +198,11 @@ async fn an_answer_is_made_as_it_is_read_and_counted_until_it_has_left() {
             Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; PIECE]))
         }
     });
-    let mut body = metered(Body::from_stream(pieces), Answering::begin(connection));
+    let mut body = metered(
+        Body::from_stream(pieces),
+        Answering::begin(connection),
+        true,
+    );
     let first = body.frame().await.expect("a frame").expect("data");
     assert_eq!(budget.used() - before, PIECE);
     let waiting = tokio::time::timeout(Duration::from_millis(50), body.frame()).await;
@@ -208,41 +217,275 @@ async fn an_answer_is_made_as_it_is_read_and_counted_until_it_has_left() {
 }
 
 #[tokio::test]
+async fn what_is_made_counts_although_http_does_not_ask_for_it() {
+    let clients = Clients::new(64, 64, 64 << 20).await;
+    let budget = clients.connections.budget().clone();
+    let (connected, _client) = clients.connect("10.0.0.1").await;
+    let connection = connected.connection();
+    let before = budget.used();
+    let whole = || {
+        let body = Body::from(vec![b'x'; 20_000]);
+        metered(body, Answering::begin(connection), true)
+    };
+    let (mut first, second) = (whole(), whole());
+    assert_eq!(budget.used() - before, 40_000);
+    assert_eq!(connection.unread.load(Ordering::Acquire), 40_000);
+    assert_eq!(clients.connections.unknown.budget.used(), 40_000);
+    assert_eq!(http_body::Body::size_hint(&first).exact(), Some(20_000));
+    let frame = first.frame().await.expect("a frame").expect("data");
+    assert_eq!(frame.data_ref().map(Bytes::len), Some(20_000));
+    assert_eq!(http_body::Body::size_hint(&first).exact(), Some(0));
+    assert!(http_body::Body::is_end_stream(&first));
+    assert_eq!(budget.used() - before, 40_000);
+    drop((first, frame));
+    assert_eq!(budget.used() - before, 20_000);
+    drop(second);
+    assert_eq!(budget.used(), before);
+    assert!(connection.deliveries().is_empty() && connection.is_idle());
+}
+
+fn endless() -> Body {
+    Body::from_stream(futures::stream::repeat_with(|| {
+        Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; PIECE]))
+    }))
+}
+
+#[tokio::test]
+async fn only_streams_that_succeed_are_waited_for() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let (connected, _client) = clients.connect("10.0.0.1").await;
+    let connection = connected.connection();
+    connection.introduce(&user("somebody"));
+    let later = clients.connections.now() + 1000 * 35;
+    for (body, succeeded, stalls) in [
+        (Body::from("refused"), false, true),
+        (Body::from("done"), true, true),
+        (endless(), false, true),
+        (endless(), true, false),
+    ] {
+        let answering = Answering::begin(connection).patiently(true);
+        let mut body = metered(body, answering, succeeded);
+        let frame = body.frame().await.expect("a frame").expect("data");
+        let stalled = connection.stalled(later).len();
+        assert_eq!(stalled, usize::from(stalls), "{succeeded} {stalls}");
+        drop((body, frame));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_read_says_nothing_of_another() {
+    let clients = Clients::new(64, 64, 16 << 20).await;
+    let (connected, _client) = clients.connect("10.0.0.1").await;
+    let connection = connected.connection();
+    connection.introduce(&user("somebody"));
+    let left = metered(Body::from("left alone"), Answering::begin(connection), true);
+    let mut read = metered(endless(), Answering::begin(connection), true);
+    for _ in 0..35 {
+        drop(read.frame().await.expect("a frame").expect("data"));
+        pass(Duration::from_secs(1)).await;
+    }
+    let now = clients.connections.now();
+    let stalled = connection.stalled(now);
+    assert_eq!(stalled.len(), 1);
+    assert_eq!(stalled[0].unread(), "left alone".len());
+    // A stream whose turn never came is judged as well: its first piece is always made.
+    let mut waits = metered(endless(), Answering::begin(connection), true);
+    let piece = waits.frame().await.expect("a frame").expect("data");
+    assert_eq!(connection.stalled(now + 1000 * 35).len(), 2);
+    drop((left, read, piece));
+}
+
+#[tokio::test]
+async fn one_answer_ends_without_the_others_of_its_connection() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let clients = Clients::new(64, 64, 16 << 20).await;
+    let (connected, client) = clients.connect("10.0.0.1").await;
+    let connection = connected.connection().clone();
+    connection.introduce(&user("somebody"));
+    let service = hyper::service::service_fn({
+        let connection = connection.clone();
+        move |request: http::Request<hyper::body::Incoming>| {
+            let connection = connection.clone();
+            // Within the stream, as requests are answered.
+            async move {
+                let body = match request.uri().path() {
+                    "/endless" => endless(),
+                    _ => Body::from("short"),
+                };
+                let answer = metered(body, Answering::begin(&connection), true);
+                Ok::<_, std::convert::Infallible>(http::Response::new(answer))
+            }
+        }
+    });
+    tokio::spawn(
+        hyper::server::conn::http2::Builder::new(Streams)
+            .serve_connection(TokioIo::new(connected), service),
+    );
+    let (mut sender, driver) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(100)
+        .handshake::<_, Body>(TokioIo::new(client))
+        .await
+        .expect("HTTP/2");
+    tokio::spawn(driver);
+    let ask = |path: &str| {
+        let request = http::Request::get(format!("http://server{path}"));
+        request.body(Body::empty()).expect("a request")
+    };
+    let endless = sender
+        .send_request(ask("/endless"))
+        .await
+        .expect("answered");
+    let now = clients.connections.now();
+    let stalled = connection.stalled(now + 1000 * 35);
+    assert_eq!(stalled.len(), 1, "what it may not send waits");
+    stalled
+        .iter()
+        .for_each(|delivery| delivery.end("time", now));
+    drop(stalled);
+    let (mut endless, mut read) = (endless.into_body(), 0);
+    while let Some(frame) = endless.frame().await {
+        match frame {
+            Ok(frame) => read += frame.data_ref().map_or(0, Bytes::len),
+            Err(_) => break,
+        }
+        assert!(read < 1 << 20, "it goes on");
+    }
+    let short = sender.send_request(ask("/short")).await.expect("answered");
+    let short = short.into_body().collect().await.expect("it is whole");
+    assert_eq!(short.to_bytes(), "short");
+    assert!(!connection.ended.load(Ordering::Acquire));
+}
+
+/// An answer of which so many bytes wait, with its client.
+struct Waiting {
+    client: TcpStream,
+    connected: Connected,
+    delivery: Arc<Delivery>,
+    _counted: Option<[Option<Charge>; 2]>,
+}
+
+impl Clients {
+    async fn waiting(&self, identity: &Identity, bytes: usize, place: Option<Place>) -> Waiting {
+        let (connected, client) = self.connect("10.0.0.1").await;
+        connected.connection().introduce(identity);
+        let mut answering = Answering::begin(connected.connection());
+        if let Some(place) = place {
+            answering = answering.holding(place);
+        }
+        let delivery = Delivery::begin(answering);
+        Waiting {
+            client,
+            _counted: delivery.await_reading(bytes),
+            delivery,
+            connected,
+        }
+    }
+}
+
+impl Waiting {
+    fn is_ended(&self) -> bool {
+        self.connected.connection().ended.load(Ordering::Acquire)
+    }
+}
+
+#[tokio::test]
 async fn the_reader_that_leaves_most_for_longest_goes_first() {
     let clients = Clients::new(64, 64, 1 << 20).await;
-    let mut slow = clients.connect("10.0.0.1").await;
-    let mut quick = clients.connect("10.0.0.1").await;
-    let held = slow.0.connection().await_reading(600 << 10);
+    let mut slow = clients.waiting(&user("somebody"), 600 << 10, None).await;
     pass(SLOW).await;
-    let more = quick.0.connection().await_reading(500 << 10);
-    assert!(is_ended(&mut slow.1).await);
-    assert!(!is_ended(&mut quick.1).await);
-    drop((held, more));
+    let mut quick = clients.waiting(&user("another"), 500 << 10, None).await;
+    assert!(is_ended(&mut slow.client).await);
+    assert!(!is_ended(&mut quick.client).await);
+}
+
+#[tokio::test]
+async fn bytes_that_strangers_leave_end_no_user() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let (anonymous, somebody) = (Identity::anonymous(), user("somebody"));
+    let reader = clients.waiting(&somebody, 100 << 10, None).await;
+    pass(SLOW).await;
+    let first = clients.waiting(&anonymous, 60 << 10, None).await;
+    pass(SLOW).await;
+    assert!(!first.is_ended(), "strangers have a sixteenth");
+    let second = clients.waiting(&anonymous, 10 << 10, None).await;
+    assert!(first.is_ended() && !second.is_ended() && !reader.is_ended());
+    drop(first);
+    // What a user needs is taken from strangers before users, and from the cluster's own by nobody.
+    let node = Identity::new("system:node:one", &["system:nodes"]);
+    let own = clients.waiting(&node, 400 << 10, None).await;
+    pass(SLOW).await;
+    let quick = clients.waiting(&user("another"), 540 << 10, None).await;
+    assert!(second.is_ended() && reader.is_ended());
+    assert!(!own.is_ended() && !quick.is_ended());
+}
+
+#[tokio::test]
+async fn places_are_freed_by_strangers_first_and_by_nobody_of_higher_standing() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let limits = crate::limits::Limits::default();
+    let (anonymous, somebody) = (Identity::anonymous(), user("somebody"));
+    let place = async |identity: &Identity| {
+        let place = limits.enter(Class::Reads, identity, &clients.connections);
+        Some(place.await.expect("there is room"))
+    };
+    let reader = clients.waiting(&somebody, 1, place(&somebody).await).await;
+    pass(SLOW).await;
+    clients.connections.free_place(Class::Reads, &anonymous);
+    assert!(!reader.is_ended(), "a stranger asks");
+    let stranger = clients
+        .waiting(&anonymous, 1, place(&anonymous).await)
+        .await;
+    pass(SLOW).await;
+    clients.connections.free_place(Class::Reads, &somebody);
+    assert!(stranger.is_ended() && !reader.is_ended());
+    drop(stranger);
+    clients.connections.free_place(Class::Reads, &somebody);
+    assert!(reader.is_ended());
+}
+
+#[tokio::test]
+async fn whoever_does_not_read_a_refusal_keeps_no_place() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let limits = crate::limits::Limits::default();
+    let (connected, _client) = clients.connect("10.0.0.1").await;
+    for (body, succeeded, keeps) in [
+        (Body::from("refused"), false, false),
+        (Body::from("done"), true, true),
+        // It is not made yet: its place is for what makes it.
+        (endless(), false, true),
+    ] {
+        let somebody = user("somebody");
+        let place = limits.enter(Class::Reads, &somebody, &clients.connections);
+        let place = place.await.expect("there is room");
+        let answering = Answering::begin(connected.connection()).holding(place);
+        let _unread = metered(body, answering, succeeded);
+        let deliveries = connected.connection().deliveries();
+        assert_eq!(deliveries[0].holds(Class::Reads), keeps, "{succeeded}");
+    }
 }
 
 #[tokio::test]
 async fn a_place_is_freed_by_the_one_that_does_not_read() {
     let clients = Clients::new(64, 64, 1 << 20).await;
     let limits = crate::limits::Limits::default();
-    let (reader, mut reading) = clients.connect("10.0.0.1").await;
-    let (sleeper, mut sleeping) = clients.connect("10.0.0.1").await;
-    let mut answering = Vec::new();
-    for connected in [&reader, &sleeper] {
-        let place = limits
-            .enter(Class::Reads, &user("somebody"), &clients.connections)
-            .await
-            .expect("there is room");
-        let connection = connected.connection();
-        answering.push(Answering::begin(connection).holding(place));
-    }
-    let held = sleeper.connection().await_reading(1);
-    clients.connections.free_place(Class::Reads);
-    assert!(!is_ended(&mut sleeping).await, "it has had no time");
+    let somebody = user("somebody");
+    let place = async || {
+        let place = limits.enter(Class::Reads, &somebody, &clients.connections);
+        Some(place.await.expect("there is room"))
+    };
+    let mut reading = clients.waiting(&somebody, 0, place().await).await;
+    let mut sleeping = clients.waiting(&somebody, 1, place().await).await;
+    assert!(reading.delivery.holds(Class::Reads));
+    let free = |class: Class| clients.connections.free_place(class, &somebody);
+    free(Class::Reads);
+    assert!(!is_ended(&mut sleeping.client).await, "it has had no time");
     pass(SLOW).await;
-    clients.connections.free_place(Class::Watches);
-    assert!(!is_ended(&mut sleeping).await, "it has no such place");
-    clients.connections.free_place(Class::Reads);
-    assert!(is_ended(&mut sleeping).await);
-    assert!(!is_ended(&mut reading).await);
-    drop(held);
+    free(Class::Watches);
+    assert!(
+        !is_ended(&mut sleeping.client).await,
+        "it has no such place"
+    );
+    free(Class::Reads);
+    assert!(is_ended(&mut sleeping.client).await);
+    assert!(!is_ended(&mut reading.client).await);
 }

@@ -24,6 +24,14 @@ fn requests_are_told_apart() {
         (Method::GET, "/openapi/v3", &user, Some(Class::Reads)),
         (Method::GET, "/readyz", &user, None),
         (Method::GET, "/metrics", &user, None),
+        (Method::GET, "/version/", &user, None),
+        (Method::GET, "/versions", &user, Some(Class::Reads)),
+        (
+            Method::GET,
+            "/healthz/of/everything",
+            &user,
+            Some(Class::Reads),
+        ),
         (Method::POST, pods, &user, Some(Class::Changes)),
         (
             Method::DELETE,
@@ -164,4 +172,17 @@ async fn no_user_has_all_places_and_the_anonymous_the_fewest() {
     // Who has nothing under way is not remembered.
     drop(gate.enter(&Identity::new("fourth", &[]), || {}).await);
     assert_eq!(gate.users.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_makes_room_for_a_user_that_has_too_many_itself() {
+    let gate = Gate::new(Class::Reads, 512, 8);
+    let anonymous = Identity::anonymous();
+    let mut held = Vec::new();
+    for _ in 0..Class::Reads.share(&anonymous) {
+        held.push(gate.enter(&anonymous, || {}).await.expect("its share"));
+    }
+    // The clock is the test's: patience ends at once.
+    let refused = gate.enter(&anonymous, || panic!("there is room for others"));
+    assert_eq!(refused.await.expect_err("it has its share").code(), 429);
 }

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::status::StatusError;
 use gantry_tasks::caught;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{ApiServer, Caller};
-use crate::connections::{Connected, Standing};
+use crate::connections::{Connected, Standing, Streams};
 use crate::peer::Peer;
 use crate::response::Answer;
 
@@ -193,7 +193,7 @@ async fn connection(
         Standing::User => (STREAMS, CONNECTION_WINDOW),
         Standing::Anonymous | Standing::Stranger => (STREAMS_OF_STRANGERS, CONNECTION_WINDOW),
     };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams);
     builder.http1().max_buf_size(HEAD);
     builder
         .http2()

@@ -197,3 +197,179 @@ async fn yaml_is_made_of_documents_and_never_of_streams() {
         .collect();
     assert!(names.contains(&json!("default")), "{text}");
 }
+
+/// A server, and somebody's connection to it.
+struct Served {
+    server: ApiServer,
+    connection: Connected,
+    _client: TcpStream,
+}
+
+impl Served {
+    async fn new() -> Self {
+        let server = ApiServer::new(
+            ApiServerConfig::default(),
+            Store::ephemeral(),
+            Arc::new(NoNodes),
+        );
+        let (connection, client) = connected(&server).await;
+        Self {
+            server,
+            connection,
+            _client: client,
+        }
+    }
+
+    async fn send(&self, request: Request, identity: Option<Identity>) -> Response<Body> {
+        let caller = Caller {
+            peer: Arc::new(Peer {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                identity,
+                key: None,
+            }),
+            connection: self.connection.connection().clone(),
+        };
+        let others = axum::Router::new();
+        self.server.dispatch(request, caller, Some(others)).await
+    }
+}
+
+/// A body that never arrives, and whether anybody waits for it.
+fn never() -> (Body, Arc<std::sync::atomic::AtomicBool>) {
+    let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let body = Body::from_stream(futures::stream::poll_fn({
+        let asked = asked.clone();
+        move |_| {
+            asked.store(true, std::sync::atomic::Ordering::Release);
+            std::task::Poll::<Option<Result<bytes::Bytes, std::io::Error>>>::Pending
+        }
+    }));
+    (body, asked)
+}
+
+fn asking(method: &str, path: &str, body: Body) -> Request {
+    let request = http::Request::builder().method(method).uri(path);
+    request.body(body).expect("a request")
+}
+
+fn administrator() -> Option<Identity> {
+    Some(Identity::new("kubernetes-admin", &["system:masters"]))
+}
+
+#[tokio::test]
+async fn the_body_of_what_is_refused_is_not_read() {
+    let served = Served::new().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let somebody = || Some(Identity::new("somebody", &["system:authenticated"]));
+    for (method, path, identity) in [
+        ("POST", "/x", None),
+        ("POST", "/version", None),
+        ("PUT", "/", None),
+        ("POST", "/gantry/v1/members", None),
+        ("POST", maps, None),
+        ("POST", "/x", somebody()),
+        ("PATCH", "/openapi/v3", somebody()),
+        ("POST", maps, somebody()),
+    ] {
+        let (body, asked) = never();
+        let answer = served.send(asking(method, path, body), identity).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path}");
+        let asked = asked.load(std::sync::atomic::Ordering::Acquire);
+        assert!(!asked, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn no_body_is_waited_for_without_a_limit() {
+    let served = Served::new().await;
+    let map = "/api/v1/namespaces/default/configmaps/c";
+    for (method, path, code) in [
+        // No verb takes it.
+        ("OPTIONS", map.to_owned(), 405),
+        ("MADEUP", map.to_owned(), 405),
+        // What looks like a stream and is none.
+        ("POST", format!("{map}/log"), 408),
+        ("POST", format!("{map}/exec"), 408),
+        ("POST", format!("{map}/proxy/x"), 408),
+        (
+            "POST",
+            "/api/v1/namespaces/default/pods/p/log?follow=1".to_owned(),
+            408,
+        ),
+    ] {
+        let (body, asked) = never();
+        let request = asking(method, &path, body);
+        // What is waited for is late at once, by the test's clock.
+        if code == 408 {
+            tokio::time::pause();
+        }
+        let hour = std::time::Duration::from_secs(3600);
+        let answer = tokio::time::timeout(hour, served.send(request, administrator())).await;
+        if code == 408 {
+            tokio::time::resume();
+        }
+        let answer = answer.expect("it is answered");
+        assert_eq!(answer.status().as_u16(), code, "{method} {path}");
+        let asked = asked.load(std::sync::atomic::Ordering::Acquire);
+        assert_eq!(asked, code == 408, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn refusals_repeat_little_of_what_was_sent() {
+    let served = Served::new().await;
+    let long = "x".repeat(60_000);
+    let quotes = "\"".repeat(3_950);
+    for (path, header) in [
+        (format!("/{long}"), ""),
+        (format!("/version?{long}"), quotes.as_str()),
+        (format!("/apis/{long}/v1/{long}"), ""),
+        (format!("/api/v1/namespaces/{long}/pods/{long}"), ""),
+    ] {
+        let mut request = asking("GET", &path[..path.len().min(65_000)], Body::empty());
+        if !header.is_empty() {
+            let value = HeaderValue::from_str(header).expect("a header");
+            request.headers_mut().insert("impersonate-user", value);
+        }
+        let answer = served.send(request, None).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        let body = answer.into_body().collect().await.expect("a body");
+        let length = body.to_bytes().len();
+        assert!(length < 4096, "{length} bytes");
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_do_nothing_takes_no_place() {
+    let served = Served::new().await;
+    let (limits, connections) = (
+        &served.server.inner.limits,
+        &served.server.inner.connections,
+    );
+    let anonymous = Identity::anonymous();
+    let mut unread = Vec::new();
+    for _ in 0..100 {
+        let request = asking("GET", "/api/v1/pods", Body::empty());
+        unread.push(served.send(request, None).await);
+    }
+    // Of 32 places that the anonymous have.
+    limits
+        .enter(Class::Reads, &anonymous, connections)
+        .await
+        .expect("none is taken");
+    assert!(
+        unread
+            .iter()
+            .all(|answer| answer.status() == StatusCode::FORBIDDEN)
+    );
+}
+
+#[tokio::test]
+async fn a_query_of_many_names_is_refused() {
+    let served = Served::new().await;
+    let names: Vec<_> = (0..1000).map(|number| format!("n{number}")).collect();
+    let path = format!("/api/v1/configmaps?watch=1&{}", names.join("&"));
+    let request = asking("GET", &path, Body::empty());
+    let answer = served.send(request, administrator()).await;
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+}

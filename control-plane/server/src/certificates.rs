@@ -9,6 +9,7 @@ mod authorities;
 mod ledger;
 mod rotation;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -17,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use gantry_apiserver::node_keys::{self, KeyId, NODES_GROUP, Voucher};
 use gantry_apiserver::pki::{Subject, server_config};
-use gantry_store::{Leadership, Store};
+use gantry_store::{Leadership, Revision, Store};
 use gantry_tls::{Credential, Kubeconfig, TlsError};
 use ipnet::Ipv4Net;
 use parking_lot::{Mutex, RwLock};
@@ -181,6 +182,8 @@ struct Inner {
     store: Store,
     setup: Setup,
     ledger: Ledger,
+    /// Names of nodes that nobody expected when that was looked at last, with the revisions of their keys.
+    unexpected: Mutex<BTreeSet<(String, Revision)>>,
     current: RwLock<Current>,
     kubeconfigs: Mutex<Vec<KeptKubeconfig>>,
     client: watch::Sender<Arc<ClientConfig>>,
@@ -227,6 +230,7 @@ impl Certificates {
                 store,
                 setup,
                 ledger,
+                unexpected: Mutex::default(),
                 current: RwLock::new(Current {
                     authorities: authorities.map(Arc::new),
                     own,

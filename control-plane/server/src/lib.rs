@@ -7,6 +7,7 @@
 pub mod backup;
 mod certificates;
 mod dual_cidr;
+mod event_expiry;
 pub mod fuzzing;
 mod keys;
 mod level;

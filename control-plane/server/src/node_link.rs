@@ -2,6 +2,8 @@
 //! streams are matched with the nodes that serve them.
 
 mod addresses;
+mod calls;
+mod ending;
 mod hub;
 mod needs;
 mod policies;
@@ -12,6 +14,7 @@ mod said;
 mod session;
 mod streams;
 
+pub(crate) use calls::Calls;
 pub(crate) use hub::Hub;
 pub(crate) use policies::Policies;
 pub(crate) use reports::{Reports, call};

@@ -13,7 +13,6 @@ use gantry_apiserver::{
     NodeStreams, Ranges, Tokens, node_keys,
 };
 use gantry_controllers::ControllersConfig;
-use gantry_rpc::node::node_link_server::NodeLinkServer;
 use gantry_rpc::node::{OpenStream, StreamFrame};
 use gantry_rpc::raft::NodeStreamFrame;
 use gantry_rpc::raft::raft_client::RaftClient;
@@ -36,13 +35,11 @@ use crate::members::{
     Exchange, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
     keep_endpoints,
 };
-use crate::node_link::{ClusterFacts, Hub, LinkService, Policies, Reports};
+use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports};
 use crate::pod_cidr::PodCidrs;
 use crate::recorder::Recorder;
-use crate::{level, node_monitor, recover, room};
+use crate::{event_expiry, level, node_monitor, recover, room};
 
-/// The largest message on a node link: an object may be 3 MiB.
-const LINK_MESSAGE: usize = 8 * 1024 * 1024;
 /// Frames of a relayed stream that wait for the network.
 const RELAY_BUFFER: usize = 16;
 /// A server that cannot take its place for this long gives up.
@@ -289,7 +286,6 @@ impl Server {
         let recorder = Recorder::new(kube::Client::new(api.local_service(identity), "default"));
         let reports = Arc::new(Reports::new(
             store.clone(),
-            hub.clone(),
             roster.clone(),
             facts.clone(),
             PodCidrs::new(config.pod_cidr)?,
@@ -303,10 +299,8 @@ impl Server {
             roster: roster.clone(),
             facts,
             policies: Policies::new(store.clone()),
+            calls: Calls::default(),
         };
-        let link = NodeLinkServer::new(link)
-            .max_decoding_message_size(LINK_MESSAGE)
-            .max_encoding_message_size(LINK_MESSAGE);
         let service = PeerService {
             store: store.clone(),
             peers: peers.clone(),
@@ -336,13 +330,12 @@ impl Server {
             store: store.clone(),
             server: seat.name.clone(),
         };
-        let others = tonic::service::Routes::new(link)
-            .add_service(
-                RaftServer::new(service)
-                    .max_decoding_message_size(PEER_MESSAGE)
-                    .max_encoding_message_size(PEER_MESSAGE),
-            )
+        let service = RaftServer::new(service)
+            .max_decoding_message_size(PEER_MESSAGE)
+            .max_encoding_message_size(PEER_MESSAGE);
+        let others = tonic::service::Routes::new(service)
             .into_axum_router()
+            .merge(link.router())
             .merge(members.router())
             .merge(certificates_api.router())
             .merge(keys_api.router())
@@ -662,6 +655,11 @@ impl Lead {
                 client_of("system:node-link"),
                 self.store.clone(),
                 self.roster.clone(),
+                stop
+            )),
+            part("events", &stop, |stop| event_expiry::run(
+                client_of("system:node-link"),
+                self.store.clone(),
                 stop
             )),
             part("endpoints", &stop, |stop| keep_endpoints(

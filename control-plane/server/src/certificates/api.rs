@@ -140,11 +140,13 @@ impl CertificatesApi {
     fn refusal(&self, node: &str, error: &KeyError) -> StatusError {
         match error {
             KeyError::Taken(_) => {
-                let message = match self.is_ready(node) {
-                    true => format!(
+                let exists = self.exchange.store.get(&node_key(node)).is_some();
+                let message = match (exists, self.is_ready(node)) {
+                    (_, true) => format!(
                         "the node \"{node}\" is there and Ready: choose another name with --node-name, or stop that one first"
                     ),
-                    false => error.to_string(),
+                    (true, false) => error.to_string(),
+                    (false, false) => unseen(node),
                 };
                 StatusError::new(409, "AlreadyExists", message, None)
             }
@@ -152,6 +154,15 @@ impl CertificatesApi {
             KeyError::Store(_) => StatusError::service_unavailable(error.to_string()),
         }
     }
+}
+
+/// What is to be done about a name that is taken and has no Node.
+fn unseen(node: &str) -> String {
+    format!(
+        "a machine has a certificate as node \"{node}\" and has not appeared yet: if this one is to be it, make a token for it with \
+         'gantry token create --for nodes --node {node}'; else choose another name with --node-name, or wait: the name is free \
+         an hour after that certificate was made"
+    )
 }
 
 async fn list(State(api): State<CertificatesApi>, Extension(who): Extension<Identity>) -> Response {
@@ -267,5 +278,20 @@ async fn change(
             format!("{error:#}"),
             None,
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_delete_a_node_that_there_is_not() {
+        let said = unseen("web");
+        assert!(
+            said.contains("--node web") && said.contains("--node-name"),
+            "{said}"
+        );
+        assert!(!said.contains("gantry delete"), "{said}");
     }
 }

@@ -7,6 +7,9 @@ use gantry_tls::Lifetime;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// Lines that one change forgets.
+const AT_ONCE: usize = 256;
+
 /// What was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Issued {
@@ -97,10 +100,10 @@ impl Ledger {
                 last: None,
             })
             .collect();
-        if deletes.is_empty() {
-            return Ok(());
+        for deletes in deletes.chunks(AT_ONCE) {
+            self.change(deletes.to_vec()).await?;
         }
-        self.change(deletes).await
+        Ok(())
     }
 
     async fn change(&self, operations: Vec<Operation>) -> Result<()> {

@@ -1,10 +1,12 @@
 //! Another authority, with an overlap: from the first step on both are trusted and the new one signs, vouched for by the
 //! old one, so that nobody needs to hear of it in time; the second step ends the trust in the old one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use gantry_store::{Key, Table};
+use gantry_apiserver::node_keys;
+use gantry_store::{Key, Revision, Store, Table};
 use jiff::Timestamp;
 
 use super::ledger::Line;
@@ -100,8 +102,25 @@ impl Certificates {
         self.inner
             .ledger
             .forget(|line| line.expires > now && self.is_used(line, &servers))
-            .await
+            .await?;
+        let store = &self.inner.store;
+        let before = std::mem::take(&mut *self.inner.unexpected.lock());
+        let unexpected = unexpected_names(store);
+        // What has just been certified is in the ledger a moment later: only what was so a look ago is given up.
+        for (node, row) in unexpected.intersection(&before) {
+            node_keys::free(store, node, *row).await?;
+            tracing::info!(node, "its machine has not appeared: the name is free");
+        }
+        *self.inner.unexpected.lock() = unexpected;
+        Ok(())
     }
+}
+
+/// Names that have keys and nothing else, with the revisions of those. O(names).
+fn unexpected_names(store: &Store) -> BTreeSet<(String, Revision)> {
+    let held = node_keys::held(store).into_iter();
+    held.filter(|(node, _)| !node_keys::is_expected(store, node))
+        .collect()
 }
 
 /// Where the Node object of a name is.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
+use gantry_apiserver::Peer;
 use gantry_store::{FEATURE_LEVEL, Index, Key, Operation, Store, Table, Transaction};
 use serde::{Deserialize, Serialize};
 
@@ -91,29 +92,67 @@ impl Roster {
         if self.get(record.id).as_ref() == Some(record) {
             return Ok(());
         }
-        self.change(Operation::Put {
+        let put = Operation::Put {
             key: Self::key(record.id),
             value: serde_json::to_vec(record)?.into(),
             index: Index::default(),
-        })
-        .await
+        };
+        self.change(vec![put]).await
     }
 
-    /// Forgets a server.
+    /// Forgets a server, and that its certificate counted: what is left of it on some disk is nobody's from now on.
     pub(crate) async fn remove(&self, id: u64) -> Result<()> {
-        self.change(Operation::Delete {
+        let forget = Operation::Delete {
             key: Self::key(id),
             last: None,
-        })
-        .await
+        };
+        let refuse = Operation::Put {
+            key: Peer::former_server(id),
+            value: "{}".into(),
+            index: Index::default(),
+        };
+        self.change(vec![forget, refuse]).await
     }
 
-    async fn change(&self, operation: Operation) -> Result<()> {
+    async fn change(&self, operations: Vec<Operation>) -> Result<()> {
         let transaction = Transaction {
             guards: Vec::new(),
-            operations: vec![operation],
+            operations,
         };
         let written = self.store.propose(transaction).await;
         written.map(drop).context("writing the list of servers")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use gantry_apiserver::Identity;
+
+    use super::super::MEMBERS_GROUP;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_removed_servers_certificate_does_not_count() {
+        let store = Store::ephemeral();
+        let roster = Roster::new(store.clone());
+        let peer = |id: u64| Peer {
+            address: IpAddr::from([192, 0, 2, 9]),
+            identity: Some(Identity::new(
+                &format!("gantry:server:{id}"),
+                &[MEMBERS_GROUP],
+            )),
+            key: None,
+        };
+        for id in [1, 2] {
+            let record = ServerRecord::nowhere(id);
+            roster.put(&record).await.expect("written");
+            peer(id).check(&store).expect("a server");
+        }
+        roster.remove(2).await.expect("written");
+        assert!(roster.get(2).is_none());
+        peer(2).check(&store).expect_err("removed");
+        peer(1).check(&store).expect("a server still");
     }
 }

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use gantry_apiserver::Identity;
+use gantry_apiserver::{Identity, Peer};
 use gantry_rpc::node::StreamFrame;
 use gantry_rpc::raft::raft_server::Raft;
 use gantry_rpc::raft::{Delivered, NodeStreamFrame, RaftMessages};
@@ -23,14 +23,19 @@ pub(crate) struct PeerService {
     pub(crate) hub: Arc<Hub>,
 }
 
-fn only_members<T>(request: &Request<T>) -> Result<(), Status> {
+fn only_members<T>(request: &Request<T>) -> Result<Peer, Status> {
     let identity = request.extensions().get::<Identity>();
-    match identity {
-        Some(identity) if identity.is_in(MEMBERS_GROUP) => Ok(()),
-        _ => Err(Status::permission_denied(
-            "only servers of this cluster speak to each other here",
-        )),
-    }
+    let is_member = identity.is_some_and(|identity| identity.is_in(MEMBERS_GROUP));
+    let peer = request.extensions().get::<Peer>().filter(|_| is_member);
+    peer.cloned().ok_or_else(|| {
+        Status::permission_denied("only servers of this cluster speak to each other here")
+    })
+}
+
+/// Refuses a server that was removed while it spoke.
+fn still_a_member(peer: &Peer, store: &Store) -> Result<(), Status> {
+    let checked = peer.check(store);
+    checked.map_err(|refused| Status::permission_denied(refused.to_string()))
 }
 
 #[tonic::async_trait]
@@ -41,9 +46,10 @@ impl Raft for PeerService {
         &self,
         request: Request<Streaming<RaftMessages>>,
     ) -> Result<Response<Delivered>, Status> {
-        only_members(&request)?;
+        let peer = only_members(&request)?;
         let mut batches = request.into_inner();
         while let Some(batch) = batches.message().await? {
+            still_a_member(&peer, &self.store)?;
             if let Ok(address) = batch.address.parse() {
                 self.peers.learn(batch.from, address);
             }
@@ -60,7 +66,7 @@ impl Raft for PeerService {
         &self,
         request: Request<Streaming<NodeStreamFrame>>,
     ) -> Result<Response<Self::OpenNodeStreamStream>, Status> {
-        only_members(&request)?;
+        let peer = only_members(&request)?;
         let mut up = request.into_inner();
         let first = up.message().await?.unwrap_or_default();
         let open = first
@@ -71,8 +77,12 @@ impl Raft for PeerService {
             .open(&first.node, open)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
+        let (from_it, store) = (peer.clone(), self.store.clone());
         tokio::spawn(async move {
             while let Ok(Some(message)) = up.message().await {
+                if still_a_member(&from_it, &store).is_err() {
+                    return;
+                }
                 let Some(frame) = message.frame else {
                     continue;
                 };
@@ -81,8 +91,64 @@ impl Raft for PeerService {
                 }
             }
         });
-        Ok(Response::new(Box::pin(
-            ReceiverStream::new(ends.from_node).map(Ok),
-        )))
+        let store = self.store.clone();
+        let down = ReceiverStream::new(ends.from_node)
+            .map(move |frame| still_a_member(&peer, &store).map(|()| frame));
+        Ok(Response::new(Box::pin(down)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+    use std::time::Duration;
+
+    use gantry_rpc::raft::raft_client::RaftClient;
+    use gantry_rpc::raft::raft_server::RaftServer;
+    use tokio::sync::{mpsc, watch};
+    use tonic::Code;
+
+    use super::super::Roster;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_removed_is_not_heard_any_more() {
+        let store = Store::ephemeral();
+        let client = gantry_tls::strangers().expect("a configuration");
+        let address = SocketAddr::from(([192, 0, 2, 1], 6443));
+        let tls = watch::Sender::new(Arc::new(client));
+        let service = PeerService {
+            store: store.clone(),
+            peers: Peers::new(1, address, tls.subscribe()),
+            hub: Arc::new(Hub::default()),
+        };
+        let peers = service.peers.clone();
+        let (batches, outbound) = mpsc::channel(1);
+        let mut request = Request::new(ReceiverStream::new(outbound));
+        let identity = Identity::new("gantry:server:7", &[MEMBERS_GROUP]);
+        request.extensions_mut().insert(identity.clone());
+        request.extensions_mut().insert(Peer {
+            address: IpAddr::from([192, 0, 2, 9]),
+            identity: Some(identity),
+            key: None,
+        });
+        let mut client = RaftClient::new(RaftServer::new(service));
+        let call = tokio::spawn(async move { client.deliver(request).await });
+        let batch = |from: u64| RaftMessages {
+            messages: Vec::new(),
+            from,
+            address: "192.0.2.9:6443".to_owned(),
+        };
+        batches.send(batch(7)).await.expect("heard");
+        while peers.address_of(7).is_none() {
+            tokio::task::yield_now().await;
+        }
+        Roster::new(store).remove(7).await.expect("removed");
+        batches.send(batch(8)).await.expect("on its way");
+        let ended = tokio::time::timeout(Duration::from_secs(30), call).await;
+        let ended = ended.expect("it ends").expect("no panic");
+        let refused = ended.expect_err("removed");
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(peers.address_of(8).is_none(), "nothing it says counts");
     }
 }

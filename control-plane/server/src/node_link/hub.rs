@@ -11,9 +11,9 @@ use gantry_rpc::node::{
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::ending::{Ending, Said};
 use super::routing::{Everywhere, Routing};
 use crate::metrics::METRICS;
 
@@ -39,19 +39,10 @@ pub(crate) struct Waiting {
 struct Connection {
     /// Tells an old connection of the same node from its successor.
     generation: u64,
-    down: mpsc::Sender<Result<ServerMessage, Status>>,
+    down: mpsc::Sender<Said>,
     last_heard: Instant,
-    /// Cancelled when this is not the node's connection any more.
-    ended: CancellationToken,
-}
-
-impl Connection {
-    /// Tells the node why, if it reads, and ends what waits for the node.
-    fn end(self, status: Status) {
-        // A connection with a full queue ends when its session does.
-        self.down.try_send(Err(status)).ok();
-        self.ended.cancel();
-    }
+    /// Comes when this is not the node's connection any more.
+    ending: Ending,
 }
 
 /// Why a stream could not be opened, in words for the client.
@@ -102,11 +93,6 @@ impl Hub {
         }
     }
 
-    /// Whether a node has a link.
-    pub(crate) fn is_linked(&self, node: &str) -> bool {
-        self.nodes.lock().contains_key(node)
-    }
-
     /// Whether this is the latest link of a node.
     fn is_latest(&self, node: &str, generation: u64) -> bool {
         let nodes = self.nodes.lock();
@@ -116,39 +102,32 @@ impl Hub {
     }
 
     /// Registers a node's new connection; returns its generation.
-    pub(crate) fn connected(
-        &self,
-        node: &str,
-        down: mpsc::Sender<Result<ServerMessage, Status>>,
-    ) -> u64 {
+    pub(crate) fn connected(&self, node: &str, down: mpsc::Sender<Said>) -> u64 {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let connection = Connection {
             generation,
             down,
             last_heard: Instant::now(),
-            ended: CancellationToken::new(),
+            ending: Ending::default(),
         };
         let before = self.nodes.lock().insert(node.to_owned(), connection);
         // A node has one link, however many it opens.
         if let Some(before) = before {
-            before.end(Status::aborted("the node has opened another link"));
+            let why = Status::aborted("the node has opened another link");
+            before.ending.end(why);
         }
         self.routing.lock().joined(node);
         self.count_changed();
         generation
     }
 
-    /// Returns once a connection is not its node's any more.
-    pub(crate) async fn ended(&self, node: &str, generation: u64) {
-        let ended = self
-            .nodes
-            .lock()
+    /// The end of a connection: one that has come, when it is not its node's any more.
+    pub(crate) fn ending(&self, node: &str, generation: u64) -> Ending {
+        let nodes = self.nodes.lock();
+        let own = nodes
             .get(node)
-            .filter(|connection| connection.generation == generation)
-            .map(|connection| connection.ended.clone());
-        if let Some(ended) = ended {
-            ended.cancelled().await;
-        }
+            .filter(|connection| connection.generation == generation);
+        own.map_or_else(Ending::past, |connection| connection.ending.clone())
     }
 
     fn count_changed(&self) {
@@ -164,8 +143,12 @@ impl Hub {
             .get(node)
             .is_some_and(|connection| connection.generation == generation)
         {
-            nodes.remove(node);
+            let removed = nodes.remove(node);
             drop(nodes);
+            if let Some(connection) = removed {
+                let why = Status::cancelled("the node closed the link");
+                connection.ending.end(why);
+            }
             self.routing.lock().left(node);
             self.count_changed();
         }
@@ -182,7 +165,8 @@ impl Hub {
     pub(crate) fn disconnect(&self, node: &str) {
         let removed = self.nodes.lock().remove(node);
         if let Some(connection) = removed {
-            connection.end(Status::unavailable("this node was silent for too long"));
+            let why = Status::unavailable("this node was silent for too long");
+            connection.ending.end(why);
             self.routing.lock().left(node);
             self.count_changed();
         }
@@ -191,7 +175,8 @@ impl Hub {
     /// Ends every connection: nodes look for the server that leads.
     pub(crate) fn disconnect_all(&self) {
         for (_, connection) in std::mem::take(&mut *self.nodes.lock()) {
-            connection.end(Status::failed_precondition("this server no longer leads"));
+            let why = Status::failed_precondition("this server no longer leads");
+            connection.ending.end(why);
         }
         *self.routing.lock() = Routing::default();
         self.count_changed();
@@ -258,7 +243,7 @@ impl Hub {
         if !self.is_latest(node, generation) {
             return;
         }
-        let answers = self.routing.lock().wait(node, revision);
+        let answers = self.routing.lock().wait(node, revision, Instant::now());
         self.tell(answers);
     }
 
@@ -390,6 +375,9 @@ impl Waiting {
 mod tests {
     use std::sync::Arc;
 
+    use futures::StreamExt;
+
+    use super::super::calls::Calls;
     use super::*;
 
     #[tokio::test]
@@ -504,13 +492,35 @@ mod tests {
     #[tokio::test]
     async fn another_link_of_a_node_ends_the_one_before() {
         let hub = Hub::default();
-        let (down, mut messages) = mpsc::channel(1);
+        let (down, queue) = mpsc::channel(1);
         let old = hub.connected("one", down);
+        let ending = hub.ending("one", old);
+        let place = Calls::default().links.take("one").expect("a place");
+        let messages = ending.until(queue, place);
+        tokio::pin!(messages);
         let new = hub.connected("one", mpsc::channel(1).0);
-        let told = messages.recv().await.expect("told").expect_err("an end");
+        let told = messages.next().await.expect("told").expect_err("an end");
         assert!(told.message().contains("another link"), "{told}");
-        hub.ended("one", old).await;
+        ending.ended().await;
+        hub.ending("one", old).ended().await;
         assert!(hub.is_latest("one", new) && !hub.is_latest("one", old));
+    }
+
+    #[tokio::test]
+    async fn every_way_to_lose_a_connection_ends_it() {
+        let ways: [fn(&Hub, u64); 3] = [
+            |hub, generation| hub.disconnected("one", generation),
+            |hub, _| hub.disconnect("one"),
+            |hub, _| hub.disconnect_all(),
+        ];
+        for lose in ways {
+            let hub = Hub::default();
+            let generation = hub.connected("one", mpsc::channel(1).0);
+            let ending = hub.ending("one", generation);
+            lose(&hub, generation);
+            ending.ended().await;
+            assert!(hub.silence().is_empty());
+        }
     }
 
     #[test]

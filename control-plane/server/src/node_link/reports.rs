@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use futures::StreamExt;
 use gantry_api::json::Members;
 use gantry_api::paths;
-use gantry_rpc::node::{Hello, agent_message};
-use gantry_store::{Key, Store, Table};
+use gantry_rpc::node::{Hello, PodStatus, agent_message};
+use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
 use http::{Method, Request};
 use ipnet::IpNet;
@@ -32,8 +33,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::pod_cidr::PodCidrs;
 use super::super::recorder::Recorder;
 use super::addresses::{AddressBook, addresses, listed_addresses};
-use super::hub::Hub;
-use super::restrictions::{Claim, check_labels, check_pod_addresses};
+use super::restrictions::{Claim, Holder, check_labels, check_pod_addresses};
 use super::said::{self, NodeName, PodRef, Refused, Subject};
 use super::session::ClusterFacts;
 use crate::members::Roster;
@@ -43,17 +43,34 @@ use crate::metrics::METRICS;
 const CONCURRENT_WRITES: usize = 16;
 /// Attempts at a write that others keep conflicting with.
 const ATTEMPTS: usize = 8;
+/// Statuses of one message that are taken before others have their turn.
+const TURN: usize = 64;
 /// Between attempts at what could not be written.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Events of one node: so many at once, and so many in a second.
-const EVENTS: (u32, u32) = (512, 50);
-/// Of what a node may not say, this many lines in a minute are logged.
-const LINES: u32 = 10;
+/// Events of one node.
+const EVENTS: Rate = Rate {
+    burst: 512,
+    refill: 50,
+    per: Duration::from_secs(1),
+};
+/// Lines in the log about what a node may not say.
+const LINES: Rate = Rate {
+    burst: 10,
+    refill: 10,
+    per: Duration::from_secs(60),
+};
+/// Writes of a Node's status, each of which all servers and nodes are told of; of what is said between them the latest counts.
+const STATUSES: Rate = Rate {
+    burst: 4,
+    refill: 1,
+    per: Duration::from_secs(1),
+};
 
 /// What is to be written about one pod.
 #[derive(Clone, Debug, Default)]
 struct Pending {
-    status: Option<Box<core::PodStatus>>,
+    /// As it was sent.
+    status: Option<Bytes>,
     terminated: bool,
 }
 
@@ -64,45 +81,90 @@ struct Queue {
     node: Option<Box<core::NodeStatus>>,
 }
 
-/// So many at once, and then so many in a second.
+/// So many at once, and then so many in a time.
+#[derive(Clone, Copy)]
+struct Rate {
+    burst: u32,
+    refill: u32,
+    per: Duration,
+}
+
+/// What is left of a rate.
 struct Allowance {
+    rate: Rate,
     left: u32,
     since: Instant,
 }
 
 impl Allowance {
-    fn new(burst: u32) -> Self {
+    fn new(rate: Rate) -> Self {
         Self {
-            left: burst,
+            rate,
+            left: rate.burst,
             since: Instant::now(),
         }
     }
 
-    fn take(&mut self, burst: u32, refill: u32, per: Duration, now: Instant) -> bool {
+    /// How many have been regained since this was asked last.
+    fn regained(&self, now: Instant) -> u32 {
+        let Rate { refill, per, .. } = self.rate;
         let periods = now.saturating_duration_since(self.since).as_secs_f64() / per.as_secs_f64();
-        let regained = (periods * f64::from(refill)) as u32;
+        (periods * f64::from(refill)) as u32
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let regained = self.regained(now);
         if regained > 0 {
-            self.left = self.left.saturating_add(regained).min(burst);
+            self.left = self.left.saturating_add(regained).min(self.rate.burst);
             self.since = now;
         }
         let allowed = self.left > 0;
         self.left = self.left.saturating_sub(1);
         allowed
     }
+
+    /// Whether nothing would be lost by a new one in its place.
+    fn is_whole(&self, now: Instant) -> bool {
+        self.left.saturating_add(self.regained(now)) >= self.rate.burst
+    }
+}
+
+/// What a node may say, on all its links together.
+struct Allowances {
+    events: Mutex<Allowance>,
+    lines: Mutex<Allowance>,
+    statuses: Mutex<Allowance>,
+}
+
+impl Allowances {
+    fn new() -> Self {
+        let whole = |rate| Mutex::new(Allowance::new(rate));
+        Self {
+            events: whole(EVENTS),
+            lines: whole(LINES),
+            statuses: whole(STATUSES),
+        }
+    }
+
+    fn are_whole(&self, now: Instant) -> bool {
+        let all = [&self.events, &self.lines, &self.statuses];
+        all.into_iter().all(|one| one.lock().is_whole(now))
+    }
 }
 
 /// What all links share.
 pub(crate) struct Reports {
     pub(crate) store: Store,
-    pub(crate) hub: Arc<Hub>,
     pub(crate) roster: Roster,
     pub(crate) facts: ClusterFacts,
     pub(crate) pod_cidrs: PodCidrs,
     pub(crate) recorder: Recorder,
     addresses: AddressBook,
-    /// The latest link of each node that has one.
-    links: Mutex<BTreeMap<NodeName, u64>>,
+    /// The latest link of each node that has one: its number, and where it comes from.
+    links: Mutex<BTreeMap<NodeName, (u64, IpAddr)>>,
     numbers: AtomicU64,
+    /// Of the nodes that have a link, or have said much a moment ago.
+    allowances: Mutex<BTreeMap<NodeName, Arc<Allowances>>>,
 }
 
 /// The reports of one link.
@@ -115,8 +177,7 @@ pub(crate) struct LinkReports {
     client: kube::Client,
     queue: Mutex<Queue>,
     wake: Notify,
-    events: Mutex<Allowance>,
-    lines: Mutex<Allowance>,
+    allowances: Arc<Allowances>,
 }
 
 /// Whose a pod is that a node speaks of.
@@ -131,7 +192,6 @@ enum Owned {
 impl Reports {
     pub(crate) fn new(
         store: Store,
-        hub: Arc<Hub>,
         roster: Roster,
         facts: ClusterFacts,
         pod_cidrs: PodCidrs,
@@ -140,14 +200,22 @@ impl Reports {
         Self {
             addresses: AddressBook::new(store.clone()),
             store,
-            hub,
             roster,
             facts,
             pod_cidrs,
             recorder,
             links: Mutex::default(),
             numbers: AtomicU64::new(0),
+            allowances: Mutex::default(),
         }
+    }
+
+    /// What a node may still say. Forgets nodes that are gone and of which nothing is to be remembered: O(nodes).
+    fn allowances(&self, node: &NodeName, now: Instant) -> Arc<Allowances> {
+        let mut known = self.allowances.lock();
+        known.retain(|_, one| Arc::strong_count(one) > 1 || !one.are_whole(now));
+        let own = known.entry(node.clone());
+        own.or_insert_with(|| Arc::new(Allowances::new())).clone()
     }
 
     /// The reports of a new link; those of an older link of the node count for nothing from now on.
@@ -158,34 +226,50 @@ impl Reports {
         client: kube::Client,
     ) -> LinkReports {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
-        self.links.lock().insert(node.clone(), number);
+        self.links.lock().insert(node.clone(), (number, dials_from));
         LinkReports {
             shared: self.clone(),
+            allowances: self.allowances(&node, Instant::now()),
             node,
             number,
             dials_from,
             client,
             queue: Mutex::default(),
             wake: Notify::new(),
-            events: Mutex::new(Allowance::new(EVENTS.0)),
-            lines: Mutex::new(Allowance::new(LINES)),
         }
     }
 
-    fn get(&self, table: &str, namespace: &str, name: &str) -> Option<Value> {
-        let entry = self.store.get(&Key {
+    /// A node that has an address. One that is just registering is there too.
+    fn holder(&self, node: &str) -> Holder {
+        let links = self.links.lock();
+        Holder {
+            node: node.to_owned(),
+            dials_from: links.get(node).map(|(_, from)| *from),
+        }
+    }
+
+    fn entry(&self, table: &str, namespace: &str, name: &str) -> Option<Arc<Entry>> {
+        self.store.get(&Key {
             table: Table(table.into()),
             namespace: namespace.into(),
             name: name.into(),
-        })?;
+        })
+    }
+
+    fn get(&self, table: &str, namespace: &str, name: &str) -> Option<Value> {
+        let entry = self.entry(table, namespace, name)?;
         serde_json::from_slice(&entry.value).ok()
     }
+}
+
+fn is_latest(links: &BTreeMap<NodeName, (u64, IpAddr)>, node: &NodeName, number: u64) -> bool {
+    links.get(node).is_some_and(|(latest, _)| *latest == number)
 }
 
 impl Drop for LinkReports {
     fn drop(&mut self) {
         let mut links = self.shared.links.lock();
-        if links.get(&self.node) == Some(&self.number) {
+        if is_latest(&links, &self.node, self.number) {
             links.remove(&self.node);
         }
     }
@@ -199,7 +283,7 @@ impl LinkReports {
     /// Whether no later link of the node has been opened. Asked between the reading of an object and its replacement,
     /// which fails when anybody else has changed it meanwhile.
     fn is_current(&self) -> bool {
-        self.shared.links.lock().get(&self.node) == Some(&self.number)
+        is_latest(&self.shared.links.lock(), &self.node, self.number)
     }
 
     fn must_be_current(&self) -> Result<()> {
@@ -209,16 +293,12 @@ impl LinkReports {
         }
     }
 
-    /// Takes a message; never waits. What the node may not say is refused, with a line in the log.
-    pub(crate) fn take(&self, message: agent_message::Message) {
+    /// Takes a message; waits for nothing, but lets others have their turn. What the node may not say is refused, with a
+    /// line in the log.
+    pub(crate) async fn take(&self, message: agent_message::Message) {
         let taken = match message {
             agent_message::Message::PodStatuses(statuses) => {
-                for status in statuses.statuses {
-                    let taken = said::pod_status(status)
-                        .and_then(|(pod, status)| self.take_status(pod, status));
-                    self.note(taken);
-                }
-                Ok(())
+                self.take_statuses(&statuses.statuses).await
             }
             agent_message::Message::PodTerminated(terminated) => {
                 said::pod_terminated(terminated).and_then(|pod| self.take_terminated(pod))
@@ -240,11 +320,22 @@ impl LinkReports {
         self.note(taken);
     }
 
+    async fn take_statuses(&self, statuses: &[PodStatus]) -> Result<(), Refused> {
+        said::check_statuses(statuses.len())?;
+        for (at, said) in statuses.iter().enumerate() {
+            let taken = said::pod_status(said);
+            self.note(taken.and_then(|(pod, status)| self.take_status(pod, status)));
+            if (at + 1) % TURN == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
     fn note(&self, taken: Result<(), Refused>) {
         let Err(refused) = taken else { return };
         METRICS.reports_refused.inc();
-        let minute = Duration::from_secs(60);
-        if self.lines.lock().take(LINES, LINES, minute, Instant::now()) {
+        if self.allowances.lines.lock().take(Instant::now()) {
             tracing::warn!(node = %self.node, %refused, "a node said what it may not");
         }
     }
@@ -266,8 +357,8 @@ impl LinkReports {
             #[serde(default, rename = "nodeName")]
             node_name: String,
         }
-        let found = self.shared.get("core/pods", pod.namespace(), pod.name());
-        let known = found.and_then(|found| serde_json::from_value::<Known>(found).ok());
+        let found = self.shared.entry("core/pods", pod.namespace(), pod.name());
+        let known = found.and_then(|found| serde_json::from_slice::<Known>(&found.value).ok());
         match known {
             Some(known) if known.spec.node_name == self.node.as_str() => {
                 match known.metadata.uid == pod.uid() {
@@ -293,10 +384,11 @@ impl LinkReports {
         }
     }
 
-    fn take_status(&self, pod: PodRef, status: core::PodStatus) -> Result<(), Refused> {
+    fn take_status(&self, pod: PodRef, status: &[u8]) -> Result<(), Refused> {
         if self.must_own(&pod)? {
-            let mut queue = self.queue.lock();
-            queue.pods.entry(pod).or_default().status = Some(Box::new(status));
+            // A copy: otherwise the whole message would wait with it.
+            let status = Bytes::copy_from_slice(status);
+            self.queue.lock().pods.entry(pod).or_default().status = Some(status);
             self.wake.notify_one();
         }
         Ok(())
@@ -328,13 +420,7 @@ impl LinkReports {
                 "an Event about {subject:?}, which is not this node's"
             )));
         }
-        let (burst, refill) = EVENTS;
-        let second = Duration::from_secs(1);
-        if !self
-            .events
-            .lock()
-            .take(burst, refill, second, Instant::now())
-        {
+        if !self.allowances.events.lock().take(Instant::now()) {
             tracing::debug!(node = %self.node, "too many events of one node: one was dropped");
             return Ok(());
         }
@@ -433,8 +519,7 @@ impl LinkReports {
         };
         claim.check(&said, |address| {
             let nodes = shared.addresses.holders(address).into_iter();
-            let nodes = nodes.map(|node| (node.to_string(), shared.hub.is_linked(&node)));
-            nodes.collect()
+            nodes.map(|node| shared.holder(&node)).collect()
         })
     }
 
@@ -458,10 +543,11 @@ impl LinkReports {
     /// Writes what waits. False when something is to be tried again.
     async fn write_all(&self) -> bool {
         let Queue { pods, node } = std::mem::take(&mut *self.queue.lock());
+        let mut done = true;
         if let Some(status) = node {
-            let written = caught(self.write_node_status(&status)).await;
-            if self.is_over("the node's status", written) {
-                return self.keep_node(status);
+            done = self.write_latest(&status).await;
+            if !done {
+                self.queue.lock().node.get_or_insert(status);
             }
         }
         let failed = futures::stream::iter(pods)
@@ -474,7 +560,7 @@ impl LinkReports {
             .filter_map(std::future::ready)
             .collect::<Vec<_>>()
             .await;
-        let done = failed.is_empty();
+        done &= failed.is_empty();
         let mut queue = self.queue.lock();
         for (pod, pending) in failed {
             // What was said since is newer.
@@ -487,9 +573,13 @@ impl LinkReports {
         done
     }
 
-    fn keep_node(&self, status: Box<core::NodeStatus>) -> bool {
-        self.queue.lock().node.get_or_insert(status);
-        false
+    /// Writes the node's status, when that is its turn. False when it is to be tried again.
+    async fn write_latest(&self, status: &core::NodeStatus) -> bool {
+        if !self.allowances.statuses.lock().take(Instant::now()) {
+            return false;
+        }
+        let written = caught(self.write_node_status(status)).await;
+        !self.is_over("the node's status", written)
     }
 
     /// Tells of a write that failed; whether it is worth another attempt.
@@ -567,8 +657,9 @@ impl LinkReports {
         Ok(Some(object))
     }
 
-    async fn write_status(&self, pod: &PodRef, status: &core::PodStatus) -> Result<()> {
+    async fn write_status(&self, pod: &PodRef, said: &[u8]) -> Result<()> {
         let path = paths::namespaced(pod.namespace(), &["pods", pod.name(), "status"]);
+        let status = &said::read_pod_status(said)?;
         let reported = serde_json::to_value(status)?;
         for _ in 0..ATTEMPTS {
             let Some(mut object) = self.own_pod(pod).await? else {

@@ -22,6 +22,21 @@ pub(crate) struct Claim<'a> {
     pub(crate) cluster: &'a [IpNet],
 }
 
+/// A node that has an address.
+pub(crate) struct Holder {
+    pub(crate) node: String,
+    /// Where its link comes from; `None` when it has none.
+    pub(crate) dials_from: Option<IpAddr>,
+}
+
+impl Holder {
+    /// Whether it shows that it is where it says. One beside a server is believed.
+    fn proves(&self, address: IpAddr) -> bool {
+        self.dials_from
+            .is_some_and(|from| from == address || from.is_loopback())
+    }
+}
+
 /// More addresses than any machine tells of.
 const ADDRESSES: usize = 256;
 
@@ -38,12 +53,11 @@ impl Claim<'_> {
         self.dials_from == address || self.dials_from.is_loopback()
     }
 
-    /// Refuses addresses that are somebody else's. `holders` are the nodes that have an address, and whether each of them
-    /// is linked.
+    /// Refuses addresses that are somebody else's. `holders` are the nodes that have an address.
     pub(crate) fn check(
         &self,
         addresses: &BTreeSet<Address>,
-        holders: impl Fn(&Address) -> Vec<(String, bool)>,
+        holders: impl Fn(&Address) -> Vec<Holder>,
     ) -> Result<(), Refused> {
         if addresses.len() > ADDRESSES {
             return Err(Refused::NotItsOwn(format!(
@@ -67,10 +81,9 @@ impl Claim<'_> {
             if address.is_loopback() {
                 continue;
             }
-            for (other, is_linked) in holders(address) {
-                // A machine may come back under another name; who is linked is there still.
-                let has_moved = !is_linked && ip.is_some_and(|ip| self.proves(ip));
-                if other != self.node && !has_moved {
+            for holder in holders(address) {
+                let other = &holder.node;
+                if *other != self.node && !ip.is_some_and(|ip| self.may_take(ip, &holder)) {
                     let why = format!(
                         "node \"{other}\" has it; remove that one with 'gantry delete node {other}' if it is gone"
                     );
@@ -81,10 +94,22 @@ impl Claim<'_> {
         Ok(())
     }
 
+    /// Whether the node may have an address that another says is its own. A machine may come back under another name: whoever
+    /// is linked is there still. But one that says so from elsewhere does not keep it from the machine that has it.
+    fn may_take(&self, address: IpAddr, holder: &Holder) -> bool {
+        match holder.dials_from {
+            None => self.proves(address),
+            Some(_) => self.dials_from == address && !holder.proves(address),
+        }
+    }
+
     /// Why no node, or not this one, can have an address.
     fn forbids(&self, address: IpAddr) -> Option<&'static str> {
-        if address.is_unspecified() || address.is_multicast() {
+        if address.is_unspecified() || address.is_multicast() || is_broadcast(address) {
             Some("no machine has it")
+        } else if is_link_local(address) && self.dials_from != address {
+            // Each machine has others behind the same one, such as its cloud's credentials.
+            Some("it means something else to every machine: name another with --address")
         } else if address.is_loopback() && !self.proves(address) {
             Some("others cannot reach it: name one with --address")
         } else if self.cluster.iter().any(|range| range.contains(&address)) {
@@ -94,6 +119,17 @@ impl Claim<'_> {
         } else {
             None
         }
+    }
+}
+
+fn is_broadcast(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_broadcast())
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 
@@ -165,6 +201,12 @@ mod tests {
     }
 
     fn claim(dials_from: &str, address: &str, linked: bool) -> Result<(), Refused> {
+        // The holder is where it says.
+        let from = ip("192.0.2.7");
+        claim_from(dials_from, address, linked.then_some(from))
+    }
+
+    fn claim_from(dials_from: &str, address: &str, holder: Option<IpAddr>) -> Result<(), Refused> {
         let (servers, cluster) = (
             [ip("192.0.2.1")],
             ["10.244.0.0/16".parse().expect("a range")],
@@ -177,7 +219,10 @@ mod tests {
         };
         let others = ["192.0.2.7", "2001:db8::7", "other"].map(Address::new);
         let holders = |address: &Address| match others.contains(address) {
-            true => vec![("other".to_owned(), linked)],
+            true => vec![Holder {
+                node: "other".to_owned(),
+                dials_from: holder,
+            }],
             false => Vec::new(),
         };
         claim.check(&BTreeSet::from([Address::new(address)]), holders)
@@ -209,6 +254,11 @@ mod tests {
             ("192.0.2.7", "192.0.2.7", true),
             ("192.0.2.9", "127.0.0.1", true),
             ("192.0.2.9", "0.0.0.0", true),
+            ("192.0.2.9", "255.255.255.255", true),
+            ("192.0.2.9", "169.254.169.254", true),
+            ("127.0.0.1", "169.254.169.254", true),
+            ("192.0.2.9", "fe80::1", true),
+            ("192.0.2.9", "::ffff:169.254.169.254", true),
             ("192.0.2.9", "224.0.0.1", true),
             ("192.0.2.9", "10.244.3.4", true),
             ("192.0.2.9", "other", false),
@@ -217,6 +267,20 @@ mod tests {
         ] {
             claim(dials_from, address, linked).expect_err(address);
         }
+    }
+
+    #[test]
+    fn who_dials_from_an_address_has_it_rather_than_who_does_not() {
+        let elsewhere = Some(ip("198.51.100.1"));
+        claim_from("192.0.2.7", "192.0.2.7", elsewhere).expect("its own");
+        claim_from("192.0.2.7", "other", elsewhere).expect_err("nobody dials from a name");
+        claim_from("192.0.2.9", "192.0.2.7", elsewhere).expect_err("neither does");
+        claim_from("127.0.0.1", "192.0.2.7", elsewhere).expect_err("it may be any");
+        for holder in ["192.0.2.7", "127.0.0.1"] {
+            claim_from("192.0.2.7", "192.0.2.7", Some(ip(holder))).expect_err("it is there");
+        }
+        // A network of machines that have given themselves addresses.
+        claim("169.254.3.4", "169.254.3.4", true).expect("its own");
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! which is when every node that could has acknowledged the revision at which the pod left. A node whose link is down
 //! still routes by the rules that it has: it counts until it is given up as lost.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use crate::metrics::METRICS;
 
@@ -13,6 +13,8 @@ use crate::metrics::METRICS;
 const MEASURED: usize = 4096;
 /// Revisions that one node may wait for at once; who asks for more waits for their time limit.
 const ASKED: usize = 1024;
+/// How long an agent waits for an answer (`DRAIN_LIMIT` in `agent/src/pod/stop.rs`).
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Told to the node that asked: every node has programmed this revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +30,10 @@ pub(crate) struct Routing {
     programmed: BTreeMap<String, u64>,
     /// Whether every node that may route is known: a server that has just begun to lead knows only those that found it.
     complete: bool,
-    waiting: Vec<Everywhere>,
+    /// By revision, who waits for it.
+    waiting: BTreeMap<u64, BTreeSet<String>>,
+    /// By node, the revisions that it has asked about of late, and when; some of them may be answered.
+    asked: BTreeMap<String, VecDeque<(Instant, u64)>>,
     /// When a revision was first sent to a node.
     sent: BTreeMap<u64, Instant>,
 }
@@ -67,28 +72,53 @@ impl Routing {
         self.answer()
     }
 
-    /// A node wants to know when all are that far.
-    pub(crate) fn wait(&mut self, node: &str, revision: u64) -> Vec<Everywhere> {
-        let asked = Everywhere {
-            node: node.to_owned(),
-            revision,
-        };
-        // One answer serves for all that is asked of the same revision; a node asks for as many as it stops pods.
-        let of_node = self.waiting.iter().filter(|waiting| waiting.node == node);
-        let (mut count, mut is_known) = (0, false);
-        for waiting in of_node {
-            count += 1;
-            is_known |= waiting.revision == revision;
-        }
-        if !is_known && count < ASKED {
-            self.waiting.push(asked);
+    /// A node wants to know when all are that far. O(log waiting), and what the node itself waits for no more.
+    pub(crate) fn wait(&mut self, node: &str, revision: u64, now: Instant) -> Vec<Everywhere> {
+        self.forget(node, now);
+        let asked = self.asked.entry(node.to_owned()).or_default();
+        if asked.len() < ASKED {
+            let nodes = self.waiting.entry(revision).or_default();
+            // One answer serves for all that is asked of the same revision; a node asks for as many as it stops pods.
+            if nodes.insert(node.to_owned()) {
+                asked.push_back((now, revision));
+            }
         }
         self.answer()
     }
 
+    /// Drops what a node has asked and waits for no more, and what it was answered.
+    fn forget(&mut self, node: &str, now: Instant) {
+        let Some(asked) = self.asked.get_mut(node) else {
+            return;
+        };
+        while let Some((since, revision)) = asked.front() {
+            let waits = self.waiting.get_mut(revision);
+            let waits = waits.filter(|nodes| nodes.contains(node));
+            match waits {
+                Some(_) if now.saturating_duration_since(*since) < PATIENCE => return,
+                Some(nodes) => {
+                    nodes.remove(node);
+                    if nodes.is_empty() {
+                        self.waiting.remove(revision);
+                    }
+                }
+                None => {}
+            }
+            asked.pop_front();
+        }
+        self.asked.remove(node);
+    }
+
     /// The link of a node is gone, and with it what the node waits for: it asks again on the next.
     pub(crate) fn left(&mut self, node: &str) {
-        self.waiting.retain(|waiting| waiting.node != node);
+        for (_, revision) in self.asked.remove(node).into_iter().flatten() {
+            if let Some(nodes) = self.waiting.get_mut(&revision) {
+                nodes.remove(node);
+                if nodes.is_empty() {
+                    self.waiting.remove(&revision);
+                }
+            }
+        }
     }
 
     fn answer(&mut self) -> Vec<Everywhere> {
@@ -105,17 +135,23 @@ impl Routing {
                 .services_programmed
                 .observe(sent.elapsed().as_secs_f64());
         }
-        let (answered, waiting) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|waiting| waiting.revision <= everywhere);
-        self.waiting = waiting;
-        answered
+        let later = self.waiting.split_off(&everywhere.saturating_add(1));
+        let answered = std::mem::replace(&mut self.waiting, later).into_iter();
+        let answered = answered.flat_map(|(revision, nodes)| {
+            let nodes = nodes.into_iter();
+            nodes.map(move |node| Everywhere { node, revision })
+        });
+        answered.collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn now() -> Instant {
+        Instant::now()
+    }
 
     fn nodes(names: &[&str]) -> Vec<String> {
         names.iter().map(|&name| name.to_owned()).collect()
@@ -135,12 +171,12 @@ mod tests {
             routing.joined(node);
         }
         assert!(routing.expect(nodes(&["a", "b"])).is_empty());
-        assert!(routing.wait("a", 7).is_empty());
-        assert!(routing.wait("b", 9).is_empty());
+        assert!(routing.wait("a", 7, now()).is_empty());
+        assert!(routing.wait("b", 9, now()).is_empty());
         assert!(routing.programmed("a", 10).is_empty());
         assert_eq!(revisions(&routing.programmed("b", 8)), [("a", 7)]);
         assert_eq!(revisions(&routing.programmed("b", 9)), [("b", 9)]);
-        assert_eq!(revisions(&routing.wait("a", 9)), [("a", 9)]);
+        assert_eq!(revisions(&routing.wait("a", 9, now())), [("a", 9)]);
     }
 
     #[test]
@@ -149,7 +185,7 @@ mod tests {
         routing.joined("a");
         routing.expect(nodes(&["a", "silent"]));
         routing.programmed("a", 5);
-        assert!(routing.wait("a", 5).is_empty());
+        assert!(routing.wait("a", 5, now()).is_empty());
         assert_eq!(revisions(&routing.expect(nodes(&["a"]))), [("a", 5)]);
     }
 
@@ -158,7 +194,7 @@ mod tests {
         let mut routing = Routing::default();
         routing.joined("a");
         routing.programmed("a", 5);
-        assert!(routing.wait("a", 5).is_empty());
+        assert!(routing.wait("a", 5, now()).is_empty());
         assert!(routing.expect(nodes(&["a", "b"])).is_empty());
         routing.joined("b");
         assert_eq!(revisions(&routing.programmed("b", 5)), [("a", 5)]);
@@ -170,7 +206,7 @@ mod tests {
         routing.joined("a");
         routing.expect(nodes(&["a"]));
         routing.programmed("a", 5);
-        assert!(routing.wait("a", 6).is_empty());
+        assert!(routing.wait("a", 6, now()).is_empty());
         routing.left("a");
         routing.joined("a");
         assert!(routing.programmed("a", 9).is_empty());
@@ -178,13 +214,41 @@ mod tests {
 
     #[test]
     fn what_a_node_may_ask_is_bounded() {
-        let mut routing = Routing::default();
+        let (mut routing, start) = (Routing::default(), now());
         for revision in 1..10_000 {
-            routing.wait("a", revision);
-            routing.wait("a", 7);
+            routing.wait("a", revision, start);
+            routing.wait("a", 7, start);
         }
-        routing.wait("b", 1);
-        assert_eq!(routing.waiting.len(), ASKED + 1);
+        routing.wait("b", 1, start);
+        let waiting =
+            |routing: &Routing| -> usize { routing.waiting.values().map(BTreeSet::len).sum() };
+        assert_eq!(waiting(&routing), ASKED + 1);
+        // Nobody waits for these any more.
+        routing.wait("a", 10_000, start + PATIENCE);
+        assert_eq!(waiting(&routing), 2);
+        routing.left("a");
+        routing.left("b");
+        assert!(routing.waiting.is_empty() && routing.asked.is_empty());
+    }
+
+    #[test]
+    fn a_message_costs_what_it_answers() {
+        let (mut routing, start) = (Routing::default(), now());
+        for node in ["a", "mute"] {
+            routing.joined(node);
+        }
+        routing.expect(nodes(&["a", "mute"]));
+        // One after the other, each answered: nothing is left of them, however many there were.
+        for revision in 1..10_000 {
+            routing.programmed("a", revision);
+            assert!(routing.wait("a", revision, start).is_empty());
+            assert_eq!(
+                revisions(&routing.programmed("mute", revision)),
+                [("a", revision)]
+            );
+        }
+        assert!(routing.waiting.is_empty());
+        assert!(routing.asked["a"].len() <= 1);
     }
 
     #[test]

@@ -1,17 +1,35 @@
 //! What a node says, as types: read once, when it arrives, within bounds of size and depth. Whatever is not of this form is
 //! refused with what is wrong about it, and nothing of it is used.
 
+use bytes::Bytes;
 use gantry_api::names::{is_dns1123_label, is_dns1123_subdomain};
 use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated, agent_message};
 use k8s_openapi::api::core::v1 as core;
-use serde::de::DeserializeOwned;
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
-/// The largest Node, NodeStatus or PodStatus: more than any machine or pod has to say.
-const OBJECT_BYTES: usize = 1 << 20;
+/// The largest PodStatus: more than any pod has to say.
+const POD_BYTES: usize = 1 << 20;
+/// The largest Node or NodeStatus. Fifty images with all their names and a hundred labels take some 50 KiB; each status is
+/// a change that all servers and nodes are told of.
+const NODE_BYTES: usize = 256 << 10;
+/// The most objects and lists in one of them. Written in three bytes each, they take almost a kilobyte in memory; a pod of
+/// 200 containers with all that there is to say has half as many.
+const COLLECTIONS: usize = 8192;
+/// The most statuses in one message. On a new link an agent says those of all its pods at once, and of those that have ended
+/// and are still there; so many would fill the largest message.
+const STATUSES: usize = 16_384;
+const POD_STATUS: &str = "the pod's status";
 /// The largest Event.
 const EVENT_BYTES: usize = 64 << 10;
-/// Of an Event's message more is cut off, as in Kubernetes.
+/// Of an Event's texts more is cut off; of the message as in Kubernetes, of the reason as in its events.k8s.io.
 const EVENT_MESSAGE_BYTES: usize = 1024;
+const EVENT_REASON_BYTES: usize = 128;
+/// `spec.initContainers{NAME}` has less than a hundred.
+const EVENT_FIELD_BYTES: usize = 256;
+/// Revisions are numbers.
+const EVENT_REVISION_BYTES: usize = 64;
 /// Uids are made by the API server: 36 letters. Those of before a restore are no longer.
 const UID_BYTES: usize = 128;
 
@@ -73,11 +91,98 @@ fn read<T: DeserializeOwned>(what: &'static str, json: &[u8], limit: usize) -> R
             limit,
         });
     }
-    // The decoder's own bound of depth is 128.
-    serde_json::from_slice(json).map_err(|error| Refused::Unreadable {
+    let unreadable = |error: serde_json::Error| Refused::Unreadable {
         what,
         why: error.to_string(),
-    })
+    };
+    // The decoder's own bound of depth is 128.
+    count_collections(json).map_err(unreadable)?;
+    serde_json::from_slice(json).map_err(unreadable)
+}
+
+/// Refuses JSON of more objects and lists than [`COLLECTIONS`], before anything is made of it.
+fn count_collections(json: &[u8]) -> Result<(), serde_json::Error> {
+    let mut left = COLLECTIONS;
+    let mut decoder = serde_json::Deserializer::from_slice(json);
+    Counted { left: &mut left }.deserialize(&mut decoder)?;
+    decoder.end()
+}
+
+/// A value whose objects and lists are counted.
+struct Counted<'a> {
+    left: &'a mut usize,
+}
+
+impl Counted<'_> {
+    fn begin<E: serde::de::Error>(&mut self) -> Result<(), E> {
+        *self.left = self.left.checked_sub(1).ok_or_else(|| {
+            E::custom(format!(
+                "Too many: {COLLECTIONS} objects and lists are allowed"
+            ))
+        })?;
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Counted<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        self.begin()?;
+        while items
+            .next_element_seed(Counted {
+                left: &mut *self.left,
+            })?
+            .is_some()
+        {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<(), A::Error> {
+        self.begin()?;
+        while fields.next_key::<IgnoredAny>()?.is_some() {
+            fields.next_value_seed(Counted {
+                left: &mut *self.left,
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// The name of a node, as its certificate has it.
@@ -90,6 +195,12 @@ impl NodeName {
     }
 
     pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<str> for NodeName {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -136,10 +247,32 @@ fn uid_problem(uid: &str) -> Option<String> {
     (!fits).then(|| format!("must be 1 to {UID_BYTES} letters, digits and dashes"))
 }
 
+/// Which pod a status is of, and the status. It is read when it is written: until then it is no larger than it was sent.
+pub(crate) fn pod_status(said: &PodStatus) -> Result<(PodRef, &Bytes), Refused> {
+    let pod = PodRef::new(said.namespace.clone(), said.name.clone(), said.uid.clone())?;
+    match said.status.len() {
+        0..=POD_BYTES => Ok((pod, &said.status)),
+        bytes => Err(Refused::TooLarge {
+            what: POD_STATUS,
+            bytes,
+            limit: POD_BYTES,
+        }),
+    }
+}
+
 /// What a pod's status is by its node's word.
-pub(crate) fn pod_status(said: PodStatus) -> Result<(PodRef, core::PodStatus), Refused> {
-    let pod = PodRef::new(said.namespace, said.name, said.uid)?;
-    Ok((pod, read("the pod's status", &said.status, OBJECT_BYTES)?))
+pub(crate) fn read_pod_status(said: &[u8]) -> Result<core::PodStatus, Refused> {
+    read(POD_STATUS, said, POD_BYTES)
+}
+
+/// Refuses more statuses in one message than an agent has pods, those included that have ended.
+pub(crate) fn check_statuses(count: usize) -> Result<(), Refused> {
+    match count {
+        0..=STATUSES => Ok(()),
+        count => Err(Refused::NotItsOwn(format!(
+            "the statuses of {count} pods in one message, of which {STATUSES} are allowed"
+        ))),
+    }
 }
 
 pub(crate) fn pod_terminated(said: PodTerminated) -> Result<PodRef, Refused> {
@@ -148,11 +281,11 @@ pub(crate) fn pod_terminated(said: PodTerminated) -> Result<PodRef, Refused> {
 
 /// The Node that an agent registers.
 pub(crate) fn node(said: &Hello) -> Result<core::Node, Refused> {
-    read("the Node", &said.node, OBJECT_BYTES)
+    read("the Node", &said.node, NODE_BYTES)
 }
 
 pub(crate) fn node_status(said: &NodeStatus) -> Result<core::NodeStatus, Refused> {
-    read("the node's status", &said.status, OBJECT_BYTES)
+    read("the node's status", &said.status, NODE_BYTES)
 }
 
 /// What an Event of a node is about.
@@ -195,14 +328,29 @@ pub(crate) fn event(said: &EventRecord) -> Result<(Subject, core::Event), Refuse
             )));
         }
     };
-    if let Some(message) = &mut event.message {
-        let mut end = message.len().min(EVENT_MESSAGE_BYTES);
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
+    let object = &mut event.involved_object;
+    for (text, bytes) in [
+        (&mut event.message, EVENT_MESSAGE_BYTES),
+        (&mut event.reason, EVENT_REASON_BYTES),
+        (&mut object.field_path, EVENT_FIELD_BYTES),
+        (&mut object.resource_version, EVENT_REVISION_BYTES),
+        // Those of nodes are not compared with anything.
+        (&mut object.uid, UID_BYTES),
+    ] {
+        cut(text, bytes);
     }
     Ok((subject, event))
+}
+
+/// Cuts a text off after so many bytes, or the letter before.
+fn cut(text: &mut Option<String>, bytes: usize) {
+    if let Some(text) = text {
+        let mut end = text.len().min(bytes);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
 }
 
 /// Everything that is done to a node's message before anything is looked up for it, for the fuzzer.
@@ -222,7 +370,8 @@ pub(crate) fn fuzz(message: agent_message::Message) {
         }
         Message::PodStatuses(statuses) => {
             for said in statuses.statuses {
-                if let Ok((_, status)) = pod_status(said) {
+                let read = pod_status(&said).and_then(|(_, status)| read_pod_status(status));
+                if let Ok(status) = read {
                     drop(check_pod_addresses(true, &status, &core::Node::default()));
                 }
             }
@@ -313,9 +462,41 @@ mod tests {
             assert!(node(&hello).is_err(), "{wrong}");
         }
         let large = NodeStatus {
-            status: vec![b' '; OBJECT_BYTES + 1].into(),
+            status: vec![b' '; NODE_BYTES + 1].into(),
         };
         assert!(matches!(node_status(&large), Err(Refused::TooLarge { .. })));
+    }
+
+    #[test]
+    fn no_text_of_an_event_is_long() {
+        let long = "\u{e9}".repeat(2000);
+        let object = json!({"apiVersion": "v1", "kind": "Node", "name": "a", "uid": long, "fieldPath": long,
+            "resourceVersion": long});
+        let written =
+            json!({"metadata": {}, "involvedObject": object, "reason": long, "message": long});
+        let (_, told) = event(&EventRecord {
+            event: written.to_string().into(),
+        })
+        .expect("its own");
+        let written =
+            json!({"reason": told.reason, "message": told.message, "object": told.involved_object});
+        assert!(written.to_string().len() < 2048, "{written}");
+    }
+
+    #[test]
+    fn what_would_be_large_in_memory_is_refused() {
+        let with =
+            |count: usize| format!("{{\"containerStatuses\":[{}{{}}]}}", "{},".repeat(count));
+        let read = |count: usize| read_pod_status(with(count).as_bytes());
+        assert!(read(COLLECTIONS - 3).is_ok());
+        assert!(matches!(
+            read(COLLECTIONS - 2),
+            Err(Refused::Unreadable { .. })
+        ));
+        // What no field takes is counted too: it is read all the same.
+        let unknown = format!("{{\"x\":[{}[]]}}", "[],".repeat(COLLECTIONS));
+        read_pod_status(unknown.as_bytes()).expect_err("too many");
+        assert!(check_statuses(STATUSES).is_ok() && check_statuses(STATUSES + 1).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures::Stream;
 use gantry_apiserver::node_keys::{self, KeyId};
 use gantry_apiserver::{ApiServer, Identity, NODE_LINK, Peer};
-use gantry_rpc::node::node_link_server::NodeLink;
+use gantry_rpc::node::node_link_server::{NodeLink, NodeLinkServer, SERVICE_NAME};
 use gantry_rpc::node::{
     AgentMessage, Hello, ObjectChange, PolicyChange, Resource, ServerMessage, Servers, StreamFrame,
     Synced, Welcome, agent_message, server_message,
@@ -21,10 +21,11 @@ use gantry_tasks::{Panicked, caught};
 use ipnet::IpNet;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::calls::{self, Calls};
+use super::ending::{Ending, Said};
 use super::hub::Hub;
 use super::needs::{Needs, Reference};
 use super::policies::{Feed, Policies, Stopped};
@@ -34,6 +35,10 @@ use super::streams;
 use crate::dual_cidr::DualCidr;
 use crate::members::Roster;
 
+/// The largest message on a link: an object may be 3 MiB, and the statuses of all pods are one message.
+const LINK_MESSAGE: usize = 8 << 20;
+/// The largest frame of a stream: agents send 32 KiB of it at once, and few words around it.
+const STREAM_MESSAGE: usize = 64 << 10;
 /// Messages queued for one node before the session waits for the network.
 const QUEUE: usize = 256;
 
@@ -65,6 +70,22 @@ pub(crate) struct LinkService {
     pub(crate) roster: Roster,
     pub(crate) facts: ClusterFacts,
     pub(crate) policies: Policies,
+    pub(crate) calls: Calls,
+}
+
+impl LinkService {
+    /// Both calls, each with a bound of its own on what it reads.
+    pub(crate) fn router(self) -> axum::Router {
+        let link = Arc::new(self);
+        let served = |largest: usize| {
+            NodeLinkServer::from_arc(link.clone())
+                .max_decoding_message_size(largest)
+                .max_encoding_message_size(LINK_MESSAGE)
+        };
+        axum::Router::new()
+            .route_service(&format!("/{SERVICE_NAME}/Link"), served(LINK_MESSAGE))
+            .route_service(&format!("/{SERVICE_NAME}/Attach"), served(STREAM_MESSAGE))
+    }
 }
 
 /// Who dials: a node, by its certificate, and where from.
@@ -118,16 +139,15 @@ impl NodeLink for LinkService {
     ) -> Result<Response<Self::LinkStream>, Status> {
         let caller = Caller::of(&request)?;
         let term = self.must_lead()?;
+        let opening = self.calls.opening.take(caller.node.as_str())?;
+        let place = self.calls.links.take(caller.node.as_str())?;
         // From before it is looked at: no change of it is missed.
         let mut keys = self.hub.keys_of(caller.node.as_str());
         caller.must_count(&self.store)?;
         let node = caller.node.to_string();
         let mut up_stream = request.into_inner();
-        let hello = match up_stream
-            .message()
-            .await?
-            .and_then(|message| message.message)
-        {
+        let said = calls::first(up_stream.message()).await?;
+        let hello = match said.and_then(|message| message.message) {
             Some(agent_message::Message::Hello(hello)) => hello,
             _ => {
                 return Err(Status::invalid_argument(
@@ -157,35 +177,28 @@ impl NodeLink for LinkService {
         caller.must_count(&self.store)?;
         let (down, queue) = mpsc::channel(QUEUE);
         let generation = self.hub.connected(&node, down.clone());
+        let ending = self.hub.ending(&node, generation);
         tracing::info!(
             node,
             version = said::shown(&hello.version),
             "node connected"
         );
-
         let session = Session {
             node: node.clone(),
             store: self.store.clone(),
             hub: self.hub.clone(),
             roster: self.roster.clone(),
-            down: down.clone(),
+            down,
             needs: Needs::default(),
             policies: self.policies.feed(&node),
         };
-        let telling = down.clone();
-        tokio::spawn(async move {
-            let told = caught(session.run(welcome)).await;
-            if let Err(status) = told.unwrap_or_else(|panicked| Err(broken(&panicked))) {
-                // The node reconnects and starts from a snapshot.
-                telling.send(Err(status)).await.ok();
-            }
-        });
-        let ended = CancellationToken::new();
+        tokio::spawn(tell(session, welcome, ending.clone()));
+        let written = CancellationToken::new();
         tokio::spawn({
-            let (reports, ended) = (reports.clone(), ended.clone());
+            let (reports, ended) = (reports.clone(), written.clone());
             async move { reports.write(ended).await }
         });
-        let (hub, store) = (self.hub.clone(), self.store.clone());
+        let (hub, store, over) = (self.hub.clone(), self.store.clone(), ending.clone());
         tokio::spawn(async move {
             let up = Up {
                 hub: &hub,
@@ -196,23 +209,24 @@ impl NodeLink for LinkService {
             let heard = caught(async {
                 tokio::select! {
                     () = up.hear(&mut up_stream) => Ok(()),
-                    () = hub.ended(&node, generation) => Ok(()),
+                    () = over.ended() => Ok(()),
                     refused = revoked(&caller, &store, &mut keys) => Err(refused),
                 }
             });
             let heard = heard.await;
             if let Err(status) = heard.unwrap_or_else(|panicked| Err(broken(&panicked))) {
                 tracing::warn!(node, why = status.message(), "the node's link is cut");
-                // One with a full queue ends with the session.
-                down.try_send(Err(status)).ok();
+                over.end(status);
             }
-            ended.cancel();
+            written.cancel();
             // With nobody left who waits for it, the hub forgets the node's keys.
             drop(keys);
+            // Whichever half ends, the other ends with it: a node that is not heard is not told anything either.
             hub.disconnected(&node, generation);
             tracing::info!(node, "node disconnected");
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+        drop(opening);
+        Ok(Response::new(Box::pin(ending.until(queue, place))))
     }
 
     async fn attach(
@@ -220,14 +234,30 @@ impl NodeLink for LinkService {
         request: Request<Streaming<StreamFrame>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
         let caller = Caller::of(&request)?;
+        let dialling = self.calls.dialling.take(caller.node.as_str())?;
         let mut keys = self.hub.keys_of(caller.node.as_str());
         caller.must_count(&self.store)?;
         let (store, node) = (self.store.clone(), caller.node.to_string());
         let cut = async move {
+            // Also what was revoked before the first frame.
             revoked(&caller, &store, &mut keys).await;
         };
         let stream = streams::attach(&self.hub, &node, request.into_inner(), cut).await?;
+        // From here on the server has asked for it, for a client that may have so many.
+        drop(dialling);
         Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Tells a node what it needs, until its link ends or there is no way to go on.
+async fn tell(session: Session, welcome: Welcome, ending: Ending) {
+    let told = tokio::select! {
+        told = caught(session.run(welcome)) => told,
+        () = ending.ended() => return,
+    };
+    if let Err(status) = told.unwrap_or_else(|panicked| Err(broken(&panicked))) {
+        // The node reconnects and starts from a snapshot.
+        ending.end(status);
     }
 }
 
@@ -279,7 +309,7 @@ impl Up<'_> {
                     self.hub
                         .answer_heartbeat(node, self.generation, beat.sequence, &clock);
                 }
-                Some(message) => self.reports.take(message),
+                Some(message) => self.reports.take(message).await,
                 None => {}
             }
         }
@@ -379,7 +409,7 @@ struct Session {
     store: Store,
     hub: Arc<Hub>,
     roster: Roster,
-    down: mpsc::Sender<Result<ServerMessage, Status>>,
+    down: mpsc::Sender<Said>,
     needs: Needs,
     policies: Feed,
 }
@@ -582,3 +612,6 @@ impl Session {
 fn behind(error: WatchError) -> Status {
     Status::aborted(format!("the link fell behind: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,13 +16,19 @@ fn take_out(block: IpNet, except: &[IpNet], left: &mut Vec<IpNet>) {
     if except.iter().any(|out| out.contains(&block)) {
         return;
     }
-    if !except.iter().any(|out| block.contains(out)) {
+    // Each is looked at once for each bit between the block's prefix and its own, however many others there are.
+    let inside: Vec<IpNet> = except
+        .iter()
+        .filter(|out| block.contains(*out))
+        .copied()
+        .collect();
+    if inside.is_empty() {
         left.push(block);
         return;
     }
     // An exception is a true part of the block, which therefore has two halves.
     for half in block.subnets(block.prefix_len() + 1).into_iter().flatten() {
-        take_out(half, except, left);
+        take_out(half, &inside, left);
     }
 }
 

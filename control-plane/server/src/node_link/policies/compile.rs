@@ -5,6 +5,7 @@
 //! isolated pod's, so they are resolved with its isolation; for egress the peer's, so they become sets of peers with
 //! ports.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use gantry_api::selector::LabelSelector;
@@ -152,6 +153,7 @@ impl Policy {
         let mut compiler = Compiler {
             namespace: namespace.clone(),
             selections: Vec::new(),
+            known: HashSet::new(),
             named_ports: Vec::new(),
         };
         let (ingress, egress) = directions(spec);
@@ -236,6 +238,8 @@ fn port(written: &NetworkPolicyPort) -> Option<Port<'_>> {
 struct Compiler {
     namespace: String,
     selections: Vec<Selection>,
+    /// Their ids.
+    known: HashSet<String>,
     named_ports: Vec<(String, Protocol)>,
 }
 
@@ -369,13 +373,13 @@ impl Compiler {
 
     /// Notes selections and answers their ids.
     fn refer(&mut self, selections: Vec<Selection>) -> Vec<String> {
-        let mut ids: Vec<String> = Vec::new();
+        let (mut ids, mut referred) = (Vec::new(), HashSet::new());
         for selection in selections {
             let id = selection.id();
-            if !self.selections.iter().any(|known| known.id() == id) {
+            if self.known.insert(id.clone()) {
                 self.selections.push(selection);
             }
-            if !ids.contains(&id) {
+            if referred.insert(id.clone()) {
                 ids.push(id);
             }
         }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NODE_LINK, NoNodes, node_keys};
-use gantry_rpc::node::{EventRecord, NodeStatus, PodStatus, PodStatuses, PodTerminated};
+use gantry_rpc::node::{EventRecord, NodeStatus, PodStatuses, PodTerminated};
 use proptest::prelude::*;
 
 use super::*;
@@ -44,7 +44,6 @@ impl World {
         };
         let reports = Arc::new(Reports::new(
             store.clone(),
-            Arc::new(Hub::default()),
             Roster::new(store.clone()),
             facts.clone(),
             PodCidrs::new(facts.pod_cidr).expect("blocks"),
@@ -122,7 +121,7 @@ impl World {
     }
 
     async fn say(&self, link: &LinkReports, message: agent_message::Message) {
-        link.take(message);
+        link.take(message).await;
         while !link.write_all().await {}
     }
 }
@@ -196,7 +195,8 @@ async fn what_an_older_link_says_does_not_count() {
     let world = World::new().await;
     let old = world.open("one");
     let uid = world.uid("mine");
-    old.take(status("default", "mine", &uid, &json!({"phase": "Failed"})));
+    old.take(status("default", "mine", &uid, &json!({"phase": "Failed"})))
+        .await;
     let new = world.open("one");
     world
         .say(
@@ -222,6 +222,102 @@ async fn what_an_older_link_says_does_not_count() {
         world.reports.links.lock().is_empty(),
         "nothing of it remains"
     );
+}
+
+#[tokio::test]
+async fn what_waits_to_be_written_is_as_large_as_it_was_said_and_the_nodes_own() {
+    let world = World::new().await;
+    let link = world.open("one");
+    // Unreadable, and long: of a pod that is not the node's it is not even looked at.
+    let said = json!({"containerStatuses": vec![json!({}); 10_000]});
+    for (name, waits) in [("mine", 1), ("theirs", 1)] {
+        link.take(status("default", name, &world.uid(name), &said))
+            .await;
+        assert_eq!(link.queue.lock().pods.len(), waits, "{name}");
+    }
+    let bytes: usize = {
+        let waiting = link.queue.lock();
+        let kept = waiting.pods.values().filter_map(|pod| pod.status.as_ref());
+        kept.map(Bytes::len).sum()
+    };
+    assert_eq!(bytes, said.to_string().len());
+    let before = world.pod("mine");
+    while !link.write_all().await {}
+    assert_eq!(world.pod("mine"), before, "refused, and not tried again");
+    let many = PodStatuses {
+        statuses: vec![PodStatus::default(); 20_000],
+    };
+    link.take(agent_message::Message::PodStatuses(many)).await;
+    assert!(link.queue.lock().pods.is_empty());
+}
+
+#[test]
+fn what_a_node_may_say_comes_back_with_time() {
+    let mut allowance = Allowance::new(LINES);
+    let start = allowance.since;
+    let after = |seconds| start + Duration::from_secs(seconds);
+    for _ in 0..LINES.burst {
+        assert!(allowance.take(start));
+    }
+    assert!(!allowance.take(start) && !allowance.is_whole(after(59)));
+    assert!(allowance.is_whole(after(60)));
+    assert!(allowance.take(after(7)) && !allowance.take(after(7)));
+}
+
+#[tokio::test]
+async fn a_new_link_does_not_allow_a_node_more() {
+    let world = World::new().await;
+    let first = world.open("one");
+    let now = Instant::now();
+    while first.allowances.events.lock().take(now) {}
+    drop(first);
+    let second = world.open("one");
+    assert!(!second.allowances.events.lock().take(now));
+    drop(second);
+    let later = now + Duration::from_secs(3600);
+    let other = NodeName::new("other".to_owned()).expect("a name");
+    drop(world.reports.allowances(&other, later));
+    assert_eq!(world.reports.allowances.lock().len(), 1, "forgotten");
+}
+
+#[tokio::test]
+async fn a_nodes_status_is_written_in_its_turn_and_the_latest_of_it() {
+    let world = World::new().await;
+    let link = world.open("one");
+    let say = async |version: &str| {
+        let status = json!({"nodeInfo": {"kernelVersion": version, "architecture": "", "bootID": "",
+            "containerRuntimeVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
+            "operatingSystem": "", "osImage": "", "systemUUID": ""}});
+        let status = NodeStatus {
+            status: status.to_string().into(),
+        };
+        link.take(agent_message::Message::NodeStatus(status)).await;
+    };
+    let written = || {
+        let node = world.reports.get("core/nodes", "", "one").expect("there");
+        node["status"]["nodeInfo"]["kernelVersion"].clone()
+    };
+    say("first").await;
+    assert!(link.write_all().await);
+    assert_eq!(written(), "first");
+    // Of an hour from now: nothing is regained.
+    let used_up = Allowance {
+        rate: STATUSES,
+        left: 0,
+        since: Instant::now() + Duration::from_secs(3600),
+    };
+    *link.allowances.statuses.lock() = used_up;
+    say("second").await;
+    let (uid, running) = (world.uid("mine"), json!({"phase": "Running"}));
+    link.take(status("default", "mine", &uid, &running)).await;
+    assert!(!link.write_all().await, "later");
+    assert_eq!(written(), "first");
+    let pod = world.pod("mine").expect("kept");
+    assert_eq!(pod["status"]["phase"], "Running", "pods do not wait for it");
+    say("third").await;
+    *link.allowances.statuses.lock() = Allowance::new(STATUSES);
+    assert!(link.write_all().await);
+    assert_eq!(written(), "third");
 }
 
 #[tokio::test]

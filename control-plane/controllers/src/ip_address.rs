@@ -40,10 +40,10 @@ pub(crate) async fn run(context: Arc<Context>) {
     context.services.subscribe(Box::new({
         let queue = queue.clone();
         move |change| {
-            let Some(service) = change.new else { return };
-            if change
-                .old
-                .is_none_or(|old| cluster_ips(old) != cluster_ips(service))
+            // Of one that is gone too: an address may have come back before that was known.
+            let ips = |service: Option<&Arc<Service>>| service.map(|service| cluster_ips(service));
+            if let Some(service) = change.last()
+                && ips(change.old) != ips(change.new)
             {
                 queue.add(Key::of(&service.metadata));
             }

@@ -23,6 +23,11 @@ use crate::output;
 
 /// How long the node may take to become Ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// What a server's store reserves on its disk, and some for what it writes; less on small disks.
+const ROOM: u64 = 512 << 20;
+/// How long the agent may take to make it, and how often it is looked for.
+const MAKING_ROOM: Duration = Duration::from_secs(600);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a process that was killed may take to be gone.
 const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 /// How often a starting cluster is asked whether it is ready.
@@ -290,6 +295,17 @@ impl Up {
             result = &mut agent => result.context("the agent")?.context("the agent stopped"),
             result = &mut serving => result.context("the server")?.context("the server stopped"),
         };
+        if serving.is_finished() && !agent.is_finished() && is_full(&self.place.data_dir) {
+            tracing::error!(
+                error = ?ended.as_ref().err(),
+                "the server has stopped for want of room: the node goes on until it has made some"
+            );
+            tokio::select! {
+                () = room_made(&self.place.data_dir) => {}
+                result = terminated() => result?,
+                _ = &mut agent => {}
+            }
+        }
         stop.cancel();
         // Both end by themselves; the store's last writes are durable either way.
         if !serving.is_finished() {
@@ -313,6 +329,29 @@ fn settled_holder(data_dir: &Path) -> Option<rustix::process::Pid> {
         }
         std::thread::yield_now();
     }
+}
+
+/// Whether a disk has less room than a server begins with. One that has stopped for want of it stops again until somebody
+/// makes some, which on a node is the agent: it evicts.
+fn is_full(directory: &Path) -> bool {
+    rustix::fs::statvfs(directory).is_ok_and(|disk| {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let whole = disk.f_blocks.saturating_mul(disk.f_frsize);
+        free < ROOM.min(whole / 20)
+    })
+}
+
+/// Waits until a disk is not full any more, as long as an agent may need for that.
+async fn room_made(directory: &Path) {
+    let look = async {
+        while is_full(directory) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    // Whoever waits longer is helped by nobody on this machine.
+    tokio::time::timeout(MAKING_ROOM, look)
+        .await
+        .unwrap_or_default();
 }
 
 /// Waits for SIGTERM or SIGINT.

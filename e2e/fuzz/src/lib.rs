@@ -74,6 +74,10 @@ pub const TARGETS: &[Target] = &[
         run: streams::image_manifest,
     },
     Target {
+        name: "registry_challenge",
+        run: streams::registry_challenge,
+    },
+    Target {
         name: "image_layer",
         run: streams::image_layer,
     },

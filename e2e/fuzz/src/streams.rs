@@ -51,6 +51,10 @@ pub(crate) fn image_manifest(bytes: &[u8]) {
     drop(gantry_image::normalise(&String::from_utf8_lossy(bytes)));
 }
 
+pub(crate) fn registry_challenge(bytes: &[u8]) {
+    gantry_image::fuzzing::challenge(&String::from_utf8_lossy(bytes));
+}
+
 /// A layer in a directory that is inside another one: nothing beside it may appear.
 pub(crate) fn image_layer(bytes: &[u8]) {
     let Ok(around) = tempfile::tempdir() else {

@@ -10,18 +10,32 @@
 //!         neighbour solicitation   speaks of its own hardware address, or of none
 //!         neighbour advertisement  the same, and of its own network addresses
 //!         what only routers say    dropped
+//! bridge, prerouting and input: from a port of the node's bridge that is no pod's: dropped
+//! bridge, forward: between a pod's port and one that is no pod's: dropped
 //! inet, prerouting
 //!   from a port that is not one of the bridge (any more), or from elsewhere with an address of this node's pods: dropped
+//! inet, forward
+//!   to an address of this node's ranges that no pod has: refused, not looked for                not in leased_4, leased_6
 //! ```
+//!
+//! The last is for the kernel's table of neighbours, of which there is one for all links: an address that is looked for has a
+//! place in it, and a pod could ask for all of them.
 //!
 //! Chains never change: a pod is an element of each set, whose key begins with its link's name. The names of links follow
 //! from leases, so that the elements are there before the link is.
+//!
+//! A pod with CAP_NET_ADMIN and no user namespace of its own can make a link whose other end is a port of the bridge: the
+//! kernel lets it name the host's namespace by the id that its own link has of it, and gives every pair that id. Such a port
+//! is none of ours, and is taken off the bridge (`bridge/look.rs`). Which bridge a frame came by is told by a module
+//! (`nft_meta_bridge`) that some kernels are built without: there, such a port speaks to the host, but not to pods, until it
+//! is taken off.
 //!
 //! Invariant: what is not admitted is dropped. A packet that cannot be read (too short, headers that do not end) matches no
 //! rule and comes to the drop at each chain's end.
 
 use std::fmt::{self, Write};
 use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipnet::IpNet;
 
@@ -40,6 +54,9 @@ const SETS: [(&str, &str); 5] = [
     ("announced", "typeof iifname . @th,64,128"),
     ("option", "typeof iifname . @th,208,48"),
 ];
+
+/// Sets of the `inet` table: the addresses that pods have.
+const LEASED: [(&str, &str); 2] = [("leased_4", "ipv4_addr"), ("leased_6", "ipv6_addr")];
 
 /// Chains of the bridge's table and their rules, in the order in which they can be made.
 ///
@@ -117,12 +134,27 @@ const FIRST: &str = "type filter hook prerouting priority -450; policy accept;";
 /// Before connections are tracked.
 const EARLY: &str = "type filter hook prerouting priority raw - 10; policy accept;";
 const HOOK: &str = "prerouting";
+/// Before other rules about what passes the node.
+const THROUGH: &str = "type filter hook forward priority filter - 10; policy accept;";
+/// Before other rules about what passes from port to port, or from a port to the host.
+const PASSING: [(&str, &str); 2] = [
+    (
+        "forward",
+        "type filter hook forward priority -450; policy accept;",
+    ),
+    (
+        "input",
+        "type filter hook input priority -450; policy accept;",
+    ),
+];
 
 /// The guard of one node's pods.
 pub(crate) struct Guard {
     programmer: Programmer,
     names: Names,
     ranges: Vec<IpNet>,
+    /// The kernel can tell which bridge a frame came by, as far as is known.
+    tells_bridges: AtomicBool,
 }
 
 impl Guard {
@@ -133,6 +165,7 @@ impl Guard {
             programmer: Programmer::new(nft),
             names: names.clone(),
             ranges: ranges.collect(),
+            tells_bridges: AtomicBool::new(true),
         }
     }
 
@@ -142,8 +175,26 @@ impl Guard {
         &self,
         leases: impl Iterator<Item = &'a Lease>,
     ) -> Result<(), NetworkError> {
-        let script = self.script(leases);
-        match self.programmer.set_up(&script) {
+        let leases: Vec<&Lease> = leases.collect();
+        let tells_bridges = self.tells_bridges.load(Ordering::Relaxed);
+        match self.put(&self.script(&leases, tells_bridges)) {
+            Err(NetworkError::Unsupported(words)) if tells_bridges => {
+                self.put(&self.script(&leases, false))?;
+                tracing::warn!(
+                    words,
+                    "the kernel cannot tell which bridge a frame came by (nft_meta_bridge): ports of the node's bridge that \
+                     are no pod's are taken off it, but not silenced before"
+                );
+                self.tells_bridges.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Applies the script to the tables that are there, or to new ones should they be of another make.
+    fn put(&self, script: &str) -> Result<(), NetworkError> {
+        match self.programmer.set_up(script) {
             Err(NetworkError::Nft(words) | NetworkError::Unsupported(words)) => {
                 let table = self.names.guard_table();
                 tracing::debug!(words, table, "the guard cannot be filled; making it anew");
@@ -173,7 +224,7 @@ impl Guard {
         self.programmer.retire_when_idle();
     }
 
-    fn script<'a>(&self, leases: impl Iterator<Item = &'a Lease>) -> String {
+    fn script(&self, leases: &[&Lease], tells_bridges: bool) -> String {
         let table = self.names.guard_table();
         let (bridge, links) = (self.names.bridge(), self.names.host_links());
         let mut script = Script(String::new());
@@ -187,29 +238,60 @@ impl Guard {
         script.line(format_args!(
             "add chain bridge {table} {HOOK} {{ {FIRST} }}"
         ));
+        for (chain, hook) in PASSING {
+            script.line(format_args!(
+                "add chain bridge {table} {chain} {{ {hook} }}"
+            ));
+        }
         script.line(format_args!("flush table bridge {table}"));
         for (chain, rules) in CHAINS {
             for rule in rules {
                 script.line(format_args!("add rule bridge {table} {chain} {rule}"));
             }
         }
+        // The node's own frames come from no port: they meet neither hook.
+        for hook in [HOOK, "input"].into_iter().filter(|_| tells_bridges) {
+            script.line(format_args!(
+                "add rule bridge {table} {hook} meta ibrname \"{bridge}\" iifname != \"{links}*\" counter drop"
+            ));
+        }
+        for (from, to) in [("!= ", ""), ("", "!= ")] {
+            script.line(format_args!(
+                "add rule bridge {table} forward iifname {from}\"{links}*\" oifname {to}\"{links}*\" counter drop"
+            ));
+        }
         script.line(format_args!(
             "add rule bridge {table} {HOOK} iifname \"{links}*\" goto from_pods"
         ));
         script.line(format_args!("add table inet {table}"));
         script.line(format_args!("add chain inet {table} {HOOK} {{ {EARLY} }}"));
+        for (set, kind) in LEASED {
+            script.line(format_args!(
+                "add set inet {table} {set} {{ type {kind}; }}"
+            ));
+        }
+        script.line(format_args!(
+            "add chain inet {table} forward {{ {THROUGH} }}"
+        ));
         script.line(format_args!("flush table inet {table}"));
         script.line(format_args!(
             "add rule inet {table} {HOOK} iifname \"{links}*\" counter drop"
         ));
         for range in &self.ranges {
-            let family = match range {
-                IpNet::V4(_) => "ip",
-                IpNet::V6(_) => "ip6",
+            let (family, leased, refusal) = match range {
+                IpNet::V4(_) => ("ip", "leased_4", "icmp type host-unreachable"),
+                IpNet::V6(_) => ("ip6", "leased_6", "icmpv6 type addr-unreachable"),
             };
             script.line(format_args!(
                 "add rule inet {table} {HOOK} iifname != {{ \"lo\", \"{bridge}\" }} {family} saddr {range} counter drop"
             ));
+            script.line(format_args!(
+                "add rule inet {table} forward oifname \"{bridge}\" {family} daddr {range} {family} daddr != @{leased} \
+                 counter reject with {refusal}"
+            ));
+        }
+        for (set, _) in LEASED {
+            script.line(format_args!("flush set inet {table} {set}"));
         }
         for (set, _) in SETS {
             script.line(format_args!("flush set bridge {table} {set}"));
@@ -241,6 +323,15 @@ impl Guard {
                 "announced",
                 format_args!("{}", hexadecimal(&address.octets())),
             );
+        }
+        script.line(format_args!(
+            "{verb} element inet {table} leased_4 {{ {} }}",
+            lease.ip
+        ));
+        if let Some(address) = lease.ip6 {
+            script.line(format_args!(
+                "{verb} element inet {table} leased_6 {{ {address} }}"
+            ));
         }
         script.0
     }
@@ -305,7 +396,7 @@ mod tests {
     fn a_pod_is_elements_and_no_rule() {
         let guard = guard();
         let rules = |leases: &[Lease]| {
-            let script = guard.script(leases.iter());
+            let script = guard.script(&leases.iter().collect::<Vec<_>>(), true);
             script
                 .lines()
                 .filter(|line| line.starts_with("add rule"))
@@ -320,8 +411,50 @@ mod tests {
              delete element bridge gt-guard own_6 { \"gt.9\" . 02:67:0a:f4:03:09 . fe80::67:aff:fef4:309 }\n\
              delete element bridge gt-guard announced { \"gt.9\" . 0xfe8000000000000000670afffef40309 }\n\
              delete element bridge gt-guard own_6 { \"gt.9\" . 02:67:0a:f4:03:09 . fd00:3::9 }\n\
-             delete element bridge gt-guard announced { \"gt.9\" . 0xfd000003000000000000000000000009 }\n"
+             delete element bridge gt-guard announced { \"gt.9\" . 0xfd000003000000000000000000000009 }\n\
+             delete element inet gt-guard leased_4 { 10.244.3.9 }\n\
+             delete element inet gt-guard leased_6 { fd00:3::9 }\n"
         );
+    }
+
+    #[test]
+    fn a_port_of_the_bridge_that_is_no_pods_reaches_nobody() {
+        let script = guard().script(&[], true);
+        let at = |rule: &str| {
+            let rule = format!("add rule bridge gt-guard {rule}");
+            script.lines().position(|line| line == rule).expect(&rule)
+        };
+        let stranger = "meta ibrname \"gt-br\" iifname != \"gt.*\" counter drop";
+        assert!(
+            at(&format!("prerouting {stranger}"))
+                < at("prerouting iifname \"gt.*\" goto from_pods")
+        );
+        at(&format!("input {stranger}"));
+        at("forward iifname != \"gt.*\" oifname \"gt.*\" counter drop");
+        at("forward iifname \"gt.*\" oifname != \"gt.*\" counter drop");
+        // A kernel that knows no bridges' names still keeps such ports from pods.
+        let lesser = guard().script(&[], false);
+        let left: Vec<&str> = script
+            .lines()
+            .filter(|line| !line.contains("ibrname"))
+            .collect();
+        assert_eq!(lesser.lines().collect::<Vec<_>>(), left);
+    }
+
+    #[test]
+    fn addresses_that_no_pod_has_are_refused() {
+        let lease = lease(9);
+        let script = guard().script(&[&lease], true);
+        for line in [
+            "add rule inet gt-guard forward oifname \"gt-br\" ip daddr 10.244.3.0/24 ip daddr != @leased_4 \
+             counter reject with icmp type host-unreachable",
+            "add rule inet gt-guard forward oifname \"gt-br\" ip6 daddr fd00:3::/64 ip6 daddr != @leased_6 \
+             counter reject with icmpv6 type addr-unreachable",
+            "add element inet gt-guard leased_4 { 10.244.3.9 }",
+            "add element inet gt-guard leased_6 { fd00:3::9 }",
+        ] {
+            assert!(script.lines().any(|one| one == line), "{line}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Nft {
             {
                 NetworkError::Unsupported(format!(
                     "the kernel lacks a part of nftables: load nf_tables, nft_chain_nat, nft_masq, nft_fib_ipv4, \
-                     nft_numgen, nft_hash, nft_ct, nft_reject_ipv4 and nf_tables_bridge, for IPv6 also nft_fib_ipv6 and nft_reject_ipv6 \
+                     nft_numgen, nft_hash, nft_ct, nft_reject_ipv4, nft_reject_inet and nf_tables_bridge, for IPv6 also nft_fib_ipv6 and nft_reject_ipv6 \
                      (modprobe), or use a kernel built with them; nft says: {words}"
                 ))
             }

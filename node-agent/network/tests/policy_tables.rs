@@ -286,6 +286,59 @@ fn pods_stay_isolated_while_agents_start_again_and_policies_change_and_after_a_f
 }
 
 #[test]
+fn a_rule_of_many_peers_and_ports_lets_through_what_meets_both() {
+    on_own_machine(async |lab| {
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        let rules = NftPolicyRules::new(&lab.node).unwrap();
+        let web = lab.pod(&network, "web", 8080).await;
+        lab.inside(&web.netns, || lab::serve("other", web.ip, 8081));
+        let friend = lab.pod(&network, "friend", 8080).await;
+        let stranger = lab.pod(&network, "stranger", 8080).await;
+        let mut desired = reached_by(&web, &[&friend], 8080);
+        let mut policy = PolicyRuleSet::clone(&desired.policies["p"]);
+        let mut sets: Vec<String> = (0..20).map(|number| format!("s{number}")).collect();
+        for set in &sets {
+            desired.peers.insert(set.clone(), PeerSet::default());
+        }
+        sets.push("clients".to_owned());
+        let ports = (0..20)
+            .map(|number| PolicyPort::Range(Protocol::Tcp, 8040 + 2 * number, 8040 + 2 * number));
+        policy.ingress[0].peers = PolicyPeers::Of {
+            sets,
+            blocks: vec![],
+        };
+        policy.ingress[0].ports = Some(
+            ports
+                .chain([PolicyPort::Range(Protocol::Tcp, 8080, 8080)])
+                .collect(),
+        );
+        // What comes behind it still counts.
+        policy.ingress.push(PolicyRule {
+            peers: PolicyPeers::Of {
+                sets: vec!["clients".to_owned()],
+                blocks: vec![],
+            },
+            ports: Some(vec![PolicyPort::Range(Protocol::Tcp, 8081, 8081)]),
+        });
+        desired.policies.insert("p".to_owned(), Arc::new(policy));
+        rules.sync(desired).await.unwrap();
+        let listed = tables();
+        assert!(
+            listed
+                .iter()
+                .any(|object| object.starts_with("chain peers_ingress_p_0 ")),
+            "{listed:?}"
+        );
+        for (port, who) in [(8080, "web"), (8081, "other")] {
+            let answer = lab.inside(&friend.netns, || ask(web.ip, port)).unwrap();
+            assert!(answer.starts_with(who), "{answer}");
+            let refused = lab.inside(&stranger.netns, || ask_within(SILENCE, web.ip, port));
+            assert!(refused.is_err(), "{refused:?}");
+        }
+    });
+}
+
+#[test]
 fn without_isolated_pods_there_are_no_tables_and_what_was_left_goes() {
     on_own_machine(async |lab| {
         let rules = NftPolicyRules::new(&lab.node).unwrap();

@@ -153,6 +153,24 @@ fn a_pod_that_takes_itself_apart_is_no_trouble_of_the_nodes() {
 }
 
 #[test]
+fn a_port_that_is_no_pods_is_taken_off_the_bridge() {
+    on_own_machine(async |lab| {
+        let (network, pods) = set_up(lab).await;
+        lab.on_host(|| {
+            shell("ip link add odd type veth peer name even; ip link set odd master gt-br up");
+        });
+        let Looked { found, left } = network.look().await.unwrap();
+        let named = |words: &String| words.contains("odd is a port of the bridge and no pod's");
+        assert!(found.len() == 1 && named(&found[0]), "{found:?}");
+        assert!(left.is_empty(), "{left:?}");
+        assert_eq!(network.look().await.unwrap(), Looked::default());
+        let ports = lab.on_host(|| command("ip", &["-o", "link", "show", "master", "gt-br"]));
+        assert!(!ports.contains("odd") && ports.contains("gt.2"), "{ports}");
+        works(lab, &network, &pods).await;
+    });
+}
+
+#[test]
 fn changes_are_told_once() {
     on_own_machine(async |lab| {
         let mut links = LinkWatch::new().unwrap();

@@ -11,7 +11,7 @@ mod lab;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::sync::Arc;
 
 use frames::claims::{GATEWAY, Own, forged, forged_discovery, honest};
@@ -21,7 +21,7 @@ use gantry_network::{
     PodNetwork, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, PolicyRules, Protocol,
 };
 use lab::hosts::{Cluster, among_hosts};
-use lab::{Lab, command, inside, ip, on_own_machine};
+use lab::{Lab, ask, command, inside, ip, on_own_machine};
 
 fn dual_stack(lab: &mut Lab) {
     lab.node.ipv6 = Some(Ipv6Network {
@@ -220,6 +220,55 @@ fn links_that_a_pod_makes_itself_lead_nowhere() {
                 ip(&format!("addr add {}/32 dev eth0", b.ip));
             });
         }
+    });
+}
+
+#[test]
+fn a_port_of_the_bridge_that_is_no_pods_reaches_no_pod() {
+    on_own_machine(async |lab| {
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        let (a, inside_a) = attach(&network, "a").await;
+        let (b, victim) = attach(&network, "b").await;
+        let (stranger, inside_stranger) = attach(&network, "stranger").await;
+        lab.on_host(|| {
+            let link = format!("gt.{}", stranger.ip.octets()[3]);
+            ip(&format!("link set {link} down"));
+            ip(&format!("link set {link} name odd"));
+            ip("link set odd up");
+        });
+        let watcher = inside(&victim, || Watcher::new("eth0"));
+        let frames =
+            [b.mac, BROADCAST].map(|to| datagram4((to, b.ip), (a.mac, a.ip), "<in the name of a>"));
+        send_frames(&inside_stranger, &frames);
+        let last = datagram4((mac_of(GATEWAY), b.ip), (a.mac, a.ip), "<a>");
+        send_frames(&inside_a, &[last]);
+        assert_eq!(
+            watcher.seen_until("<a>"),
+            BTreeSet::from(["<a>".to_owned()])
+        );
+    });
+}
+
+#[test]
+fn addresses_that_no_pod_has_are_not_looked_for() {
+    on_own_machine(async |lab| {
+        dual_stack(lab);
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        let (_, from) = attach(&network, "a").await;
+        let (b, _) = attach(&network, "b").await;
+        let asked = |to: IpAddr| inside(&from, || ask(to, 9).unwrap_err());
+        let cases: [[IpAddr; 2]; 2] = [
+            ["10.244.1.200".parse().unwrap(), b.ip.into()],
+            ["fd00:10:244:1::200".parse().unwrap(), b.ip6.into()],
+        ];
+        for [nobody, somebody] in cases {
+            assert_eq!(asked(nobody), ErrorKind::HostUnreachable);
+            assert_eq!(asked(somebody), ErrorKind::ConnectionRefused);
+            let known = lab.on_host(|| ip("neigh show dev gt-br"));
+            assert!(!known.contains(&format!("{nobody} ")), "{known}");
+        }
+        network.detach("b").await.unwrap();
+        assert_eq!(asked(b.ip.into()), ErrorKind::HostUnreachable);
     });
 }
 

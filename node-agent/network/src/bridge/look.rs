@@ -11,12 +11,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::LinkUnspec;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{BridgeNetwork, Shared, blocking, bridge_parameters, set_up};
 use crate::leases::Lease;
 use crate::links::{Bridge, Place, has_hardware_address, is_bridge, place_of};
-use crate::netlink::Netlink;
+use crate::netlink::{Change, Netlink};
 use crate::{NetworkError, forwarding, links, ports};
 
 /// What a look found.
@@ -36,12 +37,20 @@ struct Faults {
     routes: Vec<String>,
     /// By the pod's uid.
     pods: BTreeMap<String, String>,
+    /// Ports of the bridge that are no pod's, by name, and their links. A pod with CAP_NET_ADMIN can make some (`guard.rs`):
+    /// they are taken off, and never are the node's trouble either.
+    strangers: BTreeMap<String, u32>,
 }
 
 impl Faults {
     fn words(&self) -> Vec<String> {
         let all = self.node.iter().chain(&self.routes);
-        all.chain(self.pods.values()).cloned().collect()
+        let strangers = self
+            .strangers
+            .keys()
+            .map(|link| format!("the link {link} is a port of the bridge and no pod's"));
+        let known = all.chain(self.pods.values()).cloned();
+        known.chain(strangers).collect()
     }
 }
 
@@ -54,6 +63,10 @@ impl BridgeNetwork {
         let found = faults.words();
         if found.is_empty() {
             return Ok(Looked::default());
+        }
+        let strangers = faults.strangers;
+        if !strangers.is_empty() {
+            blocking(move || take_off(&mut Netlink::open()?, &strangers)).await?;
         }
         let mut left = Vec::new();
         let mut lost: Vec<String> = faults.pods.into_keys().collect();
@@ -80,6 +93,21 @@ impl BridgeNetwork {
         }
         Ok(Looked { found, left })
     }
+}
+
+/// Takes links off their bridge. One that went away meanwhile, or stays, is left to the next look.
+fn take_off(netlink: &mut Netlink, links: &BTreeMap<String, u32>) -> Result<(), NetworkError> {
+    let changes = links.iter().map(|(name, index)| {
+        Change::new(
+            format!("taking the link {name} off the bridge"),
+            0,
+            RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(*index).nocontroller().build()),
+        )
+    });
+    if let Err(refusal) = netlink.batch(changes.collect()) {
+        tracing::warn!(?refusal, "taking links that are no pod's off the bridge");
+    }
+    Ok(())
 }
 
 impl Shared {
@@ -202,6 +230,12 @@ impl Shared {
             }
         }
         let there = links::ports_of(netlink, bridge.index)?;
+        let strangers = there
+            .iter()
+            .filter(|(link, _)| !self.names.is_host_link(link));
+        faults.strangers = strangers
+            .map(|(link, place)| (link.clone(), place.index))
+            .collect();
         for (uid, lease) in pods {
             let link = self.names.host_link(lease.ip);
             let what = match there.get(&link) {

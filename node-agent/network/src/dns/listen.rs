@@ -23,12 +23,13 @@ use super::batch::{self, Batch};
 use super::lookup::{AtOnce, Lookup};
 use super::message::{encode, parse, udp_limit};
 use super::metrics::{METRICS, Meter, Transport};
+use super::room::Room;
 
 /// Sockets of one address at most; one processor core answers more queries than a node's pods ask.
 const MOST_SOCKETS: usize = 4;
 /// Octets of requests that may wait in a socket, for bursts. (Small packets take about 800 each.)
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// TCP connections at the same time; more wait.
+/// TCP connections at the same time; more wait, but for those of a client that has an eighth of them, which end at once.
 const CONNECTIONS: usize = 256;
 /// Queries of one connection that wait for other resolvers; more are not read yet.
 const WAITING_PER_CONNECTION: usize = 64;
@@ -203,13 +204,18 @@ async fn send(socket: &UdpSocket, mut answers: &[(Vec<u8>, SocketAddr)]) {
 
 async fn serve_tcp(lookup: Arc<Lookup>, meter: Arc<Meter>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let parts = Room::new(CONNECTIONS);
     let mut connections = JoinSet::new();
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, client)) => {
+                let Some(place) = parts.take(client.ip()) else {
+                    tracing::debug!(%client, "a client has its part of the DNS connections");
+                    continue;
+                };
                 let (lookup, meter) = (Arc::clone(&lookup), Arc::clone(&meter));
                 connections.spawn(async move {
-                    let _room = permit;
+                    let _room = (permit, place);
                     if let Err(error) = converse(&lookup, &meter, stream, client.ip()).await {
                         tracing::debug!(%error, "a DNS connection ended");
                     }

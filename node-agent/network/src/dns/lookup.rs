@@ -7,7 +7,6 @@ use std::time::Duration;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::cache::Remembered;
@@ -16,10 +15,12 @@ use super::loops::Probes;
 use super::message::{refuse, reply};
 use super::metrics::METRICS;
 use super::published::Published;
+use super::room::Room;
 use super::upstream::{AskError, Upstreams};
 use super::zone::{Found, TTL};
 
-/// Queries that wait for other resolvers at the same time; more are answered SERVFAIL at once.
+/// Queries that wait for other resolvers at the same time; more are answered SERVFAIL at once, and so is
+/// more than an eighth of them of one client.
 const WAITING_AT_ONCE: usize = 2048;
 /// How many aliases are followed for one query.
 const LONGEST_CHAIN: usize = 8;
@@ -33,7 +34,7 @@ pub(super) struct Lookup {
     pub(super) clients: Clients,
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) probes: Arc<Probes>,
-    waiting: Semaphore,
+    waiting: Arc<Room>,
 }
 
 /// What can be said to a request without waiting.
@@ -49,7 +50,9 @@ enum LookupError {
     Ask(#[from] AskError),
     #[error("a chain of aliases is longer than {LONGEST_CHAIN} or has no end")]
     Endless,
-    #[error("more than {WAITING_AT_ONCE} queries wait for other resolvers")]
+    #[error(
+        "more than {WAITING_AT_ONCE} queries wait for other resolvers, or an eighth of them are this client's"
+    )]
     TooMany,
 }
 
@@ -60,15 +63,18 @@ struct Manner {
     turn: u16,
     /// With signatures.
     dnssec: bool,
+    /// Who pays for what has to be asked for.
+    client: IpAddr,
 }
 
 impl Manner {
-    fn of(request: &Message) -> Self {
+    fn of(request: &Message, client: IpAddr) -> Self {
         let edns = request.edns.as_ref();
         Self {
             // As good as random, and no other random number is needed.
             turn: request.metadata.id,
             dnssec: edns.is_some_and(|edns| edns.flags().dnssec_ok),
+            client,
         }
     }
 }
@@ -134,13 +140,13 @@ impl Lookup {
             clients: Clients::default(),
             upstreams: Arc::new(upstreams),
             probes: Arc::default(),
-            waiting: Semaphore::new(WAITING_AT_ONCE),
+            waiting: Room::new(WAITING_AT_ONCE),
         }
     }
 
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
-        WAITING_AT_ONCE - self.waiting.available_permits()
+        self.waiting.taken()
     }
 
     /// Whether a request asks for a name of the cluster.
@@ -159,7 +165,7 @@ impl Lookup {
         if self.probes.caught(query) {
             return AtOnce::Answer(reply(request, ResponseCode::Refused));
         }
-        let manner = Manner::of(request);
+        let manner = Manner::of(request, client);
         let outcome = match self.step(query.clone(), manner, &Heard::new()) {
             Step::Known(outcome) => outcome,
             Step::Ask { .. } => return AtOnce::Wait,
@@ -184,16 +190,19 @@ impl Lookup {
     }
 
     async fn look_up(&self, request: &Message, client: IpAddr) -> Result<Outcome, LookupError> {
-        let Ok(_permit) = self.waiting.try_acquire() else {
+        let Some(_place) = self.waiting.take(client) else {
             METRICS.rejected.inc();
             return Err(LookupError::TooMany);
         };
-        let (query, manner) = (&request.queries[0], Manner::of(request));
+        let (query, manner) = (&request.queries[0], Manner::of(request, client));
         let outcome = match self.step(query.clone(), manner, &Heard::new()) {
             Step::Known(outcome) => outcome,
             Step::Failed(error) => return Err(error),
             Step::Ask { query, aliases } => {
-                let answered = self.upstreams.ask(&query, manner.dnssec).await?;
+                let answered = self
+                    .upstreams
+                    .ask(&query, manner.dnssec, manner.client)
+                    .await?;
                 return Ok(from_others(&answered, &query, aliases));
             }
         };
@@ -235,7 +244,10 @@ impl Lookup {
                 Found::Elsewhere => {
                     let heard = heard.iter().find(|(asked, _)| *asked == query);
                     let heard = heard.map(|(_, answered)| answered.clone());
-                    let known = heard.or_else(|| self.upstreams.remembered(&query, manner.dnssec));
+                    let known = heard.or_else(|| {
+                        self.upstreams
+                            .remembered(&query, manner.dnssec, manner.client)
+                    });
                     return match known {
                         Some(Ok(answered)) => Step::Known(from_others(&answered, &query, aliases)),
                         Some(Err(error)) => Step::Failed(error.into()),
@@ -260,7 +272,9 @@ impl Lookup {
         let mut heard = Heard::new();
         for name in names {
             match self.step(named(query, name), manner, &heard) {
-                Step::Ask { query, .. } => self.upstreams.begin(&query, manner.dnssec),
+                Step::Ask { query, .. } => {
+                    self.upstreams.begin(&query, manner.dnssec, manner.client)
+                }
                 Step::Known(outcome) if outcome.has_address() => break,
                 Step::Known(_) | Step::Failed(_) => {}
             }
@@ -269,7 +283,10 @@ impl Lookup {
             match self.walk_over(names, query, manner, &heard) {
                 Walk::Ended(end) => return end,
                 Walk::Ask(query) => {
-                    let answered = self.upstreams.ask(&query, manner.dnssec).await;
+                    let answered = self
+                        .upstreams
+                        .ask(&query, manner.dnssec, manner.client)
+                        .await;
                     heard.push((query, answered));
                 }
             }

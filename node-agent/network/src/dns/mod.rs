@@ -19,6 +19,7 @@ mod loops;
 mod message;
 mod metrics;
 mod published;
+mod room;
 mod upstream;
 mod zone;
 

@@ -12,13 +12,13 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Query, ResponseCode};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -26,6 +26,7 @@ use super::cache::{Cache, Key, Memory, Remembered, Sections};
 use super::exchange::{self, Answer, ExchangeError};
 use super::health::Resolver;
 use super::metrics::{METRICS, rcode};
+use super::room::{Place, Room};
 
 /// How long a resolver has before the next is asked as well.
 const HEDGE: Duration = Duration::from_millis(150);
@@ -36,7 +37,7 @@ const STALE_PATIENCE: Duration = Duration::from_millis(500);
 /// After which a resolver counts as silent; slow ones are not.
 const SILENCE: Duration = Duration::from_secs(1);
 /// Questions under way at the same time. Each may hold a socket for every resolver, and a process has 1,024 descriptors
-/// unless it was given more.
+/// unless it was given more. A client has an eighth of them under way: others wait for its answers, but not for room.
 pub(super) const AT_ONCE: usize = 256;
 
 /// Why there is no answer.
@@ -46,7 +47,9 @@ pub(super) enum AskError {
         "this node knows no other resolvers: name some in its /etc/resolv.conf (not this server itself)"
     )]
     NoResolvers,
-    #[error("more than {AT_ONCE} questions wait for other resolvers")]
+    #[error(
+        "more than {AT_ONCE} questions wait for other resolvers, or an eighth of them are this client's"
+    )]
     TooMany,
     #[error("other resolvers did not answer: {0}")]
     Unanswered(Arc<str>),
@@ -64,7 +67,7 @@ pub(super) struct Upstreams {
     resolvers: Vec<Arc<Resolver>>,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
 }
 
 impl fmt::Display for Upstreams {
@@ -89,7 +92,7 @@ impl Upstreams {
                 .collect(),
             cache: Mutex::default(),
             flights: Mutex::default(),
-            room: Arc::new(Semaphore::new(AT_ONCE)),
+            room: Room::new(AT_ONCE),
         }
     }
 
@@ -102,6 +105,7 @@ impl Upstreams {
         self: &Arc<Self>,
         query: &Query,
         dnssec: bool,
+        client: IpAddr,
     ) -> Option<Result<Remembered, AskError>> {
         let key = Key::new(query, dnssec);
         let memory = self.cache.lock().get(&key, Instant::now());
@@ -116,7 +120,7 @@ impl Upstreams {
                 METRICS.cache_stale.inc();
                 if !failed {
                     // For those who come later.
-                    let _flight = self.set_out(key, query);
+                    let _flight = self.set_out(key, query, client);
                 }
                 Some(Ok(found))
             }
@@ -126,12 +130,12 @@ impl Upstreams {
     }
 
     /// Lets a question be under way, for who will [`ask`](Self::ask) it in a moment.
-    pub(super) fn begin(self: &Arc<Self>, query: &Query, dnssec: bool) {
+    pub(super) fn begin(self: &Arc<Self>, query: &Query, dnssec: bool, client: IpAddr) {
         let key = Key::new(query, dnssec);
         let memory = self.cache.lock().get(&key, Instant::now());
         if matches!(memory, Memory::Nothing | Memory::Stale(_, false)) {
             // Should there be no room, the one who asks will be told.
-            let _flight = self.set_out(key, query);
+            let _flight = self.set_out(key, query, client);
         }
     }
 
@@ -140,13 +144,14 @@ impl Upstreams {
         self: &Arc<Self>,
         query: &Query,
         dnssec: bool,
+        client: IpAddr,
     ) -> Result<Remembered, AskError> {
-        if let Some(known) = self.remembered(query, dnssec) {
+        if let Some(known) = self.remembered(query, dnssec, client) {
             return known;
         }
         METRICS.cache_misses.inc();
         let key = Key::new(query, dnssec);
-        let mut flight = self.set_out(key.clone(), query)?;
+        let mut flight = self.set_out(key.clone(), query, client)?;
         let landed = async move {
             match flight.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().unwrap_or(Err(AskError::UnansweredBefore)),
@@ -172,7 +177,12 @@ impl Upstreams {
     }
 
     /// Joins the question's flight, or starts one, which goes on whoever still waits for it.
-    fn set_out(self: &Arc<Self>, key: Key, query: &Query) -> Result<Flight, AskError> {
+    fn set_out(
+        self: &Arc<Self>,
+        key: Key,
+        query: &Query,
+        client: IpAddr,
+    ) -> Result<Flight, AskError> {
         if self.resolvers.iter().all(|resolver| resolver.is_looping()) {
             return Err(AskError::NoResolvers);
         }
@@ -184,7 +194,7 @@ impl Upstreams {
             }
             Entry::Vacant(place) => place,
         };
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+        let Some(taken) = self.room.take(client) else {
             METRICS.rejected.inc();
             return Err(AskError::TooMany);
         };
@@ -192,7 +202,7 @@ impl Upstreams {
         let key = place.key().clone();
         place.insert(flight.clone());
         let (upstreams, query) = (Arc::clone(self), query.clone());
-        tokio::spawn(upstreams.fly(key, query, land, permit));
+        tokio::spawn(upstreams.fly(key, query, land, taken));
         Ok(flight)
     }
 
@@ -201,7 +211,7 @@ impl Upstreams {
         key: Key,
         query: Query,
         land: watch::Sender<Option<Outcome>>,
-        _room: OwnedSemaphorePermit,
+        _room: Place,
     ) {
         METRICS.in_flight.inc();
         self.probe_those_that_are_due(&query);

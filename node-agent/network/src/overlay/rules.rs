@@ -7,6 +7,9 @@
 //! - Whoever can send packets of the cluster's network identifier to a node's VXLAN device speaks as any pod to any pod. So
 //!   a node takes them from nodes alone, and none that pods send leaves a node for anything but another pod: masqueraded,
 //!   it would come from a node. Both are looked at behind services' translations, which could lead there as well.
+//! - A node holds addresses among its pods' too, its gateway's and its device's, by which others reach it through another
+//!   node, as a service's endpoint even in that node's name. No node sends wrapped packets to them: a node's own address is
+//!   never in the pods' range (`underlay.rs`).
 //!
 //! A node behind a translator cannot tell which addresses the others' packets come from, and takes them from anybody: keep
 //! strangers from the port there.
@@ -49,6 +52,10 @@ pub(super) fn table(
              ct status dnat {beyond} {wrapped} counter drop\n"
         );
     }
+    let mut to_pods = format!("    ip daddr {pods} {wrapped} counter drop\n");
+    if let Some(pods) = pods6 {
+        let _infallible = writeln!(to_pods, "    ip6 daddr {pods} {wrapped} counter drop");
+    }
     let from_nodes = match has_address {
         false => String::new(),
         true => format!(
@@ -80,7 +87,7 @@ table inet {table} {{
   chain input {{
     type filter hook input priority mangle; policy accept;
     iifname "{bridge}" {wrapped} counter drop
-{from_nodes}  }}
+{to_pods}{from_nodes}  }}
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
     {to_node} udp dport {port} notrack
@@ -123,4 +130,39 @@ pub(super) fn exchange_nodes(
         }
     }
     script
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Ipv6Network;
+
+    #[test]
+    fn no_packet_for_the_device_comes_by_an_address_among_the_pods() {
+        let settings = OverlaySettings::new("192.0.2.1".parse().unwrap());
+        let node = NodeNetwork {
+            prefix: "gt".into(),
+            pod_cidr: "10.244.3.0/24".parse().unwrap(),
+            cluster_pod_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/12".parse().unwrap(),
+            data_dir: "/d".into(),
+            ipv6: Some(Ipv6Network {
+                pod_cidr: "fd00:3::/64".parse().unwrap(),
+                cluster_pod_cidr: "fd00::/16".parse().unwrap(),
+                service_cidr: None,
+            }),
+            overlay: Some(settings.clone()),
+        };
+        let names = Names::new(&node).unwrap();
+        for has_address in [true, false] {
+            let table = table(&names, &node, &settings, has_address);
+            let (_, input) = table.split_once("chain input {").unwrap();
+            let (input, _) = input.split_once('}').unwrap();
+            let wrapped = format!("udp dport 8472 @th,96,24 {}", settings.vni);
+            for range in ["ip daddr 10.244.0.0/16", "ip6 daddr fd00::/16"] {
+                let rule = format!("    {range} {wrapped} counter drop\n");
+                assert!(input.contains(&rule), "{rule} is not in {input}");
+            }
+        }
+    }
 }

@@ -11,6 +11,10 @@
 //! a change of policies takes effect on connections that exist (what is no longer allowed stops, in both directions;
 //! what still is goes on), and nothing has to be remembered or flushed.
 //!
+//! A rule whose peers and ports are many is two chains, of its ports and then of its peers, so that it is their sum in rules
+//! and not their product, in the kernel's memory as for each packet. All policies of a node together have a bound; what is
+//! beyond it isolates its pods and allows nothing.
+//!
 //! Peers are sets that many rules share; a pod that comes or goes is an element of each set it belongs to. Chains change
 //! when policies do, never because of peers.
 //!
@@ -20,6 +24,7 @@
 mod plan;
 mod script;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -51,6 +56,8 @@ struct Kernel {
     programmer: Programmer,
     skeleton: Skeleton,
     tables: Tables,
+    /// Policies that were said to have no room for their rules.
+    told: BTreeSet<String>,
 }
 
 /// The kernel's tables, as far as we know them.
@@ -76,6 +83,7 @@ impl NftPolicyRules {
                 gateway: names.gateway(),
             },
             tables: Tables::Unknown,
+            told: BTreeSet::new(),
         };
         Ok(Self {
             kernel: Arc::new(Mutex::new(kernel)),
@@ -96,7 +104,9 @@ impl PolicyRules for NftPolicyRules {
         check(&desired)?;
         let mut kernel = Arc::clone(&self.kernel).lock_owned().await;
         let kernel = blocking(move || {
-            kernel.program(Plan::new(&desired))?;
+            let plan = Plan::new(&desired);
+            kernel.tell_of(&plan.without_room);
+            kernel.program(plan)?;
             Ok(kernel)
         })
         .await?;
@@ -106,6 +116,18 @@ impl PolicyRules for NftPolicyRules {
 }
 
 impl Kernel {
+    /// Says which policies allow nothing because they are too large, when that has changed.
+    fn tell_of(&mut self, without_room: &BTreeSet<String>) {
+        for policy in without_room.difference(&self.told) {
+            tracing::error!(
+                policy,
+                "the network policies of this node's pods have more rules than there is room for; the policy of this uid is \
+                 one of the largest and allows nothing: make it smaller, or spread its pods over more nodes"
+            );
+        }
+        self.told.clone_from(without_room);
+    }
+
     /// Makes the tables equal to the plan: by the difference when what is there is known, from scratch otherwise.
     fn program(&mut self, plan: Plan) -> Result<(), NetworkError> {
         match std::mem::replace(&mut self.tables, Tables::Unknown) {
@@ -291,7 +313,7 @@ fn refused(words: String) -> NetworkError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
     use std::net::IpAddr;
 
     use proptest::prelude::*;
@@ -389,7 +411,7 @@ mod tests {
     /// Up to four policies over three sets of peers, and up to four pods, some with a port of a name.
     pub(super) fn any_policies() -> impl Strategy<Value = NodePolicies> {
         let addresses = proptest::collection::btree_set(0u8..6, 0..5);
-        let rules = proptest::collection::vec((0usize..4, 0u8..5), 0..3);
+        let rules = proptest::collection::vec((0usize..4, 0u8..6), 0..3);
         let policy = (rules.clone(), rules);
         let isolated = (
             any::<[bool; 3]>(),
@@ -422,6 +444,12 @@ mod tests {
                     (0, _) => None,
                     (1, _) => Some(vec![PolicyPort::Range(Protocol::Tcp, 80, 80)]),
                     (2, _) => Some(vec![PolicyPort::All(Protocol::Sctp)]),
+                    // So many that they have a chain of their own.
+                    (5, _) => Some(
+                        [53, 80, 443, 8080]
+                            .map(|port| PolicyPort::Range(Protocol::Tcp, port, port))
+                            .into(),
+                    ),
                     (_, Direction::Ingress) => Some(vec![PolicyPort::Named(
                         Protocol::Tcp,
                         format!("http{port}"),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use imbl::OrdSet;
 use ipnet::IpNet;
@@ -10,6 +11,11 @@ use ipnet::IpNet;
 use crate::{
     NodePolicies, PeerSet, PolicyPeer, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, Protocol,
 };
+
+/// Rules of all policies of a node together. nft takes one to three seconds and 80 MiB for as many.
+const MOST_RULES: usize = 20_000;
+/// How many blocks of addresses are as much work for nft as a rule: they are elements of a set, which the kernel searches.
+const BLOCKS_OF_A_RULE: usize = 8;
 
 /// Which side of a connection the isolated pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +103,8 @@ pub(super) struct Plan {
     pub(super) verdicts: BTreeMap<(Direction, IpAddr), String>,
     /// Addresses that are isolated in any direction.
     pub(super) isolated: BTreeSet<IpAddr>,
+    /// Policies whose rules there is no room for: they isolate the pods that they select and allow nothing.
+    pub(super) without_room: BTreeSet<String>,
 }
 
 fn peers_set(name: &str, with_ports: bool) -> String {
@@ -120,7 +128,10 @@ fn pod_chain(direction: Direction, uid: &str) -> String {
 impl Plan {
     /// The plan for policies that passed [`check`](super::check).
     pub(super) fn new(desired: &NodePolicies) -> Self {
-        let mut plan = Self::default();
+        let mut plan = Self {
+            without_room: without_room(&desired.policies),
+            ..Self::default()
+        };
         for (name, PeerSet { with_ports, peers }) in &desired.peers {
             let kind = match with_ports {
                 true => SetKind::AddressAndPort,
@@ -131,7 +142,12 @@ impl Plan {
                 .insert(peers_set(name, *with_ports), Members { kind, members });
         }
         plan.named_ports(desired);
+        let nothing = PolicyRuleSet::default();
         for (name, rules) in &desired.policies {
+            let rules = match plan.without_room.contains(name) {
+                true => &nothing,
+                false => &**rules,
+            };
             plan.policy(name, rules, &desired.peers);
         }
         for (uid, pod) in &desired.pods {
@@ -164,7 +180,11 @@ impl Plan {
     /// The ports that ingress rules name: those of the pods that are isolated here. A name that none of them has gets
     /// an empty set.
     fn named_ports(&mut self, desired: &NodePolicies) {
-        let rules = desired.policies.values().flat_map(|policy| &policy.ingress);
+        let policies = desired
+            .policies
+            .iter()
+            .filter(|(name, _)| !self.without_room.contains(*name));
+        let rules = policies.flat_map(|(_, policy)| &policy.ingress);
         for port in rules.flat_map(|rule| rule.ports.iter().flatten()) {
             if let PolicyPort::Named(protocol, name) = port {
                 self.sets
@@ -191,37 +211,103 @@ impl Plan {
                 Direction::Egress => &rules.egress,
                 Direction::Ingress => &rules.ingress,
             };
-            let words = rules
-                .iter()
-                .flat_map(|rule| rule_words(direction, rule, sets))
-                .collect();
+            let mut words = Vec::new();
+            for (number, rule) in rules.iter().enumerate() {
+                let (peers, ports) = (
+                    peers(direction, &rule.peers, sets),
+                    ports(rule.ports.as_deref()),
+                );
+                // Chains are rules as well: one that leads to them, one for each port and one for each peer.
+                if peers.len().saturating_mul(ports.len()) <= peers.len() + ports.len() + 1 {
+                    words.extend(pairs(&peers, &ports));
+                } else {
+                    let chain = |of: &str| format!("{of}_{}_{name}_{number}", direction.word());
+                    let (of_ports, of_peers) = (chain("ports"), chain("peers"));
+                    words.push(format!("jump {of_ports}"));
+                    let to_peers = format!("goto {of_peers}");
+                    let lines = ports.iter().map(|(_, port)| line([port], &to_peers));
+                    self.chains.insert(of_ports, lines.collect());
+                    let lines = peers.iter().map(|(_, peer)| line([peer], "accept"));
+                    self.chains.insert(of_peers, lines.collect());
+                }
+                words.extend(ports_of_peers(rule, sets));
+            }
             self.chains.insert(policy_chain(direction, name), words);
         }
     }
 }
 
+/// The policies whose rules there is no room for. The smallest find room first, so that whoever writes large ones pays for
+/// them.
+fn without_room(policies: &BTreeMap<String, Arc<PolicyRuleSet>>) -> BTreeSet<String> {
+    let mut sizes: Vec<(usize, &String)> = policies
+        .iter()
+        .map(|(name, rules)| (size(rules), name))
+        .collect();
+    sizes.sort_unstable();
+    let mut taken = 0_usize;
+    let mut beyond = |size| {
+        taken = taken.saturating_add(size);
+        taken > MOST_RULES
+    };
+    sizes
+        .into_iter()
+        .filter(|(size, _)| beyond(*size))
+        .map(|(_, name)| name.clone())
+        .collect()
+}
+
+/// How many rules a policy becomes at most, with its blocks reckoned as rules.
+fn size(policy: &PolicyRuleSet) -> usize {
+    let families = Family::BOTH.len();
+    let rules = policy.ingress.iter().chain(&policy.egress);
+    rules.fold(1_usize, |size, rule| {
+        let (sets, blocks) = match &rule.peers {
+            PolicyPeers::Anyone => (0, 0),
+            PolicyPeers::Of { sets, blocks } => (sets.len(), blocks.len()),
+        };
+        let ports = rule.ports.as_deref().unwrap_or_default();
+        let of_peers = ports
+            .iter()
+            .filter(|port| matches!(port, PolicyPort::OfPeer(_)))
+            .count();
+        // Of each family: the blocks, each set, each port, and each port of the peers' own with each set.
+        let conditions = 1 + ports.len() + sets.saturating_mul(1 + of_peers);
+        // One more leads to the chains.
+        size.saturating_add(1 + blocks / BLOCKS_OF_A_RULE)
+            .saturating_add(conditions.saturating_mul(families))
+    })
+}
+
 /// A condition, and the family it confines the rule to.
 type Condition = (Option<Family>, String);
 
-/// A rule as nft rules: one for each way to meet its condition on peers and its condition on ports.
-fn rule_words(
-    direction: Direction,
-    rule: &PolicyRule,
-    sets: &BTreeMap<String, PeerSet>,
-) -> Vec<String> {
+/// Rules that accept whatever meets a condition on peers and one on ports: one for each pair.
+fn pairs(peers: &[Condition], ports: &[Condition]) -> Vec<String> {
     let mut words = Vec::new();
-    for (family, peer) in peers(direction, &rule.peers, sets) {
-        for (other, port) in ports(rule.ports.as_deref()) {
+    for (family, peer) in peers {
+        for (other, port) in ports {
             if family.is_some() && other.is_some() && family != other {
                 continue;
             }
-            let mut line = String::new();
-            for condition in [&peer, &port].into_iter().filter(|words| !words.is_empty()) {
-                let _infallible = write!(line, "{condition} ");
-            }
-            words.push(format!("{line}accept"));
+            words.push(line([peer, port], "accept"));
         }
     }
+    words
+}
+
+/// A rule of some conditions, of which those without words are met by everything.
+fn line<const N: usize>(conditions: [&String; N], verdict: &str) -> String {
+    let mut line = String::new();
+    for condition in conditions.into_iter().filter(|words| !words.is_empty()) {
+        let _infallible = write!(line, "{condition} ");
+    }
+    line + verdict
+}
+
+/// Rules that accept peers whose sets say their ports as well.
+fn ports_of_peers(rule: &PolicyRule, sets: &BTreeMap<String, PeerSet>) -> Vec<String> {
+    let mut words = Vec::new();
     if let (PolicyPeers::Of { sets: names, .. }, Some(listed)) = (&rule.peers, &rule.ports) {
         let protocols = listed.iter().filter_map(|port| match port {
             PolicyPort::OfPeer(protocol) => Some(*protocol),
@@ -353,6 +439,115 @@ fn ranges(ports: &[PolicyPort], protocol: Protocol) -> Vec<String> {
 mod tests {
     use super::super::tests::{named, policies};
     use super::*;
+
+    /// A policy of one ingress rule: so many selections of peers, and so many ports that do not touch.
+    fn large(sets: usize, ports: u16) -> PolicyRuleSet {
+        let rule = PolicyRule {
+            peers: PolicyPeers::Of {
+                sets: (0..sets).map(|number| format!("s{number}")).collect(),
+                blocks: vec![],
+            },
+            ports: Some(
+                (0..ports)
+                    .map(|number| PolicyPort::Range(Protocol::Tcp, 2 * number + 1, 2 * number + 1))
+                    .collect(),
+            ),
+        };
+        PolicyRuleSet {
+            ingress: vec![rule],
+            egress: vec![],
+        }
+    }
+
+    /// The policies of [`policies`], and these, which isolate the same pod.
+    fn with(more: &[(&str, PolicyRuleSet)]) -> NodePolicies {
+        let mut desired = policies();
+        for (name, rules) in more {
+            for rule in &rules.ingress {
+                if let PolicyPeers::Of { sets, .. } = &rule.peers {
+                    desired
+                        .peers
+                        .extend(sets.iter().map(|set| (set.clone(), PeerSet::default())));
+                }
+            }
+            let name = (*name).to_owned();
+            desired.policies.insert(name.clone(), rules.clone().into());
+            desired.pods.get_mut("one").unwrap().policies.insert(name);
+        }
+        desired
+    }
+
+    fn rules(plan: &Plan) -> usize {
+        plan.chains.values().map(Vec::len).sum()
+    }
+
+    #[test]
+    fn many_peers_and_ports_are_added_and_not_multiplied() {
+        let plan = Plan::new(&with(&[("many", large(2, 3))]));
+        assert_eq!(
+            plan.chains["policy_ingress_many"],
+            ["jump ports_ingress_many_0"]
+        );
+        assert_eq!(
+            plan.chains["ports_ingress_many_0"],
+            [1, 3, 5].map(|port| format!(
+                "meta l4proto 6 ct reply proto-src {port} goto peers_ingress_many_0"
+            ))
+        );
+        assert_eq!(
+            plan.chains["peers_ingress_many_0"],
+            [
+                "ct original ip saddr @peers_s0_4 accept",
+                "ct original ip6 saddr @peers_s0_6 accept",
+                "ct original ip saddr @peers_s1_4 accept",
+                "ct original ip6 saddr @peers_s1_6 accept",
+            ]
+        );
+        let before = rules(&Plan::new(&policies()));
+        let plan = Plan::new(&with(&[("many", large(4_000, 4_000))]));
+        assert!(plan.without_room.is_empty());
+        assert_eq!(
+            rules(&plan) - before,
+            1 + 1 + 8_000 + 4_000,
+            "and the pod's jump"
+        );
+    }
+
+    #[test]
+    fn policies_that_are_too_large_allow_nothing_and_harm_no_others() {
+        let more = [
+            ("huge", large(MOST_RULES, 1)),
+            ("large-a", large(6_000, 1)),
+            ("large-b", large(6_000, 1)),
+        ];
+        let plan = Plan::new(&with(&more));
+        assert!(rules(&plan) <= MOST_RULES);
+        let closed: Vec<&str> = plan.without_room.iter().map(String::as_str).collect();
+        assert_eq!(closed, ["huge", "large-b"]);
+        for name in closed {
+            assert!(plan.chains[&format!("policy_ingress_{name}")].is_empty());
+            assert!(!plan.chains.contains_key(&format!("peers_ingress_{name}_0")));
+        }
+        assert_eq!(
+            plan.chains["pod_ingress_one"].last().unwrap(),
+            "counter drop"
+        );
+        assert_eq!(
+            plan.chains["policy_ingress_allow"],
+            Plan::new(&policies()).chains["policy_ingress_allow"]
+        );
+    }
+
+    #[test]
+    fn what_a_policy_becomes_is_never_more_than_was_reckoned() {
+        let mut desired = with(&[("many", large(20, 30)), ("few", large(1, 1))]);
+        named(&mut desired, "http", &[("one", 8080)]);
+        for (name, policy) in &desired.policies {
+            let mut plan = Plan::default();
+            plan.policy(name, policy, &desired.peers);
+            assert!(rules(&plan) <= size(policy), "{name}");
+        }
+    }
 
     #[test]
     fn a_pod_is_judged_by_its_policies_in_the_directions_it_is_isolated_in() {

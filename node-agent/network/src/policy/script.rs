@@ -423,7 +423,7 @@ mod tests {
                                 assert!(self.sets.contains_key(set), "{line}");
                             }
                         }
-                        if let ["jump", to] = rule {
+                        if let [.., "jump" | "goto", to] = rule {
                             assert!(self.chains.contains_key(*to), "{line}");
                         }
                         self.chains.get_mut(chain).expect(line).push(rule.join(" "));

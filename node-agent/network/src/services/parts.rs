@@ -228,7 +228,8 @@ fn translate(kind: Kind) -> String {
 /// The script that makes the table with nothing in it.
 ///
 /// - An address of the service range that the node itself holds (the DNS service's) is none of our business. All other
-///   addresses of that range lead to a service or are refused: they never leave the node.
+///   addresses of that range lead to a service or are refused: they never leave the node. Packets of no connection, which
+///   nothing translates, are dropped: for each address, the kernel would look for a neighbour on the bridge.
 /// - Replies of endpoints on this node pass this node by themselves. Those of endpoints elsewhere would not, unless
 ///   the packets that left here came from this node: so these, and no others, are masqueraded, if they come from
 ///   outside this node's pods.
@@ -321,6 +322,7 @@ table {name} {{
   }}
   chain filter_forward {{
     type filter hook forward priority filter; policy accept;
+    {ip} daddr {service_cidr} ct state invalid,untracked counter drop
     ct state new jump without_endpoints
   }}
   chain filter_output {{

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::stub::{Manner, Stub};
-use super::upstream::AT_ONCE;
+use super::upstream::{AT_ONCE, AskError};
 use super::*;
 
 const WWW: &str = "www.example.com.";
@@ -193,7 +193,10 @@ async fn what_was_known_is_given_while_nobody_answers() {
     let resolver = &server.lookup.upstreams.resolvers()[0];
     for name in ["a.example.com.", "b.example.com."] {
         let query = Query::query(Name::from_ascii(name).unwrap(), RecordType::A);
-        server.lookup.upstreams.begin(&query, false);
+        server
+            .lookup
+            .upstreams
+            .begin(&query, false, std::net::Ipv4Addr::LOCALHOST.into());
     }
     until("its silence is noticed", || !resolver.is_up()).await;
     let at_once = async || {
@@ -241,6 +244,28 @@ async fn the_same_question_is_asked_once_for_all() {
     assert!(stub.asked().len() <= 2, "{:?}", stub.asked());
 }
 
+/// One of as many clients as there are questions.
+fn client(index: usize) -> std::net::IpAddr {
+    std::net::Ipv4Addr::from(0x0af4_0000 + u32::try_from(index).unwrap()).into()
+}
+
+#[tokio::test]
+async fn one_client_leaves_room_for_others() {
+    let stub = Stub::new(Manner::Silent).await;
+    let server = server(vec![stub.address]).await;
+    let upstreams = &server.lookup.upstreams;
+    let query = |index: usize| {
+        let name = Name::from_ascii(format!("n{index}.example.com.")).unwrap();
+        Query::query(name, RecordType::A)
+    };
+    (0..AT_ONCE).for_each(|index| upstreams.begin(&query(index), false, client(1)));
+    let refused = upstreams.ask(&query(AT_ONCE), false, client(1)).await;
+    assert!(matches!(refused, Err(AskError::TooMany)), "{refused:?}");
+    // Somebody else's question, which finds the resolver well again.
+    stub.behave(Manner::Answer);
+    assert_eq!(code(&server, WWW).await, ResponseCode::NoError);
+}
+
 #[tokio::test]
 async fn a_burst_is_bounded_and_the_rest_is_told_so() {
     let stub = Stub::new(Manner::Silent).await;
@@ -250,7 +275,7 @@ async fn a_burst_is_bounded_and_the_rest_is_told_so() {
         let name = Name::from_ascii(format!("n{index}.example.com.")).unwrap();
         Query::query(name, RecordType::A)
     };
-    (0..AT_ONCE).for_each(|index| upstreams.begin(&query(index), false));
+    (0..AT_ONCE).for_each(|index| upstreams.begin(&query(index), false, client(index)));
     let start = Instant::now();
     assert_eq!(
         code(&server, "onemore.example.com.").await,

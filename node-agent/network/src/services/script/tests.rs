@@ -24,6 +24,24 @@ fn skeletons() -> Vec<Skeleton> {
     Skeleton::of(&node, "gt-services")
 }
 
+#[test]
+fn packets_of_no_connection_to_the_service_range_do_not_pass() {
+    for (skeleton, family, range) in skeletons()
+        .iter()
+        .zip(["ip", "ip6"])
+        .zip(["10.96.0.0/12", "fd10:96::/112"])
+        .map(|((skeleton, family), range)| (skeleton.to_string(), family, range))
+    {
+        let (_, forward) = skeleton.split_once("chain filter_forward {").unwrap();
+        let rules: Vec<&str> = forward.lines().skip(2).map(str::trim).take(2).collect();
+        let dropped = format!("{family} daddr {range} ct state invalid,untracked counter drop");
+        assert_eq!(
+            rules,
+            [dropped.as_str(), "ct state new jump without_endpoints"]
+        );
+    }
+}
+
 /// Does what nft does with the scripts: objects that hold elements or rules, in which nothing may be added twice,
 /// removed when absent, or refer to what does not exist; and nothing goes that is referred to.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -671,3 +671,87 @@ fn row_08_a_container_that_is_refused_leaves_no_mount() -> Result<()> {
     }
     Ok(())
 }
+
+/// Where a pod's emptyDir is on this machine.
+fn empty_dir(cluster: &Cluster, uid: &str, name: &str) -> PathBuf {
+    let pods = cluster.data_dir().join("agent/pods");
+    pods.join(uid)
+        .join("volumes/kubernetes.io~empty-dir")
+        .join(name)
+}
+
+#[test]
+fn row_28_containers_read_what_we_write_and_write_what_is_theirs() -> Result<()> {
+    let cluster = started()?;
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"k": "1"}});
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"k": "1"}});
+    create(&cluster, &map)?;
+    create(&cluster, &secret)?;
+    let item = json!([{"path": "k", "fieldRef": {"fieldPath": "metadata.name"}}]);
+    let volumes = json!([
+        {"name": "map", "configMap": {"name": "m"}},
+        {"name": "secret", "secret": {"secretName": "s"}},
+        {"name": "projected", "projected": {"sources": [{"configMap": {"name": "m"}}]}},
+        {"name": "downward", "downwardAPI": {"items": item}},
+        {"name": "empty", "emptyDir": {}}]);
+    let written = ["map", "secret", "projected", "downward"];
+    let mut mounts: Vec<Value> = written
+        .iter()
+        .map(|name| json!({"name": name, "mountPath": format!("/{name}")}))
+        .collect();
+    mounts.extend([
+        json!({"name": "map", "mountPath": "/file", "subPath": "k"}),
+        json!({"name": "empty", "mountPath": "/empty"}),
+        json!({"name": "empty", "mountPath": "/part", "subPath": "made/here"}),
+    ]);
+    let container = json!({"volumeMounts": mounts});
+    create(
+        &cluster,
+        &pod("reader", json!({"volumes": volumes}), container),
+    )?;
+    running(&cluster, "reader")?;
+    let script = "for name in map secret projected downward; do
+        cat /$name/k > /dev/null || echo cannot read $name
+        busybox mkfifo /$name/pipe && echo made a pipe in $name
+        busybox ln -s / /$name/link && echo made a link in $name
+        echo x > /$name/k && echo wrote to $name
+        busybox rm /$name/..data && echo took $name apart
+    done 2> /dev/null
+    (echo x > /file) 2> /dev/null && echo wrote to a file
+    echo x > /part/file && busybox cmp /part/file /empty/made/here/file";
+    let said = exec(&cluster, "reader", script)?;
+    ensure!(said.is_empty(), "{said}");
+    let uid = uid(&cluster, "reader")?;
+    gone(&cluster, "reader")?;
+    eventually("nothing of the pod to be mounted", || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        ensure!(!mounts.contains(&uid), "mounts of {uid} are left");
+        Ok(())
+    })
+}
+
+#[test]
+fn row_28_what_a_pod_leaves_goes_however_deep_it_is() -> Result<()> {
+    let cluster = started()?;
+    let volumes = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+    create(&cluster, &pod("deep", volumes, json!({})))?;
+    running(&cluster, "deep")?;
+    let uid = uid(&cluster, "deep")?;
+    let volume = empty_dir(&cluster, &uid, "v");
+    // As the pod could, by 'mkdir d; cd d' over and over.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+    let (none, all) = (rustix::fs::Mode::empty(), rustix::fs::Mode::RWXU);
+    let mut current = rustix::fs::open(&volume, flags, none).context("opening the volume")?;
+    for _ in 0..60_000 {
+        rustix::fs::mkdirat(&current, "d", all)?;
+        current = rustix::fs::openat(&current, "d", flags, none)?;
+    }
+    drop(current);
+    gone(&cluster, "deep")?;
+    eventually("the volume to be removed", || {
+        let path = volume.display().to_string();
+        cluster.output("test", &["!", "-e", &path]).map(drop)
+    })?;
+    create(&cluster, &pod("next", json!({}), json!({})))?;
+    running(&cluster, "next").context("after the deep tree")
+}

@@ -49,14 +49,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-tls",
         ],
     ),
-    ("gantry-runtime", &["gantry-rpc"]),
-    ("gantry-image", &["gantry-durable", "gantry-rpc"]),
+    ("gantry-idmap", &[]),
+    ("gantry-runtime", &["gantry-idmap", "gantry-rpc"]),
+    (
+        "gantry-image",
+        &["gantry-durable", "gantry-idmap", "gantry-rpc"],
+    ),
     ("gantry-network", &["gantry-durable", "gantry-rpc"]),
     (
         "gantry-agent",
         &[
             "gantry-api",
             "gantry-durable",
+            "gantry-idmap",
             "gantry-image",
             "gantry-network",
             "gantry-rpc",

@@ -262,7 +262,10 @@ mod tests {
         let old = bed.pull("old:1", 6).await;
         let used_once = bed.pull("used-once:1", 6).await;
         bed.look(FULL, Duration::ZERO).await;
-        bed.images.mount_rootfs(&used_once, "k").await.unwrap();
+        bed.images
+            .mount_rootfs(&used_once, "k", None)
+            .await
+            .unwrap();
         bed.look(FULL, Duration::from_secs(60)).await;
         bed.images.unmount_rootfs("k").await.unwrap();
         let newer = bed.pull("newer:1", 6).await;
@@ -281,7 +284,7 @@ mod tests {
     async fn an_image_in_use_or_just_arrived_stays() {
         let mut bed = Bed::new();
         let mounted = bed.pull("mounted:1", 50).await;
-        bed.images.mount_rootfs(&mounted, "k").await.unwrap();
+        bed.images.mount_rootfs(&mounted, "k", None).await.unwrap();
         bed.pull("named:1", 50).await;
         let pod = json!({
             "metadata": {"name": "p", "namespace": "d", "uid": "u"},

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use gantry_idmap::Users;
 use parking_lot::Mutex;
 
 use crate::error::ImageError;
@@ -131,7 +132,12 @@ impl Images for FakeImages {
         Ok(())
     }
 
-    async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError> {
+    async fn mount_rootfs(
+        &self,
+        image_id: &str,
+        key: &str,
+        _: Option<Users>,
+    ) -> Result<PathBuf, ImageError> {
         self.known(image_id)
             .ok_or_else(|| ImageError::NotFound(image_id.to_owned()))?;
         let path = self.directory.join(key);

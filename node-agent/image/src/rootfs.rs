@@ -1,18 +1,22 @@
 //! Writable root file systems: overlay mounts of an image's layers.
 //!
-//! `rootfs/<key>/{upper,work,merged,image}`; `image` names the image, so that its layers are not collected.
+//! `rootfs/<key>/{upper,work,merged,image}`; `image` names the image, so that its layers are not collected. On the disk a
+//! layer's files have the ids that the image says, what a container has written those it has on the node.
 
-use std::fs::Permissions;
+use std::fs::{Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use gantry_idmap::Users;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_bind, mount_change, move_mount, open_tree, unmount,
 };
+use rustix::thread::UnshareFlags;
 
 use crate::parents::Parents;
 
@@ -42,7 +46,13 @@ impl Rootfs {
     }
 
     /// Mounts layers (lowest first), or returns the mount that is there.
-    pub(crate) fn mount(&self, key: &str, image: &str, layers: &[PathBuf]) -> io::Result<PathBuf> {
+    pub(crate) fn mount(
+        &self,
+        key: &str,
+        image: &str,
+        layers: &[PathBuf],
+        users: Option<&Users>,
+    ) -> io::Result<PathBuf> {
         let place = self.place(key)?;
         let merged = place.join("merged");
         if is_mount_point(&merged)? {
@@ -55,14 +65,20 @@ impl Rootfs {
         // The container's root directory is as the image has it.
         let root = layers.root()?;
         let mode = root.as_ref().map_or(0o755, |root| root.mode() & 0o7777);
-        chown(
-            &upper,
-            root.as_ref().map(MetadataExt::uid),
-            root.as_ref().map(MetadataExt::gid),
-        )?;
+        let owner = |of: fn(&Metadata) -> u32| {
+            let id = root.as_ref().map_or(0, of);
+            Some(users.map_or(id, |users| {
+                users.ids.on_node(id).unwrap_or(users.ids.first())
+            }))
+        };
+        chown(&upper, owner(MetadataExt::uid), owner(MetadataExt::gid))?;
         std::fs::set_permissions(&upper, Permissions::from_mode(mode))?;
         std::fs::write(place.join("image"), image)?;
-        overlay(&layers.visible()?, &upper, &place.join("work"), &merged)?;
+        let (layers, work) = (layers.visible()?, place.join("work"));
+        match users {
+            None => overlay(&layers, &upper, &work, &merged)?,
+            Some(users) => mapped_overlay(users, &layers, &place)?,
+        }
         Ok(merged)
     }
 
@@ -118,7 +134,7 @@ pub fn try_overlay(directory: &Path) -> io::Result<()> {
     }
     let key = "trial";
     let tried = rootfs
-        .mount(key, "trial", &layers)
+        .mount(key, "trial", &layers, None)
         .and_then(|merged| std::fs::write(merged.join("file"), "content"));
     let removed = rootfs.unmount(key);
     for layer in &layers {
@@ -200,11 +216,87 @@ fn overlay(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::
     move_mount(
         &mounted,
         "",
-        rustix::fs::CWD,
+        CWD,
         target,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?;
     Ok(())
+}
+
+/// Mounts layers at `place/merged` as files of a pod with users of its own. overlayfs wants its layers somewhere in the file
+/// system: they are mounted in a namespace that only a thread of ours sees, and that ends with it.
+fn mapped_overlay(users: &Users, layers: &[PathBuf], place: &Path) -> io::Result<()> {
+    let mounted = std::thread::scope(|scope| {
+        let working = scope.spawn(|| mapped_overlay_apart(users, layers, place));
+        working
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("mounting the layers panicked")))
+    })?;
+    move_mount(
+        &mounted,
+        "",
+        CWD,
+        place.join("merged"),
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
+    Ok(())
+}
+
+/// The mount, which is nowhere in the file system yet. The thread that calls this has to end.
+fn mapped_overlay_apart(users: &Users, layers: &[PathBuf], place: &Path) -> io::Result<OwnedFd> {
+    #[expect(
+        unsafe_code,
+        reason = "CLONE_FILES would be dangerous with several threads"
+    )]
+    // SAFETY: neither flag takes descriptors apart; this thread's root and working directory become its own.
+    unsafe {
+        rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS)?;
+    }
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private)?;
+    // Short names, relative to here: the options have to fit in a page.
+    let merged = place.join("merged");
+    mount("layers", &merged, "tmpfs", MountFlags::empty(), c"mode=700")?;
+    rustix::process::chdir(&merged)?;
+    let mut lower = Vec::with_capacity(layers.len());
+    // overlayfs wants the topmost first.
+    for (number, layer) in layers.iter().rev().enumerate() {
+        let name = number.to_string();
+        std::fs::create_dir(&name)?;
+        let layer = users.mapped_path(layer)?;
+        move_mount(
+            &layer,
+            "",
+            CWD,
+            &name,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?;
+        lower.push(name);
+    }
+    for name in ["place", "whole"] {
+        std::fs::create_dir(name)?;
+    }
+    mount_bind(place, "place")?;
+    let options = format!(
+        "lowerdir={},upperdir=place/upper,workdir=place/work",
+        lower.join(":")
+    );
+    if options.len() >= OPTIONS_LIMIT {
+        return Err(io::Error::other(format!(
+            "the image has {} layers, too many for a pod with users of its own (hostUsers: false)",
+            lower.len()
+        )));
+    }
+    let options = std::ffi::CString::new(options)?;
+    mount(
+        "overlay",
+        "whole",
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, "whole", flags)?)
 }
 
 #[cfg(test)]
@@ -236,7 +328,7 @@ mod tests {
         chown(&layers[2], Some(12), Some(34)).unwrap();
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(&layers[1], crate::root::OPAQUE_XATTR, b"y", flags).unwrap();
-        let merged = rootfs.mount("key", "image", &layers).unwrap();
+        let merged = rootfs.mount("key", "image", &layers, None).unwrap();
         let root = merged.metadata().unwrap();
         let mut names: Vec<_> = std::fs::read_dir(&merged)
             .unwrap()
@@ -270,7 +362,7 @@ mod tests {
         };
         let layer = directory.path().join("layer");
         std::fs::create_dir(&layer).unwrap();
-        let merged = rootfs.mount("key", "image", &[layer]).unwrap();
+        let merged = rootfs.mount("key", "image", &[layer], None).unwrap();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let mut current = rustix::fs::open(&merged, flags, Mode::empty()).unwrap();
         for _ in 0..3_000 {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use gantry_idmap::Users;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -324,13 +325,18 @@ impl Shared {
         Ok(ids.into_iter().collect())
     }
 
-    fn mount(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError> {
+    fn mount(
+        &self,
+        image_id: &str,
+        key: &str,
+        users: Option<&Users>,
+    ) -> Result<PathBuf, ImageError> {
         let _mounting = self.mounting.lock();
         let missing = || ImageError::NotFound(image_id.to_owned());
         let record = self.find(image_id).ok_or_else(missing)?;
         let layers = self.directories_of(&record.layers).ok_or_else(missing)?;
         self.rootfs
-            .mount(key, &record.image.id, &layers)
+            .mount(key, &record.image.id, &layers, users)
             .map_err(|source| ImageError::Io {
                 doing: format!("mounting image \"{image_id}\" for {key}"),
                 source,
@@ -516,9 +522,14 @@ impl Images for ImageStore {
         blocking(move || shared.remove(&reference)).await
     }
 
-    async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError> {
+    async fn mount_rootfs(
+        &self,
+        image_id: &str,
+        key: &str,
+        users: Option<Users>,
+    ) -> Result<PathBuf, ImageError> {
         let (shared, image_id, key) = (self.shared.clone(), image_id.to_owned(), key.to_owned());
-        blocking(move || shared.mount(&image_id, &key)).await
+        blocking(move || shared.mount(&image_id, &key, users.as_ref())).await
     }
 
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError> {

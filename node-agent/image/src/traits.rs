@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use gantry_idmap::Users;
 
 use crate::error::ImageError;
 
@@ -100,8 +101,14 @@ pub trait Images: Send + Sync + 'static {
     /// Removes a tag, and the image with its last one, unless a root file system uses it.
     async fn remove(&self, reference: &str) -> Result<(), ImageError>;
     /// Mounts a writable root file system of an image; `key` is unique per container attempt. Idempotent: an
-    /// existing mount for the key is returned as it is, also after the agent's restart.
-    async fn mount_rootfs(&self, image_id: &str, key: &str) -> Result<PathBuf, ImageError>;
+    /// existing mount for the key is returned as it is, also after the agent's restart. With `users` its files are those
+    /// of a pod with users of its own.
+    async fn mount_rootfs(
+        &self,
+        image_id: &str,
+        key: &str,
+        users: Option<Users>,
+    ) -> Result<PathBuf, ImageError>;
     /// Unmounts and deletes a root file system. Unknown keys are fine.
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError>;
     /// Where writes to root file systems go, by their keys.

@@ -17,17 +17,17 @@ async fn contract(images: &dyn Images) {
     assert_eq!(images.find("gantry.local/other:v1").await, None);
 
     let first = images
-        .mount_rootfs(&image.id, "pod-a_web_0")
+        .mount_rootfs(&image.id, "pod-a_web_0", None)
         .await
         .expect("mounts");
     let again = images
-        .mount_rootfs(&image.id, "pod-a_web_0")
+        .mount_rootfs(&image.id, "pod-a_web_0", None)
         .await
         .expect("is idempotent");
     assert_eq!(first, again);
     std::fs::write(first.join("written"), "by a").expect("writable");
     let second = images
-        .mount_rootfs(&image.id, "pod-b_web_0")
+        .mount_rootfs(&image.id, "pod-b_web_0", None)
         .await
         .expect("mounts");
     assert!(
@@ -35,7 +35,9 @@ async fn contract(images: &dyn Images) {
         "root file systems are separate"
     );
     assert!(matches!(
-        images.mount_rootfs("sha256:unknown", "pod-c_web_0").await,
+        images
+            .mount_rootfs("sha256:unknown", "pod-c_web_0", None)
+            .await,
         Err(ImageError::NotFound(_))
     ));
 
@@ -129,7 +131,7 @@ async fn images_and_mounts_survive_the_process() {
         .expect("imports")
         .remove(0);
     let root = images
-        .mount_rootfs(&image.id, "pod_web_0")
+        .mount_rootfs(&image.id, "pod_web_0", None)
         .await
         .expect("mounts");
     std::fs::write(root.join("written"), "before").expect("writable");
@@ -142,7 +144,7 @@ async fn images_and_mounts_survive_the_process() {
         std::slice::from_ref(&image)
     );
     let again = images
-        .mount_rootfs(&image.id, "pod_web_0")
+        .mount_rootfs(&image.id, "pod_web_0", None)
         .await
         .expect("finds the mount");
     assert_eq!(
@@ -210,7 +212,7 @@ async fn garbage_is_collected_beside_a_transfer_without_harm() {
         .remove(0);
     assert!(collected.load(std::sync::atomic::Ordering::Relaxed) > 0);
     let root = images
-        .mount_rootfs(&image.id, "pod_web_0")
+        .mount_rootfs(&image.id, "pod_web_0", None)
         .await
         .expect("mounts");
     assert!(root.join("web").exists());

@@ -213,7 +213,10 @@ async fn layers_are_completed_by_those_below_them() {
         .pull(&format!("{registry}/app:v1"), None, None)
         .await
         .expect("pulls");
-    let root = images.mount_rootfs(&image.id, "key").await.expect("mounts");
+    let root = images
+        .mount_rootfs(&image.id, "key", None)
+        .await
+        .expect("mounts");
     let mode = |path: &str| {
         use std::os::unix::fs::MetadataExt;
         root.join(path)

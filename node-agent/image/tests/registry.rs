@@ -148,7 +148,7 @@ async fn layers_of_every_compression_and_media_type_are_pulled() {
             .expect("pulls by digest");
         assert_eq!(by_digest.id, image.id);
         let root = images
-            .mount_rootfs(&image.id, "pod_web_0")
+            .mount_rootfs(&image.id, "pod_web_0", None)
             .await
             .expect("mounts");
         assert!(root.join("web").metadata().expect("the program").len() > 100_000);

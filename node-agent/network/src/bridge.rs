@@ -26,8 +26,8 @@ use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
-    HostPort, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules, forwarding, links,
-    listeners, loopback, netns, overlay, pod_rules, ports,
+    HostPort, MakeNamespace, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules,
+    forwarding, links, listeners, loopback, netns, overlay, pod_rules, ports,
 };
 
 mod look;
@@ -222,10 +222,11 @@ impl BridgeNetwork {
 
 #[async_trait]
 impl PodNetwork for BridgeNetwork {
-    async fn attach(
+    async fn attach_namespace(
         &self,
         pod_uid: &str,
         host_ports: &[HostPort],
+        make: Option<MakeNamespace>,
     ) -> Result<PodAttachment, NetworkError> {
         check_uid(pod_uid)?;
         let _one_at_a_time = self.shared.stripe(pod_uid).lock().await;
@@ -234,7 +235,7 @@ impl PodNetwork for BridgeNetwork {
             pod_uid.to_owned(),
             host_ports.to_vec(),
         );
-        let attached = blocking(move || shared.attach(&uid, ports)).await;
+        let attached = blocking(move || shared.attach(&uid, ports, make.as_ref())).await;
         self.shared.guard.retire_when_idle();
         attached
     }
@@ -281,7 +282,12 @@ impl Shared {
         ))
     }
 
-    fn attach(&self, uid: &str, ports: Vec<HostPort>) -> Result<PodAttachment, NetworkError> {
+    fn attach(
+        &self,
+        uid: &str,
+        ports: Vec<HostPort>,
+        make: Option<&MakeNamespace>,
+    ) -> Result<PodAttachment, NetworkError> {
         let (lease, before) = self.lease(uid, ports)?;
         let attachment = self.attachment(uid, &lease);
         let connected = self
@@ -290,6 +296,7 @@ impl Shared {
                 self.connect(
                     &attachment,
                     before.as_ref().is_some_and(|lease| lease.ready),
+                    make,
                 )
             })
             .and_then(|()| self.exchange_rules(before.as_ref(), Some(&lease)))
@@ -389,7 +396,12 @@ impl Shared {
 
     /// Makes the namespace and the pair, as far as they are missing. What an earlier attempt left half-done (not
     /// `ready`) is made anew.
-    fn connect(&self, attachment: &PodAttachment, ready: bool) -> Result<(), NetworkError> {
+    fn connect(
+        &self,
+        attachment: &PodAttachment,
+        ready: bool,
+        make: Option<&MakeNamespace>,
+    ) -> Result<(), NetworkError> {
         let mut host = Netlink::open()?;
         let link = self.names.host_link(attachment.ip);
         let mut inside = if netns::is_mounted(&attachment.netns) {
@@ -399,7 +411,9 @@ impl Shared {
             }
             netns::open(&attachment.netns)?
         } else {
-            netns::create(&attachment.netns)?
+            netns::create(&attachment.netns, || {
+                make.map(|make| make(attachment.ip)).transpose()
+            })?
         };
         let PodAttachment { ip, ip6, .. } = *attachment;
         let bridge = self.state.lock().bridge;

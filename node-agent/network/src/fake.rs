@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use crate::ipam::AddressPool;
 use crate::leases::{Lease, check_uid};
 use crate::{
-    ClusterDns, DnsTable, HostPort, Listeners, LocalPort, NetworkError, NodePolicies, Overlay,
-    PeerEcho, PeerNode, PeerPath, PodAttachment, PodNetwork, PodRoute, PolicyRules, Protocol,
-    ServiceChanges, ServiceName, ServicePort, ServiceRules, listeners, overlay, pod_rules, policy,
+    ClusterDns, DnsTable, HostPort, Listeners, LocalPort, MakeNamespace, NetworkError,
+    NodePolicies, Overlay, PeerEcho, PeerNode, PeerPath, PodAttachment, PodNetwork, PodRoute,
+    PolicyRules, Protocol, ServiceChanges, ServiceName, ServicePort, ServiceRules, listeners,
+    overlay, pod_rules, policy,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -43,10 +44,11 @@ fn attachment(uid: &str, lease: &Lease) -> PodAttachment {
 
 #[async_trait]
 impl PodNetwork for FakePodNetwork {
-    async fn attach(
+    async fn attach_namespace(
         &self,
         pod_uid: &str,
         host_ports: &[HostPort],
+        _: Option<MakeNamespace>,
     ) -> Result<PodAttachment, NetworkError> {
         check_uid(pod_uid)?;
         let mut state = self.state.lock();

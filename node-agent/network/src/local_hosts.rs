@@ -191,7 +191,7 @@ table ip {table} {{
         }
         // What is left of a namespace that is gone.
         links::remove(&mut netlink, &link)?;
-        let mut inside = netns::create(&host.netns)?;
+        let mut inside = netns::create(&host.netns, || Ok(None))?;
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(HOST_LINK.to_owned())
             .address(hardware_address(host.address).to_vec())

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -24,16 +25,24 @@ pub(crate) fn is_mounted(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
 }
 
-/// Makes a new namespace and mounts it at `path`. Nothing stays behind on failure.
-pub(crate) fn create(path: &Path) -> Result<Namespace, NetworkError> {
+/// Makes a new namespace, or takes the one that `make` gives, and mounts it at `path`. Nothing stays behind on failure.
+pub(crate) fn create(
+    path: &Path,
+    make: impl FnOnce() -> io::Result<Option<OwnedFd>> + Send,
+) -> Result<Namespace, NetworkError> {
     let io = |doing: &str, source: io::Error| NetworkError::Io {
         doing: format!("{doing} {}", path.display()),
         source,
     };
     File::create(path).map_err(|e| io("creating", e))?;
     let made = on_own_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|e| io("making the network namespace", e.into()))?;
+        let making = |e| io("making the network namespace", e);
+        match make().map_err(making)? {
+            None => unshare(CloneFlags::CLONE_NEWNET).map_err(|e| making(e.into()))?,
+            Some(made) => {
+                setns(made, CloneFlags::CLONE_NEWNET).map_err(|e| making(e.into()))?;
+            }
+        }
         mount_bind("/proc/thread-self/ns/net", path)
             .map_err(|e| io("mounting the network namespace", e.into()))?;
         allow_unprivileged_ports();
@@ -114,6 +123,8 @@ pub(crate) fn on_own_thread<T: Send>(
 fn allow_unprivileged_ports() {
     for (setting, value) in [
         ("ip_unprivileged_port_start", "0"),
+        // A namespace that belongs to other users than the host's knows no more groups than these.
+        ("ping_group_range", "0 65535"),
         ("ping_group_range", "0 2147483647"),
     ] {
         if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{setting}"), value) {

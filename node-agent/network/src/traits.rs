@@ -1,7 +1,9 @@
 //! The seams between the agent and whatever connects pods and programs services.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,6 +131,9 @@ impl PodAttachment {
     }
 }
 
+/// Makes a network namespace for the pod that is given this address; one that belongs to the host's users is made without.
+pub type MakeNamespace = Arc<dyn Fn(Ipv4Addr) -> io::Result<OwnedFd> + Send + Sync>;
+
 /// Connects pods. Every operation is idempotent; state survives the agent.
 #[async_trait]
 pub trait PodNetwork: Send + Sync + 'static {
@@ -137,6 +142,15 @@ pub trait PodNetwork: Send + Sync + 'static {
         &self,
         pod_uid: &str,
         host_ports: &[HostPort],
+    ) -> Result<PodAttachment, NetworkError> {
+        self.attach_namespace(pod_uid, host_ports, None).await
+    }
+    /// Likewise, in a namespace that somebody else makes should there be none yet.
+    async fn attach_namespace(
+        &self,
+        pod_uid: &str,
+        host_ports: &[HostPort],
+        make: Option<MakeNamespace>,
     ) -> Result<PodAttachment, NetworkError>;
     /// Removes all of it and frees the address. Unknown pods are fine.
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;

@@ -22,7 +22,7 @@ use crate::helper::{Outcome, cause};
 use crate::launch::{self, Program, Report, Reported};
 use crate::shim::CONSOLE;
 use crate::sys::{self, Fork};
-use crate::{privileges, rootfs, seccomp};
+use crate::{privileges, rootfs, seccomp, users};
 
 /// In an exec's directory: the command, as JSON.
 pub(crate) const COMMAND: &str = "command.json";
@@ -37,6 +37,10 @@ pub(crate) struct Command {
     pub(crate) cwd: PathBuf,
     pub(crate) terminal: bool,
     pub(crate) uid: u32,
+    /// The same user for the node.
+    pub(crate) user: u32,
+    /// The container is in a user namespace of its own.
+    pub(crate) own_users: bool,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
     /// Bits in the kernel's order.
@@ -116,13 +120,20 @@ fn prepare(command: &Command, init: &OwnedFd, console: Option<UnixStream>) -> io
         fs::write(door, "0")?;
     }
     sys::new_session_keyring();
-    let namespaces = ThreadNameSpaceType::MOUNT
+    sys::give_stdio(command.user)?;
+    let mut namespaces = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::NETWORK;
+    if command.own_users {
+        namespaces |= ThreadNameSpaceType::USER;
+    }
     rustix::thread::move_into_thread_name_spaces(init.as_fd(), namespaces)?;
+    if command.own_users {
+        users::become_root()?;
+    }
     enter_directory(&command.cwd)?;
     if let Some(console) = console {
         open_terminal(&console, command.uid)?;

@@ -5,9 +5,12 @@
 //! [`FakeRuntime::add_command`]. Nothing ends by itself but these; [`FakeRuntime::finish`] ends what runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use gantry_idmap::IdBlock;
 use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -274,6 +277,10 @@ impl Runtime for FakeRuntime {
         let state = self.state.lock();
         let sandbox = state.sandboxes.get(pod).map(Sandbox::statuses);
         sandbox.ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))
+    }
+
+    fn own_network(&self, _: IdBlock) -> io::Result<OwnedFd> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError> {

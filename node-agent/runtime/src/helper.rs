@@ -22,19 +22,32 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use rustix::thread::CapabilitySet;
+use serde::{Deserialize, Serialize};
 
 use crate::launch::{self, Program, install};
 use crate::shim::CONSOLE;
-use crate::{devices, privileges, seccomp, sys};
+use crate::users::View;
+use crate::{devices, privileges, seccomp, sys, users};
 
-/// In the directory of a container in a shared pid namespace: the bits of its capabilities, in hexadecimal digits.
-pub(crate) const CAPABILITIES: &str = "capabilities";
-/// In a container's directory: its place in the queue of the kernel's OOM killer.
-pub(crate) const OOM_SCORE_ADJ: &str = "oom_score_adj";
+/// In a container's directory: what its configuration has no place for, as JSON.
+pub(crate) const ORDERS: &str = "orders.json";
 const RESULT: &str = "result";
 const STATE: &str = "state";
 /// libcontainer wants an id; the directory around its state is already unique.
 const ID: &str = "c";
+
+/// What is in [`ORDERS`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Orders {
+    /// Bits in the kernel's order.
+    pub(crate) capabilities: u64,
+    /// Its place in the queue of the kernel's OOM killer.
+    pub(crate) oom_score_adj: i32,
+    /// The node's id of the user that the container begins as.
+    pub(crate) user: u32,
+    /// In a pod with users of its own.
+    pub(crate) view: Option<View>,
+}
 
 /// What a helper achieved.
 #[derive(Debug, PartialEq, Eq)]
@@ -174,13 +187,20 @@ pub(crate) fn create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<()> {
 fn try_create(dir: &Path, namespaces: Vec<OwnedFd>) -> io::Result<Outcome> {
     launch::set_container_umask();
     let filters = seccomp::load(dir)?;
-    privileges::set_oom_score_adj(read_oom_score_adj(dir)?)?;
+    let orders: Orders = serde_json::from_slice(&fs::read(dir.join(ORDERS))?)?;
+    privileges::set_oom_score_adj(orders.oom_score_adj)?;
     sys::new_session_keyring();
-    let late = match crate::namespaces::join(namespaces)? {
-        None => None,
-        Some(pid_namespace) => Some(Late {
+    sys::give_stdio(orders.user)?;
+    let pid_namespace = crate::namespaces::join(namespaces)?;
+    let late = match &orders.view {
+        Some(view) => {
+            users::enter(dir, view, pid_namespace.as_ref())?;
+            // libcontainer joins it: what it does is the host's root's in the eyes of the pod's users, who cannot attach.
+            None
+        }
+        None => pid_namespace.map(|pid_namespace| Late {
             pid_namespace: Arc::new(pid_namespace),
-            capabilities: read_capabilities(dir)?,
+            capabilities: CapabilitySet::from_bits_retain(orders.capabilities),
         }),
     };
     let patience = match &late {
@@ -246,18 +266,6 @@ fn build(
     devices::apply(dir).map_err(LibcontainerError::OtherIO)?;
     container.start()?;
     Ok(pid)
-}
-
-fn read_oom_score_adj(dir: &Path) -> io::Result<i32> {
-    let text = fs::read_to_string(dir.join(OOM_SCORE_ADJ))?;
-    text.parse().map_err(io::Error::other)
-}
-
-/// The capabilities of a container that gives up the others itself.
-fn read_capabilities(dir: &Path) -> io::Result<CapabilitySet> {
-    let bits = fs::read_to_string(dir.join(CAPABILITIES))?;
-    let bits = u64::from_str_radix(&bits, 16).map_err(io::Error::other)?;
-    Ok(CapabilitySet::from_bits_retain(bits))
 }
 
 /// The words users know from a shell.

@@ -4,7 +4,7 @@
 //! memory. Per pod there is one shim process: this binary, re-executed. Whoever links this crate must call
 //! [`dispatch`] first thing in `main`, before any thread exists.
 //!
-//! Depends on libcontainer, cgroups and `gantry-rpc`'s `shim.proto`. Must never know images, pods' specifications,
+//! Depends on libcontainer, cgroups, `gantry-idmap` and `gantry-rpc`'s `shim.proto`. Must never know images, pods' specifications,
 //! the API or the network beyond the path of a namespace to join.
 //!
 //! Invariants: a container is never started twice for one attempt; the agent's death changes nothing for running
@@ -35,6 +35,7 @@ mod spec;
 mod sys;
 mod sysctl;
 mod trial;
+mod users;
 
 use std::ffi::OsString;
 use std::io;
@@ -55,6 +56,8 @@ const CREATE_HELPER: &str = "__gantry-create";
 const EXEC_HELPER: &str = "__gantry-exec";
 const NAMESPACES: &str = "__gantry-namespaces";
 const PAUSE: &str = "__gantry-pause";
+const PAUSE_OF_OWN_USERS: &str = "__gantry-pause-own-users";
+const USERS: &str = "__gantry-users";
 
 /// What a server or agent does first: its memory, which holds keys, is neither dumped nor read by others, and the
 /// kernel's OOM killer ends everything else before. Says whether the second was allowed.
@@ -73,7 +76,9 @@ pub fn dispatch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         NAMESPACES => |dir, _| namespaces::run(dir),
         CREATE_HELPER => helper::create,
         EXEC_HELPER => exec::exec,
-        PAUSE => |dir, _| namespaces::pause(dir),
+        PAUSE => |dir, _| namespaces::pause(dir, true),
+        PAUSE_OF_OWN_USERS => |dir, _| namespaces::pause(dir, false),
+        USERS => |_, _| users::run(),
         _ => return None,
     };
     let dir = args.next().map(PathBuf::from).unwrap_or_default();

@@ -5,17 +5,19 @@
 //! descriptors and system calls.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use gantry_rpc::shim::SandboxConfig;
 use rustix::mount::MountFlags;
+use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
 
+use crate::sys::Fork;
 use crate::sysctl::{SysctlName, SysctlNamespace};
-use crate::{privileges, seccomp, shim, sys, sysctl};
+use crate::{privileges, seccomp, shim, sys, sysctl, users};
 
 /// In a sandbox's directory: the process file system of a shared pid namespace.
 pub(crate) const PROC: &str = "proc";
@@ -113,38 +115,109 @@ pub(crate) fn run(dir: &Path) -> io::Result<()> {
     if config.share_pid {
         new |= UnshareFlags::NEWPID;
     }
+    let network = match config.netns.as_str() {
+        "" => None,
+        path => Some(fs::File::open(path).map_err(|error| joining(path, error))?),
+    };
+    let mut writer = None;
+    if config.own_users {
+        // Those who own the namespaces may not write all that the pod may ask for.
+        writer = SettingsWriter::start(&config, &settings, dir)?;
+        privileges::enter_root_of_its_own(&dir.join(EMPTY), 0, |root| {
+            for name in [EMPTY, PROC] {
+                fs::create_dir(root.join(name))?;
+            }
+            Ok(rustix::mount::mount_bind("/proc", root.join(PROC))?)
+        })?;
+        let network = network.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        users::become_root_of(network)?;
+    }
     sys::unshare(new)?;
     rustix::system::sethostname(config.hostname.as_bytes())?;
-    if !config.netns.is_empty() {
-        let joining = |error| {
-            explain(
-                &format!("joining the network namespace {}", config.netns),
-                error,
-            )
-        };
-        let namespace = fs::File::open(&config.netns).map_err(joining)?;
-        let network = Some(LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), network)
-            .map_err(|error| joining(error.into()))?;
+    if let Some(network) = &network {
+        let kind = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(network.as_fd(), kind)
+            .map_err(|error| joining(&config.netns, error.into()))?;
     }
-    let holder = if config.share_pid {
-        start_holder(dir)?
-    } else {
-        0
+    let holder = match (config.share_pid, config.own_users) {
+        (false, _) => 0,
+        (true, false) => start_holder(crate::PAUSE, dir)?,
+        (true, true) => start_holder(crate::PAUSE_OF_OWN_USERS, Path::new("/"))?,
     };
-    if !settings.is_empty() {
-        let mut own = Vec::new();
-        if !config.host_ipc {
-            own.push(SysctlNamespace::Ipc);
-        }
-        if !config.netns.is_empty() {
-            own.push(SysctlNamespace::Net);
-        }
-        sysctl::write(&settings, &own, &dir.join(EMPTY))?;
+    match writer {
+        Some(writer) => writer.finish()?,
+        None if settings.is_empty() || config.own_users => {}
+        None => sysctl::write(&settings, &own_settings(&config), &dir.join(EMPTY))?,
     }
     writeln!(io::stdout(), "{holder}")?;
     io::copy(&mut io::stdin(), &mut io::sink())?;
     Ok(())
+}
+
+fn joining(path: &str, error: io::Error) -> io::Error {
+    explain(&format!("joining the network namespace {path}"), error)
+}
+
+/// The namespaces of which the pod has its own.
+fn own_settings(config: &SandboxConfig) -> Vec<SysctlNamespace> {
+    let mut own = Vec::new();
+    if !config.host_ipc {
+        own.push(SysctlNamespace::Ipc);
+    }
+    if !config.netns.is_empty() {
+        own.push(SysctlNamespace::Net);
+    }
+    own
+}
+
+/// A process that stays root of the host's until the pod's namespaces are there, and then writes its settings.
+struct SettingsWriter {
+    pid: i32,
+    go: PipeWriter,
+}
+
+impl SettingsWriter {
+    /// None when there is nothing to write.
+    fn start(
+        config: &SandboxConfig,
+        settings: &[(SysctlName, String)],
+        dir: &Path,
+    ) -> io::Result<Option<Self>> {
+        if settings.is_empty() {
+            return Ok(None);
+        }
+        let maker = std::process::id();
+        let (mut gone, go) = io::pipe()?;
+        match sys::fork(false)? {
+            Fork::Parent(pid) => Ok(Some(Self { pid, go })),
+            Fork::Child => {
+                drop(go);
+                let written = gone.read_exact(&mut [0]).and_then(|()| {
+                    for kind in ["ipc", "net"] {
+                        let namespace = fs::File::open(format!("/proc/{maker}/ns/{kind}"))?;
+                        rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
+                    }
+                    sysctl::write(settings, &own_settings(config), &dir.join(EMPTY))
+                });
+                if let Err(error) = &written {
+                    eprintln!("{error}");
+                }
+                sys::exit_now(i32::from(written.is_err()))
+            }
+        }
+    }
+
+    /// Waits until it has written them.
+    fn finish(mut self) -> io::Result<()> {
+        self.go.write_all(&[0])?;
+        let pid = Pid::from_raw(self.pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let ended = rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;
+        match ended.and_then(|(_, status)| status.exit_status()) {
+            Some(0) => Ok(()),
+            // It has said why.
+            _ => Err(io::Error::other("could not write the pod's sysctls")),
+        }
+    }
 }
 
 fn settings(config: &SandboxConfig) -> io::Result<Vec<(SysctlName, String)>> {
@@ -157,9 +230,9 @@ fn settings(config: &SandboxConfig) -> io::Result<Vec<(SysctlName, String)>> {
     config.sysctls.iter().map(parse).collect()
 }
 
-fn start_holder(dir: &Path) -> io::Result<i32> {
+fn start_holder(role: &str, dir: &Path) -> io::Result<i32> {
     let mut holder = Command::new("/proc/self/exe")
-        .arg(crate::PAUSE)
+        .arg(role)
         .arg(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -175,19 +248,22 @@ fn start_holder(dir: &Path) -> io::Result<i32> {
     }
 }
 
-/// Is pid 1 of a pod's shared pid namespace: reaps, until it is killed.
-pub(crate) fn pause(dir: &Path) -> io::Result<()> {
-    // Only a process in the namespace can make its file system, and this is the one that is not a container's.
-    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    rustix::mount::mount(
-        "proc",
-        dir.join(PROC),
-        "proc",
-        flags,
-        None::<&std::ffi::CStr>,
-    )?;
+/// Is pid 1 of a pod's shared pid namespace: reaps, until it is killed. `with_proc` makes the file system that containers
+/// are given; those of a pod with users of its own make theirs.
+pub(crate) fn pause(dir: &Path, with_proc: bool) -> io::Result<()> {
+    if with_proc {
+        // Only a process in the namespace can make it, and this is the one that is not a container's.
+        let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        rustix::mount::mount(
+            "proc",
+            dir.join(PROC),
+            "proc",
+            flags,
+            None::<&std::ffi::CStr>,
+        )?;
+    }
     let filter = seccomp::holder().map_err(io::Error::other)?;
-    privileges::enter_root_of_its_own(&dir.join(EMPTY), |_| Ok(()))?;
+    privileges::enter_root_of_its_own(&dir.join(EMPTY), 0, |_| Ok(()))?;
     // Ends of processes that nobody waits for are then no news at all.
     sys::ignore_signal(libc::SIGCHLD, true);
     privileges::bound_capabilities(CapabilitySet::empty())?;

@@ -69,22 +69,19 @@ pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> 
 }
 
 /// Leaves the host's files: from here on the root directory is what `fill` makes of an empty one, read-only. `at` is a
-/// directory to put it on, which nobody else sees changed.
+/// directory to put it on, which nobody else sees changed; there is room for `entries` and a few more.
 pub(crate) fn enter_root_of_its_own(
     at: &std::path::Path,
+    entries: usize,
     fill: impl FnOnce(&std::path::Path) -> io::Result<()>,
 ) -> io::Result<()> {
     sys::unshare(UnshareFlags::NEWNS)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    rustix::mount::mount(
-        "none",
-        at,
-        "tmpfs",
-        flags,
-        c"size=64k,nr_inodes=64,mode=555",
-    )?;
+    let options = format!("size=64k,nr_inodes={},mode=555", entries + 64);
+    let options = std::ffi::CString::new(options)?;
+    rustix::mount::mount("none", at, "tmpfs", flags, options.as_c_str())?;
     fill(at)?;
     rustix::mount::mount_remount(at, flags | MountFlags::RDONLY, c"")?;
     rustix::process::chdir(at)?;

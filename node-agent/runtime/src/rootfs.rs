@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use crate::error::RuntimeError;
@@ -149,8 +149,9 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     )
 }
 
-/// Makes the working directory, owned by root as an image's would be, unless a mount will provide it.
-pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
+/// Makes the working directory, owned by root as an image's would be, unless a mount will provide it. `root` is the node's
+/// number of that user and group.
+pub(crate) fn ensure_directory(spec: &ContainerSpec, root: u32) -> io::Result<()> {
     if spec
         .mounts
         .iter()
@@ -170,7 +171,10 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec) -> io::Result<()> {
                 rustix::fs::mkdirat(&parent, name, mode)?;
                 // Whatever this process's umask takes away.
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-                rustix::fs::fchmod(open(&spec.rootfs, &done, flags)?, mode)?;
+                let made = open(&spec.rootfs, &done, flags)?;
+                let (user, group) = (Uid::from_raw(root), Gid::from_raw(root));
+                rustix::fs::fchown(&made, Some(user), Some(group))?;
+                rustix::fs::fchmod(&made, mode)?;
             }
             Err(error) => return Err(error.into()),
         }

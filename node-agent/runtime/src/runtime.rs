@@ -10,11 +10,13 @@ mod sandboxes;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{self, ContainerRef};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -26,6 +28,7 @@ use crate::traits::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
     IoSession, PodUid, Runtime, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
 };
+use crate::users;
 
 /// Where a node's runtime keeps its things. All of it derives from the agent, so that several can share a machine.
 #[derive(Clone, Debug)]
@@ -258,6 +261,10 @@ impl Runtime for ShimRuntime {
 
     async fn containers(&self, pod: &PodUid) -> Result<Vec<ContainerStatus>, RuntimeError> {
         containers::list(&self.shared, pod).await
+    }
+
+    fn own_network(&self, ids: IdBlock) -> io::Result<OwnedFd> {
+        users::make_network(&self.shared.executable.path(), ids)
     }
 
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError> {

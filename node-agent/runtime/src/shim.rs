@@ -42,7 +42,7 @@ pub(crate) const CONFIG: &str = "shim.config";
 /// Before the kernel's OOM killer ends a shim it has ended all containers; after it come agents and servers.
 const SCORE: i32 = -998;
 /// Goes up when helpers read a container's or a command's directory in another way: an older one must not be given those.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// What the shim prints once it answers on its socket.
 pub(crate) const READY: &str = "ready\n";
 

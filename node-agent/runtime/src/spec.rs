@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use gantry_idmap::IdBlock;
 use serde_json::{Value, json};
 
 use crate::devices;
@@ -217,10 +218,21 @@ fn groups(spec: &ContainerSpec) -> BTreeSet<u32> {
     spec.groups.iter().copied().chain([spec.gid]).collect()
 }
 
-/// Refuses numbers that leave a process whatever it was: to the kernel they say "do not change".
-fn check_user(spec: &ContainerSpec) -> Result<(), RuntimeError> {
+/// Refuses numbers that leave a process whatever it was: to the kernel they say "do not change". Those that a pod with
+/// users of its own does not have would be nobody's.
+fn check_user(spec: &ContainerSpec, users: Option<IdBlock>) -> Result<(), RuntimeError> {
     let mut numbers = groups(spec);
     numbers.insert(spec.uid);
+    let lacks = |number: &&u32| users.is_some_and(|ids| ids.on_node(**number).is_none());
+    if let Some(number) = numbers.iter().find(lacks) {
+        return Err(RuntimeError::Create {
+            container: spec.id.name.clone(),
+            cause: format!(
+                "user or group {number} is not among the {} of a pod with users of its own (hostUsers: false)",
+                gantry_idmap::IDS
+            ),
+        });
+    }
     if numbers.contains(&privileges::UNCHANGED) {
         return Err(RuntimeError::Create {
             container: spec.id.name.clone(),
@@ -230,9 +242,15 @@ fn check_user(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     Ok(())
 }
 
+/// The node's number of the user that a container begins as.
+pub(crate) fn user_on_node(spec: &ContainerSpec, users: Option<IdBlock>) -> u32 {
+    let mapped = users.and_then(|ids| ids.on_node(spec.uid));
+    mapped.unwrap_or(spec.uid)
+}
+
 /// The `process` part. A container that joins a shared pid namespace itself keeps what that needs until then.
 fn process(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Value, RuntimeError> {
-    check_user(spec)?;
+    check_user(spec, around.sandbox.users)?;
     let available = around.available;
     let capabilities = match around.shared_proc {
         None => capabilities(spec, available)?,
@@ -262,6 +280,7 @@ pub(crate) fn exec_command(
     spec: &ContainerSpec,
     exec: &ExecSpec,
     available: u64,
+    users: Option<IdBlock>,
     cgroups: Vec<PathBuf>,
     container: PathBuf,
 ) -> Result<Command, RuntimeError> {
@@ -275,6 +294,8 @@ pub(crate) fn exec_command(
         cwd: spec.cwd.clone(),
         terminal: exec.tty,
         uid: spec.uid,
+        user: user_on_node(spec, users),
+        own_users: users.is_some(),
         gid: spec.gid,
         groups: groups(spec).into_iter().collect(),
         capabilities: bits(&capabilities(spec, available)?),
@@ -487,13 +508,18 @@ pub(crate) fn config(
         Propagation::HostToContainer => "slave",
         Propagation::Bidirectional => "shared",
     });
+    let unmasked = spec.unmasked_proc && around.sandbox.users.is_some();
+    let in_proc = |path: &&&str| path.starts_with("/proc/");
+    let masked = |paths: &[&str]| -> Vec<String> {
+        let hidden = paths
+            .iter()
+            .filter(|path| !spec.privileged && !(unmasked && in_proc(path)));
+        hidden.map(|path| (*path).to_owned()).collect()
+    };
+    linux["maskedPaths"] = json!(masked(MASKED));
+    linux["readonlyPaths"] = json!(masked(READ_ONLY));
     if spec.privileged {
         linux["devices"] = Value::Array(host_devices());
-        linux["maskedPaths"] = json!([]);
-        linux["readonlyPaths"] = json!([]);
-    } else {
-        linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READ_ONLY);
     }
     Ok(json!({
         "ociVersion": "1.0.2",

@@ -236,6 +236,23 @@ pub(crate) fn open_terminal_peer(terminal: impl AsFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// Lets a user of the node open the pipes that are this process's stdin, stdout and stderr by name, as /dev/stdout does.
+/// What is no pipe of ours stays as it is.
+pub(crate) fn give_stdio(user: u32) -> io::Result<()> {
+    use rustix::fs::{FileType, Uid};
+    let ours = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    for fd in ours {
+        if FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(user)), None)?;
+        }
+    }
+    Ok(())
+}
+
 /// Leaves the session's controlling terminal.
 pub(crate) fn give_up_terminal() -> io::Result<()> {
     #[expect(unsafe_code, reason = "TIOCNOTTY has no safe wrapper")]

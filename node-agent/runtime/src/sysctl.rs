@@ -113,7 +113,7 @@ pub(crate) fn write(
     own: &[SysctlNamespace],
     root: &Path,
 ) -> io::Result<()> {
-    privileges::enter_root_of_its_own(root, |root| {
+    privileges::enter_root_of_its_own(root, 0, |root| {
         if own.contains(&SysctlNamespace::Net) {
             bind(Path::new("net"), root)?;
         }

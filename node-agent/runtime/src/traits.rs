@@ -1,10 +1,13 @@
 //! The seam between pod workers and whatever runs containers.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use gantry_idmap::IdBlock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -42,6 +45,9 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// Path of the network namespace to join; `None` runs in the host's.
     pub netns: Option<PathBuf>,
+    /// Users of its own: those of the user namespace that owns `netns`, which [`Runtime::own_network`] has made.
+    #[serde(default)]
+    pub users: Option<IdBlock>,
     /// Share the host's pid namespace.
     pub host_pid: bool,
     /// Share the host's ipc namespace.
@@ -149,6 +155,9 @@ pub struct ContainerSpec {
     pub read_only_rootfs: bool,
     /// All capabilities, no masked paths, no seccomp, host devices.
     pub privileged: bool,
+    /// No masked and no read-only paths in /proc: for pods with users of their own, to which they show nothing more.
+    #[serde(default)]
+    pub unmasked_proc: bool,
     /// Capabilities added to the default set, without `CAP_`; `ALL` for all.
     pub cap_add: Vec<String>,
     /// Capabilities dropped, without `CAP_`; `ALL` for all.
@@ -295,6 +304,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn sandbox(&self, pod: &PodUid) -> Option<SandboxSpec>;
     /// All containers of one sandbox that are not yet removed, in creation order: asks no other sandbox's shim.
     async fn containers(&self, pod: &PodUid) -> Result<Vec<ContainerStatus>, RuntimeError>;
+    /// Makes a network namespace in a user namespace that has these ids of the node's. It lives as long as the answer, and
+    /// what it was mounted at.
+    fn own_network(&self, ids: IdBlock) -> io::Result<OwnedFd>;
     /// Kills what still runs, ends the shim and removes every trace but the logs.
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError>;
     /// Creates and starts a container; returns when its command is executing.

@@ -60,8 +60,10 @@ fn labelled(options: Option<&SELinuxOptions>) -> bool {
 
 /// Refuses what this node cannot give yet; names the field and what to do.
 pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
-    if spec.host_users == Some(false) {
-        return Err("spec.hostUsers: user namespaces are not supported by this node; leave the field out to run in the host's".to_owned());
+    let own_users = spec.host_users == Some(false);
+    let hosts = [spec.host_network, spec.host_pid, spec.host_ipc];
+    if own_users && hosts.contains(&Some(true)) {
+        return Err("spec.hostUsers: a pod with users of its own can share no other namespace with the host; leave hostNetwork, hostPID and hostIPC out".to_owned());
     }
     if let Some(class) = spec
         .runtime_class_name
@@ -92,17 +94,29 @@ pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
                 container.name
             ));
         }
-        check_container(container, selinux, windows)
+        check_container(container, own_users, selinux, windows)
             .map_err(|message| format!("container {}: {message}", container.name))?;
     }
     Ok(())
 }
 
-fn check_container(container: &Container, selinux: &str, windows: &str) -> Result<(), String> {
+fn check_container(
+    container: &Container,
+    own_users: bool,
+    selinux: &str,
+    windows: &str,
+) -> Result<(), String> {
     for mount in container.volume_mounts.iter().flatten() {
         if mount.recursive_read_only.as_deref() == Some("Enabled") {
             return Err(format!(
                 "volumeMounts[{}].recursiveReadOnly: recursive read-only mounts are not supported by this node; use IfPossible or Disabled",
+                mount.name
+            ));
+        }
+        let propagation = mount.mount_propagation.as_deref();
+        if own_users && propagation.is_some_and(|propagation| propagation != "None") {
+            return Err(format!(
+                "volumeMounts[{}].mountPropagation: mounts of the host do not reach a pod with users of its own (hostUsers: false); use None",
                 mount.name
             ));
         }
@@ -117,9 +131,9 @@ fn check_container(container: &Container, selinux: &str, windows: &str) -> Resul
     if own
         .proc_mount
         .as_deref()
-        .is_some_and(|kind| kind != "Default")
+        .is_some_and(|kind| kind != "Default" && !own_users)
     {
-        return Err("securityContext.procMount: only Default is supported by this node, since others need user namespaces".to_owned());
+        return Err("securityContext.procMount: others than Default need users of the pod's own; set hostUsers to false".to_owned());
     }
     if labelled(own.se_linux_options.as_ref()) {
         return Err(selinux.to_owned());
@@ -185,7 +199,10 @@ mod tests {
             assert!(error.contains(field), "{error}");
         };
         let context = |field: Value| json!({"securityContext": field});
-        refused(json!({"hostUsers": false}), json!({}), "spec.hostUsers");
+        let hosts = json!({"hostUsers": false, "hostPID": true});
+        refused(hosts, json!({}), "spec.hostUsers");
+        let shared = json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "HostToContainer"}]});
+        refused(json!({"hostUsers": false}), shared, "mountPropagation");
         refused(
             json!({"runtimeClassName": "gvisor"}),
             json!({}),
@@ -223,6 +240,10 @@ mod tests {
 
         for (pod, container) in [
             (json!({"hostUsers": true}), mount("IfPossible")),
+            (
+                json!({"hostUsers": false}),
+                context(json!({"procMount": "Unmasked"})),
+            ),
             (
                 json!({}),
                 context(json!({"procMount": "Default", "seLinuxOptions": {}})),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gantry_idmap::Users;
 use gantry_image::Image;
 use gantry_runtime::{
     BindMount, ContainerExit, ContainerId, ContainerSpec, ContainerStatus, PodUid, Propagation,
@@ -30,6 +31,8 @@ pub(crate) struct Sandbox {
     pub(crate) pod_ips: Vec<IpAddr>,
     /// Host paths of volumes by name.
     pub(crate) volumes: BTreeMap<String, PathBuf>,
+    /// Of a pod that does not share the host's.
+    pub(crate) users: Option<Users>,
 }
 
 /// What is to be started.
@@ -119,7 +122,8 @@ impl Launch {
     }
 
     async fn start(&self, image: Image, key: &str) -> Result<Launched, NotLaunched> {
-        let rootfs = self.node.images.mount_rootfs(&image.id, key).await;
+        let users = self.sandbox.users.clone();
+        let rootfs = self.node.images.mount_rootfs(&image.id, key, users).await;
         let rootfs = rootfs.map_err(|error| config("CreateContainerError")(&error))?;
         let spec = self.spec(&image, &rootfs)?;
         // Invariant: an attempt is on disk before the runtime is asked, so that none is ever begun twice.
@@ -239,6 +243,8 @@ impl Launch {
             mounts,
             read_only_rootfs: read_only_rootfs(container),
             privileged,
+            unmasked_proc: security.and_then(|security| security.proc_mount.as_deref())
+                == Some("Unmasked"),
             cap_add: names(capabilities.and_then(|all| all.add.as_ref())),
             cap_drop: names(capabilities.and_then(|all| all.drop.as_ref())),
             no_new_privs: security.and_then(|security| security.allow_privilege_escalation)

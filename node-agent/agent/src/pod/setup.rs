@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use gantry_network::{HostPort, HostResolver, Protocol};
+use gantry_idmap::{IdBlock, Users};
+use gantry_network::{HostPort, HostResolver, MakeNamespace, PodAttachment, Protocol};
 use gantry_runtime::{PodUid, SandboxSpec};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
@@ -40,17 +41,24 @@ pub(crate) async fn set_up(
     };
     admission::check_supported(&spec).map_err(sandbox_failed)?;
     let hostname = files::kernel_hostname(&pod, &node.cluster_domain).map_err(sandbox_failed)?;
-    let (netns, pod_ips) = if spec.host_network == Some(true) {
-        (None, node.addresses.clone())
+    let (netns, users, pod_ips) = if spec.host_network == Some(true) {
+        (None, None, node.addresses.clone())
     } else {
-        let attachment = node.network.attach(&uid, &host_ports(&spec)).await;
+        let own_users = spec.host_users == Some(false);
+        let make = own_users.then(|| make_namespace(&node));
+        let ports = host_ports(&spec);
+        let attachment = node.network.attach_namespace(&uid, &ports, make).await;
         let attachment = attachment.map_err(|error| sandbox_failed(words(&error)))?;
+        let users = match own_users {
+            false => None,
+            true => Some(own_users_of(&attachment).map_err(sandbox_failed)?),
+        };
         let ips = attachment.addresses();
         let isolated = node.policies.isolate(&uid, ips.clone());
         isolated
             .await
             .map_err(|error| sandbox_failed(error.to_string()))?;
-        (Some(attachment.netns), ips)
+        (Some(attachment.netns), users, ips)
     };
     let paths = {
         let (node, pod, uid, ips) = (node.clone(), pod.clone(), uid.clone(), pod_ips.clone());
@@ -67,6 +75,7 @@ pub(crate) async fn set_up(
         name: pod.metadata.name.clone().unwrap_or_default(),
         hostname,
         netns,
+        users: users.as_ref().map(|users| users.ids),
         host_pid: spec.host_pid == Some(true),
         host_ipc: spec.host_ipc == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
@@ -85,7 +94,25 @@ pub(crate) async fn set_up(
     Ok(Sandbox {
         pod_ips,
         volumes: paths,
+        users,
     })
+}
+
+/// Makes the network namespace of a pod with users of its own, which have to be there before it.
+fn make_namespace(node: &Arc<Node>) -> MakeNamespace {
+    let runtime = Arc::clone(&node.runtime);
+    Arc::new(move |address| {
+        let ids = IdBlock::of(address)
+            .ok_or_else(|| std::io::Error::other(format!("{address} has no block of user ids")))?;
+        runtime.own_network(ids)
+    })
+}
+
+/// The users that [`make_namespace`] has made for a pod, now or earlier.
+fn own_users_of(attachment: &PodAttachment) -> Result<Users, String> {
+    let failed = |error: std::io::Error| format!("finding the pod's user namespace: {error}");
+    let ids = IdBlock::of(attachment.ip).ok_or("the pod's address has no block of user ids")?;
+    Users::of_network(&attachment.netns, ids).map_err(failed)
 }
 
 fn prepare(

@@ -693,12 +693,12 @@ async fn a_pod_that_asks_for_settings_of_its_host_fails_before_it_has_anything()
 async fn isolation_that_cannot_be_given_is_said_and_nothing_runs() {
     let mut bed = Bed::new();
     let mut spec = one(json!({"command": ["/app"]}));
-    spec["hostUsers"] = json!(false);
+    spec["runtimeClassName"] = json!("gvisor");
     bed.apply(&pod(spec));
     let event = bed.event("FailedCreatePodSandBox").await;
     let message = event["message"].as_str().unwrap();
     assert!(
-        message.contains("spec.hostUsers: user namespaces"),
+        message.contains("spec.runtimeClassName: no runtime"),
         "{message}"
     );
     assert!(bed.runtime.starts().is_empty());

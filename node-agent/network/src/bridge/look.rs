@@ -167,7 +167,7 @@ impl Shared {
         let Some(lease) = lease else {
             return Ok(());
         };
-        self.connect(&self.attachment(uid, &lease), true)?;
+        self.connect(&self.attachment(uid, &lease), true, None)?;
         let name = self.names.host_link(lease.ip);
         let mut netlink = Netlink::open()?;
         match links::find(&mut netlink, &name)? {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{Attach, Exec, Failure, Resize, Signal, Start, failure, reply, request};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
@@ -19,11 +20,13 @@ use super::{Sandbox, Shared, io_error, reference, status};
 use crate::client::{Link, short_path};
 use crate::error::RuntimeError;
 use crate::exec::COMMAND;
+use crate::helper::Orders;
 use crate::session::Terminal;
 use crate::spec::{self, Surroundings};
 use crate::traits::{
     ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, TerminalSize, Usage,
 };
+use crate::users::View;
 use crate::{devices, helper, namespaces, rootfs, seccomp, shim};
 
 const SPEC: &str = "spec.json";
@@ -148,7 +151,8 @@ fn prepare(
         _ => {}
     }
     fs::create_dir_all(dir).map_err(failed("creating the directory"))?;
-    rootfs::ensure_directory(spec).map_err(failed("creating the working directory"))?;
+    let root = sandbox.spec.users.map_or(0, IdBlock::first);
+    rootfs::ensure_directory(spec, root).map_err(failed("creating the working directory"))?;
     let termination = dir.join(shim::TERMINATION);
     fs::write(&termination, b"")
         .and_then(|()| fs::set_permissions(&termination, fs::Permissions::from_mode(0o666)))
@@ -156,17 +160,20 @@ fn prepare(
     let group = shared.container_cgroup(&spec.id);
     let shm = shared.sandbox_dir(&spec.id.pod).join("shm");
     let proc = shared.sandbox_dir(&spec.id.pod).join(namespaces::PROC);
+    let users = sandbox.spec.users;
+    let shared_pid = sandbox.pause_pid.is_some();
     let around = Surroundings {
         sandbox: &sandbox.spec,
         cgroup: &group,
         unified: shared.hierarchies.is_unified(),
         shm: &shm,
-        shared_proc: sandbox.pause_pid.is_some().then_some(proc.as_path()),
+        shared_proc: (shared_pid && users.is_none()).then_some(proc.as_path()),
         termination: &termination,
         available: shared.available,
     };
     rootfs::check_mount_points(spec).map_err(failed("looking at the mount points"))?;
-    let config = spec::config(spec, &around)?;
+    let mut config = spec::config(spec, &around)?;
+    let view = users.map(|ids| View::of(&mut config, ids, shared_pid));
     let devices_of = (!spec.privileged).then_some(&config);
     shared
         .hierarchies
@@ -184,8 +191,12 @@ fn prepare(
             container: spec.id.name.clone(),
             cause,
         })?;
-    let bits = format!("{:x}", spec::bits(&capabilities));
-    let adjustment = spec.resources.oom_score_adj.unwrap_or(0).to_string();
+    let orders = Orders {
+        capabilities: spec::bits(&capabilities),
+        oom_score_adj: spec.resources.oom_score_adj.unwrap_or(0),
+        user: spec::user_on_node(spec, users),
+        view,
+    };
     let write = |name: &str, content: &[u8]| fs::write(dir.join(name), content);
     let json = |error: serde_json::Error| io::Error::other(error);
     serde_json::to_vec(&config)
@@ -194,8 +205,8 @@ fn prepare(
         .and_then(|()| serde_json::to_vec(spec).map_err(json))
         .and_then(|text| write(SPEC, &text))
         .and_then(|()| write(seccomp::FILE, &filter))
-        .and_then(|()| write(helper::CAPABILITIES, bits.as_bytes()))
-        .and_then(|()| write(helper::OOM_SCORE_ADJ, adjustment.as_bytes()))
+        .and_then(|()| serde_json::to_vec(&orders).map_err(json))
+        .and_then(|text| write(helper::ORDERS, &text))
         .and_then(|()| write(devices::GROUP, devices.as_os_str().as_encoded_bytes()))
         .map_err(failed("writing the configuration"))
 }
@@ -349,7 +360,7 @@ pub(super) async fn exec(
     id: &ContainerId,
     exec: ExecSpec,
 ) -> Result<IoSession, RuntimeError> {
-    current_sandbox(shared, &id.pod)?;
+    let sandbox = current_sandbox(shared, &id.pod)?;
     let container_dir = shared.container_dir(id);
     let text = fs::read(container_dir.join(SPEC))
         .map_err(|_| RuntimeError::NotRunning(id.name.clone()))?;
@@ -362,6 +373,7 @@ pub(super) async fn exec(
         &spec,
         &exec,
         shared.available,
+        sandbox.spec.users,
         shared.hierarchies.doors(&group),
         container_dir.clone(),
     )?;

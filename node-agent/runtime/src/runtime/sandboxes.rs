@@ -81,6 +81,7 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
             .as_ref()
             .map(|path| path.display().to_string())
             .unwrap_or_default(),
+        own_users: spec.users.is_some(),
         host_ipc: spec.host_ipc,
         share_pid: spec.share_pid && !spec.host_pid,
         sysctls: spec.sysctls.clone().into_iter().collect(),

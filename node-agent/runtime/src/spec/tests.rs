@@ -21,6 +21,7 @@ pub(crate) fn container(rootfs: &Path) -> ContainerSpec {
         groups: Vec::new(),
         mounts: Vec::new(),
         read_only_rootfs: false,
+        unmasked_proc: false,
         privileged: false,
         cap_add: Vec::new(),
         cap_drop: Vec::new(),
@@ -43,6 +44,7 @@ fn sandbox() -> SandboxSpec {
         host_pid: false,
         host_ipc: false,
         share_pid: false,
+        users: None,
         sysctls: Default::default(),
         resources: Resources::default(),
         log_dir: PathBuf::from("/logs"),
@@ -95,7 +97,8 @@ fn there_is_one_home_and_it_is_never_empty() {
             stdin: false,
             timeout: None,
         };
-        let command = exec_command(&spec, &exec, u64::MAX, Vec::new(), PathBuf::new()).unwrap();
+        let command =
+            exec_command(&spec, &exec, u64::MAX, None, Vec::new(), PathBuf::new()).unwrap();
         assert!(
             command.env.iter().any(|entry| entry == expected),
             "{given:?}"

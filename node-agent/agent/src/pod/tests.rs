@@ -24,13 +24,13 @@ use crate::reports::Reports;
 use crate::routed::tests::slice;
 
 /// A node of fakes, on which an agent can be started again.
-struct Bed {
+pub(super) struct Bed {
     directory: tempfile::TempDir,
     runtime: FakeRuntime,
     images: Arc<FakeImages>,
     network: Arc<FakePodNetwork>,
     dns: Arc<FakeDns>,
-    desired: Arc<Desired>,
+    pub(super) desired: Arc<Desired>,
     policies: Arc<Policies>,
     rules: Arc<FakePolicyRules>,
     reports: Arc<Reports>,
@@ -41,7 +41,7 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let images = Arc::new(FakeImages::new(&directory.path().join("rootfs")));
         images.offer("app:1", ImageConfig::default());
@@ -73,7 +73,7 @@ impl Bed {
         bed
     }
 
-    fn node(&self) -> Arc<Node> {
+    pub(super) fn node(&self) -> Arc<Node> {
         Arc::new(Node {
             runtime: Arc::new(self.runtime.clone()),
             images: self.images.clone(),

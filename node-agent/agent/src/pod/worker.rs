@@ -42,6 +42,7 @@ use super::setup::{self, NotSetUp};
 use super::status::{View, status};
 use crate::limits;
 use crate::reports::Severity;
+use changes::Contents;
 use control::Control;
 use ending::Stopping;
 use surroundings::{RETRY, Surroundings};
@@ -84,6 +85,7 @@ impl Eviction {
 /// What a task came back with.
 enum Effect {
     SetUp(Result<Sandbox, NotSetUp>),
+    Refreshed(Result<(), NotSetUp>),
     Launched {
         index: usize,
         attempt: u32,
@@ -131,6 +133,7 @@ pub(crate) struct Worker {
     controls: Vec<Control>,
     surroundings: Surroundings,
     setup_failures: u32,
+    contents: Contents,
     stopping: Option<Stopping>,
     end: Option<PodEnd>,
     initialised: bool,
@@ -202,6 +205,7 @@ impl Worker {
             records,
             controls,
             setup_failures: 0,
+            contents: Contents::default(),
             stopping: None,
             end,
             initialised: notes.initialised,
@@ -311,6 +315,7 @@ impl Worker {
     fn settle(&mut self, effect: Effect) {
         match effect {
             Effect::SetUp(result) => self.set_up(result),
+            Effect::Refreshed(result) => self.refreshed(result),
             Effect::Launched {
                 index,
                 attempt,
@@ -401,7 +406,9 @@ impl Worker {
     fn advance(&mut self) {
         if let Surroundings::Missing { retry_at } = self.surroundings
             && retry_at <= Instant::now()
+            && !self.contents.is_refreshing()
         {
+            self.contents.read_anew();
             self.surroundings = Surroundings::Making;
             let (node, pod, uid) = (self.node.clone(), self.pod.clone(), self.uid.clone());
             self.effects
@@ -410,6 +417,7 @@ impl Worker {
         if !matches!(self.surroundings, Surroundings::Ready(_)) {
             return;
         }
+        self.refresh();
         let policy = self.restart_policy();
         for step in plan(&self.records, policy, self.initialised) {
             match step {
@@ -459,16 +467,20 @@ impl Worker {
     }
 
     fn next_wake(&self) -> Instant {
+        let starts = matches!(self.surroundings, Surroundings::Ready(_)) && self.stopping.is_none();
         let mut wakes: Vec<Instant> = self
             .controls
             .iter()
-            .flat_map(|control| [control.retry_at, control.back_off_at])
+            // A start whose time has come may wait for the surroundings, which wake the worker.
+            .flat_map(|control| [control.retry_at.filter(|_| starts), control.back_off_at])
             .flatten()
             .collect();
-        if let Surroundings::Missing { retry_at } = self.surroundings
-            && self.stopping.is_none()
-        {
-            wakes.push(retry_at);
+        match self.surroundings {
+            // The end of what is under way wakes the worker.
+            _ if self.stopping.is_some() || self.contents.is_refreshing() => {}
+            Surroundings::Missing { retry_at } => wakes.push(retry_at),
+            Surroundings::Ready(_) => wakes.extend(self.contents.retry_at()),
+            _ => {}
         }
         if let (Some(deadline), None, None) = (self.deadline(), &self.stopping, &self.end) {
             let left = u64::try_from(deadline - now_nanos()).unwrap_or(0);

@@ -43,34 +43,45 @@ pub(super) struct File {
 /// Relative paths to files.
 pub(super) type Files = BTreeMap<PathBuf, File>;
 
-/// Makes the visible contents of `directory` equal to `files`; a reader sees the old ones or the new, never a mix.
+/// Makes the visible contents of `directory` equal to `files`; a reader sees the old ones or the new, never a mix. What an
+/// earlier call that failed or was killed has left half done is finished. The caller sees to it that no other call for this
+/// directory is under way: each removes the directories that it has not made.
 pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
     let top = rustix::fs::open(directory, DIRECTORY, Mode::empty())?;
-    let current = current(&top);
-    if let Some(name) = &current
-        && same(&top, name, files)
-    {
-        return Ok(());
-    }
-    // What a write that failed has left takes the room of this one.
-    sweep(&top, |name| {
-        name.as_bytes().starts_with(b"..") && name != DATA && Some(name) != current.as_deref()
-    })?;
-    let stamp = jiff::Timestamp::now()
-        .strftime("..%Y_%m_%d_%H_%M_%S.%9f")
-        .to_string();
-    fill(&make_directory(&top, OsStr::new(&stamp))?, files, group)?;
-    switch(&top, &stamp)?;
+    readable(&top)?;
+    let shown = match current(&top) {
+        Some(name) if same(&top, &name, files) => name,
+        current => replace(&top, current.as_deref(), files, group)?,
+    };
     let names: BTreeSet<_> = files.keys().filter_map(|path| path.iter().next()).collect();
     for name in &names {
         link(&top, name)?;
     }
     sweep(&top, |name| {
-        name != DATA && name != stamp.as_str() && !names.contains(name)
+        name != DATA && name != shown && !names.contains(name)
     })
 }
 
-/// The directory that is shown now.
+/// Shows a new directory with these files instead of the current one; answers its name.
+fn replace(
+    top: &OwnedFd,
+    current: Option<&OsStr>,
+    files: &Files,
+    group: Option<u32>,
+) -> io::Result<OsString> {
+    // What a write that failed has left takes the room of this one.
+    sweep(top, |name| {
+        name.as_bytes().starts_with(b"..") && name != DATA && Some(name) != current
+    })?;
+    let stamp = jiff::Timestamp::now()
+        .strftime("..%Y_%m_%d_%H_%M_%S.%9f")
+        .to_string();
+    fill(&make_directory(top, OsStr::new(&stamp))?, files, group)?;
+    switch(top, &stamp)?;
+    Ok(stamp.into())
+}
+
+/// The directory that is shown now, if its name can be one of ours: another may be that of a file, or of a link to it.
 fn current(top: &OwnedFd) -> Option<OsString> {
     let name = rustix::fs::readlinkat(top, DATA, Vec::new()).ok()?;
     let name = OsString::from_vec(name.into_bytes());
@@ -79,7 +90,8 @@ fn current(top: &OwnedFd) -> Option<OsString> {
         (parts.next(), parts.next()),
         (Some(Component::Normal(_)), None)
     );
-    one.then_some(name)
+    let ours = name.as_bytes().starts_with(b"..") && name != DATA && name != NEXT;
+    (one && ours).then_some(name)
 }
 
 /// Removes what is unwanted.
@@ -101,9 +113,18 @@ fn make_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
         Err(error) => return Err(error.into()),
     }
     let made = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
-    // Whatever the umask says.
-    rustix::fs::fchmod(&made, READABLE)?;
+    readable(&made)?;
     Ok(made)
+}
+
+/// Lets everybody look into a directory of ours, whatever the umask says or said to somebody who was stopped in between.
+/// What is so already is left alone: whoever watches it would be told of a change.
+fn readable(directory: &OwnedFd) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(directory)?.st_mode & 0o7777);
+    if mode != READABLE {
+        rustix::fs::fchmod(directory, READABLE)?;
+    }
+    Ok(())
 }
 
 fn fill(fresh: &OwnedFd, files: &Files, group: Option<u32>) -> io::Result<()> {
@@ -340,11 +361,47 @@ mod tests {
             fs::create_dir_all(top.join(DATA).join("deep")).unwrap();
             symlink(&outside, top.join(NEXT)).unwrap();
         });
+        // What is shown has the name of something visible, or is no directory of ours.
+        for name in ["sub", DATA, NEXT] {
+            plant(&|shown| {
+                replace(&top.join(DATA));
+                if name != DATA {
+                    remove_at(fs::File::open(&top).unwrap(), OsStr::new(name)).unwrap();
+                    fs::rename(shown, top.join(name)).unwrap();
+                }
+                symlink(name, top.join(DATA)).unwrap();
+            });
+        }
         plant(&|shown| {
             replace(&top.join("a"));
             symlink(outside.join("a"), top.join("a")).unwrap();
             fs::write(shown.join("a"), "other").unwrap();
         });
+    }
+
+    #[test]
+    fn what_was_left_half_done_is_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path();
+        let own = files(&[("a", "1"), ("sub/b", "2")]);
+        write(top, &own, None).unwrap();
+        let shown = fs::read_link(top.join(DATA)).unwrap();
+        // As after a stop between the switch and the links: one is missing, and what was shown before is still there.
+        fs::remove_file(top.join("sub")).unwrap();
+        symlink("..data/old", top.join("old")).unwrap();
+        fs::create_dir(top.join("..2020_01_01_00_00_00.000000001")).unwrap();
+        symlink("..2020_01_01_00_00_00.000000001", top.join(NEXT)).unwrap();
+        fs::set_permissions(top, fs::Permissions::from_mode(0o700)).unwrap();
+        write(top, &own, None).unwrap();
+        assert_eq!(fs::read_to_string(top.join("sub/b")).unwrap(), "2");
+        assert_eq!(fs::read_dir(top).unwrap().count(), 4);
+        let mode = fs::metadata(top).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "others look into it");
+        assert_eq!(
+            fs::read_link(top.join(DATA)).unwrap(),
+            shown,
+            "the files were there"
+        );
     }
 
     #[test]

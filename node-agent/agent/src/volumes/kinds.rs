@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use gantry_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, DownwardAPIVolumeSource};
@@ -12,19 +13,23 @@ use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource, SecretVolumeSource,
     Volume as Written,
 };
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
-use super::atomic::{self, Files};
-use super::payload::{self, DEFAULT_MODE};
+use super::atomic::{self, File, Files};
+use super::payload::{DEFAULT_MODE, Payload};
 use super::{Volume, VolumeContext, VolumeError, io};
 use crate::limits;
 
-/// What the files of API objects may take of the memory that they are in, in bytes. While they are replaced there are two
-/// generations, and each file takes whole pages: two of 30 MiB, or of thousands of short files. An object has at most
-/// about 1 MiB, so only a volume projected of dozens of them comes near.
+/// What the files of API objects may take of the memory that they are in, in bytes; more when there are so many or so large
+/// ones that two generations of them need it. Each file takes whole pages.
 const OBJECTS_BYTES: u64 = 64 << 20;
-/// How many files, directories and links that may be; what is empty takes none of the bytes.
+/// How many files, directories and links that may be, at first; what is empty takes none of the bytes.
 const OBJECTS_INODES: u64 = 32 << 10;
+/// A link that leads to a name longer than this takes a page.
+const SHORT_LINK: usize = 100;
+/// How file systems in memory are mounted; a change of their bounds says it again.
+const IN_MEMORY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 /// The implementation for a volume as written.
 pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
@@ -96,21 +101,24 @@ impl Volume for EmptyDir {
 
     fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
         let path = context.dir("kubernetes.io~empty-dir", &self.name);
-        let existed = path.exists();
-        fs::create_dir_all(&path).map_err(io(format!("creating {}", path.display())))?;
+        let group = context.fs_group();
+        let mode = if group.is_some() { 0o2777 } else { 0o777 };
+        if !path.exists() {
+            // Under its name it is complete: nobody looks at its owner and mode again. No volume has a `~` in its name.
+            let fresh = path.with_file_name(format!("{}~", self.name));
+            let make = || -> std::io::Result<()> {
+                fs::create_dir_all(&fresh)?;
+                chown(&fresh, None, group)?;
+                fs::set_permissions(&fresh, fs::Permissions::from_mode(mode))?;
+                fs::rename(&fresh, &path)
+            };
+            make().map_err(io(format!("creating {}", path.display())))?;
+        }
         if self.source.medium.as_deref() == Some("Memory") {
             let size = self.memory(context).map(|bytes| format!("size={bytes}"));
-            mount_tmpfs(&path, 0o777, &size.unwrap_or_default())?;
-        }
-        if !existed {
-            let doing = || format!("setting the permissions of {}", path.display());
-            let mode = if context.fs_group().is_some() {
-                0o2777
-            } else {
-                0o777
-            };
-            chown(&path, None, context.fs_group()).map_err(io(doing()))?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(io(doing()))?;
+            let group = group.map(|group| format!("gid={group}"));
+            let bounds: Vec<String> = size.into_iter().chain(group).collect();
+            mount_tmpfs(&path, mode, &bounds.join(","))?;
         }
         Ok(path)
     }
@@ -194,79 +202,164 @@ impl FromObjects {
         context.dir(plugin, &self.name)
     }
 
+    /// Whether its contents never touch a disk.
+    fn in_memory(&self) -> bool {
+        matches!(self.source, Source::Secret(_) | Source::Projected(_))
+    }
+
     fn files(&self, context: &VolumeContext<'_>) -> Result<Files, VolumeError> {
+        let mut payload = Payload::new(context);
         match &self.source {
-            Source::ConfigMap(source) => payload::config_map(
-                context,
+            Source::ConfigMap(source) => payload.config_map(
                 &source.name,
                 source.items.as_ref(),
                 source.default_mode.unwrap_or(DEFAULT_MODE),
                 source.optional == Some(true),
             ),
-            Source::Secret(source) => payload::secret(
-                context,
+            Source::Secret(source) => payload.secret(
                 source.secret_name.as_deref().unwrap_or_default(),
                 source.items.as_ref(),
                 source.default_mode.unwrap_or(DEFAULT_MODE),
                 source.optional == Some(true),
             ),
-            Source::Projected(source) => payload::projected(context, source),
-            Source::Downward(source) => payload::downward(
-                context,
+            Source::Projected(source) => payload.projected(source),
+            Source::Downward(source) => payload.downward(
                 source.items.as_ref(),
                 source.default_mode.unwrap_or(DEFAULT_MODE),
             ),
-        }
-    }
-
-    fn write(&self, context: &VolumeContext<'_>, path: &Path) -> Result<(), VolumeError> {
-        let mut files = self.files(context)?;
-        let group = context.fs_group();
-        if group.is_some() {
+        }?;
+        let mut files = payload.into_files();
+        if context.fs_group().is_some() {
             for file in files.values_mut() {
                 file.mode |= 0o440;
             }
         }
-        atomic::write(path, &files, group).map_err(io(format!("writing volume \"{}\"", self.name)))
+        Ok(files)
+    }
+
+    fn write(
+        &self,
+        context: &VolumeContext<'_>,
+        path: &Path,
+        files: &Files,
+    ) -> Result<(), VolumeError> {
+        if self.in_memory() {
+            make_room(path, files)?;
+        }
+        atomic::write(path, files, context.fs_group())
+            .map_err(io(format!("writing volume \"{}\"", self.name)))
     }
 }
 
 impl Volume for FromObjects {
     fn set_up(&self, context: &VolumeContext<'_>) -> Result<PathBuf, VolumeError> {
         let path = self.path(context);
+        let files = self.files(context)?;
         atomic::readable_directory(&path).map_err(io(format!("creating {}", path.display())))?;
-        // Secrets never touch a disk.
-        if matches!(self.source, Source::Secret(_) | Source::Projected(_)) {
+        if self.in_memory() {
             let bounds = format!("size={OBJECTS_BYTES},nr_inodes={OBJECTS_INODES}");
             mount_tmpfs(&path, 0o755, &bounds)?;
         }
-        self.write(context, &path)?;
+        self.write(context, &path, &files)?;
         Ok(path)
     }
 
     fn refresh(&self, context: &VolumeContext<'_>) -> Result<(), VolumeError> {
         let path = self.path(context);
         if path.exists() {
-            self.write(context, &path)
+            self.write(context, &path, &self.files(context)?)
         } else {
             Ok(())
         }
     }
 }
 
-/// Mounts an empty file system in memory, once. `bounds` are options of tmpfs that say how much memory.
-fn mount_tmpfs(path: &Path, mode: u32, bounds: &str) -> Result<(), VolumeError> {
-    if mounts_below(path)?.iter().any(|mount| mount == path) {
+/// Sees to it that a file system in memory has room for these files beside those that they replace, which had room beside
+/// others. It never shrinks: it takes only the memory of what is in it.
+fn make_room(path: &Path, files: &Files) -> Result<(), VolumeError> {
+    let doing = || {
+        io(format!(
+            "making room in the tmpfs at {} (root is needed)",
+            path.display()
+        ))
+    };
+    let found = rustix::fs::statvfs(path).map_err(|error| doing()(error.into()))?;
+    let pages = |path: &Path, file: &File| {
+        let shown = path.iter().next().unwrap_or_default();
+        (file.content.len() as u64).div_ceil(found.f_frsize.max(1))
+            + u64::from(shown.len() > SHORT_LINK)
+    };
+    let pages: u64 = files.iter().map(|(path, file)| pages(path, file)).sum();
+    let entries: usize = files.keys().map(|path| path.iter().count()).sum();
+    // Of either generation its files and directories, its top, and a link to each; and the link to what is shown.
+    let inodes = 4 * (entries as u64 + 2);
+    if found.f_blocks >= 2 * pages && found.f_files >= inodes {
         return Ok(());
     }
-    let options = CString::new(format!("mode={mode:o},{bounds}")).unwrap_or_default();
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str())).map_err(|error| {
+    let bounds = format!(
+        "size={},nr_inodes={}",
+        found.f_blocks.max(2 * pages) * found.f_frsize,
+        found.f_files.max(inodes)
+    );
+    rustix::mount::mount_remount(path, IN_MEMORY, bounds.as_str())
+        .map_err(|error| doing()(error.into()))
+}
+
+/// Mounts an empty file system in memory, once. `bounds` are options of tmpfs, such as how much memory. What is in it is not
+/// written to swap, where the kernel can do so.
+fn mount_tmpfs(path: &Path, mode: u32, bounds: &str) -> Result<(), VolumeError> {
+    // The kernel's table of mounts knows no links.
+    let place = fs::canonicalize(path).map_err(io(format!("finding {}", path.display())))?;
+    if mounts_below(&place)?.contains(&place) {
+        return Ok(());
+    }
+    let options = format!("mode={mode:o},{bounds}");
+    let mount = |options: &str| {
+        let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+        rustix::mount::mount(
+            "tmpfs",
+            place.as_path(),
+            "tmpfs",
+            IN_MEMORY,
+            Some(options.as_c_str()),
+        )
+    };
+    without_swap(&options, mount, warn_of_swap).map_err(|error| {
         io(format!(
             "mounting a tmpfs at {} (root is needed)",
             path.display()
         ))(error.into())
     })
+}
+
+/// Mounts with `noswap`; without it, and saying so, where the kernel does not know it: before Linux 6.4.
+fn without_swap(
+    options: &str,
+    mount: impl Fn(&str) -> rustix::io::Result<()>,
+    say: impl FnOnce(),
+) -> rustix::io::Result<()> {
+    match mount(&format!("{options},noswap")) {
+        Err(Errno::INVAL) => {
+            mount(options)?;
+            say();
+            Ok(())
+        }
+        mounted => mounted,
+    }
+}
+
+/// Says once that what should stay in memory may be written to disk, where the machine swaps.
+fn warn_of_swap() {
+    static SAID: Once = Once::new();
+    // The first line is a heading.
+    let swaps = fs::read_to_string("/proc/swaps").is_ok_and(|table| table.lines().count() > 1);
+    if swaps {
+        SAID.call_once(|| {
+            tracing::warn!(
+                "this kernel cannot keep volumes out of swap (Linux 6.4 can), and swap is on: Secrets may be written to disk; turn swap off or encrypt it"
+            );
+        });
+    }
 }
 
 /// Mount points at or below a path, outermost first.
@@ -307,7 +400,9 @@ pub(super) fn unmount(path: &Path) -> Result<(), VolumeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::collections::BTreeMap;
+    use std::os::unix::fs::MetadataExt;
 
     use gantry_rpc::node::Resource;
     use serde_json::{Value, json};
@@ -496,6 +591,163 @@ mod tests {
         assert!(try_type("dir", "File").is_err());
     }
 
+    #[test]
+    fn what_is_refreshed_at_once_ends_with_the_latest() {
+        let bed = Bed::new(&[map("0")]);
+        let spec =
+            json!({"containers": [], "volumes": [{"name": "v", "configMap": {"name": "c"}}]});
+        bed.with(spec, |context| {
+            let file = set_up(context).unwrap()["v"].join("k");
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    let bed = &bed;
+                    scope.spawn(move || {
+                        for turn in 0..25 {
+                            let (resource, object) = map(&format!("{thread}.{turn}"));
+                            bed.desired.apply(&change(resource, &object)).unwrap();
+                            refresh(context).unwrap();
+                        }
+                    });
+                }
+            });
+            let object = bed.desired.config_map("d", "c").unwrap();
+            let latest = &object.data.as_ref().unwrap()["k"];
+            assert_eq!(fs::read_to_string(&file).unwrap(), *latest);
+        });
+    }
+
+    /// Needs root: a tmpfs is mounted.
+    #[test]
+    fn many_files_have_room_beside_those_that_they_replace() {
+        let secret = |key: &str, value: &str| {
+            let keys = (0..20_000).map(|number| (format!("{key}{number}"), json!(value)));
+            let data: serde_json::Map<String, Value> = keys.collect();
+            let secret = json!({"metadata": {"name": "s", "namespace": "d"}, "data": data});
+            (Resource::Secret, secret)
+        };
+        let bed = Bed::new(&[secret("a", "")]);
+        let spec =
+            json!({"containers": [], "volumes": [{"name": "s", "secret": {"secretName": "s"}}]});
+        bed.with(spec, |context| {
+            let path = &set_up(context).expect("this test needs root")["s"];
+            // Each of these takes a page.
+            for (key, value) in [("b", "dg=="), ("c", "dg==")] {
+                let (resource, object) = secret(key, value);
+                bed.desired.apply(&change(resource, &object)).unwrap();
+                refresh(context).unwrap();
+                let read = fs::read_to_string(path.join(format!("{key}19999")));
+                assert_eq!(read.unwrap(), "v");
+                assert_eq!(fs::read_dir(path).unwrap().count(), 20_002);
+            }
+        });
+        tear_down(&bed.directory.path().join("pod")).unwrap();
+    }
+
+    #[test]
+    fn what_a_volume_may_hold_is_bounded() {
+        let object = |data: Value| {
+            let object = json!({"metadata": {"name": "c", "namespace": "d"}, "data": data});
+            Bed::new(&[(Resource::ConfigMap, object)])
+        };
+        let refused = |bed: &Bed, source: Value| {
+            let spec = json!({"containers": [], "volumes": [{"name": "v", "configMap": source}]});
+            bed.with(spec, |context| set_up(context).map_err(|(_, error)| error))
+        };
+        let keys = (0..40_000).map(|number| (number.to_string(), json!("")));
+        let many = object(Value::Object(keys.collect()));
+        let error = refused(&many, json!({"name": "c"})).unwrap_err();
+        assert!(matches!(error, VolumeError::TooMuch { .. }), "{error}");
+        let one = object(json!({"k": "x".repeat(1 << 20)}));
+        let shown = |times: usize| {
+            let items = (0..times).map(|time| json!({"key": "k", "path": time.to_string()}));
+            refused(
+                &one,
+                json!({"name": "c", "items": items.collect::<Vec<_>>()}),
+            )
+        };
+        let error = shown(31).unwrap_err();
+        assert!(matches!(error, VolumeError::TooMuch { .. }), "{error}");
+        assert!(shown(2).is_ok());
+        for path in ["a/".repeat(64) + "b", ("x".repeat(200) + "/").repeat(21)] {
+            let items = json!([{"key": "k", "path": path}]);
+            let error = refused(&one, json!({"name": "c", "items": items})).unwrap_err();
+            assert!(matches!(error, VolumeError::LongPath { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn memory_is_kept_out_of_swap_where_the_kernel_can() {
+        let mount = |knows: bool| {
+            let (tried, said) = (RefCell::new(Vec::new()), Cell::new(0));
+            let answer = |options: &str| {
+                tried.borrow_mut().push(options.to_owned());
+                match knows || !options.contains("noswap") {
+                    true => Ok(()),
+                    false => Err(Errno::INVAL),
+                }
+            };
+            without_swap("size=1", answer, || said.set(said.get() + 1)).unwrap();
+            (tried.into_inner(), said.get())
+        };
+        let with = "size=1,noswap".to_owned();
+        assert_eq!(mount(true), (vec![with.clone()], 0));
+        assert_eq!(mount(false), (vec![with, "size=1".to_owned()], 1));
+        let denied = without_swap("", |_| Err(Errno::PERM), || panic!("nothing is mounted"));
+        assert_eq!(denied, Err(Errno::PERM));
+    }
+
+    /// Needs root: the group is given a directory.
+    #[test]
+    fn an_empty_directory_under_its_name_is_complete() {
+        let bed = Bed::new(&[]);
+        let spec = |medium: &str| {
+            json!({"containers": [], "securityContext": {"fsGroup": 1234},
+                "volumes": [{"name": "v", "emptyDir": {"medium": medium}}]})
+        };
+        let place = bed
+            .directory
+            .path()
+            .join("pod/volumes/kubernetes.io~empty-dir");
+        for medium in ["", "Memory"] {
+            // As after a stop before its owner and mode were set, and as after the machine was started again.
+            fs::create_dir_all(place.join("v~")).unwrap();
+            for _ in 0..2 {
+                let paths = bed.with(spec(medium), |context| {
+                    set_up(context).expect("this test needs root")
+                });
+                let found = fs::metadata(&paths["v"]).unwrap();
+                assert_eq!((found.gid(), found.mode() & 0o7777), (1234, 0o2777));
+                for mount in mounts_below(&paths["v"]).unwrap() {
+                    unmount(&mount).unwrap();
+                }
+            }
+            assert!(!place.join("v~").exists());
+            tear_down(&bed.directory.path().join("pod")).unwrap();
+        }
+    }
+
+    /// Needs root: a tmpfs is mounted.
+    #[test]
+    fn what_is_mounted_is_known_by_a_path_through_a_link_too() {
+        let secret = json!({"metadata": {"name": "s", "namespace": "d"}, "data": {"k": "dg=="}});
+        let bed = Bed::new(&[(Resource::Secret, secret)]);
+        let (real, pod) = (
+            bed.directory.path().join("real"),
+            bed.directory.path().join("pod"),
+        );
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &pod).unwrap();
+        let spec =
+            json!({"containers": [], "volumes": [{"name": "s", "secret": {"secretName": "s"}}]});
+        for _ in 0..2 {
+            bed.with(spec.clone(), |context| {
+                set_up(context).expect("this test needs root")
+            });
+            assert_eq!(mounts_below(&real).unwrap().len(), 1);
+        }
+        tear_down(&real).unwrap();
+    }
+
     /// Needs root: a tmpfs is mounted.
     #[test]
     fn memory_for_a_volume_is_bounded_by_the_least_limit() {
@@ -544,6 +796,17 @@ mod tests {
             let found = rustix::fs::statvfs(&paths[name]).unwrap();
             assert_eq!(found.f_blocks * found.f_frsize, OBJECTS_BYTES);
             assert_eq!(found.f_files, OBJECTS_INODES);
+            let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let place = fs::canonicalize(&paths[name]).unwrap();
+            let mounted = table
+                .lines()
+                .find(|line| line.contains(place.to_str().unwrap()));
+            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+            let mut numbers = release
+                .split(['.', '-'])
+                .map(|number| number.parse().unwrap());
+            let release: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+            assert_eq!(mounted.unwrap().contains("noswap"), release >= (6, 4));
         }
         assert_eq!(fs::read_to_string(paths["s"].join("k")).unwrap(), "v");
         let mode = fs::metadata(paths["s"].join("k"))

@@ -11,11 +11,14 @@ mod subpath;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use gantry_runtime::{BindMount, Propagation};
 use k8s_openapi::api::core::v1::{Container, Pod, Volume as Written, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::retry_on_intr;
 
 use crate::desired::Desired;
 use crate::env::{EnvError, expand};
@@ -60,6 +63,24 @@ pub enum VolumeError {
     /// A path that leaves the volume.
     #[error("subPath {0:?} must stay within the volume")]
     Outside(String),
+    /// A path in the volume that is too long or too deep.
+    #[error("a path in the volume has more than {bytes} bytes or {levels} names")]
+    LongPath {
+        /// How long it may be.
+        bytes: usize,
+        /// How many names it may have.
+        levels: usize,
+    },
+    /// More than one volume may hold.
+    #[error(
+        "the volume would have more than {bytes} bytes of contents, or more than {entries} files and directories; divide it among several"
+    )]
+    TooMuch {
+        /// How much it may hold.
+        bytes: usize,
+        /// How many files and directories it may have.
+        entries: usize,
+    },
     /// Downward API.
     #[error(transparent)]
     Field(#[from] EnvError),
@@ -121,11 +142,39 @@ pub trait Volume: Send + Sync {
     }
 }
 
+/// Keeps everybody else from writing to the pod's volumes until it is dropped, and waits for who does: also for what a
+/// worker that failed has left under way. Containers do not see the directory, so none of them can hold the lock.
+fn lock(pod_dir: &Path) -> Result<OwnedFd, VolumeError> {
+    let path = pod_dir.join(VOLUMES);
+    let locked = || -> std::io::Result<OwnedFd> {
+        std::fs::create_dir_all(&path)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&path, flags, Mode::empty())?;
+        retry_on_intr(|| rustix::fs::flock(&directory, FlockOperation::LockExclusive))?;
+        Ok(directory)
+    };
+    locked().map_err(io(format!("locking {}", path.display())))
+}
+
+/// Whether what is in the pod's volumes comes from objects, its own labels among them, and changes with them.
+pub fn follow_objects(pod: &Pod) -> bool {
+    volumes(pod).any(|volume| {
+        volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.projected.is_some()
+            || volume.downward_api.is_some()
+    })
+}
+
 /// Sets up every volume of the pod; answers their host paths by name.
 pub fn set_up(
     context: &VolumeContext<'_>,
 ) -> Result<BTreeMap<String, PathBuf>, (String, VolumeError)> {
     let mut paths = BTreeMap::new();
+    let Some(first) = volumes(context.pod).next() else {
+        return Ok(paths);
+    };
+    let _lock = lock(context.pod_dir).map_err(|error| (first.name.clone(), error))?;
     for volume in volumes(context.pod) {
         let path = kinds::of(volume)
             .and_then(|kind| kind.set_up(context))
@@ -135,9 +184,15 @@ pub fn set_up(
     Ok(paths)
 }
 
-/// Brings the contents of all volumes up to date; the first error, after all were tried.
+/// Brings the contents of all volumes up to date; the first error, after all were tried. The objects are read while nobody
+/// else writes: what was read first is never written last.
 pub fn refresh(context: &VolumeContext<'_>) -> Result<(), (String, VolumeError)> {
     let mut result = Ok(());
+    let made = context.pod_dir.join(VOLUMES).is_dir();
+    let Some(first) = volumes(context.pod).next().filter(|_| made) else {
+        return result;
+    };
+    let _lock = lock(context.pod_dir).map_err(|error| (first.name.clone(), error))?;
     for volume in volumes(context.pod) {
         let refreshed = kinds::of(volume).and_then(|kind| kind.refresh(context));
         if let (Err(error), true) = (refreshed, result.is_ok()) {

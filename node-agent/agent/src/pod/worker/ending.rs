@@ -160,6 +160,9 @@ impl Worker {
             self.end = Some(end);
         }
         match self.surroundings {
+            // Nobody removes what is being written.
+            Surroundings::Ready(_) | Surroundings::Missing { .. }
+                if self.contents.is_refreshing() => {}
             Surroundings::Ready(_) | Surroundings::Missing { .. } => {
                 self.surroundings = Surroundings::Unmaking;
                 let (node, uid, keys) = (self.node.clone(), self.uid.clone(), self.rootfs_keys());

@@ -13,6 +13,11 @@ use crate::reports::Severity;
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
+/// After so many failures in a row.
+pub(super) fn retry_delay(failures: u32) -> Duration {
+    (RETRY * 2_u32.saturating_pow(failures.min(6))).min(RETRY_LONGEST)
+}
+
 /// The pod's surroundings.
 pub(super) enum Surroundings {
     /// Not there; tried from this moment on.
@@ -40,8 +45,11 @@ impl Worker {
             }
             Err(NotSetUp { reason, message }) => {
                 self.event(None, Severity::Warning, reason, &message);
-                let delay =
-                    (RETRY * 2_u32.saturating_pow(self.setup_failures.min(6))).min(RETRY_LONGEST);
+                // What was missing may have come meanwhile.
+                let delay = match self.contents.is_outdated() {
+                    true => Duration::ZERO,
+                    false => retry_delay(self.setup_failures),
+                };
                 self.setup_failures += 1;
                 self.surroundings = Surroundings::Missing {
                     retry_at: Instant::now() + delay,

@@ -4,7 +4,8 @@
 //! directories within each other take the stack of its thread, which ends the process, or all descriptors of it. Here a
 //! pass over a tree is a loop: it holds three descriptors, a buffer of names, and 24 bytes for each level that it has come
 //! down, up to a bound. Directories are opened one from another, and the way back is checked; no link is followed, and
-//! nothing that is mounted is entered.
+//! nothing that is mounted is entered. A subvolume of btrfs, which anybody may make, goes as a directory does, also one
+//! that was made read-only.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -14,6 +15,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Setter, opcode};
 use rustix::path::Arg;
 
 use crate::directory_of;
@@ -26,6 +28,10 @@ const PASSES: u32 = 64;
 const LEVELS: usize = 1 << 20;
 /// Bytes of entries that are read at a time; one with the longest name takes 280.
 const ENTRIES: usize = 8 << 10;
+/// `BTRFS_SUPER_MAGIC` of the kernel's magic.h.
+const BTRFS: u32 = 0x9123_683e;
+/// `BTRFS_IOC_SUBVOL_SETFLAGS` of the kernel's btrfs.h.
+const SET_SUBVOLUME_FLAGS: Opcode = opcode::write::<u64>(0x94, 26);
 /// How directories are opened.
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -75,6 +81,34 @@ fn goes(directory: BorrowedFd<'_>, name: impl Arg + Copy) -> io::Result<bool> {
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// As [`goes`], also where the directory is a subvolume that was made read-only: that is undone, once for each entry.
+fn goes_from(directory: BorrowedFd<'_>, name: impl Arg + Copy) -> io::Result<bool> {
+    match goes(directory, name) {
+        Err(error)
+            if error.kind() == ErrorKind::ReadOnlyFilesystem && becomes_writable(directory) =>
+        {
+            goes(directory, name)
+        }
+        gone => gone,
+    }
+}
+
+/// Whether a directory is the top of a btrfs subvolume, which is not read-only any more. What is below the top of one that
+/// is cannot fail first: we come from above.
+fn becomes_writable(directory: BorrowedFd<'_>) -> bool {
+    let found = rustix::fs::fstatfs(directory);
+    if !found.is_ok_and(|found| found.f_type as u32 == BTRFS) {
+        return false;
+    }
+    #[expect(unsafe_code, reason = "this control of btrfs has no safe wrapper")]
+    // SAFETY: the kernel's header says of this number that it reads a u64, and the file system is one that knows it.
+    let cleared = unsafe {
+        let none = Setter::<SET_SUBVOLUME_FLAGS, u64>::new(0);
+        rustix::ioctl::ioctl(directory, none)
+    };
+    cleared.is_ok()
 }
 
 /// Opens a directory in another, which must be one, and of the same mount.
@@ -146,7 +180,7 @@ fn clear(
             continue;
         }
         let was_left = std::mem::take(&mut is_left);
-        if !goes(directory, name)? && !was_left {
+        if !goes_from(directory, name)? && !was_left {
             return Ok(Some((here, enter(directory, name)?)));
         }
     }
@@ -232,6 +266,37 @@ mod tests {
         assert!(!path.exists());
         let error = remove_tree(Path::new("/")).expect_err("nobody means that");
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+
+    /// Needs root: something is mounted.
+    #[test]
+    fn what_is_read_only_otherwise_stays() {
+        let around = tempfile::tempdir().expect("a directory");
+        let top = around.path().join("top");
+        fs::create_dir(&top).expect("makes a directory");
+        fs::write(top.join("kept"), "x").expect("writes");
+        rustix::mount::mount_bind(&top, &top).expect("this test needs root");
+        let flags = rustix::mount::MountFlags::BIND | rustix::mount::MountFlags::RDONLY;
+        let sealed = rustix::mount::mount_remount(&top, flags, "");
+        let refused = remove_tree(&top.join("kept"));
+        let directory = rustix::fs::open(&top, DIRECTORY, Mode::empty()).expect("opens");
+        let is_writable = becomes_writable(directory.as_fd());
+        let gone = goes_from(directory.as_fd(), "kept");
+        drop(directory);
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(&top, flags).expect("unmounts");
+        sealed.expect("it is made read-only");
+        for refused in [refused.map(|()| true), gone] {
+            let error = refused.expect_err("it stays");
+            assert_eq!(error.kind(), ErrorKind::ReadOnlyFilesystem);
+        }
+        assert!(!is_writable && top.join("kept").exists());
+    }
+
+    #[test]
+    fn the_number_is_that_of_the_kernels_header() {
+        // _IOW(0x94, 26, __u64)
+        assert_eq!(SET_SUBVOLUME_FLAGS, 0x4008_941a);
     }
 
     /// Needs root: something is mounted.

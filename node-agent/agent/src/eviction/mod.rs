@@ -13,7 +13,6 @@ mod usage;
 mod verdict;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +30,7 @@ use crate::image_gc::Squeeze;
 use crate::pod::{Eviction, News};
 use crate::presence::Presence;
 use crate::pressure::{Disk, Share};
-use nameless::{Nameless, processes};
+use nameless::{FileSystem, Nameless, processes};
 use places::{Count, Places};
 use verdict::{Limits, PodUsage, Signal};
 
@@ -50,12 +49,16 @@ const WALK_ALL: Duration = Duration::from_secs(5);
 /// A pod that has not been counted after so much time of counting cannot be: a million files take seconds, and on a slow
 /// disk not this long.
 const LONGEST: Duration = Duration::from_secs(60);
+/// Nor can one that was not counted within this, where many pods are counted and each has little of the time. Thirty pods
+/// of some million files each are through by then.
+const OVERDUE: Duration = Duration::from_secs(15 * 60);
 /// Nor can one of which so many counts in a row have missed something.
 const MISSED: u32 = 3;
 /// Looks in a shortage for which a pod that is not counted yet is waited for, before one has to go.
 const ROUNDS: u32 = 3;
-/// Counts that are kept to go on with, each of up to some 25 MiB; others begin anew.
-const KEPT: usize = 4;
+/// Bytes of memory of all counts of the node that are kept to go on with. One takes up to some 20 MiB, and most take a few
+/// KiB and some descriptors, see [`usage::DESCRIPTOR`]. Where they are more together, the largest ones begin anew.
+const KEPT: usize = 128 << 20;
 /// What a pod is told that cannot be counted.
 const UNCOUNTED: &str = "What the pod takes of the node's disk could not be counted in time: it has too many files, or moves them \
      while they are counted. ";
@@ -278,7 +281,9 @@ impl Evictor {
             look(begun, &places, &data_dir, within)
         });
         let looks = walk.await.unwrap_or_default();
-        looks.into_iter().map(|look| self.note(look)).collect()
+        let measured = looks.into_iter().map(|look| self.note(look)).collect();
+        keep(&mut self.watches, KEPT);
+        measured
     }
 
     /// Takes in what a look came to.
@@ -293,15 +298,16 @@ impl Evictor {
         } = look;
         let watch = self.watches.entry(uid_of(&pod).to_owned()).or_default();
         watch.count = count;
+        let now = Instant::now();
         match through {
             Some(missed) => watch.tries.ended(missed),
-            None => watch.tries.goes_on(took),
+            None => watch.tries.goes_on(took, now),
         }
         Measured {
             pod,
             usage,
             through: through.is_some(),
-            uncounted: watch.tries.are_enough(),
+            uncounted: watch.tries.are_enough(now),
             whole,
             took,
         }
@@ -323,36 +329,40 @@ fn look(
         true => BTreeMap::new(),
         false => processes(of_pod),
     };
-    let device = data_dir.metadata().map_or(0, |metadata| metadata.dev());
+    let disk = FileSystem::of(data_dir);
     let deadline = Instant::now() + within;
     let all = pods.len();
-    let mut may_be_kept = KEPT.saturating_sub(all - new.len());
     let mut looks = Vec::with_capacity(all);
     for (done, (pod, count)) in pods.into_iter().enumerate() {
         // Each has its part of the time: one that is slow to look at must not hide the others.
         let begun = Instant::now();
         let left = deadline.saturating_duration_since(begun);
         let parts = u32::try_from(all - done).unwrap_or(u32::MAX);
-        let is_known = count.is_some();
         let mut count = count.unwrap_or_else(|| {
             let own = processes.remove(uid_of(&pod)).unwrap_or_default();
-            places.begin(&pod, Nameless::begin(device, own))
+            places.begin(&pod, Nameless::begin(disk, own))
         });
         let through = count.go_on(begun + left / parts);
-        let is_kept = !through && (is_known || may_be_kept > 0);
-        if is_kept && !is_known {
-            may_be_kept -= 1;
-        }
         looks.push(Look {
             pod,
             usage: count.usage(),
             through: through.then(|| count.has_lost()),
             whole: count.took(),
             took: begun.elapsed(),
-            count: is_kept.then_some(count),
+            count: (!through).then_some(count),
         });
     }
     looks
+}
+
+/// Lets counts go, the largest first, until they take no more than so many bytes of memory. What a look adds meanwhile is
+/// bounded by its time.
+fn keep(watches: &mut BTreeMap<String, Watch>, room: usize) {
+    while watches.values().map(Watch::memory).sum::<usize>() > room {
+        if let Some(largest) = watches.values_mut().max_by_key(|watch| watch.memory()) {
+            largest.count = None;
+        }
+    }
 }
 
 /// What is known of counting a pod.
@@ -365,26 +375,40 @@ struct Watch {
     tries: Tries,
 }
 
+impl Watch {
+    /// What it takes itself, in bytes of memory.
+    fn memory(&self) -> usize {
+        self.count.as_ref().map_or(0, Count::memory)
+    }
+}
+
 /// How often, and for how long, a pod could not be counted.
 #[derive(Default)]
 struct Tries {
     took: Duration,
+    /// Since when, while a count is not through.
+    since: Option<Instant>,
     missed: u32,
 }
 
 impl Tries {
     /// Another part of a count has taken so long, and it is not through.
-    fn goes_on(&mut self, took: Duration) {
+    fn goes_on(&mut self, took: Duration, now: Instant) {
         self.took += took;
+        self.since = self.since.or(Some(now));
     }
 
     fn ended(&mut self, missed: bool) {
         self.took = Duration::ZERO;
+        self.since = None;
         self.missed = if missed { self.missed + 1 } else { 0 };
     }
 
-    fn are_enough(&self) -> bool {
-        self.took >= LONGEST || self.missed >= MISSED
+    fn are_enough(&self, now: Instant) -> bool {
+        let is_overdue = self
+            .since
+            .is_some_and(|since| now.saturating_duration_since(since) >= OVERDUE);
+        is_overdue || self.took >= LONGEST || self.missed >= MISSED
     }
 }
 
@@ -509,26 +533,43 @@ mod tests {
 
     #[test]
     fn what_cannot_be_counted_is_too_much_after_some_time() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
         let mut tries = Tries::default();
-        tries.goes_on(LONGEST - Duration::from_secs(1));
-        assert!(!tries.are_enough());
+        tries.goes_on(LONGEST - second, now);
+        assert!(!tries.are_enough(now));
         tries.ended(false);
-        tries.goes_on(Duration::from_secs(1));
-        assert!(!tries.are_enough(), "it has been counted since");
-        tries.goes_on(LONGEST);
-        assert!(tries.are_enough());
+        tries.goes_on(second, now);
+        assert!(!tries.are_enough(now), "it has been counted since");
+        tries.goes_on(LONGEST, now);
+        assert!(tries.are_enough(now));
         for round in 1..=MISSED {
             tries.ended(true);
-            assert_eq!(tries.are_enough(), round == MISSED);
+            assert_eq!(tries.are_enough(now), round == MISSED);
         }
         tries.ended(false);
-        assert!(!tries.are_enough());
+        assert!(!tries.are_enough(now));
+    }
+
+    #[test]
+    fn who_has_little_of_the_time_is_not_counted_for_ever() {
+        let begun = Instant::now();
+        let mut tries = Tries::default();
+        let little = Duration::from_millis(1);
+        tries.goes_on(little, begun);
+        let late = begun + OVERDUE;
+        tries.goes_on(little, late - little);
+        assert!(!tries.are_enough(late - little));
+        assert!(tries.are_enough(late));
+        tries.ended(false);
+        tries.goes_on(little, late);
+        assert!(!tries.are_enough(late), "it has been counted since");
     }
 
     #[test]
     fn a_pod_that_is_slow_to_count_has_its_part_of_the_time_and_goes_on_later() {
         let directory = tempfile::tempdir().unwrap();
-        let pods: Vec<Arc<Pod>> = (0..KEPT + 2)
+        let pods: Vec<Arc<Pod>> = (0..6)
             .map(|number| {
                 let uid = format!("uid-of-a-pod-{number}");
                 let below = directory.path().join(&uid).join("etc/below");
@@ -549,15 +590,46 @@ mod tests {
         assert!(looks.iter().all(|look| look.through.is_none()));
         let kept: Vec<_> = looks
             .into_iter()
-            .filter(|look| look.count.is_some())
             .map(|look| (look.pod, look.count))
             .collect();
-        assert_eq!(kept.len(), KEPT, "memory is bounded");
+        assert!(kept.iter().all(|(_, count)| count.is_some()));
         let looks = look(kept, &places, directory.path(), Duration::from_secs(60));
         for found in looks {
             assert_eq!(found.through, Some(false));
             assert!(found.usage.total().bytes >= 1 << 20);
             assert!(found.count.is_none());
         }
+    }
+
+    #[test]
+    fn the_largest_counts_of_the_node_begin_anew_when_there_is_no_room() {
+        let nowhere = std::path::Path::new("/nonexistent");
+        let places = Places {
+            pods_dir: nowhere,
+            logs_dir: nowhere,
+            layers: &[],
+        };
+        let mut watches = BTreeMap::new();
+        for (uid, files) in [("large", 3_000), ("small", 100)] {
+            let count = places.begin(&Pod::default(), Nameless::remembering(files));
+            let watch = Watch {
+                count: Some(count),
+                ..Watch::default()
+            };
+            watches.insert(uid.to_owned(), watch);
+        }
+        watches.insert("none".to_owned(), Watch::default());
+        let held = |watches: &BTreeMap<String, Watch>| -> Vec<String> {
+            let held = watches.iter().filter(|(_, watch)| watch.count.is_some());
+            held.map(|(uid, _)| uid.clone()).collect()
+        };
+        let room = watches["small"].memory();
+        assert!(room > 0);
+        keep(&mut watches, usize::MAX);
+        assert_eq!(held(&watches), ["large", "small"]);
+        keep(&mut watches, room);
+        assert_eq!(held(&watches), ["small"], "whether they are due or not");
+        keep(&mut watches, 0);
+        assert!(held(&watches).is_empty());
     }
 }

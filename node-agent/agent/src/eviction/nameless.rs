@@ -1,19 +1,28 @@
 //! What processes hold of a disk without a name: files that were unlinked and are still open, or mapped.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::Metadata;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tokio::time::Instant;
 
-use super::usage::{BLOCK, LINKED, LOOK, Usage};
+use super::usage::{BLOCK, LOOK, MEMORY, REMEMBERED, Usage};
 
 /// `OVERLAYFS_SUPER_MAGIC` of the kernel's magic.h.
 const OVERLAY: u32 = 0x794c_7630;
-/// A table of descriptors this small is looked at for every thread. Threads share a larger one when theirs has the same
-/// numbers: to look at all for each would take threads times files.
+/// `BTRFS_SUPER_MAGIC` of the kernel's magic.h.
+const BTRFS: u32 = 0x9123_683e;
+/// A table of descriptors this small is looked at for every thread. A larger one that threads share is looked at once: to
+/// look at all for each would take threads times files.
 const SMALL_TABLE: usize = 16;
+/// Tables with the same numbers that are not the same, and that others are compared with.
+const ALIKE: usize = 8;
+/// `KCMP_FILES` of the kernel's kcmp.h.
+const KCMP_FILES: libc::c_int = 2;
+/// What it takes for other kinds.
+const UNUSED: libc::c_ulong = 0;
 
 /// The processes of each owner. `wanted` says whose one is, by its cgroups as /proc writes them. There are no more of them
 /// than the kernel has numbers for, and it takes one short file of each.
@@ -31,28 +40,72 @@ pub(super) fn processes(wanted: impl Fn(&str) -> Option<String>) -> BTreeMap<Str
     found
 }
 
+/// A file system, as files on it are told from others.
+#[derive(Clone, Copy, Default)]
+pub(super) struct FileSystem {
+    device: u64,
+    /// Subvolumes of one btrfs have devices of their own.
+    btrfs: Option<u32>,
+}
+
+impl FileSystem {
+    /// That which a path is on.
+    pub(super) fn of(path: &Path) -> Self {
+        Self {
+            device: path.metadata().map_or(0, |metadata| metadata.dev()),
+            btrfs: btrfs(path),
+        }
+    }
+
+    fn holds(self, file: &Path, metadata: &Metadata) -> bool {
+        // Through a container's root file system, files show numbers of its own.
+        metadata.dev() == self.device
+            || is_of_type(file, OVERLAY)
+            || self.btrfs.is_some() && btrfs(file) == self.btrfs
+    }
+}
+
+/// What all subvolumes of a btrfs have in common: the first half of what statfs(2) calls its id. The other half is mixed
+/// with the subvolume's number. `None` on other file systems.
+fn btrfs(path: &Path) -> Option<u32> {
+    let found = is_of_type(path, BTRFS).then(|| rustix::fs::statvfs(path));
+    found?.ok().map(|found| found.f_fsid as u32)
+}
+
+fn is_of_type(path: &Path, magic: u32) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u32 == magic)
+}
+
 /// A look at the processes of one owner, which may be left and gone on with.
 #[derive(Default)]
 pub(super) struct Nameless {
-    /// That of the disk.
-    device: u64,
+    disk: FileSystem,
     /// Those still to be looked at.
     processes: Vec<PathBuf>,
     /// Of the process that is looked at, directories of files that are still to be, the last one first.
     tables: Vec<PathBuf>,
     /// How far the last one was.
     after: Option<u64>,
-    /// What lists of that process's were looked at.
-    known: HashSet<u64>,
+    /// What lists of that process's were looked at, and of which threads.
+    known: HashMap<u64, Vec<i32>>,
     seen: HashSet<(u64, u64)>,
     held: Usage,
 }
 
 impl Nameless {
-    pub(super) fn begin(device: u64, processes: Vec<PathBuf>) -> Self {
+    pub(super) fn begin(disk: FileSystem, processes: Vec<PathBuf>) -> Self {
         Self {
-            device,
+            disk,
             processes,
+            ..Self::default()
+        }
+    }
+
+    /// One with memory for so many files.
+    #[cfg(test)]
+    pub(super) fn remembering(files: usize) -> Self {
+        Self {
+            seen: HashSet::with_capacity(files),
             ..Self::default()
         }
     }
@@ -60,6 +113,11 @@ impl Nameless {
     /// What was found so far.
     pub(super) fn held(&self) -> Usage {
         self.held
+    }
+
+    /// What it takes itself, in bytes of memory, beside a few for each thread.
+    pub(super) fn memory(&self) -> usize {
+        self.seen.capacity() * MEMORY
     }
 
     /// Goes on until it is through, or out of time. Whether it is through.
@@ -90,8 +148,11 @@ impl Nameless {
         files
             .iter()
             .for_each(|(number, _)| number.hash(&mut hasher));
-        let is_known = !self.known.insert(hasher.finish());
-        if is_known && self.after.is_none() && files.len() > SMALL_TABLE {
+        // One that is gone on with is known, since it was looked at.
+        if self.after.is_none()
+            && files.len() > SMALL_TABLE
+            && self.is_known(hasher.finish(), table)
+        {
             return true;
         }
         let begin = self.after.map_or(0, |after| after.saturating_add(1));
@@ -106,6 +167,20 @@ impl Nameless {
         true
     }
 
+    /// Whether this table was looked at, by another thread's. The same numbers are not enough: a thread may have a table of
+    /// its own that only looks like the others'.
+    fn is_known(&mut self, numbers: u64, table: &Path) -> bool {
+        let alike = self.known.entry(numbers).or_default();
+        let Some(thread) = thread(table) else {
+            return false;
+        };
+        let is_known = alike.iter().any(|other| share_files(thread, *other));
+        if !is_known && alike.len() < ALIKE {
+            alike.push(thread);
+        }
+        is_known
+    }
+
     fn take(&mut self, file: &Path) {
         let Ok(metadata) = file.metadata() else {
             return;
@@ -113,12 +188,10 @@ impl Nameless {
         if !metadata.is_file() || metadata.nlink() > 0 {
             return;
         }
-        // Through a container's root file system, files show numbers of its own.
-        let here = metadata.dev() == self.device || is_overlay(file);
+        let here = self.disk.holds(file, &metadata);
         let key = (metadata.dev(), metadata.ino());
-        let is_new = self.seen.len() >= LINKED || !self.seen.contains(&key);
-        if here && is_new {
-            if self.seen.len() < LINKED {
+        if here && !self.seen.contains(&key) {
+            if self.seen.len() < REMEMBERED {
                 self.seen.insert(key);
             }
             self.held += Usage {
@@ -161,8 +234,22 @@ fn number(file: &Path) -> Option<u64> {
     u64::from_str_radix(name.split('-').next()?, 16).ok()
 }
 
-fn is_overlay(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u32 == OVERLAY)
+/// The thread that a table of descriptors is of, `None` for mappings: `/proc/7/fd` is 7's, `/proc/7/task/8/fd` is 8's.
+fn thread(table: &Path) -> Option<i32> {
+    let is_of_descriptors = table.file_name().is_some_and(|name| name == "fd");
+    let thread = table.parent().filter(|_| is_of_descriptors)?.file_name()?;
+    thread.to_str()?.parse().ok()
+}
+
+/// Whether two threads have one table of descriptors. Kernels that cannot tell say yes.
+fn share_files(one: i32, other: i32) -> bool {
+    #[expect(unsafe_code, reason = "kcmp has no wrapper")]
+    // SAFETY: kcmp takes integers alone, and neither reads nor writes memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, UNUSED, UNUSED) };
+    match order {
+        -1 => std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS),
+        order => order == 0,
+    }
 }
 
 #[cfg(test)]
@@ -176,13 +263,9 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
-    fn device(directory: &Path) -> u64 {
-        directory.metadata().unwrap().dev()
-    }
-
     fn own(directory: &Path) -> Nameless {
         let own = PathBuf::from(format!("/proc/{}", std::process::id()));
-        Nameless::begin(device(directory), vec![own])
+        Nameless::begin(FileSystem::of(directory), vec![own])
     }
 
     fn hold(directory: &Path, name: &str) -> fs::File {
@@ -199,7 +282,8 @@ mod tests {
         let _open = hold(directory.path(), "gone");
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let mut found = processes(|cgroups| (cgroups == own).then(|| "own".to_owned()));
-        let mut nameless = Nameless::begin(device(directory.path()), found.remove("own").unwrap());
+        let disk = FileSystem::of(directory.path());
+        let mut nameless = Nameless::begin(disk, found.remove("own").unwrap());
         assert!(nameless.go_on(soon()));
         let held = nameless.held();
         assert!(held.bytes >= 1 << 20, "{held:?}");
@@ -249,6 +333,44 @@ mod tests {
         assert!(nameless.held().bytes >= 1 << 20, "counted once or more");
         drop(done);
         thread.join().unwrap().unwrap_err();
+    }
+
+    #[test]
+    fn the_same_numbers_do_not_make_it_the_same_table() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut nameless = own(directory.path());
+        let process = PathBuf::from(format!("/proc/{}", std::process::id()));
+        let current = rustix::thread::gettid().as_raw_pid();
+        let of_thread = process.join(format!("task/{current}/fd"));
+        let parent = std::os::unix::process::parent_id();
+        // As if ours looked like its.
+        let numbers = 7;
+        nameless
+            .known
+            .insert(numbers, vec![i32::try_from(parent).unwrap()]);
+        let own = process.join("fd");
+        assert!(!nameless.is_known(numbers, &own), "it is another's");
+        assert!(nameless.is_known(numbers, &own), "it was looked at");
+        assert!(nameless.is_known(numbers, &of_thread), "threads share one");
+        assert!(!nameless.is_known(numbers, &process.join("map_files")));
+        assert_eq!(thread(Path::new("/proc/7/task/8/fd")), Some(8));
+    }
+
+    #[test]
+    fn subvolumes_are_of_their_file_system() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let metadata = file.metadata().unwrap();
+        assert!(FileSystem::of(directory.path()).holds(&file, &metadata));
+        let elsewhere = FileSystem {
+            btrfs: btrfs(&file),
+            ..FileSystem::default()
+        };
+        assert_eq!(
+            elsewhere.holds(&file, &metadata),
+            is_of_type(&file, BTRFS) || is_of_type(&file, OVERLAY)
+        );
     }
 
     #[test]

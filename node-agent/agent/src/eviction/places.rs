@@ -67,15 +67,11 @@ impl Places<'_> {
             }
         }
         let volumes = self.pods_dir.join(uid).join("volumes");
-        let own = std::fs::metadata(&volumes).map_or(0, |metadata| metadata.dev());
         let directories = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
         for plugin in directories(volumes) {
             for volume in directories(plugin.path()) {
-                let on_disk = volume
-                    .path()
-                    .symlink_metadata()
-                    .is_ok_and(|metadata| metadata.dev() == own);
-                if let (true, Ok(name)) = (on_disk, volume.file_name().into_string()) {
+                // One in memory, or somebody else's, is mounted there, and a walk does not begin at a mount.
+                if let Ok(name) = volume.file_name().into_string() {
                     parts.push((Part::Volume(name), volume.path()));
                 }
             }
@@ -158,6 +154,12 @@ impl Count {
 
     pub(super) fn took(&self) -> Duration {
         self.took
+    }
+
+    /// What it takes itself, in bytes of memory.
+    pub(super) fn memory(&self) -> usize {
+        let walk = self.walk.as_ref().map_or(0, |(_, walk)| walk.memory());
+        self.nameless.memory() + walk
     }
 }
 

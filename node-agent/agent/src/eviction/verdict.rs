@@ -141,7 +141,7 @@ pub(super) fn first<'a>(
     let ranked = pods.filter_map(|(pod, usage, uncounted)| {
         let spec = pod.spec.as_ref()?;
         let priority = spec.priority.unwrap_or(0);
-        if priority >= CRITICAL || is_static(pod) {
+        if priority >= CRITICAL {
             return None;
         }
         let (used, requested) = (signal.of(usage.total()), signal.request(spec));
@@ -151,13 +151,6 @@ pub(super) fn first<'a>(
         some.then_some(((uncounted, over > 0, -i64::from(priority), over), pod))
     });
     ranked.max_by_key(|(rank, _)| *rank).map(|(_, pod)| pod)
-}
-
-fn is_static(pod: &Pod) -> bool {
-    pod.metadata
-        .annotations
-        .as_ref()
-        .is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"))
 }
 
 /// What a pod is told that has to go because the node runs short.
@@ -310,6 +303,16 @@ mod tests {
         let uncounted = pods.iter().map(|(pod, used)| (pod, used, hidden(pod)));
         let next = first(uncounted, Signal::Bytes).unwrap();
         assert_eq!(next.metadata.name.as_deref(), Some("idle"));
+    }
+
+    #[test]
+    fn no_annotation_keeps_a_pod() {
+        let mut mirror = pod(json!({"containers": [{"name": "c"}]}));
+        mirror.metadata.annotations =
+            serde_json::from_value(json!({"kubernetes.io/config.mirror": "x"})).unwrap();
+        let used = usage(&[("c", 1)], &[]);
+        let first = first([(&mirror, &used, false)].into_iter(), Signal::Bytes);
+        assert!(first.is_some(), "anybody may write one");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::allowance::{Errand, Meter};
 use crate::error::ImageError;
 use crate::layers::decompressed;
 use crate::manifest::{ConfigFile, DOCUMENT_BYTES, Manifest, NESTED, for_this_platform};
@@ -37,14 +38,22 @@ struct DockerImage {
 }
 
 /// Unpacks an archive into `directory` and lists the images found.
-pub(crate) fn open(archive: &Path, directory: &Path) -> Result<Vec<ArchivedImage>, ImageError> {
+pub(crate) fn open(
+    archive: &Path,
+    directory: &Path,
+    errand: &Errand,
+) -> Result<Vec<ArchivedImage>, ImageError> {
     let refused = |cause: String| ImageError::Archive {
         path: archive.display().to_string(),
         cause,
     };
     let file = File::open(archive).map_err(|error| refused(error.to_string()))?;
-    let stream = decompressed(file).map_err(|error| refused(error.to_string()))?;
-    unpack(stream, directory)
+    let found = file
+        .metadata()
+        .map_err(|error| refused(error.to_string()))?;
+    let meter = Meter::new(errand, found.len()).on(directory);
+    let stream = decompressed(file, &meter).map_err(|error| refused(error.to_string()))?;
+    unpack(stream, directory, &meter)
         .map_err(|error| refused(format!("not a readable tar archive: {error}")))?;
     // docker save writes both forms; its own carries the full names.
     if directory.join("manifest.json").is_file() {

@@ -1,12 +1,12 @@
 //! The protocol of registries, as far as pulling needs it (OCI distribution specification, and Docker's "Token Authentication
 //! Specification"). All that a registry sends is bounded but for blobs, which are passed on as they come.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use oci_spec::distribution::Reference;
 use parking_lot::Mutex;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
@@ -21,6 +21,12 @@ use crate::traits::Credentials;
 const CONNECT: Duration = Duration::from_secs(20);
 /// Between one piece of an answer and the next.
 const IDLE: Duration = Duration::from_secs(60);
+/// From a request to the head of its answer, redirections included.
+const HEAD: Duration = Duration::from_secs(120);
+/// In so much time of waiting for a body, so many bytes have to come: slower than any line that images come by, and no more
+/// can a registry hold what waits for it.
+const PACE: Duration = Duration::from_secs(60);
+const PACE_BYTES: u64 = 64 << 10;
 /// The largest answer that is an error.
 const ERROR_BYTES: u64 = 64 << 10;
 /// The largest answer of a token server.
@@ -43,6 +49,12 @@ pub(crate) enum Failure {
     /// Larger than anything of its kind.
     #[error("the registry's answer is larger than {0} bytes")]
     TooLarge(u64),
+    /// Next to nothing comes.
+    #[error("the registry is too slow: less than {} bytes came within {} seconds", PACE_BYTES, PACE.as_secs())]
+    TooSlow,
+    /// No answer at all.
+    #[error("the registry did not answer within {} seconds", HEAD.as_secs())]
+    Silent,
     /// The credentials would be seen by others.
     #[error("the registry wants the credentials sent to {0} without encryption")]
     Unencrypted(Url),
@@ -151,7 +163,8 @@ impl Repository {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        Ok(request.send().await?)
+        let answered = tokio::time::timeout(HEAD, request.send()).await;
+        Ok(answered.map_err(|_| Failure::Silent)??)
     }
 
     /// What satisfies a registry that wants to know who asks for `url`.
@@ -232,11 +245,43 @@ impl Answer {
         Ok(body)
     }
 
-    /// The body as it comes.
+    /// The body as it comes; an error when it comes too slowly.
     pub(crate) fn pieces(self) -> impl Stream<Item = Result<Bytes, Failure>> + Send + Unpin {
-        self.0
-            .bytes_stream()
-            .map(|piece| piece.map_err(Failure::from))
+        let body = Box::pin(self.0.bytes_stream());
+        let paced = stream::unfold((body, Pace::default()), |(mut body, mut pace)| async move {
+            let asked = Instant::now();
+            let piece = body.next().await?.map_err(Failure::from);
+            let piece =
+                piece.and_then(
+                    |piece| match pace.keeps(asked.elapsed(), piece.len() as u64) {
+                        true => Ok(piece),
+                        false => Err(Failure::TooSlow),
+                    },
+                );
+            Some((piece, (body, pace)))
+        });
+        Box::pin(paced)
+    }
+}
+
+/// How fast a body comes. Only waiting counts: what is done with it in between is not the registry's fault.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    came: u64,
+}
+
+impl Pace {
+    /// Takes in what came and how long that took; whether it is worth to wait for more.
+    fn keeps(&mut self, waited: Duration, came: u64) -> bool {
+        self.waited += waited;
+        self.came += came;
+        if self.waited < PACE {
+            return true;
+        }
+        let enough = self.came >= PACE_BYTES;
+        *self = Self::default();
+        enough
     }
 }
 
@@ -283,5 +328,23 @@ fn refusal(status: StatusCode, body: &[u8]) -> Failure {
             let text = String::from_utf8_lossy(body);
             Failure::Unexpected(status.as_u16(), short(text.trim().to_owned()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_no_answer() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::default();
+        assert!(pace.keeps(50 * second, 1));
+        assert!(!pace.keeps(50 * second, 1), "a byte each time");
+        let mut pace = Pace::default();
+        assert!((0..1_000).all(|_| pace.keeps(second, 2 << 10)), "slow");
+        assert!(pace.keeps(59 * second, PACE_BYTES));
+        assert!(pace.keeps(59 * second, 0), "what came before counts once");
+        assert!(!pace.keeps(60 * second, 0));
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::allowance::{Errand, Meter};
 use crate::manifest::{ConfigFile, Manifest, for_this_platform};
 
 /// A manifest or an index of them.
@@ -32,6 +33,8 @@ pub fn challenge(text: &str) {
 
 /// A layer, unpacked into a directory.
 pub fn layer(bytes: &[u8], root: &Path) -> io::Result<()> {
-    let unpacked = crate::unpack::unpack(bytes, root)?;
+    let (errand, _ends) = Errand::begin();
+    let meter = Meter::new(&errand, bytes.len() as u64);
+    let unpacked = crate::unpack::unpack(bytes, root, &meter)?;
     crate::parents::Parents::default().complete(&unpacked, root)
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::allowance::{Errand, Meter, Watched};
 use crate::error::ImageError;
 use crate::manifest::hex;
 use crate::parents::Parents;
@@ -21,9 +22,14 @@ enum Compression {
     Zstd,
 }
 
+/// The most that zstd remembers of what it has written, as a power of two. Levels up to 19 want 8 MiB, 21 wants 64; only 22 and
+/// `--long` go beyond.
+const ZSTD_WINDOW: u32 = 26;
+
 /// A reader of the plain bytes of a gzip, zstd or uncompressed file.
-pub(crate) fn decompressed(file: File) -> io::Result<Box<dyn Read + Send>> {
-    let mut file = BufReader::with_capacity(256 * 1024, file);
+pub(crate) fn decompressed(file: File, meter: &Meter) -> io::Result<Box<dyn Read + '_>> {
+    let watched = Watched { inner: file, meter };
+    let mut file = BufReader::with_capacity(256 * 1024, watched);
     let start = io::BufRead::fill_buf(&mut file)?;
     let compression = match start {
         [0x1f, 0x8b, ..] => Compression::Gzip,
@@ -33,7 +39,11 @@ pub(crate) fn decompressed(file: File) -> io::Result<Box<dyn Read + Send>> {
     Ok(match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
+            decoder.window_log_max(ZSTD_WINDOW)?;
+            Box::new(decoder)
+        }
     })
 }
 
@@ -93,8 +103,10 @@ pub(crate) struct Called<'a> {
 impl Called<'_> {
     fn failed(&self, error: io::Error) -> ImageError {
         match error.kind() {
-            // A full disk is the node's trouble, not the image's.
+            // A full disk, or one that is slow or busy, is the node's trouble, not the image's.
             io::ErrorKind::StorageFull
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::WouldBlock
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem => ImageError::Io {
                 doing: format!(
@@ -112,16 +124,17 @@ impl Called<'_> {
     }
 }
 
-/// Unpacks a blob below `temporary`; `diff_id` is what the plain tar must hash to.
+/// Unpacks a blob below `temporary`, unless the errand ends before; `diff_id` is what the plain tar must hash to.
 pub(crate) fn stage(
     called: Called<'_>,
     diff_id: &str,
     blob: &Path,
     temporary: &Path,
+    errand: &Errand,
 ) -> Result<Staged, ImageError> {
     let directory = Staging::new(temporary, "layer-").map_err(|error| called.failed(error))?;
-    let unpacked =
-        try_unpack(blob, directory.path(), diff_id).map_err(|error| called.failed(error))?;
+    let unpacked = try_unpack(blob, directory.path(), diff_id, errand)
+        .map_err(|error| called.failed(error))?;
     Ok(Staged {
         directory,
         unpacked,
@@ -158,14 +171,16 @@ fn place(staging: &Path, destination: &Path) -> io::Result<()> {
     gantry_durable::rename(staging, destination)
 }
 
-fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<Unpacked> {
+fn try_unpack(blob: &Path, staging: &Path, diff_id: &str, errand: &Errand) -> io::Result<Unpacked> {
     // A layer need not say what its root is like.
     std::fs::set_permissions(staging, std::fs::Permissions::from_mode(0o755))?;
+    let blob = File::open(blob)?;
+    let meter = Meter::new(errand, blob.metadata()?.len()).on(staging);
     let mut stream = Hashing {
-        inner: decompressed(File::open(blob)?)?,
+        inner: decompressed(blob, &meter)?,
         hasher: Sha256::new(),
     };
-    let unpacked = unpack(&mut stream, staging)?;
+    let unpacked = unpack(&mut stream, staging, &meter)?;
     let found = format!("sha256:{}", hex(&stream.hasher.finalize()));
     if found != diff_id {
         return Err(io::Error::new(
@@ -174,4 +189,62 @@ fn try_unpack(blob: &Path, staging: &Path, diff_id: &str) -> io::Result<Unpacked
         ));
     }
     Ok(unpacked)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Why a blob is not unpacked.
+    fn refused(blob: &[u8], errand: &Errand) -> String {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("blob");
+        std::fs::write(&path, blob).expect("a file");
+        let called = Called {
+            image: "image",
+            digest: "blob",
+        };
+        let staged = stage(called, "sha256:other", &path, directory.path(), errand);
+        let error = staged.map(drop).expect_err("refused");
+        let left = std::fs::read_dir(directory.path()).expect("reads").count();
+        assert_eq!(left, 1, "the blob alone");
+        error.to_string()
+    }
+
+    #[test]
+    fn a_few_bytes_do_not_stand_for_any_number() {
+        let zeros = io::repeat(0).take(32 << 20);
+        let blob = zstd::encode_all(zeros, 3).expect("compresses");
+        assert!(blob.len() < 16 << 10, "{}", blob.len());
+        let error = refused(&blob, &Errand::with_spare(1 << 20));
+        assert!(error.contains("it unpacks to more"), "{error}");
+        let error = refused(&blob, &Errand::with_spare(32 << 20));
+        assert!(error.contains("its content hashes to"), "{error}");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_ends() {
+        let (errand, ends) = Errand::begin();
+        let error = refused(&[0; 1024], &errand);
+        assert!(error.contains("its content hashes to"), "{error}");
+        drop(ends);
+        let error = refused(&[0; 1024], &errand);
+        assert!(error.contains("nobody waits"), "{error}");
+    }
+
+    #[test]
+    fn the_memory_of_zstd_is_bounded() {
+        for window in [ZSTD_WINDOW, ZSTD_WINDOW + 1] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("an encoder");
+            encoder.window_log(window).expect("a window");
+            encoder.write_all(&[0; 1024]).expect("compresses");
+            encoder.flush().expect("compresses");
+            let blob = encoder.finish().expect("compresses");
+            let error = refused(&blob, &Errand::with_spare(1 << 20));
+            let is_read = error.contains("its content hashes to");
+            assert_eq!(is_read, window == ZSTD_WINDOW, "{window}: {error}");
+        }
+    }
 }

@@ -6,7 +6,9 @@
 //! Invariants kept here:
 //! - a layer is visible only when all of it is unpacked and its digests are verified ([`layers`]);
 //! - an entry of a layer never reaches outside the layer's own directory ([`unpack`]);
-//! - an image is listed only when every one of its layers is present ([`index`]).
+//! - an image is listed only when every one of its layers is present ([`index`]);
+//! - nobody waits for another's registry, and what is unpacked is bounded for the node and for each layer ([`store`],
+//!   [`allowance`]).
 
 pub mod error;
 pub mod fake;
@@ -14,6 +16,7 @@ pub mod fake;
 pub mod fuzzing;
 pub mod traits;
 
+mod allowance;
 mod archive;
 mod challenge;
 mod distribution;
@@ -24,6 +27,7 @@ mod parents;
 mod pins;
 mod reference;
 mod registry;
+mod room;
 mod root;
 mod rootfs;
 mod sparse;

@@ -1,6 +1,10 @@
 //! The parts of OCI and Docker manifests and image configs that running an image needs.
 
-use serde::Deserialize;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
 use crate::traits::ImageConfig;
@@ -62,13 +66,86 @@ pub(crate) const NESTED: usize = 4;
 /// The largest manifest or image config, as registries and other runtimes bound them.
 pub(crate) const DOCUMENT_BYTES: u64 = 8 << 20;
 
+/// Layers of an image: overlayfs mounts no more (`OVL_MAX_STACK`).
+const LAYERS: usize = 500;
+/// More images than an index has.
+const MANIFESTS: usize = 1_000;
+/// Longer than a digest is.
+const DIGEST_BYTES: usize = 256;
+/// What an image may say of how it is run, its strings with [`STRING_BYTES`] for each. It is in memory, and written anew with
+/// every change of the index, for as long as the image is here; real ones have some KiB.
+const SETTINGS_BYTES: usize = 256 << 10;
+/// What a string takes beside its letters.
+const STRING_BYTES: usize = 32;
+/// Strings of one setting.
+const STRINGS: usize = SETTINGS_BYTES / STRING_BYTES;
+
+/// A list of which no more is kept than is allowed.
+#[derive(Clone, Debug)]
+struct Few<T, const MOST: usize> {
+    kept: Vec<T>,
+    /// How many there are.
+    count: usize,
+}
+
+impl<T, const MOST: usize> Few<T, MOST> {
+    /// All of it; otherwise what there are how many of, and `why` that is refused.
+    fn all(self, what: &str, why: &str) -> Result<Vec<T>, String> {
+        self.check(what, why)?;
+        Ok(self.kept)
+    }
+
+    fn check(&self, what: &str, why: &str) -> Result<(), String> {
+        match self.count <= MOST {
+            true => Ok(()),
+            false => Err(format!(
+                "it has {} {what}, more than {MOST}: {why}",
+                self.count
+            )),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(FewVisitor(PhantomData))
+    }
+}
+
+struct FewVisitor<T, const MOST: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FewVisitor<T, MOST> {
+    type Value = Few<T, MOST>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let (mut kept, mut count) = (Vec::new(), 0);
+        loop {
+            if count < MOST {
+                match list.next_element()? {
+                    Some(element) => kept.push(element),
+                    None => return Ok(Few { kept, count }),
+                }
+            } else if list.next_element::<IgnoredAny>()?.is_none() {
+                return Ok(Few { kept, count });
+            }
+            count += 1;
+        }
+    }
+}
+
+const LAYERS_WHY: &str = "overlayfs mounts no more layers";
+
 /// An image manifest or an index of them.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug)]
 pub(crate) enum Manifest {
     /// One image.
     Image {
         config: Descriptor,
+        /// No more than can be mounted.
         layers: Vec<Descriptor>,
     },
     /// One image per platform.
@@ -77,10 +154,41 @@ pub(crate) enum Manifest {
 
 impl Manifest {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes).map_err(|_| {
+        #[derive(Deserialize)]
+        struct Document {
+            config: Option<Descriptor>,
+            layers: Option<Few<Descriptor, LAYERS>>,
+            manifests: Option<Few<Descriptor, MANIFESTS>>,
+        }
+        let neither = || {
             "the manifest is neither an image manifest nor an index (schema 1 is not supported)"
                 .to_owned()
-        })
+        };
+        let document: Document = serde_json::from_slice(bytes).map_err(|_| neither())?;
+        match document {
+            Document {
+                config: Some(mut config),
+                layers: Some(layers),
+                ..
+            } => {
+                let mut layers = layers.all("layers", LAYERS_WHY)?;
+                for part in layers.iter_mut().chain([&mut config]) {
+                    if part.digest.len() > DIGEST_BYTES {
+                        return Err("the manifest has a digest that is none".to_owned());
+                    }
+                    // Kept for as long as the image is on its way, and nobody asks for them.
+                    part.annotations.clear();
+                }
+                Ok(Self::Image { config, layers })
+            }
+            Document {
+                manifests: Some(manifests),
+                ..
+            } => Ok(Self::Index {
+                manifests: manifests.all("manifests", "there are not so many platforms")?,
+            }),
+            _ => Err(neither()),
+        }
     }
 }
 
@@ -119,15 +227,17 @@ pub(crate) struct ConfigFile {
 
 #[derive(Clone, Debug, Deserialize)]
 struct RootFs {
-    diff_ids: Vec<String>,
+    diff_ids: Few<String, LAYERS>,
 }
+
+type Strings = Few<String, STRINGS>;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct RunConfig {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
+    entrypoint: Option<Strings>,
+    cmd: Option<Strings>,
+    env: Option<Strings>,
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
@@ -135,13 +245,49 @@ struct RunConfig {
 
 impl ConfigFile {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| format!("the image config is not valid: {error}"))
+        let config: Self = serde_json::from_slice(bytes)
+            .map_err(|error| format!("the image config is not valid: {error}"))?;
+        config
+            .check()
+            .map_err(|error| format!("the image config is not valid: {error}"))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let diff_ids = &self.rootfs.diff_ids;
+        diff_ids.check("layers", LAYERS_WHY)?;
+        if diff_ids.kept.iter().any(|id| id.len() > DIGEST_BYTES) {
+            return Err("a diff id is no digest".to_owned());
+        }
+        let Some(run) = &self.config else {
+            return Ok(());
+        };
+        let why = "the node keeps them in memory";
+        let mut size = 0;
+        for (name, list) in [
+            ("strings in Entrypoint", &run.entrypoint),
+            ("strings in Cmd", &run.cmd),
+            ("strings in Env", &run.env),
+        ] {
+            if let Some(list) = list {
+                list.check(name, why)?;
+                let each = list.kept.iter().map(|text| text.len() + STRING_BYTES);
+                size += each.sum::<usize>();
+            }
+        }
+        let single = [&run.user, &run.working_dir, &run.stop_signal];
+        size += single.into_iter().flatten().map(String::len).sum::<usize>();
+        match size <= SETTINGS_BYTES {
+            true => Ok(()),
+            false => Err(format!(
+                "Entrypoint, Cmd, Env and its other settings come to {size} bytes, more than {SETTINGS_BYTES}: {why}"
+            )),
+        }
     }
 
     /// `sha256:...` of each uncompressed layer, lowest first.
     pub(crate) fn diff_ids(&self) -> &[String] {
-        &self.rootfs.diff_ids
+        &self.rootfs.diff_ids.kept
     }
 
     /// For each layer, what it is together with those below it (OCI image specification, "ChainID"), lowest first.
@@ -158,10 +304,11 @@ impl ConfigFile {
 
     pub(crate) fn run(&self) -> ImageConfig {
         let run = self.config.clone().unwrap_or_default();
+        let list = |list: Option<Strings>| list.map(|list| list.kept).unwrap_or_default();
         ImageConfig {
-            entrypoint: run.entrypoint.unwrap_or_default(),
-            cmd: run.cmd.unwrap_or_default(),
-            env: run.env.unwrap_or_default(),
+            entrypoint: list(run.entrypoint),
+            cmd: list(run.cmd),
+            env: list(run.env),
             user: run.user.unwrap_or_default(),
             working_dir: run.working_dir.unwrap_or_default(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
@@ -259,5 +406,61 @@ mod tests {
         let config = config.expect("valid");
         assert_eq!(config.run(), ImageConfig::default());
         assert_eq!(config.diff_ids(), ["sha256:a"]);
+    }
+
+    #[test]
+    fn an_image_has_no_more_layers_than_can_be_mounted() {
+        let list = |element: &str, count: usize| vec![element; count].join(",");
+        let image = |count| {
+            let layers = list(r#"{"digest":"sha256:b","annotations":{"a":"b"}}"#, count);
+            format!(r#"{{"config":{{"digest":"sha256:a"}},"layers":[{layers}]}}"#)
+        };
+        let Ok(Manifest::Image { layers, .. }) = Manifest::parse(image(500).as_bytes()) else {
+            panic!("an image");
+        };
+        assert!(layers.iter().all(|layer| layer.annotations.is_empty()));
+        let config = |count| {
+            let layers = list(r#""sha256:a""#, count);
+            format!(r#"{{"rootfs":{{"diff_ids":[{layers}]}}}}"#)
+        };
+        ConfigFile::parse(config(500).as_bytes()).expect("valid");
+        for error in [
+            Manifest::parse(image(100_000).as_bytes()).map(drop),
+            ConfigFile::parse(config(100_000).as_bytes()).map(drop),
+        ] {
+            let error = error.expect_err("too many");
+            assert!(error.contains("100000 layers, more than 500"), "{error}");
+        }
+        let manifests = list(r#"{"digest":"sha256:b"}"#, 1_001);
+        let index = format!(r#"{{"manifests":[{manifests}]}}"#);
+        let error = Manifest::parse(index.as_bytes()).expect_err("too many");
+        assert!(error.contains("1001 manifests"), "{error}");
+        let long = format!(
+            r#"{{"config":{{"digest":"{}"}},"layers":[]}}"#,
+            "a".repeat(257)
+        );
+        Manifest::parse(long.as_bytes()).expect_err("no digest");
+    }
+
+    #[test]
+    fn what_an_image_says_of_running_it_is_small() {
+        let config = |settings: serde_json::Value| {
+            let config = serde_json::json!({"rootfs": {"diff_ids": []}, "config": settings});
+            ConfigFile::parse(config.to_string().as_bytes())
+        };
+        let large = "x".repeat(SETTINGS_BYTES - STRING_BYTES);
+        let parsed = config(serde_json::json!({"Env": [large]})).expect("as much as may be");
+        assert_eq!(parsed.run().env, [large.clone()]);
+        for settings in [
+            serde_json::json!({"Env": [large], "User": "x"}),
+            serde_json::json!({"Cmd": [large], "Entrypoint": [""]}),
+            serde_json::json!({"WorkingDir": "x".repeat(SETTINGS_BYTES + 1)}),
+        ] {
+            let error = config(settings).expect_err("too much");
+            assert!(error.contains("more than 262144"), "{error}");
+        }
+        let many = vec![""; STRINGS + 1];
+        let error = config(serde_json::json!({"Env": many})).expect_err("too many");
+        assert!(error.contains("8193 strings in Env"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! What is below a layer: what it leaves out is as the layers under it have it.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,8 +12,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::root::{self, OPAQUE_XATTR, Root, invalid, kind_of};
+use crate::root::{self, OPAQUE_XATTR, Root, above, invalid, kind_of};
 use crate::unpack::Unpacked;
+
+/// Parts of paths that are followed to complete one layer: some seconds' worth.
+const LOOKED_UP: u64 = 1 << 26;
 
 /// The directories of layers, topmost first, in overlayfs' form. Nobody changes them.
 #[derive(Clone, Debug, Default)]
@@ -22,32 +26,6 @@ impl Parents {
     /// `layers` are the lowest first.
     pub(crate) fn new(layers: &[PathBuf]) -> Self {
         Self(layers.iter().rev().cloned().collect())
-    }
-
-    /// Where a path of the whole file system is, following no symbolic link. O(layers · depth).
-    fn find(&self, path: &Path) -> io::Result<Option<(PathBuf, Metadata)>> {
-        'layers: for layer in &self.0 {
-            let mut here = layer.clone();
-            let mut found = here.symlink_metadata()?;
-            for part in path.components() {
-                if !found.is_dir() {
-                    return Ok(None);
-                }
-                let hides_lower = is_opaque(&here)?;
-                here.push(part);
-                found = match here.symlink_metadata() {
-                    Ok(found) if is_whiteout(&found) => return Ok(None),
-                    Ok(found) => found,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => match hides_lower {
-                        true => return Ok(None),
-                        false => continue 'layers,
-                    },
-                    Err(error) => return Err(error),
-                };
-            }
-            return Ok(Some((here, found)));
-        }
-        Ok(None)
     }
 
     /// The layers that are seen at all, lowest first: what is below one that hides everything is not.
@@ -65,7 +43,8 @@ impl Parents {
 
     /// The root directory of the whole file system.
     pub(crate) fn root(&self) -> io::Result<Option<Metadata>> {
-        Ok(self.find(Path::new(""))?.map(|(_, root)| root))
+        let topmost = self.0.first();
+        topmost.map(|layer| layer.symlink_metadata()).transpose()
     }
 
     /// Gives an unpacked layer what it has left to the layers below it.
@@ -75,12 +54,13 @@ impl Parents {
             move |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"))
         };
         let root = Root::open(layer)?;
+        let mut walk = Walk::new(&self.0)?;
         for (path, target) in &unpacked.links {
-            self.link(target, path, &root).map_err(named(path))?;
+            link(&mut walk, target, path, &root).map_err(named(path))?;
         }
         // The deepest first: what is done to a directory changes the times of the one above.
         for path in unpacked.implied.iter().rev() {
-            if let Some((_, like)) = self.find(path).map_err(named(path))?
+            if let Some((_, like)) = walk.find(path).map_err(named(path))?
                 && like.is_dir()
             {
                 let directory = root.directory(path).map_err(io::Error::from);
@@ -91,29 +71,124 @@ impl Parents {
         }
         Ok(())
     }
+}
 
-    /// Makes a name in a layer for a file that a lower one has. Nobody writes to either, so both may have it.
-    fn link(&self, target: &Path, path: &Path, root: &Root) -> io::Result<()> {
-        let (parent, name) = root.parent(path)?;
-        // A later entry of the layer has taken the name.
-        if kind_of(&parent, name)?.is_some() {
-            return Ok(());
+/// Makes a name in a layer for a file that a lower one has. Nobody writes to either, so both may have it.
+fn link(walk: &mut Walk<'_>, target: &Path, path: &Path, root: &Root) -> io::Result<()> {
+    let (parent, name) = root.parent(path)?;
+    // A later entry of the layer has taken the name.
+    if kind_of(&parent, name)?.is_some() {
+        return Ok(());
+    }
+    // Another link has made it.
+    if let Ok((own, file)) = root.parent(target)
+        && kind_of(&own, file)?.is_some_and(|kind| kind != FileType::Directory)
+        && !root::is_whiteout(&own, file)?
+    {
+        return Ok(linkat(&own, file, &parent, name, AtFlags::empty())?);
+    }
+    match walk.find(target)?.filter(|(_, found)| !found.is_dir()) {
+        Some((file, _)) => Ok(linkat(CWD, &file, &parent, name, AtFlags::empty())?),
+        None => Err(invalid(&format!(
+            "it is a hard link to {}, which is in no layer",
+            target.display()
+        ))),
+    }
+}
+
+/// A walk through the whole file system: what it has found of the directories above a path serves for the next one. A path
+/// that shares all but its last directory with the one before costs a look in each layer.
+struct Walk<'a> {
+    /// The layers of which the root is seen, topmost first.
+    root: Vec<&'a Path>,
+    /// The directory where it is: the name of each part, and the layers of which that directory is seen, topmost first.
+    here: Vec<(OsString, Vec<&'a Path>)>,
+    cost: Cost,
+}
+
+/// Parts of paths that the kernel may still be asked to follow.
+struct Cost(u64);
+
+impl Cost {
+    fn spend(&mut self, path: &Path) -> io::Result<()> {
+        // Two looks, at paths that begin with the layer's own.
+        let parts = 2 * (path.components().count() as u64 + 8);
+        self.0 = self.0.checked_sub(parts).ok_or_else(|| {
+            invalid("it leaves too many directories and hard links to the layers below it")
+        })?;
+        Ok(())
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// `layers` are the topmost first.
+    fn new(layers: &'a [PathBuf]) -> io::Result<Self> {
+        let layers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
+        let mut cost = Cost(LOOKED_UP);
+        Ok(Self {
+            root: seen(&layers, Path::new(""), &mut cost)?,
+            here: Vec::new(),
+            cost,
+        })
+    }
+
+    /// Where a path of the whole file system is, following no symbolic link.
+    fn find(&mut self, path: &Path) -> io::Result<Option<(PathBuf, Metadata)>> {
+        self.go_to(above(path))?;
+        for layer in Self::last(&self.root, &self.here) {
+            self.cost.spend(path)?;
+            let place = layer.join(path);
+            match place.symlink_metadata() {
+                Ok(found) if is_whiteout(&found) => return Ok(None),
+                Ok(found) => return Ok(Some((place, found))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
-        // Another link has made it.
-        if let Ok((own, file)) = root.parent(target)
-            && kind_of(&own, file)?.is_some_and(|kind| kind != FileType::Directory)
-            && !root::is_whiteout(&own, file)?
-        {
-            return Ok(linkat(&own, file, &parent, name, AtFlags::empty())?);
+        Ok(None)
+    }
+
+    fn go_to(&mut self, directory: &Path) -> io::Result<()> {
+        let common = self.here.iter().zip(directory.components());
+        let common = common.take_while(|((name, _), part)| name.as_os_str() == part.as_os_str());
+        let common = common.count();
+        self.here.truncate(common);
+        let mut reached: PathBuf = directory.components().take(common).collect();
+        for part in directory.components().skip(common) {
+            reached.push(part);
+            let above = Self::last(&self.root, &self.here);
+            let seen = seen(above, &reached, &mut self.cost)?;
+            self.here.push((part.as_os_str().to_owned(), seen));
         }
-        match self.find(target)?.filter(|(_, found)| !found.is_dir()) {
-            Some((file, _)) => Ok(linkat(CWD, &file, &parent, name, AtFlags::empty())?),
-            None => Err(invalid(&format!(
-                "it is a hard link to {}, which is in no layer",
-                target.display()
-            ))),
+        Ok(())
+    }
+
+    fn last<'b>(root: &'b [&'a Path], here: &'b [(OsString, Vec<&'a Path>)]) -> &'b [&'a Path] {
+        here.last().map_or(root, |(_, layers)| layers.as_slice())
+    }
+}
+
+/// Of the layers in which a directory is looked for, those whose is seen; topmost first, both.
+fn seen<'a>(layers: &[&'a Path], path: &Path, cost: &mut Cost) -> io::Result<Vec<&'a Path>> {
+    let mut seen = Vec::new();
+    for layer in layers {
+        cost.spend(path)?;
+        let place = layer.join(path);
+        match place.symlink_metadata() {
+            Ok(found) if found.is_dir() => {
+                seen.push(*layer);
+                if is_opaque(&place)? {
+                    break;
+                }
+            }
+            // Whatever else it is, it hides what is below.
+            Ok(_) => break,
+            // But for the layer itself, which has to be there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path != Path::new("") => {}
+            Err(error) => return Err(error),
         }
     }
+    Ok(seen)
 }
 
 fn is_whiteout(found: &Metadata) -> bool {
@@ -250,6 +325,69 @@ mod tests {
             let top = layers.complete(&implied(&["a/tmp"])).expect("completed");
             assert_eq!(mode(&top.join("a/tmp")), 0o755, "{removed}");
         }
+    }
+
+    #[test]
+    fn a_walk_finds_the_same_from_wherever_it_is() {
+        let layers = Layers::new(3);
+        layers.directory(0, "a/b/c", 0o755);
+        layers.file(0, "a/b/c/low", "");
+        layers.directory(0, "hidden/x", 0o755);
+        layers.directory(1, "a/b", 0o755);
+        layers.file(1, "a/b/middle", "");
+        layers.directory(1, "hidden", 0o755);
+        layers.opaque(1, "hidden");
+        layers.directory(2, "a", 0o755);
+        layers.file(2, "a/top", "");
+        let parents = Parents::new(&layers.paths);
+        let mut walk = Walk::new(&parents.0).expect("a root");
+        let expected = [
+            ("a/b/c/low", Some(0)),
+            ("a/top", Some(2)),
+            ("a/b/middle", Some(1)),
+            ("a/b/c", Some(0)),
+            ("hidden/x", None),
+            ("hidden", Some(1)),
+            ("a/top/below", None),
+            ("gone/for/good", None),
+            ("a", Some(2)),
+            ("", Some(2)),
+        ];
+        for (path, layer) in expected.iter().chain(expected.iter().rev()) {
+            let found = walk.find(Path::new(path)).expect("looks");
+            let wanted = layer.map(|layer: usize| layers.paths[layer].join(path));
+            assert_eq!(found.map(|(place, _)| place), wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn deep_trees_cost_a_look_for_each_directory_and_no_more_than_a_bound() {
+        let layers = Layers::new(2);
+        let mut path = PathBuf::new();
+        let mut all = Vec::new();
+        for _ in 0..200 {
+            path.push("d");
+            all.push(path.clone());
+        }
+        for layer in 0..2 {
+            layers.directory(layer, path.to_str().expect("text"), 0o755);
+        }
+        let unpacked = Unpacked {
+            implied: all.iter().cloned().collect(),
+            ..Unpacked::default()
+        };
+        layers.complete(&unpacked).expect("completed");
+        let parents = Parents::new(&layers.paths[..1]);
+        let mut walk = Walk::new(&parents.0).expect("a root");
+        let before = walk.cost.0;
+        for path in all.iter().rev() {
+            walk.find(path).expect("looks").expect("is there");
+        }
+        // Followed from the root each time, it would be half the square of that for each.
+        let most = 200 * 2 * 2 * (200 + 8);
+        assert!(before - walk.cost.0 <= most, "{}", before - walk.cost.0);
+        walk.cost = Cost(1_000);
+        walk.find(&path).expect_err("it costs too much");
     }
 
     #[test]

@@ -7,11 +7,13 @@ use oci_spec::distribution::Reference;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use crate::allowance::LAYER_BYTES;
 use crate::distribution::Repository;
 use crate::error::ImageError;
 use crate::manifest::{
     ACCEPTED, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, digest, for_this_platform, hex,
 };
+use crate::room;
 use crate::traits::{Credentials, Progress, ProgressSink};
 
 /// One image at its registry.
@@ -55,18 +57,31 @@ impl Remote {
         }
     }
 
+    fn storing(&self, descriptor: &Descriptor, source: std::io::Error) -> ImageError {
+        ImageError::Io {
+            doing: format!(
+                "storing layer {} of image \"{}\"",
+                descriptor.digest, self.written
+            ),
+            source,
+        }
+    }
+
     /// Fetches the manifest, through an index when there is one.
     pub(crate) async fn resolve(&self) -> Result<Resolved, ImageError> {
         let named = self.reference.digest().or(self.reference.tag());
-        let (bytes, top) = self.manifest(named.unwrap_or("latest")).await?;
-        let mut manifest = Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?;
+        let (mut manifest, top) = self.manifest(named.unwrap_or("latest")).await?;
         for _ in 0..NESTED {
-            let Manifest::Index { manifests } = &manifest else {
-                break;
+            let chosen = match &manifest {
+                Manifest::Image { .. } => break,
+                Manifest::Index { manifests } => for_this_platform(manifests)
+                    .map_err(|cause| self.failed(cause))?
+                    .digest
+                    .clone(),
             };
-            let chosen = for_this_platform(manifests).map_err(|cause| self.failed(cause))?;
-            let (bytes, _) = self.manifest(&chosen.digest).await?;
-            manifest = Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?;
+            // A registry may take its time for the next.
+            drop(manifest);
+            (manifest, _) = self.manifest(&chosen).await?;
         }
         match manifest {
             Manifest::Image { config, layers } => Ok(Resolved {
@@ -79,46 +94,47 @@ impl Remote {
     }
 
     /// A manifest by its tag or digest, and its digest.
-    async fn manifest(&self, named: &str) -> Result<(Vec<u8>, String), ImageError> {
+    async fn manifest(&self, named: &str) -> Result<(Manifest, String), ImageError> {
         let answer = self.repository.get(&["manifests", named], ACCEPTED).await;
         let answer = answer.map_err(|failure| self.failed(failure))?;
         let bytes = answer.whole(DOCUMENT_BYTES).await;
         let bytes = bytes.map_err(|failure| self.failed(failure))?;
         let found = digest(&bytes);
-        match named.contains(':') && named != found {
-            true => Err(ImageError::Corrupt {
+        if named.contains(':') && named != found {
+            return Err(ImageError::Corrupt {
                 reference: self.written.clone(),
                 digest: named.to_owned(),
                 cause: format!("the registry sent a manifest that hashes to {found}"),
-            }),
-            false => Ok((bytes, found)),
+            });
         }
+        let manifest = Manifest::parse(&bytes).map_err(|cause| self.failed(cause))?;
+        Ok((manifest, found))
     }
 
     /// A small blob in memory: the image config.
     pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
         let mut bytes = Vec::new();
-        self.stream(descriptor, DOCUMENT_BYTES, None, &mut bytes)
+        self.stream(descriptor, DOCUMENT_BYTES, None, &mut bytes, None)
             .await?;
         Ok(bytes)
     }
 
-    /// A blob into a file.
+    /// A blob into a file, as long as images may have more of the disk.
     pub(crate) async fn download(
         &self,
         descriptor: &Descriptor,
         path: &Path,
         progress: Option<&ProgressSink>,
     ) -> Result<(), ImageError> {
-        let failed = |source: std::io::Error| ImageError::Io {
-            doing: format!(
-                "storing layer {} of image \"{}\"",
-                descriptor.digest, self.written
-            ),
-            source,
-        };
+        let failed = |source: std::io::Error| self.storing(descriptor, source);
+        if descriptor.size > LAYER_BYTES {
+            return Err(self.failed(format!(
+                "layer {} has {} bytes, more than the {LAYER_BYTES} that a layer may have",
+                descriptor.digest, descriptor.size
+            )));
+        }
         let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-        self.stream(descriptor, descriptor.size, progress, &mut file)
+        self.stream(descriptor, descriptor.size, progress, &mut file, Some(path))
             .await?;
         file.flush().await.map_err(failed)
     }
@@ -130,7 +146,9 @@ impl Remote {
         most: u64,
         progress: Option<&ProgressSink>,
         into: &mut (dyn AsyncWrite + Send + Unpin),
+        disk: Option<&Path>,
     ) -> Result<(), ImageError> {
+        let failed = |source: std::io::Error| self.storing(descriptor, source);
         let corrupt = |cause: String| ImageError::Corrupt {
             reference: self.written.clone(),
             digest: descriptor.digest.clone(),
@@ -141,7 +159,7 @@ impl Remote {
         let answer = answer.map_err(|failure| self.failed(failure))?;
         let mut pieces = answer.pieces();
         let mut hasher = Sha256::new();
-        let mut done: u64 = 0;
+        let (mut done, mut unseen): (u64, u64) = (0, 0);
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|failure| {
                 corrupt(format!(
@@ -153,12 +171,12 @@ impl Remote {
             if done > most {
                 return Err(corrupt(format!("more than its {most} bytes came")));
             }
-            into.write_all(&piece)
-                .await
-                .map_err(|source| ImageError::Io {
-                    doing: format!("storing layer {}", descriptor.digest),
-                    source,
-                })?;
+            unseen += piece.len() as u64;
+            if let Some(disk) = disk.filter(|_| unseen >= room::LOOK) {
+                unseen = 0;
+                room::check(disk).map_err(failed)?;
+            }
+            into.write_all(&piece).await.map_err(failed)?;
             if let Some(progress) = progress {
                 progress(Progress::Bytes {
                     digest: descriptor.digest.clone(),

@@ -15,15 +15,17 @@ use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use gantry_idmap::Users;
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::allowance::Errand;
 use crate::archive;
 use crate::error::ImageError;
 use crate::index::{Index, LayerRecord, Record};
 use crate::layers::{Called, Staged, Staging, stage};
 use crate::manifest::{ConfigFile, Descriptor, digest};
 use crate::parents::Parents;
-use crate::pins::Pins;
+use crate::pins::{Pinned, Pins};
 use crate::reference;
 use crate::registry::Remote;
 use crate::rootfs::Rootfs;
@@ -31,6 +33,11 @@ use crate::traits::{Credentials, Image, Images, Progress, ProgressSink};
 
 /// Layers transferred at once for one image.
 const PARALLEL_LAYERS: usize = 4;
+/// Layers unpacked at once on the node: each may take a thread, the window of its compression, and what is remembered of it.
+const UNPACKING: usize = 4;
+/// Layers on the node that are unpacked before those below them are in their place, and wait for that. Without such leave a
+/// layer is unpacked when it is its turn.
+const AHEAD: usize = 3;
 
 /// Where and how images are kept.
 #[derive(Clone, Debug)]
@@ -48,9 +55,17 @@ pub struct ImageStore {
 struct Shared {
     data_dir: PathBuf,
     rootfs: Rootfs,
+    /// Never held while something is written.
     index: Mutex<Index>,
-    /// One transfer at a time per reference and per blob: whoever comes second finds the work done.
+    /// Held from a look at the index until its change is written.
+    changing: Mutex<()>,
+    /// One pull at a time per reference, and one at a time who gives a layer its place: whoever comes second finds the work
+    /// done. Who waits for a registry holds no layer's: which those are is an image's word alone, until it is unpacked.
     transfers: Mutex<BTreeMap<String, Arc<AsyncMutex<()>>>>,
+    /// Held by who unpacks, never by who waits for a registry or another layer.
+    unpacking: Arc<Semaphore>,
+    /// Held by layers that were unpacked before their turn.
+    ahead: Arc<Semaphore>,
     pins: Pins,
     /// Held while an image becomes a root file system, and while one is removed: never both at once.
     mounting: Mutex<()>,
@@ -92,7 +107,10 @@ impl ImageStore {
                         directory: data_dir.join("rootfs"),
                     },
                     index: Mutex::new(index),
+                    changing: Mutex::default(),
                     transfers: Mutex::default(),
+                    unpacking: Arc::new(Semaphore::new(UNPACKING)),
+                    ahead: Arc::new(Semaphore::new(AHEAD)),
                     pins: Pins::default(),
                     mounting: Mutex::default(),
                     data_dir,
@@ -103,18 +121,56 @@ impl ImageStore {
     }
 }
 
+/// An image on its way, as its layers see it.
+struct Pull<'a> {
+    remote: Remote,
+    /// The image, as the user wrote it.
+    written: &'a str,
+    /// The chain ids of all layers, lowest first.
+    chain: Vec<String>,
+    errand: Errand,
+    /// How many layers are in their place, of the lowest.
+    settled: watch::Sender<usize>,
+    progress: Option<&'a ProgressSink>,
+}
+
+impl Pull<'_> {
+    /// Returns when as many layers are in their place.
+    async fn reached(&self, layers: usize) {
+        let mut settled = self.settled.subscribe();
+        // Its sender is here.
+        drop(settled.wait_for(|settled| *settled >= layers).await);
+    }
+}
+
 /// A layer of an image at its registry.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
+    /// How many layers are below it.
+    at: usize,
     descriptor: &'a Descriptor,
     diff_id: &'a str,
     chain_id: &'a str,
 }
 
-/// A layer that was brought here, and is not in its place yet. Whoever wants the same one waits meanwhile.
+/// A layer that was unpacked, and is not in its place yet.
 struct Arrived {
-    staged: Staged,
-    _turn: OwnedMutexGuard<()>,
+    staged: Option<Staged>,
+    /// When it is before its turn.
+    _ahead: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Arrived {
+    /// Removing what was unpacked takes as long as its maker wants: no async worker does it.
+    fn drop(&mut self) {
+        let Some(staged) = self.staged.take() else {
+            return;
+        };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(staged))),
+            Err(_) => drop(staged),
+        }
+    }
 }
 
 fn tell(progress: Option<&ProgressSink>, event: Progress) {
@@ -130,14 +186,22 @@ impl Shared {
         transfers.entry(what.to_owned()).or_default().clone()
     }
 
+    /// Keeps layers until the value is dropped. Whoever removes layers has either not looked yet which are kept, or is done:
+    /// those that are here afterwards stay.
+    fn pin(&self, layers: &[String]) -> Pinned {
+        let _changing = self.changing.lock();
+        self.pins.pin(layers)
+    }
+
     /// Changes the index and writes it; memory keeps the old state when writing fails.
     fn change<T>(&self, change: impl FnOnce(&mut Index) -> T) -> Result<T, ImageError> {
-        let mut index = self.index.lock();
-        let mut next = index.clone();
+        let _changing = self.changing.lock();
+        let mut next = self.index.lock().clone();
         let result = change(&mut next);
-        if next != *index {
+        let is_new = next != *self.index.lock();
+        if is_new {
             next.save(&self.data_dir.join("index.json"))?;
-            *index = next;
+            *self.index.lock() = next;
         }
         Ok(result)
     }
@@ -184,14 +248,11 @@ impl Shared {
     /// Lists an image whose layers are all present.
     fn add(
         &self,
-        config_bytes: &[u8],
+        id: String,
+        config: &ConfigFile,
         tags: Vec<String>,
         digests: Vec<String>,
     ) -> Result<Image, ImageError> {
-        let config = ConfigFile::parse(config_bytes).map_err(|cause| ImageError::Pull {
-            reference: tags.join(", "),
-            cause,
-        })?;
         self.change(|index| {
             let layers = config.chain_ids();
             let size = layers
@@ -200,7 +261,7 @@ impl Shared {
                 .map(|layer| layer.size)
                 .sum();
             let image = Image {
-                id: digest(config_bytes),
+                id,
                 tags,
                 digests,
                 size,
@@ -217,30 +278,41 @@ impl Shared {
             .or_else(|| index.find(reference).cloned())
     }
 
-    /// Brings a layer here, unless it is here already.
+    /// Brings a layer here and puts it on those below it, unless it is here already.
     async fn layer(
         self: &Arc<Self>,
-        remote: &Remote,
-        written: &str,
+        pull: &Pull<'_>,
         wanted: Wanted<'_>,
-        progress: Option<&ProgressSink>,
+    ) -> Result<(), ImageError> {
+        let digest = wanted.descriptor.digest.clone();
+        let total = wanted.descriptor.size;
+        tell(pull.progress, Progress::Layer { digest, total });
+        let arrived = match self.has_layer(wanted.chain_id) {
+            true => None,
+            false => self.bring(pull, wanted).await?,
+        };
+        pull.reached(wanted.at).await;
+        if let Some(arrived) = arrived {
+            self.place(pull, wanted, arrived).await?;
+        }
+        pull.settled.send_replace(wanted.at + 1);
+        let digest = wanted.descriptor.digest.clone();
+        tell(pull.progress, Progress::Unpacked { digest });
+        Ok(())
+    }
+
+    /// Downloads and unpacks a layer; `None` when another pull has meanwhile.
+    async fn bring(
+        self: &Arc<Self>,
+        pull: &Pull<'_>,
+        wanted: Wanted<'_>,
     ) -> Result<Option<Arrived>, ImageError> {
         let Wanted {
+            at,
             descriptor,
             diff_id,
             chain_id,
         } = wanted;
-        tell(
-            progress,
-            Progress::Layer {
-                digest: descriptor.digest.clone(),
-                total: descriptor.size,
-            },
-        );
-        let turn = self.transfer(chain_id).lock_owned().await;
-        if self.has_layer(chain_id) {
-            return Ok(None);
-        }
         let blob = tempfile::Builder::new()
             .prefix("blob-")
             .tempfile_in(self.data_dir.join("tmp"))
@@ -249,26 +321,73 @@ impl Shared {
                 source,
             })?
             .into_temp_path();
-        remote.download(descriptor, &blob, progress).await?;
-        let (shared, written) = (self.clone(), written.to_owned());
+        pull.remote
+            .download(descriptor, &blob, pull.progress)
+            .await?;
+        // Neither semaphore is ever closed.
+        let ahead = tokio::select! {
+            biased;
+            () = pull.reached(at) => None,
+            ahead = self.ahead.clone().acquire_owned() => ahead.ok(),
+        };
+        let unpacking = self.unpacking.clone().acquire_owned().await.ok();
+        if self.has_layer(chain_id) {
+            return Ok(None);
+        }
+        let (shared, written) = (self.clone(), pull.written.to_owned());
         let (digest, diff_id) = (descriptor.digest.clone(), diff_id.to_owned());
-        let staged = blocking(move || {
+        let errand = pull.errand.clone();
+        blocking(move || {
+            // For as long as this runs, whether or not anybody waits for it.
+            let _unpacking = unpacking;
             let called = Called {
                 image: &written,
                 digest: &digest,
             };
-            stage(called, &diff_id, &blob, &shared.data_dir.join("tmp"))
-        });
-        Ok(Some(Arrived {
-            staged: staged.await?,
-            _turn: turn,
-        }))
+            let temporary = shared.data_dir.join("tmp");
+            let staged = stage(called, &diff_id, &blob, &temporary, &errand)?;
+            Ok(Some(Arrived {
+                staged: Some(staged),
+                _ahead: ahead,
+            }))
+        })
+        .await
+    }
+
+    /// Gives a layer that was unpacked its place, unless another pull has: those below it have theirs.
+    async fn place(
+        self: &Arc<Self>,
+        pull: &Pull<'_>,
+        wanted: Wanted<'_>,
+        mut arrived: Arrived,
+    ) -> Result<(), ImageError> {
+        let turn = self.transfer(wanted.chain_id).lock_owned().await;
+        let (shared, written) = (self.clone(), pull.written.to_owned());
+        let digest = wanted.descriptor.digest.clone();
+        let chain_id = wanted.chain_id.to_owned();
+        let below = pull.chain.iter().take(wanted.at).cloned();
+        let below: Vec<String> = below.collect();
+        blocking(move || {
+            let _turn = turn;
+            let called = Called {
+                image: &written,
+                digest: &digest,
+            };
+            match arrived.staged.take() {
+                Some(staged) if !shared.has_layer(&chain_id) => {
+                    shared.settle(called, &chain_id, &below, staged)
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 
     fn import(
         &self,
         path: &Path,
         progress: Option<&ProgressSink>,
+        errand: &Errand,
     ) -> Result<Vec<Image>, ImageError> {
         let directory = Staging::new(&self.data_dir.join("tmp"), "import-").map_err(|source| {
             ImageError::Io {
@@ -278,7 +397,7 @@ impl Shared {
         })?;
         let written = path.display().to_string();
         let mut images = Vec::new();
-        for archived in archive::open(path, directory.path())? {
+        for archived in archive::open(path, directory.path(), errand)? {
             let refused = |cause: String| ImageError::Archive {
                 path: written.clone(),
                 cause,
@@ -290,7 +409,7 @@ impl Shared {
                 ));
             }
             let chain = config.chain_ids();
-            let _pinned = self.pins.pin(&chain);
+            let _pinned = self.pin(&chain);
             let layers = archived.layers.iter().zip(config.diff_ids()).enumerate();
             for (at, (layer, diff_id)) in layers {
                 let digest = layer.digest.clone();
@@ -306,12 +425,17 @@ impl Shared {
                         image: &written,
                         digest: &digest,
                     };
-                    let staged = stage(called, diff_id, &layer.path, &self.data_dir.join("tmp"))?;
-                    self.settle(called, &chain[at], &chain[..at], staged)?;
+                    let temporary = self.data_dir.join("tmp");
+                    let staged = stage(called, diff_id, &layer.path, &temporary, errand)?;
+                    let _turn = self.transfer(&chain[at]).blocking_lock_owned();
+                    if !self.has_layer(&chain[at]) {
+                        self.settle(called, &chain[at], &chain[..at], staged)?;
+                    }
                 }
                 tell(progress, Progress::Unpacked { digest });
             }
-            images.push(self.add(&archived.config, archived.tags, Vec::new())?);
+            let id = digest(&archived.config);
+            images.push(self.add(id, &config, archived.tags, Vec::new())?);
         }
         Ok(images)
     }
@@ -436,65 +560,54 @@ impl Images for ImageStore {
         };
         let remote = Remote::new(written, parsed, credentials)?;
         let resolved = remote.resolve().await?;
-        let config_bytes = remote.blob(&resolved.config).await?;
         let refused = |cause: String| ImageError::Pull {
             reference: written.to_owned(),
             cause,
         };
-        let config = ConfigFile::parse(&config_bytes).map_err(refused)?;
+        let (id, config) = {
+            let bytes = remote.blob(&resolved.config).await?;
+            let config = ConfigFile::parse(&bytes).map_err(refused)?;
+            (digest(&bytes), config)
+        };
         if config.diff_ids().len() != resolved.layers.len() {
             return Err(refused(
                 "the image config and the manifest disagree on the number of layers".to_owned(),
             ));
         }
         let chain = config.chain_ids();
-        let _pinned = self.shared.pins.pin(&chain);
-        let progress = progress.as_ref();
-        let mut transfers = Vec::new();
-        for ((descriptor, diff_id), chain_id) in
-            resolved.layers.iter().zip(config.diff_ids()).zip(&chain)
+        let (shared, pinned) = (self.shared.clone(), chain.clone());
+        let _pinned = blocking(move || Ok(shared.pin(&pinned))).await?;
+        let (errand, _ends) = Errand::begin();
+        let pull = Pull {
+            remote,
+            written,
+            chain,
+            errand,
+            settled: watch::Sender::new(0),
+            progress: progress.as_ref(),
+        };
+        let mut layers = Vec::new();
+        for (at, ((descriptor, diff_id), chain_id)) in resolved
+            .layers
+            .iter()
+            .zip(config.diff_ids())
+            .zip(&pull.chain)
+            .enumerate()
         {
             let wanted = Wanted {
+                at,
                 descriptor,
                 diff_id,
                 chain_id,
             };
-            let layer = self.shared.layer(&remote, written, wanted, progress);
-            transfers.push(layer.boxed());
+            layers.push(self.shared.layer(&pull, wanted).boxed());
         }
-        // Each is completed by those below it: they come at the same time, and settle one after the other.
-        let mut arriving = futures::stream::iter(transfers).buffered(PARALLEL_LAYERS);
-        for (at, descriptor) in resolved.layers.iter().enumerate() {
-            let Some(arrived) = arriving.try_next().await? else {
-                break;
-            };
-            if let Some(arrived) = arrived {
-                let (shared, chain) = (self.shared.clone(), chain.clone());
-                let (written, digest) = (written.to_owned(), descriptor.digest.clone());
-                blocking(move || {
-                    let called = Called {
-                        image: &written,
-                        digest: &digest,
-                    };
-                    let (below, own) = chain.split_at(at);
-                    let own = own.first().map(String::as_str).unwrap_or_default();
-                    shared.settle(called, own, below, arrived.staged)
-                })
-                .await?;
-            }
-            let digest = descriptor.digest.clone();
-            tell(progress, Progress::Unpacked { digest });
-        }
-        drop(arriving);
+        // Each waits for those below it, which began before.
+        let layers = futures::stream::iter(layers).buffered(PARALLEL_LAYERS);
+        layers.try_collect::<Vec<()>>().await?;
         let shared = self.shared.clone();
-        blocking(move || {
-            shared.add(
-                &config_bytes,
-                tags,
-                vec![format!("{repository}@{}", resolved.digest)],
-            )
-        })
-        .await
+        let digests = vec![format!("{repository}@{}", resolved.digest)];
+        blocking(move || shared.add(id, &config, tags, digests)).await
     }
 
     async fn import(
@@ -503,7 +616,13 @@ impl Images for ImageStore {
         progress: Option<ProgressSink>,
     ) -> Result<Vec<Image>, ImageError> {
         let (shared, path) = (self.shared.clone(), archive.to_owned());
-        blocking(move || shared.import(&path, progress.as_ref())).await
+        let (errand, _ends) = Errand::begin();
+        let unpacking = shared.unpacking.clone().acquire_owned().await.ok();
+        blocking(move || {
+            let _unpacking = unpacking;
+            shared.import(&path, progress.as_ref(), &errand)
+        })
+        .await
     }
 
     async fn list(&self) -> Result<Vec<Image>, ImageError> {

@@ -25,6 +25,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
+use crate::allowance::{LeftOut, Meter};
 use crate::root::{
     Root, above, file_name, invalid, is_directory, is_whiteout, kind_of, make_opaque,
 };
@@ -40,8 +41,8 @@ const META_LINKS: &str = ".wh..wh.plnk";
 const META_LINKS_MOST: usize = 256;
 /// What may be before an entry's content: names, attributes and the maps of sparse files.
 const HEADER_BYTES: u64 = 2 << 20;
-/// What is remembered of a layer while it is unpacked.
-const KEPT_BYTES: usize = 128 << 20;
+/// What is remembered of a layer while it is unpacked: of some 400,000 directories.
+const KEPT_BYTES: usize = 64 << 20;
 /// Of each path, beside its letters.
 const KEPT_OVERHEAD: usize = 96;
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
@@ -60,9 +61,10 @@ pub(crate) struct Unpacked {
     pub(crate) links: Vec<(PathBuf, PathBuf)>,
 }
 
-/// Unpacks a tar stream into `root`, which must exist.
-pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<Unpacked> {
+/// Unpacks a tar stream into `root`, which must exist, for as long as the meter allows.
+pub(crate) fn unpack(stream: impl Read, root: &Path, meter: &Meter) -> io::Result<Unpacked> {
     let mut layer = Layer {
+        meter,
         root: Root::open(root)?,
         unpacked: Unpacked {
             implied: BTreeSet::from([PathBuf::new()]),
@@ -79,6 +81,7 @@ pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<Unpacked> {
     let mut archive = Archive::new(Bounded {
         inner: stream,
         allowance: allowance.clone(),
+        meter,
     });
     let mut entries = archive.entries()?;
     loop {
@@ -86,12 +89,17 @@ pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<Unpacked> {
         let Some(entry) = entries.next() else { break };
         let mut entry = entry?;
         allowance.set(u64::MAX);
+        meter.entry()?;
         // Of all that follows; a commit's hash, usually.
         if entry.header().entry_type() != EntryType::XGlobalHeader {
             layer.take(&mut entry)?;
         }
         // Left to the library, it would count as what is before the next.
-        io::copy(&mut entry, &mut io::sink())?;
+        let mut rest = LeftOut {
+            inner: entry,
+            meter,
+        };
+        io::copy(&mut rest, &mut io::sink())?;
     }
     allowance.set(u64::MAX);
     // The archive's end is two zero blocks; what follows belongs to the stream's digest.
@@ -115,13 +123,14 @@ pub(crate) fn unpack(stream: impl Read, root: &Path) -> io::Result<Unpacked> {
     Ok(layer.unpacked)
 }
 
-/// A stream of which no more is read than is allowed at the moment.
-struct Bounded<R> {
+/// A stream of which no more is read than is allowed at the moment, and altogether.
+struct Bounded<'a, R> {
     inner: R,
     allowance: Rc<Cell<u64>>,
+    meter: &'a Meter,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for Bounded<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let allowance = self.allowance.get();
         if allowance == 0 && !buffer.is_empty() {
@@ -131,6 +140,7 @@ impl<R: Read> Read for Bounded<R> {
             usize::try_from(allowance).map_or(buffer.len(), |allowed| allowed.min(buffer.len()));
         let read = self.inner.read(&mut buffer[..length])?;
         self.allowance.set(allowance - read as u64);
+        self.meter.bytes(read as u64)?;
         Ok(read)
     }
 }
@@ -154,7 +164,8 @@ fn clean(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A layer on its way.
-struct Layer {
+struct Layer<'a> {
+    meter: &'a Meter,
     root: Root,
     unpacked: Unpacked,
     /// What aufs kept for hard links, by its name there.
@@ -174,7 +185,7 @@ struct MetaLink {
     owner: Owner,
 }
 
-impl Layer {
+impl Layer<'_> {
     /// As [`Root::parent`]; layers may leave the directories above an entry out.
     fn made_parent<'a>(&mut self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
         let (directory, name) = (above(path), file_name(path)?);
@@ -426,7 +437,7 @@ impl Layer {
                 let mut file = File::from(openat(parent, name, flags, mode)?);
                 return match (sparse, kind) {
                     (Some(sparse), _) => sparse.write(entry, &mut file),
-                    (None, EntryType::GNUSparse) => sparse::copy(entry, &mut file),
+                    (None, EntryType::GNUSparse) => sparse::copy(entry, &mut file, self.meter),
                     (None, _) => io::copy(entry, &mut file),
                 };
             }

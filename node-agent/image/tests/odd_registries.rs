@@ -361,3 +361,52 @@ async fn what_never_ends_is_cut_off() {
     let error = pull(&odd, somebody()).await.expect_err("refused");
     assert!(error.contains("unauthorized"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_the_registry_of_another_with_the_same_layers() {
+    let names: Vec<String> = (0..12).map(|number| format!("file-{number}")).collect();
+    let layers: Vec<Vec<u8>> = names
+        .iter()
+        .map(|name| layer(&[(name.as_str(), EntryType::Regular, 0o644, "content")]))
+        .collect();
+    let held_back = format!("/v2/app/blobs/{}", digest(&layers[0]));
+    let served = image(&layers);
+    assert!(served.contains_key(&held_back));
+    let (asks, mut asked_for) = tokio::sync::mpsc::unbounded_channel();
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let silent = {
+        let served = served.clone();
+        serve(move |asked| {
+            if asked.path == held_back {
+                asks.send(()).expect("the test waits");
+                // Until the test lets go.
+                held.lock().expect("one at a time").recv().ok();
+            }
+            found(&served, asked.path)
+        })
+    };
+    let honest = serve(move |asked| found(&served, asked.path));
+    let directory = tempfile::tempdir().expect("a directory");
+    let images = store(directory.path()).await;
+    let silent = format!("{silent}/app:v1");
+    let mut waiting = images.pull(&silent, None, None);
+    tokio::select! {
+        ended = &mut waiting => panic!("its lowest layer was held back: {ended:?}"),
+        asked = asked_for.recv() => asked.expect("the registry is there"),
+    }
+    let honest = format!("{honest}/app:v1");
+    let pulled = tokio::select! {
+        ended = &mut waiting => panic!("its lowest layer was held back: {ended:?}"),
+        pulled = images.pull(&honest, None, None) => pulled.expect("pulls"),
+    };
+    drop(hold);
+    let last = waiting.await.expect("pulls, too");
+    assert_eq!(last.id, pulled.id);
+    assert_eq!(
+        std::fs::read_dir(directory.path().join("images/layers"))
+            .expect("reads")
+            .count(),
+        12
+    );
+}

@@ -3,6 +3,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use tar::{Builder, Header};
 
 use super::*;
+use crate::allowance::Errand;
+
+/// With as much as a layer may have.
+fn unpack(stream: impl Read, root: &Path) -> io::Result<Unpacked> {
+    let (errand, _ends) = Errand::begin();
+    super::unpack(stream, root, &Meter::new(&errand, u64::MAX))
+}
 
 /// A tar of (path, type, content or link target).
 fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
@@ -449,4 +456,57 @@ fn what_is_read_into_memory_is_bounded() {
         ("b", EntryType::Regular, &long),
     ]);
     assert_eq!(result.expect("unpacks").size, 6 << 20);
+}
+
+#[test]
+fn holes_are_read_through_for_a_while_only() {
+    for path in ["file", ".wh..wh.left-out"] {
+        let mut header = Header::new_gnu();
+        header.set_path(path).expect("a path");
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_mode(0o600);
+        header.set_size(1);
+        let octal = |field: &mut [u8], number: u64| {
+            field.copy_from_slice(format!("{number:011o}\0").as_bytes());
+        };
+        let hole = 1 << 30;
+        let gnu = header.as_gnu_mut().expect("gnu");
+        octal(&mut gnu.sparse[0].offset, hole);
+        octal(&mut gnu.sparse[0].numbytes, 1);
+        octal(&mut gnu.realsize, hole + 1);
+        header.set_cksum();
+        let mut builder = Builder::new(Vec::new());
+        builder.append(&header, b"x".as_slice()).expect("append");
+        let archive = builder.into_inner().expect("finish");
+        let directory = tempfile::tempdir().expect("a directory");
+        let meter = Meter::new(&Errand::with_spare(1 << 20), 0);
+        let error = super::unpack(archive.as_slice(), directory.path(), &meter);
+        let error = error.expect_err("too large").to_string();
+        assert!(error.contains("it unpacks to more"), "{path}: {error}");
+        // Without a bound that it meets, it is a file.
+        let meter = Meter::new(&Errand::with_spare(64 << 20), 0);
+        let directory = tempfile::tempdir().expect("a directory");
+        super::unpack(archive.as_slice(), directory.path(), &meter).expect("unpacks");
+        let file = directory.path().join("file").metadata().ok();
+        let size = file.map(|file| file.len());
+        assert_eq!(size, (path == "file").then_some(hole + 1));
+    }
+}
+
+#[test]
+fn what_is_left_out_and_what_follows_counts() {
+    let content = "x".repeat(2 << 20);
+    let mut after = archive(&[]);
+    after.extend_from_slice(content.as_bytes());
+    let over = archive(&[
+        ("same", EntryType::Regular, &content),
+        ("same", EntryType::Regular, &content),
+    ]);
+    for archive in [after, over] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let meter = Meter::new(&Errand::with_spare(1 << 20), 0);
+        let error = super::unpack(archive.as_slice(), directory.path(), &meter);
+        let error = error.expect_err("too much").to_string();
+        assert!(error.contains("it unpacks to more"), "{error}");
+    }
 }

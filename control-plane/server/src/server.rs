@@ -291,6 +291,7 @@ impl Server {
             PodCidrs::new(config.pod_cidr)?,
             recorder,
         ));
+        let policies = Policies::new(store.clone(), facts.dns_service_ip.parse().ok());
         let link = LinkService {
             store: store.clone(),
             hub: hub.clone(),
@@ -298,7 +299,7 @@ impl Server {
             reports,
             roster: roster.clone(),
             facts,
-            policies: Policies::new(store.clone()),
+            policies,
             calls: Calls::default(),
         };
         let service = PeerService {

@@ -380,7 +380,8 @@ impl Wiring {
         };
         let network = Arc::new(network.context("setting up the pod network")?);
         let rules = NftServiceRules::new(&node).context("setting up service rules")?;
-        let policies = NftPolicyRules::new(&node).context("setting up network policies")?;
+        let policies =
+            NftPolicyRules::with_dns(&node, dns_address).context("setting up network policies")?;
         let echo = Arc::new(GatewayEcho::new(&node));
         let tables = TableWatch::new(&node).context("looking at nftables tables")?;
         let links = LinkWatch::new().context("listening to changes of links")?;

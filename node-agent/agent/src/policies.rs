@@ -16,12 +16,15 @@ use gantry_network::{
 };
 use gantry_rpc::node::{self as rpc, PolicyChange, policy_port::Ports};
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::watch;
 
 use crate::metrics::METRICS;
 
 /// How long a pod waits for its isolation before it says why it does not start.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of one change, in however many pieces it comes: several times what a server tells one node.
+const LARGEST_CHANGE: usize = 128 << 20;
 /// Between attempts at rules that the kernel refused.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -35,6 +38,10 @@ pub(crate) struct Unreadable(String);
 pub(crate) enum NotIsolated {
     #[error("no server has said yet which network policies isolate the pod")]
     Unknown,
+    #[error(
+        "which network policies isolate the pod is not known until a server says everything again: {0}"
+    )]
+    Missed(Arc<Unreadable>),
     #[error("programming network policies: {0}")]
     Refused(String),
     #[error("programming network policies takes longer than {} s", PATIENCE.as_secs())]
@@ -58,6 +65,10 @@ struct State {
     known: Option<Known>,
     /// Pieces of a change whose last piece has not come.
     pieces: Vec<PolicyChange>,
+    /// Their bytes.
+    collected: usize,
+    /// Why a change was left out. What the server says of differences to it means nothing; a snapshot says everything.
+    missed: Option<Arc<Unreadable>>,
     /// The server of this link has spoken of policies.
     heard: bool,
     /// Addresses of the pods that are on the network, by uid.
@@ -88,24 +99,38 @@ impl Policies {
     /// A new link: its first message will say everything.
     pub(crate) fn link_opened(&self) {
         let mut state = self.state.lock();
-        state.pieces.clear();
+        state.drop_pieces();
         state.heard = false;
     }
 
-    /// Takes what a server says. A change that cannot be read is left out as a whole.
-    pub(crate) fn apply(&self, change: PolicyChange) -> Result<(), Unreadable> {
+    /// Takes what a server says. A change that cannot be read, or is too large, is left out as a whole, with all the
+    /// differences that follow it: no pod starts from there on until a snapshot has come.
+    pub(crate) fn apply(&self, change: PolicyChange) -> Result<(), Arc<Unreadable>> {
+        self.apply_within(change, LARGEST_CHANGE)
+    }
+
+    fn apply_within(&self, change: PolicyChange, most: usize) -> Result<(), Arc<Unreadable>> {
         let mut state = self.state.lock();
         state.heard = true;
+        if change.snapshot {
+            state.drop_pieces();
+            state.missed = None;
+        } else if state.missed.is_some() {
+            return Ok(());
+        }
+        state.collected = state.collected.saturating_add(change.encoded_len());
+        if state.collected > most {
+            return Err(state.miss(Unreadable(format!("they have more than {most} bytes"))));
+        }
         let more = change.more;
         state.pieces.push(change);
         if more {
             return Ok(());
         }
-        let pieces = std::mem::take(&mut state.pieces);
+        let pieces = state.drop_pieces();
         let mut known = state.known.clone().unwrap_or_default();
-        for piece in pieces {
-            known.take(piece)?;
-        }
+        let taken = pieces.into_iter().try_for_each(|piece| known.take(piece));
+        taken.map_err(|error| state.miss(error))?;
         state.known = Some(known);
         self.changed(state);
         Ok(())
@@ -116,6 +141,7 @@ impl Policies {
         let mut state = self.state.lock();
         if !state.heard {
             state.known = Some(Known::default());
+            state.missed = None;
             self.changed(state);
         }
     }
@@ -136,6 +162,10 @@ impl Policies {
         let version = {
             let mut state = self.state.lock();
             state.attached.insert(uid.to_owned(), addresses);
+            if let Some(why) = state.missed.clone() {
+                self.changed(state);
+                return Err(NotIsolated::Missed(why));
+            }
             self.changed(state)
         };
         let mut programmed = self.programmed.subscribe();
@@ -225,6 +255,22 @@ impl Policies {
         let snapshot = state.known.as_ref()?.snapshot();
         state.kept = state.version;
         Some(snapshot)
+    }
+}
+
+impl State {
+    /// Lets go of the pieces that have come.
+    fn drop_pieces(&mut self) -> Vec<PolicyChange> {
+        self.collected = 0;
+        std::mem::take(&mut self.pieces)
+    }
+
+    /// Leaves out the change whose pieces have come.
+    fn miss(&mut self, why: Unreadable) -> Arc<Unreadable> {
+        self.drop_pieces();
+        let why = Arc::new(why);
+        self.missed = Some(why.clone());
+        why
     }
 }
 
@@ -589,5 +635,72 @@ mod tests {
         let words = broken(|change| change.policies[0].ingress[0].ports[0].protocol = 99);
         assert!(words.contains("protocol 99"), "{words}");
         assert_eq!(policies.desired(), before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_change_that_was_left_out_only_a_snapshot_counts() {
+        let policies = Arc::new(Policies::default());
+        let (rules, _task) = running(&policies);
+        policies.apply(change()).unwrap();
+        policies.isolate("one", vec![address(1)]).await.unwrap();
+        let broken = PolicyChange {
+            peers: vec![rpc::PeerSetChange {
+                added: vec![rpc::Peer::default()],
+                ..rpc::PeerSetChange::default()
+            }],
+            pods: vec![pod("two")],
+            ..PolicyChange::default()
+        };
+        policies.apply(broken).unwrap_err();
+        let difference = PolicyChange {
+            pods: vec![pod("three")],
+            ..PolicyChange::default()
+        };
+        policies.apply(difference).unwrap();
+        let error = policies.isolate("two", vec![address(2)]).await.unwrap_err();
+        assert!(
+            matches!(&error, NotIsolated::Missed(_)) && error.to_string().contains("0 bytes"),
+            "nobody knows what isolates it: {error}"
+        );
+        assert!(rules.programmed().pods.contains_key("one"), "it stays");
+        let mut whole = change();
+        whole.pods.push(pod("two"));
+        policies.apply(whole).unwrap();
+        policies.isolate("two", vec![address(2)]).await.unwrap();
+        policies.isolate("three", vec![address(3)]).await.unwrap();
+        let isolated: Vec<String> = rules.programmed().pods.into_keys().collect();
+        assert_eq!(
+            isolated,
+            ["one", "two"],
+            "the difference was to something else"
+        );
+    }
+
+    #[test]
+    fn what_is_collected_is_bounded_and_nothing_of_it_holds() {
+        let policies = Policies::default();
+        let piece = |snapshot, more| PolicyChange {
+            snapshot,
+            more,
+            peers: vec![peers(&[[10, 0, 0, 1]], &[])],
+            ..PolicyChange::default()
+        };
+        let room = 2 * piece(false, true).encoded_len() + piece(true, true).encoded_len();
+        let say = |snapshot, more| policies.apply_within(piece(snapshot, more), room);
+        say(true, true).unwrap();
+        say(false, true).unwrap();
+        say(false, false).unwrap();
+        assert!(policies.desired().is_some(), "so many have room");
+        let before = policies.desired();
+        say(true, true).unwrap();
+        say(false, true).unwrap();
+        say(false, true).unwrap();
+        let words = say(false, true).unwrap_err().to_string();
+        assert!(words.contains("bytes"), "{words}");
+        assert!(policies.state.lock().pieces.is_empty());
+        say(false, false).unwrap();
+        assert_eq!(policies.desired(), before, "not the rest alone");
+        say(true, false).unwrap();
+        assert_ne!(policies.desired(), before);
     }
 }

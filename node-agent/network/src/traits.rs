@@ -412,7 +412,7 @@ pub struct NodePolicies {
 ///
 /// A pod that is not named here is not isolated. In a direction in which a pod is isolated, a connection is let through
 /// when a rule of its policies allows it; one between two isolated pods has to be allowed on both sides. What runs on
-/// the node itself reaches its pods and is reached by them, and so does a pod itself. A change holds for connections
+/// the node itself reaches its pods and is reached by them, but for the cluster's DNS, and so does a pod itself. A change holds for connections
 /// that exist as for new ones.
 #[async_trait]
 pub trait PolicyRules: Send + Sync + 'static {

@@ -10,12 +10,12 @@ mod policy_lab;
 mod policy_world;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 
 use gantry_network::{
-    BridgeNetwork, NftPolicyRules, NftServiceRules, PolicyPort, PolicyRules as _, Protocol,
-    ServiceRules as _,
+    BridgeNetwork, NftPolicyRules, NftServiceRules, PolicyPeers, PolicyPort, PolicyRule,
+    PolicyRules as _, Protocol, ServiceRules as _,
 };
 use lab::{DEADLINE, Pod, SILENCE, ask, ask_within, ip, on_own_machine, only, service};
 use policy_lab::{reached_by, received};
@@ -164,6 +164,49 @@ fn policies_see_pods_behind_services_and_a_pod_reaches_itself_through_its_servic
                 lab.inside(&lab.outside, || ask_within(SILENCE, lab::HOST, 30080))
                     .is_err()
             );
+        }
+    });
+}
+
+#[test]
+fn a_pod_asks_the_clusters_dns_when_its_egress_allows_that() {
+    const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+    on_own_machine(async |lab| {
+        let network = BridgeNetwork::new(lab.node.clone()).unwrap();
+        network.bind_dns_address(DNS).await.unwrap();
+        let rules = NftPolicyRules::with_dns(&lab.node, DNS).unwrap();
+        let web = lab.pod(&network, "web", 8080).await;
+        let other = lab.pod(&network, "other", 8080).await;
+        let server = lab.on_host(|| UdpSocket::bind((DNS, 53)).unwrap());
+        let asks = |pod: &Pod, wait| {
+            lab.inside(&pod.netns, || {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.send_to(b"?", (DNS, 53)).unwrap();
+            });
+            server.set_read_timeout(Some(wait)).unwrap();
+            server.recv(&mut [0; 8]).is_ok()
+        };
+        let mut desired = reached_by(&web, &[], 8080);
+        rules.sync(desired.clone()).await.unwrap();
+        assert!(!asks(&web, SILENCE), "nothing allows it");
+        assert!(asks(&other, DEADLINE), "it is not isolated");
+        for (block, protocol, passes) in [
+            ("10.96.0.10/32", Protocol::Udp, true),
+            ("10.96.0.10/32", Protocol::Tcp, false),
+            ("10.96.0.11/32", Protocol::Udp, false),
+            ("0.0.0.0/0", Protocol::Udp, true),
+        ] {
+            let policy = Arc::make_mut(desired.policies.get_mut("p").unwrap());
+            policy.egress = vec![PolicyRule {
+                peers: PolicyPeers::Of {
+                    sets: vec![],
+                    blocks: vec![block.parse().unwrap()],
+                },
+                ports: Some(vec![PolicyPort::Range(protocol, 53, 53)]),
+            }];
+            rules.sync(desired.clone()).await.unwrap();
+            let wait = if passes { DEADLINE } else { SILENCE };
+            assert_eq!(asks(&web, wait), passes, "{block} by {protocol:?}");
         }
     });
 }

@@ -22,6 +22,7 @@ mod tests;
 #[cfg(test)]
 mod truth_table;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -39,12 +40,16 @@ use index::Index;
 const PODS: &str = "core/pods";
 const NAMESPACES: &str = "core/namespaces";
 const POLICIES: &str = "networking.k8s.io/networkpolicies";
+/// Where the cluster's DNS is for policies, under a name that no pod can have.
+const DNS: (&str, &str) = ("kube-system", "the cluster's DNS");
 /// Between attempts at following a store that went on faster than its events could be read.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Compiled policies, made when the first link wants them.
 pub(crate) struct Policies {
     store: Store,
+    /// Of the service of the cluster's DNS.
+    dns: Option<IpAddr>,
     shared: Mutex<Weak<Shared>>,
 }
 
@@ -65,6 +70,8 @@ struct Shared {
     store: Store,
     index: Mutex<Index>,
     progress: watch::Sender<Progress>,
+    /// The largest revision that a feed waits for.
+    asked: watch::Sender<Revision>,
     task: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
@@ -82,9 +89,10 @@ impl Drop for Shared {
 pub(crate) struct Stopped;
 
 impl Policies {
-    pub(crate) fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store, dns: Option<IpAddr>) -> Self {
         Self {
             store,
+            dns,
             shared: Mutex::new(Weak::new()),
         }
     }
@@ -97,14 +105,16 @@ impl Policies {
                 store: self.store.clone(),
                 index: Mutex::new(Index::default()),
                 progress: watch::Sender::new(Progress::default()),
+                asked: watch::Sender::new(Revision(0)),
                 task: Mutex::new(None),
             });
             // The task itself must not keep what its end depends on.
             let (store, known_by) = (self.store.clone(), Arc::downgrade(&shared));
+            let (asked, dns) = (shared.asked.subscribe(), self.dns);
             let never = CancellationToken::new();
             *shared.task.lock() = Some(tokio::spawn(async move {
                 gantry_tasks::supervised("policies", &never, || {
-                    follow(store.clone(), known_by.clone())
+                    follow(store.clone(), dns, known_by.clone(), asked.clone())
                 })
                 .await;
             }));
@@ -131,7 +141,12 @@ fn has_policies(store: &Store) -> bool {
 }
 
 /// Fills the index and keeps it up to date until nobody has it any more or the store stops.
-async fn follow(store: Store, shared: Weak<Shared>) {
+async fn follow(
+    store: Store,
+    dns: Option<IpAddr>,
+    shared: Weak<Shared>,
+    asked: watch::Receiver<Revision>,
+) {
     loop {
         let from = store.revision();
         let policies = has_policies(&store);
@@ -149,6 +164,9 @@ async fn follow(store: Store, shared: Weak<Shared>) {
             }
         };
         let mut index = Index::default();
+        if let Some(address) = dns {
+            index.set_pod(DNS.0, DNS.1, Some(PodFacts::dns(address)));
+        }
         for table in &tables {
             for ((namespace, name), entry) in store.snapshot(table).iter() {
                 index.take(table, namespace, name, Some(&entry.value));
@@ -162,8 +180,13 @@ async fn follow(store: Store, shared: Weak<Shared>) {
             index.follow_on(generation);
             *shared.index.lock() = index;
         }
+        let followed = Followed {
+            store: &store,
+            tables: &tables,
+            asked: asked.clone(),
+        };
         let again = match policies {
-            true => keep(&mut watch, from, &shared).await,
+            true => followed.keep(watch, from, &shared).await,
             false => first_policy(&mut watch, from, &shared).await,
         };
         if !again {
@@ -197,31 +220,64 @@ fn publish(shared: &Weak<Shared>, revision: Revision) -> bool {
     true
 }
 
-/// Applies events as they come; whether to start over.
-async fn keep(watch: &mut Watch, from: Revision, shared: &Weak<Shared>) -> bool {
-    let mut revision = from;
-    while publish(shared, revision) {
-        let Some(first) = watch.next().await else {
-            publish(shared, STOPPED);
-            return false;
-        };
-        let Some(shared) = shared.upgrade() else {
-            return false;
-        };
-        let mut index = shared.index.lock();
-        // What has gathered is told together.
-        for event in std::iter::once(first).chain(std::iter::from_fn(|| watch.try_next())) {
-            match event {
-                Ok(event) => index.apply(&event),
-                Err(error) => {
-                    tracing::warn!(%error, "following the policies; compiling all of them again");
-                    return true;
+/// What the index is kept of.
+struct Followed<'a> {
+    store: &'a Store,
+    tables: &'a [Table],
+    asked: watch::Receiver<Revision>,
+}
+
+impl Followed<'_> {
+    /// Applies events as they come; whether to start over. Most of what is stored is no event here, so that whoever waits
+    /// for a revision asks for it.
+    async fn keep(mut self, mut watch: Watch, from: Revision, shared: &Weak<Shared>) -> bool {
+        let mut revision = from;
+        while publish(shared, revision) {
+            let (asked, mut first) = (&mut self.asked, None);
+            tokio::select! {
+                event = watch.next() => match event {
+                    Some(event) => first = Some(event),
+                    None => {
+                        publish(shared, STOPPED);
+                        return false;
+                    }
+                },
+                there = async { asked.wait_for(|asked| *asked > revision).await.is_ok() } => {
+                    if !there {
+                        return false;
+                    }
+                    // What was asked for is applied, but its publication may still be under way, which nothing here would
+                    // notice. A watch from where this one is reads the history, to its end.
+                    match self.store.watch(self.tables, revision) {
+                        Ok(anew) => watch = anew,
+                        Err(error) => {
+                            tracing::warn!(%error, "following the policies; compiling all of them again");
+                            return true;
+                        }
+                    }
                 }
             }
+            let Some(shared) = shared.upgrade() else {
+                return false;
+            };
+            let mut index = shared.index.lock();
+            // What has gathered is told together.
+            for event in first
+                .into_iter()
+                .chain(std::iter::from_fn(|| watch.try_next()))
+            {
+                match event {
+                    Ok(event) => index.apply(&event),
+                    Err(error) => {
+                        tracing::warn!(%error, "following the policies; compiling all of them again");
+                        return true;
+                    }
+                }
+            }
+            revision = watch.progress_revision().max(revision);
         }
-        revision = watch.progress_revision().max(revision);
+        false
     }
-    false
 }
 
 impl Index {
@@ -283,6 +339,13 @@ impl Feed {
                 ..NodeView::default().snapshot()
             }]);
         }
+        // What is not stored yet would be asked for without end.
+        let asked = revision.min(self.shared.store.revision());
+        self.shared.asked.send_if_modified(|at| {
+            let later = *at < asked;
+            *at = asked.max(*at);
+            later
+        });
         let reached = |progress: &Progress| progress.revision.is_some_and(|at| at >= revision);
         let progress = *self.progress.wait_for(reached).await.map_err(|_| Stopped)?;
         self.next(progress)
@@ -310,6 +373,18 @@ impl Feed {
             None => view.snapshot(),
             Some(told) => told.change_to(&view),
         };
+        let known = self.told.as_ref().map(|told| &told.without_room);
+        for policy in &view.without_room {
+            if !known.is_some_and(|known| known.contains(policy)) {
+                tracing::error!(
+                    node = self.node,
+                    policy,
+                    "the network policies of the node's pods, and the pods that they are about, are more than a node is told; \
+                     the policy of this uid is one of the largest and allows nothing there: make it smaller, or spread its \
+                     pods over more nodes"
+                );
+            }
+        }
         self.told = Some(view);
         if delivery::is_empty(&change) {
             return Ok(Vec::new());

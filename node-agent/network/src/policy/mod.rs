@@ -12,8 +12,12 @@
 //! what still is goes on), and nothing has to be remembered or flushed.
 //!
 //! A rule whose peers and ports are many is two chains, of its ports and then of its peers, so that it is their sum in rules
-//! and not their product, in the kernel's memory as for each packet. All policies of a node together have a bound; what is
-//! beyond it isolates its pods and allows nothing.
+//! and not their product, in the kernel's memory as for each packet. All policies of a node together have a bound, in which
+//! each pod that a policy allows something is a rule; what is beyond it isolates its pods and allows nothing. A policy that
+//! allows nothing in a direction has no chain there: `drop` at the end of the pod's is all there is to it.
+//!
+//! The cluster's DNS is a server on the node, which questions reach by the input hook, untracked: what a pod's egress allows
+//! is decided in the plan, and the addresses of those that may not ask are a set that a rule of its own drops.
 //!
 //! Peers are sets that many rules share; a pod that comes or goes is an element of each set it belongs to. Chains change
 //! when policies do, never because of peers.
@@ -25,6 +29,7 @@ mod plan;
 mod script;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -74,6 +79,16 @@ impl NftPolicyRules {
     /// Finds `nft`. The kernel is touched by the first [`PolicyRules::sync`], which takes over our own tables (and nothing
     /// else) in one transaction, so that pods stay isolated while the agent restarts.
     pub fn new(node: &NodeNetwork) -> Result<Self, NetworkError> {
+        Self::judging(node, None)
+    }
+
+    /// As [`NftPolicyRules::new`], on a node that answers for the cluster's DNS at port 53 of `dns`: pods that are isolated
+    /// in egress ask it when a rule allows them to.
+    pub fn with_dns(node: &NodeNetwork, dns: Ipv4Addr) -> Result<Self, NetworkError> {
+        Self::judging(node, Some(dns))
+    }
+
+    fn judging(node: &NodeNetwork, dns: Option<Ipv4Addr>) -> Result<Self, NetworkError> {
         let names = Names::new(node)?;
         let kernel = Kernel {
             programmer: Programmer::new(Nft::find()?),
@@ -81,6 +96,7 @@ impl NftPolicyRules {
                 table: names.policy_table(),
                 links: names.host_links(),
                 gateway: names.gateway(),
+                dns,
             },
             tables: Tables::Unknown,
             told: BTreeSet::new(),
@@ -104,7 +120,7 @@ impl PolicyRules for NftPolicyRules {
         check(&desired)?;
         let mut kernel = Arc::clone(&self.kernel).lock_owned().await;
         let kernel = blocking(move || {
-            let plan = Plan::new(&desired);
+            let plan = Plan::with_dns(&desired, kernel.skeleton.dns);
             kernel.tell_of(&plan.without_room);
             kernel.program(plan)?;
             Ok(kernel)

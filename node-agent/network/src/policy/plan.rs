@@ -2,20 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
 
 use imbl::OrdSet;
 use ipnet::IpNet;
 
 use crate::{
-    NodePolicies, PeerSet, PolicyPeer, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, Protocol,
+    IsolatedPod, NodePolicies, PeerSet, PolicyPeer, PolicyPeers, PolicyPort, PolicyRule,
+    PolicyRuleSet, Protocol,
 };
 
-/// Rules of all policies of a node together. nft takes one to three seconds and 80 MiB for as many.
+/// Rules of all policies of a node together, with those that lead pods to them. nft takes one to three seconds and 80 MiB for
+/// as many.
 const MOST_RULES: usize = 20_000;
 /// How many blocks of addresses are as much work for nft as a rule: they are elements of a set, which the kernel searches.
 const BLOCKS_OF_A_RULE: usize = 8;
+
+/// Where the cluster's DNS answers.
+const DNS_PORT: u16 = 53;
 
 /// Which side of a connection the isolated pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +107,8 @@ pub(super) struct Plan {
     pub(super) verdicts: BTreeMap<(Direction, IpAddr), String>,
     /// Addresses that are isolated in any direction.
     pub(super) isolated: BTreeSet<IpAddr>,
+    /// Addresses whose questions must not reach the cluster's DNS, and the number of the protocol that they come by.
+    pub(super) no_dns: BTreeSet<(Ipv4Addr, u8)>,
     /// Policies whose rules there is no room for: they isolate the pods that they select and allow nothing.
     pub(super) without_room: BTreeSet<String>,
 }
@@ -126,13 +132,31 @@ fn pod_chain(direction: Direction, uid: &str) -> String {
 }
 
 impl Plan {
-    /// The plan for policies that passed [`check`](super::check).
+    /// The plan for policies that passed [`check`](super::check), on a node without the cluster's DNS.
+    #[cfg(test)]
     pub(super) fn new(desired: &NodePolicies) -> Self {
+        Self::with_dns(desired, None)
+    }
+
+    /// The plan for policies that passed [`check`](super::check); `dns` is the address on the node at which the cluster's
+    /// DNS answers.
+    pub(super) fn with_dns(desired: &NodePolicies, dns: Option<Ipv4Addr>) -> Self {
         let mut plan = Self {
-            without_room: without_room(&desired.policies),
+            without_room: without_room(desired),
             ..Self::default()
         };
-        for (name, PeerSet { with_ports, peers }) in &desired.peers {
+        let policies: BTreeMap<&str, &PolicyRuleSet> = desired
+            .policies
+            .iter()
+            .filter(|(name, _)| !plan.without_room.contains(*name))
+            .map(|(name, rules)| (name.as_str(), &**rules))
+            .collect();
+        let used: BTreeSet<&str> = policies.values().flat_map(|rules| sets_of(rules)).collect();
+        let used = desired
+            .peers
+            .iter()
+            .filter(|(name, _)| used.contains(name.as_str()));
+        for (name, PeerSet { with_ports, peers }) in used {
             let kind = match with_ports {
                 true => SetKind::AddressAndPort,
                 false => SetKind::Address,
@@ -142,28 +166,21 @@ impl Plan {
                 .insert(peers_set(name, *with_ports), Members { kind, members });
         }
         plan.named_ports(desired);
-        let nothing = PolicyRuleSet::default();
-        for (name, rules) in &desired.policies {
-            let rules = match plan.without_room.contains(name) {
-                true => &nothing,
-                false => &**rules,
-            };
+        for (name, rules) in &policies {
             plan.policy(name, rules, &desired.peers);
         }
+        if let Some(dns) = dns {
+            plan.judge_dns(desired, &policies, dns);
+        }
         for (uid, pod) in &desired.pods {
-            for direction in Direction::BOTH {
-                let isolated = match direction {
-                    Direction::Egress => pod.egress,
-                    Direction::Ingress => pod.ingress,
-                };
-                if !isolated {
-                    continue;
-                }
+            for direction in directions(pod) {
                 let chain = pod_chain(direction, uid);
-                let jumps = pod
-                    .policies
-                    .iter()
-                    .map(|name| format!("jump {}", policy_chain(direction, name)));
+                // One that allows nothing has no chain: that it isolates the pod is all there is to it.
+                let allowing = pod.policies.iter().filter(|name| {
+                    let rules = policies.get(name.as_str());
+                    rules.is_some_and(|rules| !rules_of(rules, direction).is_empty())
+                });
+                let jumps = allowing.map(|name| format!("jump {}", policy_chain(direction, name)));
                 plan.chains.insert(
                     chain.clone(),
                     jumps.chain(["counter drop".to_owned()]).collect(),
@@ -175,6 +192,41 @@ impl Plan {
             }
         }
         plan
+    }
+
+    /// Whose questions to the cluster's DNS are let through: what egress allows to port 53 there. The server is the node's
+    /// own and what it is asked is not tracked, so that no rule about connections sees it; and it asks others for names
+    /// outside, so that who may ask it may tell the world something.
+    fn judge_dns(
+        &mut self,
+        desired: &NodePolicies,
+        policies: &BTreeMap<&str, &PolicyRuleSet>,
+        dns: Ipv4Addr,
+    ) {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let allowing: BTreeSet<&str> = policies
+                .iter()
+                .filter(|(_, rules)| {
+                    let mut rules = rules.egress.iter();
+                    rules.any(|rule| allows_dns(rule, &desired.peers, dns.into(), protocol))
+                })
+                .map(|(name, _)| *name)
+                .collect();
+            for pod in desired.pods.values().filter(|pod| pod.egress) {
+                if pod
+                    .policies
+                    .iter()
+                    .any(|name| allowing.contains(name.as_str()))
+                {
+                    continue;
+                }
+                for address in &pod.addresses {
+                    if let IpAddr::V4(address) = address {
+                        self.no_dns.insert((*address, protocol.number()));
+                    }
+                }
+            }
+        }
     }
 
     /// The ports that ingress rules name: those of the pods that are isolated here. A name that none of them has gets
@@ -207,10 +259,10 @@ impl Plan {
 
     fn policy(&mut self, name: &str, rules: &PolicyRuleSet, sets: &BTreeMap<String, PeerSet>) {
         for direction in Direction::BOTH {
-            let rules = match direction {
-                Direction::Egress => &rules.egress,
-                Direction::Ingress => &rules.ingress,
-            };
+            let rules = rules_of(rules, direction);
+            if rules.is_empty() {
+                continue;
+            }
             let mut words = Vec::new();
             for (number, rule) in rules.iter().enumerate() {
                 let (peers, ports) = (
@@ -237,12 +289,94 @@ impl Plan {
     }
 }
 
-/// The policies whose rules there is no room for. The smallest find room first, so that whoever writes large ones pays for
-/// them.
-fn without_room(policies: &BTreeMap<String, Arc<PolicyRuleSet>>) -> BTreeSet<String> {
+/// Whether an egress rule allows connections with the cluster's DNS.
+fn allows_dns(
+    rule: &PolicyRule,
+    sets: &BTreeMap<String, PeerSet>,
+    dns: IpAddr,
+    protocol: Protocol,
+) -> bool {
+    let in_set = |port: u16| {
+        let has = |name: &String| {
+            sets.get(name)
+                .is_some_and(|set| set.peers.contains(&(dns, port)))
+        };
+        match &rule.peers {
+            PolicyPeers::Anyone => false,
+            PolicyPeers::Of { sets, .. } => sets.iter().any(has),
+        }
+    };
+    let of_peers = || match &rule.peers {
+        PolicyPeers::Anyone => true,
+        PolicyPeers::Of { blocks, .. } => {
+            blocks.iter().any(|block| block.contains(&dns)) || in_set(0)
+        }
+    };
+    let Some(ports) = &rule.ports else {
+        return of_peers();
+    };
+    ports.iter().any(|port| match port {
+        PolicyPort::All(own) => *own == protocol && of_peers(),
+        PolicyPort::Range(own, first, last) => {
+            *own == protocol && (*first..=*last).contains(&DNS_PORT) && of_peers()
+        }
+        PolicyPort::OfPeer(own) => *own == protocol && in_set(DNS_PORT),
+        PolicyPort::Named(..) => false,
+    })
+}
+
+/// The directions that a pod is isolated in.
+fn directions(pod: &IsolatedPod) -> impl Iterator<Item = Direction> {
+    let (egress, ingress) = (pod.egress, pod.ingress);
+    Direction::BOTH
+        .into_iter()
+        .filter(move |direction| match direction {
+            Direction::Egress => egress,
+            Direction::Ingress => ingress,
+        })
+}
+
+fn rules_of(rules: &PolicyRuleSet, direction: Direction) -> &[PolicyRule] {
+    match direction {
+        Direction::Egress => &rules.egress,
+        Direction::Ingress => &rules.ingress,
+    }
+}
+
+/// The sets of peers that a policy refers to.
+fn sets_of(rules: &PolicyRuleSet) -> impl Iterator<Item = &str> {
+    fn sets(rule: &PolicyRule) -> &[String] {
+        match &rule.peers {
+            PolicyPeers::Anyone => &[],
+            PolicyPeers::Of { sets, .. } => sets,
+        }
+    }
+    let rules = rules.ingress.iter().chain(&rules.egress);
+    rules.flat_map(sets).map(String::as_str)
+}
+
+/// The policies whose rules there is no room for. The smallest find room first, so that whoever writes large ones, or many
+/// for many pods, pays for them.
+fn without_room(desired: &NodePolicies) -> BTreeSet<String> {
+    let policies = &desired.policies;
+    // Each pod has a rule that leads to a policy, in each direction in which the policy allows it something.
+    let mut jumps: BTreeMap<&str, usize> = BTreeMap::new();
+    for pod in desired.pods.values() {
+        for direction in directions(pod) {
+            for name in &pod.policies {
+                let rules = policies.get(name).map(|rules| rules_of(rules, direction));
+                if rules.is_some_and(|rules| !rules.is_empty()) {
+                    *jumps.entry(name).or_default() += 1;
+                }
+            }
+        }
+    }
     let mut sizes: Vec<(usize, &String)> = policies
         .iter()
-        .map(|(name, rules)| (size(rules), name))
+        .map(|(name, rules)| {
+            let jumps = jumps.get(name.as_str()).copied().unwrap_or_default();
+            (size(rules).saturating_add(jumps), name)
+        })
         .collect();
     sizes.sort_unstable();
     let mut taken = 0_usize;
@@ -261,7 +395,7 @@ fn without_room(policies: &BTreeMap<String, Arc<PolicyRuleSet>>) -> BTreeSet<Str
 fn size(policy: &PolicyRuleSet) -> usize {
     let families = Family::BOTH.len();
     let rules = policy.ingress.iter().chain(&policy.egress);
-    rules.fold(1_usize, |size, rule| {
+    rules.fold(0_usize, |size, rule| {
         let (sets, blocks) = match &rule.peers {
             PolicyPeers::Anyone => (0, 0),
             PolicyPeers::Of { sets, blocks } => (sets.len(), blocks.len()),
@@ -437,6 +571,8 @@ fn ranges(ports: &[PolicyPort], protocol: Protocol) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::tests::{named, policies};
     use super::*;
 
@@ -525,7 +661,7 @@ mod tests {
         let closed: Vec<&str> = plan.without_room.iter().map(String::as_str).collect();
         assert_eq!(closed, ["huge", "large-b"]);
         for name in closed {
-            assert!(plan.chains[&format!("policy_ingress_{name}")].is_empty());
+            assert!(!plan.chains.contains_key(&format!("policy_ingress_{name}")));
             assert!(!plan.chains.contains_key(&format!("peers_ingress_{name}_0")));
         }
         assert_eq!(
@@ -536,6 +672,75 @@ mod tests {
             plan.chains["policy_ingress_allow"],
             Plan::new(&policies()).chains["policy_ingress_allow"]
         );
+    }
+
+    /// So many pods, isolated in both directions by the same policies, of the same rules.
+    fn crowd(pods: usize, policies: usize, rules: &PolicyRuleSet) -> NodePolicies {
+        let names: BTreeSet<String> = (0..policies).map(|number| format!("p{number}")).collect();
+        let pod = |number: usize| IsolatedPod {
+            addresses: vec![IpAddr::from([10, 244, 1, number as u8])],
+            ingress: true,
+            egress: true,
+            policies: names.clone(),
+            ports: BTreeSet::new(),
+        };
+        let rules = Arc::new(rules.clone());
+        NodePolicies {
+            pods: (0..pods)
+                .map(|number| (format!("u{number}"), pod(number)))
+                .collect(),
+            policies: names
+                .iter()
+                .map(|name| (name.clone(), rules.clone()))
+                .collect(),
+            peers: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn policies_that_allow_nothing_cost_nothing_however_many_they_are() {
+        let plan = Plan::new(&crowd(110, 2_000, &PolicyRuleSet::default()));
+        assert_eq!(rules(&plan), 2 * 110);
+        assert_eq!(plan.chains.len(), 2 * 110);
+        for rules in plan.chains.values() {
+            assert_eq!(*rules, ["counter drop"]);
+        }
+        assert_eq!(plan.verdicts.len(), 2 * 110);
+        assert!(plan.without_room.is_empty());
+    }
+
+    #[test]
+    fn the_rules_that_lead_pods_to_policies_are_counted() {
+        let anyone = PolicyRule {
+            peers: PolicyPeers::Anyone,
+            ports: None,
+        };
+        let allow = PolicyRuleSet {
+            ingress: vec![anyone],
+            egress: vec![],
+        };
+        let few = Plan::new(&crowd(110, 20, &allow));
+        assert!(few.without_room.is_empty());
+        assert_eq!(few.chains["pod_ingress_u0"].len(), 20 + 1);
+        assert_eq!(few.chains["pod_egress_u0"], ["counter drop"]);
+        let plan = Plan::new(&crowd(110, 2_000, &allow));
+        assert!(!plan.without_room.is_empty());
+        assert!(rules(&plan) <= MOST_RULES + 2 * 110);
+        for chain in plan.chains.values().flatten() {
+            if let Some(to) = chain.strip_prefix("jump ") {
+                assert!(plan.chains.contains_key(to), "{to}");
+            }
+        }
+        let u0 = &plan.chains["pod_ingress_u0"];
+        assert_eq!(u0.len(), 2_000 - plan.without_room.len() + 1);
+        assert_eq!(u0.last().unwrap(), "counter drop");
+    }
+
+    #[test]
+    fn peers_of_policies_without_room_are_not_in_the_kernel() {
+        let plan = Plan::new(&with(&[("huge", large(MOST_RULES, 1))]));
+        let sets: Vec<&String> = plan.sets.keys().collect();
+        assert_eq!(sets, ["peers_web", "ports_named"]);
     }
 
     #[test]
@@ -554,11 +759,8 @@ mod tests {
         let plan = Plan::new(&policies());
         assert_eq!(
             plan.chains["pod_ingress_one"],
-            [
-                "jump policy_ingress_allow",
-                "jump policy_ingress_deny",
-                "counter drop"
-            ]
+            ["jump policy_ingress_allow", "counter drop"],
+            "one that allows nothing is nowhere to jump to"
         );
         assert!(!plan.chains.contains_key("pod_egress_one"));
         let one: IpAddr = "10.244.1.2".parse().unwrap();
@@ -590,7 +792,59 @@ mod tests {
                 "meta l4proto 6 ct reply ip6 saddr . ct reply proto-src @ports_named_6 accept",
             ]
         );
-        assert!(plan.chains["policy_ingress_deny"].is_empty());
+        assert!(!plan.chains.contains_key("policy_ingress_deny"));
+    }
+
+    #[test]
+    fn the_clusters_dns_answers_whom_egress_allows_its_port() {
+        const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+        let set = |with_ports, port| PeerSet {
+            with_ports,
+            peers: [(IpAddr::V4(DNS), port)].into_iter().collect(),
+        };
+        let refused = |peers: PolicyPeers, ports: Option<Vec<PolicyPort>>| -> Vec<u8> {
+            let mut desired = policies();
+            desired.peers.insert("dns".to_owned(), set(false, 0));
+            desired.peers.insert("dns-ports".to_owned(), set(true, 53));
+            let rules = PolicyRuleSet {
+                ingress: vec![],
+                egress: vec![PolicyRule { peers, ports }],
+            };
+            desired.policies.insert("deny".to_owned(), Arc::new(rules));
+            desired.pods.get_mut("one").unwrap().egress = true;
+            assert!(Plan::new(&desired).no_dns.is_empty(), "there is none");
+            let plan = Plan::with_dns(&desired, Some(DNS));
+            let one = Ipv4Addr::new(10, 244, 1, 2);
+            assert!(plan.no_dns.iter().all(|(address, _)| *address == one));
+            plan.no_dns
+                .into_iter()
+                .map(|(_, protocol)| protocol)
+                .collect()
+        };
+        let of = |sets: &[&str], blocks: &[&str]| PolicyPeers::Of {
+            sets: sets.iter().map(|set| (*set).to_owned()).collect(),
+            blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(),
+        };
+        let udp = || Some(vec![PolicyPort::Range(Protocol::Udp, 53, 53)]);
+        let (none, only_udp, both): ([u8; 0], _, _) = ([], [6], [6, 17]);
+        assert_eq!(refused(of(&[], &[]), None), both);
+        assert_eq!(refused(PolicyPeers::Anyone, None), none);
+        assert_eq!(refused(PolicyPeers::Anyone, udp()), only_udp);
+        assert_eq!(refused(of(&[], &["10.96.0.0/12"]), None), none);
+        assert_eq!(refused(of(&[], &["10.0.0.0/16"]), None), both);
+        assert_eq!(refused(of(&["dns"], &[]), udp()), only_udp);
+        assert_eq!(refused(of(&["web"], &[]), udp()), both);
+        let other = vec![PolicyPort::Range(Protocol::Udp, 54, 80)];
+        assert_eq!(refused(PolicyPeers::Anyone, Some(other)), both);
+        let named = vec![PolicyPort::OfPeer(Protocol::Udp)];
+        assert_eq!(refused(of(&["dns-ports"], &[]), Some(named)), only_udp);
+        let mut desired = policies();
+        assert!(
+            Plan::with_dns(&desired, Some(DNS)).no_dns.is_empty(),
+            "not isolated in egress"
+        );
+        desired.pods.get_mut("one").unwrap().egress = true;
+        assert_eq!(Plan::with_dns(&desired, Some(DNS)).no_dns.len(), 2);
     }
 
     #[test]

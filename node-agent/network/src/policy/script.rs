@@ -8,8 +8,8 @@ use imbl::OrdSet;
 use imbl::ordset::DiffItem;
 
 use super::plan::{Direction, Family, Members, Plan, SetKind};
-use crate::PolicyPeer;
 use crate::names::hardware_address;
+use crate::{PolicyPeer, Protocol};
 
 /// Elements per command: nft's parser slows down on very long lines.
 const ELEMENTS_PER_COMMAND: usize = 512;
@@ -19,8 +19,8 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
 /// What the skeleton makes in the `inet` table, apart from its maps; of each set there is one per family.
-const FIXED_CHAINS: [&str; 3] = ["of_no_connection", "egress", "ingress"];
-const FIXED_SETS: [&str; 2] = ["isolated", "itself"];
+const FIXED_CHAINS: [&str; 4] = ["of_no_connection", "egress", "ingress", "dns"];
+const FIXED_SETS: [&str; 3] = ["isolated", "itself", "no_dns"];
 
 /// What the tables' fixed part depends on.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub(super) struct Skeleton {
     /// What the host's ends of pods' links begin with.
     pub(super) links: String,
     pub(super) gateway: Ipv4Addr,
+    /// The node's address at which the cluster's DNS answers, should it be judged.
+    pub(super) dns: Option<Ipv4Addr>,
 }
 
 /// Names of what the `inet` table holds, whoever made it.
@@ -256,6 +258,17 @@ impl Script<'_> {
         for address in next.isolated.difference(&now.isolated) {
             isolated(&mut new, address);
         }
+        let no_dns = |into: &mut Elements, (address, protocol): &(Ipv4Addr, u8)| {
+            into.entry("no_dns_4".to_owned())
+                .or_default()
+                .push(format!("{address} . {protocol}"));
+        };
+        for one in now.no_dns.difference(&next.no_dns) {
+            no_dns(&mut gone, one);
+        }
+        for one in next.no_dns.difference(&now.no_dns) {
+            no_dns(&mut new, one);
+        }
         self.elements("delete", &gone);
         self.elements("add", &new);
     }
@@ -276,7 +289,7 @@ impl Script<'_> {
 /// The script that makes the tables with nothing in them, when they are absent or empty.
 ///
 /// `inet`: whatever passes the node is judged twice, as what its source may send and as what its destination may be
-/// sent. Only the forward hook is watched: what the node itself sends its pods, or they send it, is nobody's business.
+/// sent. What the node itself sends its pods, or they send it, is nobody's business, but for questions to the cluster's DNS.
 /// A packet that belongs to no connection cannot be judged and does not pass an isolated pod; errors about connections
 /// that exist always do.
 ///
@@ -290,7 +303,14 @@ impl Display for Skeleton {
             table,
             links,
             gateway,
+            dns,
         } = self;
+        let dns = dns.map_or_else(String::new, |dns| {
+            let (tcp, udp) = (Protocol::Tcp.number(), Protocol::Udp.number());
+            format!(
+                "ip daddr {dns} meta l4proto {{ {tcp}, {udp} }} th dport 53 ip saddr . meta l4proto @no_dns_4 counter drop"
+            )
+        });
         let octets: Vec<String> = hardware_address(*gateway)
             .iter()
             .map(|octet| format!("{octet:02x}"))
@@ -307,6 +327,7 @@ impl Display for Skeleton {
   set isolated_6 {{ type ipv6_addr; }}
   set itself_4 {{ type ipv4_addr . ipv4_addr; }}
   set itself_6 {{ type ipv6_addr . ipv6_addr; }}
+  set no_dns_4 {{ type ipv4_addr . inet_proto; }}
   chain of_no_connection {{
     ip saddr @isolated_4 counter drop
     ip daddr @isolated_4 counter drop
@@ -329,6 +350,10 @@ impl Display for Skeleton {
     ct original ip6 saddr . ct reply ip6 saddr @itself_6 accept
     ct reply ip saddr vmap @ingress_4
     ct reply ip6 saddr vmap @ingress_6
+  }}
+  chain dns {{
+    type filter hook input priority 10; policy accept;
+    {dns}
   }}
 }}
 table bridge {table} {{
@@ -359,6 +384,7 @@ mod tests {
             table: "gt-policy".into(),
             links: "gt.".into(),
             gateway: [10, 244, 1, 1].into(),
+            dns: Some([10, 96, 0, 10].into()),
         }
     }
 
@@ -371,7 +397,13 @@ mod tests {
         chains: BTreeMap<String, Vec<String>>,
     }
 
-    const SETS: [&str; 4] = ["isolated_4", "isolated_6", "itself_4", "itself_6"];
+    const SETS: [&str; 5] = [
+        "isolated_4",
+        "isolated_6",
+        "itself_4",
+        "itself_6",
+        "no_dns_4",
+    ];
     const MAPS: [&str; 4] = ["egress_4", "egress_6", "ingress_4", "ingress_6"];
 
     impl Kernel {
@@ -472,7 +504,7 @@ mod tests {
         kernel.apply(&difference(
             &skeleton(),
             &Plan::default(),
-            &Plan::new(desired),
+            &Plan::with_dns(desired, skeleton().dns),
         ));
         kernel
     }
@@ -495,6 +527,22 @@ mod tests {
              add element inet gt-policy peers_web_6 { fd00::9 }\n"
         );
         assert_eq!(difference(&skeleton(), &after, &Plan::new(&desired)), "");
+    }
+
+    #[test]
+    fn who_may_not_ask_the_clusters_dns_is_in_a_set() {
+        let mut desired = policies();
+        let skeleton = skeleton();
+        let before = Plan::with_dns(&desired, skeleton.dns);
+        desired.pods.get_mut("one").unwrap().egress = true;
+        let after = Plan::with_dns(&desired, skeleton.dns);
+        let line = "element inet gt-policy no_dns_4 { 10.244.1.2 . 6, 10.244.1.2 . 17 }\n";
+        let script = difference(&skeleton, &before, &after);
+        assert!(script.contains(&format!("add {line}")), "{script}");
+        let script = difference(&skeleton, &after, &before);
+        assert!(script.contains(&format!("delete {line}")), "{script}");
+        let script = from_scratch(&skeleton, &before);
+        assert!(script.contains("ip daddr 10.96.0.10 "), "{script}");
     }
 
     #[test]
@@ -548,7 +596,7 @@ mod tests {
             let (mut kernel, mut now) = (Kernel::new(), Plan::default());
             for step in &steps {
                 crate::policy::check(step).expect("valid");
-                let next = Plan::new(step);
+                let next = Plan::with_dns(step, skeleton().dns);
                 kernel.apply(&difference(&skeleton(), &now, &next));
                 now = next;
                 prop_assert_eq!(&kernel, &scratch(step));

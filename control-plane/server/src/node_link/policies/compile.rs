@@ -16,9 +16,11 @@ use k8s_openapi::api::networking::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::blocks;
+use super::delivery;
 use super::facts::{self, Labels, PodFacts};
 
 /// A selector, and its canonical spelling.
@@ -129,8 +131,10 @@ pub(super) struct Policy {
     pub(super) egress: bool,
     /// As they travel.
     pub(super) rules: Arc<rpc::PolicyRules>,
-    /// The selections that the rules refer to.
-    pub(super) selections: Vec<Selection>,
+    /// Bytes of the rules as they travel.
+    pub(super) length: usize,
+    /// The selections that the rules refer to, by their ids.
+    pub(super) selections: Vec<(String, Selection)>,
     /// Ports of the isolated pod that ingress rules name.
     pub(super) named_ports: Vec<(String, Protocol)>,
 }
@@ -138,6 +142,21 @@ pub(super) struct Policy {
 impl Policy {
     pub(super) fn uid(&self) -> &str {
         &self.rules.uid
+    }
+
+    /// Whether it has any rules. One without isolates the pods that it selects, and is nothing more to a node.
+    pub(super) fn allows(&self) -> bool {
+        !self.rules.ingress.is_empty() || !self.rules.egress.is_empty()
+    }
+
+    /// As it travels to a node that has no room for its rules.
+    pub(super) fn without_rules(&self) -> Arc<rpc::PolicyRules> {
+        Arc::new(rpc::PolicyRules {
+            uid: self.rules.uid.clone(),
+            namespace: self.rules.namespace.clone(),
+            name: self.rules.name.clone(),
+            ..rpc::PolicyRules::default()
+        })
     }
 
     /// Whether it applies to a pod of its own namespace.
@@ -177,6 +196,15 @@ impl Policy {
                 .egress
                 .extend(compiler.egress(peers.unwrap_or_default(), ports.unwrap_or_default()));
         }
+        if rules.encoded_len() > delivery::ROOM {
+            tracing::error!(
+                namespace = rules.namespace,
+                name = rules.name,
+                "a network policy is larger than any that is accepted; it allows nothing"
+            );
+            (rules.ingress, rules.egress) = (Vec::new(), Vec::new());
+            (compiler.selections, compiler.named_ports) = (Vec::new(), Vec::new());
+        }
         let everything = metav1::LabelSelector::default();
         Self {
             selects: LabelSelector::from_api(Some(
@@ -184,6 +212,7 @@ impl Policy {
             )),
             ingress,
             egress,
+            length: rules.encoded_len(),
             rules: Arc::new(rules),
             selections: compiler.selections,
             named_ports: compiler.named_ports,
@@ -237,7 +266,7 @@ fn port(written: &NetworkPolicyPort) -> Option<Port<'_>> {
 /// Compiles the rules of one policy.
 struct Compiler {
     namespace: String,
-    selections: Vec<Selection>,
+    selections: Vec<(String, Selection)>,
     /// Their ids.
     known: HashSet<String>,
     named_ports: Vec<(String, Protocol)>,
@@ -377,7 +406,7 @@ impl Compiler {
         for selection in selections {
             let id = selection.id();
             if self.known.insert(id.clone()) {
-                self.selections.push(selection);
+                self.selections.push((id.clone(), selection));
             }
             if referred.insert(id.clone()) {
                 ids.push(id);
@@ -516,6 +545,18 @@ mod tests {
         assert_eq!(policy.selections.len(), 2);
         let anywhere = compile(json!({"egress": [{"ports": [{"port": "http"}]}]}));
         assert!(!anywhere.rules.egress[0].anyone && anywhere.rules.egress[0].peers.len() == 1);
+    }
+
+    #[test]
+    fn a_policy_that_is_larger_than_any_accepted_isolates_and_allows_nothing() {
+        let mut peers: Vec<Value> = (0..100_000u32)
+            .map(|number| format!("fd00::{:x}:{:x}/128", number >> 8, 2 * (number & 0xff)))
+            .map(|cidr| json!({"ipBlock": {"cidr": cidr}}))
+            .collect();
+        peers.push(json!({"podSelector": {}}));
+        let policy = compile(json!({"ingress": [{"from": peers}]}));
+        assert!(policy.ingress && !policy.allows() && policy.selections.is_empty());
+        assert!(policy.length < delivery::ROOM);
     }
 
     #[test]

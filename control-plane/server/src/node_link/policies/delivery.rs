@@ -1,15 +1,23 @@
 //! What one node has been told, and the messages that bring it up to date. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use gantry_rpc::node::{Peer, PeerSetChange, PodIsolation, PolicyChange, PolicyRules};
 use imbl::OrdSet;
 use imbl::ordset::DiffItem;
+use prost::Message;
 
-/// Peers in one message. A message may be 8 MiB; one peer takes at most 28 bytes.
-const MOST_PEERS: usize = 64 * 1024;
+/// Bytes of one message, unless a single thing in it has more: a policy has as many at most, and the isolation of a pod
+/// not twice as many. A message may be 8 MiB.
+pub(super) const ROOM: usize = 1 << 20;
+/// Bytes of a peer in a message, at most.
+pub(super) const PEER: usize = 28;
+/// Bytes of a set's fields besides its id and its peers, and of a message's besides what it lists, at most.
+const FIELDS: usize = 32;
+/// Bytes that a part of a message has besides its own: its tag and its length, at most.
+const FRAME: usize = 6;
 
 /// The members of a selection: addresses, with the port there (0 in a set without ports).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +35,8 @@ pub(super) struct NodeView {
     pub(super) policies: BTreeMap<String, Arc<PolicyRules>>,
     /// By the id of the selection.
     pub(super) peers: BTreeMap<String, PeerSet>,
+    /// Uids of those of the policies that are told without their rules, which allow nothing then.
+    pub(super) without_room: BTreeSet<String>,
 }
 
 impl NodeView {
@@ -132,42 +142,78 @@ pub(super) fn is_empty(change: &PolicyChange) -> bool {
 
 /// The change in messages small enough to travel; all but the last say that there is more.
 pub(super) fn pieces(change: PolicyChange) -> Vec<PolicyChange> {
-    pieces_of(change, MOST_PEERS)
+    pieces_of(change, ROOM)
 }
 
-fn pieces_of(mut change: PolicyChange, most: usize) -> Vec<PolicyChange> {
-    let mut pieces = Vec::new();
-    let empty = |change: &PolicyChange| PolicyChange {
-        revision: change.revision,
-        more: true,
-        ..PolicyChange::default()
+fn pieces_of(change: PolicyChange, most: usize) -> Vec<PolicyChange> {
+    let mut packing = Packing {
+        pieces: Vec::new(),
+        piece: PolicyChange {
+            revision: change.revision,
+            snapshot: change.snapshot,
+            ..PolicyChange::default()
+        },
+        most: most.saturating_sub(FIELDS),
+        taken: 0,
     };
-    let mut piece = PolicyChange {
-        snapshot: change.snapshot,
-        ..empty(&change)
-    };
-    let mut room = most;
-    for mut set in std::mem::take(&mut change.peers) {
+    for mut set in change.peers {
         loop {
-            let rest = split(&mut set, room);
-            room -= set.added.len() + set.removed.len();
-            piece.peers.push(set);
+            let head = set.id.len() + FIELDS;
+            let rest = split(
+                &mut set,
+                packing.room(head + PEER).saturating_sub(head) / PEER,
+            );
+            packing.taken += head + PEER * (set.added.len() + set.removed.len());
+            packing.piece.peers.push(set);
             match rest {
-                Some(rest) => {
-                    let next = empty(&change);
-                    pieces.push(std::mem::replace(&mut piece, next));
-                    room = most;
-                    set = rest;
-                }
+                Some(rest) => set = rest,
                 None => break,
             }
         }
     }
-    piece.policies = change.policies;
-    piece.pods = change.pods;
-    piece.more = false;
-    pieces.push(piece);
-    pieces
+    for policy in change.policies {
+        let length = policy.encoded_len() + FRAME;
+        packing.room(length);
+        packing.taken += length;
+        packing.piece.policies.push(policy);
+    }
+    for pod in change.pods {
+        let length = pod.encoded_len() + FRAME;
+        packing.room(length);
+        packing.taken += length;
+        packing.piece.pods.push(pod);
+    }
+    packing.pieces.push(packing.piece);
+    packing.pieces
+}
+
+/// Fills one message after the other.
+struct Packing {
+    pieces: Vec<PolicyChange>,
+    /// The last one.
+    piece: PolicyChange,
+    /// Bytes that each may have.
+    most: usize,
+    /// Bytes that the last one has.
+    taken: usize,
+}
+
+impl Packing {
+    /// The bytes that there is room for in the last message, after another was begun should `least` have none in it: at
+    /// least so many, whatever a message may have.
+    fn room(&mut self, least: usize) -> usize {
+        if self.taken > 0 && self.taken.saturating_add(least) > self.most {
+            let next = PolicyChange {
+                revision: self.piece.revision,
+                ..PolicyChange::default()
+            };
+            let mut full = std::mem::replace(&mut self.piece, next);
+            full.more = true;
+            self.pieces.push(full);
+            self.taken = 0;
+        }
+        self.most.saturating_sub(self.taken).max(least)
+    }
 }
 
 /// Leaves at most `room` peers in a set's change and answers the rest.

@@ -73,6 +73,22 @@ impl PodFacts {
         })
     }
 
+    /// What the cluster's DNS is to policies: the pod that it is in other clusters, which is what users' rules allow. Ours is
+    /// a server on every node; they judge its clients' egress by the sets that this address is in.
+    pub(super) fn dns(address: IpAddr) -> Self {
+        let port = |name: &str, protocol| PodPort {
+            name: name.to_owned(),
+            protocol,
+            number: 53,
+        };
+        Self {
+            labels: [("k8s-app".to_owned(), "kube-dns".to_owned())].into(),
+            addresses: vec![address],
+            ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
+            ..Self::default()
+        }
+    }
+
     /// Whether its addresses are its own to be reached at.
     pub(super) fn is_peer(&self) -> bool {
         !self.host_network && !self.finished

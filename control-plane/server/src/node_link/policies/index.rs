@@ -6,7 +6,7 @@
 //! - A changed policy fills the selections that nobody had, drops those that nobody has any more, and concerns the
 //!   isolation of its own namespace's pods.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,8 +14,14 @@ use gantry_rpc::node::{NamedPort, PodIsolation};
 use imbl::OrdSet;
 
 use super::compile::{Policy, Selection};
-use super::delivery::{NodeView, PeerSet};
+use super::delivery::{self, NodeView, PeerSet};
 use super::facts::{Labels, PodFacts};
+
+/// Policies with rules that count for one pod: those that come first by name. The others allow it nothing. What isolates
+/// a pod without allowing anything is not counted, since nobody has to know of it.
+pub(super) const MOST_OF_A_POD: usize = 256;
+/// Bytes of rules and peers that one node is told.
+const MOST_OF_A_NODE: usize = 32 << 20;
 
 /// Namespace and name.
 type PodKey = (String, String);
@@ -178,8 +184,8 @@ impl Index {
 
     /// A policy as it is now, or that it is gone.
     pub(super) fn set_policy(&mut self, namespace: &str, name: &str, now: Option<Policy>) {
-        for selection in now.iter().flat_map(|policy| &policy.selections) {
-            self.acquire(selection);
+        for (id, selection) in now.iter().flat_map(|policy| &policy.selections) {
+            self.acquire(id, selection);
         }
         let policies = self.policies.entry(namespace.to_owned()).or_default();
         let before = match now {
@@ -189,26 +195,33 @@ impl Index {
         if policies.is_empty() {
             self.policies.remove(namespace);
         }
-        for selection in before.iter().flat_map(|policy| &policy.selections) {
-            self.release(&selection.id());
+        for (id, _) in before.iter().flat_map(|policy| &policy.selections) {
+            self.release(id);
         }
         self.generation += 1;
-        let pods = self
+        let now = self
+            .policies
+            .get(namespace)
+            .and_then(|policies| policies.get(name));
+        let concerned = |pod: &PodFacts| {
+            let mut both = now.into_iter().chain(&before);
+            both.any(|policy| policy.selects(pod))
+        };
+        let keys: Vec<PodKey> = self
             .pods
             .get(namespace)
             .into_iter()
-            .flat_map(BTreeMap::keys);
-        let keys: Vec<PodKey> = pods
-            .map(|pod| (namespace.to_owned(), pod.clone()))
+            .flatten()
+            .filter(|(_, pod)| concerned(pod))
+            .map(|(name, _)| (namespace.to_owned(), name.clone()))
             .collect();
         for key in keys {
             self.isolate(&key);
         }
     }
 
-    fn acquire(&mut self, selection: &Selection) {
-        let id = selection.id();
-        if let Some(selected) = self.selected.get_mut(&id) {
+    fn acquire(&mut self, id: &str, selection: &Selection) {
+        if let Some(selected) = self.selected.get_mut(id) {
             selected.users += 1;
             return;
         }
@@ -235,7 +248,7 @@ impl Index {
                 selected.add(pod);
             }
         }
-        self.selected.insert(id, selected);
+        self.selected.insert(id.to_owned(), selected);
     }
 
     fn release(&mut self, id: &str) {
@@ -272,14 +285,30 @@ impl Index {
         if pod.host_network || pod.node.is_none() {
             return None;
         }
-        let policies: Vec<&Policy> = self
-            .policies
-            .get(namespace)?
-            .values()
-            .filter(|policy| policy.selects(pod))
-            .collect();
-        if policies.is_empty() {
+        let policies = self.policies.get(namespace)?;
+        let isolates = |direction: fn(&Policy) -> bool| {
+            let mut policies = policies.values().filter(|policy| direction(policy));
+            policies.any(|policy| policy.selects(pod))
+        };
+        let (ingress, egress) = (
+            isolates(|policy| policy.ingress),
+            isolates(|policy| policy.egress),
+        );
+        if !ingress && !egress {
             return None;
+        }
+        let mut policies: Vec<&Policy> = policies
+            .values()
+            .filter(|policy| policy.allows() && policy.selects(pod))
+            .take(MOST_OF_A_POD + 1)
+            .collect();
+        if policies.len() > MOST_OF_A_POD {
+            policies.truncate(MOST_OF_A_POD);
+            tracing::warn!(
+                namespace,
+                name,
+                "more than {MOST_OF_A_POD} network policies allow the pod something: only the first by name count"
+            );
         }
         let named: BTreeSet<(&str, i32, u16)> = policies
             .iter()
@@ -294,8 +323,8 @@ impl Index {
             name: name.clone(),
             uid: pod.uid.clone(),
             deleted: false,
-            ingress: policies.iter().any(|policy| policy.ingress),
-            egress: policies.iter().any(|policy| policy.egress),
+            ingress,
+            egress,
             policies: policies
                 .iter()
                 .map(|policy| policy.uid().to_owned())
@@ -311,42 +340,83 @@ impl Index {
         })
     }
 
-    /// What one node is told: the isolation of its own pods, the rules of the policies that isolate them, and the peers
-    /// that those rules refer to. Nothing else of the cluster's policies or pods.
+    /// What one node is told: the isolation of its own pods, the rules of the policies that allow them something, and the
+    /// peers that those rules refer to. Nothing else of the cluster's policies or pods.
     pub(super) fn view(&self, node: &str) -> NodeView {
+        self.view_within(node, MOST_OF_A_NODE)
+    }
+
+    /// As [`Index::view`], with a bound on the bytes of rules and peers. The smallest policies find room first, so that
+    /// whoever writes large ones pays for them.
+    pub(super) fn view_within(&self, node: &str, mut room: usize) -> NodeView {
         let mut view = NodeView::default();
+        let mut uids: HashMap<&str, HashSet<&str>> = HashMap::new();
+        let mut before: &[String] = &[];
         for key in self.by_node.get(node).into_iter().flatten() {
             let Some(isolation) = self.isolation.get(key) else {
                 continue;
             };
             view.pods.insert(isolation.uid.clone(), isolation.clone());
-            let policies = self
-                .policies
-                .get(&key.0)
-                .into_iter()
-                .flat_map(BTreeMap::values);
-            for policy in
-                policies.filter(|policy| isolation.policies.iter().any(|uid| uid == policy.uid()))
-            {
-                if view
-                    .policies
-                    .insert(policy.uid().to_owned(), policy.rules.clone())
-                    .is_some()
-                {
-                    continue;
-                }
-                for selection in &policy.selections {
-                    let id = selection.id();
-                    if let Some(selected) = self.selected.get(&id) {
-                        let peers = PeerSet {
-                            with_ports: selection.with_ports(),
-                            peers: selected.published.clone(),
-                        };
-                        view.peers.insert(id, peers);
-                    }
+            // Neighbours mostly have the same.
+            if *before != *isolation.policies {
+                let known = uids.entry(&key.0).or_default();
+                known.extend(isolation.policies.iter().map(String::as_str));
+                before = &isolation.policies;
+            }
+        }
+        let mut policies: Vec<(usize, &Policy)> = Vec::new();
+        for (namespace, uids) in uids {
+            let all = self.policies.get(namespace).into_iter().flatten();
+            let theirs = all.filter(|(_, policy)| uids.contains(policy.uid()));
+            policies.extend(theirs.map(|(_, policy)| (self.length(policy), policy)));
+        }
+        policies.sort_unstable_by(|(length, policy), (other_length, other)| {
+            (length, policy.uid()).cmp(&(other_length, other.uid()))
+        });
+        for (_, policy) in policies {
+            let uid = policy.uid().to_owned();
+            let new = policy
+                .selections
+                .iter()
+                .filter(|(id, _)| !view.peers.contains_key(id));
+            let new: Vec<&(String, Selection)> = new.collect();
+            let peers: usize = new.iter().map(|(id, _)| self.peers_length(id)).sum();
+            let needed = policy.length.saturating_add(peers);
+            if needed > room {
+                view.policies.insert(uid.clone(), policy.without_rules());
+                view.without_room.insert(uid);
+                continue;
+            }
+            room -= needed;
+            view.policies.insert(uid, policy.rules.clone());
+            for (id, selection) in new {
+                if let Some(selected) = self.selected.get(id) {
+                    let peers = PeerSet {
+                        with_ports: selection.with_ports(),
+                        peers: selected.published.clone(),
+                    };
+                    view.peers.insert(id.clone(), peers);
                 }
             }
         }
         view
+    }
+
+    /// Bytes of a policy with all its peers as they travel, at most.
+    fn length(&self, policy: &Policy) -> usize {
+        let peers = policy
+            .selections
+            .iter()
+            .map(|(id, _)| self.peers_length(id));
+        peers.fold(policy.length, usize::saturating_add)
+    }
+
+    fn peers_length(&self, id: &str) -> usize {
+        let peers = self
+            .selected
+            .get(id)
+            .map_or(0, |selected| selected.published.len());
+        id.len()
+            .saturating_add(peers.saturating_mul(delivery::PEER))
     }
 }

@@ -1,13 +1,15 @@
 //! The index against a fresh one, what travels against what is meant, and a feed against the store.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use gantry_rpc::node as rpc;
 use gantry_store::{Key, Operation, Transaction};
 use proptest::prelude::*;
+use prost::Message as _;
 use serde_json::{Value, json};
 
+use super::index::MOST_OF_A_POD;
 use super::truth_table::{place, world};
 use super::*;
 
@@ -185,6 +187,41 @@ fn what_concerns_nobody_is_no_news() {
         ))),
     );
     assert!(index.generation() > before);
+}
+
+#[test]
+fn rules_about_kube_dns_are_about_the_clusters_dns() {
+    let dns = IpAddr::from([10, 96, 0, 10]);
+    let mut index = world(&place);
+    let labels = [("kubernetes.io/metadata.name", "kube-system")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    index.set_namespace("kube-system", Some(labels.into()));
+    index.set_pod(DNS.0, DNS.1, Some(PodFacts::dns(dns)));
+    let system = json!({"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}});
+    let kube_dns = json!({"matchLabels": {"k8s-app": "kube-dns"}});
+    let number = json!({"port": 53, "protocol": "UDP"});
+    let name = json!({"port": "dns", "protocol": "UDP"});
+    for (peer, port, expected) in [
+        (json!({"namespaceSelector": system}), &number, Some(0)),
+        (
+            json!({"namespaceSelector": system, "podSelector": kube_dns}),
+            &number,
+            Some(0),
+        ),
+        (
+            json!({"namespaceSelector": {}, "podSelector": kube_dns}),
+            &name,
+            Some(53),
+        ),
+        (json!({"podSelector": {}}), &number, None),
+    ] {
+        let spec = json!({"podSelector": {}, "egress": [{"to": [peer], "ports": [port]}]});
+        index.set_policy("shop", "p", Some(compiled("shop", "p", &spec)));
+        let view = index.view("n1");
+        let peers = &view.peers.values().next().unwrap().peers;
+        let port = peers.iter().find(|(address, _)| *address == dns);
+        assert_eq!(port.map(|(_, port)| *port), expected, "{spec}");
+    }
 }
 
 /// One of the things that happen.
@@ -378,11 +415,12 @@ fn what_is_large_travels_in_pieces() {
             },
         )]
         .into(),
+        ..NodeView::default()
     };
     let pieces = delivery::pieces(view.snapshot());
-    assert_eq!(pieces.len(), 4);
+    assert!(pieces.len() > 1);
     for piece in &pieces {
-        assert!(prost_length(piece) < 2 << 20);
+        assert!(piece.encoded_len() <= delivery::ROOM);
     }
     let mut told = Told::default();
     told.take(pieces);
@@ -392,13 +430,131 @@ fn what_is_large_travels_in_pieces() {
     assert_eq!(told_of_end, Told::default());
 }
 
-/// Bytes of the peers, each with its tag, length and fields.
-fn prost_length(change: &PolicyChange) -> usize {
-    change
-        .peers
-        .iter()
-        .map(|set| (set.added.len() + set.removed.len()) * 28)
-        .sum()
+#[test]
+fn no_message_is_larger_than_may_travel_whatever_it_is_full_of() {
+    const POLICIES: usize = 2_000;
+    let uid = |number: usize| format!("{number:036}");
+    let sets: Vec<String> = (0..20 * POLICIES)
+        .map(|number| format!("{number:032}"))
+        .collect();
+    let blocks: Vec<String> = (0..9_000u32)
+        .map(|number| format!("{}/32", Ipv4Addr::from(0x0a00_0000 + 2 * number)))
+        .collect();
+    let policy = |number: usize| {
+        let rule = rpc::PolicyRule {
+            peers: sets[20 * number..][..20].to_vec(),
+            blocks: match number < 30 {
+                true => blocks.clone(),
+                false => Vec::new(),
+            },
+            any_port: true,
+            ..Default::default()
+        };
+        rpc::PolicyRules {
+            uid: uid(number),
+            ingress: vec![rule],
+            ..Default::default()
+        }
+    };
+    let pod = |number: usize| rpc::PodIsolation {
+        uid: format!("pod-{number}"),
+        policies: (0..POLICIES).map(uid).collect(),
+        ..Default::default()
+    };
+    let view = NodeView {
+        pods: (0..110)
+            .map(|number| (format!("pod-{number}"), Arc::new(pod(number))))
+            .collect(),
+        policies: (0..POLICIES)
+            .map(|number| (uid(number), Arc::new(policy(number))))
+            .collect(),
+        peers: sets
+            .iter()
+            .map(|id| (id.clone(), delivery::PeerSet::default()))
+            .collect(),
+        ..NodeView::default()
+    };
+    let mut told = Told::default();
+    for change in [view.snapshot(), view.change_to(&NodeView::default())] {
+        let pieces = delivery::pieces(change);
+        for piece in &pieces {
+            assert!(piece.encoded_len() <= delivery::ROOM);
+        }
+        told.take(pieces);
+    }
+    assert_eq!(told, Told::default());
+}
+
+/// A policy of all pods of its namespace that lets each other in.
+fn each_other(name: &str) -> Policy {
+    let spec = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]});
+    compiled("shop", name, &spec)
+}
+
+#[test]
+fn policies_that_allow_nothing_isolate_and_nobody_is_told_of_them() {
+    let mut index = world(&place);
+    let spec = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+    for number in 0..2_000 {
+        let name = format!("p{number}");
+        index.set_policy("shop", &name, Some(compiled("shop", &name, &spec)));
+    }
+    let view = index.view("n1");
+    assert!(view.policies.is_empty());
+    let db = &view.pods["shop-db"];
+    assert!(db.ingress && db.egress && db.policies.is_empty());
+    for number in 0..2_000 {
+        index.set_policy("shop", &format!("p{number}"), None);
+    }
+    assert_eq!(index.view("n1"), NodeView::default());
+}
+
+#[test]
+fn the_first_policies_of_a_pod_count_and_no_others() {
+    let mut index = world(&place);
+    for number in 0..=MOST_OF_A_POD {
+        let name = format!("p{number:03}");
+        index.set_policy("shop", &name, Some(each_other(&name)));
+    }
+    let last = format!("shop-p{MOST_OF_A_POD:03}");
+    let counts = |index: &Index| {
+        let view = index.view("n1");
+        let policies = &view.pods["shop-db"].policies;
+        assert_eq!(policies.len(), MOST_OF_A_POD);
+        assert_eq!(view.policies.len(), MOST_OF_A_POD);
+        policies.contains(&last)
+    };
+    assert!(!counts(&index));
+    index.set_policy("shop", "p000", None);
+    assert!(counts(&index));
+}
+
+#[test]
+fn a_nodes_largest_policies_are_told_without_rules_when_there_is_no_room_for_them() {
+    let mut index = world(&place);
+    index.set_policy("shop", "small", Some(each_other("small")));
+    let blocks: Vec<Value> = (0..2_000u32)
+        .map(|number| Ipv4Addr::from(0x0a00_0000 + 2 * number))
+        .map(|address| json!({"ipBlock": {"cidr": format!("{address}/32")}}))
+        .collect();
+    let spec = json!({"podSelector": {}, "ingress": [{"from": blocks}]});
+    index.set_policy("shop", "large", Some(compiled("shop", "large", &spec)));
+    let all = index.view("n1");
+    assert!(all.without_room.is_empty());
+    for (room, closed) in [
+        (2_000, vec!["shop-large"]),
+        (9, vec!["shop-large", "shop-small"]),
+    ] {
+        let view = index.view_within("n1", room);
+        assert_eq!(view.pods, all.pods, "they stay isolated");
+        assert_eq!(view.without_room.iter().collect::<Vec<_>>(), closed);
+        for (uid, rules) in &view.policies {
+            assert_eq!(rules.ingress.is_empty(), view.without_room.contains(uid));
+        }
+        assert_eq!(view.policies.len(), 2);
+        assert_eq!(view.peers.len(), 2 - closed.len());
+        Told::default().take(delivery::pieces(view.snapshot()));
+    }
 }
 
 async fn put(store: &Store, table: &str, object: &Value) -> Revision {
@@ -433,7 +589,7 @@ async fn without_policies_nobody_waits_and_the_first_one_is_heard_of() {
         .wait_for(|state| state.is_leader)
         .await
         .expect("a leader");
-    let policies = Policies::new(store.clone());
+    let policies = Policies::new(store.clone(), None);
     let mut feed = policies.feed("n0");
     let mut told = Told::default();
     told.take(feed.up_to(store.revision()).await.expect("running"));
@@ -456,6 +612,36 @@ async fn without_policies_nobody_waits_and_the_first_one_is_heard_of() {
 }
 
 #[tokio::test]
+async fn a_revision_of_something_else_is_reached_as_well() {
+    let store = Store::ephemeral();
+    let mut leads = store.leadership();
+    leads
+        .wait_for(|state| state.is_leader)
+        .await
+        .expect("a leader");
+    let policy = json!({
+        "metadata": {"namespace": "shop", "name": "deny", "uid": "u1"}, "spec": {"podSelector": {}},
+    });
+    put(&store, POLICIES, &policy).await;
+    let policies = Policies::new(store.clone(), None);
+    let mut feed = policies.feed("n0");
+    feed.up_to(store.revision()).await.expect("running");
+    for round in 0..100 {
+        let node = json!({"metadata": {"name": "n0", "labels": {"round": round.to_string()}}});
+        let bound = put(&store, "core/nodes", &node).await;
+        let waited = tokio::time::timeout(Duration::from_secs(30), feed.up_to(bound));
+        let news = waited
+            .await
+            .expect("it waits for a pod that may never come");
+        assert!(news.expect("running").is_empty());
+    }
+    let pod = pod_json("shop/web", "web", "n0", 80, None);
+    let bound = put(&store, PODS, &pod).await;
+    let news = feed.up_to(bound).await.expect("running");
+    assert!(news[0].pods[0].ingress, "nothing is missed by it");
+}
+
+#[tokio::test]
 async fn a_feed_follows_the_store_and_knows_the_policies_before_the_pod() {
     let store = Store::ephemeral();
     let mut leads = store.leadership();
@@ -464,7 +650,7 @@ async fn a_feed_follows_the_store_and_knows_the_policies_before_the_pod() {
         .await
         .expect("a leader");
     put(&store, NAMESPACES, &json!({"metadata": {"name": "shop"}})).await;
-    let policies = Policies::new(store.clone());
+    let policies = Policies::new(store.clone(), None);
     let mut feed = policies.feed("n0");
     let mut told = Told::default();
     let first = feed.up_to(store.revision()).await.expect("running");

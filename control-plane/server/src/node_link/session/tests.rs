@@ -54,7 +54,7 @@ impl World {
             reports,
             roster,
             facts,
-            policies: Policies::new(store.clone()),
+            policies: Policies::new(store.clone(), None),
             calls: Calls::default(),
         };
         Self {

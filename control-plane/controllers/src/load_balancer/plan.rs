@@ -14,6 +14,8 @@ const CLASS: &str = "gantry.io/node";
 /// The condition that says that a service is balanced here, or why not.
 const CONDITION: &str = "gantry.io/LoadBalancer";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The annotation of a Node in which the servers say where its link comes from. Nodes cannot write it, nor be without it.
+const DIALS_FROM: &str = "gantry.io/dials-from";
 
 /// What an event tells of a plan.
 #[derive(Debug, PartialEq)]
@@ -81,8 +83,20 @@ fn is_foreign(service: &Service) -> bool {
     !named && !ingress(service).is_empty() && condition(service).is_none()
 }
 
-/// A node's addresses for services, one of each family, the external one if there is; none when it takes no requests.
-pub(super) fn addresses(node: &Node) -> Vec<IpAddr> {
+/// Whether a node is where it says that it is: it dials from there, or from a server's own machine. One without a link says
+/// nothing: whoever wrote its Node is believed.
+fn is_shown(node: &Node, address: IpAddr) -> bool {
+    let annotations = node.metadata.annotations.as_ref();
+    let from = annotations.and_then(|annotations| annotations.get(DIALS_FROM));
+    from.is_none_or(|from| {
+        from.parse().is_ok_and(|from: IpAddr| {
+            from.is_loopback() || from.to_canonical() == address.to_canonical()
+        })
+    })
+}
+
+/// Whether a node takes requests for services.
+fn takes_requests(node: &Node) -> bool {
     let labels = node.metadata.labels.as_ref();
     let excluded = labels.is_some_and(|labels| labels.contains_key(EXCLUDED));
     let status = node.status.as_ref();
@@ -91,9 +105,16 @@ pub(super) fn addresses(node: &Node) -> Vec<IpAddr> {
         .into_iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    if excluded || !ready || node.metadata.deletion_timestamp.is_some() {
+    ready && !excluded && node.metadata.deletion_timestamp.is_none()
+}
+
+/// A node's addresses for services, one of each family; none when it takes no requests. All nodes redirect what is for such
+/// an address: it is an external one, which only an administrator gives, or an internal one that is shown to be the node's.
+pub(super) fn addresses(node: &Node) -> Vec<IpAddr> {
+    if !takes_requests(node) {
         return Vec::new();
     }
+    let status = node.status.as_ref();
     let of = |kind: &'static str| {
         let addresses = status.and_then(|status| status.addresses.as_ref());
         addresses
@@ -105,7 +126,8 @@ pub(super) fn addresses(node: &Node) -> Vec<IpAddr> {
     [false, true]
         .into_iter()
         .filter_map(|v6| {
-            let mut all = of("ExternalIP").chain(of("InternalIP"));
+            let shown = of("InternalIP").filter(|address| is_shown(node, *address));
+            let mut all = of("ExternalIP").chain(shown);
             all.find(|address| address.is_ipv6() == v6)
         })
         .collect()
@@ -143,6 +165,9 @@ pub(super) fn plan(
         (None, 0) => {
             let words = match local {
                 Some(_) => "no ready node has a ready endpoint, and the traffic policy is Local",
+                None if nodes.iter().any(|node| takes_requests(node)) => {
+                    "no ready node dials the servers from an address of these families: give nodes one of type ExternalIP in their status"
+                }
                 None => "no node is ready",
             };
             ("False", "NoNodes", words.to_owned())
@@ -309,6 +334,39 @@ mod tests {
         let alone = plan(&known, &[], None, None).expect("ours");
         assert_eq!((&alone.change, alone.write), (&Change::Unavailable, true));
         assert!(!serves(&written(&known, &alone)));
+    }
+
+    #[test]
+    fn an_address_that_a_node_only_claims_is_not_served() {
+        let dialling = |from: &str, addresses: &[(&str, &str)]| {
+            let mut node = Node::clone(&node("a", "True", json!({}), addresses));
+            let annotations = node.metadata.annotations.get_or_insert_default();
+            // As the servers write it.
+            annotations.insert("gantry.io/dials-from".to_owned(), from.to_owned());
+            Arc::new(node)
+        };
+        let new = service(json!({"ipFamilies": ["IPv4", "IPv6"]}), json!({}));
+        let serves = |node: Arc<Node>| {
+            let plan = plan(&new, &[node], None, None).expect("ours");
+            ips(&plan)
+                .into_iter()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let claims = [
+            ("InternalIP", "1.1.1.1"),
+            ("InternalIP", "192.0.2.7"),
+            ("InternalIP", "2606:4700:4700::1111"),
+        ];
+        assert_eq!(serves(dialling("192.0.2.7", &claims)), ["192.0.2.7"]);
+        assert!(serves(dialling("198.51.100.1", &claims)).is_empty());
+        assert!(serves(dialling("", &claims)).is_empty());
+        let beside = dialling("127.0.0.1", &claims[1..]);
+        assert_eq!(serves(beside), ["192.0.2.7", "2606:4700:4700::1111"]);
+        // What an administrator gave it.
+        let given = [("InternalIP", "192.0.2.7"), ("ExternalIP", "203.0.113.7")];
+        let given = dialling("198.51.100.1", &given);
+        assert_eq!(serves(given), ["203.0.113.7"]);
     }
 
     #[test]

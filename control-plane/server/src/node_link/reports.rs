@@ -6,8 +6,14 @@
 //!   write per pod and never grows. They go with the link: of a node that has left nothing remains.
 //! - What an older link of a node said never replaces what a later one says ([`LinkReports::is_current`]), and writes carry
 //!   the leader's term: neither does what an earlier leader was told.
+//! - What is written is told to everybody who watches: how much of that a node may cause is in [`allowance`], and what waits
+//!   for it in [`queue`].
 
-use std::collections::BTreeMap;
+mod allowance;
+mod queue;
+mod registration;
+
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,11 +24,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use gantry_api::json::Members;
 use gantry_api::paths;
-use gantry_rpc::node::{Hello, PodStatus, agent_message};
+use gantry_rpc::node::{PodStatus, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
 use http::{Method, Request};
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -30,10 +35,12 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::allowance::Allowances;
+use self::queue::{Pending, Queue};
 use super::super::pod_cidr::PodCidrs;
 use super::super::recorder::Recorder;
-use super::addresses::{AddressBook, addresses, listed_addresses};
-use super::restrictions::{Claim, Holder, check_labels, check_pod_addresses};
+use super::addresses::AddressBook;
+use super::restrictions::{Holder, check_pod_addresses, keep_own_addresses};
 use super::said::{self, NodeName, PodRef, Refused, Subject};
 use super::session::ClusterFacts;
 use crate::members::Roster;
@@ -47,110 +54,6 @@ const ATTEMPTS: usize = 8;
 const TURN: usize = 64;
 /// Between attempts at what could not be written.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Events of one node.
-const EVENTS: Rate = Rate {
-    burst: 512,
-    refill: 50,
-    per: Duration::from_secs(1),
-};
-/// Lines in the log about what a node may not say.
-const LINES: Rate = Rate {
-    burst: 10,
-    refill: 10,
-    per: Duration::from_secs(60),
-};
-/// Writes of a Node's status, each of which all servers and nodes are told of; of what is said between them the latest counts.
-const STATUSES: Rate = Rate {
-    burst: 4,
-    refill: 1,
-    per: Duration::from_secs(1),
-};
-
-/// What is to be written about one pod.
-#[derive(Clone, Debug, Default)]
-struct Pending {
-    /// As it was sent.
-    status: Option<Bytes>,
-    terminated: bool,
-}
-
-/// What waits to be written of a node's reports.
-#[derive(Default)]
-struct Queue {
-    pods: BTreeMap<PodRef, Pending>,
-    node: Option<Box<core::NodeStatus>>,
-}
-
-/// So many at once, and then so many in a time.
-#[derive(Clone, Copy)]
-struct Rate {
-    burst: u32,
-    refill: u32,
-    per: Duration,
-}
-
-/// What is left of a rate.
-struct Allowance {
-    rate: Rate,
-    left: u32,
-    since: Instant,
-}
-
-impl Allowance {
-    fn new(rate: Rate) -> Self {
-        Self {
-            rate,
-            left: rate.burst,
-            since: Instant::now(),
-        }
-    }
-
-    /// How many have been regained since this was asked last.
-    fn regained(&self, now: Instant) -> u32 {
-        let Rate { refill, per, .. } = self.rate;
-        let periods = now.saturating_duration_since(self.since).as_secs_f64() / per.as_secs_f64();
-        (periods * f64::from(refill)) as u32
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let regained = self.regained(now);
-        if regained > 0 {
-            self.left = self.left.saturating_add(regained).min(self.rate.burst);
-            self.since = now;
-        }
-        let allowed = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        allowed
-    }
-
-    /// Whether nothing would be lost by a new one in its place.
-    fn is_whole(&self, now: Instant) -> bool {
-        self.left.saturating_add(self.regained(now)) >= self.rate.burst
-    }
-}
-
-/// What a node may say, on all its links together.
-struct Allowances {
-    events: Mutex<Allowance>,
-    lines: Mutex<Allowance>,
-    statuses: Mutex<Allowance>,
-}
-
-impl Allowances {
-    fn new() -> Self {
-        let whole = |rate| Mutex::new(Allowance::new(rate));
-        Self {
-            events: whole(EVENTS),
-            lines: whole(LINES),
-            statuses: whole(STATUSES),
-        }
-    }
-
-    fn are_whole(&self, now: Instant) -> bool {
-        let all = [&self.events, &self.lines, &self.statuses];
-        all.into_iter().all(|one| one.lock().is_whole(now))
-    }
-}
 
 /// What all links share.
 pub(crate) struct Reports {
@@ -307,7 +210,8 @@ impl LinkReports {
                 said::event(&event).and_then(|(subject, event)| self.take_event(&subject, event))
             }
             agent_message::Message::NodeStatus(status) => {
-                said::node_status(&status).map(|status| {
+                said::node_status(&status).map(|mut status| {
+                    self.note(keep_own_addresses(self.node.as_str(), &mut status));
                     self.queue.lock().node = Some(Box::new(status));
                     self.wake.notify_one();
                 })
@@ -386,9 +290,7 @@ impl LinkReports {
 
     fn take_status(&self, pod: PodRef, status: &[u8]) -> Result<(), Refused> {
         if self.must_own(&pod)? {
-            // A copy: otherwise the whole message would wait with it.
-            let status = Bytes::copy_from_slice(status);
-            self.queue.lock().pods.entry(pod).or_default().status = Some(status);
+            self.queue.lock().say_status(pod, status)?;
             self.wake.notify_one();
         }
         Ok(())
@@ -396,7 +298,7 @@ impl LinkReports {
 
     fn take_terminated(&self, pod: PodRef) -> Result<(), Refused> {
         if self.must_own(&pod)? {
-            self.queue.lock().pods.entry(pod).or_default().terminated = true;
+            self.queue.lock().say_terminated(pod);
             self.wake.notify_one();
         }
         Ok(())
@@ -442,87 +344,6 @@ impl LinkReports {
         Ok(())
     }
 
-    /// Creates or refreshes the Node from what its agent says, and returns its pod CIDRs.
-    pub(crate) async fn register(&self, hello: &Hello) -> Result<Vec<IpNet>> {
-        let reported = said::node(hello)?;
-        let node = self.node.as_str();
-        check_labels(node, &reported)?;
-        let path = paths::node(node, &[]);
-        for _ in 0..ATTEMPTS {
-            let existing = get(&self.client, &path).await?;
-            self.must_be_current()?;
-            self.check_addresses(existing.as_ref(), reported.status.as_ref())?;
-            let result = match existing {
-                None => {
-                    let chosen = self.shared.pod_cidrs.allocate(&self.client).await?;
-                    let mut object = json!({
-                        "apiVersion": "v1",
-                        "kind": "Node",
-                        "metadata": {"name": node},
-                        "spec": {"podCIDR": chosen.blocks.first(), "podCIDRs": chosen.blocks},
-                    });
-                    mark(&mut object, &reported);
-                    let taints = reported.spec.as_ref();
-                    if let Some(taints) = taints.and_then(|spec| spec.taints.as_ref()) {
-                        *object.member(&["spec", "taints"]) = json!(taints);
-                    }
-                    let nodes = paths::path(&["api", "v1", "nodes"]);
-                    call(&self.client, Method::POST, &nodes, &object).await
-                }
-                Some(mut object) => {
-                    mark(&mut object, &reported);
-                    let chosen = match object["spec"]["podCIDR"].is_null() {
-                        true => Some(self.shared.pod_cidrs.allocate(&self.client).await?),
-                        false => None,
-                    };
-                    if let Some(chosen) = &chosen {
-                        *object.member(&["spec", "podCIDR"]) = json!(chosen.blocks.first());
-                        *object.member(&["spec", "podCIDRs"]) = json!(chosen.blocks);
-                    }
-                    call(&self.client, Method::PUT, &path, &object).await
-                }
-            };
-            match result {
-                Ok(object) => {
-                    let status = reported.status.unwrap_or_default();
-                    self.write_node_status(&status).await?;
-                    let blocks = object["spec"]["podCIDRs"].as_array();
-                    let blocks = blocks.into_iter().flatten().filter_map(Value::as_str);
-                    return Ok(blocks.filter_map(|block| block.parse().ok()).collect());
-                }
-                Err(error) if is_conflict(&error) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        bail!("others keep changing the Node object")
-    }
-
-    /// Refuses addresses that are somebody else's. Other nodes are looked at only when the node's addresses change.
-    fn check_addresses(
-        &self,
-        existing: Option<&Value>,
-        reported: Option<&core::NodeStatus>,
-    ) -> Result<(), Refused> {
-        let said = addresses(reported);
-        let before = existing.map(listed_addresses);
-        if before.as_ref() == Some(&said) {
-            return Ok(());
-        }
-        let shared = &self.shared;
-        let servers = shared.roster.all();
-        let servers: Vec<IpAddr> = servers.iter().map(|server| server.address.ip()).collect();
-        let claim = Claim {
-            node: self.node.as_str(),
-            dials_from: self.dials_from,
-            servers: &servers,
-            cluster: &shared.facts.ranges(),
-        };
-        claim.check(&said, |address| {
-            let nodes = shared.addresses.holders(address).into_iter();
-            nodes.map(|node| shared.holder(&node)).collect()
-        })
-    }
-
     /// Writes reports until the link has ended, and then what is left of them.
     pub(crate) async fn write(&self, ended: CancellationToken) {
         loop {
@@ -540,17 +361,22 @@ impl LinkReports {
         }
     }
 
-    /// Writes what waits. False when something is to be tried again.
+    /// Writes what waits, as far as it is allowed by now. False when something is to be tried again.
     async fn write_all(&self) -> bool {
-        let Queue { pods, node } = std::mem::take(&mut *self.queue.lock());
-        let mut done = true;
+        if !self.is_current() {
+            // The node says it again on its new link.
+            *self.queue.lock() = Queue::default();
+            return true;
+        }
+        let (node, due, mut done) = self.due(Instant::now());
         if let Some(status) = node {
-            done = self.write_latest(&status).await;
-            if !done {
+            let written = self.write_latest(&status).await;
+            if !written {
                 self.queue.lock().node.get_or_insert(status);
             }
+            done &= written;
         }
-        let failed = futures::stream::iter(pods)
+        let failed = futures::stream::iter(due)
             .map(|(pod, pending)| async move {
                 let written = caught(self.write_pod(&pod, &pending)).await;
                 let what = format!("the status of {}/{}", pod.namespace(), pod.name());
@@ -561,16 +387,23 @@ impl LinkReports {
             .collect::<Vec<_>>()
             .await;
         done &= failed.is_empty();
-        let mut queue = self.queue.lock();
-        for (pod, pending) in failed {
-            // What was said since is newer.
-            let waiting = queue.pods.entry(pod).or_default();
-            waiting.terminated |= pending.terminated;
-            if waiting.status.is_none() {
-                waiting.status = pending.status;
-            }
-        }
+        self.queue.lock().put_back(failed);
         done
+    }
+
+    /// Takes out of the queue what may be written now; whether that is all of it.
+    fn due(&self, now: Instant) -> (Option<Box<core::NodeStatus>>, Vec<(PodRef, Pending)>, bool) {
+        let mut queue = self.queue.lock();
+        let mut allowed = self.allowances.pods.lock();
+        let due = queue.take_due(|pod, pending| allowed.take(self.weight(pod, pending), now));
+        (queue.node.take(), due, queue.pods.is_empty())
+    }
+
+    /// About as many bytes as a write makes wait for everybody who watches pods: the pod before it and after it.
+    fn weight(&self, pod: &PodRef, pending: &Pending) -> usize {
+        let stored = self.shared.entry("core/pods", pod.namespace(), pod.name());
+        let stored = stored.map_or(0, |entry| entry.value.len());
+        2 * stored + pending.status.as_ref().map_or(0, Bytes::len)
     }
 
     /// Writes the node's status, when that is its turn. False when it is to be tried again.
@@ -604,26 +437,6 @@ impl LinkReports {
             false => tracing::debug!(node = %self.node, error, "writing {what}"),
         }
         again
-    }
-
-    async fn write_node_status(&self, status: &core::NodeStatus) -> Result<()> {
-        let node = self.node.as_str();
-        let (path, status_path) = (paths::node(node, &[]), paths::node(node, &["status"]));
-        for _ in 0..ATTEMPTS {
-            let Some(mut object) = get(&self.client, &path).await? else {
-                return Ok(());
-            };
-            self.must_be_current()?;
-            self.check_addresses(Some(&object), Some(status))?;
-            *object.member(&["status"]) = serde_json::to_value(status)?;
-            match call(&self.client, Method::PUT, &status_path, &object).await {
-                Ok(_) => return Ok(()),
-                Err(error) if code(&error) == Some(404) => return Ok(()),
-                Err(error) if is_conflict(&error) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        bail!("others keep changing the Node object")
     }
 
     async fn write_pod(&self, pod: &PodRef, pending: &Pending) -> Result<()> {
@@ -671,6 +484,8 @@ impl LinkReports {
             let host_network = object["spec"]["hostNetwork"] == true;
             check_pod_addresses(host_network, status, &node)?;
             let merged = merge_status(&object["status"], &reported);
+            // Those that the node no longer repeats stay, as others' do: they are not to pile up.
+            said::check_conditions(conditions(&merged).count())?;
             if merged == object["status"] {
                 return Ok(());
             }
@@ -714,19 +529,6 @@ impl LinkReports {
     }
 }
 
-/// Gives a Node the labels and annotations that its agent reports; others stay.
-fn mark(object: &mut Value, reported: &core::Node) {
-    let marks = [
-        ("labels", &reported.metadata.labels),
-        ("annotations", &reported.metadata.annotations),
-    ];
-    for (field, marks) in marks {
-        for (key, value) in marks.iter().flatten() {
-            *object.member(&["metadata", field, key]) = json!(value);
-        }
-    }
-}
-
 /// The node's status with the conditions and fields that others own kept: the scheduler's PodScheduled, readiness
 /// gates, and the quality-of-service class.
 fn merge_status(current: &Value, reported: &Value) -> Value {
@@ -744,17 +546,21 @@ fn merge_status(current: &Value, reported: &Value) -> Value {
             *merged.member(&[field]) = current[field].clone();
         }
     }
-    let known: Vec<Value> = merged["conditions"].as_array().cloned().unwrap_or_default();
-    let foreign = current["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|condition| !known.iter().any(|ours| ours["type"] == condition["type"]));
-    let all: Vec<Value> = known.iter().chain(foreign).cloned().collect();
+    let types: HashSet<Option<&str>> = conditions(reported).map(type_of).collect();
+    let foreign = conditions(current).filter(|condition| !types.contains(&type_of(condition)));
+    let all: Vec<Value> = conditions(reported).chain(foreign).cloned().collect();
     if !all.is_empty() {
         *merged.member(&["conditions"]) = Value::Array(all);
     }
     merged
+}
+
+fn conditions(status: &Value) -> impl Iterator<Item = &Value> {
+    status["conditions"].as_array().into_iter().flatten()
+}
+
+fn type_of(condition: &Value) -> Option<&str> {
+    condition["type"].as_str()
 }
 
 /// One request with a JSON body.

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use gantry_api::names::is_dns1123_subdomain;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node, PodStatus};
+use k8s_openapi::api::core::v1::{Node, NodeStatus, PodStatus};
 
 use super::addresses::{Address, addresses};
-use super::said::Refused;
+use super::said::{Refused, shown};
 
 /// What a node's claim to addresses is judged by.
 pub(crate) struct Claim<'a> {
@@ -131,6 +131,39 @@ fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
+}
+
+/// Whether a node tells of its addresses of this type itself. All others are an administrator's to give it: load balancers
+/// prefer ExternalIP, and the whole cluster sends to the service what is for such an address.
+pub(crate) fn is_nodes_own(kind: &str) -> bool {
+    ["InternalIP", "Hostname"].contains(&kind)
+}
+
+/// Takes the addresses out of a node's status that are not its own to tell of; the error says which, and what is left counts.
+pub(crate) fn keep_own_addresses(node: &str, status: &mut NodeStatus) -> Result<(), Refused> {
+    let Some(addresses) = &mut status.addresses else {
+        return Ok(());
+    };
+    let told = addresses.len();
+    let mut dropped = None;
+    addresses.retain(|address| {
+        let own = is_nodes_own(&address.type_);
+        if !own && dropped.is_none() {
+            dropped = Some(format!(
+                "{} of type {}",
+                shown(&address.address),
+                shown(&address.type_)
+            ));
+        }
+        own
+    });
+    let Some(first) = dropped else {
+        return Ok(());
+    };
+    Err(Refused::NotItsOwn(format!(
+        "node \"{node}\" tells of {} addresses that are an administrator's to give, such as {first}: they are left out",
+        told - addresses.len()
+    )))
 }
 
 /// Refuses labels by which others decide about nodes.
@@ -281,6 +314,28 @@ mod tests {
         }
         // A network of machines that have given themselves addresses.
         claim("169.254.3.4", "169.254.3.4", true).expect("its own");
+    }
+
+    #[test]
+    fn a_node_tells_of_its_own_addresses_alone() {
+        let address = |kind: &str, address: &str| json!({"type": kind, "address": address});
+        let own = [address("InternalIP", "192.0.2.7"), address("Hostname", "a")];
+        let read = |addresses: Vec<serde_json::Value>| -> NodeStatus {
+            serde_json::from_value(json!({ "addresses": addresses })).expect("a status")
+        };
+        let mut good = read(own.to_vec());
+        keep_own_addresses("a", &mut good).expect("its own");
+        keep_own_addresses("a", &mut NodeStatus::default()).expect("none");
+        let kinds = ["ExternalIP", "ExternalDNS", "InternalDNS", "internalip", ""];
+        let others = kinds.map(|kind| address(kind, "1.1.1.1"));
+        let mut bold = read(others.into_iter().chain(own).collect());
+        let refused = keep_own_addresses("a", &mut bold).expect_err("others'");
+        let said = refused.to_string();
+        assert!(
+            said.contains("5 addresses") && said.contains("1.1.1.1"),
+            "{said}"
+        );
+        assert_eq!(bold, good);
     }
 
     #[test]

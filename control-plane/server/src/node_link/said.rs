@@ -9,8 +9,15 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-/// The largest PodStatus: more than any pod has to say.
-const POD_BYTES: usize = 1 << 20;
+/// The largest PodStatus. Of 200 containers an agent says so much, or of 25 that have each ended twice with the longest message,
+/// 4 KiB. Kubernetes' agents cut the messages of a pod to 12 KiB together.
+const POD_BYTES: usize = 256 << 10;
+/// The most conditions of a pod, its node's and others': no pod has a tenth of them.
+const CONDITIONS: usize = 100;
+/// The most containers in one list of a PodStatus: so many just fit.
+const CONTAINERS: usize = 1024;
+/// The most addresses in one list of a PodStatus: a node has no more.
+const ADDRESSES: usize = 256;
 /// The largest Node or NodeStatus. Fifty images with all their names and a hundred labels take some 50 KiB; each status is
 /// a change that all servers and nodes are told of.
 const NODE_BYTES: usize = 256 << 10;
@@ -262,7 +269,37 @@ pub(crate) fn pod_status(said: &PodStatus) -> Result<(PodRef, &Bytes), Refused> 
 
 /// What a pod's status is by its node's word.
 pub(crate) fn read_pod_status(said: &[u8]) -> Result<core::PodStatus, Refused> {
-    read(POD_STATUS, said, POD_BYTES)
+    let status: core::PodStatus = read(POD_STATUS, said, POD_BYTES)?;
+    check_conditions(status.conditions.as_ref().map_or(0, Vec::len))?;
+    for list in [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ] {
+        let count = list.as_ref().map_or(0, Vec::len);
+        check_count("containers", count, CONTAINERS)?;
+    }
+    for count in [
+        status.pod_ips.as_ref().map_or(0, Vec::len),
+        status.host_ips.as_ref().map_or(0, Vec::len),
+    ] {
+        check_count("addresses", count, ADDRESSES)?;
+    }
+    Ok(status)
+}
+
+/// Refuses more conditions than a pod may have, its node's and others' together.
+pub(crate) fn check_conditions(count: usize) -> Result<(), Refused> {
+    check_count("conditions", count, CONDITIONS)
+}
+
+fn check_count(of: &str, count: usize, limit: usize) -> Result<(), Refused> {
+    match count > limit {
+        true => Err(Refused::NotItsOwn(format!(
+            "{POD_STATUS} has {count} {of}, of which {limit} are allowed"
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// Refuses more statuses in one message than an agent has pods, those included that have ended.
@@ -355,7 +392,7 @@ fn cut(text: &mut Option<String>, bytes: usize) {
 
 /// Everything that is done to a node's message before anything is looked up for it, for the fuzzer.
 pub(crate) fn fuzz(message: agent_message::Message) {
-    use super::restrictions::{check_labels, check_pod_addresses};
+    use super::restrictions::{check_labels, check_pod_addresses, keep_own_addresses};
     use agent_message::Message;
     match message {
         Message::Hello(hello) => {
@@ -379,7 +416,8 @@ pub(crate) fn fuzz(message: agent_message::Message) {
         Message::PodTerminated(said) => drop(pod_terminated(said)),
         Message::Event(said) => drop(event(&said)),
         Message::NodeStatus(said) => {
-            if let Ok(status) = node_status(&said) {
+            if let Ok(mut status) = node_status(&said) {
+                drop(keep_own_addresses("a", &mut status));
                 drop(super::addresses::addresses(Some(&status)));
             }
         }
@@ -485,8 +523,7 @@ mod tests {
 
     #[test]
     fn what_would_be_large_in_memory_is_refused() {
-        let with =
-            |count: usize| format!("{{\"containerStatuses\":[{}{{}}]}}", "{},".repeat(count));
+        let with = |count: usize| format!("{{\"x\":[{}{{}}]}}", "{},".repeat(count));
         let read = |count: usize| read_pod_status(with(count).as_bytes());
         assert!(read(COLLECTIONS - 3).is_ok());
         assert!(matches!(
@@ -497,6 +534,47 @@ mod tests {
         let unknown = format!("{{\"x\":[{}[]]}}", "[],".repeat(COLLECTIONS));
         read_pod_status(unknown.as_bytes()).expect_err("too many");
         assert!(check_statuses(STATUSES).is_ok() && check_statuses(STATUSES + 1).is_err());
+    }
+
+    #[test]
+    fn no_list_of_a_pods_status_is_long() {
+        let read = |field: &str, count: usize| {
+            let item = match field {
+                "podIPs" | "hostIPs" => json!({"ip": "10.244.0.1"}),
+                "conditions" => json!({"type": "a", "status": "True"}),
+                _ => json!({}),
+            };
+            read_pod_status(json!({ field: vec![item; count] }).to_string().as_bytes())
+        };
+        for (field, limit) in [
+            ("conditions", CONDITIONS),
+            ("initContainerStatuses", CONTAINERS),
+            ("containerStatuses", CONTAINERS),
+            ("ephemeralContainerStatuses", CONTAINERS),
+            ("podIPs", ADDRESSES),
+            ("hostIPs", ADDRESSES),
+        ] {
+            read(field, limit).expect(field);
+            let refused = read(field, limit + 1).expect_err(field);
+            assert!(matches!(refused, Refused::NotItsOwn(_)), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_large_pod_can_be_told_of() {
+        let ended = json!({"terminated": {"containerID": "gantry://0-c-1", "exitCode": 1, "reason": "Error",
+            "message": "m".repeat(4096), "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:00Z"}});
+        let container = json!({"name": "c".repeat(63), "image": "i".repeat(200), "imageID": "i".repeat(300), "ready": false,
+            "restartCount": 2, "containerID": "gantry://0-c-2", "state": ended, "lastState": ended});
+        let status = json!({ "containerStatuses": vec![container; 25] }).to_string();
+        let said = PodStatus {
+            namespace: "default".to_owned(),
+            name: "a".to_owned(),
+            uid: "1".to_owned(),
+            status: status.into(),
+        };
+        let (_, status) = pod_status(&said).expect("it fits");
+        read_pod_status(status).expect("it is read");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 
+use futures::FutureExt;
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NODE_LINK, NoNodes, node_keys};
-use gantry_rpc::node::{EventRecord, NodeStatus, PodStatuses, PodTerminated};
+use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatuses, PodTerminated};
 use proptest::prelude::*;
 
+use super::allowance::{Allowance, PodWrites, REGISTRATIONS, Rate, STATUSES};
 use super::*;
 
 #[test]
@@ -251,19 +253,6 @@ async fn what_waits_to_be_written_is_as_large_as_it_was_said_and_the_nodes_own()
     assert!(link.queue.lock().pods.is_empty());
 }
 
-#[test]
-fn what_a_node_may_say_comes_back_with_time() {
-    let mut allowance = Allowance::new(LINES);
-    let start = allowance.since;
-    let after = |seconds| start + Duration::from_secs(seconds);
-    for _ in 0..LINES.burst {
-        assert!(allowance.take(start));
-    }
-    assert!(!allowance.take(start) && !allowance.is_whole(after(59)));
-    assert!(allowance.is_whole(after(60)));
-    assert!(allowance.take(after(7)) && !allowance.take(after(7)));
-}
-
 #[tokio::test]
 async fn a_new_link_does_not_allow_a_node_more() {
     let world = World::new().await;
@@ -278,6 +267,102 @@ async fn a_new_link_does_not_allow_a_node_more() {
     let other = NodeName::new("other".to_owned()).expect("a name");
     drop(world.reports.allowances(&other, later));
     assert_eq!(world.reports.allowances.lock().len(), 1, "forgotten");
+}
+
+/// Of an hour from now: nothing is regained.
+fn used_up(rate: Rate) -> Allowance {
+    Allowance {
+        rate,
+        left: 0,
+        since: Instant::now() + Duration::from_secs(3600),
+    }
+}
+
+#[tokio::test]
+async fn what_is_more_than_allowed_waits_and_the_latest_is_written() {
+    let world = World::new().await;
+    let link = world.open("one");
+    let uid = world.uid("mine");
+    let say = async |message: &str| {
+        let said = json!({"phase": "Running", "message": message});
+        link.take(status("default", "mine", &uid, &said)).await;
+    };
+    let written = || world.pod("mine").expect("kept")["status"]["message"].clone();
+    say("first").await;
+    assert!(link.write_all().await);
+    assert_eq!(written(), "first");
+    // Neither of few writes nor of small ones there may be more than so many.
+    for bytes in [true, false] {
+        let mut none = PodWrites::new();
+        let part = match bytes {
+            true => &mut none.bytes,
+            false => &mut none.count,
+        };
+        *part = used_up(part.rate);
+        *link.allowances.pods.lock() = none;
+        say("second").await;
+        assert!(!link.write_all().await, "later");
+        assert_ne!(written(), "third");
+        say("third").await;
+        assert!(!link.write_all().await, "still later");
+        assert_eq!(link.queue.lock().pods.len(), 1);
+        *link.allowances.pods.lock() = PodWrites::new();
+        assert!(link.write_all().await);
+        assert_eq!(written(), "third");
+        assert!(link.queue.lock().pods.is_empty());
+        say("first").await;
+        assert!(link.write_all().await);
+    }
+    // A write takes what everybody who watches has to hold, not what was said.
+    let left = || link.allowances.pods.lock().bytes.left;
+    *link.allowances.pods.lock() = PodWrites::new();
+    let before = left();
+    say("fourth").await;
+    assert!(link.write_all().await);
+    let stored = world.pod("mine").expect("kept").to_string().len();
+    assert!(before - left() > i64::try_from(stored).expect("few"));
+}
+
+#[tokio::test]
+async fn an_older_link_keeps_nothing() {
+    let world = World::new().await;
+    let old = world.open("one");
+    let running = json!({"phase": "Running"});
+    old.take(status("default", "mine", &world.uid("mine"), &running))
+        .await;
+    assert_eq!(old.queue.lock().pods.len(), 1);
+    let _new = world.open("one");
+    *old.allowances.pods.lock() = PodWrites {
+        count: used_up(STATUSES),
+        bytes: used_up(STATUSES),
+    };
+    assert!(old.write_all().await);
+    assert!(old.queue.lock().pods.is_empty());
+}
+
+#[tokio::test]
+async fn conditions_do_not_pile_up() {
+    let world = World::new().await;
+    let link = world.open("one");
+    let uid = world.uid("mine");
+    let count = || {
+        let pod = world.pod("mine").expect("kept");
+        let conditions = pod["status"]["conditions"].as_array().map(Vec::len);
+        conditions.unwrap_or_default()
+    };
+    let mut before = count();
+    for round in 0..8 {
+        let one =
+            |at: usize| json!({"type": format!("example.com/r{round}-{at}"), "status": "True"});
+        let said = json!({"conditions": (0..40).map(one).collect::<Vec<_>>()});
+        world
+            .say(&link, status("default", "mine", &uid, &said))
+            .await;
+        let now = count();
+        assert!(round != 0 || now >= before + 40, "the first are written");
+        assert!(now <= 100, "{now} conditions");
+        before = now;
+    }
 }
 
 #[tokio::test]
@@ -300,13 +385,7 @@ async fn a_nodes_status_is_written_in_its_turn_and_the_latest_of_it() {
     say("first").await;
     assert!(link.write_all().await);
     assert_eq!(written(), "first");
-    // Of an hour from now: nothing is regained.
-    let used_up = Allowance {
-        rate: STATUSES,
-        left: 0,
-        since: Instant::now() + Duration::from_secs(3600),
-    };
-    *link.allowances.statuses.lock() = used_up;
+    *link.allowances.statuses.lock() = used_up(STATUSES);
     say("second").await;
     let (uid, running) = (world.uid("mine"), json!({"phase": "Running"}));
     link.take(status("default", "mine", &uid, &running)).await;
@@ -357,6 +436,95 @@ async fn a_node_says_of_itself_what_it_may() {
         .say(&link, agent_message::Message::NodeStatus(theirs))
         .await;
     assert_eq!(world.state(), before);
+}
+
+#[tokio::test]
+async fn external_addresses_are_an_administrators() {
+    let world = World::new().await;
+    let link = world.open("two");
+    let address = |kind: &str, address: &str| json!({"type": kind, "address": address});
+    let own = address("InternalIP", "192.0.2.9");
+    let bold = json!({"addresses": [address("ExternalIP", "1.1.1.1"), own, address("ExternalDNS", "example.com")]});
+    let stored = || {
+        let node = world.reports.get("core/nodes", "", "two").expect("there");
+        node["status"]["addresses"].clone()
+    };
+    link.register(&hello("two", &json!({"status": bold})))
+        .await
+        .expect("registered without them");
+    assert_eq!(stored(), json!([own]));
+    // One that an administrator gives stays, whatever the node says.
+    let given = address("ExternalIP", "203.0.113.7");
+    let read = get(&world.client, &paths::node("two", &[])).await;
+    let mut node = read.expect("read").expect("there");
+    *node.member(&["status", "addresses"]) = json!([own, given]);
+    call(
+        &world.client,
+        Method::PUT,
+        &paths::node("two", &["status"]),
+        &node,
+    )
+    .await
+    .expect("written");
+    for said in [json!({"addresses": [own]}), bold.clone()] {
+        *link.allowances.statuses.lock() = Allowance::new(STATUSES);
+        let status = NodeStatus {
+            status: said.to_string().into(),
+        };
+        world
+            .say(&link, agent_message::Message::NodeStatus(status))
+            .await;
+        assert_eq!(stored(), json!([own, given]));
+    }
+    link.register(&hello("two", &json!({"status": bold})))
+        .await
+        .expect("registered again");
+    assert_eq!(stored(), json!([own, given]));
+    // Nobody else may claim it.
+    let theirs = json!({"status": {"addresses": [address("InternalIP", "203.0.113.7")]}});
+    let refused = world.open("one").register(&hello("one", &theirs)).await;
+    refused.expect_err("it is node two's");
+}
+
+#[tokio::test]
+async fn where_a_node_dials_from_is_not_its_to_say() {
+    let world = World::new().await;
+    let link = world.open("two");
+    let bold = json!({"metadata": {"annotations": {"gantry.io/dials-from": "1.1.1.1", "a": "b"}}});
+    link.register(&hello("two", &bold))
+        .await
+        .expect("registered");
+    let node = world.reports.get("core/nodes", "", "two").expect("there");
+    let annotations = &node["metadata"]["annotations"];
+    assert_eq!(annotations["gantry.io/dials-from"], "192.0.2.9");
+    assert_eq!(annotations["a"], "b");
+}
+
+#[tokio::test]
+async fn labels_do_not_pile_up() {
+    let world = World::new().await;
+    let link = world.open("two");
+    let with = |round: usize| {
+        let labels = (0..300).map(|at| (format!("r{round}-{at}"), json!("x")));
+        let labels: serde_json::Map<String, Value> = labels.collect();
+        hello("two", &json!({"metadata": {"labels": labels}}))
+    };
+    link.register(&with(0)).await.expect("not too many");
+    link.register(&with(0)).await.expect("the same");
+    link.register(&with(1)).await.expect_err("too many");
+}
+
+#[tokio::test]
+async fn who_registers_too_often_waits() {
+    let world = World::new().await;
+    let link = world.open("two");
+    *link.allowances.registrations.lock() = used_up(REGISTRATIONS);
+    assert!(link.turn_to_register().now_or_never().is_none());
+    *link.allowances.registrations.lock() = Allowance::new(REGISTRATIONS);
+    for _ in 0..REGISTRATIONS.burst {
+        assert!(link.turn_to_register().now_or_never().is_some());
+    }
+    assert!(link.turn_to_register().now_or_never().is_none());
 }
 
 #[tokio::test]

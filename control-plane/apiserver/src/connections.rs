@@ -3,7 +3,8 @@
 //! Descriptors and memory are the server's, so it decides who has them. A connection begins as a stranger's; a whole request
 //! makes it anonymous, a valid credential a user's, and the certificate or token of a node or server one of the cluster's
 //! own. Strangers and the anonymous share a pool in which newcomers displace the oldest, first those from their own
-//! address; users share another, of which none may take all; the cluster's own are bounded by nothing but their number.
+//! address; users share another, of which none may take all; the cluster's own are bounded by nothing but their number, for
+//! as long as their certificates count.
 //! So whoever finishes a handshake and a request faster than a whole pool of others arrives gets in. Of the bytes that wait
 //! for clients, strangers and the anonymous have a fixed small part, and nobody's wish ends a reader above its own standing.
 //!
@@ -17,7 +18,7 @@ mod stream;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use gantry_store::{Budget, Charge};
@@ -29,11 +30,12 @@ use tokio::time::Instant;
 use self::crowd::Crowd;
 use self::delivery::Delivery;
 pub(crate) use self::delivery::{Answering, Streams};
-pub(crate) use self::metered::metered;
+pub(crate) use self::metered::{metered, trusted};
 pub(crate) use self::stream::Connected;
 use crate::identity::Identity;
 use crate::limits::{Class, Place, is_own};
 use crate::metrics::METRICS;
+use crate::peer::Peer;
 
 /// From the connection to the end of its first request's head.
 const FIRST: Duration = Duration::from_secs(15);
@@ -49,7 +51,10 @@ const STALLED: Duration = Duration::from_secs(30);
 /// A client that takes nothing for this long goes first when bytes or places are wanted.
 const SLOW: Duration = Duration::from_secs(1);
 /// Between two looks for readers to end: the bytes of the last are given back meanwhile.
-const RELIEF: Duration = Duration::from_millis(50);
+pub(crate) const RELIEF: Duration = Duration::from_millis(50);
+/// Between two looks at the certificates of the cluster's own. A connection whose certificate counts at neither is ended; in
+/// between, whoever serves it may say why.
+const CERTIFICATES: Duration = Duration::from_secs(10);
 /// What TLS and HTTP hold for a connection, beside what waits to be read.
 const COST: usize = 16 << 10;
 /// What is made at once of an answer that is made as it is read.
@@ -142,6 +147,8 @@ pub(crate) struct Connections {
     /// Of strangers and the anonymous, within that of all.
     unknown: Part,
     crowd: Mutex<Crowd>,
+    /// When certificates are to be looked at again, in milliseconds.
+    certificates: AtomicU64,
     began: Instant,
 }
 
@@ -159,6 +166,10 @@ pub(crate) struct Connection {
     registry: Weak<Connections>,
     stream: Weak<TcpStream>,
     standing: AtomicU8,
+    /// What the other side showed, where that is a certificate of a node or server.
+    shown: OnceLock<Arc<Peer>>,
+    /// That did not count when it was looked at last.
+    disowned: AtomicBool,
     /// Requests whose answers are not wholly written.
     under_way: AtomicUsize,
     /// Since when nothing is under way.
@@ -206,6 +217,7 @@ impl Connections {
             unknown: Part::new(Budget::new(budget.limit() / SHARE_OF_UNKNOWN)),
             all: Part::new(budget),
             crowd: Mutex::new(Crowd::new(limits)),
+            certificates: AtomicU64::new(0),
             began: Instant::now(),
         })
     }
@@ -229,6 +241,8 @@ impl Connections {
                 registry: Arc::downgrade(self),
                 stream: Arc::downgrade(&stream),
                 standing: AtomicU8::new(Standing::Stranger as u8),
+                shown: OnceLock::new(),
+                disowned: AtomicBool::new(false),
                 under_way: AtomicUsize::new(0),
                 idle_since: AtomicU64::new(now),
                 head_since: AtomicU64::new(0),
@@ -245,13 +259,20 @@ impl Connections {
         Connected::new(stream, connection)
     }
 
-    /// Ends what took longer than it may.
-    pub(crate) fn sweep(&self) {
+    /// Ends what took longer than it may, and the cluster's own whose certificates do not count any more.
+    pub(crate) fn sweep(&self, counts: impl Fn(&Peer) -> bool) {
         let now = self.now();
+        let looks = now >= self.certificates.load(Ordering::Acquire);
+        if looks {
+            (self.certificates).store(now + as_millis(CERTIFICATES), Ordering::Release);
+        }
         let all: Vec<_> = self.crowd.lock().all().cloned().collect();
         for connection in all {
             if connection.is_overdue(now) {
                 connection.end("time");
+            }
+            if looks && connection.is_disowned(&counts) {
+                connection.end("certificate");
             }
             for delivery in connection.stalled(now) {
                 delivery.end("time", now);
@@ -346,14 +367,30 @@ impl Connection {
         }
     }
 
+    /// Keeps what the other side showed, if that says that it is a node or a server: it may be removed while it is here.
+    pub(crate) fn showed(&self, peer: &Arc<Peer>) {
+        if peer.identity.as_ref().is_some_and(is_own) {
+            self.shown.get_or_init(|| peer.clone());
+        }
+    }
+
+    /// Whether it is the cluster's own by a certificate that counts neither now nor did when it was looked at before.
+    fn is_disowned(&self, counts: impl Fn(&Peer) -> bool) -> bool {
+        let own = self.standing() == Standing::Own;
+        let shown = self.shown.get().filter(|_| own);
+        let disowned = shown.is_some_and(|peer| !counts(peer));
+        self.disowned.swap(disowned, Ordering::AcqRel) && disowned
+    }
+
     /// Several requests travel on it at once.
     pub(crate) fn is_multiplexed(&self) {
         self.multiplexed.store(true, Ordering::Release);
     }
 
-    /// Bytes have arrived.
+    /// Bytes have arrived. Those of strangers begin with a handshake, and have their own time.
     fn heard(&self) {
-        let quiet = self.under_way.load(Ordering::Acquire) == 0
+        let quiet = self.standing() > Standing::Stranger
+            && self.under_way.load(Ordering::Acquire) == 0
             && self.head_since.load(Ordering::Relaxed) == 0
             && !self.multiplexed.load(Ordering::Acquire);
         if quiet {
@@ -423,6 +460,10 @@ impl Connection {
     /// Keeps the place of a request that the connection now belongs to.
     pub(crate) fn keep(&self, place: Place) {
         self.kept.lock().push(place);
+    }
+
+    fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Closes it from here: its reads and writes end.

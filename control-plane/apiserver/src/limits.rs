@@ -5,7 +5,8 @@
 //! user leaves some places of a class to the others. What is refused takes no place, or gives it back before its answer is
 //! read. A request that finds its class full waits in a short queue, while the answer that is read least, of nobody above
 //! its user's standing, is given up; where the queue is full too, or the wait long, it is refused with 429, and clients of
-//! Kubernetes try again after the seconds that the answer names. A user whose own share is full waits for its own requests.
+//! Kubernetes try again after the seconds that the answer names. A user whose own share is full waits for its own requests,
+//! in a queue of its own: nobody else stands behind it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use gantry_store::Charge;
 use http::{Method, Request};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use crate::connections::Connections;
+use crate::connections::{Connections, RELIEF};
 use crate::identity::Identity;
 use crate::metrics::METRICS;
 use crate::request::{Query, Route, is_watch, route};
@@ -85,12 +87,12 @@ impl Class {
         }
     }
 
-    /// How many of its places one user may have.
-    fn share(self, identity: &Identity) -> usize {
-        let (places, _) = self.bounds();
+    /// How many of its places one user may have, and how many requests of one user may wait.
+    fn share(self, identity: &Identity) -> (usize, usize) {
+        let (places, queue) = self.bounds();
         match identity.is_in("system:unauthenticated") {
-            true => places / 16,
-            false => places / 4 * 3,
+            true => (places / 16, queue / 16),
+            false => (places / 4 * 3, queue / 4 * 3),
         }
     }
 
@@ -137,7 +139,18 @@ struct Gate {
     /// Of those that may wait.
     queue: Semaphore,
     /// What each user has left of its share, of those that have taken any.
-    users: Mutex<HashMap<String, Arc<Semaphore>>>,
+    users: Mutex<HashMap<String, Share>>,
+    /// When a request that could not wait looked for readers to end.
+    looked: Mutex<Option<Instant>>,
+}
+
+/// One user's part of a class.
+#[derive(Clone)]
+struct Share {
+    /// Of its requests that may be under way.
+    places: Arc<Semaphore>,
+    /// Of those that may wait: for one another, and among everybody's.
+    queue: Arc<Semaphore>,
 }
 
 /// All bounds of one server.
@@ -191,18 +204,23 @@ impl Gate {
             places: Arc::new(Semaphore::new(places)),
             queue: Semaphore::new(queue),
             users: Mutex::default(),
+            looked: Mutex::default(),
         }
     }
 
     /// What is left of a user's share.
-    fn share(&self, identity: &Identity) -> Arc<Semaphore> {
+    fn share(&self, identity: &Identity) -> Share {
         let mut users = self.users.lock();
         if let Some(share) = users.get(&identity.user) {
             return share.clone();
         }
         // Whoever has nothing under way is forgotten when others come.
-        users.retain(|_, share| Arc::strong_count(share) > 1);
-        let share = Arc::new(Semaphore::new(self.class.share(identity).max(1)));
+        users.retain(|_, share| Arc::strong_count(&share.places) > 1);
+        let (places, queue) = self.class.share(identity);
+        let share = Share {
+            places: Arc::new(Semaphore::new(places.max(1))),
+            queue: Arc::new(Semaphore::new(queue)),
+        };
         users.insert(identity.user.clone(), share.clone());
         share
     }
@@ -212,24 +230,10 @@ impl Gate {
         identity: &Identity,
         make_room: impl FnOnce(),
     ) -> Result<Place, StatusError> {
-        let (share, places) = (self.share(identity), self.places.clone());
-        if let Ok(own) = share.clone().try_acquire_owned()
-            && let Ok(place) = places.clone().try_acquire_owned()
-        {
-            return Ok(self.place([own, place]));
-        }
-        if let Ok(_waiting) = self.queue.try_acquire() {
-            let turn = async {
-                // Nobody else's request ends for a user that has too many.
-                let own = share.acquire_owned().await?;
-                if places.available_permits() == 0 {
-                    make_room();
-                }
-                Ok::<_, tokio::sync::AcquireError>([own, places.acquire_owned().await?])
-            };
-            if let Ok(Ok(permits)) = tokio::time::timeout(PATIENCE, turn).await {
-                return Ok(self.place(permits));
-            }
+        let share = self.share(identity);
+        let turn = self.turn(&share, make_room);
+        if let Ok(Some(permits)) = tokio::time::timeout(PATIENCE, turn).await {
+            return Ok(self.place(permits));
         }
         METRICS.rejected(self.class.name());
         Err(StatusError::too_many_requests(
@@ -239,6 +243,42 @@ impl Gate {
             ),
             RETRY_AFTER,
         ))
+    }
+
+    /// What a request must have, once it has both; none where too many wait.
+    async fn turn(
+        &self,
+        share: &Share,
+        make_room: impl FnOnce(),
+    ) -> Option<[OwnedSemaphorePermit; 2]> {
+        if let Ok(own) = share.places.clone().try_acquire_owned()
+            && let Ok(place) = self.places.clone().try_acquire_owned()
+        {
+            return Some([own, place]);
+        }
+        let _waiting = share.queue.try_acquire().ok()?;
+        // Nobody else's request ends for a user that has too many, and nobody else's stands in line behind its own.
+        let own = share.places.clone().acquire_owned().await.ok()?;
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some([own, place]);
+        }
+        let queued = self.queue.try_acquire();
+        if queued.is_ok() || self.may_look() {
+            make_room();
+        }
+        let _queued = queued.ok()?;
+        let place = self.places.clone().acquire_owned().await.ok()?;
+        Some([own, place])
+    }
+
+    /// Whether a request that cannot wait may look for readers to end: however many of those come, they cost no more.
+    fn may_look(&self) -> bool {
+        let (now, mut looked) = (Instant::now(), self.looked.lock());
+        let due = looked.is_none_or(|looked| now.duration_since(looked) >= RELIEF);
+        if due {
+            *looked = Some(now);
+        }
+        due
     }
 
     fn place(&self, permits: [OwnedSemaphorePermit; 2]) -> Place {

@@ -79,7 +79,7 @@ impl Metrics {
         let ended = IntCounterVec::new(
             Opts::new(
                 "gantry_apiserver_connections_ended_total",
-                "Connections that the server ended, by what they took too much of.",
+                "Connections that the server ended, by what they took too much of, or for their certificate.",
             ),
             &["reason"],
         )
@@ -129,7 +129,7 @@ impl Metrics {
         self.rejected.with_label_values(&[class]).inc();
     }
 
-    /// A connection was ended for what it took too much of.
+    /// A connection was ended for what it took too much of, or because its certificate does not count any more.
     pub(crate) fn ended(&self, reason: &'static str) {
         self.ended.with_label_values(&[reason]).inc();
     }

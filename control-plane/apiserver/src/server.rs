@@ -23,7 +23,9 @@ use tower::{Service, ServiceExt};
 use crate::admission::{Admission, Ranges};
 use crate::bodies::{self, Bodies};
 use crate::clock::Clock;
-use crate::connections::{Answering, Connection, ConnectionLimits, Connections, Standing, metered};
+use crate::connections::{
+    Answering, Connection, ConnectionLimits, Connections, Standing, metered, trusted,
+};
 use crate::context::{Api, Context, ForClient};
 use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate, described};
 use crate::limits::{Class, Limits, is_own};
@@ -34,7 +36,7 @@ use crate::refusals::Refusals;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, is_watch, route, verb};
 use crate::response::{Answer, shortened};
-use crate::streams::{NodeStreams, logs, port_forward, proxy, remote_command};
+use crate::streams::{NodeStreams, logs, port_forward, protocol_asked_for, proxy, remote_command};
 use crate::verbs;
 use crate::{authorisation, discovery, health, openapi};
 
@@ -191,13 +193,25 @@ impl ApiServer {
         listener::serve(self, listener, tls, others, stop).await;
     }
 
+    /// Learns who a connection is of, as soon as it shows a certificate. One that does not count any more makes nobody more
+    /// than a stranger: its requests are told why.
+    fn greet(&self, connection: &Arc<Connection>, peer: &Arc<Peer>) {
+        connection.showed(peer);
+        if let Some(identity) = &peer.identity
+            && peer.check(&self.inner.api.store).is_ok()
+        {
+            connection.introduce(identity);
+        }
+    }
+
     async fn dispatch(
         &self,
         mut request: Request,
         caller: Caller,
         others: Option<axum::Router>,
     ) -> Response<Body> {
-        let answering = Answering::begin(&caller.connection);
+        let switches = protocol_asked_for(&request).is_some();
+        let answering = Answering::begin(&caller.connection).switching(switches);
         if request.version() == http::Version::HTTP_2 {
             caller.connection.is_multiplexed();
         }
@@ -250,7 +264,7 @@ impl ApiServer {
         };
         match is_own {
             // Links last, and their readers are trusted to read.
-            true => response,
+            true => response.map(|body| trusted(body, answering)),
             false => answered(response, answering.patiently(true)),
         }
     }
@@ -660,10 +674,15 @@ fn allowed(request: &Request, identity: &Identity) -> Result<(), StatusError> {
 }
 
 /// An answer that counts for as long as it is not read.
-fn answered(response: Response<Body>, answering: Answering) -> Response<Body> {
+fn answered(mut response: Response<Body>, answering: Answering) -> Response<Body> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        answering.upgraded();
-        return response;
+        if answering.may_switch() {
+            answering.upgraded();
+            return response;
+        }
+        // The connection stays HTTP's, and goes on with other requests.
+        let error = StatusError::new(502, "", "the answer switches protocols unasked", None);
+        response = Answer::error(&error).into_response();
     }
     let succeeded = response.status().is_success();
     response.map(|body| metered(body, answering, succeeded))

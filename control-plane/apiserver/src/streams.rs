@@ -15,6 +15,7 @@ pub(crate) use logs::logs;
 pub(crate) use port_forward::port_forward;
 pub(crate) use proxy::proxy;
 pub(crate) use remote_command::remote_command;
+pub(crate) use upgrade::protocol_asked_for;
 
 use std::time::Duration;
 

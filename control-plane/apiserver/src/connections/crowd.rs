@@ -1,5 +1,6 @@
 //! The pools that connections are in, and who leaves when one is full.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::{Connection, ConnectionLimits, Source, Standing};
 
 /// Connections that one node or server may have.
-const OF_ITS_OWN: usize = 128;
+pub(super) const OF_ITS_OWN: usize = 128;
 
 /// All connections. Ids grow with age, so the first of a set is the oldest.
 pub(super) struct Crowd {
@@ -125,19 +126,16 @@ impl Crowd {
         }
         let user: Arc<str> = user.into();
         let own = standing == Standing::Own;
-        if own {
-            let others = self.by_user.get(&user).map_or(0, BTreeSet::len);
-            if others >= OF_ITS_OWN {
-                self.end_one_of(&user, now);
-            }
-        } else {
-            let others = self.by_user.get(&user).map_or(0, BTreeSet::len);
-            // One user leaves the others a quarter.
-            let full = self.users >= self.limits.users || others >= self.limits.users / 4 * 3;
-            if full && !self.end_one_of(&user, now) {
-                connection.end("users");
-                return;
-            }
+        let others = self.by_user.get(&user).map_or(0, BTreeSet::len);
+        let has_room = match own {
+            true => others < OF_ITS_OWN || self.end_one_of(&user, now),
+            false => self.make_room(&user, others, now),
+        };
+        if !has_room {
+            connection.end("users");
+            return;
+        }
+        if !own {
             self.users += 1;
         }
         self.by_user.entry(user.clone()).or_default().insert(id);
@@ -149,7 +147,34 @@ impl Crowd {
         }
     }
 
-    /// Ends the connection of a user that is missed the least: one that does not read, or one without requests.
+    /// Whether a user that has so many others may have another connection. One user leaves the others a quarter, and where
+    /// all of them together are too many, whoever has the most of them has one less.
+    fn make_room(&mut self, user: &str, others: usize, now: u64) -> bool {
+        let too_many = others >= self.limits.users / 4 * 3;
+        if !too_many && self.users < self.limits.users {
+            return true;
+        }
+        if self.end_one_of(user, now) {
+            return true;
+        }
+        if too_many {
+            return false;
+        }
+        let all = self.by_user.iter().filter(|(_, ids)| self.is_of_user(ids));
+        let most = all.max_by_key(|(_, ids)| ids.len());
+        let most = most.filter(|(_, ids)| ids.len() > others + 1);
+        let most = most.map(|(user, _)| user.clone());
+        most.is_some_and(|most| self.end_one_of(&most, now))
+    }
+
+    /// Whether connections of one name are a user's, and not those of a node or a server.
+    fn is_of_user(&self, ids: &BTreeSet<u64>) -> bool {
+        let member = ids.first().and_then(|id| self.all.get(id));
+        member.is_some_and(|member| matches!(member.pool, Pool::User(_)))
+    }
+
+    /// Ends the connection of a user that is missed the least: one that does not read, or the one that has been without
+    /// requests the longest, since the others may be about to send some.
     fn end_one_of(&mut self, user: &str, now: u64) -> bool {
         let ids = self.by_user.get(user).into_iter().flatten();
         let candidates = ids
@@ -157,9 +182,13 @@ impl Crowd {
             .filter(|member| member.connection.is_slow(now) || member.connection.is_idle());
         let least = candidates
             .max_by_key(|member| {
+                let connection = &member.connection;
+                let idle_since = connection.idle_since.load(Ordering::Acquire);
                 (
-                    member.connection.is_slow(now),
-                    member.connection.burden(now),
+                    connection.is_slow(now),
+                    connection.burden(now),
+                    Reverse(idle_since),
+                    Reverse(connection.id),
                 )
             })
             .map(|member| member.connection.id);

@@ -40,6 +40,8 @@ pub(crate) struct Answering {
     pub(super) connection: Arc<Connection>,
     /// Whether its reader may pause for as long as it likes.
     patient: bool,
+    /// Whether the request asked for another protocol.
+    switches: bool,
     place: Option<Place>,
 }
 
@@ -51,6 +53,7 @@ impl Answering {
         Self {
             connection: connection.clone(),
             patient: false,
+            switches: false,
             place: None,
         }
     }
@@ -65,6 +68,17 @@ impl Answering {
     pub(crate) fn patiently(mut self, patient: bool) -> Self {
         self.patient |= patient;
         self
+    }
+
+    /// The request asked for another protocol: its connection may become one that is no longer HTTP's.
+    pub(crate) fn switching(mut self, switches: bool) -> Self {
+        self.switches = switches;
+        self
+    }
+
+    /// Whether an answer may say that the protocol is switched.
+    pub(crate) fn may_switch(&self) -> bool {
+        self.switches
     }
 
     /// What came of it. Patience is for streams that succeed, and whoever does not read a refusal keeps no place by that.
@@ -88,11 +102,8 @@ impl Answering {
 impl Drop for Answering {
     fn drop(&mut self) {
         let connection = &self.connection;
-        if connection.under_way.load(Ordering::Acquire) == 1 {
-            connection
-                .idle_since
-                .store(connection.now(), Ordering::Release);
-        }
+        // The clock first, and whether or not it is the last: of two that end at once, neither sees that it is.
+        (connection.idle_since).store(connection.now(), Ordering::Release);
         connection.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }

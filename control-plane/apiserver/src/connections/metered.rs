@@ -49,6 +49,39 @@ pub(crate) fn metered(mut body: Body, answering: Answering, succeeded: bool) -> 
     })
 }
 
+/// Counts an answer whose reader is trusted to read until it has left; what it leaves unread is not counted.
+pub(crate) fn trusted(body: Body, answering: Answering) -> Body {
+    Body::new(Trusted {
+        body,
+        _answering: answering,
+    })
+}
+
+struct Trusted {
+    body: Body,
+    _answering: Answering,
+}
+
+impl http_body::Body for Trusted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Bytes and what they count.
 struct Unread {
     bytes: Bytes,

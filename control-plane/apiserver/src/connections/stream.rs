@@ -39,6 +39,10 @@ impl AsyncRead for Connected {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
+            // What had arrived could still be read: a flood of strangers would be greeted after it was turned away.
+            if self.connection.is_ended() {
+                return Poll::Ready(Ok(()));
+            }
             ready!(self.stream.poll_read_ready(context))?;
             match self.stream.try_read_buf(buffer) {
                 Ok(read) => {

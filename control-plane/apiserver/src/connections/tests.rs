@@ -1,7 +1,7 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -141,6 +141,144 @@ async fn a_user_leaves_others_some_and_loses_idle_connections_first() {
 }
 
 #[tokio::test]
+async fn what_has_been_without_requests_for_longest_goes_first() {
+    let clients = Clients::new(64, 8, 1 << 20).await;
+    let mut idle = Vec::new();
+    for _ in 0..6 {
+        let (connected, client) = clients.connect("10.0.0.1").await;
+        connected.connection().introduce(&user("somebody"));
+        idle.push((connected, client));
+        pass(Duration::from_secs(1)).await;
+    }
+    drop(Answering::begin(idle[0].0.connection()));
+    let (newcomer, _client) = clients.connect("10.0.0.1").await;
+    newcomer.connection().introduce(&user("somebody"));
+    let ended = idle.iter().map(|(one, _)| one.connection().is_ended());
+    let ended: Vec<_> = ended.collect();
+    assert_eq!(ended, [false, true, false, false, false, false]);
+    assert!(!newcomer.connection().is_ended());
+}
+
+#[tokio::test]
+async fn users_that_have_all_connections_let_others_in() {
+    let clients = Clients::new(64, 8, 1 << 20).await;
+    let mut all = Vec::new();
+    for name in [["one"; 6].as_slice(), &["two"; 2]].concat() {
+        let (connected, client) = clients.connect("10.0.0.1").await;
+        connected.connection().introduce(&user(name));
+        all.push((connected, client));
+    }
+    let (newcomer, _client) = clients.connect("10.0.0.1").await;
+    newcomer.connection().introduce(&user("three"));
+    assert!(!newcomer.connection().is_ended());
+    let ended = all.iter().map(|(one, _)| one.connection().is_ended());
+    let ended: Vec<_> = ended.collect();
+    assert_eq!(ended.iter().filter(|ended| **ended).count(), 1);
+    assert_eq!(ended[6..], [false, false], "who has the most has one less");
+    // What is busy is nobody else's.
+    let busy = all
+        .iter()
+        .map(|(one, _)| Answering::begin(one.connection()));
+    let _busy: Vec<_> = busy.collect();
+    let _answering = Answering::begin(newcomer.connection());
+    let (late, _client) = clients.connect("10.0.0.1").await;
+    late.connection().introduce(&user("four"));
+    assert!(late.connection().is_ended());
+}
+
+#[tokio::test]
+async fn a_node_has_only_so_many_connections() {
+    let clients = Clients::new(64, 64, 16 << 20).await;
+    let node = |name: &str| Identity::new(&format!("system:node:{name}"), &["system:nodes"]);
+    let (mut all, mut answering) = (Vec::new(), Vec::new());
+    for _ in 0..crowd::OF_ITS_OWN {
+        let (connected, client) = clients.connect("10.0.0.1").await;
+        connected.connection().introduce(&node("one"));
+        answering.push(Answering::begin(connected.connection()));
+        all.push((connected, client));
+    }
+    let newcomer = async |name: &str| {
+        let (connected, client) = clients.connect("10.0.0.1").await;
+        connected.connection().introduce(&node(name));
+        (connected, client)
+    };
+    let (refused, _client) = newcomer("one").await;
+    assert!(refused.connection().is_ended(), "all others are busy");
+    let (other, _client) = newcomer("two").await;
+    assert!(!other.connection().is_ended(), "it has its own");
+    drop(answering.remove(5));
+    let (late, _client) = newcomer("one").await;
+    assert!(!late.connection().is_ended() && all[5].0.connection().is_ended());
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_counts_no_more_is_ended() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let mut nodes = Vec::new();
+    for name in ["kept", "removed"] {
+        let (connected, client) = clients.connect("10.0.0.1").await;
+        let identity = Identity::new(&format!("system:node:{name}"), &["system:nodes"]);
+        let peer = Peer {
+            address: "10.0.0.1".parse().expect("an address"),
+            identity: Some(identity.clone()),
+            key: None,
+        };
+        connected.connection().showed(&Arc::new(peer));
+        connected.connection().introduce(&identity);
+        nodes.push((connected, client));
+    }
+    let sweep = || {
+        let kept = |peer: &Peer| peer.node() == Some("kept");
+        clients.connections.sweep(kept);
+        let ended = nodes.iter().map(|(node, _)| node.connection().is_ended());
+        ended.collect::<Vec<_>>()
+    };
+    assert_eq!(sweep(), [false, false], "it may be told why");
+    assert_eq!(sweep(), [false, false]);
+    pass(CERTIFICATES).await;
+    assert_eq!(sweep(), [false, true]);
+}
+
+#[tokio::test]
+async fn what_had_arrived_is_not_read_after_the_end() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let (mut connected, mut client) = clients.connect("10.0.0.1").await;
+    client.write_all(b"xy").await.expect("sent");
+    let mut byte = [0];
+    assert_eq!(connected.read(&mut byte).await.expect("a byte"), 1);
+    connected.connection().end("room");
+    assert_eq!(connected.read(&mut byte).await.expect("the end"), 0);
+}
+
+#[tokio::test]
+async fn each_answer_that_ends_begins_the_idle_time_anew() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let (connected, _client) = clients.connect("10.0.0.1").await;
+    let connection = connected.connection();
+    let (first, second) = (Answering::begin(connection), Answering::begin(connection));
+    pass(Duration::from_secs(200)).await;
+    let now = clients.connections.now();
+    drop(first);
+    assert!(connection.idle_since.load(Ordering::Acquire) >= now);
+    drop(second);
+    assert!(connection.is_idle() && !connection.is_overdue(now));
+}
+
+#[tokio::test]
+async fn a_link_counts_until_it_ends() {
+    let clients = Clients::new(64, 64, 1 << 20).await;
+    let (connected, _client) = clients.connect("10.0.0.1").await;
+    let connection = connected.connection();
+    let link = trusted(Body::from("said"), Answering::begin(connection));
+    assert_eq!(http_body::Body::size_hint(&link).exact(), Some(4));
+    assert!(!connection.is_idle());
+    let said = link.collect().await.expect("it is whole").to_bytes();
+    assert_eq!(said, "said");
+    assert!(connection.is_idle());
+    assert_eq!(connection.unread.load(Ordering::Acquire), 0);
+}
+
+#[tokio::test]
 async fn what_takes_too_long_is_ended() {
     let clients = Clients::new(64, 64, 1 << 20).await;
     let now = clients.connections.now();
@@ -148,6 +286,9 @@ async fn what_takes_too_long_is_ended() {
     let (known, _two) = clients.connect("10.0.0.1").await;
     let (node, _three) = clients.connect("10.0.0.1").await;
     let (stranger, known, node) = (stranger.connection(), known.connection(), node.connection());
+    // The handshake is no head.
+    stranger.heard();
+    known.heard();
     known.introduce(&user("somebody"));
     node.introduce(&Identity::new("system:node:one", &["system:nodes"]));
     let after = |seconds: u64| now + 1000 * seconds;

@@ -139,6 +139,9 @@ async fn a_full_class_queues_a_few_and_refuses_the_rest() {
         tokio::task::yield_now().await;
     }
     let refused = enter().await.expect_err("the queue is full");
+    // Room is made for those in the queue, but not by each of a flood that cannot wait.
+    enter().await.expect_err("it still is");
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
     assert_eq!(refused.code(), 429);
     assert!(refused.message().contains("reads"), "{}", refused.message());
     drop(first);
@@ -147,7 +150,7 @@ async fn a_full_class_queues_a_few_and_refuses_the_rest() {
     let refused = enter().await.expect_err("nobody leaves");
     assert_eq!(refused.code(), 429);
     // Who waits asks for room, once.
-    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 2);
     drop(second);
     enter().await.expect("there is room again");
     assert_eq!(gate.queue.available_permits(), 1);
@@ -179,10 +182,76 @@ async fn nobody_makes_room_for_a_user_that_has_too_many_itself() {
     let gate = Gate::new(Class::Reads, 512, 8);
     let anonymous = Identity::anonymous();
     let mut held = Vec::new();
-    for _ in 0..Class::Reads.share(&anonymous) {
+    for _ in 0..Class::Reads.share(&anonymous).0 {
         held.push(gate.enter(&anonymous, || {}).await.expect("its share"));
     }
     // The clock is the test's: patience ends at once.
     let refused = gate.enter(&anonymous, || panic!("there is room for others"));
     assert_eq!(refused.await.expect_err("it has its share").code(), 429);
+}
+
+/// So many requests of somebody that wait for a place.
+async fn waiting(
+    gate: &Arc<Gate>,
+    identity: &Identity,
+    count: usize,
+) -> Vec<tokio::task::JoinHandle<Result<Place, StatusError>>> {
+    let queue = gate.share(identity).queue;
+    let left = queue.available_permits() - count;
+    let spawn = |_| {
+        let (gate, identity) = (gate.clone(), identity.clone());
+        tokio::spawn(async move { gate.enter(&identity, || {}).await })
+    };
+    let waiting = (0..count).map(spawn).collect();
+    while queue.available_permits() > left {
+        tokio::task::yield_now().await;
+    }
+    waiting
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_stands_in_line_behind_a_user_that_has_too_many() {
+    let gate = gate(512, 8);
+    let greedy = Identity::new("greedy", &["system:authenticated"]);
+    let other = Identity::new("another", &["system:authenticated"]);
+    let mut held = Vec::new();
+    for _ in 0..Class::Reads.share(&greedy).0 {
+        held.push(gate.enter(&greedy, || {}).await.expect("its share"));
+    }
+    let waiting = waiting(&gate, &greedy, 20).await;
+    assert_eq!(gate.queue.available_permits(), 8);
+    while gate.places.available_permits() > 0 {
+        held.push(gate.enter(&other, || {}).await.expect("there is room"));
+    }
+    let (mut asked, began) = (false, Instant::now());
+    let refused = gate.enter(&other, || asked = true).await;
+    assert_eq!(refused.expect_err("nobody leaves").code(), 429);
+    assert!(asked && began.elapsed() >= PATIENCE, "it has waited");
+    for late in waiting {
+        let late = late.await.expect("no panic");
+        assert_eq!(late.expect_err("nobody leaves").code(), 429);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_one_user_only_so_many_wait() {
+    let gate = gate(512, 1024);
+    let anonymous = Identity::anonymous();
+    let (places, queue) = Class::Reads.share(&anonymous);
+    let mut held = Vec::new();
+    for _ in 0..places {
+        held.push(gate.enter(&anonymous, || {}).await.expect("its share"));
+    }
+    let waiting = waiting(&gate, &anonymous, queue).await;
+    let began = Instant::now();
+    let refused = gate.enter(&anonymous, || {}).await;
+    assert_eq!(refused.expect_err("too many wait").code(), 429);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // Each has its turn when one leaves.
+    held.clear();
+    for turn in waiting {
+        held.push(turn.await.expect("no panic").expect("its turn"));
+        held.clear();
+    }
+    assert_eq!(gate.share(&anonymous).queue.available_permits(), queue);
 }

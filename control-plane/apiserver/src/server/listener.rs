@@ -92,11 +92,12 @@ pub(super) async fn serve(
     let (outside, inside) = (doorstep.handle(), Handle::current());
     tasks.spawn({
         let (connections, stop) = (server.inner.connections.clone(), stop.clone());
+        let store = server.inner.api.store.clone();
         async move {
             let mut ticks = tokio::time::interval(SWEEP);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-                connections.sweep();
+                connections.sweep(|peer| peer.check(&store).is_ok());
             }
         }
     });
@@ -168,9 +169,7 @@ async fn connection(
     session.set_buffer_limit(Some(TLS_BUFFER));
     let peer = Arc::new(Peer::of(address, session.peer_certificates()));
     let connection = socket.connection().clone();
-    if let Some(identity) = &peer.identity {
-        connection.introduce(identity);
-    }
+    server.greet(&connection, &peer);
     if session.alpn_protocol() == Some(b"h2") {
         connection.is_multiplexed();
     }

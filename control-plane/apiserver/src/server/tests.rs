@@ -373,3 +373,47 @@ async fn a_query_of_many_names_is_refused() {
     let answer = served.send(request, administrator()).await;
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
 }
+
+#[tokio::test]
+async fn a_certificate_that_does_not_count_makes_nobody_a_node() {
+    let served = Served::new().await;
+    let store = &served.server.inner.api.store;
+    let adopted = crate::node_keys::adopt(store, "one").await;
+    adopted.expect("written");
+    for (node, standing) in [("one", Standing::Own), ("removed", Standing::Stranger)] {
+        let (connection, _client) = connected(&served.server).await;
+        let user = format!("system:node:{node}");
+        let peer = Arc::new(Peer {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            identity: Some(Identity::new(&user, &["system:nodes"])),
+            key: serde_json::from_value(json!("00")).expect("a key"),
+        });
+        served.server.greet(connection.connection(), &peer);
+        assert_eq!(connection.connection().standing(), standing, "{node}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_asks_for_another_protocol_switches_to_one() {
+    let served = Served::new().await;
+    let (limits, connections) = (
+        &served.server.inner.limits,
+        &served.server.inner.connections,
+    );
+    let used = connections.budget().used();
+    let switched = async |asked: bool| {
+        let anonymous = Identity::anonymous();
+        let place = limits.enter(Class::Streams, &anonymous, connections).await;
+        let answering = Answering::begin(served.connection.connection())
+            .switching(asked)
+            .holding(place.expect("there is room"));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        answered(response, answering).status()
+    };
+    assert_eq!(switched(false).await, StatusCode::BAD_GATEWAY);
+    assert_eq!(connections.budget().used(), used, "its place is free");
+    assert_eq!(switched(true).await, StatusCode::SWITCHING_PROTOCOLS);
+    // For as long as the connection lasts.
+    assert!(connections.budget().used() > used);
+}

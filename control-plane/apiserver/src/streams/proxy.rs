@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::target::{Backend, Target};
 use super::port_forward::{Client, forward};
+use super::upgrade::protocol_asked_for;
 use super::{Gone, Input, NodeStreams};
 use crate::context::Context;
 
@@ -72,7 +73,7 @@ pub(crate) async fn proxy(
         return Err(StatusError::method_not_allowed());
     }
     let target = target::find(context, streams)?;
-    let upgrades = upgrade_of(request.headers());
+    let upgrades = protocol_asked_for(&request).cloned();
     let Some(path) = asked_path(request.uri(), context.namespace().is_some()) else {
         return Ok(with_slash(request.uri()));
     };
@@ -99,9 +100,15 @@ pub(crate) async fn proxy(
             return Err(unreachable(&why));
         }
     };
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS
-        && let Some(client) = client
-    {
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = client else {
+            return Err(StatusError::new(
+                502,
+                "",
+                "error trying to reach service: it switched to another protocol, which the request did not ask for",
+                None,
+            ));
+        };
         let backend = hyper::upgrade::on(&mut answer);
         tokio::spawn(async move {
             let Ok((client, backend)) = tokio::try_join!(client, backend) else {
@@ -130,15 +137,6 @@ pub(crate) async fn proxy(
 
 fn unreachable(why: &str) -> StatusError {
     StatusError::service_unavailable(format!("error trying to reach service: {why}"))
-}
-
-/// The protocol that a client wants to switch to.
-fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
-    let connection = headers.get(header::CONNECTION)?.to_str().ok()?;
-    let switches = connection
-        .split(',')
-        .any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
-    headers.get(header::UPGRADE).filter(|_| switches).cloned()
 }
 
 /// Sends a client to the same place with a slash behind it, so that relative links lead to the target.

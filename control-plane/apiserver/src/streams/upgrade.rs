@@ -7,7 +7,9 @@
 
 use axum::body::Body;
 use gantry_api::status::StatusError;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -52,6 +54,14 @@ fn has(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
     offers(headers, name)
         .iter()
         .any(|offered| offered.eq_ignore_ascii_case(wanted))
+}
+
+/// The protocol that a request asks to switch to, in its own words. Only connections of HTTP/1.1 can.
+pub(crate) fn protocol_asked_for<B>(request: &Request<B>) -> Option<&HeaderValue> {
+    let headers = request.headers();
+    let asks =
+        request.version() == Version::HTTP_11 && has(headers, &header::CONNECTION, "upgrade");
+    headers.get(header::UPGRADE).filter(|_| asks)
 }
 
 fn choose(offered: &[&str], known: &'static [&'static str]) -> Result<&'static str, StatusError> {
@@ -200,6 +210,24 @@ mod tests {
             response.headers()["x-stream-protocol-version"],
             "v4.channel.k8s.io"
         );
+    }
+
+    #[test]
+    fn a_protocol_is_asked_for_by_two_headers_and_on_one_version_only() {
+        let asked = |version, pairs: &[(&'static str, &'static str)]| {
+            let mut request = Request::new(());
+            *request.version_mut() = version;
+            *request.headers_mut() = headers(pairs);
+            protocol_asked_for(&request).is_some()
+        };
+        let upgrade = ("upgrade", "websocket");
+        let (keep, switch) = (("connection", "keep-alive"), ("connection", "Upgrade"));
+        assert!(asked(Version::HTTP_11, &[switch, upgrade]));
+        assert!(asked(Version::HTTP_11, &[keep, switch, upgrade]));
+        assert!(!asked(Version::HTTP_11, &[keep, upgrade]));
+        assert!(!asked(Version::HTTP_11, &[switch]));
+        assert!(!asked(Version::HTTP_10, &[switch, upgrade]));
+        assert!(!asked(Version::HTTP_2, &[switch, upgrade]));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! JSON patches (RFC 6902) as Kubernetes' library applies them: less strict than the standard in that `replace` adds a
-//! missing member, stricter in that the object as a whole cannot be the target.
+//! missing member, which `test` and `copy` take for `null`; stricter in that the object as a whole cannot be the target.
 //!
 //! Few operations can ask for much: copies double an object, moves nest it, and what is put at the front of a long list
 //! moves all of it. So copied bytes, depth and the work of all operations are bounded before each is done.
 
 use json_patch::PatchOperation;
 use json_patch::jsonptr::Pointer;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{parse, undecodable};
 use crate::decode::MAX_DEPTH;
@@ -49,8 +49,24 @@ pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError>
         if operation["path"] == "" {
             return Err(StatusError::unprocessable());
         }
-        if operation["op"] == "replace" && is_missing_member(object, &operation["path"]) {
-            *operation.member(&["op"]) = Value::from("add");
+        match operation["op"].as_str() {
+            Some("replace") if is_missing_member(object, &operation["path"]) => {
+                *operation.member(&["op"]) = Value::from("add");
+            }
+            Some("test")
+                if operation.get("value").is_some_and(Value::is_null)
+                    && is_missing_member(object, &operation["path"]) =>
+            {
+                bounds
+                    .work(operation["path"].as_str().map_or(0, str::len))
+                    .ok_or_else(StatusError::unprocessable)?;
+                continue;
+            }
+            Some("copy") if is_missing_member(object, &operation["from"]) => {
+                let path = operation["path"].take();
+                operation = json!({"op": "add", "path": path, "value": null});
+            }
+            _ => {}
         }
         let operation: PatchOperation =
             serde_json::from_value(operation).map_err(|_| StatusError::unprocessable())?;
@@ -157,13 +173,56 @@ pub(super) fn measure(value: &Value) -> (usize, usize) {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use serde_json::json;
-
     use super::*;
 
     fn patched(mut object: Value, operations: &[Value]) -> Result<Value, StatusError> {
         let patch = json!(operations).to_string();
         apply(&mut object, patch.as_bytes()).map(|()| object)
+    }
+
+    #[test]
+    fn a_missing_member_is_null() {
+        let object = json!({"a": {"n": null, "v": 1}, "l": [1, null], "s": "x"});
+        let test = |path: &str| json!({"op": "test", "path": path, "value": null});
+        for path in ["/a/nope", "/nope", "/a/n", "/a/", "/l/1", "/~1~0"] {
+            let same = patched(object.clone(), &[test(path)]);
+            assert_eq!(same.expect(path), object, "{path}");
+        }
+        for path in [
+            "/a/v", "/l", "/l/0", "/l/2", "/l/-", "/l/x", "/nope/x", "/a/n/x", "/a/v/x", "/s/x",
+            "", "a", "a/b",
+        ] {
+            let error = patched(object.clone(), &[test(path)]).expect_err(path);
+            assert_eq!(error.code(), 422, "{path}");
+        }
+        // Another value is not that of a member which is not there, and none at all is no test.
+        for refused in [
+            json!({"op": "test", "path": "/a/nope", "value": false}),
+            json!({"op": "test", "path": "/a/nope"}),
+        ] {
+            let error = patched(object.clone(), std::slice::from_ref(&refused));
+            assert_eq!(error.expect_err("refused").code(), 422, "{refused}");
+        }
+        // What follows a test that succeeds is done.
+        let add = json!({"op": "add", "path": "/a/nope", "value": 2});
+        let added = patched(object.clone(), &[test("/a/nope"), add.clone()]);
+        assert_eq!(added.expect("done")["a"]["nope"], 2);
+        assert!(patched(object.clone(), &[add, test("/a/nope")]).is_err());
+
+        let copy = |from: &str, path: &str| json!({"op": "copy", "from": from, "path": path});
+        let copied = patched(object.clone(), &[copy("/nope", "/a/v")]);
+        assert_eq!(copied.expect("null")["a"], json!({"n": null, "v": null}));
+        for (from, path) in [
+            ("/l/2", "/a/v"),
+            ("/nope/x", "/a/v"),
+            ("/nope", "/nope/x"),
+            ("/nope", ""),
+        ] {
+            let error = patched(object.clone(), &[copy(from, path)]).expect_err(from);
+            assert_eq!(error.code(), 422, "{from} {path}");
+        }
+        let moved = json!({"op": "move", "from": "/nope", "path": "/a/v"});
+        assert!(patched(object, &[moved]).is_err());
     }
 
     #[test]

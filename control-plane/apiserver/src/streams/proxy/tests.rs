@@ -72,6 +72,14 @@ impl NodeStreams for Web {
                         });
                         let mut response = Response::new(Body::from(told.to_string()));
                         *response.status_mut() = StatusCode::IM_A_TEAPOT;
+                        if parts.uri.path() == "/switch" {
+                            let protocol = HeaderValue::from_static("madeup");
+                            let upgrade = HeaderValue::from_static("upgrade");
+                            response = Response::new(Body::empty());
+                            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                            response.headers_mut().insert(header::CONNECTION, upgrade);
+                            response.headers_mut().insert(header::UPGRADE, protocol);
+                        }
                         Ok::<_, Infallible>(response)
                     }
                 });
@@ -179,6 +187,19 @@ async fn a_request_reaches_the_pod_whole_and_without_the_credential() {
             "pod": "p", "port": 8080, "method": "PUT", "uri": "/a//b/?q=1&path=x", "host": "p:8080",
             "credential": null, "forwarded": "/api/v1/namespaces/default/pods/p/proxy/a//b/", "body": "{\"k\":\"v\"}"
         })
+    );
+}
+
+#[tokio::test]
+async fn a_pod_switches_no_protocol_unasked() {
+    let server = server().await;
+    let path = format!("{POD}/proxy/switch");
+    let answer = send(&server, Method::GET, &path, Value::Null).await;
+    assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
+    let message = told(answer).await["message"].clone();
+    assert!(
+        message.as_str().expect("text").contains("did not ask"),
+        "{message}"
     );
 }
 

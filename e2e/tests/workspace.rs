@@ -50,7 +50,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("gantry-idmap", &[]),
-    ("gantry-runtime", &["gantry-idmap", "gantry-rpc"]),
+    (
+        "gantry-runtime",
+        &["gantry-durable", "gantry-idmap", "gantry-rpc"],
+    ),
     (
         "gantry-image",
         &["gantry-durable", "gantry-idmap", "gantry-rpc"],

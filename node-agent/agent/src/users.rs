@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
 /// No image has as many accounts.
 const LONGEST_FILE: u64 = 1 << 20;
@@ -83,15 +83,8 @@ fn read_inside(rootfs: &Path, file: &str) -> std::io::Result<String> {
     let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(rootfs, directory, Mode::empty())?;
     // Opening a pipe must not wait for its writer.
-    let plain = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = File::from(rustix::fs::openat2(
-        &root,
-        file,
-        plain,
-        Mode::empty(),
-        inside,
-    )?);
+    let plain = OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = File::from(gantry_durable::open_inside(&root, Path::new(file), plain)?);
     if !file.metadata()?.is_file() {
         return Err(std::io::ErrorKind::InvalidInput.into());
     }

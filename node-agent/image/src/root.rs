@@ -6,17 +6,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, openat, openat2,
-    statat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, XattrFlags, fsetxattr, openat, statat};
 use rustix::io::Errno;
 
 /// The attribute of a directory that hides what lower layers have in it.
 pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
-
-/// How often a path is looked up. One look in ten fails at 100,000 renames a second.
-const ATTEMPTS: u32 = 128;
 
 /// The directory a layer is unpacked into.
 pub(crate) struct Root {
@@ -41,32 +35,7 @@ impl Root {
 
     /// Opens a directory; the root itself is the empty path.
     pub(crate) fn directory(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
-        patiently(|| {
-            openat2(
-                &self.fd,
-                path,
-                OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-            )
-        })
-    }
-}
-
-/// Repeats what says `EAGAIN`: the kernel does, where a path has a `..` and anybody on the machine has renamed or mounted
-/// anything since it began to look.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    let mut tries = 1;
-    loop {
-        match attempt() {
-            Err(Errno::AGAIN) if tries < ATTEMPTS => tries += 1,
-            result => return result,
-        }
+        gantry_durable::open_inside(&self.fd, path, OFlags::DIRECTORY)
     }
 }
 
@@ -115,29 +84,4 @@ pub(crate) fn file_name(path: &Path) -> io::Result<&OsStr> {
 
 pub(crate) fn invalid(words: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, words)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_look_that_a_rename_has_spoiled_is_repeated() {
-        let mut tries = 0;
-        let mut after = |failures: u32, error: Errno| {
-            tries = 0;
-            patiently(|| {
-                tries += 1;
-                match tries > failures {
-                    true => Ok(tries),
-                    false => Err(error),
-                }
-            })
-        };
-        assert_eq!(after(0, Errno::AGAIN), Ok(1));
-        assert_eq!(after(100, Errno::AGAIN), Ok(101));
-        assert_eq!(after(u32::MAX, Errno::AGAIN), Err(Errno::AGAIN));
-        assert_eq!(after(1, Errno::NOENT), Err(Errno::NOENT));
-        assert_eq!(tries, 1);
-    }
 }

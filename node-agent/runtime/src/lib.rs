@@ -46,7 +46,6 @@ use std::process::ExitCode;
 pub use error::RuntimeError;
 pub use fake::FakeRuntime;
 pub use runtime::{ShimRuntime, ShimRuntimeConfig};
-pub use shim::TERMINATION;
 pub use sysctl::{SysctlName, SysctlNamespace};
 pub use traits::*;
 pub use trial::{clock_is_kept, try_cgroups};

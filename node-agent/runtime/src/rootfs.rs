@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::error::RuntimeError;
@@ -44,29 +44,39 @@ fn open(root: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    let relative = if relative.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        relative
-    };
-    rustix::fs::openat2(
-        root,
-        relative,
-        flags | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    )
+    gantry_durable::open_inside(root, path, flags)
+}
+
+/// The mount that is seen at a path without links: of several over one another the last.
+fn covering<'a>(mounts: &'a [BindMount], path: &Path) -> Option<&'a BindMount> {
+    mounts
+        .iter()
+        .rev()
+        .find(|mount| path.starts_with(&mount.target))
+}
+
+/// Whether a path without links is in a file system that every container has of its own.
+fn is_own(path: &Path) -> bool {
+    OWN.iter()
+        .any(|own| path.starts_with(Path::new("/").join(own)))
+}
+
+/// The mounts, with where they come to lie as targets.
+fn placed(spec: &ContainerSpec) -> io::Result<Vec<BindMount>> {
+    let mut placed: Vec<BindMount> = Vec::with_capacity(spec.mounts.len());
+    for mount in &spec.mounts {
+        let target = mount_point(&spec.rootfs, &placed, &mount.target)?;
+        placed.push(BindMount {
+            target,
+            ..mount.clone()
+        });
+    }
+    Ok(placed)
 }
 
 /// The host directory or file that will be at `path`, as a root and a path within: a mount hides what it covers.
-fn locate(spec: &ContainerSpec, path: &Path) -> (PathBuf, PathBuf) {
-    let covering = spec
-        .mounts
-        .iter()
-        .rev()
-        .filter(|mount| path.starts_with(&mount.target));
-    match covering.max_by_key(|mount| mount.target.components().count()) {
+fn locate(spec: &ContainerSpec, mounts: &[BindMount], path: &Path) -> (PathBuf, PathBuf) {
+    match covering(mounts, path) {
         Some(mount) => {
             let rest = path.strip_prefix(&mount.target).unwrap_or(path);
             if rest.as_os_str().is_empty() {
@@ -88,8 +98,14 @@ fn locate(spec: &ContainerSpec, path: &Path) -> (PathBuf, PathBuf) {
     }
 }
 
-fn check(spec: &ContainerSpec, path: &Path) -> Result<(), Errno> {
-    let (root, path) = locate(spec, path);
+fn check(spec: &ContainerSpec, mounts: &[BindMount], path: &Path) -> Result<(), Errno> {
+    let code = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let path = mount_point(&spec.rootfs, mounts, path).map_err(code)?;
+    if covering(mounts, &path).is_none() && is_own(&path) {
+        // It is not there yet.
+        return Ok(());
+    }
+    let (root, path) = locate(spec, mounts, &path);
     let file = open(&root, &path, OFlags::PATH)?;
     let stat = rustix::fs::statat(&file, "", AtFlags::EMPTY_PATH)?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -111,9 +127,13 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     if command.is_empty() {
         return refuse("no command specified".to_owned());
     }
+    let Ok(mounts) = placed(spec) else {
+        // The mounts are refused next, with better words.
+        return Ok(());
+    };
     if command.contains('/') {
         let path = spec.cwd.join(&command);
-        return match check(spec, &path) {
+        return match check(spec, &mounts, &path) {
             Ok(()) => Ok(()),
             Err(Errno::NOENT | Errno::NOTDIR) => {
                 refuse(format!("stat {command}: no such file or directory"))
@@ -133,7 +153,7 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         .unwrap_or_default();
     let mut denied = false;
     for dir in path.split(':').filter(|dir| !dir.is_empty()) {
-        match check(spec, &spec.cwd.join(dir).join(&command)) {
+        match check(spec, &mounts, &spec.cwd.join(dir).join(&command)) {
             Ok(()) => return Ok(()),
             Err(Errno::ACCESS) => denied = true,
             Err(_) => {}
@@ -149,21 +169,26 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
     )
 }
 
-/// Makes the working directory, owned by root as an image's would be, unless a mount will provide it. `root` is the node's
-/// number of that user and group.
+/// Makes the working directory, owned by root as an image's would be, in a volume too, unless that is read-only. `root` is
+/// the node's number of that user and group in the container's own files; in volumes it is always 0.
 pub(crate) fn ensure_directory(spec: &ContainerSpec, root: u32) -> io::Result<()> {
-    if spec
-        .mounts
-        .iter()
-        .any(|mount| spec.cwd.starts_with(&mount.target))
-    {
-        return Ok(());
-    }
+    let mounts = placed(spec)?;
+    let cwd = mount_point(&spec.rootfs, &mounts, &spec.cwd)?;
+    let (top, cwd, root) = match covering(&mounts, &cwd) {
+        Some(mount) if mount.read_only || !mount.source.is_dir() => return Ok(()),
+        Some(mount) => (
+            &mount.source,
+            cwd.strip_prefix(&mount.target).unwrap_or(&cwd),
+            0,
+        ),
+        None if is_own(&cwd) => return Ok(()),
+        None => (&spec.rootfs, cwd.strip_prefix("/").unwrap_or(&cwd), root),
+    };
     let mut done = PathBuf::from("/");
-    for part in spec.cwd.components().skip(1) {
-        let parent = open(&spec.rootfs, &done, OFlags::PATH | OFlags::DIRECTORY)?;
+    for part in cwd.components() {
+        let parent = open(top, &done, OFlags::PATH | OFlags::DIRECTORY)?;
         done.push(part);
-        match open(&spec.rootfs, &done, OFlags::PATH | OFlags::DIRECTORY) {
+        match open(top, &done, OFlags::PATH | OFlags::DIRECTORY) {
             Ok(_) => {}
             Err(Errno::NOENT) => {
                 let name: &Path = part.as_ref();
@@ -171,7 +196,7 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec, root: u32) -> io::Result<()
                 rustix::fs::mkdirat(&parent, name, mode)?;
                 // Whatever this process's umask takes away.
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-                let made = open(&spec.rootfs, &done, flags)?;
+                let made = open(top, &done, flags)?;
                 let (user, group) = (Uid::from_raw(root), Gid::from_raw(root));
                 rustix::fs::fchown(&made, Some(user), Some(group))?;
                 rustix::fs::fchmod(&made, mode)?;
@@ -200,18 +225,13 @@ pub(crate) fn check_mount_points(spec: &ContainerSpec) -> io::Result<()> {
     for name in OWN {
         refuse_linked(spec, name)?;
     }
-    let mut before: Vec<BindMount> = Vec::with_capacity(spec.mounts.len());
-    for mount in &spec.mounts {
-        let target = mount_point(&spec.rootfs, &before, &mount.target)?;
-        check_mount_point(&target, Some(&mount.source))
+    let placed = placed(spec)?;
+    for (mount, placed) in spec.mounts.iter().zip(&placed) {
+        check_mount_point(&placed.target, Some(&mount.source))
             .map_err(|error| explain(&mount.target, &error))?;
-        before.push(BindMount {
-            target,
-            ..mount.clone()
-        });
     }
     let termination = &spec.termination_message_path;
-    let target = mount_point(&spec.rootfs, &before, termination)?;
+    let target = mount_point(&spec.rootfs, &placed, termination)?;
     // A file, for which there is no place where a directory is.
     if target.starts_with("/proc") {
         check_mount_point(&target, None).map_err(|error| explain(termination, &error))?;
@@ -289,24 +309,14 @@ fn read_link(
     name: &OsStr,
 ) -> io::Result<Option<PathBuf>> {
     let path = directory.join(name);
-    // Of mounts over one another the last is seen.
-    let covering = before
-        .iter()
-        .rev()
-        .find(|mount| path.starts_with(&mount.target));
-    let (root, directory) = match covering {
+    let (root, directory) = match covering(before, &path) {
         Some(mount) if mount.target == path => return Ok(None),
         Some(mount) => (
             mount.source.as_path(),
             directory.strip_prefix(&mount.target).unwrap_or(directory),
         ),
         // New ones are mounted there, in which nothing leads out.
-        None if OWN
-            .iter()
-            .any(|own| path.starts_with(Path::new("/").join(own))) =>
-        {
-            return Ok(None);
-        }
+        None if is_own(&path) => return Ok(None),
         None => (root, directory),
     };
     let read = open(root, directory, OFlags::PATH | OFlags::DIRECTORY)

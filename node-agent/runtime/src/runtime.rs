@@ -2,7 +2,7 @@
 //!
 //! Everything it knows is in the run directory or asked of the shims, so that a new agent process takes over what an
 //! earlier one left. Layout: `<run_dir>/<pod>/` holds `sandbox.json` (the specification), the shim's socket, config
-//! and log, `shm/` (a tmpfs), `c/<name>-<attempt>/` per container and `x/<n>/` per exec.
+//! and log, `shm/` and `words/` (each a tmpfs), `c/<name>-<attempt>/` per container and `x/<n>/` per exec.
 
 mod containers;
 mod sandboxes;
@@ -154,6 +154,12 @@ impl ShimRuntime {
 impl Shared {
     fn sandbox_dir(&self, pod: &PodUid) -> PathBuf {
         self.config.run_dir.join(&pod.0)
+    }
+
+    /// What is mounted at a container's termination message path.
+    fn termination_file(&self, id: &ContainerId) -> PathBuf {
+        let words = self.sandbox_dir(&id.pod).join(sandboxes::WORDS);
+        words.join(format!("{}-{}", id.name, id.attempt))
     }
 
     fn container_dir(&self, id: &ContainerId) -> PathBuf {

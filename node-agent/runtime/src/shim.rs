@@ -32,7 +32,6 @@ use crate::{privileges, sys};
 use connection::Connection;
 use container::Container;
 
-pub use container::TERMINATION;
 pub(crate) use container::{CONSOLE, receive_console};
 
 /// Name of the socket in the sandbox's directory.

@@ -1,4 +1,5 @@
-//! `gantry-durable`: files that are whole after a power cut, and trees that go whatever they are like.
+//! `gantry-durable`: files that are whole after a power cut, and trees of strangers: ways into them that lead nowhere else,
+//! and their removal whatever they are like.
 //!
 //! A write that has returned is in memory only, and so is a rename: when the power goes, a file can be there with its name
 //! and without its content, or with the content and without the name. What is written here is either whole or the old
@@ -9,6 +10,7 @@
 //!
 //! Knows nothing of what is in the files.
 
+mod inside;
 mod removal;
 
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +18,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub use inside::open_inside;
 pub use removal::{remove_at, remove_tree};
 
 /// Replaces a file, readable by whom `mode` says from the first byte on. When it returns, no power cut takes the new

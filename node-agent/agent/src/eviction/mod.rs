@@ -62,8 +62,6 @@ const KEPT: usize = 128 << 20;
 /// What a pod is told that cannot be counted.
 const UNCOUNTED: &str = "What the pod takes of the node's disk could not be counted in time: it has too many files, or moves them \
      while they are counted. ";
-/// What the termination messages of a pod may take of the memory that they are in.
-const LAST_WORDS: u64 = 16 << 20;
 /// After this long without its end, another pod is looked for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -77,7 +75,6 @@ pub(crate) struct Evictor {
     data_dir: PathBuf,
     pods_dir: PathBuf,
     logs_dir: PathBuf,
-    run_dir: PathBuf,
     /// What is known of counting a pod, by uid.
     watches: BTreeMap<String, Watch>,
     /// The last one that had to go, while its room is not back.
@@ -106,7 +103,6 @@ impl Evictor {
             data_dir: config.data_dir.clone(),
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
-            run_dir: config.run_dir.clone(),
             watches: BTreeMap::new(),
             leaving: None,
             squeezed: false,
@@ -132,16 +128,6 @@ impl Evictor {
         let pods = self.running();
         self.watches
             .retain(|uid, _| pods.iter().any(|pod| uid_of(pod) == uid));
-        for pod in &pods {
-            let said = places::last_words(&self.run_dir, uid_of(pod));
-            if said > LAST_WORDS {
-                let message = format!(
-                    "Termination messages of the pod take more than {} MiB of the node's memory. ",
-                    LAST_WORDS >> 20
-                );
-                self.evict(pod, message, Duration::ZERO);
-            }
-        }
         let now = Instant::now();
         let is_due = |pod: &Pod| {
             let limits = pod.spec.as_ref().map(Limits::of).unwrap_or_default();

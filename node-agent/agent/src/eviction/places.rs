@@ -1,6 +1,5 @@
 //! Where the pods of a node write.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,19 +11,6 @@ use super::uid_of;
 use super::usage::{Usage, Walk};
 use super::verdict::PodUsage;
 use crate::pod::containers;
-
-/// What a pod's containers have written to their termination messages, in bytes. They are in the run directory, which is
-/// in memory, and each is a file that a container may write to as it likes.
-pub(super) fn last_words(run_dir: &Path, uid: &str) -> u64 {
-    let attempts = run_dir.join("pods").join(uid).join("c");
-    let attempts = std::fs::read_dir(attempts).into_iter().flatten().flatten();
-    attempts
-        .filter_map(|attempt| {
-            let file = attempt.path().join(gantry_runtime::TERMINATION);
-            Some(file.symlink_metadata().ok()?.blocks().saturating_mul(512))
-        })
-        .fold(0, u64::saturating_add)
-}
 
 /// Where pods of this node write.
 pub(super) struct Places<'a> {

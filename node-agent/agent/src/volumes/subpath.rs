@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use gantry_runtime::Propagation;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -72,15 +72,7 @@ fn find(base: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
     let of_volume = rustix::fs::statat(&root, "", AtFlags::EMPTY_PATH)
         .map_err(|error| doing()(error.into()))?;
     let mode = Mode::from_raw_mode(of_volume.st_mode & 0o777);
-    let open = |path: &Path| {
-        rustix::fs::openat2(
-            &root,
-            path,
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT,
-        )
-    };
+    let open = |path: &Path| gantry_durable::open_inside(&root, path, OFlags::PATH);
     let mut built = PathBuf::new();
     for part in Path::new(sub_path).components() {
         let parent = if built.as_os_str().is_empty() {

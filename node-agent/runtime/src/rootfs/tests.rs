@@ -103,3 +103,60 @@ fn only_what_speaks_of_processes_is_mounted_in_their_file_system() {
     spec.termination_message_path = PathBuf::from("/proc/self/attr/current");
     assert!(check_mount_points(&spec).is_err());
 }
+
+fn executable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, "").unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_command_is_looked_for_through_links_between_the_image_and_its_volumes() {
+    let (image, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    executable(&image.path().join("usr/bin/python3"));
+    executable(&volume.path().join("tools/tool"));
+    symlink("/usr/bin/python3", volume.path().join("python")).unwrap();
+    symlink("../../work/tools/tool", image.path().join("usr/bin/tool")).unwrap();
+    symlink("/nowhere", volume.path().join("broken")).unwrap();
+    let mut spec = container(image.path());
+    spec.env = vec!["PATH=/usr/bin".to_owned()];
+    spec.mounts = vec![mount(volume.path(), "/work")];
+    let checked = |command: &str| {
+        let mut spec = spec.clone();
+        spec.args = vec![command.to_owned()];
+        check_command(&spec).map_err(|error| error.to_string())
+    };
+    for found in ["/work/python", "/usr/bin/tool", "tool", "/proc/self/exe"] {
+        checked(found).unwrap();
+    }
+    for missing in ["/work/broken", "/work/missing", "missing", "/work"] {
+        checked(missing).unwrap_err();
+    }
+}
+
+#[test]
+fn the_working_directory_is_made_in_a_volume_too() {
+    let (image, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    symlink("/data", image.path().join("link")).unwrap();
+    symlink("/", volume.path().join("out")).unwrap();
+    let made = |cwd: &str, read_only: bool| {
+        let mut spec = container(image.path());
+        let volume = mount(volume.path(), "/data");
+        spec.mounts = vec![BindMount {
+            read_only,
+            ..volume
+        }];
+        spec.cwd = PathBuf::from(cwd);
+        ensure_directory(&spec, 0).unwrap();
+    };
+    made("/data/a/b", false);
+    made("/link/c", false);
+    made("/data/out/d", false);
+    made("/data/e", true);
+    made("/dev/f", false);
+    let exists = |root: &Path, path: &str| root.join(path).is_dir();
+    assert!(exists(volume.path(), "a/b") && exists(volume.path(), "c"));
+    assert!(exists(image.path(), "d"), "links are the container's");
+    assert!(!exists(volume.path(), "e") && !exists(image.path(), "dev"));
+}

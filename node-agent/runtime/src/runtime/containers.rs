@@ -153,7 +153,7 @@ fn prepare(
     fs::create_dir_all(dir).map_err(failed("creating the directory"))?;
     let root = sandbox.spec.users.map_or(0, IdBlock::first);
     rootfs::ensure_directory(spec, root).map_err(failed("creating the working directory"))?;
-    let termination = dir.join(shim::TERMINATION);
+    let termination = shared.termination_file(&spec.id);
     fs::write(&termination, b"")
         .and_then(|()| fs::set_permissions(&termination, fs::Permissions::from_mode(0o666)))
         .map_err(failed("creating the termination message file"))?;
@@ -225,6 +225,7 @@ async fn ask_to_start(
         stdin: spec.stdin,
         oom_file: shared.hierarchies.oom_file(&group).display().to_string(),
         procs_file: shared.hierarchies.procs_file(&group).display().to_string(),
+        termination_file: shared.termination_file(id).display().to_string(),
     };
     match ask(shared, &id.pod, request::Body::Start(start), START)
         .await
@@ -284,6 +285,13 @@ async fn clean(shared: &Shared, id: &ContainerId) -> Result<(), RuntimeError> {
             group.display(),
             id.name
         )))?;
+    let words = shared.termination_file(id);
+    match fs::remove_file(&words) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error(format!("removing {}", words.display()))(error));
+        }
+        _ => {}
+    }
     let dir = shared.container_dir(id);
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

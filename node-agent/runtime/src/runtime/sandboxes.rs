@@ -23,6 +23,8 @@ use crate::{SHIM, namespaces, shim, sys};
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const SPEC: &str = "sandbox.json";
 const SHM: &str = "shm";
+/// The termination messages of a pod's containers: in memory that only the pod can fill. Kubernetes reads 4 KiB of each.
+pub(super) const WORDS: &str = "words";
 
 pub(super) async fn start(shared: &Arc<Shared>, spec: SandboxSpec) -> Result<(), RuntimeError> {
     let pod = spec.pod.clone();
@@ -47,22 +49,20 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
     let dir = shared.sandbox_dir(pod);
     let shm = dir.join(SHM);
     fs::create_dir_all(&shm).map_err(io_error(format!("creating {}", shm.display())))?;
-    for part in ["c", "x", namespaces::PROC, namespaces::EMPTY] {
+    for part in ["c", "x", WORDS, namespaces::PROC, namespaces::EMPTY] {
         fs::create_dir_all(dir.join(part)).map_err(io_error(format!(
             "creating the directories of pod {}",
             pod.0
         )))?;
     }
-    rustix::mount::mount(
-        "shm",
-        &shm,
-        "tmpfs",
-        MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC,
-        Some(c"mode=1777,size=65536k"),
-    )
-    .map_err(|error| {
-        io_error(format!("mounting the shared memory of pod {}", pod.0))(error.into())
-    })?;
+    for (part, options) in [
+        (SHM, c"mode=1777,size=65536k"),
+        (WORDS, c"mode=700,size=4096k,nr_inodes=4096"),
+    ] {
+        let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        rustix::mount::mount(part, dir.join(part), "tmpfs", flags, options)
+            .map_err(|error| io_error(format!("mounting {part} of pod {}", pod.0))(error.into()))?;
+    }
     let group = shared.pod_cgroup(pod);
     let doors = shared
         .hierarchies
@@ -351,7 +351,11 @@ async fn clean(shared: &Shared, pod: &PodUid) -> Result<(), RuntimeError> {
         protect(shared)?;
     }
     let dir = shared.sandbox_dir(pod);
-    for (mounted, what) in [(SHM, "shared memory"), (namespaces::PROC, "processes")] {
+    for (mounted, what) in [
+        (SHM, "shared memory"),
+        (WORDS, "termination messages"),
+        (namespaces::PROC, "processes"),
+    ] {
         match rustix::mount::unmount(dir.join(mounted), UnmountFlags::DETACH) {
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(error) => {

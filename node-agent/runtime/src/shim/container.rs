@@ -21,8 +21,6 @@ use crate::sys;
 
 /// The socket in a container's directory over which its terminal arrives.
 pub(crate) const CONSOLE: &str = "console.sock";
-/// The file in a container's directory that is mounted at its termination message path.
-pub const TERMINATION: &str = "termination";
 /// Kubernetes keeps this much of a termination message.
 const MAX_MESSAGE: usize = 4096;
 /// What an ended container may still have in its pipes; more than that comes from a process that should be gone.
@@ -86,6 +84,7 @@ pub(crate) struct Container {
     tty: bool,
     oom_file: PathBuf,
     procs_file: PathBuf,
+    termination_file: PathBuf,
     life: Life,
     started_at: i64,
     console: Option<UnixListener>,
@@ -156,6 +155,7 @@ impl Container {
             tty: start.tty,
             oom_file: start.oom_file.into(),
             procs_file: start.procs_file.into(),
+            termination_file: start.termination_file.into(),
             life: Life::Creating,
             started_at: 0,
             console,
@@ -405,7 +405,7 @@ impl Container {
             signal: signal.unwrap_or(0),
             oom_killed: oom_killed(&self.oom_file),
             finished_at: now(),
-            message: termination_message(&self.dir.join(TERMINATION)),
+            message: termination_message(&self.termination_file),
         });
     }
 

@@ -12,3 +12,4 @@ mod pods;
 mod privileges;
 mod refusals;
 mod state;
+mod users;

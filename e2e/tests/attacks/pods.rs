@@ -17,14 +17,14 @@ fn rounds() -> usize {
     }
 }
 
-fn started() -> Result<Cluster> {
+pub(super) fn started() -> Result<Cluster> {
     let cluster = Cluster::start()?;
     cluster.import_demo_images()?;
     Ok(cluster)
 }
 
 /// A pod of one container with the tools.
-fn pod(name: &str, mut spec: Value, container: Value) -> Value {
+pub(super) fn pod(name: &str, mut spec: Value, container: Value) -> Value {
     let mut own = container;
     own["name"] = json!("main");
     own["image"] = json!(TOOLS);
@@ -41,24 +41,24 @@ fn file(cluster: &Cluster, pod: &Value) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn create(cluster: &Cluster, pod: &Value) -> Result<()> {
+pub(super) fn create(cluster: &Cluster, pod: &Value) -> Result<()> {
     let path = file(cluster, pod)?.display().to_string();
     cluster.kubectl(&["create", "-f", &path]).map(drop)
 }
 
 /// What the API says to a pod that it refuses.
-fn refused(cluster: &Cluster, pod: &Value) -> Result<String> {
+pub(super) fn refused(cluster: &Cluster, pod: &Value) -> Result<String> {
     let path = file(cluster, pod)?.display().to_string();
     let (_, said) = cluster.fails(Path::new("kubectl"), &["create", "-f", &path])?;
     Ok(said)
 }
 
-fn get(cluster: &Cluster, name: &str) -> Result<Value> {
+pub(super) fn get(cluster: &Cluster, name: &str) -> Result<Value> {
     let text = cluster.kubectl(&["get", "pod", name, "-o", "json"])?;
     serde_json::from_str(&text).context("reading a pod")
 }
 
-fn running(cluster: &Cluster, name: &str) -> Result<()> {
+pub(super) fn running(cluster: &Cluster, name: &str) -> Result<()> {
     eventually(&format!("pod {name} to run"), || {
         let status = get(cluster, name)?["status"].take();
         let all = status["containerStatuses"].as_array();
@@ -68,7 +68,7 @@ fn running(cluster: &Cluster, name: &str) -> Result<()> {
     })
 }
 
-fn exec(cluster: &Cluster, name: &str, script: &str) -> Result<String> {
+pub(super) fn exec(cluster: &Cluster, name: &str, script: &str) -> Result<String> {
     cluster.kubectl(&["exec", name, "-c", "main", "--", "sh", "-c", script])
 }
 
@@ -417,7 +417,7 @@ fn row_04_our_program_cannot_be_changed_from_a_pod() -> Result<()> {
     Ok(())
 }
 
-fn events(cluster: &Cluster, name: &str) -> Result<String> {
+pub(super) fn events(cluster: &Cluster, name: &str) -> Result<String> {
     let selector = format!("involvedObject.name={name}");
     cluster.kubectl(&[
         "get",
@@ -435,13 +435,6 @@ fn row_06_a_field_that_asks_for_isolation_is_honoured_or_the_pod_is_refused() ->
     let context = |field: Value| json!({"securityContext": field});
     let none = || json!({});
     let waits = [
-        ("users", json!({"hostUsers": false}), none(), "hostUsers"),
-        (
-            "unmasked",
-            json!({"hostUsers": false}),
-            context(json!({"procMount": "Unmasked"})),
-            "hostUsers",
-        ),
         (
             "label",
             context(json!({"seLinuxOptions": {"level": "s0:c1,c2"}})),

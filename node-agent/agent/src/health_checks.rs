@@ -154,8 +154,9 @@ async fn serve(listener: TcpListener, name: ServiceName, local_endpoints: Arc<At
 }
 
 async fn converse(stream: TcpStream, name: &ServiceName, local_endpoints: &AtomicUsize) {
-    let service = service_fn(async |_| {
-        Ok::<_, Infallible>(answer(name, local_endpoints.load(Ordering::Relaxed)))
+    let service = service_fn(|_| {
+        let answer = answer(name, local_endpoints.load(Ordering::Relaxed));
+        std::future::ready(Ok::<_, Infallible>(answer))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

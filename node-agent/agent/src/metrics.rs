@@ -226,8 +226,8 @@ pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) {
             continue;
         };
         connections.spawn(async move {
-            let service = service_fn(async |request: http::Request<hyper::body::Incoming>| {
-                Ok::<_, Infallible>(answer(request.uri().path()))
+            let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+                std::future::ready(Ok::<_, Infallible>(answer(request.uri().path())))
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())

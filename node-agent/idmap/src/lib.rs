@@ -108,13 +108,8 @@ pub fn owner(namespace: impl AsFd) -> io::Result<OwnedFd> {
 pub fn mapped(source: impl AsFd, users: impl AsFd) -> io::Result<OwnedFd> {
     let tree = clone_tree(source)?;
     // Of what is mounted below, file systems of the kernel's own cannot be mapped: as in other runtimes it stays as it is.
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: users.as_fd().as_raw_fd().try_into().unwrap_or_default(),
-    };
-    set_attributes(tree.as_fd(), &attributes).map_err(|error| match error.raw_os_error() {
+    let users = users.as_fd().as_raw_fd().try_into().unwrap_or_default();
+    change(tree.as_fd(), libc::MOUNT_ATTR_IDMAP, users).map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL) => io::Error::new(
             io::ErrorKind::Unsupported,
             "this kernel, or the file system, cannot show its files as those of a pod with users of its own (hostUsers: false)",
@@ -133,8 +128,18 @@ pub fn clone_tree(source: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(source, c"", flags)?)
 }
 
-/// Changes the attributes of the mount at the root of a tree.
-pub fn set_attributes(tree: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io::Result<()> {
+/// Gives the mount at the root of a tree attributes (`MOUNT_ATTR_...` of linux/mount.h) beside those it has.
+pub fn set_attributes(tree: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    change(tree, attributes, 0)
+}
+
+fn change(tree: BorrowedFd<'_>, attr_set: u64, userns_fd: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd,
+    };
     #[expect(unsafe_code, reason = "mount_setattr has no safe wrapper")]
     // SAFETY: the structure is integers alone, its size is given, the path is an empty string that ends in null.
     let result = unsafe {
@@ -143,7 +148,7 @@ pub fn set_attributes(tree: BorrowedFd<'_>, attributes: &libc::mount_attr) -> io
             tree.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            std::ptr::from_ref(attributes),
+            &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
     };

@@ -12,8 +12,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, MemfdFlags, Mode, SealFlags};
 use rustix::mount::OpenTreeFlags;
 
-use crate::sys;
-
 /// The program, sealed. What is executed from it finds it again as its /proc/self/exe.
 pub(crate) struct Executable(OwnedFd);
 
@@ -52,7 +50,8 @@ fn read_only_mount(file: &Path) -> io::Result<OwnedFd> {
         }
         opened => opened?,
     };
-    sys::seal_mount(&mount)?;
+    let sealed = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    gantry_idmap::set_attributes(mount.as_fd(), sealed)?;
     Ok(mount)
 }
 

@@ -75,8 +75,9 @@ pub fn dispatch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         NAMESPACES => |dir, _| namespaces::run(dir),
         CREATE_HELPER => helper::create,
         EXEC_HELPER => exec::exec,
-        PAUSE => |dir, _| namespaces::pause(dir, true),
-        PAUSE_OF_OWN_USERS => |dir, _| namespaces::pause(dir, false),
+        PAUSE => |dir, _| namespaces::pause(dir),
+        // Its containers make their own file systems of processes.
+        PAUSE_OF_OWN_USERS => |empty, _| namespaces::hold(empty),
         USERS => |_, _| users::run(),
         _ => return None,
     };

@@ -123,12 +123,8 @@ pub(crate) fn run(dir: &Path) -> io::Result<()> {
     if config.own_users {
         // Those who own the namespaces may not write all that the pod may ask for.
         writer = SettingsWriter::start(&config, &settings, dir)?;
-        privileges::enter_root_of_its_own(&dir.join(EMPTY), 0, |root| {
-            for name in [EMPTY, PROC] {
-                fs::create_dir(root.join(name))?;
-            }
-            Ok(rustix::mount::mount_bind("/proc", root.join(PROC))?)
-        })?;
+        // The holder can go nowhere from there, but be there.
+        rustix::process::chdir(dir.join(EMPTY))?;
         let network = network.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
         users::become_root_of(network)?;
     }
@@ -142,12 +138,12 @@ pub(crate) fn run(dir: &Path) -> io::Result<()> {
     let holder = match (config.share_pid, config.own_users) {
         (false, _) => 0,
         (true, false) => start_holder(crate::PAUSE, dir)?,
-        (true, true) => start_holder(crate::PAUSE_OF_OWN_USERS, Path::new("/"))?,
+        (true, true) => start_holder(crate::PAUSE_OF_OWN_USERS, Path::new("."))?,
     };
     match writer {
         Some(writer) => writer.finish()?,
         None if settings.is_empty() || config.own_users => {}
-        None => sysctl::write(&settings, &own_settings(&config), &dir.join(EMPTY))?,
+        None => sysctl::write(&settings, &own_settings(&config), &dir.join(EMPTY), None)?,
     }
     writeln!(io::stdout(), "{holder}")?;
     io::copy(&mut io::stdin(), &mut io::sink())?;
@@ -197,7 +193,8 @@ impl SettingsWriter {
                         let namespace = fs::File::open(format!("/proc/{maker}/ns/{kind}"))?;
                         rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
                     }
-                    sysctl::write(settings, &own_settings(config), &dir.join(EMPTY))
+                    let own = own_settings(config);
+                    sysctl::write(settings, &own, &dir.join(EMPTY), Some(config.first_id))
                 });
                 if let Err(error) = &written {
                     eprintln!("{error}");
@@ -248,22 +245,24 @@ fn start_holder(role: &str, dir: &Path) -> io::Result<i32> {
     }
 }
 
-/// Is pid 1 of a pod's shared pid namespace: reaps, until it is killed. `with_proc` makes the file system that containers
-/// are given; those of a pod with users of its own make theirs.
-pub(crate) fn pause(dir: &Path, with_proc: bool) -> io::Result<()> {
-    if with_proc {
-        // Only a process in the namespace can make it, and this is the one that is not a container's.
-        let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-        rustix::mount::mount(
-            "proc",
-            dir.join(PROC),
-            "proc",
-            flags,
-            None::<&std::ffi::CStr>,
-        )?;
-    }
+/// Is pid 1 of a shared pid namespace, for the sandbox in `dir`: makes the file system that its containers are given.
+pub(crate) fn pause(dir: &Path) -> io::Result<()> {
+    // Only a process in the namespace can make it, and this is the one that is not a container's.
+    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount(
+        "proc",
+        dir.join(PROC),
+        "proc",
+        flags,
+        None::<&std::ffi::CStr>,
+    )?;
+    hold(&dir.join(EMPTY))
+}
+
+/// Holds a pod's shared pid namespace, from an empty directory on: reaps, until it is killed.
+pub(crate) fn hold(empty: &Path) -> io::Result<()> {
     let filter = seccomp::holder().map_err(io::Error::other)?;
-    privileges::enter_root_of_its_own(&dir.join(EMPTY), 0, |_| Ok(()))?;
+    privileges::enter_root_of_its_own(empty, 0, |_| Ok(()))?;
     // Ends of processes that nobody waits for are then no news at all.
     sys::ignore_signal(libc::SIGCHLD, true);
     privileges::bound_capabilities(CapabilitySet::empty())?;

@@ -1,10 +1,13 @@
 //! What a process gives up before a container can see it, in the one order that works.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{CWD, Gid, Uid};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+};
 use rustix::process::DumpableBehavior;
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
@@ -68,6 +71,16 @@ pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> 
     hide()
 }
 
+/// Does something as another user, with no capability that would be in effect.
+pub(crate) fn as_user<T>(user: u32, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let (root, other) = (Uid::ROOT, Uid::from_raw(user));
+    rustix::thread::set_thread_res_uid(root, other, root)?;
+    let done = work();
+    rustix::thread::set_thread_res_uid(root, root, root)?;
+    hide()?;
+    done
+}
+
 /// Leaves the host's files: from here on the root directory is what `fill` makes of an empty one, read-only. `at` is a
 /// directory to put it on, which nobody else sees changed; there is room for `entries` and a few more.
 pub(crate) fn enter_root_of_its_own(
@@ -78,18 +91,33 @@ pub(crate) fn enter_root_of_its_own(
     sys::unshare(UnshareFlags::NEWNS)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
-    let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    let options = format!("size=64k,nr_inodes={},mode=555", entries + 64);
-    let options = std::ffi::CString::new(options)?;
-    rustix::mount::mount("none", at, "tmpfs", flags, options.as_c_str())?;
+    let root = small_file_system(entries)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&root, "", CWD, at, flags)?;
     fill(at)?;
-    rustix::mount::mount_remount(at, flags | MountFlags::RDONLY, c"")?;
-    rustix::process::chdir(at)?;
+    gantry_idmap::set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY)?;
+    // By its descriptor: this process may be unable to find the way to it.
+    rustix::process::fchdir(&root)?;
     // The old root comes to lie on the new one, and is taken off.
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+/// A tmpfs that is mounted nowhere yet.
+fn small_file_system(entries: usize) -> io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let inodes = (entries + 64).to_string();
+    for (name, value) in [("size", "64k"), ("nr_inodes", &*inodes), ("mode", "555")] {
+        rustix::mount::fsconfig_set_string(&context, name, value)?;
+    }
+    rustix::mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    Ok(rustix::mount::fsmount(&context, flags, attributes)?)
 }
 
 /// Moves this process back in the queue of the kernel's OOM killer, as far as it may; says whether it could.

@@ -191,31 +191,6 @@ pub(crate) fn new_session_keyring() {
     }
 }
 
-/// Makes everything below a mount of one's own read-only, without set-user-id and devices.
-pub(crate) fn seal_mount(mount: impl AsFd) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let mut attributes = MaybeUninit::<libc::mount_attr>::zeroed();
-    #[expect(unsafe_code, reason = "mount_setattr has no safe wrapper")]
-    // SAFETY: the structure is integers alone, its size is given, the path is an empty string that ends in null.
-    let result = unsafe {
-        (*attributes.as_mut_ptr()).attr_set =
-            libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            attributes.as_ptr(),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 /// The other side of a new terminal, whatever lies at its path.
 pub(crate) fn open_terminal_peer(terminal: impl AsFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;

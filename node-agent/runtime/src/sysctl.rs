@@ -107,11 +107,13 @@ impl SysctlName {
 
 /// Writes the settings, as a process that is in the pod's namespaces already. `root` is an empty directory to stand on.
 /// It ends up with a root directory that holds the settings of those namespaces and nothing else, and with no capability
-/// but the one the network's settings ask for, so that not even a wrong name could lead it to the host's.
+/// but those that the settings ask for, so that not even a wrong name could lead it to the host's. `owner` is root of
+/// the pod's own users, whose some settings are to newer kernels.
 pub(crate) fn write(
     settings: &[(SysctlName, String)],
     own: &[SysctlNamespace],
     root: &Path,
+    owner: Option<u32>,
 ) -> io::Result<()> {
     privileges::enter_root_of_its_own(root, 0, |root| {
         if own.contains(&SysctlNamespace::Net) {
@@ -128,15 +130,25 @@ pub(crate) fn write(
         }
         Ok(())
     })?;
-    privileges::bound_capabilities(CapabilitySet::NET_ADMIN)?;
-    privileges::hold_capabilities(CapabilitySet::NET_ADMIN)?;
+    let mut kept = CapabilitySet::NET_ADMIN;
+    if owner.is_some() {
+        kept |= CapabilitySet::SETUID;
+    }
+    privileges::bound_capabilities(kept)?;
+    privileges::hold_capabilities(kept)?;
     rustix::thread::set_no_new_privs(true)?;
     for (name, value) in settings {
         let path = Path::new("/").join(name.path());
-        let written = fs::OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|file| io::Write::write_all(&mut &file, value.as_bytes()));
+        let set = || {
+            let file = fs::OpenOptions::new().write(true).open(&path)?;
+            io::Write::write_all(&mut &file, value.as_bytes())
+        };
+        let written = match (set(), owner) {
+            (Err(error), Some(owner)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                privileges::as_user(owner, set)
+            }
+            (written, _) => written,
+        };
         written.map_err(|error| {
             io::Error::new(
                 error.kind(),

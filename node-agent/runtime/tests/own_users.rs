@@ -119,7 +119,7 @@ async fn root_of_a_pod_is_nobody_on_the_node() {
         "dd if=/dev/zero of=/proc/sysrq-trigger count=1",
     ] {
         let said = bed
-            .says(&id, &format!("{refused} 2>/dev/null && echo done"))
+            .says(&id, &format!("({refused}) 2>/dev/null && echo done"))
             .await;
         assert_eq!(said, "", "{refused}");
     }

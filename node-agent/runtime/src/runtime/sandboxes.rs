@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{Containers, Empty, SandboxConfig, reply, request};
 use prost::Message;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -82,6 +83,7 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
             .map(|path| path.display().to_string())
             .unwrap_or_default(),
         own_users: spec.users.is_some(),
+        first_id: spec.users.map_or(0, IdBlock::first),
         host_ipc: spec.host_ipc,
         share_pid: spec.share_pid && !spec.host_pid,
         sysctls: spec.sysctls.clone().into_iter().collect(),

@@ -238,6 +238,17 @@ pub(super) fn validate_pod(spec: &PodSpec, path: &Path, errors: &mut ErrorList) 
             }
         }
     }
+    if spec.host_users == Some(false) {
+        for (name, shared) in [
+            ("hostNetwork", spec.host_network),
+            ("hostPID", spec.host_pid),
+            ("hostIPC", spec.host_ipc),
+        ] {
+            if shared == Some(true) {
+                errors.forbidden(&path.child(name), "when `hostUsers` is false");
+            }
+        }
+    }
     let shares = spec.share_process_namespace == Some(true);
     let path = path.child("securityContext");
     if shares && spec.host_pid == Some(true) {

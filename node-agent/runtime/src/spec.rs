@@ -14,6 +14,7 @@ use crate::exec::Command;
 use crate::privileges;
 use crate::rootfs::DEFAULT_PATH;
 use crate::traits::{BindMount, ContainerSpec, ExecSpec, Propagation, Resources, SandboxSpec};
+use crate::users::{self, Brought, View};
 
 /// What Kubernetes gives a container that asks for nothing.
 const DEFAULT_CAPABILITIES: &[&str] = &[
@@ -528,6 +529,45 @@ pub(crate) fn config(
         "mounts": mounts(spec, around),
         "linux": linux,
     }))
+}
+
+/// Rewrites a configuration for a pod with users of its own: to the places that [`users::enter`] gives things, and to its
+/// namespaces. Answers what was there.
+pub(crate) fn for_own_users(
+    config: &mut Value,
+    ids: IdBlock,
+    around: &Surroundings<'_>,
+    shared_pid: bool,
+) -> View {
+    let path = |value: &Value| PathBuf::from(value.as_str().unwrap_or_default());
+    let rootfs = path(&config["root"]["path"]);
+    config["root"]["path"] = json!(users::ROOTFS);
+    let mut mounts = Vec::new();
+    for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["type"] == "bind" {
+            let source = path(&mount["source"]);
+            mount["source"] = json!(format!("{}/{}", users::MOUNTS, mounts.len()));
+            mounts.push(Brought {
+                // What was made for this pod alone is of its users from the start: older kernels map no memory.
+                mapped: source != around.shm && source != around.termination,
+                source,
+            });
+        }
+    }
+    let mut pid = json!({"type": "pid"});
+    if shared_pid {
+        pid["path"] = json!(users::PID);
+    }
+    let own = [json!({"type": "user", "path": users::USERS}), pid];
+    if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        namespaces.extend(own);
+    }
+    View {
+        ids,
+        rootfs,
+        mounts,
+    }
 }
 
 #[cfg(test)]

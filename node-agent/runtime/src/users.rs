@@ -16,58 +16,32 @@ use rustix::fs::{CWD, Gid, Uid};
 use rustix::mount::{MoveMountFlags, mount_bind, mount_bind_recursive, move_mount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::{namespaces, privileges, shim, sys};
 
 /// Where a helper's own root directory has things; what is in `config.json` then.
-const ROOTFS: &str = "/rootfs";
-const MOUNTS: &str = "/mounts";
-const USERS: &str = "/users";
-const PID: &str = "/pid";
+pub(crate) const ROOTFS: &str = "/rootfs";
+pub(crate) const MOUNTS: &str = "/mounts";
+pub(crate) const USERS: &str = "/users";
+pub(crate) const PID: &str = "/pid";
 /// The network namespace of this process.
 const OWN_NETWORK: &str = "/proc/self/ns/net";
 
 /// What the helper of a container brings along, by host paths.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct View {
-    ids: IdBlock,
-    rootfs: PathBuf,
+    pub(crate) ids: IdBlock,
+    pub(crate) rootfs: PathBuf,
     /// By their places in [`MOUNTS`].
-    mounts: Vec<PathBuf>,
+    pub(crate) mounts: Vec<Brought>,
 }
 
-impl View {
-    /// Rewrites a configuration to the places that [`enter`] gives things. `shared_pid` says that the pod's containers share
-    /// a pid namespace.
-    pub(crate) fn of(config: &mut Value, ids: IdBlock, shared_pid: bool) -> Self {
-        let path = |value: &Value| PathBuf::from(value.as_str().unwrap_or_default());
-        let rootfs = path(&config["root"]["path"]);
-        config["root"]["path"] = json!(ROOTFS);
-        let mut mounts = Vec::new();
-        for mount in config["mounts"].as_array_mut().into_iter().flatten() {
-            if mount["type"] == "bind" {
-                let source = path(&mount["source"]);
-                mount["source"] = json!(format!("{MOUNTS}/{}", mounts.len()));
-                mounts.push(source);
-            }
-        }
-        let mut own = vec![json!({"type": "user", "path": USERS})];
-        own.push(if shared_pid {
-            json!({"type": "pid", "path": PID})
-        } else {
-            json!({"type": "pid"})
-        });
-        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
-            namespaces.retain(|namespace| namespace["type"] != "pid");
-            namespaces.extend(own);
-        }
-        Self {
-            ids,
-            rootfs,
-            mounts,
-        }
-    }
+/// What is mounted in the container.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Brought {
+    pub(crate) source: PathBuf,
+    /// Whether files have the ids that the pod sees, to which the node's are added.
+    pub(crate) mapped: bool,
 }
 
 /// Makes a network namespace in a user namespace with these ids.
@@ -148,13 +122,11 @@ pub(crate) fn enter(dir: &Path, view: &View, pid: Option<&OwnedFd>) -> io::Resul
             mount_bind_recursive(&view.rootfs, &rootfs)?;
             let mounts = below(root, Path::new(MOUNTS));
             fs::create_dir(&mounts)?;
-            for (number, source) in view.mounts.iter().enumerate() {
+            for (number, brought) in view.mounts.iter().enumerate() {
                 let target = mounts.join(number.to_string());
-                place(&users, source, &target).map_err(|error| {
-                    io::Error::new(
-                        error.kind(),
-                        format!("mounting {}: {error}", source.display()),
-                    )
+                place(&users, brought, &target).map_err(|error| {
+                    let source = brought.source.display();
+                    io::Error::new(error.kind(), format!("mounting {source}: {error}"))
                 })?;
             }
             let namespace = format!("/proc/self/fd/{}", users.namespace().as_raw_fd());
@@ -177,40 +149,17 @@ fn bind_file(source: &Path, target: &Path) -> io::Result<()> {
     Ok(mount_bind(source, target)?)
 }
 
-fn place(users: &Users, source: &Path, target: &Path) -> io::Result<()> {
+fn place(users: &Users, brought: &Brought, target: &Path) -> io::Result<()> {
+    let source = &brought.source;
     if source.is_dir() {
         fs::create_dir(target)?;
     } else {
         fs::write(target, b"")?;
     }
+    if !brought.mapped {
+        return Ok(mount_bind(source, target)?);
+    }
     let mapped = users.mapped_path(source)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(move_mount(&mapped, "", CWD, target, flags)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_configuration_names_nothing_of_the_hosts() {
-        let mut config = json!({
-            "root": {"path": "/data/rootfs/x/merged"},
-            "mounts": [
-                {"type": "proc", "source": "proc"},
-                {"type": "bind", "source": "/data/pods/1/volume"},
-                {"type": "bind", "source": "/data/pods/1/etc/hosts"},
-            ],
-            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
-        });
-        let ids = IdBlock::of(std::net::Ipv4Addr::new(10, 0, 0, 7)).unwrap();
-        let view = View::of(&mut config, ids, true);
-        assert_eq!(view.rootfs, Path::new("/data/rootfs/x/merged"));
-        let sources = ["/data/pods/1/volume", "/data/pods/1/etc/hosts"];
-        assert_eq!(view.mounts, sources.map(PathBuf::from));
-        assert!(!config.to_string().contains("/data"), "{config}");
-        let namespaces = &config["linux"]["namespaces"];
-        assert_eq!(namespaces.as_array().unwrap().len(), 3, "{namespaces}");
-        assert_eq!(namespaces[2], json!({"type": "pid", "path": "/pid"}));
-    }
 }

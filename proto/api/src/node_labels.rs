@@ -1,6 +1,10 @@
 //! Which labels a node may give itself: what others decide by must not be in its own hands. The rules are those of
 //! Kubernetes' NodeRestriction.
 
+/// The annotation of a Node that says where its link came from when it registered, an IP address. The servers alone write it;
+/// load balancers publish what a node says of itself by it.
+pub const DIALS_FROM: &str = "gantry.io/dials-from";
+
 /// Labels of Kubernetes' own domains that describe a machine.
 const OWN: &[&str] = &[
     "beta.kubernetes.io/arch",

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use gantry_api::node_labels::DIALS_FROM;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -14,8 +15,6 @@ const CLASS: &str = "gantry.io/node";
 /// The condition that says that a service is balanced here, or why not.
 const CONDITION: &str = "gantry.io/LoadBalancer";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
-/// The annotation of a Node in which the servers say where its link comes from. Nodes cannot write it, nor be without it.
-const DIALS_FROM: &str = "gantry.io/dials-from";
 
 /// What an event tells of a plan.
 #[derive(Debug, PartialEq)]

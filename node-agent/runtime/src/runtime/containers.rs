@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,6 @@ use crate::spec::{self, Surroundings};
 use crate::traits::{
     ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, TerminalSize, Usage,
 };
-use crate::users::View;
 use crate::{devices, helper, namespaces, rootfs, seccomp, shim};
 
 const SPEC: &str = "spec.json";
@@ -156,6 +155,7 @@ fn prepare(
     let termination = shared.termination_file(&spec.id);
     fs::write(&termination, b"")
         .and_then(|()| fs::set_permissions(&termination, fs::Permissions::from_mode(0o666)))
+        .and_then(|()| chown(&termination, Some(root), Some(root)))
         .map_err(failed("creating the termination message file"))?;
     let group = shared.container_cgroup(&spec.id);
     let shm = shared.sandbox_dir(&spec.id.pod).join("shm");
@@ -173,7 +173,7 @@ fn prepare(
     };
     rootfs::check_mount_points(spec).map_err(failed("looking at the mount points"))?;
     let mut config = spec::config(spec, &around)?;
-    let view = users.map(|ids| View::of(&mut config, ids, shared_pid));
+    let view = users.map(|ids| spec::for_own_users(&mut config, ids, &around, shared_pid));
     let devices_of = (!spec.privileged).then_some(&config);
     shared
         .hierarchies

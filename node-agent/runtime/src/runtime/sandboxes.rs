@@ -56,12 +56,14 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
             pod.0
         )))?;
     }
+    let root = spec.users.map_or(0, IdBlock::first);
     for (part, options) in [
-        (SHM, c"mode=1777,size=65536k"),
-        (WORDS, c"mode=700,size=4096k,nr_inodes=4096"),
+        (SHM, format!("mode=1777,size=65536k,uid={root},gid={root}")),
+        (WORDS, "mode=700,size=4096k,nr_inodes=4096".to_owned()),
     ] {
+        let options = std::ffi::CString::new(options).unwrap_or_default();
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-        rustix::mount::mount(part, dir.join(part), "tmpfs", flags, options)
+        rustix::mount::mount(part, dir.join(part), "tmpfs", flags, options.as_c_str())
             .map_err(|error| io_error(format!("mounting {part} of pod {}", pod.0))(error.into()))?;
     }
     let group = shared.pod_cgroup(pod);

@@ -53,18 +53,20 @@ fn sandbox() -> SandboxSpec {
     }
 }
 
-fn configured(spec: &ContainerSpec, shared_proc: Option<&Path>) -> Result<Value, RuntimeError> {
-    let sandbox = sandbox();
-    let around = Surroundings {
-        sandbox: &sandbox,
+fn around<'a>(sandbox: &'a SandboxSpec, shared_proc: Option<&'a Path>) -> Surroundings<'a> {
+    Surroundings {
+        sandbox,
         cgroup: Path::new("/gantry/pod/main-0"),
         unified: true,
         shm: Path::new("/run/pod/shm"),
         termination: Path::new("/run/pod/termination"),
         shared_proc,
         available: u64::MAX,
-    };
-    config(spec, &around)
+    }
+}
+
+fn configured(spec: &ContainerSpec, shared_proc: Option<&Path>) -> Result<Value, RuntimeError> {
+    config(spec, &around(&sandbox(), shared_proc))
 }
 
 #[test]
@@ -146,4 +148,37 @@ fn volumes_hear_of_mounts_when_one_of_them_asks_to() {
         let config = configured(&spec, Option::None).unwrap();
         assert_eq!(config["linux"]["rootfsPropagation"], expected);
     }
+}
+
+#[test]
+fn for_users_of_its_own_a_configuration_names_nothing_of_the_hosts() {
+    let mut config = json!({
+        "root": {"path": "/data/rootfs/x/merged"},
+        "mounts": [
+            {"type": "proc", "source": "proc"},
+            {"type": "bind", "source": "/data/pods/1/volume"},
+            {"type": "bind", "source": "/data/pods/1/etc/hosts"},
+            {"type": "bind", "source": "/run/pod/shm"},
+        ],
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
+    });
+    let ids = IdBlock::of(std::net::Ipv4Addr::new(10, 0, 0, 7)).unwrap();
+    let sandbox = sandbox();
+    let view = for_own_users(&mut config, ids, &around(&sandbox, None), true);
+    assert_eq!(view.rootfs, Path::new("/data/rootfs/x/merged"));
+    let brought = [
+        ("/data/pods/1/volume", true),
+        ("/data/pods/1/etc/hosts", true),
+        ("/run/pod/shm", false),
+    ];
+    let brought = brought.map(|(source, mapped)| Brought {
+        source: PathBuf::from(source),
+        mapped,
+    });
+    assert_eq!(view.mounts, brought);
+    let said = config.to_string();
+    assert!(!said.contains("/data") && !said.contains("/run"), "{said}");
+    let namespaces = &config["linux"]["namespaces"];
+    assert_eq!(namespaces.as_array().unwrap().len(), 3, "{namespaces}");
+    assert_eq!(namespaces[2], json!({"type": "pid", "path": "/pid"}));
 }

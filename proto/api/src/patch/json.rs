@@ -63,7 +63,7 @@ pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError>
                 continue;
             }
             Some("copy") if is_missing_member(object, &operation["from"]) => {
-                let path = operation["path"].take();
+                let path = operation["path"].clone();
                 operation = json!({"op": "add", "path": path, "value": null});
             }
             _ => {}

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use gantry_api::json::Members;
+use gantry_api::node_labels::DIALS_FROM;
 use gantry_api::paths;
 use gantry_rpc::node::Hello;
 use http::Method;
@@ -18,9 +19,6 @@ use super::super::restrictions::{Claim, check_labels, is_nodes_own, keep_own_add
 use super::super::said::{self, Refused};
 use super::{AGAIN, ATTEMPTS, LinkReports, call, code, get, is_conflict};
 
-/// The annotation of a Node that says where its link came from when it registered, an IP address. The servers alone write it;
-/// the load balancer of the controllers, which has its name too, publishes what a node says of itself by it.
-const DIALS_FROM: &str = "gantry.io/dials-from";
 /// The most labels of a Node that its agent may add to, and the most annotations: those of earlier registrations stay.
 const MARKS: usize = 512;
 

@@ -450,7 +450,7 @@ mod tests {
         };
         let large = "x".repeat(SETTINGS_BYTES - STRING_BYTES);
         let parsed = config(serde_json::json!({"Env": [large]})).expect("as much as may be");
-        assert_eq!(parsed.run().env, [large.clone()]);
+        assert_eq!(parsed.run().env, std::slice::from_ref(&large));
         for settings in [
             serde_json::json!({"Env": [large], "User": "x"}),
             serde_json::json!({"Cmd": [large], "Entrypoint": [""]}),

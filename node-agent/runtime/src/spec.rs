@@ -510,15 +510,13 @@ pub(crate) fn config(
         Propagation::Bidirectional => "shared",
     });
     let unmasked = spec.unmasked_proc && around.sandbox.users.is_some();
-    let in_proc = |path: &&&str| path.starts_with("/proc/");
-    let masked = |paths: &[&str]| -> Vec<String> {
-        let hidden = paths
-            .iter()
-            .filter(|path| !spec.privileged && !(unmasked && in_proc(path)));
-        hidden.map(|path| (*path).to_owned()).collect()
+    let is_shown = |path: &str| spec.privileged || unmasked && path.starts_with("/proc/");
+    let hidden = |paths: &[&'static str]| -> Vec<&str> {
+        let hidden = paths.iter().filter(|path| !is_shown(path));
+        hidden.copied().collect()
     };
-    linux["maskedPaths"] = json!(masked(MASKED));
-    linux["readonlyPaths"] = json!(masked(READ_ONLY));
+    linux["maskedPaths"] = json!(hidden(MASKED));
+    linux["readonlyPaths"] = json!(hidden(READ_ONLY));
     if spec.privileged {
         linux["devices"] = Value::Array(host_devices());
     }

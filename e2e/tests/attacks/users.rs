@@ -64,11 +64,9 @@ fn row_06_root_of_a_pod_with_its_own_users_is_nobody_on_the_node() -> Result<()>
     let of = |name: &str, container: Value| {
         let mut container = container;
         container["volumeMounts"] = mounts.clone();
-        pod(
-            name,
-            json!({"hostUsers": false, "volumes": volumes}),
-            container,
-        )
+        let shares = name == "one";
+        let spec = json!({"hostUsers": false, "volumes": volumes, "shareProcessNamespace": shares});
+        pod(name, spec, container)
     };
     create(&cluster, &of("one", json!({})))?;
     let all = json!({"securityContext": {"privileged": true, "procMount": "Unmasked"}});

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, Gid, Uid};
+use rustix::fs::{CWD, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
@@ -94,6 +94,8 @@ pub(crate) fn enter_root_of_its_own(
     let root = small_file_system(entries)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(&root, "", CWD, at, flags)?;
+    // Whoever this process becomes has to find its way there.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     fill(at)?;
     gantry_idmap::set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY)?;
     // By its descriptor: this process may be unable to find the way to it.

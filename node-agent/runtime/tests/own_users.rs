@@ -25,6 +25,8 @@ struct Bed {
 impl Bed {
     fn new() -> Self {
         let node = Node::new();
+        // As the agent is started.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         let ids = IdBlock::of(Ipv4Addr::new(10, 244, 3, 7)).unwrap();
         let made = node.runtime.own_network(ids).unwrap();
         let netns = node.dir.path().join("netns");

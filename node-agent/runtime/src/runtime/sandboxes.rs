@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -56,6 +57,15 @@ async fn try_start(shared: &Arc<Shared>, spec: &SandboxSpec) -> Result<(), Runti
             pod.0
         )))?;
     }
+    // Whoever gives up the host's users still has to stand there.
+    fs::set_permissions(
+        dir.join(namespaces::EMPTY),
+        fs::Permissions::from_mode(0o755),
+    )
+    .map_err(io_error(format!(
+        "preparing the directories of pod {}",
+        pod.0
+    )))?;
     let root = spec.users.map_or(0, IdBlock::first);
     for (part, options) in [
         (SHM, format!("mode=1777,size=65536k,uid={root},gid={root}")),

@@ -59,7 +59,7 @@ struct Nodes {
 #[derive(Clone, Debug, clap::Args)]
 struct Clients {
     /// Memory for what waits for clients: answers and watches that are not read, bodies that arrive. A quarter of the
-    /// machine's, and 256 MiB at most, when not given
+    /// machine's, and 192 MiB at most, when not given
     #[arg(long, value_name = "MIB", value_parser = client_memory)]
     client_memory: Option<usize>,
 }
@@ -81,7 +81,7 @@ impl Clients {
     fn bytes(&self) -> usize {
         match self.client_memory {
             Some(mib) => mib * MIB,
-            None => (process::machine_memory() / 4).clamp(LEAST_CLIENT_MEMORY * MIB, 256 * MIB),
+            None => (process::machine_memory() / 4).clamp(LEAST_CLIENT_MEMORY * MIB, 192 * MIB),
         }
     }
 }

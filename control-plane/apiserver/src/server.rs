@@ -61,7 +61,7 @@ pub struct ApiServerConfig {
 }
 
 /// What waits for clients takes no more than this where nothing else is said.
-const CLIENT_MEMORY: usize = 256 << 20;
+const CLIENT_MEMORY: usize = 192 << 20;
 
 impl Default for ApiServerConfig {
     fn default() -> Self {

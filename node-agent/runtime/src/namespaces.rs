@@ -7,8 +7,8 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use gantry_rpc::shim::SandboxConfig;
 use rustix::mount::MountFlags;
@@ -26,6 +26,38 @@ pub(crate) const EMPTY: &str = "empty";
 /// The user of the process that holds a shared pid namespace, the same as of Kubernetes' pause image.
 const HOLDER: u32 = 65535;
 
+/// A process of ours that makes namespaces, and stays in them until it is told to end.
+pub(crate) struct Maker {
+    process: Child,
+    /// The line that it has printed when they were there; empty when it could not make them.
+    pub(crate) said: String,
+}
+
+impl Maker {
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        if let Some(output) = process.stdout.take() {
+            BufReader::with_capacity(32, output).read_line(&mut said)?;
+        }
+        Ok(Self { process, said })
+    }
+
+    /// A file of the process's in /proc.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.process.id()))
+    }
+
+    pub(crate) fn end(mut self) -> io::Result<ExitStatus> {
+        // When it has nothing more to read.
+        drop(self.process.stdin.take());
+        self.process.wait()
+    }
+}
+
 /// What a pod's containers share.
 pub(crate) struct Namespaces {
     joined: Vec<OwnedFd>,
@@ -35,33 +67,19 @@ pub(crate) struct Namespaces {
 impl Namespaces {
     /// Makes them, for the sandbox in `dir`.
     pub(crate) fn make(executable: &Path, dir: &Path) -> io::Result<Self> {
-        let mut maker = Command::new(executable)
-            .arg(crate::NAMESPACES)
-            .arg(dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        if let Some(output) = maker.stdout.take() {
-            BufReader::with_capacity(32, output).read_line(&mut line)?;
-        }
-        let holder = line.trim().parse::<i32>();
+        let maker = Maker::start(Command::new(executable).arg(crate::NAMESPACES).arg(dir))?;
+        let holder = maker.said.trim().parse::<i32>();
         let taken = holder.map_err(io::Error::other).and_then(|holder| {
-            let of = |pid: &dyn std::fmt::Display, kind: &str| -> io::Result<OwnedFd> {
-                Ok(fs::File::open(format!("/proc/{pid}/ns/{kind}"))?.into())
-            };
-            let joined = ["uts", "ipc", "net"].map(|kind| of(&maker.id(), kind));
+            let open = |file: PathBuf| fs::File::open(file).map(OwnedFd::from);
+            let joined = ["ns/uts", "ns/ipc", "ns/net"].map(|file| open(maker.file(file)));
             let pid = match holder {
                 0 => None,
-                holder => Some((holder, of(&holder, "pid")?)),
+                holder => Some((holder, open(format!("/proc/{holder}/ns/pid").into())?)),
             };
             let joined = joined.into_iter().collect::<io::Result<_>>()?;
             Ok(Self { joined, pid })
         });
-        // It ends when it has nothing more to read.
-        drop(maker.stdin.take());
-        let status = maker.wait()?;
-        if status.success() {
+        if maker.end()?.success() {
             taken
         } else {
             // It has said why.

@@ -5,11 +5,11 @@
 //! own that has the container's file system, its mounts with the files as the pod's, and what libcontainer looks at.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use gantry_idmap::{IdBlock, Users};
 use rustix::fs::{CWD, Gid, Uid};
@@ -17,6 +17,7 @@ use rustix::mount::{MoveMountFlags, mount_bind, mount_bind_recursive, move_mount
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::namespaces::Maker;
 use crate::{namespaces, privileges, shim, sys};
 
 /// Where a helper's own root directory has things; what is in `config.json` then.
@@ -46,32 +47,24 @@ pub(crate) struct Brought {
 
 /// Makes a network namespace in a user namespace with these ids.
 pub(crate) fn make_network(executable: &Path, ids: IdBlock) -> io::Result<OwnedFd> {
-    let mut maker = Command::new(executable)
+    let mut command = Command::new(executable);
+    command
         .arg0("gantry")
         .arg(crate::USERS)
         .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    if let Some(output) = maker.stdout.take() {
-        BufReader::with_capacity(32, output).read_line(&mut line)?;
-    }
-    let of = |file: &str| format!("/proc/{}/{file}", maker.id());
-    let made = if line == shim::READY {
-        fs::write(of("uid_map"), ids.map())
-            .and_then(|()| fs::write(of("gid_map"), ids.map()))
-            .and_then(|()| fs::File::open(of("ns/net")))
+        .current_dir("/");
+    let maker = Maker::start(&mut command)?;
+    let made = if maker.said == shim::READY {
+        fs::write(maker.file("uid_map"), ids.map())
+            .and_then(|()| fs::write(maker.file("gid_map"), ids.map()))
+            .and_then(|()| fs::File::open(maker.file("ns/net")))
             .map(OwnedFd::from)
     } else {
         Err(io::Error::other(
             "this kernel gives no user namespaces (is /proc/sys/user/max_user_namespaces 0?)",
         ))
     };
-    // It ends when it has nothing more to read.
-    drop(maker.stdin.take());
-    maker.wait()?;
+    maker.end()?;
     made
 }
 

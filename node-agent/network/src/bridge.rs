@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use parking_lot::Mutex;
 
 use crate::forwarding::Passing;
@@ -259,6 +259,16 @@ impl PodNetwork for BridgeNetwork {
     }
 }
 
+/// See [`MakeNamespace`].
+fn check_told_apart(pod_cidr: Ipv4Net) -> Result<(), NetworkError> {
+    match pod_cidr.prefix_len() {
+        0..16 => Err(NetworkError::Unsupported(format!(
+            "pods with users of their own (hostUsers: false) need a pod CIDR of the node of /16 or narrower, not {pod_cidr}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl Shared {
     fn stripe(&self, uid: &str) -> &tokio::sync::Mutex<()> {
         &self.stripes[self.hasher.hash_one(uid) as usize % STRIPES]
@@ -288,6 +298,9 @@ impl Shared {
         ports: Vec<HostPort>,
         make: Option<&MakeNamespace>,
     ) -> Result<PodAttachment, NetworkError> {
+        if make.is_some() {
+            check_told_apart(self.node.pod_cidr)?;
+        }
         let (lease, before) = self.lease(uid, ports)?;
         let attachment = self.attachment(uid, &lease);
         let connected = self
@@ -699,4 +712,21 @@ pub(crate) async fn blocking<T: Send + 'static>(
                 "work on the network did not finish: {error}"
             )))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_a_pods_own_need_addresses_that_differ_in_their_last_half() {
+        let check = |cidr: &str| check_told_apart(cidr.parse().unwrap());
+        for narrow in ["10.244.3.0/24", "10.244.0.0/16", "10.244.3.8/30"] {
+            check(narrow).unwrap();
+        }
+        for wide in ["10.244.0.0/15", "10.0.0.0/8", "0.0.0.0/0"] {
+            let refused = check(wide).unwrap_err().to_string();
+            assert!(refused.contains(wide), "{refused}");
+        }
+    }
 }

@@ -132,6 +132,7 @@ impl PodAttachment {
 }
 
 /// Makes a network namespace for the pod that is given this address; one that belongs to the host's users is made without.
+/// Who makes them may tell the pods of a node apart by the last 16 bits of their addresses: a node with more is refused.
 pub type MakeNamespace = Arc<dyn Fn(Ipv4Addr) -> io::Result<OwnedFd> + Send + Sync>;
 
 /// Connects pods. Every operation is idempotent; state survives the agent.

@@ -206,14 +206,19 @@ impl SettingsWriter {
             Fork::Parent(pid) => Ok(Some(Self { pid, go })),
             Fork::Child => {
                 drop(go);
-                let written = gone.read_exact(&mut [0]).and_then(|()| {
+                if gone.read_exact(&mut [0]).is_err() {
+                    // The namespaces could not be made, and the maker says why.
+                    sys::exit_now(1);
+                }
+                let write = || {
                     for kind in ["ipc", "net"] {
                         let namespace = fs::File::open(format!("/proc/{maker}/ns/{kind}"))?;
                         rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
                     }
                     let own = own_settings(config);
                     sysctl::write(settings, &own, &dir.join(EMPTY), Some(config.first_id))
-                });
+                };
+                let written = write();
                 if let Err(error) = &written {
                     eprintln!("{error}");
                 }

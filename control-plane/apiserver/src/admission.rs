@@ -1,20 +1,31 @@
-//! What the cluster adds to objects, and what it refuses, between decoding and validation.
+//! What the cluster adds to objects, and what it refuses: an ordered list of small plugins, each asked at the stages of a
+//! write that it takes part in (`verbs/write.rs`).
 
+mod default_tolerations;
 mod ingresses;
-mod namespaces;
+mod namespace_lifecycle;
 mod nodes;
+mod plugin;
 mod pod_security;
-mod pods;
+mod priority;
 mod runtime_classes;
+mod service_account;
 mod service_cidrs;
 mod services;
 
+use std::sync::Arc;
+
+use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
-use gantry_store::Transaction;
+use gantry_store::{Key, Transaction};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::context::Context;
+use crate::registry::table;
+
+pub(crate) use plugin::{Attributes, Operation, Plugin};
 
 /// The cluster's ranges.
 #[derive(Clone, Debug)]
@@ -61,88 +72,131 @@ impl Ranges {
     }
 }
 
-/// All admission steps, in order.
+/// The plugins that a write passes, in their order.
 #[derive(Clone)]
 pub(crate) struct Admission {
     pub(crate) ranges: Ranges,
+    plugins: Arc<[Box<dyn Plugin>]>,
 }
 
 impl Admission {
-    /// Completes or refuses a new object, before its kind's defaults and validation.
-    pub(crate) async fn create(
+    /// The plugins of every cluster, in the order in which Kubernetes has those it knows.
+    pub(crate) fn new(ranges: Ranges) -> Self {
+        let plugins: Vec<Box<dyn Plugin>> = vec![
+            Box::new(namespace_lifecycle::NamespaceLifecycle),
+            Box::new(service_account::ServiceAccount),
+            Box::new(nodes::TaintNodes),
+            Box::new(pod_security::PodSecurity),
+            Box::new(priority::Priority),
+            Box::new(default_tolerations::DefaultTolerationSeconds),
+            Box::new(runtime_classes::RuntimeClass),
+            Box::new(ingresses::DefaultIngressClass),
+            Box::new(services::ServiceAddresses {
+                ranges: ranges.clone(),
+            }),
+            Box::new(service_cidrs::ServedRanges {
+                ranges: ranges.clone(),
+            }),
+            Box::new(nodes::PodCidrs),
+        ];
+        Self::of(ranges, plugins)
+    }
+
+    fn of(ranges: Ranges, plugins: Vec<Box<dyn Plugin>>) -> Self {
+        let plugins = plugins.into();
+        Self { ranges, plugins }
+    }
+
+    fn asked<'a>(&'a self, attributes: &'a Attributes<'_>) -> impl Iterator<Item = &'a dyn Plugin> {
+        let plugins = self.plugins.iter().map(AsRef::as_ref);
+        plugins.filter(|plugin| plugin.handles(attributes))
+    }
+
+    /// Completes or refuses an object that has its defaults. Returns whether any plugin was asked.
+    pub(crate) async fn admit(
         &self,
-        context: &Context<'_>,
-        object: &mut Value,
-    ) -> Result<(), StatusError> {
-        let info = context.resource.info();
-        namespaces::admit_content(context, object)?;
-        match (info.group, info.kind) {
-            ("", "Pod") => {
-                pods::admit(context, object).await?;
-                match object["spec"].is_object() {
-                    true => runtime_classes::admit(context, object),
-                    false => Ok(()),
-                }
-            }
-            ("", "Node") => {
-                nodes::admit(object);
-                Ok(())
-            }
-            ("networking.k8s.io", "Ingress") => ingresses::admit(context, object),
-            _ => Ok(()),
+        attributes: &Attributes<'_>,
+        draft: &mut dyn Draft,
+    ) -> Result<bool, StatusError> {
+        let mut any = false;
+        for plugin in self.asked(attributes) {
+            let admitted = plugin.admit(attributes, draft).await;
+            admitted.inspect_err(|error| refused(plugin, error))?;
+            any = true;
         }
+        Ok(any)
     }
 
     /// Refuses an object that is valid by itself, or warns of it. The last word before it is written.
     pub(crate) fn validate(
         &self,
-        context: &Context<'_>,
-        object: &Value,
-        current: Option<&Value>,
+        attributes: &Attributes<'_>,
+        draft: &dyn Draft,
     ) -> Result<Vec<String>, StatusError> {
-        pod_security::validate(context, object, current)
+        let mut warnings = Vec::new();
+        for plugin in self.asked(attributes) {
+            let judged = plugin.validate(attributes, draft);
+            warnings.extend(judged.inspect_err(|error| refused(plugin, error))?);
+        }
+        Ok(warnings)
     }
 
     /// Refuses a deletion.
-    pub(crate) fn delete(&self, context: &Context<'_>) -> Result<(), StatusError> {
-        namespaces::admit_deletion(context)
+    pub(crate) fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
+        self.asked(attributes)
+            .try_for_each(|plugin| plugin.delete(attributes))
     }
 
-    /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction.
-    pub(crate) fn allocate(
+    /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction. Returns whether the
+    /// object is changed by that.
+    pub(crate) fn reserve(
         &self,
-        context: &Context<'_>,
+        attributes: &Attributes<'_>,
         object: &mut Value,
         current: Option<&Value>,
         transaction: &mut Transaction,
-    ) -> Result<(), StatusError> {
-        let info = context.resource.info();
-        match (info.group, info.kind) {
-            ("", "Service") => {
-                services::allocate(&self.ranges, context, object, current, transaction)
-            }
-            // Its kind drops a status that a client gives it, so this comes after.
-            ("networking.k8s.io", "ServiceCIDR") if current.is_none() => {
-                service_cidrs::admit(&self.ranges, context, object);
-                Ok(())
-            }
-            ("", "Node") => nodes::allocate(context, object, current, transaction),
-            _ => Ok(()),
+    ) -> Result<bool, StatusError> {
+        let mut changed = false;
+        for plugin in self.asked(attributes) {
+            changed |= plugin.reserve(attributes, object, current, transaction)?;
         }
+        Ok(changed)
     }
 
-    /// Returns what [`Self::allocate`] gave, with the object's removal.
+    /// Returns what [`Self::reserve`] gave, with the object's removal.
     pub(crate) fn release(
         &self,
-        context: &Context<'_>,
+        attributes: &Attributes<'_>,
         object: &Value,
         transaction: &mut Transaction,
     ) {
-        let info = context.resource.info();
-        match (info.group, info.kind) {
-            ("", "Service") => services::release(object, transaction),
-            ("", "Node") => nodes::release(context, object, transaction),
-            _ => {}
+        for plugin in self.asked(attributes) {
+            plugin.release(attributes, object, transaction);
         }
     }
 }
+
+/// Notes which plugin it was: clients are told why, not by whom.
+fn refused(plugin: &dyn Plugin, error: &StatusError) {
+    tracing::debug!(plugin = plugin.name(), %error, "refused");
+}
+
+/// What is stored of another kind, as its type; the store holds only what was written here.
+fn stored<T: DeserializeOwned>(
+    context: &Context<'_>,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Option<T> {
+    let key = Key {
+        table: table(group, plural),
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let entry = context.api.store.get(&key)?;
+    serde_json::from_slice(&entry.value).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -145,8 +145,13 @@ pub(crate) fn api_version(info: &ResourceInfo) -> String {
     }
 }
 
-/// What selectors look at.
+/// What selectors look at, of a stored object.
 pub(crate) fn index(kind: &dyn ResourceKind, object: &Value) -> Index {
+    index_of(object, kind.selectable_fields(object))
+}
+
+/// What selectors look at, of an object whose selectable fields are known.
+pub(crate) fn index_of(object: &Value, mut fields: Vec<(String, String)>) -> Index {
     let mut labels: Vec<(String, String)> = object["metadata"]["labels"]
         .as_object()
         .into_iter()
@@ -154,11 +159,7 @@ pub(crate) fn index(kind: &dyn ResourceKind, object: &Value) -> Index {
         .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
         .collect();
     labels.sort();
-    let mut fields: Vec<(String, String)> = kind
-        .selectable_fields(object)
-        .into_iter()
-        .filter(|(name, _)| name != "metadata.name" && name != "metadata.namespace")
-        .collect();
+    fields.retain(|(name, _)| name != "metadata.name" && name != "metadata.namespace");
     fields.sort();
     Index { labels, fields }
 }

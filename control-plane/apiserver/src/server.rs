@@ -104,15 +104,24 @@ struct Caller {
 impl ApiServer {
     /// An API over a store; creates what every cluster has ([`crate::bootstrap`]) with [`Self::bootstrap`].
     pub fn new(config: ApiServerConfig, store: Store, streams: Arc<dyn NodeStreams>) -> Self {
+        let admission = Admission::new(config.ranges.clone());
+        Self::with_admission(config, store, streams, admission)
+    }
+
+    /// As [`Self::new`], with the plugins that writes pass.
+    pub(crate) fn with_admission(
+        config: ApiServerConfig,
+        store: Store,
+        streams: Arc<dyn NodeStreams>,
+        admission: Admission,
+    ) -> Self {
         let budget = Budget::new(config.client_memory);
         Self {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
                     store,
                     registry: Arc::new(Registry::new(gantry_api::kinds::all())),
-                    admission: Admission {
-                        ranges: config.ranges,
-                    },
+                    admission,
                     clock: config.clock,
                     fence: None,
                 }),

@@ -13,3 +13,4 @@ pub(crate) mod scan;
 pub(crate) mod selection;
 pub(crate) mod update;
 pub(crate) mod watch;
+pub(crate) mod write;

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use gantry_api::decode::{FieldValidation, check, decode};
-use gantry_api::kind::{ResourceKind, WriteScope};
+use gantry_api::kind::{ResourceKind, WriteScope, finish};
 use gantry_api::patch::{self, PatchType};
 use gantry_api::quantity::Quantity;
 use gantry_api::selector::{FieldSelector, LabelSelector};
@@ -36,13 +36,16 @@ fn choose(bytes: &[u8]) -> Option<(&'static dyn ResourceKind, &[u8])> {
 
 /// Everything that happens to an object: defaults, checks, an update to itself, fields, a row.
 fn accept(kind: &dyn ResourceKind, object: Value) {
-    let Ok(created) = kind.create(stored(object)) else {
+    let Ok((created, _)) = kind.draft(stored(object)).and_then(finish) else {
         return;
     };
-    drop(kind.selectable_fields(&created.object));
-    drop(kind.row(&created.object, i64::MAX));
+    drop(kind.selectable_fields(&created));
+    drop(kind.row(&created, i64::MAX));
     for scope in [WriteScope::Main, WriteScope::Status] {
-        drop(kind.update(created.object.clone(), &created.object, scope));
+        drop(
+            kind.draft_update(created.clone(), &created, scope)
+                .and_then(finish),
+        );
     }
 }
 

@@ -3,12 +3,16 @@
 //! Adding a kind is adding one module under `kinds/` that implements [`Kind`] and one line in [`crate::kinds::all`].
 //! A custom resource implements [`ResourceKind`] directly, driven by its schema.
 
+use std::any::Any;
+
+use k8s_openapi::Metadata as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::field::ErrorList;
+use crate::kinds::table;
 use crate::status::StatusError;
 
 /// Names and scope of a resource, as discovery reports them.
@@ -72,6 +76,8 @@ pub trait Kind: Send + Sync + 'static {
         + JsonSchema
         + Clone
         + k8s_openapi::Metadata<Ty = ObjectMeta>
+        + Send
+        + Sync
         + 'static;
 
     /// Names and scope.
@@ -84,13 +90,13 @@ pub trait Kind: Send + Sync + 'static {
     fn default(_object: &mut Self::Object) {}
 
     /// Drops what a client may not set at creation (status, usually). Runs after [`Kind::default`].
-    fn prepare_create(object: &mut Self::Object);
+    fn prepare_create(_object: &mut Self::Object) {}
 
     /// Checks a new object. `metadata` has been checked already, by [`crate::meta::validate`].
     fn validate(_object: &Self::Object, _errors: &mut ErrorList) {}
 
     /// Restores what an update may not touch and increments the generation when the spec changed.
-    fn prepare_update(new: &mut Self::Object, old: &Self::Object);
+    fn prepare_update(_new: &mut Self::Object, _old: &Self::Object) {}
 
     /// Checks an update; by default that the new object is valid by itself.
     fn validate_update(new: &Self::Object, _old: &Self::Object, errors: &mut ErrorList) {
@@ -120,19 +126,71 @@ pub trait Kind: Send + Sync + 'static {
     const DEPRECATION: Option<&'static str> = None;
 
     /// The Table's columns; `Name` and `Age` when not overridden.
-    fn columns() -> Vec<Column>;
+    fn columns() -> Vec<Column> {
+        vec![table::name_column(), table::age_column()]
+    }
 
     /// One row, a cell per column. `now` is nanoseconds since the epoch.
-    fn row(object: &Self::Object, now: i64) -> Vec<Value>;
+    fn row(object: &Self::Object, now: i64) -> Vec<Value> {
+        let metadata = object.metadata();
+        vec![table::name_cell(metadata), table::age_cell(metadata, now)]
+    }
 }
 
-/// A prepared and validated object, ready to be stored.
-#[derive(Clone, Debug)]
-pub struct Prepared {
+/// An object on its way into the store, in the type of its kind; of a change also what is stored.
+///
+/// The stages of a write, in their order: [`Draft::default`], mutating admission, [`Draft::default`] again,
+/// [`Draft::prepare`], [`Draft::validate`], validating admission, [`Draft::value`].
+pub trait Draft: Send + Sync {
+    /// The object, to be looked at as its kind's type.
+    fn object(&self) -> &dyn Any;
+
+    /// As [`Draft::object`], to be changed.
+    fn object_mut(&mut self) -> &mut dyn Any;
+
+    /// What is stored, as its kind's type; `None` of a new object.
+    fn old(&self) -> Option<&dyn Any>;
+
+    /// The object's metadata.
+    fn metadata(&self) -> &ObjectMeta;
+
+    /// As [`Draft::metadata`], to be changed.
+    fn metadata_mut(&mut self) -> &mut ObjectMeta;
+
+    /// The metadata of what is stored.
+    fn old_metadata(&self) -> Option<&ObjectMeta>;
+
+    /// Fills what the user and admission left out.
+    fn default(&mut self);
+
+    /// Drops what a client may not set, and restores what it may not change.
+    fn prepare(&mut self);
+
+    /// Checks the object, and returns the warnings about one that is valid.
+    fn validate(&self) -> Result<Vec<String>, StatusError>;
+
     /// The object as it will be stored and answered, without `metadata.resourceVersion`.
-    pub object: Value,
-    /// Warnings for the client.
-    pub warnings: Vec<String>,
+    fn value(&self) -> Result<Value, StatusError>;
+
+    /// As [`ResourceKind::selectable_fields`].
+    fn selectable_fields(&self) -> Vec<(String, String)>;
+}
+
+impl dyn Draft + '_ {
+    /// The object, if it is of the type.
+    pub fn typed<T: 'static>(&self) -> Option<&T> {
+        self.object().downcast_ref()
+    }
+
+    /// As [`Self::typed`], to be changed.
+    pub fn typed_mut<T: 'static>(&mut self) -> Option<&mut T> {
+        self.object_mut().downcast_mut()
+    }
+
+    /// What is stored, if it is of the type.
+    pub fn typed_old<T: 'static>(&self) -> Option<&T> {
+        self.old()?.downcast_ref()
+    }
 }
 
 /// The object-safe form of [`Kind`]: what the registry and the verbs know of a kind.
@@ -146,14 +204,18 @@ pub trait ResourceKind: Send + Sync + 'static {
     /// The type's schema for strict decoding, strategic merge and OpenAPI.
     fn schema(&self) -> &'static crate::schema::TypeSchema;
 
-    /// Defaults, prepares and validates a new object that has been decoded by [`crate::decode`].
-    /// `metadata.name`, `namespace`, `uid` and `creationTimestamp` have been set by the caller.
-    fn create(&self, object: Value) -> Result<Prepared, StatusError>;
+    /// A new object that has been decoded by [`crate::decode`]; the caller has set `metadata.uid` and `creationTimestamp`.
+    fn draft(&self, object: Value) -> Result<Box<dyn Draft>, StatusError>;
 
-    /// Defaults, prepares and validates a changed object against the stored one.
-    fn update(&self, new: Value, old: &Value, scope: WriteScope) -> Result<Prepared, StatusError>;
+    /// A change of a stored object.
+    fn draft_update(
+        &self,
+        new: Value,
+        old: &Value,
+        scope: WriteScope,
+    ) -> Result<Box<dyn Draft>, StatusError>;
 
-    /// All selectable fields of an object, `metadata.name` and `metadata.namespace` included.
+    /// All selectable fields of a stored object, `metadata.name` and `metadata.namespace` included.
     fn selectable_fields(&self, object: &Value) -> Vec<(String, String)>;
 
     /// Whether a field selector may use this field label.
@@ -173,4 +235,13 @@ pub trait ResourceKind: Send + Sync + 'static {
 
     /// One row, a cell per column. `now` is nanoseconds since the epoch.
     fn row(&self, object: &Value, now: i64) -> Vec<Value>;
+}
+
+/// Takes a draft through all stages but admission, as the system's own writers do; the object as it will be stored, and the
+/// warnings about it.
+pub fn finish(mut draft: Box<dyn Draft>) -> Result<(Value, Vec<String>), StatusError> {
+    draft.default();
+    draft.prepare();
+    let warnings = draft.validate()?;
+    Ok((draft.value()?, warnings))
 }

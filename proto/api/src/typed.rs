@@ -1,16 +1,18 @@
 //! [`Typed`]: any [`Kind`] behind the object-safe [`ResourceKind`].
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use k8s_openapi::Metadata as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema as _;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Prepared, ResourceInfo, ResourceKind, WriteScope};
+use crate::kind::{Column, Draft, Kind, ResourceInfo, ResourceKind, WriteScope};
 use crate::meta;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
@@ -65,6 +67,23 @@ impl<K: Kind> Typed<K> {
         })
     }
 
+    fn fields(object: &K::Object) -> Vec<(String, String)> {
+        let meta = object.metadata();
+        let mut fields = vec![(
+            "metadata.name".to_owned(),
+            meta.name.clone().unwrap_or_default(),
+        )];
+        if K::INFO.namespaced {
+            fields.push((
+                "metadata.namespace".to_owned(),
+                meta.namespace.clone().unwrap_or_default(),
+            ));
+        }
+        let own = K::selectable_fields(object).into_iter();
+        fields.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        fields
+    }
+
     fn refuse(object: &K::Object, mut errors: ErrorList) -> Result<(), StatusError> {
         if errors.is_empty() {
             return Ok(());
@@ -77,6 +96,108 @@ impl<K: Kind> Typed<K> {
     }
 }
 
+/// An object of a kind that is being written, and of a change what is stored.
+struct TypedDraft<K: Kind> {
+    new: K::Object,
+    old: Option<(K::Object, WriteScope)>,
+}
+
+impl<K: Kind> TypedDraft<K> {
+    /// A status is written with labels and annotations, and nothing else of the metadata.
+    fn keep_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
+        let (labels, annotations) = (new.labels.take(), new.annotations.take());
+        *new = ObjectMeta {
+            resource_version: None,
+            labels,
+            annotations,
+            ..old.clone()
+        };
+    }
+
+    fn errors(&self) -> ErrorList {
+        let (new, mut errors) = (&self.new, ErrorList::default());
+        match &self.old {
+            None => {
+                let is_namespaced = K::INFO.namespaced;
+                meta::validate(new.metadata(), is_namespaced, K::NAME_RULE, &mut errors);
+                K::validate(new, &mut errors);
+            }
+            Some((old, WriteScope::Main)) => {
+                meta::validate_update(new.metadata(), old.metadata(), &mut errors);
+                K::validate_update(new, old, &mut errors);
+            }
+            Some((old, WriteScope::Status)) => {
+                let (now, before) = (new.metadata(), old.metadata());
+                if (&now.labels, &now.annotations) != (&before.labels, &before.annotations) {
+                    meta::validate_maps(now, &Path::new("metadata"), &mut errors);
+                }
+                K::validate_status_update(new, old, &mut errors);
+            }
+        }
+        errors
+    }
+}
+
+impl<K: Kind> Draft for TypedDraft<K> {
+    fn object(&self) -> &dyn Any {
+        &self.new
+    }
+
+    fn object_mut(&mut self) -> &mut dyn Any {
+        &mut self.new
+    }
+
+    fn old(&self) -> Option<&dyn Any> {
+        self.old.as_ref().map(|(old, _)| old as &dyn Any)
+    }
+
+    fn metadata(&self) -> &ObjectMeta {
+        self.new.metadata()
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        self.new.metadata_mut()
+    }
+
+    fn old_metadata(&self) -> Option<&ObjectMeta> {
+        self.old.as_ref().map(|(old, _)| old.metadata())
+    }
+
+    fn default(&mut self) {
+        K::default(&mut self.new);
+    }
+
+    fn prepare(&mut self) {
+        match &self.old {
+            None => K::prepare_create(&mut self.new),
+            Some((old, WriteScope::Main)) => {
+                if !K::INFO.has_generation {
+                    self.new.metadata_mut().generation = old.metadata().generation;
+                }
+                K::prepare_update(&mut self.new, old);
+            }
+            Some((old, WriteScope::Status)) => {
+                K::prepare_status_update(&mut self.new, old);
+                Self::keep_metadata(self.new.metadata_mut(), old.metadata());
+            }
+        }
+    }
+
+    fn validate(&self) -> Result<Vec<String>, StatusError> {
+        Typed::<K>::refuse(&self.new, self.errors())?;
+        let old = self.old.as_ref().map(|(old, _)| old);
+        Ok(K::warnings(&self.new, old))
+    }
+
+    fn value(&self) -> Result<Value, StatusError> {
+        Typed::<K>::write(&self.new)
+    }
+
+    fn selectable_fields(&self) -> Vec<(String, String)> {
+        Typed::<K>::fields(&self.new)
+    }
+}
+
 impl<K: Kind> ResourceKind for Typed<K> {
     fn info(&self) -> &ResourceInfo {
         &K::INFO
@@ -86,90 +207,33 @@ impl<K: Kind> ResourceKind for Typed<K> {
         TypeSchema::of::<K::Object>()
     }
 
-    fn create(&self, object: Value) -> Result<Prepared, StatusError> {
-        let mut object = Self::parse(object)?;
-        let meta = object.metadata_mut();
+    fn draft(&self, object: Value) -> Result<Box<dyn Draft>, StatusError> {
+        let mut new = Self::parse(object)?;
+        let meta = new.metadata_mut();
         meta.resource_version = None;
         meta.deletion_timestamp = None;
         meta.deletion_grace_period_seconds = None;
         meta.self_link = None;
         meta.managed_fields = None;
-        K::default(&mut object);
-        K::prepare_create(&mut object);
-        let mut errors = ErrorList::default();
-        meta::validate(
-            object.metadata(),
-            K::INFO.namespaced,
-            K::NAME_RULE,
-            &mut errors,
-        );
-        K::validate(&object, &mut errors);
-        Self::refuse(&object, errors)?;
-        Ok(Prepared {
-            warnings: K::warnings(&object, None),
-            object: Self::write(&object)?,
-        })
+        Ok(Box::new(TypedDraft::<K> { new, old: None }))
     }
 
-    fn update(&self, new: Value, old: &Value, scope: WriteScope) -> Result<Prepared, StatusError> {
+    fn draft_update(
+        &self,
+        new: Value,
+        old: &Value,
+        scope: WriteScope,
+    ) -> Result<Box<dyn Draft>, StatusError> {
         let mut new = Self::parse(new)?;
         let old = Self::stored(old)?;
         meta::prepare_update(new.metadata_mut(), old.metadata());
-        K::default(&mut new);
-        let mut errors = ErrorList::default();
-        match scope {
-            WriteScope::Main => {
-                if !K::INFO.has_generation {
-                    new.metadata_mut().generation = old.metadata().generation;
-                }
-                K::prepare_update(&mut new, &old);
-                meta::validate_update(new.metadata(), old.metadata(), &mut errors);
-                K::validate_update(&new, &old, &mut errors);
-            }
-            WriteScope::Status => {
-                K::prepare_status_update(&mut new, &old);
-                let labels = new.metadata().labels.clone();
-                let annotations = new.metadata().annotations.clone();
-                let meta = new.metadata_mut();
-                *meta = old.metadata().clone();
-                meta.resource_version = None;
-                meta.labels = labels;
-                meta.annotations = annotations;
-                let (now, before) = (new.metadata(), old.metadata());
-                if (&now.labels, &now.annotations) != (&before.labels, &before.annotations) {
-                    meta::validate_maps(now, &Path::new("metadata"), &mut errors);
-                }
-                K::validate_status_update(&new, &old, &mut errors);
-            }
-        }
-        Self::refuse(&new, errors)?;
-        Ok(Prepared {
-            warnings: K::warnings(&new, Some(&old)),
-            object: Self::write(&new)?,
-        })
+        let old = Some((old, scope));
+        Ok(Box::new(TypedDraft::<K> { new, old }))
     }
 
     fn selectable_fields(&self, object: &Value) -> Vec<(String, String)> {
-        let Ok(object) = Self::stored(object) else {
-            return Vec::new();
-        };
-        let meta = object.metadata();
-        let mut fields = vec![(
-            "metadata.name".to_owned(),
-            meta.name.clone().unwrap_or_default(),
-        )];
-        if K::INFO.namespaced {
-            fields.push((
-                "metadata.namespace".to_owned(),
-                meta.namespace.clone().unwrap_or_default(),
-            ));
-        }
-        fields.extend(
-            K::selectable_fields(&object)
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value)),
-        );
-        fields
+        let fields = Self::stored(object).map(|object| Self::fields(&object));
+        fields.unwrap_or_default()
     }
 
     fn knows_field_label(&self, label: &str) -> bool {
@@ -213,8 +277,9 @@ mod tests {
     use super::*;
     use crate::kinds::node::NodeKind;
 
-    fn status_write(old: Value, new: Value) -> Result<Prepared, StatusError> {
-        Typed::<NodeKind>::default().update(new, &old, WriteScope::Status)
+    fn status_write(old: Value, new: Value) -> Result<Value, StatusError> {
+        let draft = Typed::<NodeKind>::default().draft_update(new, &old, WriteScope::Status)?;
+        crate::kind::finish(draft).map(|(object, _)| object)
     }
 
     fn node(metadata: Value) -> Value {
@@ -240,7 +305,7 @@ mod tests {
             assert!(status_write(node(bad.clone()), node(bad)).is_ok());
         }
         let good = node(json!({"labels": {"a": "b"}, "annotations": {"c": "d e"}}));
-        let written = status_write(plain(), good).expect("written").object;
+        let written = status_write(plain(), good).expect("written");
         assert_eq!(written["metadata"]["labels"], json!({"a": "b"}));
     }
 

@@ -1,38 +1,65 @@
-//! Ingresses: one that names no class gets the cluster's default one.
+//! DefaultIngressClass: an Ingress that names no class gets the cluster's default one.
 
-use gantry_api::json::Members;
+use async_trait::async_trait;
+use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
-use serde_json::{Value, json};
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
-use crate::context::{Context, meta};
+use super::{Attributes, Plugin};
+use crate::registry::table;
 
 const CLASS: &str = "kubernetes.io/ingress.class";
 const DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
 
-pub(super) fn admit(context: &Context<'_>, ingress: &mut Value) -> Result<(), StatusError> {
-    let named = !ingress["spec"]["ingressClassName"].is_null()
-        || !ingress["metadata"]["annotations"][CLASS].is_null();
-    if named || !ingress["spec"].is_object() {
-        return Ok(());
+pub(super) struct DefaultIngressClass;
+
+#[async_trait]
+impl Plugin for DefaultIngressClass {
+    fn name(&self) -> &'static str {
+        "DefaultIngressClass"
     }
-    let table = crate::registry::table("networking.k8s.io", "ingressclasses");
-    let classes = context.api.store.snapshot(&table);
-    let classes = classes
-        .iter()
-        .filter_map(|(_, entry)| serde_json::from_slice(&entry.value).ok());
-    if let Some(name) = default_class(classes) {
-        *ingress.member(&["spec", "ingressClassName"]) = json!(name);
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        attributes.creates("networking.k8s.io", "Ingress")
     }
-    Ok(())
+
+    async fn admit(
+        &self,
+        attributes: &Attributes<'_>,
+        draft: &mut dyn Draft,
+    ) -> Result<(), StatusError> {
+        let Some(ingress) = draft.typed_mut::<Ingress>() else {
+            return Ok(());
+        };
+        let annotations = ingress.metadata.annotations.as_ref();
+        let annotated = annotations.is_some_and(|annotations| annotations.contains_key(CLASS));
+        if let Some(spec) = &mut ingress.spec
+            && spec.ingress_class_name.is_none()
+            && !annotated
+        {
+            let classes = table("networking.k8s.io", "ingressclasses");
+            let classes = attributes.context.api.store.snapshot(&classes);
+            let classes = classes
+                .iter()
+                .filter_map(|(_, entry)| serde_json::from_slice(&entry.value).ok());
+            spec.ingress_class_name = default_class(classes);
+        }
+        Ok(())
+    }
 }
 
 /// The newest class that says it is the default; of several at once, the first by name.
-fn default_class(classes: impl Iterator<Item = Value>) -> Option<String> {
+fn default_class(classes: impl Iterator<Item = IngressClass>) -> Option<String> {
+    let is_default = |class: &IngressClass| {
+        let annotations = class.metadata.annotations.as_ref();
+        annotations.is_some_and(|all| all.get(DEFAULT).is_some_and(|value| value == "true"))
+    };
     classes
-        .filter(|class| class["metadata"]["annotations"][DEFAULT] == "true")
+        .filter(is_default)
         .map(|class| {
-            let created = meta(&class, "creationTimestamp").to_owned();
-            (std::cmp::Reverse(created), meta(&class, "name").to_owned())
+            let created = class.metadata.creation_timestamp.map(|time| time.0);
+            let name = class.metadata.name.unwrap_or_default();
+            (std::cmp::Reverse(created), name)
         })
         .min()
         .map(|(_, name)| name)
@@ -40,14 +67,17 @@ fn default_class(classes: impl Iterator<Item = Value>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_newest_default_counts() {
-        let class = |name: &str, created: &str, default: &str| {
-            json!({"metadata": {
+        let class = |name: &str, created: &str, default: &str| -> IngressClass {
+            let class = json!({"metadata": {
                 "name": name, "creationTimestamp": created, "annotations": {DEFAULT: default}
-            }})
+            }});
+            serde_json::from_value(class).expect("a class")
         };
         let classes = [
             class("old", "2026-01-01T00:00:00Z", "true"),

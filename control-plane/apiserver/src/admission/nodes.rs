@@ -1,16 +1,20 @@
 //! Nodes: nothing is scheduled to one before it has said that it is ready; its pods' addresses are its own; and what a node
 //! may do ends with its Node.
 
-use gantry_api::json::Members;
+use async_trait::async_trait;
+use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
 use gantry_store::{Guard, Index, Key, Operation, Store, Table, Transaction};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use serde_json::{Value, json};
 
+use super::{Attributes, Plugin};
 use crate::context::{Context, meta};
 use crate::identity::NODE_LINK;
 use crate::node_keys;
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const NO_SCHEDULE: &str = "NoSchedule";
 
 /// The row that makes a block of pod addresses unique.
 fn block_key(block: &str) -> Key {
@@ -33,7 +37,7 @@ fn holder(store: &Store, block: &str) -> Option<String> {
 
 /// Takes the blocks of pod addresses that a Node has gained and returns those it has lost. The nodes' side of the server is
 /// refused what another node has; anybody else may write what they like, as in Kubernetes.
-pub(super) fn allocate(
+fn allocate(
     context: &Context<'_>,
     node: &Value,
     current: Option<&Value>,
@@ -97,7 +101,7 @@ fn give_back<'a>(
 }
 
 /// With a Node go its pod addresses, and every certificate that it was given.
-pub(super) fn release(context: &Context<'_>, node: &Value, transaction: &mut Transaction) {
+fn release(context: &Context<'_>, node: &Value, transaction: &mut Transaction) {
     let (store, name) = (&context.api.store, meta(node, "name"));
     give_back(store, name, blocks(node), transaction);
     let gone = node_keys::rows(name).into_iter();
@@ -106,21 +110,67 @@ pub(super) fn release(context: &Context<'_>, node: &Value, transaction: &mut Tra
 }
 
 /// Taints a new node; the node controller takes the taint off when the node is ready.
-pub(super) fn admit(node: &mut Value) {
-    if !node["spec"].is_object() {
-        *node.member(&["spec"]) = json!({});
+fn taint(spec: &mut NodeSpec) {
+    let taints = spec.taints.get_or_insert_default();
+    let is_tainted = |taint: &Taint| taint.key == NOT_READY && taint.effect == NO_SCHEDULE;
+    if !taints.iter().any(is_tainted) {
+        taints.push(Taint {
+            key: NOT_READY.to_owned(),
+            effect: NO_SCHEDULE.to_owned(),
+            ..Taint::default()
+        });
     }
-    let mut taints = node["spec"]["taints"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let tainted = taints
-        .iter()
-        .any(|taint| taint["key"] == NOT_READY && taint["effect"] == "NoSchedule");
-    if !tainted {
-        taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+}
+
+/// TaintNodesByCondition: nothing is scheduled to a node before it has said that it is ready.
+pub(super) struct TaintNodes;
+
+#[async_trait]
+impl Plugin for TaintNodes {
+    fn name(&self) -> &'static str {
+        "TaintNodesByCondition"
     }
-    *node.member(&["spec", "taints"]) = Value::Array(taints);
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        attributes.creates("", "Node")
+    }
+
+    async fn admit(&self, _: &Attributes<'_>, draft: &mut dyn Draft) -> Result<(), StatusError> {
+        if let Some(node) = draft.typed_mut::<Node>() {
+            taint(node.spec.get_or_insert_default());
+        }
+        Ok(())
+    }
+}
+
+/// Blocks of pod addresses: each is one node's.
+pub(super) struct PodCidrs;
+
+impl Plugin for PodCidrs {
+    fn name(&self) -> &'static str {
+        "PodCIDRs"
+    }
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        attributes.is("", "Node")
+    }
+
+    fn reserve(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+        current: Option<&Value>,
+        transaction: &mut Transaction,
+    ) -> Result<bool, StatusError> {
+        if attributes.subresource().is_empty() {
+            allocate(attributes.context, object, current, transaction)?;
+        }
+        Ok(false)
+    }
+
+    fn release(&self, attributes: &Attributes<'_>, object: &Value, transaction: &mut Transaction) {
+        release(attributes.context, object, transaction);
+    }
 }
 
 #[cfg(test)]
@@ -129,14 +179,24 @@ mod tests {
 
     #[test]
     fn a_new_node_is_tainted_once_beside_its_own_taints() {
-        let mut node = json!({"metadata": {}});
-        admit(&mut node);
-        let expected = json!([{"key": NOT_READY, "effect": "NoSchedule"}]);
-        assert_eq!(node["spec"]["taints"], expected);
-        admit(&mut node);
-        assert_eq!(node["spec"]["taints"], expected);
-        let mut own = json!({"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}});
-        admit(&mut own);
-        assert_eq!(own["spec"]["taints"].as_array().map(Vec::len), Some(2));
+        let mut spec = NodeSpec::default();
+        taint(&mut spec);
+        taint(&mut spec);
+        let taints = spec.taints.clone().unwrap_or_default();
+        assert_eq!(taints.len(), 1);
+        assert_eq!(
+            (&*taints[0].key, &*taints[0].effect),
+            (NOT_READY, NO_SCHEDULE)
+        );
+        let mut own = NodeSpec {
+            taints: Some(vec![Taint {
+                key: "a".to_owned(),
+                effect: "NoExecute".to_owned(),
+                ..Taint::default()
+            }]),
+            ..NodeSpec::default()
+        };
+        taint(&mut own);
+        assert_eq!(own.taints.map(|taints| taints.len()), Some(2));
     }
 }

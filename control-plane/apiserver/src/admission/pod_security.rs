@@ -3,17 +3,21 @@
 
 use std::time::{Duration, Instant};
 
+use gantry_api::kind::Draft;
 use gantry_api::pod_security::{
     Existing, LABEL_PREFIX, Level, Policy, Standard, evaluate, is_significant,
 };
 use gantry_api::status::StatusError;
 use gantry_store::Index;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodTemplateSpec};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{
+    Pod, PodSpec, PodTemplate, PodTemplateSpec, ReplicationController,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use crate::context::{Context, meta};
+use super::{Attributes, Operation, Plugin};
+use crate::context::Context;
 use crate::registry::table;
 use crate::verbs::create::namespace_key;
 
@@ -21,37 +25,61 @@ use crate::verbs::create::namespace_key;
 const EXISTING: usize = 3000;
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Where a workload has the template of its pods; `None` for what is no workload.
-fn template_path(group: &str, kind: &str) -> Option<&'static str> {
-    match (group, kind) {
-        ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
-        | ("", "ReplicationController")
-        | ("batch", "Job") => Some("/spec/template"),
-        ("batch", "CronJob") => Some("/spec/jobTemplate/spec/template"),
-        ("", "PodTemplate") => Some("/template"),
-        _ => None,
+/// The template of a workload's pods; `None` of what is no workload.
+fn template(draft: &dyn Draft) -> Option<&PodTemplateSpec> {
+    if let Some(deployment) = draft.typed::<Deployment>() {
+        Some(&deployment.spec.as_ref()?.template)
+    } else if let Some(set) = draft.typed::<ReplicaSet>() {
+        set.spec.as_ref()?.template.as_ref()
+    } else if let Some(set) = draft.typed::<StatefulSet>() {
+        Some(&set.spec.as_ref()?.template)
+    } else if let Some(set) = draft.typed::<DaemonSet>() {
+        Some(&set.spec.as_ref()?.template)
+    } else if let Some(controller) = draft.typed::<ReplicationController>() {
+        controller.spec.as_ref()?.template.as_ref()
+    } else if let Some(job) = draft.typed::<Job>() {
+        Some(&job.spec.as_ref()?.template)
+    } else if let Some(job) = draft.typed::<CronJob>() {
+        let job = job.spec.job_template.spec.as_ref()?;
+        Some(&job.template)
+    } else {
+        draft.typed::<PodTemplate>()?.template.as_ref()
     }
 }
 
-/// Judges a valid object that is about to be written, and returns the warnings about it.
-pub(super) fn validate(
-    context: &Context<'_>,
-    object: &Value,
-    current: Option<&Value>,
-) -> Result<Vec<String>, StatusError> {
-    let info = context.resource.info();
-    let subresource = context.path.subresource.as_deref();
-    match (info.group, info.kind) {
-        ("", "Namespace") if subresource.is_none() => namespace(context, object, current),
-        // What the other subresources change is not what the rules are about.
-        ("", "Pod") if matches!(subresource, None | Some("ephemeralcontainers" | "resize")) => {
-            pod(context, object, current)
+pub(super) struct PodSecurity;
+
+impl Plugin for PodSecurity {
+    fn name(&self) -> &'static str {
+        "PodSecurity"
+    }
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        attributes.operation != Operation::Delete
+    }
+
+    /// Judges a valid object that is about to be written, and returns the warnings about it.
+    fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        draft: &dyn Draft,
+    ) -> Result<Vec<String>, StatusError> {
+        let context = attributes.context;
+        let subresource = attributes.subresource();
+        if attributes.writes("", "Namespace") {
+            return namespace(context, draft);
         }
-        (group, kind) if subresource.is_none() => match template_path(group, kind) {
-            Some(path) => workload(context, object.pointer(path)),
-            None => Ok(Vec::new()),
-        },
-        _ => Ok(Vec::new()),
+        if let Some(new) = draft.typed::<Pod>() {
+            // What the other subresources change is not what the rules are about.
+            return match ["", "ephemeralcontainers", "resize"].contains(&subresource) {
+                true => pod(context, new, draft.typed_old()),
+                false => Ok(Vec::new()),
+            };
+        }
+        match subresource.is_empty() {
+            true => Ok(workload(context, template(draft))),
+            false => Ok(Vec::new()),
+        }
     }
 }
 
@@ -77,55 +105,47 @@ fn of_index(index: &Index) -> Option<Policy> {
     Some(policy)
 }
 
-/// What the kind's own code has just written, as its type.
-fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, StatusError> {
-    T::deserialize(value).map_err(|error| {
-        StatusError::internal(format!(
-            "reading what is to be judged by Pod Security: {error}"
-        ))
-    })
-}
-
 fn pod(
     context: &Context<'_>,
-    object: &Value,
-    current: Option<&Value>,
+    pod: &Pod,
+    current: Option<&Pod>,
 ) -> Result<Vec<String>, StatusError> {
     let Some(policy) = policy(context) else {
         return Ok(Vec::new());
     };
-    let pod: Pod = typed(object)?;
-    if let Some(current) = current
-        && !is_significant(&pod, &typed(current)?)
-    {
+    if current.is_some_and(|current| !is_significant(pod, current)) {
         return Ok(Vec::new());
     }
-    let spec = pod.spec.unwrap_or_default();
-    let violations = evaluate(policy.enforce, &pod.metadata, &spec);
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let violations = evaluate(policy.enforce, &pod.metadata, spec);
     if !violations.is_empty() {
         let detail = format!(
             "violates PodSecurity \"{}\": {}",
             policy.enforce,
             violations.details()
         );
-        let name = meta(object, "name");
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
         return Err(StatusError::forbidden(
             context.resource.info(),
             name,
             &detail,
         ));
     }
-    Ok(told(context, &policy, &pod.metadata, &spec))
+    Ok(told(context, &policy, &pod.metadata, spec))
 }
 
-fn workload(context: &Context<'_>, template: Option<&Value>) -> Result<Vec<String>, StatusError> {
-    let (Some(policy), Some(template)) = (policy(context), template) else {
-        return Ok(Vec::new());
+fn workload(context: &Context<'_>, template: Option<&PodTemplateSpec>) -> Vec<String> {
+    let Some(template) = template else {
+        return Vec::new();
     };
-    let template: PodTemplateSpec = typed(template)?;
-    let metadata = template.metadata.unwrap_or_default();
-    let spec = template.spec.unwrap_or_default();
-    Ok(told(context, &policy, &metadata, &spec))
+    let Some(policy) = policy(context) else {
+        return Vec::new();
+    };
+    let (no_metadata, no_spec) = (ObjectMeta::default(), PodSpec::default());
+    let metadata = template.metadata.as_ref().unwrap_or(&no_metadata);
+    let spec = template.spec.as_ref().unwrap_or(&no_spec);
+    told(context, &policy, metadata, spec)
 }
 
 /// Tells the log what is audited; returns what the client is warned of.
@@ -159,20 +179,13 @@ fn told(
 }
 
 /// Labels must be readable when they change; of pods that are there already is told what a stricter level would refuse.
-fn namespace(
-    context: &Context<'_>,
-    object: &Value,
-    current: Option<&Value>,
-) -> Result<Vec<String>, StatusError> {
-    fn of(namespace: &Value) -> (Policy, gantry_api::field::ErrorList) {
-        let labels = &namespace["metadata"]["labels"];
-        Policy::of(|key| labels[key].as_str())
-    }
-    let (policy, errors) = of(object);
-    let before = current.map(of);
+fn namespace(context: &Context<'_>, draft: &dyn Draft) -> Result<Vec<String>, StatusError> {
+    let of = |metadata: &ObjectMeta| Policy::of_labels(metadata.labels.as_ref());
+    let name = draft.metadata().name.as_deref().unwrap_or_default();
+    let (policy, errors) = of(draft.metadata());
+    let before = draft.old_metadata().map(of);
     let is_known = before.as_ref().is_some_and(|(_, known)| *known == errors);
     if !errors.is_empty() && !is_known {
-        let name = meta(object, "name");
         return Err(StatusError::invalid(context.resource.info(), name, errors));
     }
     let Some((before, _)) = before else {
@@ -183,7 +196,7 @@ fn namespace(
     if new == old || new.level == Level::Privileged || is_relaxed {
         return Ok(Vec::new());
     }
-    Ok(existing(context, meta(object, "name"), new))
+    Ok(existing(context, name, new))
 }
 
 fn existing(context: &Context<'_>, namespace: &str, standard: Standard) -> Vec<String> {

@@ -9,7 +9,7 @@ use gantry_api::status::StatusError;
 use gantry_store::{Guard, Index, Key, Operation, Transaction};
 use serde_json::{Value, json};
 
-use super::Ranges;
+use super::{Attributes, Plugin, Ranges};
 use crate::context::{Context, meta};
 
 /// A service that is being written, and what it was.
@@ -22,8 +22,43 @@ struct Allocation<'a> {
     owner: String,
 }
 
+/// Cluster IPs and node ports.
+pub(super) struct ServiceAddresses {
+    pub(super) ranges: Ranges,
+}
+
+impl Plugin for ServiceAddresses {
+    fn name(&self) -> &'static str {
+        "ServiceAddresses"
+    }
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        attributes.is("", "Service")
+    }
+
+    fn reserve(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+        current: Option<&Value>,
+        transaction: &mut Transaction,
+    ) -> Result<bool, StatusError> {
+        let is_main = attributes.subresource().is_empty();
+        if is_main {
+            let (ranges, context) = (&self.ranges, attributes.context);
+            allocate(ranges, context, object, current, transaction)?;
+        }
+        Ok(is_main)
+    }
+
+    fn release(&self, _: &Attributes<'_>, object: &Value, transaction: &mut Transaction) {
+        addresses::release(object, transaction);
+        ports::release(object, transaction);
+    }
+}
+
 /// Gives the service what it lacks and takes what it no longer uses.
-pub(super) fn allocate(
+fn allocate(
     ranges: &Ranges,
     context: &Context<'_>,
     service: &mut Value,
@@ -43,12 +78,6 @@ pub(super) fn allocate(
     };
     addresses::allocate(&mut allocation, service)?;
     ports::allocate(&mut allocation, service)
-}
-
-/// Returns everything with the service.
-pub(super) fn release(service: &Value, transaction: &mut Transaction) {
-    addresses::release(service, transaction);
-    ports::release(service, transaction);
 }
 
 fn free(key: Key, transaction: &mut Transaction) {

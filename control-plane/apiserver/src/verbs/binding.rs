@@ -14,13 +14,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::update::{store, success};
-use crate::codec;
-use crate::context::{ATTEMPTS, Context, meta};
+use super::write::{Write, success, swap};
+use crate::admission::Operation;
+use crate::context::{Context, meta};
 use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let info = context.resource.info();
     let binding: Binding = request(&context.body, "Binding")?;
     let node = binding.target.name.unwrap_or_default();
     let name = binding.metadata.name.unwrap_or_default();
@@ -49,64 +48,49 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
         )));
     }
     let uid = binding.metadata.uid.unwrap_or_default();
-    for _ in 0..ATTEMPTS {
-        let entry = context.current()?;
-        let mut pod = codec::decode(info, &entry.value)?;
-        if !uid.is_empty() && uid != meta(&pod, "uid") {
-            return Err(StatusError::precondition(
-                info,
-                context.name(),
-                &format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    meta(&pod, "uid")
-                ),
-            ));
-        }
-        if !pod["metadata"]["deletionTimestamp"].is_null() {
-            return Err(refused(
-                context,
-                &format!(
-                    "pod {} is being deleted, cannot be assigned to a host",
-                    context.name()
-                ),
-            ));
-        }
-        let bound = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-        if !bound.is_empty() {
-            return Err(refused(
-                context,
-                &format!(
-                    "pod {} is already assigned to node \"{bound}\"",
-                    context.name()
-                ),
-            ));
-        }
-        if pod["spec"]["schedulingGates"]
-            .as_array()
-            .is_some_and(|gates| !gates.is_empty())
-        {
-            return Err(refused(
-                context,
-                &format!("pod {} has non-empty .spec.schedulingGates", context.name()),
-            ));
-        }
+    let write = Write::own(Operation::Update, context.dry_run()?);
+    swap(context, write, None, |current| {
+        may_be_bound(context, current, &uid)?;
+        let mut pod = current.clone();
         *pod.member(&["spec", "nodeName"]) = json!(node);
         if let Some(annotations) = &binding.metadata.annotations {
             annotate(context, &mut pod, annotations)?;
         }
         set_scheduled(&mut pod, &context.api.clock.stamp());
-        if context.dry_run()? {
-            return Ok(success(StatusCode::CREATED));
-        }
-        if store(context, &entry, &pod).await?.is_some() {
-            return Ok(success(StatusCode::CREATED));
-        }
+        Ok(pod)
+    })
+    .await?;
+    Ok(success(StatusCode::CREATED))
+}
+
+/// Refuses what has a node, must not get one yet, or is another pod than the client means.
+fn may_be_bound(context: &Context<'_>, pod: &Value, uid: &str) -> Result<(), StatusError> {
+    let name = context.name();
+    if !uid.is_empty() && uid != meta(pod, "uid") {
+        return Err(StatusError::precondition(
+            context.resource.info(),
+            name,
+            &format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta(pod, "uid")
+            ),
+        ));
     }
-    Err(StatusError::conflict(
-        info,
-        context.name(),
-        "the pod keeps being modified; try again",
-    ))
+    if !pod["metadata"]["deletionTimestamp"].is_null() {
+        let why = format!("pod {name} is being deleted, cannot be assigned to a host");
+        return Err(refused(context, &why));
+    }
+    let bound = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    if !bound.is_empty() {
+        let why = format!("pod {name} is already assigned to node \"{bound}\"");
+        return Err(refused(context, &why));
+    }
+    let gates = pod["spec"]["schedulingGates"].as_array();
+    if gates.is_some_and(|gates| !gates.is_empty()) {
+        let why = format!("pod {name} has non-empty .spec.schedulingGates");
+        return Err(refused(context, &why));
+    }
+    Ok(())
 }
 
 /// Adds annotations to a pod, which keeps to what any pod's annotations may be.

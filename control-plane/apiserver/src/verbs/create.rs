@@ -1,19 +1,17 @@
 //! POST to a collection.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
-
 use gantry_api::decode::decode;
 use gantry_api::json::Members;
-use gantry_api::kind::Kind;
+use gantry_api::kind::{Draft, Kind};
 use gantry_api::kinds::namespace::NamespaceKind;
 use gantry_api::meta::generated_prefix;
 use gantry_api::status::StatusError;
-use gantry_store::{Demand, Guard, Key, Operation, Revision, Transaction};
+use gantry_store::{Demand, Guard, Key, Operation as Change, Revision, Transaction};
 use rand::Rng;
 use serde_json::{Value, json};
 
+use super::write::{Staged, check, complete, reserve};
+use crate::admission::{Attributes, Operation};
 use crate::codec;
 use crate::context::{ATTEMPTS, Committed, Context, meta};
 use crate::heavy::Turn;
@@ -44,32 +42,11 @@ pub(crate) async fn create_decoded(
     Ok(Answer::of(answer).with_warnings(warnings))
 }
 
-/// Completes or refuses an object. Admission that waits for another object gives up its turn.
-async fn admit(
-    context: &Context<'_>,
-    turn: &mut Option<Turn>,
-    object: &mut Value,
-) -> Result<(), StatusError> {
-    let mut admission = pin!(context.api.admission.create(context, object));
-    let at_once = poll_fn(|cx| {
-        let step = |turn: &Turn| turn.work(|| admission.as_mut().poll(cx));
-        Poll::Ready(turn.as_ref().map_or(Poll::Pending, step))
-    });
-    match at_once.await {
-        Poll::Ready(admitted) => admitted,
-        Poll::Pending => {
-            *turn = None;
-            admission.await
-        }
-    }
-}
-
 async fn create_object(
     context: &Context<'_>,
     turn: Turn,
     object: Value,
 ) -> Result<Answer, StatusError> {
-    let mut turn = Some(turn);
     let info = context.resource.info();
     let dry_run = context.dry_run()?;
     let mut object = object;
@@ -87,46 +64,56 @@ async fn create_object(
     if info.has_generation {
         *object.member(&["metadata", "generation"]) = json!(1);
     }
-    admit(context, &mut turn, &mut object).await?;
-    let generated = meta(&object, "name").is_empty();
-    let prefix = generated_prefix(meta(&object, "generateName")).to_owned();
+    let attributes = Attributes {
+        context,
+        operation: Operation::Create,
+    };
+    let mut draft = turn.work(|| context.resource.kind.draft(object))?;
+    let mut turn = Some(turn);
+    complete(&attributes, &mut turn, draft.as_mut()).await?;
+    let prefix = draft.metadata().generate_name.as_deref();
+    let prefix = generated_prefix(prefix.unwrap_or_default()).to_owned();
+    let generated = !prefix.is_empty() && is_unnamed(draft.as_ref());
+    let mut is_prepared = false;
     for _ in 0..ATTEMPTS {
-        if generated && !prefix.is_empty() {
-            *object.member(&["metadata", "name"]) = json!(format!("{prefix}{}", random_suffix()));
+        if generated {
+            draft.metadata_mut().name = Some(format!("{prefix}{}", random_suffix()));
         }
         let turn = match turn.take() {
             Some(turn) => turn,
             None => Turn::wait(context.body.len()).await,
         };
-        let admission = &context.api.admission;
-        let mut prepared = turn.work(|| {
-            let mut prepared = context.resource.kind.create(object.clone())?;
-            let told = admission.validate(context, &prepared.object, None)?;
-            prepared.warnings.extend(told);
-            Ok::<_, StatusError>(prepared)
+        let staged = turn.work(|| {
+            if !std::mem::replace(&mut is_prepared, true) {
+                draft.prepare();
+            }
+            let warnings = check(&attributes, draft.as_ref())?;
+            reserve(&attributes, draft.as_ref(), None, warnings)
         })?;
-        let name = meta(&prepared.object, "name").to_owned();
+        let Staged {
+            object,
+            value,
+            index,
+            transaction: reserved,
+            warnings,
+        } = staged;
+        let name = meta(&object, "name").to_owned();
+        drop(object);
         let key = context.resource.key(context.namespace(), &name);
         let mut transaction = Transaction {
             guards: vec![Guard::Absent(key.clone())],
-            operations: Vec::new(),
+            operations: reserved.operations,
         };
         if let Some(namespace) = context.namespace() {
-            transaction
-                .guards
-                .push(Guard::Exists(namespace_key(namespace)));
+            let exists = Guard::Exists(namespace_key(namespace));
+            transaction.guards.push(exists);
         }
-        let value = turn.work(|| {
-            admission.allocate(context, &mut prepared.object, None, &mut transaction)?;
-            codec::encode_bounded(&prepared.object, 0)
-        })?;
-        let index = codec::index(context.resource.kind.as_ref(), &prepared.object);
-        transaction.operations.push(Operation::Put {
+        transaction.guards.extend(reserved.guards);
+        transaction.operations.push(Change::Put {
             key: key.clone(),
             value: value.clone(),
             index,
         });
-        let warnings = prepared.warnings;
         if dry_run {
             if let Some(existing) = context.api.store.get(&key) {
                 return Err(already_exists(context, &name, &existing.value));
@@ -162,6 +149,15 @@ async fn create_object(
         "the object could not be created: names or addresses keep being taken",
         1,
     ))
+}
+
+fn is_unnamed(draft: &dyn Draft) -> bool {
+    draft
+        .metadata()
+        .name
+        .as_deref()
+        .unwrap_or_default()
+        .is_empty()
 }
 
 fn already_exists(context: &Context<'_>, name: &str, existing: &[u8]) -> StatusError {
@@ -212,7 +208,8 @@ pub(crate) fn check_namespace(
     }
 }
 
-fn random_suffix() -> String {
+/// Five characters at random, as generated names end.
+pub(crate) fn random_suffix() -> String {
     let mut random = rand::rng();
     (0..5)
         .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))

@@ -3,14 +3,15 @@
 use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
+use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
-use gantry_store::{Entry, Revision};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
 
-use super::update::{is_released, store_leaving};
+use super::write::{Write, Written, is_graceful, is_marked, swap};
+use crate::admission::{Attributes, Operation};
 use crate::codec;
-use crate::context::{ATTEMPTS, Context, dry_run, meta};
+use crate::context::{Context, dry_run, meta};
 use crate::response::Answer;
 
 const FOREGROUND: &str = "foregroundDeletion";
@@ -81,12 +82,7 @@ impl Options {
         })
     }
 
-    fn check(
-        &self,
-        context: &Context<'_>,
-        current: &Value,
-        entry: &Entry,
-    ) -> Result<(), StatusError> {
+    fn check(&self, context: &Context<'_>, current: &Value) -> Result<(), StatusError> {
         let info = context.resource.info();
         if let Some(uid) = self
             .uid
@@ -102,7 +98,7 @@ impl Options {
                 ),
             ));
         }
-        let revision = entry.modify_revision.to_string();
+        let revision = meta(current, "resourceVersion");
         if let Some(asked) = self
             .resource_version
             .as_deref()
@@ -120,32 +116,38 @@ impl Options {
     }
 }
 
-/// What became of an object.
-pub(crate) enum Deleted {
-    /// It is gone; its last state.
-    Gone(Value),
-    /// It is marked, and goes when its finalizers or its grace period allow it.
-    Marked(bytes::Bytes, Revision),
-}
-
 /// Deletes the object that the path names.
 pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let options = Options::read(context)?;
-    context.api.admission.delete(context)?;
-    match delete_one(context, &options).await? {
-        Deleted::Marked(value, revision) => Ok(Answer::object(info, &value, revision)),
-        Deleted::Gone(object) if returns_object(info.kind) => Ok(Answer::value(&object)),
-        Deleted::Gone(object) => {
-            let mut details =
-                json!({"name": context.name(), "kind": info.plural, "uid": meta(&object, "uid")});
-            if !info.group.is_empty() {
-                *details.member(&["group"]) = json!(info.group);
-            }
-            Ok(Answer::value(&json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
-            })))
-        }
+    let deleted = delete_one(context, &options).await?;
+    if !deleted.gone {
+        return Ok(deleted.answer(info));
+    }
+    if returns_object(&info.kind) {
+        return Ok(Answer::value(&last_state(info, deleted)?));
+    }
+    let uid = meta(&deleted.object, "uid");
+    let mut details = json!({"name": context.name(), "kind": info.plural, "uid": uid});
+    if !info.group.is_empty() {
+        *details.member(&["group"]) = json!(info.group);
+    }
+    Ok(Answer::value(&json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+    })))
+}
+
+/// What a reader is told of an object that is gone: one that was told to end first carries the revision of its deletion, any
+/// other that of its last change, and is what it was before it was marked.
+fn last_state(info: &ResourceInfo, deleted: Written) -> Result<Value, StatusError> {
+    let (mut object, before) = (deleted.object, &deleted.before);
+    if is_graceful(info) {
+        *object.member(&["metadata", "resourceVersion"]) = json!(deleted.revision.to_string());
+        return Ok(object);
+    }
+    match is_marked(&before.value) {
+        true => Ok(object),
+        false => codec::decode_for_client(info, before),
     }
 }
 
@@ -167,66 +169,20 @@ fn returns_object(kind: &str) -> bool {
 pub(crate) async fn delete_one(
     context: &Context<'_>,
     options: &Options,
-) -> Result<Deleted, StatusError> {
-    let info = context.resource.info();
-    for _ in 0..ATTEMPTS {
-        let entry = context.current()?;
-        let mut object = codec::decode(info, &entry.value)?;
-        options.check(context, &object, &entry)?;
-        let before = object.clone();
+) -> Result<Written, StatusError> {
+    let attributes = Attributes {
+        context,
+        operation: Operation::Delete,
+    };
+    context.api.admission.delete(&attributes)?;
+    let write = Write::own(Operation::Delete, options.dry_run);
+    swap(context, write, None, |current| {
+        options.check(context, current)?;
+        let mut object = current.clone();
         mark(context, &mut object, options);
-        if options.dry_run {
-            return Ok(Deleted::Marked(
-                codec::encode(&object)?,
-                entry.modify_revision,
-            ));
-        }
-        if object == before && !is_released(&object) {
-            return Ok(Deleted::Marked(entry.value.clone(), entry.modify_revision));
-        }
-        // Only pods are marked before they go; anything else that goes at once is last seen as it was.
-        let at_once = info.kind != "Pod" && before["metadata"]["deletionTimestamp"].is_null();
-        let last = at_once.then(|| entry.value.clone());
-        if let Some((value, revision)) = store_leaving(context, &entry, &object, last).await? {
-            return match is_released(&object) {
-                false => Ok(Deleted::Marked(value, revision)),
-                true => {
-                    // What a reader saw last carries the revision of its deletion for pods, and of its last change
-                    // for everything else.
-                    *object.member(&["metadata", "resourceVersion"]) = json!(
-                        match info.kind {
-                            "Pod" => revision,
-                            _ => entry.modify_revision,
-                        }
-                        .to_string()
-                    );
-                    if info.kind != "Pod" {
-                        if let Some(metadata) =
-                            object.get_mut("metadata").and_then(Value::as_object_mut)
-                            && at_once
-                        {
-                            metadata.remove("deletionTimestamp");
-                            metadata.remove("deletionGracePeriodSeconds");
-                        }
-                        *object.member(&["metadata", "generation"]) =
-                            before["metadata"]["generation"].clone();
-                        if object["metadata"]["generation"].is_null()
-                            && let Some(metadata) =
-                                object.get_mut("metadata").and_then(Value::as_object_mut)
-                        {
-                            metadata.remove("generation");
-                        }
-                    }
-                    Ok(Deleted::Gone(object))
-                }
-            };
-        }
-    }
-    Err(StatusError::conflict(
-        info,
-        context.name(),
-        "the object keeps being modified; try again",
-    ))
+        Ok(object)
+    })
+    .await
 }
 
 /// Sets the marks of deletion.

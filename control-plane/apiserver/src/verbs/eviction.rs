@@ -6,7 +6,7 @@ use http::StatusCode;
 use k8s_openapi::api::policy::v1::Eviction;
 
 use super::delete::{Options, delete_one};
-use super::update::success;
+use super::write::success;
 use crate::context::{Context, dry_run};
 use crate::response::Answer;
 

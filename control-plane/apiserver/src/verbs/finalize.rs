@@ -8,9 +8,9 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Namespace;
 use serde_json::{Value, json};
 
-use super::update::store;
-use crate::codec;
-use crate::context::{ATTEMPTS, Context};
+use super::write::{Write, swap};
+use crate::admission::Operation;
+use crate::context::{Context, meta};
 use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
@@ -35,35 +35,21 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         .and_then(|spec| spec.finalizers)
         .unwrap_or_default();
     check_finalizers(context, &finalizers)?;
-    for _ in 0..ATTEMPTS {
-        let entry = context.current()?;
-        if !asked.is_empty() && asked != entry.modify_revision.to_string() {
+    let write = Write::own(Operation::Update, dry_run);
+    let written = swap(context, write, None, |current| {
+        if !asked.is_empty() && asked != meta(current, "resourceVersion") {
             return Err(StatusError::stale(info, context.name()));
         }
-        let mut namespace = codec::decode(info, &entry.value)?;
-        let before = namespace.clone();
+        let mut namespace = current.clone();
         *namespace.member(&["spec", "finalizers"]) = json!(finalizers);
         if finalizers.is_empty()
             && let Some(spec) = namespace.get_mut("spec").and_then(Value::as_object_mut)
         {
             spec.remove("finalizers");
         }
-        if namespace == before {
-            return Ok(Answer::object(info, &entry.value, entry.modify_revision));
-        }
-        if dry_run {
-            let value = codec::encode(&namespace)?;
-            return Ok(Answer::object(info, &value, entry.modify_revision));
-        }
-        if let Some((value, revision)) = store(context, &entry, &namespace).await? {
-            return Ok(Answer::object(info, &value, revision));
-        }
-    }
-    Err(StatusError::conflict(
-        info,
-        context.name(),
-        "the namespace keeps being modified; try again",
-    ))
+        Ok(namespace)
+    });
+    Ok(written.await?.answer(info))
 }
 
 fn check_finalizers(context: &Context<'_>, finalizers: &[String]) -> Result<(), StatusError> {

@@ -11,7 +11,7 @@ use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
-use super::update::swap;
+use super::write::{Write, swap};
 use crate::codec;
 use crate::context::{Context, meta};
 use crate::response::Answer;
@@ -87,16 +87,16 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         }
         Ok(json!(replicas))
     };
-    swap(context, WriteScope::Main, None, |current| {
+    let write = Write::update(WriteScope::Main, context.dry_run()?);
+    let written = swap(context, write, None, |current| {
         let mut object = current.clone();
         *object.member(&["spec", "replicas"]) = replicas(current)?;
         Ok(object)
     })
     .await?;
-    let entry = context.current()?;
-    Ok(Answer::value(&scale_of(&codec::decode_for_client(
-        info, &entry,
-    )?)))
+    let mut object = written.object;
+    *object.member(&["metadata", "resourceVersion"]) = json!(written.revision.to_string());
+    Ok(Answer::value(&scale_of(&object)))
 }
 
 /// A Scale as it stands for an object.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
+use gantry_api::kind::finish;
 use gantry_api::status::StatusError;
 use gantry_store::{Guard, Key, Operation, Table, Transaction};
 use ipnet::IpNet;
@@ -178,7 +179,7 @@ fn take(
             "name": meta(service, "name"),
         }},
     });
-    let object = resource.kind.create(object)?.object;
+    let (object, _) = finish(resource.kind.draft(object)?)?;
     let object_key = object_key(address);
     let transaction = &mut allocation.transaction;
     transaction.guards.push(Guard::Absent(object_key.clone()));

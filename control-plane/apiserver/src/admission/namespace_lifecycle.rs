@@ -1,0 +1,82 @@
+//! Namespaces: nothing is created in one that is missing or on its way out, and the cluster's own are kept.
+
+use async_trait::async_trait;
+use gantry_api::kind::{Draft, Kind};
+use gantry_api::kinds::namespace::NamespaceKind;
+use gantry_api::status::{Cause, Details, StatusError};
+
+use super::{Attributes, Operation, Plugin};
+use crate::verbs::create::namespace_key;
+
+/// Namespaces that the cluster cannot do without.
+const PROTECTED: &[&str] = &["default", "kube-system", "kube-public"];
+
+pub(super) struct NamespaceLifecycle;
+
+#[async_trait]
+impl Plugin for NamespaceLifecycle {
+    fn name(&self) -> &'static str {
+        "NamespaceLifecycle"
+    }
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        match attributes.operation {
+            Operation::Create => attributes.context.namespace().is_some(),
+            Operation::Update => false,
+            Operation::Delete => attributes.writes("", "Namespace"),
+        }
+    }
+
+    async fn admit(
+        &self,
+        attributes: &Attributes<'_>,
+        draft: &mut dyn Draft,
+    ) -> Result<(), StatusError> {
+        let context = attributes.context;
+        let namespace = context.namespace().unwrap_or_default();
+        let Some(entry) = context.api.store.get(&namespace_key(namespace)) else {
+            return Err(StatusError::not_found(&NamespaceKind::INFO, namespace));
+        };
+        let terminating = entry
+            .index
+            .fields
+            .iter()
+            .any(|(field, value)| field == "status.phase" && value == "Terminating");
+        if !terminating {
+            return Ok(());
+        }
+        let name = draft.metadata().name.as_deref().unwrap_or_default();
+        Err(refused(attributes, namespace, name))
+    }
+
+    fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
+        let name = attributes.context.name();
+        match PROTECTED.contains(&name) {
+            true => Err(StatusError::forbidden(
+                attributes.info(),
+                name,
+                "this namespace may not be deleted",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+fn refused(attributes: &Attributes<'_>, namespace: &str, name: &str) -> StatusError {
+    let error = StatusError::forbidden(
+        attributes.info(),
+        name,
+        &format!(
+            "unable to create new content in namespace {namespace} because it is being terminated"
+        ),
+    );
+    let details = Details {
+        causes: vec![Cause {
+            reason: "NamespaceTerminating".into(),
+            message: format!("namespace {namespace} is being terminated"),
+            field: "metadata.namespace".to_owned(),
+        }],
+        ..error.details().cloned().unwrap_or_default()
+    };
+    StatusError::new(403, "Forbidden", error.message(), Some(details))
+}

@@ -1,0 +1,108 @@
+//! What an admission plugin is, and what it is told of a write.
+
+use async_trait::async_trait;
+use gantry_api::kind::{Draft, ResourceInfo};
+use gantry_api::status::StatusError;
+use gantry_store::Transaction;
+use serde_json::Value;
+
+use crate::context::Context;
+
+/// What is done to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// A write, as plugins are told of it: the user, the path and the options are the request's.
+#[derive(Clone, Copy)]
+pub(crate) struct Attributes<'a> {
+    pub(crate) context: &'a Context<'a>,
+    pub(crate) operation: Operation,
+}
+
+impl Attributes<'_> {
+    pub(crate) fn info(&self) -> &ResourceInfo {
+        self.context.resource.info()
+    }
+
+    /// The subresource that is written; empty for the object itself.
+    pub(crate) fn subresource(&self) -> &str {
+        self.context.path.subresource.as_deref().unwrap_or_default()
+    }
+
+    /// Whether an object itself of a kind is written.
+    pub(crate) fn writes(&self, group: &str, kind: &str) -> bool {
+        self.is(group, kind) && self.subresource().is_empty()
+    }
+
+    /// Whether a new object of a kind is written.
+    pub(crate) fn creates(&self, group: &str, kind: &str) -> bool {
+        self.operation == Operation::Create && self.writes(group, kind)
+    }
+
+    /// Whether something of an object of a kind is written.
+    pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
+        let info = self.info();
+        info.group == group && info.kind == kind
+    }
+}
+
+/// One thing that the cluster adds to objects or refuses.
+///
+/// A plugin is asked in the order of the list ([`super::Admission`]), and only for writes that it [handles](Plugin::handles).
+#[async_trait]
+pub(crate) trait Plugin: Send + Sync {
+    /// What it is called where Kubernetes has it too.
+    fn name(&self) -> &'static str;
+
+    /// Which writes it is asked about.
+    fn handles(&self, attributes: &Attributes<'_>) -> bool;
+
+    /// Completes or refuses an object, which has its defaults and is not validated yet.
+    async fn admit(
+        &self,
+        _attributes: &Attributes<'_>,
+        _draft: &mut dyn Draft,
+    ) -> Result<(), StatusError> {
+        Ok(())
+    }
+
+    /// Refuses an object that is valid by itself, or warns of it.
+    fn validate(
+        &self,
+        _attributes: &Attributes<'_>,
+        _draft: &dyn Draft,
+    ) -> Result<Vec<String>, StatusError> {
+        Ok(Vec::new())
+    }
+
+    /// Refuses a deletion.
+    fn delete(&self, _attributes: &Attributes<'_>) -> Result<(), StatusError> {
+        Ok(())
+    }
+
+    /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction. It is asked again when
+    /// the transaction did not hold. `object` is what will be stored, `current` what is. Returns whether it changed the
+    /// object.
+    fn reserve(
+        &self,
+        _attributes: &Attributes<'_>,
+        _object: &mut Value,
+        _current: Option<&Value>,
+        _transaction: &mut Transaction,
+    ) -> Result<bool, StatusError> {
+        Ok(false)
+    }
+
+    /// Returns what [`Plugin::reserve`] gave, with the object's removal.
+    fn release(
+        &self,
+        _attributes: &Attributes<'_>,
+        _object: &Value,
+        _transaction: &mut Transaction,
+    ) {
+    }
+}

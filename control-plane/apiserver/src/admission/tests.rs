@@ -1,0 +1,183 @@
+//! The list of plugins, with plugins made for it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use gantry_api::kind::Draft;
+use gantry_api::status::StatusError;
+use http::{Method, Request, header};
+use http_body_util::BodyExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{Admission, Attributes, Operation, Plugin, Ranges};
+use crate::streams::NoNodes;
+use crate::{ApiServer, ApiServerConfig, Identity};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+async fn send(server: &ApiServer, method: Method, path: &str, body: Value) -> (u16, Value) {
+    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+    let media_type = match method {
+        Method::PATCH => "application/merge-patch+json",
+        _ => "application/json",
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, media_type)
+        .body(Body::from(body.to_string()))
+        .expect("a request");
+    let Ok(response) = server.local_service(administrator).oneshot(request).await;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("a body");
+    let body = serde_json::from_slice(&body.to_bytes()).expect("JSON");
+    (status, body)
+}
+
+/// Adds its letter to what a ConfigMap says, and notes what it was asked.
+struct Letter {
+    letter: &'static str,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait]
+impl Plugin for Letter {
+    fn name(&self) -> &'static str {
+        "Letter"
+    }
+
+    fn handles(&self, attributes: &Attributes<'_>) -> bool {
+        attributes.writes("", "ConfigMap")
+    }
+
+    async fn admit(&self, at: &Attributes<'_>, draft: &mut dyn Draft) -> Result<(), StatusError> {
+        self.asked.lock().push(format!("admit {}", self.letter));
+        // It may wait, and others are answered meanwhile.
+        tokio::task::yield_now().await;
+        let was = draft.typed_old::<ConfigMap>().is_some();
+        assert_eq!(was, at.operation == Operation::Update);
+        if let Some(map) = draft.typed_mut::<ConfigMap>() {
+            let data = map.data.get_or_insert_default();
+            data.entry("said".to_owned())
+                .or_default()
+                .push_str(self.letter);
+        }
+        Ok(())
+    }
+
+    fn validate(&self, at: &Attributes<'_>, draft: &dyn Draft) -> Result<Vec<String>, StatusError> {
+        self.asked.lock().push(format!("validate {}", self.letter));
+        let map = draft.typed::<ConfigMap>().cloned().unwrap_or_default();
+        let said = map.data.and_then(|data| data.get("said").cloned());
+        match said.is_some_and(|said| said.contains('!')) {
+            true => Err(StatusError::forbidden(at.info(), "m", "no shouting")),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    fn delete(&self, _: &Attributes<'_>) -> Result<(), StatusError> {
+        self.asked.lock().push(format!("delete {}", self.letter));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn plugins_are_asked_in_their_order_at_every_write() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let letter = |letter| -> Box<dyn Plugin> {
+        let asked = asked.clone();
+        Box::new(Letter { letter, asked })
+    };
+    let admission = Admission::of(Ranges::default(), vec![letter("a"), letter("b")]);
+    let store = gantry_store::Store::ephemeral();
+    let server = ApiServer::with_admission(
+        ApiServerConfig::default(),
+        store,
+        Arc::new(NoNodes),
+        admission,
+    );
+    server.bootstrap(6443).await.expect("bootstrapped");
+    let taken = || std::mem::take(&mut *asked.lock());
+    taken();
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}});
+    let (status, created) = send(&server, Method::POST, MAPS, map.clone()).await;
+    assert_eq!((status, &created["data"]["said"]), (201, &json!("ab")));
+    let stages = ["admit a", "admit b", "validate a", "validate b"];
+    assert_eq!(taken(), stages);
+    let path = format!("{MAPS}/m");
+    let (status, patched) = send(
+        &server,
+        Method::PATCH,
+        &path,
+        json!({"data": {"said": "-"}}),
+    )
+    .await;
+    assert_eq!((status, &patched["data"]["said"]), (200, &json!("-ab")));
+    assert_eq!(taken(), stages);
+    let (status, _) = send(
+        &server,
+        Method::PATCH,
+        &path,
+        json!({"data": {"said": "!"}}),
+    )
+    .await;
+    assert_eq!(status, 403);
+    taken();
+    let (_, kept) = send(&server, Method::GET, &path, Value::Null).await;
+    assert_eq!(
+        kept["data"]["said"], "-ab",
+        "nothing of what was refused is kept"
+    );
+    assert_eq!(
+        send(&server, Method::DELETE, &path, Value::Null).await.0,
+        200
+    );
+    assert_eq!(taken(), ["delete a", "delete b"]);
+}
+
+async fn server() -> ApiServer {
+    let store = gantry_store::Store::ephemeral();
+    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+    server.bootstrap(6443).await.expect("bootstrapped");
+    server
+}
+
+/// Keys of a pod's tolerations.
+fn tolerated(pod: &Value) -> Vec<String> {
+    let pod: Pod = serde_json::from_value(pod.clone()).expect("a pod");
+    let tolerations = pod.spec.and_then(|spec| spec.tolerations);
+    let keys = tolerations.into_iter().flatten();
+    keys.filter_map(|toleration| toleration.key).collect()
+}
+
+#[tokio::test]
+async fn tolerations_that_a_client_replaces_come_back() {
+    let server = server().await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "c", "image": "i"}]}
+    });
+    let (status, mut pod) = send(&server, Method::POST, PODS, pod).await;
+    assert_eq!(status, 201);
+    let defaults = [
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    ];
+    assert_eq!(tolerated(&pod), defaults);
+    pod["spec"]["tolerations"] = json!([{"key": "mine", "operator": "Exists"}]);
+    // Clients that do not know these leave them out.
+    for field in ["priority", "preemptionPolicy"] {
+        pod["spec"].as_object_mut().expect("a spec").remove(field);
+    }
+    let path = format!("{PODS}/p");
+    let (status, replaced) = send(&server, Method::PUT, &path, pod).await;
+    assert_eq!(status, 200, "{replaced}");
+    assert_eq!(tolerated(&replaced), ["mine", defaults[0], defaults[1]]);
+    assert_eq!(replaced["spec"]["priority"], 0);
+    assert_eq!(replaced["spec"]["preemptionPolicy"], "PreemptLowerPriority");
+}

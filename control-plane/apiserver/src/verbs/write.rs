@@ -1,0 +1,395 @@
+//! The one way into the store.
+//!
+//! Every write takes the same stages, whichever verb or subresource it came by: a new object is drafted, defaulted, completed
+//! by admission, defaulted again, prepared, validated, judged by admission, given what is unique in the cluster, and committed.
+//! A change goes through them in a compare-and-swap loop ([`swap`]) until nobody else has changed the object in between; a
+//! deletion, a binding and the like have rules of their own in place of their kind's, and share everything else.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use gantry_api::kind::{Draft, ResourceInfo, WriteScope};
+use gantry_api::status::StatusError;
+use gantry_store::{Demand, Entry, Guard, Index, Operation as Change, Revision, Transaction};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::admission::{Attributes, Operation};
+use crate::codec;
+use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::heavy::Turn;
+use crate::response::Answer;
+
+/// By whose rules an object changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rules {
+    /// Its kind's.
+    Kind(WriteScope),
+    /// The verb's own: what it makes of the object is what is stored.
+    Verb,
+}
+
+/// How an object is changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Write {
+    pub(crate) rules: Rules,
+    pub(crate) operation: Operation,
+    pub(crate) dry_run: bool,
+}
+
+impl Write {
+    /// A change by the kind's rules.
+    pub(crate) fn update(scope: WriteScope, dry_run: bool) -> Self {
+        Self {
+            rules: Rules::Kind(scope),
+            operation: Operation::Update,
+            dry_run,
+        }
+    }
+
+    /// A change by the verb's own rules.
+    pub(crate) fn own(operation: Operation, dry_run: bool) -> Self {
+        Self {
+            rules: Rules::Verb,
+            operation,
+            dry_run,
+        }
+    }
+}
+
+/// What became of an object.
+pub(crate) struct Written {
+    /// What was there.
+    pub(crate) before: Arc<Entry>,
+    /// What is there now; what would be, of a dry run.
+    pub(crate) object: Value,
+    /// The same, as it is stored.
+    pub(crate) value: Bytes,
+    /// The revision of the write, or of what was there when nothing was written.
+    pub(crate) revision: Revision,
+    /// Whether the object went with this write.
+    pub(crate) gone: bool,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Written {
+    /// The object as an answer.
+    pub(crate) fn answer(self, info: &ResourceInfo) -> Answer {
+        Answer::object(info, &self.value, self.revision).with_warnings(self.warnings)
+    }
+}
+
+/// A success without an object.
+pub(crate) fn success(status: StatusCode) -> Answer {
+    Answer::value_with(
+        status,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": status.as_u16()}),
+    )
+}
+
+/// Completes or refuses a draft: defaults, admission, defaults. Admission that waits for another
+/// object gives up its turn.
+pub(super) async fn complete(
+    attributes: &Attributes<'_>,
+    turn: &mut Option<Turn>,
+    draft: &mut dyn Draft,
+) -> Result<(), StatusError> {
+    if let Some(turn) = turn {
+        turn.work(|| draft.default());
+    }
+    let asked = {
+        let mut admission = pin!(attributes.context.api.admission.admit(attributes, draft));
+        let at_once = poll_fn(|cx| {
+            let step = |turn: &Turn| turn.work(|| admission.as_mut().poll(cx));
+            Poll::Ready(turn.as_ref().map_or(Poll::Pending, step))
+        });
+        match at_once.await {
+            Poll::Ready(admitted) => admitted?,
+            Poll::Pending => {
+                *turn = None;
+                admission.await?
+            }
+        }
+    };
+    if asked {
+        draft.default();
+    }
+    Ok(())
+}
+
+/// Checks an object that is complete, by its kind's rules and admission's; returns the warnings about it.
+pub(super) fn check(
+    attributes: &Attributes<'_>,
+    draft: &dyn Draft,
+) -> Result<Vec<String>, StatusError> {
+    let mut warnings = draft.validate()?;
+    let admission = &attributes.context.api.admission;
+    warnings.extend(admission.validate(attributes, draft)?);
+    Ok(warnings)
+}
+
+/// What is to be stored of a valid object, with what it needs of the cluster.
+pub(super) struct Staged {
+    pub(super) object: Value,
+    pub(super) value: Bytes,
+    pub(super) index: Index,
+    pub(super) transaction: Transaction,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Gives a valid object what is unique in the cluster, and encodes it. `before` is what it replaces: as it is read, and its
+/// bytes as it is stored.
+pub(super) fn reserve(
+    attributes: &Attributes<'_>,
+    draft: &dyn Draft,
+    before: Option<(&Value, usize)>,
+    warnings: Vec<String>,
+) -> Result<Staged, StatusError> {
+    let mut object = draft.value()?;
+    let mut transaction = Transaction::default();
+    let context = attributes.context;
+    let admission = &context.api.admission;
+    let current = before.map(|(current, _)| current);
+    let changed = admission.reserve(attributes, &mut object, current, &mut transaction)?;
+    let index = match changed {
+        true => codec::index(context.resource.kind.as_ref(), &object),
+        false => codec::index_of(&object, draft.selectable_fields()),
+    };
+    Ok(Staged {
+        value: codec::encode_bounded(&object, before.map_or(0, |(_, size)| size))?,
+        object,
+        index,
+        transaction,
+        warnings,
+    })
+}
+
+/// Makes a new object of the current one, until nobody else has changed it in between. `change` is given what a client would
+/// read, and may be asked several times. The turn is that in which a body was read, if it was.
+pub(crate) async fn swap(
+    context: &Context<'_>,
+    write: Write,
+    mut turn: Option<Turn>,
+    mut change: impl FnMut(&Value) -> Result<Value, StatusError> + Send,
+) -> Result<Written, StatusError> {
+    let info = context.resource.info();
+    for _ in 0..ATTEMPTS {
+        let entry = context.current()?;
+        let held = match turn.take().filter(Turn::is_heavy) {
+            Some(turn) => turn,
+            None => Turn::wait(context.body.len() + entry.value.len()).await,
+        };
+        let (current, object) = held.work(|| {
+            let current = codec::decode_for_client(info, &entry)?;
+            let object = change(&current)?;
+            check_identity(context, &object, &current)?;
+            Ok::<_, StatusError>((current, object))
+        })?;
+        let staged = stage(context, write, held, object, (&current, &entry)).await?;
+        if let Some(written) = commit(context, write, entry, staged).await? {
+            return Ok(written);
+        }
+    }
+    Err(StatusError::conflict(
+        info,
+        context.name(),
+        "the object keeps being modified; please apply your changes to the latest version and try again",
+    ))
+}
+
+/// Takes a changed object through the stages before its commit.
+async fn stage(
+    context: &Context<'_>,
+    write: Write,
+    turn: Turn,
+    object: Value,
+    (current, entry): (&Value, &Entry),
+) -> Result<Staged, StatusError> {
+    let kind = context.resource.kind.as_ref();
+    let Rules::Kind(scope) = write.rules else {
+        return turn.work(|| {
+            let value = match write.operation {
+                // It gets the marks of its deletion however large it is.
+                Operation::Delete => codec::encode(&object)?,
+                _ => codec::encode_bounded(&object, entry.value.len())?,
+            };
+            Ok(Staged {
+                index: codec::index(kind, &object),
+                object,
+                value,
+                transaction: Transaction::default(),
+                warnings: Vec::new(),
+            })
+        });
+    };
+    let attributes = Attributes {
+        context,
+        operation: write.operation,
+    };
+    let mut draft = turn.work(|| kind.draft_update(object, current, scope))?;
+    let mut turn = Some(turn);
+    complete(&attributes, &mut turn, draft.as_mut()).await?;
+    let turn = match turn {
+        Some(turn) => turn,
+        None => Turn::wait(context.body.len()).await,
+    };
+    turn.work(|| {
+        draft.prepare();
+        let warnings = check(&attributes, draft.as_ref())?;
+        let before = Some((current, entry.value.len()));
+        reserve(&attributes, draft.as_ref(), before, warnings)
+    })
+}
+
+/// Writes a changed object, or removes one that nothing holds any more. `None` when it was changed in between.
+async fn commit(
+    context: &Context<'_>,
+    write: Write,
+    entry: Arc<Entry>,
+    staged: Staged,
+) -> Result<Option<Written>, StatusError> {
+    let Staged {
+        object,
+        value,
+        index,
+        mut transaction,
+        warnings,
+    } = staged;
+    let goes = is_released(&object);
+    let mut written = Written {
+        revision: entry.modify_revision,
+        before: entry,
+        object,
+        value,
+        gone: false,
+        warnings,
+    };
+    let entry = &written.before;
+    if write.dry_run || (written.value == entry.value && !goes) {
+        return Ok(Some(written));
+    }
+    let key = context.key();
+    let guard = Guard::ModifiedAt(key.clone(), entry.modify_revision);
+    transaction.guards.insert(0, guard);
+    if goes {
+        let attributes = Attributes {
+            context,
+            operation: write.operation,
+        };
+        let admission = &context.api.admission;
+        admission.release(&attributes, &written.object, &mut transaction);
+        let last = last_seen(context.resource.info(), entry, &written);
+        let last = Some(last);
+        transaction.operations.push(Change::Delete { key, last });
+    } else {
+        let value = written.value.clone();
+        let operation = Change::Put { key, value, index };
+        transaction.operations.push(operation);
+    }
+    let demand = demand(write.rules, &written.object, entry, &written.value);
+    match context.api.commit(transaction, demand).await? {
+        Committed::At(revision) => {
+            written.revision = revision;
+            written.gone = goes;
+            Ok(Some(written))
+        }
+        Committed::Conflict(_) => Ok(None),
+    }
+}
+
+/// Whether objects of a kind are told to end before they go.
+pub(crate) fn is_graceful(info: &ResourceInfo) -> bool {
+    (&*info.group, &*info.kind) == ("", "Pod")
+}
+
+/// What watchers see last of an object that goes. What is not told to end first is seen as it was, unless it had been
+/// marked before.
+fn last_seen(info: &ResourceInfo, entry: &Entry, written: &Written) -> Bytes {
+    match is_graceful(info) || is_marked(&entry.value) {
+        true => written.value.clone(),
+        false => entry.value.clone(),
+    }
+}
+
+/// Whether a stored object has been told to go.
+pub(crate) fn is_marked(value: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Marked {
+        metadata: Marks,
+    }
+    #[derive(serde::Deserialize)]
+    struct Marks {
+        #[serde(rename = "deletionTimestamp")]
+        deleted: Option<serde::de::IgnoredAny>,
+    }
+    serde_json::from_slice::<Marked>(value).is_ok_and(|object| object.metadata.deleted.is_some())
+}
+
+/// Refuses a change of another object of the same name, or of another version than the client says.
+fn check_identity(
+    context: &Context<'_>,
+    object: &Value,
+    current: &Value,
+) -> Result<(), StatusError> {
+    let info = context.resource.info();
+    let uid = meta(object, "uid");
+    if !uid.is_empty() && uid != meta(current, "uid") {
+        let place = match context.namespace() {
+            Some(namespace) => format!("{}/{namespace}", info.plural),
+            None => info.plural.to_string(),
+        };
+        // Clients know the words of Kubernetes' storage.
+        return Err(StatusError::conflict(
+            info,
+            context.name(),
+            &format!(
+                "StorageError: invalid object, Code: 4, Key: /registry/{place}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                context.name(),
+                meta(current, "uid")
+            ),
+        ));
+    }
+    let asked = meta(object, "resourceVersion");
+    let insists = !asked.is_empty() && asked != "0" && meta(current, "resourceVersion") != asked;
+    match insists {
+        true => Err(StatusError::stale(info, context.name())),
+        false => Ok(()),
+    }
+}
+
+/// Whether the last finalizer of a deleted object is gone, and nothing else holds it.
+pub(crate) fn is_released(object: &Value) -> bool {
+    let deleted = !object["metadata"]["deletionTimestamp"].is_null();
+    let held = object["metadata"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+        // A namespace is held by its spec, a pod by its grace period.
+        || object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+        || object["metadata"]["deletionGracePeriodSeconds"].as_i64().is_some_and(|seconds| seconds > 0);
+    deleted && !held
+}
+
+/// By how many bytes an object may grow, and how large it may be then, for its change not to count as something new: a
+/// taint, another number of replicas.
+const LITTLE_MORE: usize = 1024;
+const LARGEST_LITTLE: usize = 64 << 10;
+/// How large the status of an object may make it for the same.
+const LARGEST_STATUS: usize = 256 << 10;
+
+/// What the change of an object asks of the servers' disks. It frees something when the object goes, is told to, or loses
+/// what holds it; statuses, and what makes an object little larger, are how others learn that they must make room.
+fn demand(rules: Rules, object: &Value, before: &Entry, value: &Bytes) -> Demand {
+    let goes = !object["metadata"]["deletionTimestamp"].is_null();
+    let little = value.len() <= before.value.len() + LITTLE_MORE && value.len() <= LARGEST_LITTLE;
+    let is_status = rules == Rules::Kind(WriteScope::Status);
+    if goes
+        && (is_released(object) || value.len() < before.value.len() || !is_marked(&before.value))
+    {
+        Demand::Frees
+    } else if little || is_status && value.len() <= LARGEST_STATUS {
+        Demand::Changes
+    } else {
+        Demand::Adds
+    }
+}

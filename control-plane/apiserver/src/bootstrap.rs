@@ -46,7 +46,7 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
     let range = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "ServiceCIDR",
-        "metadata": {"name": "kubernetes"},
+        "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
         "spec": {"cidrs": server.service_cidrs()},
     });
     let collection = "/apis/networking.k8s.io/v1/servicecidrs";

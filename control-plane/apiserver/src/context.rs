@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gantry_api::decode::FieldValidation;
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
@@ -23,6 +22,7 @@ use crate::heavy::Turn;
 use crate::identity::Identity;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
+use crate::verbs::options::WriteOptions;
 
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
@@ -122,31 +122,9 @@ impl Context<'_> {
             .ok_or_else(|| StatusError::not_found(self.resource.info(), self.name()))
     }
 
-    /// Whether nothing may be stored; an unknown `dryRun` is refused.
-    pub(crate) fn dry_run(&self) -> Result<bool, StatusError> {
-        dry_run(self.query.all("dryRun"), "")
-    }
-
-    pub(crate) fn field_validation(&self) -> Result<FieldValidation, StatusError> {
-        match self.query.get("fieldValidation") {
-            Some("Strict") => Ok(FieldValidation::Strict),
-            None | Some("Warn") => Ok(FieldValidation::Warn),
-            Some("Ignore") => Ok(FieldValidation::Ignore),
-            Some(other) => {
-                let mut errors = gantry_api::field::ErrorList::default();
-                errors.not_supported(
-                    &gantry_api::field::Path::new("fieldValidation"),
-                    other,
-                    &["", "Ignore", "Strict", "Warn"],
-                );
-                Err(StatusError::invalid_kind(
-                    "meta.k8s.io",
-                    "CreateOptions",
-                    "",
-                    errors,
-                ))
-            }
-        }
+    /// The options of a write, by what Kubernetes calls them for the verb: `CreateOptions`, `UpdateOptions`, `PatchOptions`.
+    pub(crate) fn write_options(&self, kind: &str) -> Result<WriteOptions, StatusError> {
+        WriteOptions::read(self.query, kind)
     }
 
     /// The body's media type; JSON when the client says nothing.
@@ -181,24 +159,6 @@ impl Context<'_> {
         self.body = Bytes::from(text);
         self.transcoded = true;
         Ok(())
-    }
-}
-
-/// Whether `dryRun` says `All`; anything else is refused.
-pub(crate) fn dry_run(values: &[String], kind: &str) -> Result<bool, StatusError> {
-    let values: Vec<&String> = values.iter().filter(|value| !value.is_empty()).collect();
-    match values.iter().find(|value| value.as_str() != "All") {
-        None => Ok(!values.is_empty()),
-        Some(other) => {
-            let mut errors = gantry_api::field::ErrorList::default();
-            errors.not_supported(&gantry_api::field::Path::new("dryRun"), other, &["All"]);
-            let kind = if kind.is_empty() {
-                "CreateOptions"
-            } else {
-                kind
-            };
-            Err(StatusError::invalid_kind("meta.k8s.io", kind, "", errors))
-        }
     }
 }
 

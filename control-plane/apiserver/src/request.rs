@@ -153,6 +153,11 @@ impl Query {
             .filter(|value| !value.is_empty())
     }
 
+    /// Whether a name is there, with a value.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
     /// A whole number, as Go reads it.
     pub(crate) fn number(&self, name: &str) -> Result<Option<i64>, StatusError> {
         let text = self.get(name);

@@ -8,6 +8,7 @@ pub(crate) mod eviction;
 pub(crate) mod finalize;
 pub(crate) mod get;
 pub(crate) mod list;
+pub(crate) mod options;
 pub(crate) mod scale;
 pub(crate) mod scan;
 pub(crate) mod selection;

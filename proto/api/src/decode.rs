@@ -127,6 +127,32 @@ pub fn request<T: JsonSchema + DeserializeOwned + Default>(
     }
 }
 
+/// Reads options of a request from its body, as [`request`]; `kind` is theirs, and what says it is something else is refused.
+pub fn options_request<T: JsonSchema + DeserializeOwned + Default>(
+    body: &[u8],
+    kind: &str,
+) -> Result<T, StatusError> {
+    #[derive(Default, serde::Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Said {
+        api_version: String,
+        kind: String,
+    }
+    // What cannot be read so is told in the words of the options' own type.
+    let said: Said = serde_json::from_slice(body).unwrap_or_default();
+    if !said.kind.is_empty() && said.kind != kind {
+        return Err(StatusError::bad_request(format!(
+            "no kind {:?} is registered for version {:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\"",
+            said.kind, said.api_version
+        )));
+    }
+    let prefix = format!("{kind} in version \"v1\" cannot be handled as a {kind}: ");
+    request(body, kind).map_err(|error| match error.message().strip_prefix(&prefix) {
+        Some(why) => StatusError::bad_request(why),
+        None => error,
+    })
+}
+
 fn finish(
     mut value: Value,
     findings: Findings,

@@ -53,6 +53,17 @@ pub enum WriteScope {
     Status,
 }
 
+/// What the update rules of a kind check of its metadata, beside what those of every kind do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataChecks {
+    /// That nothing is changed which must not be, and the parts that may.
+    Update,
+    /// The metadata as a whole, as of a new object.
+    Whole,
+    /// One after the other.
+    Both,
+}
+
 /// One column of a Table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
@@ -105,6 +116,13 @@ pub trait Kind: Send + Sync + 'static {
 
     /// Restores everything but the status.
     fn prepare_status_update(_new: &mut Self::Object, _old: &Self::Object) {}
+
+    /// How often an update's own checks look at the metadata, which shows in how often an error is told.
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Both;
+
+    /// Paths (JSON pointers) of selectors of which an empty one is told from none: the type here has the same for both. One
+    /// that is empty has empty `matchLabels`.
+    const SELECTORS: &'static [&'static str] = &[];
 
     /// Checks a status update.
     fn validate_status_update(_new: &Self::Object, _old: &Self::Object, _errors: &mut ErrorList) {}

@@ -39,7 +39,15 @@ pub fn is_dns1123_label(name: &str) -> Option<String> {
     if name.len() > 63 {
         return Some(max_length(63));
     }
-    (!label_shape(name)).then(|| LABEL.to_owned())
+    if label_shape(name) {
+        return None;
+    }
+    // A subdomain is a likely mistake, and is told apart.
+    let detail = match name.len() <= 253 && name.split('.').all(label_shape) {
+        true => "must not contain dots",
+        false => LABEL,
+    };
+    Some(detail.to_owned())
 }
 
 /// A DNS subdomain (RFC 1123): most object names.

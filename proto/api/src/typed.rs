@@ -1,7 +1,6 @@
 //! [`Typed`]: any [`Kind`] behind the object-safe [`ResourceKind`].
 
 use std::any::Any;
-use std::collections::HashSet;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -9,10 +8,10 @@ use k8s_openapi::Metadata as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema as _;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Draft, Kind, ResourceInfo, ResourceKind, WriteScope};
+use crate::kind::{Column, Draft, Kind, MetadataChecks, ResourceInfo, ResourceKind, WriteScope};
 use crate::meta;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
@@ -40,7 +39,14 @@ impl<K: Kind> Typed<K> {
         Box::new(Self::default())
     }
 
-    fn parse(object: Value) -> Result<K::Object, StatusError> {
+    fn parse(mut object: Value) -> Result<K::Object, StatusError> {
+        for path in K::SELECTORS {
+            if let Some(Value::Object(selector)) = object.pointer_mut(path)
+                && selector.is_empty()
+            {
+                selector.insert("matchLabels".to_owned(), Value::Object(Map::new()));
+            }
+        }
         serde_json::from_value(object).map_err(|error| {
             StatusError::bad_request(format!(
                 "{} in version \"{}\" cannot be handled as a {}: {error}",
@@ -83,17 +89,6 @@ impl<K: Kind> Typed<K> {
         fields.extend(own.map(|(name, value)| (name.to_owned(), value)));
         fields
     }
-
-    fn refuse(object: &K::Object, mut errors: ErrorList) -> Result<(), StatusError> {
-        if errors.is_empty() {
-            return Ok(());
-        }
-        // As aggregated errors do: the same complaint is made once.
-        let mut seen = HashSet::new();
-        errors.0.retain(|error| seen.insert(error.clone()));
-        let name = object.metadata().name.clone().unwrap_or_default();
-        Err(StatusError::invalid(&K::INFO, &name, errors))
-    }
 }
 
 /// An object of a kind that is being written, and of a change what is stored.
@@ -114,6 +109,7 @@ impl<K: Kind> TypedDraft<K> {
         };
     }
 
+    /// Everything that is wrong with it.
     fn errors(&self) -> ErrorList {
         let (new, mut errors) = (&self.new, ErrorList::default());
         match &self.old {
@@ -135,6 +131,36 @@ impl<K: Kind> TypedDraft<K> {
             }
         }
         errors
+    }
+
+    /// The errors of an update, each as often as Kubernetes tells it: the checks of every kind come first, and a kind's own
+    /// look at the metadata again.
+    fn repeated(&self, errors: ErrorList) -> ErrorList {
+        let (new, Some((old, scope))) = (&self.new, &self.old) else {
+            return errors;
+        };
+        let (now, before) = (new.metadata(), old.metadata());
+        let whole = |errors: &mut ErrorList| {
+            meta::validate(now, K::INFO.namespaced, |_| None, errors);
+        };
+        let mut told = ErrorList::default();
+        whole(&mut told);
+        meta::validate_update(now, before, &mut told);
+        let own = match scope {
+            WriteScope::Main => K::UPDATE_METADATA,
+            WriteScope::Status => MetadataChecks::Update,
+        };
+        if own != MetadataChecks::Whole {
+            meta::validate_update(now, before, &mut told);
+        }
+        if own != MetadataChecks::Update {
+            whole(&mut told);
+        }
+        match scope {
+            WriteScope::Main => K::validate_update(new, old, &mut told),
+            WriteScope::Status => K::validate_status_update(new, old, &mut told),
+        }
+        told
     }
 }
 
@@ -184,7 +210,11 @@ impl<K: Kind> Draft for TypedDraft<K> {
     }
 
     fn validate(&self) -> Result<Vec<String>, StatusError> {
-        Typed::<K>::refuse(&self.new, self.errors())?;
+        let errors = self.errors();
+        if !errors.is_empty() {
+            let name = self.metadata().name.as_deref().unwrap_or_default();
+            return Err(StatusError::invalid(&K::INFO, name, self.repeated(errors)));
+        }
         let old = self.old.as_ref().map(|(old, _)| old);
         Ok(K::warnings(&self.new, old))
     }

@@ -48,7 +48,10 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
         )));
     }
     let uid = binding.metadata.uid.unwrap_or_default();
-    let write = Write::own(Operation::Update, context.dry_run()?);
+    let write = Write::own(
+        Operation::Update,
+        context.write_options("CreateOptions")?.dry_run,
+    );
     swap(context, write, None, |current| {
         may_be_bound(context, current, &uid)?;
         let mut pod = current.clone();

@@ -10,6 +10,7 @@ use gantry_store::{Demand, Guard, Key, Operation as Change, Revision, Transactio
 use rand::Rng;
 use serde_json::{Value, json};
 
+use super::options::WriteOptions;
 use super::write::{Staged, check, complete, reserve};
 use crate::admission::{Attributes, Operation};
 use crate::codec;
@@ -22,33 +23,39 @@ const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Decodes, admits, validates and stores a new object.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let validation = context.field_validation()?;
+    let options = context.write_options("CreateOptions")?;
     let turn = Turn::wait(context.body.len()).await;
     let decoded = turn.work(|| {
         let kind = context.resource.kind.as_ref();
-        decode(&context.body, context.content_type(), kind, validation)
+        decode(
+            &context.body,
+            context.content_type(),
+            kind,
+            options.validation,
+        )
     })?;
-    create_decoded(context, turn, decoded.object, decoded.warnings).await
+    create_decoded(context, options, turn, decoded.object, decoded.warnings).await
 }
 
 /// Stores a new object that has been decoded; what decoding warned of is said of a refusal as well.
 pub(crate) async fn create_decoded(
     context: &Context<'_>,
+    options: WriteOptions,
     turn: Turn,
     object: Value,
     warnings: Vec<String>,
 ) -> Result<Answer, StatusError> {
-    let answer = create_object(context, turn, object).await;
+    let answer = create_object(context, options.dry_run, turn, object).await;
     Ok(Answer::of(answer).with_warnings(warnings))
 }
 
 async fn create_object(
     context: &Context<'_>,
+    dry_run: bool,
     turn: Turn,
     object: Value,
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let dry_run = context.dry_run()?;
     let mut object = object;
     check_namespace(context, &mut object)?;
     if !object["metadata"].is_object() {

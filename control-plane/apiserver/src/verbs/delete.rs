@@ -1,6 +1,6 @@
 //! DELETE of one object: grace periods, finalizers, propagation, preconditions.
 
-use gantry_api::decode::request;
+use gantry_api::decode::options_request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
@@ -8,12 +8,14 @@ use gantry_api::status::StatusError;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
 
+use super::options::{dry_run, refuse};
 use super::write::{Write, Written, is_graceful, is_marked, swap};
 use crate::admission::{Attributes, Operation};
 use crate::codec;
-use crate::context::{Context, dry_run, meta};
+use crate::context::{Context, meta};
 use crate::response::Answer;
 
+const KIND: &str = "DeleteOptions";
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
@@ -28,57 +30,52 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Reads both places; the body counts where it says something.
+    /// Reads the body, or the query of a request without one.
     pub(crate) fn read(context: &Context<'_>) -> Result<Self, StatusError> {
-        let body: DeleteOptions = match context.body.is_empty() {
-            true => DeleteOptions::default(),
+        let query = context.query;
+        let options = match context.body.is_empty() {
             false => match context.content_type().contains("yaml") {
                 true => return Err(StatusError::unsupported_media_type(&["application/json"])),
-                false => request(&context.body, "DeleteOptions")?,
+                false => options_request(&context.body, KIND)?,
+            },
+            true => DeleteOptions {
+                grace_period_seconds: query.number("gracePeriodSeconds")?,
+                propagation_policy: query.get("propagationPolicy").map(str::to_owned),
+                orphan_dependents: query
+                    .has("orphanDependents")
+                    .then(|| query.flag("orphanDependents")),
+                dry_run: Some(query.all("dryRun").to_vec()),
+                ..DeleteOptions::default()
             },
         };
-        let query = context.query;
-        let grace_period = match body.grace_period_seconds {
-            Some(seconds) => Some(seconds),
-            None => query.number("gracePeriodSeconds")?,
-        };
-        let mut propagation = body
-            .propagation_policy
-            .or_else(|| query.get("propagationPolicy").map(str::to_owned));
-        let orphan_dependents = body.orphan_dependents.or_else(|| {
-            query
-                .get("orphanDependents")
-                .map(|_| query.flag("orphanDependents"))
-        });
-        if let Some(orphan) = orphan_dependents {
-            propagation
-                .get_or_insert_with(|| if orphan { "Orphan" } else { "Background" }.to_owned());
+        Self::of(options)
+    }
+
+    /// Refuses options that contradict each other or say what does not exist.
+    pub(crate) fn of(options: DeleteOptions) -> Result<Self, StatusError> {
+        let mut errors = ErrorList::default();
+        let path = Path::new("propagationPolicy");
+        if let Some(policy) = &options.propagation_policy {
+            if options.orphan_dependents.is_some() {
+                let detail = "orphanDependents and deletionPropagation cannot be both set";
+                errors.invalid(&path, policy, detail);
+            }
+            if !["Foreground", "Background", "Orphan"].contains(&policy.as_str()) {
+                let supported = ["Foreground", "Background", "Orphan", "nil"];
+                errors.not_supported(&path, policy, &supported);
+            }
         }
-        if let Some(policy) = &propagation
-            && !["Foreground", "Background", "Orphan"].contains(&policy.as_str())
-        {
-            let mut errors = ErrorList::default();
-            errors.not_supported(
-                &Path::new("propagationPolicy"),
-                policy,
-                &["Background", "Foreground", "Orphan"],
-            );
-            return Err(StatusError::invalid_kind(
-                "meta.k8s.io",
-                "DeleteOptions",
-                "",
-                errors,
-            ));
-        }
-        let mut dry_runs = body.dry_run.unwrap_or_default();
-        dry_runs.extend(query.all("dryRun").iter().cloned());
-        let preconditions = body.preconditions.unwrap_or_default();
+        let dry_run = dry_run(&options.dry_run.unwrap_or_default(), &mut errors);
+        refuse(KIND, errors)?;
+        let orphaned = options.orphan_dependents;
+        let orphaned = orphaned.map(|orphan| if orphan { "Orphan" } else { "Background" });
+        let preconditions = options.preconditions.unwrap_or_default();
         Ok(Self {
-            grace_period,
-            propagation,
+            grace_period: options.grace_period_seconds,
+            propagation: options.propagation_policy.or(orphaned.map(str::to_owned)),
             uid: preconditions.uid,
             resource_version: preconditions.resource_version,
-            dry_run: dry_run(&dry_runs, "DeleteOptions")?,
+            dry_run,
         })
     }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::policy::v1::Eviction;
 
 use super::delete::{Options, delete_one};
 use super::write::success;
-use crate::context::{Context, dry_run};
+use crate::context::Context;
 use crate::response::Answer;
 
 pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> {
@@ -18,17 +18,10 @@ pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> 
             "name in URL does not match name in Eviction object",
         ));
     }
-    let wanted = eviction.delete_options.unwrap_or_default();
-    let mut dry_runs = wanted.dry_run.unwrap_or_default();
+    let mut wanted = eviction.delete_options.unwrap_or_default();
+    let dry_runs = wanted.dry_run.get_or_insert_default();
     dry_runs.extend(context.query.all("dryRun").iter().cloned());
-    let preconditions = wanted.preconditions.unwrap_or_default();
-    let options = Options {
-        grace_period: wanted.grace_period_seconds,
-        propagation: wanted.propagation_policy,
-        uid: preconditions.uid,
-        resource_version: preconditions.resource_version,
-        dry_run: dry_run(&dry_runs, "DeleteOptions")?,
-    };
+    let options = Options::of(wanted)?;
     delete_one(context, &options).await?;
     Ok(success(StatusCode::CREATED))
 }

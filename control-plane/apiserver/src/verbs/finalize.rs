@@ -15,6 +15,7 @@ use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
+    let dry_run = context.write_options("UpdateOptions")?.dry_run;
     let wanted: Namespace = request(&context.body, "Namespace")?;
     let name = wanted.metadata.name.unwrap_or_default();
     if name.is_empty() {
@@ -28,7 +29,6 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
             context.name()
         )));
     }
-    let dry_run = context.dry_run()?;
     let asked = wanted.metadata.resource_version.unwrap_or_default();
     let finalizers = wanted
         .spec

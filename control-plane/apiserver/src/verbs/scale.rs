@@ -24,6 +24,10 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
             info, &entry,
         )?)));
     }
+    let options = context.write_options(match *method {
+        Method::PATCH => "PatchOptions",
+        _ => "UpdateOptions",
+    })?;
     let body = &context.body;
     let replicas = |current: &Value| -> Result<Value, StatusError> {
         let scale = scale_of(current);
@@ -87,7 +91,7 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         }
         Ok(json!(replicas))
     };
-    let write = Write::update(WriteScope::Main, context.dry_run()?);
+    let write = Write::update(WriteScope::Main, options.dry_run);
     let written = swap(context, write, None, |current| {
         let mut object = current.clone();
         *object.member(&["spec", "replicas"]) = replicas(current)?;

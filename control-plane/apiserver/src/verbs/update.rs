@@ -1,15 +1,20 @@
 //! PUT and PATCH.
 
-use gantry_api::decode::{check, decode};
+use std::sync::Arc;
+
+use gantry_api::decode::{FieldValidation, check, decode};
 use gantry_api::field::{ErrorList, Path};
-use gantry_api::kind::WriteScope;
+use gantry_api::kind::{ResourceInfo, WriteScope};
 use gantry_api::patch::{self, PatchType};
 use gantry_api::status::StatusError;
+use serde_json::Value;
 
 use super::create::{check_namespace, create_decoded};
 use super::write::{Write, swap};
+use crate::codec;
 use crate::context::{Context, meta};
 use crate::heavy::Turn;
+use crate::registry::Resource;
 use crate::response::Answer;
 
 /// Media types of patches, as a refusal lists them.
@@ -25,34 +30,47 @@ pub(crate) async fn update(
     scope: WriteScope,
 ) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let validation = context.field_validation()?;
+    let options = context.write_options("UpdateOptions")?;
     let turn = Turn::wait(context.body.len()).await;
     let decoded = turn.work(|| {
         let kind = context.resource.kind.as_ref();
-        decode(&context.body, context.content_type(), kind, validation)
+        decode(
+            &context.body,
+            context.content_type(),
+            kind,
+            options.validation,
+        )
     })?;
     let mut object = decoded.object;
-    let name = meta(&object, "name").to_owned();
-    if name.is_empty() {
+    if meta(&object, "name").is_empty() {
         return Err(StatusError::bad_request("name must be provided"));
     }
-    if name != context.name() {
-        return Err(StatusError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            context.name()
-        )));
-    }
+    check_name(context, &object)?;
     check_namespace(context, &mut object)?;
     if info.create_on_update
         && scope == WriteScope::Main
         && context.api.store.get(&context.key()).is_none()
     {
-        return create_decoded(context, turn, object, decoded.warnings).await;
+        return create_decoded(context, options, turn, object, decoded.warnings).await;
     }
-    let write = Write::update(scope, context.dry_run()?);
+    let write = Write::update(scope, options.dry_run);
     let written = swap(context, write, Some(turn), |_| Ok(object.clone())).await;
     let answer = written.map(|written| written.answer(info));
     Ok(Answer::of(answer).with_warnings(decoded.warnings))
+}
+
+/// Refuses an object of another name than the path has.
+fn check_name(context: &Context<'_>, object: &Value) -> Result<(), StatusError> {
+    match meta(object, "name") {
+        "" => Err(StatusError::bad_request(
+            "the name of the object (based on URL) was undeterminable: name must be provided",
+        )),
+        name if name != context.name() => Err(StatusError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            context.name()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Patches an object or its status.
@@ -62,19 +80,21 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let patch_type = PatchType::from_content_type(media_type)
         .ok_or_else(|| StatusError::unsupported_media_type(PATCH_TYPES))?;
-    let validation = context.field_validation()?;
+    let options = context.write_options("PatchOptions")?;
+    let validation = options.validation;
     let mut warnings = Vec::new();
-    let write = Write::update(scope, context.dry_run()?);
+    let write = Write::update(scope, options.dry_run);
     let written = swap(context, write, None, |current| {
         let patched = patch::apply(kind, patch_type, current, &context.body)?;
         let decoded = match patch_type {
-            PatchType::Json => {
-                let text = patched.to_string();
+            PatchType::Json | PatchType::Merge => {
+                let copy = patched.clone();
                 check(patched, kind, validation)
-                    .map_err(|error| not_an_object(context, &text, &error))?
+                    .map_err(|error| not_an_object(context, &copy, &error))?
             }
-            _ => check(patched, kind, validation)?,
+            PatchType::Strategic => check(patched, kind, validation)?,
         };
+        check_name(context, &decoded.object)?;
         // Another attempt says the same again.
         warnings = decoded.warnings;
         Ok(decoded.object)
@@ -84,19 +104,38 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
     Ok(Answer::of(answer).with_warnings(warnings))
 }
 
-/// The result of a JSON patch does not fit the type: the patch is what is wrong.
-fn not_an_object(context: &Context<'_>, patched: &str, error: &StatusError) -> StatusError {
-    let info = context.resource.info();
-    let prefix = format!(
-        "{} in version \"{}\" cannot be handled as a {}: ",
-        info.kind, info.version, info.kind
-    );
-    let why = error.message();
+/// The result of a patch that knows no types does not fit the type: the patch is what is wrong.
+fn not_an_object(context: &Context<'_>, patched: &Value, error: &StatusError) -> StatusError {
+    let why = match kind_of(context, patched) {
+        // It is read as what it says it is, before that turns out to be something else.
+        Some(other) => {
+            let read = check(
+                patched.clone(),
+                other.kind.as_ref(),
+                FieldValidation::Ignore,
+            );
+            read.err().as_ref().map(|error| plain(error, other.info()))
+        }
+        None => None,
+    };
+    let why = why.unwrap_or_else(|| plain(error, context.resource.info()));
     let mut errors = ErrorList::default();
-    errors.invalid(
-        &Path::new("patch"),
-        patched,
-        why.strip_prefix(&prefix).unwrap_or(why),
-    );
+    errors.invalid(&Path::new("patch"), patched.to_string(), &why);
     StatusError::invalid_kind("", "", "", errors)
+}
+
+/// The kind that an object says it is, where it is another than the path's.
+fn kind_of<'a>(context: &'a Context<'_>, object: &Value) -> Option<&'a Arc<Resource>> {
+    let (kind, version) = (object["kind"].as_str()?, object["apiVersion"].as_str()?);
+    let all = context.api.registry.all().iter();
+    let mut others = all.filter(|other| other.info() != context.resource.info());
+    others.find(|other| other.info().kind == kind && codec::api_version(other.info()) == version)
+}
+
+/// What is wrong with an object, without the words around it.
+fn plain(error: &StatusError, info: &ResourceInfo) -> String {
+    let (kind, version) = (&info.kind, &info.version);
+    let prefix = format!("{kind} in version \"{version}\" cannot be handled as a {kind}: ");
+    let why = error.message();
+    why.strip_prefix(&prefix).unwrap_or(why).to_owned()
 }

@@ -70,7 +70,7 @@ pub(crate) struct Written {
     pub(crate) value: Bytes,
     /// The revision of the write, or of what was there when nothing was written.
     pub(crate) revision: Revision,
-    /// Whether the object went with this write.
+    /// Whether the object went with this write, or would.
     pub(crate) gone: bool,
     pub(crate) warnings: Vec<String>,
 }
@@ -268,7 +268,11 @@ async fn commit(
         warnings,
     };
     let entry = &written.before;
-    if write.dry_run || (written.value == entry.value && !goes) {
+    if write.dry_run {
+        written.gone = goes;
+        return Ok(Some(written));
+    }
+    if written.value == entry.value && !goes {
         return Ok(Some(written));
     }
     let key = context.key();

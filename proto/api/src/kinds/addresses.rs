@@ -26,10 +26,11 @@ pub(super) fn check_network(network: &str, path: &Path, errors: &mut ErrorList) 
     match network.parse::<ipnet::IpNet>() {
         Err(_) => errors.invalid(path, network, BAD_CIDR),
         Ok(parsed) if parsed.addr() != parsed.network() => {
-            let detail = format!(
-                "must not have bits set beyond the prefix length: use {}",
-                parsed.trunc()
-            );
+            let detail = "must not have bits set beyond the prefix length";
+            errors.invalid(path, network, detail);
+        }
+        Ok(parsed) if parsed.to_string() != network => {
+            let detail = format!("must be in canonical form (\"{parsed}\")");
             errors.invalid(path, network, &detail);
         }
         Ok(_) => {}

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::{meta, names};
 
 /// See [`CSINode`].
@@ -75,6 +75,8 @@ impl Kind for CsiNodeKind {
         has_generation: false,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Whole;
 
     fn prepare_create(_object: &mut CSINode) {}
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::names;
 
 /// See [`Deployment`].
@@ -124,6 +124,10 @@ impl Kind for DeploymentKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
+    const SELECTORS: &'static [&'static str] = &["/spec/selector"];
 
     fn default(object: &mut Deployment) {
         let spec = object.spec.get_or_insert_default();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::names;
 
 /// See [`EndpointSlice`].
@@ -117,7 +117,11 @@ fn shown_ports(ports: &[EndpointPort]) -> String {
     let first: Vec<String> = ports
         .iter()
         .take(table::SHOWN)
-        .map(|port| port.port.map_or("*".to_owned(), |port| port.to_string()))
+        .map(|port| match (port.port, &port.name) {
+            (Some(number), _) => number.to_string(),
+            (None, Some(name)) => name.clone(),
+            (None, None) => "*".to_owned(),
+        })
         .collect();
     table::few(&first, ports.len(), "<unset>")
 }
@@ -147,6 +151,8 @@ impl Kind for EndpointSliceKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Whole;
 
     fn default(object: &mut EndpointSlice) {
         for port in object.ports.iter_mut().flatten() {
@@ -299,10 +305,10 @@ mod tests {
         let many = json!({
             "addressType": "IPv4",
             "endpoints": [{"addresses": ["192.0.2.1"]}, {"addresses": addresses}],
-            "ports": [{"port": 1}, {}]
+            "ports": [{"port": 1}, {"name": ""}]
         });
         let expected = (
-            json!("1,*"),
+            json!("1,"),
             json!("192.0.2.1,192.0.2.2,192.0.2.3 + 2 more..."),
         );
         assert_eq!(shown(many), expected);

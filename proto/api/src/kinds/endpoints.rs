@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::names;
 
 const DEPRECATED: &str =
@@ -129,6 +129,8 @@ impl Kind for EndpointsKind {
         has_generation: false,
         create_on_update: true,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     fn default(object: &mut Endpoints) {
         let subsets = object.subsets.iter_mut().flatten();

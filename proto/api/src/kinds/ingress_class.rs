@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{references, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::{meta, names};
 
 /// See [`IngressClass`].
@@ -100,6 +100,8 @@ impl Kind for IngressClassKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     fn default(object: &mut IngressClass) {
         let spec = object.spec.get_or_insert_default();

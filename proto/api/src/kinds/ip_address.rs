@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{references, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::{meta, names};
 
 /// See [`IPAddress`].
@@ -16,9 +16,12 @@ pub struct IpAddressKind;
 /// An address in the one form that Kubernetes writes, so that no two objects mean the same.
 fn is_canonical(name: &str) -> Option<String> {
     match name.parse::<IpAddr>() {
-        Err(_) => Some(format!("ParseAddr({name:?}): unable to parse IP")),
+        Err(_) => names::is_ip_address(name),
+        Ok(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some() => {
+            Some("must not be an IPv4-mapped IPv6 address".to_owned())
+        }
         Ok(address) if address.to_string() != name => {
-            Some("must be a canonical format IP address".to_owned())
+            Some(format!("must be in canonical form (\"{address}\")"))
         }
         Ok(_) => None,
     }
@@ -67,6 +70,8 @@ impl Kind for IpAddressKind {
         has_generation: false,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const NAME_RULE: meta::NameRule = is_canonical;
 
@@ -136,7 +141,13 @@ mod tests {
         for good in ["192.0.2.1", "2001:db8::1"] {
             assert_eq!(is_canonical(good), None, "{good}");
         }
-        for bad in ["2001:DB8::1", "2001:db8:0::1", "x", "192.0.2.01"] {
+        for bad in [
+            "2001:DB8::1",
+            "::ffff:192.0.2.1",
+            "2001:db8:0::1",
+            "x",
+            "192.0.2.01",
+        ] {
             assert!(is_canonical(bad).is_some(), "{bad}");
         }
     }

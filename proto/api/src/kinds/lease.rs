@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::names;
 
 /// See [`Lease`].
@@ -28,6 +28,8 @@ impl Kind for LeaseKind {
         has_generation: false,
         create_on_update: true,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     fn default(object: &mut Lease) {
         object.spec.get_or_insert_default();

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::names;
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -39,6 +39,8 @@ impl Kind for NamespaceKind {
         has_generation: false,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &["status.phase"];
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::{meta, names, selector};
 
 /// See [`NetworkPolicy`].
@@ -248,6 +248,8 @@ impl Kind for NetworkPolicyKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     fn default(object: &mut NetworkPolicy) {
         let spec = object.spec.get_or_insert_default();

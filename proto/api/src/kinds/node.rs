@@ -1,13 +1,13 @@
 //! Node: a machine that runs pods.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
-use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
 use serde_json::{Value, json};
 
-use super::{addresses, table};
+use super::{addresses, pod_spec, table};
 use crate::field::{ErrorList, ErrorType, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::names;
 
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -69,6 +69,25 @@ fn validate_pod_cidrs(spec: &NodeSpec, errors: &mut ErrorList) {
     }
 }
 
+fn validate_status(status: &NodeStatus, errors: &mut ErrorList) {
+    let path = Path::new("status");
+    for (field, amounts) in [
+        ("capacity", &status.capacity),
+        ("allocatable", &status.allocatable),
+    ] {
+        for (resource, amount) in amounts.iter().flatten() {
+            let path = path.child(field).child(resource);
+            pod_spec::check_amount(resource, amount, &path, errors);
+        }
+    }
+    let mut taken = HashSet::new();
+    for (index, address) in status.addresses.iter().flatten().enumerate() {
+        if !taken.insert((&address.type_, &address.address)) {
+            errors.duplicate(&path.child("addresses").index(index), address);
+        }
+    }
+}
+
 impl Kind for NodeKind {
     type Object = Node;
 
@@ -86,6 +105,8 @@ impl Kind for NodeKind {
         has_generation: false,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &["spec.unschedulable"];
 
@@ -148,6 +169,12 @@ impl Kind for NodeKind {
         }
         if new.taints != old.taints {
             validate_taints(new, errors);
+        }
+    }
+
+    fn validate_status_update(new: &Node, _old: &Node, errors: &mut ErrorList) {
+        if let Some(status) = &new.status {
+            validate_status(status, errors);
         }
     }
 

@@ -4,15 +4,26 @@ mod annotations;
 mod row;
 mod update;
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use serde_json::Value;
 
 use super::pod_spec;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 
 /// See [`Pod`].
 pub struct PodKind;
+
+/// Why a pod with gates has no node.
+fn scheduling_gated() -> PodCondition {
+    PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        reason: Some("SchedulingGated".to_owned()),
+        message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
+        ..PodCondition::default()
+    }
+}
 
 impl Kind for PodKind {
     type Object = Pod;
@@ -31,6 +42,8 @@ impl Kind for PodKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &[
         "spec.nodeName",
@@ -56,9 +69,15 @@ impl Kind for PodKind {
             .spec
             .as_ref()
             .map_or("BestEffort", pod_spec::qos_class);
+        let gates = object
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.scheduling_gates.as_ref());
+        let gated = gates.is_some_and(|gates| !gates.is_empty());
         object.status = Some(PodStatus {
             phase: Some("Pending".to_owned()),
             qos_class: Some(qos.to_owned()),
+            conditions: gated.then(|| vec![scheduling_gated()]),
             ..PodStatus::default()
         });
     }

@@ -13,7 +13,7 @@ mod volumes;
 mod warnings;
 
 pub use defaults::default;
-pub(super) use resources::{qos_class, validate as validate_resources};
+pub(super) use resources::{check_amount, qos_class, validate as validate_resources};
 pub(super) use scheduling::{
     check_node_selector_additions, check_tolerations_added, validate_tolerations,
 };

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 
 /// See [`ReplicaSet`].
 pub struct ReplicaSetKind;
@@ -27,6 +27,10 @@ impl Kind for ReplicaSetKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
+    const SELECTORS: &'static [&'static str] = &["/spec/selector"];
 
     fn default(object: &mut ReplicaSet) {
         let spec = object.spec.get_or_insert_default();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::{meta, names};
 
 /// See [`RuntimeClass`].
@@ -59,6 +59,8 @@ impl Kind for RuntimeClassKind {
         create_on_update: false,
     };
 
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
     fn prepare_create(_object: &mut RuntimeClass) {}
 
     fn validate(object: &RuntimeClass, errors: &mut ErrorList) {
@@ -86,10 +88,9 @@ impl Kind for RuntimeClassKind {
     }
 
     fn columns() -> Vec<Column> {
-        let handler = table::field_doc::<RuntimeClass>("handler");
         vec![
             table::name_column(),
-            table::column("Handler", "string", handler, 0),
+            table::column("Handler", "string", String::new(), 0),
             table::age_column(),
         ]
     }

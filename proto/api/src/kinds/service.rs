@@ -5,6 +5,7 @@
 
 mod dependents;
 mod validation;
+mod warnings;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -170,14 +171,7 @@ impl Kind for ServiceKind {
     }
 
     fn warnings(new: &Service, _old: Option<&Service>) -> Vec<String> {
-        let external = new
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.external_ips.as_ref());
-        let used = external.is_some_and(|addresses| !addresses.is_empty());
-        let warning =
-            "spec.externalIPs is deprecated and may no longer be implemented in some clusters";
-        used.then(|| warning.to_owned()).into_iter().collect()
+        new.spec.as_ref().map(warnings::of).unwrap_or_default()
     }
 
     fn selectable_fields(object: &Service) -> Vec<(&'static str, String)> {

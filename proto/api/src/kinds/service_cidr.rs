@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
 use crate::meta;
 
 /// See [`ServiceCIDR`].
@@ -41,6 +41,8 @@ impl Kind for ServiceCidrKind {
         create_on_update: false,
     };
 
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
     fn default(object: &mut ServiceCIDR) {
         object.spec.get_or_insert_default();
         object.status.get_or_insert_default();
@@ -63,7 +65,7 @@ impl Kind for ServiceCidrKind {
         }
         let families: BTreeSet<bool> = cidrs.iter().map(|cidr| cidr.contains(':')).collect();
         if errors.0.len() == before && cidrs.len() == 2 && families.len() < 2 {
-            let detail = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96";
+            let detail = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
             errors.invalid(&path(), cidrs, detail);
         }
     }

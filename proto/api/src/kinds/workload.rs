@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use serde_json::json;
 
 use super::pod_spec;
 use crate::field::{ErrorList, Path};
@@ -49,8 +50,11 @@ pub fn validate(
     validate_not_negative(replicas, &path.child("replicas"), errors);
     let labels = selector.match_labels.as_ref();
     let expressions = selector.match_expressions.as_ref();
-    if labels.is_none_or(BTreeMap::is_empty) && expressions.is_none_or(Vec::is_empty) {
+    if labels.is_none() && expressions.is_none() {
         errors.required(&path.child("selector"), "");
+    } else if labels.is_none_or(BTreeMap::is_empty) && expressions.is_none_or(Vec::is_empty) {
+        let detail = "empty selector is invalid for deployment";
+        errors.invalid(&path.child("selector"), json!({}), detail);
     }
     selector::validate(selector, &path.child("selector"), errors);
     validate_template(selector, template, &path.child("template"), errors);
@@ -68,7 +72,9 @@ fn validate_template(
     let labels = metadata.labels.as_ref();
     let metadata_path = path.child("metadata");
     let wanted = Selector::from_api(Some(selector));
-    if wanted.is_everything() || !wanted.matches_map(labels) {
+    // No selector at all selects nothing, an empty one everything.
+    let is_given = selector.match_labels.is_some() || selector.match_expressions.is_some();
+    if !is_given || !wanted.is_everything() && !wanted.matches_map(labels) {
         let detail = "`selector` does not match template `labels`";
         errors.invalid(&metadata_path.child("labels"), labels, detail);
     }

@@ -71,15 +71,25 @@ fn check_amounts(amounts: &Amounts, path: &Path, errors: &mut ErrorList) {
     for (resource, amount) in amounts {
         let path = path.key(resource);
         check_name(resource, &path, errors);
-        let Ok(parsed) = amount.0.parse::<Quantity>() else {
-            continue;
-        };
-        if parsed.sign() < 0 {
-            errors.invalid(&path, &amount.0, names::NOT_NEGATIVE);
-        }
-        if !may_be_overcommitted(resource) && !parsed.is_whole() {
-            errors.invalid(&path, &amount.0, "must be an integer");
-        }
+        check_amount(resource, amount, &path, errors);
+    }
+}
+
+/// Checks how much there is, or should be, of a resource.
+pub(in crate::kinds) fn check_amount(
+    resource: &str,
+    amount: &ApiQuantity,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let Ok(parsed) = amount.0.parse::<Quantity>() else {
+        return;
+    };
+    if parsed.sign() < 0 {
+        errors.invalid(path, &amount.0, names::NOT_NEGATIVE);
+    }
+    if !may_be_overcommitted(resource) && !parsed.is_whole() {
+        errors.invalid(path, &amount.0, "must be an integer");
     }
 }
 

@@ -24,7 +24,7 @@ fn check_labels(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
             errors.invalid(path, key, &detail);
         }
         for detail in names::label_value(value) {
-            errors.invalid(&path.key(key), value, &detail);
+            errors.invalid(path, value, &detail);
         }
     }
 }

@@ -17,7 +17,7 @@ const AFFINITIES: &[&str] = &["ClientIP", "None"];
 const FAMILIES: &[&str] = &["IPv4", "IPv6"];
 const FAMILY_POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
 const TRAFFIC_POLICIES: &[&str] = &["Cluster", "Local"];
-const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameNode", "PreferSameZone"];
+const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameZone", "PreferSameNode"];
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
 /// A balancer in front of this port would publish the node agent.
 const AGENT_PORT: i32 = 10_250;
@@ -194,7 +194,8 @@ fn port_collisions(ports: &[ServicePort], kind: &str, path: &Path, errors: &mut 
         if let Some(number) = node_port(port)
             && !taken.insert((&port.protocol, number))
         {
-            errors.duplicate(&path.index(index).child("nodePort"), number);
+            let path = path.index(index).child("nodePort");
+            errors.invalid(&path, number, "provided port is already allocated");
         }
     }
     let mut taken = BTreeSet::new();

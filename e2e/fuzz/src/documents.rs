@@ -181,4 +181,8 @@ pub(crate) fn manifest(bytes: &[u8]) {
             drop(document.to_value());
         }
     }
+    for object in yaml::objects(bytes).into_iter().flatten() {
+        let written = yaml::to_string(&object);
+        assert!(yaml::document(written.as_bytes()).is_ok(), "{written}");
+    }
 }

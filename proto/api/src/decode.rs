@@ -77,6 +77,9 @@ pub fn decode(
             let value = walker
                 .deserialize(document.root())
                 .map_err(|error| wrong(&error))?;
+            if let Some(error) = document.strict_error() {
+                findings.strict.insert(0, error);
+            }
             (value, document.json_kind())
         }
         _ => return Err(StatusError::unsupported_media_type(ACCEPTED)),
@@ -402,6 +405,14 @@ mod tests {
         )
         .expect("decodes");
         assert_eq!(yaml.object["data"]["a"], "two\n");
+        assert_eq!(
+            refusal(
+                &map,
+                "bogus: 1\ndata:\n  a: b\n  a: c\n",
+                "application/yaml"
+            ),
+            "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: yaml: unmarshal errors:\n  line 4: key \"a\" already set in map, unknown field \"bogus\""
+        );
         assert!(
             refusal(&map, "{\"kind\":", "application/json")
                 .contains("unexpected end of JSON input ({\"kind\":)")

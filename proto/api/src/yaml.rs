@@ -1,42 +1,49 @@
-//! YAML as bodies and manifests are written in it, read in linear time and bounded memory.
+//! YAML as bodies and manifests are written in it, read in linear time and bounded memory, and written as Kubernetes' clients
+//! write it.
 //!
 //! Documents become trees in which an alias is a reference to what it stands for. What a tree would be with every alias
 //! written out is known while it is built, so a document that would grow out of proportion, or nest too deeply, is
-//! refused before anything is written out. Scalars mean what the core schema of YAML 1.2 says; merge keys are merged.
+//! refused before anything is written out. Everything means what it means to sigs.k8s.io/yaml, which makes JSON of what
+//! go-yaml reads: scalars are those of YAML 1.1, keys become text, what comes later in a mapping wins over what came
+//! before, be it there or merged into it, and keys are in order of their names.
 
+mod builder;
 mod scalar;
+mod stream;
+mod write;
+
+pub use stream::objects;
+pub use write::{item_to_string, to_string};
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
+use granit_parser::Parser;
 use serde::Deserialize;
 use serde::de::value::Error as DeserializeError;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::decode::MAX_DEPTH;
+use builder::Builder;
 
-/// What all aliases of a document may add to it, in bytes: as much as a whole body may have.
-const MAX_ALIASED: usize = 3 << 20;
 /// What a node counts beside its text.
 const NODE: usize = 32;
 const MERGE: &str = "<<";
 /// What YAML allows beside printable characters.
 const CONTROLS: [char; 3] = ['\t', '\n', '\r'];
 
-/// Why a document cannot be read, in the words of Go's library.
+/// Why a document cannot be read, in the words of Go's libraries.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("yaml: {0}")]
+#[error("{0}")]
 pub struct YamlError(String);
 
 impl YamlError {
     /// With the line where Go's library has it: in front, and not for the first one.
     fn at(line: usize, why: &str) -> Self {
         match line {
-            0 | 1 => Self(why.to_owned()),
-            line => Self(format!("line {line}: {why}")),
+            0 | 1 => Self(format!("yaml: {why}")),
+            line => Self(format!("yaml: line {line}: {why}")),
         }
     }
 
@@ -45,19 +52,13 @@ impl YamlError {
     }
 }
 
-impl From<ScanError> for YamlError {
-    fn from(error: ScanError) -> Self {
-        let line = error.marker().line();
-        match error.kind() {
-            ErrorKind::RecursionLimitExceeded => Self::too_deep(line),
-            _ => Self::at(line, &error.info()),
-        }
-    }
-}
-
 /// One document of a stream.
 #[derive(Clone, Debug)]
-pub struct Document(Rc<Node>);
+pub struct Document {
+    root: Rc<Node>,
+    /// What Go's strict reader says of keys that a mapping has twice.
+    duplicates: Vec<String>,
+}
 
 /// What a document is made of.
 #[derive(Debug)]
@@ -80,23 +81,31 @@ enum Content {
 
 /// The documents of a stream; an empty one is null.
 pub fn documents(bytes: &[u8]) -> Result<Vec<Document>, YamlError> {
-    let text = characters(bytes)?;
+    read(&characters(bytes)?, 0)
+}
+
+/// The documents of a text that has lines before it.
+fn read(text: &str, lines_before: usize) -> Result<Vec<Document>, YamlError> {
     let options = granit_parser::options! {
         emit_comments: false,
         flow_nesting_limit: MAX_DEPTH,
         block_nesting_limit: MAX_DEPTH,
     };
-    Builder::new(Parser::new_from_str_with_options(&text, options)).stream()
+    let parser = Parser::new_from_str_with_options(text, options);
+    Builder::new(parser, lines_before).stream()
 }
 
 /// The only document of a body.
 pub fn document(bytes: &[u8]) -> Result<Document, YamlError> {
     let mut all = documents(bytes)?;
     match (all.len(), all.pop()) {
-        (0, _) => Ok(Document(Node::scalar(Content::Plain(String::new())))),
+        (0, _) => Ok(Document {
+            root: Node::scalar(Content::Plain(String::new())),
+            duplicates: Vec::new(),
+        }),
         (1, Some(only)) => Ok(only),
         _ => Err(YamlError(
-            "a body is one document: send each object in a request of its own".to_owned(),
+            "yaml: a body is one document: send each object in a request of its own".to_owned(),
         )),
     }
 }
@@ -108,18 +117,20 @@ fn characters(bytes: &[u8]) -> Result<Cow<'_, str>, YamlError> {
         char::decode_utf16(units)
             .collect::<Result<String, _>>()
             .map(Cow::Owned)
-            .map_err(|_| YamlError("invalid UTF-16".to_owned()))
+            .map_err(|_| YamlError("yaml: invalid UTF-16".to_owned()))
     };
     let text = match bytes {
         [0xff, 0xfe, rest @ ..] => wide(u16::from_le_bytes, rest)?,
         [0xfe, 0xff, rest @ ..] => wide(u16::from_be_bytes, rest)?,
         [0xef, 0xbb, 0xbf, rest @ ..] | rest => std::str::from_utf8(rest)
             .map(Cow::Borrowed)
-            .map_err(|_| YamlError("invalid leading UTF-8 octet".to_owned()))?,
+            .map_err(|_| YamlError("yaml: invalid leading UTF-8 octet".to_owned()))?,
     };
     let refused = |letter: char| letter.is_ascii_control() && !CONTROLS.contains(&letter);
     match text.contains(refused) {
-        true => Err(YamlError("control characters are not allowed".to_owned())),
+        true => Err(YamlError(
+            "yaml: control characters are not allowed".to_owned(),
+        )),
         false => Ok(text),
     }
 }
@@ -162,232 +173,26 @@ impl Node {
     }
 }
 
-/// A collection whose end has not been read.
-enum Open {
-    Sequence(Vec<Rc<Node>>),
-    Mapping {
-        entries: Vec<(String, Rc<Node>)>,
-        /// What a merge key brings, in order.
-        merged: Vec<Rc<Node>>,
-        key: Key,
-    },
-}
-
-/// What the next node of a mapping is.
-enum Key {
-    Wanted,
-    Of(String),
-    Merge,
-}
-
-struct Builder<'a> {
-    parser: Parser<'a, StrInput<'a>>,
-    open: Vec<(Open, usize)>,
-    anchors: HashMap<usize, Rc<Node>>,
-    aliased: usize,
-    line: usize,
-}
-
-impl<'a> Builder<'a> {
-    fn new(parser: Parser<'a, StrInput<'a>>) -> Self {
-        Self {
-            parser,
-            open: Vec::new(),
-            anchors: HashMap::new(),
-            aliased: 0,
-            line: 0,
-        }
-    }
-
-    fn stream(mut self) -> Result<Vec<Document>, YamlError> {
-        let mut documents = Vec::new();
-        while let Some(next) = self.parser.next_event() {
-            let (event, span) = next?;
-            self.line = span.start.line();
-            match event {
-                Event::DocumentStart(..) => {
-                    self.anchors.clear();
-                    self.aliased = 0;
-                }
-                Event::StreamEnd => break,
-                event => documents.extend(self.event(event)?.map(Document)),
-            }
-        }
-        Ok(documents)
-    }
-
-    fn error(&self, why: &str) -> YamlError {
-        YamlError::at(self.line, why)
-    }
-
-    /// Takes an event; the root of a document when that is complete.
-    fn event(&mut self, event: Event<'a>) -> Result<Option<Rc<Node>>, YamlError> {
-        match event {
-            Event::Scalar(text, style, anchor, tag) => {
-                let plain = style == ScalarStyle::Plain;
-                let is_key = matches!(
-                    self.open.last(),
-                    Some((
-                        Open::Mapping {
-                            key: Key::Wanted,
-                            ..
-                        },
-                        _
-                    ))
-                );
-                if is_key && plain && tag.is_none() && text == MERGE {
-                    self.expect(Key::Merge);
-                    return Ok(None);
-                }
-                let content = self.scalar(text.into_owned(), plain, tag.as_deref())?;
-                self.node(Node::scalar(content), anchor)
-            }
-            Event::Alias(anchor) => {
-                let Some(node) = self.anchors.get(&anchor).cloned() else {
-                    return Err(self.error("anchor value contains itself"));
-                };
-                self.aliased = self.aliased.saturating_add(node.weight);
-                if self.aliased > MAX_ALIASED {
-                    return Err(self.error("document contains excessive aliasing"));
-                }
-                self.node(node, 0)
-            }
-            Event::SequenceStart(_, anchor, _) => self.enter(Open::Sequence(Vec::new()), anchor),
-            Event::MappingStart(_, anchor, _) => {
-                let mapping = Open::Mapping {
-                    entries: Vec::new(),
-                    merged: Vec::new(),
-                    key: Key::Wanted,
-                };
-                self.enter(mapping, anchor)
-            }
-            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some((Open::Sequence(items), anchor)) => {
-                    self.node(Rc::new(Node::sequence(items)), anchor)
-                }
-                Some((
-                    Open::Mapping {
-                        entries, merged, ..
-                    },
-                    anchor,
-                )) => {
-                    let entries = self.merge(entries, merged)?;
-                    self.node(Rc::new(Node::mapping(entries)), anchor)
-                }
-                None => Ok(None),
-            },
-            _ => Ok(None),
-        }
-    }
-
-    fn enter(&mut self, collection: Open, anchor: usize) -> Result<Option<Rc<Node>>, YamlError> {
-        if self.open.len() >= MAX_DEPTH {
-            return Err(YamlError::too_deep(self.line));
-        }
-        self.open.push((collection, anchor));
-        Ok(None)
-    }
-
-    fn expect(&mut self, next: Key) {
-        if let Some((Open::Mapping { key, .. }, _)) = self.open.last_mut() {
-            *key = next;
-        }
-    }
-
-    fn scalar(&self, text: String, plain: bool, tag: Option<&Tag>) -> Result<Content, YamlError> {
-        let Some(wanted) = tag.and_then(Tag::core_suffix) else {
-            return Ok(match plain && tag.is_none() {
-                true => Content::Plain(text),
-                false => Content::Text(text),
-            });
-        };
-        match scalar::is(&text, wanted) {
-            true if wanted == "str" => Ok(Content::Text(text)),
-            true => Ok(Content::Plain(text)),
-            false => Err(self.error(&format!("cannot decode !!str {text:?} as a !!{wanted}"))),
-        }
-    }
-
-    /// Puts a complete node where it belongs.
-    fn node(&mut self, node: Rc<Node>, anchor: usize) -> Result<Option<Rc<Node>>, YamlError> {
-        if self.open.len() + node.depth > MAX_DEPTH {
-            return Err(YamlError::too_deep(self.line));
-        }
-        if anchor != 0 {
-            self.anchors.insert(anchor, node.clone());
-        }
-        match self.open.last_mut() {
-            None => return Ok(Some(node)),
-            Some((Open::Sequence(items), _)) => items.push(node),
-            Some((
-                Open::Mapping {
-                    entries,
-                    merged,
-                    key,
-                },
-                _,
-            )) => {
-                *key = match (std::mem::replace(key, Key::Wanted), &node.content) {
-                    (Key::Of(name), _) => {
-                        entries.push((name, node));
-                        Key::Wanted
-                    }
-                    (Key::Merge, _) => {
-                        merged.push(node);
-                        Key::Wanted
-                    }
-                    (Key::Wanted, Content::Plain(text) | Content::Text(text)) => {
-                        Key::Of(text.clone())
-                    }
-                    (Key::Wanted, _) => {
-                        return Err(self.error("invalid map key: only text can be one"));
-                    }
-                };
-            }
-        }
-        Ok(None)
-    }
-
-    /// The entries of a mapping with those that merge keys bring and that it has not itself.
-    fn merge(
-        &self,
-        mut entries: Vec<(String, Rc<Node>)>,
-        merged: Vec<Rc<Node>>,
-    ) -> Result<Vec<(String, Rc<Node>)>, YamlError> {
-        if merged.is_empty() {
-            return Ok(entries);
-        }
-        let mut known: HashSet<String> = entries.iter().map(|(name, _)| name.clone()).collect();
-        let mut take = |source: &Node| match &source.content {
-            Content::Mapping(others) => {
-                for (name, value) in others {
-                    if known.insert(name.clone()) {
-                        entries.push((name.clone(), value.clone()));
-                    }
-                }
-                Ok(())
-            }
-            _ => Err(self.error("map merge requires map or sequence of maps as the value")),
-        };
-        for source in &merged {
-            match &source.content {
-                Content::Sequence(sources) => sources.iter().try_for_each(|source| take(source))?,
-                _ => take(source)?,
-            }
-        }
-        Ok(entries)
-    }
-}
-
 impl Document {
     /// To be deserialised.
     pub(crate) fn root(&self) -> &Node {
-        &self.0
+        &self.root
+    }
+
+    /// What Go's strict reader says of a document in which keys are given twice. The last value of each counts.
+    pub fn strict_error(&self) -> Option<String> {
+        match self.duplicates.is_empty() {
+            true => None,
+            false => Some(format!(
+                "yaml: unmarshal errors:\n  {}",
+                self.duplicates.join("\n  ")
+            )),
+        }
     }
 
     /// What Go calls the value that the document is.
     pub(crate) fn json_kind(&self) -> &'static str {
-        match &self.0.content {
+        match &self.root.content {
             Content::Plain(text) => scalar::json_kind(text),
             Content::Text(_) => "string",
             Content::Sequence(_) => "array",

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use gantry_api::json::Members;
 use gantry_api::yaml;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -46,21 +47,21 @@ impl Manifest {
     }
 }
 
-/// All objects of all sources, in order; `List` objects are unpacked.
+/// All objects of all sources, in order; lists are unpacked.
 pub(crate) async fn read_all(sources: &[String], recursive: bool) -> Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
     for source in sources {
         if source == "-" {
-            let mut text = String::new();
+            let mut text = Vec::new();
             std::io::stdin()
-                .read_to_string(&mut text)
+                .read_to_end(&mut text)
                 .context("reading manifests from standard input")?;
             manifests.extend(parse(&text, "STDIN")?);
         } else if source.starts_with("http://") || source.starts_with("https://") {
             manifests.extend(parse(&fetch(source).await?, source)?);
         } else {
             for path in files(Path::new(source), recursive)? {
-                let text = std::fs::read_to_string(&path)
+                let text = std::fs::read(&path)
                     .with_context(|| format!("reading the manifest {}", path.display()))?;
                 manifests.extend(parse(&text, &path.display().to_string())?);
             }
@@ -102,16 +103,10 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn parse(text: &str, source: &str) -> Result<Vec<Manifest>> {
+fn parse(text: &[u8], source: &str) -> Result<Vec<Manifest>> {
+    let objects = yaml::objects(text).with_context(|| format!("error parsing {source}"))?;
     let mut manifests = Vec::new();
-    let documents = yaml::documents(text.as_bytes());
-    for document in documents.with_context(|| format!("error parsing {source}"))? {
-        let object = document
-            .to_value()
-            .with_context(|| format!("error parsing {source}"))?;
-        if object.is_null() {
-            continue;
-        }
+    for object in objects {
         add(object, source, &mut manifests)?;
     }
     Ok(manifests)
@@ -125,16 +120,37 @@ fn add(object: Value, source: &str, manifests: &mut Vec<Manifest>) -> Result<()>
         source: source.to_owned(),
         object,
     };
-    if manifest.kind().is_empty() {
-        bail!("error validating \"{source}\": kind not set");
+    let missing: Vec<&str> = [
+        ("apiVersion not set", manifest.api_version()),
+        ("kind not set", manifest.kind()),
+    ]
+    .into_iter()
+    .filter(|(_, text)| text.is_empty())
+    .map(|(what, _)| what)
+    .collect();
+    match missing.as_slice() {
+        [] => {}
+        [what] => bail!("error validating \"{source}\": error validating data: {what}"),
+        both => bail!(
+            "error validating \"{source}\": error validating data: [{}]",
+            both.join(", ")
+        ),
     }
-    if manifest.api_version().is_empty() {
-        bail!("error validating \"{source}\": apiVersion not set");
-    }
-    match manifest.object.get("items").and_then(Value::as_array) {
-        Some(items) if manifest.kind().ends_with("List") => {
+    let item_kind = manifest.kind().strip_suffix("List");
+    match (item_kind, manifest.object.get("items")) {
+        (Some(_), Some(Value::Null)) => {}
+        (Some(kind), Some(Value::Array(items))) => {
             for item in items {
-                add(item.clone(), source, manifests)?;
+                let mut item = item.clone();
+                // Items of a typed list say what they are only where they differ.
+                if item.get("kind").is_none()
+                    && item.get("apiVersion").is_none()
+                    && item.is_object()
+                {
+                    *item.member(&["kind"]) = Value::from(kind);
+                    *item.member(&["apiVersion"]) = Value::from(manifest.api_version());
+                }
+                add(item, source, manifests)?;
             }
         }
         _ => manifests.push(manifest),
@@ -143,7 +159,7 @@ fn add(object: Value, source: &str, manifests: &mut Vec<Manifest>) -> Result<()>
 }
 
 /// Downloads a manifest.
-async fn fetch(url: &str) -> Result<String> {
+async fn fetch(url: &str) -> Result<Vec<u8>> {
     let uri: http::Uri = url.parse().with_context(|| format!("{url} is not a URL"))?;
     if uri.scheme_str() != Some("http") {
         bail!(
@@ -165,7 +181,7 @@ async fn fetch(url: &str) -> Result<String> {
         .collect()
         .await
         .map_err(|error| anyhow!("reading {url}: {error}"))?;
-    String::from_utf8(body.to_bytes().to_vec()).with_context(|| format!("{url} is not text"))
+    Ok(body.to_bytes().to_vec())
 }
 
 #[cfg(test)]
@@ -176,7 +192,7 @@ mod tests {
     fn documents_and_lists_are_unpacked_in_order() {
         let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\n---\napiVersion: v1\nkind: List\nitems:\n\
                     - {apiVersion: v1, kind: Secret, metadata: {name: b, namespace: x}}\n";
-        let manifests = parse(text, "f.yaml").expect("valid");
+        let manifests = parse(text.as_bytes(), "f.yaml").expect("valid");
         let names: Vec<_> = manifests
             .iter()
             .map(|m| (m.kind(), m.name(), m.namespace()))
@@ -191,12 +207,31 @@ mod tests {
     fn a_bad_document_names_the_file() {
         for (text, words) in [
             ("a: [", "f.yaml"),
-            ("kind: Pod", "apiVersion not set"),
-            ("apiVersion: v1", "kind not set"),
+            ("kind: Pod", "error validating data: apiVersion not set"),
+            ("apiVersion: v1", "error validating data: kind not set"),
+            ("a: 1", "data: [apiVersion not set, kind not set]"),
+            (
+                "apiVersion: v1\nkind: List\nitems: [{metadata: {name: a}}]",
+                "kind not set",
+            ),
             ("- 1", "a manifest is a mapping"),
         ] {
-            let error = format!("{:#}", parse(text, "f.yaml").expect_err("invalid"));
+            let error = parse(text.as_bytes(), "f.yaml").expect_err("invalid");
+            let error = format!("{error:#}");
             assert!(error.contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn items_of_typed_lists_are_of_the_lists_kind() {
+        let text = br#"{"apiVersion":"v1","kind":"ConfigMapList","items":[
+            {"metadata":{"name":"a"}},{"apiVersion":"v1","kind":"Secret","metadata":{"name":"b"}}]}
+            {"apiVersion":"v1","kind":"PodList","items":null}"#;
+        let manifests = parse(text, "f.json").expect("valid");
+        let said: Vec<_> = manifests
+            .iter()
+            .map(|manifest| (manifest.api_version(), manifest.kind(), manifest.name()))
+            .collect();
+        assert_eq!(said, [("v1", "ConfigMap", "a"), ("v1", "Secret", "b")]);
     }
 }

@@ -4,7 +4,9 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use gantry_api::yaml;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::client::Mapping;
@@ -54,8 +56,15 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// An object as YAML or JSON text, ending in a newline.
 pub(crate) fn document(object: &Value, format: Format) -> Result<String> {
     Ok(match format {
-        Format::Json => format!("{}\n", serde_json::to_string_pretty(object)?),
-        _ => serde_norway::to_string(object)?,
+        Format::Json => {
+            let mut text = Vec::new();
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+            let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+            object.serialize(&mut serializer)?;
+            text.push(b'\n');
+            String::from_utf8(text)?
+        }
+        _ => yaml::to_string(object),
     })
 }
 

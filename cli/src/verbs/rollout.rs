@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use futures::{AsyncBufReadExt, StreamExt};
+use gantry_api::yaml;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -325,7 +326,7 @@ impl Deployment {
                     self.mapping.display(&self.name)
                 );
             };
-            let template = serde_norway::to_string(&set["spec"]["template"])?;
+            let template = yaml::to_string(&set["spec"]["template"]);
             return output::print(&format!(
                 "{} with revision #{wanted}\n{template}",
                 self.mapping.display(&self.name)

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
+use gantry_api::yaml;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
@@ -40,7 +41,7 @@ impl Documents {
         let document = document(registry, group, version)?;
         let text = match format {
             Format::Json => document.to_string(),
-            Format::Yaml => serde_norway::to_string(&document).ok()?,
+            Format::Yaml => yaml::to_string(&document),
         };
         let bytes = Bytes::from(text);
         made.insert(root, bytes.clone());
@@ -188,7 +189,7 @@ mod tests {
         let json = documents.get(&registry, "apps", "v1", Format::Json);
         let yaml = documents.get(&registry, "apps", "v1", Format::Yaml);
         let json: Value = serde_json::from_slice(&json.expect("is served")).expect("JSON");
-        let yaml: Value = serde_norway::from_slice(&yaml.expect("is served")).expect("YAML");
-        assert_eq!(json, yaml);
+        let yaml = yaml::document(&yaml.expect("is served")).expect("YAML");
+        assert_eq!(yaml.to_value(), Ok(json));
     }
 }

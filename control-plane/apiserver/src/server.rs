@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::{ResourceInfo, WriteScope};
 use gantry_api::status::StatusError;
+use gantry_api::yaml;
 use gantry_store::{Budget, Charge, Store, Term};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
@@ -734,7 +735,7 @@ async fn as_yaml(response: Response<Body>) -> Response<Body> {
     };
     let bytes = collected.to_bytes();
     let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-    match value.and_then(|value| serde_norway::to_string(&value).ok()) {
+    match value.map(|value| yaml::to_string(&value)) {
         Some(text) => {
             parts
                 .headers

@@ -6,6 +6,11 @@ use super::*;
 use crate::connections::Connected;
 use crate::streams::NoNodes;
 
+fn yaml(text: &str) -> serde_json::Value {
+    let document = yaml::document(text.as_bytes()).expect("YAML");
+    document.to_value().expect("JSON")
+}
+
 /// A connection of an administrator, with its other end.
 async fn connected(server: &ApiServer) -> (Connected, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -169,7 +174,7 @@ async fn yaml_is_made_of_documents_and_never_of_streams() {
             (406, "application/yaml"),
             "{text}"
         );
-        let status: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+        let status = yaml(&text);
         assert_eq!(status["reason"], "NotAcceptable");
     }
     for (path, kind) in [
@@ -184,11 +189,11 @@ async fn yaml_is_made_of_documents_and_never_of_streams() {
             (200, "application/yaml"),
             "{path}"
         );
-        let document: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+        let document = yaml(&text);
         assert_eq!(document["kind"], kind, "{text}");
     }
     let (_, _, text) = send("/api/v1/namespaces").await;
-    let list: serde_json::Value = serde_norway::from_str(&text).expect("YAML");
+    let list = yaml(&text);
     let names: Vec<_> = list["items"]
         .as_array()
         .into_iter()

@@ -11,6 +11,7 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
+use gantry_api::yaml;
 use gantry_store::{Entry, Revision, TableSnapshot};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -282,11 +283,7 @@ fn list_head(
             text.pop();
             format!(r#"{text},"{items}":["#)
         }
-        // A map of strings, numbers and lists has no form that YAML lacks.
-        Format::Yaml => format!(
-            "{}{items}:",
-            serde_norway::to_string(&head).unwrap_or_default()
-        ),
+        Format::Yaml => format!("{}{items}:", yaml::to_string(&head)),
     }
 }
 

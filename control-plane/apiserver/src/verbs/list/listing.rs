@@ -6,9 +6,9 @@ use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::Stream;
 use gantry_api::status::StatusError;
+use gantry_api::yaml;
 use gantry_store::Entry;
 use http::header::CONTENT_TYPE;
-use serde_json::Value;
 
 use super::{PLAIN, partial, row};
 use crate::codec;
@@ -165,24 +165,9 @@ impl Listing {
                 if !begun {
                     self.buffer.put_u8(b'\n');
                 }
-                self.yaml_item(&value)?;
+                self.buffer
+                    .put_slice(yaml::item_to_string(&value).as_bytes());
             }
-        }
-        Ok(())
-    }
-
-    fn yaml_item(&mut self, value: &Value) -> Result<(), StatusError> {
-        let text = serde_norway::to_string(value).map_err(damaged)?;
-        for (number, line) in text.lines().enumerate() {
-            let indent: &[u8] = match (number, line.is_empty()) {
-                (0, _) => b"- ",
-                // A line of a block, which means the same without spaces.
-                (_, true) => b"",
-                _ => b"  ",
-            };
-            self.buffer.put_slice(indent);
-            self.buffer.put_slice(line.as_bytes());
-            self.buffer.put_u8(b'\n');
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! The three kinds of patch: JSON (RFC 6902), merge (RFC 7386), and Kubernetes' strategic merge, which joins lists by
-//! the keys their types name.
+//! the keys their types name; and the patch that a client makes to apply a manifest.
 
+mod difference;
 mod json;
 mod strategic;
+
+pub use difference::{Difference, three_way};
 
 use serde_json::Value;
 

@@ -1,10 +1,10 @@
 //! `gantry apply`: creates what is missing and patches what differs, three ways: what was applied last, what is
 //! wanted now, and what lives in the cluster.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Result, bail};
 use gantry_api::json::Members;
+use gantry_api::patch::{PatchType, three_way};
+use gantry_api::schema::TypeSchema;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -14,6 +14,8 @@ use crate::output;
 
 /// Where the last applied manifest is kept: the same place as kubectl's, so that both can be used in turn.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// How often a patch that names a revision is made anew for a newer one.
+const MAX_CONFLICTS: usize = 5;
 
 /// Create or change objects so that they match manifests
 #[derive(Debug, clap::Args)]
@@ -74,10 +76,16 @@ impl Apply {
             );
         }
         let namespace = manifest.namespace().unwrap_or(&cluster.namespace);
-        let path = mapping.path(Some(namespace), Some(manifest.name()));
-        let what = match cluster.find(&path).await? {
-            None => self.create(cluster, mapping, namespace, manifest).await?,
-            Some(live) => self.patch(cluster, &path, manifest, &live).await?,
+        let target = Target {
+            mapping,
+            collection: mapping.path(Some(namespace), None),
+            path: mapping.path(Some(namespace), Some(manifest.name())),
+            wanted: with_last_applied(&placed(&manifest.object, mapping, namespace)),
+            manifest,
+        };
+        let what = match cluster.find(&target.path).await? {
+            None => self.create(cluster, &target).await?,
+            Some(live) => self.patch(cluster, &target, live).await?,
         };
         let suffix = if self.dry_run {
             " (server dry run)"
@@ -98,53 +106,112 @@ impl Apply {
         parameters
     }
 
-    async fn create(
-        &self,
-        cluster: &Cluster,
-        mapping: &Mapping,
-        namespace: &str,
-        manifest: &Manifest,
-    ) -> Result<&'static str> {
-        let object = with_last_applied(&manifest.object);
-        let path = mapping.path(Some(namespace), None);
+    async fn create(&self, cluster: &Cluster, target: &Target<'_>) -> Result<&'static str> {
         let call = Call {
             query: &self.parameters(),
-            ..Call::send(Method::POST, &path, &object)
+            ..Call::send(Method::POST, &target.collection, &target.wanted)
         };
         cluster
             .call(call)
             .await
-            .map_err(|error| located(error, "creating", manifest))?;
+            .map_err(|error| located(error, "creating", target.manifest))?;
         Ok("created")
     }
 
     async fn patch(
         &self,
         cluster: &Cluster,
-        path: &str,
-        manifest: &Manifest,
-        live: &Value,
+        target: &Target<'_>,
+        mut live: Value,
     ) -> Result<&'static str> {
-        let wanted = with_last_applied(&manifest.object);
-        let last = live["metadata"]["annotations"][LAST_APPLIED]
-            .as_str()
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or(Value::Null);
-        let Some(patch) = three_way(&last, &wanted, live) else {
-            return Ok("unchanged");
-        };
-        let call = Call {
-            query: &self.parameters(),
-            content_type: "application/strategic-merge-patch+json",
-            ..Call::send(Method::PATCH, path, &patch)
-        };
-        let changed = cluster
-            .call(call)
-            .await
-            .map_err(|error| located(error, "applying patch for", manifest))?;
-        let same = changed["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"];
-        Ok(if same { "unchanged" } else { "configured" })
+        let schema = target.schema();
+        if live["metadata"]["annotations"][LAST_APPLIED].is_null() {
+            eprintln!(
+                "Warning: resource {} is missing the {LAST_APPLIED} annotation: what an earlier manifest had and this one lacks stays. The annotation is added now.",
+                target.mapping.display(target.manifest.name()),
+            );
+        }
+        let mut conflicts = 0;
+        loop {
+            let last = live["metadata"]["annotations"][LAST_APPLIED]
+                .as_str()
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or(Value::Null);
+            let mut difference = three_way(&last, &target.wanted, &live, schema);
+            if difference.is_empty() {
+                return Ok("unchanged");
+            }
+            let revision = difference.patch.pointer("/metadata/resourceVersion");
+            if difference.needs_revision && revision.is_none() {
+                let revision = live["metadata"]["resourceVersion"].clone();
+                *difference.patch.member(&["metadata", "resourceVersion"]) = revision;
+            }
+            let call = Call {
+                query: &self.parameters(),
+                content_type: match difference.patch_type {
+                    PatchType::Strategic => "application/strategic-merge-patch+json",
+                    _ => "application/merge-patch+json",
+                },
+                ..Call::send(Method::PATCH, &target.path, &difference.patch)
+            };
+            let error = match cluster.call(call).await {
+                Ok(changed) => {
+                    return Ok(match is_same(&live, &changed) {
+                        true => "unchanged",
+                        false => "configured",
+                    });
+                }
+                Err(error) => error,
+            };
+            // The list that was sent may be that of an older object.
+            let is_outdated = difference.needs_revision && error.code() == Some(409);
+            conflicts += 1;
+            if is_outdated
+                && conflicts < MAX_CONFLICTS
+                && let Some(newer) = cluster.find(&target.path).await?
+            {
+                live = newer;
+                continue;
+            }
+            return Err(located(error, "applying patch for", target.manifest));
+        }
     }
+}
+
+/// What is applied, and where.
+struct Target<'a> {
+    mapping: &'a Mapping,
+    collection: String,
+    path: String,
+    /// The object, with what is recorded of it.
+    wanted: Value,
+    manifest: &'a Manifest,
+}
+
+impl Target<'_> {
+    /// The type of the object; none for kinds that only the cluster knows.
+    fn schema(&self) -> Option<&'static TypeSchema> {
+        let kinds = gantry_api::kinds::all();
+        let kind = kinds.iter().find(|kind| {
+            let info = kind.info();
+            info.kind[..] == self.mapping.kind[..]
+                && info.group[..] == self.mapping.group[..]
+                && info.version[..] == self.mapping.version[..]
+        })?;
+        Some(kind.schema())
+    }
+}
+
+/// Whether a patch has changed nothing. That of a dry run comes back with the old revision.
+fn is_same(live: &Value, changed: &Value) -> bool {
+    let plain = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+        object
+    };
+    plain(live) == plain(changed)
 }
 
 fn located(error: ApiError, doing: &str, manifest: &Manifest) -> anyhow::Error {
@@ -163,179 +230,117 @@ fn located(error: ApiError, doing: &str, manifest: &Manifest) -> anyhow::Error {
     }
 }
 
-/// The manifest with itself recorded in its annotations.
-fn with_last_applied(manifest: &Value) -> Value {
-    let mut plain = manifest.clone();
-    if let Some(annotations) = plain
-        .pointer_mut("/metadata/annotations")
-        .and_then(Value::as_object_mut)
-    {
-        annotations.remove(LAST_APPLIED);
+/// The manifest with the namespace that its object is in; none where objects have none.
+fn placed(manifest: &Value, mapping: &Mapping, namespace: &str) -> Value {
+    let mut object = manifest.clone();
+    match mapping.namespaced {
+        true => *object.member(&["metadata", "namespace"]) = Value::from(namespace),
+        false => {
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.remove("namespace");
+            }
+        }
     }
-    let mut object = plain.clone();
-    if !object["metadata"]["annotations"].is_object() {
-        *object.member(&["metadata", "annotations"]) = json!({});
-    }
-    *object.member(&["metadata", "annotations", LAST_APPLIED]) = json!(format!("{plain}\n"));
     object
 }
 
-/// The fields that identify an element of a list that the server merges by key.
-const MERGE_KEYS: &[&str] = &[
-    "name",
-    "containerPort",
-    "port",
-    "mountPath",
-    "ip",
-    "uid",
-    "type",
-    "topologyKey",
-    "devicePath",
-];
-
-/// A strategic merge patch that takes `live` to `wanted`: adds and changes what is wanted, and removes what was
-/// applied before and is wanted no more. What others have set stays. `None` when nothing differs.
-fn three_way(last: &Value, wanted: &Value, live: &Value) -> Option<Value> {
-    let patch = difference(last, wanted, live);
-    match &patch {
-        Value::Object(fields) if fields.is_empty() => None,
-        _ => Some(patch),
+/// The manifest with itself recorded in its annotations, as kubectl records it.
+fn with_last_applied(manifest: &Value) -> Value {
+    let mut plain = manifest.clone();
+    let annotations = plain.member(&["metadata", "annotations"]);
+    match annotations.as_object_mut() {
+        Some(annotations) => drop(annotations.remove(LAST_APPLIED)),
+        None => *annotations = json!({}),
     }
-}
-
-fn difference(last: &Value, wanted: &Value, live: &Value) -> Value {
-    let empty = serde_json::Map::new();
-    let wanted_fields = wanted.as_object().unwrap_or(&empty);
-    let live_fields = live.as_object().unwrap_or(&empty);
-    let mut patch = serde_json::Map::new();
-    for (field, value) in wanted_fields {
-        if value.is_null() {
-            continue;
-        }
-        let old = live_fields.get(field).unwrap_or(&Value::Null);
-        let before = last.get(field).unwrap_or(&Value::Null);
-        match (value, old) {
-            (Value::Object(_), Value::Object(_)) => {
-                let inner = difference(before, value, old);
-                if inner.as_object().is_some_and(|inner| !inner.is_empty()) {
-                    patch.insert(field.clone(), inner);
-                }
-            }
-            (Value::Array(items), Value::Array(_)) => {
-                let removed = removed_elements(before, items);
-                let differs = !covers(old, value) || !removed.is_empty();
-                let elements = items.iter().cloned().chain(removed).collect();
-                patch.extend(differs.then_some((field.clone(), Value::Array(elements))));
-            }
-            _ if value != old => {
-                patch.insert(field.clone(), value.clone());
-            }
-            _ => {}
-        }
-    }
-    for field in last.as_object().unwrap_or(&empty).keys() {
-        if !wanted_fields.contains_key(field) && live_fields.contains_key(field) {
-            patch.insert(field.clone(), Value::Null);
-        }
-    }
-    Value::Object(patch)
-}
-
-/// Deletion directives for the keyed elements that were applied before and are wanted no more.
-fn removed_elements(last: &Value, wanted: &[Value]) -> Vec<Value> {
-    let Some(key) = wanted.first().and_then(merge_key) else {
-        return Vec::new();
-    };
-    let kept: BTreeMap<String, ()> = wanted
-        .iter()
-        .map(|element| (element[key].to_string(), ()))
-        .collect();
-    last.as_array()
-        .into_iter()
-        .flatten()
-        .filter(|element| !element[key].is_null() && !kept.contains_key(&element[key].to_string()))
-        .map(|element| json!({"$patch": "delete", key: element[key]}))
-        .collect()
-}
-
-fn merge_key(element: &Value) -> Option<&'static str> {
-    MERGE_KEYS
-        .iter()
-        .copied()
-        .find(|key| element.get(key).is_some())
-}
-
-/// Whether everything `wanted` says is already so in `live`; `live` may say more (defaults).
-fn covers(live: &Value, wanted: &Value) -> bool {
-    match (live, wanted) {
-        (Value::Object(live), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(field, value)| live.get(field).is_some_and(|live| covers(live, value))),
-        (Value::Array(live), Value::Array(wanted)) => {
-            live.len() == wanted.len()
-                && live
-                    .iter()
-                    .zip(wanted)
-                    .all(|(live, wanted)| covers(live, wanted))
-        }
-        _ => live == wanted,
-    }
+    let mut object = plain.clone();
+    *object.member(&["metadata", "annotations", LAST_APPLIED]) = json!(format!("{plain}\n"));
+    object
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn deployment(image: &str) -> Value {
-        json!({"metadata": {"labels": {"app": "web"}}, "spec": {"replicas": 3, "template": {"spec": {
-            "containers": [{"name": "web", "image": image}]}}}})
-    }
-
-    #[test]
-    fn defaults_and_foreign_fields_are_no_difference() {
-        let wanted = deployment("a");
-        let mut live = wanted.clone();
-        live["spec"]["strategy"] = json!({"type": "RollingUpdate"});
-        live["spec"]["template"]["spec"]["containers"][0]["imagePullPolicy"] = json!("Always");
-        assert_eq!(three_way(&wanted, &wanted, &live), None);
-    }
-
-    #[test]
-    fn a_changed_list_element_is_sent_and_others_stay() {
-        let last = deployment("a");
-        let patch = three_way(&last, &deployment("b"), &last).expect("a change");
-        assert_eq!(
-            patch,
-            json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "b"}]}}}})
-        );
-    }
-
-    #[test]
-    fn what_was_applied_and_is_wanted_no_more_is_removed() {
-        let mut last = deployment("a");
-        last["metadata"]["labels"]["tier"] = json!("front");
-        last["spec"]["template"]["spec"]["containers"] =
-            json!([{"name": "web", "image": "a"}, {"name": "side", "image": "s"}]);
-        let mut live = last.clone();
-        live["metadata"]["labels"]["other"] = json!("kept");
-        let patch = three_way(&last, &deployment("a"), &live).expect("a change");
-        assert_eq!(
-            patch,
-            json!({
-                "metadata": {"labels": {"tier": null}},
-                "spec": {"template": {"spec": {"containers": [
-                    {"name": "web", "image": "a"}, {"$patch": "delete", "name": "side"},
-                ]}}},
-            })
-        );
+    fn mapping(namespaced: bool) -> Mapping {
+        Mapping {
+            group: "apps".to_owned(),
+            version: "v1".to_owned(),
+            kind: "Deployment".to_owned(),
+            plural: "deployments".to_owned(),
+            singular: "deployment".to_owned(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced,
+            verbs: Vec::new(),
+        }
     }
 
     #[test]
     fn the_manifest_is_recorded_without_its_own_record() {
-        let object = with_last_applied(&with_last_applied(&json!({"metadata": {"name": "a"}})));
-        let recorded = object["metadata"]["annotations"][LAST_APPLIED]
-            .as_str()
-            .expect("recorded");
-        assert!(!recorded.contains(LAST_APPLIED), "{recorded}");
+        for manifest in [
+            json!({"metadata": {"name": "a"}}),
+            json!({"metadata": {"name": "a", "annotations": null}}),
+            json!({"metadata": {"name": "a", "annotations": {LAST_APPLIED: "older"}}}),
+        ] {
+            let object = with_last_applied(&with_last_applied(&manifest));
+            assert_eq!(
+                object["metadata"]["annotations"][LAST_APPLIED],
+                "{\"metadata\":{\"annotations\":{},\"name\":\"a\"}}\n"
+            );
+        }
+    }
+
+    #[test]
+    fn what_kubectl_has_applied_is_applied_without_a_namespace() {
+        // kubectl records the namespace; a manifest need not have it.
+        let manifest = json!({"metadata": {"name": "a"}, "spec": {"replicas": 1}});
+        let recorded = with_last_applied(&placed(&manifest, &mapping(true), "default"));
+        assert_eq!(recorded["metadata"]["namespace"], "default");
+        let last = recorded["metadata"]["annotations"][LAST_APPLIED].as_str();
+        let last: Value = serde_json::from_str(last.expect("recorded")).expect("JSON");
+        assert!(three_way(&last, &recorded, &recorded, None).is_empty());
+        let bare = three_way(&last, &manifest, &recorded, None).patch;
+        assert_eq!(bare.pointer("/metadata/namespace"), None);
+        let everywhere = json!({"metadata": {"name": "a", "namespace": "x"}});
+        assert_eq!(
+            placed(&everywhere, &mapping(false), "default"),
+            json!({"metadata": {"name": "a"}})
+        );
+    }
+
+    #[test]
+    fn types_are_known_for_kinds_of_the_binary() {
+        let manifest = Manifest {
+            source: String::new(),
+            object: json!({}),
+        };
+        let schema_of = |mapping: Mapping| {
+            let target = Target {
+                mapping: &mapping,
+                collection: String::new(),
+                path: String::new(),
+                wanted: Value::Null,
+                manifest: &manifest,
+            };
+            target.schema().map(|schema| schema.name.clone())
+        };
+        assert_eq!(
+            schema_of(mapping(true)).as_deref(),
+            Some("io.k8s.api.apps.v1.Deployment")
+        );
+        let custom = Mapping {
+            group: "example.com".to_owned(),
+            ..mapping(true)
+        };
+        assert_eq!(schema_of(custom), None);
+    }
+
+    #[test]
+    fn a_dry_run_that_would_change_something_is_told() {
+        let live = json!({"metadata": {"resourceVersion": "1", "managedFields": [1]}, "spec": 1});
+        let same = json!({"metadata": {"resourceVersion": "1", "managedFields": [2]}, "spec": 1});
+        let other = json!({"metadata": {"resourceVersion": "1"}, "spec": 2});
+        assert!(is_same(&live, &same));
+        assert!(!is_same(&live, &other));
     }
 }

@@ -65,13 +65,21 @@ pub fn three_way(
     }
 }
 
-/// What names an object is never taken from it, even where only the last manifest had it.
+/// What names an object, and what the server says of it, is never taken from it, though only the last manifest had it, or
+/// this one says null, as programs write times that are not set.
 fn keep_identity(patch: &mut Map<String, Value>) {
-    let names = ["apiVersion", "kind"];
-    patch.retain(|name, value| !(value.is_null() && names.contains(&name.as_str())));
-    let names = ["name", "namespace", "uid", "resourceVersion"];
+    const OBJECT: [&str; 2] = ["apiVersion", "kind"];
+    const METADATA: [&str; 6] = [
+        "creationTimestamp",
+        "generation",
+        "name",
+        "namespace",
+        "resourceVersion",
+        "uid",
+    ];
+    patch.retain(|name, value| !value.is_null() || !OBJECT.contains(&name.as_str()));
     if let Some(Value::Object(metadata)) = patch.get_mut("metadata") {
-        metadata.retain(|name, value| !(value.is_null() && names.contains(&name.as_str())));
+        metadata.retain(|name, value| !value.is_null() || !METADATA.contains(&name.as_str()));
         if metadata.is_empty() {
             patch.remove("metadata");
         }

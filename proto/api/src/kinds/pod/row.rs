@@ -2,91 +2,175 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use crate::kind::Column;
 use crate::kinds::table;
 
-/// What a container's state says, and whether it says more than the phase.
+/// What a container's state says, when it says more than that the container runs.
 fn state_reason(status: &ContainerStatus) -> Option<String> {
     let state = status.state.as_ref()?;
-    if let Some(waiting) = &state.waiting {
-        return waiting.reason.clone().filter(|reason| !reason.is_empty());
+    let given = |reason: Option<&String>| reason.filter(|reason| !reason.is_empty()).cloned();
+    if let Some(reason) = state
+        .waiting
+        .as_ref()
+        .and_then(|waiting| given(waiting.reason.as_ref()))
+    {
+        return Some(reason);
     }
     let ended = state.terminated.as_ref()?;
-    match ended.reason.as_deref() {
-        Some(reason) if !reason.is_empty() => Some(reason.to_owned()),
-        _ => match ended.signal.filter(|signal| *signal != 0) {
-            Some(signal) => Some(format!("Signal:{signal}")),
-            None => Some(format!("ExitCode:{}", ended.exit_code)),
-        },
+    given(ended.reason.as_ref()).or_else(|| {
+        Some(match ended.signal.filter(|signal| *signal != 0) {
+            Some(signal) => format!("Signal:{signal}"),
+            None => format!("ExitCode:{}", ended.exit_code),
+        })
+    })
+}
+
+/// Restarts of containers, and when the last of them was.
+#[derive(Clone, Copy, Default)]
+struct Restarts<'a> {
+    /// Each container's may be as large as its type allows.
+    count: i64,
+    last: Option<&'a Time>,
+}
+
+impl<'a> Restarts<'a> {
+    fn add(&mut self, status: &'a ContainerStatus) {
+        self.count += i64::from(status.restart_count);
+        let before = status.last_state.as_ref();
+        let ended = before.and_then(|state| state.terminated.as_ref());
+        let at = ended.and_then(|ended| ended.finished_at.as_ref());
+        // The first of equals, as who compares with "before" would find.
+        if let Some(at) = at
+            && self
+                .last
+                .is_none_or(|last| last.0.as_nanosecond() < at.0.as_nanosecond())
+        {
+            self.last = Some(at);
+        }
     }
 }
 
-/// The STATUS column.
-fn status_text(pod: &Pod, status: &PodStatus) -> String {
-    let empty = PodSpec::default();
-    let spec = pod.spec.as_ref().unwrap_or(&empty);
-    let mut text = status
-        .reason
-        .clone()
-        .or_else(|| status.phase.clone())
-        .unwrap_or_default();
+/// What the containers of a pod come to: the STATUS column, how many are ready, and their restarts.
+struct Summary<'a> {
+    text: String,
+    ready: usize,
+    restarts: Restarts<'a>,
+}
+
+/// How far the init containers are. Sidecars count like containers that stay: one that has started is no obstacle.
+struct Initialisation<'a> {
+    /// The STATUS column, while one is not through.
+    obstacle: Option<String>,
+    ready: usize,
+    restarts: Restarts<'a>,
+    sidecar_restarts: Restarts<'a>,
+}
+
+fn is_sidecar(init: &Container) -> bool {
+    init.restart_policy.as_deref() == Some("Always")
+}
+
+fn initialisation<'a>(spec: &PodSpec, status: &'a PodStatus) -> Initialisation<'a> {
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let sidecars: HashSet<&str> = inits
+        .iter()
+        .filter(|init| is_sidecar(init))
+        .map(|init| init.name.as_str())
+        .collect();
+    let mut found = Initialisation {
+        obstacle: None,
+        ready: 0,
+        restarts: Restarts::default(),
+        sidecar_restarts: Restarts::default(),
+    };
+    for (index, container) in status.init_container_statuses.iter().flatten().enumerate() {
+        let is_sidecar = sidecars.contains(container.name.as_str());
+        found.restarts.add(container);
+        if is_sidecar {
+            found.sidecar_restarts.add(container);
+        }
+        let state = container.state.as_ref();
+        let ended = state.and_then(|state| state.terminated.as_ref());
+        if ended.is_some_and(|ended| ended.exit_code == 0) {
+            continue;
+        }
+        if is_sidecar && container.started == Some(true) {
+            found.ready += usize::from(container.ready);
+            continue;
+        }
+        found.obstacle = Some(match state_reason(container) {
+            Some(reason) if ended.is_some() || reason != "PodInitializing" => {
+                format!("Init:{reason}")
+            }
+            _ => format!("Init:{index}/{}", inits.len()),
+        });
+        break;
+    }
+    found
+}
+
+fn is_true(status: &PodStatus, wanted: &str) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.any(|condition| condition.type_ == wanted && condition.status == "True")
+}
+
+fn summary<'a>(pod: &Pod, spec: &PodSpec, status: &'a PodStatus) -> Summary<'a> {
+    let phase = status.phase.as_deref().unwrap_or_default();
+    let reason = status.reason.as_deref().filter(|reason| !reason.is_empty());
     let gated = status.conditions.iter().flatten().any(|condition| {
         condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("SchedulingGated")
     });
-    if gated {
-        text = "SchedulingGated".to_owned();
+    let mut text = match gated {
+        true => "SchedulingGated",
+        false => reason.unwrap_or(phase),
     }
-    let total = spec.init_containers.as_ref().map_or(0, Vec::len);
-    let mut initialising = false;
-    for (index, container) in status.init_container_statuses.iter().flatten().enumerate() {
-        let ended = container
-            .state
-            .as_ref()
-            .and_then(|state| state.terminated.as_ref());
-        if ended.is_some_and(|ended| ended.exit_code == 0) || container.started == Some(true) {
-            continue;
-        }
-        text = match (ended, state_reason(container)) {
-            (Some(_), Some(reason)) => format!("Init:{reason}"),
-            (None, Some(reason)) if reason != "PodInitializing" => format!("Init:{reason}"),
-            _ => format!("Init:{index}/{total}"),
-        };
-        initialising = true;
-        break;
+    .to_owned();
+    let init = initialisation(spec, status);
+    let (mut ready, mut restarts) = (init.ready, init.restarts);
+    let initialising = init.obstacle.is_some();
+    if let Some(obstacle) = init.obstacle {
+        text = obstacle;
     }
-    if !initialising {
+    // A sidecar that crashes later says nothing of the pod, which has been initialised once.
+    if !initialising || is_true(status, "Initialized") {
+        restarts = init.sidecar_restarts;
         let mut running = false;
         for container in status.container_statuses.iter().flatten().rev() {
+            restarts.add(container);
+            let state = container.state.as_ref();
             match state_reason(container) {
                 Some(reason) => text = reason,
-                None => {
-                    running |= container.ready
-                        && container
-                            .state
-                            .as_ref()
-                            .is_some_and(|state| state.running.is_some())
+                None if container.ready && state.is_some_and(|state| state.running.is_some()) => {
+                    running = true;
+                    ready += 1;
                 }
+                None => {}
             }
         }
         if text == "Completed" && running {
-            let ready = status
-                .conditions
-                .iter()
-                .flatten()
-                .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-            text = if ready { "Running" } else { "NotReady" }.to_owned();
+            text = match is_true(status, "Ready") {
+                true => "Running",
+                false => "NotReady",
+            }
+            .to_owned();
         }
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        text = match status.reason.as_deref() {
-            Some("NodeLost") => "Unknown".to_owned(),
-            _ => "Terminating".to_owned(),
-        };
+        if reason == Some("NodeLost") {
+            text = "Unknown".to_owned();
+        } else if !matches!(phase, "Succeeded" | "Failed") {
+            text = "Terminating".to_owned();
+        }
     }
-    text
+    Summary {
+        text,
+        ready,
+        restarts,
+    }
 }
 
 /// See [`crate::kind::Kind::columns`].
@@ -112,33 +196,18 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
     let (no_spec, no_status) = (PodSpec::default(), PodStatus::default());
     let spec = object.spec.as_ref().unwrap_or(&no_spec);
     let status = object.status.as_ref().unwrap_or(&no_status);
-    let containers = status.container_statuses.as_deref().unwrap_or_default();
-    let ready = containers
-        .iter()
-        .filter(|container| container.ready)
-        .count();
-    // Each may be as large as its type allows.
-    let restarts: i64 = containers
-        .iter()
-        .map(|container| i64::from(container.restart_count))
-        .sum();
-    let last = containers
-        .iter()
-        .filter_map(|container| {
-            container
-                .last_state
-                .as_ref()?
-                .terminated
-                .as_ref()?
-                .finished_at
-                .as_ref()
-        })
-        .max_by_key(|time| time.0.as_nanosecond());
-    let restarts = match last {
-        Some(last) if restarts > 0 => {
-            format!("{restarts} ({} ago)", table::since(Some(last), now))
+    let Summary {
+        text,
+        ready,
+        restarts,
+    } = summary(object, spec, status);
+    let inits = spec.init_containers.iter().flatten();
+    let total = spec.containers.len() + inits.filter(|init| is_sidecar(init)).count();
+    let restarts = match restarts.last {
+        Some(last) if restarts.count != 0 => {
+            format!("{} ({} ago)", restarts.count, table::since(Some(last), now))
         }
-        _ => restarts.to_string(),
+        _ => restarts.count.to_string(),
     };
     let or_none = |text: Option<&String>| {
         text.filter(|text| !text.is_empty())
@@ -160,8 +229,8 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
     };
     vec![
         table::name_cell(&object.metadata),
-        json!(format!("{ready}/{}", spec.containers.len())),
-        json!(status_text(object, status)),
+        json!(format!("{ready}/{total}")),
+        json!(text),
         json!(restarts),
         table::age_cell(&object.metadata, now),
         json!(or_none(status.pod_ip.as_ref())),
@@ -175,9 +244,140 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
 mod tests {
     use super::*;
 
+    /// READY, STATUS and RESTARTS.
+    fn cells(pod: Value) -> [String; 3] {
+        let row = row(&serde_json::from_value(pod).unwrap(), 0);
+        [1, 2, 3].map(|column| row[column].as_str().unwrap().to_owned())
+    }
+
+    fn running(name: &str, ready: bool) -> Value {
+        json!({"name": name, "ready": ready, "started": true, "restartCount": 0, "image": "", "imageID": "",
+            "state": {"running": {}}})
+    }
+
+    fn waiting(name: &str, reason: &str) -> Value {
+        json!({"name": name, "ready": false, "started": false, "restartCount": 2, "image": "", "imageID": "",
+            "state": {"waiting": {"reason": reason}},
+            "lastState": {"terminated": {"exitCode": 1, "finishedAt": "1969-12-31T23:59:00Z"}}})
+    }
+
+    fn ended(name: &str, code: i32, reason: &str) -> Value {
+        json!({"name": name, "ready": code == 0, "started": false, "restartCount": 1, "image": "", "imageID": "",
+            "state": {"terminated": {"exitCode": code, "reason": reason}}})
+    }
+
+    /// A pod with a sidecar `s` after an init container `i`, and a container `m`.
+    fn pod(phase: &str, initialized: &str, inits: Value, mains: Value) -> Value {
+        let conditions = json!([{"type": "Initialized", "status": initialized}]);
+        json!({"spec": {
+                "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+                "containers": [{"name": "m"}]},
+            "status": {"phase": phase, "conditions": conditions,
+                "initContainerStatuses": inits, "containerStatuses": mains}})
+    }
+
+    #[test]
+    fn sidecars_count_as_containers() {
+        let done = || ended("i", 0, "Completed");
+        let main = || json!([running("m", true)]);
+        for (what, pod, expected) in [
+            (
+                "all run; restarts are those of the sidecar and of the containers",
+                pod(
+                    "Running",
+                    "True",
+                    json!([done(), running("s", true)]),
+                    main(),
+                ),
+                ["2/2", "Running", "0"],
+            ),
+            (
+                "a sidecar that has started but is not ready",
+                pod(
+                    "Running",
+                    "True",
+                    json!([done(), running("s", false)]),
+                    main(),
+                ),
+                ["1/2", "Running", "0"],
+            ),
+            (
+                "a sidecar crashes while the container runs",
+                pod(
+                    "Running",
+                    "True",
+                    json!([done(), waiting("s", "CrashLoopBackOff")]),
+                    main(),
+                ),
+                ["1/2", "Running", "2 (60s ago)"],
+            ),
+            (
+                "the sidecar's end is not the pod's",
+                pod(
+                    "Succeeded",
+                    "True",
+                    json!([done(), ended("s", 137, "Error")]),
+                    json!([ended("m", 0, "Completed")]),
+                ),
+                ["0/2", "Completed", "2"],
+            ),
+            (
+                "it never started",
+                pod(
+                    "Pending",
+                    "False",
+                    json!([done(), waiting("s", "CrashLoopBackOff")]),
+                    json!([waiting("m", "PodInitializing")]),
+                ),
+                ["0/2", "Init:CrashLoopBackOff", "3 (60s ago)"],
+            ),
+            (
+                "the first init container has not begun",
+                pod(
+                    "Pending",
+                    "False",
+                    json!([
+                        waiting("i", "PodInitializing"),
+                        waiting("s", "PodInitializing")
+                    ]),
+                    json!([waiting("m", "PodInitializing")]),
+                ),
+                ["0/2", "Init:0/2", "2 (60s ago)"],
+            ),
+            (
+                "an init container failed for good",
+                pod(
+                    "Failed",
+                    "False",
+                    json!([ended("i", 1, "Error"), waiting("s", "PodInitializing")]),
+                    json!([waiting("m", "PodInitializing")]),
+                ),
+                ["0/2", "Init:Error", "1"],
+            ),
+        ] {
+            assert_eq!(cells(pod), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_over_says_so_while_it_is_deleted() {
+        let status = |phase: &str, reason: Option<&str>| {
+            let mut pod = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"containers": [{"name": "m"}]}, "status": {"phase": phase}});
+            pod["status"]["reason"] = json!(reason);
+            let [_, status, _] = cells(pod);
+            status
+        };
+        assert_eq!(status("Running", None), "Terminating");
+        assert_eq!(status("Succeeded", None), "Succeeded");
+        assert_eq!(status("Failed", Some("Evicted")), "Evicted");
+        assert_eq!(status("Running", Some("NodeLost")), "Unknown");
+    }
+
     #[test]
     fn restarts_are_added_however_many_a_node_tells() {
-        let status = json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": i32::MAX});
+        let status = json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": i32::MAX,
+            "state": {"running": {}}});
         let pod = json!({"status": {"containerStatuses": [status, status]}});
         let row = row(&serde_json::from_value(pod).unwrap(), 0);
         assert_eq!((&row[1], &row[3]), (&json!("2/0"), &json!("4294967294")));

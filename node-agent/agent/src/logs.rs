@@ -1,6 +1,9 @@
 //! Reads container logs: CRI-format lines (`<time> <stdout|stderr> <F|P> <text>`), over rotations, followed when asked.
+//! What is given is what was written: only an `F` was followed by a line end.
 //!
 //! `<directory>/<attempt>.log` is being written; `<attempt>.log.1` is the one rotated last, `.2` the one before, ...
+
+mod last_words;
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,11 +17,10 @@ use tokio::io::{AsyncBufReadExt, AsyncSeekExt, BufReader};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use last_words::last_words;
+
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// A container's last words are at most this long.
-const LAST_LINES: usize = 80;
-const LAST_BYTES: usize = 2048;
 
 /// Which of the two streams a line was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,22 +293,6 @@ impl Reader {
     }
 }
 
-/// The end of an attempt's log: what a container without a termination message said last.
-pub(crate) fn last_words(directory: &Path, attempt: u32) -> String {
-    let content = std::fs::read(current(directory, attempt)).unwrap_or_default();
-    let query = LogQuery::default();
-    let lines: Vec<Line> = content
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| render(line, &query))
-        .collect();
-    let kept: Vec<u8> = lines
-        .iter()
-        .skip(lines.len().saturating_sub(LAST_LINES))
-        .flat_map(|line| line.bytes.clone())
-        .collect();
-    String::from_utf8_lossy(&kept[kept.len().saturating_sub(LAST_BYTES)..]).into_owned()
-}
-
 /// Deletes the logs of an attempt.
 pub(crate) async fn remove(directory: &Path, attempt: u32) {
     for path in files(directory, attempt) {
@@ -406,8 +392,13 @@ mod tests {
             all(path, stamped).await,
             "2026-01-01T00:00:03.000000000Z three\n"
         );
-        assert_eq!(last_words(path, 0), "two\nthree\n");
         assert_eq!(all(&path.join("none"), LogQuery::default()).await, "");
+        append(&path.join("0.log"), &[("04", "stdout P no end")]);
+        let last = LogQuery {
+            tail: Some(1),
+            ..LogQuery::default()
+        };
+        assert_eq!(all(path, last).await, "no end");
     }
 
     #[tokio::test]

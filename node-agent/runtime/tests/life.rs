@@ -34,7 +34,7 @@ async fn output_exit_code_and_termination_message_are_kept() {
         .map(|line| line.split_once(' ').unwrap().1)
         .collect();
     records.sort_unstable();
-    assert_eq!(records, ["stderr F err", "stdout F out", "stdout F tail"]);
+    assert_eq!(records, ["stderr F err", "stdout F out", "stdout P tail"]);
     node.runtime
         .remove_sandbox(&PodUid("pod".to_owned()))
         .await

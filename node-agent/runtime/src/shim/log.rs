@@ -1,7 +1,8 @@
 //! Container logs in the CRI format, rotated by size.
 //!
-//! `<time> <stream> <F|P> <text>`: `P` marks a piece of a line that continues in the next record of its stream. The
-//! current file is `<attempt>.log`; older ones are `<attempt>.log.1` (newest) and up.
+//! `<time> <stream> <F|P> <text>`: `P` marks a piece of a line that continues in the next record of its stream, or that ends
+//! with the container: the text of a record with `F` was followed by a line end, that of one with `P` was not. The current
+//! file is `<attempt>.log`; older ones are `<attempt>.log.1` (newest) and up.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -96,14 +97,14 @@ impl Log {
         self.append(&out)
     }
 
-    /// Writes what was left without a line end, at the end of a container.
+    /// Writes what was left without a line end, at the end of a container; as it was written, so that nobody adds one.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         let now = jiff::Timestamp::now();
         for stream in [Stream::Stdout, Stream::Stderr] {
             let pending = std::mem::take(&mut self.pending[stream as usize]);
             if !pending.is_empty() {
                 let mut out = Vec::new();
-                record(&mut out, now, stream, 'F', &pending)?;
+                record(&mut out, now, stream, 'P', &pending)?;
                 self.append(&out)?;
             }
         }
@@ -209,7 +210,7 @@ mod tests {
             "stderr F oops",
             "stdout F two",
             "stdout F ",
-            "stdout F rest",
+            "stdout P rest",
         ];
         assert_eq!(texts(&dir.join("web/2.log")), expected);
         let first = std::fs::read_to_string(dir.join("web/2.log")).unwrap();

@@ -6,7 +6,8 @@
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, PodSpec, SELinuxOptions};
 
-use super::record::{Role, containers};
+use super::record::containers;
+use super::restart::RESTART;
 use crate::sysctls::{self, SysctlPattern};
 
 /// The reason and message of a pod's end.
@@ -85,15 +86,7 @@ pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
             return Err(format!("spec.{windows}"));
         }
     }
-    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    for (role, container) in containers(spec) {
-        let own = container.restart_policy.as_deref().unwrap_or(policy);
-        if role == Role::Main && own != policy {
-            return Err(format!(
-                "container {}: restartPolicy: this node has one policy for all of a pod's containers, which is {policy} here; leave the field out to use it",
-                container.name
-            ));
-        }
+    for (_, container) in containers(spec) {
         check_container(container, own_users, selinux, windows)
             .map_err(|message| format!("container {}: {message}", container.name))?;
     }
@@ -121,9 +114,12 @@ fn check_container(
             ));
         }
     }
-    let rules = container.restart_policy_rules.as_ref();
-    if rules.is_some_and(|rules| !rules.is_empty()) {
-        return Err("restartPolicyRules: this node restarts containers by their pod's restartPolicy alone; leave the field out".to_owned());
+    let mut rules = container.restart_policy_rules.iter().flatten();
+    if let Some(rule) = rules.find(|rule| rule.action != RESTART) {
+        return Err(format!(
+            "restartPolicyRules: this node does not know the action {:?}; use {RESTART}",
+            rule.action
+        ));
     }
     let Some(own) = &container.security_context else {
         return Ok(());
@@ -229,12 +225,11 @@ mod tests {
         );
         let mount = |mode: &str| json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": mode}]});
         refused(json!({}), mount("Enabled"), "recursiveReadOnly");
-        let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]);
-        let ruled = json!({"restartPolicy": "Always", "restartPolicyRules": rules});
-        refused(json!({}), ruled, "container main: restartPolicyRules");
-        let own = json!({"restartPolicy": "Never"});
-        refused(json!({}), own.clone(), "container main: restartPolicy");
-        check_supported(&spec(own.clone(), own)).unwrap();
+        let all = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]);
+        let ruled = |rules: &Value| json!({"restartPolicy": "Never", "restartPolicyRules": rules});
+        refused(json!({}), ruled(&all), "RestartAllContainers");
+        let own = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]);
+        check_supported(&spec(json!({}), ruled(&own))).unwrap();
         let sidecar = json!({"initContainers": [{"name": "first", "securityContext": {"procMount": "Unmasked"}}]});
         refused(sidecar, json!({}), "container first");
 

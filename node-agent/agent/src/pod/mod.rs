@@ -2,15 +2,18 @@
 
 mod admission;
 mod backoff;
+mod conditions;
 mod files;
 mod hooks;
 mod launch;
 mod manager;
 mod node;
+mod phase;
 mod plan;
 mod probe;
 mod pull;
 mod record;
+mod restart;
 mod setup;
 mod status;
 mod stop;

@@ -2,24 +2,6 @@
 
 use super::record::{Record, Role, Stage};
 
-/// `spec.restartPolicy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RestartPolicy {
-    Always,
-    OnFailure,
-    Never,
-}
-
-impl RestartPolicy {
-    pub(crate) fn of(written: Option<&str>) -> Self {
-        match written {
-            Some("OnFailure") => Self::OnFailure,
-            Some("Never") => Self::Never,
-            _ => Self::Always,
-        }
-    }
-}
-
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -39,26 +21,28 @@ enum After {
     Failed,
 }
 
-fn after(record: &Record, policy: RestartPolicy) -> Option<After> {
+fn after(record: &Record) -> Option<After> {
     let Stage::Ended(ended) = &record.stage else {
         return None;
     };
-    Some(match (record.role, policy, ended.succeeded()) {
-        (Role::Sidecar, ..) | (Role::Main, RestartPolicy::Always, _) => After::Again,
-        (_, _, true) => After::Done,
-        (_, RestartPolicy::Never, false) => After::Failed,
-        (_, _, false) => After::Again,
+    Some(match (record.role, ended.succeeded()) {
+        (Role::Sidecar, _) => After::Again,
+        // What it had to do is done, whatever would be done with a container that stays.
+        (Role::Init, true) => After::Done,
+        _ if record.restarts.again(ended.exit.code) => After::Again,
+        (_, true) => After::Done,
+        (_, false) => After::Failed,
     })
 }
 
 /// The steps that are due. Init containers run one after the other; a sidecar lets the next begin once it has
 /// started; the main containers run together; sidecars are stopped, last first, when all of those are done.
-pub(crate) fn plan(records: &[Record], policy: RestartPolicy, initialised: bool) -> Vec<Step> {
+pub(crate) fn plan(records: &[Record], initialised: bool) -> Vec<Step> {
     let mut steps = Vec::new();
     let mains_over = records
         .iter()
         .filter(|record| record.role == Role::Main)
-        .all(|record| matches!(after(record, policy), Some(After::Done | After::Failed)));
+        .all(|record| matches!(after(record), Some(After::Done | After::Failed)));
     if mains_over && initialised {
         return over(records);
     }
@@ -68,7 +52,7 @@ pub(crate) fn plan(records: &[Record], policy: RestartPolicy, initialised: bool)
         match record.role {
             Role::Init if initialised => {}
             Role::Init | Role::Sidecar if !through => {}
-            Role::Init => match after(record, policy) {
+            Role::Init => match after(record) {
                 Some(After::Done) => {}
                 Some(After::Failed) => return fail(records),
                 Some(After::Again) => {
@@ -83,7 +67,7 @@ pub(crate) fn plan(records: &[Record], policy: RestartPolicy, initialised: bool)
                 }
             },
             Role::Sidecar => {
-                if waiting || after(record, policy).is_some() {
+                if waiting || after(record).is_some() {
                     steps.push(Step::Start(index));
                 }
                 through &=
@@ -91,7 +75,7 @@ pub(crate) fn plan(records: &[Record], policy: RestartPolicy, initialised: bool)
             }
             Role::Main if !(through || initialised) => {}
             Role::Main => {
-                if waiting || matches!(after(record, policy), Some(After::Again)) {
+                if waiting || matches!(after(record), Some(After::Again)) {
                     steps.push(Step::Start(index));
                 }
             }
@@ -131,42 +115,16 @@ fn last_running_sidecar(records: &[Record]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use gantry_runtime::ContainerExit;
-
-    use super::super::record::Ended;
+    use super::super::record::tests::{ended, record, running};
+    use super::super::restart::{RestartPolicy, Restarts};
     use super::*;
 
-    fn ended(code: i32) -> Stage {
-        let exit = ContainerExit {
-            code,
-            signal: None,
-            oom_killed: false,
-            started_at: 0,
-            finished_at: 1,
-            message: String::new(),
+    fn records(all: &[(Role, Stage)], policy: RestartPolicy) -> Vec<Record> {
+        let make = |(index, (role, stage)): (usize, &(Role, Stage))| Record {
+            restarts: Restarts::by(policy),
+            ..record(&format!("c{index}"), *role, stage.clone())
         };
-        Stage::Ended(Ended::new(0, exit))
-    }
-
-    fn running() -> Stage {
-        Stage::Running {
-            since: 0,
-            started: true,
-            ready: true,
-        }
-    }
-
-    fn records(all: &[(Role, Stage)]) -> Vec<Record> {
-        let record = |(index, (role, stage)): (usize, &(Role, Stage))| Record {
-            name: format!("c{index}"),
-            role: *role,
-            stage: stage.clone(),
-            attempt: None,
-            last: None,
-            image: String::new(),
-            image_id: String::new(),
-        };
-        all.iter().enumerate().map(record).collect()
+        all.iter().enumerate().map(make).collect()
     }
 
     #[test]
@@ -174,13 +132,16 @@ mod tests {
         use RestartPolicy::{Always, Never};
         use Role::{Init, Main};
         let idle = Stage::idle;
-        let due = |all: &[(Role, Stage)], policy| plan(&records(all), policy, false);
+        let due = |all: &[(Role, Stage)], policy| plan(&records(all, policy), false);
         assert_eq!(
             due(&[(Init, idle()), (Init, idle()), (Main, idle())], Always),
             [Step::Start(0)]
         );
         assert_eq!(
-            due(&[(Init, running()), (Init, idle()), (Main, idle())], Always),
+            due(
+                &[(Init, running(true)), (Init, idle()), (Main, idle())],
+                Always
+            ),
             []
         );
         assert_eq!(
@@ -214,25 +175,36 @@ mod tests {
         ];
         for (policy, code, steps) in rows {
             assert_eq!(
-                plan(&records(&[(Role::Main, ended(code))]), policy, true),
+                plan(&records(&[(Role::Main, ended(code))], policy), true),
                 steps,
                 "{policy:?} {code}"
             );
         }
-        let mixed = records(&[(Role::Main, ended(0)), (Role::Main, running())]);
-        assert_eq!(plan(&mixed, Never, true), []);
+        let mixed = [(Role::Main, ended(0)), (Role::Main, running(true))];
+        assert_eq!(plan(&records(&mixed, Never), true), []);
+    }
+
+    #[test]
+    fn each_container_by_its_own_policy() {
+        use RestartPolicy::{Always, Never};
+        let mut two = records(&[(Role::Main, ended(1)), (Role::Main, ended(1))], Never);
+        assert_eq!(plan(&two, true), [Step::End { failed: true }]);
+        two[1].restarts = Restarts::by(Always);
+        assert_eq!(plan(&two, true), [Step::Start(1)]);
+        let mut init = records(
+            &[(Role::Init, ended(0)), (Role::Main, Stage::idle())],
+            Never,
+        );
+        init[0].restarts = Restarts::by(Always);
+        assert_eq!(plan(&init, false), [Step::Initialised, Step::Start(1)]);
     }
 
     #[test]
     fn sidecars_start_first_and_stop_last() {
         use Role::{Init, Main, Sidecar};
-        let not_yet = Stage::Running {
-            since: 0,
-            started: false,
-            ready: false,
-        };
+        let not_yet = running(false);
         let due = |all: &[(Role, Stage)], initialised| {
-            plan(&records(all), RestartPolicy::Never, initialised)
+            plan(&records(all, RestartPolicy::Never), initialised)
         };
         assert_eq!(
             due(
@@ -248,7 +220,7 @@ mod tests {
         assert_eq!(
             due(
                 &[
-                    (Sidecar, running()),
+                    (Sidecar, running(true)),
                     (Init, Stage::idle()),
                     (Main, Stage::idle())
                 ],
@@ -257,10 +229,14 @@ mod tests {
             [Step::Start(1)]
         );
         assert_eq!(
-            due(&[(Sidecar, ended(1)), (Main, running())], true),
+            due(&[(Sidecar, ended(1)), (Main, running(true))], true),
             [Step::Start(0)]
         );
-        let two = [(Sidecar, running()), (Sidecar, running()), (Main, ended(0))];
+        let two = [
+            (Sidecar, running(true)),
+            (Sidecar, running(true)),
+            (Main, ended(0)),
+        ];
         assert_eq!(due(&two, true), [Step::StopSidecar(1)]);
         assert_eq!(
             due(&[(Sidecar, ended(0)), (Main, ended(0))], true),
@@ -269,7 +245,7 @@ mod tests {
         assert_eq!(
             due(
                 &[
-                    (Sidecar, running()),
+                    (Sidecar, running(true)),
                     (Init, ended(1)),
                     (Main, Stage::idle())
                 ],

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::restart::Restarts;
 use crate::limits::is_sidecar;
 
 /// Nanoseconds since the epoch.
@@ -93,6 +94,7 @@ impl Stage {
 pub(crate) struct Record {
     pub(crate) name: String,
     pub(crate) role: Role,
+    pub(crate) restarts: Restarts,
     pub(crate) stage: Stage,
     /// The attempt that runs or ran last; `None` before the first.
     pub(crate) attempt: Option<u32>,
@@ -140,6 +142,26 @@ pub(crate) struct PodEnd {
     pub(crate) failed: bool,
     pub(crate) reason: Option<String>,
     pub(crate) message: Option<String>,
+}
+
+/// How the message of a pod begins that its node would not take.
+const REJECTED: &str = "Pod was rejected: ";
+
+impl PodEnd {
+    /// The end of a pod that has no beginning.
+    pub(crate) fn rejected(reason: &str, message: &str) -> Self {
+        Self {
+            failed: true,
+            reason: Some(reason.to_owned()),
+            message: Some(format!("{REJECTED}{message}")),
+        }
+    }
+
+    /// Whether the pod never was this node's, so that nothing of it was lost.
+    pub(crate) fn is_rejection(&self) -> bool {
+        let message = self.message.as_deref();
+        message.is_some_and(|message| message.starts_with(REJECTED))
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -210,8 +232,58 @@ impl Journal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::restart::RestartPolicy;
     use super::*;
+
+    /// Ended with this code, after ten seconds.
+    pub(in crate::pod) fn ended(code: i32) -> Stage {
+        let second = 1_000_000_000;
+        let exit = ContainerExit {
+            code,
+            signal: None,
+            oom_killed: false,
+            started_at: 10 * second,
+            finished_at: 20 * second,
+            message: String::new(),
+        };
+        Stage::Ended(Ended::new(0, exit))
+    }
+
+    pub(in crate::pod) fn idle() -> Stage {
+        Stage::idle()
+    }
+
+    pub(in crate::pod) fn starting() -> Stage {
+        Stage::Starting {
+            reason: String::new(),
+            message: String::new(),
+        }
+    }
+
+    /// Running and ready, and `started` unless its startup probe has not succeeded yet.
+    pub(in crate::pod) fn running(started: bool) -> Stage {
+        Stage::Running {
+            since: 5_000_000_000,
+            started,
+            ready: started,
+        }
+    }
+
+    /// A container that is always started again.
+    pub(in crate::pod) fn record(name: &str, role: Role, stage: Stage) -> Record {
+        let attempt = (!matches!(stage, Stage::Waiting { .. })).then_some(0);
+        Record {
+            name: name.to_owned(),
+            role,
+            restarts: Restarts::by(RestartPolicy::Always),
+            stage,
+            attempt,
+            last: None,
+            image: String::new(),
+            image_id: String::new(),
+        }
+    }
 
     #[test]
     fn a_damaged_journal_does_not_hold_the_pod_up() {

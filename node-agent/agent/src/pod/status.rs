@@ -5,11 +5,23 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerStatus, HostIP, Pod, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::conditions::conditions;
+use super::phase;
 use super::record::{Ended, PodEnd, Record, Role, Stage};
+
+/// The reason of a pod that had to go.
+pub(crate) const EVICTED: &str = "Evicted";
+/// Kubernetes' reason for an end that nobody saw.
+pub(crate) const LOST: &str = "ContainerStatusUnknown";
+/// What is said with it.
+pub(crate) const LOST_MESSAGE: &str =
+    "The container could not be located when the pod was terminated";
+/// Bytes of termination messages that a pod's containers share.
+const MESSAGES: usize = 12 * 1024;
 
 /// What the status is made from.
 pub(crate) struct View<'a> {
@@ -50,8 +62,14 @@ pub(crate) fn status(view: &View<'_>) -> PodStatus {
             .filter(|record| roles.contains(&record.role));
         chosen.map(|record| container(view, record)).collect()
     };
-    let (inits, mains) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]));
-    let conditions = conditions(view, &inits, &mains);
+    let (mut inits, mut mains) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]));
+    let phase = phase(view);
+    let conditions = conditions(view, phase, &inits, &mains);
+    if view.end.is_some_and(|end| !end.is_rejection()) {
+        settle(view, &mut inits, &mut mains);
+    }
+    // A kubelet tells them by name.
+    mains.sort_by(|one, other| one.name.cmp(&other.name));
     let previous = view.previous;
     let pod_ips = match view.pod_ips {
         [] => previous.pod_ips.clone(),
@@ -63,7 +81,7 @@ pub(crate) fn status(view: &View<'_>) -> PodStatus {
         .map(|ip| HostIP { ip: ip.to_string() })
         .collect();
     PodStatus {
-        phase: Some(phase(view).to_owned()),
+        phase: Some(phase.to_owned()),
         conditions: Some(conditions),
         reason: view.end.and_then(|end| end.reason.clone()),
         message: view.end.and_then(|end| end.message.clone()),
@@ -91,28 +109,61 @@ fn rank(phase: &str) -> u8 {
     }
 }
 
-/// The phase; it never moves backwards, whatever is found on the node.
+/// The phase; it never moves backwards, whatever is found on the node. A pod is over only when nothing of it runs any more,
+/// even if its containers have decided how it will end.
 fn phase<'a>(view: &View<'a>) -> &'a str {
     let before = view.previous.phase.as_deref().unwrap_or("Pending");
-    let mains = || {
-        view.records
-            .iter()
-            .filter(|record| record.role == Role::Main)
-    };
-    let never_ran = |record: &Record| {
-        !matches!(record.stage, Stage::Running { .. } | Stage::Ended(_)) && record.last.is_none()
-    };
     let now = match view.end {
         Some(end) if end.failed => "Failed",
         Some(_) => "Succeeded",
-        None if !view.initialised || mains().any(never_ran) => "Pending",
-        None => "Running",
+        None => match phase::of_containers(view.records) {
+            "Failed" | "Succeeded" => before,
+            phase => phase,
+        },
     };
     if rank(now) < rank(before) || (rank(before) == 2 && now != before) {
         before
     } else {
         now
     }
+}
+
+/// What is said of a container that has not run to an end, and never will, since the pod is over: that it is lost, as a kubelet
+/// says. Init containers that nobody got to still wait, and so do all others of a pod that was not initialised.
+fn settle(view: &View<'_>, inits: &mut [ContainerStatus], mains: &mut [ContainerStatus]) {
+    fn waits(status: &ContainerStatus) -> bool {
+        let state = status.state.as_ref();
+        state.is_some_and(|state| state.waiting.is_some())
+    }
+    fn lose(status: &mut ContainerStatus) {
+        if waits(status) {
+            let lost = ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some(LOST.to_owned()),
+                message: Some(LOST_MESSAGE.to_owned()),
+                ..ContainerStateTerminated::default()
+            };
+            status.state = Some(ContainerState {
+                terminated: Some(lost),
+                ..ContainerState::default()
+            });
+        }
+    }
+    if inits.is_empty() || view.initialised || phase::has_begun(view.records) {
+        mains.iter_mut().for_each(lose);
+    }
+    // The first is taken as tried.
+    let tried = inits.iter().rposition(|status| !waits(status)).unwrap_or(0);
+    inits.iter_mut().take(tried + 1).for_each(lose);
+}
+
+/// As much of a termination message as there is room for.
+fn shortened(view: &View<'_>, message: &str) -> Option<String> {
+    let mut end = (MESSAGES / view.records.len().max(1)).min(message.len());
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    Some(message[..end].to_owned()).filter(|message| !message.is_empty())
 }
 
 fn terminated(view: &View<'_>, record: &Record, ended: &Ended) -> ContainerState {
@@ -123,7 +174,7 @@ fn terminated(view: &View<'_>, record: &Record, ended: &Ended) -> ContainerState
             exit_code: exit.code,
             signal: None,
             reason: Some(ended.reason.clone()),
-            message: Some(exit.message.clone()).filter(|message| !message.is_empty()),
+            message: shortened(view, &exit.message),
             started_at: time(exit.started_at),
             finished_at: time(exit.finished_at),
         }),
@@ -141,34 +192,37 @@ fn waiting(reason: &str, message: &str) -> ContainerState {
     }
 }
 
+/// How a container ended of which this node has forgotten everything.
+fn forgotten<'a>(view: &View<'a>, record: &Record) -> Option<&'a ContainerStatus> {
+    let previous = view.previous;
+    let inits = previous.init_container_statuses.iter().flatten();
+    let mut all = inits.chain(previous.container_statuses.iter().flatten());
+    let known = all.find(|status| status.name == record.name);
+    known.filter(|status| {
+        let state = status.state.as_ref();
+        record.attempt.is_none() && state.is_some_and(|state| state.terminated.is_some())
+    })
+}
+
 fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
+    if let Some(known) = forgotten(view, record) {
+        return known.clone();
+    }
     let spec = view.pod.spec.as_ref();
     let written = spec
         .and_then(|spec| super::record::containers(spec).find(|(_, own)| own.name == record.name));
-    let has_inits = view.records.iter().any(|other| other.role != Role::Main);
-    let default_reason = match record.role {
-        Role::Main if has_inits && !view.initialised => "PodInitializing",
-        Role::Init | Role::Sidecar if !is_next_init(view.records, record) => "PodInitializing",
-        _ => "ContainerCreating",
-    };
+    let initialises = view.records.iter().any(|other| other.role != Role::Main);
     let state = match &record.stage {
-        // Nothing will start any more.
-        Stage::Waiting { .. } | Stage::Starting { .. }
-            if view.end.is_some() && record.last.is_some() =>
-        {
-            record
-                .last
-                .as_ref()
-                .map(|last| terminated(view, record, last))
-                .unwrap_or_default()
-        }
         Stage::Waiting { reason, message } | Stage::Starting { reason, message } => {
-            let reason = if reason.is_empty() {
-                default_reason
-            } else {
-                reason
-            };
-            waiting(reason, message)
+            match (&record.last, reason.as_str()) {
+                // Nothing is known yet of its next run, or there will be none.
+                (Some(last), reason) if reason.is_empty() || view.end.is_some() => {
+                    terminated(view, record, last)
+                }
+                (None, "") if initialises => waiting("PodInitializing", message),
+                (None, "") => waiting("ContainerCreating", message),
+                (_, reason) => waiting(reason, message),
+            }
         }
         Stage::Running { since, .. } => ContainerState {
             running: Some(ContainerStateRunning {
@@ -221,245 +275,26 @@ fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
     }
 }
 
-/// Whether all init containers before this one are through.
-fn is_next_init(records: &[Record], record: &Record) -> bool {
-    records
-        .iter()
-        .take_while(|other| other.name != record.name)
-        .all(|other| match (other.role, &other.stage) {
-            (Role::Init, Stage::Ended(ended)) => ended.succeeded(),
-            (Role::Sidecar, Stage::Running { started, .. }) => *started,
-            _ => false,
-        })
-}
-
-struct Verdict {
-    status: bool,
-    reason: Option<&'static str>,
-    message: Option<String>,
-}
-
-fn yes() -> Verdict {
-    Verdict {
-        status: true,
-        reason: None,
-        message: None,
-    }
-}
-
-fn no(reason: &'static str, message: Option<String>) -> Verdict {
-    Verdict {
-        status: false,
-        reason: Some(reason),
-        message,
-    }
-}
-
-fn conditions(
-    view: &View<'_>,
-    inits: &[ContainerStatus],
-    mains: &[ContainerStatus],
-) -> Vec<PodCondition> {
-    let names = |names: Vec<&str>| names.join(" ");
-    let is_sidecar = |name: &str| {
-        view.records
-            .iter()
-            .any(|record| record.name == name && record.role == Role::Sidecar)
-    };
-    let over = view.end.map(|end| match end.failed {
-        true => "PodFailed",
-        false => "PodCompleted",
-    });
-    let unready: Vec<&str> = inits
-        .iter()
-        .filter(|status| is_sidecar(&status.name))
-        .chain(mains)
-        .filter(|status| !status.ready)
-        .map(|status| status.name.as_str())
-        .collect();
-    let containers_ready = match over {
-        Some(reason) => no(reason, None),
-        None if unready.is_empty() => yes(),
-        None => no(
-            "ContainersNotReady",
-            Some(format!(
-                "containers with unready status: [{}]",
-                names(unready)
-            )),
-        ),
-    };
-    let gates = view
-        .pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.readiness_gates.iter().flatten());
-    let gate_status = |wanted: &str| {
-        let all = view
-            .pod
-            .status
-            .iter()
-            .flat_map(|status| status.conditions.iter().flatten());
-        all.into_iter()
-            .find(|condition| condition.type_ == wanted)
-            .map(|condition| condition.status.clone())
-    };
-    let closed: Vec<String> = gates
-        .filter_map(|gate| match gate_status(&gate.condition_type).as_deref() {
-            Some("True") => None,
-            Some(_) => Some(format!(
-                "the status of pod readiness gate \"{}\" is not \"True\"",
-                gate.condition_type
-            )),
-            None => Some(format!(
-                "corresponding condition of pod readiness gate \"{}\" does not exist.",
-                gate.condition_type
-            )),
-        })
-        .collect();
-    let ready = match (containers_ready.status, closed.is_empty()) {
-        (true, false) => no("ReadinessGatesNotReady", Some(closed.join(", "))),
-        (status, _) => Verdict {
-            status,
-            reason: containers_ready.reason,
-            message: containers_ready.message.clone(),
-        },
-    };
-    let incomplete: Vec<&str> = inits
-        .iter()
-        .filter(|status| match is_sidecar(&status.name) {
-            true => status.started != Some(true),
-            false => !status.ready,
-        })
-        .map(|status| status.name.as_str())
-        .collect();
-    let initialized = match over {
-        Some("PodCompleted") => Verdict {
-            status: true,
-            reason: Some("PodCompleted"),
-            message: None,
-        },
-        _ if view.initialised || incomplete.is_empty() => yes(),
-        _ => no(
-            "ContainersNotInitialized",
-            Some(format!(
-                "containers with incomplete status: [{}]",
-                names(incomplete)
-            )),
-        ),
-    };
-    let sandbox = Verdict {
-        status: view.sandbox_ready,
-        reason: None,
-        message: None,
-    };
-    let scheduled = yes();
-    let ours = [
-        ("PodReadyToStartContainers", sandbox),
-        ("Initialized", initialized),
-        ("Ready", ready),
-        ("ContainersReady", containers_ready),
-        ("PodScheduled", scheduled),
-    ];
-    let evicted = view
-        .end
-        .filter(|end| end.reason.as_deref() == Some(EVICTED))
-        .map(|end| Verdict {
-            status: true,
-            reason: Some("TerminationByKubelet"),
-            message: end.message.clone(),
-        });
-    let is_evicted = evicted.is_some();
-    let mut result: Vec<PodCondition> = ours
-        .into_iter()
-        .chain(evicted.map(|verdict| (DISRUPTION, verdict)))
-        .map(|(name, verdict)| condition(view, name, verdict))
-        .collect();
-    let foreign = view.previous.conditions.iter().flatten();
-    result.extend(
-        foreign
-            .filter(|theirs| !OWN.contains(&theirs.type_.as_str()))
-            .filter(|theirs| !(is_evicted && theirs.type_ == DISRUPTION))
-            .cloned(),
-    );
-    result
-}
-
-/// The reason of a pod that had to go.
-pub(crate) const EVICTED: &str = "Evicted";
-/// How controllers know that a pod's end is not its own fault.
-const DISRUPTION: &str = "DisruptionTarget";
-
-const OWN: [&str; 5] = [
-    "PodReadyToStartContainers",
-    "Initialized",
-    "Ready",
-    "ContainersReady",
-    "PodScheduled",
-];
-
-fn condition(view: &View<'_>, name: &str, verdict: Verdict) -> PodCondition {
-    let status = if verdict.status { "True" } else { "False" };
-    let before = view
-        .previous
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == name);
-    let since = before
-        .filter(|before| before.status == status)
-        .and_then(|before| before.last_transition_time.clone());
-    PodCondition {
-        type_: name.to_owned(),
-        status: status.to_owned(),
-        reason: verdict.reason.map(str::to_owned),
-        message: verdict.message,
-        last_transition_time: since
-            .or_else(|| Timestamp::from_second(view.now.as_second()).ok().map(Time)),
-        observed_generation: view.pod.metadata.generation,
-        ..PodCondition::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use gantry_runtime::ContainerExit;
     use serde_json::{Value, json};
 
+    use super::super::record::tests::{ended, idle, record, running, starting};
+    use super::super::restart::{RestartPolicy, Restarts};
     use super::*;
 
     fn exit(code: i32) -> Ended {
-        let second = 1_000_000_000;
-        Ended::new(
-            0,
-            ContainerExit {
-                code,
-                signal: None,
-                oom_killed: false,
-                started_at: 10 * second,
-                finished_at: 20 * second,
-                message: String::new(),
-            },
-        )
+        let Stage::Ended(exit) = ended(code) else {
+            unreachable!("it ended");
+        };
+        exit
     }
 
-    fn record(name: &str, role: Role, stage: Stage) -> Record {
-        let attempt = (!matches!(stage, Stage::Waiting { .. })).then_some(0);
-        Record {
-            name: name.into(),
-            role,
-            stage,
-            attempt,
-            last: None,
-            image: String::new(),
-            image_id: String::new(),
-        }
-    }
-
-    fn running(ready: bool) -> Stage {
-        Stage::Running {
-            since: 5_000_000_000,
-            started: true,
-            ready,
+    fn over(failed: bool) -> PodEnd {
+        PodEnd {
+            failed,
+            reason: None,
+            message: None,
         }
     }
 
@@ -600,11 +435,7 @@ mod tests {
             compute(&idle, false, None, json!({"phase": "Failed"}))["phase"],
             "Failed"
         );
-        let done = PodEnd {
-            failed: false,
-            reason: None,
-            message: None,
-        };
+        let done = over(false);
         let ended = [record("a", Role::Main, Stage::Ended(exit(0)))];
         let status = compute(&ended, true, Some(&done), json!({"phase": "Running"}));
         assert_eq!(status["phase"], "Succeeded");
@@ -613,5 +444,142 @@ mod tests {
             compute(&ended, true, Some(&done), json!({"phase": "Failed"}))["phase"],
             "Failed"
         );
+    }
+
+    /// What a container waits for, or how it ended.
+    fn reasons(statuses: &Value) -> Vec<String> {
+        let reason = |status: &Value| {
+            let state = &status["state"];
+            let known = state["waiting"]["reason"].as_str();
+            let known = known.or_else(|| state["terminated"]["reason"].as_str());
+            known.unwrap_or("running").to_owned()
+        };
+        let all = statuses.as_array().into_iter().flatten();
+        all.map(reason).collect()
+    }
+
+    #[test]
+    fn containers_of_a_pod_with_init_containers_wait_for_the_pod() {
+        for stage in [idle(), starting()] {
+            let alone = [record("a", Role::Main, stage.clone())];
+            let status = compute(&alone, false, None, json!({}));
+            assert_eq!(reasons(&status["containerStatuses"]), ["ContainerCreating"]);
+            for initialised in [false, true] {
+                let records = [
+                    record("i", Role::Init, stage.clone()),
+                    record("a", Role::Main, stage.clone()),
+                ];
+                let status = compute(&records, initialised, None, json!({}));
+                for statuses in ["initContainerStatuses", "containerStatuses"] {
+                    assert_eq!(reasons(&status[statuses]), ["PodInitializing"], "{stage:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_init_container_that_fails_for_good_fails_the_pod() {
+        let mut records = [
+            record("i", Role::Init, ended(1)),
+            record("j", Role::Init, idle()),
+            record("a", Role::Main, idle()),
+        ];
+        for record in &mut records {
+            record.restarts = Restarts::by(RestartPolicy::Never);
+        }
+        let before = compute(&records, false, None, json!({}));
+        assert_eq!(before["phase"], "Pending", "until everything has stopped");
+        let status = compute(&records, false, Some(&over(true)), json!({}));
+        assert_eq!(status["phase"], "Failed");
+        let of_inits = reasons(&status["initContainerStatuses"]);
+        assert_eq!(of_inits, ["Error", "PodInitializing"]);
+        assert_eq!(reasons(&status["containerStatuses"]), ["PodInitializing"]);
+        let initialized = of(&status, "Initialized");
+        assert_eq!(initialized["status"], "False");
+        assert_eq!(initialized["reason"], "ContainersNotInitialized");
+        assert_eq!(
+            initialized["message"],
+            "containers with incomplete status: [i j]"
+        );
+        for name in ["Ready", "ContainersReady"] {
+            assert_eq!(of(&status, name)["reason"], "PodFailed");
+        }
+    }
+
+    #[test]
+    fn what_never_ran_of_a_pod_that_is_over_is_lost() {
+        let mut crashing = record("b", Role::Main, starting());
+        crashing.last = Some(exit(1));
+        let records = [record("a", Role::Main, idle()), crashing];
+        let status = compute(&records, true, Some(&over(true)), json!({}));
+        let of_mains = reasons(&status["containerStatuses"]);
+        assert_eq!(of_mains, ["ContainerStatusUnknown", "Error"]);
+        let rejected = PodEnd::rejected("AppArmor", "no");
+        let status = compute(&records[..1], false, Some(&rejected), json!({}));
+        assert_eq!(reasons(&status["containerStatuses"]), ["ContainerCreating"]);
+        let early = [
+            record("i", Role::Init, idle()),
+            record("j", Role::Init, idle()),
+            record("a", Role::Main, idle()),
+        ];
+        let status = compute(&early, false, Some(&over(true)), json!({}));
+        let of_inits = reasons(&status["initContainerStatuses"]);
+        assert_eq!(of_inits, ["ContainerStatusUnknown", "PodInitializing"]);
+        assert_eq!(reasons(&status["containerStatuses"]), ["PodInitializing"]);
+    }
+
+    #[test]
+    fn what_the_node_has_forgotten_stays_as_it_was() {
+        let records = [record("a", Role::Main, ended(0))];
+        let told = compute(&records, true, Some(&over(false)), json!({}));
+        let idle = [record("a", Role::Main, idle())];
+        let later = compute(&idle, false, Some(&over(false)), told.clone());
+        assert_eq!(later["containerStatuses"], told["containerStatuses"]);
+    }
+
+    #[test]
+    fn a_sidecar_that_crashes_leaves_the_pod_initialised_and_running() {
+        let mut sidecar = record(
+            "s",
+            Role::Sidecar,
+            Stage::Waiting {
+                reason: "CrashLoopBackOff".into(),
+                message: String::new(),
+            },
+        );
+        sidecar.last = Some(exit(1));
+        let main = || record("a", Role::Main, running(true));
+        let status = compute(&[sidecar, main()], true, None, json!({}));
+        assert_eq!(status["phase"], "Running");
+        assert_eq!(of(&status, "Initialized")["status"], "True");
+        assert_eq!(
+            of(&status, "Ready")["message"],
+            "containers with unready status: [s]"
+        );
+        let killed = record("s", Role::Sidecar, ended(137));
+        let done = [killed, record("a", Role::Main, ended(0))];
+        let status = compute(&done, true, Some(&over(false)), json!({}));
+        assert_eq!(status["phase"], "Succeeded");
+        assert_eq!(of(&status, "Initialized")["reason"], "PodCompleted");
+    }
+
+    #[test]
+    fn containers_are_told_by_name_and_share_the_room_for_messages() {
+        let mut long = exit(1);
+        long.exit.message = "ä".repeat(4096);
+        let records = [
+            record("b", Role::Main, Stage::Ended(long.clone())),
+            record("c", Role::Main, Stage::Ended(long.clone())),
+            record("a", Role::Main, Stage::Ended(long)),
+        ];
+        let status = compute(&records, true, None, json!({}));
+        let mains = status["containerStatuses"].as_array().unwrap();
+        let names: Vec<&str> = mains
+            .iter()
+            .map(|one| one["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let message = mains[0]["state"]["terminated"]["message"].as_str();
+        assert_eq!(message.map(str::len), Some(4096));
     }
 }

@@ -1,5 +1,7 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
+mod restarts;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -35,7 +35,7 @@ use super::admission;
 use super::hooks::Target;
 use super::launch::{Launched, NotLaunched, Sandbox};
 use super::node::Node;
-use super::plan::{RestartPolicy, Step, plan};
+use super::plan::{Step, plan};
 use super::probe::Report;
 use super::record::{Journal, Notes, PodEnd, Record, containers, now_nanos};
 use super::setup::{self, NotSetUp};
@@ -116,11 +116,7 @@ fn rejection(node: &Node, pod: &Pod) -> Option<PodEnd> {
         rejection.reason,
         &rejection.message,
     );
-    Some(PodEnd {
-        failed: true,
-        reason: Some(rejection.reason.to_owned()),
-        message: Some(format!("Pod was rejected: {}", rejection.message)),
-    })
+    Some(PodEnd::rejected(rejection.reason, &rejection.message))
 }
 
 /// One pod's worker.
@@ -192,7 +188,7 @@ impl Worker {
             known => known,
         };
         let (records, controls) = recover::recover(&pod, &notes, found, &previous);
-        Ok(Self {
+        let mut worker = Self {
             surroundings: match end {
                 Some(_) if found.is_none() => Surroundings::Unmade,
                 _ => Surroundings::Missing {
@@ -221,7 +217,9 @@ impl Worker {
             evicted: Vec::new(),
             reclaiming: false,
             pod,
-        })
+        };
+        worker.take_missed_ends(&notes);
+        Ok(worker)
     }
 
     /// Runs until the pod is gone from this node, or until nobody can tell it anything any more; containers are left
@@ -418,8 +416,7 @@ impl Worker {
             return;
         }
         self.refresh();
-        let policy = self.restart_policy();
-        for step in plan(&self.records, policy, self.initialised) {
+        for step in plan(&self.records, self.initialised) {
             match step {
                 Step::Start(index) => self.start(index),
                 Step::StopSidecar(index) => {
@@ -449,15 +446,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    fn restart_policy(&self) -> RestartPolicy {
-        RestartPolicy::of(
-            self.pod
-                .spec
-                .as_ref()
-                .and_then(|spec| spec.restart_policy.as_deref()),
-        )
     }
 
     fn note(&self, change: impl FnOnce(&mut Notes)) {

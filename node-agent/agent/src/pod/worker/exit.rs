@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::recover::lost;
 use super::surroundings::Surroundings;
 use super::{Effect, Worker};
-use crate::pod::record::{Ended, Record, Role, Stage};
+use crate::pod::record::{Ended, Notes, Record, Role, Stage};
 use crate::pod::stop::{Stop, signal_number};
 use crate::reports::Severity;
 
@@ -114,6 +114,21 @@ impl Worker {
         });
         self.controls[index].end_tasks();
         self.records[index].stage = Stage::Ended(ended);
+    }
+
+    /// Takes note of what ended while no agent ran.
+    pub(super) fn take_missed_ends(&mut self, notes: &Notes) {
+        for index in 0..self.records.len() {
+            let record = &self.records[index];
+            let Stage::Ended(ended) = &record.stage else {
+                continue;
+            };
+            let noted = notes.containers.get(&record.name);
+            if noted.and_then(|entry| entry.ended.as_ref()) != Some(ended) {
+                let ended = ended.clone();
+                self.ended(index, ended);
+            }
+        }
     }
 
     pub(super) fn sandbox_lost(&mut self) {

@@ -5,10 +5,8 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 
 use super::control::Control;
 use crate::pod::record::{Ended, Notes, Record, Role, Stage, containers, now_nanos};
-use crate::pod::status::container_id;
-
-/// Kubernetes' reason for an end that nobody saw.
-const LOST: &str = "ContainerStatusUnknown";
+use crate::pod::restart::Restarts;
+use crate::pod::status::{LOST, LOST_MESSAGE, container_id};
 
 /// An attempt of which nobody knows how it ended.
 pub(super) fn lost(attempt: u32) -> Ended {
@@ -18,7 +16,7 @@ pub(super) fn lost(attempt: u32) -> Ended {
         oom_killed: false,
         started_at: 0,
         finished_at: now_nanos(),
-        message: "The container could not be located when the pod was terminated".to_owned(),
+        message: LOST_MESSAGE.to_owned(),
     };
     Ended {
         attempt,
@@ -75,11 +73,11 @@ pub(super) fn recover(
                         || is(known.as_ref().map(|status| status.ready)),
                 }
             }
-            (Some(attempt), Some(ContainerState::Exited(exit)), _) => {
-                Stage::Ended(Ended::new(attempt, exit.clone()))
-            }
             (Some(attempt), _, Some(ended)) if ended.attempt == attempt => {
                 Stage::Ended(ended.clone())
+            }
+            (Some(attempt), Some(ContainerState::Exited(exit)), _) => {
+                Stage::Ended(Ended::new(attempt, exit.clone()))
             }
             (Some(attempt), ..) => Stage::Ended(lost(attempt)),
         };
@@ -91,6 +89,7 @@ pub(super) fn recover(
         let record = Record {
             name: container.name.clone(),
             role,
+            restarts: Restarts::of(&spec, container),
             stage,
             attempt,
             last: entry

@@ -1,0 +1,102 @@
+//! Sidecars, and restarts by each container's own policy and rules.
+
+use super::*;
+
+fn sidecar(status: &Value) -> &Value {
+    &status["initContainerStatuses"][0]
+}
+
+fn is_true(status: &Value, name: &str) -> bool {
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == name && condition["status"] == "True")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_that_crashes_changes_nothing_for_the_pod() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    spec["restartPolicy"] = json!("Never");
+    spec["initContainers"] =
+        json!([{"name": "s", "image": "app:1", "command": ["/app"], "restartPolicy": "Always"}]);
+    bed.apply(&pod(spec));
+    bed.phase("Running").await;
+    bed.runtime.finish(&bed.id("s", 0), 1);
+    let again =
+        |status: &Value| sidecar(status)["restartCount"] == 1 && sidecar(status)["ready"] == true;
+    bed.status("the sidecar runs again", again).await;
+    bed.runtime.finish(&bed.id("s", 1), 1);
+    let status = bed
+        .status("the sidecar backs off", |status| {
+            sidecar(status)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        })
+        .await;
+    assert_eq!(status["phase"], "Running");
+    assert!(main(&status)["ready"] == true && is_true(&status, "Initialized"));
+    assert!(!is_true(&status, "Ready"));
+    let later = |status: &Value| sidecar(status)["ready"] == true;
+    bed.status("the sidecar runs after its back-off", later)
+        .await;
+    bed.runtime.finish(&bed.id("c", 0), 0);
+    let status = bed.phase("Succeeded").await;
+    assert_ne!(sidecar(&status)["state"]["terminated"]["exitCode"], 0);
+    assert!(is_true(&status, "Initialized"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_restarts_what_the_policy_would_not() {
+    let mut bed = Bed::new();
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]);
+    let own = json!({"command": ["/app"], "restartPolicy": "Never", "restartPolicyRules": rules});
+    let mut spec = one(own);
+    spec["restartPolicy"] = json!("Never");
+    bed.apply(&pod(spec));
+    bed.phase("Running").await;
+    bed.runtime.finish(&bed.id("c", 0), 1);
+    let again = |status: &Value| main(status)["restartCount"] == 1 && main(status)["ready"] == true;
+    bed.status("it runs again", again).await;
+    bed.runtime.finish(&bed.id("c", 1), 2);
+    let status = bed.phase("Failed").await;
+    assert_eq!(main(&status)["state"]["terminated"]["exitCode"], 2);
+    assert_eq!(bed.runtime.starts().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pod_waits_for_a_container_that_has_not_begun() {
+    let mut bed = Bed::new();
+    let containers = json!([
+        {"name": "c", "image": "app:1", "command": ["false"]},
+        {"name": "d", "image": "none:1"},
+    ]);
+    let object = pod(json!({"restartPolicy": "Never", "containers": containers}));
+    bed.apply(&object);
+    let status = bed
+        .status("one has failed, one waits", |status| {
+            main(status)["state"]["terminated"]["exitCode"] == 1
+                && status["containerStatuses"][1]["state"]["waiting"]["reason"] == "ErrImagePull"
+        })
+        .await;
+    assert_eq!(status["phase"], "Pending");
+    bed.apply(&deleted(object, 30));
+    let status = bed.phase("Failed").await;
+    let other = &status["containerStatuses"][1]["state"]["terminated"];
+    assert_eq!(other["reason"], "ContainerStatusUnknown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_while_no_agent_runs_has_its_last_words_told() {
+    let mut bed = Bed::new();
+    let own = json!({"command": ["/app"], "terminationMessagePolicy": "FallbackToLogsOnError"});
+    let mut spec = one(own);
+    spec["restartPolicy"] = json!("Never");
+    bed.apply(&pod(spec));
+    bed.phase("Running").await;
+    bed.kill_agent().await;
+    let logs = bed.directory.path().join("logs/d_p_u/c");
+    std::fs::create_dir_all(&logs).unwrap();
+    let line = "2026-01-01T00:00:00.000000000Z stdout P DONE\n";
+    std::fs::write(logs.join("0.log"), line).unwrap();
+    bed.runtime.finish(&bed.id("c", 0), 1);
+    bed.start_agent();
+    let status = bed.phase("Failed").await;
+    assert_eq!(main(&status)["state"]["terminated"]["message"], "DONE");
+}

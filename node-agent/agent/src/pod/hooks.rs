@@ -4,17 +4,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use gantry_runtime::{ContainerId, ExecSpec, Runtime};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, LifecycleHandler, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 
+use super::grpc_check;
+use super::http_get::{self, Answer, Asker};
+use crate::env::expand;
+
 /// Bytes of an answer that are kept for a message.
-const KEPT: usize = 10 * 1024;
+pub(super) const KEPT: usize = 10 * 1024;
 
 /// What an action is done to.
 #[derive(Clone)]
@@ -30,7 +31,7 @@ pub(crate) struct Target {
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Exec(Vec<String>),
-    Http(HTTPGetAction),
+    Http(HTTPGetAction, Asker),
     Tcp {
         host: Option<String>,
         port: IntOrString,
@@ -39,13 +40,29 @@ pub(crate) enum Action {
     Sleep(Duration),
 }
 
+/// That an action succeeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Success {
+    /// What should be told of it nevertheless.
+    pub(crate) warning: Option<String>,
+}
+
 impl Action {
-    pub(crate) fn of_probe(probe: &Probe) -> Option<Self> {
+    /// What a probe of this container does. A command's `$(NAME)` are variables that are written in the container itself.
+    pub(crate) fn of_probe(probe: &Probe, container: &Container) -> Option<Self> {
         if let Some(exec) = &probe.exec {
-            return Some(Self::Exec(exec.command.clone().unwrap_or_default()));
+            let known = |name: &str| {
+                let mut variables = container.env.iter().flatten().rev();
+                let variable = variables.find(|variable| variable.name == name)?;
+                Some(variable.value.clone().unwrap_or_default())
+            };
+            let command = exec.command.iter().flatten();
+            return Some(Self::Exec(
+                command.map(|part| expand(part, &known)).collect(),
+            ));
         }
         if let Some(get) = &probe.http_get {
-            return Some(Self::Http(get.clone()));
+            return Some(Self::Http(get.clone(), Asker::Probe));
         }
         if let Some(socket) = &probe.tcp_socket {
             return Some(Self::Tcp {
@@ -61,7 +78,7 @@ impl Action {
             return Some(Self::Exec(exec.command.clone().unwrap_or_default()));
         }
         if let Some(get) = &hook.http_get {
-            return Some(Self::Http(get.clone()));
+            return Some(Self::Http(get.clone(), Asker::Hook));
         }
         if let Some(socket) = &hook.tcp_socket {
             return Some(Self::Tcp {
@@ -80,21 +97,24 @@ impl Action {
         &self,
         target: &Target,
         timeout: Option<Duration>,
-    ) -> Result<(), String> {
+    ) -> Result<Success, String> {
         let action = async {
             match self {
-                Self::Exec(command) => exec(target, command, timeout).await,
-                Self::Http(get) => http_get(target, get).await,
+                Self::Exec(command) => exec(target, command, timeout).await?,
+                Self::Http(get, Asker::Probe) => return probe_http(target, get).await,
+                Self::Http(get, Asker::Hook) => call_http(target, get).await?,
                 Self::Tcp { host, port } => {
                     let (host, port) = (target.host(host.as_deref()), target.port(port)?);
-                    connect(&host, port).await.map(drop)
+                    connect(&host, port).await.map(drop)?;
                 }
-                Self::Grpc(check) => grpc(target, check).await,
-                Self::Sleep(duration) => {
-                    tokio::time::sleep(*duration).await;
-                    Ok(())
+                Self::Grpc(check) => {
+                    let port = target.port(&IntOrString::Int(check.port))?;
+                    let service = check.service.as_deref().unwrap_or_default();
+                    grpc_check::check(&target.host(None), port, service, timeout).await?;
                 }
+                Self::Sleep(duration) => tokio::time::sleep(*duration).await,
             }
+            Ok(Success::default())
         };
         match timeout {
             None => action.await,
@@ -110,27 +130,25 @@ impl Action {
                 "command timed out: exec in container {} took more than {limit:?}",
                 target.id.name
             ),
-            Self::Http(get) => {
+            Self::Http(get, _) => {
                 let port = target.port(&get.port).unwrap_or_default();
-                let (host, path) = (
-                    target.host(get.host.as_deref()),
-                    get.path.as_deref().unwrap_or("/"),
-                );
-                let scheme = get.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
+                let address = http_get::address(get, &target.host(get.host.as_deref()), port);
                 format!(
-                    "Get \"{scheme}://{host}:{port}{path}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+                    "Get \"{address}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
                 )
             }
             Self::Tcp { host, port } => {
                 let port = target.port(port).unwrap_or_default();
+                let address = join_host_port(&target.host(host.as_deref()), port);
+                format!("dial tcp {address}: i/o timeout")
+            }
+            Self::Grpc(check) => {
+                let port = u16::try_from(check.port).unwrap_or_default();
+                let address = join_host_port(&target.host(None), port);
                 format!(
-                    "dial tcp {}:{port}: i/o timeout",
-                    target.host(host.as_deref())
+                    "timeout: failed to connect service {address:?} within {limit:?}: context deadline exceeded"
                 )
             }
-            Self::Grpc(_) => format!(
-                "timeout: failed to connect service within {limit:?}: context deadline exceeded"
-            ),
             Self::Sleep(_) => "the sleep was cut short".to_owned(),
         }
     }
@@ -218,131 +236,75 @@ async fn drain(from: &mut (dyn AsyncRead + Send + Unpin), into: &mut Vec<u8>) {
     }
 }
 
-async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+/// A host and a port as an address is written: an IPv6 one in brackets.
+pub(super) fn join_host_port(host: &str, port: u16) -> String {
+    match host.contains(':') && !host.starts_with('[') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     TcpStream::connect((host, port)).await.map_err(|error| {
+        use std::io::ErrorKind::{
+            ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable,
+        };
         let words = match error.kind() {
-            std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+            ConnectionRefused => "connect: connection refused".to_owned(),
+            ConnectionReset => "connect: connection reset by peer".to_owned(),
+            HostUnreachable => "connect: no route to host".to_owned(),
+            NetworkUnreachable => "connect: network is unreachable".to_owned(),
             _ => error.to_string(),
         };
-        format!("dial tcp {host}:{port}: {words}")
+        format!("dial tcp {}: {words}", join_host_port(host, port))
     })
 }
 
-async fn http_get(target: &Target, get: &HTTPGetAction) -> Result<(), String> {
+/// A probe succeeds on answers that are good, and on those that lead to another host, of which it says so.
+async fn probe_http(target: &Target, get: &HTTPGetAction) -> Result<Success, String> {
     let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
-    let secure = get.scheme.as_deref() == Some("HTTPS");
-    let path = get
-        .path
-        .as_deref()
-        .filter(|path| !path.is_empty())
-        .unwrap_or("/");
-    let path = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
+    let answer = http_get::get(get, &host, port, Asker::Probe).await;
+    let Answer { status, body } = answer.map_err(|none| none.message)?;
+    let body = String::from_utf8_lossy(&body);
+    match status {
+        200..300 => Ok(Success::default()),
+        300..400 => Ok(Success {
+            warning: Some(format!("Probe terminated redirects, Response body: {body}")),
+        }),
+        _ => {
+            tracing::debug!(pod = target.id.pod.0, status, %body, "an HTTP probe failed");
+            Err(format!("HTTP probe failed with statuscode: {status}"))
+        }
+    }
+}
+
+/// A hook succeeds with any answer, and with one in plain HTTP where TLS is not spoken.
+async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), String> {
+    let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
+    let refused = match http_get::get(get, &host, port, Asker::Hook).await {
+        Ok(_) => return Ok(()),
+        Err(refused) => refused,
     };
-    let url = format!(
-        "{}://{host}:{port}{path}",
-        if secure { "https" } else { "http" }
-    );
-    let wrong = |error: &dyn std::fmt::Display| format!("Get \"{url}\": {error}");
-    let mut request = http::Request::get(&path);
-    let mut has = (false, false);
-    for header in get.http_headers.iter().flatten() {
-        has.0 |= header.name.eq_ignore_ascii_case("host");
-        has.1 |= header.name.eq_ignore_ascii_case("user-agent");
-        request = request.header(&header.name, &header.value);
-    }
-    if !has.0 {
-        request = request.header(http::header::HOST, format!("{host}:{port}"));
-    }
-    if !has.1 {
-        request = request.header(http::header::USER_AGENT, "kube-probe/1.36");
-    }
-    let request = request
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| wrong(&error))?;
-    let stream = connect(&host, port).await.map_err(|error| wrong(&error))?;
-    let (status, body) = if secure {
-        let stream = crate::tls::unverified(&host, stream)
+    if refused.speaks_http {
+        let mut plain = get.clone();
+        plain.scheme = Some("HTTP".to_owned());
+        // What was meant for nobody else's eyes stays unsaid.
+        let headers = plain.http_headers.get_or_insert_default();
+        headers.retain(|header| !header.name.eq_ignore_ascii_case("authorization"));
+        if http_get::get(&plain, &host, port, Asker::Hook)
             .await
-            .map_err(|error| wrong(&error))?;
-        send(stream, request).await
-    } else {
-        send(stream, request).await
+            .is_ok()
+        {
+            return Ok(());
+        }
     }
-    .map_err(|error| wrong(&error))?;
-    if (200..400).contains(&status) {
-        return Ok(());
-    }
-    tracing::debug!(url, status, body = %String::from_utf8_lossy(&body), "an HTTP action failed");
-    Err(format!("HTTP probe failed with statuscode: {status}"))
-}
-
-async fn send<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    request: http::Request<Empty<Bytes>>,
-) -> Result<(u16, Bytes), hyper::Error> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), KEPT)
-        .collect()
-        .await
-        .map(|body| body.to_bytes())
-        .unwrap_or_default();
-    driver.abort();
-    Ok((status, body))
-}
-
-/// `grpc.health.v1.HealthCheckRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthRequest {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`; 1 is SERVING.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthResponse {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-async fn grpc(target: &Target, check: &GRPCAction) -> Result<(), String> {
-    let uri = format!("http://{}:{}", target.host(None), check.port);
-    let endpoint =
-        tonic::transport::Endpoint::from_shared(uri).map_err(|error| error.to_string())?;
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| format!("failed to connect service: {error}"))?;
-    let mut client = tonic::client::Grpc::new(channel);
-    client
-        .ready()
-        .await
-        .map_err(|error| format!("failed to connect service: {error}"))?;
-    let request = tonic::Request::new(HealthRequest {
-        service: check.service.clone().unwrap_or_default(),
-    });
-    let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let codec = tonic_prost::ProstCodec::<HealthRequest, HealthResponse>::default();
-    let answer = client
-        .unary(request, path, codec)
-        .await
-        .map_err(|status| format!("service unhealthy: {status}"))?;
-    match answer.into_inner().status {
-        1 => Ok(()),
-        other => Err(format!("service unhealthy (responded with status {other})")),
-    }
+    Err(refused.message)
 }
 
 #[cfg(test)]
 mod tests {
     use gantry_runtime::{FakeRuntime, PodUid};
-    use serde_json::json;
+    use serde_json::{Value, json};
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
@@ -380,24 +342,30 @@ mod tests {
         port
     }
 
-    async fn get(port: u16) -> Result<(), String> {
+    async fn get(port: u16) -> Result<Success, String> {
         let probe = serde_json::from_value(json!({"httpGet": {"port": "web", "path": "/healthz"}}))
             .unwrap();
-        Action::of_probe(&probe)
+        let target = target(port);
+        Action::of_probe(&probe, &target.container)
             .unwrap()
-            .run(&target(port), Some(Duration::from_secs(5)))
+            .run(&target, Some(Duration::from_secs(5)))
             .await
     }
 
     #[tokio::test]
     async fn http_answers_decide() {
         let good = server("HTTP/1.1 204 No Content\r\n\r\n").await;
-        assert_eq!(get(good).await, Ok(()));
+        assert_eq!(get(good).await, Ok(Success::default()));
         let bad = server("HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\n\r\n").await;
         assert_eq!(
             get(bad).await,
             Err("HTTP probe failed with statuscode: 503".to_owned())
         );
+        let elsewhere =
+            "HTTP/1.1 302 Found\r\nlocation: http://example.org/\r\ncontent-length: 4\r\n\r\nthat";
+        let warned = get(server(elsewhere).await).await.unwrap().warning;
+        let words = "Probe terminated redirects, Response body: that";
+        assert_eq!(warned.as_deref(), Some(words));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
@@ -411,13 +379,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_hook_is_content_with_any_answer() {
+        let bad = server("HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\n\r\n").await;
+        let call = |get: Value| {
+            let hook = serde_json::from_value(json!({"httpGet": get})).unwrap();
+            let action = Action::of_hook(&hook).unwrap();
+            async move { action.run(&target(bad), None).await }
+        };
+        assert_eq!(call(json!({"port": "web"})).await, Ok(Success::default()));
+        let secure = json!({"port": "web", "scheme": "HTTPS"});
+        assert_eq!(call(secure).await, Ok(Success::default()), "in plain HTTP");
+    }
+
+    #[test]
+    fn a_probes_command_knows_what_is_written_in_its_container() {
+        let container = json!({"name": "c", "env": [
+            {"name": "A", "value": "1"}, {"name": "A", "value": "2"},
+            {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]});
+        let probe = json!({"exec": {"command": ["x", "$(A)$(B)", "$(C)", "$$(A)"]}});
+        let probe = serde_json::from_value(probe).unwrap();
+        let container = serde_json::from_value(container).unwrap();
+        let Some(Action::Exec(command)) = Action::of_probe(&probe, &container) else {
+            panic!("a command");
+        };
+        assert_eq!(command, ["x", "2", "$(C)", "$(A)"]);
+    }
+
+    #[tokio::test]
     async fn a_port_name_must_exist() {
         let port = server("").await;
         let named = |name: &str| Action::Tcp {
             host: None,
             port: IntOrString::String(name.into()),
         };
-        assert_eq!(named("web").run(&target(port), None).await, Ok(()));
+        let reached = named("web").run(&target(port), None).await;
+        assert_eq!(reached, Ok(Success::default()));
         assert!(
             named("nope")
                 .run(&target(port), None)

@@ -31,6 +31,8 @@ impl Purpose {
 pub(crate) enum Finding {
     /// One failure, for an Event.
     Failed(String),
+    /// A success of which something is to be told, for an Event.
+    Warned(String),
     /// The threshold was reached: from now on this is the state.
     Now(bool),
 }
@@ -95,7 +97,7 @@ pub(crate) async fn run(
     began: Instant,
     reports: mpsc::Sender<Report>,
 ) {
-    let Some(action) = Action::of_probe(&probe) else {
+    let Some(action) = Action::of_probe(&probe, &target.container) else {
         return;
     };
     let attempt = target.id.attempt;
@@ -109,10 +111,10 @@ pub(crate) async fn run(
         ticks.tick().await;
         let outcome = action.run(&target, Some(timeout)).await;
         let good = outcome.is_ok();
-        let mut findings = Vec::new();
-        if let Err(message) = outcome {
-            findings.push(Finding::Failed(message));
-        }
+        let mut findings: Vec<Finding> = match outcome {
+            Ok(success) => success.warning.map(Finding::Warned).into_iter().collect(),
+            Err(message) => vec![Finding::Failed(message)],
+        };
         let change = counter.count(good);
         findings.extend(change.map(Finding::Now));
         for finding in findings {

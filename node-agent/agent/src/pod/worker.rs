@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::admission;
-use super::hooks::Target;
+use super::hooks::{Success, Target};
 use super::launch::{Launched, NotLaunched, Sandbox};
 use super::node::Node;
 use super::plan::{Step, plan};
@@ -94,7 +94,7 @@ enum Effect {
     Hooked {
         index: usize,
         attempt: u32,
-        result: Result<(), String>,
+        result: Result<Success, String>,
     },
     Stopped {
         index: usize,

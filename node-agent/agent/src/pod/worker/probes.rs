@@ -98,6 +98,10 @@ impl Worker {
                 let text = format!("{} probe failed: {message}", purpose.words());
                 self.event(Some(&name), Severity::Warning, "Unhealthy", &text);
             }
+            (_, Finding::Warned(message)) => {
+                let text = format!("{} probe warning: {message}", purpose.words());
+                self.event(Some(&name), Severity::Warning, "ProbeWarning", &text);
+            }
             (Purpose::Readiness, Finding::Now(state)) => *ready = state,
             (Purpose::Startup, Finding::Now(true)) => self.started(index),
             (Purpose::Liveness, Finding::Now(true)) => {}

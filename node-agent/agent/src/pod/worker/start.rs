@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::surroundings::Surroundings;
 use super::{Effect, Worker};
 use crate::pod::backoff::{FORGET, words};
-use crate::pod::hooks::Action;
+use crate::pod::hooks::{Action, Success};
 use crate::pod::launch::{Launch, Launched, NotLaunched, rootfs_key};
 use crate::pod::node::full_name;
 use crate::pod::record::{Ended, Stage, now_nanos};
@@ -236,14 +236,14 @@ impl Worker {
         }
     }
 
-    pub(super) fn hooked(&mut self, index: usize, attempt: u32, result: Result<(), String>) {
+    pub(super) fn hooked(&mut self, index: usize, attempt: u32, result: Result<Success, String>) {
         if self.records[index].attempt != Some(attempt)
             || !matches!(self.records[index].stage, Stage::Running { .. })
         {
             return;
         }
         match result {
-            Ok(()) => self.begin_probes(index),
+            Ok(_) => self.begin_probes(index),
             Err(message) => {
                 let name = self.records[index].name.clone();
                 let text = format!("PostStartHook failed: {message}");

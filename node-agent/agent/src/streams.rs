@@ -26,7 +26,7 @@ use tonic::transport::Channel;
 use crate::desired::Desired;
 use command::converse;
 use forward::forward;
-use status::{Failure, failure, failure_status, internal};
+use status::{Failure, failure, failure_status, internal, not_begun};
 
 /// Bytes of one frame, at most.
 const CHUNK: usize = 32 * 1024;
@@ -117,7 +117,8 @@ impl Streams {
 
     async fn serve(&self, open: OpenStream, wire: Wire) -> Result<Value, Failure> {
         let (namespace, name) = (open.namespace.as_str(), open.pod.as_str());
-        let uid = match self.desired.pod(namespace, name) {
+        let pod = self.desired.pod(namespace, name);
+        let uid = match &pod {
             Some(pod) => pod.metadata.uid.clone().unwrap_or_default(),
             None => open.pod_uid.clone(),
         };
@@ -138,16 +139,7 @@ impl Streams {
             name: open.container.clone(),
             attempt: attempt.unwrap_or(0),
         };
-        let no_container = || {
-            failure(
-                400,
-                "BadRequest",
-                format!(
-                    "container \"{}\" in pod \"{name}\" is waiting to start: ContainerCreating",
-                    open.container
-                ),
-            )
-        };
+        let no_container = || not_begun(pod.as_deref(), name, &open.container);
         match open.kind {
             Some(Kind::PortForward(options)) => {
                 forward(&*self.runtime, &id.pod, name, options.port, wire).await

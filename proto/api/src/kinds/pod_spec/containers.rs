@@ -157,10 +157,46 @@ fn check_probes_and_hooks(
 
 fn check_restart_policy(container: &Container, path: &Path, errors: &mut ErrorList) {
     const POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
-    if let Some(policy) = container.restart_policy.as_deref()
-        && !POLICIES.contains(&policy)
-    {
-        errors.not_supported(&path.child("restartPolicy"), policy, &POLICIES);
+    const ACTIONS: [&str; 2] = ["Restart", "RestartAllContainers"];
+    const OPERATORS: [&str; 2] = ["In", "NotIn"];
+    const MAX_RULES: usize = 20;
+    const MAX_CODES: usize = 255;
+    let rules = container
+        .restart_policy_rules
+        .as_deref()
+        .unwrap_or_default();
+    let policy_path = path.child("restartPolicy");
+    let Some(policy) = container.restart_policy.as_deref() else {
+        if !rules.is_empty() {
+            let detail = "must specify restartPolicy when restart rules are used";
+            errors.required(&policy_path, detail);
+        }
+        return;
+    };
+    if !POLICIES.contains(&policy) {
+        errors.not_supported(&policy_path, policy, &POLICIES);
+    }
+    let path = path.child("restartPolicyRules");
+    if rules.len() > MAX_RULES {
+        errors.too_many(&path, rules.len(), MAX_RULES);
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let path = path.index(index);
+        if !ACTIONS.contains(&rule.action.as_str()) {
+            errors.not_supported(&path.child("action"), &rule.action, &ACTIONS);
+        }
+        let path = path.child("exitCodes");
+        let Some(exit_codes) = &rule.exit_codes else {
+            errors.required(&path, "must be specified");
+            continue;
+        };
+        if !OPERATORS.contains(&exit_codes.operator.as_str()) {
+            errors.not_supported(&path.child("operator"), &exit_codes.operator, &OPERATORS);
+        }
+        let values = exit_codes.values.as_ref().map_or(0, Vec::len);
+        if values > MAX_CODES {
+            errors.too_many(&path.child("values"), values, MAX_CODES);
+        }
     }
 }
 
@@ -239,5 +275,48 @@ pub(super) fn validate_images(containers: &[Container], path: &Path, errors: &mu
             let detail = "must not have leading or trailing whitespace";
             errors.invalid(&path.index(index).child("image"), image, detail);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(container: Value) -> Vec<String> {
+        let container: Container = serde_json::from_value(container).unwrap();
+        let mut errors = ErrorList::default();
+        check_restart_policy(&container, &Path::new("c"), &mut errors);
+        let all = errors.0.iter();
+        all.map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    #[test]
+    fn restart_rules_are_whole_and_beside_a_policy() {
+        let rules = |rules: Value| {
+            told(json!({"name": "c", "restartPolicy": "Never", "restartPolicyRules": rules}))
+        };
+        let rule = |action: &str, operator: &str, codes: usize| json!({"action": action, "exitCodes": {"operator": operator, "values": vec![1; codes]}});
+        let good = rule("Restart", "In", 255);
+        assert!(rules(json!([good, rule("RestartAllContainers", "NotIn", 0)])).is_empty());
+        let alone = told(json!({"name": "c", "restartPolicyRules": [good]}));
+        let required = "c.restartPolicy: Required value: must specify restartPolicy when restart rules are used";
+        assert_eq!(alone, [required]);
+        assert_eq!(
+            rules(json!([rule("DoNotRestart", "Equals", 256), {"action": "Restart"}])),
+            [
+                "c.restartPolicyRules[0].action: Unsupported value: \"DoNotRestart\": supported values: \"Restart\", \"RestartAllContainers\"",
+                "c.restartPolicyRules[0].exitCodes.operator: Unsupported value: \"Equals\": supported values: \"In\", \"NotIn\"",
+                "c.restartPolicyRules[0].exitCodes.values: Too many: 256: must have at most 255 items",
+                "c.restartPolicyRules[1].exitCodes: Required value: must be specified",
+            ]
+        );
+        let many: Vec<Value> = vec![good; 21];
+        assert_eq!(
+            rules(json!(many)),
+            ["c.restartPolicyRules: Too many: 21: must have at most 20 items"]
+        );
     }
 }

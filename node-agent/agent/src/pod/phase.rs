@@ -40,7 +40,7 @@ pub(crate) fn of_containers(records: &[Record]) -> &'static str {
     for record in records {
         match (record.role, Life::of(record)) {
             (Role::Init, Life::Stopped { code }) => {
-                if code != 0 && !record.restarts.again(code) {
+                if code != 0 && !record.again(code) {
                     return "Failed";
                 }
             }
@@ -55,7 +55,7 @@ pub(crate) fn of_containers(records: &[Record]) -> &'static str {
             (Role::Main, Life::Running { .. }) => running = true,
             (Role::Main, Life::Stopped { code }) => {
                 stopped = true;
-                restarting |= record.restarts.again(code);
+                restarting |= record.again(code);
                 failed |= code != 0;
             }
         }

@@ -29,7 +29,7 @@ fn after(record: &Record) -> Option<After> {
         (Role::Sidecar, _) => After::Again,
         // What it had to do is done, whatever would be done with a container that stays.
         (Role::Init, true) => After::Done,
-        _ if record.restarts.again(ended.exit.code) => After::Again,
+        _ if record.again(ended.exit.code) => After::Again,
         (_, true) => After::Done,
         (_, false) => After::Failed,
     })
@@ -189,6 +189,9 @@ mod tests {
         use RestartPolicy::{Always, Never};
         let mut two = records(&[(Role::Main, ended(1)), (Role::Main, ended(1))], Never);
         assert_eq!(plan(&two, true), [Step::End { failed: true }]);
+        two[0].changed = true;
+        assert_eq!(plan(&two, true), [Step::Start(0)]);
+        two[0].changed = false;
         two[1].restarts = Restarts::by(Always);
         assert_eq!(plan(&two, true), [Step::Start(1)]);
         let mut init = records(

@@ -95,6 +95,8 @@ pub(crate) struct Record {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) restarts: Restarts,
+    /// Its definition has changed while it ran: it is started again whatever its end is.
+    pub(crate) changed: bool,
     pub(crate) stage: Stage,
     /// The attempt that runs or ran last; `None` before the first.
     pub(crate) attempt: Option<u32>,
@@ -105,6 +107,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Whether it is started again after it ended with this code.
+    pub(crate) fn again(&self, code: i32) -> bool {
+        self.changed || self.restarts.again(code)
+    }
+
     pub(crate) fn next_attempt(&self) -> u32 {
         self.attempt.map_or(0, |attempt| attempt + 1)
     }
@@ -277,6 +284,7 @@ pub(super) mod tests {
             name: name.to_owned(),
             role,
             restarts: Restarts::by(RestartPolicy::Always),
+            changed: false,
             stage,
             attempt,
             last: None,

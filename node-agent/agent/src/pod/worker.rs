@@ -219,6 +219,9 @@ impl Worker {
             pod,
         };
         worker.take_missed_ends(&notes);
+        if found.is_none() && worker.end.is_none() {
+            worker.initialise_again();
+        }
         Ok(worker)
     }
 

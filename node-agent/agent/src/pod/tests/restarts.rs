@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn sidecar(status: &Value) -> &Value {
+fn first_init(status: &Value) -> &Value {
     &status["initContainerStatuses"][0]
 }
 
@@ -21,24 +21,25 @@ async fn a_sidecar_that_crashes_changes_nothing_for_the_pod() {
     bed.apply(&pod(spec));
     bed.phase("Running").await;
     bed.runtime.finish(&bed.id("s", 0), 1);
-    let again =
-        |status: &Value| sidecar(status)["restartCount"] == 1 && sidecar(status)["ready"] == true;
+    let again = |status: &Value| {
+        first_init(status)["restartCount"] == 1 && first_init(status)["ready"] == true
+    };
     bed.status("the sidecar runs again", again).await;
     bed.runtime.finish(&bed.id("s", 1), 1);
     let status = bed
         .status("the sidecar backs off", |status| {
-            sidecar(status)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+            first_init(status)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
         })
         .await;
     assert_eq!(status["phase"], "Running");
     assert!(main(&status)["ready"] == true && is_true(&status, "Initialized"));
     assert!(!is_true(&status, "Ready"));
-    let later = |status: &Value| sidecar(status)["ready"] == true;
+    let later = |status: &Value| first_init(status)["ready"] == true;
     bed.status("the sidecar runs after its back-off", later)
         .await;
     bed.runtime.finish(&bed.id("c", 0), 0);
     let status = bed.phase("Succeeded").await;
-    assert_ne!(sidecar(&status)["state"]["terminated"]["exitCode"], 0);
+    assert_ne!(first_init(&status)["state"]["terminated"]["exitCode"], 0);
     assert!(is_true(&status, "Initialized"));
 }
 
@@ -99,4 +100,47 @@ async fn what_ends_while_no_agent_runs_has_its_last_words_told() {
     bed.start_agent();
     let status = bed.phase("Failed").await;
     assert_eq!(main(&status)["state"]["terminated"]["message"], "DONE");
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_containers_run_again_in_a_sandbox_that_is_made_again() {
+    let mut bed = Bed::new();
+    let mut spec = one(json!({"command": ["/app"]}));
+    spec["initContainers"] = json!([{"name": "i", "image": "app:1", "command": ["true"]}]);
+    bed.apply(&pod(spec));
+    bed.phase("Running").await;
+    bed.runtime.lose_sandbox(&PodUid("u".to_owned()));
+    let again = |status: &Value| main(status)["restartCount"] == 1 && main(status)["ready"] == true;
+    let status = bed.status("it runs again", again).await;
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(first_init(&status)["restartCount"], 1);
+    bed.kill_agent().await;
+    bed.runtime.lose_sandbox(&PodUid("u".to_owned()));
+    bed.start_agent();
+    let later = |status: &Value| main(status)["restartCount"] == 2 && main(status)["ready"] == true;
+    bed.status("it runs after the machine was gone", later)
+        .await;
+    let starts = bed.runtime.starts();
+    let names: Vec<&str> = starts.iter().map(|spec| spec.id.name.as_str()).collect();
+    assert_eq!(names, ["i", "c", "i", "c", "i", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_whose_definition_changed_begins_again_whatever_its_policy() {
+    let mut bed = Bed::new();
+    bed.images.offer("app:2", ImageConfig::default());
+    let with = |image: &str| {
+        let mut spec = one(json!({"image": image, "command": ["/app"]}));
+        spec["restartPolicy"] = json!("Never");
+        pod(spec)
+    };
+    bed.apply(&with("app:1"));
+    bed.phase("Running").await;
+    bed.apply(&with("app:2"));
+    let again = |status: &Value| main(status)["restartCount"] == 1 && main(status)["ready"] == true;
+    let status = bed.status("the new one runs", again).await;
+    assert_eq!(
+        (&status["phase"], &main(&status)["image"]),
+        (&json!("Running"), &json!("app:2"))
+    );
 }

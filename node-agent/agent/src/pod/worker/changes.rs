@@ -143,6 +143,7 @@ impl Worker {
             match &self.records[index].stage {
                 Stage::Running { .. } => {
                     let message = format!("Container {name} definition changed, will be restarted");
+                    self.records[index].changed = true;
                     self.stop_container(index, self.grace(), &message);
                 }
                 Stage::Waiting { .. } => self.controls[index].retry_at = None,

@@ -142,6 +142,9 @@ impl Worker {
         if matches!(self.surroundings, Surroundings::Ready(_)) {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.event(None, Severity::Normal, "SandboxChanged", message);
+            if self.stopping.is_none() && self.end.is_none() {
+                self.initialise_again();
+            }
             self.surroundings = Surroundings::Missing {
                 retry_at: Instant::now(),
             };

@@ -113,11 +113,13 @@ impl Worker {
                 let own = own.and_then(|probe| probe.termination_grace_period_seconds);
                 let grace = own.map_or_else(|| self.grace(), limits::grace);
                 let what = purpose.words().to_lowercase();
-                self.stop_container(
-                    index,
-                    grace,
-                    &format!("Container {name} failed {what} probe, will be restarted"),
-                );
+                // As what it will be ended by, if it has to be.
+                let then = match self.records[index].again(128 + 9) {
+                    true => ", will be restarted",
+                    false => "",
+                };
+                let why = format!("Container {name} failed {what} probe{then}");
+                self.stop_container(index, grace, &why);
             }
         }
     }

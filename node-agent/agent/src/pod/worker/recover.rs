@@ -90,6 +90,7 @@ pub(super) fn recover(
             name: container.name.clone(),
             role,
             restarts: Restarts::of(&spec, container),
+            changed: false,
             stage,
             attempt,
             last: entry

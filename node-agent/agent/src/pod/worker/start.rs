@@ -13,7 +13,7 @@ use crate::pod::backoff::{FORGET, words};
 use crate::pod::hooks::{Action, Success};
 use crate::pod::launch::{Launch, Launched, NotLaunched, rootfs_key};
 use crate::pod::node::full_name;
-use crate::pod::record::{Ended, Stage, now_nanos};
+use crate::pod::record::{Ended, Record, Role, Stage, now_nanos};
 use crate::reports::Severity;
 
 /// How long `ErrImagePull` is shown before `ImagePullBackOff`.
@@ -52,7 +52,9 @@ impl Worker {
             _ => Default::default(),
         };
         let attempt = launch.attempt;
-        self.records[index].stage = Stage::Starting { reason, message };
+        let record = &mut self.records[index];
+        record.stage = Stage::Starting { reason, message };
+        record.changed = false;
         let control = &mut self.controls[index];
         (control.retry_at, control.back_off_at) = (None, None);
         control.ended = CancellationToken::new();
@@ -90,17 +92,22 @@ impl Worker {
         let record = &mut self.records[index];
         record.last = Some(ended.clone());
         record.stage = Stage::Waiting { reason, message };
+        self.release(index, ended.attempt);
+    }
+
+    /// Gives back what an attempt held that is over, and the log of the one before it.
+    fn release(&mut self, index: usize, attempt: u32) {
+        let record = &self.records[index];
         let id = ContainerId {
             pod: PodUid(self.uid.clone()),
             name: record.name.clone(),
-            attempt: ended.attempt,
+            attempt,
         };
         let (node, key) = (
             self.node.clone(),
-            rootfs_key(&self.uid, &record.name, ended.attempt),
+            rootfs_key(&self.uid, &record.name, attempt),
         );
-        let old_logs = ended
-            .attempt
+        let old_logs = attempt
             .checked_sub(1)
             .map(|old| (node.log_dir(&self.pod).join(&record.name), old));
         self.effects.spawn(async move {
@@ -119,6 +126,30 @@ impl Worker {
             };
             Effect::Released(released.await)
         });
+    }
+
+    /// The sandbox is gone, and what init containers did in it: they run again, before what is to go on.
+    pub(super) fn initialise_again(&mut self) {
+        let is_through =
+            |record: &Record| record.role == Role::Init && matches!(record.stage, Stage::Ended(_));
+        let goes_on = |record: &Record| match &record.stage {
+            Stage::Ended(ended) => record.role == Role::Main && record.again(ended.exit.code),
+            _ => record.role == Role::Main,
+        };
+        if !self.records.iter().any(is_through) || !self.records.iter().any(goes_on) {
+            return;
+        }
+        self.initialised = false;
+        self.note(|notes| notes.initialised = false);
+        for index in 0..self.records.len() {
+            let record = &mut self.records[index];
+            if let (Role::Init, Stage::Ended(ended)) = (record.role, &record.stage) {
+                let attempt = ended.attempt;
+                record.last = Some(ended.clone());
+                record.stage = Stage::idle();
+                self.release(index, attempt);
+            }
+        }
     }
 
     pub(super) fn launched(

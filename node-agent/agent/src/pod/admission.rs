@@ -7,7 +7,7 @@
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, PodSpec, SELinuxOptions};
 
 use super::record::containers;
-use super::restart::RESTART;
+use super::restart::ACTIONS;
 use crate::sysctls::{self, SysctlPattern};
 
 /// The reason and message of a pod's end.
@@ -115,10 +115,11 @@ fn check_container(
         }
     }
     let mut rules = container.restart_policy_rules.iter().flatten();
-    if let Some(rule) = rules.find(|rule| rule.action != RESTART) {
+    if let Some(rule) = rules.find(|rule| !ACTIONS.contains(&rule.action.as_str())) {
         return Err(format!(
-            "restartPolicyRules: this node does not know the action {:?}; use {RESTART}",
-            rule.action
+            "restartPolicyRules: this node does not know the action {:?}; use {}",
+            rule.action,
+            ACTIONS.join(" or ")
         ));
     }
     let Some(own) = &container.security_context else {
@@ -225,11 +226,13 @@ mod tests {
         );
         let mount = |mode: &str| json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": mode}]});
         refused(json!({}), mount("Enabled"), "recursiveReadOnly");
-        let all = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]);
-        let ruled = |rules: &Value| json!({"restartPolicy": "Never", "restartPolicyRules": rules});
-        refused(json!({}), ruled(&all), "RestartAllContainers");
-        let own = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]);
-        check_supported(&spec(json!({}), ruled(&own))).unwrap();
+        let rule = |action: &str| json!([{"action": action, "exitCodes": {"operator": "In", "values": [1]}}]);
+        let ruled =
+            |action: &str| json!({"restartPolicy": "Never", "restartPolicyRules": rule(action)});
+        refused(json!({}), ruled("Reboot"), "restartPolicyRules");
+        for action in ["Restart", "RestartAllContainers"] {
+            check_supported(&spec(json!({}), ruled(action))).unwrap();
+        }
         let sidecar = json!({"initContainers": [{"name": "first", "securityContext": {"procMount": "Unmasked"}}]});
         refused(sidecar, json!({}), "container first");
 

@@ -4,13 +4,17 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::record::Role;
+use super::record::{Record, Role};
 use super::status::{EVICTED, View};
 
 /// How controllers know that a pod's end is not its own fault.
 const DISRUPTION: &str = "DisruptionTarget";
 
-const OWN: [&str; 5] = [
+/// That all containers are being stopped to begin anew; only of pods that can ask for it.
+const RESTARTING: &str = "AllContainersRestarting";
+
+const OWN: [&str; 6] = [
+    RESTARTING,
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -82,9 +86,33 @@ fn closed_gates(view: &View<'_>) -> Vec<String> {
     told.collect()
 }
 
-/// Whether the pod is initialised: its init containers are through, or a container that stays has begun, whatever its sidecars
-/// do since.
-fn initialized(phase: &str, incomplete: &[&str], mains: &[ContainerStatus]) -> Verdict {
+/// Whether all containers are being stopped to begin anew.
+fn restarting(view: &View<'_>, phase: &str) -> Verdict {
+    match phase {
+        "Succeeded" => no("PodCompleted", None),
+        "Failed" => no("PodFailed", None),
+        _ if view.records.iter().any(Record::restarts_all) => Verdict {
+            status: true,
+            reason: Some("RestartAllContainersStarted"),
+            message: Some("container exited with restart policy rule".to_owned()),
+        },
+        _ => Verdict {
+            status: false,
+            ..yes()
+        },
+    }
+}
+
+/// Whether the pod is initialised: its init containers are through, or a container that stays has begun. Once it is, that is not
+/// taken back, whatever its sidecars do and even if its init containers run again.
+fn initialized(
+    view: &View<'_>,
+    phase: &str,
+    incomplete: &[&str],
+    mains: &[ContainerStatus],
+) -> Verdict {
+    let mut before = view.previous.conditions.iter().flatten();
+    let was = before.any(|before| before.type_ == "Initialized" && before.status == "True");
     let has_begun = |status: &ContainerStatus| {
         let state = status.state.as_ref();
         state.is_some_and(|state| state.running.is_some() || state.terminated.is_some())
@@ -94,7 +122,7 @@ fn initialized(phase: &str, incomplete: &[&str], mains: &[ContainerStatus]) -> V
             reason: Some("PodCompleted"),
             ..yes()
         }
-    } else if incomplete.is_empty() || mains.iter().any(has_begun) {
+    } else if was || incomplete.is_empty() || mains.iter().any(has_begun) {
         yes()
     } else {
         let message = format!("containers with incomplete status: {}", list(incomplete));
@@ -133,7 +161,7 @@ pub(super) fn conditions(
         })
         .map(|status| status.name.as_str())
         .collect();
-    let initialized = initialized(phase, &incomplete, mains);
+    let initialized = initialized(view, phase, &incomplete, mains);
     let sandbox = Verdict {
         status: view.sandbox_ready,
         reason: None,
@@ -155,8 +183,11 @@ pub(super) fn conditions(
             message: end.message.clone(),
         });
     let is_evicted = evicted.is_some();
+    let may_restart = view.records.iter().any(|record| record.restarts.ever_all());
+    let restarting = may_restart.then(|| (RESTARTING, restarting(view, phase)));
     let mut result: Vec<PodCondition> = ours
         .into_iter()
+        .chain(restarting)
         .chain(evicted.map(|verdict| (DISRUPTION, verdict)))
         .map(|(name, verdict)| condition(view, name, verdict))
         .collect();

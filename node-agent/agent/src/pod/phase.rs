@@ -7,7 +7,7 @@ enum Life {
     /// `started`: its startup probe is through.
     Running { started: bool },
     /// It ended, and may be about to begin again.
-    Stopped { code: i32 },
+    Stopped { code: i32, again: bool },
     /// It never ran.
     Waiting,
 }
@@ -18,6 +18,7 @@ impl Life {
             (Stage::Running { started, .. }, _) => Self::Running { started: *started },
             (Stage::Ended(ended), _) | (_, Some(ended)) => Self::Stopped {
                 code: ended.exit.code,
+                again: record.again(ended),
             },
             _ => Self::Waiting,
         }
@@ -39,8 +40,8 @@ pub(crate) fn of_containers(records: &[Record]) -> &'static str {
     let (mut stopped, mut restarting, mut failed) = (false, false, false);
     for record in records {
         match (record.role, Life::of(record)) {
-            (Role::Init, Life::Stopped { code }) => {
-                if code != 0 && !record.again(code) {
+            (Role::Init, Life::Stopped { code, again }) => {
+                if code != 0 && !again {
                     return "Failed";
                 }
             }
@@ -53,9 +54,9 @@ pub(crate) fn of_containers(records: &[Record]) -> &'static str {
             (Role::Sidecar, Life::Stopped { .. }) => {}
             (Role::Sidecar | Role::Main, Life::Waiting) => waiting = true,
             (Role::Main, Life::Running { .. }) => running = true,
-            (Role::Main, Life::Stopped { code }) => {
+            (Role::Main, Life::Stopped { code, again }) => {
                 stopped = true;
-                restarting |= record.again(code);
+                restarting |= again;
                 failed |= code != 0;
             }
         }

@@ -29,7 +29,7 @@ fn after(record: &Record) -> Option<After> {
         (Role::Sidecar, _) => After::Again,
         // What it had to do is done, whatever would be done with a container that stays.
         (Role::Init, true) => After::Done,
-        _ if record.again(ended.exit.code) => After::Again,
+        _ if record.again(ended) => After::Again,
         (_, true) => After::Done,
         (_, false) => After::Failed,
     })

@@ -37,7 +37,27 @@ pub(crate) struct Ended {
     pub(crate) reason: String,
 }
 
+/// Kubernetes' reason for the end of a container that was killed for all of its pod's to begin anew.
+const RESTARTING: &str = "RestartingAllContainers";
+
 impl Ended {
+    /// That of an attempt which is over since all of the pod's containers begin anew. `started_at` as in [`ContainerExit`].
+    pub(crate) fn restarting(attempt: u32, started_at: i64) -> Self {
+        let exit = ContainerExit {
+            code: 137,
+            signal: None,
+            oom_killed: false,
+            started_at,
+            finished_at: now_nanos(),
+            message: "The container is removed because RestartAllContainers in place".to_owned(),
+        };
+        Self {
+            attempt,
+            exit,
+            reason: RESTARTING.to_owned(),
+        }
+    }
+
     pub(crate) fn new(attempt: u32, exit: ContainerExit) -> Self {
         let reason = match (exit.oom_killed, exit.code) {
             (true, _) => "OOMKilled",
@@ -107,9 +127,17 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Whether it is started again after it ended with this code.
-    pub(crate) fn again(&self, code: i32) -> bool {
-        self.changed || self.restarts.again(code)
+    /// Whether it is started again after it ended so.
+    pub(crate) fn again(&self, ended: &Ended) -> bool {
+        self.changed || ended.reason == RESTARTING || self.restarts.again(ended.exit.code)
+    }
+
+    /// Whether its end is one after which all containers of the pod begin anew.
+    pub(crate) fn restarts_all(&self) -> bool {
+        match &self.stage {
+            Stage::Ended(ended) => ended.reason != RESTARTING && self.restarts.all(ended.exit.code),
+            _ => false,
+        }
     }
 
     pub(crate) fn next_attempt(&self) -> u32 {

@@ -32,6 +32,8 @@ impl RestartPolicy {
 /// Restarts after some exit codes, whatever the policy is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
+    /// Not the container alone, but all of the pod's begin anew.
+    all: bool,
     /// Whether it is about the codes or about all others.
     within: bool,
     codes: Vec<i32>,
@@ -44,8 +46,10 @@ pub(crate) struct Restarts {
     rules: Vec<Rule>,
 }
 
-/// The only thing that a rule can ask of this node.
-pub(crate) const RESTART: &str = "Restart";
+/// What a rule can ask of this node.
+pub(crate) const ACTIONS: [&str; 2] = [RESTART, RESTART_ALL];
+const RESTART: &str = "Restart";
+const RESTART_ALL: &str = "RestartAllContainers";
 
 impl Restarts {
     /// Of a container of this pod. Rules count only beside a policy of the container's own.
@@ -71,24 +75,39 @@ impl Restarts {
         }
     }
 
+    /// The first rule that is about this code decides.
+    fn rule(&self, code: i32) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.applies(code))
+    }
+
     /// Whether it is started again after it ended with this code.
     pub(crate) fn again(&self, code: i32) -> bool {
-        self.rules.iter().any(|rule| rule.applies(code)) || self.policy.again(code)
+        self.rule(code).is_some() || self.policy.again(code)
+    }
+
+    /// Whether all containers of its pod begin anew after it ended with this code.
+    pub(crate) fn all(&self, code: i32) -> bool {
+        self.rule(code).is_some_and(|rule| rule.all)
+    }
+
+    /// Whether there is a code after which all containers of its pod begin anew.
+    pub(crate) fn ever_all(&self) -> bool {
+        self.rules.iter().any(|rule| rule.all)
     }
 }
 
 impl Rule {
     fn of(written: &ContainerRestartRule) -> Option<Self> {
-        let exit_codes = written
-            .exit_codes
-            .as_ref()
-            .filter(|_| written.action == RESTART)?;
+        let action = written.action.as_str();
+        let known = ACTIONS.contains(&action);
+        let exit_codes = written.exit_codes.as_ref().filter(|_| known)?;
         let within = match exit_codes.operator.as_str() {
             "In" => true,
             "NotIn" => false,
             _ => return None,
         };
         Some(Self {
+            all: action == RESTART_ALL,
             within,
             codes: exit_codes.values.clone().unwrap_or_default(),
         })
@@ -158,5 +177,27 @@ mod tests {
             let found = [0, 1, 42].map(|code| decides.again(code));
             assert_eq!(found, restarts, "{spec:?}");
         }
+    }
+
+    #[test]
+    fn the_first_rule_about_a_code_decides_who_begins_anew() {
+        let rule = |action: &str, codes: &[i32]| json!({"action": action, "exitCodes": {"operator": "In", "values": codes}});
+        let rules = json!([
+            rule("Restart", &[1]),
+            rule("RestartAllContainers", &[1, 88]),
+            rule("Other", &[2])
+        ]);
+        let spec = json!({"containers": [{"name": "c", "restartPolicy": "Never", "restartPolicyRules": rules}]});
+        let spec: PodSpec = serde_json::from_value(spec).unwrap();
+        let decides = Restarts::of(&spec, &spec.containers[0]);
+        assert_eq!(
+            [1, 2, 88].map(|code| decides.again(code)),
+            [true, false, true]
+        );
+        assert_eq!(
+            [1, 2, 88].map(|code| decides.all(code)),
+            [false, false, true]
+        );
+        assert!(decides.ever_all() && !Restarts::by(RestartPolicy::Always).ever_all());
     }
 }

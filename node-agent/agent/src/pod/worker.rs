@@ -419,6 +419,9 @@ impl Worker {
             return;
         }
         self.refresh();
+        if self.begin_anew() {
+            return;
+        }
         for step in plan(&self.records, self.initialised) {
             match step {
                 Step::Start(index) => self.start(index),

@@ -144,3 +144,43 @@ async fn a_container_whose_definition_changed_begins_again_whatever_its_policy()
         (&json!("Running"), &json!("app:2"))
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn all_containers_begin_anew_when_a_rule_says_so() {
+    let mut bed = Bed::new();
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}]);
+    let object = pod(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "i", "image": "app:1", "command": ["true"]}],
+        "containers": [
+            {"name": "c", "image": "app:1", "command": ["/app"], "restartPolicy": "Never", "restartPolicyRules": rules},
+            {"name": "d", "image": "app:1", "command": ["/app"]},
+            {"name": "e", "image": "app:1", "command": ["true"]},
+        ],
+    }));
+    bed.apply(&object);
+    bed.phase("Running").await;
+    bed.runtime.finish(&bed.id("c", 0), 88);
+    let again = |status: &Value| {
+        let statuses = status["containerStatuses"].as_array().unwrap();
+        statuses.iter().all(|one| one["restartCount"] == 1) && main(status)["ready"] == true
+    };
+    let status = bed.status("all of them run again", again).await;
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(first_init(&status)["restartCount"], 1);
+    for one in status["containerStatuses"].as_array().unwrap() {
+        let last = &one["lastState"]["terminated"];
+        assert_eq!(last["reason"], "RestartingAllContainers", "{one}");
+    }
+    assert!(is_true(&status, "Initialized") && !is_true(&status, "AllContainersRestarting"));
+    // What asked for it is over for an agent that comes later.
+    bed.kill_agent().await;
+    bed.start_agent();
+    bed.phase("Running").await;
+    bed.runtime.finish(&bed.id("c", 1), 1);
+    bed.runtime.finish(&bed.id("d", 1), 0);
+    bed.phase("Failed").await;
+    let starts = bed.runtime.starts();
+    let names: Vec<&str> = starts.iter().map(|spec| spec.id.name.as_str()).collect();
+    assert_eq!((names.len(), names[4]), (8, "i"), "{names:?}");
+}

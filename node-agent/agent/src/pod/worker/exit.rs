@@ -116,6 +116,45 @@ impl Worker {
         self.records[index].stage = Stage::Ended(ended);
     }
 
+    /// Lets all containers begin anew, when the end of one asks for it; whether some still have to be stopped for that. The
+    /// sandbox and the volumes stay, and nobody is given time: nothing of the pod goes away for long.
+    pub(super) fn begin_anew(&mut self) -> bool {
+        if !self.records.iter().any(Record::restarts_all) {
+            return false;
+        }
+        for index in 0..self.records.len() {
+            self.stop_container(index, Duration::ZERO, "");
+        }
+        let runs = |record: &Record| {
+            matches!(record.stage, Stage::Running { .. } | Stage::Starting { .. })
+        };
+        if self.records.iter().any(runs) {
+            return true;
+        }
+        for (record, control) in self.records.iter_mut().zip(&mut self.controls) {
+            // Only who asks again and again is kept waiting.
+            if !record.restarts_all() {
+                control.restarts.reset();
+            }
+            if let Stage::Ended(ended) = &record.stage {
+                let anew = Ended::restarting(ended.attempt, ended.exit.started_at);
+                record.stage = Stage::Ended(anew);
+            }
+        }
+        self.initialised = false;
+        // Whoever comes after this agent goes on with it, instead of taking what was asked for as asked again.
+        self.note(|notes| {
+            notes.initialised = false;
+            for record in &self.records {
+                if let Stage::Ended(ended) = &record.stage {
+                    let entry = notes.containers.entry(record.name.clone()).or_default();
+                    entry.ended = Some(ended.clone());
+                }
+            }
+        });
+        false
+    }
+
     /// Takes note of what ended while no agent ran.
     pub(super) fn take_missed_ends(&mut self, notes: &Notes) {
         for index in 0..self.records.len() {

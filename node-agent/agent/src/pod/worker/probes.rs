@@ -113,8 +113,8 @@ impl Worker {
                 let own = own.and_then(|probe| probe.termination_grace_period_seconds);
                 let grace = own.map_or_else(|| self.grace(), limits::grace);
                 let what = purpose.words().to_lowercase();
-                // As what it will be ended by, if it has to be.
-                let then = match self.records[index].again(128 + 9) {
+                // Whatever signal it ends by, it is no success.
+                let then = match self.records[index].restarts.again(128 + 9) {
                     true => ", will be restarted",
                     false => "",
                 };

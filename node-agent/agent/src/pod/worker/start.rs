@@ -133,7 +133,7 @@ impl Worker {
         let is_through =
             |record: &Record| record.role == Role::Init && matches!(record.stage, Stage::Ended(_));
         let goes_on = |record: &Record| match &record.stage {
-            Stage::Ended(ended) => record.role == Role::Main && record.again(ended.exit.code),
+            Stage::Ended(ended) => record.role == Role::Main && record.again(ended),
             _ => record.role == Role::Main,
         };
         if !self.records.iter().any(is_through) || !self.records.iter().any(goes_on) {

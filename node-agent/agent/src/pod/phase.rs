@@ -40,11 +40,8 @@ pub(crate) fn of_containers(records: &[Record]) -> &'static str {
     let (mut stopped, mut restarting, mut failed) = (false, false, false);
     for record in records {
         match (record.role, Life::of(record)) {
-            (Role::Init, Life::Stopped { code, again }) => {
-                if code != 0 && !again {
-                    return "Failed";
-                }
-            }
+            (Role::Init, Life::Stopped { code, again: false }) if code != 0 => return "Failed",
+            (Role::Init, Life::Stopped { .. }) => {}
             (Role::Init, _) => uninitialised = true,
             (Role::Sidecar, Life::Running { started }) => {
                 // One that begins again does not take back what has begun behind it.

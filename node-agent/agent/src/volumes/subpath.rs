@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use gantry_runtime::Propagation;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -71,7 +71,6 @@ fn find(base: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
         .map_err(|error| doing()(error.into()))?;
     let of_volume = rustix::fs::statat(&root, "", AtFlags::EMPTY_PATH)
         .map_err(|error| doing()(error.into()))?;
-    let mode = Mode::from_raw_mode(of_volume.st_mode & 0o777);
     let open = |path: &Path| gantry_durable::open_inside(&root, path, OFlags::PATH);
     let mut built = PathBuf::new();
     for part in Path::new(sub_path).components() {
@@ -85,7 +84,8 @@ fn find(base: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
             Ok(_) => {}
             Err(Errno::NOENT) => {
                 let parent = open(&parent).map_err(|error| doing()(error.into()))?;
-                make(&parent, part.as_os_str(), mode).map_err(|error| doing()(error.into()))?;
+                make(&parent, part.as_os_str(), &of_volume)
+                    .map_err(|error| doing()(error.into()))?;
             }
             Err(error) => return Err(doing()(error.into())),
         }
@@ -93,8 +93,9 @@ fn find(base: &Path, sub_path: &str) -> Result<OwnedFd, VolumeError> {
     open(&built).map_err(|error| doing()(error.into()))
 }
 
-/// Makes a directory as the volume itself is: whoever may write there may write here.
-fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<()> {
+/// Makes a directory as the volume itself is: whoever may write there may write here, and what they make is of the same group
+/// and as safe from others (set-group-id and sticky bits), as with a kubelet.
+fn make(parent: &OwnedFd, name: &OsStr, volume: &Stat) -> rustix::io::Result<()> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
         // Another container of the pod is starting.
         Err(Errno::EXIST) => return Ok(()),
@@ -102,14 +103,16 @@ fn make(parent: &OwnedFd, name: &OsStr, mode: Mode) -> rustix::io::Result<()> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    rustix::fs::fchmod(made, mode)
+    rustix::fs::fchown(&made, None, Some(Gid::from_raw(volume.st_gid)))?;
+    // After the group, whose change may take bits away, and whatever this process's umask does.
+    rustix::fs::fchmod(made, Mode::from_raw_mode(volume.st_mode & 0o7777))
 }
 
 /// Tests of mounts need root.
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 
     use super::super::tear_down;
     use super::*;
@@ -167,6 +170,27 @@ mod tests {
         }
         // "/" is the volume's top.
         assert!(bed.attach("escape/hostname", "4").is_err());
+    }
+
+    #[test]
+    fn what_is_made_is_as_the_volume() {
+        // An emptyDir, one with fsGroup, a hostPath of a group, and one like /tmp.
+        for (mode, group) in [(0o777, 0), (0o2777, 1234), (0o750, 1234), (0o1777, 0)] {
+            let bed = Bed::new();
+            chown(&bed.volume, None, Some(group)).expect("this test needs root");
+            fs::set_permissions(&bed.volume, fs::Permissions::from_mode(mode)).unwrap();
+            let place = bed.attach("a/b/c", "0").unwrap();
+            let made = ["a", "a/b", "a/b/c"].map(|path| bed.volume.join(path));
+            for path in made.iter().chain([&place]) {
+                let found = path.metadata().unwrap();
+                let is = (found.mode() & 0o7777, found.uid(), found.gid());
+                assert_eq!(is, (mode, 0, group), "{}", path.display());
+            }
+            // What is there is the container's own.
+            fs::set_permissions(&made[0], fs::Permissions::from_mode(0o700)).unwrap();
+            bed.attach("a/new", "1").unwrap();
+            assert_eq!(made[0].metadata().unwrap().mode() & 0o7777, 0o700);
+        }
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! Looks into a container's file system before it exists, so that a command that cannot run is refused with the words
 //! a user can act on. Every path is resolved by the kernel as if the rootfs were `/`: no link leads out of it.
 
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -14,29 +12,17 @@ use rustix::io::Errno;
 use crate::error::RuntimeError;
 use crate::traits::{BindMount, ContainerSpec};
 
+mod mount_points;
+
+pub(crate) use mount_points::{check_mount_points, make_mount_points};
+use mount_points::{mount_point, placed};
+
 /// Where programs are looked for when a container does not say.
 pub(crate) const DEFAULT_PATH: &str =
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Directories of the root directory that every container has file systems of its own on.
 const OWN: [&str; 3] = ["dev", "proc", "sys"];
-/// What may be mounted below /proc, as in other runtimes: files that say how much of the machine is a container's.
-const IN_PROC: [&str; 10] = [
-    "cpuinfo",
-    "diskstats",
-    "meminfo",
-    "stat",
-    "swaps",
-    "uptime",
-    "loadavg",
-    "slabinfo",
-    "sys/kernel/ns_last_pid",
-    "sys/crypto/fips_enabled",
-];
-/// A process file system, as the kernel tells them apart.
-const PROC: i64 = 0x9fa0;
-/// Links that the kernel follows in one path.
-const MOST_LINKS: usize = 40;
 
 fn open(root: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let root = rustix::fs::open(
@@ -59,19 +45,6 @@ fn covering<'a>(mounts: &'a [BindMount], path: &Path) -> Option<&'a BindMount> {
 fn is_own(path: &Path) -> bool {
     OWN.iter()
         .any(|own| path.starts_with(Path::new("/").join(own)))
-}
-
-/// The mounts, with where they come to lie as targets.
-fn placed(spec: &ContainerSpec) -> io::Result<Vec<BindMount>> {
-    let mut placed: Vec<BindMount> = Vec::with_capacity(spec.mounts.len());
-    for mount in &spec.mounts {
-        let target = mount_point(&spec.rootfs, &placed, &mount.target)?;
-        placed.push(BindMount {
-            target,
-            ..mount.clone()
-        });
-    }
-    Ok(placed)
 }
 
 /// The host directory or file that will be at `path`, as a root and a path within: a mount hides what it covers.
@@ -174,18 +147,21 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
 pub(crate) fn ensure_directory(spec: &ContainerSpec, root: u32) -> io::Result<()> {
     let mounts = placed(spec)?;
     let cwd = mount_point(&spec.rootfs, &mounts, &spec.cwd)?;
-    let (top, cwd, root) = match covering(&mounts, &cwd) {
-        Some(mount) if mount.read_only || !mount.source.is_dir() => return Ok(()),
-        Some(mount) => (
-            &mount.source,
-            cwd.strip_prefix(&mount.target).unwrap_or(&cwd),
-            0,
-        ),
-        None if is_own(&cwd) => return Ok(()),
-        None => (&spec.rootfs, cwd.strip_prefix("/").unwrap_or(&cwd), root),
-    };
+    match covering(&mounts, &cwd) {
+        Some(mount) if mount.read_only || !mount.source.is_dir() => Ok(()),
+        Some(mount) => {
+            let rest = cwd.strip_prefix(&mount.target).unwrap_or(&cwd);
+            make_directories(&mount.source, rest, 0)
+        }
+        None if is_own(&cwd) => Ok(()),
+        None => make_directories(&spec.rootfs, &cwd, root),
+    }
+}
+
+/// Makes the directories of a path below `top` that are missing, with the owner `root`.
+fn make_directories(top: &Path, path: &Path, root: u32) -> io::Result<()> {
     let mut done = PathBuf::from("/");
-    for part in cwd.components() {
+    for part in path.strip_prefix("/").unwrap_or(path).components() {
         let parent = open(top, &done, OFlags::PATH | OFlags::DIRECTORY)?;
         done.push(part);
         match open(top, &done, OFlags::PATH | OFlags::DIRECTORY) {
@@ -193,13 +169,17 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec, root: u32) -> io::Result<()
             Err(Errno::NOENT) => {
                 let name: &Path = part.as_ref();
                 let mode = Mode::from_raw_mode(0o755);
-                rustix::fs::mkdirat(&parent, name, mode)?;
-                // Whatever this process's umask takes away.
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-                let made = open(top, &done, flags)?;
-                let (user, group) = (Uid::from_raw(root), Gid::from_raw(root));
-                rustix::fs::fchown(&made, Some(user), Some(group))?;
-                rustix::fs::fchmod(&made, mode)?;
+                match rustix::fs::mkdirat(&parent, name, mode) {
+                    // Another container of the pod has it in the same volume.
+                    Err(Errno::EXIST) => {
+                        open(top, &done, OFlags::PATH | OFlags::DIRECTORY)?;
+                    }
+                    made => {
+                        made?;
+                        let made = open(top, &done, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                        give(&made, root, mode)?;
+                    }
+                }
             }
             Err(error) => return Err(error.into()),
         }
@@ -207,126 +187,11 @@ pub(crate) fn ensure_directory(spec: &ContainerSpec, root: u32) -> io::Result<()
     Ok(())
 }
 
-/// Refuses an image in which a directory that will be mounted on is a link, and so leads elsewhere.
-fn refuse_linked(spec: &ContainerSpec, name: &str) -> io::Result<()> {
-    match std::fs::symlink_metadata(spec.rootfs.join(name)) {
-        Ok(found) if !found.is_dir() => Err(io::Error::other(format!(
-            "the image's /{name} must be a directory"
-        ))),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses what would have libcontainer act on the host: it makes and deletes files in the container's /dev by the host's
-/// path to it, so neither that directory nor the root above it may be anything but what this crate puts there. Other
-/// runtimes, too, let nothing but a process file system be /proc.
-pub(crate) fn check_mount_points(spec: &ContainerSpec) -> io::Result<()> {
-    for name in OWN {
-        refuse_linked(spec, name)?;
-    }
-    let placed = placed(spec)?;
-    for (mount, placed) in spec.mounts.iter().zip(&placed) {
-        check_mount_point(&placed.target, Some(&mount.source))
-            .map_err(|error| explain(&mount.target, &error))?;
-    }
-    let termination = &spec.termination_message_path;
-    let target = mount_point(&spec.rootfs, &placed, termination)?;
-    // A file, for which there is no place where a directory is.
-    if target.starts_with("/proc") {
-        check_mount_point(&target, None).map_err(|error| explain(termination, &error))?;
-    }
-    Ok(())
-}
-
-fn explain(target: &Path, error: &io::Error) -> io::Error {
-    io::Error::other(format!(
-        "nothing can be mounted at {}: {error}; choose another path",
-        target.display()
-    ))
-}
-
-/// Judges where a mount comes to lie.
-fn check_mount_point(target: &Path, source: Option<&Path>) -> io::Result<()> {
-    let process_files = |source: &Path| Ok::<_, Errno>(rustix::fs::statfs(source)?.f_type == PROC);
-    let refused = match target.strip_prefix("/proc") {
-        _ if target == Path::new("/") => Some("it is the root directory"),
-        _ if target == Path::new("/dev") => Some("it is the directory of the container's devices"),
-        Ok(below) if below.as_os_str().is_empty() => match source {
-            Some(source) if process_files(source)? => None,
-            _ => Some("only a process file system can be"),
-        },
-        Ok(below) if !IN_PROC.iter().any(|file| below == Path::new(file)) => {
-            Some("it is in the process file system")
-        }
-        _ => None,
-    };
-    refused.map_or(Ok(()), |why| Err(io::Error::other(why)))
-}
-
-/// Where a mount at `target` comes to lie: what the links of the image, and of volumes that are mounted before it, make of
-/// it. The targets of `before` have been through this.
-fn mount_point(root: &Path, before: &[BindMount], target: &Path) -> io::Result<PathBuf> {
-    let mut at = PathBuf::from("/");
-    let mut ahead = PathBuf::from("/").join(target);
-    let mut links = 0;
-    loop {
-        let mut parts = ahead.components();
-        let Some(part) = parts.next() else {
-            return Ok(at);
-        };
-        let rest = parts.as_path().to_owned();
-        ahead = match part {
-            Component::Prefix(_) | Component::RootDir => {
-                at = PathBuf::from("/");
-                rest
-            }
-            Component::CurDir => rest,
-            Component::ParentDir => {
-                at.pop();
-                rest
-            }
-            Component::Normal(name) => match read_link(root, before, &at, name)? {
-                None => {
-                    at.push(name);
-                    rest
-                }
-                Some(_) if links == MOST_LINKS => return Err(Errno::LOOP.into()),
-                Some(link) => {
-                    links += 1;
-                    link.join(rest)
-                }
-            },
-        };
-    }
-}
-
-/// The link of this name in a directory of the container, if it is one. No link is on the way to the directory.
-fn read_link(
-    root: &Path,
-    before: &[BindMount],
-    directory: &Path,
-    name: &OsStr,
-) -> io::Result<Option<PathBuf>> {
-    let path = directory.join(name);
-    let (root, directory) = match covering(before, &path) {
-        Some(mount) if mount.target == path => return Ok(None),
-        Some(mount) => (
-            mount.source.as_path(),
-            directory.strip_prefix(&mount.target).unwrap_or(directory),
-        ),
-        // New ones are mounted there, in which nothing leads out.
-        None if is_own(&path) => return Ok(None),
-        None => (root, directory),
-    };
-    let read = open(root, directory, OFlags::PATH | OFlags::DIRECTORY)
-        .and_then(|directory| rustix::fs::readlinkat(directory, name, Vec::new()));
-    match read {
-        Ok(link) => Ok(Some(PathBuf::from(OsString::from_vec(link.into_bytes())))),
-        // No link, or nothing: it is made then.
-        Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+/// Gives what was made its owner, and its mode whatever this process's umask takes away.
+fn give(made: &OwnedFd, root: u32, mode: Mode) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(root), Gid::from_raw(root));
+    rustix::fs::fchown(made, Some(user), Some(group))?;
+    Ok(rustix::fs::fchmod(made, mode)?)
 }
 
 /// Opens a directory, to name what is in it.

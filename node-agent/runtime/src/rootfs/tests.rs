@@ -104,6 +104,134 @@ fn only_what_speaks_of_processes_is_mounted_in_their_file_system() {
     assert!(check_mount_points(&spec).is_err());
 }
 
+/// Where mounts at these targets, each of the directory beside it, come to lie; their places are made.
+fn lies(
+    image: &Path,
+    mounts: &[(&Path, &str)],
+    termination: &str,
+) -> io::Result<(Vec<PathBuf>, PathBuf)> {
+    let mut spec = container(image);
+    let mounts = mounts.iter().map(|(source, target)| mount(source, target));
+    spec.mounts = mounts.collect();
+    spec.termination_message_path = PathBuf::from(termination);
+    let placed = check_mount_points(&spec)?;
+    make_mount_points(&spec, &placed, 0)?;
+    let targets = placed.mounts.into_iter().map(|mount| mount.target);
+    Ok((targets.collect(), placed.termination_message_path))
+}
+
+#[test]
+fn links_that_lead_to_nothing_are_followed_inside_the_root() {
+    let image = tempfile::tempdir().unwrap();
+    let inside = |path: &str| image.path().join(path);
+    fs::create_dir_all(inside("etc")).unwrap();
+    for (link, target) in [
+        ("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+        ("etc/hosts", "/run/hosts"),
+        ("etc/hostname", "../../../../../../above/the/root"),
+        ("data", "/mnt/data"),
+        ("one", "two"),
+        ("two", "/three"),
+        ("three", "./four/../five"),
+        ("log", "/var/log/message"),
+    ] {
+        symlink(target, inside(link)).unwrap();
+    }
+    let volume = tempfile::tempdir().unwrap();
+    symlink("/cache/deep", volume.path().join("elsewhere")).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let (file, volume, other) = (file.path(), volume.path(), other.path());
+    for (mounts, expected, made) in [
+        (
+            &[(file, "/etc/resolv.conf")][..],
+            "/run/systemd/resolve/stub-resolv.conf",
+            inside("run/systemd/resolve/stub-resolv.conf"),
+        ),
+        (&[(file, "/etc/hosts")], "/run/hosts", inside("run/hosts")),
+        (
+            &[(file, "/etc/hostname")],
+            "/above/the/root",
+            inside("above/the/root"),
+        ),
+        (&[(volume, "/data")], "/mnt/data", inside("mnt/data")),
+        (
+            &[(volume, "/data/below/it")],
+            "/mnt/data/below/it",
+            inside("mnt/data/below/it"),
+        ),
+        (&[(volume, "/one")], "/five", inside("five")),
+        (&[(file, "/one/file")], "/five/file", inside("five/file")),
+        // From one volume into another, and into the image where that is not mounted.
+        (
+            &[(volume, "/v"), (other, "/cache"), (file, "/v/elsewhere/x")],
+            "/cache/deep/x",
+            other.join("deep/x"),
+        ),
+        (
+            &[(volume, "/v"), (other, "/v/elsewhere")],
+            "/cache/deep",
+            inside("cache/deep"),
+        ),
+    ] {
+        let (targets, _) = lies(image.path(), mounts, "/dev/termination-log").unwrap();
+        assert_eq!(targets.last().unwrap(), Path::new(expected));
+        let is_directory = mounts.last().unwrap().0.is_dir();
+        assert_eq!(made.is_dir(), is_directory, "{expected}");
+        assert_eq!(made.is_file(), !is_directory, "{expected}");
+    }
+    let (_, log) = lies(image.path(), &[], "/log").unwrap();
+    assert_eq!(log, Path::new("/var/log/message"));
+    assert!(inside("var/log/message").is_file());
+    for link in ["etc/resolv.conf", "data", "one"] {
+        assert!(inside(link).is_symlink(), "{link} is as it was");
+    }
+}
+
+#[test]
+fn what_cannot_be_mounted_is_refused_by_its_path() {
+    let image = tempfile::tempdir().unwrap();
+    let inside = |path: &str| image.path().join(path);
+    fs::create_dir(inside("etc")).unwrap();
+    fs::write(inside("etc/passwd"), "kept").unwrap();
+    symlink("there", inside("etc/here")).unwrap();
+    symlink("here", inside("etc/there")).unwrap();
+    let volume = tempfile::tempdir().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let long = format!("/{}", "x".repeat(256));
+    let (file, volume) = (file.path(), volume.path());
+    for (mounts, named) in [
+        (&[(file, "/etc/here")][..], "/etc/here"),
+        (&[(volume, "/etc/here/below")], "/etc/here/below"),
+        (&[(volume, "/etc/passwd")], "/etc/passwd"),
+        (&[(volume, "/etc/passwd/below")], "/etc/passwd/below"),
+        (&[(file, "/etc")], "/etc"),
+        (&[(volume, "/v"), (file, "/v")], "/v"),
+        (&[(file, "/f"), (volume, "/f/below")], "/f/below"),
+        (&[(file, long.as_str())], long.as_str()),
+        (&[(Path::new("/no/such/source"), "/v")], "/no/such/source"),
+    ] {
+        let refused = lies(image.path(), mounts, "/dev/termination-log");
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(named), "{named}: {refused}");
+    }
+    for termination in ["/etc/here", "/etc", "/etc/passwd/below"] {
+        let refused = lies(image.path(), &[], termination).unwrap_err();
+        assert!(refused.to_string().contains(termination), "{refused}");
+    }
+    assert_eq!(fs::read(inside("etc/passwd")).unwrap(), b"kept");
+    // Nothing is made in what the container cannot write to.
+    let mut spec = container(image.path());
+    spec.mounts = vec![mount(volume, "/v"), mount(file, "/v/below")];
+    spec.mounts[0].read_only = true;
+    let placed = check_mount_points(&spec).unwrap();
+    let refused = make_mount_points(&spec, &placed, 0).unwrap_err();
+    assert!(refused.to_string().contains("/v/below"), "{refused}");
+    assert!(!volume.join("below").exists());
+    fs::write(volume.join("below"), "").unwrap();
+    make_mount_points(&spec, &placed, 0).unwrap();
+}
+
 fn executable(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     fs::create_dir_all(path.parent().unwrap()).unwrap();

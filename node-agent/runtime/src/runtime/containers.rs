@@ -151,7 +151,11 @@ fn prepare(
     }
     fs::create_dir_all(dir).map_err(failed("creating the directory"))?;
     let root = sandbox.spec.users.map_or(0, IdBlock::first);
-    rootfs::ensure_directory(spec, root).map_err(failed("creating the working directory"))?;
+    let looking = failed("looking at the mount points");
+    let placed = rootfs::check_mount_points(spec).map_err(looking)?;
+    let making = format!("creating the working directory {}", spec.cwd.display());
+    rootfs::ensure_directory(spec, root).map_err(failed(&making))?;
+    rootfs::make_mount_points(spec, &placed, root).map_err(failed("making the mount points"))?;
     let termination = shared.termination_file(&spec.id);
     fs::write(&termination, b"")
         .and_then(|()| fs::set_permissions(&termination, fs::Permissions::from_mode(0o666)))
@@ -171,8 +175,7 @@ fn prepare(
         termination: &termination,
         available: shared.available,
     };
-    rootfs::check_mount_points(spec).map_err(failed("looking at the mount points"))?;
-    let mut config = spec::config(spec, &around)?;
+    let mut config = spec::config(&placed, &around)?;
     let view = users.map(|ids| spec::for_own_users(&mut config, ids, &around, shared_pid));
     let devices_of = (!spec.privileged).then_some(&config);
     shared

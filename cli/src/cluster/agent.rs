@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use gantry_agent::pull_verification::{PullVerification, RepositoryPattern, VerificationPolicy};
 use gantry_agent::sysctls::SysctlPattern;
 use gantry_agent::{Agent, AgentConfig, NodeIdentity, identity};
 use gantry_network::OverlayMode;
@@ -76,6 +77,20 @@ pub(crate) struct Marks {
     /// Kernel settings that pods of the node may ask for beside the safe ones, such as net.core.somaxconn or net.ipv4.*
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<SysctlPattern>,
+    /// Which images that are on the node are used by pods that have not shown that they may pull them: NeverVerify (all),
+    /// NeverVerifyPreloadedImages (those that nobody's pod has pulled; the default), NeverVerifyAllowlistedImages, or
+    /// AlwaysVerify (none)
+    #[arg(long, value_name = "POLICY")]
+    image_pull_credentials_verification_policy: Option<VerificationPolicy>,
+    /// Repositories whose images are any pod's under NeverVerifyAllowlistedImages, such as docker.io/library/nginx or
+    /// registry.example/team/*
+    #[arg(
+        long,
+        value_name = "PATTERN",
+        value_delimiter = ',',
+        requires = "image_pull_credentials_verification_policy"
+    )]
+    preloaded_images_verification_allowlist: Vec<RepositoryPattern>,
 }
 
 impl Marks {
@@ -92,7 +107,22 @@ impl Marks {
         let sysctls = self.allowed_unsafe_sysctls.iter();
         let sysctls =
             sysctls.flat_map(|pattern| ["--allowed-unsafe-sysctls".to_owned(), pattern.text()]);
-        labels.chain(taints).chain(sysctls).collect()
+        let policy = self.image_pull_credentials_verification_policy.iter();
+        let policy = policy.flat_map(|policy| {
+            let flag = "--image-pull-credentials-verification-policy".to_owned();
+            [flag, policy.text().to_owned()]
+        });
+        let allowed = self.preloaded_images_verification_allowlist.iter();
+        let allowed = allowed.flat_map(|pattern| {
+            let flag = "--preloaded-images-verification-allowlist".to_owned();
+            [flag, pattern.text()]
+        });
+        let of_pulls = policy.chain(allowed);
+        labels
+            .chain(taints)
+            .chain(sysctls)
+            .chain(of_pulls)
+            .collect()
     }
 }
 
@@ -195,6 +225,13 @@ fn config(settings: Settings) -> AgentConfig {
         taints: settings.marks.taints,
         memory: settings.memory.policy(),
         allowed_unsafe_sysctls: settings.marks.allowed_unsafe_sysctls,
+        pull_verification: PullVerification {
+            policy: settings
+                .marks
+                .image_pull_credentials_verification_policy
+                .unwrap_or_default(),
+            allowlist: settings.marks.preloaded_images_verification_allowlist,
+        },
         ..AgentConfig::in_directory(&settings.data_dir)
     }
 }

@@ -39,6 +39,7 @@ use crate::pod::{Manager, Node};
 use crate::policies::Policies;
 use crate::presence::{self, Presence};
 use crate::program::Program;
+use crate::pull_records::PullRecords;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
@@ -76,6 +77,7 @@ impl Agent {
             ShimRuntime::new(runtime_config(&config)).context("starting the container runtime")?,
         );
         let images: Arc<ImageStore> = Arc::new(open_images(&config).await?);
+        let pulls = Arc::new(open_pulls(&config, &images).await?);
         let desired = Arc::new(Desired::default());
         let checkpoint = Checkpoint::new(&config.data_dir, &config.run_dir);
         let policies = Arc::new(Policies::default());
@@ -111,9 +113,9 @@ impl Agent {
         let socket = config.image_socket();
         let listener = image_service::bind(&socket)
             .with_context(|| format!("binding the image socket {}", socket.display()))?;
-        let (served, stopped) = (images.clone(), stop.clone());
+        let (served, who, stopped) = (images.clone(), pulls.clone(), stop.clone());
         tasks.spawn(async move {
-            if let Err(error) = image_service::serve(listener, served, stopped).await {
+            if let Err(error) = image_service::serve(listener, served, who, stopped).await {
                 tracing::error!(%error, "serving the image socket");
             }
         });
@@ -181,6 +183,7 @@ impl Agent {
         let node = Arc::new(Node {
             runtime,
             images: images.clone(),
+            pulls: pulls.clone(),
             network: wiring.network.clone(),
             dns: wiring.dns.clone(),
             desired: desired.clone(),
@@ -261,6 +264,7 @@ impl Agent {
         let collector =
             ImageCollector::new(images.clone(), desired.clone(), config.data_dir.clone());
         tasks.spawn(collect_images(collector, asked, reports));
+        tasks.spawn(forget_pulls(pulls, images.clone()));
         let evictor = Evictor::new(
             &config,
             desired.clone(),
@@ -315,6 +319,29 @@ async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
     ImageStore::open(ImageStoreConfig { data_dir })
         .await
         .context("opening the image store")
+}
+
+async fn open_pulls(config: &AgentConfig, images: &ImageStore) -> Result<PullRecords> {
+    let directory = config.data_dir.join("image-pulls");
+    let records = PullRecords::open(&directory, config.pull_verification.clone());
+    let records = records.context("opening the records of who may use which image")?;
+    let settled = records.settle(images).await;
+    settled.context("settling pulls that an earlier agent began")?;
+    Ok(records)
+}
+
+/// Forgets who may use images that are gone.
+async fn forget_pulls(pulls: Arc<PullRecords>, images: Arc<ImageStore>) {
+    let mut ticks = every(image_gc::PERIOD);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = pulls.prune(&*images).await {
+            tracing::warn!(
+                error = crate::pod::words(&error),
+                "forgetting who may use images that are gone"
+            );
+        }
+    }
 }
 
 /// The node's network, made from the cluster's facts.

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::identity::NodeIdentity;
 use crate::limits::MemoryPolicy;
+use crate::pull_verification::PullVerification;
 use crate::sysctls::SysctlPattern;
 
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
@@ -53,6 +54,8 @@ pub struct AgentConfig {
     pub memory: MemoryPolicy,
     /// Kernel settings that pods may ask for beside those that are safe everywhere.
     pub allowed_unsafe_sysctls: Vec<SysctlPattern>,
+    /// Which images that are here pods must show that they may pull.
+    pub pull_verification: PullVerification,
 }
 
 impl AgentConfig {
@@ -79,6 +82,7 @@ impl AgentConfig {
             pod_pids_limit: 4096,
             memory: MemoryPolicy::default(),
             allowed_unsafe_sysctls: Vec::new(),
+            pull_verification: PullVerification::default(),
         }
     }
 

@@ -19,11 +19,14 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::pull_records::PullRecords;
+
 /// Progress is dropped when the client is slower than this many events; the end never is.
 const QUEUE: usize = 1024;
 
 struct Service {
     images: Arc<dyn Images>,
+    pulls: Arc<PullRecords>,
 }
 
 fn refused(error: &ImageError) -> Status {
@@ -117,6 +120,9 @@ impl ImageService for Service {
         }
         let (events, answer) = mpsc::channel(QUEUE);
         let images = self.images.clone();
+        // What was pulled and removed, and comes now, is for all pods.
+        let forgotten = self.pulls.prune(&*images).await;
+        forgotten.map_err(|error| refused(&error))?;
         tokio::spawn(async move {
             let imported = images.import(&path, Some(sink(&events))).await;
             finish(events, imported).await;
@@ -164,10 +170,11 @@ pub(crate) fn bind(path: &Path) -> std::io::Result<UnixListener> {
 pub(crate) async fn serve(
     listener: UnixListener,
     images: Arc<dyn Images>,
+    pulls: Arc<PullRecords>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
-        .add_service(ImageServiceServer::new(Service { images }))
+        .add_service(ImageServiceServer::new(Service { images, pulls }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
         .await
 }
@@ -188,7 +195,9 @@ mod tests {
         let images = Arc::new(FakeImages::new(directory.path()));
         images.offer("web:1", ImageConfig::default());
         let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(bind(&path).unwrap(), images, stop.clone()));
+        let pulls = PullRecords::open(&directory.path().join("pulls"), Default::default());
+        let pulls = Arc::new(pulls.unwrap());
+        let server = tokio::spawn(serve(bind(&path).unwrap(), images, pulls, stop.clone()));
         let channel = tonic::transport::Endpoint::from_static("http://images")
             .connect_with_connector(tower::service_fn(move |_| {
                 let path = path.clone();

@@ -20,6 +20,8 @@ pub struct FakeImages {
     offered: Mutex<BTreeMap<String, Image>>,
     present: Mutex<BTreeMap<String, Image>>,
     mounted: Mutex<BTreeMap<String, String>>,
+    /// User and password, by what they are needed for.
+    protected: Mutex<BTreeMap<String, (String, String)>>,
     pulls: AtomicUsize,
     /// Bytes of removed images that were not collected yet.
     garbage: AtomicU64,
@@ -50,6 +52,26 @@ impl FakeImages {
         };
         self.offered.lock().insert(tag, image.clone());
         image
+    }
+
+    /// Lets nobody pull an image without these credentials.
+    pub fn protect(&self, reference: &str, credentials: &Credentials) {
+        let full = normalise(reference).unwrap_or_else(|_| reference.to_owned());
+        let pair = (credentials.username.clone(), credentials.password.clone());
+        self.protected.lock().insert(full, pair);
+    }
+
+    /// Brings an image that is offered here, as an archive would.
+    pub fn preload(&self, reference: &str) {
+        let full = normalise(reference).unwrap_or_else(|_| reference.to_owned());
+        if let Some(image) = self.offered.lock().get(&full).cloned() {
+            self.present.lock().insert(full, image);
+        }
+    }
+
+    /// Offers nothing any more.
+    pub fn withdraw(&self) {
+        self.offered.lock().clear();
     }
 
     /// Makes a present image take so many bytes.
@@ -85,11 +107,20 @@ impl Images for FakeImages {
     async fn pull(
         &self,
         reference: &str,
-        _credentials: Option<Credentials>,
+        credentials: Option<Credentials>,
         _progress: Option<ProgressSink>,
     ) -> Result<Image, ImageError> {
         self.pulls.fetch_add(1, Ordering::Relaxed);
         let full = normalise(reference)?;
+        let given = credentials.map(|given| (given.username, given.password));
+        if let Some(needed) = self.protected.lock().get(&full)
+            && given.as_ref() != Some(needed)
+        {
+            return Err(ImageError::Pull {
+                reference: reference.to_owned(),
+                cause: "unauthorized: authentication required".to_owned(),
+            });
+        }
         let image = self.offered.lock().get(&full).cloned();
         match image {
             Some(image) => {

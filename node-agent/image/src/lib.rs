@@ -36,7 +36,7 @@ mod unpack;
 
 pub use error::ImageError;
 pub use fake::FakeImages;
-pub use reference::normalise;
+pub use reference::{normalise, repository};
 pub use rootfs::try_overlay;
 pub use store::{ImageStore, ImageStoreConfig};
 pub use traits::*;

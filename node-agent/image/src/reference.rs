@@ -19,6 +19,12 @@ pub fn normalise(reference: &str) -> Result<String, ImageError> {
     parse(reference).map(|reference| reference.whole())
 }
 
+/// What a reference names without tag and digest, in full: `docker.io/library/nginx`.
+pub fn repository(reference: &str) -> Result<String, ImageError> {
+    let parsed = parse(reference)?;
+    Ok(format!("{}/{}", parsed.registry(), parsed.repository()))
+}
+
 /// Whether a registry is reached without TLS: only on this machine's loopback.
 pub(crate) fn is_loopback(registry: &str) -> bool {
     let host = match registry.rsplit_once(':') {
@@ -49,6 +55,8 @@ mod tests {
             ("gantry.local/web:v1", "gantry.local/web:v1"),
         ] {
             assert_eq!(normalise(short).expect(short), full);
+            let (name, _) = full.rsplit_once(':').expect("a tag");
+            assert_eq!(repository(short).expect(short), name);
         }
     }
 

@@ -553,7 +553,7 @@ impl Images for ImageStore {
         let full = parsed.whole();
         let lock = self.shared.transfer(&full);
         let _transfer = lock.lock().await;
-        let repository = format!("{}/{}", parsed.registry(), parsed.repository());
+        let repository = reference::repository(written)?;
         let tags = match parsed.digest() {
             Some(_) => Vec::new(),
             None => vec![full.clone()],
@@ -605,9 +605,9 @@ impl Images for ImageStore {
         // Each waits for those below it, which began before.
         let layers = futures::stream::iter(layers).buffered(PARALLEL_LAYERS);
         layers.try_collect::<Vec<()>>().await?;
-        let shared = self.shared.clone();
         let digests = vec![format!("{repository}@{}", resolved.digest)];
-        blocking(move || shared.add(id, &config, tags, digests)).await
+        // Here and not beside, where it would be done for somebody who has gone.
+        self.shared.add(id, &config, tags, digests)
     }
 
     async fn import(

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use gantry_idmap::Users;
 
 use crate::error::ImageError;
+use crate::manifest::digest;
 
 /// What the image's config says about running it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,6 +51,19 @@ pub struct Credentials {
     pub password: String,
 }
 
+impl Credentials {
+    /// Tells these from others, and does not tell what they are: `sha256:...`.
+    pub fn fingerprint(&self) -> String {
+        let pair = format!(
+            "{} {}\n{}",
+            self.username.len(),
+            self.username,
+            self.password
+        );
+        digest(pair.as_bytes())
+    }
+}
+
 /// Progress of one pull or import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -83,7 +97,8 @@ pub trait Images: Send + Sync + 'static {
     /// The image a reference names, when it is complete on this node. Accepts tags, digests and ids; short names
     /// are normalised as Docker does (`nginx` is `docker.io/library/nginx:latest`).
     async fn find(&self, reference: &str) -> Option<Image>;
-    /// Fetches an image; returns it at once when every layer is present and the manifest is unchanged.
+    /// Fetches an image; returns it at once when every layer is present and the manifest is unchanged. Dropped before its
+    /// end it lists none.
     async fn pull(
         &self,
         reference: &str,

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use crate::desired::Desired;
 use crate::limits::MemoryPolicy;
 use crate::policies::Policies;
+use crate::pull_records::PullRecords;
 use crate::reports::Reports;
 use crate::routed::Routed;
 use crate::sysctls::SysctlPattern;
@@ -22,6 +23,8 @@ use crate::sysctls::SysctlPattern;
 pub(crate) struct Node {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) images: Arc<dyn Images>,
+    /// Which pods may use them.
+    pub(crate) pulls: Arc<PullRecords>,
     pub(crate) network: Arc<dyn PodNetwork>,
     pub(crate) dns: Arc<dyn ClusterDns>,
     pub(crate) desired: Arc<Desired>,

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::Value;
 
 use super::node::Node;
+use crate::pull_records::SecretUsed;
 use crate::reports::Severity;
 
 /// Why there is no image: a waiting reason and its words.
@@ -42,13 +43,22 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
         retry: false,
     };
     let reference = gantry_image::normalise(written).map_err(|error| invalid(error.to_string()))?;
+    let repository =
+        gantry_image::repository(written).map_err(|error| invalid(error.to_string()))?;
     let event = |severity, reason: &str, message: &str| {
         node.reports
             .event(pod, Some(&container.name), severity, reason, message);
     };
     let policy = policy(container, &reference);
+    let candidates = credentials(node, pod, &reference);
+    let secrets: Vec<SecretUsed> = candidates.iter().map(|one| one.secret.clone()).collect();
+    let images = &*node.images;
     if !matches!(policy, Policy::Always)
-        && let Some(image) = node.images.find(written).await
+        && let Some(image) = images.find(written).await
+        && !node
+            .pulls
+            .must_pull(images, &repository, &image, &secrets)
+            .await
     {
         event(
             Severity::Normal,
@@ -75,15 +85,27 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
         &format!("Pulling image \"{written}\""),
     );
     let begun = tokio::time::Instant::now();
-    let mut candidates: Vec<Option<Credentials>> = credentials(node, pod, &reference)
-        .into_iter()
-        .map(Some)
-        .collect();
-    candidates.push(None);
+    let failed = |message: String| {
+        let words = format!("Failed to pull image \"{written}\": {message}");
+        event(Severity::Warning, "Failed", &words);
+        event(Severity::Warning, "Failed", "Error: ErrImagePull");
+        NoImage {
+            reason: "ErrImagePull",
+            message,
+            retry: true,
+        }
+    };
+    let intent = node.pulls.intend(&reference).map_err(|error| {
+        failed(format!(
+            "Failed to record image pull intent for container image \"{written}\": {error}"
+        ))
+    })?;
     let mut refused = None;
-    for candidate in candidates {
-        match node.images.pull(written, candidate, None).await {
+    for candidate in candidates.into_iter().map(Some).chain([None]) {
+        let (credentials, secret) = candidate.map(|one| (one.credentials, one.secret)).unzip();
+        match images.pull(written, credentials, None).await {
             Ok(image) => {
+                intent.pulled(&image, &repository, secret.as_ref());
                 let took = begun.elapsed().as_millis();
                 let took = if took < 1000 {
                     format!("{took}ms")
@@ -102,18 +124,7 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
             Err(error) => refused = refused.or(Some(words(&error))),
         }
     }
-    let message = refused.unwrap_or_default();
-    event(
-        Severity::Warning,
-        "Failed",
-        &format!("Failed to pull image \"{written}\": {message}"),
-    );
-    event(Severity::Warning, "Failed", "Error: ErrImagePull");
-    Err(NoImage {
-        reason: "ErrImagePull",
-        message,
-        retry: true,
-    })
+    Err(failed(refused.unwrap_or_default()))
 }
 
 /// An error with its sources.
@@ -131,8 +142,14 @@ pub(crate) fn words(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What a pod may be let in with, and the Secret that it is from.
+struct Candidate {
+    credentials: Credentials,
+    secret: SecretUsed,
+}
+
 /// Credentials for a registry from the pod's and its account's pull secrets, in that order.
-fn credentials(node: &Node, pod: &Pod, reference: &str) -> Vec<Credentials> {
+fn credentials(node: &Node, pod: &Pod, reference: &str) -> Vec<Candidate> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let Some(spec) = &pod.spec else {
         return Vec::new();
@@ -162,7 +179,16 @@ fn credentials(node: &Node, pod: &Pod, reference: &str) -> Vec<Credentials> {
                 data.get(".dockercfg")
                     .map(|bytes| from_auths(parse(&bytes.0), reference))
             };
-            found.or_else(legacy).unwrap_or_default()
+            let found = found.or_else(legacy).unwrap_or_default();
+            found.into_iter().map(move |credentials| Candidate {
+                secret: SecretUsed {
+                    uid: secret.metadata.uid.clone().unwrap_or_default(),
+                    namespace: namespace.to_owned(),
+                    name: secret.metadata.name.clone().unwrap_or_default(),
+                    credentials: credentials.fingerprint(),
+                },
+                credentials,
+            })
         })
         .collect()
 }

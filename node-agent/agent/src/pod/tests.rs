@@ -1,5 +1,6 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
+mod pulls;
 mod restarts;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ use super::{Eviction, Manager, News, Node};
 use crate::desired::Desired;
 use crate::desired::tests::change;
 use crate::policies::Policies;
+use crate::pull_records::PullRecords;
+use crate::pull_verification::PullVerification;
 use crate::reports::Reports;
 use crate::routed::tests::slice;
 
@@ -79,6 +82,7 @@ impl Bed {
         Arc::new(Node {
             runtime: Arc::new(self.runtime.clone()),
             images: self.images.clone(),
+            pulls: Arc::new(self.pulls()),
             network: self.network.clone(),
             dns: self.dns.clone(),
             desired: self.desired.clone(),
@@ -97,6 +101,11 @@ impl Bed {
             cluster_domain: "cluster.local".to_owned(),
             routed: self.desired.routed().clone(),
         })
+    }
+
+    fn pulls(&self) -> PullRecords {
+        let directory = self.directory.path().join("image-pulls");
+        PullRecords::open(&directory, PullVerification::default()).unwrap()
     }
 
     /// An agent with nothing in memory but what an earlier one left on the node.

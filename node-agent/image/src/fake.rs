@@ -182,6 +182,24 @@ impl Images for FakeImages {
         Ok(path)
     }
 
+    async fn make_volume(
+        &self,
+        key: &str,
+        path: &str,
+        _: Option<Users>,
+    ) -> Result<PathBuf, ImageError> {
+        if !self.mounted.lock().contains_key(key) {
+            return Err(ImageError::NotFound(key.to_owned()));
+        }
+        let name = crate::manifest::digest(path.as_bytes());
+        let volume = self.directory.join(key).join(name.replace(':', "-"));
+        std::fs::create_dir_all(&volume).map_err(|source| ImageError::Io {
+            doing: format!("creating {}", volume.display()),
+            source,
+        })?;
+        Ok(volume)
+    }
+
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError> {
         if self.mounted.lock().remove(key).is_none() {
             return Ok(());

@@ -103,6 +103,8 @@ impl Index {
                 },
                 layers,
             });
+        // The same, but for what an earlier version of this program left out of it.
+        record.image.config = image.config;
         merge(&mut record.image.tags, image.tags);
         merge(&mut record.image.digests, image.digests);
         record.image.clone()

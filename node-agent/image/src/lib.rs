@@ -33,6 +33,7 @@ mod rootfs;
 mod sparse;
 mod store;
 mod unpack;
+mod volume;
 
 pub use error::ImageError;
 pub use fake::FakeImages;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
@@ -79,6 +79,8 @@ const SETTINGS_BYTES: usize = 256 << 10;
 const STRING_BYTES: usize = 32;
 /// Strings of one setting.
 const STRINGS: usize = SETTINGS_BYTES / STRING_BYTES;
+/// More volumes than an image asks for: every container of it has each mounted.
+const VOLUMES: usize = 256;
 
 /// A list of which no more is kept than is allowed.
 #[derive(Clone, Debug)]
@@ -132,6 +134,45 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FewVisitor<T,
             } else if list.next_element::<IgnoredAny>()?.is_none() {
                 return Ok(Few { kept, count });
             }
+            count += 1;
+        }
+    }
+}
+
+/// The names of an object's members, of which no more are kept than is allowed.
+#[derive(Clone, Debug)]
+struct Names<const MOST: usize>(Few<String, MOST>);
+
+impl<'de, const MOST: usize> Deserialize<'de> for Names<MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(NamesVisitor::<MOST>)
+    }
+}
+
+struct NamesVisitor<const MOST: usize>;
+
+impl<'de, const MOST: usize> Visitor<'de> for NamesVisitor<MOST> {
+    type Value = Names<MOST>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut kept, mut count) = (Vec::new(), 0);
+        loop {
+            let more = if count < MOST {
+                let name = map.next_key::<String>()?;
+                let found = name.is_some();
+                kept.extend(name);
+                found
+            } else {
+                map.next_key::<IgnoredAny>()?.is_some()
+            };
+            if !more {
+                return Ok(Names(Few { kept, count }));
+            }
+            map.next_value::<IgnoredAny>()?;
             count += 1;
         }
     }
@@ -241,6 +282,7 @@ struct RunConfig {
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
+    volumes: Option<Names<VOLUMES>>,
 }
 
 impl ConfigFile {
@@ -275,12 +317,17 @@ impl ConfigFile {
                 size += each.sum::<usize>();
             }
         }
+        if let Some(Names(volumes)) = &run.volumes {
+            volumes.check("Volumes", "each is mounted")?;
+            let each = volumes.kept.iter().map(|path| path.len() + STRING_BYTES);
+            size += each.sum::<usize>();
+        }
         let single = [&run.user, &run.working_dir, &run.stop_signal];
         size += single.into_iter().flatten().map(String::len).sum::<usize>();
         match size <= SETTINGS_BYTES {
             true => Ok(()),
             false => Err(format!(
-                "Entrypoint, Cmd, Env and its other settings come to {size} bytes, more than {SETTINGS_BYTES}: {why}"
+                "Entrypoint, Cmd, Env, Volumes and its other settings come to {size} bytes, more than {SETTINGS_BYTES}: {why}"
             )),
         }
     }
@@ -303,8 +350,10 @@ impl ConfigFile {
     }
 
     pub(crate) fn run(&self) -> ImageConfig {
+        fn list<const MOST: usize>(list: Option<Few<String, MOST>>) -> Vec<String> {
+            list.map(|list| list.kept).unwrap_or_default()
+        }
         let run = self.config.clone().unwrap_or_default();
-        let list = |list: Option<Strings>| list.map(|list| list.kept).unwrap_or_default();
         ImageConfig {
             entrypoint: list(run.entrypoint),
             cmd: list(run.cmd),
@@ -312,6 +361,7 @@ impl ConfigFile {
             user: run.user.unwrap_or_default(),
             working_dir: run.working_dir.unwrap_or_default(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
+            volumes: list(run.volumes.map(|Names(volumes)| volumes)),
         }
     }
 }
@@ -458,6 +508,18 @@ mod tests {
         ] {
             let error = config(settings).expect_err("too much");
             assert!(error.contains("more than 262144"), "{error}");
+        }
+        let volumes = |count: usize| -> serde_json::Map<String, serde_json::Value> {
+            let names = (0..count).map(|number| format!("/{number}"));
+            names.map(|name| (name, serde_json::json!({}))).collect()
+        };
+        let parsed =
+            config(serde_json::json!({"Volumes": volumes(256)})).expect("as many as may be");
+        assert_eq!(parsed.run().volumes.len(), 256);
+        let error = config(serde_json::json!({"Volumes": volumes(300)})).expect_err("too many");
+        assert!(error.contains("300 Volumes, more than 256"), "{error}");
+        for none in [serde_json::json!({"Volumes": null}), serde_json::json!({})] {
+            assert!(config(none).expect("valid").run().volumes.is_empty());
         }
         let many = vec![""; STRINGS + 1];
         let error = config(serde_json::json!({"Env": many})).expect_err("too many");

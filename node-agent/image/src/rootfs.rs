@@ -1,7 +1,8 @@
 //! Writable root file systems: overlay mounts of an image's layers.
 //!
-//! `rootfs/<key>/{upper,work,merged,image}`; `image` names the image, so that its layers are not collected. On the disk a
-//! layer's files have the ids that the image says, what a container has written those it has on the node.
+//! `rootfs/<key>/{upper,work,merged,volumes,image}`; `image` names the image, so that its layers are not collected. On the
+//! disk a layer's files have the ids that the image says, what a container has written those it has on the node, and volumes
+//! those that the container sees.
 
 use std::fs::{Metadata, Permissions};
 use std::io;
@@ -18,10 +19,15 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 
+use crate::manifest::digest;
 use crate::parents::Parents;
+use crate::volume;
 
 /// overlayfs takes its options in one page; longer ones need a kernel with `lowerdir+`.
 const OPTIONS_LIMIT: usize = 4000;
+
+/// Below a root file system's directory: the volumes that its image asks for.
+const VOLUMES: &str = "volumes";
 
 /// Where root file systems live.
 #[derive(Clone, Debug)]
@@ -96,14 +102,36 @@ impl Rootfs {
         Ok(true)
     }
 
-    /// Where writes go, by key.
+    /// A volume of a mounted root file system, which begins with what the image has at `path`.
+    pub(crate) fn volume(
+        &self,
+        key: &str,
+        path: &str,
+        users: Option<&Users>,
+    ) -> io::Result<PathBuf> {
+        let place = self.place(key)?;
+        let merged = place.join("merged");
+        if !is_mount_point(&merged)? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let name = digest(path.as_bytes());
+        let name = name.trim_start_matches("sha256:");
+        let volume = place.join(VOLUMES).join(name);
+        let ids = users.map(|users| users.ids);
+        volume::make(&merged, Path::new(path), &volume, ids)?;
+        Ok(volume)
+    }
+
+    /// Where writes go, by key: to the root file system itself, and to volumes of it.
     pub(crate) fn writable_layers(&self) -> Vec<(String, PathBuf)> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten();
         entries
             .flatten()
-            .filter_map(|entry| {
-                let key = entry.file_name().into_string().ok()?;
-                Some((key, entry.path().join("upper")))
+            .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+            .flat_map(|(key, place)| {
+                let volumes = Some(place.join(VOLUMES)).filter(|volumes| volumes.exists());
+                let places = [place.join("upper")].into_iter().chain(volumes);
+                places.map(move |place| (key.clone(), place))
             })
             .collect()
     }

@@ -651,6 +651,23 @@ impl Images for ImageStore {
         blocking(move || shared.mount(&image_id, &key, users.as_ref())).await
     }
 
+    async fn make_volume(
+        &self,
+        key: &str,
+        path: &str,
+        users: Option<Users>,
+    ) -> Result<PathBuf, ImageError> {
+        let (shared, key, path) = (self.shared.clone(), key.to_owned(), path.to_owned());
+        blocking(move || {
+            let made = shared.rootfs.volume(&key, &path, users.as_ref());
+            made.map_err(|source| ImageError::Io {
+                doing: format!("making the image's volume {path} for {key}"),
+                source,
+            })
+        })
+        .await
+    }
+
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError> {
         let (shared, key) = (self.shared.clone(), key.to_owned());
         blocking(move || {

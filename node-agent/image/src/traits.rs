@@ -25,6 +25,9 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// The signal that asks it to stop, e.g. `SIGTERM`.
     pub stop_signal: Option<String>,
+    /// `VOLUME`: paths of directories that are not to be in the root file system. An earlier process may have written none.
+    #[serde(default)]
+    pub volumes: Vec<String>,
 }
 
 /// An image that is complete on this node.
@@ -124,7 +127,16 @@ pub trait Images: Send + Sync + 'static {
         key: &str,
         users: Option<Users>,
     ) -> Result<PathBuf, ImageError>;
-    /// Unmounts and deletes a root file system. Unknown keys are fine.
+    /// Makes a directory for a volume of a mounted root file system and fills it with what the image has at `path`, modes and
+    /// owners included; where that is nothing, it is empty and root's. It goes with the root file system. Idempotent: one
+    /// that was made is returned as it is. With the same users as that.
+    async fn make_volume(
+        &self,
+        key: &str,
+        path: &str,
+        users: Option<Users>,
+    ) -> Result<PathBuf, ImageError>;
+    /// Unmounts and deletes a root file system, with its volumes. Unknown keys are fine.
     async fn unmount_rootfs(&self, key: &str) -> Result<(), ImageError>;
     /// Where writes to root file systems go, by their keys.
     async fn writable_layers(&self) -> Vec<(String, PathBuf)>;

@@ -26,6 +26,14 @@ async fn contract(images: &dyn Images) {
         .expect("is idempotent");
     assert_eq!(first, again);
     std::fs::write(first.join("written"), "by a").expect("writable");
+    let volume = images.make_volume("pod-a_web_0", "/data", None).await;
+    let volume = volume.expect("makes a volume");
+    std::fs::write(volume.join("written"), "by a").expect("writable");
+    let again = images.make_volume("pod-a_web_0", "/data", None).await;
+    assert_eq!(again.expect("is idempotent"), volume);
+    assert!(volume.join("written").exists());
+    let unmounted = images.make_volume("pod-c_web_0", "/data", None).await;
+    unmounted.expect_err("there is no such root file system");
     let second = images
         .mount_rootfs(&image.id, "pod-b_web_0", None)
         .await
@@ -63,7 +71,7 @@ async fn contract(images: &dyn Images) {
         .unmount_rootfs("never-mounted")
         .await
         .expect("unknown keys are fine");
-    assert!(!first.exists());
+    assert!(!first.exists() && !volume.exists());
     images
         .unmount_rootfs("pod-b_web_0")
         .await

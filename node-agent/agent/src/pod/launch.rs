@@ -125,7 +125,8 @@ impl Launch {
         let users = self.sandbox.users.clone();
         let rootfs = self.node.images.mount_rootfs(&image.id, key, users).await;
         let rootfs = rootfs.map_err(|error| config("CreateContainerError")(&error))?;
-        let spec = self.spec(&image, &rootfs)?;
+        let volumes = self.image_volumes(&image, key).await?;
+        let spec = self.spec(&image, &rootfs, volumes)?;
         // Invariant: an attempt is on disk before the runtime is asked, so that none is ever begun twice.
         let recorded = self.journal.container(&self.container.name, |entry| {
             entry.attempt = Some(self.attempt);
@@ -171,7 +172,37 @@ impl Launch {
         })
     }
 
-    fn spec(&self, image: &Image, rootfs: &Path) -> Result<ContainerSpec, NotLaunched> {
+    /// The volumes that the image asks for, of this attempt's own; a container that mounts something there has that instead.
+    /// They can be written to though the root file system cannot.
+    async fn image_volumes(&self, image: &Image, key: &str) -> Result<Vec<BindMount>, NotLaunched> {
+        let absolute = |path: &str| Path::new("/").join(path);
+        let own = self.container.volume_mounts.iter().flatten();
+        let mut taken: Vec<PathBuf> = own.map(|mount| absolute(&mount.mount_path)).collect();
+        let mut volumes = Vec::new();
+        for path in &image.config.volumes {
+            let target = absolute(path);
+            if taken.contains(&target) {
+                continue;
+            }
+            let users = self.sandbox.users.clone();
+            let source = self.node.images.make_volume(key, path, users).await;
+            volumes.push(BindMount {
+                source: source.map_err(|error| config("CreateContainerError")(&error))?,
+                target: target.clone(),
+                read_only: false,
+                propagation: Propagation::None,
+            });
+            taken.push(target);
+        }
+        Ok(volumes)
+    }
+
+    fn spec(
+        &self,
+        image: &Image,
+        rootfs: &Path,
+        image_volumes: Vec<BindMount>,
+    ) -> Result<ContainerSpec, NotLaunched> {
         let wrong = config("CreateContainerConfigError");
         let (node, container) = (&self.node, &*self.container);
         let spec = self.pod.spec.clone().unwrap_or_default();
@@ -199,8 +230,12 @@ impl Launch {
         .map_err(|error| wrong(&error))?;
         let pod_dir = node.pod_dir(&self.uid);
         let volumes = &self.sandbox.volumes;
-        let mut mounts = volumes::mounts(&self.pod, &pod_dir, container, volumes, &own)
+        let own_mounts = volumes::mounts(&self.pod, &pod_dir, container, volumes, &own)
             .map_err(|error| wrong(&error))?;
+        let mut mounts = image_volumes;
+        mounts.extend(own_mounts);
+        // As those alone are: one below another after it.
+        mounts.sort_by_key(|mount| mount.target.components().count());
         add_files(&pod_dir.join("etc"), container, &mut mounts);
         let args = command(container, image, &own);
         if args.is_empty() {

@@ -395,6 +395,41 @@ async fn an_image_that_does_not_exist() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn volumes_of_an_image_are_mounted_where_the_container_mounts_nothing() {
+    let mut bed = Bed::new();
+    let volumes = ["/data", "work/", "/data/", "/cache"].map(str::to_owned);
+    bed.images.offer(
+        "volumes:1",
+        ImageConfig {
+            cmd: vec!["/app".to_owned()],
+            volumes: volumes.into(),
+            ..ImageConfig::default()
+        },
+    );
+    let mut spec = one(
+        json!({"image": "volumes:1", "securityContext": {"readOnlyRootFilesystem": true},
+        "volumeMounts": [{"name": "v", "mountPath": "/cache/"}, {"name": "v", "mountPath": "/data/own/part"}]}),
+    );
+    spec["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    bed.apply(&pod(spec));
+    bed.phase("Running").await;
+    let started = bed.runtime.starts();
+    let mounts = started[0].mounts.iter();
+    let mounts = mounts.filter(|mount| !mount.target.starts_with("/etc"));
+    let targets: Vec<_> = mounts.clone().map(|mount| mount.target.clone()).collect();
+    let expected = ["/data", "/work", "/cache", "/data/own/part"];
+    assert_eq!(targets, expected.map(std::path::PathBuf::from));
+    assert!(
+        mounts
+            .clone()
+            .all(|mount| !mount.read_only && mount.source.is_dir())
+    );
+    let own = &bed.directory.path().join("rootfs/u-c-0");
+    let of_the_image: Vec<bool> = mounts.map(|mount| mount.source.starts_with(own)).collect();
+    assert_eq!(of_the_image, [true, true, false, false]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bad_names_policies_and_commands() {
     let cases = [
         (json!({"image": "Not A Name"}), "InvalidImageName"),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Network, eventually, key, put};
+use common::{Network, eventually, key, pause, put};
 use gantry_store::{OpenError, ProposeError, Store, StoreConfig, Table, Veil, VeilError};
 
 /// Leaves values as they are, until it is faulty.
@@ -46,7 +46,8 @@ fn config(directory: &Path, member: u64, voters: u64, veil: Arc<Glass>) -> Store
         data_dir: directory.join(member.to_string()),
         member_id: member,
         voters: (1..=voters).collect(),
-        tick: Duration::from_millis(10),
+        // Slower than a disk that others keep busy.
+        tick: Duration::from_millis(50),
         veil: Some(veil),
         ..StoreConfig::default()
     }
@@ -86,7 +87,7 @@ impl Cluster {
             {
                 Ok(_) => return,
                 Err(ProposeError::Stopped(reason)) => panic!("{reason}"),
-                Err(_) => tokio::task::yield_now().await,
+                Err(_) => pause().await,
             }
         }
     }
@@ -109,7 +110,7 @@ async fn why_stopped(store: &Store) -> String {
         loop {
             match store.propose(put(key("pods", "late"), "{}")).await {
                 Err(ProposeError::Stopped(reason)) => return reason,
-                _ => tokio::task::yield_now().await,
+                _ => pause().await,
             }
         }
     };
@@ -189,7 +190,7 @@ async fn of_two_that_differ_none_is_blamed() {
             if members.iter().any(|member| member.differs) {
                 return;
             }
-            tokio::task::yield_now().await;
+            pause().await;
         }
     };
     tokio::time::timeout(common::DEADLINE, seen)

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{DEADLINE, Network, copy, dump, eventually, key, put};
+use common::{DEADLINE, Network, copy, dump, eventually, key, pause, put};
 use gantry_store::recovery::become_sole_voter;
 use gantry_store::{MemberRole, Store, StoreConfig};
 use tempfile::TempDir;
@@ -23,7 +23,8 @@ fn config(dir: &Path, member: u64, voters: &[u64]) -> StoreConfig {
         data_dir: dir.to_owned(),
         member_id: member,
         voters: voters.to_vec(),
-        tick: Duration::from_millis(20),
+        // Slower than a disk that others keep busy.
+        tick: Duration::from_millis(50),
         ..StoreConfig::default()
     }
 }
@@ -128,7 +129,7 @@ async fn the_survivor_has_every_write_that_it_took_part_in_and_the_cluster_grows
     within(async {
         let both = [(id, MemberRole::Voter), (4, MemberRole::Voter)];
         while roles(&survivor).await != both {
-            tokio::task::yield_now().await;
+            pause().await;
         }
     })
     .await;

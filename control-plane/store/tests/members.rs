@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{DEADLINE, Network, create, dump, eventually, key, put};
+use common::{DEADLINE, Network, create, dump, eventually, key, pause, put};
 use gantry_store::{MemberRole, MembershipError, Store, StoreConfig};
 
 struct Cluster {
@@ -77,7 +77,7 @@ async fn promoted(leader: &Store, id: u64) {
     within(async {
         while let Err(error) = leader.promote(id).await {
             assert!(matches!(error, MembershipError::Behind { .. }), "{error}");
-            tokio::task::yield_now().await;
+            pause().await;
         }
     })
     .await;
@@ -140,7 +140,7 @@ async fn a_learner_that_caught_up_becomes_a_voter_by_itself() {
     cluster.join(eager(2));
     within(async {
         while roles(&first).await != [(1, MemberRole::Voter), (2, MemberRole::Voter)] {
-            tokio::task::yield_now().await;
+            pause().await;
         }
     })
     .await;
@@ -203,7 +203,7 @@ async fn a_removed_member_counts_no_more() {
             stays.is_some_and(|member| member.active == Some(true))
         };
         while leader.leadership().borrow().is_leader && reachable().await {
-            tokio::task::yield_now().await;
+            pause().await;
         }
     })
     .await;
@@ -234,7 +234,7 @@ async fn removing_one_that_is_needed_for_a_majority_is_refused() {
     };
     within(async {
         while !lost().await {
-            tokio::task::yield_now().await;
+            pause().await;
         }
     })
     .await;
@@ -247,6 +247,7 @@ async fn removing_one_that_is_needed_for_a_majority_is_refused() {
             if lost().await {
                 return refused;
             }
+            pause().await;
         }
     })
     .await;

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{DEADLINE, Network, create, eventually, key};
+use common::{DEADLINE, Network, create, eventually, key, pause};
 use gantry_store::{Demand, MembershipError, ProposeError, Store, StoreConfig, Transaction};
 
 /// No disk has this much room.
@@ -17,7 +17,8 @@ fn config(directory: &Path, member: u64, reserve: u64) -> StoreConfig {
         data_dir: directory.join(member.to_string()),
         member_id: member,
         voters: vec![1, 2, 3],
-        tick: Duration::from_millis(25),
+        // Slower than a disk that others keep busy.
+        tick: Duration::from_millis(50),
         reserve,
         ..StoreConfig::default()
     }
@@ -47,11 +48,12 @@ async fn propose(
     let attempts = async {
         loop {
             match store.propose_for(transaction.clone(), demand).await {
-                Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded { .. }) => {
-                    tokio::task::yield_now().await;
-                }
-                // It may have been written all the same; the next attempt tells.
-                Err(ProposeError::Unknown) => {}
+                // With Unknown it may have been written all the same; the next attempt tells.
+                Err(
+                    ProposeError::NotLeader { .. }
+                    | ProposeError::Overloaded { .. }
+                    | ProposeError::Unknown,
+                ) => pause().await,
                 Err(ProposeError::Conflict { .. }) => return Ok(()),
                 done => return done.map(drop),
             }

@@ -4,9 +4,8 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use common::{DEADLINE, create, delete, key, put, table};
+use common::{DEADLINE, create, delete, key, pause, put, table};
 use gantry_store::{NoPeers, Revision, Store, StoreConfig, Watch, WatchError};
 
 const WRITERS: usize = 8;
@@ -92,7 +91,7 @@ async fn a_quiet_tables_watch_outlives_a_busy_one_and_makes_progress() {
     let later = store.propose(put(key("busy", "again"), "")).await.unwrap();
     tokio::time::timeout(DEADLINE, async {
         while quiet.progress_revision() < later {
-            tokio::task::yield_now().await;
+            pause().await;
         }
     })
     .await
@@ -153,7 +152,7 @@ async fn a_paged_list_stays_on_its_revision() {
 async fn a_barrier_reads_what_was_written() {
     let store = Store::ephemeral();
     let written = store.propose(put(key("pods", "a"), "")).await.unwrap();
-    let read = tokio::time::timeout(Duration::from_secs(5), store.read_barrier()).await;
+    let read = tokio::time::timeout(DEADLINE, store.read_barrier()).await;
     assert_eq!(read.unwrap().unwrap(), written);
 }
 

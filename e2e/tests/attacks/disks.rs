@@ -600,7 +600,7 @@ fn within(limit: Duration, command: &mut Command) -> Result<(bool, String)> {
             child.wait()?;
             bail!("{command:?} hangs");
         }
-        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(5));
     };
     let output = child.wait_with_output()?;
     let said = [output.stdout, output.stderr].concat();

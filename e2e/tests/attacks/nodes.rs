@@ -700,7 +700,7 @@ async fn row_25_what_is_older_never_wins_and_blocks_are_given_once() -> Result<(
                             }
                         }
                         ensure!(Instant::now() < deadline, "{} is not let in", node.name);
-                        tokio::task::yield_now().await;
+                        tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                 })
             })

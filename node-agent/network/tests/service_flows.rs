@@ -9,7 +9,7 @@ mod lab;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gantry_network::{
     BridgeNetwork, Endpoint, NftServiceRules, NodeNetwork, Protocol, ServicePort, ServiceRules,
@@ -144,7 +144,7 @@ fn a_connection_that_a_dead_endpoint_never_answered_reaches_the_one_that_takes_i
         let tracked = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
         while !lab.on_host(tracked).contains("dst=10.96.0.50") {
             assert!(begun.elapsed() < DEADLINE, "the connection is not tracked");
-            std::thread::yield_now();
+            std::thread::park_timeout(Duration::from_millis(5));
         }
         let web = service(VIP, vec![alive.endpoint(8080)]);
         rules.apply(changed([("web", web)])).await.unwrap();

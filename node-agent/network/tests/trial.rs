@@ -6,26 +6,31 @@
 
 mod lab;
 
+use std::collections::BTreeSet;
+
 use gantry_network::{
     BridgeNetwork, NetworkError, OverlaySettings, nft_version, pod_mtu, routes_into, try_out,
     vxlan_devices,
 };
 use lab::{HOST, command, ip, on_own_machine};
 
+/// What is mounted here: the mount's number and place.
+fn mounted() -> BTreeSet<(String, String)> {
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let field = |line: &str, at| line.split(' ').nth(at).unwrap().to_owned();
+    let mounts = table.lines().map(|line| (field(line, 0), field(line, 4)));
+    mounts.collect()
+}
+
 #[test]
 fn a_trial_does_everything_and_leaves_nothing() {
     on_own_machine(async |_| {
         let everything = || {
-            let files = ["/proc/self/mountinfo", "/proc/sys/net/ipv4/ip_forward"];
-            let files = files.map(|file| std::fs::read_to_string(file).unwrap());
-            (
-                ip("link"),
-                ip("route"),
-                command("nft", &["list ruleset"]),
-                files,
-            )
+            let forward = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+            let rules = command("nft", &["list ruleset"]);
+            (ip("link"), ip("route"), rules, forward)
         };
-        let before = everything();
+        let (before, mounts) = (everything(), mounted());
         let directory = tempfile::tempdir().unwrap();
         let trials = try_out(directory.path());
         for trial in &trials {
@@ -48,6 +53,9 @@ fn a_trial_does_everything_and_leaves_nothing() {
             ]
         );
         assert_eq!(everything(), before);
+        // No more than that: mounts of the machine's other programs go from here too, with the directories they are on.
+        let left: Vec<_> = mounted().difference(&mounts).cloned().collect();
+        assert!(left.is_empty(), "{left:?}");
         // Nothing is mounted in it any more.
         directory.close().unwrap();
         let version = nft_version().unwrap();

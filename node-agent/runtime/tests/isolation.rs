@@ -512,7 +512,7 @@ async fn no_link_leads_a_command_to_the_hosts_files() {
     let deadline = std::time::Instant::now() + DEADLINE;
     while fs::read_link(node.rootfs.join("w")).is_err() {
         assert!(std::time::Instant::now() < deadline, "no link");
-        tokio::task::yield_now().await;
+        pause().await;
     }
     let refused = node.runtime.exec(&id, command(&["/bin/ls"])).await;
     let error = refused.err().expect("a directory outside of the container");

@@ -91,7 +91,7 @@ async fn a_pods_processes_are_limited_together() {
         } else {
             let all = async {
                 while !node.log(name).contains("all") {
-                    tokio::task::yield_now().await;
+                    pause().await;
                 }
             };
             tokio::time::timeout(DEADLINE, all).await.unwrap();

@@ -141,7 +141,7 @@ mod tests {
         };
         batches.send(batch(7)).await.expect("heard");
         while peers.address_of(7).is_none() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Roster::new(store).remove(7).await.expect("removed");
         batches.send(batch(8)).await.expect("on its way");

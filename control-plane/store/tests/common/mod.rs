@@ -113,6 +113,12 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Lets members get on before something is tried again: their threads need the processors that a loop of attempts would take
+/// from them.
+pub async fn pause() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
 /// Members in one process.
 #[derive(Clone, Default)]
 pub struct Network {

@@ -21,6 +21,13 @@ use tokio::sync::broadcast;
 /// Longer than anything here takes; waiting ends when the thing waited for happens.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Between two looks at what the kernel tells nobody of, and what others need the processors for.
+const PAUSE: Duration = Duration::from_millis(5);
+
+pub async fn pause() {
+    tokio::time::sleep(PAUSE).await;
+}
+
 /// A node of its own: directories, cgroup root and runtime.
 pub struct Node {
     pub dir: tempfile::TempDir,
@@ -168,13 +175,13 @@ impl Drop for Node {
             .filter(|line| line.contains(" - cgroup"))
             .map(|line| Path::new(line.split(' ').nth(4).unwrap()).join(&group))
             .collect();
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        let deadline = std::time::Instant::now() + DEADLINE;
         while std::time::Instant::now() < deadline {
             let remaining = roots.iter().filter(|root| !sweep(root)).count();
             if remaining == 0 {
                 break;
             }
-            std::thread::yield_now();
+            std::thread::park_timeout(PAUSE);
         }
         let here = self.dir.path().to_str().unwrap();
         for mount in mounts.lines().filter(|line| line.contains(here)) {

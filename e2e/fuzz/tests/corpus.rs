@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use gantry_fuzz_targets::{TARGETS, Target};
 
 /// How long one input may take, in a debug build on a busy machine. Inputs are small.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const DEPTH: usize = 100_000;
 
 fn root() -> PathBuf {

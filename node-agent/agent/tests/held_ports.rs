@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 /// An address of the node, and one at which the service's endpoint answers.
 const NODE: &str = "192.0.2.1";
 const ENDPOINT: &str = "192.0.2.9";

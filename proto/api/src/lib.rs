@@ -18,6 +18,8 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+#[cfg(test)]
+mod stopwatch;
 pub mod time;
 pub mod typed;
 pub mod yaml;

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::desired::tests::change;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A pod `d/p` (uid `u`) whose container `c` runs a command of the fake runtime.
 struct Bed {

@@ -7,6 +7,9 @@ use super::upstream::{AT_ONCE, AskError};
 use super::*;
 
 const WWW: &str = "www.example.com.";
+/// Nobody waits for less before a resolver's silence is a failure: what takes no longer, on however busy a machine, has not
+/// waited for that.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Lets the clock's hands jump.
 async fn later(time: Duration) {
@@ -95,11 +98,7 @@ async fn a_silent_resolver_costs_a_moment_and_is_then_passed_over() {
             data(&ask(&server, &name, RecordType::A).await),
             ["192.0.2.7"]
         );
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < SILENCE, "{:?}", start.elapsed());
     }
     until("it is noticed", || !resolver.is_up()).await;
     let asked = silent.asked().len();
@@ -135,11 +134,7 @@ async fn one_that_fails_or_refuses_is_passed_over_at_once_and_none_at_all_is_a_f
         let failing = server(upstreams).await;
         let start = Instant::now();
         assert_eq!(code(&failing, WWW).await, ResponseCode::ServFail);
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < SILENCE, "{:?}", start.elapsed());
         let web = ask(&failing, "web.default.svc.cluster.local.", RecordType::A).await;
         assert_eq!(data(&web), ["10.96.0.5"]);
     }
@@ -155,21 +150,14 @@ async fn silence_is_a_failure_within_three_seconds_and_remembered_for_one() {
     let start = Instant::now();
     assert_eq!(code(&server, WWW).await, ResponseCode::ServFail);
     let waited = start.elapsed();
-    assert!(
-        waited > Duration::from_secs(2) && waited < Duration::from_secs(3),
-        "{waited:?}"
-    );
+    assert!(waited > SILENCE && waited < PATIENCE, "{waited:?}");
     assert!(
         stubs[0].asked().len() >= 2,
         "packets are lost: it was asked again"
     );
     let again = Instant::now();
     assert_eq!(code(&server, WWW).await, ResponseCode::ServFail);
-    assert!(
-        again.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        again.elapsed()
-    );
+    assert!(again.elapsed() < SILENCE, "{:?}", again.elapsed());
 }
 
 #[tokio::test]
@@ -185,11 +173,7 @@ async fn what_was_known_is_given_while_nobody_answers() {
         (data(&stale), stale.answers[0].ttl),
         (vec!["192.0.2.7".to_owned()], 5)
     );
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < SILENCE, "{:?}", start.elapsed());
     let resolver = &server.lookup.upstreams.resolvers()[0];
     for name in ["a.example.com.", "b.example.com."] {
         let query = Query::query(Name::from_ascii(name).unwrap(), RecordType::A);
@@ -281,11 +265,7 @@ async fn a_burst_is_bounded_and_the_rest_is_told_so() {
         code(&server, "onemore.example.com.").await,
         ResponseCode::ServFail
     );
-    assert!(
-        start.elapsed() < Duration::from_millis(500),
-        "at once: {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < SILENCE, "at once: {:?}", start.elapsed());
     let web = ask(&server, "web.default.svc.cluster.local.", RecordType::A).await;
     assert_eq!(data(&web), ["10.96.0.5"]);
     // When they have failed there is room again.
@@ -321,11 +301,7 @@ async fn a_resolver_that_asks_us_in_turn_is_found_out() {
     until("the loop is found", || resolver.is_looping()).await;
     let start = Instant::now();
     assert_eq!(code(&server, WWW).await, ResponseCode::ServFail);
-    assert!(
-        start.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < SILENCE, "{:?}", start.elapsed());
     relay.abort();
 }
 

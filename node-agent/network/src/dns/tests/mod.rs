@@ -18,7 +18,9 @@ use super::*;
 use crate::DnsRecord;
 
 const ANY_PORT: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
+/// When clients ask again.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn name(name: &str) -> ServiceName {
     ServiceName {
@@ -145,7 +147,7 @@ fn data(answer: &Message) -> Vec<String> {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     assert!(timeout(DEADLINE, waiting).await.is_ok(), "{what}");

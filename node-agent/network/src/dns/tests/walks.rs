@@ -136,11 +136,7 @@ async fn without_other_resolvers_the_cluster_is_still_answered() {
             code(&server, &first("www.example.com")).await,
             ResponseCode::NXDomain
         );
-        assert!(
-            start.elapsed() < Duration::from_secs(3),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         let web = ask(&server, &first("web"), RecordType::A).await;
         assert_eq!(data(&web), ["10.96.0.5"]);
     }
@@ -171,9 +167,5 @@ async fn what_was_known_ends_the_walk_while_nobody_answers() {
     let start = Instant::now();
     let answer = ask(&server, &name, RecordType::A).await;
     assert_eq!(data(&answer), ["www.example.com.", "192.0.2.7"]);
-    assert!(
-        start.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }

@@ -714,6 +714,26 @@ fn row_28_containers_read_what_we_write_and_write_what_is_theirs() -> Result<()>
     echo x > /part/file && busybox cmp /part/file /empty/made/here/file";
     let said = exec(&cluster, "reader", script)?;
     ensure!(said.is_empty(), "{said}");
+    // Nor does who is not root find a part of a volume closed.
+    let spec = json!({
+        "volumes": [{"name": "empty", "emptyDir": {}}],
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 3000, "fsGroup": 2000},
+    });
+    let container = json!({
+        "env": [{"name": "PART", "value": "by/name"}],
+        "securityContext": {"readOnlyRootFilesystem": true},
+        "volumeMounts": [
+            {"name": "empty", "mountPath": "/part", "subPath": "made/here"},
+            {"name": "empty", "mountPath": "/named", "subPathExpr": "$(PART)"},
+        ],
+    });
+    create(&cluster, &pod("user", spec, container))?;
+    running(&cluster, "user")?;
+    let script = "for part in /part /named; do
+        busybox touch $part/file && busybox stat -c '%u:%g' $part/file
+    done";
+    let said = exec(&cluster, "user", script)?;
+    ensure!(said == "1000:2000\n1000:2000\n", "{said}");
     let uid = uid(&cluster, "reader")?;
     gone(&cluster, "reader")?;
     eventually("nothing of the pod to be mounted", || {

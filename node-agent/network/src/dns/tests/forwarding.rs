@@ -7,6 +7,8 @@ use super::upstream::{AT_ONCE, AskError};
 use super::*;
 
 const WWW: &str = "www.example.com.";
+/// Times that something is tried which a busy machine may hold up now and then.
+const TURNS: usize = 20;
 /// Nobody waits for less before a resolver's silence is a failure: what takes no longer, on however busy a machine, has not
 /// waited for that.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -22,12 +24,15 @@ async fn later(time: Duration) {
 /// a busy machine may be slow, but not each time.
 async fn quickly(label: &str, server: &DnsServer, expected: [&str; 1]) {
     let mut best = Duration::MAX;
-    for turn in 0..5 {
+    for turn in 0..TURNS {
         let (start, name) = (Instant::now(), format!("{label}{turn}.example.com."));
         assert_eq!(data(&ask(server, &name, RecordType::A).await), expected);
         best = best.min(start.elapsed());
+        if best < Duration::from_millis(140) {
+            return;
+        }
     }
-    assert!(best < Duration::from_millis(140), "{best:?}");
+    panic!("{best:?}");
 }
 
 #[tokio::test]
@@ -183,12 +188,15 @@ async fn what_was_known_is_given_while_nobody_answers() {
             .begin(&query, false, std::net::Ipv4Addr::LOCALHOST.into());
     }
     until("its silence is noticed", || !resolver.is_up()).await;
-    let at_once = async || {
+    let mut best = Duration::MAX;
+    for _ in 0..TURNS {
         let start = Instant::now();
         assert_eq!(data(&ask(&server, WWW, RecordType::A).await), ["192.0.2.7"]);
-        start.elapsed()
-    };
-    let best = at_once().await.min(at_once().await).min(at_once().await);
+        best = best.min(start.elapsed());
+        if best < Duration::from_millis(400) {
+            break;
+        }
+    }
     assert!(best < Duration::from_millis(400), "{best:?}");
     stub.behave(Manner::Answer);
     later(Duration::from_secs(40)).await;

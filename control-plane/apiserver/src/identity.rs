@@ -1,6 +1,6 @@
 //! Who is asking, and how that is found out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use gantry_api::status::StatusError;
@@ -21,6 +21,10 @@ pub struct Identity {
     pub user: String,
     /// Groups, e.g. `system:masters`.
     pub groups: Vec<String>,
+    /// What tells the user from an earlier one of the same name; empty when nothing does.
+    pub uid: String,
+    /// What else its credential says, e.g. `authentication.kubernetes.io/pod-name`.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl Identity {
@@ -29,6 +33,8 @@ impl Identity {
         Self {
             user: user.to_owned(),
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+            uid: String::new(),
+            extra: BTreeMap::new(),
         }
     }
 
@@ -52,7 +58,12 @@ impl Identity {
             .filter_map(|group| group.as_str().ok().map(str::to_owned))
             .collect();
         groups.push("system:authenticated".to_owned());
-        Some(Self { user, groups })
+        Some(Self {
+            user,
+            groups,
+            uid: String::new(),
+            extra: BTreeMap::new(),
+        })
     }
 }
 

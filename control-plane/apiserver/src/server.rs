@@ -2,6 +2,7 @@
 
 mod listener;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -621,7 +622,12 @@ fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, St
     if user != "system:anonymous" {
         groups.push("system:authenticated".to_owned());
     }
-    Ok(Identity { user, groups })
+    Ok(Identity {
+        user,
+        groups,
+        uid: String::new(),
+        extra: BTreeMap::new(),
+    })
 }
 
 /// What passes on the body of a request as it arrives.

@@ -1,5 +1,5 @@
-//! What every cluster has from its first moment: its namespaces, their default service account, the Service by which
-//! pods find the API, and the range that services get their addresses from.
+//! What every cluster has from its first moment: the keys that sign tokens, its namespaces, their default service account,
+//! the Service by which pods find the API, and the range that services get their addresses from.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,6 +18,7 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 
 /// Creates what is missing. Invalid when services have addresses of another range than this server gives.
 pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
+    server.found_token_keys().await?;
     for namespace in NAMESPACES {
         create(
             server,

@@ -10,6 +10,7 @@ use gantry_store::{
     Budget, Demand, Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction,
 };
 use http::{HeaderMap, HeaderValue, header};
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
 use k8s_openapi::api::policy::v1::Eviction;
@@ -19,9 +20,10 @@ use serde_json::Value;
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::heavy::Turn;
-use crate::identity::Identity;
+use crate::identity::{Identity, Tokens};
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
+use crate::service_accounts::ServiceAccounts;
 use crate::verbs::options::WriteOptions;
 
 const JSON: &str = "application/json";
@@ -33,6 +35,9 @@ pub(crate) struct Api {
     pub(crate) registry: Arc<Registry>,
     pub(crate) admission: Admission,
     pub(crate) clock: Clock,
+    pub(crate) service_accounts: Arc<ServiceAccounts>,
+    /// Bearer tokens that were given at the start.
+    pub(crate) tokens: Tokens,
     /// The term that writes belong to: those of a leader that has been deposed since are refused.
     pub(crate) fence: Option<Term>,
 }
@@ -150,6 +155,8 @@ impl Context<'_> {
             "DeleteOptions" => Some(TypeSchema::of::<DeleteOptions>()),
             "Eviction" => Some(TypeSchema::of::<Eviction>()),
             "Scale" => Some(TypeSchema::of::<Scale>()),
+            "TokenRequest" => Some(TypeSchema::of::<TokenRequest>()),
+            "TokenReview" => Some(TypeSchema::of::<TokenReview>()),
             _ => None,
         };
         let turn = Turn::wait(self.body.len()).await;

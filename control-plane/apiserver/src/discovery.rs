@@ -60,6 +60,13 @@ fn subresources(info: &ResourceInfo) -> Vec<Subresource> {
         ("", "Node") => vec![sub("proxy", "NodeProxyOptions", PROXY_VERBS)],
         ("", "Service") => vec![sub("proxy", "ServiceProxyOptions", PROXY_VERBS)],
         ("", "Namespace") => vec![sub("finalize", "Namespace", &["update"])],
+        ("", "ServiceAccount") => vec![Subresource {
+            name: "token",
+            group: "authentication.k8s.io",
+            version: "v1",
+            kind: "TokenRequest",
+            verbs: &["create"],
+        }],
         _ => Vec::new(),
     };
     if info.has_scale {

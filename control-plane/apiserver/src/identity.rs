@@ -74,12 +74,14 @@ pub type Tokens = Arc<HashMap<String, Identity>>;
 pub(crate) struct TokenAuthentication<'a> {
     /// Those that were given at the start.
     pub(crate) fixed: &'a Tokens,
-    /// Holds the bootstrap tokens.
+    /// Holds the bootstrap tokens, and verifies those of service accounts.
     pub(crate) api: &'a Api,
 }
 
 impl TokenAuthentication<'_> {
-    fn identity(&self, token: &str) -> Option<Identity> {
+    /// Whom a token stands for that is for this API whatever its audience: one that was given at the start, or a bootstrap
+    /// token.
+    pub(crate) fn of_the_api(&self, token: &str) -> Option<Identity> {
         // All of them are compared, in a time that does not tell which comes close.
         let fixed =
             self.fixed.iter().fold(
@@ -91,6 +93,24 @@ impl TokenAuthentication<'_> {
             );
         fixed.or_else(|| bootstrap_tokens::identity(&self.api.store, &self.api.clock, token))
     }
+
+    fn identity(&self, token: &str) -> Option<Identity> {
+        let own = self.of_the_api(token);
+        own.or_else(|| self.api.service_accounts.identity(token))
+    }
+
+    /// Whether the token of a refused request may count once this server knows what the others know.
+    pub(crate) fn may_be_behind(&self, headers: &HeaderMap) -> bool {
+        bearer(headers).is_some_and(|token| self.api.service_accounts.may_be_behind(token))
+    }
+}
+
+/// The bearer token of a request. Other schemes say nothing that anybody here understands: they are no credential.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(AUTHORIZATION)?.to_str().ok()?.trim();
+    let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 /// What was shown with a request, for the log: never what is secret of it.
@@ -119,13 +139,9 @@ pub(crate) fn authenticate(
     let Some(header) = headers.get(AUTHORIZATION) else {
         return Ok(Identity::anonymous());
     };
-    let text = header.to_str().map_err(|_| StatusError::unauthorized())?;
-    let (scheme, token) = text.trim().split_once(' ').unwrap_or((text, ""));
-    // Other schemes say nothing that anybody here understands: they are no credential.
-    if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
-        return Ok(Identity::anonymous());
+    header.to_str().map_err(|_| StatusError::unauthorized())?;
+    match bearer(headers) {
+        None => Ok(Identity::anonymous()),
+        Some(token) => tokens.identity(token).ok_or_else(StatusError::unauthorized),
     }
-    tokens
-        .identity(token.trim())
-        .ok_or_else(StatusError::unauthorized)
 }

@@ -36,6 +36,7 @@ mod registry;
 mod request;
 mod response;
 mod server;
+pub mod service_accounts;
 mod streams;
 mod verbs;
 

@@ -148,6 +148,13 @@ impl Answer {
         self
     }
 
+    /// The same answer, which whoever passes it on may keep for an hour.
+    pub(crate) fn kept_for_an_hour(mut self) -> Self {
+        let kept = HeaderValue::from_static("public, max-age=3600");
+        self.headers.insert(header::CACHE_CONTROL, kept);
+        self
+    }
+
     /// The same answer with warnings.
     pub(crate) fn with_warnings(mut self, warnings: Vec<String>) -> Self {
         warning_headers(&mut self.headers, &warnings);

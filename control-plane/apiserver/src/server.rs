@@ -1,6 +1,7 @@
 //! [`ApiServer`]: who asks, whose turn it is, and which verb answers.
 
 mod listener;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -38,6 +39,7 @@ use crate::refusals::Refusals;
 use crate::registry::Registry;
 use crate::request::{Query, ResourcePath, Route, is_watch, route, verb};
 use crate::response::{Answer, shortened};
+use crate::service_accounts::{self, ServiceAccounts};
 use crate::streams::{NodeStreams, logs, port_forward, protocol_asked_for, proxy, remote_command};
 use crate::verbs;
 use crate::{authorisation, discovery, health, openapi};
@@ -54,6 +56,8 @@ pub struct ApiServerConfig {
     pub tokens: Tokens,
     /// `host:port` that clients reach this server by.
     pub advertise: String,
+    /// Whom the tokens of service accounts are from, a URL: `https://kubernetes.default.svc.cluster.local`.
+    pub issuer: String,
     /// The time.
     pub clock: Clock,
     /// How many connections clients may have.
@@ -71,6 +75,7 @@ impl Default for ApiServerConfig {
             ranges: Ranges::default(),
             tokens: Tokens::default(),
             advertise: "127.0.0.1:6443".to_owned(),
+            issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             clock: Clock::system(),
             connections: ConnectionLimits::default(),
             client_memory: CLIENT_MEMORY,
@@ -118,6 +123,8 @@ impl ApiServer {
         admission: Admission,
     ) -> Self {
         let budget = Budget::new(config.client_memory);
+        let (clock, issuer) = (config.clock.clone(), config.issuer);
+        let service_accounts = ServiceAccounts::new(store.clone(), clock, issuer);
         Self {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
@@ -125,6 +132,8 @@ impl ApiServer {
                     registry: Arc::new(Registry::new(gantry_api::kinds::all())),
                     admission,
                     clock: config.clock,
+                    service_accounts: Arc::new(service_accounts),
+                    tokens: config.tokens.clone(),
                     fence: None,
                 }),
                 tokens: config.tokens,
@@ -159,6 +168,8 @@ impl ApiServer {
                     registry: api.registry.clone(),
                     admission: api.admission.clone(),
                     clock: api.clock.clone(),
+                    service_accounts: api.service_accounts.clone(),
+                    tokens: api.tokens.clone(),
                     fence: Some(term),
                 }),
                 tokens: inner.tokens.clone(),
@@ -226,7 +237,7 @@ impl ApiServer {
         if request.version() == http::Version::HTTP_2 {
             caller.connection.is_multiplexed();
         }
-        let known = match self.known(request.headers(), &caller.peer) {
+        let known = match self.known(request.headers(), &caller.peer).await {
             Ok(known) => known,
             Err(error) => {
                 caller.connection.introduce(&Identity::anonymous());
@@ -281,7 +292,7 @@ impl ApiServer {
     }
 
     /// Who sent a request. A credential that is not accepted is noted, and too many of them are not even looked at.
-    fn known(&self, headers: &HeaderMap, peer: &Peer) -> Result<Identity, StatusError> {
+    async fn known(&self, headers: &HeaderMap, peer: &Peer) -> Result<Identity, StatusError> {
         let (refusals, now) = (&self.inner.refusals, Instant::now());
         if let Err(refused) = peer.check(&self.inner.api.store) {
             let what = format!(
@@ -298,7 +309,11 @@ impl ApiServer {
             fixed: &self.inner.tokens,
             api: &self.inner.api,
         };
-        let known = authenticate(headers, peer.identity.as_ref(), &tokens);
+        let mut known = authenticate(headers, peer.identity.as_ref(), &tokens);
+        // The pod or the account of a token may have been made this moment, through another server.
+        if known.is_err() && tokens.may_be_behind(headers) && tokens.api.catch_up().await.is_ok() {
+            known = authenticate(headers, peer.identity.as_ref(), &tokens);
+        }
         if known.is_err() {
             refusals.token(peer.address, &described(headers), now);
         }
@@ -450,9 +465,19 @@ impl ApiServer {
                 health::answer(parts[0], &query, &self.inner.api.store)
             }
             ["version"] => Answer::value(&version()),
+            [".well-known", "openid-configuration"] => {
+                let accounts = &self.inner.api.service_accounts;
+                Answer::value(&accounts.configuration(&self.inner.advertise)).kept_for_an_hour()
+            }
+            ["openid", "v1", "jwks"] => {
+                let keys = self.inner.api.service_accounts.key_set();
+                let answer = Answer::value(&keys).with_content_type("application/jwk-set+json");
+                answer.kept_for_an_hour()
+            }
             ["metrics"] => METRICS.render(),
             [""] => Answer::value(&json!({"paths": [
-                "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version",
+                "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3",
+                "/openid/v1/jwks", "/readyz", "/version",
             ]})),
             _ => not_found(),
         };
@@ -481,6 +506,16 @@ impl ApiServer {
         authorisation::resource(identity, verb(method, path, query), path)
             .map_err(|refused| shortened(&refused))?;
         let api = &self.inner.api;
+        // Virtual resources; to be rows of the registry.
+        if let ("authentication.k8s.io", "v1", "tokenreviews") = (
+            path.group.as_str(),
+            path.version.as_str(),
+            path.resource.as_str(),
+        ) {
+            return self
+                .token_review(method, path, query, request, identity)
+                .await;
+        }
         if !api.registry.serves(&path.group, &path.version) {
             return Ok(not_found().into_response());
         }
@@ -571,6 +606,7 @@ impl ApiServer {
     ) -> Result<Answer, StatusError> {
         let info = context.resource.info();
         let is_pod = (info.group, info.kind) == ("", "Pod");
+        let is_account = (info.group, info.kind) == ("", "ServiceAccount");
         match (subresource, method.as_str()) {
             ("status", "GET" | "HEAD") if info.has_status => verbs::get::get_status(context).await,
             ("status", "PUT") if info.has_status => {
@@ -585,6 +621,8 @@ impl ApiServer {
             ("finalize", "PUT") if info.kind == "Namespace" => {
                 verbs::finalize::finalize(context).await
             }
+            ("token", "POST") if is_account => service_accounts::token_request(context).await,
+            ("token", _) if is_account => Err(StatusError::method_not_allowed()),
             ("binding", "POST") if is_pod => verbs::binding::bind(context).await,
             ("eviction", "POST") if is_pod => verbs::eviction::evict(context).await,
             ("log", "GET" | "HEAD") if is_pod => logs(context, self.inner.streams.as_ref()).await,

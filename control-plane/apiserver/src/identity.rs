@@ -99,6 +99,11 @@ impl TokenAuthentication<'_> {
         own.or_else(|| self.api.service_accounts.identity(token))
     }
 
+    /// Whether the token of a request is known to be signed by the cluster, whether or not it counts.
+    pub(crate) fn remember(&self, headers: &HeaderMap) -> bool {
+        bearer(headers).is_some_and(|token| self.api.service_accounts.remember(token))
+    }
+
     /// Whether the token of a refused request may count once this server knows what the others know.
     pub(crate) fn may_be_behind(&self, headers: &HeaderMap) -> bool {
         bearer(headers).is_some_and(|token| self.api.service_accounts.may_be_behind(token))

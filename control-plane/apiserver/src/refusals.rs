@@ -1,8 +1,9 @@
 //! Credentials that are refused: counted by who showed them, slowed down, and told in the log.
 //!
 //! An address that has shown too many wrong tokens is answered 429 without a look at the next. Certificates and requests
-//! without credentials of the same address are not held up by that, and since nobody guesses a certificate, those that are
-//! refused do not hold up tokens: a removed node asks again and again.
+//! without credentials of the same address are not held up by that, and since nobody guesses a signature, certificates and tokens
+//! of service accounts that are refused do not hold up others: a removed node, or a pod whose token has ended, asks again and
+//! again.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -134,8 +135,8 @@ impl Refusals {
         self.note(address, what, now);
     }
 
-    /// Notes that an address has shown a certificate that is not accepted.
-    pub(crate) fn certificate(&self, address: IpAddr, what: &str, now: Instant) {
+    /// Notes that an address has shown what the cluster has signed and does not accept any more.
+    pub(crate) fn signed(&self, address: IpAddr, what: &str, now: Instant) {
         self.note(address, what, now);
     }
 

@@ -299,23 +299,30 @@ impl ApiServer {
                 "the certificate of node {}",
                 peer.node().unwrap_or_default()
             );
-            refusals.certificate(peer.address, &what, now);
+            refusals.signed(peer.address, &what, now);
             return Err(refused);
-        }
-        if peer.identity.is_none() && headers.contains_key(header::AUTHORIZATION) {
-            refusals.check(peer.address, now)?;
         }
         let tokens = TokenAuthentication {
             fixed: &self.inner.tokens,
             api: &self.inner.api,
         };
+        // Pods may share an address: what one of them shows after its end does not hold up the others.
+        if peer.identity.is_none()
+            && headers.contains_key(header::AUTHORIZATION)
+            && !tokens.remember(headers)
+        {
+            refusals.check(peer.address, now)?;
+        }
         let mut known = authenticate(headers, peer.identity.as_ref(), &tokens);
         // The pod or the account of a token may have been made this moment, through another server.
         if known.is_err() && tokens.may_be_behind(headers) && tokens.api.catch_up().await.is_ok() {
             known = authenticate(headers, peer.identity.as_ref(), &tokens);
         }
         if known.is_err() {
-            refusals.token(peer.address, &described(headers), now);
+            match tokens.remember(headers) {
+                true => refusals.signed(peer.address, "a token of a service account", now),
+                false => refusals.token(peer.address, &described(headers), now),
+            }
         }
         known
     }

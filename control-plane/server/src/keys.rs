@@ -1,4 +1,4 @@
-//! The cluster's keys: what seals Secrets and the authority's key wherever they leave memory.
+//! The cluster's keys: what seals Secrets, the authority's key and those of tokens wherever they leave memory.
 //!
 //! They are in one file, `keys`, in the data directory of every server, readable by root alone, and nowhere else: not in the
 //! store, not in its log, not in backups. A sealed value is the id of its key (4 bytes), a nonce (12) and what AES-256-GCM
@@ -27,7 +27,11 @@ const KEY_BYTES: usize = 32;
 /// An id's bytes.
 const ID: usize = 4;
 /// What is sealed.
-const TABLES: &[&str] = &["core/secrets", crate::certificates::AUTHORITIES];
+const TABLES: &[&str] = &[
+    "core/secrets",
+    crate::certificates::AUTHORITIES,
+    gantry_apiserver::service_accounts::keys::TABLE,
+];
 
 /// Where a data directory keeps its keys.
 pub(crate) fn path(data_dir: &Path) -> PathBuf {

@@ -20,6 +20,7 @@ mod recorder;
 mod recover;
 mod room;
 mod server;
+mod token_keys;
 
 pub use certificates::CERTIFICATE_LIFE;
 pub use dual_cidr::DualCidr;

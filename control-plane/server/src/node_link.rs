@@ -1,5 +1,5 @@
-//! The server's end of the node link: what each node needs goes down, what it reports comes up, and exec and log
-//! streams are matched with the nodes that serve them.
+//! The server's end of the node link: what each node needs goes down, what it reports comes up, exec and log streams are
+//! matched with the nodes that serve them, and pods' tokens are made.
 
 mod addresses;
 mod calls;
@@ -13,6 +13,7 @@ mod routing;
 mod said;
 mod session;
 mod streams;
+mod tokens;
 
 pub(crate) use calls::Calls;
 pub(crate) use hub::Hub;
@@ -20,3 +21,4 @@ pub(crate) use policies::Policies;
 pub(crate) use reports::{Reports, call};
 pub(crate) use said::fuzz;
 pub(crate) use session::{ClusterFacts, LinkService};
+pub(crate) use tokens::TokenAllowances;

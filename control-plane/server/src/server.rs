@@ -12,7 +12,7 @@ use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, NodeStream,
     NodeStreams, Ranges, Tokens, node_keys,
 };
-use gantry_controllers::ControllersConfig;
+use gantry_controllers::{ControllersConfig, TokenIssuer, TokenSecret};
 use gantry_rpc::node::{OpenStream, StreamFrame};
 use gantry_rpc::raft::NodeStreamFrame;
 use gantry_rpc::raft::raft_client::RaftClient;
@@ -35,9 +35,10 @@ use crate::members::{
     Exchange, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
     keep_endpoints,
 };
-use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports};
+use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports, TokenAllowances};
 use crate::pod_cidr::PodCidrs;
 use crate::recorder::Recorder;
+use crate::token_keys::{self, TokenKeysApi};
 use crate::{event_expiry, level, node_monitor, recover, room};
 
 /// Frames of a relayed stream that wait for the network.
@@ -263,6 +264,7 @@ impl Server {
                 ranges,
                 tokens: administrators(&config.admin_tokens),
                 advertise: format!("{}:{port}", config.address),
+                issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
                 clock: Clock::system(),
                 connections: config.connections,
                 client_memory: config.client_memory,
@@ -301,6 +303,7 @@ impl Server {
             facts,
             policies,
             calls: Calls::default(),
+            tokens: TokenAllowances::default(),
         };
         let service = PeerService {
             store: store.clone(),
@@ -327,6 +330,9 @@ impl Server {
             certificates: certificates.clone(),
             exchange: exchange.clone(),
         };
+        let token_keys_api = TokenKeysApi {
+            exchange: exchange.clone(),
+        };
         let backups = BackupApi {
             store: store.clone(),
             server: seat.name.clone(),
@@ -340,6 +346,7 @@ impl Server {
             .merge(members.router())
             .merge(certificates_api.router())
             .merge(keys_api.router())
+            .merge(token_keys_api.router())
             .merge(backups.router());
         let tls = certificates.tls();
         let (tasks, stop) = (
@@ -372,6 +379,10 @@ impl Server {
         let (store, id) = (server.store.clone(), seat.id);
         server.keep_running("keys", move |stop| {
             keys::follow(store.clone(), keyring.clone(), id, stop)
+        });
+        let store = server.store.clone();
+        server.keep_running("token keys", move |stop| {
+            token_keys::follow(store.clone(), id, stop)
         });
         let mut leadership = server.store.leadership();
         tracing::info!(
@@ -580,6 +591,24 @@ async fn follow_keys(store: Store, hub: Arc<Hub>, stop: CancellationToken) {
     }
 }
 
+/// The tokens that are kept in Secrets.
+struct SecretTokens(ApiServer);
+
+impl TokenIssuer for SecretTokens {
+    fn issue(&self, secret: &TokenSecret<'_>) -> Option<String> {
+        self.0.secret_token(
+            secret.namespace,
+            secret.name,
+            secret.account,
+            secret.account_uid,
+        )
+    }
+
+    fn is_current(&self, token: &str) -> bool {
+        self.0.is_current_token(token)
+    }
+}
+
 /// The parts that run on the leader alone.
 struct Lead {
     store: Store,
@@ -638,7 +667,10 @@ impl Lead {
             )),
             part("controllers", &stop, |stop| gantry_controllers::run(
                 client_of("system:kube-controller-manager"),
-                ControllersConfig::following(self.trusted.clone()),
+                ControllersConfig {
+                    tokens: Some(Arc::new(SecretTokens(self.api.clone()))),
+                    ..ControllersConfig::following(self.trusted.clone())
+                },
                 stop
             )),
             part("node monitor", &stop, |stop| node_monitor::run(

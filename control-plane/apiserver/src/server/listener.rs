@@ -133,7 +133,7 @@ pub(super) async fn serve(
                 }
                 Ok(Err(error)) if is_about_certificate(&error) => {
                     let refusals = &server.inner.refusals;
-                    refusals.certificate(address, "a client certificate", Instant::now());
+                    refusals.signed(address, "a client certificate", Instant::now());
                 }
                 Ok(Err(_)) | Err(_) => {}
             }

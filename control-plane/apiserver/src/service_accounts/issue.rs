@@ -25,6 +25,8 @@ pub struct IssuedToken {
     pub token: String,
     /// Seconds since 1970.
     pub expires: i64,
+    /// Seconds from when it was made until then.
+    pub life: i64,
 }
 
 /// A token of a pod's own account, as one of its projected volumes names it.
@@ -169,6 +171,7 @@ impl ServiceAccounts {
         Ok(IssuedToken {
             token,
             expires: now.saturating_add(wanted.seconds),
+            life: wanted.seconds,
         })
     }
 

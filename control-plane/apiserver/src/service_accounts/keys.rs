@@ -366,6 +366,15 @@ impl Keys {
         Parts::of(token).is_some_and(|parts| parts.key == self.signs)
     }
 
+    /// Whether the signature of a token has been verified before, and is known without being so again.
+    pub(super) fn remember(&self, token: &str) -> bool {
+        if token.len() > jwt::LONGEST {
+            return false;
+        }
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        self.verified.lock().contains_key(&digest)
+    }
+
     /// What a token says, if one of the keys has signed it.
     pub(super) fn verified(&self, token: &str) -> Option<Arc<Payload>> {
         if token.len() > jwt::LONGEST {
@@ -479,7 +488,8 @@ mod tests {
             keys.verified.lock().insert(digest, payload.clone());
         }
         let token = keys.sign(&claims()).expect("signed");
-        assert!(keys.verified(&token).is_some());
+        assert!(!keys.remember(&token));
+        assert!(keys.verified(&token).is_some() && keys.remember(&token));
         assert_eq!(keys.verified.lock().len(), 1);
     }
 }

@@ -166,6 +166,11 @@ impl ServiceAccounts {
         verified.ok().map(|verified| verified.identity)
     }
 
+    /// Whether a token is known to be signed here, whether or not it counts: nobody has guessed it.
+    pub(crate) fn remember(&self, token: &str) -> bool {
+        self.keys().is_some_and(|keys| keys.remember(token))
+    }
+
     /// Whether a token that is refused may count once this server knows what the others know. Only what was signed here is
     /// worth the look.
     pub(crate) fn may_be_behind(&self, token: &str) -> bool {

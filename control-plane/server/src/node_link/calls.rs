@@ -17,6 +17,8 @@ const OPENING: usize = 2;
 const LINKS: usize = 16;
 /// Streams of one node that have not said yet which they are. A frame of 64 KiB may be on its way on each.
 const DIALLING: usize = 512;
+/// Tokens that one node waits for at once.
+const TOKENS: usize = 64;
 
 /// Calls of one sort, by node.
 #[derive(Clone, Debug)]
@@ -78,6 +80,7 @@ pub(crate) struct Calls {
     pub(crate) opening: Places,
     pub(crate) links: Places,
     pub(crate) dialling: Places,
+    pub(crate) tokens: Places,
 }
 
 impl Default for Calls {
@@ -86,6 +89,7 @@ impl Default for Calls {
             opening: Places::new("links that are being opened", OPENING),
             links: Places::new("open links", LINKS),
             dialling: Places::new("streams that have not said which they are", DIALLING),
+            tokens: Places::new("tokens on their way", TOKENS),
         }
     }
 }

@@ -36,6 +36,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::allowance::Allowances;
+pub(super) use self::allowance::{Allowance, Rate};
 use self::queue::{Pending, Queue};
 use super::super::pod_cidr::PodCidrs;
 use super::super::recorder::Recorder;

@@ -13,8 +13,8 @@ use gantry_apiserver::node_keys::{self, KeyId};
 use gantry_apiserver::{ApiServer, Identity, NODE_LINK, Peer};
 use gantry_rpc::node::node_link_server::{NodeLink, NodeLinkServer, SERVICE_NAME};
 use gantry_rpc::node::{
-    AgentMessage, Hello, ObjectChange, PolicyChange, Resource, ServerMessage, Servers, StreamFrame,
-    Synced, Welcome, agent_message, server_message,
+    AgentMessage, Hello, ObjectChange, PodTokenAnswer, PodTokenRequest, PolicyChange, Resource,
+    ServerMessage, Servers, StreamFrame, Synced, Welcome, agent_message, server_message,
 };
 use gantry_store::{Entry, Event, Key, Revision, Store, Table, Term, WatchError};
 use gantry_tasks::{Panicked, caught};
@@ -32,6 +32,7 @@ use super::policies::{Feed, Policies, Stopped};
 use super::reports::{LinkReports, Reports};
 use super::said::{self, NodeName};
 use super::streams;
+use super::tokens::{self, TokenAllowances};
 use crate::dual_cidr::DualCidr;
 use crate::members::Roster;
 
@@ -39,6 +40,8 @@ use crate::members::Roster;
 const LINK_MESSAGE: usize = 8 << 20;
 /// The largest frame of a stream: agents send 32 KiB of it at once, and few words around it.
 const STREAM_MESSAGE: usize = 64 << 10;
+/// The largest request for a token: names and an audience.
+const TOKEN_MESSAGE: usize = 8 << 10;
 /// Messages queued for one node before the session waits for the network.
 const QUEUE: usize = 256;
 
@@ -71,10 +74,11 @@ pub(crate) struct LinkService {
     pub(crate) facts: ClusterFacts,
     pub(crate) policies: Policies,
     pub(crate) calls: Calls,
+    pub(crate) tokens: TokenAllowances,
 }
 
 impl LinkService {
-    /// Both calls, each with a bound of its own on what it reads.
+    /// All calls, each with a bound of its own on what it reads.
     pub(crate) fn router(self) -> axum::Router {
         let link = Arc::new(self);
         let served = |largest: usize| {
@@ -85,6 +89,7 @@ impl LinkService {
         axum::Router::new()
             .route_service(&format!("/{SERVICE_NAME}/Link"), served(LINK_MESSAGE))
             .route_service(&format!("/{SERVICE_NAME}/Attach"), served(STREAM_MESSAGE))
+            .route_service(&format!("/{SERVICE_NAME}/PodToken"), served(TOKEN_MESSAGE))
     }
 }
 
@@ -246,6 +251,19 @@ impl NodeLink for LinkService {
         // From here on the server has asked for it, for a client that may have so many.
         drop(dialling);
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn pod_token(
+        &self,
+        request: Request<PodTokenRequest>,
+    ) -> Result<Response<PodTokenAnswer>, Status> {
+        let caller = Caller::of(&request)?;
+        let node = caller.node.as_str();
+        let _place = self.calls.tokens.take(node)?;
+        caller.must_count(&self.store)?;
+        let asked = request.into_inner();
+        let answer = tokens::answer(&self.api, &self.tokens, node, asked).await?;
+        Ok(Response::new(answer))
     }
 }
 

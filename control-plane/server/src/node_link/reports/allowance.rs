@@ -44,14 +44,14 @@ const POD_BYTES: Rate = Rate {
 
 /// So many at once, and then so many in a time.
 #[derive(Clone, Copy)]
-pub(super) struct Rate {
-    pub(super) burst: u32,
-    pub(super) refill: u32,
-    pub(super) per: Duration,
+pub(crate) struct Rate {
+    pub(crate) burst: u32,
+    pub(crate) refill: u32,
+    pub(crate) per: Duration,
 }
 
 /// What is left of a rate.
-pub(super) struct Allowance {
+pub(crate) struct Allowance {
     pub(super) rate: Rate,
     /// Less than nothing after something that took more than there was.
     pub(super) left: i64,
@@ -59,7 +59,7 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    pub(super) fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         Self {
             rate,
             left: i64::from(rate.burst),
@@ -91,7 +91,7 @@ impl Allowance {
         self.left = self.left.saturating_sub(cost);
     }
 
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         let allowed = self.has_left(now);
         if allowed {
             self.spend(1);
@@ -100,7 +100,7 @@ impl Allowance {
     }
 
     /// Whether nothing would be lost by a new one in its place.
-    pub(super) fn is_whole(&self, now: Instant) -> bool {
+    pub(crate) fn is_whole(&self, now: Instant) -> bool {
         self.left.saturating_add(self.regained(now)) >= i64::from(self.rate.burst)
     }
 }

@@ -56,6 +56,7 @@ impl World {
             facts,
             policies: Policies::new(store.clone(), None),
             calls: Calls::default(),
+            tokens: TokenAllowances::default(),
         };
         Self {
             store,
@@ -66,7 +67,12 @@ impl World {
     }
 
     fn call<T>(messages: mpsc::Receiver<T>) -> Request<ReceiverStream<T>> {
-        let mut request = Request::new(ReceiverStream::new(messages));
+        Self::of_one(ReceiverStream::new(messages))
+    }
+
+    /// A request of the node `one`.
+    fn of_one<T>(message: T) -> Request<T> {
+        let mut request = Request::new(message);
         let key = serde_json::from_value(json!("a")).expect("a key");
         request.extensions_mut().insert(Peer {
             address: IpAddr::from([192, 0, 2, 9]),
@@ -208,4 +214,55 @@ async fn a_frame_is_small() {
         Code::OutOfRange,
         "it is not read"
     );
+}
+
+#[tokio::test]
+async fn a_node_has_tokens_of_its_own_pods() {
+    let world = World::new().await;
+    let (_up, _down) = world.link().await;
+    for (pod, node) in [("mine", "one"), ("theirs", "two")] {
+        let object = json!({
+            "metadata": {"uid": pod},
+            "spec": {
+                "nodeName": node, "serviceAccountName": "default",
+                "volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}],
+            },
+        });
+        let put = Operation::Put {
+            key: Key {
+                table: Table("core/pods".into()),
+                namespace: "default".into(),
+                name: pod.into(),
+            },
+            value: object.to_string().into(),
+            index: Index::default(),
+        };
+        let transaction = Transaction {
+            guards: Vec::new(),
+            operations: vec![put],
+        };
+        world.store.propose(transaction).await.expect("written");
+    }
+    let ask = async |pod: &str, audience: &str| {
+        let mut client = NodeLinkClient::new(world.router.clone());
+        let asked = PodTokenRequest {
+            namespace: "default".to_owned(),
+            pod: pod.to_owned(),
+            pod_uid: pod.to_owned(),
+            audience: audience.to_owned(),
+            expiration_seconds: 3600,
+        };
+        let answer = client.pod_token(World::of_one(asked)).await;
+        answer.map(Response::into_inner)
+    };
+    let answer = ask("mine", "").await.expect("its own");
+    assert_eq!(
+        (answer.valid_seconds, answer.token.split('.').count()),
+        (3600, 3)
+    );
+    let refused = |answer: Result<PodTokenAnswer, Status>| answer.expect_err("refused").code();
+    assert_eq!(refused(ask("theirs", "").await), Code::NotFound);
+    assert_eq!(refused(ask("mine", "vault").await), Code::PermissionDenied);
+    world.remove_node().await;
+    assert_eq!(refused(ask("mine", "").await), Code::PermissionDenied);
 }

@@ -22,11 +22,16 @@ mod pods;
 mod replica_set;
 mod resources;
 mod selection;
+mod service_account_tokens;
 mod template_hash;
+
+use std::sync::Arc;
 
 use gantry_informer::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub use service_account_tokens::{TokenIssuer, TokenSecret};
 
 use self::context::Context;
 
@@ -37,6 +42,8 @@ pub struct ControllersConfig {
     pub root_ca: watch::Receiver<String>,
     /// The time of day, for conditions, events and deadlines.
     pub clock: Clock,
+    /// Signs the tokens that are kept in Secrets; without one such Secrets stay as they are.
+    pub tokens: Option<Arc<dyn TokenIssuer>>,
 }
 
 impl ControllersConfig {
@@ -50,6 +57,7 @@ impl ControllersConfig {
         Self {
             root_ca,
             clock: Clock::system(),
+            tokens: None,
         }
     }
 }
@@ -65,6 +73,12 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
     let evictions = context.recorder(node_lifecycle::COMPONENT);
     let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
     let balancers = context.recorder(load_balancer::COMPONENT);
+    let tokens = async {
+        if let Some(issuer) = config.tokens {
+            let root_ca = config.root_ca.clone();
+            service_account_tokens::run(context.clone(), root_ca, issuer).await;
+        }
+    };
     tokio::join!(
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
@@ -73,7 +87,8 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         endpoint_mirroring::run(context.clone(), mirroring),
         load_balancer::run(context.clone(), balancers),
         ip_address::run(context.clone()),
-        namespace_defaults::run(context.clone(), config.root_ca),
+        namespace_defaults::run(context.clone(), config.root_ca.clone()),
+        tokens,
         namespace::run(context.clone()),
         garbage::run(context.clone()),
         node_lifecycle::run(context.clone(), evictions),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gantry_apiserver::pki::{Authority, Subject, server_config};
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
-use gantry_controllers::ControllersConfig;
+use gantry_controllers::{ControllersConfig, TokenIssuer, TokenSecret};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::Store;
 use gantry_tls::TlsError;
@@ -55,6 +55,21 @@ fn nobody(authority: &Authority) -> Result<rustls::ClientConfig, TlsError> {
     Ok(builder
         .with_root_certificates(gantry_tls::roots(authority.certificate())?)
         .with_no_client_auth())
+}
+
+/// The tokens that are kept in Secrets, as the recorded cluster had them.
+struct SecretTokens(ApiServer);
+
+impl TokenIssuer for SecretTokens {
+    fn issue(&self, secret: &TokenSecret<'_>) -> Option<String> {
+        let (namespace, account) = (secret.namespace, secret.account);
+        self.0
+            .secret_token(namespace, secret.name, account, secret.account_uid)
+    }
+
+    fn is_current(&self, token: &str) -> bool {
+        self.0.is_current_token(token)
+    }
 }
 
 impl Setting {
@@ -107,7 +122,10 @@ impl Setting {
         };
         tasks.spawn(gantry_controllers::run(
             client_of("system:kube-controller-manager"),
-            ControllersConfig::new(self.ca_pem.clone()),
+            ControllersConfig {
+                tokens: Some(Arc::new(SecretTokens(server.clone()))),
+                ..ControllersConfig::new(self.ca_pem.clone())
+            },
             stop.clone(),
         ));
         if case.needs("nodes") {

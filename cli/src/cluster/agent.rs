@@ -91,6 +91,9 @@ pub(crate) struct Marks {
         requires = "image_pull_credentials_verification_policy"
     )]
     preloaded_images_verification_allowlist: Vec<RepositoryPattern>,
+    /// Replace the tokens of pods at least this often; for tests
+    #[arg(long, hide = true, value_parser = crate::duration::parse)]
+    token_refresh: Option<Duration>,
 }
 
 impl Marks {
@@ -118,10 +121,15 @@ impl Marks {
             [flag, pattern.text()]
         });
         let of_pulls = policy.chain(allowed);
+        let refresh = self.token_refresh.iter().flat_map(|refresh| {
+            let text = format!("{}s", refresh.as_secs());
+            ["--token-refresh".to_owned(), text]
+        });
         labels
             .chain(taints)
             .chain(sysctls)
             .chain(of_pulls)
+            .chain(refresh)
             .collect()
     }
 }
@@ -212,6 +220,7 @@ pub(crate) struct AgentCommand {
 
 /// The agent's configuration, derived from its data directory alone but for who it is.
 fn config(settings: Settings) -> AgentConfig {
+    let usual = AgentConfig::in_directory(&settings.data_dir);
     AgentConfig {
         node_name: settings.node_name,
         servers: settings.servers,
@@ -232,7 +241,8 @@ fn config(settings: Settings) -> AgentConfig {
                 .unwrap_or_default(),
             allowlist: settings.marks.preloaded_images_verification_allowlist,
         },
-        ..AgentConfig::in_directory(&settings.data_dir)
+        token_refresh: settings.marks.token_refresh.unwrap_or(usual.token_refresh),
+        ..usual
     }
 }
 

@@ -44,6 +44,7 @@ use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
 use crate::streams::Streams;
+use crate::tokens::{LinkIssuer, Tokens};
 
 /// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
@@ -130,7 +131,9 @@ impl Agent {
             presence.network_is_ready();
         }
         presence.refresh().await;
+        let token_issuer = Arc::new(LinkIssuer::default());
         let link = Link {
+            tokens: token_issuer.clone(),
             node_name: config.node_name.clone(),
             servers: servers.clone(),
             tls: credentials.tls(),
@@ -201,6 +204,7 @@ impl Agent {
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
             routed: desired.routed().clone(),
+            tokens: Arc::new(Tokens::new(token_issuer, config.token_refresh)),
         });
         tasks.spawn(Manager::new(node).run(news_receiver, stop.clone()));
         let program = Program::new(

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use gantry_network::OverlayMode;
 use k8s_openapi::api::core::v1::Taint;
@@ -11,6 +12,9 @@ use crate::identity::NodeIdentity;
 use crate::limits::MemoryPolicy;
 use crate::pull_verification::PullVerification;
 use crate::sysctls::SysctlPattern;
+
+/// No token is older, as with a kubelet.
+const TOKEN_REFRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Who the agent is, where it reports to, and where it keeps its things. Every path and kernel name derives from the
 /// data directory, so that several agents share a machine.
@@ -56,6 +60,8 @@ pub struct AgentConfig {
     pub allowed_unsafe_sysctls: Vec<SysctlPattern>,
     /// Which images that are here pods must show that they may pull.
     pub pull_verification: PullVerification,
+    /// Pods' tokens are replaced after this time, or when four fifths of their life are over.
+    pub token_refresh: Duration,
 }
 
 impl AgentConfig {
@@ -83,6 +89,7 @@ impl AgentConfig {
             memory: MemoryPolicy::default(),
             allowed_unsafe_sysctls: Vec::new(),
             pull_verification: PullVerification::default(),
+            token_refresh: TOKEN_REFRESH,
         }
     }
 

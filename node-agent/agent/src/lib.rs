@@ -9,7 +9,7 @@
 //! - a container is never started twice for one attempt: the attempt is on disk before the runtime is asked;
 //! - the agent's death changes nothing for running containers, and a later agent takes them over;
 //! - a container starts only when the kernel isolates its pod as the network policies known by then say;
-//! - secrets are written to tmpfs only.
+//! - secrets and tokens are written to tmpfs only.
 
 pub mod agent;
 mod checkpoint;
@@ -50,6 +50,7 @@ mod reachability;
 mod routed;
 mod services;
 mod streams;
+mod tokens;
 
 pub use agent::{Agent, teardown};
 pub use config::AgentConfig;

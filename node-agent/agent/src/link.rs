@@ -28,6 +28,7 @@ use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::servers::Servers;
 use crate::streams::Streams;
+use crate::tokens::LinkIssuer;
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -84,6 +85,8 @@ pub(crate) struct Link {
     pub(crate) policies: Arc<Policies>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) streams: Arc<Streams>,
+    /// Told of each link: pods' tokens are asked for beside it.
+    pub(crate) tokens: Arc<LinkIssuer>,
     /// The Node object's JSON, made anew for each connection.
     pub(crate) node: Box<dyn Fn() -> Bytes + Send + Sync>,
     pub(crate) news: mpsc::UnboundedSender<News>,
@@ -159,10 +162,13 @@ impl Link {
         self.policies.link_opened();
         self.servers.prefer(address);
         tracing::info!(server = %address, "node link is up");
-        tokio::select! {
+        self.tokens.link(Some(client.clone()));
+        let ended = tokio::select! {
             ended = self.receive(&mut down, &client, address) => ended,
             ended = self.send(up) => ended,
-        }
+        };
+        self.tokens.link(None);
+        ended
     }
 
     /// Sends reports as they come, and heartbeats.

@@ -18,6 +18,7 @@ use crate::pull_records::PullRecords;
 use crate::reports::Reports;
 use crate::routed::Routed;
 use crate::sysctls::SysctlPattern;
+use crate::tokens::Tokens;
 
 /// The node as its pod workers see it.
 pub(crate) struct Node {
@@ -49,6 +50,7 @@ pub(crate) struct Node {
     pub(crate) cluster_domain: String,
     /// Addresses to which services send new connections.
     pub(crate) routed: Arc<Routed>,
+    pub(crate) tokens: Arc<Tokens>,
 }
 
 impl Node {

@@ -14,7 +14,7 @@ use super::launch::Sandbox;
 use super::node::Node;
 use super::pull::words;
 use crate::limits;
-use crate::volumes::{self, VolumeContext};
+use crate::volumes::{self, PodTokens, VolumeContext};
 
 /// A log is rotated at this size, and this many are kept.
 const LOG_MAX_BYTES: u64 = 10 * 1024 * 1024;
@@ -61,8 +61,10 @@ pub(crate) async fn set_up(
         (Some(attachment.netns), users, ips)
     };
     let paths = {
+        let tokens = tokens(&node, &pod, &uid).await?;
         let (node, pod, uid, ips) = (node.clone(), pod.clone(), uid.clone(), pod_ips.clone());
-        let prepared = tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &ips)).await;
+        let prepared =
+            tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &ips, &tokens)).await;
         prepared.map_err(|error| sandbox_failed(error.to_string()))??
     };
     let sysctls = spec
@@ -120,6 +122,7 @@ fn prepare(
     pod: &Pod,
     uid: &str,
     pod_ips: &[IpAddr],
+    tokens: &PodTokens,
 ) -> Result<std::collections::BTreeMap<String, std::path::PathBuf>, NotSetUp> {
     let pod_dir = node.pod_dir(uid);
     let context = VolumeContext {
@@ -129,11 +132,10 @@ fn prepare(
         pod_ips,
         host_ips: &node.addresses,
         allocatable: &node.allocatable,
+        tokens,
     };
-    let paths = volumes::set_up(&context).map_err(|(name, error)| NotSetUp {
-        reason: "FailedMount",
-        message: format!("MountVolume.SetUp failed for volume \"{name}\" : {error}"),
-    })?;
+    let paths = volumes::set_up(&context)
+        .map_err(|(name, error)| not_mounted(&name, &error.to_string()))?;
     write_files(node, pod, uid, pod_ips).map_err(|error| NotSetUp {
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: writing the pod's /etc files: {error}"),
@@ -194,12 +196,44 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
         .collect()
 }
 
-/// Brings volumes up to date with their objects.
-pub(crate) fn refresh(
+fn not_mounted(volume: &str, why: &str) -> NotSetUp {
+    NotSetUp {
+        reason: "FailedMount",
+        message: format!("MountVolume.SetUp failed for volume \"{volume}\" : {why}"),
+    }
+}
+
+/// The tokens that the pod's volumes are to show.
+async fn tokens(node: &Node, pod: &Pod, uid: &str) -> Result<PodTokens, NotSetUp> {
+    let tokens = node.tokens.of_pod(pod, uid, &node.pod_dir(uid)).await;
+    tokens
+        .map_err(|(volume, error)| not_mounted(&volume, &format!("failed to fetch token: {error}")))
+}
+
+/// Brings volumes up to date with their objects, and with tokens that are replaced before they end.
+pub(crate) async fn refresh(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    uid: String,
+    pod_ips: Vec<IpAddr>,
+) -> Result<(), NotSetUp> {
+    let tokens = tokens(&node, &pod, &uid).await?;
+    let refreshed =
+        tokio::task::spawn_blocking(move || write_anew(&node, &pod, &uid, &pod_ips, &tokens));
+    refreshed.await.unwrap_or_else(|error| {
+        Err(NotSetUp {
+            reason: "FailedMount",
+            message: format!("bringing the volumes up to date: {error}"),
+        })
+    })
+}
+
+fn write_anew(
     node: &Node,
     pod: &Pod,
     uid: &str,
     pod_ips: &[IpAddr],
+    tokens: &PodTokens,
 ) -> Result<(), NotSetUp> {
     let pod_dir = node.pod_dir(uid);
     let context = VolumeContext {
@@ -209,11 +243,9 @@ pub(crate) fn refresh(
         pod_ips,
         host_ips: &node.addresses,
         allocatable: &node.allocatable,
+        tokens,
     };
-    volumes::refresh(&context).map_err(|(name, error)| NotSetUp {
-        reason: "FailedMount",
-        message: format!("MountVolume.SetUp failed for volume \"{name}\" : {error}"),
-    })
+    volumes::refresh(&context).map_err(|(name, error)| not_mounted(&name, &error.to_string()))
 }
 
 /// Ends the sandbox and frees the network and root file systems; logs and the journal stay, so that a pod that is over can
@@ -242,6 +274,7 @@ pub(crate) async fn tear_down(
         }
     }
     node.policies.forget(&uid);
+    node.tokens.forget(&uid);
     node.network
         .detach(&uid)
         .await

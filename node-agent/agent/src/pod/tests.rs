@@ -27,6 +27,8 @@ use crate::pull_records::PullRecords;
 use crate::pull_verification::PullVerification;
 use crate::reports::Reports;
 use crate::routed::tests::slice;
+use crate::tokens::Tokens;
+use crate::tokens::fake::FakeIssuer;
 
 /// A node of fakes, on which an agent can be started again.
 pub(super) struct Bed {
@@ -42,6 +44,7 @@ pub(super) struct Bed {
     news: mpsc::UnboundedSender<News>,
     stop: CancellationToken,
     agent: tokio::task::JoinHandle<()>,
+    pub(super) tokens: Arc<Tokens>,
     said: Vec<agent_message::Message>,
 }
 
@@ -72,6 +75,10 @@ impl Bed {
             news,
             stop: CancellationToken::new(),
             agent: tokio::spawn(async {}),
+            tokens: Arc::new(Tokens::new(
+                Arc::new(FakeIssuer::default()),
+                Duration::from_secs(3600),
+            )),
             said: Vec::new(),
         };
         bed.start_agent();
@@ -100,6 +107,7 @@ impl Bed {
             cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
             cluster_domain: "cluster.local".to_owned(),
             routed: self.desired.routed().clone(),
+            tokens: self.tokens.clone(),
         })
     }
 

@@ -473,7 +473,10 @@ impl Worker {
             // The end of what is under way wakes the worker.
             _ if self.stopping.is_some() || self.contents.is_refreshing() => {}
             Surroundings::Missing { retry_at } => wakes.push(retry_at),
-            Surroundings::Ready(_) => wakes.extend(self.contents.retry_at()),
+            Surroundings::Ready(_) => {
+                wakes.extend(self.contents.retry_at());
+                wakes.extend(self.token_due_at());
+            }
             _ => {}
         }
         if let (Some(deadline), None, None) = (self.deadline(), &self.stopping, &self.end) {

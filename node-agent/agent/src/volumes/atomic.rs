@@ -16,11 +16,11 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use gantry_durable::remove_at;
-use rustix::fs::{Dir, Gid, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Dir, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 const DATA: &str = "..data";
@@ -38,6 +38,8 @@ const READABLE: Mode = Mode::from_raw_mode(0o755);
 pub(super) struct File {
     pub(super) content: Vec<u8>,
     pub(super) mode: u32,
+    /// Whose it is, where not root's.
+    pub(super) owner: Option<u32>,
 }
 
 /// Relative paths to files.
@@ -60,6 +62,23 @@ pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::
     sweep(&top, |name| {
         name != DATA && name != shown && !names.contains(name)
     })
+}
+
+/// What a file of those that are shown holds, if it is one and has no more than so many bytes.
+pub(super) fn read(directory: &Path, path: &Path, most: u64) -> Option<Vec<u8>> {
+    let top = rustix::fs::open(directory, DIRECTORY, Mode::empty()).ok()?;
+    let shown = rustix::fs::openat(&top, current(&top)?, DIRECTORY, Mode::empty()).ok()?;
+    // Opening a pipe must not wait for its writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = fs::File::from(open_inside(&shown, path, flags).ok()?);
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > most {
+        return None;
+    }
+    let mut content = Vec::new();
+    // It may grow while it is read.
+    file.take(most).read_to_end(&mut content).ok()?;
+    Some(content)
 }
 
 /// Shows a new directory with these files instead of the current one; answers its name.
@@ -138,8 +157,9 @@ fn fill(fresh: &OwnedFd, files: &Files, group: Option<u32>) -> io::Result<()> {
         let mode = Mode::RUSR | Mode::WUSR;
         let mut target = fs::File::from(rustix::fs::openat(&parent, name, flags, mode)?);
         target.write_all(&file.content)?;
-        if group.is_some() {
-            rustix::fs::fchown(&target, None, group.map(Gid::from_raw))?;
+        if file.owner.is_some() || group.is_some() {
+            let owner = file.owner.map(Uid::from_raw);
+            rustix::fs::fchown(&target, owner, group.map(Gid::from_raw))?;
         }
         target.set_permissions(fs::Permissions::from_mode(file.mode))?;
     }
@@ -242,6 +262,7 @@ fn holds(directory: &OwnedFd, path: &Path, file: &File) -> io::Result<bool> {
     if !metadata.is_file()
         || metadata.len() != length
         || metadata.permissions().mode() & 0o7777 != file.mode
+        || file.owner.is_some_and(|owner| metadata.uid() != owner)
     {
         return Ok(false);
     }
@@ -261,6 +282,7 @@ mod tests {
         let file = |content: &str| File {
             content: content.as_bytes().to_vec(),
             mode: 0o644,
+            owner: None,
         };
         entries
             .iter()

@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::atomic::{self, File, Files};
 use super::payload::{DEFAULT_MODE, Payload};
+use super::tokens::PROJECTED;
 use super::{Volume, VolumeContext, VolumeError, io};
 use crate::limits;
 
@@ -196,7 +197,7 @@ impl FromObjects {
         let plugin = match self.source {
             Source::ConfigMap(_) => "kubernetes.io~configmap",
             Source::Secret(_) => "kubernetes.io~secret",
-            Source::Projected(_) => "kubernetes.io~projected",
+            Source::Projected(_) => PROJECTED,
             Source::Downward(_) => "kubernetes.io~downward-api",
         };
         context.dir(plugin, &self.name)

@@ -8,6 +8,7 @@ mod atomic;
 mod kinds;
 mod payload;
 mod subpath;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -22,6 +23,9 @@ use rustix::io::retry_on_intr;
 
 use crate::desired::Desired;
 use crate::env::{EnvError, expand};
+
+pub use tokens::{PodTokens, TokenSource};
+pub(crate) use tokens::{shown as shown_token, sources as token_sources};
 
 /// Below a pod's directory: its volumes, by kind and name.
 const VOLUMES: &str = "volumes";
@@ -81,6 +85,9 @@ pub enum VolumeError {
         /// How many files and directories it may have.
         entries: usize,
     },
+    /// A token of the pod's account that nobody has got for it.
+    #[error("the token of the service account for audience {0:?} is missing")]
+    NoToken(String),
     /// Downward API.
     #[error(transparent)]
     Field(#[from] EnvError),
@@ -116,6 +123,8 @@ pub struct VolumeContext<'a> {
     pub host_ips: &'a [IpAddr],
     /// The node's allocatable resources.
     pub allocatable: &'a BTreeMap<String, Quantity>,
+    /// The tokens that its projected volumes show.
+    pub tokens: &'a PodTokens,
 }
 
 impl VolumeContext<'_> {
@@ -126,6 +135,24 @@ impl VolumeContext<'_> {
     fn fs_group(&self) -> Option<u32> {
         let context = self.pod.spec.as_ref()?.security_context.as_ref()?;
         u32::try_from(context.fs_group?).ok()
+    }
+
+    /// The user that all containers of the pod run as, where its specification says so: tokens are that one's alone.
+    fn fs_user(&self) -> Option<u32> {
+        let spec = self.pod.spec.as_ref()?;
+        let of_pod = spec.security_context.as_ref();
+        let of_pod = of_pod.and_then(|context| context.run_as_user);
+        let containers = spec.containers.iter();
+        let containers = containers.chain(spec.init_containers.iter().flatten());
+        let mut users = containers.map(|container| {
+            let own = container.security_context.as_ref();
+            own.and_then(|context| context.run_as_user).or(of_pod)
+        });
+        let first = users.next()??;
+        match users.all(|user| user == Some(first)) {
+            true => u32::try_from(first).ok(),
+            false => None,
+        }
     }
 }
 

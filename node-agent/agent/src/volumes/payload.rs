@@ -2,14 +2,18 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, ServiceAccountTokenProjection,
+};
 
 use super::atomic::{File, Files};
-use super::{VolumeContext, VolumeError};
+use super::{TokenSource, VolumeContext, VolumeError};
 use crate::env::{self, EnvContext, EnvError};
 use crate::limits;
 
 pub(super) const DEFAULT_MODE: i32 = 0o644;
+/// Of tokens whose owner is known; with a group of the pod's own it may read them too.
+const TOKEN_MODE: u32 = 0o600;
 /// What the files of one volume may hold, in bytes. An object has at most about 1 MiB, so only a volume of dozens of them
 /// comes near, or one that shows the same key in dozens of places.
 const MOST_BYTES: usize = 30 << 20;
@@ -65,6 +69,16 @@ impl<'a> Payload<'a> {
     }
 
     fn add(&mut self, path: &str, content: &[u8], mode: u32) -> Result<(), VolumeError> {
+        self.add_owned(path, content, mode, None)
+    }
+
+    fn add_owned(
+        &mut self,
+        path: &str,
+        content: &[u8],
+        mode: u32,
+        owner: Option<u32>,
+    ) -> Result<(), VolumeError> {
         let path = safe(path)?;
         self.bytes = self.bytes.saturating_add(content.len());
         self.entries += path.components().count();
@@ -75,7 +89,12 @@ impl<'a> Payload<'a> {
             });
         }
         let content = content.to_vec();
-        self.files.insert(path, File { content, mode });
+        let file = File {
+            content,
+            mode,
+            owner,
+        };
+        self.files.insert(path, file);
         Ok(())
     }
 
@@ -221,15 +240,30 @@ impl<'a> Payload<'a> {
             if let Some(part) = &projection.downward_api {
                 self.downward(part.items.as_ref(), default_mode)?;
             }
-            // Tokens come from a Secret of the account where there is one: the link carries no token requests. A pod
-            // that does not use its token must start nevertheless.
-            if let Some(part) = &projection.service_account_token
-                && let Some(content) = token(self.context)
-            {
-                self.add(&part.path, &content, mode(default_mode))?;
+            if let Some(part) = &projection.service_account_token {
+                self.token(part, default_mode)?;
             }
         }
         Ok(())
+    }
+
+    /// A token is nobody else's where it is known whose it is: the pod's user's, or that of its group.
+    fn token(
+        &mut self,
+        part: &ServiceAccountTokenProjection,
+        default_mode: i32,
+    ) -> Result<(), VolumeError> {
+        let context = self.context;
+        let source = TokenSource::of(part);
+        let Some(token) = context.tokens.get(&source) else {
+            return Err(VolumeError::NoToken(source.audience));
+        };
+        let owner = context.fs_user();
+        let mode = match owner.is_some() || context.fs_group().is_some() {
+            true => TOKEN_MODE,
+            false => mode(default_mode),
+        };
+        self.add_owned(&part.path, token.as_bytes(), mode, owner)
     }
 }
 
@@ -242,21 +276,4 @@ fn missing(kind: &'static str, name: &str, optional: bool) -> Result<(), VolumeE
             name: name.to_owned(),
         })
     }
-}
-
-/// The token of a `kubernetes.io/service-account-token` Secret that the pod's account lists.
-fn token(context: &VolumeContext<'_>) -> Option<Vec<u8>> {
-    let namespace = context.pod.metadata.namespace.as_deref()?;
-    let name = context.pod.spec.as_ref()?.service_account_name.as_deref()?;
-    let account = context.desired.service_account(namespace, name)?;
-    account.secrets.iter().flatten().find_map(|reference| {
-        let secret = context
-            .desired
-            .secret(namespace, reference.name.as_deref()?)?;
-        secret
-            .data
-            .as_ref()?
-            .get("token")
-            .map(|token| token.0.clone())
-    })
 }

@@ -99,7 +99,12 @@ impl Worker {
         let Surroundings::Ready(Sandbox { pod_ips, .. }) = &self.surroundings else {
             return;
         };
-        if !self.contents.begin(Instant::now()) {
+        let now = Instant::now();
+        let due = self.token_due_at().is_some_and(|at| at <= now);
+        if due && !self.contents.is_refreshing() {
+            self.contents.outdate();
+        }
+        if !self.contents.begin(now) {
             return;
         }
         let (node, pod, uid, pod_ips) = (
@@ -108,16 +113,13 @@ impl Worker {
             self.uid.clone(),
             pod_ips.clone(),
         );
-        self.effects.spawn(async move {
-            let refreshed =
-                tokio::task::spawn_blocking(move || setup::refresh(&node, &pod, &uid, &pod_ips));
-            Effect::Refreshed(refreshed.await.unwrap_or_else(|error| {
-                Err(NotSetUp {
-                    reason: "FailedMount",
-                    message: format!("bringing the volumes up to date: {error}"),
-                })
-            }))
-        });
+        self.effects
+            .spawn(async move { Effect::Refreshed(setup::refresh(node, pod, uid, pod_ips).await) });
+    }
+
+    /// When a token of the pod is to be replaced.
+    pub(super) fn token_due_at(&self) -> Option<Instant> {
+        self.node.tokens.refresh_at(&self.uid)
     }
 
     pub(super) fn refreshed(&mut self, result: Result<(), NotSetUp>) {

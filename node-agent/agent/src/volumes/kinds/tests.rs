@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use gantry_rpc::node::Resource;
 use serde_json::{Value, json};
 
-use super::super::{mounts, reclaim, refresh, set_up, tear_down};
+use super::super::{
+    PodTokens, TokenSource, mounts, reclaim, refresh, set_up, shown_token, tear_down, token_sources,
+};
 use super::*;
 use crate::desired::Desired;
 use crate::desired::tests::change;
@@ -13,6 +15,7 @@ use crate::desired::tests::change;
 struct Bed {
     directory: tempfile::TempDir,
     desired: Desired,
+    tokens: PodTokens,
 }
 
 impl Bed {
@@ -24,6 +27,7 @@ impl Bed {
         Self {
             directory: tempfile::tempdir().unwrap(),
             desired,
+            tokens: PodTokens::new(),
         }
     }
 
@@ -39,6 +43,7 @@ impl Bed {
             pod_ips: &["10.0.0.5".parse().unwrap()],
             host_ips: &["10.0.0.1".parse().unwrap()],
             allocatable: &BTreeMap::new(),
+            tokens: &self.tokens,
         })
     }
 }
@@ -416,4 +421,69 @@ fn secrets_and_projections_live_in_memory() {
     );
     assert_eq!(fs::read_to_string(paths["p"].join("k")).unwrap(), "1");
     tear_down(&bed.directory.path().join("pod")).unwrap();
+}
+
+/// Needs root: a tmpfs is mounted, and files are given away.
+#[test]
+fn a_token_is_for_the_user_of_the_pod() {
+    let source = TokenSource {
+        audience: String::new(),
+        seconds: 3607,
+    };
+    let mut bed = Bed::new(&[]);
+    let spec = |security: Value, container: Value| {
+        json!({
+            "securityContext": security,
+            "containers": [{"name": "a", "securityContext": container}, {"name": "b"}],
+            "volumes": [{"name": "v", "projected": {"defaultMode": 0o444, "sources": [
+                {"serviceAccountToken": {"path": "deep/token", "expirationSeconds": 3607}},
+            ]}}],
+        })
+    };
+    let plain = spec(json!({}), json!({}));
+    let error = bed.with(plain.clone(), |context| set_up(context).unwrap_err());
+    assert!(matches!(error, (name, VolumeError::NoToken(_)) if name == "v"));
+    bed.tokens.insert(source.clone(), "one".to_owned());
+    let shown = |bed: &Bed, spec: &Value| {
+        let paths = bed.with(spec.clone(), |context| set_up(context).unwrap());
+        let file = paths["v"].join("deep/token");
+        let metadata = fs::metadata(&file).unwrap();
+        let found = (metadata.mode() & 0o777, metadata.uid(), metadata.gid());
+        (found, fs::read_to_string(file).unwrap())
+    };
+    let first = |found: (u32, u32, u32)| (found, "one".to_owned());
+    for (security, container, expected) in [
+        (json!({}), json!({}), (0o444, 0, 0)),
+        (json!({"runAsUser": 1000}), json!({}), (0o600, 1000, 0)),
+        (
+            json!({"runAsUser": 1000}),
+            json!({"runAsUser": 1001}),
+            (0o444, 0, 0),
+        ),
+        (json!({}), json!({"runAsUser": 1000}), (0o444, 0, 0)),
+        (json!({"fsGroup": 2000}), json!({}), (0o640, 0, 2000)),
+        (
+            json!({"runAsUser": 1000, "fsGroup": 2000}),
+            json!({}),
+            (0o640, 1000, 2000),
+        ),
+    ] {
+        let spec = spec(security, container);
+        assert_eq!(shown(&bed, &spec), first(expected), "{spec}");
+        bed.with(spec, |context| {
+            tear_down(&context.pod_dir.join("volumes")).unwrap()
+        });
+    }
+    shown(&bed, &plain);
+    bed.tokens.insert(source, "two".to_owned());
+    bed.with(plain.clone(), |context| refresh(context).unwrap());
+    let kept = bed.with(plain, |context| {
+        let sources = token_sources(context.pod);
+        let place = sources.values().next().unwrap();
+        shown_token(context.pod_dir, place)
+    });
+    assert_eq!(kept.as_deref(), Some("two"));
+    bed.with(json!({"containers": []}), |context| {
+        tear_down(context.pod_dir).unwrap()
+    });
 }

@@ -131,12 +131,13 @@ fn summary<'a>(pod: &Pod, spec: &PodSpec, status: &'a PodStatus) -> Summary<'a> 
     .to_owned();
     let init = initialisation(spec, status);
     let (mut ready, mut restarts) = (init.ready, init.restarts);
-    let initialising = init.obstacle.is_some();
-    if let Some(obstacle) = init.obstacle {
+    // A sidecar that crashes later says nothing of the pod, which has been initialised once.
+    let obstacle = init.obstacle.filter(|_| !is_true(status, "Initialized"));
+    let initialising = obstacle.is_some();
+    if let Some(obstacle) = obstacle {
         text = obstacle;
     }
-    // A sidecar that crashes later says nothing of the pod, which has been initialised once.
-    if !initialising || is_true(status, "Initialized") {
+    if !initialising {
         restarts = init.sidecar_restarts;
         let mut running = false;
         for container in status.container_statuses.iter().flatten().rev() {

@@ -1,0 +1,417 @@
+//! Tokens of pods' accounts: asked for over the node link, kept in memory, and asked for again long before they end.
+//!
+//! Without a server a pod that is new waits for its token, and one that runs keeps what it has: another is asked for again and
+//! again. What an earlier agent has written is used until there is a newer one, so that the agent's restart needs no server.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use gantry_rpc::node::node_link_client::NodeLinkClient;
+use gantry_rpc::node::{PodTokenAnswer, PodTokenRequest};
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use rand::Rng as _;
+use serde::Deserialize;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use crate::volumes::{PodTokens, TokenSource, shown_token, token_sources};
+
+/// A token is replaced when so much of its life is over, as by a kubelet, or after [`Tokens::longest`].
+const SHARE: f64 = 0.8;
+/// Pods that start together do not ask together for ever: each time so much of the wait is left out, at most.
+const JITTER: f64 = 0.05;
+/// Between attempts that fail.
+const AGAIN: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a pod waits for a link, and then for an answer.
+const LINK_PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// Tokens that are asked for at once.
+const AT_ONCE: usize = 16;
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokenError {
+    #[error("no server is connected")]
+    NotConnected,
+    #[error("the server did not answer within {} s", ANSWER_PATIENCE.as_secs())]
+    NoAnswer,
+    #[error("{}", .0.message())]
+    Refused(#[from] tonic::Status),
+}
+
+/// Where tokens come from.
+#[async_trait]
+pub(crate) trait Issuer: Send + Sync {
+    async fn token(&self, asked: PodTokenRequest) -> Result<PodTokenAnswer, TokenError>;
+}
+
+/// Whoever the node is linked to.
+pub(crate) struct LinkIssuer {
+    client: Mutex<Option<NodeLinkClient<Channel>>>,
+    linked: watch::Sender<bool>,
+    turns: Semaphore,
+}
+
+impl Default for LinkIssuer {
+    fn default() -> Self {
+        Self {
+            client: Mutex::default(),
+            linked: watch::Sender::new(false),
+            turns: Semaphore::new(AT_ONCE),
+        }
+    }
+}
+
+impl LinkIssuer {
+    /// The link is up, or, with none, down.
+    pub(crate) fn link(&self, client: Option<NodeLinkClient<Channel>>) {
+        let linked = client.is_some();
+        *self.client.lock() = client;
+        self.linked.send_replace(linked);
+    }
+}
+
+#[async_trait]
+impl Issuer for LinkIssuer {
+    async fn token(&self, asked: PodTokenRequest) -> Result<PodTokenAnswer, TokenError> {
+        // Never closed.
+        let _turn = self.turns.acquire().await.ok();
+        let mut linked = self.linked.subscribe();
+        let is_linked = tokio::time::timeout(LINK_PATIENCE, linked.wait_for(|linked| *linked))
+            .await
+            .is_ok();
+        let client = self.client.lock().clone();
+        let Some(mut client) = client.filter(|_| is_linked) else {
+            return Err(TokenError::NotConnected);
+        };
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, client.pod_token(asked)).await;
+        let answer = answer.map_err(|_| TokenError::NoAnswer)??;
+        Ok(answer.into_inner())
+    }
+}
+
+#[derive(Clone)]
+struct Held {
+    token: String,
+    refresh_at: Instant,
+    expires_at: Instant,
+    /// Attempts to replace it that failed, in a row.
+    failures: u32,
+}
+
+/// The tokens of this node's pods.
+pub(crate) struct Tokens {
+    issuer: Arc<dyn Issuer>,
+    /// A token is replaced after this time however long it counts.
+    longest: Duration,
+    /// By the uid of the pod.
+    held: Mutex<BTreeMap<String, BTreeMap<TokenSource, Held>>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(issuer: Arc<dyn Issuer>, longest: Duration) -> Self {
+        Self {
+            issuer,
+            longest,
+            held: Mutex::default(),
+        }
+    }
+
+    /// The tokens of a pod as they are to be now: those that are due are asked for. An error names the volume that lacks one.
+    pub(crate) async fn of_pod(
+        &self,
+        pod: &Pod,
+        uid: &str,
+        pod_dir: &Path,
+    ) -> Result<PodTokens, (String, TokenError)> {
+        let mut tokens = PodTokens::new();
+        // All are looked at: what is due is asked for, or put off, whatever becomes of the others.
+        let mut missing = None;
+        for (source, place) in token_sources(pod) {
+            let known = self.known(uid, &source);
+            if let Some(known) = &known
+                && Instant::now() < known.refresh_at
+                && !known.is_over()
+            {
+                tokens.insert(source, known.token.clone());
+                continue;
+            }
+            let held = match self.ask(pod, uid, &source).await {
+                Ok(held) => held,
+                Err(error) => {
+                    let before = known.or_else(|| adopted(shown_token(pod_dir, &place)?));
+                    let Some(before) = before else {
+                        missing.get_or_insert((place.volume.to_owned(), error));
+                        continue;
+                    };
+                    let held = before.again();
+                    tracing::info!(
+                        pod = pod.metadata.name, uid, %error, again = ?held.refresh_at - Instant::now(),
+                        "the pod's token is not replaced"
+                    );
+                    if held.is_over() {
+                        self.hold(uid, source, held);
+                        missing.get_or_insert((place.volume.to_owned(), error));
+                        continue;
+                    }
+                    held
+                }
+            };
+            tokens.insert(source.clone(), held.token.clone());
+            self.hold(uid, source, held);
+        }
+        match missing {
+            Some(missing) => Err(missing),
+            None => Ok(tokens),
+        }
+    }
+
+    async fn ask(&self, pod: &Pod, uid: &str, source: &TokenSource) -> Result<Held, TokenError> {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        // It counts at least from here on.
+        let now = Instant::now();
+        let answer = self
+            .issuer
+            .token(PodTokenRequest {
+                namespace: text(&pod.metadata.namespace),
+                pod: text(&pod.metadata.name),
+                pod_uid: uid.to_owned(),
+                audience: source.audience.clone(),
+                expiration_seconds: source.seconds,
+            })
+            .await?;
+        let life = Duration::from_secs(u64::try_from(answer.valid_seconds).unwrap_or(0));
+        let wait = life.mul_f64(SHARE).min(self.longest);
+        let wait = wait.mul_f64(1.0 - rand::rng().random_range(0.0..JITTER));
+        Ok(Held {
+            token: answer.token,
+            // A server that gives tokens which are over already is not asked without a pause.
+            refresh_at: later(now, wait.max(AGAIN)),
+            expires_at: later(now, life),
+            failures: 0,
+        })
+    }
+
+    fn known(&self, uid: &str, source: &TokenSource) -> Option<Held> {
+        self.held.lock().get(uid)?.get(source).cloned()
+    }
+
+    fn hold(&self, uid: &str, source: TokenSource, held: Held) {
+        let mut all = self.held.lock();
+        let of_pod = all.entry(uid.to_owned()).or_default();
+        of_pod.insert(source, held);
+    }
+
+    /// When the first of a pod's tokens is to be replaced; none while it has none.
+    pub(crate) fn refresh_at(&self, uid: &str) -> Option<Instant> {
+        let all = self.held.lock();
+        let of_pod = all.get(uid)?.values();
+        of_pod.map(|held| held.refresh_at).min()
+    }
+
+    /// The pod is gone from this node, or what it had is removed.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.held.lock().remove(uid);
+    }
+}
+
+impl Held {
+    fn is_over(&self) -> bool {
+        self.expires_at <= Instant::now()
+    }
+
+    /// The same, to be replaced a little later.
+    fn again(mut self) -> Self {
+        let pause = AGAIN * 2_u32.saturating_pow(self.failures.min(6));
+        self.refresh_at = Instant::now() + pause.min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self
+    }
+}
+
+/// A moment that a clock can tell.
+fn later(now: Instant, wait: Duration) -> Instant {
+    /// Longer than any agent runs.
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    now + wait.min(FAR)
+}
+
+/// A token of an earlier agent, if it still counts by this machine's clock. Its signature is the business of those it is shown to.
+fn adopted(token: String) -> Option<Held> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: i64,
+    }
+    let payload = token.split('.').nth(1)?;
+    let claims: Claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    let left = claims
+        .exp
+        .saturating_sub(jiff::Timestamp::now().as_second());
+    let left = Duration::from_secs(u64::try_from(left).ok()?);
+    let now = Instant::now();
+    Some(Held {
+        token,
+        refresh_at: now,
+        expires_at: later(now, left),
+        failures: 0,
+    })
+}
+
+/// Tokens without a server.
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+
+    /// Numbers its tokens, which count as long as was asked; refuses where it is told to.
+    #[derive(Default)]
+    pub(crate) struct FakeIssuer {
+        pub(crate) given: Mutex<u32>,
+        pub(crate) refuses: Mutex<bool>,
+    }
+
+    #[async_trait]
+    impl Issuer for FakeIssuer {
+        async fn token(&self, asked: PodTokenRequest) -> Result<PodTokenAnswer, TokenError> {
+            if *self.refuses.lock() {
+                return Err(TokenError::NotConnected);
+            }
+            let mut given = self.given.lock();
+            *given += 1;
+            Ok(PodTokenAnswer {
+                token: format!("{}-{}-{given}", asked.pod, asked.audience),
+                valid_seconds: asked.expiration_seconds,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::fake::FakeIssuer;
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn pod() -> Pod {
+        let pod = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {
+            "containers": [],
+            "volumes": [
+                {"name": "v", "projected": {"sources": [
+                    {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                    {"serviceAccountToken": {"path": "vault", "audience": "vault", "expirationSeconds": 600}},
+                ]}},
+                {"name": "w", "projected": {"sources": [
+                    {"serviceAccountToken": {"path": "same", "expirationSeconds": 3607}},
+                ]}},
+            ],
+        }});
+        serde_json::from_value(pod).unwrap()
+    }
+
+    struct Bed {
+        issuer: Arc<FakeIssuer>,
+        tokens: Tokens,
+        directory: tempfile::TempDir,
+    }
+
+    impl Bed {
+        fn new(longest: Duration) -> Self {
+            let issuer = Arc::new(FakeIssuer::default());
+            Self {
+                tokens: Tokens::new(issuer.clone(), longest),
+                issuer,
+                directory: tempfile::tempdir().unwrap(),
+            }
+        }
+
+        async fn get(&self) -> Result<Vec<String>, String> {
+            let got = self.tokens.of_pod(&pod(), "u", self.directory.path()).await;
+            got.map(|tokens| tokens.into_values().collect())
+                .map_err(|(volume, error)| format!("{volume}: {error}"))
+        }
+
+        fn left(&self) -> Duration {
+            self.tokens.refresh_at("u").unwrap() - Instant::now()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_replaced_when_most_of_its_life_is_over() {
+        let bed = Bed::new(DAY);
+        let first = bed.get().await.unwrap();
+        assert_eq!(
+            first,
+            ["p--1", "p-vault-2"],
+            "the same one in two volumes is one"
+        );
+        let left = bed.left();
+        assert!(
+            left <= Duration::from_secs(480) && left > Duration::from_secs(450),
+            "{left:?}"
+        );
+        tokio::time::advance(Duration::from_secs(450)).await;
+        assert_eq!(bed.get().await.unwrap(), first);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(bed.get().await.unwrap(), ["p--1", "p-vault-3"]);
+        bed.tokens.forget("u");
+        assert_eq!(bed.tokens.refresh_at("u"), None);
+        let hasty = Bed::new(Duration::from_secs(10));
+        hasty.get().await.unwrap();
+        assert!(hasty.left() <= Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_server_old_tokens_are_kept_and_new_pods_wait() {
+        let bed = Bed::new(DAY);
+        *bed.issuer.refuses.lock() = true;
+        assert_eq!(bed.get().await.unwrap_err(), "v: no server is connected");
+        *bed.issuer.refuses.lock() = false;
+        let first = bed.get().await.unwrap();
+        *bed.issuer.refuses.lock() = true;
+        tokio::time::advance(Duration::from_secs(481)).await;
+        let mut pauses = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(bed.get().await.unwrap(), first);
+            pauses.push(bed.left().as_secs());
+            tokio::time::advance(bed.left()).await;
+        }
+        assert_eq!(pauses, [2, 4, 8, 16]);
+        tokio::time::advance(Duration::from_secs(600)).await;
+        assert_eq!(bed.get().await.unwrap_err(), "v: no server is connected");
+        assert!(bed.left() > Duration::ZERO, "it does not spin");
+        *bed.issuer.refuses.lock() = false;
+        tokio::time::advance(DAY).await;
+        assert_eq!(bed.get().await.unwrap(), ["p--3", "p-vault-4"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_earlier_agent_wrote_serves_until_there_is_another() {
+        let token = |left: i64| {
+            let exp = jiff::Timestamp::now().as_second() + left;
+            let payload = json!({"exp": exp}).to_string();
+            format!("h.{}.s", URL_SAFE_NO_PAD.encode(payload))
+        };
+        let held = adopted(token(500)).unwrap();
+        assert!(!held.is_over() && held.refresh_at <= Instant::now());
+        tokio::time::advance(Duration::from_secs(501)).await;
+        assert!(held.is_over());
+        for useless in [
+            token(-1),
+            String::new(),
+            "a.b.c".to_owned(),
+            "..".to_owned(),
+        ] {
+            assert!(adopted(useless).is_none());
+        }
+    }
+}

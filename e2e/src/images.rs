@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{gantry, run};
+use crate::{binary, gantry, run};
 
 /// Debian's busybox-static, for [`TOOLS`].
 const BUSYBOX: &str = "/bin/busybox";
@@ -54,4 +54,20 @@ impl Images {
         }
         Ok(())
     }
+}
+
+/// Packs a program of this build, with the libraries that it needs, as an image of this name.
+pub fn pack_program(image: &str, program: &str, into: &Path) -> Result<()> {
+    let path = binary(program)?;
+    let needed = run(Command::new("ldd").arg(&path))?;
+    // `libc.so.6 => /lib/.../libc.so.6 (0x...)` and `/lib64/ld-linux-x86-64.so.2 (0x...)`; what the kernel brings has no path.
+    let libraries = needed.split_whitespace();
+    let libraries = libraries.filter(|word| word.starts_with('/') && word.contains(".so"));
+    let mut files = vec![(program.to_owned(), fs::read(&path)?)];
+    for library in libraries {
+        let content = fs::read(library).with_context(|| format!("reading {library}"))?;
+        files.push((library.trim_start_matches('/').to_owned(), content));
+    }
+    let file = File::create(into).with_context(|| format!("creating {}", into.display()))?;
+    gantry_demo::pack_program(image, program, &files, file).context("packing an image")
 }

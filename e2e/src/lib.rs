@@ -23,7 +23,7 @@ pub use example::{WEB, WEB_NODE_PORT};
 pub use fleet::{Fleet, Machine, Pod};
 pub use host::HOST_ADDRESS;
 use host::Host;
-pub use images::{Images, TOOLS};
+pub use images::{Images, TOOLS, pack_program};
 pub use load::{Interval, Load, LoadOptions, Message, Total};
 pub use workload::{Workload, until};
 
@@ -39,14 +39,19 @@ pub struct Cluster {
 
 /// The `gantry` binary of this build.
 pub fn gantry() -> Result<PathBuf> {
+    binary("gantry")
+}
+
+/// A program of this build.
+fn binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding the program's own file")?;
     // A test is target/PROFILE/deps/TEST, a benchmark target/PROFILE/BENCHMARK.
     let directories = own.ancestors().skip(1).take(2);
-    let mut binaries = directories.map(|directory| directory.join("gantry"));
+    let mut binaries = directories.map(|directory| directory.join(name));
     let binary = binaries.find(|binary| binary.is_file());
     binary.with_context(|| {
         format!(
-            "gantry is missing near {}: run 'cargo build --workspace --bins' first, as 'make test' does",
+            "{name} is missing near {}: run 'cargo build --workspace --bins' first, as 'make test' does",
             own.display()
         )
     })

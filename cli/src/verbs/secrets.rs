@@ -1,4 +1,4 @@
-//! `gantry secrets`: the keys that Secrets are encrypted with at rest.
+//! `gantry secrets`: the keys that Secrets are encrypted with at rest, and those that sign the tokens of service accounts.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,10 @@ use crate::client::{Call, Cluster};
 use crate::output;
 
 const PATH: &str = "/gantry/v1/keys";
+const TOKEN_KEYS: &str = "/gantry/v1/token-keys";
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Look after the keys that Secrets are encrypted with at rest
+/// Look after the keys that Secrets are encrypted with at rest, and those that sign tokens
 #[derive(Debug, clap::Args)]
 pub(crate) struct Secrets {
     #[command(subcommand)]
@@ -29,6 +30,17 @@ enum SecretsCommand {
     },
     /// Say which key encrypts, and how far each server is with it
     Keys,
+    /// Sign the tokens of service accounts with a new key; the old one counts until its last token has ended
+    RotateTokenKey {
+        /// Make no new key, but let the old ones count for nothing from now on: tokens that they signed are refused
+        #[arg(long)]
+        drop_old: bool,
+        /// Give up waiting after this long; the servers go on by themselves
+        #[arg(long, default_value = "1m", value_parser = crate::duration::parse)]
+        timeout: Duration,
+    },
+    /// Say which keys sign and verify the tokens of service accounts
+    TokenKeys,
 }
 
 impl Secrets {
@@ -39,8 +51,72 @@ impl Secrets {
                 let keys = cluster.call(Call::get(PATH)).await?;
                 output::print(&describe(&keys))
             }
+            SecretsCommand::RotateTokenKey { drop_old: true, .. } => {
+                let path = format!("{TOKEN_KEYS}/drop");
+                let call = Call::send(Method::POST, &path, &json!({}));
+                let keys = cluster.call(call).await?;
+                output::print(&describe_token_keys(&keys))
+            }
+            SecretsCommand::RotateTokenKey { timeout, .. } => {
+                rotate_token_key(cluster, *timeout).await
+            }
+            SecretsCommand::TokenKeys => {
+                let keys = cluster.call(Call::get(TOKEN_KEYS)).await?;
+                output::print(&describe_token_keys(&keys))
+            }
         }
     }
+}
+
+async fn rotate_token_key(cluster: &Cluster, timeout: Duration) -> Result<()> {
+    let path = format!("{TOKEN_KEYS}/rotate");
+    let mut keys = cluster
+        .call(Call::send(Method::POST, &path, &json!({})))
+        .await?;
+    let id = keys["keys"][0]["id"].clone();
+    let deadline = Instant::now() + timeout;
+    let bar = output::spinner("telling every server of the new key".to_owned());
+    let signs = |keys: &Value| keys["keys"][0]["signs"] == true && keys["keys"][0]["id"] == id;
+    while !signs(&keys) {
+        if Instant::now() > deadline {
+            bar.finish_and_clear();
+            bail!(
+                "the new key does not sign yet, since not every server has it:\n{}look again with 'gantry secrets token-keys'",
+                describe_token_keys(&keys)
+            );
+        }
+        tokio::time::sleep(LOOK).await;
+        keys = cluster.call(Call::get(TOKEN_KEYS)).await?;
+    }
+    bar.finish_and_clear();
+    output::print(&describe_token_keys(&keys))
+}
+
+fn describe_token_keys(keys: &Value) -> String {
+    let mut lines = vec![
+        ["KEY", "SIGNS", "MADE", "COUNTS UNTIL"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let time = |seconds: &Value| {
+        let time = seconds
+            .as_i64()
+            .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+        time.map_or_else(|| "-".to_owned(), |time| time.to_string())
+    };
+    for key in keys["keys"].as_array().into_iter().flatten() {
+        let signs = match key["signs"] == true {
+            true => "yes",
+            false => "no",
+        };
+        lines.push(vec![
+            key["id"].as_str().unwrap_or("-").to_owned(),
+            signs.to_owned(),
+            time(&key["made"]),
+            time(&key["until"]),
+        ]);
+    }
+    output::align(&lines)
 }
 
 async fn rotate(cluster: &Cluster, timeout: Duration) -> Result<()> {

@@ -49,6 +49,26 @@ pub fn pack_tools(busybox: &[u8], into: impl Write) -> io::Result<()> {
     write(TOOLS, &config, &layer(Some(busybox))?, into)
 }
 
+/// Writes an image that runs one program, as a user who is not root. `files` are paths in it, relative to its root, and what
+/// they hold: the program and the libraries that it needs.
+pub fn pack_program(
+    name: &str,
+    program: &str,
+    files: &[(String, Vec<u8>)],
+    into: impl Write,
+) -> io::Result<()> {
+    let config = json!({
+        "Entrypoint": [format!("/{program}")],
+        "User": "65532:65532",
+        "WorkingDir": "/",
+    });
+    let mut archive = Builder::new(Vec::new());
+    for (path, content) in files {
+        file(&mut archive, path, content, 0o755)?;
+    }
+    write(name, &config, &archive.into_inner()?, into)
+}
+
 fn write(name: &str, config: &Value, layer: &[u8], into: impl Write) -> io::Result<()> {
     let config = serde_json::to_vec(&json!({
         "architecture": architecture(),

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, header};
 use crate::media::{Format, Media};
 use crate::pki::{Authority, Subject};
 use crate::request::{Query, route};
+use crate::service_accounts;
 use crate::streams;
 use crate::verbs::list::parse_token;
 
@@ -31,6 +32,11 @@ pub fn accept(bytes: &[u8]) {
         drop(Media::of_watch(&headers));
         Format::preferred(&headers);
     }
+}
+
+/// A bearer token, before its signature is looked at.
+pub fn token(text: &str) {
+    service_accounts::fuzz(text);
 }
 
 /// Frames of SPDY, as exec, attach and port-forward read them.

@@ -11,6 +11,7 @@ pub(crate) fn uri(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     gantry_apiserver::fuzzing::uri(&text);
     gantry_apiserver::fuzzing::accept(bytes);
+    gantry_apiserver::fuzzing::token(&text);
 }
 
 pub(crate) fn spdy(bytes: &[u8]) {

@@ -3,6 +3,7 @@
 //! Whoever signs tokens is behind [`TokenIssuer`]: without one this does not run.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_informer::{Cache, Informer, Key, Next, Queue, runner};
 use k8s_openapi::ByteString;
@@ -19,6 +20,8 @@ const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 const TOKEN: &str = "token";
 const CERTIFICATES: &str = "ca.crt";
 const NAMESPACE: &str = "namespace";
+/// How often it is looked whether another key signs.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A Secret that is to hold a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +40,9 @@ pub struct TokenSecret<'a> {
 pub trait TokenIssuer: Send + Sync {
     /// A token; none while there is nothing to sign it with.
     fn issue(&self, secret: &TokenSecret<'_>) -> Option<String>;
-    /// Whether a token was signed with the key that signs now: another is to be replaced.
+    /// The name of the key that signs now.
+    fn key(&self) -> Option<String>;
+    /// Whether a token was signed with that: another is to be replaced.
     fn is_current(&self, token: &str) -> bool;
 }
 
@@ -89,12 +94,45 @@ pub(crate) async fn run(
     if stop.run_until_cancelled(filled).await.is_none() {
         return;
     }
-    runner::run("service-account-tokens", queue, 4, stop, move |key| {
-        let (context, caches) = (context.clone(), caches.clone());
-        let (root_ca, issuer) = (root_ca.borrow().clone(), issuer.clone());
-        async move { reconcile(&context, &caches, &root_ca, issuer.as_ref(), &key).await }
-    })
-    .await;
+    let follow = follow(
+        caches.clone(),
+        queue.clone(),
+        issuer.clone(),
+        root_ca.clone(),
+    );
+    let follow = context.stop.run_until_cancelled(follow);
+    let reconciling = runner::run("service-account-tokens", queue, 4, stop, {
+        let context = context.clone();
+        move |key: Key| {
+            let (context, caches) = (context.clone(), caches.clone());
+            let (root_ca, issuer) = (root_ca.borrow().clone(), issuer.clone());
+            async move { reconcile(&context, &caches, &root_ca, issuer.as_ref(), &key).await }
+        }
+    });
+    tokio::join!(reconciling, follow);
+}
+
+/// Has every Secret looked at when another key signs, or other authorities are trusted.
+async fn follow(
+    caches: Arc<Caches>,
+    queue: Arc<Queue<Key>>,
+    issuer: Arc<dyn TokenIssuer>,
+    root_ca: watch::Receiver<String>,
+) {
+    let look = || (issuer.key(), root_ca.borrow().clone());
+    let mut known = look();
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        looks.tick().await;
+        let found = look();
+        if found == known {
+            continue;
+        }
+        known = found;
+        for secret in caches.secrets.list() {
+            queue.add(Key::of(&secret.metadata));
+        }
+    }
 }
 
 fn annotation<'a>(secret: &'a Secret, name: &str) -> Option<&'a str> {
@@ -220,6 +258,10 @@ mod tests {
                 "{}/{} of {} {}",
                 secret.namespace, secret.name, secret.account, secret.account_uid
             ))
+        }
+
+        fn key(&self) -> Option<String> {
+            None
         }
 
         fn is_current(&self, token: &str) -> bool {

@@ -604,6 +604,10 @@ impl TokenIssuer for SecretTokens {
         )
     }
 
+    fn key(&self) -> Option<String> {
+        self.0.token_key()
+    }
+
     fn is_current(&self, token: &str) -> bool {
         self.0.is_current_token(token)
     }

@@ -42,6 +42,11 @@ impl ApiServer {
         accounts.secret_token(namespace, secret, account, account_uid)
     }
 
+    /// The id of the key that signs tokens now; none before there are keys.
+    pub fn token_key(&self) -> Option<String> {
+        self.inner.api.service_accounts.signing()
+    }
+
     /// Whether a token is signed with the key that signs now.
     pub fn is_current_token(&self, token: &str) -> bool {
         self.inner.api.service_accounts.is_current(token)

@@ -260,6 +260,11 @@ impl ServiceAccounts {
         })
     }
 
+    /// The id of the key that signs; none before the cluster has any.
+    pub(crate) fn signing(&self) -> Option<String> {
+        self.keys().map(|keys| keys.signing().to_owned())
+    }
+
     /// Whether a token names the key that signs now.
     pub(crate) fn is_current(&self, token: &str) -> bool {
         self.keys().is_some_and(|keys| keys.is_current(token))

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gantry_store::{
-    Guard, Index, Key as RowKey, Operation, ProposeError, Revision, Store, Table, Transaction,
+    Demand, Guard, Index, Key as RowKey, Operation, ProposeError, Revision, Store, Table,
+    Transaction,
 };
 use parking_lot::{Mutex, RwLock};
 use ring::rand::SystemRandom;
@@ -129,7 +130,8 @@ async fn write(
         guards: vec![guard],
         operations: vec![put],
     };
-    match store.propose(transaction).await {
+    // Little is added, and no token could be made without it.
+    match store.propose_for(transaction, Demand::Changes).await {
         Ok(_) => Ok(true),
         Err(ProposeError::Conflict { .. }) => Ok(false),
         Err(error) => Err(error),
@@ -157,10 +159,11 @@ fn new_key(now: i64) -> Result<StoredKey, KeysError> {
     let document =
         EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
             .map_err(|_| KeysError::Unmade)?;
-    let key = SigningKey::of(document.as_ref()).ok_or(KeysError::Unmade)?;
+    let pkcs8: &[u8] = document.as_ref();
+    let key = SigningKey::of(pkcs8).ok_or(KeysError::Unmade)?;
     Ok(StoredKey {
         id: key.id,
-        key: STANDARD.encode(document.as_ref()),
+        key: STANDARD.encode(pkcs8),
         made: now,
         until: None,
     })
@@ -359,6 +362,11 @@ impl Keys {
         let random = SystemRandom::new();
         let signature = key.pair.sign(&random, unsigned.as_bytes()).ok()?;
         Some(format!("{unsigned}.{}", jwt::encoded(signature.as_ref())))
+    }
+
+    /// The id of the key that signs.
+    pub(super) fn signing(&self) -> &str {
+        &self.signs
     }
 
     /// Whether a token names the key that signs now.

@@ -6,7 +6,7 @@ use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::claims::ObjectId;
 use super::issue::{LIFE, LONGEST, SHORTEST, TokenPod, Wanted};

@@ -67,6 +67,10 @@ impl TokenIssuer for SecretTokens {
             .secret_token(namespace, secret.name, account, secret.account_uid)
     }
 
+    fn key(&self) -> Option<String> {
+        self.0.token_key()
+    }
+
     fn is_current(&self, token: &str) -> bool {
         self.0.is_current_token(token)
     }

@@ -285,7 +285,8 @@ impl SigningKey {
         let random = SystemRandom::new();
         let pair =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8, &random).ok()?;
-        let point = pair.public_key().as_ref().to_vec();
+        let public: &[u8] = pair.public_key().as_ref();
+        let point = public.to_vec();
         let spki = [SPKI.as_slice(), point.as_slice()].concat();
         Some(Self {
             id: jwt::encoded(&Sha256::digest(&spki)),

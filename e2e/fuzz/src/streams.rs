@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use gantry_apiserver::pki::Authority;
-use gantry_rpc::node::{AgentMessage, ServerMessage, StreamFrame};
+use gantry_rpc::node::{AgentMessage, PodTokenRequest, ServerMessage, StreamFrame};
 use prost::Message;
 
 pub(crate) fn uri(bytes: &[u8]) {
@@ -25,6 +25,7 @@ pub(crate) fn node_message(bytes: &[u8]) {
     {
         gantry_server::fuzzing::node_message(message);
     }
+    drop(PodTokenRequest::decode(bytes));
     drop(ServerMessage::decode(bytes));
     drop(StreamFrame::decode(bytes));
 }

@@ -422,3 +422,62 @@ async fn only_what_asks_for_another_protocol_switches_to_one() {
     // For as long as the connection lasts.
     assert!(connections.budget().used() > used);
 }
+
+#[tokio::test]
+async fn the_token_of_an_account_that_is_gone_holds_up_nobody_of_its_address() {
+    let server = ApiServer::new(
+        ApiServerConfig::default(),
+        Store::ephemeral(),
+        Arc::new(NoNodes),
+    );
+    server.bootstrap(6443).await.expect("bootstrapped");
+    let (connection, _client) = connected(&server).await;
+    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+    let account = |namespace: &str, rest: &[&str]| {
+        let path = [&["serviceaccounts", "default"], rest].concat();
+        gantry_api::paths::namespaced(namespace, &path)
+    };
+    let inside = async |method: Method, path: String| {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from("{}"))
+            .expect("a request");
+        let service = server.local_service(administrator.clone());
+        let Ok(answer) = service.oneshot(request).await;
+        let bytes = answer.into_body().collect().await.expect("a body");
+        serde_json::from_slice::<serde_json::Value>(&bytes.to_bytes()).expect("JSON")
+    };
+    let token = async |namespace: &str| {
+        let answer = inside(Method::POST, account(namespace, &["token"])).await;
+        let token = answer["status"]["token"].as_str();
+        token.unwrap_or_else(|| panic!("{answer}")).to_owned()
+    };
+    let show = async |token: &str| {
+        let request = http::Request::get("/api/v1/namespaces/default/secrets")
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .body(Body::empty())
+            .expect("a request");
+        let caller = Caller {
+            peer: Arc::new(Peer {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                identity: None,
+                key: None,
+            }),
+            connection: connection.connection().clone(),
+        };
+        let answer = server.dispatch(request, caller, None).await;
+        answer.status().as_u16()
+    };
+    let (good, gone) = (token("default").await, token("kube-public").await);
+    assert_eq!((show(&good).await, show(&gone).await), (403, 403), "known");
+    inside(Method::DELETE, account("kube-public", &[])).await;
+    for _ in 0..100 {
+        assert_eq!(show(&gone).await, 401);
+    }
+    assert_eq!(show(&good).await, 403, "nobody is held up");
+    // What nobody has signed is slowed down, and what is known goes on.
+    while show("a.b.c").await != 429 {}
+    assert_eq!((show(&good).await, show(&gone).await), (403, 401));
+}

@@ -17,9 +17,12 @@ mod request;
 mod review;
 mod verify;
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use gantry_store::{Entry, Key, Store};
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 pub use issue::{IssuedToken, PodTokenRequest};
@@ -43,6 +46,8 @@ pub(crate) struct ServiceAccounts {
     /// Whom tokens say they are from, and the audience of those that are for this API.
     issuer: String,
     keys: Cached,
+    /// When it was last asked what the other servers know of a token's objects, by the token's SHA-256.
+    looked: Mutex<HashMap<[u8; 32], Instant>>,
 }
 
 /// What of an object says whether a token about it counts.
@@ -66,6 +71,7 @@ impl ServiceAccounts {
             clock,
             issuer,
             keys: Cached::default(),
+            looked: Mutex::default(),
         }
     }
 

@@ -246,9 +246,18 @@ async fn an_account_of_the_same_name_is_another() {
             json!({"metadata": {"uid": "sa-2"}}),
         )
         .await;
-    assert!(world.accounts.identity(&token).is_none() && world.accounts.may_be_behind(&token));
+    let found = || world.accounts.verify(&token, &world.accounts.audiences());
+    assert!(matches!(found(), Err(Refused::Unknown(_))));
+    assert!(
+        world.accounts.may_be_behind(&token),
+        "another server may know it"
+    );
+    assert!(
+        !world.accounts.may_be_behind(&token),
+        "that is not asked again at once"
+    );
     world.remove("serviceaccounts", "sa").await;
-    assert!(world.accounts.identity(&token).is_none() && world.accounts.may_be_behind(&token));
+    assert!(matches!(found(), Err(Refused::Unknown(_))));
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! Whom a token stands for, and whether what it is about still exists.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::claims::{About, Claims, ObjectId, Payload, SecretClaims};
 use super::keys::LEEWAY;
@@ -17,6 +19,10 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+/// Asking the other servers takes a round among them.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Tokens of which that is remembered, at most.
+const LOOKED: usize = 1024;
 
 /// Whom a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,12 +178,25 @@ impl ServiceAccounts {
     }
 
     /// Whether a token that is refused may count once this server knows what the others know. Only what was signed here is
-    /// worth the look.
+    /// worth the look, and not again and again.
     pub(crate) fn may_be_behind(&self, token: &str) -> bool {
-        matches!(
-            self.verify(token, &self.audiences()),
-            Err(Refused::Unknown(_))
-        )
+        let refused = self.verify(token, &self.audiences());
+        matches!(refused, Err(Refused::Unknown(_))) && self.may_look(token, Instant::now())
+    }
+
+    /// One look for a token in a while.
+    fn may_look(&self, token: &str, now: Instant) -> bool {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        let mut looked = self.looked.lock();
+        let before = looked.get(&digest);
+        if before.is_some_and(|before| now.saturating_duration_since(*before) < LOOK_AGAIN) {
+            return false;
+        }
+        if looked.len() >= LOOKED {
+            looked.clear();
+        }
+        looked.insert(digest, now);
+        true
     }
 }
 

@@ -82,12 +82,12 @@ impl LinkIssuer {
 #[async_trait]
 impl Issuer for LinkIssuer {
     async fn token(&self, asked: PodTokenRequest) -> Result<PodTokenAnswer, TokenError> {
-        // Never closed.
-        let _turn = self.turns.acquire().await.ok();
         let mut linked = self.linked.subscribe();
         let is_linked = tokio::time::timeout(LINK_PATIENCE, linked.wait_for(|linked| *linked))
             .await
             .is_ok();
+        // Never closed.
+        let _turn = self.turns.acquire().await.ok();
         let client = self.client.lock().clone();
         let Some(mut client) = client.filter(|_| is_linked) else {
             return Err(TokenError::NotConnected);
@@ -144,11 +144,20 @@ impl Tokens {
                 tokens.insert(source, known.token.clone());
                 continue;
             }
+            // What an earlier agent has written does for a moment: it is due at once, and nobody waits for that.
+            let adopted = match &known {
+                Some(_) => None,
+                None => shown_token(pod_dir, &place).and_then(adopted),
+            };
+            if let Some(adopted) = adopted {
+                tokens.insert(source.clone(), adopted.token.clone());
+                self.hold(uid, source, adopted);
+                continue;
+            }
             let held = match self.ask(pod, uid, &source).await {
                 Ok(held) => held,
                 Err(error) => {
-                    let before = known.or_else(|| adopted(shown_token(pod_dir, &place)?));
-                    let Some(before) = before else {
+                    let Some(before) = known else {
                         missing.get_or_insert((place.volume.to_owned(), error));
                         continue;
                     };
@@ -405,6 +414,19 @@ mod tests {
         assert!(!held.is_over() && held.refresh_at <= Instant::now());
         tokio::time::advance(Duration::from_secs(501)).await;
         assert!(held.is_over());
+        // As the volume shows it.
+        let bed = Bed::new(DAY);
+        let volume = bed
+            .directory
+            .path()
+            .join("volumes/kubernetes.io~projected/v");
+        std::fs::create_dir_all(volume.join("..1")).unwrap();
+        let written = token(500);
+        std::fs::write(volume.join("..1/token"), &written).unwrap();
+        std::os::unix::fs::symlink("..1", volume.join("..data")).unwrap();
+        assert_eq!(bed.get().await.unwrap(), [written.as_str(), "p-vault-1"]);
+        assert!(bed.left().is_zero(), "it is due at once");
+        assert_eq!(bed.get().await.unwrap(), ["p--2", "p-vault-1"]);
         for useless in [
             token(-1),
             String::new(),

@@ -18,7 +18,7 @@ const KIND: &str = "TokenRequest";
 
 /// Answers a TokenRequest. Nothing is stored, so that a dry run does the same, as in Kubernetes.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
-    context.dry_run()?;
+    context.write_options("CreateOptions")?;
     let asked: TokenRequest = request(&context.body, KIND)?;
     let (namespace, name) = (context.namespace().unwrap_or_default(), context.name());
     must_match("name", asked.metadata.name.as_deref(), name, name)?;

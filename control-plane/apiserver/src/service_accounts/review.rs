@@ -16,7 +16,7 @@ const UNKNOWN: &str = "invalid bearer token";
 
 /// Answers a TokenReview. Nothing is stored.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
-    context.dry_run()?;
+    context.write_options("CreateOptions")?;
     let asked: TokenReview = request(&context.body, KIND)?;
     let token = asked.spec.token.as_str();
     if token.is_empty() {

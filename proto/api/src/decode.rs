@@ -84,6 +84,11 @@ pub fn decode(
         }
         _ => return Err(StatusError::unsupported_media_type(ACCEPTED)),
     };
+    // As for Go, null changes nothing of what is empty.
+    let value = match value {
+        Value::Null if findings.error.is_none() => Value::Object(serde_json::Map::new()),
+        other => other,
+    };
     if !value.is_object() {
         // What has the wrong type was dropped while walking.
         let text = format!(
@@ -285,8 +290,10 @@ mod tests {
     use super::*;
     use crate::kinds::config_map::ConfigMapKind;
     use crate::kinds::deployment::DeploymentKind;
+    use crate::kinds::lease::LeaseKind;
     use crate::kinds::pod::PodKind;
     use crate::kinds::secret::SecretKind;
+    use crate::kinds::service::ServiceKind;
     use crate::typed::Typed;
 
     fn refusal(kind: &dyn ResourceKind, body: &str, content_type: &str) -> String {
@@ -374,6 +381,136 @@ mod tests {
         .expect("decodes");
         assert_eq!(warned.warnings.len(), 3);
         assert_eq!(warned.object["spec"]["bogus"], json!(null));
+    }
+
+    #[test]
+    fn null_is_what_go_makes_of_it() {
+        let json = "application/json";
+        let decoded = |kind: &dyn ResourceKind, body: &str, content_type: &str| {
+            let strict = FieldValidation::Strict;
+            let decoded = decode(body.as_bytes(), content_type, kind, strict).expect(body);
+            assert!(decoded.warnings.is_empty());
+            decoded.object
+        };
+        let map = Typed::<ConfigMapKind>::default();
+        let object = decoded(
+            &map,
+            r#"{"metadata":{"labels":{"a":null},"finalizers":[null],"ownerReferences":[null]},"data":{"a":null},
+                "binaryData":{"b":null},"immutable":null}"#,
+            json,
+        );
+        assert_eq!(object["data"], json!({"a": ""}));
+        assert_eq!(object["binaryData"], json!({"b": ""}));
+        assert_eq!(object["metadata"]["labels"], json!({"a": ""}));
+        assert_eq!(object["metadata"]["finalizers"], json!([""]));
+        assert_eq!(object["metadata"]["ownerReferences"], json!([{}]));
+        assert_eq!(object.get("immutable"), None);
+        let pod = Typed::<PodKind>::default();
+        let object = decoded(
+            &pod,
+            r#"{"spec":{"containers":[null,{"name":"c","args":[null],"ports":[{"containerPort":null}],
+                "resources":{"limits":{"cpu":null}},"securityContext":null}],
+                "volumes":[{"name":"v","emptyDir":{"sizeLimit":null}}],"tolerations":null,"nodeSelector":null}}"#,
+            json,
+        );
+        let containers = &object["spec"]["containers"];
+        assert_eq!(containers[0]["resources"], json!({}));
+        assert_eq!(containers[1]["args"], json!([""]));
+        assert_eq!(containers[1]["resources"], json!({"limits": {"cpu": "0"}}));
+        assert_eq!(containers[1].get("securityContext"), None);
+        assert_eq!(object["spec"]["volumes"][0]["emptyDir"], json!({}));
+        assert_eq!(object["spec"].get("tolerations"), None);
+        let object = decoded(&map, "data:\n  a: ~\n  b:\n", "application/yaml");
+        assert_eq!(object["data"], json!({"a": "", "b": ""}));
+        // As an empty object.
+        assert_eq!(decoded(&map, "null", json)["kind"], "ConfigMap");
+        // What null becomes is counted.
+        let many = format!(
+            r#"{{"spec":{{"containers":[{}null]}}}}"#,
+            "null,".repeat(MAX_STRUCTS)
+        );
+        assert!(refusal(&pod, &many, json).contains("Too many"));
+    }
+
+    #[test]
+    fn times_are_read_as_go_reads_them() {
+        let json = "application/json";
+        let lease = Typed::<LeaseKind>::default();
+        let decoded = |kind: &dyn ResourceKind, body: &str| {
+            decode(body.as_bytes(), json, kind, FieldValidation::Strict)
+                .expect(body)
+                .object
+        };
+        let spec = |time: &str| {
+            let body = format!(r#"{{"spec":{{"acquireTime":"{time}"}}}}"#);
+            decoded(&lease, &body)["spec"].clone()
+        };
+        assert_eq!(spec("0001-01-01T00:00:00.000000Z"), json!({}));
+        for time in [
+            "0001-01-01T00:00:00.000001Z",
+            "1600-01-01T00:00:00.000000Z",
+            "9000-12-31T23:59:59.999999Z",
+        ] {
+            assert_eq!(spec(time), json!({"acquireTime": time}));
+        }
+        let wrong = refusal(&lease, r#"{"spec":{"acquireTime":5}}"#, json);
+        assert!(
+            wrong.ends_with("json: cannot unmarshal number into Go value of type string"),
+            "{wrong}"
+        );
+        // Conditions of Go clients that never said when.
+        let service = Typed::<ServiceKind>::default();
+        for never in ["null", r#""0001-01-01T00:00:00Z""#] {
+            let body = format!(
+                r#"{{"status":{{"conditions":[{{"type":"A","status":"True","reason":"R","message":"","lastTransitionTime":{never}}}]}}}}"#
+            );
+            let object = decoded(&service, &body);
+            let time = &object["status"]["conditions"][0]["lastTransitionTime"];
+            assert_eq!(time, "0001-01-01T00:00:00Z");
+            let typed: k8s_openapi::api::core::v1::Service =
+                serde_json::from_value(object).expect("typed objects hold it");
+            assert!(typed.status.is_some());
+        }
+        let deployment = Typed::<DeploymentKind>::default();
+        let object = decoded(
+            &deployment,
+            r#"{"status":{"conditions":[{"type":"A","status":"True","lastUpdateTime":null}]}}"#,
+        );
+        assert_eq!(
+            object["status"]["conditions"][0]["lastUpdateTime"],
+            json!(null)
+        );
+    }
+
+    #[test]
+    fn amounts_are_read_as_go_reads_them() {
+        let pod = Typed::<PodKind>::default();
+        let with = |amount: &str| {
+            format!(
+                r#"{{"spec":{{"containers":[{{"name":"c","resources":{{"limits":{{"cpu":{amount}}}}}}}]}}}}"#
+            )
+        };
+        let body = with(r#"" 1500m ""#);
+        let decoded = decode(
+            body.as_bytes(),
+            "application/json",
+            &pod,
+            FieldValidation::Strict,
+        );
+        let object = decoded.expect("decodes").object;
+        let limits = &object["spec"]["containers"][0]["resources"]["limits"];
+        assert_eq!(limits, &json!({"cpu": "1500m"}));
+        for (amount, why) in [
+            (r#""1KB""#, "quantities must match the regular expression"),
+            (r#""1mm""#, "unable to parse quantity's suffix"),
+            ("true", "quantities must match the regular expression"),
+        ] {
+            let told = refusal(&pod, &with(amount), "application/json");
+            assert!(
+                told.contains(&format!("cannot be handled as a Pod: {why}")),
+                "{told}"
+            );
+        }
     }
 
     #[test]

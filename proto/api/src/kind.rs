@@ -239,7 +239,8 @@ pub trait ResourceKind: Send + Sync + 'static {
     /// Whether a field selector may use this field label.
     fn knows_field_label(&self, label: &str) -> bool;
 
-    /// The name of the type's schema in OpenAPI, and that schema with all it refers to.
+    /// The name of the type's schema in OpenAPI, and that schema with all it refers to, as
+    /// [`crate::schema::published`] has them.
     fn openapi(&self) -> (String, serde_json::Map<String, Value>);
 
     /// What every answer about the resource warns of, when it is on its way out.

@@ -16,12 +16,11 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use serde_json::{Map, Value};
 
 use crate::schema::{Field, Shape, TypeSchema};
-use crate::time;
+use crate::time::{self, Precision};
 
 const MAGIC: &[u8] = b"k8s\0";
 /// How deeply messages may be nested.
 const MAX_DEPTH: usize = 64;
-const NANOS: i64 = 1_000_000_000;
 
 /// Why a body cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +64,19 @@ static NUMBERS: LazyLock<HashMap<&'static str, Slots>> = LazyLock::new(|| {
     types.map(|(name, row)| (name, parse(row, ' '))).collect()
 });
 
+/// Where the first bracket closes.
+fn closing(text: &str) -> Option<usize> {
+    let mut open = 0_usize;
+    text.find(|c: char| {
+        match c {
+            '(' => open += 1,
+            ')' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        c == ')' && open == 0
+    })
+}
+
 fn parse(row: &'static str, separator: char) -> Slots {
     let mut slots = Slots::new();
     let mut rest = row;
@@ -72,7 +84,7 @@ fn parse(row: &'static str, separator: char) -> Slots {
         // Brackets hold commas, never spaces: they end the entry they are in.
         let end = match (rest.find(separator), rest.find('(')) {
             (Some(end), Some(bracket)) if bracket < end => {
-                rest.find(')').map_or(rest.len(), |close| close + 1)
+                closing(rest).map_or(rest.len(), |close| close + 1)
             }
             (Some(end), _) => end,
             (None, _) => rest.len(),
@@ -156,15 +168,13 @@ fn text_of(scalars: &HashMap<u32, Wire<'_>>, number: u32) -> Result<String, Prot
     }
 }
 
-fn time_of(buffer: &[u8], write: fn(i64) -> String) -> Result<Value, ProtobufError> {
+fn time_of(buffer: &[u8], precision: Precision) -> Result<Value, ProtobufError> {
     if buffer.is_empty() {
         return Ok(Value::Null);
     }
     let scalars = scalars(buffer)?;
-    let seconds = number_of(&scalars, 1).checked_mul(NANOS);
-    let nanos = seconds.and_then(|seconds| seconds.checked_add(number_of(&scalars, 2)));
-    let nanos = nanos.ok_or_else(|| ProtobufError::Malformed("a time out of range".to_owned()))?;
-    Ok(Value::from(write(nanos)))
+    let (seconds, nanos) = (number_of(&scalars, 1), number_of(&scalars, 2));
+    Ok(Value::from(time::from_unix(seconds, nanos, precision)))
 }
 
 fn value(
@@ -191,8 +201,8 @@ fn value(
                 _ => Value::from(text_of(&scalars, 3)?),
             }
         }
-        (Shape::Time, Wire::Bytes(bytes)) => time_of(bytes, time::seconds)?,
-        (Shape::MicroTime, Wire::Bytes(bytes)) => time_of(bytes, time::micros)?,
+        (Shape::Time, Wire::Bytes(bytes)) => time_of(bytes, Precision::Seconds)?,
+        (Shape::MicroTime, Wire::Bytes(bytes)) => time_of(bytes, Precision::Micros)?,
         (Shape::Any, Wire::Bytes(bytes)) => {
             let raw = scalars(bytes)?.remove(&1);
             match raw {
@@ -359,13 +369,26 @@ mod tests {
 
     #[test]
     fn every_type_of_the_table_has_its_fields() {
-        assert!(NUMBERS.len() > 300);
+        assert!(NUMBERS.len() > 600);
         let pod = &NUMBERS["core.v1.Pod"];
         assert!(matches!(pod.get(&3), Some(Slot::Field("status"))));
         let Some(Slot::Inline(sources)) = NUMBERS["core.v1.Volume"].get(&2) else {
             panic!("a volume's sources are a message of their own");
         };
         assert!(matches!(sources.get(&19), Some(Slot::Field("configMap"))));
+        let named = &NUMBERS["admissionregistration.v1.NamedRuleWithOperations"];
+        assert!(matches!(named.get(&1), Some(Slot::Field("resourceNames"))));
+        let Some(Slot::Inline(operations)) = named.get(&2) else {
+            panic!("a rule is a message of its own");
+        };
+        assert!(matches!(
+            operations.get(&1),
+            Some(Slot::Field("operations"))
+        ));
+        let Some(Slot::Inline(rule)) = operations.get(&2) else {
+            panic!("what it is about is a message within it");
+        };
+        assert!(matches!(rule.get(&4), Some(Slot::Field("scope"))));
     }
 
     #[test]
@@ -421,6 +444,22 @@ mod tests {
                 "livenessProbe": {"httpGet": {"path": "/", "port": "http"}, "initialDelaySeconds": 5},
             }]}}})
         );
+    }
+
+    #[test]
+    fn any_time_is_read() {
+        let schema = |_: &str| Some(TypeSchema::of::<Secret>());
+        let created = |time: Vec<u8>| {
+            let metadata = bytes(1, bytes(8, time));
+            let decoded = to_json(&body("v1", "Secret", &metadata), schema).unwrap();
+            decoded["metadata"]["creationTimestamp"].clone()
+        };
+        // As Go writes negative numbers.
+        let seconds = |seconds: i64| int(1, seconds as u64);
+        assert_eq!(created(seconds(-62_135_596_799)), "0001-01-01T00:00:01Z");
+        assert_eq!(created(seconds(-62_135_596_800)), json!(null));
+        assert_eq!(created(seconds(i64::MIN)), "0000-01-01T00:00:00Z");
+        assert_eq!(created(seconds(20_000_000_000)), "2603-10-11T11:33:20Z");
     }
 
     proptest::proptest! {

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 
 use k8s_openapi::Metadata as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use schemars::JsonSchema as _;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -273,11 +272,7 @@ impl<K: Kind> ResourceKind for Typed<K> {
     }
 
     fn openapi(&self) -> (String, serde_json::Map<String, Value>) {
-        let settings = schemars::generate::SchemaSettings::openapi3();
-        let mut generator = settings.into_generator();
-        let name = K::Object::schema_name().into_owned();
-        generator.subschema_for::<K::Object>();
-        (name, generator.take_definitions(true))
+        crate::schema::published::definitions::<K::Object>()
     }
 
     fn deprecation(&self) -> Option<&'static str> {

@@ -10,6 +10,7 @@ use serde_json::{Map, Number, Value};
 use super::base64_error;
 use crate::quantity::Quantity;
 use crate::schema::{Shape, TypeSchema};
+use crate::time::{self, Precision};
 
 /// Unknown and duplicate fields beyond these are not told: Kubernetes stops at as many.
 const MAX_STRICT: usize = 100;
@@ -139,6 +140,13 @@ impl<'a> Walker<'a> {
         if let Some(schema) = schema {
             self.findings.fail(|| {
                 let place = match place.field() {
+                    // These read themselves, and do not know where they are.
+                    _ if matches!(schema.shape, Shape::Time | Shape::MicroTime) => {
+                        "Go value of type string".to_owned()
+                    }
+                    _ if matches!(schema.shape, Shape::IntOrString) => {
+                        "Go value of type int32".to_owned()
+                    }
                     None => format!("Go value of type {}", schema.go),
                     Some((field, owner)) => {
                         format!("Go struct field {owner}.{field} of type {}", schema.go)
@@ -179,39 +187,42 @@ impl<'a> Walker<'a> {
                 Value::from(text)
             }
             Some(Shape::Quantity) => self.quantity(text),
-            Some(Shape::Time) => self.time(text, "2006-01-02T15:04:05Z07:00", crate::time::seconds),
-            Some(Shape::MicroTime) => self.time(
-                text,
-                "2006-01-02T15:04:05.000000Z07:00",
-                crate::time::micros,
-            ),
+            Some(Shape::Time) => self.time(text, Precision::Seconds),
+            Some(Shape::MicroTime) => self.time(text, Precision::Micros),
             Some(_) => self.mismatch("string"),
         }
     }
 
+    /// An amount; Go trims the text, and reads true and false as texts too.
     fn quantity(&mut self, text: &str) -> Value {
-        match text.parse::<Quantity>() {
+        match text.trim().parse::<Quantity>() {
             Ok(quantity) => Value::from(quantity.to_string()),
-            Err(_) => {
-                self.findings.fail(|| {
-                    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".to_owned()
-                });
+            Err(error) => {
+                self.findings.fail(|| error.to_string());
                 Value::Null
             }
         }
     }
 
-    fn time(&mut self, text: &str, layout: &str, write: fn(i64) -> String) -> Value {
-        match crate::time::parse(text) {
-            Some(nanos) => Value::from(write(nanos)),
-            None => {
-                self.findings.fail(|| {
-                    format!(
-                        "parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""
-                    )
-                });
+    /// A time in its normal form; null for Go's zero time.
+    fn time(&mut self, text: &str, precision: Precision) -> Value {
+        match time::normal(text, precision) {
+            Ok(normal) => Value::from(normal),
+            Err(error) => {
+                self.findings.fail(|| error);
                 Value::Null
             }
+        }
+    }
+
+    /// What null is: nothing for a field, since Go then leaves what is there, but an item and the value of a map are there.
+    fn null<E: Error>(mut self) -> Result<Value, E> {
+        match (self.place, self.schema) {
+            (Place::Item { .. } | Place::Key { .. }, Some(schema)) => {
+                self.count::<E>()?;
+                Ok(schema.zero())
+            }
+            _ => Ok(Value::Null),
         }
     }
 
@@ -255,16 +266,17 @@ impl<'de> Visitor<'de> for Walker<'_> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+        self.null()
     }
 
     fn visit_none<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+        self.null()
     }
 
     fn visit_bool<E: Error>(mut self, value: bool) -> Result<Value, E> {
         Ok(match self.shape() {
             None | Some(Shape::Any | Shape::Bool) => Value::Bool(value),
+            Some(Shape::Quantity) => self.quantity(if value { "true" } else { "false" }),
             Some(_) => self.mismatch("bool"),
         })
     }

@@ -95,7 +95,9 @@ pub fn since(then: Option<&Time>, now: i64) -> String {
     let Some(then) = then else {
         return "<unknown>".to_owned();
     };
+    // Go's durations reach no further than 292 years.
     let nanos = i128::from(now) - then.0.as_nanosecond();
+    let nanos = nanos.clamp(i64::MIN.into(), i64::MAX.into());
     human_duration(i64::try_from(nanos / NANOS_PER_SECOND).unwrap_or(i64::MAX))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | directive | means |
 //! | --- | --- |
-//! | `$patch: delete` in a list item | the item with the same key goes |
+//! | `$patch: delete` in a list item | all items with the same key go, before anything is joined |
 //! | `$patch: replace` in a map | the map becomes what the patch says beside it |
 //! | `$patch: replace` in a list item | the list becomes the other items |
 //! | `$patch: delete` in a map | the map is emptied |
@@ -20,8 +20,8 @@ use crate::status::StatusError;
 
 const PATCH: &str = "$patch";
 const RETAIN: &str = "$retainKeys";
-const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
-const ORDER: &str = "$setElementOrder/";
+const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList";
+const ORDER: &str = "$setElementOrder";
 
 /// Bytes of the lists that were joined so far. A patch can name one item many times, and with it every list in the item.
 #[derive(Default)]
@@ -60,16 +60,19 @@ fn merge_map(
         return Ok(());
     };
     match changes.get(PATCH) {
+        // The rest is taken as it is, nulls included.
         Some(directive) if directive == "replace" => {
-            *target = without_directives(patch).unwrap_or_else(|| Value::Object(Map::new()));
+            let others = changes.iter().filter(|(name, _)| *name != PATCH);
+            let others = others.map(|(name, value)| (name.clone(), value.clone()));
+            *target = Value::Object(others.collect());
             return Ok(());
         }
         Some(directive) if directive == "delete" => {
             *target = Value::Object(Map::new());
             return Ok(());
         }
-        Some(directive) if directive != "merge" => return Err(unknown_directive(directive, patch)),
-        _ => {}
+        Some(directive) => return Err(unknown_directive(directive, patch)),
+        None => {}
     }
     if !target.is_object() {
         *target = Value::Object(Map::new());
@@ -82,14 +85,14 @@ fn merge_map(
         if is_directive(name) {
             continue;
         }
-        let order = match changes.get(&format!("{ORDER}{name}")) {
+        let order = match changes.get(&format!("{ORDER}/{name}")) {
             Some(order) => Some(list_of(order, "setElementOrder list")?),
             None => None,
         };
         merge_field(fields, name, change, order, schema, work)?;
     }
     for (name, order) in changes {
-        let Some(list) = name.strip_prefix(ORDER) else {
+        let Some(list) = named(name, ORDER, "setElementOrder list")? else {
             continue;
         };
         let order = list_of(order, "setElementOrder list")?;
@@ -107,16 +110,34 @@ fn merge_map(
         }
     }
     for (name, gone) in changes {
-        if let Some(list) = name.strip_prefix(DELETE_PRIMITIVES) {
-            let gone = list_of(gone, "primitive list")?;
-            let gone: HashSet<&Value> = gone.iter().collect();
-            if let Some(Value::Array(items)) = fields.get_mut(list) {
+        let Some(list) = named(name, DELETE_PRIMITIVES, "primitive list")? else {
+            continue;
+        };
+        match (gone, fields.get_mut(list)) {
+            (Value::Null, _) => {
+                fields.remove(list);
+            }
+            (Value::Array(gone), Some(Value::Array(items))) => {
+                let gone: HashSet<&Value> = gone.iter().collect();
                 work.join(items)?;
                 items.retain(|item| !gone.contains(item));
             }
+            // Nothing of a list to take away.
+            _ => {}
         }
     }
     Ok(())
+}
+
+/// The list that a directive is about; none when the field is no such directive.
+fn named<'a>(field: &'a str, directive: &str, what: &str) -> Result<Option<&'a str>, StatusError> {
+    match field.strip_prefix(directive) {
+        None => Ok(None),
+        Some(rest) => match rest.strip_prefix('/') {
+            Some(list) => Ok(Some(list)),
+            None => Err(bad_format(what)),
+        },
+    }
 }
 
 fn rule_of<'a>(schema: Option<&'a TypeSchema>, field: &str) -> Option<&'a Merge> {
@@ -142,7 +163,11 @@ fn merge_field(
             fields.remove(name);
         }
         (Value::Object(_), Some(current @ Value::Object(_))) => {
-            merge_map(current, change, child, work)?;
+            if rule.is_some_and(|rule| rule.replace) {
+                *current = change.clone();
+            } else {
+                merge_map(current, change, child, work)?;
+            }
         }
         (Value::Array(changes), Some(Value::Array(items))) if order.is_some() || joins(rule) => {
             let key = rule.and_then(|rule| rule.key);
@@ -156,8 +181,10 @@ fn merge_field(
             }
             arrange(items, order.unwrap_or(changes), &before, key);
         }
+        // A list that is replaced is taken as it is.
+        (Value::Array(_), Some(current @ Value::Array(_))) => *current = change.clone(),
         // What was not there, or was something else, becomes what the patch says.
-        _ => match without_directives(change) {
+        _ => match without_directives(change, Nulls::Drop) {
             Some(mut value) => {
                 if let (Some(order), Value::Array(items)) = (order, &mut value) {
                     arrange(items, order, &[], rule.and_then(|rule| rule.key));
@@ -183,11 +210,22 @@ fn is_directive(name: &str) -> bool {
         || name.starts_with(ORDER)
 }
 
+fn bad_format(what: &str) -> StatusError {
+    StatusError::bad_request(format!("invalid patch format of {what}"))
+}
+
 fn list_of<'a>(value: &'a Value, what: &str) -> Result<&'a [Value], StatusError> {
     value
         .as_array()
         .map(Vec::as_slice)
-        .ok_or_else(|| StatusError::bad_request(format!("invalid patch format of {what}")))
+        .ok_or_else(|| bad_format(what))
+}
+
+fn no_key(item: &Value, key: &str) -> StatusError {
+    StatusError::unclassified(format!(
+        "map: {} does not contain declared merge key: {key}",
+        go_text(item)
+    ))
 }
 
 fn unknown_directive(directive: &Value, patch: &Value) -> StatusError {
@@ -221,6 +259,30 @@ fn retain_keys(
     Ok(())
 }
 
+/// Items of one list must be of one type.
+fn check_types(items: &[Value], changes: &[Value]) -> Result<(), StatusError> {
+    let type_of = |value: &Value| match value {
+        Value::Number(number) if number.is_f64() => "float64",
+        other => super::go_kind(other),
+    };
+    let mut all = items.iter().chain(changes);
+    let Some(first) = all.next().map(type_of) else {
+        return Ok(());
+    };
+    if first == "array" {
+        let message = "lists of lists are not supported";
+        return Err(StatusError::new(422, "", message, None));
+    }
+    match all.all(|item| type_of(item) == first) {
+        true => Ok(()),
+        false => Err(StatusError::unclassified(format!(
+            "list element types are not identical: [{} {}]",
+            go_list(items),
+            go_list(changes),
+        ))),
+    }
+}
+
 /// Merges the items of a patch into a list: by their key, or as a set of scalars when there is none.
 fn merge_list(
     items: &mut Vec<Value>,
@@ -229,89 +291,94 @@ fn merge_list(
     schema: Option<&TypeSchema>,
     work: &mut Work,
 ) -> Result<(), StatusError> {
-    let Some(key) = key else {
-        let mut known: HashSet<Value> = items.iter().cloned().collect();
-        items.extend(
-            changes
-                .iter()
-                .filter(|change| known.insert((*change).clone()))
-                .cloned(),
-        );
+    check_types(items, changes)?;
+    let is_map = items.iter().chain(changes).any(Value::is_object);
+    let Some(key) = key.filter(|_| is_map) else {
+        let mut known: HashSet<Value> = HashSet::new();
+        items.retain(|item| known.insert(item.clone()));
+        let new = changes.iter().filter(|item| known.insert((*item).clone()));
+        items.extend(new.cloned());
         return Ok(());
     };
-    if changes
-        .iter()
-        .any(|change| directive_of(change) == Some("replace"))
-    {
-        items.clear();
-    }
-    // What is deleted keeps its place until the end, so that places stay what they are.
-    let mut merged: Vec<Option<Value>> = std::mem::take(items).into_iter().map(Some).collect();
-    let mut places: HashMap<Value, Vec<usize>> = HashMap::new();
-    for (at, item) in merged.iter().enumerate() {
-        if let Some(id) = item.as_ref().and_then(|item| item.get(key)) {
-            places.entry(id.clone()).or_default().push(at);
+    let changes = take_away(items, changes, key)?;
+    let mut places: HashMap<Value, usize> = HashMap::new();
+    for (at, item) in items.iter().enumerate() {
+        if let Some(id) = item.get(key) {
+            places.entry(id.clone()).or_insert(at);
         }
     }
     for change in changes {
-        let directive = directive_of(change);
-        match (directive, change.get(PATCH)) {
-            (Some("replace"), _) => continue,
-            (Some("delete" | "merge"), _) | (None, None) => {}
-            (_, Some(directive)) => return Err(unknown_directive(directive, change)),
-            (Some(_), None) => {}
-        }
         let Some(id) = change.get(key) else {
-            return Err(StatusError::unclassified(format!(
-                "map: {} does not contain declared merge key: {key}",
-                go_text(change)
-            )));
+            return Err(no_key(change, key));
         };
-        if directive == Some("delete") {
-            for at in places.remove(id).unwrap_or_default() {
-                merged[at] = None;
-            }
-            continue;
-        }
-        match places.get(id).and_then(|places| places.first()) {
-            Some(&at) => {
-                if let Some(item) = &mut merged[at] {
-                    merge_map(item, change, schema, work)?;
-                }
-            }
+        match places.get(id).and_then(|at| items.get_mut(*at)) {
+            Some(item) => merge_map(item, change, schema, work)?,
             None => {
-                let added = without_directives(change);
-                if added.is_some() {
-                    places.entry(id.clone()).or_default().push(merged.len());
-                    merged.push(added);
+                if let Some(added) = without_directives(change, Nulls::Keep) {
+                    places.insert(id.clone(), items.len());
+                    items.push(added);
                 }
             }
         }
     }
-    items.extend(merged.into_iter().flatten());
     Ok(())
+}
+
+/// Does what the items with directives say, before any other: a list may have several items of one key, which a patch
+/// deletes and then sets anew. What is left are the changes.
+fn take_away<'a>(
+    items: &mut Vec<Value>,
+    changes: &'a [Value],
+    key: &str,
+) -> Result<Vec<&'a Value>, StatusError> {
+    let (mut left, mut gone, mut is_replaced) = (Vec::new(), HashSet::new(), false);
+    for change in changes {
+        match change.get(PATCH) {
+            None => left.push(change),
+            Some(directive) if directive == "delete" => {
+                gone.insert(change.get(key).ok_or_else(|| no_key(change, key))?);
+            }
+            Some(directive) if directive == "replace" => is_replaced = true,
+            Some(directive) if directive == "merge" => {
+                return Err(StatusError::unclassified(
+                    "merging lists cannot yet be specified in the patch".to_owned(),
+                ));
+            }
+            Some(directive) => return Err(unknown_directive(directive, change)),
+        }
+    }
+    match is_replaced {
+        true => items.clear(),
+        false => items.retain(|item| !item.get(key).is_some_and(|id| gone.contains(id))),
+    }
+    Ok(left)
 }
 
 fn directive_of(change: &Value) -> Option<&str> {
     change.get(PATCH).and_then(Value::as_str)
 }
 
-/// Items of the patch must stand in the order that the patch asks for.
+/// Items of the patch must stand in the order that the patch asks for; those with directives are no items.
 fn check_order(items: &[Value], order: &[Value], key: Option<&str>) -> Result<(), StatusError> {
-    let mut wanted = order.iter();
-    let in_order = items
-        .iter()
-        .filter(|item| directive_of(item) != Some("delete"))
-        .all(|item| wanted.any(|wanted| same(item, wanted, key)));
-    if in_order {
+    if order.is_empty() {
         return Ok(());
     }
-    let printed = |list: &[Value]| list.iter().map(go_text).collect::<Vec<_>>().join(" ");
-    Err(StatusError::unclassified(format!(
-        "The order in patch list:\n[{}]\n doesn't match $setElementOrder list:\n[{}]\n",
-        printed(items),
-        printed(order),
-    )))
+    let mut wanted = order.iter();
+    for item in items.iter().filter(|item| item.get(PATCH).is_none()) {
+        if let Some(key) = key
+            && item.get(key).is_none()
+        {
+            return Err(no_key(item, key));
+        }
+        if !wanted.any(|wanted| same(item, wanted, key)) {
+            return Err(StatusError::unclassified(format!(
+                "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+                go_list(items),
+                go_list(order),
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What tells an item of a list from the others; nothing when it has no such field.
@@ -372,21 +439,43 @@ fn arrange(items: &mut Vec<Value>, order: &[Value], before: &[Value], key: Optio
     items.extend(others);
 }
 
-/// A value without the directives of a patch, and without the nulls that remove; nothing when a directive deletes it.
-fn without_directives(value: &Value) -> Option<Value> {
+/// What becomes of the nulls in a value that is new.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Nulls {
+    /// They would remove what is not there.
+    Drop,
+    /// They are decoded as what null is.
+    Keep,
+}
+
+/// A value without the directives of a patch; nothing when it is a directive itself.
+fn without_directives(value: &Value, nulls: Nulls) -> Option<Value> {
     match value {
-        Value::Object(_) if directive_of(value) == Some("delete") => None,
+        Value::Object(fields) if fields.contains_key(PATCH) => None,
         Value::Object(fields) => Some(
             fields
                 .iter()
-                .filter(|(name, value)| !is_directive(name) && !value.is_null())
-                .filter_map(|(name, value)| Some((name.clone(), without_directives(value)?)))
+                .filter(|(name, value)| {
+                    !is_directive(name) && (nulls == Nulls::Keep || !value.is_null())
+                })
+                .filter_map(|(name, value)| Some((name.clone(), without_directives(value, nulls)?)))
                 .collect::<Map<_, _>>()
                 .into(),
         ),
-        Value::Array(items) => Some(items.iter().filter_map(without_directives).collect()),
+        Value::Array(items) => {
+            let kept = items
+                .iter()
+                .filter_map(|item| without_directives(item, nulls));
+            Some(kept.collect())
+        }
         other => Some(other.clone()),
     }
+}
+
+/// A list as Go prints it.
+fn go_list(items: &[Value]) -> String {
+    let items: Vec<String> = items.iter().map(go_text).collect();
+    format!("[{}]", items.join(" "))
 }
 
 /// A value as Go prints maps.
@@ -399,10 +488,7 @@ fn go_text(value: &Value) -> String {
                 .collect();
             format!("map[{}]", pairs.join(" "))
         }
-        Value::Array(items) => format!(
-            "[{}]",
-            items.iter().map(go_text).collect::<Vec<_>>().join(" ")
-        ),
+        Value::Array(items) => go_list(items),
         Value::String(text) => text.clone(),
         Value::Null => "<nil>".to_owned(),
         other => other.to_string(),
@@ -410,150 +496,4 @@ fn go_text(value: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::api::apps::v1::Deployment;
-    use serde_json::json;
-
-    use super::*;
-
-    fn patched(mut object: Value, patch: Value) -> Value {
-        merge(&mut object, &patch, Some(TypeSchema::of::<Deployment>())).expect("merges");
-        object
-    }
-
-    fn with_containers(containers: Value) -> Value {
-        json!({"spec": {"template": {"spec": {"containers": containers}}}})
-    }
-
-    #[test]
-    fn items_are_joined_by_their_key() {
-        let object = with_containers(json!([
-            {"name": "a", "image": "a:1", "env": [{"name": "A", "value": "1"}]}, {"name": "b", "image": "b:1"}]));
-        let patch = with_containers(
-            json!([{"name": "a", "env": [{"name": "A", "value": "9"}, {"name": "C", "value": "3"}]}]),
-        );
-        assert_eq!(
-            patched(object.clone(), patch),
-            with_containers(json!([
-                {"name": "a", "image": "a:1", "env": [{"name": "A", "value": "9"}, {"name": "C", "value": "3"}]},
-                {"name": "b", "image": "b:1"}]))
-        );
-        let delete = with_containers(json!([{"name": "a", "$patch": "delete"}]));
-        assert_eq!(
-            patched(object.clone(), delete),
-            with_containers(json!([{"name": "b", "image": "b:1"}]))
-        );
-        let replace =
-            with_containers(json!([{"name": "c", "image": "c:1"}, {"$patch": "replace"}]));
-        assert_eq!(
-            patched(object, replace),
-            with_containers(json!([{"name": "c", "image": "c:1"}]))
-        );
-    }
-
-    #[test]
-    fn an_item_is_not_joined_again_and_again_with_its_long_lists() {
-        let variables: Vec<Value> = (0..20_000)
-            .map(|at| json!({"name": format!("V{at}"), "value": "x"}))
-            .collect();
-        let mut object = with_containers(json!([{"name": "a", "env": variables}]));
-        let change = json!({"name": "a", "env": [{"name": "V1", "value": "y"}]});
-        let mut patch = |times: usize| {
-            let patch = with_containers(json!(vec![change.clone(); times]));
-            let schema = Some(TypeSchema::of::<Deployment>());
-            merge(&mut object, &patch, schema).map_err(|error| error.code())
-        };
-        assert_eq!(patch(2), Ok(()));
-        assert_eq!(patch(1000), Err(400));
-    }
-
-    #[test]
-    fn long_lists_are_merged_in_linear_time() {
-        let containers = |start: usize| -> Vec<Value> {
-            (start..start + 50_000)
-                .map(|at| json!({"name": format!("c{at}"), "image": "i"}))
-                .collect()
-        };
-        let names =
-            |count: usize| -> Vec<String> { (0..count).map(|at| format!("f{at}")).collect() };
-        let object = json!({"metadata": {"finalizers": names(50_000)}, "spec": {"template": {"spec": {"containers": containers(0)}}}});
-        let patch = json!({
-            "metadata": {
-                "finalizers": names(60_000),
-                "$setElementOrder/finalizers": names(60_000),
-                "$deleteFromPrimitiveList/finalizers": names(40_000),
-            },
-            "spec": {"template": {"spec": {
-                "$retainKeys": names(50_000).into_iter().chain(["containers".to_owned()]).collect::<Vec<_>>(),
-                "$setElementOrder/containers": containers(25_000),
-                "containers": containers(25_000),
-            }}},
-        });
-        let started = crate::stopwatch::Stopwatch::start();
-        let merged = patched(object, patch);
-        assert!(
-            started.elapsed() < std::time::Duration::from_secs(10),
-            "{:?}",
-            started.elapsed()
-        );
-        let count = |at: &str| merged.pointer(at).and_then(Value::as_array).map(Vec::len);
-        assert_eq!(count("/spec/template/spec/containers"), Some(75_000));
-        assert_eq!(count("/metadata/finalizers"), Some(20_000));
-    }
-
-    #[test]
-    fn atomic_lists_are_replaced() {
-        let object = with_containers(json!([{"name": "a", "args": ["x", "y"]}]));
-        let patch = with_containers(json!([{"name": "a", "args": ["only"]}]));
-        assert_eq!(
-            patched(object, patch),
-            with_containers(json!([{"name": "a", "args": ["only"]}]))
-        );
-    }
-
-    #[test]
-    fn retained_keys_and_replaced_maps() {
-        let object = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
-        let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
-        assert_eq!(
-            patched(object, patch),
-            json!({"spec": {"strategy": {"type": "Recreate"}}})
-        );
-        let object = json!({"spec": {"selector": {"matchLabels": {"app": "x", "tier": "y"}}}});
-        let patch =
-            json!({"spec": {"selector": {"matchLabels": {"app": "z", "$patch": "replace"}}}});
-        assert_eq!(
-            patched(object, patch),
-            json!({"spec": {"selector": {"matchLabels": {"app": "z"}}}})
-        );
-    }
-
-    #[test]
-    fn primitive_lists_grow_shrink_and_are_ordered() {
-        let object = json!({"metadata": {"finalizers": ["a", "b"]}});
-        let add = json!({"metadata": {"finalizers": ["c"]}});
-        let object = patched(object, add);
-        assert_eq!(object["metadata"]["finalizers"], json!(["c", "a", "b"]));
-        let remove = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}});
-        let object = patched(object, remove);
-        let order =
-            json!({"metadata": {"$setElementOrder/finalizers": ["c", "b"], "finalizers": ["c"]}});
-        assert_eq!(
-            patched(object, order)["metadata"]["finalizers"],
-            json!(["c", "b"])
-        );
-    }
-
-    #[test]
-    fn an_order_that_the_patch_itself_breaks_is_refused() {
-        let mut object = with_containers(json!([{"name": "b"}]));
-        let patch = json!({"spec": {"template": {"spec": {
-            "$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "new", "image": "n:1"}]}}}});
-        let error =
-            merge(&mut object, &patch, Some(TypeSchema::of::<Deployment>())).expect_err("refused");
-        assert_eq!(
-            error.message(),
-            "The order in patch list:\n[map[image:n:1 name:new]]\n doesn't match $setElementOrder list:\n[map[name:b]]\n"
-        );
-    }
-}
+mod tests;

@@ -23,17 +23,17 @@ const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 /// A subresource as discovery reports it.
-struct Subresource {
-    name: &'static str,
+pub(crate) struct Subresource {
+    pub(crate) name: &'static str,
     /// Group and version, where they are not the parent's; empty strings otherwise.
-    group: &'static str,
-    version: &'static str,
-    kind: &'static str,
-    verbs: &'static [&'static str],
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) verbs: &'static [&'static str],
 }
 
 /// The subresources of a kind, sorted by name.
-fn subresources(info: &ResourceInfo) -> Vec<Subresource> {
+pub(crate) fn subresources(info: &ResourceInfo) -> Vec<Subresource> {
     let sub = |name, kind, verbs| Subresource {
         name,
         group: "",
@@ -85,7 +85,7 @@ fn subresources(info: &ResourceInfo) -> Vec<Subresource> {
     list
 }
 
-fn verbs(info: &ResourceInfo) -> Vec<&'static str> {
+pub(crate) fn verbs(info: &ResourceInfo) -> Vec<&'static str> {
     VERBS
         .iter()
         .copied()

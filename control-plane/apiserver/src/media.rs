@@ -96,6 +96,12 @@ fn choices(headers: &HeaderMap) -> Vec<Choice<'_>> {
     choices
 }
 
+/// All media types that are accepted, without parameters, the preferred first.
+pub(crate) fn accepted(headers: &HeaderMap) -> Vec<&str> {
+    let choices = choices(headers).into_iter();
+    choices.map(|choice| choice.media_type).collect()
+}
+
 impl Media {
     /// Of an object or a list; a choice that is not known is skipped, as long as another follows.
     pub(crate) fn of_answer(headers: &HeaderMap) -> Result<Self, StatusError> {

@@ -1,195 +1,347 @@
-//! OpenAPI v3, as far as clients use it: which paths there are, that writes take `fieldValidation`, and every type's
-//! schema from the same source that decoding uses.
+//! What the API is, in OpenAPI v2 and v3: which paths there are, what may be done there, and every type's schema from the
+//! same source that decoding uses.
+//!
+//! | path | is |
+//! | --- | --- |
+//! | `/openapi/v2` | all that is served; JSON or gnostic's protobuf |
+//! | `/openapi/v3` | where the documents of v3 are, with the hash of each |
+//! | `/openapi/v3/ROOT` | one group and version, or what tells which there are; JSON or gnostic's protobuf |
+
+mod answer;
+mod gnostic;
+mod operations;
+mod parameters;
+mod schemas;
+mod v2;
+mod v3;
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use gantry_api::json::Members;
-use gantry_api::kind::ResourceInfo;
-use gantry_api::yaml;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
 
-use crate::media::Format;
+use crate::heavy::Turn;
 use crate::registry::Registry;
 
-/// The documents of all groups and versions. Making one takes milliseconds and half a megabyte, and none ever changes: each
-/// is made once, when somebody first asks for it.
+pub(crate) use answer::answer;
+
+/// The release whose API is served.
+const RELEASE: &str = "v1.36.0";
+/// As many bytes as the making of a document weighs: it is never done on a worker.
+const WEIGHT: usize = 1 << 20;
+
+/// How a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Form {
+    Json,
+    Protobuf,
+}
+
+/// A document.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Which {
+    /// Of everything, in v2.
+    V2,
+    /// Where the documents of v3 are.
+    Index,
+    /// One of them.
+    V3(String),
+}
+
+/// A document as it is sent.
+struct Made {
+    bytes: Bytes,
+    /// The hash of the document in JSON, whatever it is written in.
+    hash: String,
+    zipped: OnceLock<Bytes>,
+}
+
+impl Made {
+    fn new(document: &Value, form: Form, messages: &gnostic::Messages) -> Self {
+        let json = document.to_string();
+        let hash = hash(json.as_bytes());
+        let bytes = match form {
+            Form::Json => Bytes::from(json),
+            Form::Protobuf => Bytes::from(messages.document(document)),
+        };
+        Self {
+            bytes,
+            hash,
+            zipped: OnceLock::new(),
+        }
+    }
+
+    /// Compressed, once.
+    fn zipped(&self) -> &Bytes {
+        self.zipped.get_or_init(|| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            let zipped = encoder
+                .write_all(&self.bytes)
+                .and_then(|()| encoder.finish());
+            // Writing to memory does not fail.
+            zipped.map(Bytes::from).unwrap_or_default()
+        })
+    }
+}
+
+/// Documents are told apart by what they say: SHA-512 in capital letters.
+fn hash(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for byte in Sha512::digest(bytes) {
+        // Writing to a String does not fail.
+        write!(text, "{byte:02X}").unwrap_or_default();
+    }
+    text
+}
+
+/// All documents. Making one takes milliseconds and up to a few megabytes, and none changes while the same kinds are
+/// served: each is made once, when somebody first asks for it, and by one at a time.
 #[derive(Default)]
 pub(crate) struct Documents {
-    json: Mutex<HashMap<String, Bytes>>,
-    yaml: Mutex<HashMap<String, Bytes>>,
+    made: Mutex<Cache>,
+    making: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Cache {
+    /// Of what is served.
+    state: u64,
+    made: HashMap<(Which, Form), Arc<Made>>,
+}
+
+impl Cache {
+    /// What was made of what is served now.
+    fn of(&mut self, state: u64) -> &mut HashMap<(Which, Form), Arc<Made>> {
+        if self.state != state {
+            self.state = state;
+            self.made.clear();
+        }
+        &mut self.made
+    }
+}
+
+/// Tells what is served now from what was served before.
+fn state(registry: &Registry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for resource in registry.all() {
+        let info = resource.info();
+        (info.group, info.version, info.plural, info.kind).hash(&mut hasher);
+        std::ptr::from_ref(resource.kind.schema()).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 impl Documents {
-    /// `/openapi/v3/api/v1` and `/openapi/v3/apis/GROUP/VERSION`; none of what is not served, so that there are few.
-    pub(crate) fn get(
+    /// A document; none of what is not served, so that there are few.
+    async fn get(&self, registry: &Registry, which: &Which, form: Form) -> Option<Arc<Made>> {
+        let (state, key) = (state(registry), (which.clone(), form));
+        let known = || self.made.lock().of(state).get(&key).cloned();
+        if let Some(made) = known() {
+            return Some(made);
+        }
+        if let Which::V3(root) = which
+            && !v3::roots(registry).contains(root)
+        {
+            return None;
+        }
+        let _one_at_a_time = self.making.lock().await;
+        if let Some(made) = known() {
+            return Some(made);
+        }
+        let turn = Turn::wait(WEIGHT).await;
+        turn.work(|| self.make(registry, state, which, form))
+    }
+
+    fn make(
         &self,
         registry: &Registry,
-        group: &str,
-        version: &str,
-        format: Format,
-    ) -> Option<Bytes> {
-        let mut made = match format {
-            Format::Json => self.json.lock(),
-            Format::Yaml => self.yaml.lock(),
+        state: u64,
+        which: &Which,
+        form: Form,
+    ) -> Option<Arc<Made>> {
+        let keep = |which: &Which, made: Made| {
+            let made = Arc::new(made);
+            let mut cache = self.made.lock();
+            cache.of(state).insert((which.clone(), form), made.clone());
+            made
         };
-        let root = root(group, version);
-        if let Some(bytes) = made.get(&root) {
-            return Some(bytes.clone());
+        match which {
+            Which::V2 => {
+                let made = Made::new(&v2::document(registry), form, &gnostic::V2);
+                Some(keep(which, made))
+            }
+            Which::V3(root) => {
+                let made = Made::new(&v3::document(registry, root)?, form, &gnostic::V3);
+                Some(keep(which, made))
+            }
+            Which::Index => {
+                let mut paths = Map::new();
+                for root in v3::roots(registry) {
+                    let which = Which::V3(root.clone());
+                    let key = (which, Form::Json);
+                    let known = self.made.lock().of(state).get(&key).cloned();
+                    let made = match known {
+                        Some(made) => made,
+                        None => self.make(registry, state, &key.0, Form::Json)?,
+                    };
+                    let url = url(&root, &made.hash);
+                    paths.insert(root, json!({"serverRelativeURL": url}));
+                }
+                let index = json!({"paths": paths});
+                Some(keep(which, Made::new(&index, form, &gnostic::V3)))
+            }
         }
-        let document = document(registry, group, version)?;
-        let text = match format {
-            Format::Json => document.to_string(),
-            Format::Yaml => yaml::to_string(&document),
-        };
-        let bytes = Bytes::from(text);
-        made.insert(root, bytes.clone());
-        Some(bytes)
     }
 }
 
-/// Where a group and version is served, as the index names it.
+/// Where a document of v3 is, as long as it says the same.
+fn url(root: &str, hash: &str) -> String {
+    format!("/openapi/v3/{root}?hash={hash}")
+}
+
+/// Where a group and version is served.
 fn root(group: &str, version: &str) -> String {
     match group {
-        "" => format!("api/{version}"),
-        group => format!("apis/{group}/{version}"),
+        "" => ["api/", version].concat(),
+        group => ["apis/", group, "/", version].concat(),
     }
 }
 
-/// `/openapi/v3`
-pub(crate) fn index(registry: &Registry) -> Value {
-    let mut paths = Map::new();
-    for resource in registry.all() {
-        let info = resource.info();
-        let root = root(info.group, info.version);
-        // The hash tells caches when to read again: the version of this binary is what changes documents.
-        let url = format!("/openapi/v3/{root}?hash={}", env!("CARGO_PKG_VERSION"));
-        paths.insert(root, json!({"serverRelativeURL": url}));
-    }
-    json!({"paths": paths})
+/// Groups and versions that are served, in their order.
+fn group_versions(registry: &Registry) -> Vec<(&str, &str)> {
+    let all = registry.all().iter();
+    let mut versions: Vec<(&str, &str)> = all
+        .map(|resource| (resource.info().group, resource.info().version))
+        .collect();
+    versions.sort_unstable();
+    versions.dedup();
+    versions
 }
 
-fn parameter(name: &str, description: &str) -> Value {
-    json!({
-        "name": name, "in": "query", "description": description, "schema": {"type": "string", "uniqueItems": true},
-    })
+fn reason(code: u16) -> &'static str {
+    match code {
+        201 => "Created",
+        202 => "Accepted",
+        _ => "OK",
+    }
 }
 
-fn operation(info: &ResourceInfo, action: &str, schema: &str) -> Value {
-    let mut parameters = Vec::new();
-    if ["post", "put", "patch"].contains(&action) {
-        parameters.push(parameter(
-            "dryRun",
-            "`All` checks everything and changes nothing.",
-        ));
-        parameters.push(parameter("fieldManager", "Who makes the change."));
-        parameters.push(parameter(
-            "fieldValidation",
-            "What happens to unknown and duplicate fields: Ignore, Warn or Strict.",
-        ));
+/// Says what an operation is about.
+fn extend(written: &mut Value, operation: &operations::Operation) {
+    if let Some(action) = operation.action {
+        *written.member(&["x-kubernetes-action"]) = json!(action);
     }
-    let reference = json!({"$ref": format!("#/components/schemas/{schema}")});
-    let mut operation = json!({
-        "operationId": format!("{action}{}{}", info.version, info.kind),
-        "parameters": parameters,
-        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": reference}}}},
-        "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": info.group, "version": info.version, "kind": info.kind},
-    });
-    match action {
-        "post" | "put" => {
-            *operation.member(&["requestBody"]) = json!({"content": {"*/*": {"schema": reference}}})
-        }
-        "patch" => {
-            let any = json!({"schema": {"type": "object"}});
-            *operation.member(&["requestBody"]) = json!({"content": {
-                "application/json-patch+json": any,
-                "application/merge-patch+json": any,
-                "application/strategic-merge-patch+json": any,
-            }});
-        }
-        _ => {}
+    if let Some([group, version, kind]) = &operation.kind {
+        *written.member(&["x-kubernetes-group-version-kind"]) =
+            json!({"group": group, "version": version, "kind": kind});
     }
-    operation
 }
 
-fn document(registry: &Registry, group: &str, version: &str) -> Option<Value> {
-    let mut paths = Map::new();
-    let mut schemas = Map::new();
-    for resource in registry.all() {
-        let info = resource.info();
-        if info.group != group || info.version != version {
-            continue;
-        }
-        let (name, definitions) = resource.kind.openapi();
-        schemas.extend(definitions);
-        if let Some(schema) = schemas.get_mut(&name) {
-            *schema.member(&["x-kubernetes-group-version-kind"]) =
-                json!([{"group": group, "version": version, "kind": info.kind}]);
-        }
-        let scope = if info.namespaced {
-            "/namespaces/{namespace}"
-        } else {
-            ""
-        };
-        let collection = format!("/{}{scope}/{}", root(group, version), info.plural);
-        let operations = |actions: &[&str]| -> Value {
-            actions
-                .iter()
-                .map(|action| ((*action).to_owned(), operation(info, action, &name)))
-                .collect::<Map<_, _>>()
-                .into()
-        };
-        paths.insert(collection.clone(), operations(&["get", "post", "delete"]));
-        paths.insert(
-            format!("{collection}/{{name}}"),
-            operations(&["get", "put", "patch", "delete"]),
-        );
-        if info.has_status {
-            paths.insert(
-                format!("{collection}/{{name}}/status"),
-                operations(&["get", "put", "patch"]),
-            );
+/// Changes a schema, after all that it is made of.
+fn each_schema(schema: &mut Value, change: &dyn Fn(&mut Map<String, Value>)) {
+    let Value::Object(schema) = schema else {
+        return;
+    };
+    for (key, part) in schema.iter_mut() {
+        match (key.as_str(), part) {
+            ("properties", Value::Object(properties)) => {
+                for property in properties.values_mut() {
+                    each_schema(property, change);
+                }
+            }
+            ("items" | "additionalProperties", part) => each_schema(part, change),
+            ("allOf" | "anyOf" | "oneOf", Value::Array(parts)) => {
+                for part in parts {
+                    each_schema(part, change);
+                }
+            }
+            _ => {}
         }
     }
-    if paths.is_empty() {
-        return None;
-    }
-    Some(json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "v1.36.0"},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    }))
+    change(schema);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_document_is_made_once() {
-        let (documents, registry) = (
-            Documents::default(),
-            Registry::new(gantry_api::kinds::all()),
-        );
-        for format in [Format::Json, Format::Yaml] {
-            let get = |group: &str| documents.get(&registry, group, "v1", format);
-            let first = get("apps").expect("is served");
-            let second = get("apps").expect("is served");
-            assert_eq!(first.as_ptr(), second.as_ptr());
-            assert_ne!(get("").expect("is served"), first);
-            assert_eq!(get("made.up"), None);
+    fn served() -> Registry {
+        Registry::new(gantry_api::kinds::all())
+    }
+
+    #[tokio::test]
+    async fn a_document_is_made_once() {
+        let (documents, registry) = (Documents::default(), served());
+        for form in [Form::Json, Form::Protobuf] {
+            let apps = Which::V3("apis/apps/v1".to_owned());
+            let first = documents.get(&registry, &apps, form).await;
+            let second = documents.get(&registry, &apps, form).await;
+            let (first, second) = (first.expect("is served"), second.expect("is served"));
+            assert!(Arc::ptr_eq(&first, &second));
+            let made_up = Which::V3("apis/made.up/v1".to_owned());
+            assert!(documents.get(&registry, &made_up, form).await.is_none());
         }
-        assert_eq!(
-            (documents.json.lock().len(), documents.yaml.lock().len()),
-            (2, 2)
+        assert_eq!(documents.made.lock().made.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn documents_are_made_anew_when_other_kinds_are_served() {
+        let (documents, registry) = (Documents::default(), served());
+        let index = |registry: Registry| {
+            let documents = &documents;
+            async move {
+                let made = documents.get(&registry, &Which::Index, Form::Json).await;
+                made.expect("is served").hash.clone()
+            }
+        };
+        let before = index(registry).await;
+        assert_eq!(index(served()).await, before);
+        let mut fewer = gantry_api::kinds::all();
+        fewer.retain(|kind| kind.info().group != "apps");
+        assert_ne!(index(Registry::new(fewer)).await, before);
+    }
+
+    #[tokio::test]
+    async fn the_index_names_the_hashes_of_documents() {
+        let (documents, registry) = (Documents::default(), served());
+        let get = async |which: Which| {
+            let made = documents.get(&registry, &which, Form::Json).await;
+            made.expect("is served")
+        };
+        let index = get(Which::Index).await;
+        let index: Value = serde_json::from_slice(&index.bytes).expect("JSON");
+        for root in [
+            "api",
+            "api/v1",
+            "apis",
+            "apis/apps",
+            "apis/apps/v1",
+            "version",
+        ] {
+            let made = get(Which::V3(root.to_owned())).await;
+            assert_eq!(made.hash.len(), 128);
+            assert_eq!(made.hash, hash(&made.bytes));
+            let url = format!("/openapi/v3/{root}?hash={}", made.hash);
+            assert_eq!(index["paths"][root]["serverRelativeURL"], url);
+        }
+    }
+
+    #[test]
+    fn hashes_are_sha_512_in_capital_letters() {
+        let empty = hash(b"");
+        assert!(
+            empty.starts_with("CF83E1357EEFB8BDF1542850D66D8007"),
+            "{empty}"
         );
-        let json = documents.get(&registry, "apps", "v1", Format::Json);
-        let yaml = documents.get(&registry, "apps", "v1", Format::Yaml);
-        let json: Value = serde_json::from_slice(&json.expect("is served")).expect("JSON");
-        let yaml = yaml::document(&yaml.expect("is served")).expect("YAML");
-        assert_eq!(yaml.to_value(), Ok(json));
+        assert_eq!(empty.len(), 128);
     }
 }

@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use crate::codec;
 use crate::context::warning_headers;
-use crate::media::Format;
 
 /// Characters of a refusal's message, and of each of its details, which repeat what the client sent: names are no longer.
 const MAX_REFUSAL: usize = 512;
@@ -76,15 +75,6 @@ impl Answer {
     /// 200 with a JSON document.
     pub(crate) fn value(value: &Value) -> Self {
         Self::json(StatusCode::OK, value.to_string())
-    }
-
-    /// 200 with a document in a format.
-    pub(crate) fn document(format: Format, bytes: Bytes) -> Self {
-        let mut answer = Self::json(StatusCode::OK, bytes);
-        answer
-            .headers
-            .insert(header::CONTENT_TYPE, format.content_type());
-        answer
     }
 
     /// Any status with a JSON document.

@@ -398,6 +398,14 @@ impl ApiServer {
         let route = route(request.uri().path());
         let (mut labels, mut proxied) = (("", ""), false);
         let result = match &route {
+            Route::Other(path) if path.starts_with("/openapi/") => {
+                // They have forms of their own.
+                proxied = true;
+                let (headers, query) = (request.headers().clone(), request.uri().query());
+                let query = Query::parse(query);
+                self.openapi(&method, path, &query, &headers, &identity)
+                    .await
+            }
             Route::Other(path) => self.other(&method, path, &request, &identity),
             Route::Resource(path) => {
                 let query = Query::parse(request.uri().query());
@@ -465,9 +473,6 @@ impl ApiServer {
                 Some(list) => Answer::value(&list),
                 None => not_found(),
             },
-            ["openapi", "v3"] => Answer::value(&openapi::index(registry)),
-            ["openapi", "v3", "api", version] => self.document(request, "", version),
-            ["openapi", "v3", "apis", group, version] => self.document(request, group, version),
             ["healthz" | "livez" | "readyz"] => {
                 health::answer(parts[0], &query, &self.inner.api.store)
             }
@@ -483,7 +488,7 @@ impl ApiServer {
             }
             ["metrics"] => METRICS.render(),
             [""] => Answer::value(&json!({"paths": [
-                "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3",
+                "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3",
                 "/openid/v1/jwks", "/readyz", "/version",
             ]})),
             _ => not_found(),
@@ -491,14 +496,21 @@ impl ApiServer {
         Ok(answer.into_response())
     }
 
-    /// What describes the API of a group and version.
-    fn document(&self, request: &Request, group: &str, version: &str) -> Answer {
-        let format = Format::preferred(request.headers()).unwrap_or(Format::Json);
-        let (documents, registry) = (&self.inner.documents, &self.inner.api.registry);
-        match documents.get(registry, group, version, format) {
-            Some(bytes) => Answer::document(format, bytes),
-            None => not_found(),
-        }
+    /// What describes the API.
+    async fn openapi(
+        &self,
+        method: &Method,
+        path: &str,
+        query: &Query,
+        headers: &HeaderMap,
+        identity: &Identity,
+    ) -> Result<Response<Body>, StatusError> {
+        authorisation::path(identity, path_verb(method), path)
+            .map_err(|refused| shortened(&refused))?;
+        let (documents, api) = (&self.inner.documents, &self.inner.api);
+        let (hash, now) = (query.get("hash"), api.clock.now());
+        let answer = openapi::answer(documents, &api.registry, path, hash, headers, now).await;
+        Ok(answer.unwrap_or_else(|| not_found().into_response()))
     }
 
     async fn resource(

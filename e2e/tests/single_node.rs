@@ -403,3 +403,110 @@ fn a_second_cluster_is_refused_politely() -> Result<()> {
     ensure!(code == 1 && said.contains("already runs"), "{said}");
     Ok(())
 }
+
+/// Writes a manifest and applies it.
+fn apply(cluster: &Cluster, directory: &Path, text: &str, more: &[&str]) -> Result<String> {
+    let file = directory.join("manifest.yaml");
+    std::fs::write(&file, text)?;
+    let file = file.display().to_string();
+    cluster.kubectl(&[&["apply", "-f", file.as_str()], more].concat())
+}
+
+/// A Deployment without pods: variables of its container by name and value, ports, and names of its volumes.
+fn deployment(variables: &[(&str, &str)], ports: &[u16], volumes: &[&str]) -> String {
+    let variables = variables
+        .iter()
+        .map(|(name, value)| format!("{{name: {name}, value: '{value}'}}"));
+    let ports = ports
+        .iter()
+        .map(|port| format!("{{containerPort: {port}}}"));
+    let mounts = volumes
+        .iter()
+        .map(|name| format!("{{name: {name}, mountPath: /{name}}}"));
+    let names = volumes
+        .iter()
+        .map(|name| format!("{{name: {name}, emptyDir: {{}}}}"));
+    let list = |items: Vec<String>| items.join(", ");
+    format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: merged}}
+spec:
+  replicas: 0
+  selector: {{matchLabels: {{app: merged}}}}
+  template:
+    metadata: {{labels: {{app: merged}}}}
+    spec:
+      volumes: [{}]
+      containers:
+      - name: c
+        image: none
+        env: [{}]
+        ports: [{}]
+        volumeMounts: [{}]
+",
+        list(names.collect()),
+        list(variables.collect()),
+        list(ports.collect()),
+        list(mounts.collect()),
+    )
+}
+
+#[test]
+fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let directory = tempfile::tempdir()?;
+    let directory = directory.path();
+    let shown = |path: &str| {
+        let path = format!("jsonpath={{.spec.template.spec.{path}}}");
+        cluster.kubectl(&["get", "deploy", "merged", "-o", &path])
+    };
+    let first = deployment(&[("A", "1"), ("B", "2")], &[80, 81], &["x", "y"]);
+    apply(&cluster, directory, &first, &[])?;
+    let second = deployment(&[("A", "1")], &[81], &["y"]);
+    apply(&cluster, directory, &second, &[])?;
+    for (path, left) in [
+        ("containers[0].env[*].name", "A"),
+        ("containers[0].ports[*].containerPort", "81"),
+        ("containers[0].volumeMounts[*].name", "y"),
+        ("volumes[*].name", "y"),
+    ] {
+        ensure!(shown(path)? == left, "{path}: {}", shown(path)?);
+    }
+    // A name that is there twice, and then is corrected.
+    let twice = deployment(&[("A", "1"), ("A", "2"), ("B", "3")], &[], &[]);
+    apply(&cluster, directory, &twice, &[])?;
+    let once = deployment(&[("A", "4"), ("B", "3")], &[], &[]);
+    apply(&cluster, directory, &once, &[])?;
+    let variables = shown("containers[0].env[*].value")?;
+    ensure!(variables == "4 3", "{variables}");
+
+    let map = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, labels: {{of: list}}}}}}"
+        )
+    };
+    let list = |items: &[&str]| {
+        let items: Vec<String> = items.iter().map(|name| map(name)).collect();
+        format!(
+            "{{apiVersion: v1, kind: List, items: [{}]}}",
+            items.join(", ")
+        )
+    };
+    let prune = [
+        "--prune",
+        "-l",
+        "of=list",
+        "--prune-allowlist=core/v1/ConfigMap",
+    ];
+    apply(&cluster, directory, &list(&["one", "two"]), &prune)?;
+    apply(&cluster, directory, &list(&["two"]), &prune)?;
+    let left = cluster.kubectl(&["get", "cm", "-l", "of=list", "-o", "name"])?;
+    ensure!(left == "configmap/two", "{left}");
+
+    let explained = cluster.kubectl(&["explain", "deployment.spec.strategy"])?;
+    ensure!(explained.contains("rollingUpdate"), "{explained}");
+    let document = cluster.kubectl(&["get", "--raw", "/openapi/v2"])?;
+    ensure!(document.contains("\"swagger\":\"2.0\""), "{document:.300}");
+    Ok(())
+}

@@ -369,7 +369,7 @@ impl Maker<'_> {
             let parameters = [own, parameters::of_stream(sub.name)].concat();
             if sub.name == "proxy" {
                 paths.push(Path {
-                    path: [&path, "/{path}"].concat(),
+                    path: [path.as_str(), "/{path}"].concat(),
                     parameters: [&parameters[..], &[PATH]].concat(),
                     operations: self.stream(sub, "WithPath"),
                 });

@@ -409,7 +409,7 @@ fn apply(cluster: &Cluster, directory: &Path, text: &str, more: &[&str]) -> Resu
     let file = directory.join("manifest.yaml");
     std::fs::write(&file, text)?;
     let file = file.display().to_string();
-    cluster.kubectl(&[&["apply", "-f", file.as_str()], more].concat())
+    cluster.kubectl(&[&["apply", "-f", file.as_str()][..], more].concat())
 }
 
 /// A Deployment without pods: variables of its container by name and value, ports, and names of its volumes.

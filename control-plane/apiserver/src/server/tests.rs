@@ -481,3 +481,37 @@ async fn the_token_of_an_account_that_is_gone_holds_up_nobody_of_its_address() {
     while show("a.b.c").await != 429 {}
     assert_eq!((show(&good).await, show(&gone).await), (403, 401));
 }
+
+#[tokio::test]
+async fn what_describes_the_api_is_told_to_whoever_has_a_credential() {
+    let served = Served::new().await;
+    let somebody = || Some(Identity::new("somebody", &["system:authenticated"]));
+    for (path, code, content_type) in [
+        ("/openapi/v2", 200, "application/json"),
+        ("/openapi/v3/", 200, "text/plain; charset=utf-8"),
+        ("/openapi/v3/apis/apps/v1", 200, "application/json"),
+        ("/openapi/v3/apis/apps/v1?hash=OLD", 301, "application/json"),
+        (
+            "/openapi/v3/apis/made.up/v1",
+            404,
+            "text/plain; charset=utf-8",
+        ),
+    ] {
+        let request = asking("GET", path, Body::empty());
+        let answer = served.send(request, somebody()).await;
+        let found = &answer.headers()[header::CONTENT_TYPE];
+        assert_eq!(
+            (answer.status().as_u16(), found.as_bytes()),
+            (code, content_type.as_bytes())
+        );
+    }
+    // They are not written in what Kubernetes does not write them in.
+    let mut request = asking("GET", "/openapi/v2", Body::empty());
+    let yaml = HeaderValue::from_static("application/yaml");
+    request.headers_mut().insert(header::ACCEPT, yaml);
+    let answer = served.send(request, somebody()).await;
+    assert_eq!(answer.status(), StatusCode::NOT_ACCEPTABLE);
+    let request = asking("GET", "/openapi/v2", Body::empty());
+    let answer = served.send(request, None).await;
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+}

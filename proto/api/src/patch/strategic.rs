@@ -354,10 +354,6 @@ fn take_away<'a>(
     Ok(left)
 }
 
-fn directive_of(change: &Value) -> Option<&str> {
-    change.get(PATCH).and_then(Value::as_str)
-}
-
 /// Items of the patch must stand in the order that the patch asks for; those with directives are no items.
 fn check_order(items: &[Value], order: &[Value], key: Option<&str>) -> Result<(), StatusError> {
     if order.is_empty() {

@@ -117,8 +117,8 @@ struct Reader<'a> {
     layout: &'static str,
 }
 
-impl<'a> Reader<'a> {
-    /// Go's quotation of what is left.
+impl Reader<'_> {
+    /// The refusal of what stands where the layout wants something else.
     fn cannot<T>(&self, at: &[u8], wanted: &str) -> Result<T, String> {
         Err(format!(
             "parsing time {} as {}: cannot parse {} as {}",

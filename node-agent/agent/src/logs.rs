@@ -4,8 +4,8 @@
 //! `<directory>/<attempt>.log` is being written; `<attempt>.log.1` is the one rotated last, `.2` the one before, ...
 
 mod last_words;
+mod lines;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use last_words::last_words;
+use lines::Lines;
 
 /// How often a followed log is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,12 +32,12 @@ pub enum Stream {
     Stderr,
 }
 
-/// One written piece: a line, or a part of one that was too long.
+/// A line, or a part of one that is too long for one piece: parts of one line come one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Where it was written.
     pub stream: Stream,
-    /// What the reader is to be given, with its newline and, when asked for, its time.
+    /// What the reader is to be given: its first part begins with its time, when asked for, and its last ends with a newline.
     pub bytes: Vec<u8>,
 }
 
@@ -47,7 +48,7 @@ pub struct LogQuery {
     pub follow: bool,
     /// Put the time before each line.
     pub timestamps: bool,
-    /// Nothing older.
+    /// No line that was begun before.
     pub since: Option<Timestamp>,
     /// Only the last so many lines.
     pub tail: Option<usize>,
@@ -55,66 +56,23 @@ pub struct LogQuery {
     pub limit_bytes: Option<u64>,
 }
 
-struct Parsed<'a> {
-    time: &'a str,
-    stream: Stream,
-    whole: bool,
-    text: &'a [u8],
-}
-
-fn parse(line: &[u8]) -> Option<Parsed<'_>> {
-    let mut parts = line.splitn(4, |byte| *byte == b' ');
-    let time = std::str::from_utf8(parts.next()?).ok()?;
-    let stream = match parts.next()? {
-        b"stdout" => Stream::Stdout,
-        b"stderr" => Stream::Stderr,
-        _ => return None,
-    };
-    let whole = parts.next()?.first() == Some(&b'F');
-    Some(Parsed {
-        time,
-        stream,
-        whole,
-        text: parts.next().unwrap_or_default(),
-    })
-}
-
-/// Turns a written line (without newline) into what is given, unless it is too old or no log line at all.
-fn render(line: &[u8], query: &LogQuery) -> Option<Line> {
-    let parsed = parse(line)?;
-    if let Some(since) = query.since
-        && parsed
-            .time
-            .parse::<Timestamp>()
-            .is_ok_and(|time| time < since)
-    {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(line.len() + 1);
-    if query.timestamps {
-        bytes.extend_from_slice(parsed.time.as_bytes());
-        bytes.push(b' ');
-    }
-    bytes.extend_from_slice(parsed.text);
-    if parsed.whole {
-        bytes.push(b'\n');
-    }
-    Some(Line {
-        stream: parsed.stream,
-        bytes,
-    })
-}
-
-/// A line of a log that a container may have written into, for the fuzzer.
+/// A record of a log that a container may have written into, for the fuzzer.
 #[doc(hidden)]
-pub fn fuzz(line: &[u8]) {
-    for timestamps in [false, true] {
+pub fn fuzz(record: &[u8]) {
+    for tail in [None, Some(1)] {
         let query = LogQuery {
-            timestamps,
+            timestamps: tail.is_some(),
             since: Some(Timestamp::UNIX_EPOCH),
+            tail,
             ..LogQuery::default()
         };
-        drop(render(line, &query));
+        let mut lines = Lines::new(&query);
+        for record in record.split(|byte| *byte == b'\n') {
+            lines.take(record);
+        }
+        lines.release();
+        lines.flush();
+        while lines.pop().is_some() {}
     }
 }
 
@@ -122,10 +80,14 @@ fn current(directory: &Path, attempt: u32) -> PathBuf {
     directory.join(format!("{attempt}.log"))
 }
 
+fn rotated(directory: &Path, attempt: u32, number: u32) -> PathBuf {
+    directory.join(format!("{attempt}.log.{number}"))
+}
+
 /// The files of an attempt, oldest first.
 fn files(directory: &Path, attempt: u32) -> Vec<PathBuf> {
     let rotated = (1..)
-        .map(|number| directory.join(format!("{attempt}.log.{number}")))
+        .map(|number| rotated(directory, attempt, number))
         .take_while(|path| path.exists());
     let mut all: Vec<PathBuf> = std::iter::once(current(directory, attempt))
         .chain(rotated)
@@ -143,104 +105,124 @@ pub async fn read(
     lines: &mpsc::Sender<Line>,
 ) -> io::Result<()> {
     let mut output = Output {
-        query,
+        joined: Lines::new(query),
         lines,
         left: query.limit_bytes,
-        held: query.tail.map(|_| VecDeque::new()),
     };
-    let mut open = None;
-    for path in files(directory, attempt) {
-        match File::open(&path).await {
-            Ok(file) => {
-                let mut reader = Reader::new(path, file).await?;
+    let mut open: Option<Reader> = None;
+    for mut reader in newer(directory, attempt, None).await? {
+        if !reader.read_on(&mut output).await? {
+            return Ok(());
+        }
+        open = Some(reader);
+    }
+    output.joined.release();
+    if !output.send_ready().await {
+        return Ok(());
+    }
+    if !query.follow {
+        output.joined.flush();
+        output.send_ready().await;
+        return Ok(());
+    }
+    let path = current(directory, attempt);
+    loop {
+        let last = ended.is_cancelled();
+        let rotated = match &mut open {
+            Some(reader) => {
+                // Asked before the rest is read: what has lost its name is not written any more.
+                let rotated = reader.was_rotated(&path).await;
+                if !reader.read_on(&mut output).await? {
+                    return Ok(());
+                }
+                rotated
+            }
+            None => true,
+        };
+        if rotated {
+            let inode = open.as_ref().map(|reader| reader.inode);
+            let next = newer(directory, attempt, inode).await?;
+            let more = !next.is_empty();
+            for mut reader in next {
                 if !reader.read_on(&mut output).await? {
                     return Ok(());
                 }
                 open = Some(reader);
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if !output.release().await {
-        return Ok(());
-    }
-    let path = current(directory, attempt);
-    if !query.follow {
-        return Ok(());
-    }
-    loop {
-        let last = ended.is_cancelled();
-        if let Some(reader) = &mut open {
-            if !reader.read_on(&mut output).await? {
-                return Ok(());
-            }
-            if !reader.was_rotated(&path).await {
-                if last {
-                    return Ok(());
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK) => {}
-                    () = ended.cancelled() => {}
-                    () = lines.closed() => return Ok(()),
-                }
+            if more {
                 continue;
             }
         }
-        open = match File::open(&path).await {
-            Ok(file) => Some(Reader::new(path.clone(), file).await?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !last => {
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK) => {}
-                    () = lines.closed() => return Ok(()),
-                }
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        if last {
+            output.joined.flush();
+            output.send_ready().await;
+            return Ok(());
+        }
+        output.joined.idle();
+        if !output.send_ready().await {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = ended.cancelled() => {}
+            () = lines.closed() => return Ok(()),
+        }
+    }
+}
+
+/// The files of an attempt that are newer than the one with this inode, oldest first; all of them without it, or when that
+/// one is gone. A file that was cut is its own successor.
+async fn newer(directory: &Path, attempt: u32, than: Option<u64>) -> io::Result<Vec<Reader>> {
+    let mut found: Vec<Reader> = Vec::new();
+    // The newest first: a file that gets an older name meanwhile is met twice rather than never.
+    for number in 0_u32.. {
+        let path = match number {
+            0 => current(directory, attempt),
+            number => rotated(directory, attempt, number),
+        };
+        let reader = match File::open(&path).await {
+            Ok(file) => Reader::new(&path, file).await?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
+        if Some(reader.inode) == than {
+            if number == 0 {
+                found.push(reader);
+            }
+            break;
+        }
+        if found.iter().all(|known| known.inode != reader.inode) {
+            found.push(reader);
+        }
     }
+    found.reverse();
+    Ok(found)
 }
 
 struct Output<'a> {
-    query: &'a LogQuery,
+    joined: Lines<'a>,
     lines: &'a mpsc::Sender<Line>,
     left: Option<u64>,
-    /// The last lines so far, while only those are wanted.
-    held: Option<VecDeque<Line>>,
 }
 
 impl Output<'_> {
-    /// Whether more is wanted.
-    async fn take(&mut self, line: &[u8]) -> bool {
-        let Some(line) = render(line, self.query) else {
-            return true;
-        };
-        if let Some(held) = &mut self.held {
-            held.push_back(line);
-            let tail = self.query.tail.unwrap_or(usize::MAX);
-            // A part of a line counts as a line, as it does for a kubelet.
-            while held.len() > tail {
-                held.pop_front();
+    /// Takes a record; whether more is wanted.
+    async fn take(&mut self, record: &[u8]) -> bool {
+        self.joined.take(record);
+        self.send_ready().await
+    }
+
+    /// Sends what may be sent; whether more is wanted.
+    async fn send_ready(&mut self) -> bool {
+        while let Some(mut line) = self.joined.pop() {
+            if let Some(left) = &mut self.left {
+                let room = usize::try_from(*left).unwrap_or(usize::MAX);
+                line.bytes.truncate(room);
+                *left -= line.bytes.len() as u64;
             }
-            return true;
-        }
-        self.send(line).await
-    }
-
-    async fn send(&mut self, mut line: Line) -> bool {
-        if let Some(left) = &mut self.left {
-            let room = usize::try_from(*left).unwrap_or(usize::MAX);
-            line.bytes.truncate(room);
-            *left -= line.bytes.len() as u64;
-        }
-        let enough = self.left == Some(0);
-        self.lines.send(line).await.is_ok() && !enough
-    }
-
-    async fn release(&mut self) -> bool {
-        for line in self.held.take().unwrap_or_default() {
-            if !self.send(line).await {
+            let enough = self.left == Some(0);
+            if self.lines.send(line).await.is_err() || enough {
                 return false;
             }
         }
@@ -251,12 +233,12 @@ impl Output<'_> {
 struct Reader {
     file: BufReader<File>,
     inode: u64,
-    /// The beginning of a line whose end has not been written yet.
+    /// The beginning of a record whose end has not been written yet.
     partial: Vec<u8>,
 }
 
 impl Reader {
-    async fn new(path: PathBuf, file: File) -> io::Result<Self> {
+    async fn new(path: &Path, file: File) -> io::Result<Self> {
         let inode = file.metadata().await?.ino();
         tracing::trace!(path = %path.display(), inode, "reading a log");
         Ok(Self {
@@ -266,7 +248,7 @@ impl Reader {
         })
     }
 
-    /// Reads whole lines to the present end; whether more is wanted.
+    /// Reads whole records to the present end; whether more is wanted.
     async fn read_on(&mut self, output: &mut Output<'_>) -> io::Result<bool> {
         loop {
             if self.file.read_until(b'\n', &mut self.partial).await? == 0 {
@@ -276,8 +258,8 @@ impl Reader {
                 return Ok(true);
             }
             self.partial.pop();
-            let line = std::mem::take(&mut self.partial);
-            if !output.take(&line).await {
+            let record = std::mem::take(&mut self.partial);
+            if !output.take(&record).await {
                 return Ok(false);
             }
         }
@@ -344,7 +326,7 @@ mod tests {
             &path.join("0.log"),
             &[
                 ("02", "stderr P tw"),
-                ("02", "stderr F o"),
+                ("03", "stderr F o"),
                 ("03", "stdout F three"),
             ],
         );
@@ -422,7 +404,14 @@ mod tests {
         std::fs::rename(path.join("0.log"), path.join("0.log.1")).unwrap();
         append(&path.join("0.log"), &[("03", "stdout F three")]);
         assert_eq!(lines.recv().await.unwrap().bytes, b"three\n");
+        // The last word of a file that loses its name, a line over the edge of two, and one file that comes and goes unseen.
+        append(&path.join("0.log"), &[("03", "stdout P lo")]);
+        std::fs::rename(path.join("0.log.1"), path.join("0.log.3")).unwrap();
+        std::fs::rename(path.join("0.log"), path.join("0.log.2")).unwrap();
+        append(&path.join("0.log.1"), &[("03", "stdout F ng")]);
         append(&path.join("0.log"), &[("04", "stdout F four")]);
+        assert_eq!(lines.recv().await.unwrap().bytes, b"lo");
+        assert_eq!(lines.recv().await.unwrap().bytes, b"ng\n");
         ended.cancel();
         assert_eq!(lines.recv().await.unwrap().bytes, b"four\n");
         assert!(lines.recv().await.is_none());

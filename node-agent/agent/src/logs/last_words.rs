@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-use super::{Parsed, current, parse};
+use super::current;
+use super::lines::{Record, parse};
 
 /// As a kubelet takes it: the text of so many records, and of that so many bytes.
 const RECORDS: usize = 80;
@@ -15,14 +16,14 @@ const READ: u64 = 64 * 1024;
 /// The end of an attempt's log, as it was written.
 pub(crate) fn last_words(directory: &Path, attempt: u32) -> String {
     let written = end_of(&current(directory, attempt)).unwrap_or_default();
-    let records: Vec<Parsed<'_>> = written
+    let records: Vec<Record<'_>> = written
         .split(|byte| *byte == b'\n')
         .filter_map(parse)
         .collect();
     let mut words = Vec::new();
     for record in records.iter().skip(records.len().saturating_sub(RECORDS)) {
         words.extend_from_slice(record.text);
-        if record.whole {
+        if record.ends {
             words.push(b'\n');
         }
     }

@@ -1,12 +1,18 @@
 //! `gantry logs`.
 
-use anyhow::{Result, bail};
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use futures::{AsyncReadExt, StreamExt};
 use gantry_api::paths;
 use serde_json::Value;
 
 use crate::client::{Call, Cluster};
-use crate::output;
+use crate::duration;
+
+/// A longer line of one of several pods may have another pod's lines in it.
+const LINE: usize = 1 << 20;
 
 /// Print the logs of a container
 #[derive(Debug, clap::Args)]
@@ -25,9 +31,15 @@ pub(crate) struct Logs {
     /// Only the last lines
     #[arg(long, default_value_t = -1, allow_hyphen_values = true)]
     tail: i64,
-    /// Only the last seconds
+    /// Only what was written within this time, e.g. 30s, 5m or 2h
+    #[arg(long, value_parser = duration::parse)]
+    since: Option<Duration>,
+    /// Only what was written since then, e.g. 2026-01-31T12:00:00Z
+    #[arg(long, conflicts_with = "since")]
+    since_time: Option<String>,
+    /// Stop after so many bytes
     #[arg(long)]
-    since: Option<String>,
+    limit_bytes: Option<u64>,
     /// A time before each line
     #[arg(long)]
     timestamps: bool,
@@ -43,12 +55,13 @@ impl Logs {
             (None, Some(selector)) => pods_matching(cluster, selector).await?,
             _ => bail!("name a pod or give a selector with -l"),
         };
-        let streams = pods.iter().map(|pod| self.print(cluster, pod));
+        let several = pods.len() > 1;
+        let streams = pods.iter().map(|pod| self.print(cluster, pod, several));
         let results: Vec<Result<()>> = futures::stream::iter(streams).buffered(16).collect().await;
         results.into_iter().collect()
     }
 
-    async fn print(&self, cluster: &Cluster, pod: &str) -> Result<()> {
+    async fn print(&self, cluster: &Cluster, pod: &str, several: bool) -> Result<()> {
         let mut query: Vec<(&str, String)> = Vec::new();
         if let Some(container) = &self.container {
             query.push(("container", container.clone()));
@@ -66,7 +79,13 @@ impl Logs {
             query.push(("tailLines", self.tail.to_string()));
         }
         if let Some(since) = &self.since {
-            query.push(("sinceSeconds", seconds(since)?.to_string()));
+            query.push(("sinceSeconds", since.as_secs().to_string()));
+        }
+        if let Some(time) = &self.since_time {
+            query.push(("sinceTime", time.clone()));
+        }
+        if let Some(limit) = self.limit_bytes {
+            query.push(("limitBytes", limit.to_string()));
         }
         let query: Vec<(&str, &str)> = query
             .iter()
@@ -80,27 +99,44 @@ impl Logs {
         };
         let mut stream = Box::pin(cluster.stream(call).await?);
         let mut buffer = vec![0; 64 * 1024];
+        let mut begun = Vec::new();
         loop {
             let count = stream.read(&mut buffer).await?;
             if count == 0 {
+                return print(&begun).map(drop);
+            }
+            let goes_on = match several {
+                false => print(&buffer[..count])?,
+                true => {
+                    begun.extend_from_slice(&buffer[..count]);
+                    print(&whole_lines(&mut begun))?
+                }
+            };
+            if !goes_on {
                 return Ok(());
             }
-            output::print(&String::from_utf8_lossy(&buffer[..count]))?;
         }
     }
 }
 
-/// `5s`, `2m`, `1h` or plain seconds.
-fn seconds(text: &str) -> Result<u64> {
-    let (digits, unit) = match text.char_indices().last() {
-        Some((last, 's')) => (&text[..last], 1),
-        Some((last, 'm')) => (&text[..last], 60),
-        Some((last, 'h')) => (&text[..last], 3600),
-        _ => (text, 1),
+/// Takes what ends with a line, and a line that is too long to wait for its end.
+fn whole_lines(begun: &mut Vec<u8>) -> Vec<u8> {
+    let end = match begun.iter().rposition(|byte| *byte == b'\n') {
+        Some(newline) => newline + 1,
+        None if begun.len() > LINE => begun.len(),
+        None => 0,
     };
-    match digits.parse::<u64>() {
-        Ok(number) => Ok(number * unit),
-        Err(_) => bail!("--since: \"{text}\" is not a duration: write 30s, 5m or 2h"),
+    let rest = begun.split_off(end);
+    std::mem::replace(begun, rest)
+}
+
+/// Prints what a container wrote, which need not be text; whether anybody still reads it.
+fn print(bytes: &[u8]) -> Result<bool> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("writing to standard output"),
     }
 }
 
@@ -154,5 +190,22 @@ pub(crate) async fn pod_of(cluster: &Cluster, word: &str) -> Result<String> {
     {
         Some(pod) => Ok(pod),
         None => bail!("{} has no pods yet", mapping.display(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_several_pods_stay_whole() {
+        let mut begun = b"one\ntw".to_vec();
+        assert_eq!(whole_lines(&mut begun), b"one\n");
+        assert_eq!(whole_lines(&mut begun), b"");
+        begun.extend(b"o\n");
+        assert_eq!(whole_lines(&mut begun), b"two\n");
+        begun.resize(LINE + 1, b'x');
+        assert_eq!(whole_lines(&mut begun).len(), LINE + 1);
+        assert!(begun.is_empty());
     }
 }

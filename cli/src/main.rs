@@ -7,6 +7,7 @@
 mod client;
 mod cluster;
 mod duration;
+mod failures;
 mod manifest;
 mod output;
 mod process;

@@ -90,6 +90,10 @@ impl Target {
                 .collect();
         }
         let names = &words[1..];
+        anyhow::ensure!(
+            names.iter().all(|name| !name.is_empty()),
+            "resource name may not be empty"
+        );
         Ok(first
             .split(',')
             .filter(|resource| !resource.is_empty())
@@ -231,6 +235,7 @@ mod tests {
         let pair = Target::parse(&words("deploy a b")).expect("names");
         assert_eq!(pair[0].names, ["a", "b"]);
         assert!(Target::parse(&words("deploy/a b")).is_err());
+        assert!(Target::parse(&["deploy".to_owned(), String::new()]).is_err());
         assert!(Target::parse(&[]).is_err());
     }
 }

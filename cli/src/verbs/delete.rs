@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use futures::{AsyncBufReadExt, StreamExt};
 use gantry_api::json::Members;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::client::{Call, Cluster, Mapping, Target};
-use crate::{manifest, output};
+use crate::client::{ApiError, Call, Cluster, Mapping, Target};
+use crate::failures::Failures;
+use crate::manifest::{self, Manifest};
+use crate::output;
 
 /// Delete objects
 #[derive(Debug, clap::Args)]
@@ -17,8 +19,11 @@ pub(crate) struct Delete {
     /// TYPE NAME... or TYPE/NAME...
     target: Vec<String>,
     /// Delete what these manifests name
-    #[arg(long, short = 'f')]
+    #[arg(long, short = 'f', conflicts_with = "target")]
     filename: Vec<String>,
+    /// Descend into directories
+    #[arg(long, short = 'R')]
+    recursive: bool,
     /// Delete the objects with these labels
     #[arg(long, short = 'l')]
     selector: Option<String>,
@@ -47,12 +52,15 @@ struct Victim {
     mapping: Mapping,
     namespace: String,
     name: String,
+    /// The manifest that it was read from.
+    source: Option<String>,
 }
 
 impl Delete {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
-        let victims = self.victims(cluster).await?;
-        if victims.is_empty() {
+        let mut failures = Failures::default();
+        let victims = self.victims(cluster, &mut failures).await?;
+        if victims.is_empty() && failures.is_empty() {
             eprintln!("No resources found");
         }
         let options = self.options();
@@ -86,15 +94,15 @@ impl Delete {
                     }
                 }
                 Err(error) if error.code() == Some(404) && self.ignore_not_found => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => failures.add(about(error, victim.source.as_deref())),
             }
         }
         if !self.no_wait && !self.force {
             for (victim, uid) in waiting {
-                gone(cluster, victim, &uid).await?;
+                failures.keep(gone(cluster, victim, &uid).await);
             }
         }
-        Ok(())
+        failures.finish()
     }
 
     fn options(&self) -> Value {
@@ -118,33 +126,13 @@ impl Delete {
         options
     }
 
-    async fn victims(&self, cluster: &Cluster) -> Result<Vec<Victim>> {
+    async fn victims(&self, cluster: &Cluster, failures: &mut Failures) -> Result<Vec<Victim>> {
         let mut victims = Vec::new();
         if !self.filename.is_empty() {
+            let manifests = manifest::read_all(&self.filename, self.recursive).await?;
             // Last created, first deleted.
-            for manifest in manifest::read_all(&self.filename, false)
-                .await?
-                .iter()
-                .rev()
-            {
-                let Some(mapping) = cluster
-                    .mapping_of(manifest.api_version(), manifest.kind())
-                    .await?
-                else {
-                    bail!(
-                        "no matches for kind \"{}\" in version \"{}\"",
-                        manifest.kind(),
-                        manifest.api_version()
-                    );
-                };
-                victims.push(Victim {
-                    mapping: mapping.clone(),
-                    namespace: manifest
-                        .namespace()
-                        .unwrap_or(&cluster.namespace)
-                        .to_owned(),
-                    name: manifest.name().to_owned(),
-                });
+            for manifest in manifests.iter().rev() {
+                victims.extend(failures.keep(named(cluster, manifest).await));
             }
             return Ok(victims);
         }
@@ -163,6 +151,7 @@ impl Delete {
                 mapping: mapping.clone(),
                 namespace: cluster.namespace.clone(),
                 name,
+                source: None,
             }));
         }
         Ok(victims)
@@ -187,6 +176,54 @@ impl Delete {
     }
 }
 
+/// The object that a manifest names.
+async fn named(cluster: &Cluster, manifest: &Manifest) -> Result<Victim> {
+    let Some(mapping) = cluster
+        .mapping_of(manifest.api_version(), manifest.kind())
+        .await?
+    else {
+        bail!(
+            "resource mapping not found for name: \"{}\" namespace: \"{}\" from \"{}\": no matches for kind \"{}\" in version \"{}\"",
+            manifest.name(),
+            manifest.namespace().unwrap_or_default(),
+            manifest.source,
+            manifest.kind(),
+            manifest.api_version()
+        );
+    };
+    ensure!(
+        !manifest.name().is_empty(),
+        "error when deleting \"{}\": resource name may not be empty",
+        manifest.source
+    );
+    let namespace = manifest.namespace().unwrap_or(&cluster.namespace);
+    Ok(Victim {
+        mapping: mapping.clone(),
+        namespace: namespace.to_owned(),
+        name: manifest.name().to_owned(),
+        source: Some(manifest.source.clone()),
+    })
+}
+
+/// A refusal that names the manifest, as kubectl words it.
+fn about(error: ApiError, source: Option<&str>) -> ApiError {
+    match (error, source) {
+        (
+            ApiError::Status {
+                code,
+                reason,
+                message,
+            },
+            Some(source),
+        ) => ApiError::Status {
+            code,
+            reason,
+            message: format!("error when deleting \"{source}\": {message}"),
+        },
+        (error, _) => error,
+    }
+}
+
 /// Waits until an object of this uid no longer exists, by watching it.
 async fn gone(cluster: &Cluster, victim: &Victim, uid: &Value) -> Result<()> {
     let bar = output::spinner(format!(
@@ -198,13 +235,18 @@ async fn gone(cluster: &Cluster, victim: &Victim, uid: &Value) -> Result<()> {
         .mapping
         .path(Some(&victim.namespace), Some(&victim.name));
     let collection = victim.mapping.path(Some(&victim.namespace), None);
-    while Instant::now() < deadline {
+    loop {
         let Some(object) = cluster.find(&path).await? else {
             break;
         };
         if object["metadata"]["uid"] != *uid {
             break;
         }
+        ensure!(
+            Instant::now() < deadline,
+            "timed out waiting for the condition on {}",
+            victim.mapping.display(&victim.name)
+        );
         let selector = format!("metadata.name={}", victim.name);
         let revision = object["metadata"]["resourceVersion"]
             .as_str()

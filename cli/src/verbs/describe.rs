@@ -5,6 +5,7 @@ use gantry_api::paths;
 use serde_json::Value;
 
 use crate::client::{Call, Cluster, Mapping, Target};
+use crate::failures::Failures;
 use crate::output;
 
 /// Show objects in detail, with their events
@@ -21,12 +22,13 @@ pub(crate) struct Describe {
 impl Describe {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
         let mut texts = Vec::new();
+        let mut failures = Failures::default();
         for target in Target::parse(&self.target)? {
             let mapping = cluster.mapping(&target.resource).await?.clone();
             let mut objects = Vec::new();
             for name in &target.names {
                 let path = mapping.path(Some(&cluster.namespace), Some(name));
-                objects.push(cluster.call(Call::get(&path)).await?);
+                objects.extend(failures.keep(cluster.call(Call::get(&path)).await));
             }
             if target.names.is_empty() {
                 let selector = self.selector.as_deref().unwrap_or_default();
@@ -37,17 +39,19 @@ impl Describe {
                         query: &query,
                         ..Call::get(&path)
                     })
-                    .await?;
+                    .await;
+                let list = failures.keep(list).unwrap_or_default();
                 objects.extend(list["items"].as_array().into_iter().flatten().cloned());
             }
             for object in objects {
-                texts.push(describe(cluster, &mapping, &object).await?);
+                texts.extend(failures.keep(describe(cluster, &mapping, &object).await));
             }
         }
-        if texts.is_empty() {
+        if texts.is_empty() && failures.is_empty() {
             eprintln!("No resources found in {} namespace.", cluster.namespace);
         }
-        output::print(&texts.join("\n\n"))
+        output::print(&texts.join("\n\n"))?;
+        failures.finish()
     }
 }
 

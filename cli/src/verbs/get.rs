@@ -1,19 +1,30 @@
 //! `gantry get`: tables, YAML, JSON, names, and watching.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use futures::{AsyncBufReadExt, StreamExt};
 use gantry_api::json::Members;
 use serde_json::{Value, json};
 
-use crate::client::{Call, Cluster, Mapping, Target};
+use crate::client::{ApiError, Call, Cluster, Mapping, Target};
+use crate::failures::Failures;
+use crate::manifest;
 use crate::output::{self, Format, TableLayout};
 
 /// List or show objects
 #[derive(Debug, clap::Args)]
 pub(crate) struct Get {
     /// TYPE[,TYPE...] [NAME...] or TYPE/NAME...; `all` for what people usually mean
-    #[arg(required = true)]
+    #[arg(required_unless_present = "filename")]
     target: Vec<String>,
+    /// Show what these manifests name
+    #[arg(long, short = 'f', conflicts_with = "target")]
+    filename: Vec<String>,
+    /// Descend into directories
+    #[arg(long, short = 'R')]
+    recursive: bool,
+    /// Do not fail when an object does not exist
+    #[arg(long)]
+    ignore_not_found: bool,
     /// Output format: wide, yaml, json or name
     #[arg(long, short)]
     output: Option<String>,
@@ -38,6 +49,8 @@ pub(crate) struct Get {
 struct Query {
     mapping: Mapping,
     path: String,
+    /// None where objects of all namespaces are asked for.
+    namespace: Option<String>,
     name: Option<String>,
     parameters: Vec<(&'static str, String)>,
 }
@@ -45,13 +58,67 @@ struct Query {
 impl Get {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
         let format = Format::parse(self.output.as_deref())?;
-        let queries = self.queries(cluster).await?;
-        let several = queries.len() > 1;
-        match format {
-            Format::Table { wide } if self.watch => self.watch(cluster, &queries, wide).await,
-            Format::Table { wide } => self.tables(cluster, &queries, wide, several).await,
-            _ => self.documents(cluster, &queries, format).await,
+        let mut failures = Failures::default();
+        let queries = match self.filename.is_empty() {
+            true => self.queries(cluster).await?,
+            false => self.named(cluster, &mut failures).await?,
+        };
+        if let Format::Table { wide } = format
+            && self.watch
+        {
+            failures.finish()?;
+            return self.watch(cluster, &queries, wide).await;
         }
+        let mut found = Vec::new();
+        for query in &queries {
+            match fetch(cluster, query, format).await {
+                Ok(answer) => found.push((query, answer)),
+                Err(error) if error.code() == Some(404) && self.ignore_not_found => {}
+                Err(error) => failures.add(error),
+            }
+        }
+        // Of one object that could not be had there is nothing to print, not even a list of none.
+        let single = matches!(queries.as_slice(), [Query { name: Some(_), .. }]);
+        if !found.is_empty() || !single {
+            match format {
+                Format::Table { wide } => {
+                    self.tables(cluster, &queries, found, wide, failures.is_empty())?;
+                }
+                _ => self.documents(found, single, format)?,
+            }
+        }
+        failures.finish()
+    }
+
+    /// What manifests name.
+    async fn named(&self, cluster: &Cluster, failures: &mut Failures) -> Result<Vec<Query>> {
+        let mut queries = Vec::new();
+        for manifest in manifest::read_all(&self.filename, self.recursive).await? {
+            let (version, kind) = (manifest.api_version(), manifest.kind());
+            let Some(mapping) = cluster.mapping_of(version, kind).await? else {
+                failures.add(anyhow!(
+                    "resource mapping not found for name: \"{}\" namespace: \"{}\" from \"{}\": no matches for kind \"{kind}\" in version \"{version}\"",
+                    manifest.name(),
+                    manifest.namespace().unwrap_or_default(),
+                    manifest.source,
+                ));
+                continue;
+            };
+            if manifest.name().is_empty() {
+                let source = &manifest.source;
+                failures.add(anyhow!("{source}: resource name may not be empty"));
+                continue;
+            }
+            let namespace = manifest.namespace().unwrap_or(&cluster.namespace);
+            queries.push(Query {
+                path: mapping.path(Some(namespace), Some(manifest.name())),
+                mapping: mapping.clone(),
+                namespace: Some(namespace.to_owned()),
+                name: Some(manifest.name().to_owned()),
+                parameters: Vec::new(),
+            });
+        }
+        Ok(queries)
     }
 
     async fn queries(&self, cluster: &Cluster) -> Result<Vec<Query>> {
@@ -84,6 +151,7 @@ impl Get {
                     queries.push(Query {
                         path: mapping.path(namespace, name.as_deref()),
                         mapping: mapping.clone(),
+                        namespace: namespace.map(str::to_owned),
                         name: name.clone(),
                         parameters,
                     });
@@ -105,18 +173,19 @@ impl Get {
         }
     }
 
-    async fn tables(
+    /// `complete`: nothing has failed.
+    fn tables(
         &self,
         cluster: &Cluster,
         queries: &[Query],
+        found: Vec<(&Query, Value)>,
         wide: bool,
-        several: bool,
+        complete: bool,
     ) -> Result<()> {
         let mut sections = Vec::new();
         // Consecutive names of one resource share a table.
         let mut open: Option<(String, Value, TableLayout)> = None;
-        for query in queries {
-            let table = fetch(cluster, query, Format::Table { wide }).await?;
+        for (query, table) in found {
             match &mut open {
                 Some((resource, rows, _)) if *resource == query.mapping.qualified() => {
                     let more = table["rows"].as_array().cloned().unwrap_or_default();
@@ -126,8 +195,7 @@ impl Get {
                 }
                 _ => {
                     sections.extend(open.take());
-                    let prefixed =
-                        several && queries.iter().any(|other| other.mapping != query.mapping);
+                    let prefixed = queries.iter().any(|other| other.mapping != query.mapping);
                     open = Some((
                         query.mapping.qualified(),
                         table,
@@ -146,7 +214,7 @@ impl Get {
             })
             .map(|(_, table, layout)| layout.render(table))
             .collect();
-        if texts.is_empty() {
+        if texts.is_empty() && complete && !self.ignore_not_found {
             let scoped =
                 !self.all_namespaces && queries.iter().all(|query| query.mapping.namespaced);
             match scoped {
@@ -157,10 +225,9 @@ impl Get {
         output::print(&texts.join("\n"))
     }
 
-    async fn documents(&self, cluster: &Cluster, queries: &[Query], format: Format) -> Result<()> {
+    fn documents(&self, found: Vec<(&Query, Value)>, single: bool, format: Format) -> Result<()> {
         let mut objects = Vec::new();
-        for query in queries {
-            let answer = fetch(cluster, query, format).await?;
+        for (query, answer) in found {
             match query.name {
                 Some(_) => objects.push((query, answer)),
                 None => {
@@ -187,7 +254,6 @@ impl Get {
                 .collect();
             return output::print(&names);
         }
-        let single = matches!(queries, [Query { name: Some(_), .. }]);
         let document = match objects.as_slice() {
             [(_, object)] if single => object.clone(),
             _ => json!({
@@ -205,13 +271,7 @@ impl Get {
             anyhow::bail!("you may only watch one resource or object at a time");
         };
         let mut layout = self.layout(query, wide, false);
-        let path = match query.name {
-            Some(_) => query.mapping.path(
-                (!self.all_namespaces).then_some(cluster.namespace.as_str()),
-                None,
-            ),
-            None => query.path.clone(),
-        };
+        let path = query.mapping.path(query.namespace.as_deref(), None);
         let mut parameters: Vec<(&str, String)> = query.parameters.clone();
         if let Some(name) = &query.name {
             parameters.push(("fieldSelector", format!("metadata.name={name}")));
@@ -257,7 +317,7 @@ impl Get {
     }
 }
 
-async fn fetch(cluster: &Cluster, query: &Query, format: Format) -> Result<Value> {
+async fn fetch(cluster: &Cluster, query: &Query, format: Format) -> Result<Value, ApiError> {
     let parameters: Vec<(&str, &str)> = query
         .parameters
         .iter()
@@ -268,5 +328,5 @@ async fn fetch(cluster: &Cluster, query: &Query, format: Format) -> Result<Value
         accept: format.accept(),
         ..Call::get(&query.path)
     };
-    Ok(cluster.call(call).await?)
+    cluster.call(call).await
 }

@@ -9,6 +9,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::client::{Call, Cluster, Mapping, Target};
+use crate::failures::Failures;
 use crate::{duration, output};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -76,6 +77,7 @@ enum Action {
 
 impl Rollout {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
+        let mut failures = Failures::default();
         match &self.action {
             Action::Status {
                 target,
@@ -83,12 +85,12 @@ impl Rollout {
                 no_watch,
             } => {
                 for deployment in deployments(cluster, target).await? {
-                    deployment.status(cluster, *timeout, *no_watch).await?;
+                    failures.keep(deployment.status(cluster, *timeout, *no_watch).await);
                 }
             }
             Action::History { target, revision } => {
                 for deployment in deployments(cluster, target).await? {
-                    deployment.history(cluster, *revision).await?;
+                    failures.keep(deployment.history(cluster, *revision).await);
                 }
             }
             Action::Undo {
@@ -96,26 +98,26 @@ impl Rollout {
                 to_revision,
             } => {
                 for deployment in deployments(cluster, target).await? {
-                    deployment.undo(cluster, *to_revision).await?;
+                    failures.keep(deployment.undo(cluster, *to_revision).await);
                 }
             }
             Action::Pause { target } => {
                 for deployment in deployments(cluster, target).await? {
-                    deployment.set_paused(cluster, true).await?;
+                    failures.keep(deployment.set_paused(cluster, true).await);
                 }
             }
             Action::Resume { target } => {
                 for deployment in deployments(cluster, target).await? {
-                    deployment.set_paused(cluster, false).await?;
+                    failures.keep(deployment.set_paused(cluster, false).await);
                 }
             }
             Action::Restart { target } => {
                 for deployment in deployments(cluster, target).await? {
-                    deployment.restart(cluster).await?;
+                    failures.keep(deployment.restart(cluster).await);
                 }
             }
         }
-        Ok(())
+        failures.finish()
     }
 }
 

@@ -1,11 +1,12 @@
 //! `gantry scale`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use gantry_api::json::Members;
 use http::Method;
 use serde_json::json;
 
-use crate::client::{Call, Cluster, Target};
+use crate::client::{Call, Cluster, Mapping, Target};
+use crate::failures::Failures;
 use crate::output;
 
 /// Set the number of replicas
@@ -24,6 +25,7 @@ pub(crate) struct Scale {
 
 impl Scale {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
+        let mut failures = Failures::default();
         for target in Target::parse(&self.target)? {
             let mapping = cluster.mapping(&target.resource).await?;
             if target.names.is_empty() {
@@ -34,29 +36,32 @@ impl Scale {
                 );
             }
             for name in &target.names {
-                let object = mapping.path(Some(&cluster.namespace), Some(name));
-                let path = format!("{object}/scale");
-                let mut patch = json!({"spec": {"replicas": self.replicas}});
-                if let Some(expected) = self.current_replicas {
-                    let scale = cluster.call(Call::get(&path)).await?;
-                    if scale["spec"]["replicas"].as_i64() != Some(expected) {
-                        bail!(
-                            "expected {expected} replicas of {}, found {}",
-                            mapping.display(name),
-                            scale["spec"]["replicas"]
-                        );
-                    }
-                    *patch.member(&["metadata"]) =
-                        json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
-                }
-                let call = Call {
-                    content_type: "application/merge-patch+json",
-                    ..Call::send(Method::PATCH, &path, &patch)
-                };
-                cluster.call(call).await?;
-                output::report(mapping, name, "scaled")?;
+                failures.keep(self.scale(cluster, mapping, name).await);
             }
         }
-        Ok(())
+        failures.finish()
+    }
+
+    async fn scale(&self, cluster: &Cluster, mapping: &Mapping, name: &str) -> Result<()> {
+        let object = mapping.path(Some(&cluster.namespace), Some(name));
+        let path = format!("{object}/scale");
+        let mut patch = json!({"spec": {"replicas": self.replicas}});
+        if let Some(expected) = self.current_replicas {
+            let scale = cluster.call(Call::get(&path)).await?;
+            ensure!(
+                scale["spec"]["replicas"].as_i64() == Some(expected),
+                "expected {expected} replicas of {}, found {}",
+                mapping.display(name),
+                scale["spec"]["replicas"]
+            );
+            *patch.member(&["metadata"]) =
+                json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+        }
+        let call = Call {
+            content_type: "application/merge-patch+json",
+            ..Call::send(Method::PATCH, &path, &patch)
+        };
+        cluster.call(call).await?;
+        output::report(mapping, name, "scaled")
     }
 }

@@ -4,7 +4,8 @@ use anyhow::{Result, bail};
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::client::{Call, Cluster, Target};
+use crate::client::{Call, Cluster, Mapping, Target};
+use crate::failures::Failures;
 use crate::output;
 
 /// Change a part of objects
@@ -38,29 +39,39 @@ impl Set {
         if images.is_empty() {
             bail!("at least one CONTAINER=IMAGE pair is needed, e.g. web=nginx:1.29");
         }
+        let mut failures = Failures::default();
         for target in Target::parse(&target)? {
             let mapping = cluster.mapping(&target.resource).await?;
             for name in &target.names {
-                let path = mapping.path(Some(&cluster.namespace), Some(name));
-                let object = cluster.call(Call::get(&path)).await?;
-                let pointer = if mapping.kind == "Pod" {
-                    "/spec"
-                } else {
-                    "/spec/template/spec"
-                };
-                let patch = patch(&object, pointer, &images)?;
-                let call = Call {
-                    content_type: "application/strategic-merge-patch+json",
-                    ..Call::send(Method::PATCH, &path, &patch)
-                };
-                let changed = cluster.call(call).await?;
-                if changed["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
-                    output::report(mapping, name, "image updated")?;
-                }
+                failures.keep(set_images(cluster, mapping, name, &images).await);
             }
         }
-        Ok(())
+        failures.finish()
     }
+}
+
+async fn set_images(
+    cluster: &Cluster,
+    mapping: &Mapping,
+    name: &str,
+    images: &[(&str, &str)],
+) -> Result<()> {
+    let path = mapping.path(Some(&cluster.namespace), Some(name));
+    let object = cluster.call(Call::get(&path)).await?;
+    let pointer = match mapping.kind.as_str() {
+        "Pod" => "/spec",
+        _ => "/spec/template/spec",
+    };
+    let patch = patch(&object, pointer, images)?;
+    let call = Call {
+        content_type: "application/strategic-merge-patch+json",
+        ..Call::send(Method::PATCH, &path, &patch)
+    };
+    let changed = cluster.call(call).await?;
+    if changed["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+        output::report(mapping, name, "image updated")?;
+    }
+    Ok(())
 }
 
 /// A strategic merge patch that sets images by container name.

@@ -125,6 +125,19 @@ fn the_doctor_finds_nothing_wrong_and_changes_nothing() -> Result<()> {
         ensure!(report.contains(words), "{words:?} is missing:\n{report}");
     }
     ensure!(report.contains("the API server: Gantry"), "{report}");
+    // Wherever the cluster keeps its state: the kubeconfig says which one is meant, in that directory or as a copy.
+    let copy = cluster.data_dir().with_file_name("copy.kubeconfig");
+    std::fs::copy(cluster.data_dir().join("admin.kubeconfig"), &copy)?;
+    let copy = copy.display().to_string();
+    for arguments in [&["doctor"][..], &["doctor", "--kubeconfig", &copy]] {
+        // Whether the disk of the usual directory is good for anything is another matter.
+        let output = cluster.command(gantry()?).args(arguments).output()?;
+        let report = String::from_utf8(output.stdout)?;
+        ensure!(
+            report.contains("ok       routes"),
+            "{arguments:?}: {report}"
+        );
+    }
     // What it tries out is called so, and the directory it makes is called after it.
     for (program, arguments) in [
         ("ip", &["-o", "link"][..]),

@@ -114,6 +114,14 @@ impl Credentials {
         self.read().await.map(|(_, config)| config)
     }
 
+    /// The directory of the kubeconfig, with the one spelling that data directories have: the cluster's data directory, for
+    /// the file that `gantry up` leaves there.
+    pub(crate) fn directory(&self) -> Option<PathBuf> {
+        let path = self.kubeconfig.clone().or_else(default_kubeconfig)?;
+        let path = std::path::absolute(path).ok()?;
+        path.parent()?.canonicalize().ok()
+    }
+
     async fn read(&self) -> Result<(Kubeconfig, kube::Config)> {
         let Some(path) = self.kubeconfig.clone().or_else(default_kubeconfig) else {
             bail!(

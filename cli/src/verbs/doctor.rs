@@ -44,19 +44,21 @@ pub(crate) struct Doctor {
 impl Doctor {
     /// Answers with failure when a check has failed; warnings are none.
     pub(crate) async fn run(&self, credentials: &Credentials) -> Result<ExitCode> {
-        let (in_cluster, service_cidr) = cluster::check(credentials).await;
+        let told = cluster::check(credentials).await;
         let machine = machine::Machine {
             data_dir: &self.data_dir,
+            cluster_dir: credentials.directory(),
+            node_pods: told.pods,
             address: self.address,
             pod_cidr: self.pod_cidr,
             service_cidr: self
                 .service_cidr
-                .or(service_cidr)
+                .or(told.services)
                 .unwrap_or(machine::SERVICES),
         };
         let report = Report {
             machine: machine.check().await,
-            cluster: in_cluster,
+            cluster: told.findings,
         };
         match self.output.as_deref() {
             Some(_) => output::print(&report.json()?)?,

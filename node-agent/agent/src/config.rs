@@ -115,6 +115,17 @@ impl AgentConfig {
     }
 }
 
+/// Whether a link's name is one of those that agents give: the network prefix of some directory, and what it is.
+pub fn is_agents_link(name: &str) -> bool {
+    let rest = name
+        .strip_prefix('g')
+        .and_then(|rest| rest.split_once(['-', '.']));
+    rest.is_some_and(|(hash, what)| {
+        let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        hash.len() == 6 && hash.bytes().all(digits) && !what.is_empty()
+    })
+}
+
 /// A short name for a directory: the same for the same path, and very unlikely to be another's.
 fn prefix(data_dir: &Path) -> String {
     let absolute = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
@@ -144,5 +155,17 @@ mod tests {
         );
         assert_ne!(one.network_prefix, other.network_prefix);
         assert_eq!(one.network_prefix.len(), 7);
+        assert!(is_agents_link(&format!("{}-br", one.network_prefix)));
+        assert!(is_agents_link("g00af3c.12"));
+        for other in [
+            "eth0",
+            "g00af3c",
+            "g00af3c-",
+            "g00af3cd-br",
+            "g00AF3C-br",
+            "docker-br",
+        ] {
+            assert!(!is_agents_link(other), "{other}");
+        }
     }
 }

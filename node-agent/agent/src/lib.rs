@@ -53,6 +53,6 @@ mod streams;
 mod tokens;
 
 pub use agent::{Agent, teardown};
-pub use config::AgentConfig;
+pub use config::{AgentConfig, is_agents_link};
 pub use identity::NodeIdentity;
 pub use local_api::relay_api;

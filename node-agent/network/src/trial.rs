@@ -234,10 +234,10 @@ pub fn pod_mtu(address: Option<Ipv4Addr>) -> Result<(String, u32), NetworkError>
 }
 
 /// This machine's routes to any of some ranges, with the links they lead to: packets to pods or services would go there
-/// instead, or the other way around. What an agent with this prefix has made itself is left out.
+/// instead, or the other way around. What agents with these prefixes have made themselves is left out.
 pub fn routes_into(
     ranges: &[Ipv4Net],
-    prefix: &str,
+    prefixes: &[String],
 ) -> Result<Vec<(Ipv4Net, String)>, NetworkError> {
     let mut netlink = Netlink::open()?;
     let names: BTreeMap<u32, String> = all_links(&mut netlink)?
@@ -247,8 +247,10 @@ pub fn routes_into(
     let request = RouteNetlinkMessage::GetRoute(RouteMessageBuilder::<Ipv4Addr>::new().build());
     let found = netlink.dump("listing routes", request)?;
     let own = |link: &str| {
-        let rest = link.strip_prefix(prefix);
-        !prefix.is_empty() && rest.is_some_and(|rest| rest.starts_with(['-', '.']))
+        prefixes.iter().any(|prefix| {
+            let rest = link.strip_prefix(prefix.as_str());
+            !prefix.is_empty() && rest.is_some_and(|rest| rest.starts_with(['-', '.']))
+        })
     };
     let foreign = found.iter().filter_map(|message| {
         let RouteNetlinkMessage::NewRoute(route) = message else {

@@ -79,7 +79,8 @@ fn routes_of_others_into_the_clusters_ranges_are_found() {
         let _network = BridgeNetwork::new(lab.node.clone()).unwrap();
         let ranges = [lab.node.cluster_pod_cidr, lab.node.service_cidr];
         let overlapping = |prefix: &str| {
-            let found = routes_into(&ranges, prefix).unwrap();
+            let prefixes = ["unknown".to_owned(), prefix.to_owned()];
+            let found = routes_into(&ranges, &prefixes).unwrap();
             let words = found.iter().map(|(net, link)| format!("{net} {link}"));
             words.collect::<Vec<_>>()
         };

@@ -22,16 +22,27 @@ const SKEW: SignedDuration = SignedDuration::from_secs(5);
 /// The resolution of times in answers.
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
-/// Everything about the cluster, and the addresses of its services where it tells.
-pub(super) async fn check(credentials: &Credentials) -> (Vec<Finding>, Option<Ipv4Net>) {
+/// What the cluster tells.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) findings: Vec<Finding>,
+    /// The addresses of services.
+    pub(super) services: Option<Ipv4Net>,
+    /// The addresses of each node's pods.
+    pub(super) pods: Vec<Ipv4Net>,
+}
+
+/// Everything about the cluster, as far as it answers.
+pub(super) async fn check(credentials: &Credentials) -> Told {
+    let mut told = Told::default();
+    let findings = &mut told.findings;
     let cluster = match Cluster::connect(credentials).await {
         Ok(cluster) => cluster,
         Err(error) => {
-            let finding = Finding::skipped("API", format!("not asked: {error:#}"));
-            return (vec![finding], None);
+            findings.push(Finding::skipped("API", format!("not asked: {error:#}")));
+            return told;
         }
     };
-    let mut findings = Vec::new();
     if let Some(own) = cluster.certificate {
         findings.push(certificates::own(own, Timestamp::now()));
     }
@@ -39,12 +50,15 @@ pub(super) async fn check(credentials: &Credentials) -> (Vec<Finding>, Option<Ip
         Ok(finding) => findings.push(finding),
         Err(finding) => {
             findings.push(finding);
-            return (findings, None);
+            return told;
         }
     }
     findings.extend(servers(credentials, &cluster).await);
     match cluster.call(Call::get("/api/v1/nodes")).await {
-        Ok(found) => findings.extend(nodes::check(&found)),
+        Ok(found) => {
+            findings.extend(nodes::check(&found));
+            told.pods = pod_cidrs(&found);
+        }
         Err(error) => findings.push(unasked("nodes", &error)),
     }
     match cluster.call(Call::get("/gantry/v1/certificates")).await {
@@ -56,7 +70,14 @@ pub(super) async fn check(credentials: &Credentials) -> (Vec<Finding>, Option<Ip
             "/apis/networking.k8s.io/v1/servicecidrs/kubernetes",
         ))
         .await;
-    (findings, ranges.ok().as_ref().and_then(service_cidr))
+    told.services = ranges.ok().as_ref().and_then(service_cidr);
+    told
+}
+
+fn pod_cidrs(nodes: &Value) -> Vec<Ipv4Net> {
+    let nodes = nodes["items"].as_array().into_iter().flatten();
+    let ranges = nodes.filter_map(|node| node["spec"]["podCIDR"].as_str()?.parse().ok());
+    ranges.collect()
 }
 
 /// What this user may not see, or this cluster does not have.
@@ -242,5 +263,10 @@ mod tests {
             Some("10.40.0.0/16".parse().expect("a range"))
         );
         assert_eq!(service_cidr(&json!({})), None);
+        let nodes = json!({"items": [{"spec": {"podCIDR": "10.40.3.0/24"}}, {"spec": {}}]});
+        assert_eq!(
+            pod_cidrs(&nodes),
+            ["10.40.3.0/24".parse().expect("a range")]
+        );
     }
 }

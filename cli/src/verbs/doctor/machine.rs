@@ -21,6 +21,10 @@ const API_PORT: u16 = 6443;
 /// What is looked at.
 pub(super) struct Machine<'a> {
     pub(super) data_dir: &'a Path,
+    /// Where the cluster that was asked keeps its state, if that is on this machine.
+    pub(super) cluster_dir: Option<PathBuf>,
+    /// The addresses of each of its nodes' pods.
+    pub(super) node_pods: Vec<Ipv4Net>,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) pod_cidr: Ipv4Net,
     pub(super) service_cidr: Ipv4Net,
@@ -114,10 +118,16 @@ impl Machine<'_> {
     }
 
     fn routes(&self) -> Finding {
-        let prefix = agent_config(self.data_dir).network_prefix;
+        let directories = std::iter::once(self.data_dir).chain(self.cluster_dir.as_deref());
+        let prefixes: Vec<String> = directories
+            .map(|directory| agent_config(directory).network_prefix)
+            .collect();
         let ranges = [self.pod_cidr, self.service_cidr];
-        match gantry_network::routes_into(&ranges, &prefix) {
-            Ok(routes) => overlap(&routes, self.pod_cidr, self.service_cidr),
+        match gantry_network::routes_into(&ranges, &prefixes) {
+            Ok(mut routes) => {
+                routes.retain(|(route, link)| !is_own(*route, link, &self.node_pods));
+                overlap(&routes, self.pod_cidr, self.service_cidr)
+            }
             Err(error) => {
                 Finding::warning("routes", words(&error), "run 'gantry doctor' with sudo")
             }
@@ -267,6 +277,11 @@ fn held() -> Vec<Finding> {
     ]
 }
 
+/// Whether a route is that of the cluster's node which this machine is, wherever that keeps its state.
+fn is_own(route: Ipv4Net, link: &str, node_pods: &[Ipv4Net]) -> bool {
+    gantry_agent::is_agents_link(link) && node_pods.contains(&route)
+}
+
 fn overlap(routes: &[(Ipv4Net, String)], pods: Ipv4Net, services: Ipv4Net) -> Finding {
     let Some((route, link)) = routes.first() else {
         return Finding::ok(
@@ -358,6 +373,15 @@ mod tests {
             );
             assert!(found.fix.is_some_and(|fix| fix.contains(option)));
         }
+    }
+
+    #[test]
+    fn routes_of_the_cluster_that_was_asked_are_its_own() {
+        let net = |text: &str| text.parse::<Ipv4Net>().expect("a range");
+        let pods = [net("10.244.0.0/24"), net("10.244.1.0/24")];
+        assert!(is_own(net("10.244.1.0/24"), "g0a1b2c-br", &pods));
+        assert!(!is_own(net("10.244.1.0/24"), "cni0", &pods));
+        assert!(!is_own(net("10.244.2.0/24"), "g0a1b2c-br", &pods));
     }
 
     #[test]

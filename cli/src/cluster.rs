@@ -5,6 +5,7 @@ mod daemon;
 mod down;
 mod hosts;
 mod join_token;
+mod log;
 mod memory;
 mod place;
 mod recover;

@@ -1,5 +1,6 @@
 //! `gantry up --nodes`: hosts on one machine, made and removed without a trace.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -200,6 +201,90 @@ fn the_kubeconfig_works_while_one_of_three_servers_is_down() -> Result<()> {
         ensure!(again != pid, "{leader} has not been started again");
         Ok(())
     })
+}
+
+/// Puts a file where hosts would keep what is named.
+fn obstruct(cluster: &Cluster, what: &str) -> Result<()> {
+    let path = cluster.data_dir().join("hosts").join(what);
+    let parent = path.parent().context("a directory")?;
+    std::fs::create_dir_all(parent)?;
+    for directory in [cluster.data_dir().as_path(), parent] {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(std::fs::write(path, "in the way")?)
+}
+
+#[test]
+fn a_node_that_cannot_start_is_named_with_the_cause_and_nothing_stays() -> Result<()> {
+    let nodes = ["node-1", "node-2"];
+    // One that cannot even begin, and one that joins and then cannot go on.
+    for (obstacle, words) in [
+        ("node-2", "node-2 is a file"),
+        ("node-2/agent", "preparing"),
+    ] {
+        let cluster = Cluster::not_yet()?;
+        let data_dir = cluster.data_dir().display().to_string();
+        obstruct(&cluster, obstacle)?;
+        let arguments = ["up", "--nodes", "2", "--data-dir", &data_dir];
+        let (code, said) = cluster.fails(&gantry()?, &arguments)?;
+        ensure!(
+            code == 1 && said.contains("node-2: ") && said.contains(words),
+            "{obstacle:?}: {said}"
+        );
+        let left = traces(&cluster, &nodes)?;
+        ensure!(left.is_empty(), "{obstacle:?} left {left:#?}");
+
+        // The obstacle is in the way of nothing that ends, however often.
+        for arguments in [&[][..], &[], &["--purge"], &["--purge"]] {
+            gantry_in(&cluster, "down", arguments)
+                .with_context(|| format!("down {arguments:?} after {obstacle:?}"))?;
+        }
+        ensure!(!cluster.data_dir().exists(), "the state is still there");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cluster_that_was_killed_while_it_began_goes_down() -> Result<()> {
+    let cluster = Cluster::not_yet()?;
+    let data_dir = cluster.data_dir();
+    let mut up = cluster
+        .command(gantry()?)
+        .args(["up", "--foreground", "--nodes", "2", "--data-dir"])
+        .arg(&data_dir)
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    let begun = eventually("the first host to be there", || {
+        let host = data_dir.join("hosts/netns/host-1");
+        cluster.output("test", &["-e", &host.display().to_string()])
+    });
+    up.kill()?;
+    up.wait()?;
+    begun?;
+    for arguments in [&[][..], &["--purge"], &["--purge"]] {
+        gantry_in(&cluster, "down", arguments)?;
+        let left = traces(&cluster, &["node-1", "node-2"])?;
+        ensure!(left.is_empty(), "down {arguments:?} left {left:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_is_no_clusters_is_not_purged() -> Result<()> {
+    let cluster = Cluster::not_yet()?;
+    let data_dir = cluster.data_dir();
+    std::fs::create_dir_all(&data_dir)?;
+    std::fs::write(data_dir.join("notes"), "mine")?;
+    let arguments = [
+        "down",
+        "--purge",
+        "--data-dir",
+        &data_dir.display().to_string(),
+    ];
+    let (_, said) = cluster.fails(&gantry()?, &arguments)?;
+    ensure!(said.contains("holds something else"), "{said}");
+    ensure!(data_dir.join("notes").exists(), "it was deleted");
+    Ok(())
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! `gantry down`: stops the cluster of a data directory and removes what it made in the kernel.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
-use super::{Place, Record, agent, daemon, hosts, require_root};
+use super::{Place, Record, agent, daemon, hosts, place, require_root};
 use crate::output;
 
 /// How long the process may take to end after SIGTERM.
@@ -26,8 +26,14 @@ impl Down {
         require_root("down")?;
         let data_dir = &self.place.data_dir;
         if !data_dir.exists() {
-            bail!("there is no cluster in {}", data_dir.display());
+            return output::print(&format!("There is no cluster in {}\n", data_dir.display()));
         }
+        ensure!(
+            place::is_ours(data_dir)
+                .with_context(|| format!("looking at {}", data_dir.display()))?,
+            "there is no cluster in {}, which holds something else",
+            data_dir.display()
+        );
         if let Some(pid) = daemon::holder(data_dir) {
             let bar = output::spinner(format!("stopping gantry (pid {})", pid.as_raw_nonzero()));
             daemon::stop(data_dir, STOP_WITHIN).await?;
@@ -52,8 +58,31 @@ impl Down {
 
 /// Removes a data directory, which something may be mounted on. In it are trees that containers have made.
 fn remove(data_dir: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(data_dir)? {
-        gantry_durable::remove_tree(&entry?.path())?;
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(data_dir)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    // By a mark it is known as a cluster's, should the rest not go at once.
+    entries.sort_by_key(|path| path.file_name().is_some_and(place::is_mark));
+    for entry in entries {
+        gantry_durable::remove_tree(&entry)?;
     }
     std::fs::remove_dir(data_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_data_directory_is_still_known_as_one() -> Result<()> {
+        let base = tempfile::tempdir()?;
+        let directory = base.path().join("data");
+        std::fs::create_dir_all(directory.join("agent/images"))?;
+        std::fs::create_dir(directory.join("store"))?;
+        std::fs::write(directory.join("gantry.pid"), "1")?;
+        assert!(place::is_ours(&directory)?);
+        remove(&directory)?;
+        assert!(!directory.exists());
+        Ok(())
+    }
 }

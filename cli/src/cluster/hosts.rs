@@ -5,10 +5,10 @@
 //! first hosts a server runs beside the agent. The process behind `gantry up` makes the hosts, starts the others, starts
 //! them again should they end, and relays the API on loopback to whichever server lives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,7 +20,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::up::{self, Up, last_words};
+use super::log::last_words;
+use super::up::{self, Up};
 use super::{agent, daemon, join_token, place, require_root};
 use crate::client::{Cluster, Credentials};
 use crate::verbs::token::{self, Admits};
@@ -68,6 +69,15 @@ impl Record {
         let text = serde_json::to_string_pretty(self).context("writing JSON")?;
         gantry_tls::write(&path, &text, 0o600)
             .with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// As if there had never been any.
+    fn forget(data_dir: &Path) -> Result<()> {
+        let (path, link) = (data_dir.join(RECORD), data_dir.join("admin.kubeconfig"));
+        if link.is_symlink() {
+            std::fs::remove_file(&link).with_context(|| format!("removing {}", link.display()))?;
+        }
+        std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
     }
 
     /// What is to be there, from what is there already and what was asked for.
@@ -155,6 +165,11 @@ impl Record {
             .collect()
     }
 
+    /// Whether none of the hosts is there.
+    pub(super) fn is_down(&self, data_dir: &Path) -> Result<bool> {
+        Ok(!self.hosts(data_dir)?.any_there())
+    }
+
     fn hosts(&self, data_dir: &Path) -> Result<LocalHosts> {
         let prefix = super::agent_config(data_dir).network_prefix;
         Ok(LocalHosts::new(
@@ -171,6 +186,11 @@ fn name(number: u8) -> String {
 
 fn directory(data_dir: &Path, number: u8) -> PathBuf {
     data_dir.join("hosts").join(name(number))
+}
+
+/// Where the first host keeps its state.
+pub(super) fn first_directory(data_dir: &Path) -> PathBuf {
+    directory(data_dir, 1)
 }
 
 /// Enters a host: everything that this process does from now on happens there. While it has one thread.
@@ -226,11 +246,29 @@ pub(super) async fn run(up: &Up) -> Result<()> {
     );
     let existing = Record::load(data_dir)?;
     let record = Record::plan(existing.as_ref(), up.nodes, up.servers, || find_subnet(up))?;
+    let fresh = record.is_down(data_dir)?;
     record.save(data_dir)?;
-    // Left by a process that was killed; containers stay.
-    for directory in record.directories(data_dir) {
-        daemon::stop(&directory, STOP_WITHIN).await?;
+    let mut begun = false;
+    let ended = supervise(up, &record, fresh, &mut begun).await;
+    if ended.is_err() && fresh && !begun {
+        let removed = teardown(data_dir, &record).await;
+        match removed {
+            // Not even the first server has come to be: nothing binds the next attempt to these numbers.
+            Ok(()) if existing.is_none() && !founded(data_dir) => Record::forget(data_dir)?,
+            Ok(()) => {}
+            Err(error) => tracing::error!("removing what was made: {error:#}"),
+        }
     }
+    drop(lock);
+    ended
+}
+
+/// Makes the hosts, starts their processes, and keeps them running. `begun` is set once all of them have come as far as to
+/// run by themselves; `fresh`: nothing of them was there.
+async fn supervise(up: &Up, record: &Record, fresh: bool, begun: &mut bool) -> Result<()> {
+    let data_dir = up.data_dir();
+    // Left by a process that was killed; containers stay.
+    stop(data_dir, record).await?;
     let hosts = record.hosts(data_dir)?;
     let made = {
         let (hosts, nodes) = (hosts.clone(), record.nodes);
@@ -250,19 +288,19 @@ pub(super) async fn run(up: &Up) -> Result<()> {
         .collect();
     let supervisor = Supervisor {
         up,
-        record: &record,
+        record,
         hosts: &made,
+        fresh,
     };
     let relay = tokio::spawn(gantry_agent::relay_api(up.local_api, servers, stop.clone()));
     let mut running = Running::default();
     let ended = tokio::select! {
         result = up::terminated() => result,
-        result = relay => result.context("relaying the API")?,
-        result = supervisor.run(&mut running) => result,
+        result = relay => result.context("relaying the API").flatten(),
+        result = supervisor.run(&mut running, begun) => result,
     };
     stop.cancel();
     running.stop().await;
-    drop(lock);
     ended
 }
 
@@ -286,12 +324,18 @@ struct Supervisor<'a> {
     up: &'a Up,
     record: &'a Record,
     hosts: &'a [LocalHost],
+    /// None of the hosts was there before.
+    fresh: bool,
 }
 
 /// The hosts' processes, by number.
 #[derive(Default)]
 struct Running {
     processes: BTreeMap<u8, Child>,
+    /// How long the log of each was before its process was started.
+    logs: BTreeMap<u8, u64>,
+    /// Hosts that had no place in the cluster yet.
+    new: BTreeSet<u8>,
 }
 
 impl Running {
@@ -342,7 +386,10 @@ impl Supervisor<'_> {
         number == 1 || self.directory(number).join(identity).exists()
     }
 
-    async fn run(&self, running: &mut Running) -> Result<()> {
+    async fn run(&self, running: &mut Running, begun: &mut bool) -> Result<()> {
+        if !founded(self.up.data_dir()) {
+            running.new.insert(1);
+        }
         let known = (1..=self.record.nodes).filter(|number| self.is_member(*number));
         for number in known {
             self.start(running, number, None)?;
@@ -350,9 +397,12 @@ impl Supervisor<'_> {
         let new: Vec<u8> = (1..=self.record.nodes)
             .filter(|number| !self.is_member(*number))
             .collect();
+        running.new.extend(&new);
         if !new.is_empty() {
             self.join(running, &new).await?;
         }
+        // Whoever waits for the nodes sees what becomes of them.
+        *begun = true;
         self.keep(running).await
     }
 
@@ -364,8 +414,8 @@ impl Supervisor<'_> {
         let description = Some("hosts of 'gantry up'");
         if !nodes.is_empty() {
             let token = token::create(&cluster, Admits::Nodes, TOKEN_SECONDS, description).await?;
-            for number in nodes {
-                self.start(running, number, Some(&token))?;
+            for number in &nodes {
+                self.start(running, *number, Some(&token))?;
             }
         }
         if !servers.is_empty() {
@@ -380,7 +430,14 @@ impl Supervisor<'_> {
                 .await?;
             }
         }
-        Ok(())
+        // What keeps one from joining is said by its process, which ends.
+        self.until(running, "all nodes to join", async || {
+            nodes
+                .iter()
+                .all(|number| self.is_member(*number))
+                .then_some(())
+        })
+        .await
     }
 
     /// Waits until the first server answers.
@@ -411,11 +468,12 @@ impl Supervisor<'_> {
             ticks.tick().await;
             for (number, child) in &mut running.processes {
                 if let Some(status) = child.try_wait().context("waiting for a host")? {
-                    let log = self.log(*number);
-                    let words = last_words(&log, 0).unwrap_or_else(|| {
-                        format!("it ended with {status}; see {}", log.display())
-                    });
-                    bail!("{}: {words}", name(*number));
+                    let start = running.logs.get(number).copied().unwrap_or(0);
+                    bail!(
+                        "{}: {}",
+                        name(*number),
+                        self.last_words(*number, start, status)
+                    );
                 }
             }
             if let Some(value) = attempt().await {
@@ -429,12 +487,28 @@ impl Supervisor<'_> {
         )
     }
 
+    /// Why the process of a host has ended.
+    fn last_words(&self, number: u8, start: u64, status: ExitStatus) -> String {
+        let log = self.log(number);
+        last_words(&log, start)
+            .unwrap_or_else(|| format!("it ended with {status}; see {}", log.display()))
+    }
+
+    /// Whether the process of a host has come as far as agents do by themselves.
+    fn has_served(&self, number: u8) -> bool {
+        super::agent_config(&self.directory(number))
+            .image_socket()
+            .exists()
+    }
+
     /// Starts the process of a host; with a token, it joins the first host's cluster.
     fn start(&self, running: &mut Running, number: u8, token: Option<&str>) -> Result<()> {
         let host = &self.hosts[usize::from(number) - 1];
         let directory = self.directory(number);
-        place::prepare(&directory)?;
-        let log = daemon::open_log(&self.log(number))?;
+        place::prepare(&directory).with_context(|| name(number))?;
+        let log = daemon::open_log(&self.log(number)).with_context(|| name(number))?;
+        let length = log.metadata().map_or(0, |metadata| metadata.len());
+        running.logs.insert(number, length);
         let port = self.up.listen.port();
         let program = std::env::current_exe().context("finding this program's file")?;
         let mut command = Command::new(program);
@@ -480,11 +554,20 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    /// Starts again what ends, for ever.
+    /// Starts again what ends, for ever. What has never run cannot, and starting it again does not help.
     async fn keep(&self, running: &mut Running) -> Result<()> {
         let mut delays: BTreeMap<u8, Duration> = BTreeMap::new();
         loop {
             let (number, status) = first_ended(&mut running.processes).await?;
+            let never_ran = self.fresh && running.new.contains(&number) && !self.has_served(number);
+            if never_ran && status.code().is_some() {
+                let start = running.logs.get(&number).copied().unwrap_or(0);
+                bail!(
+                    "{}: {}",
+                    name(number),
+                    self.last_words(number, start, status)
+                );
+            }
             let delay = *delays
                 .entry(number)
                 .and_modify(|delay| *delay = (*delay * 2).min(AGAIN_AT_MOST))
@@ -498,9 +581,7 @@ impl Supervisor<'_> {
 }
 
 /// Waits for the first process that ends.
-async fn first_ended(
-    processes: &mut BTreeMap<u8, Child>,
-) -> Result<(u8, std::process::ExitStatus)> {
+async fn first_ended(processes: &mut BTreeMap<u8, Child>) -> Result<(u8, ExitStatus)> {
     let waiting = processes.iter_mut().map(|(number, child)| {
         Box::pin(async move { child.wait().await.map(|status| (*number, status)) })
     });
@@ -508,16 +589,39 @@ async fn first_ended(
     ended.context("waiting for a host's process")
 }
 
-/// Ends the hosts' processes and everything that they run, and removes the hosts.
-pub(super) async fn teardown(data_dir: &Path, record: &Record) -> Result<()> {
+/// Whether a first server has come to be, whose cluster this is.
+fn founded(data_dir: &Path) -> bool {
+    first_directory(data_dir).join("member.json").exists()
+}
+
+/// Ends the hosts' processes; containers stay.
+pub(super) async fn stop(data_dir: &Path, record: &Record) -> Result<()> {
     for directory in record.directories(data_dir) {
         daemon::stop(&directory, STOP_WITHIN).await?;
-        agent::teardown(&directory.join("agent")).await?;
+    }
+    Ok(())
+}
+
+/// Ends the hosts' processes and everything that they run, and removes the hosts, whatever of all that is there; goes on
+/// after an error and answers the first.
+pub(super) async fn teardown(data_dir: &Path, record: &Record) -> Result<()> {
+    let mut first = Ok(());
+    let mut keep = |result: Result<()>| {
+        if first.is_ok() {
+            first = result;
+        }
+    };
+    for (name, directory) in record.names().iter().zip(record.directories(data_dir)) {
+        let ended = match daemon::stop(&directory, STOP_WITHIN).await {
+            Ok(()) => agent::teardown(&directory.join("agent")).await,
+            Err(error) => Err(error),
+        };
+        keep(ended.with_context(|| name.clone()));
     }
     let hosts = record.hosts(data_dir)?;
-    tokio::task::spawn_blocking(move || hosts.teardown())
-        .await?
-        .context("removing hosts")
+    let removed = tokio::task::spawn_blocking(move || hosts.teardown());
+    keep(removed.await?.context("removing hosts"));
+    first
 }
 
 #[cfg(test)]

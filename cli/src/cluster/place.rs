@@ -3,6 +3,7 @@
 //! Names in the kernel (bridges, cgroups, run directories) follow from the directory's path, so a path is made absolute
 //! and free of links and `..` once, where the command line is read.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
@@ -162,8 +163,13 @@ pub(crate) fn prepare(data_dir: &Path) -> Result<()> {
         .with_context(named)
 }
 
+/// Whether a name in a data directory marks it as one.
+pub(super) fn is_mark(name: &OsStr) -> bool {
+    MARKS.iter().any(|mark| name == *mark)
+}
+
 /// Whether a directory is empty, or has been a cluster's.
-fn is_ours(directory: &Path) -> std::io::Result<bool> {
+pub(super) fn is_ours(directory: &Path) -> std::io::Result<bool> {
     if MARKS.iter().any(|mark| directory.join(mark).exists()) {
         return Ok(true);
     }

@@ -1,12 +1,13 @@
 //! `gantry up`: a cluster on this machine, server and agent in one process, ready when it returns.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use gantry_agent::NodeIdentity;
 use gantry_server::Server;
 use k8s_openapi::api::core::v1::Node;
@@ -14,6 +15,7 @@ use kube::Api;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::log::{last_trouble, last_words};
 use super::memory::Memory;
 use super::{
     Place, Record, agent, daemon, default_node_name, hosts, nodes, place, require_root, server,
@@ -21,8 +23,11 @@ use super::{
 use crate::client::Credentials;
 use crate::output;
 
-/// How long the node may take to become Ready.
+/// How long the node may take to become Ready, and each further one that is started beside it.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN_MORE: Duration = Duration::from_secs(5);
+/// How long a process that is not wanted any more may take to end.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// What a server's store reserves on its disk, and some for what it writes; less on small disks.
 const ROOM: u64 = 512 << 20;
 /// How long the agent may take to make it, and how often it is looked for.
@@ -132,8 +137,9 @@ impl Up {
         if self.makes_hosts()? {
             hosts::check(self)?;
         }
+        let fresh = is_down(data_dir)?;
+        let logs = Logs::of(data_dir);
         let log = data_dir.join("gantry.log");
-        let log_start = log.metadata().map_or(0, |metadata| metadata.len());
         let mut arguments: Vec<String> = std::env::args().skip(1).collect();
         arguments.push("--foreground".to_owned());
         let stdin = match self.join.token.is_on_stdin() {
@@ -145,9 +151,23 @@ impl Up {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let ready = runtime.block_on(self.wait_ready(&mut child, &log, log_start));
+        let ready = runtime.block_on(async {
+            tokio::select! {
+                ready = self.wait_ready(&mut child, &logs) => ready,
+                interrupted = terminated() => interrupted.and_then(|()| Err(anyhow!("interrupted"))),
+            }
+        });
         bar.finish_and_clear();
-        ready?;
+        if let Err(error) = ready {
+            return Err(match runtime.block_on(withdraw(data_dir, child, fresh)) {
+                Ok(()) if fresh => anyhow!(
+                    "{error:#}\nWhat was started is stopped again; its state is kept in {} ('gantry down --purge' deletes it)",
+                    data_dir.display()
+                ),
+                Ok(()) => error,
+                Err(left) => anyhow!("{error:#}\nStopping what was started: {left:#}"),
+            });
+        }
         output::print(&format!(
             "Cluster ready in {}: {}\n{}",
             short(started.elapsed()),
@@ -184,17 +204,31 @@ impl Up {
     }
 
     /// Waits until the node is Ready, or the process behind it has ended.
-    async fn wait_ready(&self, child: &mut Child, log: &Path, log_start: u64) -> Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
+    async fn wait_ready(&self, child: &mut Child, logs: &Logs) -> Result<()> {
+        let data_dir = &self.place.data_dir;
+        let log = data_dir.join("gantry.log");
+        let recorded = Record::load(data_dir)?.map_or(1, |record| record.names().len());
+        let nodes = recorded.max(self.nodes.unwrap_or(1).into());
+        let more = u32::try_from(nodes).unwrap_or(1).saturating_sub(1);
+        let within = READY_WITHIN + READY_WITHIN_MORE * more;
+        let deadline = Instant::now() + within;
         let mut ticks = tokio::time::interval(POLL);
         let mut client = None;
-        let mut waiting = vec!["the first server".to_owned()];
+        let first = match self.makes_hosts()? {
+            true => hosts::first_directory(data_dir),
+            false => data_dir.clone(),
+        };
+        let mut waiting = vec![Waiting {
+            name: "the first server".to_owned(),
+            directory: first,
+            says: None,
+        }];
         while Instant::now() < deadline {
             ticks.tick().await;
             if let Some(status) = child.try_wait().context("waiting for the cluster")? {
                 bail!(
                     "{}",
-                    last_words(log, log_start).unwrap_or_else(|| format!(
+                    last_words(&log, logs.length(&log)).unwrap_or_else(|| format!(
                         "gantry ended with {status}; see {}",
                         log.display()
                     ))
@@ -215,30 +249,54 @@ impl Up {
                 };
             }
             if let Some(client) = &client {
-                waiting = self.not_ready(client).await?;
+                let looked = tokio::time::timeout_at(deadline.into(), self.not_ready(client));
+                let Ok(found) = looked.await else { break };
+                waiting = found?;
                 if waiting.is_empty() {
                     return Ok(());
                 }
             }
         }
+        let waiting = waiting.into_iter().map(
+            |Waiting {
+                 name,
+                 directory,
+                 says,
+             }| {
+                let log = directory.join("gantry.log");
+                match last_trouble(&log, logs.length(&log)).or(says) {
+                    Some(trouble) => format!("{name}: {trouble} (see {})", log.display()),
+                    None => format!("{name} (see {})", log.display()),
+                }
+            },
+        );
+        let waiting: Vec<String> = waiting.collect();
         bail!(
-            "not Ready after {} s: {}; see {}",
-            READY_WITHIN.as_secs(),
-            waiting.join(", "),
-            log.display()
+            "not Ready after {} s: {}",
+            within.as_secs(),
+            waiting.join("; ")
         )
     }
 
     /// The nodes that are not Ready. Ready may be what an earlier run has left: the agent listens for images once it has
     /// taken its pods over.
-    async fn not_ready(&self, client: &kube::Client) -> Result<Vec<String>> {
+    async fn not_ready(&self, client: &kube::Client) -> Result<Vec<Waiting>> {
         let mut waiting = Vec::new();
         for (name, directory) in nodes(&self.place.data_dir)? {
             let name = name.unwrap_or_else(|| self.name());
             let socket = super::agent_config(&directory).image_socket();
-            if UnixStream::connect(&socket).is_err() || !is_ready(client, &name).await {
-                waiting.push(name);
-            }
+            let says = match UnixStream::connect(&socket) {
+                Ok(_) => match is_ready(client, &name).await {
+                    Ok(()) => continue,
+                    Err(says) => says,
+                },
+                Err(_) => None,
+            };
+            waiting.push(Waiting {
+                name,
+                directory,
+                says,
+            });
         }
         Ok(waiting)
     }
@@ -316,6 +374,68 @@ impl Up {
     }
 }
 
+/// A node that is not Ready.
+struct Waiting {
+    name: String,
+    /// Where it keeps its state, and its log.
+    directory: PathBuf,
+    /// Why, in its own words.
+    says: Option<String>,
+}
+
+/// How long the logs of a cluster's processes were before it was started.
+struct Logs(BTreeMap<PathBuf, u64>);
+
+impl Logs {
+    fn of(data_dir: &Path) -> Self {
+        let hosts = std::fs::read_dir(data_dir.join("hosts"));
+        let hosts = hosts.into_iter().flatten().flatten();
+        let directories = hosts.map(|host| host.path()).chain([data_dir.to_owned()]);
+        let lengths = directories.filter_map(|directory| {
+            let log = directory.join("gantry.log");
+            let length = log.metadata().ok()?.len();
+            Some((log, length))
+        });
+        Self(lengths.collect())
+    }
+
+    fn length(&self, log: &Path) -> u64 {
+        self.0.get(log).copied().unwrap_or(0)
+    }
+}
+
+/// Whether the kernel has nothing of a cluster: what there is later was made by whoever asks.
+fn is_down(data_dir: &Path) -> Result<bool> {
+    match Record::load(data_dir)? {
+        Some(record) => record.is_down(data_dir),
+        None => Ok(!super::agent_config(data_dir).run_dir.exists()),
+    }
+}
+
+/// Ends the process in the background and those that it has started; with `fresh`, what they have made in the kernel goes
+/// too. Containers of an earlier run stay.
+async fn withdraw(data_dir: &Path, mut child: Child, fresh: bool) -> Result<()> {
+    let own = child.id().to_string();
+    if daemon::holder(data_dir).is_some_and(|pid| pid.as_raw_nonzero().to_string() == own) {
+        daemon::stop(data_dir, STOP_WITHIN).await?;
+    }
+    // It may not have got as far as to take the directory, or may have ended by itself.
+    if child.try_wait()?.is_none() {
+        child.kill().context("ending gantry")?;
+    }
+    child.wait().context("waiting for the end of gantry")?;
+    let Ok(_lock) = daemon::Lock::acquire(data_dir) else {
+        // It was refused, because somebody else's runs there.
+        return Ok(());
+    };
+    match Record::load(data_dir)? {
+        Some(record) if fresh => hosts::teardown(data_dir, &record).await,
+        Some(record) => hosts::stop(data_dir, &record).await,
+        None if fresh => agent::teardown(&data_dir.join("agent")).await,
+        None => Ok(()),
+    }
+}
+
 /// Who holds the data directory, once a process that was just killed has let go of it.
 fn settled_holder(data_dir: &Path) -> Option<rustix::process::Pid> {
     let deadline = Instant::now() + LET_GO_WITHIN;
@@ -376,25 +496,17 @@ async fn node_identity(server: &Server, name: &str) -> Result<NodeIdentity> {
     })
 }
 
-/// The lines the process left in its log, from the last error on.
-pub(super) fn last_words(log: &Path, start: u64) -> Option<String> {
-    let text = std::fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(text.get(usize::try_from(start).ok()?..)?).into_owned();
-    let error = text
-        .rfind("error: ")
-        .map(|at| text[at + "error: ".len()..].trim().to_owned())?;
-    (!error.is_empty()).then_some(error)
-}
-
-async fn is_ready(client: &kube::Client, name: &str) -> bool {
-    let Ok(node) = Api::<Node>::all(client.clone()).get(name).await else {
-        return false;
-    };
-    node.status
-        .and_then(|status| status.conditions)
-        .into_iter()
-        .flatten()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+/// Whether a node is Ready; what it says, where it is not.
+async fn is_ready(client: &kube::Client, name: &str) -> Result<(), Option<String>> {
+    let node = Api::<Node>::all(client.clone()).get(name).await;
+    let status = node.ok().and_then(|node| node.status);
+    let conditions = status.and_then(|status| status.conditions);
+    let mut conditions = conditions.into_iter().flatten();
+    match conditions.find(|condition| condition.type_ == "Ready") {
+        Some(condition) if condition.status == "True" => Ok(()),
+        Some(condition) => Err(condition.message),
+        None => Err(None),
+    }
 }
 
 /// The address this machine uses towards the default route; loopback when it has none. Sends nothing.
@@ -408,24 +520,5 @@ pub(super) fn default_address() -> Ipv4Addr {
     match probe() {
         Ok(IpAddr::V4(address)) => address,
         _ => Ipv4Addr::LOCALHOST,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_error_of_this_run_is_told() {
-        let log = std::env::temp_dir().join(format!("gantry-log-{}", std::process::id()));
-        std::fs::write(
-            &log,
-            "error: an old one\nINFO started\nerror: port 6443 is in use\n",
-        )
-        .expect("writes");
-        assert_eq!(last_words(&log, 18).as_deref(), Some("port 6443 is in use"));
-        std::fs::write(&log, "error: an old one\nINFO started\n").expect("writes");
-        assert_eq!(last_words(&log, 18), None);
-        std::fs::remove_file(log).expect("removes");
     }
 }

@@ -577,21 +577,36 @@ async fn keep_facts(checkpoint: Checkpoint, mut welcomed: watch::Receiver<Option
 
 /// Ends every pod of an agent that no longer runs, and removes its network, mounts and cgroups. Images stay.
 pub async fn teardown(config: &AgentConfig) -> Result<()> {
-    let runtime =
-        ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods")?;
-    crate::pod::remove_all(&runtime, &images_dir(config), &config.pods_dir())
-        .await
-        .map_err(anyhow::Error::msg)
-        .context("ending the agent's pods")?;
-    runtime
-        .teardown()
-        .await
-        .context("removing the agent's cgroups")?;
-    if let Some(facts) = Checkpoint::new(&config.data_dir, &config.run_dir).welcome() {
-        let node = node_network(config, &facts)?;
-        tokio::task::spawn_blocking(move || BridgeNetwork::teardown(&node))
-            .await?
-            .context("removing the pod network")?;
+    let mut first = Ok(());
+    let mut keep = |result: Result<()>| {
+        if first.is_ok() {
+            first = result;
+        }
+    };
+    if !config.run_dir.is_dir() {
+        // Nothing has run by it, and the runtime would stumble over what is there.
+        keep(directories::remove_run_dir(&config.run_dir));
     }
-    directories::remove_run_dir(&config.run_dir)
+    match ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods") {
+        Ok(runtime) => {
+            let pods = crate::pod::remove_all(&runtime, &images_dir(config), &config.pods_dir());
+            let ended = pods.await.map_err(anyhow::Error::msg);
+            keep(ended.context("ending the agent's pods"));
+            let groups = runtime.teardown().await;
+            keep(groups.context("removing the agent's cgroups"));
+        }
+        Err(error) => keep(Err(error)),
+    }
+    if let Some(facts) = Checkpoint::new(&config.data_dir, &config.run_dir).welcome() {
+        keep(remove_network(config, &facts).await);
+    }
+    keep(directories::remove_run_dir(&config.run_dir));
+    first
+}
+
+async fn remove_network(config: &AgentConfig, facts: &Welcome) -> Result<()> {
+    let node = node_network(config, facts)?;
+    tokio::task::spawn_blocking(move || BridgeNetwork::teardown(&node))
+        .await?
+        .context("removing the pod network")
 }

@@ -1,11 +1,11 @@
 //! The directories of a node: nobody but root gets into them, and what may hold secrets is in memory.
 
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::config::AgentConfig;
@@ -95,17 +95,12 @@ fn is_in_memory(directory: &Path) -> Result<bool> {
 pub(crate) fn remove_run_dir(run_dir: &Path) -> Result<()> {
     match rustix::mount::unmount(run_dir, UnmountFlags::DETACH) {
         // Not a mount point, or not there.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => {}
         Err(error) => {
             return Err(error).with_context(|| format!("unmounting {}", run_dir.display()));
         }
     }
-    match std::fs::remove_dir_all(run_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", run_dir.display()))
-        }
-        _ => Ok(()),
-    }
+    gantry_durable::remove_tree(run_dir).with_context(|| format!("removing {}", run_dir.display()))
 }
 
 #[cfg(test)]
@@ -142,5 +137,9 @@ mod tests {
         remove_run_dir(&run_dir).unwrap();
         assert!(!run_dir.exists());
         remove_run_dir(&run_dir).unwrap();
+        // What is no directory kept the agent from beginning, and does not keep anybody from ending.
+        std::fs::write(&run_dir, "").unwrap();
+        remove_run_dir(&run_dir).unwrap();
+        assert!(!run_dir.exists());
     }
 }

@@ -120,6 +120,7 @@ impl LocalHosts {
 
     /// Makes the bridge, in the namespace of the calling thread, and lets hosts out into the world. Idempotent.
     pub fn set_up(&self) -> Result<(), NetworkError> {
+        let nft = Nft::find()?;
         let mut netlink = Netlink::open()?;
         let (bridge, gateway) = (self.bridge(), self.gateway());
         let create = LinkBridge::new(&bridge)
@@ -151,7 +152,6 @@ impl LocalHosts {
             ),
         ])?;
         forwarding::switch_on(false)?;
-        let nft = Nft::find()?;
         nft.set_up(&self.rules())?;
         forwarding::accept(&nft, &[Passing::Link(bridge)], false)
     }
@@ -247,6 +247,25 @@ table ip {table} {{
             .collect()
     }
 
+    /// Whether any host can be entered.
+    pub fn any_there(&self) -> bool {
+        let present = self.present();
+        present
+            .iter()
+            .any(|number| netns::is_mounted(&self.netns(*number)))
+    }
+
+    /// The machine's ends of hosts' links, of whichever hosts.
+    fn links(&self, netlink: &mut Netlink) -> Result<Vec<String>, NetworkError> {
+        let of_hosts = format!("{}-h", self.prefix);
+        let mut names = links::names(netlink)?;
+        names.retain(|name| {
+            let number = name.strip_prefix(&of_hosts);
+            number.is_some_and(|number| number.parse::<u8>().is_ok())
+        });
+        Ok(names)
+    }
+
     /// Removes the hosts, the bridge and the rules, whatever of them is there; goes on after an error and answers the
     /// first. Processes that still run in a host keep its namespace, without a link, until they end.
     pub fn teardown(&self) -> Result<(), NetworkError> {
@@ -258,8 +277,16 @@ table ip {table} {{
         };
         match Netlink::open() {
             Ok(mut netlink) => {
+                // Not by the hosts that are there: whoever was killed while making one may have left either without the other.
+                match self.links(&mut netlink) {
+                    Ok(names) => {
+                        for name in names {
+                            keep(links::remove(&mut netlink, &name));
+                        }
+                    }
+                    Err(error) => keep(Err(error)),
+                }
                 for number in self.present() {
-                    keep(links::remove(&mut netlink, &self.link(number)));
                     keep(netns::remove(&self.netns(number)));
                 }
                 keep(links::remove(&mut netlink, &self.bridge()));
@@ -272,7 +299,8 @@ table ip {table} {{
                 keep(nft.apply(&format!("add table ip {table}\ndelete table ip {table}\n")));
                 keep(forwarding::forget(&nft, &[Passing::Link(self.bridge())]));
             }
-            Err(error) => keep(Err(error)),
+            // Rules that were made go with the kernel at the latest; without the program there were none to begin with.
+            Err(error) => tracing::warn!(%error, "rules of hosts, if any, are left"),
         }
         match fs::remove_dir_all(&self.directory) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

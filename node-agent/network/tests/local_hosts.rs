@@ -44,8 +44,13 @@ fn hosts_reach_each_other_their_machine_and_the_world() {
         assert_eq!(hosts.add(1).unwrap(), one, "what is there is found again");
         lab.inside(&namespace(&two), || assert!(ask(one.address, 80).is_ok()));
         assert_eq!(hosts.present(), [1, 2].into());
+        assert!(hosts.any_there());
 
+        // As whoever is killed while it makes or removes one may leave them: a host without its link, and the other way around.
+        ip("link del lh-h1");
+        ip("link add lh-h7 type veth peer name lh-peer");
         hosts.teardown().unwrap();
+        assert!(!hosts.any_there());
         assert!(!ip("link").contains("lh-"), "{}", ip("link"));
         let tables = command("nft", &["list", "tables"]);
         assert!(!tables.contains("lh-"), "{tables}");

@@ -47,7 +47,8 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(directory_of(path), flags, Mode::empty()) {
         Ok(directory) => remove_at(directory, name),
-        Err(Errno::NOENT) => Ok(()),
+        // Below a file there is nothing either.
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -336,17 +336,17 @@ pub(crate) async fn remove_all(
     images_dir: &std::path::Path,
     pods_dir: &std::path::Path,
 ) -> Result<(), String> {
+    let mut ended = Ok(());
     for sandbox in runtime
         .sandboxes()
         .await
         .map_err(|error| error.to_string())?
     {
         let pod: PodUid = sandbox.spec.pod;
-        runtime
-            .remove_sandbox(&pod)
-            .await
-            .map_err(|error| error.to_string())?;
+        // One that does not end keeps none of the others.
+        ended = ended.and(runtime.remove_sandbox(&pod).await);
     }
+    ended.map_err(|error| error.to_string())?;
     gantry_image::ImageStore::remove_root_filesystems(images_dir)
         .map_err(|error| error.to_string())?;
     crate::volumes::tear_down(pods_dir).map_err(|error| error.to_string())

@@ -1,5 +1,7 @@
 //! `gantry image import|pull|ls|rm`: the images of this machine's nodes.
 
+mod spool;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
+use crate::failures::Failures;
 use crate::output;
+use spool::Spool;
+
+/// What stands for standard input.
+const STDIN: &str = "-";
 
 /// Import, pull, list or remove images of this machine's nodes
 #[derive(Debug, clap::Args)]
@@ -26,10 +33,11 @@ pub(crate) struct ImageCommand {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Import the images of an OCI-layout or docker-archive tarball
+    /// Import the images of OCI-layout or docker-archive tarballs
     Import {
-        /// The tarball; gzip and zstd are fine
-        archive: PathBuf,
+        /// The tarballs, or - for standard input; gzip and zstd are fine
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
     },
     /// Fetch an image from its registry
     Pull {
@@ -49,43 +57,73 @@ enum Action {
     },
     /// List images
     Ls,
-    /// Remove an image
+    /// Remove images
     Rm {
-        /// Tag, digest or id
-        reference: String,
+        /// Tags, digests or ids
+        #[arg(required = true)]
+        references: Vec<String>,
     },
 }
 
 impl ImageCommand {
     /// On every node of the cluster that is on this machine.
     pub(crate) async fn run(&self) -> Result<()> {
+        let mut failures = Failures::default();
+        let spool = self.spool().await?;
         for (node, directory) in crate::cluster::nodes(&self.data_dir)? {
-            let client = self.connect(&directory).await?;
-            let done = self.run_on(client, node.as_deref()).await;
-            match &node {
-                Some(node) => done.with_context(|| format!("on {node}"))?,
-                None => done?,
-            }
+            let before = |error: anyhow::Error| match &node {
+                Some(node) => error.context(format!("on {node}")),
+                None => error,
+            };
+            let Some(client) = failures.keep(self.connect(&directory).await.map_err(before)) else {
+                continue;
+            };
+            let mut failed = Failures::default();
+            let done = self.run_on(client, node.as_deref(), spool.as_ref(), &mut failed);
+            let done = done.await;
+            failed.keep(done);
+            failures.keep(failed.finish().map_err(before));
         }
-        Ok(())
+        failures.finish()
+    }
+
+    /// What comes by standard input, which several nodes cannot read: kept until they have.
+    async fn spool(&self) -> Result<Option<Spool>> {
+        let Action::Import { archives } = &self.action else {
+            return Ok(None);
+        };
+        match archives
+            .iter()
+            .filter(|path| **path == Path::new(STDIN))
+            .count()
+        {
+            0 => Ok(None),
+            1 => {
+                let directory = self.data_dir.clone();
+                let read = tokio::task::spawn_blocking(move || Spool::read_stdin(&directory));
+                read.await?.map(Some)
+            }
+            _ => bail!("- is standard input, which can be read once"),
+        }
     }
 
     async fn run_on(
         &self,
         mut client: ImageServiceClient<Channel>,
         node: Option<&str>,
+        spool: Option<&Spool>,
+        failures: &mut Failures,
     ) -> Result<()> {
         let on = node.map(|node| format!("{node}: ")).unwrap_or_default();
         match &self.action {
-            Action::Import { archive } => {
-                let path = archive
-                    .canonicalize()
-                    .with_context(|| format!("finding {}", archive.display()))?;
-                let request = ImportRequest {
-                    path: path.display().to_string(),
-                };
-                let stream = client.import(request).await.map_err(refused)?.into_inner();
-                report(follow(stream).await?, &format!("{on}imported"))
+            Action::Import { archives } => {
+                for archive in archives {
+                    let imported = import(&mut client, archive, spool).await;
+                    if let Some(images) = failures.keep(imported) {
+                        report(images, &format!("{on}imported"))?;
+                    }
+                }
+                Ok(())
             }
             Action::Pull {
                 reference,
@@ -98,7 +136,10 @@ impl ImageCommand {
                     password: password.clone(),
                 };
                 let stream = client.pull(request).await.map_err(refused)?.into_inner();
-                report(follow(stream).await?, &format!("{on}pulled"))
+                follow(stream).await?;
+                // Whatever else the image is called here.
+                let name = gantry_image::normalise(reference).unwrap_or_else(|_| reference.clone());
+                output::print(&format!("{on}pulled {name}\n"))
             }
             Action::Ls => {
                 let images = client
@@ -112,12 +153,17 @@ impl ImageCommand {
                 }
                 output::print(&table(&images))
             }
-            Action::Rm { reference } => {
-                let request = RemoveRequest {
-                    reference: reference.clone(),
-                };
-                client.remove(request).await.map_err(refused)?;
-                output::print(&format!("{on}{reference} removed\n"))
+            Action::Rm { references } => {
+                for reference in references {
+                    let request = RemoveRequest {
+                        reference: reference.clone(),
+                    };
+                    let removed = client.remove(request).await.map_err(refused);
+                    if failures.keep(removed).is_some() {
+                        output::print(&format!("{on}{reference} removed\n"))?;
+                    }
+                }
+                Ok(())
             }
         }
     }
@@ -145,12 +191,19 @@ fn refused(status: Status) -> anyhow::Error {
     anyhow::anyhow!("{}", status.message())
 }
 
+async fn follow(stream: Streaming<Progress>) -> Result<Vec<Image>> {
+    follow_with(stream, refused).await
+}
+
 /// Shows a bar per layer until the images are there.
-async fn follow(mut stream: Streaming<Progress>) -> Result<Vec<Image>> {
+async fn follow_with(
+    mut stream: Streaming<Progress>,
+    refused: impl Fn(Status) -> anyhow::Error,
+) -> Result<Vec<Image>> {
     let bars = MultiProgress::new();
     let style = ProgressStyle::with_template("{prefix:.dim} {bar:30} {bytes}/{total_bytes} {msg}")?;
     let mut layers: BTreeMap<String, ProgressBar> = BTreeMap::new();
-    while let Some(progress) = stream.message().await.map_err(refused)? {
+    while let Some(progress) = stream.message().await.map_err(&refused)? {
         match progress.event {
             Some(progress::Event::Layer(layer)) => {
                 let bar = bars
@@ -186,14 +239,46 @@ async fn follow(mut stream: Streaming<Progress>) -> Result<Vec<Image>> {
     bail!("the agent ended before the image was complete")
 }
 
+/// Imports an archive; answers its images, with the tags that it gives them.
+async fn import(
+    client: &mut ImageServiceClient<Channel>,
+    archive: &Path,
+    spool: Option<&Spool>,
+) -> Result<Vec<Image>> {
+    let spool = spool.filter(|_| archive == Path::new(STDIN));
+    let path = match spool {
+        Some(spool) => spool.path(),
+        None => archive
+            .canonicalize()
+            .with_context(|| format!("finding {}", archive.display()))?,
+    };
+    let path = path
+        .to_str()
+        .with_context(|| format!("{} is not plain text", path.display()))?;
+    // What the agent calls it means nothing to whoever has piped it in.
+    let refused = |status: Status| match spool {
+        Some(_) => anyhow::anyhow!("{}", status.message().replace(path, "standard input")),
+        None => refused(status),
+    };
+    let request = ImportRequest {
+        path: path.to_owned(),
+    };
+    let stream = client.import(request).await.map_err(refused)?.into_inner();
+    follow_with(stream, refused).await
+}
+
+/// A line for each name.
 fn report(images: Vec<Image>, what: &str) -> Result<()> {
     for image in images {
-        let name = image
-            .tags
-            .first()
-            .or(image.digests.first())
-            .unwrap_or(&image.id);
-        output::print(&format!("{what} {name}\n"))?;
+        let nameless = [format!("{} (the archive gives it no name)", image.id)];
+        let names = match (image.tags.as_slice(), image.digests.as_slice()) {
+            ([], []) => nameless.as_slice(),
+            ([], digests) => digests,
+            (tags, _) => tags,
+        };
+        for name in names {
+            output::print(&format!("{what} {name}\n"))?;
+        }
     }
     Ok(())
 }

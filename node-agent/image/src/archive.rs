@@ -9,19 +9,33 @@ use serde::Deserialize;
 use crate::allowance::{Errand, Meter};
 use crate::error::ImageError;
 use crate::layers::decompressed;
-use crate::manifest::{ConfigFile, DOCUMENT_BYTES, Manifest, NESTED, for_this_platform};
-use crate::reference::normalise;
+use crate::manifest::{
+    ConfigFile, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, for_this_platform,
+};
+use crate::reference;
 use crate::unpack::unpack;
 
+/// Names that archives give an image: the full one, as containerd writes it, and the one of the specification, which may be
+/// a tag alone.
+const FULL_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// What `docker save` has written for an image without a name.
+const NAMELESS: &str = "<none>:<none>";
+
 /// One image of an unpacked archive, with the files it is made of.
+#[derive(Debug)]
 pub(crate) struct ArchivedImage {
+    /// Whatever it is called in the archive, in full.
     pub(crate) tags: Vec<String>,
+    /// `name@sha256:...`, where the archive calls it so.
+    pub(crate) digests: Vec<String>,
     pub(crate) config: Vec<u8>,
     /// Path and digest (as far as the archive tells) of each layer, lowest first.
     pub(crate) layers: Vec<ArchivedLayer>,
 }
 
 /// A layer's file.
+#[derive(Debug)]
 pub(crate) struct ArchivedLayer {
     pub(crate) path: PathBuf,
     pub(crate) digest: String,
@@ -37,7 +51,22 @@ struct DockerImage {
     layers: Vec<String>,
 }
 
-/// Unpacks an archive into `directory` and lists the images found.
+/// Why the images of an archive cannot be listed.
+#[derive(Debug)]
+enum Refusal {
+    /// Of the archive.
+    Archive(String),
+    /// Of a name in it.
+    Name(ImageError),
+}
+
+impl From<String> for Refusal {
+    fn from(cause: String) -> Self {
+        Self::Archive(cause)
+    }
+}
+
+/// Unpacks an archive into `directory` and lists the images found, each once. A name that is none refuses the whole.
 pub(crate) fn open(
     archive: &Path,
     directory: &Path,
@@ -55,18 +84,52 @@ pub(crate) fn open(
     let stream = decompressed(file, &meter).map_err(|error| refused(error.to_string()))?;
     unpack(stream, directory, &meter)
         .map_err(|error| refused(format!("not a readable tar archive: {error}")))?;
+    list(directory).map_err(|refusal| match refusal {
+        Refusal::Archive(cause) => refused(cause),
+        Refusal::Name(error) => error,
+    })
+}
+
+fn list(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
+    let is_layout = directory.join("index.json").is_file();
     // docker save writes both forms; its own carries the full names.
     if directory.join("manifest.json").is_file() {
-        docker_archive(directory).map_err(refused)
-    } else if directory.join("index.json").is_file() {
-        oci_layout(directory).map_err(refused)
-    } else {
-        Err(refused(
-            "neither an OCI layout (index.json) nor a docker archive (manifest.json); make one with \
-             'docker save', 'podman save' or 'skopeo copy ... oci-archive:'"
-                .to_owned(),
-        ))
+        let found = docker_archive(directory)?;
+        let named = found.iter().any(|image| !image.tags.is_empty());
+        if named || !is_layout {
+            return Ok(merged(found));
+        }
     }
+    if is_layout {
+        return oci_layout(directory).map(merged);
+    }
+    Err(Refusal::Archive(
+        "neither an OCI layout (index.json) nor a docker archive (manifest.json); make one with \
+         'docker save', 'podman save' or 'skopeo copy ... oci-archive:'"
+            .to_owned(),
+    ))
+}
+
+/// An image that is listed for each of its names is one image with all of them.
+fn merged(found: Vec<ArchivedImage>) -> Vec<ArchivedImage> {
+    let mut images: Vec<ArchivedImage> = Vec::new();
+    for image in found {
+        let Some(known) = images.iter_mut().find(|known| known.config == image.config) else {
+            images.push(image);
+            continue;
+        };
+        for (names, more) in [
+            (&mut known.tags, image.tags),
+            (&mut known.digests, image.digests),
+        ] {
+            for name in more {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+    }
+    images
 }
 
 fn read(directory: &Path, name: &str) -> Result<Vec<u8>, String> {
@@ -108,7 +171,7 @@ fn layer(directory: &Path, name: &str, digest: String) -> Result<ArchivedLayer, 
     Ok(ArchivedLayer { path, digest, size })
 }
 
-fn docker_archive(directory: &Path) -> Result<Vec<ArchivedImage>, String> {
+fn docker_archive(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
     let images: Vec<DockerImage> = serde_json::from_slice(&read(directory, "manifest.json")?)
         .map_err(|error| format!("manifest.json: {error}"))?;
     images
@@ -118,44 +181,55 @@ fn docker_archive(directory: &Path) -> Result<Vec<ArchivedImage>, String> {
             // Layers of a docker archive are named by path only; the config's diff ids identify them.
             let diff_ids = ConfigFile::parse(&config)?.diff_ids().to_vec();
             if diff_ids.len() != image.layers.len() {
-                return Err(format!(
+                return Err(Refusal::Archive(format!(
                     "{} names {} layers, manifest.json {}",
                     image.config,
                     diff_ids.len(),
                     image.layers.len()
-                ));
+                )));
             }
+            let names = image.repo_tags.unwrap_or_default();
+            let names = names.iter().filter(|name| *name != NAMELESS);
             Ok(ArchivedImage {
-                tags: tags(image.repo_tags.unwrap_or_default()),
+                tags: names.map(|name| tag(name)).collect::<Result<_, _>>()?,
+                digests: Vec::new(),
                 layers: image
                     .layers
                     .iter()
                     .zip(diff_ids)
                     .map(|(name, diff_id)| layer(directory, name, diff_id))
-                    .collect::<Result<_, _>>()?,
+                    .collect::<Result<_, String>>()?,
                 config,
             })
         })
         .collect()
 }
 
-fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, String> {
+fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
     let Manifest::Index { manifests } = Manifest::parse(&read(directory, "index.json")?)? else {
-        return Err("index.json is not an index".to_owned());
+        return Err(Refusal::Archive("index.json is not an index".to_owned()));
     };
+    // Those for other machines are left out, and so is what belongs to an image and is none; unless that is all there is.
+    let runs = |descriptor: &&Descriptor| {
+        descriptor.platform.is_none()
+            || for_this_platform(std::slice::from_ref(*descriptor)).is_ok()
+    };
+    if !manifests.iter().any(|descriptor| runs(&descriptor)) {
+        for_this_platform(&manifests)?;
+    }
     manifests
         .iter()
+        .filter(runs)
         .map(|descriptor| {
-            let names = [
-                "io.containerd.image.name",
-                "org.opencontainers.image.ref.name",
-            ]
-            .iter()
-            .filter_map(|key| descriptor.annotations.get(*key).cloned())
-            // A bare tag (`v1`) names no repository.
-            .filter(|name| name.contains(['/', ':']))
-            .take(1)
-            .collect();
+            let annotation = |key: &str| {
+                let name = descriptor.annotations.get(key).map(String::as_str);
+                name.filter(|name| !name.is_empty())
+            };
+            let name = match (annotation(FULL_NAME), annotation(REF_NAME)) {
+                (Some(name), _) => Some(name),
+                // A tag alone names no repository.
+                (None, name) => name.filter(|name| !is_bare_tag(name)),
+            };
             let mut manifest = Manifest::parse(&blob(directory, &descriptor.digest)?)?;
             for _ in 0..NESTED {
                 let Manifest::Index { manifests } = &manifest else {
@@ -165,15 +239,22 @@ fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, String> {
                 manifest = Manifest::parse(&blob(directory, &chosen.digest)?)?;
             }
             let Manifest::Image { config, layers } = manifest else {
-                return Err(format!("{} is not an image manifest", descriptor.digest));
+                let cause = format!("{} is not an image manifest", descriptor.digest);
+                return Err(Refusal::Archive(cause));
+            };
+            let (tags, digests) = match name {
+                Some(name) if name.contains('@') => (vec![], vec![by_digest(name, descriptor)?]),
+                Some(name) => (vec![tag(name)?], vec![]),
+                None => (vec![], vec![]),
             };
             Ok(ArchivedImage {
-                tags: tags(names),
+                tags,
+                digests,
                 config: blob(directory, &config.digest)?,
                 layers: layers
                     .iter()
                     .map(|found| layer(directory, &blob_path(&found.digest), found.digest.clone()))
-                    .collect::<Result<_, _>>()?,
+                    .collect::<Result<_, String>>()?,
             })
         })
         .collect()
@@ -193,10 +274,43 @@ fn blob(directory: &Path, digest: &str) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Full names; names that cannot be parsed are left out.
-fn tags(names: Vec<String>) -> Vec<String> {
-    names
-        .iter()
-        .filter_map(|name| normalise(name).ok())
-        .collect()
+fn no_name(name: &str, cause: &str) -> Refusal {
+    Refusal::Name(ImageError::InvalidReference {
+        reference: name.to_owned(),
+        cause: cause.to_owned(),
+    })
 }
+
+/// The full form of a name.
+fn tag(name: &str) -> Result<String, Refusal> {
+    let parsed = reference::parse(name).map_err(Refusal::Name)?;
+    match parsed.digest() {
+        None => Ok(parsed.whole()),
+        Some(_) => Err(no_name(name, "an archive of this form names no digests")),
+    }
+}
+
+/// The full form of a name with a digest, which is that of what it names.
+fn by_digest(name: &str, descriptor: &Descriptor) -> Result<String, Refusal> {
+    let parsed = reference::parse(name).map_err(Refusal::Name)?;
+    match parsed.digest() {
+        Some(digest) if digest == descriptor.digest => {
+            let (registry, repository) = (parsed.registry(), parsed.repository());
+            Ok(format!("{registry}/{repository}@{digest}"))
+        }
+        _ => Err(no_name(name, "what it names has another digest")),
+    }
+}
+
+/// Whether a name is what follows the colon in others, as the specification of image references says.
+fn is_bare_tag(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let begins = name.bytes().next().is_some_and(letter);
+    let goes_on = name
+        .bytes()
+        .all(|byte| letter(byte) || b".-".contains(&byte));
+    begins && goes_on && name.len() <= 128
+}
+
+#[cfg(test)]
+mod tests;

@@ -435,7 +435,10 @@ impl Shared {
                 tell(progress, Progress::Unpacked { digest });
             }
             let id = digest(&archived.config);
-            images.push(self.add(id, &config, archived.tags, Vec::new())?);
+            let (tags, digests) = (archived.tags, archived.digests);
+            let image = self.add(id, &config, tags.clone(), digests)?;
+            // What it is called beside that is no news.
+            images.push(Image { tags, ..image });
         }
         Ok(images)
     }

@@ -108,7 +108,8 @@ pub trait Images: Send + Sync + 'static {
         credentials: Option<Credentials>,
         progress: Option<ProgressSink>,
     ) -> Result<Image, ImageError>;
-    /// Imports every image of an OCI-layout or docker-archive tarball (gzip or zstd accepted).
+    /// Imports every image of an OCI-layout or docker-archive tarball (gzip or zstd accepted), each once, with the tags that
+    /// the archive gives it. A name that is none refuses the whole archive.
     async fn import(
         &self,
         archive: &Path,

@@ -64,6 +64,17 @@ enum Input {
     End,
 }
 
+/// Bytes of one frame to a node, at most: a client's message may have much more.
+const PIECE: usize = 64 * 1024;
+
+/// What a client sent, in pieces that nodes take.
+fn pieces(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || {
+        let piece = bytes.split_to(bytes.len().min(PIECE));
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// The client has gone.
 #[derive(Debug, PartialEq, Eq)]
 struct Gone;

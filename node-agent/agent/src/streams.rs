@@ -142,7 +142,7 @@ impl Streams {
         let no_container = || not_begun(pod.as_deref(), name, &open.container);
         match open.kind {
             Some(Kind::PortForward(options)) => {
-                forward(&*self.runtime, &id.pod, name, options.port, wire).await
+                forward(&*self.runtime, &id.pod, name, options, wire).await
             }
             Some(Kind::Exec(options)) => {
                 attempt.ok_or_else(no_container)?;
@@ -208,17 +208,22 @@ fn last_attempt(directory: &Path) -> Option<u32> {
         .max()
 }
 
-/// Sends what is read until its end, or until the client is gone.
+/// Sends what is read until its end, or until the client is gone. Whether it ended in good order, and not because of an error.
 async fn copy_out(
     from: &mut (dyn AsyncRead + Send + Unpin),
     up: &mpsc::Sender<StreamFrame>,
     wrap: fn(bytes::Bytes) -> Frame,
-) {
+) -> bool {
     let mut buffer = vec![0; CHUNK];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let count = match from.read(&mut buffer).await {
+            Ok(0) => return true,
+            Ok(count) => count,
+            Err(_) => return false,
+        };
         let bytes = bytes::Bytes::copy_from_slice(&buffer[..count]);
         if up.send(frame(wrap(bytes))).await.is_err() {
-            return;
+            return false;
         }
     }
 }

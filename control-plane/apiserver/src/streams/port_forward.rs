@@ -1,7 +1,8 @@
 //! Port-forward: each connection that the client takes becomes one stream to the node, which connects inside the pod.
 //!
 //! Clients speak SPDY, tunnelled in WebSocket messages (kubectl since 1.31) or by itself (before), with two streams for
-//! each connection; or WebSocket channels, two for each port of the query (client libraries).
+//! each connection; or WebSocket channels, two for each port of the query (client libraries, and `gantry`, with a word for the
+//! end of one direction).
 
 mod channels;
 mod spdy;
@@ -20,12 +21,15 @@ use tokio::sync::mpsc;
 
 use super::upgrade::{Known, Transport, agree};
 use super::websocket::{accept, pipe};
-use super::{Gone, Input, NodeStream, NodeStreams, failed, pod};
+use super::{Gone, Input, NodeStream, NodeStreams, failed, pieces, pod};
 use crate::context::Context;
 
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// As `v4.channel.k8s.io`, and channel 255 says which channel has ended. Not called `v5.channel.k8s.io`, which has that
+/// too: client libraries offer it, and take such a message for a fault.
+const ENDS: &str = "ends.v4.channel.gantry";
 const KNOWN: Known = Known {
-    websocket: &[TUNNEL, "v4.channel.k8s.io"],
+    websocket: &[TUNNEL, ENDS, "v4.channel.k8s.io"],
     spdy: &["portforward.k8s.io"],
 };
 
@@ -52,6 +56,7 @@ impl Ports {
         let mut request = self.request.clone();
         request.kind = Some(open_stream::Kind::PortForward(PortForwardOptions {
             port: port.into(),
+            half_close: true,
         }));
         self.streams.open(&self.node, request).await
     }
@@ -73,10 +78,11 @@ pub(crate) async fn port_forward(
         (Transport::WebSocket, TUNNEL) => agreed.switch(request, async move |connection| {
             spdy::serve(pipe(accept(connection).await), ports).await;
         }),
-        (Transport::WebSocket, _) => {
+        (Transport::WebSocket, protocol) => {
             let numbers = channels::ports(context.query.all("ports"))?;
+            let ends = protocol == ENDS;
             agreed.switch(request, move |connection| {
-                channels::serve(connection, ports, numbers)
+                channels::serve(connection, ports, numbers, ends)
             })
         }
     })
@@ -86,9 +92,12 @@ pub(crate) async fn port_forward(
 #[async_trait]
 pub(super) trait Client: Sync {
     async fn send(&self, bytes: Bytes) -> Result<(), Gone>;
+    /// The pod writes no more, and may still read. [`Gone`] where a client can be told no other way than by the end of
+    /// its connection.
+    async fn end(&self) -> Result<(), Gone>;
 }
 
-/// Carries one connection until the pod closes it or the client abandons it. The error is worded for the client.
+/// Carries one connection until both directions have ended or the client abandons it. The error is worded for the client.
 pub(super) async fn forward(
     node: NodeStream,
     mut from_client: mpsc::Receiver<Input>,
@@ -100,17 +109,19 @@ pub(super) async fn forward(
     } = node;
     let up = async {
         while let Some(input) = from_client.recv().await {
-            let frame = match input {
-                Input::Data(bytes) => Frame::Stdin(bytes),
-                Input::End => Frame::CloseStdin(true),
+            let frames: Vec<Frame> = match input {
+                Input::Data(bytes) => pieces(bytes).map(Frame::Stdin).collect(),
+                Input::End => vec![Frame::CloseStdin(true)],
             };
-            let frame = StreamFrame {
-                stream_id: String::new(),
-                frame: Some(frame),
-            };
-            if to_node.send(frame).await.is_err() {
-                // The node's last words are still to be read.
-                std::future::pending::<()>().await;
+            for frame in frames {
+                let frame = StreamFrame {
+                    stream_id: String::new(),
+                    frame: Some(frame),
+                };
+                if to_node.send(frame).await.is_err() {
+                    // The node's last words are still to be read.
+                    std::future::pending::<()>().await;
+                }
             }
         }
     };
@@ -118,6 +129,7 @@ pub(super) async fn forward(
         while let Some(received) = from_node.recv().await {
             let sent = match received.frame {
                 Some(Frame::Stdout(bytes)) => client.send(bytes).await,
+                Some(Frame::CloseStdout(_)) => client.end().await,
                 Some(Frame::Status(status)) => {
                     return failed(&status).map_or(Ok(()), |(_, message)| Err(message));
                 }

@@ -250,6 +250,11 @@ impl Client for Inbound {
         let mut writer = self.0.lock().await;
         writer.write_all(&bytes).await.map_err(|_| Gone)
     }
+
+    async fn end(&self) -> Result<(), Gone> {
+        let mut writer = self.0.lock().await;
+        writer.shutdown().await.map_err(|_| Gone)
+    }
 }
 
 /// Carries the bytes of a connection over a stream to the node, until either side has ended.

@@ -2,7 +2,7 @@
 //!
 //! | request | exec, attach | port-forward |
 //! | --- | --- | --- |
-//! | `Upgrade: websocket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` | `SPDY/3.1+portforward.k8s.io`, `v4.channel.k8s.io` |
+//! | `Upgrade: websocket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` | `SPDY/3.1+portforward.k8s.io`, `ends.v4.channel.gantry`, `v4.channel.k8s.io` |
 //! | `Upgrade: SPDY/3.1` | `v4.channel.k8s.io` | `portforward.k8s.io` |
 
 use axum::body::Body;

@@ -1,25 +1,30 @@
 //! Port-forward: one connection to a port inside a pod, on the frames of a stream.
 
+use gantry_rpc::node::PortForwardOptions;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_runtime::{PodUid, Runtime};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 use super::status::{Failure, exit_status, failure};
-use super::{Wire, copy_out};
+use super::{Wire, copy_out, frame};
 
-/// Connects to the pod's loopback and copies until the pod closes the connection or the client is gone. `name` is for
-/// messages.
+/// Connects to the pod's loopback and copies until both sides have said all, the connection breaks off or the client is
+/// gone. `name` is for messages.
 pub(super) async fn forward(
     runtime: &dyn Runtime,
     pod: &PodUid,
     name: &str,
-    port: u32,
+    options: PortForwardOptions,
     wire: Wire,
 ) -> Result<Value, Failure> {
-    let port = match u16::try_from(port) {
+    let port = match u16::try_from(options.port) {
         Ok(port @ 1..) => port,
-        _ => return Err(failure(400, "BadRequest", format!("{port} is not a port"))),
+        _ => {
+            let message = format!("{} is not a port", options.port);
+            return Err(failure(400, "BadRequest", message));
+        }
     };
     let sandbox = runtime.sandbox(pod).ok_or_else(|| {
         let message = format!("pod {name} does not run on its node");
@@ -33,21 +38,38 @@ pub(super) async fn forward(
     })?;
     let (mut from, mut to) = stream.into_split();
     let Wire { up, mut down } = wire;
+    let heard_all = Notify::new();
+    // Ends when the client is gone.
     let inbound = async {
+        let mut reads = true;
         while let Some(message) = down.recv().await {
-            let passed = match message.frame {
-                Some(Frame::Stdin(bytes)) => to.write_all(&bytes).await,
-                Some(Frame::CloseStdin(_)) => to.shutdown().await,
-                _ => Ok(()),
-            };
-            if passed.is_err() {
-                // It reads no more; what it still says is wanted.
-                while down.recv().await.is_some() {}
+            match message.frame {
+                // A pod that reads no more may still have something to say.
+                Some(Frame::Stdin(bytes)) if reads => reads = to.write_all(&bytes).await.is_ok(),
+                Some(Frame::CloseStdin(_)) if reads => {
+                    // Where that fails, the pod has closed the connection before.
+                    to.shutdown().await.ok();
+                    reads = false;
+                }
+                _ => {}
+            }
+            if !reads {
+                heard_all.notify_one();
             }
         }
     };
+    let outbound = async {
+        let in_order = copy_out(&mut from, &up, Frame::Stdout).await;
+        let told = in_order && options.half_close && {
+            let end = frame(Frame::CloseStdout(true));
+            up.send(end).await.is_ok()
+        };
+        if told {
+            heard_all.notified().await;
+        }
+    };
     tokio::select! {
-        () = copy_out(&mut from, &up, Frame::Stdout) => {}
+        () = outbound => {}
         () = inbound => {}
     }
     Ok(exit_status(0))

@@ -152,6 +152,11 @@ impl Client {
         }
     }
 
+    async fn next(&mut self) -> Option<Frame> {
+        let next = tokio::time::timeout(DEADLINE, self.from_node.recv()).await;
+        next.expect("a frame in time").and_then(|frame| frame.frame)
+    }
+
     async fn ended(self) -> Result<Value, Failure> {
         tokio::time::timeout(DEADLINE, self.served)
             .await
@@ -326,12 +331,72 @@ async fn what_is_not_there_is_said() {
     }
 }
 
+fn forward_to(port: u32) -> Kind {
+    Kind::PortForward(PortForwardOptions {
+        port,
+        half_close: false,
+    })
+}
+
+#[tokio::test]
+async fn each_direction_of_a_forwarded_port_ends_by_itself() {
+    let bed = Bed::running(&["cat"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = u32::from(listener.local_addr().unwrap().port());
+    let open = || {
+        bed.open(Kind::PortForward(PortForwardOptions {
+            port,
+            half_close: true,
+        }))
+    };
+    let stdin = |text: &'static str| Frame::Stdin(Bytes::from_static(text.as_bytes()));
+
+    // The client ends first, and reads all of what the pod answers then.
+    let mut client = open();
+    let (mut pod, _) = listener.accept().await.unwrap();
+    client.send(stdin("question")).await;
+    client.send(Frame::CloseStdin(true)).await;
+    let mut heard = String::new();
+    pod.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "question");
+    pod.write_all(b"answer").await.unwrap();
+    drop(pod);
+    client.reads("answer").await;
+    assert_eq!(client.next().await, Some(Frame::CloseStdout(true)));
+    client.ended().await.ok().unwrap();
+
+    // The pod ends first, and reads all of what the client still says.
+    let mut client = open();
+    let (mut pod, _) = listener.accept().await.unwrap();
+    pod.write_all(b"greeting").await.unwrap();
+    pod.shutdown().await.unwrap();
+    client.reads("greeting").await;
+    assert_eq!(client.next().await, Some(Frame::CloseStdout(true)));
+    client.send(stdin("more")).await;
+    client.send(Frame::CloseStdin(true)).await;
+    let mut heard = String::new();
+    pod.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "more");
+    client.ended().await.ok().unwrap();
+
+    // A client that leaves ends both.
+    let mut client = open();
+    let (mut pod, _) = listener.accept().await.unwrap();
+    pod.shutdown().await.unwrap();
+    assert_eq!(client.next().await, Some(Frame::CloseStdout(true)));
+    client.hang_up();
+    client.ended().await.ok().unwrap();
+    let mut heard = Vec::new();
+    pod.read_to_end(&mut heard).await.ok();
+    assert!(heard.is_empty());
+}
+
 #[tokio::test]
 async fn a_port_is_forwarded_both_ways() {
     let bed = Bed::running(&["sleep"]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = u32::from(listener.local_addr().unwrap().port());
-    let mut client = bed.open(Kind::PortForward(PortForwardOptions { port }));
+    let mut client = bed.open(forward_to(port));
     let (mut server, _) = tokio::time::timeout(DEADLINE, listener.accept())
         .await
         .expect("a connection in time")
@@ -346,14 +411,14 @@ async fn a_port_is_forwarded_both_ways() {
     drop(server);
     assert_eq!(client.ended().await.ok().unwrap()["status"], "Success");
 
-    let mut abandoned = bed.open(Kind::PortForward(PortForwardOptions { port }));
+    let mut abandoned = bed.open(forward_to(port));
     let (mut server, _) = listener.accept().await.unwrap();
     abandoned.hang_up();
     abandoned.ended().await.ok().unwrap();
     assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0, "it is closed");
 
     drop(listener);
-    let refused = bed.open(Kind::PortForward(PortForwardOptions { port }));
+    let refused = bed.open(forward_to(port));
     let (code, message) = refused.refused().await;
     assert_eq!(code, 500);
     assert!(
@@ -361,10 +426,10 @@ async fn a_port_is_forwarded_both_ways() {
         "{message}"
     );
     for port in [0, 65_536] {
-        let refused = bed.open(Kind::PortForward(PortForwardOptions { port }));
+        let refused = bed.open(forward_to(port));
         assert_eq!(refused.refused().await.0, 400);
     }
     bed.runtime.lose_sandbox(&PodUid("u".to_owned()));
-    let gone = bed.open(Kind::PortForward(PortForwardOptions { port }));
+    let gone = bed.open(forward_to(port));
     assert_eq!(gone.refused().await.1, "pod p does not run on its node");
 }

@@ -1,5 +1,6 @@
 //! Port-forward over WebSocket channels: for the n-th port of the query, channel 2n carries its data and 2n + 1 its
-//! error. Each channel begins with the port as two bytes, little-endian.
+//! error. Each channel begins with the port as two bytes, little-endian. Where both sides have agreed on it, channel 255
+//! names a data channel in one direction of which nothing more comes.
 
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ use super::{Client, Ports, forward};
 use crate::streams::websocket::{accept, channel, close, payload};
 use crate::streams::{Gone, Input};
 
+/// Names the channel that has ended.
+const CLOSE: u8 = 255;
 /// Messages that one channel holds before the connection waits for it.
 const QUEUE: usize = 64;
 
@@ -47,6 +50,8 @@ pub(super) fn ports(written: &[String]) -> Result<Vec<u16>, StatusError> {
 struct Channel {
     number: u8,
     messages: mpsc::Sender<Message>,
+    /// The client understands [`CLOSE`].
+    ends: bool,
 }
 
 #[async_trait]
@@ -55,10 +60,19 @@ impl Client for Channel {
         let message = channel(self.number, &bytes);
         self.messages.send(message).await.map_err(|_| Gone)
     }
+
+    async fn end(&self) -> Result<(), Gone> {
+        if !self.ends {
+            return Err(Gone);
+        }
+        let message = channel(CLOSE, &[self.number]);
+        self.messages.send(message).await.map_err(|_| Gone)
+    }
 }
 
-/// Serves a connection until the client leaves or every port's connection has ended.
-pub(super) async fn serve<T>(connection: T, ports: Ports, numbers: Vec<u16>)
+/// Serves a connection until the client leaves or every port's connection has ended. `ends`: the client says and
+/// understands when a direction has ended.
+pub(super) async fn serve<T>(connection: T, ports: Ports, numbers: Vec<u16>, ends: bool)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -70,14 +84,12 @@ where
     for (number, port) in (0_u8..).step_by(2).zip(numbers) {
         let (input, from_client) = mpsc::channel(QUEUE);
         inputs.push(input);
-        let data = Channel {
+        let channel = |number| Channel {
             number,
             messages: messages.clone(),
+            ends,
         };
-        let error = Channel {
-            number: number + 1,
-            messages: messages.clone(),
-        };
+        let (data, error) = (channel(number), channel(number + 1));
         connections.spawn(connect(ports.clone(), port, from_client, data, error));
     }
     drop(messages);
@@ -97,14 +109,18 @@ where
             let Some(bytes) = payload(message) else {
                 continue;
             };
-            let Some((number, _)) = bytes.split_first() else {
+            let Some((number, rest)) = bytes.split_first() else {
                 continue;
+            };
+            let (number, sent) = match (*number, rest.first()) {
+                (CLOSE, Some(ended)) if ends => (*ended, Input::End),
+                (number, _) => (number, Input::Data(bytes.slice(1..))),
             };
             // What is sent on an error channel means nothing, and a port whose connection has ended takes nothing.
             if number.is_multiple_of(2)
                 && let Some(input) = inputs.get(usize::from(number / 2))
             {
-                input.send(Input::Data(bytes.slice(1..))).await.ok();
+                input.send(sent).await.ok();
             }
         }
     };

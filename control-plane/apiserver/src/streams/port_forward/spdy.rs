@@ -19,6 +19,10 @@ impl Client for Output {
     async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
         Output::send(self, bytes).await
     }
+
+    async fn end(&self) -> Result<(), Gone> {
+        Output::end(self).await
+    }
 }
 
 /// Serves a connection until the client closes it; what it had forwarded ends with it.

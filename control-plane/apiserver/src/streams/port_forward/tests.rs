@@ -17,6 +17,10 @@ impl Client for Collected {
     async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
         self.0.send(bytes).await.map_err(|_| Gone)
     }
+
+    async fn end(&self) -> Result<(), Gone> {
+        self.send(Bytes::from_static(b"<end>")).await
+    }
 }
 
 struct Bed {
@@ -73,6 +77,28 @@ async fn bytes_and_ends_are_carried_both_ways() {
 }
 
 #[tokio::test]
+async fn the_pods_end_leaves_the_clients_direction_open() {
+    let mut bed = bed();
+    let end = frame(Frame::CloseStdout(true));
+    bed.node_writes.send(end).await.expect("open");
+    assert_eq!(bed.output.recv().await.as_deref(), Some(&b"<end>"[..]));
+    let long = Bytes::from(vec![7; 100_000]);
+    bed.input.send(Input::Data(long)).await.expect("open");
+    let mut read = 0;
+    while read < 100_000 {
+        let next = bed.node_reads.recv().await.and_then(|frame| frame.frame);
+        let Some(Frame::Stdin(bytes)) = &next else {
+            panic!("{next:?}");
+        };
+        assert!(bytes.len() <= super::super::PIECE, "{}", bytes.len());
+        read += bytes.len();
+    }
+    bed.input.send(Input::End).await.expect("open");
+    let next = bed.node_reads.recv().await.and_then(|frame| frame.frame);
+    assert_eq!(next, Some(Frame::CloseStdin(true)));
+}
+
+#[tokio::test]
 async fn a_refusal_of_the_node_reaches_the_client() {
     let bed = bed();
     let status = br#"{"status":"Failure","message":"connection refused","code":500}"#;
@@ -119,7 +145,10 @@ struct Shouting;
 impl NodeStreams for Shouting {
     async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
         assert_eq!((node, request.pod.as_str()), ("n", "p"));
-        let Some(open_stream::Kind::PortForward(PortForwardOptions { port: 80 })) = request.kind
+        let Some(open_stream::Kind::PortForward(PortForwardOptions {
+            port: 80,
+            half_close: true,
+        })) = request.kind
         else {
             return Err("refused".to_owned());
         };
@@ -193,7 +222,7 @@ async fn a_reset_spdy_stream_ends_its_connection_alone() {
 #[tokio::test]
 async fn websocket_channels_begin_with_their_port() {
     let (ours, theirs) = tokio::io::duplex(4096);
-    tokio::spawn(channels::serve(theirs, shouting(), vec![80, 81]));
+    tokio::spawn(channels::serve(theirs, shouting(), vec![80, 81], false));
     let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
     let mut read: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
     socket
@@ -216,4 +245,75 @@ async fn websocket_channels_begin_with_their_port() {
     assert_eq!(read[&1], b"\x50\0");
     assert_eq!(read[&2], b"\x51\0");
     assert_eq!(read[&3], b"\x51\0refused");
+}
+
+/// A node whose pod says its word when it has heard all, and before that that it says no more.
+struct Last;
+
+#[async_trait]
+impl NodeStreams for Last {
+    async fn open(&self, _node: &str, _request: OpenStream) -> Result<NodeStream, String> {
+        let (to_node, mut from_client) = mpsc::channel::<StreamFrame>(4);
+        let (to_client, from_node) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut heard = Vec::new();
+            while let Some(received) = from_client.recv().await {
+                match received.frame {
+                    Some(Frame::Stdin(bytes)) => heard.extend_from_slice(&bytes),
+                    Some(Frame::CloseStdin(true)) => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+            for answer in [
+                Frame::Stdout(heard.into()),
+                Frame::CloseStdout(true),
+                Frame::Status(Bytes::from_static(b"{\"status\":\"Success\"}")),
+            ] {
+                to_client.send(frame(answer)).await.ok();
+            }
+        });
+        Ok(NodeStream { to_node, from_node })
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_direction_has_a_message_of_its_own_where_both_know_it() {
+    let ports = Ports {
+        streams: Arc::new(Last),
+        ..shouting()
+    };
+    let (ours, theirs) = tokio::io::duplex(4096);
+    tokio::spawn(channels::serve(theirs, ports, vec![80], true));
+    let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+    for message in [&b"\0ask"[..], &[255, 0]] {
+        let message = Message::Binary(Bytes::from_static(message));
+        socket.send(message).await.expect("open");
+    }
+    let mut read = Vec::new();
+    loop {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next());
+        let message = next.await.expect("in time").expect("open");
+        let message = message.expect("a message");
+        if message.is_close() {
+            break;
+        }
+        read.push(message.into_data());
+    }
+    assert_eq!(read, [&b"\0\x50\0"[..], b"\x01\x50\0", b"\0ask", &[255, 0]]);
+}
+
+#[tokio::test]
+async fn a_spdy_clients_stream_ends_by_itself() {
+    let ports = Ports {
+        streams: Arc::new(Last),
+        ..shouting()
+    };
+    let (mut client, connection) = SpdyClient::pair();
+    tokio::spawn(spdy::serve(connection, ports));
+    let headers = |kind| [("streamtype", kind), ("port", "80"), ("requestid", "0")];
+    client.open(1, true, &headers("error")).await;
+    client.open(3, false, &headers("data")).await;
+    client.data(3, true, "ask").await;
+    let read = client.read_to_end(&[1, 3]).await;
+    assert_eq!((read[&1].as_str(), read[&3].as_str()), ("", "ask"));
 }

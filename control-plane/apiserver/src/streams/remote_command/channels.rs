@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{frame, lost, resize};
 use crate::streams::websocket::{accept, channel, close, payload};
-use crate::streams::{NodeStream, pings};
+use crate::streams::{NodeStream, pieces, pings};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -21,13 +21,18 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
 /// What a client's message means for the node.
-fn to_node(message: &Bytes) -> Option<Frame> {
-    let (number, rest) = message.split_first()?;
+fn to_node(message: &Bytes) -> Vec<Frame> {
+    let Some((number, rest)) = message.split_first() else {
+        return Vec::new();
+    };
     match *number {
-        STDIN => Some(Frame::Stdin(message.slice(1..))),
-        RESIZE => Some(resize(&serde_json::from_slice(rest).ok()?)),
-        CLOSE if rest.first() == Some(&STDIN) => Some(Frame::CloseStdin(true)),
-        _ => None,
+        STDIN => pieces(message.slice(1..)).map(Frame::Stdin).collect(),
+        RESIZE => serde_json::from_slice::<serde_json::Value>(rest)
+            .iter()
+            .map(resize)
+            .collect(),
+        CLOSE if rest.first() == Some(&STDIN) => vec![Frame::CloseStdin(true)],
+        _ => Vec::new(),
     }
 }
 
@@ -45,11 +50,10 @@ where
             if message.is_close() {
                 break;
             }
-            let Some(sent) = payload(message).as_ref().and_then(to_node) else {
-                continue;
-            };
-            if node.send(frame(sent)).await.is_err() {
-                break;
+            for sent in payload(message).iter().flat_map(to_node) {
+                if node.send(frame(sent)).await.is_err() {
+                    return;
+                }
             }
         }
     });
@@ -110,18 +114,27 @@ mod tests {
     #[test]
     fn what_messages_mean() {
         let mean = |bytes: &'static [u8]| to_node(&Bytes::from_static(bytes));
-        assert_eq!(mean(b"\0ls"), Some(Frame::Stdin(Bytes::from_static(b"ls"))));
-        assert_eq!(mean(b"\xff\0"), Some(Frame::CloseStdin(true)));
+        assert_eq!(mean(b"\0ls"), [Frame::Stdin(Bytes::from_static(b"ls"))]);
+        assert_eq!(mean(b"\xff\0"), [Frame::CloseStdin(true)]);
         let size = gantry_rpc::node::TerminalSize {
             width: 80,
             height: 24,
         };
         assert_eq!(
             mean(b"\x04{\"Width\":80,\"Height\":24}"),
-            Some(Frame::Resize(size))
+            [Frame::Resize(size)]
         );
         for nothing in [&b""[..], b"\x01x", b"\x04{", b"\xff", b"\xff\x01", b"\x63"] {
-            assert_eq!(mean(nothing), None, "{nothing:?}");
+            assert!(mean(nothing).is_empty(), "{nothing:?}");
         }
+        let long = Bytes::from(vec![0; 1 + 150_000]);
+        let lengths: Vec<usize> = to_node(&long)
+            .iter()
+            .map(|frame| match frame {
+                Frame::Stdin(bytes) => bytes.len(),
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(lengths, [65_536, 65_536, 18_928]);
     }
 }

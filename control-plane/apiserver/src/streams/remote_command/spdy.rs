@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{OPENING, Wanted, frame, lost, resize};
 use crate::streams::spdy::{Output, Session, Stream};
-use crate::streams::{Gone, Input, NodeStream};
+use crate::streams::{Gone, Input, NodeStream, pieces};
 
 /// The client's streams by what they are for.
 #[derive(Default)]
@@ -54,12 +54,14 @@ impl Opened {
 /// Passes stdin on; returns when the stream was reset or the connection is gone.
 async fn pass_stdin(mut input: mpsc::Receiver<Input>, node: &mpsc::Sender<StreamFrame>) {
     while let Some(input) = input.recv().await {
-        let sent = match input {
-            Input::Data(bytes) => Frame::Stdin(bytes),
-            Input::End => Frame::CloseStdin(true),
+        let frames: Vec<Frame> = match input {
+            Input::Data(bytes) => pieces(bytes).map(Frame::Stdin).collect(),
+            Input::End => vec![Frame::CloseStdin(true)],
         };
-        if node.send(frame(sent)).await.is_err() {
-            return;
+        for sent in frames {
+            if node.send(frame(sent)).await.is_err() {
+                return;
+            }
         }
     }
 }

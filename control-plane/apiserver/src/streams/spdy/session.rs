@@ -1,6 +1,7 @@
 //! One connection: a task that reads frames and hands out streams, and one that writes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -39,7 +40,7 @@ pub(crate) struct Stream {
 pub(crate) struct Output {
     stream: u32,
     frames: mpsc::Sender<Frame>,
-    finished: bool,
+    finished: AtomicBool,
 }
 
 impl Output {
@@ -52,11 +53,18 @@ impl Output {
         Ok(())
     }
 
-    /// Ends this direction.
-    pub(crate) async fn finish(mut self) {
-        self.finished = true;
+    /// Ends this direction, once: nothing may be sent after it.
+    pub(crate) async fn end(&self) -> Result<(), Gone> {
+        match self.finished.swap(true, Ordering::Relaxed) {
+            true => Ok(()),
+            false => self.frame(Bytes::new(), true).await,
+        }
+    }
+
+    /// Ends this direction, unless it has ended.
+    pub(crate) async fn finish(self) {
         // A client that has gone needs no end.
-        self.frame(Bytes::new(), true).await.ok();
+        self.end().await.ok();
     }
 
     async fn frame(&self, bytes: Bytes, fin: bool) -> Result<(), Gone> {
@@ -71,7 +79,7 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if !self.finished {
+        if !*self.finished.get_mut() {
             let reset = Frame::RstStream {
                 stream: self.stream,
                 reset: Reset::Cancel,
@@ -225,7 +233,7 @@ impl Reader {
         let output = Output {
             stream,
             frames: self.frames.clone(),
-            finished: false,
+            finished: AtomicBool::new(false),
         };
         let opened = Stream {
             headers,

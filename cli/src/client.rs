@@ -1,12 +1,16 @@
 //! The CLI's view of a cluster: where it is, which resources it serves, and plain REST requests to it.
 
+mod channels;
 mod error;
 mod kubeconfig;
 mod mapping;
+mod process;
 
+pub(crate) use channels::{CLOSE, Channels, Incoming, Outgoing, PIECE};
 pub(crate) use error::{ApiError, explain};
 pub(crate) use kubeconfig::Credentials;
 pub(crate) use mapping::{Mapping, Target};
+pub(crate) use process::{Input, Process, Said, Wanted};
 
 use anyhow::{Context, Result, bail};
 use futures::AsyncBufRead;

@@ -6,18 +6,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, AttachParams, AttachedProcess};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use hyper::body::Bytes;
 use tokio::sync::mpsc;
 
 use super::session::exit_code;
-use crate::client::{ApiError, Cluster};
+use crate::client::{Cluster, PIECE, Process, Said, Wanted};
 use archive::{Incoming, Outgoing};
 
 /// Pieces of an archive under way.
 const QUEUE: usize = 16;
-const PIECE: usize = 64 * 1024;
+/// What is kept of what a command says on its standard error.
+const WORDS: usize = 16 * 1024;
 
 /// Copy files and directories into a container, or out of it; its image needs a tar
 #[derive(Debug, clap::Args)]
@@ -73,42 +72,41 @@ impl End {
 }
 
 /// A container that commands are run in.
-struct Container {
-    pods: Api<Pod>,
+struct Container<'a> {
+    cluster: &'a Cluster,
+    namespace: String,
     pod: String,
     container: Option<String>,
 }
 
-impl Container {
-    async fn start(&self, command: &[&str], stdin: bool) -> Result<AttachedProcess> {
-        let parameters = AttachParams {
+impl Container<'_> {
+    async fn start(&self, command: &[&str], stdin: bool) -> Result<Process> {
+        let wanted = Wanted {
             container: self.container.clone(),
             stdin,
-            stdout: true,
             stderr: true,
-            ..AttachParams::default()
+            tty: false,
         };
-        let process = self.pods.exec(&self.pod, command.to_vec(), &parameters);
-        Ok(process.await.map_err(ApiError::from)?)
+        let place = (self.namespace.as_str(), self.pod.as_str());
+        Ok(Process::run(self.cluster, place, command, &wanted).await?)
     }
 
     /// Whether a path is a directory there; not, where the image has no `test`.
     async fn is_dir(&self, path: &str) -> Result<bool> {
         let mut process = self.start(&["test", "-d", path], false).await?;
-        let status = process
-            .take_status()
-            .context("the server reports no status")?;
-        Ok(exit_code(status.await).is_ok_and(|code| code == 0))
+        loop {
+            if let Said::Ended(status) = process.next().await? {
+                return Ok(exit_code(status).is_ok_and(|code| code == 0));
+            }
+        }
     }
 }
 
 impl Cp {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<()> {
         let at = |namespace: Option<String>, pod| Container {
-            pods: Api::namespaced(
-                cluster.client.clone(),
-                namespace.as_deref().unwrap_or(&cluster.namespace),
-            ),
+            cluster,
+            namespace: namespace.unwrap_or_else(|| cluster.namespace.clone()),
             pod,
             container: self.container.clone(),
         };
@@ -147,7 +145,7 @@ fn split(path: &str) -> (&str, &str) {
     }
 }
 
-async fn upload(from: &Path, container: &Container, to: &str) -> Result<()> {
+async fn upload(from: &Path, container: &Container<'_>, to: &str) -> Result<()> {
     let named = std::path::absolute(from)?;
     let from = from
         .canonicalize()
@@ -164,25 +162,29 @@ async fn upload(from: &Path, container: &Container, to: &str) -> Result<()> {
     let mut process = container
         .start(&["tar", "-xmf", "-", "-C", directory], true)
         .await?;
-    let mut stdin = process.stdin().context("the server takes no input")?;
+    let input = process.input();
     let (pieces, mut queue) = mpsc::channel::<Vec<u8>>(QUEUE);
     let packing = tokio::task::spawn_blocking(move || {
         archive::pack(&from, &name, Outgoing::new(pieces, PIECE))
     });
-    let sending = async {
+    let sending = async move {
         while let Some(piece) = queue.recv().await {
-            stdin.write_all(&piece).await?;
+            input.send(&piece).await?;
         }
-        stdin.shutdown().await
+        input.end().await
     };
-    let (said, sent) = tokio::join!(finish(&mut process), sending);
-    // Why tar has ended says more than that it takes no more.
-    said?;
-    packing.await?.context("packing the archive")?;
-    sent.context("sending the archive")
+    let sending = tokio::spawn(sending);
+    let said = finish(&mut process, None).await;
+    // When tar has ended, it takes no more, whether it has read the blocks that fill up an archive or not.
+    sending.abort();
+    match packing.await? {
+        // It was tar that has ended first, and says why.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => said,
+        packed => packed.context("packing the archive").and(said),
+    }
 }
 
-async fn download(container: &Container, from: &str, to: &Path) -> Result<()> {
+async fn download(container: &Container<'_>, from: &str, to: &Path) -> Result<()> {
     let (directory, name) = split(from);
     let to = match to.is_dir() && name != "." {
         true => to.join(name),
@@ -191,43 +193,40 @@ async fn download(container: &Container, from: &str, to: &Path) -> Result<()> {
     let mut process = container
         .start(&["tar", "-cf", "-", "-C", directory, name], false)
         .await?;
-    let mut stdout = process.stdout().context("the server sends no output")?;
     let (pieces, queue) = mpsc::channel(QUEUE);
     let name = name.to_owned();
     let unpacking =
         tokio::task::spawn_blocking(move || archive::unpack(Incoming::new(queue), &name, &to));
-    let receiving = async {
-        loop {
-            let mut piece = vec![0; PIECE];
-            let count = stdout.read(&mut piece).await?;
-            piece.truncate(count);
-            // Who takes no more says why.
-            if count == 0 || pieces.send(piece).await.is_err() {
-                drop(pieces);
-                return io::Result::Ok(());
-            }
-        }
-    };
-    let (said, received) = tokio::join!(finish(&mut process), receiving);
+    let said = finish(&mut process, Some(pieces)).await;
     let unpacked = unpacking.await?;
     said?;
-    received.context("receiving the archive")?;
     for left_out in unpacked? {
         eprintln!("warning: {left_out}");
     }
     Ok(())
 }
 
-/// Waits for tar; what it says when it fails is the error.
-async fn finish(process: &mut AttachedProcess) -> Result<()> {
-    let status = process
-        .take_status()
-        .context("the server reports no status")?;
+/// Waits for tar, and passes its output on; what it says when it fails is the error. Ends early where nobody takes the
+/// output any more: whoever does not says why.
+async fn finish(process: &mut Process, output: Option<mpsc::Sender<Bytes>>) -> Result<()> {
     let mut words = Vec::new();
-    if let Some(mut stderr) = process.stderr() {
-        stderr.read_to_end(&mut words).await?;
-    }
-    let code = exit_code(status.await).context("running tar in the container")?;
+    let status = loop {
+        match process.next().await? {
+            Said::Output(bytes) => {
+                if let Some(output) = &output
+                    && output.send(bytes).await.is_err()
+                {
+                    return Ok(());
+                }
+            }
+            Said::Error(bytes) => {
+                let room = WORDS.saturating_sub(words.len());
+                words.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            Said::Ended(status) => break status,
+        }
+    };
+    let code = exit_code(status).context("running tar in the container")?;
     let words = String::from_utf8_lossy(&words);
     ensure!(code == 0, "tar in the container: {}", words.trim());
     Ok(())

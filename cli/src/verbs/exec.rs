@@ -3,11 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::Api;
 
 use super::session::Place;
-use crate::client::{ApiError, Cluster};
+use crate::client::{Cluster, Process};
 
 /// Run a command in a container
 #[derive(Debug, clap::Args)]
@@ -22,9 +20,10 @@ pub(crate) struct Exec {
 impl Exec {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<ExitCode> {
         let pod = self.place.pod(cluster).await?;
-        let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-        let parameters = self.place.parameters();
-        let process = pods.exec(&pod, self.command.clone(), &parameters).await;
-        self.place.join(process.map_err(ApiError::from)?).await
+        let command: Vec<&str> = self.command.iter().map(String::as_str).collect();
+        let wanted = self.place.wanted();
+        let place = (cluster.namespace.as_str(), pod.as_str());
+        let process = Process::run(cluster, place, &command, &wanted).await?;
+        self.place.join(process).await
     }
 }

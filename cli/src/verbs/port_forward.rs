@@ -1,22 +1,22 @@
 //! `gantry port-forward`: local ports that lead to ports of a pod.
 
+mod exchange;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use gantry_api::paths;
+use gantry_tls::Lifetime;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::Api;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 
 use super::logs::pod_of;
-use crate::client::{ApiError, Cluster};
+use crate::client::{ApiError, Channels, Cluster};
 use crate::output;
-
-/// How long the server may take to say why a connection has ended.
-const LAST_WORD: Duration = Duration::from_secs(1);
+use exchange::{PROTOCOLS, exchange};
 
 /// Forward local ports to a pod, until interrupted
 #[derive(Debug, clap::Args)]
@@ -139,13 +139,20 @@ impl PortForward {
             let phase = phase.unwrap_or("Pending");
             bail!("pod {name} is {phase}: its ports are there while it is Running");
         }
+        let place = Place {
+            client: cluster.client.clone(),
+            own: cluster.certificate,
+            path: paths::namespaced(&cluster.namespace, &["pods", &name, "portforward"]),
+            pods,
+            pod: name,
+        };
         let mut forwards = JoinSet::new();
         for ports in &self.ports {
             let port = remote.port(&ports.remote)?;
             for listener in listeners(self.address.concat(), ports.local).await? {
                 let address = listener.local_addr()?;
                 output::print(&format!("Forwarding from {address} -> {port}\n"))?;
-                forwards.spawn(forward(listener, pods.clone(), name.clone(), port));
+                forwards.spawn(forward(listener, place.clone(), port));
             }
         }
         match forwards.join_next().await {
@@ -188,8 +195,19 @@ async fn listeners(addresses: Vec<IpAddr>, mut port: u16) -> Result<Vec<TcpListe
     }
 }
 
+/// The pod, and how to reach it.
+#[derive(Clone)]
+struct Place {
+    client: kube::Client,
+    /// How long the client's certificate lasts.
+    own: Option<Lifetime>,
+    path: String,
+    pods: Api<Pod>,
+    pod: String,
+}
+
 /// Takes connections until the pod is gone.
-async fn forward(listener: TcpListener, pods: Api<Pod>, pod: String, port: u16) -> Result<()> {
+async fn forward(listener: TcpListener, place: Place, port: u16) -> Result<()> {
     let local = listener.local_addr()?.port();
     let mut connections = JoinSet::new();
     loop {
@@ -197,35 +215,26 @@ async fn forward(listener: TcpListener, pods: Api<Pod>, pod: String, port: u16) 
             accepted = listener.accept() => {
                 let (connection, _) = accepted.context("taking a connection")?;
                 eprintln!("Handling connection for {local}");
-                connections.spawn(carry(connection, pods.clone(), pod.clone(), port));
+                connections.spawn(carry(connection, place.clone(), port));
             }
             Some(ended) = connections.join_next() => if let Err(error) = ended? {
                 eprintln!("error: port {port}: {error:#}");
-                if pods.get_opt(&pod).await.is_ok_and(|found| found.is_none()) {
-                    bail!("pod {pod} is gone");
+                let found = place.pods.get_opt(&place.pod).await;
+                if found.is_ok_and(|found| found.is_none()) {
+                    bail!("pod {} is gone", place.pod);
                 }
             },
         }
     }
 }
 
-async fn carry(mut local: TcpStream, pods: Api<Pod>, pod: String, port: u16) -> Result<()> {
-    let mut forwarder = pods
-        .portforward(&pod, &[port])
-        .await
-        .map_err(ApiError::from)?;
-    let (stream, error) = (forwarder.take_stream(port), forwarder.take_error(port));
-    let (mut stream, error) = stream.zip(error).context("the server opened no stream")?;
-    let copied = tokio::io::copy_bidirectional(&mut local, &mut stream).await;
-    drop(stream);
-    let refusal = timeout(LAST_WORD, error).await;
-    forwarder.abort();
-    if let Ok(Some(message)) = refusal {
-        bail!("{}", message.trim());
-    }
-    // Either side may have left without a farewell.
-    copied.ok();
-    Ok(())
+async fn carry(local: TcpStream, place: Place, port: u16) -> Result<()> {
+    // Small pieces are not to wait for more.
+    local.set_nodelay(true).ok();
+    let port = port.to_string();
+    let query = [("ports", port.as_str())];
+    let opened = Channels::open(&place.client, place.own, &place.path, &query, &PROTOCOLS);
+    exchange(local, opened.await?).await
 }
 
 #[cfg(test)]

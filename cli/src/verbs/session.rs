@@ -1,18 +1,21 @@
 //! A process in a container at the local terminal, and how it ends.
 
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use futures::SinkExt;
+use anyhow::{Context, Result};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::api::{AttachParams, AttachedProcess, TerminalSize};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::logs::pod_of;
-use crate::client::Cluster;
+use crate::client::{Cluster, Input, PIECE, Process, Said, Wanted};
+
+/// Pieces of standard input on their way.
+const QUEUE: usize = 4;
 
 /// Which process, and what of the local terminal it gets.
 #[derive(Debug, clap::Args)]
@@ -36,31 +39,45 @@ impl Place {
         pod_of(cluster, &self.pod).await
     }
 
-    pub(super) fn parameters(&self) -> AttachParams {
-        AttachParams {
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted {
             container: self.container.clone(),
             stdin: self.stdin,
-            stdout: true,
             stderr: !self.tty,
             tty: self.tty,
-            ..AttachParams::default()
         }
     }
 
     /// Joins the local terminal and the process until that ends. Its exit code is this program's.
-    pub(super) async fn join(&self, mut process: AttachedProcess) -> Result<ExitCode> {
+    pub(super) async fn join(&self, process: Process) -> Result<ExitCode> {
         let raw = self.tty.then(RawTerminal::enter).transpose()?;
-        let status = process
-            .take_status()
-            .context("the server does not report exit codes")?;
-        copy(&mut process, self.tty).await?;
-        let status = status.await;
+        let ended = self.converse(process).await;
         drop(raw);
-        let code = exit_code(status)?;
+        let code = exit_code(ended?)?;
         if code != 0 {
             eprintln!("command terminated with exit code {code}");
         }
         Ok(ExitCode::from(code))
+    }
+
+    /// Copies between the local terminal and the process until that ends.
+    async fn converse(&self, mut process: Process) -> Result<Status> {
+        if self.stdin {
+            tokio::spawn(pass_stdin(process.input()));
+        }
+        if self.tty {
+            tokio::spawn(pass_sizes(process.input()));
+        }
+        let (mut stdout, mut stderr) = (standard(io::stdout())?, standard(io::stderr())?);
+        loop {
+            let (to, bytes) = match process.next().await? {
+                Said::Output(bytes) => (&mut stdout, bytes),
+                Said::Error(bytes) => (&mut stderr, bytes),
+                Said::Ended(status) => return Ok(status),
+            };
+            to.write_all(&bytes).await?;
+            to.flush().await?;
+        }
     }
 }
 
@@ -88,10 +105,7 @@ impl Drop for RawTerminal {
 }
 
 /// What a process ended with, from the last word on its connection.
-pub(super) fn exit_code(status: Option<Status>) -> Result<u8> {
-    let Some(status) = status else {
-        bail!("the connection to the container was lost");
-    };
+pub(super) fn exit_code(status: Status) -> Result<u8> {
     if status.status.as_deref() == Some("Success") {
         return Ok(0);
     }
@@ -106,52 +120,54 @@ pub(super) fn exit_code(status: Option<Status>) -> Result<u8> {
     code.with_context(|| message.unwrap_or_else(|| "the command could not be run".to_owned()))
 }
 
-/// Copies between the local terminal and the process until its output ends.
-async fn copy(process: &mut AttachedProcess, tty: bool) -> Result<()> {
-    if let Some(mut stdin) = process.stdin() {
-        let mut input = standard(std::io::stdin())?;
-        tokio::spawn(async move {
-            // Ends with either side; what is left to say is said by the exit status.
-            if tokio::io::copy(&mut input, &mut stdin).await.is_ok() {
-                stdin.shutdown().await.ok();
-            }
-        });
-    }
-    if tty && let Some(mut sizes) = process.terminal_size() {
-        let mut changes = signal(SignalKind::window_change())?;
-        tokio::spawn(async move {
-            loop {
-                if let Ok(size) = tcgetwinsize(rustix::stdio::stdin()) {
-                    let size = TerminalSize {
-                        width: size.ws_col,
-                        height: size.ws_row,
-                    };
-                    if sizes.send(size).await.is_err() {
-                        break;
-                    }
-                }
-                if changes.recv().await.is_none() {
-                    break;
-                }
-            }
-        });
-    }
-    let stderr = process.stderr();
-    let errors = async {
-        if let Some(mut stderr) = stderr {
-            pump(&mut stderr, &mut standard(std::io::stderr())?).await?;
+/// Passes standard input on, and its end.
+async fn pass_stdin(input: Input) {
+    let mut pieces = read_stdin();
+    // What is left to say when the connection is lost is said by whoever reads from it.
+    while let Some(piece) = pieces.recv().await {
+        if input.send(&piece).await.is_err() {
+            return;
         }
-        anyhow::Ok(())
-    };
-    let stdout = process.stdout();
-    let output = async {
-        if let Some(mut stdout) = stdout {
-            pump(&mut stdout, &mut standard(std::io::stdout())?).await?;
+    }
+    input.end().await.ok();
+}
+
+/// Standard input, read by a thread of its own: it may wait for a terminal when all else is over, and nobody waits for it.
+fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
+    let (pieces, queue) = mpsc::channel(QUEUE);
+    std::thread::spawn(move || {
+        let mut stdin = io::stdin().lock();
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let count = match stdin.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
+            if pieces.blocking_send(buffer[..count].to_vec()).is_err() {
+                return;
+            }
         }
-        anyhow::Ok(())
+    });
+    queue
+}
+
+/// Passes the size of the local terminal on, and what becomes of it.
+async fn pass_sizes(input: Input) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else {
+        return;
     };
-    futures::future::try_join(output, errors).await?;
-    Ok(())
+    loop {
+        if let Ok(size) = tcgetwinsize(rustix::stdio::stdin())
+            && input.resize(size.ws_col, size.ws_row).await.is_err()
+        {
+            return;
+        }
+        if changes.recv().await.is_none() {
+            return;
+        }
+    }
 }
 
 /// A standard stream for asynchronous use, on a descriptor of its own.
@@ -161,20 +177,4 @@ fn standard(stream: impl AsFd) -> Result<tokio::fs::File> {
         .try_clone_to_owned()
         .context("sharing a standard stream")?;
     Ok(tokio::fs::File::from_std(std::fs::File::from(descriptor)))
-}
-
-/// Copies and flushes each piece as it arrives.
-async fn pump(
-    from: &mut (impl AsyncReadExt + Unpin),
-    to: &mut (impl AsyncWriteExt + Unpin),
-) -> Result<()> {
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let count = from.read(&mut buffer).await?;
-        if count == 0 {
-            return Ok(());
-        }
-        to.write_all(&buffer[..count]).await?;
-        to.flush().await?;
-    }
 }

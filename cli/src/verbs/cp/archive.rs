@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use hyper::body::Bytes;
 use tar::EntryType;
 use tokio::sync::mpsc;
 
@@ -44,14 +45,17 @@ impl Write for Pieces {
     }
 }
 
+/// What is written to a file at once.
+const AT_ONCE: usize = 256 * 1024;
+
 /// Bytes that come from an asynchronous writer.
 pub(super) struct Incoming {
-    pieces: mpsc::Receiver<Vec<u8>>,
-    current: io::Cursor<Vec<u8>>,
+    pieces: mpsc::Receiver<Bytes>,
+    current: io::Cursor<Bytes>,
 }
 
 impl Incoming {
-    pub(super) fn new(pieces: mpsc::Receiver<Vec<u8>>) -> Self {
+    pub(super) fn new(pieces: mpsc::Receiver<Bytes>) -> Self {
         Self {
             pieces,
             current: io::Cursor::default(),
@@ -110,8 +114,10 @@ pub(super) fn unpack(from: impl Read, name: &str, to: &Path) -> Result<Vec<Strin
             EntryType::Directory => fs::create_dir_all(&target).with_context(doing)?,
             EntryType::Regular | EntryType::Continuous => {
                 let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
-                let mut file = create(&target, mode).with_context(doing)?;
+                let file = create(&target, mode).with_context(doing)?;
+                let mut file = BufWriter::with_capacity(AT_ONCE, file);
                 io::copy(&mut entry, &mut file).with_context(doing)?;
+                file.flush().with_context(doing)?;
             }
             EntryType::Link => {
                 let first = entry.link_name().context("reading the archive")?;
@@ -222,14 +228,19 @@ mod tests {
 
     #[test]
     fn bytes_pass_between_the_two_worlds() {
-        let (pieces, queue) = mpsc::channel(2);
+        let (pieces, mut queue) = mpsc::channel(2);
         let sending = std::thread::spawn(move || {
             let mut outgoing = Outgoing::new(pieces, 1000);
             outgoing.write_all(&[5; 10_500]).unwrap();
             outgoing.flush().unwrap();
         });
+        let (passed_on, incoming) = mpsc::channel(20);
+        while let Some(piece) = queue.blocking_recv() {
+            passed_on.blocking_send(Bytes::from(piece)).unwrap();
+        }
+        drop(passed_on);
         let mut received = Vec::new();
-        Incoming::new(queue).read_to_end(&mut received).unwrap();
+        Incoming::new(incoming).read_to_end(&mut received).unwrap();
         sending.join().unwrap();
         assert_eq!(received, [5; 10_500]);
     }

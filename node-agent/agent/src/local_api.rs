@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::net::sockopt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,11 @@ const SHARE: u64 = 16;
 const KNOWN: Duration = Duration::from_secs(20);
 /// What one side may take to notice that the other has ended.
 const FAREWELL: Duration = Duration::from_secs(30);
+
+/// Bytes read at once: of a connection that says little, and of one that carries a lot, for which there is room a few times.
+const LITTLE: usize = 8 * 1024;
+const MUCH: usize = 64 * 1024;
+static ROOM: Semaphore = Semaphore::const_new(64);
 
 /// Connections at once.
 fn capacity() -> usize {
@@ -108,17 +114,42 @@ async fn relay(client: TcpStream, servers: &Servers) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let up = async {
-        tokio::io::copy(&mut from_client, &mut to_server).await.ok();
+        carry(&mut from_client, &mut to_server).await.ok();
         to_server.shutdown().await.ok();
     };
     let down = async {
-        tokio::io::copy(&mut from_server, &mut to_client).await.ok();
+        carry(&mut from_server, &mut to_client).await.ok();
         to_client.shutdown().await.ok();
     };
     tokio::pin!(up, down);
     tokio::select! {
         () = &mut up => drop(tokio::time::timeout(FAREWELL, down).await),
         () = &mut down => drop(tokio::time::timeout(FAREWELL, up).await),
+    }
+}
+
+/// Copies to the end. Most connections say little at a time and are given little room; one that fills it gets more where
+/// there is some, for as long as it has use for that.
+async fn carry(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; LITTLE];
+    let mut room = None;
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..count]).await?;
+        if count == LITTLE && room.is_none() {
+            room = ROOM.try_acquire().ok();
+            let length = if room.is_some() { MUCH } else { LITTLE };
+            buffer.resize(length, 0);
+        } else if count < LITTLE && room.is_some() {
+            buffer = vec![0; LITTLE];
+            room = None;
+        }
     }
 }
 
@@ -151,8 +182,6 @@ fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
     async fn loopback() -> (TcpListener, SocketAddr) {
@@ -205,6 +234,29 @@ mod tests {
         answered_by(local).await.expect_err("nobody answers");
         stop.cancel();
         serving.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn whatever_is_said_arrives_in_its_order() {
+        let (mut client, mut near) = tokio::io::duplex(300_000);
+        let (mut far, mut server) = tokio::io::duplex(1_000_000);
+        let mut sent = Vec::new();
+        for (number, length) in [1, LITTLE, MUCH, 200_000, LITTLE - 1, 3, MUCH + 1]
+            .into_iter()
+            .enumerate()
+        {
+            sent.extend(std::iter::repeat_n(number as u8, length));
+        }
+        let sending = sent.clone();
+        let writing = tokio::spawn(async move {
+            client.write_all(&sending).await.expect("open");
+        });
+        carry(&mut near, &mut far).await.expect("open");
+        drop(far);
+        writing.await.expect("no panic");
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).await.expect("open");
+        assert_eq!(received, sent);
     }
 
     #[tokio::test]

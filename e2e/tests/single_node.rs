@@ -129,7 +129,7 @@ fn the_doctor_finds_nothing_wrong_and_changes_nothing() -> Result<()> {
     let copy = cluster.data_dir().with_file_name("copy.kubeconfig");
     std::fs::copy(cluster.data_dir().join("admin.kubeconfig"), &copy)?;
     let copy = copy.display().to_string();
-    for arguments in [&["doctor"][..], &["doctor", "--kubeconfig", &copy]] {
+    for arguments in [&["doctor"][..], &["doctor", "--kubeconfig", copy.as_str()]] {
         // Whether the disk of the usual directory is good for anything is another matter.
         let output = cluster.command(gantry()?).args(arguments).output()?;
         let report = String::from_utf8(output.stdout)?;

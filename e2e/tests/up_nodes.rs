@@ -275,12 +275,8 @@ fn a_directory_that_is_no_clusters_is_not_purged() -> Result<()> {
     let data_dir = cluster.data_dir();
     std::fs::create_dir_all(&data_dir)?;
     std::fs::write(data_dir.join("notes"), "mine")?;
-    let arguments = [
-        "down",
-        "--purge",
-        "--data-dir",
-        &data_dir.display().to_string(),
-    ];
+    let named = data_dir.display().to_string();
+    let arguments = ["down", "--purge", "--data-dir", named.as_str()];
     let (_, said) = cluster.fails(&gantry()?, &arguments)?;
     ensure!(said.contains("holds something else"), "{said}");
     ensure!(data_dir.join("notes").exists(), "it was deleted");

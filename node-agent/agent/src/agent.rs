@@ -589,8 +589,9 @@ pub async fn teardown(config: &AgentConfig) -> Result<()> {
     }
     match ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods") {
         Ok(runtime) => {
-            let pods = crate::pod::remove_all(&runtime, &images_dir(config), &config.pods_dir());
-            let ended = pods.await.map_err(anyhow::Error::msg);
+            let (images, pods) = (images_dir(config), config.pods_dir());
+            let ended = crate::pod::remove_all(&runtime, &images, &pods).await;
+            let ended = ended.map_err(anyhow::Error::msg);
             keep(ended.context("ending the agent's pods"));
             let groups = runtime.teardown().await;
             keep(groups.context("removing the agent's cgroups"));

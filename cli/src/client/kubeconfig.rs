@@ -15,7 +15,8 @@ pub(crate) const ADMIN_KUBECONFIG: &str = "/var/lib/gantry/admin.kubeconfig";
 /// How to find and enter the cluster.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Credentials {
-    /// kubeconfig file; $KUBECONFIG, then the one `gantry up` wrote, then ~/.kube/config when not given
+    /// kubeconfig file; $KUBECONFIG, then the one `gantry up` wrote (into $GANTRY_DATA_DIR, if set), then ~/.kube/config when
+    /// not given
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig to use
@@ -31,8 +32,11 @@ pub(crate) fn default_kubeconfig() -> Option<PathBuf> {
     if let Some(paths) = std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) {
         return std::env::split_paths(&paths).next();
     }
+    // As commands that are the cluster, not its clients, are told of another directory.
+    let named = std::env::var_os("GANTRY_DATA_DIR").filter(|value| !value.is_empty());
+    let named = named.map(|directory| Path::new(&directory).join("admin.kubeconfig"));
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config"));
-    [Some(PathBuf::from(ADMIN_KUBECONFIG)), home]
+    [named, Some(PathBuf::from(ADMIN_KUBECONFIG)), home]
         .into_iter()
         .flatten()
         .find(|path| path.exists())

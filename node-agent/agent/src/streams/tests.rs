@@ -340,7 +340,7 @@ fn forward_to(port: u32) -> Kind {
 
 #[tokio::test]
 async fn each_direction_of_a_forwarded_port_ends_by_itself() {
-    let bed = Bed::running(&["cat"]).await;
+    let bed = Bed::running(&["sleep"]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = u32::from(listener.local_addr().unwrap().port());
     let open = || {

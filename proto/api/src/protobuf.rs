@@ -1,11 +1,15 @@
-//! Bodies in Kubernetes' protobuf, which typed clients send for built-in kinds, rewritten as JSON.
+//! Bodies in Kubernetes' protobuf, which typed clients send for built-in kinds, rewritten as JSON; and answers the other way.
 //!
 //! A body is the four bytes `k8s\0` and an envelope that names the kind and holds the object. The object's types are
 //! those of its JSON form, [`TypeSchema`]; what JSON does not tell are the field numbers: they are in `numbers.txt`, a
 //! line per type, `type field=number ... number(field=number,...)`, where brackets are a message whose fields are the
 //! type's own in JSON.
 
-use std::collections::HashMap;
+mod encode;
+
+pub use encode::from_json;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use crate::json::Members;
@@ -56,7 +60,7 @@ enum Slot {
     Inline(Slots),
 }
 
-type Slots = HashMap<u32, Slot>;
+type Slots = BTreeMap<u32, Slot>;
 
 static NUMBERS: LazyLock<HashMap<&'static str, Slots>> = LazyLock::new(|| {
     let lines = include_str!("protobuf/numbers.txt").lines();

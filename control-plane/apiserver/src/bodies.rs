@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use gantry_api::status::StatusError;
 use gantry_store::{Budget, Charge};
 use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -19,6 +19,9 @@ use crate::connections::Standing;
 
 /// Larger bodies are refused, as Kubernetes does: 3 MiB.
 pub(crate) const LIMIT: usize = 3 << 20;
+/// How much of a body that is too large is read and forgotten: a client that writes until it is answered would find its
+/// connection closed instead.
+const FORGOTTEN: usize = 32 << 20;
 /// Bodies that arrive at once: a further one displaces the one that has been arriving the longest, of those whose senders
 /// have the lowest standing; but none whose sender stands above its own.
 const AT_ONCE: usize = 1024;
@@ -128,22 +131,32 @@ impl Bodies {
             true => SMALL,
             false => LIMIT,
         };
-        if announced > limit {
+        // Whoever asks first, and strangers, are answered at once.
+        let forget = match standing < Standing::User || headers.contains_key(EXPECT) {
+            true => 0,
+            false => FORGOTTEN,
+        };
+        if announced > limit && forget == 0 || announced > limit + forget {
             return Err(StatusError::too_large(limit));
         }
         let turn = self.turn(standing)?;
         let began = Instant::now();
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut forgotten) = (BytesMut::new(), 0);
         loop {
-            let earned = Duration::from_secs((bytes.len() / SLOWEST) as u64);
+            let arrived = bytes.len() + forgotten;
+            let earned = Duration::from_secs((arrived / SLOWEST) as u64);
             let deadline = began + (BEGIN + earned).min(LONGEST);
             let frame = tokio::select! {
                 frame = tokio::time::timeout_at(deadline, body.frame()) => frame,
-                () = turn.displaced.cancelled() => return Err(late(bytes.len())),
+                () = turn.displaced.cancelled() => return Err(match forgotten {
+                    0 => late(arrived),
+                    _ => StatusError::too_large(limit),
+                }),
             };
             let frame = match frame {
-                Err(_) => return Err(late(bytes.len())),
-                Ok(None) => return Ok((bytes.freeze(), charge)),
+                Err(_) if forgotten == 0 => return Err(late(arrived)),
+                Ok(None) if forgotten == 0 => return Ok((bytes.freeze(), charge)),
+                Err(_) | Ok(None) => return Err(StatusError::too_large(limit)),
                 Ok(Some(Err(error))) => {
                     return Err(StatusError::bad_request(format!(
                         "the body of the request broke off: {error}"
@@ -155,8 +168,14 @@ impl Bodies {
                 continue;
             };
             let size = bytes.len() + data.len();
-            if size > limit {
-                return Err(StatusError::too_large(limit));
+            if size > limit || forgotten > 0 {
+                // What has come takes no more memory.
+                forgotten += std::mem::take(&mut bytes).len() + data.len();
+                charge = self.budget.charge(0);
+                if forgotten > limit + forget {
+                    return Err(StatusError::too_large(limit));
+                }
+                continue;
             }
             if size > SMALL && size > self.budget.free() / SHARE {
                 return Err(crowded());
@@ -278,6 +297,47 @@ mod tests {
             .turn(Standing::Own)
             .expect("the oldest of its own goes");
         drop(own);
+    }
+
+    /// A body of some mebibytes, and how many of them were read.
+    fn counted(mebibytes: usize) -> (Body, Arc<std::sync::atomic::AtomicUsize>) {
+        let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let pieces = stream::iter(0..mebibytes).map({
+            let read = read.clone();
+            move |_| {
+                read.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 1 << 20]))
+            }
+        });
+        (Body::from_stream(pieces), read)
+    }
+
+    #[tokio::test]
+    async fn who_sends_too_much_is_told_so_when_it_has_been_sent() {
+        let budget = Budget::new(64 << 20);
+        let bodies = Bodies::new(budget.clone());
+        let asks = HeaderMap::from_iter([(EXPECT, http::HeaderValue::from_static("100-continue"))]);
+        let announced = |length: usize| {
+            HeaderMap::from_iter([(CONTENT_LENGTH, http::HeaderValue::from(length))])
+        };
+        for (mebibytes, headers, standing, read) in [
+            (4, HeaderMap::new(), Standing::User, 4),
+            (4, announced(4 << 20), Standing::User, 4),
+            // Without an end there is one.
+            (100, HeaderMap::new(), Standing::User, 36),
+            (100, announced(100 << 20), Standing::User, 0),
+            (4, asks, Standing::User, 4),
+            (4, HeaderMap::new(), Standing::Anonymous, 1),
+            (4, announced(4 << 20), Standing::Anonymous, 0),
+        ] {
+            let (body, sent) = counted(mebibytes);
+            let refused = bodies.receive(body, &headers, standing).await;
+            assert_eq!(refused.expect_err("too large").code(), 413);
+            let sent = sent.load(std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(sent, read, "{mebibytes} MiB of {headers:?}");
+            assert_eq!(budget.used(), 0);
+        }
+        assert!(bodies.arriving.lock().all.is_empty());
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{Sink, SinkExt, StreamExt};
 use gantry_tls::Lifetime;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -54,6 +54,16 @@ pub(crate) struct Outgoing(mpsc::Sender<Message>);
 /// The receiving side.
 pub(crate) struct Incoming(BoxStream<'static, Result<Message, Error>>);
 
+/// Which of the protocols a server has agreed to, if it has understood the handshake.
+fn agreed(headers: &HeaderMap, key: &str, protocols: &[&'static str]) -> Option<&'static str> {
+    let text = |name: HeaderName| headers.get(name)?.to_str().ok();
+    let expected = derive_accept_key(key.as_bytes());
+    let accepted = text(header::SEC_WEBSOCKET_ACCEPT) == Some(expected.as_str());
+    let named = text(header::SEC_WEBSOCKET_PROTOCOL);
+    let mut protocols = protocols.iter().copied().filter(|_| accepted);
+    protocols.find(|known| named == Some(*known))
+}
+
 impl Channels {
     /// Opens a connection, with one of these protocols, the preferred first. `own` is how long the client's certificate
     /// lasts.
@@ -87,15 +97,7 @@ impl Channels {
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(answer).await);
         }
-        let text = |name: HeaderName| answer.headers().get(name)?.to_str().ok();
-        let expected = derive_accept_key(key.as_bytes());
-        let accepted = text(header::SEC_WEBSOCKET_ACCEPT) == Some(expected.as_str());
-        let named = text(header::SEC_WEBSOCKET_PROTOCOL);
-        let agreed = protocols
-            .iter()
-            .copied()
-            .find(|known| named == Some(*known));
-        let Some(protocol) = agreed.filter(|_| accepted) else {
+        let Some(protocol) = agreed(answer.headers(), &key, protocols) else {
             return Err(ApiError::Other(format!(
                 "the server has not agreed to stream by any of {offered}"
             )));

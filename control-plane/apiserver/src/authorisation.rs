@@ -4,7 +4,7 @@
 use gantry_api::status::StatusError;
 
 use crate::identity::{Identity, NODE_LINK};
-use crate::request::ResourcePath;
+use crate::request::ResourceAttributes;
 
 /// Users of the system's own parts, which run in the same process as the API.
 const SYSTEM_USERS: &[&str] = &[
@@ -52,27 +52,26 @@ pub(crate) fn path(identity: &Identity, verb: &str, path: &str) -> Result<(), St
 pub(crate) fn resource(
     identity: &Identity,
     verb: &str,
-    path: &ResourcePath,
+    asked: &ResourceAttributes<'_>,
 ) -> Result<(), StatusError> {
     if may_do_everything(identity) {
         return Ok(());
     }
-    let resource = match &path.subresource {
-        Some(subresource) => format!("{}/{subresource}", path.resource),
-        None => path.resource.clone(),
+    let resource = match asked.subresource {
+        "" => asked.resource.to_owned(),
+        subresource => format!("{}/{subresource}", asked.resource),
     };
-    let scope = match (&path.namespace, path.resource.as_str(), &path.name) {
-        (Some(namespace), _, _) => format!("in the namespace \"{namespace}\""),
-        (None, "namespaces", Some(name)) => format!("in the namespace \"{name}\""),
-        _ => "at the cluster scope".to_owned(),
+    let scope = match asked.namespace {
+        "" => "at the cluster scope".to_owned(),
+        namespace => format!("in the namespace \"{namespace}\""),
     };
     Err(StatusError::forbidden_resource(
-        &path.group,
-        &path.resource,
-        path.name.as_deref().unwrap_or_default(),
+        asked.group,
+        asked.resource,
+        asked.name,
         &format!(
             "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"{}\" {scope}",
-            identity.user, path.group
+            identity.user, asked.group
         ),
     ))
 }

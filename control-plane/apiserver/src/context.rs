@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
@@ -10,10 +11,6 @@ use gantry_store::{
     Budget, Demand, Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction,
 };
 use http::{HeaderMap, HeaderValue, header};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview};
-use k8s_openapi::api::autoscaling::v1::Scale;
-use k8s_openapi::api::core::v1::Binding;
-use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::Value;
 
@@ -21,9 +18,11 @@ use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::heavy::Turn;
 use crate::identity::{Identity, Tokens};
+use crate::media::Media;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
 use crate::service_accounts::ServiceAccounts;
+use crate::streams::NodeStreams;
 use crate::verbs::options::WriteOptions;
 
 const JSON: &str = "application/json";
@@ -32,12 +31,15 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// What the verbs work with; one per server.
 pub(crate) struct Api {
     pub(crate) store: Store,
-    pub(crate) registry: Arc<Registry>,
+    /// What is served now; a request keeps what was when it came.
+    pub(crate) registry: Arc<ArcSwap<Registry>>,
     pub(crate) admission: Admission,
     pub(crate) clock: Clock,
     pub(crate) service_accounts: Arc<ServiceAccounts>,
     /// Bearer tokens that were given at the start.
     pub(crate) tokens: Tokens,
+    /// Leads to the pods.
+    pub(crate) streams: Arc<dyn NodeStreams>,
     /// The term that writes belong to: those of a leader that has been deposed since are refused.
     pub(crate) fence: Option<Term>,
 }
@@ -45,11 +47,15 @@ pub(crate) struct Api {
 /// One request for a resource.
 pub(crate) struct Context<'a> {
     pub(crate) api: &'a Arc<Api>,
+    /// What was served when the request came.
+    pub(crate) registry: &'a Arc<Registry>,
     pub(crate) resource: &'a Arc<Resource>,
     pub(crate) path: &'a ResourcePath,
     pub(crate) query: &'a Query,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) identity: &'a Identity,
+    /// How the client wants its answer.
+    pub(crate) media: Media,
     /// JSON or YAML.
     pub(crate) body: Bytes,
     /// Whether the body came as protobuf and is JSON now.
@@ -69,33 +75,39 @@ const OF_SHAPES: &[&str] = &["includeObject"];
 /// make as large as they like, no more than shows how its objects are to look.
 pub(crate) struct Asked {
     api: Arc<Api>,
+    registry: Arc<Registry>,
     pub(crate) resource: Arc<Resource>,
     pub(crate) path: ResourcePath,
     query: Query,
     headers: HeaderMap,
     identity: Identity,
+    media: Media,
 }
 
 impl Asked {
     pub(crate) fn of(context: &Context<'_>) -> Self {
         Self {
             api: context.api.clone(),
+            registry: context.registry.clone(),
             resource: context.resource.clone(),
             path: context.path.clone(),
             query: context.query.only(OF_SHAPES),
             headers: HeaderMap::new(),
             identity: Identity::new(&context.identity.user, &[]),
+            media: context.media,
         }
     }
 
     pub(crate) fn context(&self) -> Context<'_> {
         Context {
             api: &self.api,
+            registry: &self.registry,
             resource: &self.resource,
             path: &self.path,
             query: &self.query,
             headers: &self.headers,
             identity: &self.identity,
+            media: self.media,
             body: Bytes::new(),
             transcoded: false,
             budget: None,
@@ -149,14 +161,14 @@ impl Context<'_> {
         if media_type.trim() != PROTOBUF || self.body.is_empty() {
             return Ok(());
         }
-        let schema = |kind: &str| match kind {
-            kind if kind == self.resource.info().kind => Some(self.resource.kind.schema()),
-            "Binding" => Some(TypeSchema::of::<Binding>()),
-            "DeleteOptions" => Some(TypeSchema::of::<DeleteOptions>()),
-            "Eviction" => Some(TypeSchema::of::<Eviction>()),
-            "Scale" => Some(TypeSchema::of::<Scale>()),
-            "TokenRequest" => Some(TypeSchema::of::<TokenRequest>()),
-            "TokenReview" => Some(TypeSchema::of::<TokenReview>()),
+        let subresource = self.path.subresource.as_deref();
+        let subresource = subresource.and_then(|path| self.resource.subresource(path));
+        let own =
+            subresource.and_then(|subresource| Some((&subresource.kind, subresource.schema()?)));
+        let schema = |kind: &str| match own {
+            Some((own, schema)) if kind == own => Some(schema),
+            _ if kind == self.resource.info().kind => Some(self.resource.kind.schema()),
+            _ if kind == "DeleteOptions" => Some(TypeSchema::of::<DeleteOptions>()),
             _ => None,
         };
         let turn = Turn::wait(self.body.len()).await;

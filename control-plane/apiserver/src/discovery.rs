@@ -1,7 +1,14 @@
-//! What the server serves, in the three forms clients ask for it: group lists, resource lists, and aggregated.
+//! What the server serves, as clients ask for it: group lists, resource lists, and all at once (`aggregated`). All of it
+//! follows from the registry and the table of subresources.
+
+mod aggregated;
+
+pub(crate) use aggregated::Aggregated;
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use serde_json::{Value, json};
@@ -9,99 +16,40 @@ use sha2::{Digest, Sha256};
 
 use crate::registry::{Registry, Resource};
 
-const VERBS: &[&str] = &[
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
+/// Kubernetes' groups, the first ones first; groups that are not its own follow, by name.
+const GROUPS: &[&str] = &[
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
 ];
-const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
-const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 
-/// A subresource as discovery reports it.
-pub(crate) struct Subresource {
-    pub(crate) name: &'static str,
-    /// Group and version, where they are not the parent's; empty strings otherwise.
-    pub(crate) group: &'static str,
-    pub(crate) version: &'static str,
-    pub(crate) kind: &'static str,
-    pub(crate) verbs: &'static [&'static str],
-}
-
-/// The subresources of a kind, sorted by name.
-pub(crate) fn subresources(info: &ResourceInfo) -> Vec<Subresource> {
-    let sub = |name, kind, verbs| Subresource {
-        name,
-        group: "",
-        version: "",
-        kind,
-        verbs,
-    };
-    let mut list = match (info.group, info.kind) {
-        ("", "Pod") => vec![
-            sub("attach", "PodAttachOptions", &["create", "get"]),
-            sub("binding", "Binding", &["create"]),
-            Subresource {
-                name: "eviction",
-                group: "policy",
-                version: "v1",
-                kind: "Eviction",
-                verbs: &["create"],
-            },
-            sub("exec", "PodExecOptions", &["create", "get"]),
-            sub("log", "Pod", &["get"]),
-            sub("portforward", "PodPortForwardOptions", &["create", "get"]),
-            sub("proxy", "PodProxyOptions", PROXY_VERBS),
-        ],
-        ("", "Node") => vec![sub("proxy", "NodeProxyOptions", PROXY_VERBS)],
-        ("", "Service") => vec![sub("proxy", "ServiceProxyOptions", PROXY_VERBS)],
-        ("", "Namespace") => vec![sub("finalize", "Namespace", &["update"])],
-        ("", "ServiceAccount") => vec![Subresource {
-            name: "token",
-            group: "authentication.k8s.io",
-            version: "v1",
-            kind: "TokenRequest",
-            verbs: &["create"],
-        }],
-        _ => Vec::new(),
-    };
-    if info.has_scale {
-        list.push(Subresource {
-            name: "scale",
-            group: "autoscaling",
-            version: "v1",
-            kind: "Scale",
-            verbs: STATUS_VERBS,
-        });
+/// Kubernetes' storageVersionHash: eight bytes of SHA-256 over `group/version/kind` of what is stored, base64; nothing of what
+/// is not.
+fn storage_version_hash(resource: &Resource) -> Option<String> {
+    if resource.virtual_create().is_some() {
+        return None;
     }
-    if info.has_status {
-        list.push(sub("status", info.kind, STATUS_VERBS));
-    }
-    list.sort_by_key(|subresource| subresource.name);
-    list
-}
-
-pub(crate) fn verbs(info: &ResourceInfo) -> Vec<&'static str> {
-    VERBS
-        .iter()
-        .copied()
-        .filter(|verb| info.kind != "Namespace" || *verb != "deletecollection")
-        .collect()
-}
-
-/// Kubernetes' storageVersionHash: eight bytes of SHA-256 over `group/version/kind`, base64.
-fn storage_version_hash(info: &ResourceInfo) -> String {
-    use base64::Engine;
+    let info = resource.storage_kind().info();
     let name = format!("{}/{}/{}", info.group, info.version, info.kind);
-    base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(name.as_bytes())[..8])
-}
-
-fn group_version(info: &ResourceInfo) -> String {
-    crate::codec::api_version(info)
+    let digest = Sha256::digest(name.as_bytes());
+    Some(STANDARD.encode(digest.get(..8).unwrap_or_default()))
 }
 
 /// Resources of one group and version, sorted by name.
@@ -111,26 +59,43 @@ fn of<'a>(registry: &'a Registry, group: &str, version: &str) -> Vec<&'a Arc<Res
         .iter()
         .filter(|resource| resource.info().group == group && resource.info().version == version)
         .collect();
-    found.sort_by_key(|resource| resource.info().plural);
+    found.sort_by(|one, other| one.info().plural.cmp(&other.info().plural));
     found
 }
 
 /// Group names other than core, each with its versions, in the order they are preferred.
-fn groups(registry: &Registry) -> Vec<(&'static str, Vec<&'static str>)> {
-    let mut groups: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
+fn groups(registry: &Registry) -> Vec<(&str, Vec<&str>)> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
     for resource in registry.all() {
         let info = resource.info();
-        if info.group.is_empty() {
+        let (group, version): (&str, &str) = (&info.group, &info.version);
+        if group.is_empty() {
             continue;
         }
-        match groups.iter_mut().find(|(group, _)| *group == info.group) {
-            Some((_, versions)) if versions.contains(&info.version) => {}
-            Some((_, versions)) => versions.push(info.version),
-            None => groups.push((info.group, vec![info.version])),
+        match groups.iter_mut().find(|(known, _)| *known == group) {
+            Some((_, versions)) if versions.iter().any(|known| *known == version) => {}
+            Some((_, versions)) => versions.push(version),
+            None => groups.push((group, vec![version])),
         }
     }
-    groups.sort_by_key(|(group, _)| *group);
+    let rank = |group: &str| {
+        let known = GROUPS.iter().position(|known| *known == group);
+        known.unwrap_or(GROUPS.len())
+    };
+    groups.sort_by(|&(one, _), &(other, _)| (rank(one), one).cmp(&(rank(other), other)));
     groups
+}
+
+/// Short names and categories, of a resource that has any.
+fn add_names(info: &ResourceInfo, to: &mut Value) {
+    for (field, names) in [
+        ("shortNames", &info.short_names),
+        ("categories", &info.categories),
+    ] {
+        if !names.is_empty() {
+            *to.member(&[field]) = json!(names);
+        }
+    }
 }
 
 /// `/api`
@@ -176,11 +141,6 @@ pub(crate) fn resource_list(registry: &Registry, group: &str, version: &str) -> 
     let resources = of(registry, group, version);
     let first = resources.first()?;
     let mut list = Vec::new();
-    if group.is_empty() {
-        list.push(json!({
-            "name": "bindings", "singularName": "binding", "namespaced": true, "kind": "Binding", "verbs": ["create"],
-        }));
-    }
     for resource in &resources {
         let info = resource.info();
         let mut value = json!({
@@ -188,25 +148,20 @@ pub(crate) fn resource_list(registry: &Registry, group: &str, version: &str) -> 
             "singularName": info.singular,
             "namespaced": info.namespaced,
             "kind": info.kind,
-            "verbs": verbs(info),
-            "storageVersionHash": storage_version_hash(info),
+            "verbs": resource.verbs(),
         });
-        for (field, names) in [
-            ("shortNames", info.short_names),
-            ("categories", info.categories),
-        ] {
-            if !names.is_empty() {
-                value[field] = json!(names);
-            }
+        if let Some(hash) = storage_version_hash(resource) {
+            *value.member(&["storageVersionHash"]) = json!(hash);
         }
+        add_names(info, &mut value);
         list.push(value);
-        for sub in subresources(info) {
+        for sub in resource.subresources() {
             let mut value = json!({
                 "name": format!("{}/{}", info.plural, sub.name),
                 "singularName": "",
                 "namespaced": info.namespaced,
                 "kind": sub.kind,
-                "verbs": sub.verbs,
+                "verbs": sub.verbs().collect::<Vec<_>>(),
             });
             if !sub.version.is_empty() {
                 *value.member(&["group"]) = json!(sub.group);
@@ -217,7 +172,7 @@ pub(crate) fn resource_list(registry: &Registry, group: &str, version: &str) -> 
     }
     let mut document = json!({
         "kind": "APIResourceList",
-        "groupVersion": group_version(first.info()),
+        "groupVersion": first.info().api_version(),
         "resources": list,
     });
     if !group.is_empty() {
@@ -226,80 +181,46 @@ pub(crate) fn resource_list(registry: &Registry, group: &str, version: &str) -> 
     Some(document)
 }
 
-/// The aggregated form of `/api` (`core`) or `/apis`.
-pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
-    let groups = match core {
-        true => vec![("", vec!["v1"])],
-        false => groups(registry),
-    };
-    let items: Vec<Value> = groups
-        .iter()
-        .map(|(group, versions)| {
-            let metadata = match group.is_empty() {
-                true => json!({}),
-                false => json!({"name": group}),
-            };
-            let versions: Vec<Value> = versions
-                .iter()
-                .map(|version| {
-                    let mut resources: Vec<Value> = of(registry, group, version)
-                        .iter()
-                        .map(|resource| aggregated_resource(resource.info()))
-                        .collect();
-                    if group.is_empty() {
-                        resources.insert(
-                            0,
-                            json!({
-                                "resource": "bindings",
-                                "responseKind": {"group": "", "version": "", "kind": "Binding"},
-                                "scope": "Namespaced",
-                                "singularResource": "binding",
-                                "verbs": ["create"],
-                            }),
-                        );
-                    }
-                    json!({"version": version, "resources": resources, "freshness": "Current"})
-                })
-                .collect();
-            json!({"metadata": metadata, "versions": versions})
-        })
-        .collect();
-    json!({
-        "kind": "APIGroupDiscoveryList",
-        "apiVersion": "apidiscovery.k8s.io/v2",
-        "metadata": {},
-        "items": items,
-    })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn aggregated_resource(info: &ResourceInfo) -> Value {
-    let mut value = json!({
-        "resource": info.plural,
-        "responseKind": {"group": "", "version": "", "kind": info.kind},
-        "scope": if info.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": info.singular,
-        "verbs": verbs(info),
-    });
-    for (field, names) in [
-        ("shortNames", info.short_names),
-        ("categories", info.categories),
-    ] {
-        if !names.is_empty() {
-            value[field] = json!(names);
-        }
+    #[test]
+    fn groups_come_in_their_order_and_each_once() {
+        let registry = Registry::built_in();
+        let names: Vec<&str> = groups(&registry).iter().map(|(group, _)| *group).collect();
+        let mut expected: Vec<&str> = GROUPS.to_vec();
+        expected.retain(|group| names.contains(group));
+        assert_eq!(names, expected);
     }
-    let subresources: Vec<Value> = subresources(info)
-        .iter()
-        .map(|sub| {
+
+    #[test]
+    fn a_resource_list_follows_from_the_registry() {
+        let registry = Registry::built_in();
+        let list = resource_list(&registry, "", "v1").expect("is served");
+        let find = |name: &str| {
+            let resources = list["resources"].as_array().expect("a list");
+            resources.iter().find(|one| one["name"] == name).cloned()
+        };
+        let bindings = find("bindings").expect("is listed");
+        assert_eq!(
+            bindings,
+            json!({"name": "bindings", "singularName": "binding", "namespaced": true, "kind": "Binding", "verbs": ["create"]})
+        );
+        let eviction = find("pods/eviction").expect("is listed");
+        assert_eq!(
+            eviction,
             json!({
-                "subresource": sub.name,
-                "responseKind": {"group": sub.group, "version": sub.version, "kind": sub.kind},
-                "verbs": sub.verbs,
+                "name": "pods/eviction", "singularName": "", "namespaced": true,
+                "group": "policy", "version": "v1", "kind": "Eviction", "verbs": ["create"],
             })
-        })
-        .collect();
-    if !subresources.is_empty() {
-        *value.member(&["subresources"]) = Value::Array(subresources);
+        );
+        let namespaces = find("namespaces").expect("is listed");
+        assert!(!namespaces["verbs"].to_string().contains("deletecollection"));
+        assert_eq!(
+            find("nodes/proxy").expect("is listed")["verbs"],
+            json!(["create", "delete", "get", "patch", "update"])
+        );
+        assert_eq!(resource_list(&registry, "", "v2"), None);
     }
-    value
 }

@@ -19,6 +19,7 @@ mod codec;
 mod connections;
 mod context;
 mod discovery;
+mod encoder;
 #[doc(hidden)]
 pub mod fuzzing;
 mod health;
@@ -38,6 +39,7 @@ mod response;
 mod server;
 pub mod service_accounts;
 mod streams;
+mod subresources;
 mod verbs;
 
 pub use admission::Ranges;

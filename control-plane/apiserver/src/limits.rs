@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use gantry_api::status::StatusError;
 use gantry_store::Charge;
-use http::{Method, Request};
+use http::Method;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::connections::{Connections, RELIEF};
 use crate::identity::Identity;
 use crate::metrics::METRICS;
-use crate::request::{Query, Route, is_watch, route};
+use crate::request::{RequestInfo, Route};
 
 /// How long a request waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -97,10 +97,9 @@ impl Class {
     }
 
     /// The class of a request; none for what says how the server is, which must be answered above all under load.
-    pub(crate) fn of<B>(request: &Request<B>, identity: &Identity) -> Option<Self> {
-        let route = route(request.uri().path());
+    pub(crate) fn of(info: &RequestInfo, identity: &Identity) -> Option<Self> {
         let unbounded = ["/healthz", "/livez", "/readyz", "/metrics", "/version"];
-        if let Route::Other(path) = &route
+        if let Route::Other(path) = &info.route
             && unbounded.contains(&path.as_str())
         {
             return None;
@@ -108,23 +107,13 @@ impl Class {
         if is_own(identity) {
             return Some(Self::System);
         }
-        let method = request.method();
-        if let Route::Resource(path) = &route {
-            let query = Query::parse(request.uri().query());
-            if is_watch(method, path, &query) {
-                return Some(Self::Watches);
-            }
-            let subresource = path.subresource.as_deref().unwrap_or_default();
-            let streams = match subresource.split('/').next() {
-                Some("log") => query.flag("follow"),
-                Some("exec" | "attach" | "portforward" | "proxy") => true,
-                _ => false,
-            };
-            if streams {
-                return Some(Self::Streams);
-            }
+        if info.is_watch() {
+            return Some(Self::Watches);
         }
-        Some(match *method {
+        if info.is_stream() {
+            return Some(Self::Streams);
+        }
+        Some(match info.method {
             Method::GET | Method::HEAD | Method::OPTIONS => Self::Reads,
             _ if identity.is_in("system:masters") => Self::Administration,
             _ => Self::Changes,

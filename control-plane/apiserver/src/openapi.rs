@@ -16,7 +16,6 @@ mod v2;
 mod v3;
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
@@ -103,48 +102,22 @@ fn hash(bytes: &[u8]) -> String {
     text
 }
 
-/// All documents. Making one takes milliseconds and up to a few megabytes, and none changes while the same kinds are
-/// served: each is made once, when somebody first asks for it, and by one at a time.
+/// A document in a form, and what it became.
+type Cache = HashMap<(Which, Form), Arc<Made>>;
+
+/// All documents of a registry. Making one takes milliseconds and up to a few megabytes, and none changes: each is made once,
+/// when somebody first asks for it, and by one at a time.
 #[derive(Default)]
 pub(crate) struct Documents {
     made: Mutex<Cache>,
     making: tokio::sync::Mutex<()>,
 }
 
-#[derive(Default)]
-struct Cache {
-    /// Of what is served.
-    state: u64,
-    made: HashMap<(Which, Form), Arc<Made>>,
-}
-
-impl Cache {
-    /// What was made of what is served now.
-    fn of(&mut self, state: u64) -> &mut HashMap<(Which, Form), Arc<Made>> {
-        if self.state != state {
-            self.state = state;
-            self.made.clear();
-        }
-        &mut self.made
-    }
-}
-
-/// Tells what is served now from what was served before.
-fn state(registry: &Registry) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for resource in registry.all() {
-        let info = resource.info();
-        (info.group, info.version, info.plural, info.kind).hash(&mut hasher);
-        std::ptr::from_ref(resource.kind.schema()).hash(&mut hasher);
-    }
-    hasher.finish()
-}
-
 impl Documents {
     /// A document; none of what is not served, so that there are few.
     async fn get(&self, registry: &Registry, which: &Which, form: Form) -> Option<Arc<Made>> {
-        let (state, key) = (state(registry), (which.clone(), form));
-        let known = || self.made.lock().of(state).get(&key).cloned();
+        let key = (which.clone(), form);
+        let known = || self.made.lock().get(&key).cloned();
         if let Some(made) = known() {
             return Some(made);
         }
@@ -158,20 +131,14 @@ impl Documents {
             return Some(made);
         }
         let turn = Turn::wait(WEIGHT).await;
-        turn.work(|| self.make(registry, state, which, form))
+        turn.work(|| self.make(registry, which, form))
     }
 
-    fn make(
-        &self,
-        registry: &Registry,
-        state: u64,
-        which: &Which,
-        form: Form,
-    ) -> Option<Arc<Made>> {
+    fn make(&self, registry: &Registry, which: &Which, form: Form) -> Option<Arc<Made>> {
         let keep = |which: &Which, made: Made| {
             let made = Arc::new(made);
             let mut cache = self.made.lock();
-            cache.of(state).insert((which.clone(), form), made.clone());
+            cache.insert((which.clone(), form), made.clone());
             made
         };
         match which {
@@ -188,10 +155,10 @@ impl Documents {
                 for root in v3::roots(registry) {
                     let which = Which::V3(root.clone());
                     let key = (which, Form::Json);
-                    let known = self.made.lock().of(state).get(&key).cloned();
+                    let known = self.made.lock().get(&key).cloned();
                     let made = match known {
                         Some(made) => made,
-                        None => self.make(registry, state, &key.0, Form::Json)?,
+                        None => self.make(registry, &key.0, Form::Json)?,
                     };
                     let url = url(&root, &made.hash);
                     paths.insert(root, json!({"serverRelativeURL": url}));
@@ -220,7 +187,7 @@ fn root(group: &str, version: &str) -> String {
 fn group_versions(registry: &Registry) -> Vec<(&str, &str)> {
     let all = registry.all().iter();
     let mut versions: Vec<(&str, &str)> = all
-        .map(|resource| (resource.info().group, resource.info().version))
+        .map(|resource| (&*resource.info().group, &*resource.info().version))
         .collect();
     versions.sort_unstable();
     versions.dedup();
@@ -275,7 +242,7 @@ mod tests {
     use super::*;
 
     fn served() -> Registry {
-        Registry::new(gantry_api::kinds::all())
+        Registry::built_in()
     }
 
     #[tokio::test]
@@ -290,24 +257,20 @@ mod tests {
             let made_up = Which::V3("apis/made.up/v1".to_owned());
             assert!(documents.get(&registry, &made_up, form).await.is_none());
         }
-        assert_eq!(documents.made.lock().made.len(), 2);
+        assert_eq!(documents.made.lock().len(), 2);
     }
 
     #[tokio::test]
-    async fn documents_are_made_anew_when_other_kinds_are_served() {
-        let (documents, registry) = (Documents::default(), served());
-        let index = |registry: Registry| {
-            let documents = &documents;
-            async move {
-                let made = documents.get(&registry, &Which::Index, Form::Json).await;
-                made.expect("is served").hash.clone()
-            }
+    async fn another_registry_has_documents_of_its_own() {
+        let index = async |registry: &Registry| {
+            let documents = &registry.documents;
+            let made = documents.get(registry, &Which::Index, Form::Json).await;
+            made.expect("is served").hash.clone()
         };
-        let before = index(registry).await;
-        assert_eq!(index(served()).await, before);
-        let mut fewer = gantry_api::kinds::all();
-        fewer.retain(|kind| kind.info().group != "apps");
-        assert_ne!(index(Registry::new(fewer)).await, before);
+        let before = index(&served()).await;
+        assert_eq!(index(&served()).await, before);
+        let fewer = served().without("apps", "v1", "replicasets");
+        assert_ne!(index(&fewer).await, before);
     }
 
     #[tokio::test]

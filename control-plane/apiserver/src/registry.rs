@@ -1,17 +1,64 @@
-//! The one registry: every kind the server serves, found by group, version and plural name.
+//! The registry: every kind the server serves, found by group, version and plural name.
+//!
+//! A registry never changes: [`Registry::with`] and [`Registry::without`] make the next one, which takes the place of the
+//! former. A request keeps the one that it began with, and all that is derived from it, until it is answered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use gantry_api::kind::{ResourceInfo, ResourceKind};
+use gantry_api::status::StatusError;
 use gantry_store::{Key, Table};
+use serde_json::{Value, json};
 
-use crate::request::ResourcePath;
+use crate::discovery::Aggregated;
+use crate::openapi::Documents;
+use crate::subresources::{self, Handler, Subresource};
 
-/// A kind and where its objects are stored.
+/// What clients may do with the objects of a resource.
+const VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
+/// As [`VERBS`], of Namespaces: they are too much to lose in one request.
+const VERBS_OF_NAMESPACES: &[&str] = &[
+    "create", "delete", "get", "list", "patch", "update", "watch",
+];
+const VERBS_OF_VIRTUAL: &[&str] = &["create"];
+
+/// The versions of the objects of one table.
+struct Versions {
+    /// The first is the hub, which the others are converted by; bytes that do not say their version are of it.
+    kinds: Vec<Arc<dyn ResourceKind>>,
+    /// Which of them new bytes are of.
+    stored: usize,
+}
+
+impl Versions {
+    fn hub(&self) -> Option<&Arc<dyn ResourceKind>> {
+        self.kinds.first()
+    }
+
+    fn stored(&self) -> Option<&Arc<dyn ResourceKind>> {
+        self.kinds.get(self.stored)
+    }
+}
+
+/// A kind in one version: what is served under one group, version and plural name.
 pub(crate) struct Resource {
-    pub(crate) kind: Box<dyn ResourceKind>,
+    pub(crate) kind: Arc<dyn ResourceKind>,
+    /// Where its objects are.
     pub(crate) table: Table,
+    versions: Arc<Versions>,
+    subresources: Vec<Subresource>,
+    /// What answers a POST, of a resource that has no objects.
+    create: Option<Handler>,
 }
 
 impl Resource {
@@ -27,6 +74,116 @@ impl Resource {
             name: name.into(),
         }
     }
+
+    /// What clients may do with it, sorted.
+    pub(crate) fn verbs(&self) -> &'static [&'static str] {
+        match (&self.create, self.info().group_kind()) {
+            (Some(_), _) => VERBS_OF_VIRTUAL,
+            (None, ("", "Namespace")) => VERBS_OF_NAMESPACES,
+            (None, _) => VERBS,
+        }
+    }
+
+    /// What answers a POST where nothing is stored.
+    pub(crate) fn virtual_create(&self) -> Option<Handler> {
+        self.create
+    }
+
+    /// Its subresources, sorted by name.
+    pub(crate) fn subresources(&self) -> &[Subresource] {
+        &self.subresources
+    }
+
+    /// The subresource that a path names; some have paths of their own behind them.
+    pub(crate) fn subresource(&self, path: &str) -> Option<&Subresource> {
+        let (name, behind) = path.split_once('/').unwrap_or((path, ""));
+        let has = |one: &&Subresource| one.name == name && (one.any_path || behind.is_empty());
+        self.subresources.iter().find(has)
+    }
+
+    /// Whether it is the version that the others are converted by, whose fields selectors look at.
+    pub(crate) fn is_hub(&self) -> bool {
+        let hub = self.versions.hub();
+        hub.is_none_or(|hub| Arc::ptr_eq(hub, &self.kind))
+    }
+
+    /// Whether new bytes are in this very version.
+    pub(crate) fn is_stored(&self) -> bool {
+        let stored = self.versions.stored();
+        stored.is_none_or(|stored| Arc::ptr_eq(stored, &self.kind))
+    }
+
+    /// The version that new bytes must name, where they are not the hub's.
+    pub(crate) fn mark(&self) -> Option<String> {
+        let stored = self.versions.stored().filter(|_| self.versions.stored > 0);
+        stored.map(|stored| stored.info().api_version())
+    }
+
+    /// The kind that new bytes are of.
+    pub(crate) fn storage_kind(&self) -> &dyn ResourceKind {
+        self.versions.stored().unwrap_or(&self.kind).as_ref()
+    }
+
+    fn to_hub(&self, object: Value) -> Result<Value, StatusError> {
+        match self.versions.hub() {
+            Some(hub) if !Arc::ptr_eq(hub, &self.kind) => self.kind.convert_to_hub(object),
+            _ => Ok(object),
+        }
+    }
+
+    /// An object of this version as it is stored.
+    pub(crate) fn to_stored(&self, object: Value) -> Result<Value, StatusError> {
+        let object = self.to_hub(object)?;
+        match self.versions.stored() {
+            Some(stored) if self.versions.stored > 0 => stored.convert_from_hub(object),
+            _ => Ok(object),
+        }
+    }
+
+    /// What was stored, in this version. `apiVersion` says in which version it was; without, it was the hub's.
+    pub(crate) fn convert_stored(&self, mut object: Value) -> Result<Value, StatusError> {
+        let Some(hub) = self.versions.hub() else {
+            return Ok(object);
+        };
+        let found = object["apiVersion"].as_str().unwrap_or_default().to_owned();
+        let of = |kind: &&Arc<dyn ResourceKind>| kind.info().api_version() == found;
+        let stored = match found.is_empty() {
+            true => hub,
+            false => self.versions.kinds.iter().find(of).ok_or_else(|| {
+                StatusError::internal(format!(
+                    "a stored {} is in version \"{found}\", which is not served any more",
+                    self.info().kind
+                ))
+            })?,
+        };
+        if Arc::ptr_eq(stored, &self.kind) {
+            return Ok(object);
+        }
+        if let Some(object) = object.as_object_mut() {
+            let info = stored.info();
+            object.insert("apiVersion".to_owned(), json!(info.api_version()));
+            object.insert("kind".to_owned(), json!(info.kind));
+        }
+        if !Arc::ptr_eq(stored, hub) {
+            object = stored.convert_to_hub(object)?;
+        }
+        match Arc::ptr_eq(hub, &self.kind) {
+            true => Ok(object),
+            false => self.kind.convert_from_hub(object),
+        }
+    }
+
+    /// What field selectors of any version may look at, by the hub's labels.
+    pub(crate) fn selectable_fields(&self, object: &Value) -> Vec<(String, String)> {
+        match self.versions.hub() {
+            Some(hub) if !Arc::ptr_eq(hub, &self.kind) => self
+                .kind
+                .convert_to_hub(object.clone())
+                .map(|object| hub.selectable_fields(&object))
+                .unwrap_or_default(),
+            _ => self.kind.selectable_fields(object),
+        }
+    }
 }
 
 /// The table of a resource: `core/pods`, `apps/deployments`.
@@ -35,44 +192,128 @@ pub(crate) fn table(group: &str, plural: &str) -> Table {
     Table(format!("{group}/{plural}").into())
 }
 
+/// What a registry is made of.
+#[derive(Clone)]
+struct Entry {
+    kind: Arc<dyn ResourceKind>,
+    create: Option<Handler>,
+}
+
+impl Entry {
+    fn is(&self, group: &str, version: &str, plural: &str) -> bool {
+        let info = self.kind.info();
+        (&*info.group, &*info.version, &*info.plural) == (group, version, plural)
+    }
+}
+
 /// All resources.
 pub(crate) struct Registry {
-    by_path: HashMap<(String, String, String), Arc<Resource>>,
+    entries: Vec<Entry>,
+    /// By group and version, then by plural name.
+    by_version: HashMap<String, HashMap<String, Arc<Resource>>>,
     all: Vec<Arc<Resource>>,
+    /// What discovery says of it, made when somebody asks.
+    pub(crate) aggregated: Aggregated,
+    /// What describes its types, made when somebody asks.
+    pub(crate) documents: Documents,
+}
+
+fn group_version(group: &str, version: &str) -> String {
+    format!("{group}/{version}")
 }
 
 impl Registry {
-    pub(crate) fn new(kinds: Vec<Box<dyn ResourceKind>>) -> Self {
-        let all: Vec<Arc<Resource>> = kinds
-            .into_iter()
-            .map(|kind| {
-                let info = kind.info();
-                let table = table(info.group, info.plural);
-                Arc::new(Resource { kind, table })
-            })
-            .collect();
-        let by_path = all
-            .iter()
-            .map(|resource| {
-                let info = resource.info();
-                let path = (
-                    info.group.to_owned(),
-                    info.version.to_owned(),
-                    info.plural.to_owned(),
-                );
-                (path, resource.clone())
-            })
-            .collect();
-        Self { by_path, all }
+    /// The built-in kinds and virtual resources.
+    pub(crate) fn built_in() -> Self {
+        let kinds = gantry_api::kinds::all().into_iter().map(|kind| Entry {
+            kind: Arc::from(kind),
+            create: None,
+        });
+        let virtuals = subresources::virtuals().map(|(kind, create)| Entry {
+            kind: Arc::from(kind),
+            create: Some(create),
+        });
+        Self::of(kinds.chain(virtuals).collect())
     }
 
-    pub(crate) fn find(&self, path: &ResourcePath) -> Option<&Arc<Resource>> {
-        self.get(&path.group, &path.version, &path.resource)
+    fn of(entries: Vec<Entry>) -> Self {
+        let mut tables: HashMap<Table, Vec<Arc<dyn ResourceKind>>> = HashMap::new();
+        let table_of = |entry: &Entry| {
+            let (group, plural) = entry.kind.table();
+            table(group, plural)
+        };
+        for entry in &entries {
+            let kinds = tables.entry(table_of(entry)).or_default();
+            kinds.push(entry.kind.clone());
+        }
+        let tables: HashMap<Table, Arc<Versions>> = tables
+            .into_iter()
+            .map(|(table, kinds)| {
+                let stored = kinds.iter().position(|kind| kind.is_storage_version());
+                let stored = stored.unwrap_or_default();
+                (table, Arc::new(Versions { kinds, stored }))
+            })
+            .collect();
+        let all: Vec<Arc<Resource>> = entries
+            .iter()
+            .filter_map(|entry| {
+                let table = table_of(entry);
+                let versions = tables.get(&table)?.clone();
+                Some(Arc::new(Resource {
+                    subresources: subresources::of(entry.kind.info()),
+                    kind: entry.kind.clone(),
+                    table,
+                    versions,
+                    create: entry.create,
+                }))
+            })
+            .collect();
+        let mut by_version: HashMap<String, HashMap<String, Arc<Resource>>> = HashMap::new();
+        for resource in &all {
+            let info = resource.info();
+            let version = group_version(&info.group, &info.version);
+            let resources = by_version.entry(version).or_default();
+            resources.insert(info.plural.to_string(), resource.clone());
+        }
+        Self {
+            entries,
+            by_version,
+            all,
+            aggregated: Aggregated::default(),
+            documents: Documents::default(),
+        }
+    }
+
+    /// The next registry, which serves one more kind, or another one in the place of that with the same names.
+    pub(crate) fn with(&self, kind: &Arc<dyn ResourceKind>) -> Self {
+        let info = kind.info();
+        let mut entries = self.entries.clone();
+        let (group, version, plural) = (&info.group, &info.version, &info.plural);
+        let place = entries
+            .iter()
+            .position(|entry| entry.is(group, version, plural));
+        let entry = Entry {
+            kind: kind.clone(),
+            create: None,
+        };
+        match place.and_then(|place| entries.get_mut(place)) {
+            Some(former) => *former = entry,
+            None => entries.push(entry),
+        }
+        Self::of(entries)
+    }
+
+    /// The next registry, which serves a kind no longer.
+    pub(crate) fn without(&self, group: &str, version: &str, plural: &str) -> Self {
+        let mut entries = self.entries.clone();
+        entries.retain(|entry| !entry.is(group, version, plural));
+        Self::of(entries)
     }
 
     pub(crate) fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.by_path
-            .get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+        self.by_version
+            .get(&group_version(group, version))?
+            .get(plural)
     }
 
     pub(crate) fn all(&self) -> &[Arc<Resource>] {
@@ -81,8 +322,9 @@ impl Registry {
 
     /// Whether anything is served under a group and version.
     pub(crate) fn serves(&self, group: &str, version: &str) -> bool {
-        self.all
-            .iter()
-            .any(|resource| resource.info().group == group && resource.info().version == version)
+        self.by_version.contains_key(&group_version(group, version))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,9 @@
 //! What a request asks for: its path and method taken apart.
 
+mod info;
+
+pub(crate) use info::{RequestInfo, ResourceAttributes, Target};
+
 use std::collections::HashMap;
 use std::num::IntErrorKind;
 
@@ -15,6 +19,8 @@ pub(crate) struct ResourcePath {
     pub(crate) resource: String,
     pub(crate) name: Option<String>,
     pub(crate) subresource: Option<String>,
+    /// Whether it begins with `watch/` behind the version, as watches of old did.
+    pub(crate) watches: bool,
 }
 
 /// What kind of path it is.
@@ -35,9 +41,14 @@ pub(crate) fn route(path: &str) -> Route {
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
         _ => return Route::Other(trimmed.to_owned()),
     };
+    let (watches, rest) = match rest {
+        ["watch", watched @ ..] if !watched.is_empty() => (true, watched),
+        rest => (false, rest),
+    };
     let mut resource = ResourcePath {
         group: group.to_owned(),
         version: version.to_owned(),
+        watches,
         ..ResourcePath::default()
     };
     let rest = match rest {
@@ -64,11 +75,12 @@ pub(crate) fn route(path: &str) -> Route {
     Route::Resource(resource)
 }
 
-/// The verb of the API, as authorisation and metrics name it.
-pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> &'static str {
+/// The verb of the API, as authorisation and metrics name it. GET of one object is no watch, whatever its query says.
+fn verb(method: &Method, path: &ResourcePath, query: &Query) -> &'static str {
     match (method, path.name.is_some()) {
-        _ if is_watch(method, path, query) => "watch",
+        _ if path.watches => "watch",
         (&Method::GET | &Method::HEAD, true) => "get",
+        (&Method::GET | &Method::HEAD, false) if query.flag("watch") => "watch",
         (&Method::GET | &Method::HEAD, false) => "list",
         (&Method::POST, _) => "create",
         (&Method::PUT, _) => "update",
@@ -79,11 +91,16 @@ pub(crate) fn verb(method: &Method, path: &ResourcePath, query: &Query) -> &'sta
     }
 }
 
-/// Whether a request is for events, of a collection or of one object, and so lasts.
-pub(crate) fn is_watch(method: &Method, path: &ResourcePath, query: &Query) -> bool {
-    matches!(*method, Method::GET | Method::HEAD)
-        && path.subresource.is_none()
-        && query.flag("watch")
+/// The verb for a path that is no resource's.
+fn path_verb(method: &Method) -> &'static str {
+    match *method {
+        Method::GET | Method::HEAD => "get",
+        Method::POST => "post",
+        Method::PUT => "put",
+        Method::DELETE => "delete",
+        Method::OPTIONS => "options",
+        _ => "patch",
+    }
 }
 
 /// Names that a query may have: each takes far more memory than it has bytes. Values may be more, as the arguments of a
@@ -293,6 +310,23 @@ mod tests {
             (all.group.as_str(), all.resource.as_str(), all.name),
             ("apps", "deployments", None)
         );
+        let watched = resource("/api/v1/watch/namespaces/default/pods/web-1");
+        assert_eq!(
+            (
+                watched.watches,
+                watched.namespace.as_deref(),
+                watched.resource.as_str(),
+                watched.name.as_deref()
+            ),
+            (true, Some("default"), "pods", Some("web-1"))
+        );
+        let watched = resource("/apis/apps/v1/watch/deployments");
+        assert_eq!(
+            (watched.watches, watched.resource.as_str()),
+            (true, "deployments")
+        );
+        let named = resource("/api/v1/watch");
+        assert_eq!((named.watches, named.resource.as_str()), (false, "watch"));
         assert_eq!(route("/api/v1"), Route::Other("/api/v1".to_owned()));
         assert_eq!(route("/healthz/"), Route::Other("/healthz".to_owned()));
     }

@@ -1,15 +1,15 @@
-//! Answers: status, headers and body, before they become HTTP.
+//! Answers: status, headers and what is said, before they are written: see [`crate::encoder`].
 
 use axum::body::Body;
 use bytes::Bytes;
-use gantry_api::kind::ResourceInfo;
 use gantry_api::status::{Details, StatusError};
 use gantry_store::Revision;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::Value;
 
-use crate::codec;
 use crate::context::warning_headers;
+use crate::encoder;
+use crate::media::PLAIN;
 
 /// Characters of a refusal's message, and of each of its details, which repeat what the client sent: names are no longer.
 const MAX_REFUSAL: usize = 512;
@@ -34,87 +34,79 @@ pub(crate) fn shortened(error: &StatusError) -> StatusError {
     StatusError::new(error.code(), error.reason(), message, details)
 }
 
-/// An answer to a request.
+/// An answer to a request: what is said, before it is known how the client wants to read it.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    pub(crate) body: Body,
+    pub(crate) content: Content,
+}
+
+/// What an answer says.
+pub(crate) enum Content {
+    /// An object of the request's resource, as it is stored; at revision 0 it is not.
+    Stored { value: Bytes, revision: Revision },
+    /// A JSON document.
+    Document(Value),
+    /// Written already, as the headers say.
+    Written(Body),
 }
 
 impl Answer {
-    fn json(status: StatusCode, body: impl Into<Body>) -> Self {
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+    fn new(status: StatusCode, content: Content) -> Self {
         Self {
             status,
-            headers,
-            body: body.into(),
+            headers: HeaderMap::new(),
+            content,
         }
     }
 
-    /// 200 with an object's bytes and the revision spliced in.
-    pub(crate) fn object(info: &ResourceInfo, value: &[u8], revision: Revision) -> Self {
-        Self::json(StatusCode::OK, codec::object_bytes(info, value, revision))
+    /// 200 with an object of the request's resource.
+    pub(crate) fn object(value: &Bytes, revision: Revision) -> Self {
+        let value = value.clone();
+        Self::new(StatusCode::OK, Content::Stored { value, revision })
     }
 
-    /// 201 with an object's bytes; revision 0 is a dry run.
-    pub(crate) fn created(info: &ResourceInfo, value: &[u8], revision: Revision) -> Self {
-        let bytes = match revision {
-            Revision(0) => match codec::decode(info, value) {
-                Ok(object) => Bytes::from(object.to_string()),
-                Err(error) => return Self::error(&error),
-            },
-            _ => codec::object_bytes(info, value, revision),
-        };
-        Self::json(StatusCode::CREATED, bytes)
+    /// 201 with an object of the request's resource; revision 0 is a dry run.
+    pub(crate) fn created(value: &Bytes, revision: Revision) -> Self {
+        let value = value.clone();
+        Self::new(StatusCode::CREATED, Content::Stored { value, revision })
     }
 
     /// 200 with a JSON document.
     pub(crate) fn value(value: &Value) -> Self {
-        Self::json(StatusCode::OK, value.to_string())
+        Self::value_with(StatusCode::OK, value)
     }
 
     /// Any status with a JSON document.
     pub(crate) fn value_with(status: StatusCode, value: &Value) -> Self {
-        Self::json(status, value.to_string())
+        Self::new(status, Content::Document(value.clone()))
     }
 
-    /// 200 with JSON text.
-    pub(crate) fn bytes(bytes: Bytes) -> Self {
-        Self::json(StatusCode::OK, bytes)
-    }
-
-    /// 200 with JSON that is made as it is read.
-    pub(crate) fn streamed(body: Body) -> Self {
-        Self::json(StatusCode::OK, body)
+    /// 200 with what is written in a media type already, perhaps as it is read.
+    pub(crate) fn written(content_type: HeaderValue, body: impl Into<Body>) -> Self {
+        let mut answer = Self::new(StatusCode::OK, Content::Written(body.into()));
+        answer.headers.insert(header::CONTENT_TYPE, content_type);
+        answer
     }
 
     /// Plain text.
     pub(crate) fn text(status: StatusCode, text: impl Into<String>) -> Self {
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
-        headers.insert(
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        let text: String = text.into();
+        let mut answer = Self::written(plain, text);
+        answer.status = status;
+        answer.headers.insert(
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),
         );
-        Self {
-            status,
-            headers,
-            body: Body::from(text.into()),
-        }
+        answer
     }
 
     /// A refusal.
     pub(crate) fn error(error: &StatusError) -> Self {
         let status =
             StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut answer = Self::json(status, error.to_value().to_string());
+        let mut answer = Self::value_with(status, &error.to_value());
         let retry_after = error
             .details()
             .map_or(0, |details| details.retry_after_seconds);
@@ -151,10 +143,8 @@ impl Answer {
         self
     }
 
+    /// Written as JSON, where nobody has negotiated anything else.
     pub(crate) fn into_response(self) -> Response<Body> {
-        let mut response = Response::new(self.body);
-        *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
-        response
+        encoder::document(self, PLAIN)
     }
 }

@@ -1,6 +1,7 @@
 //! [`ApiServer`]: who asks, whose turn it is, and which verb answers.
 
 mod listener;
+mod routes;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -9,40 +10,35 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::Request;
-use gantry_api::kind::{ResourceInfo, WriteScope};
+use gantry_api::kind::ResourceKind;
 use gantry_api::status::StatusError;
-use gantry_api::yaml;
 use gantry_store::{Budget, Charge, Store, Term};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
 use crate::admission::{Admission, Ranges};
-use crate::bodies::{self, Bodies};
+use crate::authorisation;
+use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::connections::{
     Answering, Connection, ConnectionLimits, Connections, Standing, metered, trusted,
 };
-use crate::context::{Api, Context, ForClient};
+use crate::context::{Api, ForClient};
 use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate, described};
 use crate::limits::{Class, Limits, is_own};
-use crate::media::Format;
-use crate::metrics::{METRICS, UNKNOWN};
 use crate::peer::Peer;
 use crate::refusals::Refusals;
 use crate::registry::Registry;
-use crate::request::{Query, ResourcePath, Route, is_watch, route, verb};
+use crate::request::{RequestInfo, Route, Target};
 use crate::response::{Answer, shortened};
-use crate::service_accounts::{self, ServiceAccounts};
-use crate::streams::{NodeStreams, logs, port_forward, protocol_asked_for, proxy, remote_command};
-use crate::verbs;
-use crate::{authorisation, discovery, health, openapi};
+use crate::service_accounts::ServiceAccounts;
+use crate::streams::{NodeStreams, protocol_asked_for};
 
 /// Gantry's own requests, beside Kubernetes'.
 pub const OWN_PATHS: &str = "/gantry/";
@@ -93,12 +89,10 @@ struct Inner {
     api: Arc<Api>,
     tokens: Tokens,
     advertise: String,
-    streams: Arc<dyn NodeStreams>,
     limits: Arc<Limits>,
     refusals: Arc<Refusals>,
     connections: Arc<Connections>,
     bodies: Arc<Bodies>,
-    documents: Arc<openapi::Documents>,
 }
 
 /// Whose request it is.
@@ -129,21 +123,20 @@ impl ApiServer {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
                     store,
-                    registry: Arc::new(Registry::new(gantry_api::kinds::all())),
+                    registry: Arc::new(ArcSwap::from_pointee(Registry::built_in())),
                     admission,
                     clock: config.clock,
                     service_accounts: Arc::new(service_accounts),
                     tokens: config.tokens.clone(),
+                    streams,
                     fence: None,
                 }),
                 tokens: config.tokens,
                 advertise: config.advertise,
-                streams,
                 limits: Arc::default(),
                 refusals: Arc::default(),
                 connections: Connections::new(config.connections, budget.clone()),
                 bodies: Arc::new(Bodies::new(budget)),
-                documents: Arc::default(),
             }),
         }
     }
@@ -170,18 +163,30 @@ impl ApiServer {
                     clock: api.clock.clone(),
                     service_accounts: api.service_accounts.clone(),
                     tokens: api.tokens.clone(),
+                    streams: api.streams.clone(),
                     fence: Some(term),
                 }),
                 tokens: inner.tokens.clone(),
                 advertise: inner.advertise.clone(),
-                streams: inner.streams.clone(),
                 limits: inner.limits.clone(),
                 refusals: inner.refusals.clone(),
                 connections: inner.connections.clone(),
                 bodies: inner.bodies.clone(),
-                documents: inner.documents.clone(),
             }),
         }
+    }
+
+    /// Serves one more kind from the next request on, or another one in the place of that with the same names. The objects of
+    /// a kind that was served before are those of then.
+    pub fn serve_kind(&self, kind: &Arc<dyn ResourceKind>) {
+        let registry = &self.inner.api.registry;
+        registry.rcu(|served| served.with(kind));
+    }
+
+    /// Serves a kind no longer, from the next request on; those under way are answered as if nothing had happened.
+    pub fn withdraw_kind(&self, group: &str, version: &str, plural: &str) {
+        let registry = &self.inner.api.registry;
+        registry.rcu(|served| served.without(group, version, plural));
     }
 
     /// The first address of the service range: `kubernetes.default.svc`.
@@ -265,12 +270,10 @@ impl ApiServer {
         let mut _held = None;
         if !is_grpc && takes_a_body(request.method()) {
             let standing = Standing::of(&known);
-            let allowed = match standing < Standing::User {
-                true => allowed(&request, &known),
-                false => Ok(()),
-            };
             // What nobody vouches for changes nothing here: its body is not read.
-            if let Err(refused) = allowed {
+            if standing < Standing::User
+                && let Err(refused) = self.admitted(&self.parsed(&request), &request, &known)
+            {
                 return answered(Answer::error(&refused).into_response(), answering);
             }
             match self.received(request, standing).await {
@@ -339,6 +342,23 @@ impl ApiServer {
         Ok((Request::from_parts(parts, Body::from(bytes)), charge))
     }
 
+    /// What a request asks for, of what is served now.
+    fn parsed<B>(&self, request: &http::Request<B>) -> RequestInfo {
+        RequestInfo::of(request, self.inner.api.registry.load_full())
+    }
+
+    /// Whom a request is answered as; refuses what they may not ask for, before anything of it is done.
+    fn admitted<B>(
+        &self,
+        info: &RequestInfo,
+        request: &http::Request<B>,
+        identity: &Identity,
+    ) -> Result<Identity, StatusError> {
+        impersonated(request.headers(), identity)
+            .and_then(|user| authorised(info, &user).map(|()| user))
+            .map_err(|refused| shortened(&refused))
+    }
+
     /// Answers a REST request that came over the network, in its turn.
     async fn limited(
         &self,
@@ -346,20 +366,30 @@ impl ApiServer {
         identity: Identity,
         answering: Answering,
     ) -> Response<Body> {
+        let started = Instant::now();
+        let info = self.parsed(&request);
         // What must not be done takes nobody's place, and its body is not read.
-        if allowed(&request, &identity).is_err() {
-            return answered(self.handle(request, identity).await, answering);
-        }
-        let class = Class::of(&request, &identity);
+        let user = match self.admitted(&info, &request, &identity) {
+            Ok(user) => user,
+            Err(refused) => {
+                let refused = routes::refused(&info, request.headers(), &refused, started);
+                return answered(refused, answering);
+            }
+        };
+        let class = Class::of(&info, &identity);
         let mut _held = None;
-        if self.is_collected(&request) {
+        if is_collected(&info) {
+            let headers = request.headers().clone();
             match self.received(request, Standing::of(&identity)).await {
                 Ok((received, charge)) => (request, _held) = (received, Some(charge)),
-                Err(error) => return answered(Answer::error(&error).into_response(), answering),
+                Err(error) => {
+                    let refused = routes::refused(&info, &headers, &error, started);
+                    return answered(refused, answering);
+                }
             }
         }
         let Some(class) = class else {
-            return answered(self.handle(request, identity).await, answering);
+            return answered(self.handle(request, &info, &user).await, answering);
         };
         let (limits, connections) = (&self.inner.limits, &self.inner.connections);
         let budget = ForClient(connections.budget().clone());
@@ -368,290 +398,26 @@ impl ApiServer {
             Ok(place) => {
                 // A person may have paused what follows a log; who follows objects must keep up.
                 let answering = answering.holding(place).patiently(class == Class::Streams);
-                answered(self.handle(request, identity).await, answering)
+                answered(self.handle(request, &info, &user).await, answering)
             }
             Err(error) => answered(Answer::error(&error).into_response(), answering),
         }
     }
+}
 
-    /// Whether a request's body is here before anything is done; what is passed on is read as it is passed, and what is no
-    /// resource takes none.
-    fn is_collected(&self, request: &Request) -> bool {
-        let Route::Resource(path) = route(request.uri().path()) else {
-            return false;
-        };
-        let resource = self.inner.api.registry.find(&path);
-        let passed =
-            resource.and_then(|resource| passed_on(resource.info(), path.subresource.as_deref()?));
-        takes_a_body(request.method()) && passed.is_none()
+/// The one place in which a user is asked about: refuses what a user may not do.
+fn authorised(info: &RequestInfo, user: &Identity) -> Result<(), StatusError> {
+    match info.target() {
+        Target::Path(path) => authorisation::path(user, info.verb, path),
+        Target::Resource(asked) => authorisation::resource(user, info.verb, &asked),
     }
+}
 
-    /// Answers one REST request of a known user.
-    async fn handle(&self, request: Request, identity: Identity) -> Response<Body> {
-        let started = Instant::now();
-        let identity = match impersonated(request.headers(), &identity) {
-            Ok(identity) => identity,
-            Err(error) => return Answer::error(&shortened(&error)).into_response(),
-        };
-        let method = request.method().clone();
-        let format = Format::preferred(request.headers());
-        let route = route(request.uri().path());
-        let (mut labels, mut proxied) = (("", ""), false);
-        let result = match &route {
-            Route::Other(path) if path.starts_with("/openapi/") => {
-                // They have forms of their own.
-                proxied = true;
-                let (headers, query) = (request.headers().clone(), request.uri().query());
-                let query = Query::parse(query);
-                self.openapi(&method, path, &query, &headers, &identity)
-                    .await
-            }
-            Route::Other(path) => self.other(&method, path, &request, &identity),
-            Route::Resource(path) => {
-                let query = Query::parse(request.uri().query());
-                let served = self.inner.api.registry.find(path);
-                let resource = served.map_or(UNKNOWN, |resource| resource.info().plural);
-                labels = (verb(&method, path, &query), resource);
-                proxied = path.subresource.as_deref().is_some_and(is_proxy);
-                self.resource(&method, path, &query, request, &identity)
-                    .await
-            }
-        };
-        let response = match result {
-            Ok(response) => response,
-            Err(error) => Answer::error(&error).into_response(),
-        };
-        METRICS.observe(labels.0, labels.1, response.status(), started.elapsed());
-        match format {
-            // Not what a pod says, nor what is streamed.
-            Some(Format::Yaml) if !proxied => as_yaml(response).await,
-            _ => response,
-        }
-    }
-
-    fn other(
-        &self,
-        method: &Method,
-        path: &str,
-        request: &Request,
-        identity: &Identity,
-    ) -> Result<Response<Body>, StatusError> {
-        authorisation::path(identity, path_verb(method), path)
-            .map_err(|refused| shortened(&refused))?;
-        let registry = &self.inner.api.registry;
-        let query = Query::parse(request.uri().query());
-        let aggregated = request
-            .headers()
-            .get(header::ACCEPT)
-            .and_then(|accept| accept.to_str().ok())
-            .is_some_and(|accept| {
-                accept.split(',').next().is_some_and(|first| {
-                    first.contains("as=APIGroupDiscoveryList")
-                        && first.contains("v=v2")
-                        && !first.contains("v2beta1")
-                })
-            });
-        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-        let answer = match parts.as_slice() {
-            ["api" | "apis"] if aggregated => {
-                Answer::value(&discovery::aggregated(registry, parts[0] == "api"))
-                    .with_content_type(
-                        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-                    )
-            }
-            ["api"] => Answer::value(&discovery::core_versions(&self.inner.advertise)),
-            ["apis"] => Answer::value(&discovery::group_list(registry)),
-            ["api", version] => match discovery::resource_list(registry, "", version) {
-                Some(list) => Answer::value(&list),
-                None => not_found(),
-            },
-            ["apis", group] => match discovery::group(registry, group) {
-                Some(group) => Answer::value(&group),
-                None => not_found(),
-            },
-            ["apis", group, version] => match discovery::resource_list(registry, group, version) {
-                Some(list) => Answer::value(&list),
-                None => not_found(),
-            },
-            ["healthz" | "livez" | "readyz"] => {
-                health::answer(parts[0], &query, &self.inner.api.store)
-            }
-            ["version"] => Answer::value(&version()),
-            [".well-known", "openid-configuration"] => {
-                let accounts = &self.inner.api.service_accounts;
-                Answer::value(&accounts.configuration(&self.inner.advertise)).kept_for_an_hour()
-            }
-            ["openid", "v1", "jwks"] => {
-                let keys = self.inner.api.service_accounts.key_set();
-                let answer = Answer::value(&keys).with_content_type("application/jwk-set+json");
-                answer.kept_for_an_hour()
-            }
-            ["metrics"] => METRICS.render(),
-            [""] => Answer::value(&json!({"paths": [
-                "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3",
-                "/openid/v1/jwks", "/readyz", "/version",
-            ]})),
-            _ => not_found(),
-        };
-        Ok(answer.into_response())
-    }
-
-    /// What describes the API.
-    async fn openapi(
-        &self,
-        method: &Method,
-        path: &str,
-        query: &Query,
-        headers: &HeaderMap,
-        identity: &Identity,
-    ) -> Result<Response<Body>, StatusError> {
-        authorisation::path(identity, path_verb(method), path)
-            .map_err(|refused| shortened(&refused))?;
-        let (documents, api) = (&self.inner.documents, &self.inner.api);
-        let (hash, now) = (query.get("hash"), api.clock.now());
-        let answer = openapi::answer(documents, &api.registry, path, hash, headers, now).await;
-        Ok(answer.unwrap_or_else(|| not_found().into_response()))
-    }
-
-    async fn resource(
-        &self,
-        method: &Method,
-        path: &ResourcePath,
-        query: &Query,
-        request: Request,
-        identity: &Identity,
-    ) -> Result<Response<Body>, StatusError> {
-        let watching = is_watch(method, path, query);
-        authorisation::resource(identity, verb(method, path, query), path)
-            .map_err(|refused| shortened(&refused))?;
-        let api = &self.inner.api;
-        // Virtual resources; to be rows of the registry.
-        if let ("authentication.k8s.io", "v1", "tokenreviews") = (
-            path.group.as_str(),
-            path.version.as_str(),
-            path.resource.as_str(),
-        ) {
-            return self
-                .token_review(method, path, query, request, identity)
-                .await;
-        }
-        if !api.registry.serves(&path.group, &path.version) {
-            return Ok(not_found().into_response());
-        }
-        let resource = api
-            .registry
-            .find(path)
-            .ok_or_else(StatusError::unknown_resource)?;
-        if resource.info().namespaced != path.namespace.is_some()
-            && (path.name.is_some() || !resource.info().namespaced || *method == Method::POST)
-        {
-            return Err(
-                match resource.info().namespaced && *method == Method::POST && path.name.is_none() {
-                    true => StatusError::method_not_allowed(),
-                    false => StatusError::unknown_resource(),
-                },
-            );
-        }
-        let headers = request.headers().clone();
-        let mut context = Context {
-            api,
-            resource,
-            path,
-            query,
-            headers: &headers,
-            identity,
-            body: bytes::Bytes::new(),
-            transcoded: false,
-            budget: request
-                .extensions()
-                .get()
-                .map(|ForClient(budget)| budget.clone()),
-        };
-        let streams = &self.inner.streams;
-        let subresource = path.subresource.as_deref().unwrap_or_default();
-        match passed_on(resource.info(), subresource) {
-            Some(Passed::PortForward) => {
-                return port_forward(&context, streams.clone(), request).await;
-            }
-            Some(Passed::RemoteCommand) => {
-                return remote_command(&context, streams.as_ref(), subresource, request).await;
-            }
-            Some(Passed::Proxy) => return proxy(&context, streams.clone(), request).await,
-            None => {}
-        }
-        query.check()?;
-        if takes_a_body(method) {
-            context.body = Limited::new(request.into_body(), bodies::LIMIT)
-                .collect()
-                .await
-                .map_err(|_| StatusError::too_large(bodies::LIMIT))?
-                .to_bytes();
-            context.transcode().await?;
-        }
-        // What was written through another server is seen here, unless the client is content with less.
-        let content = query.get("resourceVersion").is_some() || query.get("continue").is_some();
-        if !watching && !content {
-            api.catch_up().await?;
-        }
-        let answer = match (&path.subresource, path.name.is_some()) {
-            (None, false) => match *method {
-                Method::GET | Method::HEAD if watching => verbs::watch::watch(&context).await,
-                Method::GET | Method::HEAD => verbs::list::list(&context).await,
-                Method::POST => verbs::create::create(&context).await,
-                Method::DELETE => verbs::delete_collection::delete_collection(&context).await,
-                _ => Err(StatusError::method_not_allowed()),
-            },
-            (None, true) => match *method {
-                Method::GET | Method::HEAD if watching => verbs::watch::watch(&context).await,
-                Method::GET | Method::HEAD => verbs::get::get(&context).await,
-                Method::PUT => verbs::update::update(&context, WriteScope::Main).await,
-                Method::PATCH => verbs::update::patch(&context, WriteScope::Main).await,
-                Method::DELETE => verbs::delete::delete(&context).await,
-                _ => Err(StatusError::method_not_allowed()),
-            },
-            (Some(subresource), _) => self.subresource(&context, method, subresource).await,
-        };
-        let deprecation = resource.kind.deprecation().map(str::to_owned);
-        Ok(Answer::of(answer)
-            .with_warnings(deprecation.into_iter().collect())
-            .into_response())
-    }
-
-    async fn subresource(
-        &self,
-        context: &Context<'_>,
-        method: &Method,
-        subresource: &str,
-    ) -> Result<Answer, StatusError> {
-        let info = context.resource.info();
-        let is_pod = (info.group, info.kind) == ("", "Pod");
-        let is_account = (info.group, info.kind) == ("", "ServiceAccount");
-        match (subresource, method.as_str()) {
-            ("status", "GET" | "HEAD") if info.has_status => verbs::get::get_status(context).await,
-            ("status", "PUT") if info.has_status => {
-                verbs::update::update(context, WriteScope::Status).await
-            }
-            ("status", "PATCH") if info.has_status => {
-                verbs::update::patch(context, WriteScope::Status).await
-            }
-            ("scale", "GET" | "PUT" | "PATCH") if info.has_scale => {
-                verbs::scale::scale(context, method).await
-            }
-            ("finalize", "PUT") if info.kind == "Namespace" => {
-                verbs::finalize::finalize(context).await
-            }
-            ("token", "POST") if is_account => service_accounts::token_request(context).await,
-            ("token", _) if is_account => Err(StatusError::method_not_allowed()),
-            ("binding", "POST") if is_pod => verbs::binding::bind(context).await,
-            ("eviction", "POST") if is_pod => verbs::eviction::evict(context).await,
-            ("log", "GET" | "HEAD") if is_pod => logs(context, self.inner.streams.as_ref()).await,
-            ("status", _) if info.has_status => Err(StatusError::method_not_allowed()),
-            ("scale", _) if info.has_scale => Err(StatusError::method_not_allowed()),
-            ("finalize", _) if info.kind == "Namespace" => Err(StatusError::method_not_allowed()),
-            ("binding" | "eviction" | "log", _) if is_pod => Err(StatusError::method_not_allowed()),
-            _ => Err(StatusError::unknown_resource()),
-        }
-    }
+/// Whether a request's body is here before anything is done; what is passed on is read as it is passed, and what is no
+/// resource takes none.
+fn is_collected(info: &RequestInfo) -> bool {
+    let is_resource = matches!(info.route, Route::Resource(_));
+    is_resource && takes_a_body(&info.method) && !info.passes_its_body()
 }
 
 /// An administrator may act as somebody else.
@@ -687,63 +453,12 @@ fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, St
     })
 }
 
-/// What passes on the body of a request as it arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passed {
-    PortForward,
-    RemoteCommand,
-    /// Whatever path is behind it.
-    Proxy,
-}
-
-fn passed_on(info: &ResourceInfo, subresource: &str) -> Option<Passed> {
-    let of_pod = info.group.is_empty() && info.kind == "Pod";
-    match subresource {
-        "portforward" if of_pod => Some(Passed::PortForward),
-        "exec" | "attach" if of_pod => Some(Passed::RemoteCommand),
-        other if is_proxy(other) => {
-            let has = info.group.is_empty() && ["Node", "Pod", "Service"].contains(&info.kind);
-            has.then_some(Passed::Proxy)
-        }
-        _ => None,
-    }
-}
-
-fn is_proxy(subresource: &str) -> bool {
-    subresource.split('/').next() == Some("proxy")
-}
-
 /// Whether what a method does can need a body: that of any other is never read.
 fn takes_a_body(method: &Method) -> bool {
     matches!(
         *method,
         Method::POST | Method::PUT | Method::PATCH | Method::DELETE
     )
-}
-
-/// The verb for a path that is no resource's.
-fn path_verb(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" | "HEAD" => "get",
-        "POST" => "post",
-        "PUT" => "put",
-        "DELETE" => "delete",
-        _ => "patch",
-    }
-}
-
-/// Refuses what a user may not ask for, before anything of it is done.
-fn allowed(request: &Request, identity: &Identity) -> Result<(), StatusError> {
-    let identity = impersonated(request.headers(), identity);
-    let allowed = identity.and_then(|identity| match route(request.uri().path()) {
-        Route::Other(path) => authorisation::path(&identity, path_verb(request.method()), &path),
-        Route::Resource(path) => {
-            let query = Query::parse(request.uri().query());
-            let verb = verb(request.method(), &path, &query);
-            authorisation::resource(&identity, verb, &path)
-        }
-    });
-    allowed.map_err(|refused| shortened(&refused))
 }
 
 /// An answer that counts for as long as it is not read.
@@ -759,54 +474,6 @@ fn answered(mut response: Response<Body>, answering: Answering) -> Response<Body
     }
     let succeeded = response.status().is_success();
     response.map(|body| metered(body, answering, succeeded))
-}
-
-fn not_found() -> Answer {
-    Answer::text(StatusCode::NOT_FOUND, "404 page not found\n")
-}
-
-fn version() -> serde_json::Value {
-    json!({
-        "major": "1",
-        "minor": "36",
-        "emulationMajor": "1",
-        "emulationMinor": "36",
-        "minCompatibilityMajor": "1",
-        "minCompatibilityMinor": "35",
-        "gitVersion": format!("v1.36.0+gantry.{}", env!("CARGO_PKG_VERSION")),
-        "gitCommit": "",
-        "gitTreeState": "clean",
-        "buildDate": "",
-        "goVersion": "",
-        "compiler": "rustc",
-        "platform": format!("linux/{}", std::env::consts::ARCH),
-    })
-}
-
-/// The same document as YAML; what is no JSON stays what it is.
-async fn as_yaml(response: Response<Body>) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    let is_json = parts
-        .headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
-    if !is_json {
-        return Response::from_parts(parts, body);
-    }
-    let Ok(collected) = body.collect().await else {
-        return Answer::error(&StatusError::internal("the answer broke off")).into_response();
-    };
-    let bytes = collected.to_bytes();
-    let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-    match value.map(|value| yaml::to_string(&value)) {
-        Some(text) => {
-            parts
-                .headers
-                .insert(header::CONTENT_TYPE, Format::Yaml.content_type());
-            Response::from_parts(parts, Body::from(text))
-        }
-        None => Response::from_parts(parts, Body::from(bytes)),
-    }
 }
 
 /// The API as a tower service within the process, for `kube::Client::new`.
@@ -835,7 +502,16 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let (server, identity) = (self.server.clone(), self.identity.clone());
-        Box::pin(async move { Ok(server.handle(request.map(Body::new), identity).await) })
+        Box::pin(async move {
+            let started = Instant::now();
+            let info = server.parsed(&request);
+            let admitted = server.admitted(&info, &request, &identity);
+            let answer = match admitted {
+                Ok(user) => server.handle(request.map(Body::new), &info, &user).await,
+                Err(refused) => routes::refused(&info, request.headers(), &refused, started),
+            };
+            Ok(answer)
+        })
     }
 }
 

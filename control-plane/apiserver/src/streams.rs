@@ -95,7 +95,7 @@ struct Pod(Value);
 
 fn pod(context: &Context<'_>) -> Result<Pod, StatusError> {
     let entry = context.current()?;
-    codec::decode(context.resource.info(), &entry.value).map(Pod)
+    codec::decode(context.resource, &entry.value).map(Pod)
 }
 
 impl Pod {

@@ -190,6 +190,7 @@ fn row_15_unread_answers_of_every_form_hold_little() -> Result<()> {
 fn row_16_what_is_streamed_is_not_collected_as_yaml() -> Result<()> {
     let cluster = Cluster::start()?;
     let maps = "/api/v1/namespaces/default/configmaps";
+    let watched = "/api/v1/watch/namespaces/default/configmaps";
     cluster.block_on(|client| async move {
         let ask = async |path: &str, accept: &str| -> Result<(u16, String)> {
             let request = http::Request::get(path).header("accept", accept);
@@ -199,12 +200,14 @@ fn row_16_what_is_streamed_is_not_collected_as_yaml() -> Result<()> {
             let (parts, body) = response.into_parts();
             let bytes = tokio::time::timeout(Duration::from_secs(10), body.collect_bytes());
             let bytes = bytes.await.context("the answer does not end")??;
-            Ok((parts.status.as_u16(), String::from_utf8(bytes.to_vec())?))
+            // A refusal may be a message.
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            Ok((parts.status.as_u16(), text))
         };
         for path in [
             format!("{maps}?watch=true"),
             format!("{maps}?watch=1&fieldSelector=metadata.name%3Da"),
-            format!("{maps}/kube-root-ca.crt?watch=True"),
+            format!("{watched}/kube-root-ca.crt"),
             format!("{maps}?watch&resourceVersion=1"),
         ] {
             for accept in [
@@ -259,9 +262,10 @@ fn row_18_watches_of_one_name_are_counted() -> Result<()> {
     };
     let before = watches()?;
     let maps = "/api/v1/namespaces/default/configmaps";
+    let watched = "/api/v1/watch/namespaces/default/configmaps";
     let queries = [
-        format!("{maps}/kube-root-ca.crt?watch=1"),
-        format!("{maps}/kube-root-ca.crt?watch=true"),
+        format!("{watched}/kube-root-ca.crt"),
+        format!("{watched}?fieldSelector=metadata.name%3Dkube-root-ca.crt"),
         format!("{maps}?fieldSelector=metadata.name%3Dkube-root-ca.crt&watch=True"),
         format!("{maps}?watch=t"),
         format!("{maps}?watch"),

@@ -168,10 +168,7 @@ fn finish(
     validation: FieldValidation,
 ) -> Result<Decoded, StatusError> {
     let info = kind.info();
-    let api_version = match info.group {
-        "" => info.version.to_owned(),
-        group => format!("{group}/{}", info.version),
-    };
+    let api_version = info.api_version();
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (found_version, found_kind) = (text("apiVersion"), text("kind"));
     let refused = |found: &str, version: &str, why: &str| {
@@ -181,10 +178,9 @@ fn finish(
         ))
     };
     if !found_version.is_empty() && found_version != api_version {
-        let found = if found_kind.is_empty() {
-            info.kind
-        } else {
-            &found_kind
+        let found = match found_kind.is_empty() {
+            true => &*info.kind,
+            false => &found_kind,
         };
         let version = found_version.rsplit('/').next().unwrap_or_default();
         return Err(refused(
@@ -196,22 +192,19 @@ fn finish(
         ));
     }
     if !found_kind.is_empty() && found_kind != info.kind {
-        let package = if info.group.is_empty() {
-            "core"
-        } else {
-            info.group.split('.').next().unwrap_or_default()
-        };
         return Err(refused(
             &found_kind,
-            info.version,
+            &info.version,
             &format!(
-                "converting ({}.{found_kind}) to ({package}.{}): unknown conversion",
-                info.version, info.kind
+                "converting ({}.{found_kind}) to ({}.{}): unknown conversion",
+                info.version,
+                info.package(),
+                info.kind
             ),
         ));
     }
     if let Some(error) = findings.error {
-        return Err(refused(info.kind, info.version, &error));
+        return Err(refused(&info.kind, &info.version, &error));
     }
     let warnings = match validation {
         FieldValidation::Ignore => Vec::new(),
@@ -219,11 +212,11 @@ fn finish(
         FieldValidation::Strict if findings.strict.is_empty() => Vec::new(),
         FieldValidation::Strict => {
             let why = format!("strict decoding error: {}", findings.strict.join(", "));
-            return Err(refused(info.kind, info.version, &why));
+            return Err(refused(&info.kind, &info.version, &why));
         }
     };
     *value.member(&["apiVersion"]) = Value::from(api_version);
-    *value.member(&["kind"]) = Value::from(info.kind);
+    *value.member(&["kind"]) = Value::from(&*info.kind);
     kind.schema().complete(&mut value);
     Ok(Decoded {
         object: value,

@@ -6,6 +6,8 @@
 use std::any::Any;
 
 use k8s_openapi::Metadata as _;
+use std::borrow::Cow;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -15,9 +17,62 @@ use crate::field::ErrorList;
 use crate::kinds::table;
 use crate::status::StatusError;
 
-/// Names and scope of a resource, as discovery reports them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Names and scope of a resource, as discovery reports them. Owned, so that resources can come and go while the server runs;
+/// those of built-in kinds borrow from their [`StaticInfo`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceInfo {
+    /// API group; empty for core.
+    pub group: Cow<'static, str>,
+    /// Version, e.g. `v1`.
+    pub version: Cow<'static, str>,
+    /// Kind, e.g. `Deployment`.
+    pub kind: Cow<'static, str>,
+    /// Plural resource name, e.g. `deployments`.
+    pub plural: Cow<'static, str>,
+    /// Singular name, e.g. `deployment`.
+    pub singular: Cow<'static, str>,
+    /// e.g. `deploy`.
+    pub short_names: Vec<Cow<'static, str>>,
+    /// e.g. `all`.
+    pub categories: Vec<Cow<'static, str>>,
+    /// Whether objects live in a namespace.
+    pub namespaced: bool,
+    /// Whether it has a `status` subresource.
+    pub has_status: bool,
+    /// Whether it has a `scale` subresource.
+    pub has_scale: bool,
+    /// Whether `metadata.generation` is kept (spec changes increment it).
+    pub has_generation: bool,
+    /// Whether PUT on a missing name creates it (`AllowCreateOnUpdate`).
+    pub create_on_update: bool,
+}
+
+impl ResourceInfo {
+    /// Group and kind, to be matched.
+    pub fn group_kind(&self) -> (&str, &str) {
+        (&self.group, &self.kind)
+    }
+
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        match &*self.group {
+            "" => self.version.to_string(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// Go's name of the package of its internal types, as some refusals spell it: `core`, `rbac`.
+    pub fn package(&self) -> &str {
+        match &*self.group {
+            "" => "core",
+            group => group.split('.').next().unwrap_or_default(),
+        }
+    }
+}
+
+/// The [`ResourceInfo`] of a built-in kind, as a constant: the same fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaticInfo {
     /// API group; empty for core.
     pub group: &'static str,
     /// Version, e.g. `v1`.
@@ -44,6 +99,27 @@ pub struct ResourceInfo {
     pub create_on_update: bool,
 }
 
+impl From<StaticInfo> for ResourceInfo {
+    fn from(info: StaticInfo) -> Self {
+        let words =
+            |words: &'static [&'static str]| words.iter().copied().map(Cow::Borrowed).collect();
+        Self {
+            group: Cow::Borrowed(info.group),
+            version: Cow::Borrowed(info.version),
+            kind: Cow::Borrowed(info.kind),
+            plural: Cow::Borrowed(info.plural),
+            singular: Cow::Borrowed(info.singular),
+            short_names: words(info.short_names),
+            categories: words(info.categories),
+            namespaced: info.namespaced,
+            has_status: info.has_status,
+            has_scale: info.has_scale,
+            has_generation: info.has_generation,
+            create_on_update: info.create_on_update,
+        }
+    }
+}
+
 /// What part of an object a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteScope {
@@ -68,11 +144,11 @@ pub enum MetadataChecks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// Header.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// `string`, `integer`, `date`, ...
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// `name` for the object's name, else empty.
-    pub format: &'static str,
+    pub format: Cow<'static, str>,
     /// Shown by clients as help.
     pub description: String,
     /// 0 is always shown, 1 with `-o wide`.
@@ -92,7 +168,7 @@ pub trait Kind: Send + Sync + 'static {
         + 'static;
 
     /// Names and scope.
-    const INFO: ResourceInfo;
+    const INFO: StaticInfo;
 
     /// What names may look like; a DNS subdomain for most kinds.
     const NAME_RULE: crate::meta::NameRule = crate::names::is_dns1123_subdomain;
@@ -142,6 +218,25 @@ pub trait Kind: Send + Sync + 'static {
 
     /// What every answer about the resource warns of, when it is on its way out.
     const DEPRECATION: Option<&'static str> = None;
+
+    /// Group and plural resource of the table that holds its objects, where those are another kind's as well: see
+    /// [`ResourceKind::table`].
+    const TABLE: Option<(&'static str, &'static str)> = None;
+
+    /// See [`ResourceKind::convert_to_hub`].
+    fn convert_to_hub(object: Value) -> Result<Value, StatusError> {
+        Ok(object)
+    }
+
+    /// See [`ResourceKind::convert_from_hub`].
+    fn convert_from_hub(object: Value) -> Result<Value, StatusError> {
+        Ok(object)
+    }
+
+    /// See [`ResourceKind::hub_field_label`].
+    fn hub_field_label(label: &str) -> &str {
+        label
+    }
 
     /// The Table's columns; `Name` and `Age` when not overridden.
     fn columns() -> Vec<Column> {
@@ -248,6 +343,26 @@ pub trait ResourceKind: Send + Sync + 'static {
 
     /// Whether the kind has selectable fields of its own.
     fn has_field_labels(&self) -> bool;
+
+    /// Group and plural resource that name the table of its objects: its own, or those of another kind whose objects these
+    /// are in another version. The first kind of a table that is registered is its *hub*: every other one converts to it and
+    /// from it.
+    fn table(&self) -> (&str, &str);
+
+    /// Whether new objects of its table are stored in this version, where no kind before it says so.
+    fn is_storage_version(&self) -> bool {
+        true
+    }
+
+    /// An object of this kind as one of its table's hub, `apiVersion` and `kind` included. Nothing is lost: what the hub has
+    /// no field for is kept where [`Self::convert_from_hub`] finds it again.
+    fn convert_to_hub(&self, object: Value) -> Result<Value, StatusError>;
+
+    /// An object of the table's hub as one of this kind, `apiVersion` and `kind` included.
+    fn convert_from_hub(&self, object: Value) -> Result<Value, StatusError>;
+
+    /// What the table's hub calls one of this kind's field labels.
+    fn hub_field_label<'a>(&self, label: &'a str) -> &'a str;
 
     /// The Table's columns.
     fn columns(&self) -> &[Column];

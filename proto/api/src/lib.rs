@@ -22,4 +22,5 @@ pub mod status;
 mod stopwatch;
 pub mod time;
 pub mod typed;
+pub mod unstored;
 pub mod yaml;

@@ -519,6 +519,16 @@ impl FieldSelector {
             .map(|(_, value, _)| value.as_str())
     }
 
+    /// The same requirements, of fields by other names.
+    pub fn renamed<'a>(&'a self, name: impl Fn(&'a str) -> &'a str) -> Self {
+        let requirements = self.requirements.iter();
+        let renamed = requirements
+            .map(|(field, value, equal)| (name(field).to_owned(), value.clone(), *equal));
+        Self {
+            requirements: renamed.collect(),
+        }
+    }
+
     /// Whether fields, given as a look-up, match; an absent field is empty.
     pub fn matches<'a>(&self, field: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.requirements

@@ -48,7 +48,7 @@ pub struct StatusError {
 
 /// `pods`, or `deployments.apps` outside the core group.
 fn qualified(info: &ResourceInfo) -> String {
-    qualify(info.plural, info.group)
+    qualify(&info.plural, &info.group)
 }
 
 fn qualify(plural: &str, group: &str) -> String {
@@ -62,8 +62,8 @@ fn qualify(plural: &str, group: &str) -> String {
 fn of_resource(info: &ResourceInfo, name: &str) -> Option<Box<Details>> {
     Some(Box::new(Details {
         name: name.to_owned(),
-        group: info.group.to_owned(),
-        kind: info.plural.to_owned(),
+        group: info.group.to_string(),
+        kind: info.plural.to_string(),
         ..Details::default()
     }))
 }
@@ -146,11 +146,11 @@ impl StatusError {
 
     /// 409 for a failed delete precondition, which names the kind instead of the resource.
     pub fn precondition(info: &ResourceInfo, name: &str, detail: &str) -> Self {
-        let kind = qualify(info.kind, info.group);
+        let kind = qualify(&info.kind, &info.group);
         let message = format!("Operation cannot be fulfilled on {kind} \"{name}\": {detail}");
         let details = Details {
-            kind: info.kind.into(),
-            group: info.group.into(),
+            kind: info.kind.to_string(),
+            group: info.group.to_string(),
             name: name.into(),
             ..Details::default()
         };
@@ -159,7 +159,7 @@ impl StatusError {
 
     /// 422: `Pod "x" is invalid: [a, b]`, with one cause per error.
     pub fn invalid(info: &ResourceInfo, name: &str, errors: ErrorList) -> Self {
-        Self::invalid_kind(info.group, info.kind, name, errors)
+        Self::invalid_kind(&info.group, &info.kind, name, errors)
     }
 
     /// 422 for a kind that is no resource, such as `ListOptions.meta.k8s.io`.
@@ -208,7 +208,7 @@ impl StatusError {
 
     /// 403: `pods "x" is forbidden: detail`; without a name, `pods is forbidden: detail`.
     pub fn forbidden(info: &ResourceInfo, name: &str, detail: &str) -> Self {
-        Self::forbidden_resource(info.group, info.plural, name, detail)
+        Self::forbidden_resource(&info.group, &info.plural, name, detail)
     }
 
     /// As [`StatusError::forbidden`], for a resource that may not exist.

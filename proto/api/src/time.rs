@@ -43,6 +43,13 @@ pub fn normal(text: &str, precision: Precision) -> Result<Option<String>, String
     Ok(written(instant, precision))
 }
 
+/// A time as seconds since the epoch and nanoseconds beyond them, as protobuf has it.
+pub fn to_unix(text: &str) -> Option<(i64, i64)> {
+    let instant = rfc3339::parse(text, Precision::Micros)
+        .or_else(|_| rfc3339::parse(text, Precision::Seconds));
+    instant.ok().map(rfc3339::Instant::to_unix)
+}
+
 /// The normal form of a time in seconds since the epoch, and nanoseconds beyond them.
 pub fn from_unix(seconds: i64, nanos: i64, precision: Precision) -> Option<String> {
     written(Instant::new(seconds, nanos).rounded(precision), precision)

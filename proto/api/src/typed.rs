@@ -19,14 +19,16 @@ use crate::status::StatusError;
 #[derive(Debug)]
 pub struct Typed<K> {
     kind: PhantomData<fn() -> K>,
+    info: ResourceInfo,
     /// Their documentation comes out of whole schemas, which are not made again for every table.
     columns: OnceLock<Vec<Column>>,
 }
 
-impl<K> Default for Typed<K> {
+impl<K: Kind> Default for Typed<K> {
     fn default() -> Self {
         Self {
             kind: PhantomData,
+            info: K::INFO.into(),
             columns: OnceLock::new(),
         }
     }
@@ -212,7 +214,9 @@ impl<K: Kind> Draft for TypedDraft<K> {
         let errors = self.errors();
         if !errors.is_empty() {
             let name = self.metadata().name.as_deref().unwrap_or_default();
-            return Err(StatusError::invalid(&K::INFO, name, self.repeated(errors)));
+            let (group, kind) = (K::INFO.group, K::INFO.kind);
+            let errors = self.repeated(errors);
+            return Err(StatusError::invalid_kind(group, kind, name, errors));
         }
         let old = self.old.as_ref().map(|(old, _)| old);
         Ok(K::warnings(&self.new, old))
@@ -229,7 +233,7 @@ impl<K: Kind> Draft for TypedDraft<K> {
 
 impl<K: Kind> ResourceKind for Typed<K> {
     fn info(&self) -> &ResourceInfo {
-        &K::INFO
+        &self.info
     }
 
     fn schema(&self) -> &'static TypeSchema {
@@ -281,6 +285,22 @@ impl<K: Kind> ResourceKind for Typed<K> {
 
     fn has_field_labels(&self) -> bool {
         !K::FIELD_LABELS.is_empty()
+    }
+
+    fn table(&self) -> (&str, &str) {
+        K::TABLE.unwrap_or((K::INFO.group, K::INFO.plural))
+    }
+
+    fn convert_to_hub(&self, object: Value) -> Result<Value, StatusError> {
+        K::convert_to_hub(object)
+    }
+
+    fn convert_from_hub(&self, object: Value) -> Result<Value, StatusError> {
+        K::convert_from_hub(object)
+    }
+
+    fn hub_field_label<'a>(&self, label: &'a str) -> &'a str {
+        K::hub_field_label(label)
     }
 
     fn columns(&self) -> &[Column] {

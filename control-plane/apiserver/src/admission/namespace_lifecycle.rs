@@ -35,7 +35,10 @@ impl Plugin for NamespaceLifecycle {
         let context = attributes.context;
         let namespace = context.namespace().unwrap_or_default();
         let Some(entry) = context.api.store.get(&namespace_key(namespace)) else {
-            return Err(StatusError::not_found(&NamespaceKind::INFO, namespace));
+            return Err(StatusError::not_found(
+                &NamespaceKind::INFO.into(),
+                namespace,
+            ));
         };
         let terminating = entry
             .index

@@ -168,7 +168,7 @@ fn told(
     if let Some(violations) = would(policy.audit) {
         tracing::info!(
             namespace = context.namespace(),
-            resource = context.resource.info().plural,
+            resource = &*context.resource.info().plural,
             name = context.path.name.as_deref().or(metadata.name.as_deref()),
             user = context.identity.user,
             violations,

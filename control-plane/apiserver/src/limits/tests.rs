@@ -2,6 +2,7 @@ use axum::body::Body;
 use http::{Method, Request};
 
 use super::*;
+use crate::registry::Registry;
 
 fn request(method: Method, uri: &str) -> Request<Body> {
     let request = Request::builder().method(method).uri(uri);
@@ -18,6 +19,7 @@ fn requests_are_told_apart() {
     let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
     let node = Identity::new("system:node:one", &["system:nodes"]);
     let pods = "/api/v1/namespaces/default/pods";
+    let registry = Arc::new(Registry::built_in());
     for (method, uri, identity, class) in [
         (Method::GET, pods, &user, Some(Class::Reads)),
         (Method::GET, pods, &administrator, Some(Class::Reads)),
@@ -48,6 +50,12 @@ fn requests_are_told_apart() {
         (
             Method::GET,
             "/api/v1/namespaces/a/pods/p?watch=true",
+            &user,
+            Some(Class::Reads),
+        ),
+        (
+            Method::GET,
+            "/api/v1/watch/namespaces/a/pods/p",
             &user,
             Some(Class::Watches),
         ),
@@ -107,7 +115,8 @@ fn requests_are_told_apart() {
             Some(Class::System),
         ),
     ] {
-        let of = Class::of(&request(method.clone(), uri), identity);
+        let info = RequestInfo::of(&request(method.clone(), uri), registry.clone());
+        let of = Class::of(&info, identity);
         assert_eq!(of, class, "{method} {uri} of {}", identity.user);
     }
 }

@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Documents, Form, Made, Which, url};
+use super::{Form, Made, Which, url};
 use crate::heavy::Turn;
 use crate::media;
 use crate::registry::Registry;
@@ -21,7 +21,6 @@ const YEAR: SignedDuration = SignedDuration::from_hours(365 * 24);
 /// The answer to a request for a path below `/openapi/`; none when nothing is there. `hash` is what the query says, `now`
 /// nanoseconds since the epoch.
 pub(crate) async fn answer(
-    documents: &Documents,
     registry: &Registry,
     path: &str,
     hash: Option<&str>,
@@ -44,7 +43,7 @@ pub(crate) async fn answer(
     let Some(form) = form else {
         return Some(status(StatusCode::NOT_ACCEPTABLE));
     };
-    let made = documents.get(registry, &which, form).await?;
+    let made = registry.documents.get(registry, &which, form).await?;
     let mut answer = HeaderMap::new();
     let content_type = match (&which, form) {
         // As Kubernetes has it.
@@ -86,12 +85,9 @@ fn protobuf(version: &str, separator: char) -> String {
 
 /// The first form that the client takes.
 fn accepted(headers: &HeaderMap, version: &str) -> Option<Form> {
-    media::accepted(headers).into_iter().find_map(|accepted| {
-        let subtype = match accepted.split_once('/') {
-            Some(("*" | "application", subtype)) => subtype,
-            None if accepted.is_empty() => "*",
-            _ => return None,
-        };
+    let accepted = media::accepted(headers).into_iter();
+    let mut ours = accepted.filter(|(main, _)| ["*", "application"].contains(main));
+    ours.find_map(|(_, subtype)| {
         let is_protobuf = || {
             ['.', '@']
                 .iter()
@@ -172,15 +168,13 @@ mod tests {
     use super::*;
 
     struct Server {
-        documents: Documents,
         registry: Registry,
     }
 
     impl Server {
         fn new() -> Self {
             Self {
-                documents: Documents::default(),
-                registry: Registry::new(gantry_api::kinds::all()),
+                registry: Registry::built_in(),
             }
         }
 
@@ -194,7 +188,7 @@ mod tests {
             for (name, value) in headers {
                 map.insert(name.clone(), HeaderValue::from_str(value).expect("a value"));
             }
-            answer(&self.documents, &self.registry, path, hash, &map, 0).await
+            answer(&self.registry, path, hash, &map, 0).await
         }
     }
 

@@ -6,8 +6,8 @@ use gantry_api::kind::ResourceInfo;
 
 use super::parameters::{self, NAME, NAMESPACE, PATH, PRETTY, Parameter};
 use super::schemas::{Schemas, meta};
-use crate::discovery::{self, Subresource};
 use crate::registry::Resource;
+use crate::subresources::Subresource;
 
 /// A path and what may be done there.
 pub(super) struct Path {
@@ -129,7 +129,7 @@ pub(super) fn version(root: &str, group: &str, version: &str) -> Path {
 struct Maker<'a> {
     info: &'a ResourceInfo,
     schema: String,
-    verbs: Vec<&'static str>,
+    verbs: &'static [&'static str],
     /// `/apis/GROUP/VERSION`
     root: String,
     /// `AppsV1`
@@ -149,9 +149,9 @@ impl Maker<'_> {
         Operation {
             method,
             action: Some(action),
-            kind: Some([info.group, info.version, info.kind].map(str::to_owned)),
+            kind: Some([&*info.group, &*info.version, &*info.kind].map(str::to_owned)),
             id,
-            tag: tag(info.group, info.version),
+            tag: tag(&info.group, &info.version),
             description: format!("{action} {}", info.plural),
             body: None,
             parameters: Vec::new(),
@@ -164,7 +164,7 @@ impl Maker<'_> {
 
     /// `createAppsV1NamespacedDeployment`
     fn id(&self, verb: &str, suffix: &str) -> String {
-        let (prefix, scope, kind) = (&self.prefix, self.scope, self.info.kind);
+        let (prefix, scope, kind) = (&self.prefix, self.scope, &self.info.kind);
         format!("{verb}{prefix}{scope}{kind}{suffix}")
     }
 
@@ -247,7 +247,7 @@ impl Maker<'_> {
             operations.push(self.create(self.id("create", ""), &self.schema));
         }
         if self.has("deletecollection") {
-            let (prefix, scope, kind) = (&self.prefix, self.scope, self.info.kind);
+            let (prefix, scope, kind) = (&self.prefix, self.scope, &self.info.kind);
             let id = format!("delete{prefix}Collection{scope}{kind}");
             operations.push(Operation {
                 body: Self::options(),
@@ -285,7 +285,7 @@ impl Maker<'_> {
     /// Operations that read and write a document.
     fn document(&self, sub: &Subresource, schema: &str) -> Vec<Operation> {
         let suffix = upper(sub.name);
-        let operation = |verb: &&str| match *verb {
+        let operation = |verb: &str| match verb {
             "get" => Some(Operation {
                 answer: Some(schema.to_owned()),
                 ..self.operation("get", "get", self.id("read", &suffix))
@@ -296,10 +296,10 @@ impl Maker<'_> {
             _ => None,
         };
         let kind = match sub.version {
-            "" => [self.info.group, self.info.version, sub.kind],
-            version => [sub.group, version, sub.kind],
+            "" => [&*self.info.group, &*self.info.version, &*sub.kind],
+            version => [sub.group, version, &*sub.kind],
         };
-        let operations = sub.verbs.iter().filter_map(operation);
+        let operations = sub.verbs().filter_map(operation);
         operations
             .map(|made| Operation {
                 kind: Some(kind.map(str::to_owned)),
@@ -310,8 +310,8 @@ impl Maker<'_> {
 
     /// Operations that hand over a stream; `suffix` ends their names.
     fn stream(&self, sub: &Subresource, suffix: &str) -> Vec<Operation> {
-        let kind = [self.info.group, self.info.version, sub.kind];
-        let methods = sub.verbs.iter().filter_map(|verb| match *verb {
+        let kind = [&*self.info.group, &*self.info.version, &*sub.kind];
+        let methods = sub.verbs().filter_map(|verb| match verb {
             "get" => Some("get"),
             "create" => Some("post"),
             "update" => Some("put"),
@@ -319,7 +319,7 @@ impl Maker<'_> {
             "delete" => Some("delete"),
             _ => None,
         });
-        let (prefix, scope, name) = (&self.prefix, self.scope, self.info.kind);
+        let (prefix, scope, name) = (&self.prefix, self.scope, &self.info.kind);
         methods
             .map(|method| {
                 let verb = upper(method);
@@ -358,7 +358,8 @@ impl Maker<'_> {
                 parameters,
                 operations,
             });
-        } else if let Some(schema) = schemas.of_subresource(sub.kind, self.info.kind, &self.schema)
+        } else if let Some(schema) =
+            schemas.of_subresource(&sub.kind, &self.info.kind, &self.schema)
         {
             paths.push(Path {
                 path,
@@ -407,14 +408,14 @@ pub(super) fn of(resource: &Resource, root: &str, schemas: &Schemas) -> Vec<Path
     let make = Maker {
         info,
         schema: schemas.of_kind(resource),
-        verbs: discovery::verbs(info),
+        verbs: resource.verbs(),
         root: ["/", root].concat(),
-        prefix: prefix(info.group, info.version),
+        prefix: prefix(&info.group, &info.version),
         scope: if info.namespaced { "Namespaced" } else { "" },
     };
     let scope = match info.namespaced {
-        true => vec!["namespaces", "{namespace}", info.plural],
-        false => vec![info.plural],
+        true => vec!["namespaces", "{namespace}", &*info.plural],
+        false => vec![&*info.plural],
     };
     let collection = make.below(&scope);
     let object = make.below(&[&scope[..], &["{name}"]].concat());
@@ -437,12 +438,12 @@ pub(super) fn of(resource: &Resource, root: &str, schemas: &Schemas) -> Vec<Path
         },
     ];
     let everywhere = |verb: &str, suffix: &str| {
-        let (prefix, kind) = (&make.prefix, info.kind);
+        let (prefix, kind) = (&make.prefix, &info.kind);
         format!("{verb}{prefix}{kind}{suffix}ForAllNamespaces")
     };
     if info.namespaced && make.has("list") {
         paths.push(Path {
-            path: make.below(&[info.plural]),
+            path: make.below(&[&info.plural]),
             parameters: all.clone(),
             operations: vec![make.list(everywhere("list", ""))],
         });
@@ -450,7 +451,7 @@ pub(super) fn of(resource: &Resource, root: &str, schemas: &Schemas) -> Vec<Path
     if make.has("watch") {
         if info.namespaced {
             paths.push(Path {
-                path: make.below(&["watch", info.plural]),
+                path: make.below(&["watch", &info.plural]),
                 parameters: all.clone(),
                 operations: vec![make.watch("watchlist", everywhere("watch", "List"))],
             });
@@ -467,8 +468,8 @@ pub(super) fn of(resource: &Resource, root: &str, schemas: &Schemas) -> Vec<Path
             operations: vec![make.watch("watch", make.id("watch", ""))],
         });
     }
-    for sub in discovery::subresources(info) {
-        make.subresource(&sub, &object, schemas, &mut paths);
+    for sub in resource.subresources() {
+        make.subresource(sub, &object, schemas, &mut paths);
     }
     paths.retain(|path| !path.operations.is_empty());
     paths

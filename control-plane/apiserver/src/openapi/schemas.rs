@@ -38,9 +38,9 @@ pub(super) struct Schemas {
 
 fn key(info: &ResourceInfo) -> (String, String, String) {
     (
-        info.group.to_owned(),
-        info.version.to_owned(),
-        info.plural.to_owned(),
+        info.group.to_string(),
+        info.version.to_string(),
+        info.plural.to_string(),
     )
 }
 
@@ -69,16 +69,6 @@ impl Schemas {
         all.extend(definitions::<ListMeta>().1);
         all.extend(definitions::<Patch>().1);
         all.extend(definitions::<Status>().1);
-        // Every group and version has its own of these.
-        for (name, mut definitions) in [
-            definitions::<DeleteOptions>(),
-            definitions::<WatchEvent<RawExtension>>(),
-        ] {
-            if let Some(Value::Object(schema)) = definitions.get_mut(&name) {
-                schema.insert(KINDS.to_owned(), everywhere(registry, &name));
-            }
-            all.extend(definitions);
-        }
         let mut subresources = HashMap::new();
         for (kind, (name, definitions)) in [
             ("Binding", definitions::<Binding>()),
@@ -97,6 +87,16 @@ impl Schemas {
             let list = list(info, &name, all.get(&name));
             all.insert(format!("{name}List"), list);
             kinds.insert(key(info), name);
+        }
+        // Every group and version has its own of these; last, since others bring plain ones.
+        for (name, mut definitions) in [
+            definitions::<DeleteOptions>(),
+            definitions::<WatchEvent<RawExtension>>(),
+        ] {
+            if let Some(Value::Object(schema)) = definitions.get_mut(&name) {
+                schema.insert(KINDS.to_owned(), everywhere(registry, &name));
+            }
+            all.extend(definitions);
         }
         Self {
             all,
@@ -162,7 +162,7 @@ fn everywhere(registry: &Registry, schema: &str) -> Value {
     let mut versions: Vec<(&str, &str)> = registry
         .all()
         .iter()
-        .map(|resource| (resource.info().group, resource.info().version))
+        .map(|resource| (&*resource.info().group, &*resource.info().version))
         .chain([("", "v1")])
         .collect();
     versions.sort_unstable();
@@ -179,7 +179,7 @@ fn list(info: &ResourceInfo, name: &str, kind: Option<&Value>) -> Value {
         let told = kind.and_then(|schema| schema.get("properties")?.get(field));
         told.cloned().unwrap_or_else(|| json!({"type": "string"}))
     };
-    let group = published::group_of(name).unwrap_or(info.group);
+    let group = published::group_of(name).unwrap_or(&info.group);
     json!({
         "description": format!("A list of objects of the kind {}.", info.kind),
         "type": "object",

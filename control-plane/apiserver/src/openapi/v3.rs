@@ -208,7 +208,7 @@ pub(super) fn document(registry: &Registry, at: &str) -> Option<Value> {
 fn of_version(registry: &Registry, at: &str, group: &str, version: &str) -> (Vec<Path>, Schemas) {
     let all = registry.all().iter().map(|resource| &**resource);
     let resources: Vec<&Resource> = all
-        .filter(|resource| (resource.info().group, resource.info().version) == (group, version))
+        .filter(|resource| (&*resource.info().group, &*resource.info().version) == (group, version))
         .collect();
     let schemas = Schemas::of(registry, resources.iter().copied());
     let mut paths = vec![operations::version(at, group, version)];
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     fn served() -> Registry {
-        Registry::new(gantry_api::kinds::all())
+        Registry::built_in()
     }
 
     #[test]

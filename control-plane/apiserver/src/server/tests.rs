@@ -1,5 +1,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
+use gantry_api::yaml;
+use http_body_util::BodyExt;
+use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::*;
@@ -165,7 +168,7 @@ async fn yaml_is_made_of_documents_and_never_of_streams() {
     };
     for path in [
         "/api/v1/namespaces?watch=true",
-        "/api/v1/namespaces/default?watch=1",
+        "/api/v1/watch/namespaces/default",
         "/api/v1/namespaces?watch&fieldSelector=metadata.name%3Ddefault",
     ] {
         let (status, kind, text) = send(path).await;

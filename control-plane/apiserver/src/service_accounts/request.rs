@@ -128,7 +128,7 @@ fn bind(
             )));
         }
     };
-    let resource = context.api.registry.get("", "v1", plural);
+    let resource = context.registry.get("", "v1", plural);
     let resource = resource.ok_or_else(StatusError::unknown_resource)?;
     let info = resource.info();
     let accounts = &context.api.service_accounts;

@@ -7,10 +7,10 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::names::NOT_NEGATIVE;
 use gantry_api::status::StatusError;
 use gantry_rpc::node::{LogOptions, open_stream, stream_frame};
-use http::StatusCode;
+use http::HeaderValue;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{NodeStreams, failure, target};
+use super::{failure, target};
 use crate::context::Context;
 use crate::response::Answer;
 
@@ -65,10 +65,7 @@ impl Options {
     }
 }
 
-pub(crate) async fn logs(
-    context: &Context<'_>,
-    streams: &dyn NodeStreams,
-) -> Result<Answer, StatusError> {
+pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
     let (node, mut request) = target(context)?;
     let query = context.query;
     let options = Options::read(context)?;
@@ -81,7 +78,9 @@ pub(crate) async fn logs(
         tail_lines: options.tail_lines,
         limit_bytes: options.limit_bytes,
     }));
-    let mut stream = streams
+    let mut stream = context
+        .api
+        .streams
         .open(&node, request)
         .await
         .map_err(StatusError::internal)?;
@@ -100,7 +99,10 @@ pub(crate) async fn logs(
         }
     };
     let Some(first) = first else {
-        return Ok(Answer::text(StatusCode::OK, "").with_content_type("text/plain"));
+        return Ok(Answer::written(
+            HeaderValue::from_static("text/plain"),
+            Body::empty(),
+        ));
     };
     let keep_open = stream.to_node;
     let rest = ReceiverStream::new(stream.from_node).filter_map(move |frame| {
@@ -116,7 +118,8 @@ pub(crate) async fn logs(
     let body = futures::stream::once(futures::future::ready(first))
         .chain(rest)
         .map(Ok::<Bytes, std::io::Error>);
-    let mut answer = Answer::text(StatusCode::OK, "").with_content_type("text/plain");
-    answer.body = Body::from_stream(body);
-    Ok(answer)
+    Ok(Answer::written(
+        HeaderValue::from_static("text/plain"),
+        Body::from_stream(body),
+    ))
 }

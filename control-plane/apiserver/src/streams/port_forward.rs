@@ -65,12 +65,11 @@ impl Ports {
 /// Answers 101, then forwards until the client leaves.
 pub(crate) async fn port_forward(
     context: &Context<'_>,
-    streams: Arc<dyn NodeStreams>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StatusError> {
     let agreed = agree(request.method(), context.headers, &KNOWN)?;
     let (node, named) = pod(context)?.place(context)?;
-    let ports = Ports::new(streams, node, named);
+    let ports = Ports::new(context.api.streams.clone(), node, named);
     Ok(match (agreed.transport, agreed.protocol) {
         (Transport::Spdy, _) => {
             agreed.switch(request, move |connection| spdy::serve(connection, ports))

@@ -6,7 +6,6 @@
 
 mod target;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,7 +24,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use self::target::{Backend, Target};
 use super::port_forward::{Client, forward};
 use super::upgrade::protocol_asked_for;
-use super::{Gone, Input, NodeStreams};
+use super::{Gone, Input};
 use crate::context::Context;
 
 /// Bytes under way between the two sides of a connection.
@@ -57,7 +56,6 @@ fn asked_path(uri: &Uri, namespaced: bool) -> Option<&str> {
 /// Passes a request on and answers with what the target says.
 pub(crate) async fn proxy(
     context: &Context<'_>,
-    streams: Arc<dyn NodeStreams>,
     mut request: Request<Body>,
 ) -> Result<Response<Body>, StatusError> {
     let known = [
@@ -72,7 +70,7 @@ pub(crate) async fn proxy(
     if !known.contains(request.method()) {
         return Err(StatusError::method_not_allowed());
     }
-    let target = target::find(context, streams)?;
+    let target = target::find(context)?;
     let upgrades = protocol_asked_for(&request).cloned();
     let Some(path) = asked_path(request.uri(), context.namespace().is_some()) else {
         return Ok(with_slash(request.uri()));

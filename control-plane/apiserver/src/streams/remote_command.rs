@@ -14,8 +14,8 @@ use gantry_rpc::node::{
 use http::{Request, Response};
 use serde_json::{Value, json};
 
+use super::target;
 use super::upgrade::{Known, Transport, agree};
-use super::{NodeStreams, target};
 use crate::context::Context;
 
 const KNOWN: Known = Known {
@@ -37,7 +37,6 @@ struct Wanted {
 /// Opens the stream to the node, then answers 101 and copies until either side ends.
 pub(crate) async fn remote_command(
     context: &Context<'_>,
-    streams: &dyn NodeStreams,
     subresource: &str,
     request: Request<Body>,
 ) -> Result<Response<Body>, StatusError> {
@@ -75,7 +74,9 @@ pub(crate) async fn remote_command(
             })
         }
     });
-    let stream = streams
+    let stream = context
+        .api
+        .streams
         .open(&node, open)
         .await
         .map_err(StatusError::internal)?;

@@ -125,12 +125,12 @@ async fn create_object(
             if let Some(existing) = context.api.store.get(&key) {
                 return Err(already_exists(context, &name, &existing.value));
             }
-            return Ok(Answer::created(info, &value, Revision(0)).with_warnings(warnings));
+            return Ok(Answer::created(&value, Revision(0)).with_warnings(warnings));
         }
         drop(turn);
         match context.api.commit(transaction, Demand::Adds).await? {
             Committed::At(revision) => {
-                return Ok(Answer::created(info, &value, revision).with_warnings(warnings));
+                return Ok(Answer::created(&value, revision).with_warnings(warnings));
             }
             Committed::Conflict(0) if generated => {}
             Committed::Conflict(0) => {
@@ -144,7 +144,7 @@ async fn create_object(
             Committed::Conflict(1) if context.namespace().is_some() => {
                 let namespace = context.namespace().unwrap_or_default();
                 return Err(StatusError::not_found(
-                    &<NamespaceKind as Kind>::INFO,
+                    &NamespaceKind::INFO.into(),
                     namespace,
                 ));
             }
@@ -169,7 +169,7 @@ fn is_unnamed(draft: &dyn Draft) -> bool {
 
 fn already_exists(context: &Context<'_>, name: &str, existing: &[u8]) -> StatusError {
     let info = context.resource.info();
-    let leaving = codec::decode(info, existing)
+    let leaving = codec::decode(context.resource, existing)
         .is_ok_and(|object| !meta(&object, "deletionTimestamp").is_empty());
     let error = StatusError::already_exists(info, name);
     match leaving {

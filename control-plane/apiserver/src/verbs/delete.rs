@@ -3,7 +3,6 @@
 use gantry_api::decode::options_request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
-use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use super::write::{Write, Written, is_graceful, is_marked, swap};
 use crate::admission::{Attributes, Operation};
 use crate::codec;
 use crate::context::{Context, meta};
+use crate::registry::Resource;
 use crate::response::Answer;
 
 const KIND: &str = "DeleteOptions";
@@ -119,10 +119,10 @@ pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError>
     let options = Options::read(context)?;
     let deleted = delete_one(context, &options).await?;
     if !deleted.gone {
-        return Ok(deleted.answer(info));
+        return Ok(deleted.answer());
     }
     if returns_object(&info.kind) {
-        return Ok(Answer::value(&last_state(info, deleted)?));
+        return Ok(Answer::value(&last_state(context.resource, deleted)?));
     }
     let uid = meta(&deleted.object, "uid");
     let mut details = json!({"name": context.name(), "kind": info.plural, "uid": uid});
@@ -136,15 +136,15 @@ pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError>
 
 /// What a reader is told of an object that is gone: one that was told to end first carries the revision of its deletion, any
 /// other that of its last change, and is what it was before it was marked.
-fn last_state(info: &ResourceInfo, deleted: Written) -> Result<Value, StatusError> {
+fn last_state(resource: &Resource, deleted: Written) -> Result<Value, StatusError> {
     let (mut object, before) = (deleted.object, &deleted.before);
-    if is_graceful(info) {
+    if is_graceful(resource.info()) {
         *object.member(&["metadata", "resourceVersion"]) = json!(deleted.revision.to_string());
         return Ok(object);
     }
     match is_marked(&before.value) {
         true => Ok(object),
-        false => codec::decode_for_client(info, before),
+        false => codec::decode_for_client(resource, before),
     }
 }
 
@@ -185,7 +185,7 @@ pub(crate) async fn delete_one(
 /// Sets the marks of deletion.
 fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
     let info = context.resource.info();
-    let grace = grace_period(info.kind, object, options);
+    let grace = grace_period(&info.kind, object, options);
     let already = !object["metadata"]["deletionTimestamp"].is_null();
     if already {
         let pending = object["metadata"]["deletionGracePeriodSeconds"]

@@ -49,7 +49,7 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         }
         Ok(namespace)
     });
-    Ok(written.await?.answer(info))
+    Ok(written.await?.answer())
 }
 
 fn check_finalizers(context: &Context<'_>, finalizers: &[String]) -> Result<(), StatusError> {

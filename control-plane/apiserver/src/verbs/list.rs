@@ -1,27 +1,27 @@
 //! GET of a collection: all of it, or page by page at one revision; as objects, metadata or a Table.
 
 mod listing;
+pub(super) mod options;
 
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
-use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
 use gantry_api::yaml;
-use gantry_store::{Entry, Revision, TableSnapshot};
+use gantry_store::{Revision, TableSnapshot};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::listing::Listing;
 use super::scan::{Scan, Walk};
 use super::selection::Selection;
-use crate::codec;
 use crate::context::Context;
-use crate::media::{Format, Media, Shape};
+use crate::encoder::{check_object_policy, column_definitions, not_a_single_object};
+use crate::media::{Form, Format, Media, PLAIN};
 use crate::request::parse_version;
 use crate::response::Answer;
 
@@ -36,50 +36,6 @@ pub(crate) struct Continue {
     revision: u64,
     namespace: String,
     name: String,
-}
-
-fn invalid_options(fill: impl FnOnce(&mut ErrorList, &Path)) -> StatusError {
-    let mut errors = ErrorList::default();
-    fill(&mut errors, &Path::new("resourceVersionMatch"));
-    StatusError::invalid_kind("meta.k8s.io", "ListOptions", "", errors)
-}
-
-/// Checks how `resourceVersion`, `resourceVersionMatch` and `continue` are combined.
-fn check_options(context: &Context<'_>) -> Result<(), StatusError> {
-    let version = context.query.get("resourceVersion");
-    let Some(how) = context.query.get("resourceVersionMatch") else {
-        return Ok(());
-    };
-    if context.query.get("continue").is_some() {
-        return Err(invalid_options(|errors, path| {
-            errors.forbidden(
-                path,
-                "resourceVersionMatch is forbidden when continue is provided",
-            );
-        }));
-    }
-    if version.is_none() {
-        return Err(invalid_options(|errors, path| {
-            errors.forbidden(
-                path,
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            );
-        }));
-    }
-    if !["Exact", "NotOlderThan"].contains(&how) {
-        return Err(invalid_options(|errors, path| {
-            errors.not_supported(path, how, &["Exact", "NotOlderThan", ""]);
-        }));
-    }
-    if how == "Exact" && version == Some("0") {
-        return Err(invalid_options(|errors, path| {
-            errors.forbidden(
-                path,
-                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-            );
-        }));
-    }
-    Ok(())
 }
 
 /// The snapshot a list is of: the one its page token or `resourceVersion` names, or the newest.
@@ -124,12 +80,18 @@ fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnaps
 }
 
 pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let media = Media::of_list(context.headers)?.prettier(context.headers, context.query);
+    if media
+        .shape
+        .is_some_and(|shape| shape.form == Form::Metadata)
+    {
+        return Err(not_a_single_object(context));
+    }
     let selection = Selection::read(context)?;
     let limit = usize::try_from(context.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
     context.query.number("timeoutSeconds")?;
-    check_options(context)?;
+    options::check(context.query)?;
     let page = context.query.get("continue").map(parse_token).transpose()?;
-    let media = Media::of_answer(context.headers)?;
     check_object_policy(context, media)?;
     let snapshot = snapshot(context, page.as_ref())?;
     let cursor = page.map(|page| (Arc::from(page.namespace), Arc::from(page.name)));
@@ -137,20 +99,11 @@ pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
         0 => None,
         limit => more(context, &snapshot, &selection, cursor.clone(), limit).await,
     };
-    let head = match media {
-        PLAIN => list_prefix(context.resource.info(), snapshot.revision(), more.as_ref()),
-        media => list_head(context, media, snapshot.revision(), more.as_ref()),
-    };
+    let head = list_head(context, media, snapshot.revision(), more.as_ref());
     let namespace = context.namespace().map(str::to_owned);
     let items = Scan::new(snapshot, namespace, selection, cursor, limit);
     Listing::new(context, media, head, items).answer()
 }
-
-/// Whole objects as JSON, which need not be decoded.
-const PLAIN: Media = Media {
-    format: Format::Json,
-    shape: None,
-};
 
 /// The objects of a snapshot that are selected, as [`list`] answers with whole ones.
 pub(crate) fn selected(
@@ -222,7 +175,7 @@ fn list_prefix(info: &ResourceInfo, revision: Revision, more: Option<&More>) -> 
     format!(
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{},"items":["#,
         info.kind,
-        codec::api_version(info),
+        info.api_version(),
         list_metadata(revision, more)
     )
 }
@@ -249,7 +202,7 @@ pub(crate) fn parse_token(token: &str) -> Result<Continue, StatusError> {
     })
 }
 
-/// Everything of a list before its items, in any form but [`PLAIN`].
+/// Everything of a list before its items.
 fn list_head(
     context: &Context<'_>,
     media: Media,
@@ -257,114 +210,35 @@ fn list_head(
     more: Option<&More>,
 ) -> String {
     let info = context.resource.info();
+    if (media.format, media.shape) == (Format::Json, None) {
+        return list_prefix(info, revision, more);
+    }
     let mut head = match media.shape {
-        Some(Shape::Table) => json!({
+        Some(shape) if shape.form == Form::Table => json!({
             "kind": "Table",
-            "apiVersion": "meta.k8s.io/v1",
+            "apiVersion": shape.api_version,
             "columnDefinitions": column_definitions(context),
         }),
-        Some(Shape::Metadata) => json!({
+        Some(shape) => json!({
             "kind": "PartialObjectMetadataList",
-            "apiVersion": "meta.k8s.io/v1",
+            "apiVersion": shape.api_version,
         }),
         None => json!({
             "kind": format!("{}List", info.kind),
-            "apiVersion": codec::api_version(info),
+            "apiVersion": info.api_version(),
         }),
     };
     *head.member(&["metadata"]) = list_metadata(revision, more);
     let items = match media.shape {
-        Some(Shape::Table) => "rows",
+        Some(shape) if shape.form == Form::Table => "rows",
         _ => "items",
     };
     match media.format {
-        Format::Json => {
+        Format::Yaml => format!("{}{items}:", yaml::to_string(&head)),
+        _ => {
             let mut text = head.to_string();
             text.pop();
             format!(r#"{text},"{items}":["#)
         }
-        Format::Yaml => format!("{}{items}:", yaml::to_string(&head)),
     }
-}
-
-/// One object as a Table or its metadata by itself.
-pub(crate) fn shaped(
-    context: &Context<'_>,
-    shape: Shape,
-    entry: &Entry,
-) -> Result<Answer, StatusError> {
-    match shape {
-        Shape::Table => Ok(Answer::value(&json!({
-            "kind": "Table",
-            "apiVersion": "meta.k8s.io/v1",
-            "metadata": list_metadata(entry.modify_revision, None),
-            "columnDefinitions": column_definitions(context),
-            "rows": [row(context, entry)?],
-        }))),
-        Shape::Metadata => Ok(Answer::value(&partial(context, entry)?)),
-    }
-}
-
-/// Refuses an `includeObject` that is none, before the first row is made.
-pub(crate) fn check_object_policy(context: &Context<'_>, media: Media) -> Result<(), StatusError> {
-    let known = ["None", "Object", "Metadata"];
-    match context.query.get("includeObject") {
-        Some(other) if media.shape == Some(Shape::Table) && !known.contains(&other) => {
-            let mut errors = ErrorList::default();
-            errors.invalid(
-                &Path::new("includeObject"),
-                other,
-                "must be 'Metadata', 'Object', 'None', or empty",
-            );
-            Err(StatusError::invalid_kind(
-                "meta.k8s.io",
-                "TableOptions",
-                "",
-                errors,
-            ))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The columns of a kind's Table.
-pub(crate) fn column_definitions(context: &Context<'_>) -> Value {
-    context
-        .resource
-        .kind
-        .columns()
-        .iter()
-        .map(|column| {
-            json!({
-                "name": column.name,
-                "type": column.kind,
-                "format": column.format,
-                "description": column.description,
-                "priority": column.priority,
-            })
-        })
-        .collect()
-}
-
-/// One row of a Table, with as much of the object as `includeObject` asks for.
-pub(crate) fn row(context: &Context<'_>, entry: &Entry) -> Result<Value, StatusError> {
-    let info = context.resource.info();
-    let object = codec::decode(info, &entry.value)?;
-    let cells = context.resource.kind.row(&object, context.api.clock.now());
-    let object = match context.query.get("includeObject") {
-        Some("None") => Value::Null,
-        Some("Object") => codec::decode_for_client(info, entry)?,
-        _ => partial(context, entry)?,
-    };
-    Ok(json!({"cells": cells, "object": object}))
-}
-
-/// An object's metadata by itself.
-pub(crate) fn partial(context: &Context<'_>, entry: &Entry) -> Result<Value, StatusError> {
-    let object = codec::decode_for_client(context.resource.info(), entry)?;
-    Ok(json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": object["metadata"],
-    }))
 }

@@ -16,12 +16,22 @@ use crate::codec;
 use crate::context::{Context, meta};
 use crate::response::Answer;
 
+/// Reads the Scale of an object.
+pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
+    context.query.resource_version()?;
+    let entry = context.current()?;
+    let object = codec::decode_for_client(context.resource, &entry)?;
+    Ok(Answer::value(&scale_of(&object)))
+}
+
+/// Changes the replicas of an object.
 pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     if method == Method::GET {
         let entry = context.current()?;
         return Ok(Answer::value(&scale_of(&codec::decode_for_client(
-            info, &entry,
+            context.resource,
+            &entry,
         )?)));
     }
     let options = context.write_options(match *method {

@@ -28,7 +28,8 @@ impl Selection {
         }
         Ok(Self {
             labels,
-            fields,
+            // Objects are indexed once, whichever versions they are served in.
+            fields: fields.renamed(|label| kind.hub_field_label(label)),
             name: context.path.name.clone(),
         })
     }

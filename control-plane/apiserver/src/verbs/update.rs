@@ -11,7 +11,6 @@ use serde_json::Value;
 
 use super::create::{check_namespace, create_decoded};
 use super::write::{Write, swap};
-use crate::codec;
 use crate::context::{Context, meta};
 use crate::heavy::Turn;
 use crate::registry::Resource;
@@ -55,7 +54,7 @@ pub(crate) async fn update(
     }
     let write = Write::update(scope, options.dry_run);
     let written = swap(context, write, Some(turn), |_| Ok(object.clone())).await;
-    let answer = written.map(|written| written.answer(info));
+    let answer = written.map(|written| written.answer());
     Ok(Answer::of(answer).with_warnings(decoded.warnings))
 }
 
@@ -100,7 +99,7 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
         Ok(decoded.object)
     })
     .await;
-    let answer = written.map(|written| written.answer(context.resource.info()));
+    let answer = written.map(|written| written.answer());
     Ok(Answer::of(answer).with_warnings(warnings))
 }
 
@@ -127,9 +126,9 @@ fn not_an_object(context: &Context<'_>, patched: &Value, error: &StatusError) ->
 /// The kind that an object says it is, where it is another than the path's.
 fn kind_of<'a>(context: &'a Context<'_>, object: &Value) -> Option<&'a Arc<Resource>> {
     let (kind, version) = (object["kind"].as_str()?, object["apiVersion"].as_str()?);
-    let all = context.api.registry.all().iter();
+    let all = context.registry.all().iter();
     let mut others = all.filter(|other| other.info() != context.resource.info());
-    others.find(|other| other.info().kind == kind && codec::api_version(other.info()) == version)
+    others.find(|other| other.info().kind == kind && other.info().api_version() == version)
 }
 
 /// What is wrong with an object, without the words around it.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
-use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use gantry_store::{Entry, Event, Revision, Watch, WatchError};
@@ -14,13 +13,14 @@ use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Interval};
 
-use super::list::{check_object_policy, column_definitions, partial, row};
+use super::list::options::check_watch;
 use super::scan::{Scan, Step};
 use super::selection::Selection;
 use crate::codec;
 use crate::connections::PIECE;
 use crate::context::{Asked, Context};
-use crate::media::{Media, Shape};
+use crate::encoder::{check_object_policy, column_definitions, partial, row};
+use crate::media::{Form, Format, Media, Shape};
 use crate::response::Answer;
 
 /// How often a client that asked for bookmarks gets one.
@@ -63,8 +63,8 @@ enum Initial {
 }
 
 pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let selection = Selection::read(context)?;
     let media = Media::of_watch(context.headers)?;
+    let selection = Selection::read(context)?;
     check_object_policy(context, media)?;
     let bookmarks = context.query.flag("allowWatchBookmarks");
     let (initial, from) = start(context)?;
@@ -83,12 +83,12 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
         Some(budget) => store.watch_within(table, since, budget.clone()),
         None => store.watch(table, since),
     };
-    let mut answer = Answer::streamed(Body::empty());
+    let json = Format::Json.content_type();
     let events = match opened {
         Ok(events) => events,
         Err(error) => {
-            answer.body = Body::from(line("ERROR", &expired(error, since).to_value()));
-            return Ok(answer);
+            let last = line("ERROR", &expired(error, since).to_value());
+            return Ok(Answer::written(json, last));
         }
     };
     let namespace = context.namespace().map(str::to_owned);
@@ -117,36 +117,16 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
         let piece = session.next().await?;
         Some((Ok::<_, Infallible>(piece), session))
     });
-    answer.body = Body::from_stream(pieces);
-    Ok(answer)
+    Ok(Answer::written(json, Body::from_stream(pieces)))
 }
 
 /// Where a watch starts.
 fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
     let query = context.query;
-    let how = query.get("resourceVersionMatch");
-    let invalid = |detail: &str| {
-        let mut errors = ErrorList::default();
-        errors.forbidden(&Path::new("resourceVersionMatch"), detail);
-        StatusError::invalid_kind("meta.k8s.io", "ListOptions", "", errors)
-    };
+    check_watch(query)?;
     let send_initial = query
         .get("sendInitialEvents")
         .map(|_| query.flag("sendInitialEvents"));
-    match (send_initial, how) {
-        (Some(_), Some("NotOlderThan")) => {}
-        (Some(_), _) => {
-            return Err(invalid(
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            ));
-        }
-        (None, Some(_)) => {
-            return Err(invalid(
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            ));
-        }
-        (None, None) => {}
-    }
     let revision = Revision(query.resource_version()?.unwrap_or(0));
     if revision > context.api.store.revision() {
         return Err(StatusError::too_large_resource_version(
@@ -302,25 +282,33 @@ impl Session {
             self.buffer.put_slice(&line);
             return;
         }
-        let (info, buffer) = (self.asked.resource.info(), &mut self.buffer);
-        buffer.put_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+        let resource = &self.asked.resource;
         let (value, revision) = (&entry.value, entry.modify_revision);
-        if value.len() <= PIECE {
-            codec::write_object(buffer, info, value, revision);
-        } else {
-            let rest = codec::begin_object(buffer, info, value, revision);
-            self.flush();
-            self.ready.push_back(rest);
+        let begun = self.buffer.len();
+        self.buffer
+            .put_slice(format!(r#"{{"type":"{kind}","object":"#).as_bytes());
+        match codec::begin_object(&mut self.buffer, resource, value, revision) {
+            Ok(rest) if rest.len() <= PIECE => self.buffer.put_slice(&rest),
+            Ok(rest) => {
+                self.flush();
+                self.ready.push_back(rest);
+            }
+            Err(error) => {
+                self.buffer.truncate(begun);
+                self.buffer.put_slice(&line("ERROR", &error.to_value()));
+                return;
+            }
         }
         self.buffer.put_slice(b"}\n");
     }
 
     fn shaped(&mut self, shape: Shape, entry: &Entry) -> Result<Value, StatusError> {
-        if shape == Shape::Metadata {
-            return partial(&self.asked.context(), entry);
+        let object = codec::decode_for_client(&self.asked.resource, entry)?;
+        if shape.form != Form::Table {
+            return Ok(partial(&object, shape));
         }
         let context = self.asked.context();
-        let row = row(&context, entry)?;
+        let row = row(&context, shape, object);
         let columns = match self.columns_sent {
             true => json!([]),
             false => column_definitions(&context),
@@ -328,7 +316,7 @@ impl Session {
         self.columns_sent = true;
         Ok(json!({
             "kind": "Table",
-            "apiVersion": "meta.k8s.io/v1",
+            "apiVersion": shape.api_version,
             "metadata": {"resourceVersion": entry.modify_revision.to_string()},
             "columnDefinitions": columns,
             "rows": [row],
@@ -344,7 +332,7 @@ impl Session {
         }
         let object = json!({
             "kind": info.kind,
-            "apiVersion": codec::api_version(info),
+            "apiVersion": info.api_version(),
             "metadata": metadata,
         });
         self.buffer.put_slice(&line("BOOKMARK", &object));

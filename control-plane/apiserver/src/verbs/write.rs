@@ -77,8 +77,8 @@ pub(crate) struct Written {
 
 impl Written {
     /// The object as an answer.
-    pub(crate) fn answer(self, info: &ResourceInfo) -> Answer {
-        Answer::object(info, &self.value, self.revision).with_warnings(self.warnings)
+    pub(crate) fn answer(self) -> Answer {
+        Answer::object(&self.value, self.revision).with_warnings(self.warnings)
     }
 }
 
@@ -154,12 +154,16 @@ pub(super) fn reserve(
     let admission = &context.api.admission;
     let current = before.map(|(current, _)| current);
     let changed = admission.reserve(attributes, &mut object, current, &mut transaction)?;
-    let index = match changed {
-        true => codec::index(context.resource.kind.as_ref(), &object),
+    let index = match changed || !context.resource.is_hub() {
+        true => codec::index(context.resource, &object),
         false => codec::index_of(&object, draft.selectable_fields()),
     };
     Ok(Staged {
-        value: codec::encode_bounded(&object, before.map_or(0, |(_, size)| size))?,
+        value: codec::encode_bounded(
+            context.resource,
+            &object,
+            before.map_or(0, |(_, size)| size),
+        )?,
         object,
         index,
         transaction,
@@ -183,7 +187,7 @@ pub(crate) async fn swap(
             None => Turn::wait(context.body.len() + entry.value.len()).await,
         };
         let (current, object) = held.work(|| {
-            let current = codec::decode_for_client(info, &entry)?;
+            let current = codec::decode_for_client(context.resource, &entry)?;
             let object = change(&current)?;
             check_identity(context, &object, &current)?;
             Ok::<_, StatusError>((current, object))
@@ -213,11 +217,11 @@ async fn stage(
         return turn.work(|| {
             let value = match write.operation {
                 // It gets the marks of its deletion however large it is.
-                Operation::Delete => codec::encode(&object)?,
-                _ => codec::encode_bounded(&object, entry.value.len())?,
+                Operation::Delete => codec::encode(context.resource, &object)?,
+                _ => codec::encode_bounded(context.resource, &object, entry.value.len())?,
             };
             Ok(Staged {
-                index: codec::index(kind, &object),
+                index: codec::index(context.resource, &object),
                 object,
                 value,
                 transaction: Transaction::default(),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::names;
 
 /// What all keys and values together may weigh, in bytes.
@@ -17,7 +17,7 @@ pub struct ConfigMapKind;
 impl Kind for ConfigMapKind {
     type Object = ConfigMap;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "ConfigMap",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
 
 /// See [`CSINode`].
@@ -61,7 +61,7 @@ fn validate_driver(driver: &CSINodeDriver, path: &Path, errors: &mut ErrorList) 
 impl Kind for CsiNodeKind {
     type Object = CSINode;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "storage.k8s.io",
         version: "v1",
         kind: "CSINode",

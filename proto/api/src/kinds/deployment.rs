@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 /// See [`Deployment`].
@@ -110,7 +110,7 @@ fn validate_status(status: &DeploymentStatus, errors: &mut ErrorList) {
 impl Kind for DeploymentKind {
     type Object = Deployment;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "apps",
         version: "v1",
         kind: "Deployment",

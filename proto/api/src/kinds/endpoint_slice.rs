@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 /// See [`EndpointSlice`].
@@ -137,7 +137,7 @@ fn shown_addresses(endpoints: &[Endpoint]) -> String {
 impl Kind for EndpointSliceKind {
     type Object = EndpointSlice;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "discovery.k8s.io",
         version: "v1",
         kind: "EndpointSlice",

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 const DEPRECATED: &str =
@@ -115,7 +115,7 @@ fn shown(subsets: &[EndpointSubset]) -> String {
 impl Kind for EndpointsKind {
     type Object = Endpoints;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Endpoints",

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::names;
 
 const MAX_NAME_BYTES: usize = 128;
@@ -61,7 +61,7 @@ fn validate_report(object: &Event, errors: &mut ErrorList) {
 impl Kind for EventKind {
     type Object = Event;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Event",

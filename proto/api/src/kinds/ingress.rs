@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::meta;
 
 /// See [`Ingress`].
@@ -49,7 +49,7 @@ fn addresses(balancer: &IngressLoadBalancerStatus) -> String {
 impl Kind for IngressKind {
     type Object = Ingress;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "networking.k8s.io",
         version: "v1",
         kind: "Ingress",

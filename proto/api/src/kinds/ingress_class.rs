@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{references, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
 
 /// See [`IngressClass`].
@@ -86,7 +86,7 @@ fn controller(object: &IngressClass) -> &str {
 impl Kind for IngressClassKind {
     type Object = IngressClass;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "networking.k8s.io",
         version: "v1",
         kind: "IngressClass",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{references, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
 
 /// See [`IPAddress`].
@@ -56,7 +56,7 @@ fn parent_path() -> Path {
 impl Kind for IpAddressKind {
     type Object = IPAddress;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "networking.k8s.io",
         version: "v1",
         kind: "IPAddress",

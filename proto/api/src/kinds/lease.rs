@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 /// See [`Lease`].
@@ -14,7 +14,7 @@ pub struct LeaseKind;
 impl Kind for LeaseKind {
     type Object = Lease;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "coordination.k8s.io",
         version: "v1",
         kind: "Lease",

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -25,7 +25,7 @@ impl NamespaceKind {
 impl Kind for NamespaceKind {
     type Object = Namespace;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Namespace",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names, selector};
 
 /// See [`NetworkPolicy`].
@@ -234,7 +234,7 @@ fn default_ports(ports: Option<&mut Vec<NetworkPolicyPort>>) {
 impl Kind for NetworkPolicyKind {
     type Object = NetworkPolicy;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "networking.k8s.io",
         version: "v1",
         kind: "NetworkPolicy",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, pod_spec, table};
 use crate::field::{ErrorList, ErrorType, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
@@ -91,7 +91,7 @@ fn validate_status(status: &NodeStatus, errors: &mut ErrorList) {
 impl Kind for NodeKind {
     type Object = Node;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Node",

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::pod_spec;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 
 /// See [`Pod`].
 pub struct PodKind;
@@ -28,7 +28,7 @@ fn scheduling_gated() -> PodCondition {
 impl Kind for PodKind {
     type Object = Pod;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Pod",

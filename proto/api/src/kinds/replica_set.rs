@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 
 /// See [`ReplicaSet`].
 pub struct ReplicaSetKind;
@@ -13,7 +13,7 @@ pub struct ReplicaSetKind;
 impl Kind for ReplicaSetKind {
     type Object = ReplicaSet;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "apps",
         version: "v1",
         kind: "ReplicaSet",

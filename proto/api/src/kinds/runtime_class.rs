@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
 
 /// See [`RuntimeClass`].
@@ -44,7 +44,7 @@ fn validate_scheduling(scheduling: &Scheduling, path: &Path, errors: &mut ErrorL
 impl Kind for RuntimeClassKind {
     type Object = RuntimeClass;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "node.k8s.io",
         version: "v1",
         kind: "RuntimeClass",

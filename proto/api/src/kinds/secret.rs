@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::config_map::MAX_DATA_BYTES;
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::names;
 
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
@@ -43,7 +43,7 @@ impl SecretKind {
 impl Kind for SecretKind {
     type Object = Secret;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Secret",

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, FieldError};
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::names;
 
 /// See [`Service`].
@@ -52,7 +52,7 @@ fn fill(field: &mut Option<String>, default: &str) {
 impl Kind for ServiceKind {
     type Object = Service;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "Service",

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::Value;
 
 use super::table;
-use crate::kind::{Column, Kind, ResourceInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 
 /// See [`ServiceAccount`].
 pub struct ServiceAccountKind;
@@ -12,7 +12,7 @@ pub struct ServiceAccountKind;
 impl Kind for ServiceAccountKind {
     type Object = ServiceAccount;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "",
         version: "v1",
         kind: "ServiceAccount",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, ResourceInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::meta;
 
 /// See [`ServiceCIDR`].
@@ -26,7 +26,7 @@ fn path() -> Path {
 impl Kind for ServiceCidrKind {
     type Object = ServiceCIDR;
 
-    const INFO: ResourceInfo = ResourceInfo {
+    const INFO: StaticInfo = StaticInfo {
         group: "networking.k8s.io",
         version: "v1",
         kind: "ServiceCIDR",

@@ -25,9 +25,9 @@ pub fn field_doc<T: JsonSchema>(field: &str) -> String {
 pub fn name_column() -> Column {
     static DOC: OnceLock<String> = OnceLock::new();
     Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
+        name: "Name".into(),
+        kind: "string".into(),
+        format: "name".into(),
         description: DOC.get_or_init(|| field_doc::<ObjectMeta>("name")).clone(),
         priority: 0,
     }
@@ -50,9 +50,9 @@ pub fn column(
     priority: i32,
 ) -> Column {
     Column {
-        name,
-        kind,
-        format: "",
+        name: name.into(),
+        kind: kind.into(),
+        format: "".into(),
         description,
         priority,
     }

@@ -6,7 +6,7 @@ use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use serde_json::{Map, Value};
 
-use super::{MAGIC, MAX_DEPTH, NANOS, NUMBERS, Slot, Slots};
+use super::{MAGIC, MAX_DEPTH, NUMBERS, Slot, Slots};
 use crate::schema::{Shape, TypeSchema, short};
 use crate::time;
 
@@ -159,9 +159,9 @@ fn single(
             chunk(3, text.as_bytes(), &mut inner);
         }
         (Shape::Time | Shape::MicroTime, Value::String(text)) => {
-            let nanos = time::parse(text)?;
-            varint(1, nanos.div_euclid(NANOS), &mut inner);
-            varint(2, nanos.rem_euclid(NANOS), &mut inner);
+            let (seconds, nanos) = time::to_unix(text)?;
+            varint(1, seconds, &mut inner);
+            varint(2, nanos, &mut inner);
         }
         (Shape::Time | Shape::MicroTime, Value::Null) => {}
         (Shape::Any, value) => chunk(1, value.to_string().as_bytes(), &mut inner),

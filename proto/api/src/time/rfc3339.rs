@@ -39,6 +39,11 @@ impl Instant {
         }
     }
 
+    /// Seconds since the epoch, and nanoseconds beyond them.
+    pub(super) fn to_unix(self) -> (i64, i64) {
+        (self.seconds, i64::from(self.nanos))
+    }
+
     pub(super) fn from_nanos(nanos: i64) -> Self {
         Self::new(0, nanos)
     }

@@ -159,7 +159,6 @@ fn take(
     allocation.take(key(address));
     let context = allocation.context;
     let resource = context
-        .api
         .registry
         .get(GROUP, "v1", PLURAL)
         .ok_or_else(|| StatusError::internal("IPAddress is not served"))?;
@@ -185,8 +184,8 @@ fn take(
     transaction.guards.push(Guard::Absent(object_key.clone()));
     transaction.operations.push(Operation::Put {
         key: object_key,
-        value: codec::encode(&object)?,
-        index: codec::index(resource.kind.as_ref(), &object),
+        value: codec::encode(resource, &object)?,
+        index: codec::index(resource, &object),
     });
     Ok(())
 }

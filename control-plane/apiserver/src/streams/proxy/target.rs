@@ -54,11 +54,9 @@ impl<'a> Named<'a> {
 }
 
 /// Finds the target that the path names.
-pub(super) fn find(
-    context: &Context<'_>,
-    streams: Arc<dyn NodeStreams>,
-) -> Result<Target, StatusError> {
-    let kind = context.resource.info().singular;
+pub(super) fn find(context: &Context<'_>) -> Result<Target, StatusError> {
+    let streams = context.api.streams.clone();
+    let kind = &*context.resource.info().singular;
     let invalid =
         || StatusError::bad_request(format!("invalid {kind} request {:?}", context.name()));
     let named = Named::parse(context.name()).ok_or_else(invalid)?;
@@ -93,7 +91,7 @@ fn read(context: &Context<'_>, key: &Key) -> Result<Value, StatusError> {
     let info = context.resource.info();
     let entry = context.api.store.get(key);
     let entry = entry.ok_or_else(|| StatusError::not_found(info, &key.name))?;
-    codec::decode(info, &entry.value)
+    codec::decode(context.resource, &entry.value)
 }
 
 /// The first port that a pod's containers name.

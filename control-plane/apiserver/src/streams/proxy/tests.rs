@@ -1,6 +1,7 @@
 //! Requests through a node that is a small web server.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use gantry_rpc::node::{OpenStream, StreamFrame, open_stream, stream_frame::Frame};
 use http_body_util::BodyExt;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::*;
-use crate::streams::NodeStream;
+use crate::streams::{NodeStream, NodeStreams};
 use crate::{ApiServer, ApiServerConfig, Identity};
 
 /// A node whose pods say what they were asked; port 81 is closed.

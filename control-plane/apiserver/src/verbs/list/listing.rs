@@ -8,13 +8,12 @@ use futures::Stream;
 use gantry_api::status::StatusError;
 use gantry_api::yaml;
 use gantry_store::Entry;
-use http::header::CONTENT_TYPE;
 
-use super::{PLAIN, partial, row};
 use crate::codec;
 use crate::connections::PIECE;
 use crate::context::{Asked, Context};
-use crate::media::{Format, Media, Shape};
+use crate::encoder::{partial, pretty, pretty_body, row};
+use crate::media::{Form, Format, Media};
 use crate::response::Answer;
 use crate::verbs::scan::{Scan, Step};
 
@@ -61,12 +60,16 @@ impl Listing {
             // The next look at it says so again.
             Err(BrokenOff::Expired) | Ok(()) => {}
         }
-        let mut answer = match (self.ended, self.ready.len()) {
-            (true, 1) => Answer::bytes(self.ready.pop_front().unwrap_or_default()),
-            _ => Answer::streamed(Body::from_stream(self.pieces())),
+        let pretty_wanted = self.media.pretty && format != Format::Yaml;
+        let body = match (self.ended, self.ready.len(), pretty_wanted) {
+            (true, 1, pretty_wanted) => {
+                let whole = self.ready.pop_front().unwrap_or_default();
+                Body::from(if pretty_wanted { pretty(&whole) } else { whole })
+            }
+            (_, _, false) => Body::from_stream(self.pieces()),
+            (_, _, true) => pretty_body(Body::from_stream(self.pieces())),
         };
-        answer.headers.insert(CONTENT_TYPE, format.content_type());
-        Ok(answer)
+        Ok(Answer::written(format.content_type(), body))
     }
 
     fn pieces(self) -> impl Stream<Item = Result<Bytes, BrokenOff>> {
@@ -129,44 +132,49 @@ impl Listing {
 
     fn item(&mut self, entry: &Entry) -> Result<(), StatusError> {
         let begun = std::mem::replace(&mut self.begun, true);
-        if self.media == PLAIN {
+        let resource = &self.asked.resource;
+        if (self.media.format, self.media.shape) == (Format::Json, None) {
             if begun {
                 self.buffer.put_u8(b',');
             }
-            if entry.value.len() <= PIECE {
-                codec::write_item(&mut self.buffer, &entry.value, entry.modify_revision);
+            let (value, revision) = (&entry.value, entry.modify_revision);
+            let rest = codec::begin_item(&mut self.buffer, resource, value, revision)?;
+            if rest.len() <= PIECE {
+                self.buffer.put_slice(&rest);
             } else {
-                let rest = codec::begin_item(&mut self.buffer, &entry.value, entry.modify_revision);
                 self.flush();
                 self.ready.push_back(rest);
             }
             return Ok(());
         }
+        let mut object = codec::decode_for_client(resource, entry)?;
         let context = self.asked.context();
         let value = match self.media.shape {
-            Some(Shape::Table) => row(&context, entry)?,
-            Some(Shape::Metadata) => partial(&context, entry)?,
+            Some(shape) if shape.form == Form::Table => row(&context, shape, object),
+            Some(shape) => partial(&object, shape),
             // Items of typed lists carry no kind.
             None => {
-                let mut bytes = BytesMut::with_capacity(entry.value.len() + 64);
-                codec::write_item(&mut bytes, &entry.value, entry.modify_revision);
-                serde_json::from_slice(&bytes).map_err(damaged)?
+                if let Some(object) = object.as_object_mut() {
+                    object.remove("kind");
+                    object.remove("apiVersion");
+                }
+                object
             }
         };
         match self.media.format {
-            Format::Json => {
-                if begun {
-                    self.buffer.put_u8(b',');
-                }
-                let writer = (&mut self.buffer).writer();
-                serde_json::to_writer(writer, &value).map_err(damaged)?;
-            }
             Format::Yaml => {
                 if !begun {
                     self.buffer.put_u8(b'\n');
                 }
                 self.buffer
                     .put_slice(yaml::item_to_string(&value).as_bytes());
+            }
+            _ => {
+                if begun {
+                    self.buffer.put_u8(b',');
+                }
+                let writer = (&mut self.buffer).writer();
+                serde_json::to_writer(writer, &value).map_err(damaged)?;
             }
         }
         Ok(())
@@ -175,9 +183,9 @@ impl Listing {
     fn end(&mut self) {
         self.buffer
             .put_slice(match (self.media.format, self.begun) {
-                (Format::Json, _) => b"]}",
                 (Format::Yaml, false) => b" []\n",
                 (Format::Yaml, true) => b"",
+                _ => b"]}",
             });
     }
 }

@@ -1,0 +1,311 @@
+//! Which verb or document answers a request that may be answered.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::Request;
+use gantry_api::kind::WriteScope;
+use gantry_api::status::StatusError;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use serde_json::json;
+
+use super::{ApiServer, takes_a_body};
+use crate::context::{Context, ForClient};
+use crate::identity::Identity;
+use crate::media::{self, Format, Media, PLAIN, TEXTS};
+use crate::metrics::METRICS;
+use crate::registry::Resource;
+use crate::request::{RequestInfo, ResourcePath, Route};
+use crate::response::Answer;
+use crate::subresources::Handler;
+use crate::{bodies, discovery, encoder, health, openapi, verbs};
+
+/// The answer to a request that is refused before it is looked at.
+pub(super) fn refused(
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    error: &StatusError,
+    started: Instant,
+) -> Response<Body> {
+    let response = encoder::refusal(Answer::error(error), headers, &info.query);
+    observe(info, response.status(), started);
+    response
+}
+
+fn observe(info: &RequestInfo, status: StatusCode, started: Instant) {
+    let (verb, resource) = (info.verb_label(), info.resource_label());
+    METRICS.observe(verb, resource, status, started.elapsed());
+}
+
+/// What answers a request for a resource.
+enum Verb {
+    Watch,
+    List,
+    Get,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    DeleteCollection,
+    /// Of a virtual resource, or of a subresource, which may be text.
+    Own {
+        handler: Handler,
+        is_text: bool,
+    },
+}
+
+/// What answers a request: 404 for what there is not, 405 for what cannot be done with it.
+fn find(info: &RequestInfo, resource: &Resource, path: &ResourcePath) -> Result<Verb, StatusError> {
+    let namespaced = resource.info().namespaced;
+    let scoped = path.namespace.is_some();
+    if let Some(subresource) = &path.subresource {
+        let subresource = resource
+            .subresource(subresource)
+            .filter(|_| namespaced == scoped && !path.watches)
+            .ok_or_else(StatusError::unknown_resource)?;
+        let is_text = subresource.is_text;
+        let handler = subresource.handler(info.verb);
+        return handler
+            .map(|handler| Verb::Own { handler, is_text })
+            .ok_or_else(StatusError::method_not_allowed);
+    }
+    let named = path.name.is_some();
+    // All namespaces together can be read.
+    let everywhere = namespaced && !scoped && !named;
+    if namespaced != scoped && !everywhere {
+        return Err(StatusError::unknown_resource());
+    }
+    if let Some(create) = resource.virtual_create() {
+        return match (&info.method, named, path.watches) {
+            (_, true, _) | (_, _, true) => Err(StatusError::unknown_resource()),
+            (&Method::POST, ..) if !everywhere => Ok(Verb::Own {
+                handler: create,
+                is_text: false,
+            }),
+            _ => Err(StatusError::method_not_allowed()),
+        };
+    }
+    let reads = matches!(info.method, Method::GET | Method::HEAD);
+    let verb = match (info.verb, named) {
+        ("watch", _) if reads => Some(Verb::Watch),
+        ("list", _) => Some(Verb::List),
+        ("get", _) => Some(Verb::Get),
+        ("create", false) if !everywhere => Some(Verb::Create),
+        ("update", true) => Some(Verb::Update),
+        ("patch", true) => Some(Verb::Patch),
+        ("delete", _) => Some(Verb::Delete),
+        ("deletecollection", _) if !everywhere && resource.verbs().contains(&info.verb) => {
+            Some(Verb::DeleteCollection)
+        }
+        _ => None,
+    };
+    verb.ok_or_else(StatusError::method_not_allowed)
+}
+
+impl ApiServer {
+    /// Answers a REST request of somebody who may ask for it.
+    pub(super) async fn handle(
+        &self,
+        request: Request,
+        info: &RequestInfo,
+        user: &Identity,
+    ) -> Response<Body> {
+        let started = Instant::now();
+        let response = match &info.route {
+            Route::Other(path) if path.starts_with("/openapi/") => {
+                let (headers, now) = (request.headers(), self.inner.api.clock.now());
+                let hash = info.query.get("hash");
+                let answer = openapi::answer(&info.registry, path, hash, headers, now);
+                answer.await.unwrap_or_else(|| not_found().into_response())
+            }
+            Route::Other(path) => self.other(info, path, &request),
+            Route::Resource(path) => {
+                let headers = request.headers().clone();
+                match self.resource(info, path, &headers, request, user).await {
+                    Ok(response) => response,
+                    Err(error) => encoder::refusal(Answer::error(&error), &headers, &info.query),
+                }
+            }
+        };
+        observe(info, response.status(), started);
+        response
+    }
+
+    /// Answers for a path that is no resource's.
+    fn other(&self, info: &RequestInfo, path: &str, request: &Request) -> Response<Body> {
+        let (headers, registry) = (request.headers(), &info.registry);
+        let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        let describes = matches!(
+            parts.first(),
+            Some(&("api" | "apis" | "openapi" | "version"))
+        );
+        let refuse =
+            |error: StatusError| encoder::refusal(Answer::error(&error), headers, &info.query);
+        if let ["api" | "apis"] = parts.as_slice()
+            && let Some(format) = aggregated(info, headers)
+        {
+            let core = parts.contains(&"api");
+            let aggregated = &registry.aggregated;
+            return aggregated.answer(registry, core, headers, format);
+        }
+        let document = match parts.as_slice() {
+            ["healthz" | "livez" | "readyz"] => {
+                let store = &self.inner.api.store;
+                return health::answer(parts[0], &info.query, store).into_response();
+            }
+            ["metrics"] => return METRICS.render().into_response(),
+            [".well-known", "openid-configuration"] => {
+                let accounts = &self.inner.api.service_accounts;
+                let document = accounts.configuration(&self.inner.advertise);
+                return Answer::value(&document).kept_for_an_hour().into_response();
+            }
+            ["openid", "v1", "jwks"] => {
+                let keys = self.inner.api.service_accounts.key_set();
+                let answer = Answer::written(
+                    HeaderValue::from_static("application/jwk-set+json"),
+                    keys.to_string(),
+                );
+                return answer.kept_for_an_hour().into_response();
+            }
+            ["api"] => Some(discovery::core_versions(&self.inner.advertise)),
+            ["apis"] => Some(discovery::group_list(registry)),
+            ["api", version] => discovery::resource_list(registry, "", version),
+            ["apis", group] => discovery::group(registry, group),
+            ["apis", group, version] => discovery::resource_list(registry, group, version),
+            ["version"] => Some(version()),
+            [""] => Some(json!({"paths": [
+                "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
+                "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+            ]})),
+            _ => None,
+        };
+        let Some(document) = document else {
+            return not_found().into_response();
+        };
+        if describes && !matches!(info.method, Method::GET | Method::HEAD) {
+            return refuse(StatusError::method_not_allowed());
+        }
+        match Media::of_document(headers, TEXTS) {
+            Some(media) => {
+                let media = media.prettier(headers, &info.query);
+                encoder::document(Answer::value(&document), media)
+            }
+            None => refuse(media::not_acceptable()),
+        }
+    }
+
+    async fn resource(
+        &self,
+        info: &RequestInfo,
+        path: &ResourcePath,
+        headers: &HeaderMap,
+        request: Request,
+        user: &Identity,
+    ) -> Result<Response<Body>, StatusError> {
+        let (api, registry) = (&self.inner.api, &info.registry);
+        if !registry.serves(&path.group, &path.version) {
+            return Ok(not_found().into_response());
+        }
+        let resource = info.resource.as_ref();
+        let resource = resource.ok_or_else(StatusError::unknown_resource)?;
+        let verb = find(info, resource, path)?;
+        let mut context = Context {
+            api,
+            registry,
+            resource,
+            path,
+            query: &info.query,
+            headers,
+            identity: user,
+            media: PLAIN,
+            body: bytes::Bytes::new(),
+            transcoded: false,
+            budget: request
+                .extensions()
+                .get()
+                .map(|ForClient(budget)| budget.clone()),
+        };
+        if let Verb::Own {
+            handler: Handler::Passes(pass),
+            ..
+        } = verb
+        {
+            return pass(&context, request).await;
+        }
+        media::check_route(headers, &info.method, produced(&verb))?;
+        let is_text = matches!(verb, Verb::Own { is_text: true, .. });
+        if !is_text {
+            context.media = Media::of_answer(headers)?.prettier(headers, &info.query);
+        }
+        info.query.check()?;
+        if takes_a_body(&info.method) {
+            context.body = Limited::new(request.into_body(), bodies::LIMIT)
+                .collect()
+                .await
+                .map_err(|_| StatusError::too_large(bodies::LIMIT))?
+                .to_bytes();
+            context.transcode().await?;
+        }
+        // What was written through another server is seen here, unless the client is content with less.
+        let query = &info.query;
+        let content = query.get("resourceVersion").is_some() || query.get("continue").is_some();
+        if !matches!(verb, Verb::Watch) && !content {
+            api.catch_up().await?;
+        }
+        let answer = match verb {
+            Verb::Watch => verbs::watch::watch(&context).await,
+            Verb::List => verbs::list::list(&context).await,
+            Verb::Get => verbs::get::get(&context).await,
+            Verb::Create => verbs::create::create(&context).await,
+            Verb::Update => verbs::update::update(&context, WriteScope::Main).await,
+            Verb::Patch => verbs::update::patch(&context, WriteScope::Main).await,
+            Verb::Delete => verbs::delete::delete(&context).await,
+            Verb::DeleteCollection => verbs::delete_collection::delete_collection(&context).await,
+            Verb::Own { handler, .. } => match handler {
+                Handler::Answers(answer) => answer(&context).await,
+                Handler::Passes(_) => Err(StatusError::unknown_resource()),
+            },
+        };
+        let deprecation = resource.kind.deprecation().map(str::to_owned);
+        let answer = Answer::of(answer).with_warnings(deprecation.into_iter().collect());
+        Ok(encoder::encode(&context, answer))
+    }
+}
+
+/// What a verb produces beside what all objects are offered in.
+fn produced(verb: &Verb) -> &'static [&'static str] {
+    match verb {
+        Verb::List | Verb::Watch => media::OF_LISTS,
+        Verb::Own { is_text: true, .. } => &["text/plain"],
+        _ => &[],
+    }
+}
+
+/// The format of a document of all that is served, for who asks for one.
+fn aggregated(info: &RequestInfo, headers: &HeaderMap) -> Option<Format> {
+    let reads = matches!(info.method, Method::GET | Method::HEAD);
+    Media::of_aggregated(headers).filter(|_| reads)
+}
+
+fn not_found() -> Answer {
+    Answer::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+fn version() -> serde_json::Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": format!("v1.36.0+gantry.{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", std::env::consts::ARCH),
+    })
+}

@@ -29,7 +29,7 @@ pub mod workload;
 use crate::kind::ResourceKind;
 use crate::typed::Typed;
 
-/// Every built-in kind.
+/// Every built-in kind. Of several versions of one kind, the preferred one is first, and so is that which is stored.
 pub fn all() -> Vec<Box<dyn ResourceKind>> {
     vec![
         Typed::<replica_set::ReplicaSetKind>::boxed(),
@@ -38,6 +38,7 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<service::ServiceKind>::boxed(),
         Typed::<node::NodeKind>::boxed(),
         Typed::<event::EventKind>::boxed(),
+        Typed::<event::v1::EventKind>::boxed(),
         Typed::<endpoint_slice::EndpointSliceKind>::boxed(),
         Typed::<endpoints::EndpointsKind>::boxed(),
         Typed::<lease::LeaseKind>::boxed(),

@@ -1,5 +1,7 @@
 //! Event: something that happened to an object.
 
+pub mod v1;
+
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::{Value, json};
@@ -23,10 +25,30 @@ fn seconds(time: &MicroTime) -> Time {
     Time(time.0)
 }
 
+/// What all events must be, whichever version they come in; `reporter` is what that calls the reporting controller.
+fn validate_any(object: &Event, reporter: &str, errors: &mut ErrorList) {
+    let about = text(object.involved_object.namespace.as_ref());
+    let namespace = text(object.metadata.namespace.as_ref());
+    // What lives in no namespace has its events in the default one, or, of newer reporters, in the system's.
+    let fits = match (object.event_time.is_some(), about.is_empty()) {
+        (false, true) => namespace == "default",
+        (false, false) => about == namespace,
+        (true, true) => ["default", "kube-system"].contains(&namespace.as_str()),
+        (true, false) => true,
+    };
+    if !fits {
+        let path = Path::new("involvedObject").child("namespace");
+        errors.invalid(&path, about, "does not match event.namespace");
+    }
+    if object.event_time.is_some() {
+        validate_report(object, reporter, errors);
+    }
+}
+
 /// What events with an `eventTime` must say besides; older reporters send neither.
-fn validate_report(object: &Event, errors: &mut ErrorList) {
+fn validate_report(object: &Event, reporter: &str, errors: &mut ErrorList) {
     let controller = text(object.reporting_component.as_ref());
-    let path = Path::new("reportingComponent");
+    let path = Path::new(reporter);
     if controller.is_empty() {
         errors.required(&path, "");
     }
@@ -93,17 +115,7 @@ impl Kind for EventKind {
     fn prepare_create(_object: &mut Event) {}
 
     fn validate(object: &Event, errors: &mut ErrorList) {
-        let about = text(object.involved_object.namespace.as_ref());
-        let namespace = text(object.metadata.namespace.as_ref());
-        // What lives in no namespace has its events in the default one.
-        let fits = about == namespace || (about.is_empty() && namespace == "default");
-        if !fits {
-            let path = Path::new("involvedObject").child("namespace");
-            errors.invalid(&path, about, "does not match event.namespace");
-        }
-        if object.event_time.is_some() {
-            validate_report(object, errors);
-        }
+        validate_any(object, "reportingComponent", errors);
     }
 
     fn prepare_update(_new: &mut Event, _old: &Event) {}
@@ -263,6 +275,19 @@ mod tests {
                 "{found:?}"
             );
         }
+        // Of newer reporters is not asked that namespaces agree.
+        let elsewhere = refused("a", json!({"namespace": "b"}), time.clone());
+        assert!(
+            !elsewhere
+                .iter()
+                .any(|error| error.starts_with("involvedObject"))
+        );
+        let nowhere = refused("kube-system", json!({"kind": "Node"}), time.clone());
+        assert!(
+            !nowhere
+                .iter()
+                .any(|error| error.starts_with("involvedObject"))
+        );
         let mut complete = time;
         for field in [
             "reportingComponent",

@@ -125,13 +125,7 @@ impl Get {
         let mut queries = Vec::new();
         for target in Target::parse(&self.target)? {
             let mappings: Vec<Mapping> = match target.resource.as_str() {
-                "all" => cluster
-                    .mappings()
-                    .await?
-                    .iter()
-                    .filter(|mapping| mapping.categories.iter().any(|category| category == "all"))
-                    .cloned()
-                    .collect(),
+                "all" => of_all(cluster.mappings().await?),
                 word => vec![cluster.mapping(word).await?.clone()],
             };
             let names: Vec<Option<String>> = match target.names.is_empty() {
@@ -329,4 +323,16 @@ async fn fetch(cluster: &Cluster, query: &Query, format: Format) -> Result<Value
         ..Call::get(&query.path)
     };
     cluster.call(call).await
+}
+/// What `all` stands for: of each resource, the version that the server prefers, which is the first.
+fn of_all(mappings: &[Mapping]) -> Vec<Mapping> {
+    let mut all: Vec<Mapping> = Vec::new();
+    for mapping in mappings {
+        let names = |one: &Mapping| (one.group.clone(), one.plural.clone());
+        let known = all.iter().any(|known| names(known) == names(mapping));
+        if !known && mapping.categories.iter().any(|category| category == "all") {
+            all.push(mapping.clone());
+        }
+    }
+    all
 }

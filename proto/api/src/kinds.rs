@@ -7,6 +7,7 @@ pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
+pub mod horizontal_pod_autoscaler;
 pub mod ingress;
 pub mod ingress_class;
 pub mod ip_address;
@@ -53,5 +54,7 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<service_cidr::ServiceCidrKind>::boxed(),
         Typed::<runtime_class::RuntimeClassKind>::boxed(),
         Typed::<csi_node::CsiNodeKind>::boxed(),
+        Typed::<horizontal_pod_autoscaler::HorizontalPodAutoscalerKind>::boxed(),
+        Typed::<horizontal_pod_autoscaler::v1::HorizontalPodAutoscalerKind>::boxed(),
     ]
 }

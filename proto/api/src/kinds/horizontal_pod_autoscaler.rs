@@ -1,0 +1,311 @@
+//! HorizontalPodAutoscaler: how many pods a workload has, by what they are busy with.
+
+pub mod v1;
+mod validation;
+
+use k8s_openapi::api::autoscaling::v2::{
+    HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec,
+    HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget, MetricValueStatus,
+    ResourceMetricSource,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::{Value, json};
+
+use super::table;
+use crate::field::{ErrorList, Path};
+use crate::kind::{Column, Kind, StaticInfo};
+
+/// See [`HorizontalPodAutoscaler`].
+pub struct HorizontalPodAutoscalerKind;
+
+/// Percent of the processors that pods ask for, where nothing is said.
+const UTILIZATION: i32 = 80;
+/// Metrics that a row shows.
+const SHOWN: usize = 2;
+
+/// What is aimed at where nothing is said.
+fn default_metric() -> MetricSpec {
+    MetricSpec {
+        type_: "Resource".to_owned(),
+        resource: Some(ResourceMetricSource {
+            name: "cpu".to_owned(),
+            target: MetricTarget {
+                type_: "Utilization".to_owned(),
+                average_utilization: Some(UTILIZATION),
+                ..MetricTarget::default()
+            },
+        }),
+        ..MetricSpec::default()
+    }
+}
+
+fn policy(sort: &str, value: i32) -> HPAScalingPolicy {
+    HPAScalingPolicy {
+        type_: sort.to_owned(),
+        value,
+        period_seconds: 15,
+    }
+}
+
+/// Fills what rules do not say.
+fn default_rules(
+    rules: &mut Option<HPAScalingRules>,
+    window: Option<i32>,
+    policies: &[HPAScalingPolicy],
+) {
+    let rules = rules.get_or_insert_default();
+    if rules.stabilization_window_seconds.is_none() {
+        rules.stabilization_window_seconds = window;
+    }
+    rules.select_policy.get_or_insert_with(|| "Max".to_owned());
+    rules.policies.get_or_insert_with(|| policies.to_vec());
+}
+
+/// `CURRENT/TARGET` of a metric, as far as it is known.
+fn progress(current: Option<&str>, target: Option<&Quantity>) -> String {
+    let target = target.map_or("<auto>", |target| &target.0);
+    format!("{}/{target}", current.unwrap_or("<unknown>"))
+}
+
+/// What a metric of pods' own resources says.
+fn of_resource(name: &str, target: &MetricTarget, current: Option<&MetricValueStatus>) -> String {
+    if target.average_value.is_some() {
+        let current = current.and_then(|current| current.average_value.as_ref());
+        let current = current.map(|value| value.0.as_str());
+        let progress = progress(current, target.average_value.as_ref());
+        return format!("{name}: {progress}");
+    }
+    let percent = |share: Option<i32>, none: &str| {
+        share.map_or_else(|| none.to_owned(), |share| format!("{share}%"))
+    };
+    let current = current.and_then(|current| current.average_utilization);
+    format!(
+        "{name}: {}/{}",
+        percent(current, "<unknown>"),
+        percent(target.average_utilization, "<auto>")
+    )
+}
+
+/// What a metric of anything else says: its own value, or its average over the pods.
+fn of_value(target: &MetricTarget, current: Option<&MetricValueStatus>) -> String {
+    let text = |value: Option<&Quantity>| value.map(|value| value.0.clone());
+    if target.average_value.is_some() {
+        let current = text(current.and_then(|current| current.average_value.as_ref()));
+        let progress = progress(current.as_deref(), target.average_value.as_ref());
+        return format!("{progress} (avg)");
+    }
+    let current = text(current.and_then(|current| current.value.as_ref()));
+    progress(current.as_deref(), target.value.as_ref())
+}
+
+fn metric_text(spec: &MetricSpec, status: Option<&MetricStatus>) -> String {
+    let none = "<unknown type>".to_owned();
+    match spec.type_.as_str() {
+        "External" => spec.external.as_ref().map_or(none, |source| {
+            let status = status.and_then(|status| status.external.as_ref());
+            of_value(&source.target, status.map(|status| &status.current))
+        }),
+        "Object" => spec.object.as_ref().map_or(none, |source| {
+            let status = status.and_then(|status| status.object.as_ref());
+            of_value(&source.target, status.map(|status| &status.current))
+        }),
+        "Pods" => spec.pods.as_ref().map_or(none, |source| {
+            let status = status.and_then(|status| status.pods.as_ref());
+            let current = status.and_then(|status| status.current.average_value.as_ref());
+            let current = current.map(|value| value.0.as_str());
+            progress(current, source.target.average_value.as_ref())
+        }),
+        "Resource" => spec.resource.as_ref().map_or(none, |source| {
+            let status = status.and_then(|status| status.resource.as_ref());
+            let current = status.map(|status| &status.current);
+            of_resource(&source.name, &source.target, current)
+        }),
+        "ContainerResource" => spec.container_resource.as_ref().map_or(none, |source| {
+            let status = status.and_then(|status| status.container_resource.as_ref());
+            let current = status.map(|status| &status.current);
+            of_resource(&source.name, &source.target, current)
+        }),
+        _ => none,
+    }
+}
+
+fn metrics_text(specs: &[MetricSpec], statuses: &[MetricStatus]) -> String {
+    if specs.is_empty() {
+        return "<none>".to_owned();
+    }
+    let texts = specs.iter().enumerate().take(SHOWN);
+    let texts = texts.map(|(number, spec)| metric_text(spec, statuses.get(number)));
+    let shown = texts.collect::<Vec<_>>().join(", ");
+    match specs.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} + {more} more..."),
+    }
+}
+
+impl Kind for HorizontalPodAutoscalerKind {
+    type Object = HorizontalPodAutoscaler;
+
+    const INFO: StaticInfo = StaticInfo {
+        group: "autoscaling",
+        version: "v2",
+        kind: "HorizontalPodAutoscaler",
+        plural: "horizontalpodautoscalers",
+        singular: "horizontalpodautoscaler",
+        short_names: &["hpa"],
+        categories: &["all"],
+        namespaced: true,
+        has_status: true,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: false,
+    };
+
+    fn default(object: &mut HorizontalPodAutoscaler) {
+        let spec = &mut object.spec;
+        spec.min_replicas.get_or_insert(1);
+        let metrics = spec.metrics.get_or_insert_default();
+        if metrics.is_empty() {
+            metrics.push(default_metric());
+        }
+        if let Some(behavior) = &mut spec.behavior {
+            let up = [policy("Pods", 4), policy("Percent", 100)];
+            default_rules(&mut behavior.scale_up, Some(0), &up);
+            default_rules(&mut behavior.scale_down, None, &[policy("Percent", 100)]);
+        }
+    }
+
+    fn prepare_create(object: &mut HorizontalPodAutoscaler) {
+        object.status = None;
+    }
+
+    fn validate(object: &HorizontalPodAutoscaler, errors: &mut ErrorList) {
+        validation::spec(&object.spec, &Path::new("spec"), errors);
+    }
+
+    fn prepare_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
+        new.status.clone_from(&old.status);
+    }
+
+    fn prepare_status_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
+        new.spec.clone_from(&old.spec);
+    }
+
+    fn validate_status_update(
+        new: &HorizontalPodAutoscaler,
+        _old: &HorizontalPodAutoscaler,
+        errors: &mut ErrorList,
+    ) {
+        let status = new.status.clone().unwrap_or_default();
+        validation::status(&status, errors);
+    }
+
+    fn columns() -> Vec<Column> {
+        let spec = |field: &str| table::field_doc::<HorizontalPodAutoscalerSpec>(field);
+        let replicas = table::field_doc::<HorizontalPodAutoscalerStatus>("currentReplicas");
+        vec![
+            table::name_column(),
+            table::column("Reference", "string", spec("scaleTargetRef"), 0),
+            table::column("Targets", "string", spec("metrics"), 0),
+            table::column("MinPods", "string", spec("minReplicas"), 0),
+            table::column("MaxPods", "string", spec("maxReplicas"), 0),
+            table::column("Replicas", "string", replicas, 0),
+            table::age_column(),
+        ]
+    }
+
+    fn row(object: &HorizontalPodAutoscaler, now: i64) -> Vec<Value> {
+        let (spec, status) = (&object.spec, object.status.as_ref());
+        let target = &spec.scale_target_ref;
+        let current = status.and_then(|status| status.current_metrics.as_deref());
+        let metrics = metrics_text(
+            spec.metrics.as_deref().unwrap_or_default(),
+            current.unwrap_or_default(),
+        );
+        let least = spec
+            .min_replicas
+            .map_or_else(|| "<unset>".to_owned(), |least| least.to_string());
+        vec![
+            table::name_cell(&object.metadata),
+            json!(format!("{}/{}", target.kind, target.name)),
+            json!(metrics),
+            json!(least),
+            json!(spec.max_replicas),
+            json!(
+                status
+                    .and_then(|status| status.current_replicas)
+                    .unwrap_or(0)
+            ),
+            table::age_cell(&object.metadata, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn autoscaler(spec: Value) -> HorizontalPodAutoscaler {
+        let mut object = json!({
+            "metadata": {"name": "a"},
+            "spec": {"maxReplicas": 5, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}},
+        });
+        if let (Some(own), Value::Object(more)) = (object["spec"].as_object_mut(), spec) {
+            own.extend(more);
+        }
+        serde_json::from_value(object).expect("an autoscaler")
+    }
+
+    #[test]
+    fn rules_are_filled_one_by_one() {
+        let mut object = autoscaler(json!({"behavior": {"scaleUp": {"selectPolicy": "Disabled"}}}));
+        HorizontalPodAutoscalerKind::default(&mut object);
+        assert_eq!(
+            serde_json::to_value(&object.spec.behavior).expect("JSON"),
+            json!({
+                "scaleUp": {
+                    "stabilizationWindowSeconds": 0, "selectPolicy": "Disabled",
+                    "policies": [
+                        {"type": "Pods", "value": 4, "periodSeconds": 15},
+                        {"type": "Percent", "value": 100, "periodSeconds": 15},
+                    ],
+                },
+                "scaleDown": {
+                    "selectPolicy": "Max",
+                    "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}],
+                },
+            })
+        );
+        assert_eq!(object.spec.min_replicas, Some(1));
+        let mut plain = autoscaler(json!({}));
+        HorizontalPodAutoscalerKind::default(&mut plain);
+        assert_eq!(plain.spec.behavior, None);
+        assert_eq!(plain.spec.metrics, Some(vec![default_metric()]));
+    }
+
+    #[test]
+    fn a_row_shows_how_far_metrics_are_from_their_targets() {
+        let mut object = autoscaler(json!({"metrics": [
+            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
+            {"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "100m"}}},
+            {"type": "External", "external": {"metric": {"name": "e"}, "target": {"type": "Value", "value": "30"}}},
+        ]}));
+        let row = HorizontalPodAutoscalerKind::row(&object, 0);
+        assert_eq!(
+            row[1..6],
+            [
+                json!("Deployment/d"),
+                json!("cpu: <unknown>/50%, <unknown>/100m + 1 more..."),
+                json!("<unset>"),
+                json!(5),
+                json!(0)
+            ]
+        );
+        object.status = serde_json::from_value(json!({
+            "desiredReplicas": 2, "currentReplicas": 2,
+            "currentMetrics": [{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 40}}}],
+        }))
+        .expect("a status");
+        let row = HorizontalPodAutoscalerKind::row(&object, 0);
+        assert!(row[2].as_str().expect("text").starts_with("cpu: 40%/50%"));
+    }
+}

@@ -1,0 +1,381 @@
+//! What an autoscaler must be.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::autoscaling::v2::{
+    CrossVersionObjectReference, HPAScalingRules, HorizontalPodAutoscalerSpec,
+    HorizontalPodAutoscalerStatus, MetricIdentifier, MetricSpec, MetricTarget,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
+
+use crate::field::{ErrorList, Path};
+use crate::names;
+use crate::quantity::Quantity;
+
+const LONGEST_WINDOW: i32 = 3600;
+const LONGEST_PERIOD: i32 = 1800;
+const AT_LEAST_ONE: &str = "must be greater than 0";
+const SORTS: &[&str] = &[
+    "ContainerResource",
+    "External",
+    "Object",
+    "Pods",
+    "Resource",
+];
+
+/// Whether an amount is more than nothing.
+fn is_positive(amount: &Written) -> bool {
+    let amount: Result<Quantity, _> = amount.0.parse();
+    amount.is_ok_and(|amount| amount.sign() > 0)
+}
+
+/// The whole of what is wished for.
+pub(super) fn spec(spec: &HorizontalPodAutoscalerSpec, path: &Path, errors: &mut ErrorList) {
+    let (least, most) = (spec.min_replicas, spec.max_replicas);
+    if let Some(least) = least.filter(|least| *least < 1) {
+        let detail = "must be greater than or equal to 1";
+        errors.invalid(&path.child("minReplicas"), least, detail);
+    }
+    let most_path = path.child("maxReplicas");
+    if most < 1 {
+        errors.invalid(&most_path, most, AT_LEAST_ONE);
+    }
+    if least.is_some_and(|least| most < least) {
+        let detail = "must be greater than or equal to `minReplicas`";
+        errors.invalid(&most_path, most, detail);
+    }
+    let target_path = path.child("scaleTargetRef");
+    reference(&spec.scale_target_ref, &target_path, errors);
+    group(&spec.scale_target_ref, &target_path, errors);
+    for (number, metric) in spec.metrics.iter().flatten().enumerate() {
+        self::metric(metric, &path.child("metrics").index(number), errors);
+    }
+    if let Some(behavior) = &spec.behavior {
+        let path = path.child("behavior");
+        for (rules, name) in [
+            (&behavior.scale_up, "scaleUp"),
+            (&behavior.scale_down, "scaleDown"),
+        ] {
+            if let Some(rules) = rules {
+                self::rules(rules, &path.child(name), errors);
+            }
+        }
+    }
+}
+
+/// What was found out.
+pub(super) fn status(status: &HorizontalPodAutoscalerStatus, errors: &mut ErrorList) {
+    let path = Path::new("status");
+    for (count, name) in [
+        (status.current_replicas.unwrap_or(0), "currentReplicas"),
+        (status.desired_replicas, "desiredReplicas"),
+    ] {
+        if count < 0 {
+            errors.invalid(&path.child(name), count, names::NOT_NEGATIVE);
+        }
+    }
+}
+
+fn reference(object: &CrossVersionObjectReference, path: &Path, errors: &mut ErrorList) {
+    for (text, name) in [(&object.kind, "kind"), (&object.name, "name")] {
+        let path = path.child(name);
+        if text.is_empty() {
+            errors.required(&path, "");
+        }
+        for detail in names::path_segment(text) {
+            errors.invalid(&path, text, &detail);
+        }
+    }
+}
+
+/// What is scaled is found by its group: only one kind of the core group can be.
+fn group(object: &CrossVersionObjectReference, path: &Path, errors: &mut ErrorList) {
+    let version = object.api_version.as_deref().unwrap_or_default();
+    let path = path.child("apiVersion");
+    match version.matches('/').count() {
+        0 if (version, object.kind.as_str()) == ("v1", "ReplicationController") => {}
+        0 => errors.invalid(&path, version, "apiVersion must specify API group"),
+        1 if version.starts_with('/') => {
+            errors.invalid(&path, version, "apiVersion must specify API group");
+        }
+        1 => {}
+        _ => {
+            let detail = format!("unexpected GroupVersion string: {version}");
+            errors.invalid(&path, version, &detail);
+        }
+    }
+}
+
+fn identifier(metric: &MetricIdentifier, path: &Path, errors: &mut ErrorList) {
+    let path = path.child("name");
+    if metric.name.is_empty() {
+        errors.required(&path, "must specify a metric name");
+    }
+    for detail in names::path_segment(&metric.name) {
+        errors.invalid(&path, &metric.name, &detail);
+    }
+}
+
+fn target(target: &MetricTarget, path: &Path, errors: &mut ErrorList) {
+    let sort = target.type_.as_str();
+    if sort.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric target type");
+    }
+    if !["Utilization", "Value", "AverageValue"].contains(&sort) {
+        let detail = "must be either Utilization, Value, or AverageValue";
+        errors.invalid(&path.child("type"), sort, detail);
+    }
+    for (amount, name) in [
+        (&target.value, "value"),
+        (&target.average_value, "averageValue"),
+    ] {
+        if let Some(amount) = amount.as_ref().filter(|amount| !is_positive(amount)) {
+            errors.invalid(&path.child(name), amount, "must be positive");
+        }
+    }
+    if let Some(share) = target.average_utilization.filter(|share| *share < 1) {
+        errors.invalid(&path.child("averageUtilization"), share, AT_LEAST_ONE);
+    }
+}
+
+/// A target of pods' own resources: an amount or a share, and not both.
+fn resource_target(wanted: &MetricTarget, path: &Path, errors: &mut ErrorList) {
+    target(wanted, path, errors);
+    match (wanted.average_utilization, &wanted.average_value) {
+        (None, None) => errors.required(
+            &path.child("averageUtilization"),
+            "must set either a target raw value or a target utilization",
+        ),
+        (Some(_), Some(_)) => errors.forbidden(
+            &path.child("averageValue"),
+            "may not set both a target raw value and a target utilization",
+        ),
+        _ => {}
+    }
+}
+
+fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+    if name.is_empty() {
+        errors.required(&path.child("name"), "must specify a resource name");
+    }
+}
+
+/// Checks the sources that are there, the first of them in full, and returns their names.
+fn sources(metric: &MetricSpec, path: &Path, errors: &mut ErrorList) -> BTreeSet<&'static str> {
+    let mut present = BTreeSet::new();
+    let mut is_first = |name| {
+        present.insert(name);
+        present.len() == 1
+    };
+    if let Some(source) = &metric.object
+        && is_first("object")
+    {
+        let path = path.child("object");
+        reference(
+            &source.described_object,
+            &path.child("describedObject"),
+            errors,
+        );
+        identifier(&source.metric, &path.child("metric"), errors);
+        let path = path.child("target");
+        target(&source.target, &path, errors);
+        if source.target.value.is_none() && source.target.average_value.is_none() {
+            let detail = "must set either a target value or averageValue";
+            errors.required(&path.child("averageValue"), detail);
+        }
+    }
+    if let Some(source) = &metric.external
+        && is_first("external")
+    {
+        let path = path.child("external");
+        identifier(&source.metric, &path.child("metric"), errors);
+        let path = path.child("target");
+        target(&source.target, &path, errors);
+        match (&source.target.value, &source.target.average_value) {
+            (None, None) => errors.required(
+                &path.child("averageValue"),
+                "must set either a target value for metric or a per-pod target",
+            ),
+            (Some(_), Some(_)) => errors.forbidden(
+                &path.child("value"),
+                "may not set both a target value for metric and a per-pod target",
+            ),
+            _ => {}
+        }
+    }
+    if let Some(source) = &metric.pods
+        && is_first("pods")
+    {
+        let path = path.child("pods");
+        identifier(&source.metric, &path.child("metric"), errors);
+        let path = path.child("target");
+        target(&source.target, &path, errors);
+        if !source
+            .target
+            .average_value
+            .as_ref()
+            .is_some_and(is_positive)
+        {
+            let detail = "must specify a positive target averageValue";
+            errors.required(&path.child("averageValue"), detail);
+        }
+    }
+    if let Some(source) = &metric.container_resource
+        && is_first("containerResource")
+    {
+        let path = path.child("containerResource");
+        resource_name(&source.name, &path, errors);
+        if source.container.is_empty() {
+            errors.required(&path.child("container"), "must specify a container");
+        }
+        resource_target(&source.target, &path.child("target"), errors);
+    }
+    if let Some(source) = &metric.resource
+        && is_first("resource")
+    {
+        let path = path.child("resource");
+        resource_name(&source.name, &path, errors);
+        resource_target(&source.target, &path.child("target"), errors);
+    }
+    present
+}
+
+fn metric(metric: &MetricSpec, path: &Path, errors: &mut ErrorList) {
+    let sort = metric.type_.as_str();
+    let sort_path = path.child("type");
+    if sort.is_empty() {
+        errors.required(&sort_path, "must specify a metric source type");
+    }
+    if !SORTS.contains(&sort) {
+        errors.not_supported(&sort_path, sort, SORTS);
+    }
+    let mut present = sources(metric, path, errors);
+    let expected = match sort {
+        "Object" => "object",
+        "External" => "external",
+        "Pods" => "pods",
+        "Resource" => "resource",
+        "ContainerResource" => "containerResource",
+        _ => "",
+    };
+    let count = present.len();
+    if expected.is_empty() {
+        errors.not_supported(&sort_path, sort, SORTS);
+    } else if !present.remove(expected) {
+        let detail = "must populate information for the given metric source";
+        errors.required(&path.child(expected), detail);
+    }
+    if count != 1 {
+        for other in present {
+            let detail = "must populate the given metric source only";
+            errors.forbidden(&path.child(other), detail);
+        }
+    }
+}
+
+fn rules(rules: &HPAScalingRules, path: &Path, errors: &mut ErrorList) {
+    let window_path = path.child("stabilizationWindowSeconds");
+    match rules.stabilization_window_seconds {
+        Some(window) if window < 0 => {
+            let detail = "must be greater than or equal to zero";
+            errors.invalid(&window_path, window, detail);
+        }
+        Some(window) if window > LONGEST_WINDOW => {
+            let detail = format!("must be less than or equal to {LONGEST_WINDOW}");
+            errors.invalid(&window_path, window, &detail);
+        }
+        _ => {}
+    }
+    if let Some(select) = &rules.select_policy {
+        let known = ["Disabled", "Max", "Min"];
+        if !known.contains(&select.as_str()) {
+            errors.not_supported(&path.child("selectPolicy"), select, &known);
+        }
+    }
+    let path = path.child("policies");
+    let policies = rules.policies.as_deref().unwrap_or_default();
+    if policies.is_empty() {
+        errors.required(&path, "must specify at least one Policy");
+    }
+    for (number, policy) in policies.iter().enumerate() {
+        let path = path.index(number);
+        let known = ["Percent", "Pods"];
+        if !known.contains(&policy.type_.as_str()) {
+            errors.not_supported(&path.child("type"), &policy.type_, &known);
+        }
+        let positive = "must be greater than zero";
+        if policy.value <= 0 {
+            errors.invalid(&path.child("value"), policy.value, positive);
+        }
+        let period = policy.period_seconds;
+        if period <= 0 {
+            errors.invalid(&path.child("periodSeconds"), period, positive);
+        }
+        if period > LONGEST_PERIOD {
+            let detail = format!("must be less than or equal to {LONGEST_PERIOD}");
+            errors.invalid(&path.child("periodSeconds"), period, &detail);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refused(value: Value) -> Vec<String> {
+        let object = serde_json::from_value(value).expect("a spec");
+        let mut errors = ErrorList::default();
+        spec(&object, &Path::new("spec"), &mut errors);
+        let errors = errors.0.iter();
+        errors
+            .map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    #[test]
+    fn metrics_have_one_source_and_a_target_that_can_be_reached() {
+        let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"});
+        let of = |metric: Value| {
+            refused(json!({"maxReplicas": 2, "scaleTargetRef": target, "metrics": [metric]}))
+        };
+        assert_eq!(
+            of(json!({"type": "Resource"})),
+            [
+                "spec.metrics[0].resource: Required value: must populate information for the given metric source"
+            ]
+        );
+        assert_eq!(
+            of(
+                json!({"type": "Pods", "pods": {"metric": {"name": ""}, "target": {"type": "Value", "value": "1"}}})
+            ),
+            [
+                "spec.metrics[0].pods.metric.name: Required value: must specify a metric name",
+                "spec.metrics[0].pods.target.averageValue: Required value: must specify a positive target averageValue"
+            ]
+        );
+        let both = json!({
+            "type": "Resource",
+            "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 5}},
+            "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "1"}},
+        });
+        assert_eq!(
+            of(both),
+            ["spec.metrics[0].pods: Forbidden: must populate the given metric source only"]
+        );
+    }
+
+    #[test]
+    fn what_is_scaled_has_a_group() {
+        let of = |version: &str, kind: &str| {
+            let target = json!({"apiVersion": version, "kind": kind, "name": "d"});
+            refused(json!({"maxReplicas": 2, "scaleTargetRef": target}))
+        };
+        let none = "spec.scaleTargetRef.apiVersion: Invalid value: \"v1\": apiVersion must specify API group";
+        assert_eq!(of("v1", "Pod"), [none]);
+        assert_eq!(of("v1", "ReplicationController"), [""; 0]);
+        assert_eq!(of("apps/v1", "Deployment"), [""; 0]);
+        assert_eq!(of("a/b/c", "Deployment").len(), 1);
+    }
+}

@@ -309,3 +309,6 @@ fn version() -> serde_json::Value {
         "platform": format!("linux/{}", std::env::consts::ARCH),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,7 +231,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::kind::{ResourceKind, WriteScope};
+    use crate::kind::{ResourceKind, WriteScope, finish};
     use crate::typed::Typed;
 
     fn event(more: Value) -> Value {
@@ -250,14 +250,19 @@ mod tests {
 
     fn refused(more: Value) -> String {
         let kind = Typed::<EventKind>::default();
-        let refused = kind.create(event(more)).expect_err("it is invalid");
+        let refused = kind
+            .draft(event(more))
+            .and_then(finish)
+            .expect_err("it is invalid");
         refused.message().to_owned()
     }
 
     #[test]
     fn new_events_must_be_complete_and_of_their_time() {
         let kind = Typed::<EventKind>::default();
-        kind.create(event(json!({}))).expect("it is valid");
+        kind.draft(event(json!({})))
+            .and_then(finish)
+            .expect("it is valid");
         for (more, complaint) in [
             (json!({"eventTime": null}), "eventTime: Required value"),
             (
@@ -296,10 +301,13 @@ mod tests {
         let old = event(json!({}));
         let series =
             json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:09.000000Z"}});
-        kind.update(event(series), &old, WriteScope::Main)
-            .expect("it may");
+        let update = |new| {
+            let draft = kind.draft_update(new, &old, WriteScope::Main);
+            draft.and_then(finish)
+        };
+        update(event(series)).expect("it may");
         let other = event(json!({"note": "it started again"}));
-        let refused = kind.update(other, &old, WriteScope::Main);
+        let refused = update(other);
         let message = refused.expect_err("it may not").message().to_owned();
         assert!(
             message.contains("message: Invalid value: \"it started again\": field is immutable"),

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use http::header;
 use serde_json::Value;
 use tower::ServiceExt;

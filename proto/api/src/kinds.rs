@@ -17,8 +17,10 @@ pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod pod_spec;
+pub mod rbac;
 mod references;
 pub mod replica_set;
+pub mod reviews;
 pub mod runtime_class;
 pub mod secret;
 pub mod service;
@@ -56,5 +58,9 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<csi_node::CsiNodeKind>::boxed(),
         Typed::<horizontal_pod_autoscaler::HorizontalPodAutoscalerKind>::boxed(),
         Typed::<horizontal_pod_autoscaler::v1::HorizontalPodAutoscalerKind>::boxed(),
+        Typed::<rbac::role::RoleKind>::boxed(),
+        Typed::<rbac::cluster_role::ClusterRoleKind>::boxed(),
+        Typed::<rbac::role_binding::RoleBindingKind>::boxed(),
+        Typed::<rbac::cluster_role_binding::ClusterRoleBindingKind>::boxed(),
     ]
 }

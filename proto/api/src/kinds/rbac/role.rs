@@ -1,0 +1,48 @@
+//! Role: what may be done in its namespace.
+
+use k8s_openapi::api::rbac::v1::Role;
+use serde_json::Value;
+
+use crate::field::ErrorList;
+use crate::kind::{Column, Kind, StaticInfo};
+use crate::meta;
+
+/// See [`Role`].
+pub struct RoleKind;
+
+impl Kind for RoleKind {
+    type Object = Role;
+
+    const INFO: StaticInfo = StaticInfo {
+        group: super::GROUP,
+        version: "v1",
+        kind: super::ROLE,
+        plural: "roles",
+        singular: "role",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        has_status: false,
+        has_scale: false,
+        has_generation: false,
+        create_on_update: true,
+    };
+
+    const NAME_RULE: meta::NameRule = super::name_rule;
+
+    fn prepare_create(_object: &mut Role) {}
+
+    fn validate(object: &Role, errors: &mut ErrorList) {
+        super::validate_rules(object.rules.as_deref(), true, errors);
+    }
+
+    fn prepare_update(_new: &mut Role, _old: &Role) {}
+
+    fn columns() -> Vec<Column> {
+        super::role_columns()
+    }
+
+    fn row(object: &Role, _now: i64) -> Vec<Value> {
+        super::role_row(&object.metadata)
+    }
+}

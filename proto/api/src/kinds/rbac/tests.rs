@@ -1,0 +1,152 @@
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+
+use super::cluster_role::ClusterRoleKind;
+use super::cluster_role_binding::ClusterRoleBindingKind;
+use super::role::RoleKind;
+use super::role_binding::RoleBindingKind;
+use super::*;
+use crate::kind::{Kind, ResourceKind, WriteScope};
+use crate::typed::Typed;
+
+fn told(errors: ErrorList) -> Vec<String> {
+    let errors = errors.0.iter();
+    errors
+        .map(|error| format!("{}: {}", error.path, error.message))
+        .collect()
+}
+
+fn refused<K: Kind>(object: Value) -> Vec<String> {
+    let mut object: K::Object = serde_json::from_value(object).unwrap();
+    K::default(&mut object);
+    let mut errors = ErrorList::default();
+    K::validate(&object, &mut errors);
+    told(errors)
+}
+
+#[test]
+fn a_rule_is_about_resources_or_about_paths() {
+    let both = json!({"rules": [
+        {"verbs": ["get"], "nonResourceURLs": ["/x"], "apiGroups": [""]},
+    ]});
+    let mixed = "rules[0].nonResourceURLs: Invalid value: [\"/x\"]: rules cannot apply to both regular resources and non-resource URLs";
+    assert_eq!(refused::<ClusterRoleKind>(both.clone()), [mixed]);
+    let namespaced = "rules[0].nonResourceURLs: Invalid value: [\"/x\"]: namespaced rules cannot apply to non-resource URLs";
+    assert_eq!(refused::<RoleKind>(both), [namespaced, mixed]);
+    assert_eq!(
+        refused::<ClusterRoleKind>(json!({"aggregationRule": {}})),
+        [
+            "aggregationRule.clusterRoleSelectors: Required value: at least one clusterRoleSelector required if aggregationRule is non-nil"
+        ]
+    );
+}
+
+#[test]
+fn subjects_have_a_group_by_their_kind() {
+    let binding = |subject: Value| json!({"roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [subject]});
+    let user = json!({"kind": "User", "name": "u", "apiGroup": "x"});
+    assert_eq!(
+        refused::<RoleBindingKind>(binding(user)),
+        [
+            "subjects[0].apiGroup: Unsupported value: \"x\": supported values: \"rbac.authorization.k8s.io\""
+        ]
+    );
+    let account = json!({"kind": "ServiceAccount", "name": "s", "apiGroup": "x"});
+    assert_eq!(
+        refused::<ClusterRoleBindingKind>(binding(account)),
+        [
+            "subjects[0].apiGroup: Unsupported value: \"x\": supported values: \"\"",
+            "subjects[0].namespace: Required value",
+        ]
+    );
+}
+
+#[test]
+fn names_are_segments_of_paths() {
+    let kind = Typed::<ClusterRoleKind>::default();
+    let named = |name: &str| kind.create(json!({"metadata": {"name": name}}));
+    assert!(named("system:node").is_ok());
+    assert!(named("Upper Case").is_ok());
+    assert!(named("a/b").is_err());
+    assert!(named("..").is_err());
+    let role = json!({"kind": "Role", "name": "a%b/c"});
+    assert_eq!(
+        refused::<RoleBindingKind>(json!({"roleRef": role})),
+        [
+            "roleRef.name: Invalid value: \"a%b/c\": may not contain '/'",
+            "roleRef.name: Invalid value: \"a%b/c\": may not contain '%'",
+        ]
+    );
+}
+
+#[test]
+fn a_binding_keeps_its_role() {
+    let binding = |role: &str| {
+        let binding = json!({
+            "metadata": {"name": "b", "namespace": "n", "uid": "u"},
+            "roleRef": {"kind": "Role", "name": role},
+        });
+        let kind = Typed::<RoleBindingKind>::default();
+        kind.create(binding).unwrap().object
+    };
+    let kind = Typed::<RoleBindingKind>::default();
+    assert!(
+        kind.update(binding("a"), &binding("a"), WriteScope::Main)
+            .is_ok()
+    );
+    let error = kind
+        .update(binding("b"), &binding("a"), WriteScope::Main)
+        .unwrap_err();
+    assert_eq!(
+        error.message(),
+        "RoleBinding.rbac.authorization.k8s.io \"b\" is invalid: roleRef: Invalid value: {\"APIGroup\":\"rbac.authorization.k8s.io\",\"Kind\":\"Role\",\"Name\":\"b\"}: cannot change roleRef"
+    );
+}
+
+#[test]
+fn what_was_left_out_is_filled_and_empty_rules_are_null() {
+    let kind = Typed::<ClusterRoleKind>::default();
+    for rules in [json!([]), json!(null)] {
+        let role = kind.create(json!({"metadata": {"name": "r"}, "rules": rules}));
+        assert_eq!(role.unwrap().object["rules"], Value::Null);
+    }
+    let binding = Typed::<ClusterRoleBindingKind>::default().create(json!({
+        "metadata": {"name": "b"},
+        "roleRef": {"kind": "ClusterRole", "name": "view"},
+        "subjects": [
+            {"kind": "Group", "name": "g"},
+            {"kind": "ServiceAccount", "name": "s", "namespace": "n"},
+        ],
+    }));
+    let binding = binding.unwrap().object;
+    assert_eq!(binding["roleRef"]["apiGroup"], GROUP);
+    assert_eq!(
+        binding["subjects"],
+        json!([
+            {"kind": "Group", "name": "g", "apiGroup": GROUP},
+            {"kind": "ServiceAccount", "name": "s", "namespace": "n"},
+        ])
+    );
+}
+
+#[test]
+fn tables_show_who_is_bound() {
+    let subjects = json!([
+        {"kind": "User", "name": "u"}, {"kind": "User", "name": "v"},
+        {"kind": "ServiceAccount", "name": "s", "namespace": "n"},
+    ]);
+    let object = json!({
+        "metadata": {"name": "b"}, "subjects": subjects,
+        "roleRef": {"kind": "ClusterRole", "name": "view"},
+    });
+    let cluster: ClusterRoleBinding = serde_json::from_value(object.clone()).unwrap();
+    let expected = json!(["b", "ClusterRole/view", "<unknown>", "u, v", "", "n/s"]);
+    assert_eq!(json!(ClusterRoleBindingKind::row(&cluster, 0)), expected);
+    let binding: RoleBinding = serde_json::from_value(object).unwrap();
+    assert_eq!(json!(RoleBindingKind::row(&binding, 0)), expected);
+    let created = json!({"metadata": {"name": "r", "creationTimestamp": "2026-01-02T03:04:05Z"}});
+    let expected = json!(["r", "2026-01-02T03:04:05Z"]);
+    let role: Role = serde_json::from_value(created.clone()).unwrap();
+    assert_eq!(json!(RoleKind::row(&role, 0)), expected);
+    let role: ClusterRole = serde_json::from_value(created).unwrap();
+    assert_eq!(json!(ClusterRoleKind::row(&role, 0)), expected);
+}

@@ -4,10 +4,12 @@
 mod default_tolerations;
 mod ingresses;
 mod namespace_lifecycle;
+pub(crate) mod node_restriction;
 mod nodes;
 mod plugin;
 mod pod_security;
 mod priority;
+mod role_escalation;
 mod runtime_classes;
 mod service_account;
 mod service_cidrs;
@@ -85,6 +87,8 @@ impl Admission {
         let plugins: Vec<Box<dyn Plugin>> = vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
             Box::new(service_account::ServiceAccount),
+            Box::new(node_restriction::NodeRestriction),
+            Box::new(role_escalation::RoleEscalation),
             Box::new(nodes::TaintNodes),
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority),

@@ -1,77 +1,177 @@
-//! Who may do what. Until roles exist there are three sorts of users: administrators, the system's own parts, and
-//! everybody else, who may look at nothing but health and version.
+//! Who may do what. Administrators may do everything; a node what its pods need ([`node`]); everybody what roles allow
+//! ([`rbac`]). What nobody allows is refused, in Kubernetes' words.
+//!
+//! Authorizers read the store's memory and are never waited for. A role or binding that this server has acknowledged is in
+//! force at its next request.
+
+pub(crate) mod escalation;
+pub(crate) mod impersonation;
+pub(crate) mod node;
+pub(crate) mod rbac;
 
 use gantry_api::status::StatusError;
+use gantry_store::Store;
 
-use crate::identity::{Identity, NODE_LINK};
-use crate::request::ResourceAttributes;
+use crate::identity::{Identity, MASTERS};
+use crate::request::RequestInfo;
 
-/// Users of the system's own parts, which run in the same process as the API.
-const SYSTEM_USERS: &[&str] = &[
-    "system:kube-scheduler",
-    "system:kube-controller-manager",
-    NODE_LINK,
-];
+use self::node::NodeAuthorizer;
+use self::rbac::Rbac;
 
-/// Paths that anybody may read.
-const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
-
-fn may_do_everything(identity: &Identity) -> bool {
-    identity.is_in("system:masters") || SYSTEM_USERS.contains(&identity.user.as_str())
+/// What an authorizer decides on.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a> {
+    /// Who asks.
+    pub user: &'a Identity,
+    /// e.g. `get` or `deletecollection`; of a path that is no resource's, the method in small letters.
+    pub verb: &'a str,
+    /// What it is about.
+    pub target: Target<'a>,
 }
 
-/// Refuses a path that names no resource.
-pub(crate) fn path(identity: &Identity, verb: &str, path: &str) -> Result<(), StatusError> {
-    let public = PUBLIC_PATHS.iter().any(|known| {
-        path == *known
-            || path
-                .strip_prefix(known)
-                .is_some_and(|rest| rest.starts_with('/'))
-    });
-    // Everybody with a credential may find out what the API serves.
-    let discovery = identity.is_in("system:authenticated")
-        && ["/api", "/apis", "/openapi"].iter().any(|root| {
-            path == *root
-                || path
-                    .strip_prefix(root)
-                    .is_some_and(|rest| rest.starts_with('/'))
-        });
-    if may_do_everything(identity) || (verb == "get" && (public || discovery)) {
-        return Ok(());
+/// What a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// A path that is no resource's.
+    Path(&'a str),
+    /// A resource; what it has not is empty.
+    Resource {
+        /// API group; empty for core.
+        group: &'a str,
+        /// `*` where any will do.
+        version: &'a str,
+        /// Plural.
+        resource: &'a str,
+        /// e.g. `log`.
+        subresource: &'a str,
+        /// Empty for what is not in one, and for all of them.
+        namespace: &'a str,
+        /// Empty for a collection.
+        name: &'a str,
+    },
+}
+
+/// What an authorizer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The request may be done, whatever others say.
+    Allow,
+    /// It must not be done, whatever others say, and why.
+    Deny(String),
+    /// Others decide; why this one does not allow it, or nothing.
+    NoOpinion(String),
+}
+
+/// Decides who may do what.
+pub trait Authorizer: Send + Sync {
+    /// Whether a request may be done.
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision;
+
+    /// Why a request is allowed, for those who ask; empty where there is nothing to say.
+    fn reason(&self, _attributes: &Attributes<'_>) -> String {
+        String::new()
     }
-    let path = if path.is_empty() { "/" } else { path };
-    Err(StatusError::forbidden_resource(
-        "",
-        "",
-        "",
-        &format!("User \"{}\" cannot {verb} path \"{path}\"", identity.user),
-    ))
 }
 
-/// Refuses a request for a resource.
-pub(crate) fn resource(
-    identity: &Identity,
-    verb: &str,
-    asked: &ResourceAttributes<'_>,
+/// Refuses what an authorizer does not allow.
+pub fn check(authorizer: &dyn Authorizer, attributes: &Attributes<'_>) -> Result<(), StatusError> {
+    match authorizer.authorize(attributes) {
+        Decision::Allow => Ok(()),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(attributes, &reason)),
+    }
+}
+
+/// 403 for a request, with a reason or an empty one.
+pub(crate) fn forbidden(attributes: &Attributes<'_>, reason: &str) -> StatusError {
+    let (user, verb) = (&attributes.user.user, attributes.verb);
+    let told = |refused: String| match reason {
+        "" => refused,
+        reason => format!("{refused}: {reason}"),
+    };
+    match attributes.target {
+        Target::Path(path) => {
+            let refused = format!("User {user:?} cannot {verb} path {path:?}");
+            StatusError::forbidden_resource("", "", "", &told(refused))
+        }
+        Target::Resource {
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+            ..
+        } => {
+            let whole = match subresource {
+                "" => resource.to_owned(),
+                subresource => format!("{resource}/{subresource}"),
+            };
+            let scope = match namespace {
+                "" => "at the cluster scope".to_owned(),
+                namespace => format!("in the namespace {namespace:?}"),
+            };
+            let refused = format!(
+                "User {user:?} cannot {verb} resource {whole:?} in API group {group:?} {scope}"
+            );
+            StatusError::forbidden_resource(group, resource, name, &told(refused))
+        }
+    }
+}
+
+/// Refuses a request that its user may not make.
+pub(crate) fn check_request(
+    authorisation: &Authorisation,
+    info: &RequestInfo,
+    user: &Identity,
 ) -> Result<(), StatusError> {
-    if may_do_everything(identity) {
-        return Ok(());
+    let attributes = info.attributes(user);
+    match node::selects_own_pods(&attributes, info.selected("spec.nodeName")) {
+        true => Ok(()),
+        false => check(authorisation, &attributes),
     }
-    let resource = match asked.subresource {
-        "" => asked.resource.to_owned(),
-        subresource => format!("{}/{subresource}", asked.resource),
-    };
-    let scope = match asked.namespace {
-        "" => "at the cluster scope".to_owned(),
-        namespace => format!("in the namespace \"{namespace}\""),
-    };
-    Err(StatusError::forbidden_resource(
-        asked.group,
-        asked.resource,
-        asked.name,
-        &format!(
-            "User \"{}\" cannot {verb} resource \"{resource}\" in API group \"{}\" {scope}",
-            identity.user, asked.group
-        ),
-    ))
 }
+
+/// The authorizers of a server, in their order.
+pub(crate) struct Authorisation {
+    nodes: NodeAuthorizer,
+    pub(crate) rbac: Rbac,
+}
+
+impl Authorisation {
+    pub(crate) fn new(store: &Store) -> Self {
+        Self {
+            nodes: NodeAuthorizer::new(store.clone()),
+            rbac: Rbac::new(store.clone()),
+        }
+    }
+}
+
+impl Authorizer for Authorisation {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        if attributes.user.is_in(MASTERS) {
+            return Decision::Allow;
+        }
+        let mut reasons = Vec::new();
+        let authorizers: [&dyn Authorizer; 2] = [&self.nodes, &self.rbac];
+        for authorizer in authorizers {
+            match authorizer.authorize(attributes) {
+                Decision::NoOpinion(reason) => {
+                    reasons.extend((!reason.is_empty()).then_some(reason));
+                }
+                decided => return decided,
+            }
+        }
+        Decision::NoOpinion(reasons.join("\n"))
+    }
+
+    fn reason(&self, attributes: &Attributes<'_>) -> String {
+        let trusted =
+            attributes.user.is_in(MASTERS) || self.nodes.authorize(attributes) == Decision::Allow;
+        match trusted {
+            true => String::new(),
+            false => self.rbac.reason(attributes),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

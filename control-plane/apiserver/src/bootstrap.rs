@@ -1,5 +1,8 @@
 //! What every cluster has from its first moment: the keys that sign tokens, its namespaces, their default service account,
-//! the Service by which pods find the API, and the range that services get their addresses from.
+//! its roles, the Service by which pods find the API, and the range that services get their addresses from.
+
+pub(crate) mod policy;
+mod roles;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -34,6 +37,7 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
         )
         .await?;
     }
+    roles::reconcile(server.api()).await?;
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -137,7 +141,7 @@ async fn call(
         .header(http::header::CONTENT_TYPE, content_type)
         .body(Body::from(object.to_string()))
         .map_err(|error| StatusError::internal(error.to_string()))?;
-    let system = Identity::new("system:apiserver", &["system:masters"]);
+    let system = Identity::of_system("system:apiserver");
     let response = match server.local_service(system).oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},

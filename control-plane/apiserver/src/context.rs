@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::Value;
 
 use crate::admission::Admission;
+use crate::authorisation::Authorisation;
 use crate::clock::Clock;
 use crate::heavy::Turn;
 use crate::identity::{Identity, Tokens};
@@ -33,6 +34,7 @@ pub(crate) struct Api {
     pub(crate) store: Store,
     /// What is served now; a request keeps what was when it came.
     pub(crate) registry: Arc<ArcSwap<Registry>>,
+    pub(crate) authorisation: Arc<Authorisation>,
     pub(crate) admission: Admission,
     pub(crate) clock: Clock,
     pub(crate) service_accounts: Arc<ServiceAccounts>,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use gantry_api::names;
 use gantry_api::status::StatusError;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -13,9 +14,18 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The servers' side of nodes, which writes what they report once it has been checked.
 pub const NODE_LINK: &str = "system:node-link";
+/// Whoever is in it may do everything.
+pub const MASTERS: &str = "system:masters";
+/// Everybody with a credential.
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
+/// Everybody without one.
+pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// See [`UNAUTHENTICATED`].
+pub(crate) const ANONYMOUS: &str = "system:anonymous";
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
 /// A user and the groups it belongs to, as certificates and tokens carry them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// User name, e.g. `kubernetes-admin` or `system:node:one`.
     pub user: String,
@@ -33,14 +43,18 @@ impl Identity {
         Self {
             user: user.to_owned(),
             groups: groups.iter().map(|group| (*group).to_owned()).collect(),
-            uid: String::new(),
-            extra: BTreeMap::new(),
+            ..Self::default()
         }
+    }
+
+    /// A part of the system that runs in the API's own process and may do everything.
+    pub fn of_system(user: &str) -> Self {
+        Self::new(user, &[MASTERS, AUTHENTICATED])
     }
 
     /// Whoever shows no credential.
     pub fn anonymous() -> Self {
-        Self::new("system:anonymous", &["system:unauthenticated"])
+        Self::new(ANONYMOUS, &[UNAUTHENTICATED])
     }
 
     /// Whether it belongs to a group.
@@ -57,14 +71,40 @@ impl Identity {
             .iter_organization()
             .filter_map(|group| group.as_str().ok().map(str::to_owned))
             .collect();
-        groups.push("system:authenticated".to_owned());
+        groups.push(AUTHENTICATED.to_owned());
         Some(Self {
             user,
             groups,
-            uid: String::new(),
-            extra: BTreeMap::new(),
+            ..Self::default()
         })
     }
+}
+
+/// The user name of a service account.
+pub(crate) fn service_account_user(namespace: &str, name: &str) -> String {
+    format!("{SERVICE_ACCOUNT}{namespace}:{name}")
+}
+
+/// The groups of a service account.
+pub(crate) fn service_account_groups(namespace: &str) -> Vec<String> {
+    vec![
+        "system:serviceaccounts".to_owned(),
+        format!("system:serviceaccounts:{namespace}"),
+    ]
+}
+
+/// Namespace and name of the service account that a user name is of.
+pub(crate) fn service_account_of(user: &str) -> Option<(&str, &str)> {
+    let (namespace, name) = user.strip_prefix(SERVICE_ACCOUNT)?.split_once(':')?;
+    let valid =
+        names::is_dns1123_label(namespace).is_none() && names::is_dns1123_subdomain(name).is_none();
+    valid.then_some((namespace, name))
+}
+
+/// The name of the node that a user name is of.
+pub(crate) fn node_of(user: &str) -> Option<&str> {
+    let name = user.strip_prefix("system:node:")?;
+    names::is_dns1123_subdomain(name).is_none().then_some(name)
 }
 
 /// Bearer tokens and whom they stand for.

@@ -43,9 +43,10 @@ mod subresources;
 mod verbs;
 
 pub use admission::Ranges;
+pub use authorisation::{Attributes, Authorizer, Decision, Target, check};
 pub use clock::Clock;
 pub use connections::ConnectionLimits;
-pub use identity::{Identity, NODE_LINK, Tokens};
+pub use identity::{Identity, MASTERS, NODE_LINK, Tokens};
 pub use peer::Peer;
 pub use server::{ApiServer, ApiServerConfig, LocalService, OWN_PATHS};
 pub use streams::{NoNodes, NodeStream, NodeStreams};

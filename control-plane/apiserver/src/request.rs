@@ -2,7 +2,7 @@
 
 mod info;
 
-pub(crate) use info::{RequestInfo, ResourceAttributes, Target};
+pub(crate) use info::RequestInfo;
 
 use std::collections::HashMap;
 use std::num::IntErrorKind;

@@ -4,7 +4,6 @@ mod listener;
 mod routes;
 mod tokens;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,14 +15,15 @@ use axum::extract::Request;
 use gantry_api::kind::ResourceKind;
 use gantry_api::status::StatusError;
 use gantry_store::{Budget, Charge, Store, Term};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
 use crate::admission::{Admission, Ranges};
-use crate::authorisation;
+use crate::authorisation::impersonation::impersonated;
+use crate::authorisation::{self, Authorisation, Authorizer};
 use crate::bodies::Bodies;
 use crate::clock::Clock;
 use crate::connections::{
@@ -35,7 +35,7 @@ use crate::limits::{Class, Limits, is_own};
 use crate::peer::Peer;
 use crate::refusals::Refusals;
 use crate::registry::Registry;
-use crate::request::{RequestInfo, Route, Target};
+use crate::request::{RequestInfo, Route};
 use crate::response::{Answer, shortened};
 use crate::service_accounts::ServiceAccounts;
 use crate::streams::{NodeStreams, protocol_asked_for};
@@ -122,6 +122,7 @@ impl ApiServer {
         Self {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
+                    authorisation: Arc::new(Authorisation::new(&store)),
                     store,
                     registry: Arc::new(ArcSwap::from_pointee(Registry::built_in())),
                     admission,
@@ -139,6 +140,11 @@ impl ApiServer {
                 bodies: Arc::new(Bodies::new(budget)),
             }),
         }
+    }
+
+    /// Who may do what here.
+    pub fn authorizer(&self) -> Arc<dyn Authorizer> {
+        self.inner.api.authorisation.clone()
     }
 
     /// Creates the objects every cluster has, where they are missing. Servers listen on `port`.
@@ -159,6 +165,7 @@ impl ApiServer {
                 api: Arc::new(Api {
                     store: api.store.clone(),
                     registry: api.registry.clone(),
+                    authorisation: api.authorisation.clone(),
                     admission: api.admission.clone(),
                     clock: api.clock.clone(),
                     service_accounts: api.service_accounts.clone(),
@@ -193,6 +200,11 @@ impl ApiServer {
     pub fn first_service_address(&self) -> std::net::Ipv4Addr {
         let range = self.inner.api.admission.ranges.service_cidr;
         std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
+    }
+
+    /// What its verbs work with.
+    pub(crate) fn api(&self) -> &Arc<Api> {
+        &self.inner.api
     }
 
     /// The ranges that services get their addresses from.
@@ -354,8 +366,13 @@ impl ApiServer {
         request: &http::Request<B>,
         identity: &Identity,
     ) -> Result<Identity, StatusError> {
-        impersonated(request.headers(), identity)
-            .and_then(|user| authorised(info, &user).map(|()| user))
+        let authorisation = &self.inner.api.authorisation;
+        let asked = info.attributes(identity);
+        impersonated(&**authorisation, request.headers(), &asked)
+            .map(|other| other.unwrap_or_else(|| identity.clone()))
+            .and_then(|user| {
+                authorisation::check_request(authorisation, info, &user).map(|()| user)
+            })
             .map_err(|refused| shortened(&refused))
     }
 
@@ -405,52 +422,11 @@ impl ApiServer {
     }
 }
 
-/// The one place in which a user is asked about: refuses what a user may not do.
-fn authorised(info: &RequestInfo, user: &Identity) -> Result<(), StatusError> {
-    match info.target() {
-        Target::Path(path) => authorisation::path(user, info.verb, path),
-        Target::Resource(asked) => authorisation::resource(user, info.verb, &asked),
-    }
-}
-
 /// Whether a request's body is here before anything is done; what is passed on is read as it is passed, and what is no
 /// resource takes none.
 fn is_collected(info: &RequestInfo) -> bool {
     let is_resource = matches!(info.route, Route::Resource(_));
     is_resource && takes_a_body(&info.method) && !info.passes_its_body()
-}
-
-/// An administrator may act as somebody else.
-fn impersonated(headers: &HeaderMap, identity: &Identity) -> Result<Identity, StatusError> {
-    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
-    let Some(user) = headers.get("impersonate-user").map(text) else {
-        return Ok(identity.clone());
-    };
-    if !identity.is_in("system:masters") {
-        return Err(StatusError::forbidden_resource(
-            "",
-            "users",
-            &user,
-            &format!(
-                "User \"{}\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
-                identity.user
-            ),
-        ));
-    }
-    let mut groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .map(text)
-        .collect();
-    if user != "system:anonymous" {
-        groups.push("system:authenticated".to_owned());
-    }
-    Ok(Identity {
-        user,
-        groups,
-        uid: String::new(),
-        extra: BTreeMap::new(),
-    })
 }
 
 /// Whether what a method does can need a body: that of any other is never read.

@@ -11,11 +11,15 @@ use axum::extract::Request;
 use futures::future::BoxFuture;
 use gantry_api::decode::request;
 use gantry_api::kind::{ResourceInfo, ResourceKind, StaticInfo, WriteScope};
+use gantry_api::kinds::reviews::Question;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
 use gantry_api::unstored::Unstored;
 use http::{Method, Response};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview};
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
+use k8s_openapi::api::authorization::v1::{
+    LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
+};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
 use k8s_openapi::api::policy::v1::Eviction;
@@ -23,6 +27,7 @@ use k8s_openapi::api::policy::v1::Eviction;
 use crate::context::Context;
 use crate::request::{Query, ResourcePath};
 use crate::response::Answer;
+use crate::verbs::reviews;
 use crate::{service_accounts, streams, verbs};
 
 /// What answers a request whose body is here.
@@ -252,7 +257,32 @@ const VIRTUAL: &[Virtual] = &[
         },
         create: answers!(context => service_accounts::token_review(context)),
     },
+    Virtual {
+        kind: question::<SelfSubjectReview>,
+        create: answers!(context => reviews::self_subject_review(context)),
+    },
+    Virtual {
+        kind: question::<SubjectAccessReview>,
+        create: answers!(context => reviews::subject_access_review(context)),
+    },
+    Virtual {
+        kind: question::<LocalSubjectAccessReview>,
+        create: answers!(context => reviews::local_subject_access_review(context)),
+    },
+    Virtual {
+        kind: question::<SelfSubjectAccessReview>,
+        create: answers!(context => reviews::self_subject_access_review(context)),
+    },
+    Virtual {
+        kind: question::<SelfSubjectRulesReview>,
+        create: answers!(context => reviews::self_subject_rules_review(context)),
+    },
 ];
+
+/// The type of a question about users and their rights.
+fn question<Q: Question>() -> Box<dyn ResourceKind> {
+    Unstored::<Q>::boxed(Q::INFO)
+}
 
 /// Names of a virtual resource, plural and singular.
 const fn virtual_info(

@@ -9,6 +9,7 @@ pub(crate) mod finalize;
 pub(crate) mod get;
 pub(crate) mod list;
 pub(crate) mod options;
+pub(crate) mod reviews;
 pub(crate) mod scale;
 pub(crate) mod scan;
 pub(crate) mod selection;

@@ -114,7 +114,7 @@ mod tests {
         api.bootstrap(6443)
             .await
             .expect("the cluster's own objects");
-        let identity = Identity::new(NODE_LINK, &["system:authenticated"]);
+        let identity = Identity::of_system(NODE_LINK);
         let client = kube::Client::new(api.local_service(identity), "default");
         let now: Timestamp = "2026-01-02T12:00:00Z".parse().expect("a time");
         for (name, seen) in [

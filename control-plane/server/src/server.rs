@@ -277,7 +277,7 @@ impl Server {
             }),
         );
 
-        let identity = Identity::new(NODE_LINK, &["system:authenticated"]);
+        let identity = Identity::of_system(NODE_LINK);
         let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
         let facts = ClusterFacts {
             pod_cidr: config.pod_cidr,
@@ -658,14 +658,14 @@ impl Lead {
     async fn parts(&self, term: Term, stop: CancellationToken) {
         // Whatever they still have under way when another server leads is refused.
         let api = self.api.fenced(term);
-        let client_of = |user: &str| {
-            let identity = Identity::new(user, &["system:authenticated"]);
-            kube::Client::new(api.local_service(identity), "default")
-        };
+        let client = |identity| kube::Client::new(api.local_service(identity), "default");
+        // What the scheduler does is what its role in every cluster allows; the others are many parts under one name.
+        let scheduler = Identity::new("system:kube-scheduler", &["system:authenticated"]);
+        let client_of = |user: &str| client(Identity::of_system(user));
         // Each part begins anew by itself: none falls with another.
         tokio::join!(
             part("scheduler", &stop, |stop| gantry_scheduler::run(
-                client_of("system:kube-scheduler"),
+                client(scheduler.clone()),
                 SchedulerConfig::default(),
                 stop
             )),
@@ -678,7 +678,7 @@ impl Lead {
                 stop
             )),
             part("node monitor", &stop, |stop| node_monitor::run(
-                client_of("system:node-link"),
+                client_of(NODE_LINK),
                 self.hub.clone(),
                 self.node_grace,
                 stop
@@ -689,13 +689,13 @@ impl Lead {
                 stop
             )),
             part("room", &stop, |stop| room::run(
-                client_of("system:node-link"),
+                client_of(NODE_LINK),
                 self.store.clone(),
                 self.roster.clone(),
                 stop
             )),
             part("events", &stop, |stop| event_expiry::run(
-                client_of("system:node-link"),
+                client_of(NODE_LINK),
                 self.store.clone(),
                 stop
             )),

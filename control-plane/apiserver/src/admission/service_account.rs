@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
     ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 
+use super::node_restriction::MIRROR;
 use super::{Attributes, Plugin};
 use crate::context::Context;
 use crate::verbs::create::random_suffix;
@@ -48,6 +49,11 @@ impl Plugin for ServiceAccount {
         let Some(pod) = draft.typed_mut::<Pod>() else {
             return Ok(());
         };
+        let annotations = pod.metadata.annotations.as_ref();
+        if annotations.is_some_and(|all| all.contains_key(MIRROR)) {
+            // It shows what a node runs by itself, which has no account.
+            return Ok(());
+        }
         let pod_name = pod.metadata.name.as_deref().unwrap_or_default().to_owned();
         // Validation says what is missing of a pod without one.
         let Some(spec) = &mut pod.spec else {

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use gantry_api::names;
 use gantry_api::selector::FieldSelector;
 use http::{Method, Request};
 
 use super::{Query, Route, path_verb, route, verb};
+use crate::authorisation::{Attributes, Target};
+use crate::identity::Identity;
 use crate::metrics::UNKNOWN;
 use crate::registry::{Registry, Resource};
 use crate::subresources::Subresource;
@@ -20,29 +23,8 @@ pub(crate) struct RequestInfo {
     pub(crate) registry: Arc<Registry>,
     /// None where nothing is served under the path.
     pub(crate) resource: Option<Arc<Resource>>,
-    /// The object's name: of the path, or the one that the field selector of a collection asks for.
-    name: String,
-}
-
-/// What a request is about, as authorisation judges it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target<'a> {
-    /// A path that is no resource's.
-    Path(&'a str),
-    Resource(ResourceAttributes<'a>),
-}
-
-/// What authorisation is told of a request for a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ResourceAttributes<'a> {
-    pub(crate) group: &'a str,
-    pub(crate) version: &'a str,
-    pub(crate) resource: &'a str,
-    /// Without what is behind it.
-    pub(crate) subresource: &'a str,
-    /// Of a Namespace, its own name.
-    pub(crate) namespace: &'a str,
-    pub(crate) name: &'a str,
+    /// Of a list or watch; one that cannot be read selects nothing here, and is refused later.
+    selector: Option<FieldSelector>,
 }
 
 impl RequestInfo {
@@ -50,15 +32,18 @@ impl RequestInfo {
         let method = request.method().clone();
         let route = route(request.uri().path());
         let query = Query::parse(request.uri().query());
-        let (verb, resource, name) = match &route {
-            Route::Other(_) => (path_verb(&method), None, String::new()),
+        let (verb, resource) = match &route {
+            Route::Other(_) => (path_verb(&method), None),
             Route::Resource(path) => {
                 let found = registry.get(&path.group, &path.version, &path.resource);
-                let verb = verb(&method, path, &query);
-                let name = path.name.clone().or_else(|| selected(verb, &query));
-                (verb, found.cloned(), name.unwrap_or_default())
+                (verb(&method, path, &query), found.cloned())
             }
         };
+        let selector = match verb {
+            "list" | "watch" => query.get("fieldSelector"),
+            _ => None,
+        };
+        let selector = selector.and_then(|text| FieldSelector::parse(text).ok());
         Self {
             method,
             route,
@@ -66,7 +51,7 @@ impl RequestInfo {
             verb,
             registry,
             resource,
-            name,
+            selector,
         }
     }
 
@@ -116,37 +101,47 @@ impl RequestInfo {
         }
     }
 
-    /// What authorisation is told.
-    pub(crate) fn target(&self) -> Target<'_> {
+    /// What authorisation is told of it as a user's.
+    pub(crate) fn attributes<'a>(&'a self, user: &'a Identity) -> Attributes<'a> {
+        Attributes {
+            user,
+            verb: self.verb,
+            target: self.target(),
+        }
+    }
+
+    /// The value that the field selector of a list or watch wants of a field.
+    pub(crate) fn selected(&self, field: &str) -> Option<&str> {
+        self.selector.as_ref()?.exact(field)
+    }
+
+    /// Who lists or watches by name needs to be allowed that name only.
+    fn selected_name(&self) -> Option<&str> {
+        let name = self.selected("metadata.name")?;
+        let is_segment = !name.is_empty() && names::path_segment(name).is_empty();
+        is_segment.then_some(name)
+    }
+
+    /// What it is about, as authorisation judges it. A Namespace is in itself.
+    fn target(&self) -> Target<'_> {
         let path = match &self.route {
+            Route::Other(path) if path.is_empty() => return Target::Path("/"),
             Route::Other(path) => return Target::Path(path),
             Route::Resource(path) => path,
         };
-        let own = match path.resource.as_str() {
-            "namespaces" => path.name.as_deref(),
-            _ => None,
-        };
+        let is_namespace = path.group.is_empty() && path.resource == "namespaces";
+        let own = path.name.as_deref().filter(|_| is_namespace);
+        let name = path.name.as_deref().or_else(|| self.selected_name());
         let subresource = path.subresource.as_deref().unwrap_or_default();
-        Target::Resource(ResourceAttributes {
+        Target::Resource {
             group: &path.group,
             version: &path.version,
             resource: &path.resource,
             subresource: subresource.split('/').next().unwrap_or_default(),
             namespace: path.namespace.as_deref().or(own).unwrap_or_default(),
-            name: &self.name,
-        })
+            name: name.unwrap_or_default(),
+        }
     }
-}
-
-/// Who lists or watches by name needs to be allowed that name only.
-fn selected(verb: &str, query: &Query) -> Option<String> {
-    if !["list", "watch"].contains(&verb) {
-        return None;
-    }
-    let selector = FieldSelector::parse(query.get("fieldSelector")?).ok()?;
-    let name = selector.exact("metadata.name")?;
-    let is_segment = !name.is_empty() && !name.contains(['/', '%']) && ![".", ".."].contains(&name);
-    is_segment.then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -186,6 +181,19 @@ mod tests {
         }
     }
 
+    /// Subresource, namespace and name.
+    fn told(info: &RequestInfo) -> (&str, &str, &str) {
+        match info.target() {
+            Target::Resource {
+                subresource,
+                namespace,
+                name,
+                ..
+            } => (subresource, namespace, name),
+            Target::Path(path) => panic!("{path} is no resource"),
+        }
+    }
+
     #[test]
     fn authorisation_is_told_what_a_request_is_about() {
         for (uri, subresource, namespace, name) in [
@@ -213,21 +221,11 @@ mod tests {
             ),
         ] {
             let info = info(Method::GET, uri);
-            let Target::Resource(told) = info.target() else {
-                panic!("{uri} is no resource");
-            };
-            assert_eq!(
-                (told.subresource, told.namespace, told.name),
-                (subresource, namespace, name),
-                "{uri}"
-            );
+            assert_eq!(told(&info), (subresource, namespace, name), "{uri}");
         }
         let deleted = "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name%3Ds";
         let deleted = info(Method::DELETE, deleted);
-        let Target::Resource(told) = deleted.target() else {
-            panic!("it is a resource");
-        };
-        assert_eq!(told.name, "");
+        assert_eq!(told(&deleted), ("", "a", ""));
         let version = info(Method::GET, "/version");
         assert_eq!(version.target(), Target::Path("/version"));
     }

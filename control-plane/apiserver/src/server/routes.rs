@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Limited};
 use serde_json::json;
 
 use super::{ApiServer, takes_a_body};
+use crate::admission::node_restriction;
 use crate::context::{Context, ForClient};
 use crate::identity::Identity;
 use crate::media::{self, Format, Media, PLAIN, TEXTS};
@@ -226,6 +227,7 @@ impl ApiServer {
                 .get()
                 .map(|ForClient(budget)| budget.clone()),
         };
+        node_restriction::admit_request(&context, &info.method)?;
         if let Verb::Own {
             handler: Handler::Passes(pass),
             ..

@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use gantry_api::yaml;
+use http::HeaderValue;
 use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::net::TcpStream;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::claims::ObjectId;
 use super::issue::{LIFE, LONGEST, SHORTEST, TokenPod, Wanted};
+use crate::admission::node_restriction;
 use crate::context::Context;
 use crate::response::Answer;
 
@@ -30,6 +31,7 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     )?;
     // The account itself is the one of the path.
     context.current()?;
+    node_restriction::admit_token(context, &asked)?;
     let accounts = &context.api.service_accounts;
     let account = accounts
         .known("serviceaccounts", namespace, name)

@@ -23,9 +23,14 @@ impl Case {
         format!("{}/{}", self.group, self.name)
     }
 
-    /// Whether it needs a part of the cluster.
+    /// Whether it needs a part of the cluster: a node that somebody acts as is there, as in the recording.
     pub(crate) fn needs(&self, part: &str) -> bool {
+        let acts_as_node = |step: &Step| {
+            let user = step.request.headers.get("impersonate-user");
+            user.is_some_and(|user| user.starts_with("system:node:"))
+        };
         self.needs.iter().any(|need| need == part)
+            || (part == "nodes" && self.steps.iter().any(acts_as_node))
     }
 }
 

@@ -120,12 +120,10 @@ impl Setting {
             let (server, tls, stop) = (server.clone(), self.tls.subscribe(), stop.clone());
             async move { server.serve(listener, tls, None, stop).await }
         });
-        let client_of = |user: &str| {
-            let service = server.local_service(Identity::new(user, &["system:authenticated"]));
-            kube::Client::new(service, "default")
-        };
+        let client = |identity| kube::Client::new(server.local_service(identity), "default");
+        let controllers = || client(Identity::of_system("system:kube-controller-manager"));
         tasks.spawn(gantry_controllers::run(
-            client_of("system:kube-controller-manager"),
+            controllers(),
             ControllersConfig {
                 tokens: Some(Arc::new(SecretTokens(server.clone()))),
                 ..ControllersConfig::new(self.ca_pem.clone())
@@ -133,12 +131,14 @@ impl Setting {
             stop.clone(),
         ));
         if case.needs("nodes") {
-            self.add_nodes(client_of("system:kube-controller-manager"))
-                .await;
+            self.add_nodes(controllers()).await;
         }
         if case.needs("scheduler") {
             tasks.spawn(gantry_scheduler::run(
-                client_of("system:kube-scheduler"),
+                client(Identity::new(
+                    "system:kube-scheduler",
+                    &["system:authenticated"],
+                )),
                 SchedulerConfig::default(),
                 stop.clone(),
             ));

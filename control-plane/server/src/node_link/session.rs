@@ -172,7 +172,7 @@ impl NodeLink for LinkService {
             error => Status::permission_denied(error.to_string()),
         })?;
         let fenced = self.api.fenced(term);
-        let identity = Identity::new(NODE_LINK, &["system:authenticated"]);
+        let identity = Identity::of_system(NODE_LINK);
         let client = kube::Client::new(fenced.local_service(identity), "default");
         let reports = Arc::new(
             self.reports

@@ -30,7 +30,7 @@ impl World {
         api.bootstrap(6443)
             .await
             .expect("the cluster's own objects");
-        let identity = Identity::new(NODE_LINK, &["system:authenticated"]);
+        let identity = Identity::of_system(NODE_LINK);
         let client = kube::Client::new(api.local_service(identity), "default");
         let facts = ClusterFacts {
             pod_cidr: "10.244.0.0/16".parse().expect("a range"),

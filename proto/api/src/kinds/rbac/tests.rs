@@ -5,8 +5,15 @@ use super::cluster_role_binding::ClusterRoleBindingKind;
 use super::role::RoleKind;
 use super::role_binding::RoleBindingKind;
 use super::*;
-use crate::kind::{Kind, ResourceKind, WriteScope};
+use crate::kind::{Kind, ResourceKind, WriteScope, finish};
+use crate::status::StatusError;
 use crate::typed::Typed;
+
+/// A new object as it is stored.
+fn created<K: Kind>(object: Value) -> Result<Value, StatusError> {
+    let draft = Typed::<K>::default().draft(object)?;
+    finish(draft).map(|(object, _)| object)
+}
 
 fn told(errors: ErrorList) -> Vec<String> {
     let errors = errors.0.iter();
@@ -62,8 +69,7 @@ fn subjects_have_a_group_by_their_kind() {
 
 #[test]
 fn names_are_segments_of_paths() {
-    let kind = Typed::<ClusterRoleKind>::default();
-    let named = |name: &str| kind.create(json!({"metadata": {"name": name}}));
+    let named = |name: &str| created::<ClusterRoleKind>(json!({"metadata": {"name": name}}));
     assert!(named("system:node").is_ok());
     assert!(named("Upper Case").is_ok());
     assert!(named("a/b").is_err());
@@ -81,21 +87,19 @@ fn names_are_segments_of_paths() {
 #[test]
 fn a_binding_keeps_its_role() {
     let binding = |role: &str| {
-        let binding = json!({
+        created::<RoleBindingKind>(json!({
             "metadata": {"name": "b", "namespace": "n", "uid": "u"},
             "roleRef": {"kind": "Role", "name": role},
-        });
-        let kind = Typed::<RoleBindingKind>::default();
-        kind.create(binding).unwrap().object
+        }))
+        .unwrap()
     };
-    let kind = Typed::<RoleBindingKind>::default();
-    assert!(
-        kind.update(binding("a"), &binding("a"), WriteScope::Main)
-            .is_ok()
-    );
-    let error = kind
-        .update(binding("b"), &binding("a"), WriteScope::Main)
-        .unwrap_err();
+    let changed = |role: &str| {
+        let kind = Typed::<RoleBindingKind>::default();
+        let draft = kind.draft_update(binding(role), &binding("a"), WriteScope::Main)?;
+        finish(draft)
+    };
+    assert!(changed("a").is_ok());
+    let error = changed("b").unwrap_err();
     assert_eq!(
         error.message(),
         "RoleBinding.rbac.authorization.k8s.io \"b\" is invalid: roleRef: Invalid value: {\"APIGroup\":\"rbac.authorization.k8s.io\",\"Kind\":\"Role\",\"Name\":\"b\"}: cannot change roleRef"
@@ -104,12 +108,12 @@ fn a_binding_keeps_its_role() {
 
 #[test]
 fn what_was_left_out_is_filled_and_empty_rules_are_null() {
-    let kind = Typed::<ClusterRoleKind>::default();
     for rules in [json!([]), json!(null)] {
-        let role = kind.create(json!({"metadata": {"name": "r"}, "rules": rules}));
-        assert_eq!(role.unwrap().object["rules"], Value::Null);
+        let role = json!({"metadata": {"name": "r"}, "rules": rules});
+        let role = created::<ClusterRoleKind>(role).unwrap();
+        assert_eq!(role["rules"], Value::Null);
     }
-    let binding = Typed::<ClusterRoleBindingKind>::default().create(json!({
+    let binding = created::<ClusterRoleBindingKind>(json!({
         "metadata": {"name": "b"},
         "roleRef": {"kind": "ClusterRole", "name": "view"},
         "subjects": [
@@ -117,7 +121,7 @@ fn what_was_left_out_is_filled_and_empty_rules_are_null() {
             {"kind": "ServiceAccount", "name": "s", "namespace": "n"},
         ],
     }));
-    let binding = binding.unwrap().object;
+    let binding = binding.unwrap();
     assert_eq!(binding["roleRef"]["apiGroup"], GROUP);
     assert_eq!(
         binding["subjects"],

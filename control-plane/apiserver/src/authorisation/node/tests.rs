@@ -1,0 +1,108 @@
+use http::Method;
+use serde_json::json;
+
+use crate::authorisation::tests::{Cluster, node};
+
+async fn pod(cluster: &Cluster, name: &str, node: &str) {
+    let body = json!({"metadata": {"name": name}, "spec": {
+        "nodeName": node,
+        "containers": [{"name": "c", "image": "i", "envFrom": [{"secretRef": {"name": "env"}}]}],
+        "volumes": [
+            {"name": "a", "configMap": {"name": "settings"}},
+            {"name": "b", "secret": {"secretName": "tls"}},
+        ],
+    }});
+    cluster
+        .create("/api/v1/namespaces/default/pods", body)
+        .await;
+}
+
+#[tokio::test]
+async fn a_node_reads_what_its_pods_name_and_nothing_else() {
+    let cluster = Cluster::new().await;
+    pod(&cluster, "p", "one").await;
+    let (one, two) = (node("one"), node("two"));
+    let core = "/api/v1/namespaces/default";
+    let selected = |plural: &str, name: &str| {
+        format!("{core}/{plural}?watch=1&fieldSelector=metadata.name%3D{name}")
+    };
+    for path in [
+        format!("{core}/secrets/tls"),
+        format!("{core}/secrets/env"),
+        format!("{core}/configmaps/settings"),
+        format!("{core}/serviceaccounts/default"),
+        format!("{core}/pods/p"),
+        selected("secrets", "tls"),
+    ] {
+        assert!(cluster.may(&one, Method::GET, &path), "{path}");
+        assert!(!cluster.may(&two, Method::GET, &path), "{path}");
+    }
+    for path in [
+        format!("{core}/secrets/other"),
+        format!("{core}/secrets"),
+        "/api/v1/namespaces/kube-system/secrets/tls".to_owned(),
+        "/api/v1/secrets".to_owned(),
+        "/api/v1/pods".to_owned(),
+        "/api/v1/nodes/two".to_owned(),
+        "/api/v1/nodes".to_owned(),
+    ] {
+        assert!(!cluster.may(&one, Method::GET, &path), "{path}");
+    }
+    let own = "/api/v1/pods?fieldSelector=spec.nodeName%3Done";
+    assert!(cluster.may(&one, Method::GET, own));
+    assert!(!cluster.may(&two, Method::GET, own));
+    assert!(cluster.may(&one, Method::GET, "/api/v1/nodes/one"));
+    assert!(cluster.may(&one, Method::GET, "/api/v1/services"));
+    // What the pod named is the node's for as long as the pod is there.
+    let path = format!("{core}/pods/p?gracePeriodSeconds=0");
+    let (status, body) = cluster
+        .send(
+            Method::DELETE,
+            &path,
+            &json!({}),
+            crate::authorisation::tests::administrator(),
+        )
+        .await;
+    assert_eq!(status, 200, "{body}");
+    assert!(!cluster.may(&one, Method::GET, &format!("{core}/secrets/tls")));
+}
+
+#[tokio::test]
+async fn a_node_writes_itself_and_its_lease() {
+    let cluster = Cluster::new().await;
+    let one = node("one");
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let elsewhere = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let csi = "/apis/storage.k8s.io/v1/csinodes";
+    for (method, path, allowed) in [
+        (Method::POST, leases.to_owned(), true),
+        (Method::PUT, format!("{leases}/one"), true),
+        (Method::PUT, format!("{leases}/two"), false),
+        (Method::PUT, format!("{elsewhere}/one"), false),
+        (Method::GET, leases.to_owned(), false),
+        (Method::PATCH, format!("{csi}/one"), true),
+        (Method::PATCH, format!("{csi}/two"), false),
+        (Method::POST, "/api/v1/nodes".to_owned(), true),
+        (Method::PATCH, "/api/v1/nodes/one/status".to_owned(), true),
+        (Method::DELETE, "/api/v1/nodes/one".to_owned(), false),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/events".to_owned(),
+            true,
+        ),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/configmaps".to_owned(),
+            false,
+        ),
+    ] {
+        assert_eq!(
+            cluster.may(&one, method.clone(), &path),
+            allowed,
+            "{method} {path}"
+        );
+    }
+    // A name without the group is nobody in particular.
+    let user = crate::authorisation::tests::user("system:node:one");
+    assert!(!cluster.may(&user, Method::POST, leases));
+}

@@ -1,0 +1,126 @@
+use serde_json::json;
+
+use super::*;
+use crate::authorisation::tests::{Cluster, administrator, grant, user};
+
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+
+fn asks<'a>(user: &'a Identity, verb: &'a str, namespace: &'a str) -> Attributes<'a> {
+    Attributes {
+        user,
+        verb,
+        target: Target::Resource {
+            group: "",
+            version: "v1",
+            resource: "pods",
+            subresource: "",
+            namespace,
+            name: "",
+        },
+    }
+}
+
+#[tokio::test]
+async fn reasons_say_by_what_and_refusals_what_is_missing() {
+    let cluster = Cluster::new().await;
+    let rbac = &cluster.server.api().authorisation.rbac;
+    let rule = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]});
+    grant(&cluster, "b", rule, "eve").await;
+    let eve = user("eve");
+    assert_eq!(
+        rbac.reason(&asks(&eve, "get", "default")),
+        "RBAC: allowed by RoleBinding \"b/default\" of Role \"b\" to User \"eve\""
+    );
+    assert_eq!(
+        rbac.reason(&asks(&administrator(), "get", "")),
+        "RBAC: allowed by ClusterRoleBinding \"cluster-admin\" of ClusterRole \"cluster-admin\" to Group \"system:masters\""
+    );
+    let binding = json!({
+        "metadata": {"name": "lost"}, "roleRef": {"kind": "ClusterRole", "name": "nowhere"},
+        "subjects": [{"kind": "User", "name": "eve"}],
+    });
+    let bindings = format!("{RBAC}/namespaces/default/rolebindings");
+    cluster.create(&bindings, binding).await;
+    assert_eq!(
+        rbac.authorize(&asks(&eve, "delete", "default")),
+        Decision::NoOpinion(
+            "RBAC: clusterrole.rbac.authorization.k8s.io \"nowhere\" not found".to_owned()
+        )
+    );
+    assert_eq!(
+        rbac.authorize(&asks(&eve, "delete", "other")),
+        Decision::NoOpinion(String::new())
+    );
+}
+
+#[tokio::test]
+async fn an_account_is_of_the_binding_s_namespace_unless_it_says_otherwise() {
+    let cluster = Cluster::new().await;
+    let rbac = &cluster.server.api().authorisation.rbac;
+    let binding = json!({
+        "metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "view"},
+        "subjects": [
+            {"kind": "ServiceAccount", "name": "own"},
+            {"kind": "ServiceAccount", "name": "other", "namespace": "elsewhere"},
+            {"kind": "Group", "name": "system:serviceaccounts:all"},
+        ],
+    });
+    let bindings = format!("{RBAC}/namespaces/default/rolebindings");
+    cluster.create(&bindings, binding).await;
+    for (name, group, allowed) in [
+        ("system:serviceaccount:default:own", "g", true),
+        ("system:serviceaccount:elsewhere:own", "g", false),
+        ("system:serviceaccount:elsewhere:other", "g", true),
+        ("system:serviceaccount:default:other", "g", false),
+        ("own", "g", false),
+        ("x", "system:serviceaccounts:all", true),
+    ] {
+        let identity = Identity::new(name, &[group]);
+        let decision = rbac.authorize(&asks(&identity, "get", "default"));
+        assert_eq!(decision == Decision::Allow, allowed, "{name}");
+    }
+    let account = Identity::new("system:serviceaccount:default:own", &[]);
+    assert_eq!(
+        rbac.reason(&asks(&account, "get", "default")),
+        "RBAC: allowed by RoleBinding \"b/default\" of ClusterRole \"view\" to ServiceAccount \"own/default\""
+    );
+}
+
+#[tokio::test]
+async fn changed_roles_and_subjects_count_at_once() {
+    let cluster = Cluster::new().await;
+    let rbac = &cluster.server.api().authorisation.rbac;
+    let rule = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]});
+    grant(&cluster, "b", rule, "eve").await;
+    let (eve, joe) = (user("eve"), user("joe"));
+    let patch = async |path: String, body: serde_json::Value| {
+        let method = http::Method::PATCH;
+        let (status, body) = cluster.send(method, &path, &body, administrator()).await;
+        assert_eq!(status, 200, "{body}");
+    };
+    let role = format!("{RBAC}/namespaces/default/roles/b");
+    let rules = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]);
+    patch(role, json!({"rules": rules})).await;
+    assert_ne!(
+        rbac.authorize(&asks(&eve, "get", "default")),
+        Decision::Allow
+    );
+    assert_eq!(
+        rbac.authorize(&asks(&eve, "list", "default")),
+        Decision::Allow
+    );
+    let binding = format!("{RBAC}/namespaces/default/rolebindings/b");
+    let subjects = json!([{"kind": "User", "name": "joe"}]);
+    patch(binding, json!({"subjects": subjects})).await;
+    assert_ne!(
+        rbac.authorize(&asks(&eve, "list", "default")),
+        Decision::Allow
+    );
+    assert_eq!(
+        rbac.authorize(&asks(&joe, "list", "default")),
+        Decision::Allow
+    );
+    let (rules, wrong) = rbac.rules(&joe, "default");
+    assert!(rules.iter().any(|rule| rule.verbs == ["list"]));
+    assert_eq!(wrong, Vec::<String>::new());
+}

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::IPAddress;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +37,7 @@ pub(crate) struct Context {
     pub(crate) slices: Arc<Cache<EndpointSlice>>,
     pub(crate) endpoints: Arc<Cache<Endpoints>>,
     pub(crate) ip_addresses: Arc<Cache<IPAddress>>,
+    pub(crate) cluster_roles: Arc<Cache<ClusterRole>>,
     pub(crate) namespaces: Arc<Cache<Namespace>>,
     /// Only those called `default`.
     pub(crate) service_accounts: Arc<Cache<ServiceAccount>>,
@@ -71,6 +73,7 @@ impl Context {
                 .start(&stop),
             endpoints: Informer::all(of()).start(&stop),
             ip_addresses: Informer::all(of()).index(OF_PARENT, of_parent).start(&stop),
+            cluster_roles: Informer::all(of()).start(&stop),
             namespaces: Informer::all(of()).start(&stop),
             service_accounts: Informer::all(of())
                 .fields("metadata.name=default")
@@ -91,6 +94,7 @@ impl Context {
             context.slices.synced().await;
             context.endpoints.synced().await;
             context.ip_addresses.synced().await;
+            context.cluster_roles.synced().await;
             context.namespaces.synced().await;
             context.service_accounts.synced().await;
             context.root_cas.synced().await;

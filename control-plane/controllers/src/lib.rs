@@ -5,6 +5,7 @@
 //! it does not matter which event woke it or how many were lost.
 
 mod claim;
+mod cluster_role_aggregation;
 mod context;
 mod deployment;
 mod endpoint_mirroring;
@@ -89,6 +90,8 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         ip_address::run(context.clone()),
         namespace_defaults::run(context.clone(), config.root_ca.clone()),
         tokens,
+        cluster_role_aggregation::run(context.clone()),
+        namespace_defaults::run(context.clone(), config.root_ca),
         namespace::run(context.clone()),
         garbage::run(context.clone()),
         node_lifecycle::run(context.clone(), evictions),

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -489,4 +490,44 @@ async fn a_nodes_conditions_become_taints() {
         move |node: Option<&Node>| node.is_some_and(|node| effects(node).is_empty()),
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_roles_gather_the_rules_of_those_they_select() {
+    let cluster = Cluster::start().await;
+    let roles: Api<ClusterRole> = Api::all(cluster.client.clone());
+    let selector = json!({"matchLabels": {"sum": "yes"}});
+    let sum = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": "sum"}, "aggregationRule": {"clusterRoleSelectors": [selector]},
+    });
+    create(&roles, sum).await;
+    let part = |verb: &str| {
+        let rule = json!({"apiGroups": ["x.example"], "resources": ["y"], "verbs": [verb]});
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "part", "labels": {"sum": "yes"}}, "rules": [rule],
+        })
+    };
+    let verbs = |role: Option<&ClusterRole>| -> Vec<String> {
+        let rules = role.and_then(|role| role.rules.clone());
+        let rules = rules.unwrap_or_default().into_iter();
+        rules.flat_map(|rule| rule.verbs).collect()
+    };
+    create(&roles, part("get")).await;
+    let gets = move |role: Option<&ClusterRole>| verbs(role) == ["get"];
+    wait(&roles, "sum", "it has the other's rule", gets).await;
+    let patch = Patch::Merge(part("list"));
+    roles
+        .patch("part", &PatchParams::default(), &patch)
+        .await
+        .expect("changed");
+    let lists = move |role: Option<&ClusterRole>| verbs(role) == ["list"];
+    wait(&roles, "sum", "it follows", lists).await;
+    roles
+        .delete("part", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    let none = move |role: Option<&ClusterRole>| verbs(role).is_empty();
+    wait(&roles, "sum", "it has lost the rule", none).await;
 }

@@ -43,6 +43,7 @@ enum Command {
     Server(cluster::ServerCommand),
     Agent(cluster::AgentCommand),
     Recover(cluster::Recover),
+    Auth(verbs::auth::Auth),
     Backup(verbs::backup::Backup),
     Certs(verbs::certs::Certs),
     Apply(verbs::apply::Apply),
@@ -62,6 +63,7 @@ enum Command {
     Member(verbs::member::Member),
     Secrets(verbs::secrets::Secrets),
     Token(verbs::token::Token),
+    User(verbs::user::User),
     Version(verbs::version::Version),
 }
 
@@ -149,6 +151,7 @@ async fn execute(arguments: Arguments) -> Result<ExitCode> {
         Command::Agent(agent) => log_then(agent.run()).await?,
         Command::Down(down) => down.run().await?,
         Command::Recover(recover) => recover.run().await?,
+        Command::Auth(auth) => return auth.run(credentials).await,
         Command::Backup(backup) => backup.run(credentials).await?,
         Command::Certs(certs) => certs.run(&Cluster::connect(credentials).await?).await?,
         Command::Image(image) => image.run().await?,
@@ -156,6 +159,7 @@ async fn execute(arguments: Arguments) -> Result<ExitCode> {
         Command::Member(member) => member.run(&Cluster::connect(credentials).await?).await?,
         Command::Secrets(secrets) => secrets.run(&Cluster::connect(credentials).await?).await?,
         Command::Token(token) => token.run(&Cluster::connect(credentials).await?).await?,
+        Command::User(user) => user.run(credentials).await?,
         Command::Apply(apply) => apply.run(&Cluster::connect(credentials).await?).await?,
         Command::Get(get) => get.run(&Cluster::connect(credentials).await?).await?,
         Command::Describe(describe) => describe.run(&Cluster::connect(credentials).await?).await?,

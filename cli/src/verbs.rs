@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod attach;
+pub(crate) mod auth;
 pub(crate) mod backup;
 pub(crate) mod certs;
 pub(crate) mod cp;
@@ -20,4 +21,5 @@ pub(crate) mod secrets;
 mod session;
 pub(crate) mod set;
 pub(crate) mod token;
+pub(crate) mod user;
 pub(crate) mod version;

@@ -8,6 +8,7 @@ mod api;
 mod authorities;
 mod ledger;
 mod rotation;
+mod users;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

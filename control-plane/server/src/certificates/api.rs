@@ -61,6 +61,7 @@ impl NodeRequest {
 /// Decodes a request, for the fuzzer.
 pub(crate) fn fuzz(body: &[u8]) {
     drop(NodeRequest::read(body));
+    super::users::fuzz(body);
 }
 
 /// The routes, over what they need.
@@ -87,6 +88,7 @@ impl CertificatesApi {
             .route(CERTIFICATES, get(list).post(grant))
             .route(AUTHORITIES, get(trusted))
             .route(&format!("{AUTHORITIES}/{{change}}"), post(change))
+            .merge(super::users::router())
             .with_state(self)
     }
 

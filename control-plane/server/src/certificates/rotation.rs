@@ -10,6 +10,7 @@ use gantry_store::{Key, Revision, Store, Table};
 use jiff::Timestamp;
 
 use super::ledger::Line;
+use super::users::PERSON;
 use super::{ADMINISTRATOR, Authorities, Certificates};
 use crate::members::{Roster, ServerRecord};
 
@@ -49,7 +50,8 @@ impl Certificates {
             }
             bail!(
                 "these still have certificates of the old authority: {}. Servers and nodes that run get new ones within a minute or \
-                 two; remove what does not run any more with 'gantry member remove' or 'gantry delete node', or lock it out with --force",
+                 two; give people new ones with 'gantry user create'; remove what does not run any more with 'gantry member remove' or \
+                 'gantry delete node', or lock it out with --force",
                 needing.join(", ")
             );
         }
@@ -83,6 +85,9 @@ impl Certificates {
         if let Some(node) = line.user.strip_prefix("system:node:") {
             let exists = self.inner.store.get(&node_key(node)).is_some();
             return exists || Timestamp::now() < line.issued + APPEARS;
+        }
+        if line.holder == PERSON {
+            return true;
         }
         if line.user == ADMINISTRATOR.0 {
             let holder = line.holder.split(':').next();
@@ -135,9 +140,9 @@ pub(super) fn node_key(name: &str) -> Key {
 impl Line {
     /// Who has it, for messages.
     fn described(&self) -> String {
-        match self.holder.is_empty() {
-            true => self.user.clone(),
-            false => format!("{} on {}", self.user, self.holder),
+        match self.holder.as_str() {
+            "" | PERSON => self.user.clone(),
+            holder => format!("{} on {holder}", self.user),
         }
     }
 }

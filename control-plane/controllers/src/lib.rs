@@ -91,7 +91,6 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         namespace_defaults::run(context.clone(), config.root_ca.clone()),
         tokens,
         cluster_role_aggregation::run(context.clone()),
-        namespace_defaults::run(context.clone(), config.root_ca),
         namespace::run(context.clone()),
         garbage::run(context.clone()),
         node_lifecycle::run(context.clone(), evictions),

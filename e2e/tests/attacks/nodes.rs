@@ -385,10 +385,10 @@ async fn row_09_a_node_speaks_for_itself_and_its_own_pods() -> Result<()> {
     let nothing = json!({});
     for (method, path) in [
         (Method::GET, "/api/v1/namespaces/default/secrets/x"),
-        (Method::GET, "/api/v1/nodes/hostile"),
+        (Method::GET, "/api/v1/nodes/node-1"),
         (Method::DELETE, "/api/v1/namespaces/default/pods/theirs"),
         (Method::PUT, "/api/v1/nodes/node-1/status"),
-        (Method::POST, "/api/v1/namespaces/default/events"),
+        (Method::POST, "/api/v1/namespaces/default/configmaps"),
         (Method::GET, "/gantry/v1/members"),
         (Method::GET, "/gantry/v1/certificates"),
         (Method::POST, "/gantry/v1/authorities/rotate"),

@@ -489,6 +489,9 @@ async fn the_token_of_an_account_that_is_gone_holds_up_nobody_of_its_address() {
 #[tokio::test]
 async fn what_describes_the_api_is_told_to_whoever_has_a_credential() {
     let served = Served::new().await;
+    // With it come the roles of everybody.
+    let bootstrapped = served.server.bootstrap(6443).await;
+    bootstrapped.expect("bootstrapped");
     let somebody = || Some(Identity::new("somebody", &["system:authenticated"]));
     for (path, code, content_type) in [
         ("/openapi/v2", 200, "application/json"),

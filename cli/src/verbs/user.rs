@@ -96,14 +96,14 @@ impl Create {
         let server = credentials.find().await?.cluster_url.to_string();
         let server = server.trim_end_matches('/');
         let servers = servers(cluster).await?;
-        let text = serde_norway::to_string(&kubeconfig(&Ready {
+        let text = gantry_api::yaml::to_string(&kubeconfig(&Ready {
             user: &self.name,
             namespace: &cluster.namespace,
             server: &reachable(server, &servers),
             servers: &servers,
             trusted: &trusted,
             credential: &credential,
-        }))?;
+        }));
         match &file {
             None => output::print(&text)?,
             // Whoever reads it is the user: nobody else may.
@@ -315,8 +315,8 @@ mod tests {
             trusted: "CA",
             credential: &made,
         });
-        let text = serde_norway::to_string(&value).expect("YAML");
-        let read: kube::config::Kubeconfig = serde_norway::from_str(&text).expect("a kubeconfig");
+        let text = gantry_api::yaml::to_string(&value);
+        let read = kube::config::Kubeconfig::from_yaml(&text).expect("a kubeconfig");
         assert_eq!(read.auth_infos[0].name, "1e3");
         let context = read.contexts[0].context.as_ref().expect("a context");
         assert_eq!(context.namespace.as_deref(), Some("team"));

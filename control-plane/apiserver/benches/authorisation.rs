@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use gantry_apiserver::{
-    ApiServer, ApiServerConfig, Attributes, Authorizer, Decision, Identity, NoNodes, Target,
+    ApiServer, ApiServerConfig, Attributes, Decision, Identity, NoNodes, Target,
 };
 use gantry_store::{Index, Key, Operation, Store, Table, Transaction};
 use serde_json::json;

@@ -10,6 +10,7 @@ pub use count::{Excess, count_collections};
 pub use walker::MAX_STRUCTS;
 
 use crate::json::Members;
+use crate::json::syntax_error;
 use base64::Engine;
 use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, DeserializeSeed};
@@ -68,7 +69,9 @@ pub fn decode(
             let value = walker
                 .deserialize(&mut deserializer)
                 .and_then(|value| deserializer.end().map(|()| value))
-                .map_err(|error| unrecognised(kind, &versionless(&go_syntax(&error)), body))?;
+                .map_err(|error| {
+                    unrecognised(kind, &versionless(&go_syntax(body, &error)), body)
+                })?;
             (value, json_kind(body))
         }
         "application/yaml" => {
@@ -229,25 +232,29 @@ fn versionless(why: &str) -> String {
     format!("couldn't get version/kind; json parse error: {why}")
 }
 
+/// Bytes of a body that a refusal shows.
+const SHOWN: usize = 30;
+
 fn unrecognised(kind: &dyn ResourceKind, why: &str, body: &[u8]) -> StatusError {
     // Kubernetes shows how the body starts: as text when that looks like JSON, else in hexadecimal.
-    let start = &body[..body.len().min(30)];
-    let shown = match start.first() {
+    let start = body.get(..SHOWN).unwrap_or(body);
+    let mut shown = match start.first() {
+        None => "<empty>".to_owned(),
         Some(b'{') => String::from_utf8_lossy(start).into_owned(),
-        _ => start.iter().map(|byte| format!("{byte:02x}")).collect(),
+        Some(_) => start.iter().map(|byte| format!("{byte:02x}")).collect(),
     };
+    if body.len() > SHOWN {
+        shown.push_str(" ...");
+    }
     StatusError::bad_request(format!(
         "the object provided is unrecognized (must be of type {}): {why} ({shown})",
         kind.info().kind
     ))
 }
 
-/// A JSON syntax error in Go's words, where they are well known.
-fn go_syntax(error: &serde_json::Error) -> String {
-    match error.classify() {
-        serde_json::error::Category::Eof => "unexpected end of JSON input".to_owned(),
-        _ => error.to_string(),
-    }
+/// A JSON syntax error in Go's words; what Go would have read is told in serde's.
+fn go_syntax(body: &[u8], error: &serde_json::Error) -> String {
+    syntax_error(body).unwrap_or_else(|| error.to_string())
 }
 
 /// What Go calls the value that a JSON text is, by how it starts.

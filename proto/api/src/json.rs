@@ -3,7 +3,11 @@
 //! `value["field"] = ...` panics where `value` is a list, a number or text: that of a stranger ends the task that reads it.
 //! [`Members`] has no such case. `e2e/tests/untrusted_json.rs` keeps the indexing out of the sources.
 
+mod syntax;
+
 use serde_json::{Map, Value};
+
+pub(crate) use syntax::syntax_error;
 
 /// Members of objects, by name.
 pub trait Members {

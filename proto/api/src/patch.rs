@@ -10,6 +10,7 @@ pub use difference::{Difference, three_way};
 use serde_json::Value;
 
 use crate::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections};
+use crate::json::syntax_error;
 use crate::kind::ResourceKind;
 use crate::status::StatusError;
 
@@ -51,8 +52,10 @@ fn go_kind(value: &Value) -> &'static str {
 /// A patch document; `wanted` is Go's name of the type it must have. It is read without a schema, and made of no more than
 /// the objects that it may be for.
 fn parse(patch: &[u8], is_wanted: fn(&Value) -> bool, wanted: &str) -> Result<Value, String> {
-    count_collections(patch, MAX_DEPTH, MAX_STRUCTS).map_err(|error| error.to_string())?;
-    let value: Value = serde_json::from_slice(patch).map_err(|error| error.to_string())?;
+    count_collections(patch, MAX_DEPTH, MAX_STRUCTS)
+        .map_err(|error| syntax_error(patch).unwrap_or_else(|| error.to_string()))?;
+    let value: Value = serde_json::from_slice(patch)
+        .map_err(|error| syntax_error(patch).unwrap_or_else(|| error.to_string()))?;
     match is_wanted(&value) {
         true => Ok(value),
         false => Err(format!(

@@ -257,6 +257,13 @@ impl StatusError {
         Self::new(415, "UnsupportedMediaType", message, None)
     }
 
+    /// 415: the format of a patch is none that is served here; the router's words, which name no others.
+    pub fn unsupported_patch() -> Self {
+        let details = Some(Details::default());
+        let message = "415: Unsupported Media Type";
+        Self::new(415, "UnsupportedMediaType", message, details)
+    }
+
     /// 410: the revision asked for has been compacted away.
     pub fn gone_expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message, None)

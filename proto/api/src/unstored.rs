@@ -57,13 +57,7 @@ impl<T: JsonSchema + 'static> ResourceKind for Unstored<T> {
     }
 
     fn openapi(&self) -> (String, Map<String, Value>) {
-        let settings = schemars::generate::SchemaSettings::openapi3();
-        let mut generator = settings.into_generator();
-        generator.subschema_for::<T>();
-        (
-            T::schema_name().into_owned(),
-            generator.take_definitions(true),
-        )
+        crate::schema::published::definitions::<T>()
     }
 
     fn deprecation(&self) -> Option<&'static str> {

@@ -16,13 +16,6 @@ use crate::heavy::Turn;
 use crate::registry::Resource;
 use crate::response::Answer;
 
-/// Media types of patches, as a refusal lists them.
-const PATCH_TYPES: &[&str] = &[
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
-
 /// Replaces an object or its status.
 pub(crate) async fn update(
     context: &Context<'_>,
@@ -77,8 +70,8 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
     let kind = context.resource.kind.as_ref();
     let content_type = context.content_type();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    let patch_type = PatchType::from_content_type(media_type)
-        .ok_or_else(|| StatusError::unsupported_media_type(PATCH_TYPES))?;
+    let patch_type =
+        PatchType::from_content_type(media_type).ok_or_else(StatusError::unsupported_patch)?;
     let options = context.write_options("PatchOptions")?;
     let validation = options.validation;
     let mut warnings = Vec::new();

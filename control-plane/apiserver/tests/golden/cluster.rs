@@ -107,7 +107,8 @@ impl Setting {
         let address = listener.local_addr().expect("the listener's address");
         let store = Store::ephemeral();
         let config = ApiServerConfig {
-            advertise: address.to_string(),
+            // As it was where the cases were recorded; nobody dials it.
+            advertise: "192.0.2.10:16443".to_owned(),
             ..ApiServerConfig::default()
         };
         let server = ApiServer::new(config, store.clone(), Arc::new(NoNodes));

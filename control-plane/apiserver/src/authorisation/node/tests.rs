@@ -54,12 +54,12 @@ async fn a_node_reads_what_its_pods_name_and_nothing_else() {
     assert!(cluster.may(&one, Method::GET, "/api/v1/nodes/one"));
     assert!(cluster.may(&one, Method::GET, "/api/v1/services"));
     // What the pod named is the node's for as long as the pod is there.
-    let path = format!("{core}/pods/p?gracePeriodSeconds=0");
+    let path = format!("{core}/pods/p");
     let (status, body) = cluster
         .send(
             Method::DELETE,
             &path,
-            &json!({}),
+            &json!({"gracePeriodSeconds": 0}),
             crate::authorisation::tests::administrator(),
         )
         .await;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::config_map::MAX_DATA_BYTES;
 use super::table;
 use crate::field::{ErrorList, Path};
+use crate::json::syntax_error;
 use crate::kind::{Column, Kind, StaticInfo};
 use crate::names;
 
@@ -32,8 +33,8 @@ impl SecretKind {
         match Self::get(object, key) {
             None => errors.required(&path, ""),
             Some(bytes) => {
-                if let Err(error) = serde_json::from_slice::<Value>(&bytes.0) {
-                    errors.invalid(&path, REDACTED, &error.to_string());
+                if let Some(why) = syntax_error(&bytes.0) {
+                    errors.invalid(&path, REDACTED, &why);
                 }
             }
         }

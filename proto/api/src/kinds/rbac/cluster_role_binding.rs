@@ -51,7 +51,11 @@ impl Kind for ClusterRoleBindingKind {
     }
 
     fn columns() -> Vec<Column> {
+        // In the words of the version that Kubernetes' tables are made of.
         let role = table::field_doc::<ClusterRoleBinding>("roleRef");
+        let role = role
+            .trim_end_matches(" This field is immutable.")
+            .to_owned();
         super::binding_columns(role, "clusterRoleBinding")
     }
 

@@ -11,11 +11,11 @@ mod websocket;
 
 pub(crate) use spdy::fuzz as fuzz_spdy;
 
-pub(crate) use logs::logs;
+pub(crate) use logs::{logs, logs_over_websocket};
 pub(crate) use port_forward::port_forward;
 pub(crate) use proxy::proxy;
 pub(crate) use remote_command::remote_command;
-pub(crate) use upgrade::protocol_asked_for;
+pub(crate) use upgrade::{asks_for_websocket, protocol_asked_for};
 
 use std::time::Duration;
 

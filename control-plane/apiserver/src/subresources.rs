@@ -84,6 +84,7 @@ struct Row {
     lasts: fn(&Query) -> bool,
     any_path: bool,
     is_text: bool,
+    over_websocket: Option<Handler>,
 }
 
 impl Row {
@@ -96,6 +97,7 @@ impl Row {
             lasts: |_| false,
             any_path: false,
             is_text: false,
+            over_websocket: None,
         }
     }
 
@@ -116,6 +118,14 @@ impl Row {
     const fn written_as_text(self) -> Self {
         Self {
             is_text: true,
+            ..self
+        }
+    }
+
+    /// Which clients may read over WebSocket too.
+    const fn over_websocket(self, handler: Handler) -> Self {
+        Self {
+            over_websocket: Some(handler),
             ..self
         }
     }
@@ -150,6 +160,8 @@ const PORT_FORWARD: Handler = passes!(context, request => streams::port_forward(
 const FORWARDED: Methods = &[("create", PORT_FORWARD), ("get", PORT_FORWARD)];
 
 const LOG: Methods = &[("get", answers!(context => streams::logs(context)))];
+const LOG_OVER_WEBSOCKET: Handler =
+    passes!(context, request => streams::logs_over_websocket(context, request));
 
 const BINDING: Methods = &[("create", answers!(context => verbs::binding::bind(context)))];
 
@@ -217,7 +229,8 @@ const TABLE: &[(&str, &str, &[Row])] = &[
             Row::new("exec", ("", "", "PodExecOptions"), EXECUTED).lasting(|_| true),
             Row::new("log", ("", "", "Pod"), LOG)
                 .lasting(|query| query.flag("follow"))
-                .written_as_text(),
+                .written_as_text()
+                .over_websocket(LOG_OVER_WEBSOCKET),
             Row::new("portforward", ("", "", "PodPortForwardOptions"), FORWARDED).lasting(|_| true),
             proxy("PodProxyOptions"),
         ],
@@ -329,6 +342,8 @@ pub(crate) struct Subresource {
     pub(crate) any_path: bool,
     /// Whether it is text, whatever else a client accepts.
     pub(crate) is_text: bool,
+    /// What answers who reads it over WebSocket.
+    pub(crate) over_websocket: Option<Handler>,
 }
 
 impl Subresource {
@@ -344,6 +359,7 @@ impl Subresource {
             lasts: row.lasts,
             any_path: row.any_path,
             is_text: row.is_text,
+            over_websocket: row.over_websocket,
         }
     }
 

@@ -19,6 +19,7 @@ use crate::metrics::METRICS;
 use crate::registry::Resource;
 use crate::request::{RequestInfo, ResourcePath, Route};
 use crate::response::Answer;
+use crate::streams::asks_for_websocket;
 use crate::subresources::Handler;
 use crate::{bodies, discovery, encoder, health, openapi, verbs};
 
@@ -56,8 +57,13 @@ enum Verb {
     },
 }
 
-/// What answers a request: 404 for what there is not, 405 for what cannot be done with it.
-fn find(info: &RequestInfo, resource: &Resource, path: &ResourcePath) -> Result<Verb, StatusError> {
+/// What answers a request: 404 for what there is not, 405 for what cannot be done with it. `websocket`: it asks for one.
+fn find(
+    info: &RequestInfo,
+    resource: &Resource,
+    path: &ResourcePath,
+    websocket: bool,
+) -> Result<Verb, StatusError> {
     let namespaced = resource.info().namespaced;
     let scoped = path.namespace.is_some();
     if let Some(subresource) = &path.subresource {
@@ -66,8 +72,11 @@ fn find(info: &RequestInfo, resource: &Resource, path: &ResourcePath) -> Result<
             .filter(|_| namespaced == scoped && !path.watches)
             .ok_or_else(StatusError::unknown_resource)?;
         let is_text = subresource.is_text;
+        let reads = websocket && info.method == Method::GET;
+        let over_websocket = subresource.over_websocket.filter(|_| reads);
         let handler = subresource.handler(info.verb);
         return handler
+            .map(|handler| over_websocket.unwrap_or(handler))
             .map(|handler| Verb::Own { handler, is_text })
             .ok_or_else(StatusError::method_not_allowed);
     }
@@ -210,7 +219,7 @@ impl ApiServer {
         }
         let resource = info.resource.as_ref();
         let resource = resource.ok_or_else(StatusError::unknown_resource)?;
-        let verb = find(info, resource, path)?;
+        let verb = find(info, resource, path, asks_for_websocket(&request))?;
         let mut context = Context {
             api,
             registry,

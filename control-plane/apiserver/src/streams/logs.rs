@@ -1,18 +1,30 @@
-//! `pods/log`: text as the container wrote it.
+//! `pods/log`: text as the container wrote it, as the body of an answer or over WebSocket.
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Sink, SinkExt, StreamExt};
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::names::NOT_NEGATIVE;
 use gantry_api::status::StatusError;
-use gantry_rpc::node::{LogOptions, open_stream, stream_frame};
-use http::HeaderValue;
+use gantry_rpc::node::stream_frame::Frame;
+use gantry_rpc::node::{LogOptions, StreamFrame, open_stream};
+use http::{HeaderValue, Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_tungstenite::tungstenite::Message;
 
-use super::{failure, target};
+use super::upgrade::{Known, agree};
+use super::websocket::{Framing, accept, close};
+use super::{Gone, NodeStream, failure, pings, target};
 use crate::context::Context;
 use crate::response::Answer;
+
+const KNOWN: Known = Known {
+    websocket: &["", "binary.k8s.io", "base64.binary.k8s.io"],
+    newest: &[],
+    spdy: &[],
+};
 
 /// The numbers and the time of the query, checked as Kubernetes checks them.
 struct Options {
@@ -65,7 +77,8 @@ impl Options {
     }
 }
 
-pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
+/// Opens the stream to the node, and waits for the first bytes: an error that comes before them is the answer.
+async fn begin(context: &Context<'_>) -> Result<(Option<Bytes>, NodeStream), StatusError> {
     let (node, mut request) = target(context)?;
     let query = context.query;
     let options = Options::read(context)?;
@@ -84,13 +97,10 @@ pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
         .open(&node, request)
         .await
         .map_err(StatusError::internal)?;
-    // An error that comes before the first byte is the answer; later ones end the text.
     let first = loop {
         match stream.from_node.recv().await.and_then(|frame| frame.frame) {
-            Some(stream_frame::Frame::Stdout(bytes) | stream_frame::Frame::Stderr(bytes)) => {
-                break Some(bytes);
-            }
-            Some(stream_frame::Frame::Status(status)) => match failure(&status) {
+            Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) => break Some(bytes),
+            Some(Frame::Status(status)) => match failure(&status) {
                 Some(error) => return Err(error),
                 None => break None,
             },
@@ -98,6 +108,12 @@ pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
             None => break None,
         }
     };
+    Ok((first, stream))
+}
+
+/// Answers with the text. Errors that come after its first byte end it.
+pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let (first, stream) = begin(context).await?;
     let Some(first) = first else {
         return Ok(Answer::written(
             HeaderValue::from_static("text/plain"),
@@ -109,9 +125,7 @@ pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
         // The sender lives as long as the body: dropping it tells the node that the client is gone.
         let _ = &keep_open;
         futures::future::ready(match frame.frame {
-            Some(stream_frame::Frame::Stdout(bytes) | stream_frame::Frame::Stderr(bytes)) => {
-                Some(bytes)
-            }
+            Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) => Some(bytes),
             _ => None,
         })
     });
@@ -123,3 +137,77 @@ pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
         Body::from_stream(body),
     ))
 }
+
+/// Switches to WebSocket and sends the text in messages, of which the first is empty: the connection stands. What a client
+/// sends means nothing but that it is there.
+pub(crate) async fn logs_over_websocket(
+    context: &Context<'_>,
+    request: Request<Body>,
+) -> Result<Response<Body>, StatusError> {
+    context.query.check()?;
+    // As for an answer's body: what was written through another server is seen here.
+    context.api.catch_up().await?;
+    let agreed = agree(request.method(), context.headers, &KNOWN)?;
+    let framing = Framing::of(agreed.protocol);
+    let (first, stream) = begin(context).await?;
+    Ok(agreed.switch(request, move |connection| {
+        serve(connection, first, stream, framing)
+    }))
+}
+
+async fn serve<T>(connection: T, first: Option<Bytes>, stream: NodeStream, framing: Framing)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Dropping the sender tells the node that the client is gone.
+    let NodeStream {
+        to_node: _keep_open,
+        from_node,
+    } = stream;
+    let (mut outgoing, mut incoming) = accept(connection).await.split();
+    let left = async {
+        while let Some(Ok(message)) = incoming.next().await {
+            if message.is_close() {
+                return;
+            }
+        }
+    };
+    let text = async {
+        // A client that has gone needs no end.
+        if copy(&mut outgoing, first, from_node, framing).await.is_ok() {
+            close(&mut outgoing).await;
+        }
+    };
+    tokio::select! {
+        () = text => {}
+        () = left => {}
+    }
+}
+
+/// Sends the text up to its end.
+async fn copy(
+    outgoing: &mut (impl Sink<Message> + Unpin),
+    first: Option<Bytes>,
+    mut from_node: mpsc::Receiver<StreamFrame>,
+    framing: Framing,
+) -> Result<(), Gone> {
+    let stands = framing.message(Bytes::new());
+    outgoing.send(stands).await.map_err(|_| Gone)?;
+    let Some(first) = first else { return Ok(()) };
+    let mut message = framing.message(first);
+    let mut pings = pings();
+    loop {
+        outgoing.send(message).await.map_err(|_| Gone)?;
+        message = tokio::select! {
+            received = from_node.recv() => match received.and_then(|frame| frame.frame) {
+                Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) => framing.message(bytes),
+                Some(Frame::Status(_)) | None => return Ok(()),
+                Some(_) => Message::Ping(Bytes::new()),
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ use http::{Request, Response};
 use tokio::sync::mpsc;
 
 use super::upgrade::{Known, Transport, agree};
-use super::websocket::{accept, pipe};
+use super::websocket::{Framing, accept, pipe};
 use super::{Gone, Input, NodeStream, NodeStreams, failed, pieces, pod};
 use crate::context::Context;
 
@@ -29,7 +29,14 @@ const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// too: client libraries offer it, and take such a message for a fault.
 const ENDS: &str = "ends.v4.channel.gantry";
 const KNOWN: Known = Known {
-    websocket: &[TUNNEL, ENDS, "v4.channel.k8s.io"],
+    websocket: &[
+        "",
+        TUNNEL,
+        ENDS,
+        "v4.channel.k8s.io",
+        "v4.base64.channel.k8s.io",
+    ],
+    newest: &[TUNNEL, ENDS],
     spdy: &["portforward.k8s.io"],
 };
 
@@ -79,9 +86,12 @@ pub(crate) async fn port_forward(
         }),
         (Transport::WebSocket, protocol) => {
             let numbers = channels::ports(context.query.all("ports"))?;
-            let ends = protocol == ENDS;
+            let dialect = channels::Dialect {
+                framing: Framing::of(protocol),
+                ends: protocol == ENDS,
+            };
             agreed.switch(request, move |connection| {
-                channels::serve(connection, ports, numbers, ends)
+                channels::serve(connection, ports, numbers, dialect)
             })
         }
     })

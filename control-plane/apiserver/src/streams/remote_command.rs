@@ -14,13 +14,23 @@ use gantry_rpc::node::{
 use http::{Request, Response};
 use serde_json::{Value, json};
 
-use super::target;
 use super::upgrade::{Known, Transport, agree};
+use super::{failed, target};
 use crate::context::Context;
 
+const V5: &str = "v5.channel.k8s.io";
+const V2: &str = "v2.channel.k8s.io";
 const KNOWN: Known = Known {
-    websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
-    spdy: &["v4.channel.k8s.io"],
+    websocket: &[
+        "",
+        V5,
+        "v4.channel.k8s.io",
+        "v4.base64.channel.k8s.io",
+        "channel.k8s.io",
+        "base64.channel.k8s.io",
+    ],
+    newest: &[V5],
+    spdy: &["v4.channel.k8s.io", "v3.channel.k8s.io", V2],
 };
 /// How long a client may take to open the streams it announced.
 const OPENING: Duration = Duration::from_secs(30);
@@ -32,6 +42,33 @@ struct Wanted {
     stdout: bool,
     stderr: bool,
     tty: bool,
+}
+
+/// How a command's end is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// As a `Status` in JSON, whatever it is.
+    Json,
+    /// In words, and a success not at all.
+    Words,
+}
+
+impl Verdict {
+    /// Since version 4 of the protocols it is a `Status`.
+    fn of(protocol: &str) -> Self {
+        match protocol.starts_with("v4.") || protocol.starts_with("v5.") {
+            true => Self::Json,
+            false => Self::Words,
+        }
+    }
+
+    /// What a client is told of a node's last frame.
+    fn told(self, status: Bytes) -> Option<Bytes> {
+        match self {
+            Self::Json => Some(status),
+            Self::Words => failed(&status).map(|(_, words)| words.into()),
+        }
+    }
 }
 
 /// Opens the stream to the node, then answers 101 and copies until either side ends.
@@ -51,6 +88,11 @@ pub(crate) async fn remote_command(
         stderr: query.flag("stderr") && !tty,
         tty,
     };
+    if !(wanted.stdin || wanted.stdout || wanted.stderr) {
+        return Err(StatusError::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr",
+        ));
+    }
     open.kind = Some(match subresource {
         "attach" => open_stream::Kind::Attach(AttachOptions {
             stdin: wanted.stdin,
@@ -80,12 +122,13 @@ pub(crate) async fn remote_command(
         .open(&node, open)
         .await
         .map_err(StatusError::internal)?;
+    let protocol = agreed.protocol;
     Ok(match agreed.transport {
         Transport::WebSocket => agreed.switch(request, move |connection| {
-            channels::serve(connection, stream)
+            channels::serve(connection, stream, wanted, protocol)
         }),
         Transport::Spdy => agreed.switch(request, move |connection| {
-            spdy::serve(connection, stream, wanted)
+            spdy::serve(connection, stream, wanted, protocol)
         }),
     })
 }

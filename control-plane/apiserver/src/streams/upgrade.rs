@@ -1,9 +1,9 @@
 //! From an HTTP request to a streaming protocol: which one both sides know, and the answer that switches to it.
 //!
-//! | request | exec, attach | port-forward |
-//! | --- | --- | --- |
-//! | `Upgrade: websocket` | `v5.channel.k8s.io`, `v4.channel.k8s.io` | `SPDY/3.1+portforward.k8s.io`, `ends.v4.channel.gantry`, `v4.channel.k8s.io` |
-//! | `Upgrade: SPDY/3.1` | `v4.channel.k8s.io` | `portforward.k8s.io` |
+//! | request | exec, attach | port-forward | log |
+//! | --- | --- | --- | --- |
+//! | `Upgrade: websocket` | `v5.channel.k8s.io`, `v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, `channel.k8s.io`, `base64.channel.k8s.io`, none | `SPDY/3.1+portforward.k8s.io`, `ends.v4.channel.gantry`, `v4.channel.k8s.io`, `v4.base64.channel.k8s.io`, none | `binary.k8s.io`, `base64.binary.k8s.io`, none |
+//! | `Upgrade: SPDY/3.1` | `v4.channel.k8s.io`, `v3.channel.k8s.io`, `v2.channel.k8s.io` | `portforward.k8s.io` | |
 
 use axum::body::Body;
 use gantry_api::status::StatusError;
@@ -29,14 +29,18 @@ pub(super) enum Transport {
 #[derive(Debug)]
 pub(super) struct Agreed {
     pub(super) transport: Transport,
+    /// Empty where a WebSocket client offered none.
     pub(super) protocol: &'static str,
     /// The answer to the client's `Sec-WebSocket-Key`.
     accept: Option<HeaderValue>,
 }
 
-/// What a subresource speaks over each transport, the preferred first.
+/// What a subresource speaks over each transport.
 pub(super) struct Known {
+    /// Over WebSocket; the empty name stands for clients that offer none.
     pub(super) websocket: &'static [&'static str],
+    /// Of those, the ones that are taken before all others wherever a client names them, the best first.
+    pub(super) newest: &'static [&'static str],
     pub(super) spdy: &'static [&'static str],
 }
 
@@ -64,18 +68,38 @@ pub(crate) fn protocol_asked_for<B>(request: &Request<B>) -> Option<&HeaderValue
     headers.get(header::UPGRADE).filter(|_| asks)
 }
 
-fn choose(offered: &[&str], known: &'static [&'static str]) -> Result<&'static str, StatusError> {
-    known
-        .iter()
-        .copied()
-        .find(|known| offered.contains(known))
-        .ok_or_else(|| {
-            StatusError::bad_request(format!(
-                "unable to upgrade: the client offered [{}], and this server knows [{}]",
-                offered.join(", "),
-                known.join(", ")
-            ))
-        })
+/// Whether a request asks for WebSocket, on a connection that can become one.
+pub(crate) fn asks_for_websocket<B>(request: &Request<B>) -> bool {
+    protocol_asked_for(request).is_some() && has(request.headers(), &header::UPGRADE, "websocket")
+}
+
+/// The first of a client's protocols that is known.
+fn choose(offered: &[&str], known: &[&'static str]) -> Result<&'static str, StatusError> {
+    let is_offered = |offer: &&str| known.iter().copied().find(|known| known == offer);
+    offered.iter().find_map(is_offered).ok_or_else(|| {
+        let known: Vec<&str> = known
+            .iter()
+            .copied()
+            .filter(|name| !name.is_empty())
+            .collect();
+        let message = format!(
+            "unable to upgrade: the client offered [{}], and this server knows [{}]",
+            offered.join(", "),
+            known.join(", ")
+        );
+        StatusError::new(403, "Forbidden", message, None)
+    })
+}
+
+fn choose_websocket(headers: &HeaderMap, known: &Known) -> Result<&'static str, StatusError> {
+    let mut offered = offers(headers, &header::SEC_WEBSOCKET_PROTOCOL);
+    offered.retain(|name| !name.is_empty());
+    if offered.is_empty() {
+        offered.push("");
+    }
+    let mut newest = known.newest.iter().copied();
+    let newest = newest.find(|newest| offered.contains(newest));
+    newest.map_or_else(|| choose(&offered, known.websocket), Ok)
 }
 
 /// Which protocol to switch to, or why not.
@@ -89,13 +113,18 @@ pub(super) fn agree(
     }
     let upgrades = has(headers, &header::CONNECTION, "upgrade");
     if upgrades && has(headers, &header::UPGRADE, "websocket") {
-        let offered = offers(headers, &header::SEC_WEBSOCKET_PROTOCOL);
         let key = headers
             .get(header::SEC_WEBSOCKET_KEY)
             .ok_or_else(|| StatusError::bad_request("the header Sec-WebSocket-Key is missing"))?;
+        let version = headers.get(header::SEC_WEBSOCKET_VERSION);
+        if version.is_some_and(|version| version != "13") {
+            return Err(StatusError::bad_request(
+                "this server speaks version 13 of WebSocket",
+            ));
+        }
         return Ok(Agreed {
             transport: Transport::WebSocket,
-            protocol: choose(&offered, known.websocket)?,
+            protocol: choose_websocket(headers, known)?,
             accept: HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok(),
         });
     }
@@ -122,7 +151,10 @@ impl Agreed {
         match self.transport {
             Transport::WebSocket => {
                 headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+                // Who offered none must not be answered with one.
+                if !protocol.is_empty() {
+                    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+                }
             }
             Transport::Spdy => {
                 headers.insert(header::UPGRADE, HeaderValue::from_static(SPDY));
@@ -160,7 +192,8 @@ mod tests {
     use super::*;
 
     const KNOWN: Known = Known {
-        websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"],
+        websocket: &["", "v4.channel.k8s.io", "base64.channel.k8s.io"],
+        newest: &["v5.channel.k8s.io"],
         spdy: &["v4.channel.k8s.io"],
     };
 
@@ -213,6 +246,40 @@ mod tests {
     }
 
     #[test]
+    fn the_first_protocol_of_the_client_that_is_known_is_taken() {
+        let agreed = |offered: &'static str| {
+            let mut headers = headers(&[
+                ("connection", "Upgrade"),
+                ("upgrade", "websocket"),
+                ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                ("sec-websocket-version", "13"),
+            ]);
+            if !offered.is_empty() {
+                let offered = HeaderValue::from_static(offered);
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
+            }
+            agree(&Method::GET, &headers, &KNOWN).map_err(|error| error.code())
+        };
+        for (offered, taken) in [
+            ("base64.channel.k8s.io", "base64.channel.k8s.io"),
+            (
+                "new, base64.channel.k8s.io,v4.channel.k8s.io",
+                "base64.channel.k8s.io",
+            ),
+            ("v4.channel.k8s.io, v5.channel.k8s.io", "v5.channel.k8s.io"),
+        ] {
+            let agreed = agreed(offered).expect(offered);
+            assert_eq!(agreed.protocol, taken);
+            assert_eq!(agreed.response().headers()["sec-websocket-protocol"], taken);
+        }
+        let none = agreed("").expect("a client may offer none");
+        assert_eq!(none.protocol, "");
+        let response = none.response();
+        assert!(!response.headers().contains_key("sec-websocket-protocol"));
+        assert_eq!(agreed("new").err(), Some(403));
+    }
+
+    #[test]
     fn a_protocol_is_asked_for_by_two_headers_and_on_one_version_only() {
         let asked = |version, pairs: &[(&'static str, &'static str)]| {
             let mut request = Request::new(());
@@ -228,6 +295,13 @@ mod tests {
         assert!(!asked(Version::HTTP_11, &[switch]));
         assert!(!asked(Version::HTTP_10, &[switch, upgrade]));
         assert!(!asked(Version::HTTP_2, &[switch, upgrade]));
+        let websocket = |upgrade: &'static str| {
+            let mut request = Request::new(());
+            *request.headers_mut() = headers(&[switch, ("upgrade", upgrade)]);
+            asks_for_websocket(&request)
+        };
+        assert!(websocket("WebSocket"));
+        assert!(!websocket("SPDY/3.1"));
     }
 
     #[test]
@@ -242,5 +316,13 @@ mod tests {
         let plain = agree(&Method::GET, &HeaderMap::new(), &KNOWN).expect_err("plain");
         assert!(plain.to_string().starts_with("Upgrade request required"));
         assert!(agree(&Method::PUT, &unknown, &KNOWN).is_err());
+        let old = headers(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("sec-websocket-version", "8"),
+        ]);
+        let error = agree(&Method::GET, &old, &KNOWN).expect_err("old");
+        assert_eq!(error.code(), 400);
     }
 }

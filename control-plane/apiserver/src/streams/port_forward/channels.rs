@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{Client, Ports, forward};
-use crate::streams::websocket::{accept, channel, close, payload};
+use crate::streams::websocket::{Framing, accept, close, payload};
 use crate::streams::{Gone, Input};
 
 /// Names the channel that has ended.
@@ -47,32 +47,38 @@ pub(super) fn ports(written: &[String]) -> Result<Vec<u16>, StatusError> {
     }
 }
 
+/// How the messages of one connection are written.
+#[derive(Clone, Copy)]
+pub(super) struct Dialect {
+    pub(super) framing: Framing,
+    /// The client says and understands when a direction has ended: [`CLOSE`].
+    pub(super) ends: bool,
+}
+
 struct Channel {
     number: u8,
+    dialect: Dialect,
     messages: mpsc::Sender<Message>,
-    /// The client understands [`CLOSE`].
-    ends: bool,
 }
 
 #[async_trait]
 impl Client for Channel {
     async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
-        let message = channel(self.number, &bytes);
+        let message = self.dialect.framing.channel(self.number, &bytes);
         self.messages.send(message).await.map_err(|_| Gone)
     }
 
     async fn end(&self) -> Result<(), Gone> {
-        if !self.ends {
+        if !self.dialect.ends {
             return Err(Gone);
         }
-        let message = channel(CLOSE, &[self.number]);
+        let message = self.dialect.framing.channel(CLOSE, &[self.number]);
         self.messages.send(message).await.map_err(|_| Gone)
     }
 }
 
-/// Serves a connection until the client leaves or every port's connection has ended. `ends`: the client says and
-/// understands when a direction has ended.
-pub(super) async fn serve<T>(connection: T, ports: Ports, numbers: Vec<u16>, ends: bool)
+/// Serves a connection until the client leaves or every port's connection has ended.
+pub(super) async fn serve<T>(connection: T, ports: Ports, numbers: Vec<u16>, dialect: Dialect)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -86,8 +92,8 @@ where
         inputs.push(input);
         let channel = |number| Channel {
             number,
+            dialect,
             messages: messages.clone(),
-            ends,
         };
         let (data, error) = (channel(number), channel(number + 1));
         connections.spawn(connect(ports.clone(), port, from_client, data, error));
@@ -106,15 +112,13 @@ where
             if message.is_close() {
                 return;
             }
-            let Some(bytes) = payload(message) else {
+            let read = payload(message).and_then(|message| dialect.framing.read(&message));
+            let Some((number, bytes)) = read else {
                 continue;
             };
-            let Some((number, rest)) = bytes.split_first() else {
-                continue;
-            };
-            let (number, sent) = match (*number, rest.first()) {
-                (CLOSE, Some(ended)) if ends => (*ended, Input::End),
-                (number, _) => (number, Input::Data(bytes.slice(1..))),
+            let (number, sent) = match (number, bytes.first()) {
+                (CLOSE, Some(ended)) if dialect.ends => (*ended, Input::End),
+                (number, _) => (number, Input::Data(bytes)),
             };
             // What is sent on an error channel means nothing, and a port whose connection has ended takes nothing.
             if number.is_multiple_of(2)

@@ -221,30 +221,35 @@ async fn a_reset_spdy_stream_ends_its_connection_alone() {
 
 #[tokio::test]
 async fn websocket_channels_begin_with_their_port() {
-    let (ours, theirs) = tokio::io::duplex(4096);
-    tokio::spawn(channels::serve(theirs, shouting(), vec![80, 81], false));
-    let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
-    let mut read: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
-    socket
-        .send(Message::Binary(Bytes::from_static(b"\0hello")))
-        .await
-        .expect("open");
-    while read.get(&0).is_none_or(|bytes| bytes.len() < 7)
-        || read.get(&3).is_none_or(|bytes| bytes.len() < 9)
-    {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next());
-        let message = next
-            .await
-            .expect("in time")
-            .expect("open")
-            .expect("a message");
-        let bytes = message.into_data();
-        read.entry(bytes[0]).or_default().extend(&bytes[1..]);
+    for framing in [Framing::Binary, Framing::Base64] {
+        let dialect = channels::Dialect {
+            framing,
+            ends: false,
+        };
+        let (ours, theirs) = tokio::io::duplex(4096);
+        tokio::spawn(channels::serve(theirs, shouting(), vec![80, 81], dialect));
+        let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let mut read: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        let hello = framing.channel(0, b"hello");
+        socket.send(hello).await.expect("open");
+        while read.get(&0).is_none_or(|bytes| bytes.len() < 7)
+            || read.get(&3).is_none_or(|bytes| bytes.len() < 9)
+        {
+            let next = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next());
+            let message = next
+                .await
+                .expect("in time")
+                .expect("open")
+                .expect("a message");
+            assert_eq!(message.is_text(), framing == Framing::Base64);
+            let (number, bytes) = framing.read(&message.into_data()).expect("a channel");
+            read.entry(number).or_default().extend(&bytes);
+        }
+        assert_eq!(read[&0], b"\x50\0HELLO");
+        assert_eq!(read[&1], b"\x50\0");
+        assert_eq!(read[&2], b"\x51\0");
+        assert_eq!(read[&3], b"\x51\0refused");
     }
-    assert_eq!(read[&0], b"\x50\0HELLO");
-    assert_eq!(read[&1], b"\x50\0");
-    assert_eq!(read[&2], b"\x51\0");
-    assert_eq!(read[&3], b"\x51\0refused");
 }
 
 /// A node whose pod says its word when it has heard all, and before that that it says no more.
@@ -282,8 +287,12 @@ async fn the_end_of_a_direction_has_a_message_of_its_own_where_both_know_it() {
         streams: Arc::new(Last),
         ..shouting()
     };
+    let dialect = channels::Dialect {
+        framing: Framing::Binary,
+        ends: true,
+    };
     let (ours, theirs) = tokio::io::duplex(4096);
-    tokio::spawn(channels::serve(theirs, ports, vec![80], true));
+    tokio::spawn(channels::serve(theirs, ports, vec![80], dialect));
     let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
     for message in [&b"\0ask"[..], &[255, 0]] {
         let message = Message::Binary(Bytes::from_static(message));

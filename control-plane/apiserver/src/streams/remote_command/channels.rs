@@ -1,16 +1,18 @@
 //! exec and attach over WebSocket.
 //!
-//! Channels: 0 stdin, 1 stdout, 2 stderr, 3 the final status as JSON, 4 terminal sizes as JSON. `v5` adds 255: the
-//! channel named by the next byte is closed. Protocols whose name starts with `base64.` are not offered.
+//! Channels: 0 stdin, 1 stdout, 2 stderr, 3 how it ended, 4 terminal sizes as JSON. `v5` adds 255: the channel named by the
+//! next byte is closed. The first message is an empty one of the first channel that the client reads: the connection stands.
 
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{Sink, SinkExt, StreamExt};
+use gantry_rpc::node::StreamFrame;
 use gantry_rpc::node::stream_frame::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{frame, lost, resize};
-use crate::streams::websocket::{accept, channel, close, payload};
+use super::{V5, Verdict, Wanted, frame, lost, resize};
+use crate::streams::websocket::{Framing, accept, close, payload};
 use crate::streams::{NodeStream, pieces, pings};
 
 const STDIN: u8 = 0;
@@ -20,121 +22,114 @@ const STATUS: u8 = 3;
 const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 
-/// What a client's message means for the node.
-fn to_node(message: &Bytes) -> Vec<Frame> {
-    let Some((number, rest)) = message.split_first() else {
-        return Vec::new();
-    };
-    match *number {
-        STDIN => pieces(message.slice(1..)).map(Frame::Stdin).collect(),
-        RESIZE => serde_json::from_slice::<serde_json::Value>(rest)
-            .iter()
-            .map(resize)
-            .collect(),
-        CLOSE if rest.first() == Some(&STDIN) => vec![Frame::CloseStdin(true)],
-        _ => Vec::new(),
+/// How the messages of one connection are to be read.
+#[derive(Clone, Copy)]
+struct Reading {
+    framing: Framing,
+    /// What is sent to a stdin that nobody asked for means nothing.
+    stdin: bool,
+    /// Whether channels can be closed.
+    closes: bool,
+}
+
+impl Reading {
+    /// What a client's message means for the node.
+    fn to_node(self, message: &Bytes) -> Vec<Frame> {
+        let Some((number, bytes)) = self.framing.read(message) else {
+            return Vec::new();
+        };
+        match number {
+            STDIN if self.stdin => pieces(bytes).map(Frame::Stdin).collect(),
+            RESIZE => serde_json::from_slice::<serde_json::Value>(&bytes)
+                .iter()
+                .map(resize)
+                .collect(),
+            CLOSE if self.closes && bytes.first() == Some(&STDIN) => vec![Frame::CloseStdin(true)],
+            _ => Vec::new(),
+        }
     }
 }
 
-pub(super) async fn serve<T>(connection: T, stream: NodeStream)
-where
+pub(super) async fn serve<T>(
+    connection: T,
+    stream: NodeStream,
+    wanted: Wanted,
+    protocol: &'static str,
+) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let NodeStream {
         to_node: node,
         mut from_node,
     } = stream;
+    let (framing, verdict) = (Framing::of(protocol), Verdict::of(protocol));
+    let reading = Reading {
+        framing,
+        stdin: wanted.stdin,
+        closes: protocol == V5,
+    };
     let (mut outgoing, mut incoming) = accept(connection).await.split();
     let input = tokio::spawn(async move {
         while let Some(Ok(message)) = incoming.next().await {
             if message.is_close() {
                 break;
             }
-            for sent in payload(message).iter().flat_map(to_node) {
+            let Some(message) = payload(message) else {
+                continue;
+            };
+            for sent in reading.to_node(&message) {
                 if node.send(frame(sent)).await.is_err() {
                     return;
                 }
             }
         }
     });
-    let mut finished = false;
-    let mut pings = pings();
-    loop {
-        let received = tokio::select! {
-            received = from_node.recv() => received,
-            _ = pings.tick() => match outgoing.send(Message::Ping(Bytes::new())).await {
-                Ok(()) => continue,
-                Err(_) => break,
-            },
-        };
-        let Some(received) = received else { break };
-        let message = match received.frame {
-            Some(Frame::Stdout(bytes)) => channel(STDOUT, &bytes),
-            Some(Frame::Stderr(bytes)) => channel(STDERR, &bytes),
-            Some(Frame::Status(status)) => {
-                finished = true;
-                channel(STATUS, &status)
-            }
-            _ => continue,
-        };
-        if outgoing.send(message).await.is_err() || finished {
-            break;
-        }
-    }
-    if !finished {
+    let first = match (wanted.stdout, wanted.stderr) {
+        (true, _) => STDOUT,
+        (false, true) => STDERR,
+        (false, false) => STATUS,
+    };
+    let stands = outgoing.send(framing.channel(first, &[])).await.is_ok();
+    let told = match stands {
+        true => copy(&mut outgoing, &mut from_node, wanted, framing).await,
+        false => None,
+    };
+    if let Some(told) = told.and_then(|status| verdict.told(status)) {
         // The client may be gone as well.
-        outgoing.send(channel(STATUS, &lost())).await.ok();
+        outgoing.send(framing.channel(STATUS, &told)).await.ok();
     }
     close(&mut outgoing).await;
     input.abort();
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::sync::mpsc;
-    use tokio_tungstenite::WebSocketStream;
-    use tokio_tungstenite::tungstenite::protocol::Role;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_left_is_noticed_although_nobody_takes_its_input() {
-        let (ours, theirs) = tokio::io::duplex(256);
-        let (to_node, _unread) = mpsc::channel(1);
-        let (_silent, from_node) = mpsc::channel(1);
-        let serving = tokio::spawn(serve(theirs, NodeStream { to_node, from_node }));
-        let mut client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
-        let full = async { while client.send(channel(STDIN, b"x")).await.is_ok() {} };
-        let waiting = tokio::time::timeout(std::time::Duration::from_secs(5), full).await;
-        waiting.expect_err("the connection waits for the command");
-        drop(client);
-        serving.await.expect("no panic");
-    }
-
-    #[test]
-    fn what_messages_mean() {
-        let mean = |bytes: &'static [u8]| to_node(&Bytes::from_static(bytes));
-        assert_eq!(mean(b"\0ls"), [Frame::Stdin(Bytes::from_static(b"ls"))]);
-        assert_eq!(mean(b"\xff\0"), [Frame::CloseStdin(true)]);
-        let size = gantry_rpc::node::TerminalSize {
-            width: 80,
-            height: 24,
+/// Passes on what a command writes. Returns how it ended, or `None` when the client has gone before.
+async fn copy(
+    outgoing: &mut (impl Sink<Message> + Unpin),
+    from_node: &mut mpsc::Receiver<StreamFrame>,
+    wanted: Wanted,
+    framing: Framing,
+) -> Option<Bytes> {
+    let mut pings = pings();
+    loop {
+        let received = tokio::select! {
+            received = from_node.recv() => received,
+            _ = pings.tick() => {
+                outgoing.send(Message::Ping(Bytes::new())).await.ok()?;
+                continue;
+            }
         };
-        assert_eq!(
-            mean(b"\x04{\"Width\":80,\"Height\":24}"),
-            [Frame::Resize(size)]
-        );
-        for nothing in [&b""[..], b"\x01x", b"\x04{", b"\xff", b"\xff\x01", b"\x63"] {
-            assert!(mean(nothing).is_empty(), "{nothing:?}");
-        }
-        let long = Bytes::from(vec![0; 1 + 150_000]);
-        let lengths: Vec<usize> = to_node(&long)
-            .iter()
-            .map(|frame| match frame {
-                Frame::Stdin(bytes) => bytes.len(),
-                _ => 0,
-            })
-            .collect();
-        assert_eq!(lengths, [65_536, 65_536, 18_928]);
+        let Some(received) = received else {
+            return Some(lost());
+        };
+        let message = match received.frame {
+            Some(Frame::Stdout(bytes)) if wanted.stdout => framing.channel(STDOUT, &bytes),
+            Some(Frame::Stderr(bytes)) if wanted.stderr => framing.channel(STDERR, &bytes),
+            Some(Frame::Status(status)) => return Some(status),
+            _ => continue,
+        };
+        outgoing.send(message).await.ok()?;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! exec and attach over SPDY/3.1, version 4: a stream each for stdin, stdout, stderr, terminal sizes and the status.
+//! exec and attach over SPDY/3.1: a stream each for stdin, stdout, stderr, terminal sizes (since version 3) and the status.
 
 use bytes::Bytes;
 use gantry_rpc::node::StreamFrame;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use super::{OPENING, Wanted, frame, lost, resize};
+use super::{OPENING, V2, Verdict, Wanted, frame, lost, resize};
 use crate::streams::spdy::{Output, Session, Stream};
 use crate::streams::{Gone, Input, NodeStream, pieces};
 
@@ -23,18 +23,18 @@ struct Opened {
 
 impl Opened {
     /// Whether nothing is missing.
-    fn is_complete(&self, wanted: Wanted) -> bool {
+    fn is_complete(&self, wanted: Wanted, sizes: bool) -> bool {
         self.status.is_some()
             && (self.stdin.is_some() || !wanted.stdin)
             && (self.stdout.is_some() || !wanted.stdout)
             && (self.stderr.is_some() || !wanted.stderr)
-            && (self.resize.is_some() || !wanted.tty)
+            && (self.resize.is_some() || !sizes)
     }
 
     /// Waits for the streams that were announced; `None` when the client leaves before.
-    async fn wait(session: &mut Session, wanted: Wanted) -> Option<Self> {
+    async fn wait(session: &mut Session, wanted: Wanted, sizes: bool) -> Option<Self> {
         let mut opened = Self::default();
-        while !opened.is_complete(wanted) {
+        while !opened.is_complete(wanted, sizes) {
             let stream = session.accept().await?;
             let place = match stream.headers.get("streamtype") {
                 Some("error") => &mut opened.status,
@@ -99,15 +99,20 @@ async fn send(output: Option<&Output>, bytes: Bytes) -> Result<(), Gone> {
     }
 }
 
-pub(super) async fn serve<T>(connection: T, stream: NodeStream, wanted: Wanted)
-where
+pub(super) async fn serve<T>(
+    connection: T,
+    stream: NodeStream,
+    wanted: Wanted,
+    protocol: &'static str,
+) where
     T: AsyncRead + AsyncWrite + Send + 'static,
 {
     let mut session = match Session::serve(connection) {
         Ok(session) => session,
         Err(error) => return tracing::error!(%error, "serving a SPDY connection"),
     };
-    let opened = tokio::time::timeout(OPENING, Opened::wait(&mut session, wanted)).await;
+    let announced = Opened::wait(&mut session, wanted, wanted.tty && protocol != V2);
+    let opened = tokio::time::timeout(OPENING, announced).await;
     let Ok(Some(opened)) = opened else {
         return tracing::debug!("the client did not open the streams it announced");
     };
@@ -163,7 +168,9 @@ where
         for output in [stdout, stderr].into_iter().flatten() {
             output.finish().await;
         }
-        status.send(ended).await.ok();
+        if let Some(told) = Verdict::of(protocol).told(ended) {
+            status.send(told).await.ok();
+        }
         status.finish().await;
     }
 }
@@ -189,11 +196,15 @@ mod tests {
     impl Bed {
         /// A client that opens streams 1, 3, ... of these types.
         async fn new(wanted: Wanted, types: &[&str]) -> Self {
+            Self::speaking("v4.channel.k8s.io", wanted, types).await
+        }
+
+        async fn speaking(protocol: &'static str, wanted: Wanted, types: &[&str]) -> Self {
             let (mut client, connection) = Client::pair();
             let (to_node, from_client) = mpsc::channel(4);
             let (to_client, from_node) = mpsc::channel(4);
             let stream = NodeStream { to_node, from_node };
-            tokio::spawn(serve(connection, stream, wanted));
+            tokio::spawn(serve(connection, stream, wanted, protocol));
             for (number, kind) in (1..).step_by(2).zip(types) {
                 client.open(number, false, &[("streamtype", kind)]).await;
             }
@@ -233,6 +244,31 @@ mod tests {
         );
         assert!(bed.client.is_closed().await);
         assert_eq!(bed.node_reads().await, None);
+    }
+
+    #[tokio::test]
+    async fn older_clients_are_told_failures_in_words_and_no_success() {
+        for (protocol, types) in [
+            ("v3.channel.k8s.io", &["error", "stdout", "resize"][..]),
+            (V2, &["error", "stdout"]),
+        ] {
+            let wanted = Wanted {
+                stdin: false,
+                stdout: true,
+                stderr: false,
+                tty: true,
+            };
+            for (status, told) in [
+                ("{\"status\":\"Success\"}", ""),
+                ("{\"status\":\"Failure\",\"message\":\"exit 3\"}", "exit 3"),
+            ] {
+                let mut bed = Bed::speaking(protocol, wanted, types).await;
+                bed.node_says(Frame::Status(Bytes::from_static(status.as_bytes())))
+                    .await;
+                let read = bed.client.read_to_end(&[1, 3]).await;
+                assert_eq!((read[&1].as_str(), read[&3].as_str()), (told, ""));
+            }
+        }
     }
 
     #[tokio::test]

@@ -143,6 +143,8 @@ impl Agent {
             streams: Arc::new(Streams::new(
                 runtime.clone(),
                 desired.clone(),
+                policies.clone(),
+                config.addresses(),
                 config.logs_dir(),
             )),
             node: {

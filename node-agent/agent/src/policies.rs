@@ -180,6 +180,11 @@ impl Policies {
         Err(refusal.map_or(NotIsolated::Late, NotIsolated::Refused))
     }
 
+    /// The addresses of a pod that is on the network.
+    pub(crate) fn addresses(&self, uid: &str) -> Option<Vec<IpAddr>> {
+        self.state.lock().attached.get(uid).cloned()
+    }
+
     /// A pod is about to give its addresses back.
     pub(crate) fn forget(&self, uid: &str) {
         let mut state = self.state.lock();

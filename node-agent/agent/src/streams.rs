@@ -6,6 +6,7 @@ mod logs;
 mod status;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,8 +25,9 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::desired::Desired;
+use crate::policies::Policies;
 use command::converse;
-use forward::forward;
+use forward::{Place, forward};
 use status::{Failure, failure, failure_status, internal, not_begun};
 
 /// Bytes of one frame, at most.
@@ -37,6 +39,10 @@ const QUEUE: usize = 16;
 pub(crate) struct Streams {
     runtime: Arc<dyn Runtime>,
     desired: Arc<Desired>,
+    /// Knows which addresses are whose.
+    policies: Arc<Policies>,
+    /// The node's own, which are those of pods in its network too.
+    addresses: Vec<IpAddr>,
     logs_dir: PathBuf,
     /// Cancelled when a stream's client has left, by the stream's id.
     running: Mutex<BTreeMap<String, CancellationToken>>,
@@ -57,10 +63,18 @@ struct Wire {
 
 impl Streams {
     /// Nothing is served yet. `logs_dir` holds `<namespace>_<name>_<uid>/<container>/<attempt>.log`.
-    pub(crate) fn new(runtime: Arc<dyn Runtime>, desired: Arc<Desired>, logs_dir: PathBuf) -> Self {
+    pub(crate) fn new(
+        runtime: Arc<dyn Runtime>,
+        desired: Arc<Desired>,
+        policies: Arc<Policies>,
+        addresses: Vec<IpAddr>,
+        logs_dir: PathBuf,
+    ) -> Self {
         Self {
             runtime,
             desired,
+            policies,
+            addresses,
             logs_dir,
             running: Mutex::default(),
         }
@@ -115,6 +129,30 @@ impl Streams {
         served.map(|served| served.unwrap_or_else(|failed| failure_status(&failed)))
     }
 
+    /// The network namespace of a running pod; `None` is the node's own. `name` is for messages.
+    fn netns(&self, pod: &PodUid, name: &str) -> Result<Option<PathBuf>, Failure> {
+        let sandbox = self.runtime.sandbox(pod).ok_or_else(|| {
+            let message = format!("pod {name} does not run on its node");
+            failure(400, "BadRequest", message)
+        })?;
+        Ok(sandbox.netns)
+    }
+
+    /// An address, if it is the pod's: nobody is led elsewhere by what is written of a pod.
+    fn own_address(&self, pod: &PodUid, on_node: bool, text: &str) -> Result<IpAddr, Failure> {
+        let own = match on_node {
+            true => self.addresses.clone(),
+            false => self.policies.addresses(&pod.0).unwrap_or_default(),
+        };
+        let address: Option<IpAddr> = text.parse().ok();
+        address
+            .filter(|address| own.contains(address))
+            .ok_or_else(|| {
+                let message = format!("{text:?} is no address of the pod");
+                failure(400, "BadRequest", message)
+            })
+    }
+
     async fn serve(&self, open: OpenStream, wire: Wire) -> Result<Value, Failure> {
         let (namespace, name) = (open.namespace.as_str(), open.pod.as_str());
         let pod = self.desired.pod(namespace, name);
@@ -142,7 +180,12 @@ impl Streams {
         let no_container = || not_begun(pod.as_deref(), name, &open.container);
         match open.kind {
             Some(Kind::PortForward(options)) => {
-                forward(&*self.runtime, &id.pod, name, options, wire).await
+                let netns = self.netns(&id.pod, name)?;
+                let place = match options.address.as_str() {
+                    "" => Place::Loopback(netns),
+                    text => Place::Address(self.own_address(&id.pod, netns.is_none(), text)?),
+                };
+                forward(place, name, options, wire).await
             }
             Some(Kind::Exec(options)) => {
                 attempt.ok_or_else(no_container)?;

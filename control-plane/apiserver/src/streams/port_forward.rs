@@ -7,6 +7,7 @@
 mod channels;
 mod spdy;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -47,15 +48,26 @@ pub(super) struct Ports {
     node: String,
     /// Names the pod.
     request: OpenStream,
+    /// Which of the pod's addresses; its loopback when empty.
+    address: String,
 }
 
 impl Ports {
-    /// Those of the pod that `request` names.
+    /// Those on the loopback of the pod that `request` names.
     pub(super) fn new(streams: Arc<dyn NodeStreams>, node: String, request: OpenStream) -> Self {
         Self {
             streams,
             node,
             request,
+            address: String::new(),
+        }
+    }
+
+    /// Those on one of the pod's addresses instead.
+    pub(super) fn at(self, address: IpAddr) -> Self {
+        Self {
+            address: address.to_string(),
+            ..self
         }
     }
 
@@ -64,6 +76,7 @@ impl Ports {
         request.kind = Some(open_stream::Kind::PortForward(PortForwardOptions {
             port: port.into(),
             half_close: true,
+            address: self.address.clone(),
         }));
         self.streams.open(&self.node, request).await
     }

@@ -244,7 +244,8 @@ pub(super) fn join_host_port(host: &str, port: u16) -> String {
     }
 }
 
-pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+/// Connects as probes do; the error is worded as Go words it.
+pub(crate) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     TcpStream::connect((host, port)).await.map_err(|error| {
         use std::io::ErrorKind::{
             ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable,

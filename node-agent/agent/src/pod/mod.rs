@@ -21,6 +21,7 @@ mod status;
 mod stop;
 mod worker;
 
+pub(crate) use hooks::connect;
 pub(crate) use manager::{Manager, News, remove_all};
 pub(crate) use node::Node;
 pub(crate) use pull::words;

@@ -1,20 +1,59 @@
-//! Port-forward: one connection to a port inside a pod, on the frames of a stream.
+//! Port-forward and proxied requests: one connection to a port of a pod, on the frames of a stream.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use gantry_rpc::node::PortForwardOptions;
 use gantry_rpc::node::stream_frame::Frame;
-use gantry_runtime::{PodUid, Runtime};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::status::{Failure, exit_status, failure};
 use super::{Wire, copy_out, frame};
 
-/// Connects to the pod's loopback and copies until both sides have said all, the connection breaks off or the client is
-/// gone. `name` is for messages.
+/// How long a pod's address may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where in a pod a port is.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// The loopback of its network namespace; `None` is the node's own.
+    Loopback(Option<PathBuf>),
+    /// An address of its own, on which what listens on the loopback alone is not reached.
+    Address(IpAddr),
+}
+
+impl Place {
+    /// Connects; the error is worded for the client.
+    async fn connect(&self, name: &str, port: u16) -> Result<TcpStream, String> {
+        match self {
+            Self::Loopback(netns) => {
+                let connected = gantry_network::connect_inside(netns.as_deref(), port).await;
+                connected.map_err(|error| {
+                    let words = crate::pod::words(&error);
+                    format!("error forwarding port {port} to pod {name}: {words}")
+                })
+            }
+            Self::Address(address) => {
+                let host = address.to_string();
+                let connecting = crate::pod::connect(&host, port);
+                let connected = tokio::time::timeout(PATIENCE, connecting).await;
+                connected.unwrap_or_else(|_| {
+                    let place = std::net::SocketAddr::new(*address, port);
+                    Err(format!("dial tcp {place}: i/o timeout"))
+                })
+            }
+        }
+    }
+}
+
+/// Connects to a port and copies until both sides have said all, the connection breaks off or the client is gone. `name` is
+/// for messages.
 pub(super) async fn forward(
-    runtime: &dyn Runtime,
-    pod: &PodUid,
+    place: Place,
     name: &str,
     options: PortForwardOptions,
     wire: Wire,
@@ -26,16 +65,8 @@ pub(super) async fn forward(
             return Err(failure(400, "BadRequest", message));
         }
     };
-    let sandbox = runtime.sandbox(pod).ok_or_else(|| {
-        let message = format!("pod {name} does not run on its node");
-        failure(400, "BadRequest", message)
-    })?;
-    let connected = gantry_network::connect_inside(sandbox.netns.as_deref(), port).await;
-    let stream = connected.map_err(|error| {
-        let words = crate::pod::words(&error);
-        let message = format!("error forwarding port {port} to pod {name}: {words}");
-        failure(500, "InternalError", message)
-    })?;
+    let connected = place.connect(name, port).await;
+    let stream = connected.map_err(|message| failure(500, "InternalError", message))?;
     let (mut from, mut to) = stream.into_split();
     let Wire { up, mut down } = wire;
     let heard_all = Notify::new();

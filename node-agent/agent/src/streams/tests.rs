@@ -17,6 +17,8 @@ use super::*;
 use crate::desired::tests::change;
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Of the node, and so of its pods without a network of their own.
+const OWN_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
 
 /// A pod `d/p` (uid `u`) whose container `c` runs a command of the fake runtime.
 struct Bed {
@@ -83,7 +85,13 @@ impl Bed {
         let desired = Arc::new(Desired::default());
         let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {}});
         desired.apply(&change(Resource::Pod, &object)).unwrap();
-        let streams = Streams::new(Arc::new(runtime.clone()), desired, logs_dir);
+        let streams = Streams::new(
+            Arc::new(runtime.clone()),
+            desired,
+            Arc::default(),
+            vec![OWN_ADDRESS],
+            logs_dir,
+        );
         Self {
             directory,
             runtime,
@@ -332,10 +340,54 @@ async fn what_is_not_there_is_said() {
 }
 
 fn forward_to(port: u32) -> Kind {
+    at_address("", port)
+}
+
+fn at_address(address: &str, port: u32) -> Kind {
     Kind::PortForward(PortForwardOptions {
         port,
-        half_close: false,
+        address: address.to_owned(),
+        ..PortForwardOptions::default()
     })
+}
+
+#[tokio::test]
+async fn a_pods_address_is_dialled_and_nobody_elses() {
+    let bed = Bed::running(&["sleep"]).await;
+    let own = OWN_ADDRESS.to_string();
+    let listener = TcpListener::bind((OWN_ADDRESS, 0)).await.unwrap();
+    let port = u32::from(listener.local_addr().unwrap().port());
+    let mut client = bed.open(at_address(&own, port));
+    let (mut server, _) = tokio::time::timeout(DEADLINE, listener.accept())
+        .await
+        .expect("a connection in time")
+        .unwrap();
+    server.write_all(b"answer").await.unwrap();
+    client.reads("answer").await;
+    drop((server, listener));
+    assert_eq!(client.ended().await.ok().unwrap()["status"], "Success");
+
+    // What listens on the loopback alone is not reached.
+    let inward = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = u32::from(inward.local_addr().unwrap().port());
+    let refused = bed.open(at_address(&own, port));
+    assert_eq!(
+        refused.refused().await,
+        (
+            500,
+            format!("dial tcp {own}:{port}: connect: connection refused")
+        )
+    );
+    for address in ["127.0.0.1", "169.254.169.254", "example.com"] {
+        let refused = bed.open(at_address(address, port));
+        assert_eq!(
+            refused.refused().await,
+            (400, format!("{address:?} is no address of the pod"))
+        );
+    }
+    bed.runtime.lose_sandbox(&PodUid("u".to_owned()));
+    let gone = bed.open(at_address(&own, port));
+    assert_eq!(gone.refused().await.1, "pod p does not run on its node");
 }
 
 #[tokio::test]
@@ -347,6 +399,7 @@ async fn each_direction_of_a_forwarded_port_ends_by_itself() {
         bed.open(Kind::PortForward(PortForwardOptions {
             port,
             half_close: true,
+            ..PortForwardOptions::default()
         }))
     };
     let stdin = |text: &'static str| Frame::Stdin(Bytes::from_static(text.as_bytes()));

@@ -145,13 +145,17 @@ struct Shouting;
 impl NodeStreams for Shouting {
     async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
         assert_eq!((node, request.pod.as_str()), ("n", "p"));
-        let Some(open_stream::Kind::PortForward(PortForwardOptions {
-            port: 80,
-            half_close: true,
-        })) = request.kind
-        else {
-            return Err("refused".to_owned());
+        let Some(open_stream::Kind::PortForward(options)) = request.kind else {
+            return Err("not a port".to_owned());
         };
+        assert_eq!(
+            (options.address.as_str(), options.half_close),
+            ("", true),
+            "the loopback, each direction by itself"
+        );
+        if options.port != 80 {
+            return Err("refused".to_owned());
+        }
         let (to_node, mut from_client) = mpsc::channel::<StreamFrame>(4);
         let (to_client, from_node) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -168,14 +172,11 @@ impl NodeStreams for Shouting {
 }
 
 fn shouting() -> Ports {
-    Ports {
-        streams: Arc::new(Shouting),
-        node: "n".to_owned(),
-        request: OpenStream {
-            pod: "p".to_owned(),
-            ..OpenStream::default()
-        },
-    }
+    let request = OpenStream {
+        pod: "p".to_owned(),
+        ..OpenStream::default()
+    };
+    Ports::new(Arc::new(Shouting), "n".to_owned(), request)
 }
 
 #[tokio::test]

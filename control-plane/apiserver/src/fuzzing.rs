@@ -44,6 +44,11 @@ pub fn spdy(bytes: &[u8]) {
     streams::fuzz_spdy(bytes);
 }
 
+/// A page of a pod's, whose links the proxy rewrites; a zero byte ends a piece of it.
+pub fn proxied_page(bytes: &[u8]) {
+    streams::fuzz_page(bytes);
+}
+
 /// A certificate request.
 pub fn certificate_request(authority: &Authority, text: &str) {
     let subject = Subject::client("system:node:fuzz", &["system:nodes"]);

@@ -269,6 +269,8 @@ impl ApiServer {
         let Some(router) =
             others.filter(|_| is_grpc || request.uri().path().starts_with(OWN_PATHS))
         else {
+            // Proxied requests say whom they come from.
+            request.extensions_mut().insert(caller.peer.clone());
             return self.limited(request, known, answering).await;
         };
         let is_own = is_own(&known);

@@ -9,6 +9,7 @@ mod spdy;
 mod upgrade;
 mod websocket;
 
+pub(crate) use proxy::fuzz_page;
 pub(crate) use spdy::fuzz as fuzz_spdy;
 
 pub(crate) use logs::{logs, logs_over_websocket};

@@ -89,6 +89,10 @@ pub const TARGETS: &[Target] = &[
         name: "log_line",
         run: streams::log_line,
     },
+    Target {
+        name: "proxied_page",
+        run: streams::proxied_page,
+    },
 ];
 
 /// Runs the target of that name.

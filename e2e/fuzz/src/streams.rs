@@ -18,6 +18,10 @@ pub(crate) fn spdy(bytes: &[u8]) {
     gantry_apiserver::fuzzing::spdy(bytes);
 }
 
+pub(crate) fn proxied_page(bytes: &[u8]) {
+    gantry_apiserver::fuzzing::proxied_page(bytes);
+}
+
 pub(crate) fn node_message(bytes: &[u8]) {
     if let Ok(AgentMessage {
         message: Some(message),

@@ -1,56 +1,47 @@
 //! `pods/proxy`, `services/proxy` and `nodes/proxy`: HTTP requests that the server passes on, over the node's own link
 //! where the target is a pod.
 //!
-//! What a client says of itself (its credential) stays here. Websites behind the proxy are not rewritten: their links
-//! must be relative.
+//! What a client says of itself (its credential) stays here. What of a website leads to its root (links in HTML, redirects)
+//! is led below the proxy's path, as Kubernetes does it; what scripts make up is not.
 
+mod connection;
+mod headers;
+mod html;
+mod links;
+mod page;
 mod target;
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use async_trait::async_trait;
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use gantry_api::status::StatusError;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
 };
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, WriteHalf};
-use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc, oneshot};
 
-use self::target::{Backend, Target};
-use super::port_forward::{Client, forward};
+use self::connection::{Connection, connect};
+use self::links::Links;
+use self::page::{Coding, Page};
 use super::upgrade::protocol_asked_for;
-use super::{Gone, Input};
 use crate::context::Context;
+use crate::peer::Peer;
 
-/// Bytes under way between the two sides of a connection.
-const WINDOW: usize = 64 << 10;
-/// How long a target may take to accept a connection.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Of one connection only, or of the client and this server alone.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    header::AUTHORIZATION,
-];
-
-/// What is asked of the target: the path behind `/proxy`; none where the client must learn that it ends with a slash.
-fn asked_path(uri: &Uri, namespaced: bool) -> Option<&str> {
+/// A request's path, cut behind `/proxy`: what leads to the proxy, and what is asked of the target, which is empty where no
+/// slash follows. `None` for paths that lead to no proxy.
+fn cut(uri: &Uri, namespaced: bool) -> Option<(&str, &str)> {
+    let path = uri.path();
     // `/api/v1/namespaces/NAMESPACE/PLURAL/NAME/proxy`, or `/api/v1/PLURAL/NAME/proxy`
-    let before = if namespaced { 7 } else { 5 };
-    let last = uri.path().splitn(before + 1, '/').nth(before)?;
+    let before = if namespaced { 6 } else { 4 };
+    let whole = path.trim_start_matches('/');
+    let last = whole.splitn(before + 1, '/').nth(before)?;
     let rest = last.strip_prefix("proxy")?;
-    rest.starts_with('/').then_some(rest)
+    if !rest.is_empty() && !rest.starts_with('/') {
+        return None;
+    }
+    Some((path.strip_suffix(rest)?, rest))
 }
 
 /// Passes a request on and answers with what the target says.
@@ -71,32 +62,35 @@ pub(crate) async fn proxy(
         return Err(StatusError::method_not_allowed());
     }
     let target = target::find(context)?;
+    let uri = request.uri().clone();
+    let (prefix, path) = cut(&uri, context.namespace().is_some())
+        .ok_or_else(|| StatusError::bad_request("the path leads to no proxy"))?;
     let upgrades = protocol_asked_for(&request).cloned();
-    let Some(path) = asked_path(request.uri(), context.namespace().is_some()) else {
-        return Ok(with_slash(request.uri()));
-    };
-    let uri: Uri = match request.uri().query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if path.is_empty() && reads && upgrades.is_none() {
+        return Ok(with_slash(&uri));
     }
-    .parse()
-    .map_err(|error| StatusError::bad_request(format!("the path behind /proxy: {error}")))?;
+    let host = match headers::host(request.headers(), &uri) {
+        Some(host) => host,
+        None => HeaderValue::from_str(&target.authority())
+            .map_err(|error| StatusError::internal(error.to_string()))?,
+    };
+    let links = Links::new(prefix, target.authority(), host.as_bytes());
     let client = upgrades.is_some().then(|| hyper::upgrade::on(&mut request));
+    let peer = request.extensions().get::<Arc<Peer>>();
+    let from = peer.map(|peer| peer.address);
     let (parts, body) = request.into_parts();
+    let wants_head = parts.method == Method::HEAD;
     let mut onward = Request::new(body);
     *onward.method_mut() = parts.method;
-    *onward.uri_mut() = uri;
-    *onward.headers_mut() = headers_onward(parts.headers, &parts.uri, &target, upgrades.clone());
+    *onward.uri_mut() = asked(path, uri.query())?;
+    *onward.headers_mut() = headers::onward(parts.headers, &host, &uri, from, upgrades);
 
-    let (mut sender, failure) = connect(target).await?;
-    let answer = sender.send_request(onward).await;
+    let mut connection = connect(target).await?;
+    let answer = connection.sender.send_request(onward).await;
     let mut answer = match answer {
         Ok(answer) => answer,
-        Err(error) => {
-            // The node's own words say more than that the connection broke off.
-            let why = failure.await.unwrap_or_else(|_| error.to_string());
-            return Err(unreachable(&why));
-        }
+        Err(error) => return Err(connection.why(&error).await),
     };
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client) = client else {
@@ -107,30 +101,78 @@ pub(crate) async fn proxy(
                 None,
             ));
         };
-        let backend = hyper::upgrade::on(&mut answer);
-        tokio::spawn(async move {
-            let Ok((client, backend)) = tokio::try_join!(client, backend) else {
-                return;
-            };
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
-                tracing::debug!(%error, "a proxied connection ended");
-            }
-        });
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        *response.headers_mut() = answer.headers().clone();
-        return Ok(response);
+        return Ok(switch(client, &mut answer));
     }
     let (mut parts, body) = answer.into_parts();
-    strip(&mut parts.headers);
-    let mut response = Response::new(Body::new(Held {
+    let Connection { sender, .. } = connection;
+    let body = Held {
         body,
         _sender: sender,
-    }));
+    };
+    headers::back(&mut parts.headers);
+    let has_body = !wants_head && !http_body::Body::is_end_stream(&body);
+    let coding = rewrites(&mut parts.headers, &links).filter(|_| has_body);
+    let body = match coding {
+        Some(coding) => {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Body::new(Page::new(body, coding, links))
+        }
+        None => Body::new(body),
+    };
+    let mut response = Response::new(body);
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     Ok(response)
+}
+
+/// What is asked of the target, spelled as the client spelled it.
+fn asked(path: &str, query: Option<&str>) -> Result<Uri, StatusError> {
+    let path = if path.is_empty() { "/" } else { path };
+    let uri = match query {
+        Some(query) => format!("{path}?{query}").parse::<Uri>(),
+        None => path.parse::<Uri>(),
+    };
+    uri.map_err(|error| StatusError::bad_request(format!("the path behind /proxy: {error}")))
+}
+
+/// Rewrites a redirect. Otherwise tells what a page comes in whose links are to be rewritten.
+fn rewrites(headers: &mut HeaderMap, links: &Links) -> Option<Coding> {
+    if let Some(location) = headers.get(header::LOCATION)
+        && !location.is_empty()
+    {
+        let location = links.location(location.as_bytes());
+        if let Ok(location) = HeaderValue::from_bytes(&location) {
+            headers.insert(header::LOCATION, location);
+        }
+        return None;
+    }
+    let value = |name: HeaderName| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let media = value(header::CONTENT_TYPE)
+        .split(|byte| *byte == b';')
+        .next()?;
+    let is_page = media.trim_ascii().eq_ignore_ascii_case(b"text/html");
+    Coding::of(value(header::CONTENT_ENCODING)).filter(|_| is_page)
+}
+
+/// Answers that the protocol is switched, and copies between both sides once it is.
+fn switch(
+    client: hyper::upgrade::OnUpgrade,
+    answer: &mut Response<hyper::body::Incoming>,
+) -> Response<Body> {
+    let backend = hyper::upgrade::on(&mut *answer);
+    tokio::spawn(async move {
+        let Ok((client, backend)) = tokio::try_join!(client, backend) else {
+            return;
+        };
+        let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut backend).await {
+            tracing::debug!(%error, "a proxied connection ended");
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = answer.headers().clone();
+    response
 }
 
 fn unreachable(why: &str) -> StatusError {
@@ -147,135 +189,6 @@ fn with_slash(uri: &Uri) -> Response<Body> {
         response.headers_mut().insert(header::LOCATION, location);
     }
     response
-}
-
-fn strip(headers: &mut HeaderMap) {
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
-}
-
-fn headers_onward(
-    mut headers: HeaderMap,
-    uri: &Uri,
-    target: &Target,
-    upgrade: Option<HeaderValue>,
-) -> HeaderMap {
-    strip(&mut headers);
-    let own = [
-        (header::HOST, target.host.clone()),
-        (
-            HeaderName::from_static("x-forwarded-uri"),
-            uri.path().to_owned(),
-        ),
-        (
-            HeaderName::from_static("x-forwarded-proto"),
-            "https".to_owned(),
-        ),
-    ];
-    let host = headers.remove(header::HOST);
-    if let Some(host) = host {
-        headers.insert(HeaderName::from_static("x-forwarded-host"), host);
-    }
-    for (name, value) in own {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
-        }
-    }
-    if let Some(protocol) = upgrade {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol);
-    }
-    headers
-}
-
-/// A connection, and why it broke off when its node says so.
-async fn connect(
-    target: Target,
-) -> Result<(http1::SendRequest<Body>, oneshot::Receiver<String>), StatusError> {
-    let (told, failure) = oneshot::channel();
-    let sender = match target.backend {
-        Backend::Pod(ports) => {
-            let node = ports
-                .open(target.port)
-                .await
-                .map_err(|why| unreachable(&why))?;
-            let (near, far) = tokio::io::duplex(WINDOW);
-            tokio::spawn(async move {
-                if let Err(why) = carry(node, far).await {
-                    // Nobody asks any more when the answer has begun.
-                    told.send(why).ok();
-                }
-            });
-            handshake(near).await?
-        }
-        Backend::Address(address) => {
-            let connecting = TcpStream::connect((address, target.port));
-            let stream = match tokio::time::timeout(PATIENCE, connecting).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    let place = std::net::SocketAddr::new(address, target.port);
-                    return Err(unreachable(&format!("dial tcp {place}: {error}")));
-                }
-                Err(_) => return Err(unreachable(&format!("{address} does not answer"))),
-            };
-            handshake(stream).await?
-        }
-    };
-    Ok((sender, failure))
-}
-
-async fn handshake(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> Result<http1::SendRequest<Body>, StatusError> {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| unreachable(&error.to_string()))?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a connection to a proxied target ended");
-        }
-    });
-    Ok(sender)
-}
-
-/// What comes from the pod, on its way into the connection.
-struct Inbound(Mutex<WriteHalf<DuplexStream>>);
-
-#[async_trait]
-impl Client for Inbound {
-    async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
-        let mut writer = self.0.lock().await;
-        writer.write_all(&bytes).await.map_err(|_| Gone)
-    }
-
-    async fn end(&self) -> Result<(), Gone> {
-        let mut writer = self.0.lock().await;
-        writer.shutdown().await.map_err(|_| Gone)
-    }
-}
-
-/// Carries the bytes of a connection over a stream to the node, until either side has ended.
-async fn carry(node: super::NodeStream, far: DuplexStream) -> Result<(), String> {
-    let (mut reader, writer) = tokio::io::split(far);
-    let (input, from_client) = mpsc::channel(4);
-    let up = async {
-        let mut buffer = BytesMut::with_capacity(WINDOW);
-        while let Ok(1..) = reader.read_buf(&mut buffer).await {
-            let bytes = buffer.split().freeze();
-            if input.send(Input::Data(bytes)).await.is_err() {
-                // The node's last words are still to be read.
-                std::future::pending::<()>().await;
-            }
-            buffer.reserve(WINDOW);
-        }
-    };
-    let inbound = Inbound(Mutex::new(writer));
-    tokio::select! {
-        ended = forward(node, from_client, &inbound) => ended,
-        // The answer has been read, or nobody wants it any more.
-        () = up => Ok(()),
-    }
 }
 
 /// A body that keeps its connection until it has been read.
@@ -302,6 +215,17 @@ impl http_body::Body for Held {
     fn size_hint(&self) -> http_body::SizeHint {
         self.body.size_hint()
     }
+}
+
+/// A page, in pieces that end where it has this byte, for the fuzzer.
+pub(crate) fn fuzz_page(page: &[u8]) {
+    let links = Links::new("/proxy", "10.0.0.1:80".to_owned(), b"localhost");
+    let mut rewriter = html::Rewriter::new(links);
+    let mut out = Vec::new();
+    for piece in page.split_inclusive(|byte| *byte == 0) {
+        rewriter.piece(piece, &mut out);
+    }
+    rewriter.finish(&mut out);
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Whom a proxied request is for: a pod's port, a ready endpoint of a service, or an address of a node.
+//! Whom a proxied request is for: a pod's port, a ready endpoint of a service, or a port of a node.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use gantry_api::status::StatusError;
 use gantry_rpc::node::OpenStream;
 use gantry_store::Key;
-use rand::seq::IndexedRandom;
+use rand::seq::SliceRandom;
 use serde_json::Value;
 
 use crate::codec;
@@ -16,19 +16,27 @@ use crate::streams::port_forward::Ports;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// Where bytes go.
+/// Who connects.
 pub(super) enum Backend {
-    /// Into a pod, over its node's link.
-    Pod(Box<Ports>),
-    /// Straight to an address: of a node, or of an endpoint that is no pod.
-    Address(IpAddr),
+    /// The pod's node, which this server reaches by its link.
+    Node(Box<Ports>),
+    /// This server.
+    Server,
 }
 
 pub(super) struct Target {
     pub(super) backend: Backend,
+    pub(super) address: IpAddr,
     pub(super) port: u16,
-    /// As the target is called in the request.
-    pub(super) host: String,
+    /// Whether TLS is spoken; nobody vouches for the certificate.
+    pub(super) tls: bool,
+}
+
+impl Target {
+    /// As the target is called in URLs of its own.
+    pub(super) fn authority(&self) -> String {
+        SocketAddr::new(self.address, self.port).to_string()
+    }
 }
 
 /// `name`, `name:port` or `scheme:name:port`.
@@ -51,37 +59,32 @@ impl<'a> Named<'a> {
         let known = matches!(scheme, "" | "http" | "https");
         (known && !name.is_empty()).then_some(Self { scheme, name, port })
     }
+
+    fn tls(&self) -> bool {
+        self.scheme == "https"
+    }
+
+    /// The port of URLs that name none.
+    fn usual_port(&self) -> u16 {
+        if self.tls() { 443 } else { 80 }
+    }
 }
 
 /// Finds the target that the path names.
 pub(super) fn find(context: &Context<'_>) -> Result<Target, StatusError> {
     let streams = context.api.streams.clone();
     let kind = &*context.resource.info().singular;
-    let invalid =
-        || StatusError::bad_request(format!("invalid {kind} request {:?}", context.name()));
-    let named = Named::parse(context.name()).ok_or_else(invalid)?;
+    let named = Named::parse(context.name()).ok_or_else(|| {
+        StatusError::bad_request(format!("invalid {kind} request {:?}", context.name()))
+    })?;
     let key = context.resource.key(context.namespace(), named.name);
     let object = read(context, &key)?;
-    if named.scheme == "https" {
-        return Err(StatusError::bad_request(format!(
-            "{kind} {:?} cannot be reached over https here, since nobody vouches for its certificate: use http, or kubectl port-forward",
-            named.name
-        )));
-    }
     match kind {
         "service" => service(context, streams, &named, &object),
         "pod" => {
-            let port = match named.port {
-                "" => first_port(&object).unwrap_or(80),
-                text => text.parse().map_err(|_| invalid())?,
-            };
-            let place = Place {
-                namespace: context.namespace().unwrap_or_default(),
-                name: named.name,
-                uid: meta(&object, "uid"),
-                node: object["spec"]["nodeName"].as_str().unwrap_or_default(),
-            };
-            place.target(streams, port)
+            let port = pod_port(&named, &object)?;
+            let address = addresses(&object).next().unwrap_or_default();
+            pod(&object, streams, address, port, named.tls())
         }
         _ => node(&named, &object),
     }
@@ -94,52 +97,84 @@ fn read(context: &Context<'_>, key: &Key) -> Result<Value, StatusError> {
     codec::decode(context.resource, &entry.value)
 }
 
-/// The first port that a pod's containers name.
-fn first_port(pod: &Value) -> Option<u16> {
-    let containers = pod["spec"]["containers"].as_array()?.iter();
-    containers
-        .filter_map(|container| container["ports"].get(0))
-        .find_map(|port| u16::try_from(port["containerPort"].as_u64()?).ok())
+fn unavailable(message: String) -> StatusError {
+    StatusError::service_unavailable(message)
 }
 
-/// Where a pod runs.
-struct Place<'a> {
-    namespace: &'a str,
-    name: &'a str,
-    uid: &'a str,
-    node: &'a str,
+/// A number as URLs have it.
+fn number(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse::<u16>().ok().filter(|_| digits)
 }
 
-impl Place<'_> {
-    fn target(self, streams: Arc<dyn NodeStreams>, port: u16) -> Result<Target, StatusError> {
-        if self.node.is_empty() {
-            return Err(StatusError::bad_request(format!(
-                "pod {} does not have a host assigned",
-                self.name
-            )));
-        }
-        let request = OpenStream {
-            namespace: self.namespace.to_owned(),
-            pod: self.name.to_owned(),
-            pod_uid: self.uid.to_owned(),
-            ..OpenStream::default()
-        };
-        let ports = Ports::new(streams, self.node.to_owned(), request);
-        Ok(Target {
-            backend: Backend::Pod(Box::new(ports)),
-            port,
-            host: format!("{}:{port}", self.name),
-        })
+/// The items of a list somewhere in an object.
+fn items<'a>(object: &'a Value, path: &[&str]) -> impl Iterator<Item = &'a Value> + use<'a> {
+    let list = path.iter().fold(object, |value, name| &value[*name]);
+    list.as_array().into_iter().flatten()
+}
+
+/// The port of a pod: a number, a name that a container gives one, or the first of all.
+fn pod_port(named: &Named<'_>, pod: &Value) -> Result<u16, StatusError> {
+    let value = |port: &Value| u16::try_from(port["containerPort"].as_u64()?).ok();
+    let containers = || items(pod, &["spec", "containers"]);
+    if named.port.is_empty() {
+        let mut first = containers().filter_map(|container| container["ports"].get(0));
+        return Ok(first.find_map(value).unwrap_or(named.usual_port()));
     }
+    let by_name = || {
+        let mut ports = containers().flat_map(|container| items(container, &["ports"]));
+        ports
+            .find(|port| port["name"] == named.port)
+            .and_then(value)
+    };
+    number(named.port).or_else(by_name).ok_or_else(|| {
+        let why = format!("dial tcp: lookup tcp/{}: unknown port", named.port);
+        super::unreachable(&why)
+    })
 }
 
-/// A ready endpoint of a service's port.
-#[derive(Debug, PartialEq)]
-struct Endpoint {
-    address: String,
+/// The addresses of a pod, as its node says them.
+fn addresses(pod: &Value) -> impl Iterator<Item = &str> {
+    items(pod, &["status", "podIPs"]).filter_map(|entry| entry["ip"].as_str())
+}
+
+/// A port on one of a pod's addresses.
+fn pod(
+    pod: &Value,
+    streams: Arc<dyn NodeStreams>,
+    address: &str,
     port: u16,
-    /// Name, uid and node of the pod that it is.
-    pod: Option<(String, String, String)>,
+    tls: bool,
+) -> Result<Target, StatusError> {
+    let address = allowed(address, is_ordinary)?;
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    if node.is_empty() {
+        return Err(StatusError::bad_request(format!(
+            "pod {} does not have a host assigned",
+            meta(pod, "name")
+        )));
+    }
+    let request = OpenStream {
+        namespace: meta(pod, "namespace").to_owned(),
+        pod: meta(pod, "name").to_owned(),
+        pod_uid: meta(pod, "uid").to_owned(),
+        ..OpenStream::default()
+    };
+    let ports = Ports::new(streams, node.to_owned(), request).at(address);
+    Ok(Target {
+        backend: Backend::Node(Box::new(ports)),
+        address,
+        port,
+        tls,
+    })
+}
+
+/// A ready endpoint of a service's port that says which pod it is.
+#[derive(Debug, PartialEq, Eq)]
+struct Endpoint<'a> {
+    address: &'a str,
+    port: u16,
+    pod: &'a str,
 }
 
 fn service(
@@ -149,10 +184,11 @@ fn service(
     object: &Value,
 ) -> Result<Target, StatusError> {
     let port = port_name(named, object)?;
+    let namespace = context.namespace().unwrap_or_default();
     let table = crate::registry::table("discovery.k8s.io", "endpointslices");
     let snapshot = context.api.store.snapshot(&table);
     let slices: Vec<Value> = snapshot
-        .range_namespace(context.namespace().unwrap_or_default())
+        .range_namespace(namespace)
         .filter(|(_, entry)| {
             let labels = &entry.index.labels;
             labels
@@ -164,37 +200,43 @@ fn service(
     if slices.is_empty() {
         return Err(StatusError::not_found(context.resource.info(), named.name));
     }
-    let endpoints = endpoints(&slices, &port);
-    let Some(chosen) = endpoints.choose(&mut rand::rng()) else {
-        return Err(StatusError::service_unavailable(format!(
-            "no endpoints available for service {:?}",
-            named.name
-        )));
-    };
-    match &chosen.pod {
-        Some((name, uid, node)) => {
-            let namespace = context.namespace().unwrap_or_default();
-            let place = Place {
-                namespace,
-                name,
-                uid,
-                node,
-            };
-            place.target(streams, chosen.port)
+    let mut endpoints = endpoints(&slices, namespace, &port);
+    endpoints.shuffle(&mut rand::rng());
+    for endpoint in endpoints {
+        // An endpoint is what somebody wrote. Requests go nowhere but to pods, and to those at their own addresses.
+        let key = Key {
+            table: crate::registry::table("", "pods"),
+            namespace: namespace.into(),
+            name: endpoint.pod.into(),
+        };
+        let entry = context.api.store.get(&key);
+        let found = entry.and_then(|entry| serde_json::from_slice::<Value>(&entry.value).ok());
+        if let Some(found) = found
+            && addresses(&found).any(|own| own == endpoint.address)
+        {
+            return pod(
+                &found,
+                streams,
+                endpoint.address,
+                endpoint.port,
+                named.tls(),
+            );
         }
-        None => address(&chosen.address, chosen.port, is_ordinary),
     }
+    let asked = context.name();
+    Err(unavailable(format!(
+        "no endpoints available for service {asked:?}"
+    )))
 }
 
 /// The name of the service's port that is asked for, by name or number.
 fn port_name(named: &Named<'_>, service: &Value) -> Result<String, StatusError> {
-    let Ok(number) = named.port.parse::<u64>() else {
+    let Ok(number) = named.port.parse::<i64>() else {
         return Ok(named.port.to_owned());
     };
-    let mut ports = service["spec"]["ports"].as_array().into_iter().flatten();
-    let found = ports.find(|port| port["port"] == number);
+    let found = items(service, &["spec", "ports"]).find(|port| port["port"] == number);
     let found = found.ok_or_else(|| {
-        StatusError::service_unavailable(format!(
+        unavailable(format!(
             "no service port {number} found for service {:?}",
             named.name
         ))
@@ -202,27 +244,21 @@ fn port_name(named: &Named<'_>, service: &Value) -> Result<String, StatusError> 
     Ok(found["name"].as_str().unwrap_or_default().to_owned())
 }
 
-fn endpoints(slices: &[Value], port: &str) -> Vec<Endpoint> {
+fn endpoints<'a>(slices: &'a [Value], namespace: &str, port: &str) -> Vec<Endpoint<'a>> {
     let mut found = Vec::new();
     for slice in slices {
-        let mut ports = slice["ports"].as_array().into_iter().flatten();
-        let number = ports
+        let number = items(slice, &["ports"])
             .find(|known| known["name"].as_str().unwrap_or_default() == port)
             .and_then(|known| u16::try_from(known["port"].as_u64()?).ok());
         let Some(port) = number else { continue };
-        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
-        for endpoint in endpoints.filter(|endpoint| endpoint["conditions"]["ready"] != false) {
+        let ready = |endpoint: &&Value| endpoint["conditions"]["ready"] != false;
+        for endpoint in items(slice, &["endpoints"]).filter(ready) {
             let target = &endpoint["targetRef"];
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let pod = (target["kind"] == "Pod").then(|| {
-                (
-                    text(&target["name"]),
-                    text(&target["uid"]),
-                    text(&endpoint["nodeName"]),
-                )
-            });
-            if let Some(address) = endpoint["addresses"][0].as_str() {
-                let address = address.to_owned();
+            let is_here = target["kind"] == "Pod" && target["namespace"] == namespace;
+            if let (Some(address), Some(pod)) =
+                (endpoint["addresses"][0].as_str(), target["name"].as_str())
+                && is_here
+            {
                 found.push(Endpoint { address, port, pod });
             }
         }
@@ -233,31 +269,28 @@ fn endpoints(slices: &[Value], port: &str) -> Vec<Endpoint> {
 /// A node's own port. Its agent has none of its own, so that one must be named.
 fn node(named: &Named<'_>, object: &Value) -> Result<Target, StatusError> {
     if named.port.is_empty() {
-        return Err(StatusError::service_unavailable(format!(
+        return Err(unavailable(format!(
             "the agent of node {:?} serves no HTTP: name a port of the node, as in nodes/{}:9100/proxy/",
             named.name, named.name
         )));
     }
-    let port = named.port.parse().map_err(|_| {
+    let port = number(named.port).ok_or_else(|| {
         StatusError::bad_request(format!("{:?} is not a port of a node", named.port))
     })?;
-    let mut addresses = object["status"]["addresses"]
-        .as_array()
-        .into_iter()
-        .flatten();
-    let internal = addresses
+    let internal = items(object, &["status", "addresses"])
         .find(|address| address["type"] == "InternalIP")
-        .and_then(|address| address["address"].as_str());
-    match internal {
-        // A node that runs beside a server may call itself by the loopback address.
-        Some(text) => address(text, port, |address| {
-            address.is_loopback() || is_ordinary(address)
-        }),
-        None => Err(StatusError::service_unavailable(format!(
-            "node {:?} has no address",
-            named.name
-        ))),
-    }
+        .and_then(|address| address["address"].as_str())
+        .ok_or_else(|| unavailable(format!("node {:?} has no address", named.name)))?;
+    // A node that runs beside a server may call itself by the loopback address.
+    let address = allowed(internal, |address| {
+        address.is_loopback() || is_ordinary(address)
+    })?;
+    Ok(Target {
+        backend: Backend::Server,
+        address,
+        port,
+        tls: named.tls(),
+    })
 }
 
 /// Whether an address is of one machine on a network. Anything else would lead back to this server, or to what answers only
@@ -272,120 +305,13 @@ fn is_ordinary(address: IpAddr) -> bool {
 }
 
 /// An address that may be reached, however it is spelled.
-fn address(
-    text: &str,
-    port: u16,
-    is_allowed: impl Fn(IpAddr) -> bool,
-) -> Result<Target, StatusError> {
-    let address: IpAddr = text
-        .parse()
-        .map_err(|_| StatusError::service_unavailable(format!("{text:?} is not an address")))?;
-    let address = address.to_canonical();
-    if !is_allowed(address) {
-        return Err(StatusError::bad_request("address not allowed"));
-    }
-    Ok(Target {
-        backend: Backend::Address(address),
-        port,
-        host: std::net::SocketAddr::new(address, port).to_string(),
-    })
+fn allowed(text: &str, is_allowed: impl Fn(IpAddr) -> bool) -> Result<IpAddr, StatusError> {
+    let address = text.parse::<IpAddr>().ok();
+    let address = address.map(|address| address.to_canonical());
+    address
+        .filter(|address| is_allowed(*address))
+        .ok_or_else(|| StatusError::bad_request("address not allowed"))
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn names_have_up_to_three_parts() {
-        let parsed =
-            |text| Named::parse(text).map(|Named { scheme, name, port }| (scheme, name, port));
-        assert_eq!(parsed("a"), Some(("", "a", "")));
-        assert_eq!(parsed("a:http"), Some(("", "a", "http")));
-        assert_eq!(parsed("https:a:443"), Some(("https", "a", "443")));
-        assert_eq!(parsed("https:a:"), Some(("https", "a", "")));
-        for bad in ["", ":80", "ftp:a:80", "a:b:c:d"] {
-            assert_eq!(parsed(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn ready_endpoints_of_the_port_are_found() {
-        let slice = json!({
-            "ports": [{"name": "http", "port": 8080}, {"name": "adm", "port": 9000}],
-            "endpoints": [
-                {
-                    "addresses": ["10.244.0.1"], "conditions": {"ready": true}, "nodeName": "n",
-                    "targetRef": {"kind": "Pod", "name": "p", "uid": "u"}
-                },
-                {"addresses": ["10.244.0.2"], "conditions": {"ready": false}},
-                {"addresses": ["192.0.2.1"], "conditions": {}}
-            ]
-        });
-        let empty = json!({"ports": null, "endpoints": null});
-        let found = endpoints(&[empty, slice], "http");
-        let pod = ("p".to_owned(), "u".to_owned(), "n".to_owned());
-        let expected = [("10.244.0.1", Some(pod)), ("192.0.2.1", None)];
-        let expected = expected.map(|(address, pod)| Endpoint {
-            address: address.to_owned(),
-            port: 8080,
-            pod,
-        });
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn no_spelling_leads_to_the_server_itself() {
-        let reached = |text: &str| address(text, 80, is_ordinary).map(|target| target.host);
-        for inward in [
-            "127.0.0.1",
-            "::1",
-            "::ffff:127.0.0.1",
-            "169.254.169.254",
-            "::ffff:169.254.169.254",
-            "fe80::1",
-            "0.0.0.0",
-            "::",
-            "::ffff:0.0.0.0",
-            "224.0.0.1",
-            "ff02::1",
-            "255.255.255.255",
-        ] {
-            let error = reached(inward).expect_err(inward);
-            assert_eq!(
-                (error.code(), error.message()),
-                (400, "address not allowed")
-            );
-        }
-        assert_eq!(
-            reached("::ffff:192.0.2.1").ok().as_deref(),
-            Some("192.0.2.1:80")
-        );
-        assert_eq!(
-            reached("2001:db8::1").ok().as_deref(),
-            Some("[2001:db8::1]:80")
-        );
-        let of_node = |text: &str| {
-            let node = json!({"status": {"addresses": [{"type": "InternalIP", "address": text}]}});
-            let named = Named::parse("n:9100").expect("a name");
-            super::node(&named, &node).map(|target| target.host)
-        };
-        assert_eq!(of_node("127.0.0.1").ok().as_deref(), Some("127.0.0.1:9100"));
-        assert!(of_node("169.254.169.254").is_err());
-        assert!(of_node("0.0.0.0").is_err());
-    }
-
-    #[test]
-    fn a_port_is_named_or_numbered() {
-        let service = json!({"spec": {"ports": [{"port": 80, "name": "http"}, {"port": 81}]}});
-        let of = |text| port_name(&Named::parse(text).expect("a name"), &service);
-        assert_eq!(of("a:80").ok().as_deref(), Some("http"));
-        assert_eq!(of("a:81").ok().as_deref(), Some(""));
-        assert_eq!(of("a:web").ok().as_deref(), Some("web"));
-        assert_eq!(
-            of("a:82").map_err(|error| error.message().to_owned()),
-            Err("no service port 82 found for service \"a\"".to_owned())
-        );
-    }
-}
+mod tests;

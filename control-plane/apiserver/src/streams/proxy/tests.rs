@@ -1,21 +1,35 @@
 //! Requests through a node that is a small web server.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use gantry_rpc::node::{OpenStream, StreamFrame, open_stream, stream_frame::Frame};
 use http_body_util::BodyExt;
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::*;
+use crate::pki::{Authority, Subject, server_config};
 use crate::streams::{NodeStream, NodeStreams};
 use crate::{ApiServer, ApiServerConfig, Identity};
 
-/// A node whose pods say what they were asked; port 81 is closed.
-struct Web;
+/// A node whose pods say what they were asked: over TLS at port 443. Port 81 is closed.
+struct Web {
+    tls: Arc<rustls::ServerConfig>,
+}
+
+fn frame(frame: Frame) -> StreamFrame {
+    StreamFrame {
+        stream_id: String::new(),
+        frame: Some(frame),
+    }
+}
 
 #[async_trait]
 impl NodeStreams for Web {
@@ -28,10 +42,7 @@ impl NodeStreams for Web {
         }
         let (to_node, mut node_reads) = mpsc::channel::<StreamFrame>(4);
         let (node_writes, from_node) = mpsc::channel(4);
-        let frame = |frame| StreamFrame {
-            stream_id: String::new(),
-            frame: Some(frame),
-        };
+        let tls = self.tls.clone();
         tokio::spawn(async move {
             if options.port == 81 {
                 let status =
@@ -49,44 +60,19 @@ impl NodeStreams for Web {
                     }
                 }
             });
-            let pod = request.pod;
-            tokio::spawn(async move {
-                let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let pod = pod.clone();
-                    async move {
-                        let (parts, body) = request.into_parts();
-                        let header = |name: &str| {
-                            let value = parts.headers.get(name);
-                            value
-                                .and_then(|value| value.to_str().ok())
-                                .map(str::to_owned)
-                        };
-                        let told = json!({
-                            "pod": pod,
-                            "port": options.port,
-                            "method": parts.method.as_str(),
-                            "uri": parts.uri.to_string(),
-                            "host": header("host"),
-                            "credential": header("authorization"),
-                            "forwarded": header("x-forwarded-uri"),
-                            "body": String::from_utf8_lossy(&body.collect().await.expect("a body").to_bytes()),
-                        });
-                        let mut response = Response::new(Body::from(told.to_string()));
-                        *response.status_mut() = StatusCode::IM_A_TEAPOT;
-                        if parts.uri.path() == "/switch" {
-                            let protocol = HeaderValue::from_static("madeup");
-                            let upgrade = HeaderValue::from_static("upgrade");
-                            response = Response::new(Body::empty());
-                            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                            response.headers_mut().insert(header::CONNECTION, upgrade);
-                            response.headers_mut().insert(header::UPGRADE, protocol);
-                        }
-                        Ok::<_, Infallible>(response)
+            let told = json!({
+                "pod": request.pod, "uid": request.pod_uid, "address": options.address, "port": options.port,
+            });
+            if options.port == 443 {
+                tokio::spawn(async move {
+                    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+                    if let Ok(stream) = acceptor.accept(far).await {
+                        answer(stream, told).await;
                     }
                 });
-                let connection = server::Builder::new().serve_connection(TokioIo::new(far), answer);
-                connection.await.ok();
-            });
+            } else {
+                tokio::spawn(answer(far, told));
+            }
             let mut buffer = bytes::BytesMut::with_capacity(1024);
             while let Ok(1..) = reader.read_buf(&mut buffer).await {
                 let bytes = Frame::Stdout(buffer.split().freeze());
@@ -101,41 +87,136 @@ impl NodeStreams for Web {
     }
 }
 
-async fn send(server: &ApiServer, method: Method, path: &str, body: Value) -> Response<Body> {
+/// Answers the requests of one connection to the place that `told` says.
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, told: Value) {
+    let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let told = told.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.expect("a body").to_bytes();
+            let header = |name: &str| {
+                let value = parts.headers.get(name);
+                value
+                    .and_then(|value| value.to_str().ok())
+                    .map(str::to_owned)
+            };
+            let told = json!({
+                "at": told,
+                "method": parts.method.as_str(),
+                "uri": parts.uri.to_string(),
+                "host": header("host"),
+                "credential": header("authorization"),
+                "forwarded": header("x-forwarded-uri"),
+                "client": header("x-forwarded-for"),
+                "body": String::from_utf8_lossy(&body),
+            });
+            let mut response = Response::new(Body::from(told.to_string()));
+            *response.status_mut() = StatusCode::IM_A_TEAPOT;
+            match parts.uri.path() {
+                "/switch" => {
+                    let protocol = HeaderValue::from_static("madeup");
+                    let upgrade = HeaderValue::from_static("upgrade");
+                    response = Response::new(Body::empty());
+                    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                    response.headers_mut().insert(header::CONNECTION, upgrade);
+                    response.headers_mut().insert(header::UPGRADE, protocol);
+                }
+                "/page" => {
+                    let html = HeaderValue::from_static("text/html; charset=utf-8");
+                    let anybody = HeaderValue::from_static("*");
+                    response = Response::new(Body::from("<a href=\"/rewriteme\">test</a>"));
+                    let headers = response.headers_mut();
+                    headers.insert(header::CONTENT_TYPE, html);
+                    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, anybody);
+                }
+                "/moved" => {
+                    let location = HeaderValue::from_static("/login?to=/moved");
+                    response.headers_mut().insert(header::LOCATION, location);
+                    *response.status_mut() = StatusCode::FOUND;
+                }
+                _ => {}
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = server::Builder::new().serve_connection(TokioIo::new(stream), answer);
+    connection.await.ok();
+}
+
+/// An administrator's request to a path below `/`.
+async fn ask(server: &ApiServer, request: http::request::Builder, body: Value) -> Response<Body> {
     let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
     let body = match body {
         Value::Null => Body::empty(),
         body => Body::from(body.to_string()),
     };
+    let peer = Peer {
+        address: IpAddr::from([192, 0, 2, 7]),
+        identity: None,
+        key: None,
+    };
+    let request = request.extension(Arc::new(peer)).body(body);
+    let request = request.expect("a request");
+    let Ok(response) = server.local_service(administrator).oneshot(request).await;
+    response
+}
+
+async fn send(server: &ApiServer, method: Method, path: &str, body: Value) -> Response<Body> {
     let request = Request::builder()
         .method(method)
         .uri(format!("/api/v1/{path}"))
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::AUTHORIZATION, "Bearer secret")
-        .header(header::HOST, "api.example")
-        .body(body)
-        .expect("a request");
-    let Ok(response) = server.local_service(administrator).oneshot(request).await;
-    response
+        .header(header::HOST, "api.example");
+    ask(server, request, body).await
+}
+
+async fn get(server: &ApiServer, path: &str) -> (u16, Value) {
+    let answer = send(server, Method::GET, path, Value::Null).await;
+    (answer.status().as_u16(), told(answer).await)
+}
+
+async fn text(response: Response<Body>) -> String {
+    let body = response.into_body().collect().await.expect("a body");
+    String::from_utf8(body.to_bytes().to_vec()).expect("text")
 }
 
 async fn told(response: Response<Body>) -> Value {
-    let body = response.into_body().collect().await.expect("a body");
-    serde_json::from_slice(&body.to_bytes()).expect("JSON")
+    serde_json::from_str(&text(response).await).expect("JSON")
 }
+
+async fn status(server: &ApiServer, path: &str, status: Value) {
+    let request = Request::patch(format!("/api/v1/{path}/status"))
+        .header(header::CONTENT_TYPE, "application/merge-patch+json");
+    let patched = ask(server, request, json!({"status": status})).await;
+    assert_eq!(patched.status(), StatusCode::OK, "{}", text(patched).await);
+}
+
+const POD: &str = "namespaces/default/pods/p";
+const SERVICE: &str = "namespaces/default/services";
+const ADDRESS: &str = "10.244.0.1";
 
 async fn server() -> ApiServer {
     let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(Web));
+    let day = Duration::from_secs(24 * 60 * 60);
+    let authority = Authority::create(day).expect("an authority");
+    let own = authority.issue(&Subject::client("web", &[]), day);
+    let tls = server_config(&own.expect("a certificate"), authority.certificate());
+    let tls = tls.expect("a configuration");
+    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(Web { tls }));
     server.bootstrap(6443).await.expect("bootstrapped");
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
-        "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 8080}]}]}
+        "spec": {"nodeName": "n", "containers": [
+            {"name": "c", "image": "i", "ports": [{"containerPort": 8080}, {"containerPort": 443, "name": "tls"}]}
+        ]}
     });
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
-        "spec": {"ports": [{"name": "http", "port": 80}, {"name": "closed", "port": 81}]}
+        "spec": {"ports": [
+            {"name": "http", "port": 80}, {"name": "closed", "port": 81}, {"name": "tls", "port": 443}
+        ]}
     });
     for (place, object) in [
         ("nodes", node),
@@ -143,52 +224,153 @@ async fn server() -> ApiServer {
         ("namespaces/default/services", service),
     ] {
         let created = send(&server, Method::POST, place, object).await;
+        let code = created.status();
         assert_eq!(
-            created.status(),
+            code,
             StatusCode::CREATED,
-            "{place}: {:?}",
-            told(created).await
+            "{place}: {}",
+            text(created).await
         );
     }
+    let addresses = json!({"podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}]});
+    status(&server, POD, addresses).await;
     server
 }
 
-async fn publish(server: &ApiServer) {
+/// Makes a slice of the service: endpoints are addresses, and whose they are said to be.
+async fn publish(server: &ApiServer, name: &str, endpoints: &[(&str, Value)]) {
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|(address, target)| json!({"addresses": [address], "targetRef": target}))
+        .collect();
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": "s-1", "labels": {"kubernetes.io/service-name": "s"}},
-        "ports": [{"name": "http", "port": 8080}, {"name": "closed", "port": 81}],
-        "endpoints": [{
-            "addresses": ["10.244.0.1"], "nodeName": "n", "targetRef": {"kind": "Pod", "name": "p", "uid": "u"}
-        }]
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": "s"}},
+        "ports": [
+            {"name": "http", "port": 8080}, {"name": "closed", "port": 81}, {"name": "tls", "port": 443}
+        ],
+        "endpoints": endpoints
     });
     let place = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-    let request = Request::post(place)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(slice.to_string()))
-        .expect("a request");
-    let Ok(created) = server.local_service(administrator).oneshot(request).await;
+    let request = Request::post(place).header(header::CONTENT_TYPE, "application/json");
+    let created = ask(server, request, slice).await;
     assert_eq!(created.status(), StatusCode::CREATED);
 }
 
-const POD: &str = "namespaces/default/pods/p";
-const SERVICE: &str = "namespaces/default/services";
+fn reference() -> Value {
+    json!({"kind": "Pod", "namespace": "default", "name": "p"})
+}
 
 #[tokio::test]
 async fn a_request_reaches_the_pod_whole_and_without_the_credential() {
     let server = server().await;
-    let path = format!("{POD}/proxy/a//b/?q=1&path=x");
+    let path = format!("{POD}/proxy/a//b%2Fc/?q=1&path=x");
     let answer = send(&server, Method::PUT, &path, json!({"k": "v"})).await;
     assert_eq!(answer.status(), StatusCode::IM_A_TEAPOT);
-    let told = told(answer).await;
+    let mut told = told(answer).await;
+    let at = told["at"].take();
+    assert_eq!(
+        (&at["pod"], &at["address"], &at["port"]),
+        (&json!("p"), &json!(ADDRESS), &json!(8080))
+    );
+    assert_ne!(at["uid"], "");
     assert_eq!(
         told,
         json!({
-            "pod": "p", "port": 8080, "method": "PUT", "uri": "/a//b/?q=1&path=x", "host": "p:8080",
-            "credential": null, "forwarded": "/api/v1/namespaces/default/pods/p/proxy/a//b/", "body": "{\"k\":\"v\"}"
+            "at": null, "method": "PUT", "uri": "/a//b%2Fc/?q=1&path=x", "host": "api.example", "credential": null,
+            "client": "192.0.2.7", "forwarded": "/api/v1/namespaces/default/pods/p/proxy/a//b%2Fc/", "body": "{\"k\":\"v\"}"
         })
     );
+}
+
+#[tokio::test]
+async fn without_a_slash_what_reads_is_redirected_and_all_else_is_passed_on() {
+    let server = server().await;
+    publish(&server, "s-1", &[(ADDRESS, reference())]).await;
+    for place in [format!("{POD}:9/proxy"), format!("{SERVICE}/s:http/proxy")] {
+        for method in [Method::GET, Method::HEAD] {
+            let path = format!("{place}?method={method}");
+            let answer = send(&server, method, &path, Value::Null).await;
+            assert_eq!(answer.status(), StatusCode::MOVED_PERMANENTLY);
+            let (path, query) = path.split_once('?').expect("a query");
+            let location = &answer.headers()[header::LOCATION];
+            assert_eq!(location, &format!("/api/v1/{path}/?{query}"));
+        }
+        for method in [
+            Method::DELETE,
+            Method::OPTIONS,
+            Method::PATCH,
+            Method::POST,
+            Method::PUT,
+        ] {
+            let path = format!("{place}?method={method}");
+            let answer = send(&server, method.clone(), &path, Value::Null).await;
+            assert_eq!(answer.status(), StatusCode::IM_A_TEAPOT, "{method}");
+            let told = told(answer).await;
+            assert_eq!(
+                (&told["method"], &told["uri"]),
+                (
+                    &json!(method.as_str()),
+                    &json!(format!("/?method={method}"))
+                )
+            );
+        }
+        let trace = send(&server, Method::TRACE, &place, Value::Null).await;
+        assert_eq!(trace.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+}
+
+#[tokio::test]
+async fn tls_is_spoken_where_it_is_asked_for_and_nobody_vouches() {
+    let server = server().await;
+    publish(&server, "s-1", &[(ADDRESS, reference())]).await;
+    for place in [
+        "namespaces/default/pods/https:p:443".to_owned(),
+        "namespaces/default/pods/https:p:tls".to_owned(),
+        format!("{SERVICE}/https:s:443"),
+        format!("{SERVICE}/https:s:tls"),
+    ] {
+        let (code, told) = get(&server, &format!("{place}/proxy/x")).await;
+        assert_eq!((code, &told["uri"]), (418, &json!("/x")), "{place}");
+        assert_eq!(told["at"]["port"], 443);
+    }
+    // Neither side understands the other.
+    let (code, told) = get(&server, "namespaces/default/pods/https:p:80/proxy/").await;
+    assert_eq!(code, 503, "{told}");
+    let message = told["message"].as_str().expect("text");
+    assert!(
+        message.starts_with("error trying to reach service: "),
+        "{message}"
+    );
+    let (code, told) = get(&server, "namespaces/default/pods/https:p:81/proxy/").await;
+    assert_eq!(
+        (code, &told["message"]),
+        (
+            503,
+            &json!("error trying to reach service: connection refused")
+        )
+    );
+}
+
+#[tokio::test]
+async fn links_and_redirects_lead_through_the_proxy() {
+    let server = server().await;
+    let path = format!("{POD}/proxy/page");
+    let page = send(&server, Method::GET, &path, Value::Null).await;
+    assert!(!page.headers().contains_key("access-control-allow-origin"));
+    assert!(!page.headers().contains_key(header::CONTENT_LENGTH));
+    assert_eq!(
+        text(page).await,
+        "<a href=\"/api/v1/namespaces/default/pods/p/proxy/rewriteme\">test</a>"
+    );
+    let page = send(&server, Method::HEAD, &path, Value::Null).await;
+    assert_eq!(text(page).await, "");
+    let path = format!("{POD}:8080/proxy/moved");
+    let moved = send(&server, Method::GET, &path, Value::Null).await;
+    assert_eq!(moved.status(), StatusCode::FOUND);
+    let location = &moved.headers()[header::LOCATION];
+    let expected = "/api/v1/namespaces/default/pods/p:8080/proxy/login?to=/moved";
+    assert_eq!(location, expected);
 }
 
 #[tokio::test]
@@ -206,75 +388,111 @@ async fn a_pod_switches_no_protocol_unasked() {
 
 #[test]
 fn what_is_asked_is_behind_the_subresource() {
-    let asked = |uri: &'static str| {
+    let cut = |uri: &'static str| {
         let uri = Uri::from_static(uri);
         let namespaced = uri.path().contains("/namespaces/");
-        asked_path(&uri, namespaced).map(str::to_owned)
+        let cut = super::cut(&uri, namespaced);
+        cut.map(|(prefix, path)| (prefix.to_owned(), path.to_owned()))
     };
-    let pods = "/api/v1/namespaces/pods/pods/proxy/proxy/pods/proxy/x";
-    assert_eq!(asked(pods).as_deref(), Some("/pods/proxy/x"));
-    assert_eq!(asked("/api/v1/nodes/n/proxy/").as_deref(), Some("/"));
-    assert_eq!(asked("/api/v1/nodes/n/proxy"), None);
-}
-
-#[tokio::test]
-async fn a_path_without_slash_is_sent_to_one_with() {
-    let server = server().await;
-    let answer = send(
-        &server,
-        Method::GET,
-        &format!("{POD}:9/proxy?a=b"),
-        Value::Null,
-    )
-    .await;
-    assert_eq!(answer.status(), StatusCode::MOVED_PERMANENTLY);
-    let location = &answer.headers()[header::LOCATION];
-    assert_eq!(location, "/api/v1/namespaces/default/pods/p:9/proxy/?a=b");
+    let parts = |prefix: &str, path: &str| Some((prefix.to_owned(), path.to_owned()));
+    assert_eq!(
+        cut("/api/v1/namespaces/pods/pods/proxy/proxy/pods/proxy/x"),
+        parts("/api/v1/namespaces/pods/pods/proxy/proxy", "/pods/proxy/x")
+    );
+    assert_eq!(
+        cut("/api/v1/nodes/n/proxy/"),
+        parts("/api/v1/nodes/n/proxy", "/")
+    );
+    assert_eq!(
+        cut("//api/v1/nodes/n/proxy"),
+        parts("//api/v1/nodes/n/proxy", "")
+    );
+    assert_eq!(cut("/api/v1/nodes/n/proxying"), None);
+    assert_eq!(cut("/api/v1/nodes/n"), None);
 }
 
 #[tokio::test]
 async fn a_service_has_a_ready_endpoint_or_says_that_it_has_none() {
     let server = server().await;
-    let get = async |name: &str| {
-        let path = format!("{SERVICE}/{name}/proxy/");
-        let answer = send(&server, Method::GET, &path, Value::Null).await;
-        (answer.status().as_u16(), told(answer).await)
-    };
+    let get = async |name: &str| get(&server, &format!("{SERVICE}/{name}/proxy/")).await;
     assert_eq!(get("s:http").await.0, 404, "it has no slices");
-    publish(&server).await;
+    // What is no pod's own address is nobody's: not the server's, not another machine's.
+    let elsewhere = [
+        ("192.0.2.1", Value::Null),
+        ("192.0.2.2", reference()),
+        (
+            ADDRESS,
+            json!({"kind": "Pod", "namespace": "default", "name": "q"}),
+        ),
+        (
+            ADDRESS,
+            json!({"kind": "Pod", "namespace": "other", "name": "p"}),
+        ),
+    ];
+    publish(&server, "s-0", &elsewhere).await;
+    let (code, told) = get("s:http").await;
+    assert_eq!(
+        (code, &told["message"]),
+        (503, &json!("no endpoints available for service \"s:http\""))
+    );
+    publish(&server, "s-1", &[(ADDRESS, reference())]).await;
     for name in ["s:http", "s:80", "http:s:http"] {
-        let (status, told) = get(name).await;
+        let (code, told) = get(name).await;
         assert_eq!(
-            (status, &told["pod"], &told["port"]),
-            (418, &json!("p"), &json!(8080))
+            (
+                code,
+                &told["at"]["pod"],
+                &told["at"]["address"],
+                &told["at"]["port"]
+            ),
+            (418, &json!("p"), &json!(ADDRESS), &json!(8080))
         );
     }
-    let (status, told) = get("s:nope").await;
-    assert_eq!(status, 503);
-    assert_eq!(told["message"], "no endpoints available for service \"s\"");
-    let (status, told) = get("s:closed").await;
-    assert_eq!(status, 503);
+    for (name, message) in [
+        ("s:nope", "no endpoints available for service \"s:nope\""),
+        ("s", "no endpoints available for service \"s\""),
+        ("s:82", "no service port 82 found for service \"s\""),
+        (
+            "s:closed",
+            "error trying to reach service: connection refused",
+        ),
+    ] {
+        let (code, told) = get(name).await;
+        assert_eq!((code, &told["message"]), (503, &json!(message)), "{name}");
+    }
+    let (code, told) = get("ftp:s:80").await;
     assert_eq!(
-        told["message"],
-        "error trying to reach service: connection refused"
+        (code, &told["message"]),
+        (400, &json!("invalid service request \"ftp:s:80\""))
     );
-    assert_eq!(get("ftp:s:80").await.0, 400);
-    assert_eq!(get("https:s:80").await.0, 400);
+}
+
+#[tokio::test]
+async fn a_pod_is_reached_at_an_address_of_its_own_or_not_at_all() {
+    let server = server().await;
+    for address in ["127.0.0.1", "169.254.169.254"] {
+        let addresses = json!({"podIP": address, "podIPs": [{"ip": address}]});
+        status(&server, POD, addresses).await;
+        let (code, told) = get(&server, &format!("{POD}/proxy/")).await;
+        assert_eq!(
+            (code, &told["message"]),
+            (400, &json!("address not allowed"))
+        );
+    }
+    let (code, told) = get(&server, "namespaces/default/pods/a:b:p:80/proxy/").await;
+    assert_eq!(
+        (code, &told["message"]),
+        (400, &json!("invalid pod request \"a:b:p:80\""))
+    );
 }
 
 #[tokio::test]
 async fn a_nodes_port_is_named() {
     let server = server().await;
-    let none = send(&server, Method::GET, "nodes/n/proxy/metrics", Value::Null).await;
-    assert_eq!(none.status(), StatusCode::SERVICE_UNAVAILABLE);
-    let message = told(none).await["message"].clone();
-    assert!(
-        message
-            .as_str()
-            .expect("text")
-            .contains("nodes/n:9100/proxy/"),
-        "{message}"
-    );
+    let (code, none) = get(&server, "nodes/n/proxy/metrics").await;
+    let message = none["message"].as_str().expect("text");
+    assert_eq!(code, 503);
+    assert!(message.contains("nodes/n:9100/proxy/"), "{message}");
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
@@ -282,27 +500,10 @@ async fn a_nodes_port_is_named() {
     let port = listener.local_addr().expect("an address").port();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.expect("a connection");
-        let answer = service_fn(|request: Request<hyper::body::Incoming>| async move {
-            let told = json!({"uri": request.uri().path()});
-            Ok::<_, Infallible>(Response::new(Body::from(told.to_string())))
-        });
-        let connection = server::Builder::new().serve_connection(TokioIo::new(stream), answer);
-        connection.await.ok();
+        answer(stream, Value::Null).await;
     });
-    let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}});
-    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-    let patch = Request::patch("/api/v1/nodes/n/status")
-        .header(header::CONTENT_TYPE, "application/merge-patch+json")
-        .body(Body::from(status.to_string()))
-        .expect("a request");
-    let Ok(patched) = server.local_service(administrator).oneshot(patch).await;
-    assert_eq!(patched.status(), StatusCode::OK);
-    let answer = send(
-        &server,
-        Method::GET,
-        &format!("nodes/n:{port}/proxy/metrics"),
-        Value::Null,
-    )
-    .await;
-    assert_eq!(told(answer).await, json!({"uri": "/metrics"}));
+    let addresses = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]});
+    status(&server, "nodes/n", addresses).await;
+    let (_, told) = get(&server, &format!("nodes/n:{port}/proxy/metrics")).await;
+    assert_eq!(told["uri"], "/metrics");
 }

@@ -275,6 +275,14 @@ fn kubectl_forwards_a_port_of_a_pod() -> Result<()> {
             Ok(())
         })?;
     }
+    // The API server passes requests on to the same pods.
+    let pods = started(&cluster)?;
+    let pod = pods.keys().next().context("a pod")?;
+    for target in [format!("pods/{pod}:8080"), "services/web:80".to_owned()] {
+        let path = format!("/api/v1/namespaces/default/{target}/proxy/");
+        let said = cluster.kubectl(&["get", "--raw", &path])?;
+        ensure!(said.starts_with("web v1 from web-"), "{target}: {said}");
+    }
     Ok(())
 }
 

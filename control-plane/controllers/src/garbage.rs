@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_informer::{Next, Queue, runner};
+use gantry_informer::{Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::discovery::verbs;
@@ -26,6 +26,7 @@ use crate::context::Context;
 use crate::error::{Doing, Error, Result, code};
 use crate::resources::{ByKind, Resource, by_kind, deletable};
 
+pub(crate) const COMPONENT: &str = "garbage-collector-controller";
 const AT_ONCE: usize = 32;
 /// How often to look for kinds that were added or removed.
 const REDISCOVER: Duration = Duration::from_secs(30);
@@ -33,6 +34,7 @@ const REDISCOVER: Duration = Duration::from_secs(30);
 /// Shared by the monitors and the workers.
 pub(crate) struct Collector {
     context: Arc<Context>,
+    recorder: Recorder,
     graph: Mutex<Graph>,
     queue: Arc<Queue<Uid>>,
     kinds: Mutex<ByKind>,
@@ -40,8 +42,44 @@ pub(crate) struct Collector {
 
 impl Collector {
     fn put(&self, uid: Uid, node: Node) {
-        let look = self.graph.lock().put(uid, node);
-        self.look_at(look);
+        let consequences = self.graph.lock().put(uid, node);
+        self.look_at(consequences.look);
+        for (dependent, owner) in consequences.misplaced {
+            self.tell_misplaced(&dependent, &owner);
+        }
+    }
+
+    /// Says on a dependent that an owner of it is in another namespace, where it counts for nothing.
+    fn tell_misplaced(&self, uid: &Uid, owner: &Uid) {
+        let Some(node) = self.graph.lock().get(uid).cloned() else {
+            return;
+        };
+        let mut owners = node.owners.iter();
+        let Some(owner) = owners.find(|known| known.uid == *owner) else {
+            return;
+        };
+        let namespace = &node.key.namespace;
+        let Owner {
+            api_version,
+            kind,
+            name,
+            uid: owner_uid,
+            ..
+        } = owner;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {owner_uid}] does not exist in \
+             namespace \"{namespace}\""
+        );
+        let about = Reference {
+            api_version: node.resource.api.api_version.clone(),
+            kind: node.resource.api.kind.clone(),
+            namespace: namespace.to_string(),
+            name: node.key.name.to_string(),
+            uid: uid.to_string(),
+            resource_version: String::new(),
+        };
+        self.recorder
+            .warning(about, "OwnerRefInvalidNamespace", message);
     }
 
     fn remove(&self, uid: &str) {
@@ -64,10 +102,11 @@ impl Collector {
 }
 
 /// Runs until stopped.
-pub(crate) async fn run(context: Arc<Context>) {
+pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
     let stop = context.stop.clone();
     let collector = Arc::new(Collector {
         context,
+        recorder,
         graph: Mutex::new(Graph::default()),
         queue: Arc::new(Queue::default()),
         kinds: Mutex::new(ByKind::new()),
@@ -206,10 +245,11 @@ async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> 
     }
     let mut owners = Vec::with_capacity(node.owners.len());
     for owner in &node.owners {
-        owners.push((
-            owner.uid.clone(),
-            owner_state(collector, &node, owner).await?,
-        ));
+        let Some(state) = owner_state(collector, &node, owner).await? else {
+            // Nothing follows from such references: it stays, whatever becomes of its other owners.
+            return Ok(Next::Changed);
+        };
+        owners.push((owner.uid.clone(), state));
     }
     let has_dependents = !collector.graph.lock().dependents(uid).is_empty();
     match judge(&owners, has_dependents) {
@@ -251,34 +291,34 @@ async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> 
     }
 }
 
-async fn owner_state(collector: &Collector, node: &Node, owner: &Owner) -> Result<OwnerState> {
+/// What is known of an owner; none when a cluster-wide object names one in a namespace, which cannot be.
+async fn owner_state(
+    collector: &Collector,
+    node: &Node,
+    owner: &Owner,
+) -> Result<Option<OwnerState>> {
     let state = |deletion: Deletion| match deletion {
-        Deletion::Foreground => OwnerState::Waiting,
-        _ => OwnerState::Solid,
+        Deletion::Foreground => Some(OwnerState::Waiting),
+        _ => Some(OwnerState::Solid),
     };
-    let known = collector
-        .graph
-        .lock()
-        .get(&owner.uid)
-        .map(|owner| owner.deletion);
+    let known = collector.graph.lock().owner(node, owner);
     if let Some(deletion) = known {
         return Ok(state(deletion));
     }
-    // Not known: absent, or newer than the graph. The API server knows.
-    let kind = (owner.group.clone(), owner.kind.clone());
+    // Not known by that name, in that place: absent, or newer than the graph. The API server knows.
+    let kind = (owner.group().to_owned(), owner.kind.clone());
     let resource = collector.kinds.lock().get(&kind).cloned();
     let Some(resource) = resource else {
         return Err(Error::NotYet {
             object: node.key.to_string(),
             why: format!(
-                "it is owned by a {} of group {:?}, which nobody knows",
-                owner.kind, owner.group
+                "it is owned by a {} of {}, which nobody knows",
+                owner.kind, owner.api_version
             ),
         });
     };
     if resource.namespaced && node.key.namespace.is_empty() {
-        // A cluster-wide object cannot have an owner in a namespace: the reference means nothing.
-        return Ok(OwnerState::Solid);
+        return Ok(None);
     }
     let api = resource.objects(&collector.context.client, &node.key.namespace);
     let found = api
@@ -289,7 +329,7 @@ async fn owner_state(collector: &Collector, node: &Node, owner: &Owner) -> Resul
         Some(found) if found.metadata.uid.as_deref() == Some(&*owner.uid) => {
             state(deletion(&found.metadata))
         }
-        _ => OwnerState::Absent,
+        _ => Some(OwnerState::Absent),
     })
 }
 
@@ -331,12 +371,46 @@ async fn patch_metadata(
 }
 
 /// Lets the object go once no dependent blocks it. Those that do were queued when its deletion began, and the last to
-/// go brings us back here.
+/// go brings us back here. Where they wait for the object in turn, it gives up to hold up its owners.
 async fn finish_foreground(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> {
-    if !collector.graph.lock().blockers(uid).is_empty() {
+    let circular = {
+        let graph = collector.graph.lock();
+        graph.is_blocked(uid).then(|| graph.circular_owners(uid))
+    };
+    match circular {
+        None => remove_finalizer(collector, uid, node, FOREGROUND).await,
+        Some(owners) if owners.is_empty() => Ok(Next::Changed),
+        Some(owners) => unblock(collector, uid, node, &owners).await,
+    }
+}
+
+/// Lets these owners go without waiting for the object.
+async fn unblock(collector: &Collector, uid: &Uid, node: &Node, owners: &[Uid]) -> Result<Next> {
+    let Some(meta) = live(collector, uid, node).await? else {
+        collector.remove(uid);
+        return Ok(Next::Changed);
+    };
+    let mut references = meta.owner_references.unwrap_or_default();
+    let mut changed = false;
+    for reference in &mut references {
+        let circular = owners.iter().any(|owner| **owner == *reference.uid);
+        if circular && reference.block_owner_deletion == Some(true) {
+            reference.block_owner_deletion = Some(false);
+            changed = true;
+        }
+    }
+    if !changed {
         return Ok(Next::Changed);
     }
-    remove_finalizer(collector, uid, node, FOREGROUND).await
+    tracing::debug!(object = %node.key, resource = node.resource.qualified(), "it and its owners wait for each other");
+    let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": references}});
+    patch_metadata(
+        collector,
+        node,
+        patch,
+        "breaking a circle of dependencies with",
+    )
+    .await
 }
 
 /// Releases all dependents, and then lets the object go.

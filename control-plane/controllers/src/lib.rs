@@ -74,6 +74,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
     let evictions = context.recorder(node_lifecycle::COMPONENT);
     let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
     let balancers = context.recorder(load_balancer::COMPONENT);
+    let collecting = context.recorder(garbage::COMPONENT);
     let tokens = async {
         if let Some(issuer) = config.tokens {
             let root_ca = config.root_ca.clone();
@@ -92,7 +93,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
         tokens,
         cluster_role_aggregation::run(context.clone()),
         namespace::run(context.clone()),
-        garbage::run(context.clone()),
+        garbage::run(context.clone(), collecting),
         node_lifecycle::run(context.clone(), evictions),
         pod_gc::run(context.clone()),
     );

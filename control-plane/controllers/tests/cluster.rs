@@ -370,6 +370,110 @@ async fn dependents_go_with_their_owner_or_stay_as_asked() {
     }
 }
 
+/// Config maps of which each is owned by the next, and the last by the first; all block their owners.
+async fn circle(maps: &Api<ConfigMap>, names: &[String]) {
+    let mut uids = Vec::new();
+    for name in names {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+        uids.push(create(maps, map).await.metadata.uid);
+    }
+    for (at, name) in names.iter().enumerate() {
+        let next = (at + 1) % names.len();
+        let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": names[next], "uid": uids[next],
+            "blockOwnerDeletion": true});
+        let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [owner]}}));
+        maps.patch(name, &PatchParams::default(), &patch)
+            .await
+            .expect("owned");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_wait_for_each_other_go_and_so_does_their_namespace() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let maps: Api<ConfigMap> = cluster.api("ns");
+    for length in 1..4 {
+        let names = |prefix: &str| -> Vec<String> {
+            (0..length)
+                .map(|at| format!("{prefix}-{length}-{at}"))
+                .collect()
+        };
+        // One of them is deleted, or all are at once.
+        let (one, all) = (names("one"), names("all"));
+        circle(&maps, &one).await;
+        circle(&maps, &all).await;
+        for name in one.iter().take(1).chain(&all) {
+            maps.delete(name, &DeleteParams::foreground())
+                .await
+                .expect("deleted");
+        }
+        for name in one.iter().chain(&all) {
+            gone(&maps, name).await;
+        }
+    }
+    circle(&maps, &["left".to_owned(), "right".to_owned()]).await;
+    maps.delete("left", &DeleteParams::foreground())
+        .await
+        .expect("deleted");
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    namespaces
+        .delete("ns", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    gone(&namespaces, "ns").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_in_another_namespace_is_none_and_is_told_of() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("here").await;
+    cluster.namespace("there").await;
+    let there: Api<ConfigMap> = cluster.api("there");
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner"}});
+    let uid = create(&there, map).await.metadata.uid.expect("a uid");
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": true});
+    let here: Api<ConfigMap> = cluster.api("here");
+    create(
+        &here,
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "strayed", "ownerReferences": [owner]}}),
+    )
+    .await;
+    gone(&here, "strayed").await;
+    let events: Api<Event> = cluster.api("here");
+    let message = format!(
+        "ownerRef [v1/ConfigMap, namespace: here, name: owner, uid: {uid}] does not exist in namespace \"here\""
+    );
+    let told = move |events: &[Event]| {
+        events.iter().any(|event| {
+            event.reason.as_deref() == Some("OwnerRefInvalidNamespace")
+                && event.message.as_deref() == Some(message.as_str())
+        })
+    };
+    let about = "involvedObject.name=strayed";
+    wait_list(&events, about, "it is told of", told).await;
+    // One without a namespace stays, and holds up nobody.
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    create(
+        &nodes,
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "ownerReferences": [owner]}}),
+    )
+    .await;
+    let events: Api<Event> = cluster.api("default");
+    let told = |events: &[Event]| {
+        let mut reasons = events.iter().map(|event| event.reason.as_deref());
+        reasons.any(|reason| reason == Some("OwnerRefInvalidNamespace"))
+    };
+    let about = "involvedObject.kind=Node,involvedObject.name=n";
+    wait_list(&events, about, "it is told of", told).await;
+    there
+        .delete("owner", &DeleteParams::foreground())
+        .await
+        .expect("deleted");
+    gone(&there, "owner").await;
+    assert!(nodes.get_opt("n").await.expect("an answer").is_some());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_goes_with_its_contents_and_says_what_holds_it() {
     let cluster = Cluster::start().await;

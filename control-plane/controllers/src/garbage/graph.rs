@@ -32,7 +32,8 @@ pub(crate) enum Deletion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub(crate) uid: Uid,
-    pub(crate) group: String,
+    /// Such as `apps/v1`.
+    pub(crate) api_version: String,
     pub(crate) kind: String,
     pub(crate) name: String,
     /// Whether the owner's foreground deletion waits for this dependent.
@@ -62,21 +63,35 @@ impl Node {
             deletion: deletion(meta),
         }
     }
+
+    /// Whether the reference names this object by what it is called, too, and not only by its uid.
+    fn is_named_by(&self, owner: &Owner) -> bool {
+        let api = &self.resource.api;
+        api.group == owner.group() && api.kind == owner.kind && *self.key.name == *owner.name
+    }
+
+    /// Whether it may own the other: an owner in a namespace has no dependents elsewhere.
+    fn may_own(&self, dependent: &Node) -> bool {
+        self.key.namespace.is_empty() || self.key.namespace == dependent.key.namespace
+    }
 }
 
 impl Owner {
     fn new(reference: &OwnerReference) -> Self {
-        let group = reference
-            .api_version
-            .split_once('/')
-            .map_or("", |(group, _)| group);
         Self {
             uid: reference.uid.as_str().into(),
-            group: group.to_owned(),
+            api_version: reference.api_version.clone(),
             kind: reference.kind.clone(),
             name: reference.name.clone(),
             blocks: reference.block_owner_deletion.unwrap_or(false),
         }
+    }
+
+    /// The API group; empty for the core.
+    pub(crate) fn group(&self) -> &str {
+        self.api_version
+            .split_once('/')
+            .map_or("", |(group, _)| group)
     }
 }
 
@@ -145,6 +160,19 @@ pub(crate) fn judge(owners: &[(Uid, OwnerState)], has_dependents: bool) -> Verdi
     }
 }
 
+/// What follows from an object that came or changed.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Consequences {
+    /// Those that must be looked at.
+    pub(crate) look: Vec<Uid>,
+    /// Dependents, and the owners that they name though these are in another namespace.
+    pub(crate) misplaced: Vec<(Uid, Uid)>,
+}
+
+/// Looking for a circle of dependencies goes along this many references at most; beyond, there is taken to be one. So what
+/// strangers tie into knots costs little, and goes in some order.
+const MOST_REFERENCES: usize = 10_000;
+
 /// All objects; see the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
@@ -168,46 +196,115 @@ impl Graph {
             .collect()
     }
 
-    /// Those that the object's foreground deletion waits for.
-    pub(crate) fn blockers(&self, uid: &str) -> Vec<Uid> {
-        let blocks = |dependent: &Uid| {
-            self.nodes.get(dependent).is_some_and(|node| {
-                node.owners
-                    .iter()
-                    .any(|owner| &*owner.uid == uid && owner.blocks)
-            })
-        };
-        let mut dependents = self.dependents(uid);
-        dependents.retain(blocks);
-        dependents
+    /// How the owner is being deleted, if there is such an object, called so, that may own this dependent.
+    pub(crate) fn owner(&self, dependent: &Node, owner: &Owner) -> Option<Deletion> {
+        let known = self.nodes.get(&owner.uid)?;
+        let meant = known.is_named_by(owner) && known.may_own(dependent);
+        meant.then_some(known.deletion)
     }
 
-    /// An object that came or changed; returns those that must be looked at because of it.
-    pub(crate) fn put(&mut self, uid: Uid, node: Node) -> Vec<Uid> {
-        let old = self.nodes.get(&uid).cloned();
-        if old.as_ref() == Some(&node) {
+    /// Whether the object's foreground deletion waits for a dependent.
+    pub(crate) fn is_blocked(&self, uid: &str) -> bool {
+        let Some(owner) = self.nodes.get(uid) else {
+            return false;
+        };
+        let mut dependents = self.dependents.get(uid).into_iter().flatten();
+        dependents.any(|dependent| {
+            self.nodes.get(dependent).is_some_and(|dependent| {
+                let mut references = dependent.owners.iter();
+                owner.may_own(dependent)
+                    && references.any(|reference| reference.blocks && *reference.uid == *uid)
+            })
+        })
+    }
+
+    /// The owners that wait for this object to go while it waits, itself or through others, for them: a circle that nobody
+    /// would ever leave.
+    ///
+    /// The last object of a circle that begins to wait finds it by going from owner to owner, of which an object has few,
+    /// however many dependents they have.
+    pub(crate) fn circular_owners(&self, uid: &str) -> Vec<Uid> {
+        let Some(node) = self.nodes.get(uid) else {
+            return Vec::new();
+        };
+        if node.deletion != Deletion::Foreground {
             return Vec::new();
         }
+        let waiting = node.owners.iter().filter(|owner| self.waits(owner, node));
+        waiting
+            .filter(|owner| self.waits_in_the_end(uid, &owner.uid))
+            .map(|owner| owner.uid.clone())
+            .collect()
+    }
+
+    /// Whether the owner waits for the dependent that names it so.
+    fn waits(&self, owner: &Owner, dependent: &Node) -> bool {
+        owner.blocks
+            && self.nodes.get(&owner.uid).is_some_and(|known| {
+                known.deletion == Deletion::Foreground && known.may_own(dependent)
+            })
+    }
+
+    /// Whether `waiting` waits for `other`, itself or through others.
+    fn waits_in_the_end(&self, waiting: &str, other: &str) -> bool {
+        let mut seen: HashSet<&str> = HashSet::new();
+        let mut next: Vec<&str> = vec![other];
+        let mut references = 0;
+        while let Some(uid) = next.pop() {
+            if uid == waiting {
+                return true;
+            }
+            let Some(node) = self.nodes.get(uid).filter(|_| seen.insert(uid)) else {
+                continue;
+            };
+            references += node.owners.len();
+            if references > MOST_REFERENCES {
+                return true;
+            }
+            let awaiting = node.owners.iter().filter(|owner| self.waits(owner, node));
+            next.extend(awaiting.map(|owner| &*owner.uid));
+        }
+        false
+    }
+
+    /// An object that came or changed.
+    pub(crate) fn put(&mut self, uid: Uid, node: Node) -> Consequences {
+        let old = self.nodes.get(&uid).cloned();
+        if old.as_ref() == Some(&node) {
+            return Consequences::default();
+        }
         let mut look = Vec::new();
-        if let Some(old) = &old {
-            self.unlink(&uid, old);
-            // An owner that waited for it may wait no longer.
-            let waits = |owner: &&Owner| owner.blocks;
-            look.extend(
-                old.owners
-                    .iter()
-                    .filter(waits)
-                    .map(|owner| owner.uid.clone()),
-            );
+        let mut misplaced = Vec::new();
+        match &old {
+            Some(old) => {
+                self.unlink(&uid, old);
+                // An owner that waited for it may wait no longer.
+                let waits = |owner: &&Owner| owner.blocks;
+                look.extend(
+                    old.owners
+                        .iter()
+                        .filter(waits)
+                        .map(|owner| owner.uid.clone()),
+                );
+            }
+            None => self.recognise(&uid, &node, &mut look, &mut misplaced),
         }
         for owner in &node.owners {
             self.dependents
                 .entry(owner.uid.clone())
                 .or_default()
                 .insert(uid.clone());
-            let state = self.nodes.get(&owner.uid).map(|owner| owner.deletion);
-            if matches!(state, None | Some(Deletion::Foreground)) {
+            if matches!(self.owner(&node, owner), None | Some(Deletion::Foreground)) {
                 look.push(uid.clone());
+            }
+            let known = self.nodes.get(&owner.uid);
+            let elsewhere = known.is_some_and(|known| !known.may_own(&node));
+            let told = old.as_ref().is_some_and(|old| {
+                let mut before = old.owners.iter();
+                before.any(|before| before.uid == owner.uid)
+            });
+            if elsewhere && !told {
+                misplaced.push((uid.clone(), owner.uid.clone()));
             }
         }
         if matches!(node.deletion, Deletion::Foreground | Deletion::Orphan) {
@@ -221,7 +318,32 @@ impl Graph {
             .or_default()
             .insert(uid.clone());
         self.nodes.insert(uid, node);
-        look
+        Consequences { look, misplaced }
+    }
+
+    /// An object that was only known by its dependents: those that took it for another are looked at again.
+    fn recognise(
+        &self,
+        uid: &Uid,
+        node: &Node,
+        look: &mut Vec<Uid>,
+        misplaced: &mut Vec<(Uid, Uid)>,
+    ) {
+        for dependent_uid in self.dependents.get(uid).into_iter().flatten() {
+            let Some(dependent) = self.nodes.get(dependent_uid) else {
+                continue;
+            };
+            let mut references = dependent.owners.iter();
+            let Some(owner) = references.find(|owner| owner.uid == *uid) else {
+                continue;
+            };
+            if !node.may_own(dependent) {
+                misplaced.push((dependent_uid.clone(), uid.clone()));
+            } else if node.is_named_by(owner) {
+                continue;
+            }
+            look.push(dependent_uid.clone());
+        }
     }
 
     /// An object that is gone; returns those that must be looked at because of it.
@@ -283,8 +405,8 @@ mod tests {
                 owners
                     .iter()
                     .map(|(uid, blocks)| OwnerReference {
-                        api_version: "apps/v1".to_owned(),
-                        kind: "ReplicaSet".to_owned(),
+                        api_version: "v1".to_owned(),
+                        kind: "Pod".to_owned(),
                         uid: (*uid).to_owned(),
                         block_owner_deletion: Some(*blocks),
                         ..OwnerReference::default()
@@ -341,19 +463,19 @@ mod tests {
         }
     }
 
+    fn look(graph: &mut Graph, uid: &str, node: Node) -> Vec<String> {
+        names(graph.put(uid.into(), node).look)
+    }
+
     #[test]
     fn an_object_whose_owner_is_unknown_is_looked_at() {
         let mut graph = Graph::default();
         assert_eq!(
-            names(graph.put("pod".into(), node(&[("set", true)], None))),
+            look(&mut graph, "pod", node(&[("set", true)], None)),
             ["pod"]
         );
-        assert!(graph.put("set".into(), node(&[], None)).is_empty());
-        assert!(
-            graph
-                .put("other".into(), node(&[("set", true)], None))
-                .is_empty()
-        );
+        assert!(look(&mut graph, "set", node(&[], None)).is_empty());
+        assert!(look(&mut graph, "other", node(&[("set", true)], None)).is_empty());
         assert_eq!(names(graph.remove("set")), ["other", "pod"]);
     }
 
@@ -363,16 +485,132 @@ mod tests {
         graph.put("set".into(), node(&[], None));
         graph.put("pod".into(), node(&[("set", true)], None));
         graph.put("loose".into(), node(&[("set", false)], None));
-        let look = graph.put("set".into(), node(&[], Some(FOREGROUND)));
-        assert_eq!(names(look), ["loose", "pod", "set"]);
-        assert_eq!(names(graph.blockers("set")), ["pod"]);
+        let looked_at = look(&mut graph, "set", node(&[], Some(FOREGROUND)));
+        assert_eq!(looked_at, ["loose", "pod", "set"]);
+        assert!(graph.is_blocked("set"));
         assert_eq!(names(graph.remove("pod")), ["set"]);
-        assert!(graph.blockers("set").is_empty());
+        assert!(!graph.is_blocked("set"));
         // One that comes meanwhile goes, too.
         assert_eq!(
-            names(graph.put("late".into(), node(&[("set", true)], None))),
+            look(&mut graph, "late", node(&[("set", true)], None)),
             ["late"]
         );
+    }
+
+    #[test]
+    fn an_owner_is_one_by_its_name_and_place_too() {
+        let placed = |namespace: &str, node: Node| Node {
+            key: Key::new(namespace, ""),
+            ..node
+        };
+        let owned = || node(&[("owner", true)], None);
+        for (owner, dependent, misplaced) in [
+            ("a", "a", false),
+            ("", "a", false),
+            ("", "", false),
+            ("a", "b", true),
+            ("a", "", true),
+        ] {
+            let owner = || placed(owner, node(&[], None));
+            let dependent = || placed(dependent, owned());
+            let expected: Vec<(Uid, Uid)> = match misplaced {
+                true => vec![("dependent".into(), "owner".into())],
+                false => Vec::new(),
+            };
+            // Whichever is heard of first; and nothing is told twice.
+            let mut graph = Graph::default();
+            graph.put("owner".into(), owner());
+            let put = graph.put("dependent".into(), dependent());
+            assert_eq!(put.misplaced, expected);
+            assert_eq!(put.look.is_empty(), !misplaced);
+            let changed = Node {
+                deletion: Deletion::Other,
+                ..dependent()
+            };
+            let put = graph.put("dependent".into(), changed);
+            assert!(put.misplaced.is_empty());
+            let mut graph = Graph::default();
+            graph.put("dependent".into(), dependent());
+            let put = graph.put("owner".into(), owner());
+            assert_eq!(put.misplaced, expected);
+            assert_eq!(put.look.is_empty(), !misplaced);
+            // What cannot be a dependent holds up nobody.
+            let waiting = Node {
+                deletion: Deletion::Foreground,
+                ..owner()
+            };
+            graph.put("owner".into(), waiting);
+            assert_eq!(graph.is_blocked("owner"), !misplaced);
+        }
+        let mut graph = Graph::default();
+        graph.put("dependent".into(), owned());
+        let renamed = Node {
+            key: Key::new("", "another"),
+            ..node(&[], None)
+        };
+        assert_eq!(look(&mut graph, "owner", renamed), ["dependent"]);
+    }
+
+    #[test]
+    fn the_last_of_a_circle_that_waits_finds_it() {
+        for length in 1..6 {
+            let mut graph = Graph::default();
+            let name = |at: usize| (at % length).to_string();
+            for at in 0..length {
+                let owner = name(at + 1);
+                graph.put(name(at).into(), node(&[(owner.as_str(), true)], None));
+            }
+            for at in 0..length {
+                for earlier in 0..at {
+                    assert!(graph.circular_owners(&name(earlier)).is_empty());
+                }
+                let owner = name(at + 1);
+                let owners = [(owner.as_str(), true), ("other", true)];
+                let looked_at = look(&mut graph, &name(at), node(&owners, Some(FOREGROUND)));
+                assert!(looked_at.contains(&name(at)));
+            }
+            for at in 0..length {
+                let circular = names(graph.circular_owners(&name(at)));
+                assert_eq!(circular, [name(at + 1)], "of {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_circle_is_left_to_wait() {
+        let mut graph = Graph::default();
+        let waiting = |owners: &[(&str, bool)]| node(owners, Some(FOREGROUND));
+        graph.put("deployment".into(), waiting(&[]));
+        graph.put("set".into(), waiting(&[("deployment", true)]));
+        graph.put(
+            "pod".into(),
+            waiting(&[("set", true), ("deployment", true)]),
+        );
+        for uid in ["deployment", "set", "pod"] {
+            assert!(graph.circular_owners(uid).is_empty());
+        }
+        // One that does not block, and one that does not wait, are no part of a circle either.
+        graph.put("deployment".into(), waiting(&[("pod", false)]));
+        assert!(graph.circular_owners("pod").is_empty());
+        graph.put("deployment".into(), node(&[("pod", true)], None));
+        assert!(graph.circular_owners("pod").is_empty());
+        graph.put("deployment".into(), waiting(&[("pod", true)]));
+        assert_eq!(names(graph.circular_owners("deployment")), ["pod"]);
+        assert_eq!(names(graph.circular_owners("set")), ["deployment"]);
+        let both = names(graph.circular_owners("pod"));
+        assert_eq!(both, ["deployment", "set"]);
+    }
+
+    #[test]
+    fn a_knot_too_large_to_look_through_is_untied() {
+        let mut graph = Graph::default();
+        for at in 0..MOST_REFERENCES + 2 {
+            let owner = (at + 1).to_string();
+            let waiting = node(&[(owner.as_str(), true)], Some(FOREGROUND));
+            graph.put(at.to_string().into(), waiting);
+        }
+        assert!(!graph.circular_owners("0").is_empty());
+        assert!(graph.circular_owners("9").is_empty());
     }
 
     #[test]

@@ -1,21 +1,27 @@
 //! What every cluster has from its first moment: the keys that sign tokens, its namespaces, their default service account,
 //! its roles, the Service by which pods find the API, and the range that services get their addresses from.
 
+mod endpoints;
 pub(crate) mod policy;
 mod roles;
+#[cfg(test)]
+mod tests;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use axum::body::Body;
 use gantry_api::paths;
 use gantry_api::status::StatusError;
+use gantry_store::Key;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::identity::Identity;
+use crate::registry::table;
 use crate::server::ApiServer;
+use crate::verbs::create::namespace_key;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -23,12 +29,7 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
     server.found_token_keys().await?;
     for namespace in NAMESPACES {
-        create(
-            server,
-            "/api/v1/namespaces",
-            &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
-        )
-        .await?;
+        create_namespace(server, namespace).await?;
         let accounts = paths::namespaced(namespace, &["serviceaccounts"]);
         create(
             server,
@@ -38,6 +39,77 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
         .await?;
     }
     roles::reconcile(server.api()).await?;
+    create_service(server, port).await?;
+    let range = create_range(server).await?;
+    // A cluster of before may have got a second family. Nothing else of the range can change: that is refused as invalid.
+    let path = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
+    let same = json!({"spec": range["spec"]});
+    call(server, Method::PATCH, path, &same).await
+}
+
+/// What [`restore`] looks after, where the store has it.
+pub(crate) fn own_objects() -> Vec<Key> {
+    let mut own: Vec<Key> = NAMESPACES.iter().map(|name| namespace_key(name)).collect();
+    own.extend([
+        service_key(),
+        range_key(),
+        key("", "endpoints", "default", "kubernetes"),
+        key(
+            "discovery.k8s.io",
+            "endpointslices",
+            "default",
+            "kubernetes",
+        ),
+    ]);
+    own
+}
+
+fn key(group: &str, plural: &str, namespace: &str, name: &str) -> Key {
+    Key {
+        table: table(group, plural),
+        namespace: namespace.into(),
+        name: name.into(),
+    }
+}
+
+fn service_key() -> Key {
+    key("", "services", "default", "kubernetes")
+}
+
+fn range_key() -> Key {
+    key("networking.k8s.io", "servicecidrs", "", "kubernetes")
+}
+
+/// Brings back what somebody deleted of what every cluster has, and says where pods reach the API, whatever somebody said
+/// there. A namespace's own account and certificates are its controller's.
+///
+/// What cannot be helped now holds up nothing else: the first failure is returned when all was tried.
+pub(crate) async fn restore(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
+    let mut outcomes = Vec::new();
+    for namespace in NAMESPACES {
+        if !server.has(&namespace_key(namespace)) {
+            outcomes.push(create_namespace(server, namespace).await);
+        }
+    }
+    if let Some(address) = servers.first()
+        && !server.has(&service_key())
+    {
+        outcomes.push(create_service(server, address.port()).await);
+    }
+    if !server.has(&range_key()) {
+        outcomes.push(create_range(server).await.map(drop));
+    }
+    outcomes.push(endpoints::publish(server, servers).await);
+    outcomes.into_iter().collect()
+}
+
+async fn create_namespace(server: &ApiServer, name: &str) -> Result<(), StatusError> {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    create(server, "/api/v1/namespaces", &namespace).await
+}
+
+/// The Service of the API. No other can have its address meanwhile.
+async fn create_service(server: &ApiServer, port: u16) -> Result<(), StatusError> {
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -47,71 +119,19 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
         },
     });
-    create(server, "/api/v1/namespaces/default/services", &service).await?;
+    create(server, "/api/v1/namespaces/default/services", &service).await
+}
+
+/// The range that services get their addresses from, as it is to be.
+async fn create_range(server: &ApiServer) -> Result<Value, StatusError> {
     let range = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "ServiceCIDR",
         "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
         "spec": {"cidrs": server.service_cidrs()},
     });
-    let collection = "/apis/networking.k8s.io/v1/servicecidrs";
-    create(server, collection, &range).await?;
-    // A cluster of before may have got a second family. Nothing else of the range can change: that is refused as invalid.
-    let path = format!("{collection}/kubernetes");
-    let same = json!({"spec": range["spec"]});
-    call(server, Method::PATCH, &path, &same).await
-}
-
-/// Says in the API's own Endpoints and EndpointSlice where pods reach it. The servers of a cluster share one port; one
-/// that listens elsewhere than the first is left out.
-pub(crate) async fn publish(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
-    // Pods could not reach a server that has no other address than loopback.
-    let reachable = servers.iter().filter(|address| !address.ip().is_loopback());
-    let Some(port) = reachable.clone().next().map(SocketAddr::port) else {
-        return Ok(());
-    };
-    let addresses: Vec<IpAddr> = reachable
-        .filter(|address| address.port() == port)
-        .map(SocketAddr::ip)
-        .collect();
-    let ready = |address: &IpAddr| json!({"addresses": [address.to_string()], "conditions": {"ready": true}});
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": "IPv4",
-        "endpoints": addresses.iter().map(ready).collect::<Vec<Value>>(),
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    });
-    put(
-        server,
-        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
-        &slice,
-    )
-    .await?;
-    let listed = |address: &IpAddr| json!({"ip": address.to_string()});
-    let endpoints = json!({
-        "apiVersion": "v1",
-        "kind": "Endpoints",
-        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{
-            "addresses": addresses.iter().map(listed).collect::<Vec<Value>>(),
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-        }],
-    });
-    put(server, "/api/v1/namespaces/default/endpoints", &endpoints).await
-}
-
-/// Creates an object named `kubernetes`, or replaces it.
-async fn put(server: &ApiServer, collection: &str, object: &Value) -> Result<(), StatusError> {
-    create(server, collection, object).await?;
-    call(
-        server,
-        Method::PUT,
-        &format!("{collection}/kubernetes"),
-        object,
-    )
-    .await
+    create(server, "/apis/networking.k8s.io/v1/servicecidrs", &range).await?;
+    Ok(range)
 }
 
 async fn create(server: &ApiServer, path: &str, object: &Value) -> Result<(), StatusError> {
@@ -125,12 +145,31 @@ async fn create(server: &ApiServer, path: &str, object: &Value) -> Result<(), St
     }
 }
 
+/// The object at a path; none when it is not there.
+async fn read(server: &ApiServer, path: &str) -> Result<Option<Value>, StatusError> {
+    match request(server, Method::GET, path, Body::empty()).await {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if error.code() == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 async fn call(
     server: &ApiServer,
     method: Method,
     path: &str,
     object: &Value,
 ) -> Result<(), StatusError> {
+    let body = Body::from(object.to_string());
+    request(server, method, path, body).await.map(drop)
+}
+
+async fn request(
+    server: &ApiServer,
+    method: Method,
+    path: &str,
+    body: Body,
+) -> Result<Value, StatusError> {
     let content_type = match method {
         Method::PATCH => "application/merge-patch+json",
         _ => "application/json",
@@ -139,16 +178,13 @@ async fn call(
         .method(method)
         .uri(path)
         .header(http::header::CONTENT_TYPE, content_type)
-        .body(Body::from(object.to_string()))
+        .body(body)
         .map_err(|error| StatusError::internal(error.to_string()))?;
     let system = Identity::of_system("system:apiserver");
     let response = match server.local_service(system).oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    if response.status().is_success() {
-        return Ok(());
-    }
     let code = response.status();
     let body = response
         .into_body()
@@ -156,8 +192,11 @@ async fn call(
         .await
         .map(|body| body.to_bytes())
         .unwrap_or_default();
-    let status: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let message = status["message"]
+    let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if code.is_success() {
+        return Ok(answer);
+    }
+    let message = answer["message"]
         .as_str()
         .unwrap_or("no message")
         .to_owned();

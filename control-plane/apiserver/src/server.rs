@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::ResourceKind;
 use gantry_api::status::StatusError;
-use gantry_store::{Budget, Charge, Store, Term};
+use gantry_store::{Budget, Charge, Key, Store, Term};
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -152,9 +152,20 @@ impl ApiServer {
         crate::bootstrap::run(self, port).await
     }
 
-    /// Says where pods reach the API: the endpoints of the Service `kubernetes`.
-    pub async fn publish(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
-        crate::bootstrap::publish(self, servers).await
+    /// Brings back what every cluster has and somebody deleted, and says where pods reach the API: the endpoints of the
+    /// Service `kubernetes`. Costs next to nothing where all is as it should be.
+    pub async fn restore(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
+        crate::bootstrap::restore(self, servers).await
+    }
+
+    /// The objects that [`ApiServer::restore`] looks after, for those who watch them.
+    pub fn own_objects() -> Vec<Key> {
+        crate::bootstrap::own_objects()
+    }
+
+    /// Whether there is such an object.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        self.inner.api.store.get(key).is_some()
     }
 
     /// The same API for the parts that run on the leader alone: their writes are refused once another term has begun.

@@ -1,17 +1,20 @@
-//! Keeps the endpoints of the Service `kubernetes` to the servers that are there. Runs on the leader, which alone knows.
+//! Keeps the endpoints of the Service `kubernetes` to the servers that are there, and with them what else every cluster has.
+//! Runs on the leader, which alone knows.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use gantry_apiserver::ApiServer;
-use gantry_store::{MemberRole, MemberStatus, Store};
+use gantry_store::{Event, MemberRole, MemberStatus, Store, Table, Watch, WatchError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Roster, ServerRecord};
 
 const LOOK: Duration = Duration::from_secs(1);
+/// Changes that come faster are looked at together: whoever writes these objects in a loop keeps nobody busy.
+const APART: Duration = Duration::from_millis(200);
 /// A server that is not heard of for longer is no endpoint until it is: an election or a slow disk takes less.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -56,33 +59,78 @@ impl Watchman {
     }
 }
 
-/// Publishes who is there whenever that changes.
+/// Publishes who is there whenever that changes, and has what every cluster has brought back when somebody deletes or
+/// spoils it.
 pub(crate) async fn keep(api: ApiServer, store: Store, roster: Roster, stop: CancellationToken) {
+    let own = ApiServer::own_objects();
+    let tables: Vec<Table> = own.iter().map(|key| key.table.clone()).collect();
+    let mut changes = None;
     let mut watchman = Watchman::default();
     let mut published = Vec::new();
+    // Whether some of it may not be as it should be, and when to look after it at the earliest.
+    let mut changed = true;
+    let mut earliest = Instant::now();
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
+            event = next(&mut changes) => match event {
+                Some(Ok(event)) if own.contains(&event.key) => changed = true,
+                Some(Ok(_)) => continue,
+                // It fell behind.
+                Some(Err(_)) => changes = None,
+                None => return,
+            }
         }
-        let present = watchman.present(&store.members().await, &roster.all(), Instant::now());
-        if present.is_empty() || present == published {
+        if changes.is_none() {
+            changes = store.watch(&tables, store.revision()).ok();
+            // What was missed before.
+            changed = true;
+        }
+        let now = Instant::now();
+        let present = watchman.present(&store.members().await, &roster.all(), now);
+        let due = changed && now >= earliest;
+        if present.is_empty() || (present == published && !due) {
             continue;
         }
-        match api.publish(&present).await {
+        changed = false;
+        earliest = now + APART;
+        match api.restore(&present).await {
+            Ok(()) if present == published => {}
             Ok(()) => {
                 tracing::info!(servers = ?present, "the API's endpoints");
                 published = present;
             }
-            Err(error) => tracing::warn!(%error, "publishing the API's endpoints; trying again"),
+            Err(error) => {
+                changed = true;
+                tracing::warn!(%error, "looking after the cluster's own objects; trying again");
+            }
         }
+    }
+}
+
+/// The next change; none comes without a watch.
+async fn next(changes: &mut Option<Watch>) -> Option<Result<Event, WatchError>> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use gantry_apiserver::{ApiServerConfig, Identity, NoNodes};
+    use k8s_openapi::api::core::v1::{Endpoints, Namespace, Service};
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+    use kube::runtime::wait::{Condition, await_condition};
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
+
     use super::*;
 
     fn member(id: u64, active: bool) -> MemberStatus {
@@ -138,5 +186,99 @@ mod tests {
         };
         let joining = [heard[0], heard[1], learner];
         assert_eq!(watchman.present(&joining, &servers, later), all[..2]);
+    }
+
+    /// Waits until the object is so.
+    async fn wait<K>(api: &Api<K>, name: &str, condition: impl Condition<K>)
+    where
+        K: kube::Resource<DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + 'static,
+    {
+        let awaited = await_condition(api.clone(), name, condition);
+        let awaited = tokio::time::timeout(Duration::from_secs(10), awaited).await;
+        awaited.expect("in time").expect("a watch");
+    }
+
+    #[tokio::test]
+    async fn what_every_cluster_has_is_back_within_seconds() {
+        let store = Store::ephemeral();
+        let api = ApiServer::new(ApiServerConfig::default(), store.clone(), Arc::new(NoNodes));
+        api.bootstrap(6443).await.expect("bootstrapped");
+        let roster = Roster::new(store.clone());
+        roster.put(&server(1)).await.expect("written");
+        let stop = CancellationToken::new();
+        let _ends = stop.clone().drop_guard();
+        tokio::spawn(keep(api.clone(), store, roster, stop));
+        let identity = Identity::new("kubernetes-admin", &["system:masters"]);
+        let client = kube::Client::new(api.local_service(identity), "default");
+        let slices: Api<EndpointSlice> = Api::default_namespaced(client.clone());
+        let told = |slice: Option<&EndpointSlice>| {
+            let endpoints = slice.and_then(|slice| slice.endpoints.as_ref());
+            let first = endpoints.and_then(|endpoints| endpoints.first());
+            first.is_some_and(|endpoint| endpoint.addresses == ["10.0.0.1"])
+        };
+        wait(&slices, "kubernetes", told).await;
+        let services: Api<Service> = Api::default_namespaced(client.clone());
+        let before = services.get("kubernetes").await.expect("the service");
+        let address = |service: &Service| {
+            let spec = service.spec.as_ref();
+            spec.and_then(|spec| spec.cluster_ip.clone())
+        };
+        let parameters = DeleteParams::default();
+        services
+            .delete("kubernetes", &parameters)
+            .await
+            .expect("deleted");
+        let (uid, had) = (before.metadata.uid.clone(), address(&before));
+        let back = move |service: Option<&Service>| {
+            service.is_some_and(|service| service.metadata.uid != uid && address(service) == had)
+        };
+        wait(&services, "kubernetes", back).await;
+        slices
+            .delete("kubernetes", &parameters)
+            .await
+            .expect("deleted");
+        wait(&slices, "kubernetes", told).await;
+        let endpoints: Api<Endpoints> = Api::default_namespaced(client.clone());
+        let spoilt = Patch::Merge(json!({"subsets": null}));
+        endpoints
+            .patch("kubernetes", &PatchParams::default(), &spoilt)
+            .await
+            .expect("spoilt");
+        let set_right = |endpoints: Option<&Endpoints>| {
+            let subsets = endpoints.and_then(|endpoints| endpoints.subsets.as_ref());
+            subsets.is_some_and(|subsets| subsets.len() == 1)
+        };
+        wait(&endpoints, "kubernetes", set_right).await;
+        // Nobody empties namespaces here: without its finalizer it goes at once.
+        let namespaces: Api<Namespace> = Api::all(client);
+        let mut leases = namespaces
+            .get("kube-node-lease")
+            .await
+            .expect("it is there");
+        let uid = leases.metadata.uid.clone();
+        namespaces
+            .delete("kube-node-lease", &parameters)
+            .await
+            .expect("deleted");
+        leases.spec = None;
+        leases.metadata.resource_version = None;
+        namespaces
+            .replace_subresource(
+                "finalize",
+                "kube-node-lease",
+                &PostParams::default(),
+                &leases,
+            )
+            .await
+            .expect("finalized");
+        let another = move |namespace: Option<&Namespace>| {
+            namespace.is_some_and(|namespace| namespace.metadata.uid != uid)
+        };
+        wait(&namespaces, "kube-node-lease", another).await;
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Allocation, free, listed, service_type};
 use crate::codec;
-use crate::context::{Context, meta};
+use crate::context::meta;
 
 const GROUP: &str = "networking.k8s.io";
 const PLURAL: &str = "ipaddresses";
@@ -80,7 +80,7 @@ pub(super) fn allocate(
             })?;
             let address = match asked.get(index) {
                 None => {
-                    let address = free_address(allocation.context, range)?;
+                    let address = free_address(allocation, range)?;
                     (address, address.to_string())
                 }
                 Some(text) => (
@@ -130,7 +130,7 @@ fn wanted(
     };
     match text.parse::<IpAddr>() {
         Ok(address) if before.contains(&address) => Ok(address),
-        Ok(address) if in_range(range, address) => match is_free(allocation.context, &address) {
+        Ok(address) if in_range(range, address) => match is_free(allocation, &address) {
             true => Ok(address),
             false => Err(refused("provided IP is already allocated")),
         },
@@ -140,8 +140,16 @@ fn wanted(
     }
 }
 
-fn is_free(context: &Context<'_>, address: &IpAddr) -> bool {
-    let store = &context.api.store;
+/// The Service by which pods find the API: the first address of the range is its alone, also while it is not there.
+const API: &str = "default/kubernetes";
+
+/// Whether the service may take the address, and nobody has it.
+fn is_free(allocation: &Allocation<'_>, address: &IpAddr) -> bool {
+    let first = at(allocation.ranges.service_cidr.into(), 1);
+    if *address == first && allocation.owner != API {
+        return false;
+    }
+    let store = &allocation.context.api.store;
     store.get(&key(address)).is_none() && store.get(&object_key(address)).is_none()
 }
 
@@ -203,14 +211,15 @@ fn at(range: IpNet, offset: u128) -> IpAddr {
 }
 
 /// A random free address; the lowest 256 are left to those who ask for one.
-fn free_address(context: &Context<'_>, range: IpNet) -> Result<IpAddr, StatusError> {
+fn free_address(allocation: &Allocation<'_>, range: IpNet) -> Result<IpAddr, StatusError> {
     let bits = u32::from(range.max_prefix_len() - range.prefix_len());
     let size = 1_u128.checked_shl(bits).unwrap_or(MAX_SIZE).min(MAX_SIZE);
     // Without the broadcast address.
     let size = size - u128::from(range.network().is_ipv4());
     let reserved = (size / 16).clamp(1, 256);
     let mut random = rand::rng();
-    let free = |offset: u128| Some(at(range, offset)).filter(|address| is_free(context, address));
+    let free =
+        |offset: u128| Some(at(range, offset)).filter(|address| is_free(allocation, address));
     (0..64)
         .find_map(|_| free(random.random_range(reserved..size)))
         .or_else(|| (reserved..size).chain(1..reserved).find_map(free))

@@ -21,7 +21,7 @@ use self::revision::same_template;
 use self::sizing::is_rolling;
 use crate::claim::{Claim, adoption, claim, release};
 use crate::context::{Context, ORPHANS};
-use crate::error::{Doing, Error, Result, code, namespace_terminating, words};
+use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
 use crate::pods::is_finished;
 use crate::template_hash::template_hash;
 
@@ -157,9 +157,10 @@ async fn carry_out(
         let set_key = Key::of(&set.metadata);
         let written = sets
             .replace(&set_key.name, &PostParams::default(), set)
+            .await;
+        taken_in(written, &sets, &context.replica_sets, &set_key.name)
             .await
             .doing("writing replica set", &set_key)?;
-        context.replica_sets.observe(written);
     }
     for message in plan.events {
         recorder.normal(Reference::to(deployment), "ScalingReplicaSet", message);
@@ -185,16 +186,12 @@ async fn carry_out(
 async fn write_status(context: &Context, changed: &Deployment) -> Result<()> {
     let key = Key::of(&changed.metadata);
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), &key.namespace);
-    match api
+    let written = api
         .replace_status(&key.name, &PostParams::default(), changed)
-        .await
-    {
-        Ok(written) => {
-            context.deployments.observe(written);
-            Ok(())
-        }
+        .await;
+    match taken_in(written, &api, &context.deployments, &key.name).await {
         Err(error) if code(&error) == Some(404) => Ok(()),
-        Err(error) => Err(error).doing("updating the status of deployment", &key),
+        other => other.doing("updating the status of deployment", &key),
     }
 }
 
@@ -299,7 +296,7 @@ async fn claimed(context: &Context, deployment: &Deployment) -> Result<Vec<Repli
                 }
             }
             Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
-                tracing::debug!(%set_key, %error, "a replica set changed while it was claimed");
+                tracing::debug!(%set_key, error = words(&error), "a replica set changed while it was claimed");
             }
             Err(error) => return Err(error).doing("claiming replica set", &set_key),
         }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use self::plan::{MANAGER, Plan, manager};
 use crate::context::{Context, ON_NODE};
-use crate::error::{Doing, Result, code, namespace_terminating};
+use crate::error::{Doing, Result, code, namespace_terminating, taken_in};
 use crate::pods::readiness_changed;
 use crate::selection::{pods_of, selector, service_of};
 
@@ -147,9 +147,10 @@ pub(crate) async fn carry_out(context: &Context, key: &Key, plan: &Plan) -> Resu
         let slice_key = Key::of(&slice.metadata);
         let written = api
             .replace(&slice_key.name, &PostParams::default(), slice)
+            .await;
+        taken_in(written, &api, &context.slices, &slice_key.name)
             .await
             .doing("updating endpoint slice", &slice_key)?;
-        context.slices.observe(written);
     }
     for slice in &plan.delete {
         let slice_key = Key::of(&slice.metadata);

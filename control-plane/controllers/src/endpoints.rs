@@ -13,7 +13,7 @@ use kube::api::{Api, DeleteParams, PostParams};
 use crate::context::Context;
 use crate::endpoint_slice::plan::{self, LAST_CHANGE, target_port};
 use crate::endpoint_slice::{Triggers, wake_on_changes};
-use crate::error::{Doing, Result, code, namespace_terminating};
+use crate::error::{Doing, Result, code, namespace_terminating, taken_in};
 use crate::pods::{is_finished, is_ready};
 use crate::selection::{pods_of, selector};
 
@@ -89,11 +89,8 @@ async fn reconcile(context: &Context, triggers: &Triggers, key: &Key) -> Result<
             api.create(&parameters, &wanted).await
         }
     };
-    match written {
-        Ok(endpoints) => {
-            context.endpoints.observe(endpoints);
-            Ok(Next::Changed)
-        }
+    match taken_in(written, &api, &context.endpoints, &key.name).await {
+        Ok(()) => Ok(Next::Changed),
         Err(error) if namespace_terminating(&error) || code(&error) == Some(404) => {
             Ok(Next::Changed)
         }

@@ -23,7 +23,7 @@ use self::graph::{
     Deletion, FOREGROUND, Graph, Node, ORPHAN, Owner, OwnerState, Uid, Verdict, deletion, judge,
 };
 use crate::context::Context;
-use crate::error::{Doing, Error, Result, code};
+use crate::error::{Doing, Error, Result, code, words};
 use crate::resources::{ByKind, Resource, by_kind, deletable};
 
 pub(crate) const COMPONENT: &str = "garbage-collector-controller";
@@ -191,7 +191,9 @@ async fn monitor_all(collector: Arc<Collector>, complete: watch::Sender<bool>) {
                 }
                 complete.send_replace(true);
             }
-            Err(error) => tracing::warn!(%error, "discovering the kinds to collect"),
+            Err(error) => {
+                tracing::warn!(error = words(&error), "discovering the kinds to collect");
+            }
         }
         let wait = if *complete.borrow() {
             REDISCOVER

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use self::plan::{Change, Plan, balances, is_local, serves};
 use crate::context::Context;
-use crate::error::{Doing, Result, code};
+use crate::error::{Doing, Result, code, taken_in};
 use crate::selection::{OF_SERVICE, service_of};
 
 pub(crate) const COMPONENT: &str = "service-controller";
@@ -145,14 +145,11 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     });
     let api: Api<Service> = Api::namespaced(context.client.clone(), &key.namespace);
     let parameters = PatchParams::default();
-    match api
+    let written = api
         .patch_status(&key.name, &parameters, &Patch::Merge(patch))
-        .await
-    {
-        Ok(service) => {
-            context.services.observe(service);
-            Ok(Next::Changed)
-        }
+        .await;
+    match taken_in(written, &api, &context.services, &key.name).await {
+        Ok(()) => Ok(Next::Changed),
         Err(error) if code(&error) == Some(404) => Ok(Next::Changed),
         Err(error) => Err(error).doing("writing the load balancer's addresses of service", key),
     }

@@ -13,7 +13,7 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions
 use serde_json::json;
 
 use crate::context::{Context, ON_NODE};
-use crate::error::{Doing, Result, code};
+use crate::error::{Doing, Result, code, taken_in};
 use crate::pods::{is_active, is_ready};
 
 pub(crate) const COMPONENT: &str = "taint-eviction-controller";
@@ -87,13 +87,12 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
         .or_insert_with(|| "0".to_owned());
     if wanted != *node {
         let api: Api<Node> = Api::all(context.client.clone());
-        match api
+        let written = api
             .replace(&key.name, &PostParams::default(), &wanted)
-            .await
-        {
-            Ok(written) => context.nodes.observe(written),
+            .await;
+        match taken_in(written, &api, &context.nodes, &key.name).await {
             Err(error) if code(&error) == Some(404) => return Ok(Next::Changed),
-            Err(error) => return Err(error).doing("tainting node", key),
+            other => other.doing("tainting node", key)?,
         }
     }
     let pods = context.pods.indexed(ON_NODE, &key.name);

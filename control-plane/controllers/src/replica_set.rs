@@ -17,7 +17,7 @@ pub(crate) use self::plan::nonzero;
 use self::plan::{Change, Failure};
 use crate::claim::{Claim, adoption, claim, release};
 use crate::context::{Context, ORPHANS};
-use crate::error::{Doing, Error, Result, code, namespace_terminating, words};
+use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
 use crate::pods::{is_active, is_terminating};
 
 pub(crate) const COMPONENT: &str = "replicaset-controller";
@@ -94,15 +94,14 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
         let written = api
             .replace_status(&key.name, &PostParams::default(), &changed)
             .await;
-        match written {
-            Ok(written) => context.replica_sets.observe(written),
+        match taken_in(written, &api, &context.replica_sets, &key.name).await {
             Err(error) if code(&error) == Some(404) => return Ok(Next::Changed),
-            Err(error) => return Err(error).doing("updating the status of replica set", key),
+            other => other.doing("updating the status of replica set", key)?,
         }
     }
     match outcome {
         Ok(()) => Ok(wake.map_or(Next::Changed, Next::After)),
-        Err((failure, retry)) if retry => Err(Error::NotYet {
+        Err((failure, retry)) if retry => Err(Error::Refused {
             object: key.to_string(),
             why: failure.message,
         }),
@@ -147,7 +146,7 @@ async fn claimed(context: &Context, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>> {
             }
             // Gone, or another object under its name: nothing to adopt or to release any more.
             Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
-                tracing::debug!(%key, %error, "a pod changed while it was claimed");
+                tracing::debug!(%key, error = words(&error), "a pod changed while it was claimed");
             }
             Err(error) => return Err(error).doing("claiming pod", &key),
         }

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, seconds};
+use crate::error::words;
 use crate::object::Object;
 
 const WAITING: usize = 8192;
@@ -160,7 +161,7 @@ async fn write_all(writer: Arc<Writer>, mut events: mpsc::Receiver<Recorded>) {
         tokio::spawn(async move {
             if let Err(error) = writer.write(event).await {
                 // The namespace may be on its way out: its events go with it.
-                tracing::debug!(%error, "writing an event");
+                tracing::debug!(error = words(&error), "writing an event");
             }
             drop(slot);
         });

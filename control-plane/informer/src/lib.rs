@@ -10,6 +10,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod error;
 pub mod events;
 pub mod object;
 pub mod queue;
@@ -18,6 +19,7 @@ pub mod runner;
 
 pub use cache::{Cache, Change};
 pub use clock::Clock;
+pub use error::{Failure, is_conflict, words};
 pub use events::{EventStyle, Recorder, Reference};
 pub use object::{Key, Object};
 pub use queue::Queue;

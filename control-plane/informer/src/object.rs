@@ -19,7 +19,7 @@ impl<K> Object for K where
 }
 
 /// Namespace and name of an object; the namespace is empty for a cluster-wide one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// The namespace, or empty.
     pub namespace: Arc<str>,
@@ -52,6 +52,12 @@ impl fmt::Display for Key {
         } else {
             write!(formatter, "{}/{}", self.namespace, self.name)
         }
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
     }
 }
 

@@ -12,6 +12,7 @@ use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, IndexFn};
+use crate::error::words;
 use crate::object::{Object, revision};
 
 /// A watch is renewed after this many seconds, so that a connection that died silently is noticed.
@@ -79,8 +80,8 @@ impl<K: Object> Informer<K> {
 enum Broken {
     #[error("the revision is no longer kept")]
     Expired,
-    #[error(transparent)]
-    Client(#[from] kube::Error),
+    #[error("{}", words(.0))]
+    Client(#[source] kube::Error),
     #[error("the watch was refused: {0}")]
     Refused(String),
 }

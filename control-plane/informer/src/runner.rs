@@ -1,7 +1,7 @@
 //! Runs a reconciler over a queue: several keys at once, each of them never twice at once. One that panics is an error of
 //! its key, and nobody else's.
 
-use std::fmt::{Debug, Display};
+use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use gantry_tasks::caught;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Failure;
 use crate::queue::Queue;
 
 /// When a key that was reconciled without error wants to be looked at again, beside any change of it.
@@ -23,7 +24,8 @@ pub enum Next {
 
 /// Hands keys to `reconcile`, at most `limit` at once, until stopped; then waits for those under way.
 ///
-/// An error is logged, and the key tried again after its backoff.
+/// An error is logged in a line, and the key tried again after its backoff: at once, as good as, where it fails for the first
+/// time.
 pub async fn run<T, F, Fut, E>(
     name: &'static str,
     queue: Arc<Queue<T>>,
@@ -34,7 +36,7 @@ pub async fn run<T, F, Fut, E>(
     T: Clone + Eq + Hash + Debug + Send + Sync + 'static,
     F: Fn(T) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Next, E>> + Send + 'static,
-    E: Display + Send,
+    E: Failure + Send,
 {
     let mut running = JoinSet::new();
     loop {
@@ -59,7 +61,11 @@ pub async fn run<T, F, Fut, E>(
                 }
                 Ok(Err(error)) => {
                     let wait = work.queue.retry(work.key.clone());
-                    tracing::info!(controller = name, key = ?work.key, %error, "reconciling failed; again in {wait:?}");
+                    if error.is_expected() {
+                        tracing::debug!(controller = name, key = ?work.key, %error, "reconciling came at the wrong time; again in {wait:?}");
+                    } else {
+                        tracing::warn!(controller = name, key = ?work.key, %error, "reconciling failed; again in {wait:?}");
+                    }
                 }
                 Err(panicked) => {
                     let wait = work.queue.retry(work.key.clone());
@@ -96,6 +102,9 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    impl Failure for &str {}
+    impl Failure for String {}
 
     #[tokio::test(start_paused = true)]
     async fn a_failing_key_is_tried_until_it_succeeds_and_others_go_on() {

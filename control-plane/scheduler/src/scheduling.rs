@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use gantry_informer::{EventStyle, Informer, Recorder};
+use gantry_informer::{EventStyle, Informer, Recorder, words};
 use gantry_tasks::caught_now;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
@@ -333,7 +333,7 @@ impl Scheduling {
                     inbox.put(Update::Slot);
                 }
                 Err(error) => {
-                    tracing::info!(pod = %pod.key, node = &*node, %error, "binding failed; trying again");
+                    tracing::info!(pod = %pod.key, node = &*node, error = words(&error), "binding failed; trying again");
                     inbox.put(Update::BindingFailed(pod));
                 }
             }
@@ -352,7 +352,7 @@ impl Scheduling {
         tokio::spawn(async move {
             let told = binding::tell(&client, &pod, &message, now);
             if let Some(Err(error)) = stop.run_until_cancelled(told).await {
-                tracing::debug!(pod = %pod.key, %error, "telling that it fits nowhere");
+                tracing::debug!(pod = %pod.key, error = words(&error), "telling that it fits nowhere");
             }
         });
     }

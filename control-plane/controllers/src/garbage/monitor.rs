@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::Collector;
 use super::graph::Node;
-use crate::error::code;
+use crate::error::{code, words};
 use crate::resources::Resource;
 
 const WATCH_SECONDS: u32 = 290;
@@ -44,7 +44,11 @@ pub(crate) async fn follow(
                     // The kind is gone, or cannot be followed after all: it holds nobody up.
                     listed.send_replace(true);
                 }
-                tracing::debug!(resource = resource.qualified(), %error, "following owners was interrupted");
+                tracing::debug!(
+                    resource = resource.qualified(),
+                    error = words(&error),
+                    "following owners was interrupted"
+                );
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
                 at = None;

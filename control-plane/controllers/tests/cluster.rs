@@ -333,6 +333,60 @@ async fn a_pod_that_fits_nowhere_says_why_and_runs_once_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_waits_for_those_that_it_needs_near() {
+    let cluster = Cluster::start()
+        .await
+        .with_scheduler()
+        .with_node("node-1", "8")
+        .await;
+    cluster.namespace("ns").await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let zone = Patch::Merge(json!({"metadata": {"labels": {"zone": "z1"}}}));
+    nodes
+        .patch("node-1", &PatchParams::default(), &zone)
+        .await
+        .expect("labelled");
+    let pods: Api<Pod> = cluster.api("ns");
+    let spec = json!({"containers": [{"name": "c", "image": "nginx:1"}], "affinity": {"podAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "db"}}}]}}});
+    create(
+        &pods,
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": spec}),
+    )
+    .await;
+    wait(
+        &pods,
+        "web",
+        "it says what it waits for",
+        |pod: Option<&Pod>| {
+            let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+            let mut messages = conditions
+                .into_iter()
+                .flatten()
+                .filter_map(|condition| condition.message.as_deref());
+            messages.any(|message| {
+                message.starts_with(
+                    "0/1 nodes are available: 1 node(s) didn't match pod affinity rules.",
+                )
+            })
+        },
+    )
+    .await;
+    create(
+        &pods,
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "db", "labels": {"app": "db"}},
+            "spec": {"containers": [{"name": "c", "image": "nginx:1"}]}}),
+    )
+    .await;
+    wait(&pods, "web", "it is near", |pod: Option<&Pod>| {
+        let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
+        node == Some("node-1")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dependents_go_with_their_owner_or_stay_as_asked() {
     let cluster = Cluster::start().await;
     cluster.namespace("ns").await;

@@ -1,4 +1,4 @@
-//! Which nodes a pod can run on. Filters run in order; the first that refuses a node tells why.
+//! Which nodes a pod can run on, by themselves. Filters run in order; the first that refuses a node tells why.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn one(filter: &'static str, reason: &'static str, resolvable: bool) -> Self {
+    pub(crate) fn one(filter: &'static str, reason: &'static str, resolvable: bool) -> Self {
         Self {
             filter,
             reasons: vec![Cow::Borrowed(reason)],
@@ -32,7 +32,7 @@ type Filter = fn(&PodInfo, &NodeInfo) -> Result<(), Refusal>;
 
 const FILTERS: [Filter; 5] = [unschedulable, taints, affinity, ports, fit];
 
-/// Whether the pod can run on the node.
+/// Whether the pod can run on the node, as far as other pods matter only by the room that they take.
 pub(crate) fn check(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
     FILTERS.iter().try_for_each(|filter| filter(pod, node))
 }
@@ -56,11 +56,16 @@ fn unschedulable(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
     ))
 }
 
-fn taints(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
-    let repels = |taint: &&Taint| {
+/// Whether no taint keeps the pod off the node.
+pub(crate) fn is_tolerated(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let repels = |taint: &Taint| {
         matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !pod.tolerates(taint)
     };
-    if node.taints.iter().find(repels).is_none() {
+    !node.taints.iter().any(repels)
+}
+
+fn taints(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    if is_tolerated(pod, node) {
         return Ok(());
     }
     Err(Refusal::one(
@@ -70,7 +75,8 @@ fn taints(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
     ))
 }
 
-fn affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+/// Whether the pod's selector and affinity leave it the node.
+pub(crate) fn is_selected(pod: &PodInfo, node: &NodeInfo) -> bool {
     let selected = pod
         .node_selector
         .iter()
@@ -80,7 +86,11 @@ fn affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
             .iter()
             .any(|term| term.matches(&node.name, &node.labels))
     });
-    if selected && required {
+    selected && required
+}
+
+fn affinity(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    if is_selected(pod, node) {
         return Ok(());
     }
     Err(Refusal::one(

@@ -9,13 +9,20 @@
 
 mod affinity;
 mod binding;
+mod by_label;
+mod census;
+mod cycle;
 mod filters;
 mod pod;
+mod pod_affinity;
 mod queue;
 mod resources;
 mod scheduling;
 mod scores;
+mod selection;
 mod snapshot;
+mod spread_constraint;
+mod spreading;
 mod verdict;
 
 use std::sync::Arc;

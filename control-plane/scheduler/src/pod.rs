@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use gantry_informer::object::controller_of;
 use gantry_informer::{Key, Reference};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, Taint, Toleration};
 
-use crate::affinity::Term;
+use crate::affinity::{Labels, Term};
 use crate::resources::{LEAST_MEMORY, LEAST_MILLI_CPU, Resources, of_pod};
+use crate::selection::PodTerms;
+use crate::spread_constraint::SpreadConstraint;
 
 /// A port on the node that a pod takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,11 +29,21 @@ impl HostPort {
     }
 }
 
+/// The kinds of controllers whose pods are spread though they do not say so.
+const REPLICATING: [(&str, &str); 3] = [
+    ("apps/v1", "ReplicaSet"),
+    ("apps/v1", "StatefulSet"),
+    ("v1", "ReplicationController"),
+];
+
 /// A pod as the scheduler sees it.
 #[derive(Debug)]
 pub(crate) struct PodInfo {
     pub(crate) uid: Arc<str>,
     pub(crate) key: Key,
+    pub(crate) labels: Labels,
+    /// The uid of its controller, of a kind whose pods are replicas of each other.
+    pub(crate) controller: Option<Arc<str>>,
     pub(crate) generation: Option<i64>,
     pub(crate) resource_version: String,
     pub(crate) priority: i32,
@@ -46,6 +59,10 @@ pub(crate) struct PodInfo {
     /// Any of these must match; absent: all nodes do.
     pub(crate) required: Option<Vec<Term>>,
     pub(crate) preferred: Vec<(i64, Term)>,
+    /// What it says of other pods.
+    pub(crate) terms: PodTerms,
+    /// How evenly pods are to be spread.
+    pub(crate) spread: Vec<SpreadConstraint>,
     pub(crate) tolerations: Vec<Toleration>,
     pub(crate) images: Vec<String>,
     pub(crate) containers: usize,
@@ -63,6 +80,10 @@ impl PodInfo {
         let spec = pod.spec.clone().unwrap_or_default();
         let status = pod.status.as_ref();
         let requests = of_pod(pod);
+        let key = Key::of(&pod.metadata);
+        let labels = pod.metadata.labels.clone().unwrap_or_default();
+        let terms = spec.affinity.as_ref();
+        let terms = terms.map(|affinity| PodTerms::new(affinity, &key.namespace, &labels));
         let affinity = spec
             .affinity
             .and_then(|affinity| affinity.node_affinity)
@@ -84,7 +105,12 @@ impl PodInfo {
         let host_network = spec.host_network.unwrap_or(false);
         Self {
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
-            key: Key::of(&pod.metadata),
+            controller: controller_of(&pod.metadata)
+                .filter(|owner| {
+                    let kind = (owner.api_version.as_str(), owner.kind.as_str());
+                    REPLICATING.contains(&kind)
+                })
+                .map(|owner| owner.uid.as_str().into()),
             generation: pod.metadata.generation,
             resource_version: pod.metadata.resource_version.clone().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
@@ -132,6 +158,15 @@ impl PodInfo {
             node_selector: spec.node_selector.into_iter().flatten().collect(),
             required,
             preferred,
+            terms: terms.unwrap_or_default(),
+            spread: spec
+                .topology_spread_constraints
+                .iter()
+                .flatten()
+                .map(|constraint| SpreadConstraint::new(constraint, &labels))
+                .collect(),
+            key,
+            labels,
             tolerations: spec.tolerations.unwrap_or_default(),
             gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
             deleting: pod.metadata.deletion_timestamp.is_some(),
@@ -169,6 +204,11 @@ impl PodInfo {
             uid: self.uid.to_string(),
             resource_version: self.resource_version.clone(),
         }
+    }
+
+    /// Whether other pods matter to where it can run, beside the room that they take.
+    pub(crate) fn looks_at_others(&self) -> bool {
+        self.terms.len() > 0 || !self.spread.is_empty()
     }
 
     /// Whether one of its tolerations covers the taint.

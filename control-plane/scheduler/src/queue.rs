@@ -4,7 +4,7 @@
 //! (being tried). Leaving *taken* is by [`PodQueue::remove`], [`PodQueue::park`] or [`PodQueue::retry`].
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub(crate) struct PodQueue {
     entries: HashMap<Uid, Entry>,
     ready: BTreeMap<Rank, Uid>,
     waiting: BTreeSet<(Instant, Uid)>,
+    /// Those that other pods matter to.
+    looking: HashSet<Uid>,
     arrivals: u64,
 }
 
@@ -53,7 +55,8 @@ impl PodQueue {
     pub(crate) fn put(&mut self, pod: Arc<PodInfo>) {
         let attempts = match self.entries.get_mut(&pod.uid) {
             Some(entry) => {
-                let changed = entry.pod.generation != pod.generation;
+                let changed =
+                    entry.pod.generation != pod.generation || entry.pod.labels != pod.labels;
                 entry.pod = pod.clone();
                 if !changed || !matches!(entry.state, State::Waiting { .. }) {
                     return;
@@ -72,6 +75,9 @@ impl PodQueue {
         self.ready.insert(rank, pod.uid.clone());
         let state = State::Ready(rank);
         let uid = pod.uid.clone();
+        if pod.looks_at_others() {
+            self.looking.insert(uid.clone());
+        }
         self.entries.insert(
             uid,
             Entry {
@@ -85,6 +91,7 @@ impl PodQueue {
     /// The pod no longer waits.
     pub(crate) fn remove(&mut self, uid: &str) {
         if let Some((uid, entry)) = self.entries.remove_entry(uid) {
+            self.looking.remove(&uid);
             match entry.state {
                 State::Ready(rank) => {
                     self.ready.remove(&rank);
@@ -123,6 +130,9 @@ impl PodQueue {
     /// Tries the pod again after its backoff, whether it was taken or has left the queue.
     pub(crate) fn retry(&mut self, pod: Arc<PodInfo>, now: Instant) {
         let uid = pod.uid.clone();
+        if pod.looks_at_others() {
+            self.looking.insert(uid.clone());
+        }
         self.entries.entry(uid.clone()).or_insert(Entry {
             pod,
             attempts: 1,
@@ -158,6 +168,21 @@ impl PodQueue {
         }
     }
 
+    /// As [`PodQueue::wake`], when what changed matters only to pods that look at others.
+    pub(crate) fn wake_looking(&mut self, now: Instant) {
+        for uid in &self.looking {
+            let Some(entry) = self.entries.get_mut(uid) else {
+                continue;
+            };
+            if let State::Waiting { due, earliest } = &mut entry.state {
+                let sooner = (*due).min((*earliest).max(now));
+                self.waiting.remove(&(*due, uid.clone()));
+                self.waiting.insert((sooner, uid.clone()));
+                *due = sooner;
+            }
+        }
+    }
+
     /// When the next waiting pod is due.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.waiting.first().map(|(due, _)| *due)
@@ -166,6 +191,8 @@ impl PodQueue {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+
     use super::*;
     use crate::snapshot::tests::pod;
 
@@ -217,6 +244,27 @@ mod tests {
         // A change of its spec is worth trying at once.
         queue.put(info("a", 0, 2));
         assert_eq!(taken(&mut queue, later).as_deref(), Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_matters_to_pods_that_look_at_others_wakes_no_others() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        let mut looking = pod("a", "", "");
+        let spec = looking.spec.get_or_insert_default();
+        spec.topology_spread_constraints = Some(vec![TopologySpreadConstraint::default()]);
+        queue.put(Arc::new(PodInfo::new(&looking)));
+        queue.put(info("b", 0, 1));
+        for uid in ["a", "b"] {
+            assert_eq!(taken(&mut queue, now).as_deref(), Some(uid));
+            queue.park(uid, now);
+        }
+        queue.wake_looking(now);
+        let later = now + BACKOFF.first;
+        assert_eq!(taken(&mut queue, later).as_deref(), Some("a"));
+        assert_eq!(taken(&mut queue, later), None);
+        queue.remove("a");
+        assert!(queue.looking.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

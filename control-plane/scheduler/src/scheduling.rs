@@ -5,17 +5,18 @@
 
 use std::sync::Arc;
 
-use gantry_informer::{EventStyle, Informer, Recorder, words};
+use gantry_informer::{EventStyle, Informer, Key, Recorder, words};
 use gantry_tasks::caught_now;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::SchedulerConfig;
+use crate::affinity::Labels;
 use crate::binding;
-use crate::filters;
+use crate::cycle::{self, Cycle};
 use crate::pod::PodInfo;
 use crate::queue::PodQueue;
 use crate::scores;
@@ -32,11 +33,28 @@ const ENOUGH: usize = 100;
 enum Update {
     Node(Arc<Node>),
     NodeGone(String),
+    Namespace(Arc<str>, Labels),
+    NamespaceGone(Arc<str>),
     Pod(Arc<PodInfo>),
     PodGone(Arc<str>),
     BindingFailed(Arc<PodInfo>),
     /// A binding ended: there is room for another.
     Slot,
+}
+
+/// Which waiting pods a change may help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Helps {
+    Nobody,
+    /// Those that other pods matter to, beside the room that they take.
+    Looking,
+    Everybody,
+}
+
+impl Helps {
+    fn when(helps: bool, whom: Self) -> Self {
+        if helps { whom } else { Self::Nobody }
+    }
 }
 
 #[derive(Default)]
@@ -61,6 +79,12 @@ struct Recorders {
 pub(crate) async fn run(client: kube::Client, config: SchedulerConfig, stop: CancellationToken) {
     let inbox = Arc::new(Inbox::default());
     let nodes = Informer::<Node>::all(client.clone()).start(&stop);
+    let namespaces = Informer::<Namespace>::all(client.clone())
+        .prune(|namespace| {
+            namespace.metadata.annotations = None;
+            namespace.status = None;
+        })
+        .start(&stop);
     let pods = Informer::<Pod>::all(client.clone())
         .prune(forget_what_does_not_matter)
         .start(&stop);
@@ -76,9 +100,26 @@ pub(crate) async fn run(client: kube::Client, config: SchedulerConfig, stop: Can
             (None, None) => {}
         }
     }));
+    namespaces.subscribe(Box::new({
+        let inbox = inbox.clone();
+        move |change| {
+            let Some(namespace) = change.last() else {
+                return;
+            };
+            let name = Key::of(&namespace.metadata).name;
+            inbox.put(match change.new {
+                Some(_) => {
+                    let labels = namespace.metadata.labels.clone();
+                    Update::Namespace(name, labels.unwrap_or_default())
+                }
+                None => Update::NamespaceGone(name),
+            });
+        }
+    }));
     // Pods after nodes: bound ones need theirs to count on, and nothing is tried before both are known.
     let both = async {
         nodes.synced().await;
+        namespaces.synced().await;
         pods.subscribe(Box::new({
             let inbox = inbox.clone();
             move |change| match (change.new, change.old) {
@@ -125,6 +166,7 @@ pub(crate) async fn run(client: kube::Client, config: SchedulerConfig, stop: Can
         start: 0,
         turn: 0,
         feasible: Vec::new(),
+        helps: Helps::Nobody,
     };
     stop.run_until_cancelled(scheduling.run()).await;
 }
@@ -172,6 +214,8 @@ struct Scheduling {
     turn: usize,
     /// Kept between pods for its memory.
     feasible: Vec<usize>,
+    /// Whom it may help what changed since waiting pods were last woken.
+    helps: Helps,
 }
 
 impl Scheduling {
@@ -208,42 +252,55 @@ impl Scheduling {
 
     fn take_in(&mut self) {
         let updates = std::mem::take(&mut *self.inbox.updates.lock());
-        let mut helps = false;
         for update in updates {
             match caught_now(|| self.apply(update)) {
-                Ok(may_fit) => helps |= may_fit,
+                Ok(helps) => self.helps = self.helps.max(helps),
                 Err(panicked) => {
                     tracing::error!(%panicked, "the scheduler could not take in a change");
                 }
             }
         }
-        if helps {
-            self.queue.wake(Instant::now());
+        match std::mem::replace(&mut self.helps, Helps::Nobody) {
+            Helps::Nobody => {}
+            Helps::Looking => self.queue.wake_looking(Instant::now()),
+            Helps::Everybody => self.queue.wake(Instant::now()),
         }
     }
 
-    /// Whether waiting pods may fit by what changed.
-    fn apply(&mut self, update: Update) -> bool {
+    /// Which waiting pods may fit by what changed.
+    fn apply(&mut self, update: Update) -> Helps {
         match update {
-            Update::Node(node) => self.snapshot.set_node(&node),
+            Update::Node(node) => Helps::when(self.snapshot.set_node(&node), Helps::Everybody),
             Update::NodeGone(name) => {
                 self.snapshot.remove_node(&name);
-                false
+                // What is uneven may be even without it.
+                Helps::Looking
+            }
+            Update::Namespace(name, labels) => {
+                let changed = self.snapshot.set_namespace(&name, labels);
+                Helps::when(changed, Helps::Looking)
+            }
+            Update::NamespaceGone(name) => {
+                self.snapshot.remove_namespace(&name);
+                Helps::Nobody
             }
             Update::Pod(pod) if pod.finished => self.forget(&pod.uid),
             Update::Pod(pod) => {
                 if let Some(node) = pod.node.clone() {
                     self.queue.remove(&pod.uid);
                     self.config.verdicts.remove(&pod.uid);
+                    let looks_same = self.snapshot.looks_same(&pod);
                     self.snapshot.assign(pod, &node);
-                } else if !pod.is_waiting_for(&self.config.scheduler_name) {
+                    return Helps::when(!looks_same, Helps::Looking);
+                }
+                if !pod.is_waiting_for(&self.config.scheduler_name) {
                     self.queue.remove(&pod.uid);
                     self.config.verdicts.remove(&pod.uid);
                 } else if !self.snapshot.is_assigned(&pod.uid) {
                     // One that is assigned is being bound: this is older news.
                     self.queue.put(pod);
                 }
-                false
+                Helps::Nobody
             }
             Update::PodGone(uid) => self.forget(&uid),
             Update::BindingFailed(pod) => {
@@ -252,16 +309,16 @@ impl Scheduling {
                 if counted {
                     self.queue.retry(pod, Instant::now());
                 }
-                counted
+                Helps::when(counted, Helps::Everybody)
             }
-            Update::Slot => false,
+            Update::Slot => Helps::Nobody,
         }
     }
 
-    fn forget(&mut self, uid: &str) -> bool {
+    fn forget(&mut self, uid: &str) -> Helps {
         self.queue.remove(uid);
         self.config.verdicts.remove(uid);
-        self.snapshot.unassign(uid)
+        Helps::when(self.snapshot.unassign(uid), Helps::Everybody)
     }
 
     fn try_pod(&mut self, pod: &Arc<PodInfo>, now: Instant) {
@@ -271,6 +328,7 @@ impl Scheduling {
                 self.queue.remove(&pod.uid);
                 self.config.verdicts.remove(&pod.uid);
                 self.snapshot.assign(pod.clone(), &node);
+                self.helps = self.helps.max(Helps::Looking);
                 self.bind(pod.clone(), node);
             }
             Err(explanation) => {
@@ -283,6 +341,8 @@ impl Scheduling {
 
     /// The node for the pod, by index.
     fn find(&mut self, pod: &PodInfo) -> Result<usize, Explanation> {
+        cycle::prepare(pod, &mut self.snapshot);
+        let cycle = Cycle::new(pod, &self.snapshot);
         let nodes = self.snapshot.nodes();
         let mut feasible = std::mem::take(&mut self.feasible);
         feasible.clear();
@@ -294,7 +354,7 @@ impl Scheduling {
             if !nodes[at].present {
                 continue;
             }
-            match filters::check(pod, &nodes[at]) {
+            match cycle.check(&nodes[at]) {
                 Ok(()) => feasible.push(at),
                 Err(refusal) if feasible.is_empty() => diagnosis.add(&nodes[at].name, refusal),
                 // Some node will do: nobody will ask why this one does not.

@@ -4,12 +4,15 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::pod::PodInfo;
 use crate::snapshot::{NodeInfo, Snapshot};
+use crate::{pod_affinity, spreading};
 
 const MAX: i64 = 100;
 const LEAST_ALLOCATED: i64 = 1;
 const IMAGES: i64 = 1;
 const PREFERENCES: i64 = 2;
 const TAINTS: i64 = 3;
+const SPREADING: i64 = 2;
+const AFFINITIES: i64 = 2;
 
 const MEGABYTE: i64 = 1024 * 1024;
 /// Images smaller than this make no difference.
@@ -43,6 +46,12 @@ pub(crate) fn best(
         .map(|at| repelling(pod, &nodes[*at]))
         .max()
         .unwrap_or(0);
+    let evenness = spreading::scores(pod, snapshot, feasible);
+    let gladness = pod_affinity::scores(pod, snapshot, feasible);
+    let of = |scores: &Option<Vec<i64>>, position: usize| {
+        let score = scores.as_ref().and_then(|scores| scores.get(position));
+        score.copied().unwrap_or(0)
+    };
     let mut best: Option<i64> = None;
     let mut equals = 0;
     let score = |position: usize, at: usize| {
@@ -60,6 +69,8 @@ pub(crate) fn best(
             + IMAGES * images(pod, node, snapshot)
             + PREFERENCES * preference
             + TAINTS * taints
+            + SPREADING * of(&evenness, position)
+            + AFFINITIES * of(&gladness, position)
     };
     for (position, at) in feasible.iter().enumerate() {
         let score = score(position, *at);

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::affinity::Labels;
+use crate::census::{ByNode, Census, Question, Tally};
 use crate::pod::{HostPort, PodInfo};
 use crate::resources::{Resources, pod_limit};
+use crate::selection::{Namespaces, PodTerm};
 
 /// A node and its sums.
 #[derive(Debug, Default)]
@@ -67,14 +69,13 @@ impl NodeInfo {
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    fn remove(&mut self, uid: &str) {
-        let Some(pod) = self.pods.remove(uid) else {
-            return;
-        };
+    fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let pod = self.pods.remove(uid)?;
         self.requested.subtract(&pod.requests);
         self.weight_cpu = self.weight_cpu.saturating_sub(pod.weight_cpu);
         self.weight_memory = self.weight_memory.saturating_sub(pod.weight_memory);
         self.host_ports.retain(|(owner, _)| **owner != *uid);
+        Some(pod)
     }
 }
 
@@ -88,12 +89,70 @@ pub(crate) struct Snapshot {
     /// On how many nodes each image is.
     spread: HashMap<String, usize>,
     present: usize,
+    /// The assigned pods, as they ask for each other.
+    census: Census,
+    namespaces: Namespaces,
 }
 
 impl Snapshot {
     /// All nodes, also those that only pods tell of.
     pub(crate) fn nodes(&self) -> &[NodeInfo] {
         &self.nodes
+    }
+
+    /// A node that is known, by its name.
+    pub(crate) fn node(&self, name: &str) -> Option<&NodeInfo> {
+        let at = self.by_name.get(name)?;
+        self.nodes.get(*at).filter(|node| node.present)
+    }
+
+    /// The namespaces with their labels.
+    pub(crate) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// A namespace that came or changed. Whether its labels did.
+    pub(crate) fn set_namespace(&mut self, name: &str, labels: Labels) -> bool {
+        if self.namespaces.get(name) == Some(&labels) {
+            return false;
+        }
+        self.namespaces.insert(name.into(), labels);
+        true
+    }
+
+    /// A namespace that went.
+    pub(crate) fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    /// Finds out what the questions ask, unless that is known, for as long as they are the last that were asked.
+    pub(crate) fn ask(&mut self, questions: Vec<Question>) {
+        self.census.begin_cycle();
+        for question in questions {
+            if self.census.ask(&question) {
+                continue;
+            }
+            let uids = self.census.candidates(&question);
+            let pods = uids.iter().filter_map(|uid| {
+                let node = self.assigned.get(uid)?;
+                let info = self.nodes.get(*self.by_name.get(node)?)?;
+                Some((&**info.pods.get(uid)?, node))
+            });
+            self.census.learn(question, pods);
+        }
+    }
+
+    /// How many pods a question that was asked is about, on each node.
+    pub(crate) fn answer(&self, question: &Question) -> Option<&ByNode> {
+        self.census.answer(question)
+    }
+
+    /// The terms of assigned pods that may be about this one, with what those of each node say of it.
+    pub(crate) fn stated<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+    ) -> impl Iterator<Item = (&'a PodTerm, &'a HashMap<Arc<str>, Tally>)> {
+        self.census.stated(pod)
     }
 
     /// How many nodes are known.
@@ -197,8 +256,9 @@ impl Snapshot {
         self.unassign(&pod.uid);
         let uid = pod.uid.clone();
         let info = self.entry(node);
-        info.add(pod);
+        info.add(pod.clone());
         let name = info.name.clone();
+        self.census.add(&pod, &name);
         self.assigned.insert(uid, name);
     }
 
@@ -207,9 +267,22 @@ impl Snapshot {
         let Some(node) = self.assigned.remove(uid) else {
             return false;
         };
-        self.entry(&node).remove(uid);
+        if let Some(pod) = self.entry(&node).remove(uid) {
+            self.census.remove(&pod, &node);
+        }
         self.drop_if_void(&node);
         true
+    }
+
+    /// Whether the pod counts on some node, and other pods see nothing new in it.
+    pub(crate) fn looks_same(&self, pod: &PodInfo) -> bool {
+        let node = self
+            .assigned
+            .get(&pod.uid)
+            .and_then(|name| self.by_name.get(name));
+        let info = node.and_then(|at| self.nodes.get(*at));
+        let known = info.and_then(|info| info.pods.get(&pod.uid));
+        known.is_some_and(|known| known.labels == pod.labels && known.deleting == pod.deleting)
     }
 
     /// Whether the pod counts on some node.
@@ -220,6 +293,7 @@ impl Snapshot {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use gantry_api::selector::LabelSelector;
     use k8s_openapi::api::core::v1::{
         Container, ContainerImage, ContainerPort, NodeSpec, NodeStatus, Pod, PodSpec,
         ResourceRequirements,
@@ -229,6 +303,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::selection::Selection;
 
     /// A node with that much room.
     pub(crate) fn node(name: &str, cpu: &str, memory: &str) -> Node {
@@ -320,6 +395,38 @@ pub(crate) mod tests {
                 let image = format!("image-on-{}:1", info.name);
                 prop_assert_eq!(snapshot.image_spread(&image), 1);
             }
+        }
+
+        /// However pods come and go, what was asked of them is what counting them all gives.
+        #[test]
+        fn answers_are_what_counting_gives(steps in prop::collection::vec((0u8..4, 0usize..6, 0usize..3, 0usize..2), 1..60)) {
+            let selector = LabelSelector::parse("app=a0").expect("a selector");
+            let question = Question::Staying(Selection::within(&"ns".into(), &selector));
+            let mut snapshot = Snapshot::default();
+            for (step, pod_at, node_at, app) in steps {
+                let uid = format!("p{pod_at}");
+                match step {
+                    0 => snapshot.ask(vec![question.clone()]),
+                    1 => {
+                        snapshot.unassign(&uid);
+                    }
+                    _ => {
+                        let mut pod = pod(&uid, "", "");
+                        pod.metadata.labels = Some([("app".to_owned(), format!("a{app}"))].into());
+                        snapshot.assign(Arc::new(PodInfo::new(&pod)), &format!("n{node_at}"));
+                    }
+                }
+            }
+            snapshot.ask(vec![question.clone()]);
+            let mut counted = ByNode::new();
+            for info in snapshot.nodes() {
+                let is_counted = |pod: &&Arc<PodInfo>| selector.matches_map(Some(&pod.labels));
+                let count = info.pods.values().filter(is_counted).count();
+                if count > 0 {
+                    counted.insert(info.name.clone(), i64::try_from(count).expect("few"));
+                }
+            }
+            prop_assert_eq!(snapshot.answer(&question), Some(&counted));
         }
     }
 }

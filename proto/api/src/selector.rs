@@ -9,7 +9,7 @@ use crate::field::{ErrorList, Path};
 use crate::names;
 
 /// How one requirement compares.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Operator {
     Exists,
     DoesNotExist,
@@ -21,7 +21,7 @@ enum Operator {
     LessThan,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Requirement {
     key: String,
     operator: Operator,
@@ -76,7 +76,7 @@ impl Requirement {
 }
 
 /// A conjunction of requirements on labels. The default matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSelector {
     requirements: Vec<Requirement>,
     /// From an absent `LabelSelector`, which selects no object.
@@ -144,6 +144,17 @@ impl LabelSelector {
             ));
         }
         result
+    }
+
+    /// A label with its value that all have which match, when there is one: where things are kept by their labels, those
+    /// that match are found without looking at all.
+    pub fn common_label(&self) -> Option<(&str, &str)> {
+        self.requirements.iter().find_map(|requirement| {
+            match (&requirement.operator, requirement.values.as_slice()) {
+                (Operator::In, [value]) => Some((requirement.key.as_str(), value.as_str())),
+                _ => None,
+            }
+        })
     }
 
     /// Whether labels, given as a look-up, match.
@@ -580,6 +591,20 @@ mod tests {
         LabelSelector::parse(selector)
             .expect(selector)
             .matches_map(Some(&labels))
+    }
+
+    #[test]
+    fn a_label_that_all_have_is_told() {
+        for (selector, label) in [
+            ("app=web", Some(("app", "web"))),
+            ("tier,app in (web),x=y", Some(("app", "web"))),
+            ("app in (web,db),!tier,x!=y", None),
+            ("", None),
+        ] {
+            let selector = LabelSelector::parse(selector).expect(selector);
+            assert_eq!(selector.common_label(), label, "{selector}");
+        }
+        assert_eq!(LabelSelector::nothing().common_label(), None);
     }
 
     #[test]

@@ -1,0 +1,66 @@
+//! What one attempt to place a pod is judged by, beside each node for itself.
+
+use crate::census::Question;
+use crate::filters::{self, Refusal};
+use crate::pod::PodInfo;
+use crate::pod_affinity::{self, Affinities};
+use crate::snapshot::{NodeInfo, Snapshot};
+use crate::spreading::{self, Spreading};
+
+/// A pod may say this much of other pods, which is asked of many of them. With more, it is not scheduled.
+const MOST_TERMS: usize = 256;
+const TOO_MANY: &str =
+    "node(s) cannot be judged by more than 256 terms of affinity and spread constraints";
+
+/// The attempt.
+pub(crate) struct Cycle<'a> {
+    pod: &'a PodInfo,
+    spreading: Spreading<'a>,
+    affinities: Affinities<'a>,
+    too_many: bool,
+}
+
+fn has_too_many(pod: &PodInfo) -> bool {
+    pod.terms.len() + pod.spread.len() > MOST_TERMS
+}
+
+/// Asks all that [`Cycle::new`] and the scores need to know.
+pub(crate) fn prepare(pod: &PodInfo, snapshot: &mut Snapshot) {
+    if has_too_many(pod) {
+        return;
+    }
+    let questions: Vec<Question> = spreading::questions(pod)
+        .chain(pod_affinity::questions(pod, snapshot.namespaces()))
+        .collect();
+    snapshot.ask(questions);
+}
+
+impl<'a> Cycle<'a> {
+    /// Begins; [`prepare`] comes before.
+    pub(crate) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
+        if has_too_many(pod) {
+            return Self {
+                pod,
+                spreading: Spreading::default(),
+                affinities: Affinities::default(),
+                too_many: true,
+            };
+        }
+        Self {
+            pod,
+            spreading: Spreading::new(pod, snapshot),
+            affinities: Affinities::new(pod, snapshot),
+            too_many: false,
+        }
+    }
+
+    /// Whether the pod can run on the node.
+    pub(crate) fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        filters::check(self.pod, node)?;
+        if self.too_many {
+            return Err(Refusal::one("InterPodAffinity", TOO_MANY, false));
+        }
+        self.spreading.check(node)?;
+        self.affinities.check(node)
+    }
+}

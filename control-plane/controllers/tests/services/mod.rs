@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Endpoints, Event, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::IPAddress;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use super::common::{Cluster, create, gone, wait, wait_list};
@@ -290,4 +290,60 @@ async fn a_balanced_service_has_the_addresses_of_the_nodes() {
         reasons,
     )
     .await;
+}
+
+/// What Go clients write of a service that somebody else balances: conditions that never said when, and objects with all
+/// fields that are not left out when empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_a_service_is_its_balancers() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let services: Api<Service> = cluster.api("ns");
+    let spec = json!({"type": "LoadBalancer", "loadBalancerClass": "a.example/balancer", "ports": [{"name": "http", "port": 80}]});
+    create(&services, service("s", spec)).await;
+    let resource = ApiResource::erase::<Service>(&());
+    let untyped: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "ns", &resource);
+    let found = untyped.get_status("s").await.expect("its status");
+    assert_eq!(found.data["status"], json!({"loadBalancer": {}}));
+    let patch = json!({"metadata": {"annotations": {"patched": "true"}},
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}}});
+    let parameters = PatchParams::default();
+    let patched = untyped
+        .patch_status("s", &parameters, &Patch::Merge(patch))
+        .await
+        .expect("patched");
+    let annotations = patched.metadata.annotations.clone().unwrap_or_default();
+    assert_eq!(annotations.get("patched").map(String::as_str), Some("true"));
+    let ingress = json!([{"ip": "203.0.113.1", "ipMode": "VIP"}]);
+    assert_eq!(patched.data["status"]["loadBalancer"]["ingress"], ingress);
+    let mut changed = patched;
+    let condition = json!({"type": "StatusUpdate", "status": "True", "lastTransitionTime": null, "reason": "R", "message": "m"});
+    changed.data = json!({"spec": changed.data["spec"], "status": {
+        "loadBalancer": changed.data["status"]["loadBalancer"], "conditions": [condition]}});
+    let updated = untyped
+        .replace_status("s", &PostParams::default(), &changed)
+        .await
+        .expect("updated");
+    assert_eq!(
+        updated.data["status"]["conditions"][0]["type"],
+        "StatusUpdate"
+    );
+    assert_eq!(updated.data["status"]["loadBalancer"]["ingress"], ingress);
+    let patch = json!({"metadata": {"labels": {"service": "patched"}, "creationTimestamp": null},
+        "spec": {}, "status": {"loadBalancer": {}}});
+    let patched = untyped
+        .patch("s", &parameters, &Patch::Strategic(patch))
+        .await
+        .expect("patched");
+    let labels = patched.metadata.labels.unwrap_or_default();
+    assert_eq!(labels.get("service").map(String::as_str), Some("patched"));
+    assert_eq!(
+        patched.data["status"], updated.data["status"],
+        "the status stays"
+    );
+    services
+        .delete("s", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    gone(&services, "s").await;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gantry_informer::object::controller_of;
-use gantry_informer::{Cache, Clock, EventStyle, Informer, Recorder};
+use gantry_informer::{Clock, EventStyle, Informer, Informers, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
@@ -28,59 +28,52 @@ pub(crate) struct Context {
     pub(crate) client: kube::Client,
     pub(crate) clock: Clock,
     pub(crate) stop: CancellationToken,
-    pub(crate) deployments: Arc<Cache<Deployment>>,
-    pub(crate) replica_sets: Arc<Cache<ReplicaSet>>,
-    pub(crate) pods: Arc<Cache<Pod>>,
-    pub(crate) nodes: Arc<Cache<Node>>,
-    pub(crate) services: Arc<Cache<Service>>,
+    pub(crate) deployments: Informer<Deployment>,
+    pub(crate) replica_sets: Informer<ReplicaSet>,
+    pub(crate) pods: Informer<Pod>,
+    pub(crate) nodes: Informer<Node>,
+    pub(crate) services: Informer<Service>,
     pub(crate) selectors: Arc<Selectors>,
-    pub(crate) slices: Arc<Cache<EndpointSlice>>,
-    pub(crate) endpoints: Arc<Cache<Endpoints>>,
-    pub(crate) ip_addresses: Arc<Cache<IPAddress>>,
-    pub(crate) cluster_roles: Arc<Cache<ClusterRole>>,
-    pub(crate) namespaces: Arc<Cache<Namespace>>,
-    /// Only those called `default`.
-    pub(crate) service_accounts: Arc<Cache<ServiceAccount>>,
+    pub(crate) slices: Informer<EndpointSlice>,
+    pub(crate) endpoints: Informer<Endpoints>,
+    pub(crate) ip_addresses: Informer<IPAddress>,
+    pub(crate) cluster_roles: Informer<ClusterRole>,
+    pub(crate) namespaces: Informer<Namespace>,
+    pub(crate) service_accounts: Informer<ServiceAccount>,
     /// Only those called `kube-root-ca.crt`.
-    pub(crate) root_cas: Arc<Cache<ConfigMap>>,
+    pub(crate) root_cas: Informer<ConfigMap>,
 }
 
 impl Context {
-    /// Starts the caches; they are filled once this returns, unless stopped before.
+    /// Asks for the caches that controllers work on; they are filled once this returns, unless stopped before.
     pub(crate) async fn start(
         client: kube::Client,
+        informers: &Informers,
         clock: Clock,
         stop: CancellationToken,
     ) -> Option<Arc<Self>> {
-        let of = || client.clone();
-        let services = Informer::all(of())
+        let services = informers
+            .of()
             .index(BALANCED, balanced)
-            .index(BALANCED_PORT, balanced_ports)
-            .start(&stop);
+            .index(BALANCED_PORT, balanced_ports);
         let context = Arc::new(Self {
             selectors: Selectors::of(&services),
-            deployments: Informer::all(of()).start(&stop),
-            replica_sets: Informer::all(of()).index(ORPHANS, orphan).start(&stop),
-            pods: Informer::all(of())
+            deployments: informers.of(),
+            replica_sets: informers.of().index(ORPHANS, orphan),
+            pods: informers
+                .of()
                 .index(ORPHANS, orphan)
                 .index(ON_NODE, node)
-                .index(LABELLED, labelled)
-                .start(&stop),
-            nodes: Informer::all(of()).start(&stop),
+                .index(LABELLED, labelled),
+            nodes: informers.of(),
             services,
-            slices: Informer::all(of())
-                .index(OF_SERVICE, of_service)
-                .start(&stop),
-            endpoints: Informer::all(of()).start(&stop),
-            ip_addresses: Informer::all(of()).index(OF_PARENT, of_parent).start(&stop),
-            cluster_roles: Informer::all(of()).start(&stop),
-            namespaces: Informer::all(of()).start(&stop),
-            service_accounts: Informer::all(of())
-                .fields("metadata.name=default")
-                .start(&stop),
-            root_cas: Informer::all(of())
-                .fields("metadata.name=kube-root-ca.crt")
-                .start(&stop),
+            slices: informers.of().index(OF_SERVICE, of_service),
+            endpoints: informers.of(),
+            ip_addresses: informers.of().index(OF_PARENT, of_parent),
+            cluster_roles: informers.of(),
+            namespaces: informers.of(),
+            service_accounts: informers.of(),
+            root_cas: informers.only("metadata.name=kube-root-ca.crt"),
             client,
             clock,
             stop: stop.clone(),

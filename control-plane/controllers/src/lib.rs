@@ -29,6 +29,7 @@ mod template_hash;
 use std::sync::Arc;
 
 use gantry_informer::Clock;
+pub use gantry_informer::Informers;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -63,10 +64,16 @@ impl ControllersConfig {
     }
 }
 
-/// Runs all controllers until stopped. Trouble with the API server is logged and tried again, so there is no error
-/// to return.
-pub async fn run(client: kube::Client, config: ControllersConfig, stop: CancellationToken) {
-    let Some(context) = Context::start(client, config.clock, stop).await else {
+/// Runs all controllers until stopped: they see the cluster in the caches, and change it with the client. Trouble with the
+/// API server is logged and tried again, so there is no error to return.
+pub async fn run(
+    client: kube::Client,
+    informers: Informers,
+    config: ControllersConfig,
+    stop: CancellationToken,
+) {
+    let informers = informers.until(&stop);
+    let Some(context) = Context::start(client, &informers, config.clock, stop).await else {
         return;
     };
     let sets = context.recorder(replica_set::COMPONENT);
@@ -78,7 +85,7 @@ pub async fn run(client: kube::Client, config: ControllersConfig, stop: Cancella
     let tokens = async {
         if let Some(issuer) = config.tokens {
             let root_ca = config.root_ca.clone();
-            service_account_tokens::run(context.clone(), root_ca, issuer).await;
+            service_account_tokens::run(context.clone(), &informers, root_ca, issuer).await;
         }
     };
     tokio::join!(

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gantry_api::selector::LabelSelector;
-use gantry_informer::{Cache, Key};
+use gantry_informer::{Cache, Informer, Key};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
@@ -68,7 +68,7 @@ type ByLabels = HashMap<Vec<String>, HashMap<Vec<String>, BTreeSet<Key>>>;
 
 impl Selectors {
     /// Those of the services in a cache, from now on. To be called before anybody asks for services of pods.
-    pub(crate) fn of(services: &Cache<Service>) -> Arc<Self> {
+    pub(crate) fn of(services: &Informer<Service>) -> Arc<Self> {
         let selectors = Arc::new(Self::default());
         services.subscribe(Box::new({
             let selectors = selectors.clone();
@@ -173,6 +173,7 @@ pub(crate) fn pods_of(pods: &Cache<Pod>, service: &Service) -> Vec<Arc<Pod>> {
 mod tests {
     use gantry_informer::cache::IndexFn;
     use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -194,7 +195,8 @@ mod tests {
 
     #[test]
     fn pods_and_services_find_each_other() {
-        let services = Cache::new(Vec::new());
+        let services = Arc::new(Cache::new(Vec::new()));
+        let services = Informer::new(services, &CancellationToken::new());
         let selectors = Selectors::of(&services);
         let pods = Cache::new(vec![("labelled", labelled as IndexFn<Pod>)]);
         let both = service("both", json!({"selector": {"app": "web", "tier": "x"}}));

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_informer::{Cache, Informer, Key, Next, Queue, runner};
+use gantry_informer::{Informer, Informers, Key, Next, Queue, runner};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
@@ -47,20 +47,20 @@ pub trait TokenIssuer: Send + Sync {
 }
 
 struct Caches {
-    secrets: Arc<Cache<Secret>>,
-    accounts: Arc<Cache<ServiceAccount>>,
+    secrets: Informer<Secret>,
+    accounts: Informer<ServiceAccount>,
 }
 
 /// Runs until stopped.
 pub(crate) async fn run(
     context: Arc<Context>,
+    informers: &Informers,
     root_ca: watch::Receiver<String>,
     issuer: Arc<dyn TokenIssuer>,
 ) {
-    let secrets: Informer<Secret> = Informer::all(context.client.clone()).fields(OF_TYPE);
     let caches = Arc::new(Caches {
-        secrets: secrets.start(&context.stop),
-        accounts: Informer::all(context.client.clone()).start(&context.stop),
+        secrets: informers.only(OF_TYPE),
+        accounts: context.service_accounts.clone(),
     });
     let queue = Arc::new(Queue::<Key>::default());
     caches.secrets.subscribe(Box::new({
@@ -72,10 +72,9 @@ pub(crate) async fn run(
         }
     }));
     caches.accounts.subscribe(Box::new({
-        // Not the caches, which would keep themselves.
-        let (queue, secrets) = (queue.clone(), Arc::downgrade(&caches.secrets));
+        let (queue, secrets) = (queue.clone(), caches.secrets.clone());
         move |change| {
-            let (Some(account), Some(secrets)) = (change.last(), secrets.upgrade()) else {
+            let Some(account) = change.last() else {
                 return;
             };
             let key = Key::of(&account.metadata);

@@ -14,8 +14,10 @@ use std::sync::Arc;
 use gantry_tasks::caught_now;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::object::{Key, Object, revision};
+use crate::reflector::Sink;
 
 /// What happened to one object: created (`old` is none), changed, or deleted (`new` is none).
 pub struct Change<'a, K> {
@@ -39,10 +41,43 @@ pub type Handler<K> = Box<dyn Fn(&Change<'_, K>) + Send + Sync>;
 /// Derives the values under which an object is found.
 pub type IndexFn<K> = fn(&K) -> Vec<String>;
 
+struct Index<K> {
+    name: &'static str,
+    values: IndexFn<K>,
+    keys: HashMap<String, BTreeSet<Key>>,
+}
+
+impl<K> Index<K> {
+    fn new(name: &'static str, values: IndexFn<K>) -> Self {
+        Self {
+            name,
+            values,
+            keys: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, key: &Key, object: &K) {
+        for value in (self.values)(object) {
+            self.keys.entry(value).or_default().insert(key.clone());
+        }
+    }
+
+    fn remove(&mut self, key: &Key, object: &K) {
+        for value in (self.values)(object) {
+            withdraw(&mut self.keys, &value, key);
+        }
+    }
+}
+
+/// Who hears of changes, and until when.
+struct Subscriber<K> {
+    stop: CancellationToken,
+    handler: Handler<K>,
+}
+
 struct Contents<K> {
     objects: BTreeMap<Key, Arc<K>>,
-    /// Per index, value to keys.
-    indexes: Vec<HashMap<String, BTreeSet<Key>>>,
+    indexes: Vec<Index<K>>,
     owners: HashMap<String, BTreeSet<Key>>,
     /// The last revision the watch told of, whatever the object.
     watched: u64,
@@ -51,9 +86,8 @@ struct Contents<K> {
 /// The cache; see the module's documentation.
 pub struct Cache<K> {
     contents: RwLock<Contents<K>>,
-    index_fns: Vec<(&'static str, IndexFn<K>)>,
     prune: Option<fn(&mut K)>,
-    handlers: RwLock<Vec<Handler<K>>>,
+    subscribers: RwLock<Vec<Subscriber<K>>>,
     /// One change at a time, so that handlers see changes in order while readers stay unblocked by them.
     writing: Mutex<()>,
     synced: watch::Sender<bool>,
@@ -73,20 +107,37 @@ impl<K: Object> Cache<K> {
         Self {
             contents: RwLock::new(Contents {
                 objects: BTreeMap::new(),
-                indexes: indexes.iter().map(|_| HashMap::new()).collect(),
+                indexes: indexes
+                    .into_iter()
+                    .map(|(name, values)| Index::new(name, values))
+                    .collect(),
                 owners: HashMap::new(),
                 watched: 0,
             }),
-            index_fns: indexes,
             prune,
-            handlers: RwLock::new(Vec::new()),
+            subscribers: RwLock::new(Vec::new()),
             writing: Mutex::new(()),
             synced: watch::Sender::new(false),
         }
     }
 
-    /// Calls `handler` for every change from now on, and once for each object already here.
-    pub fn subscribe(&self, handler: Handler<K>) {
+    /// Finds objects by what `values` derives from them, under the index's name, from now on. An index of that name which
+    /// is there already stays.
+    pub fn add_index(&self, name: &'static str, values: IndexFn<K>) {
+        let _writing = self.writing.lock();
+        let mut contents = self.contents.write();
+        if contents.indexes.iter().any(|index| index.name == name) {
+            return;
+        }
+        let mut index = Index::new(name, values);
+        for (key, object) in &contents.objects {
+            index.add(key, object);
+        }
+        contents.indexes.push(index);
+    }
+
+    /// Calls `handler` for every change from now on until stopped, and once for each object already here.
+    pub fn subscribe(&self, stop: &CancellationToken, handler: Handler<K>) {
         let _writing = self.writing.lock();
         for object in self.list() {
             tell(
@@ -97,7 +148,12 @@ impl<K: Object> Cache<K> {
                 },
             );
         }
-        self.handlers.write().push(handler);
+        let mut subscribers = self.subscribers.write();
+        subscribers.retain(|known| !known.stop.is_cancelled());
+        subscribers.push(Subscriber {
+            stop: stop.clone(),
+            handler,
+        });
     }
 
     /// Returns once the first list has been taken in.
@@ -149,20 +205,13 @@ impl<K: Object> Cache<K> {
     /// The objects under `value` of the named index; none when there is no such index.
     pub fn indexed(&self, index: &str, value: &str) -> Vec<Arc<K>> {
         let contents = self.contents.read();
-        let keys = self
-            .index_fns
-            .iter()
-            .position(|(name, _)| *name == index)
-            .and_then(|at| contents.indexes[at].get(value));
-        resolve(&contents, keys)
+        resolve(&contents, contents.keys(index, value))
     }
 
     /// How many objects there are under `value` of the named index.
     pub fn count(&self, index: &str, value: &str) -> usize {
         let contents = self.contents.read();
-        let at = self.index_fns.iter().position(|(name, _)| *name == index);
-        at.and_then(|at| contents.indexes[at].get(value))
-            .map_or(0, BTreeSet::len)
+        contents.keys(index, value).map_or(0, BTreeSet::len)
     }
 
     /// Takes in the answer to a write of ours, unless the watch is already past it.
@@ -262,9 +311,9 @@ impl<K: Object> Cache<K> {
                 if !(newer || same && dying) {
                     return;
                 }
-                self.unindex(&mut contents, &key, old);
+                contents.unindex(&key, old);
             }
-            self.index(&mut contents, &key, &object);
+            contents.index(&key, &object);
             contents.objects.insert(key, object.clone());
             old
         };
@@ -280,7 +329,7 @@ impl<K: Object> Cache<K> {
             let Some(old) = contents.objects.remove(key) else {
                 return;
             };
-            self.unindex(&mut contents, key, &old);
+            contents.unindex(key, &old);
             old
         };
         self.notify(&Change {
@@ -290,38 +339,63 @@ impl<K: Object> Cache<K> {
     }
 
     fn notify(&self, change: &Change<'_, K>) {
-        for handler in self.handlers.read().iter() {
-            tell(handler, change);
+        for subscriber in self.subscribers.read().iter() {
+            if !subscriber.stop.is_cancelled() {
+                tell(&subscriber.handler, change);
+            }
+        }
+    }
+}
+
+impl<K> Contents<K> {
+    fn keys(&self, index: &str, value: &str) -> Option<&BTreeSet<Key>> {
+        let index = self.indexes.iter().find(|known| known.name == index)?;
+        index.keys.get(value)
+    }
+}
+
+impl<K: Object> Contents<K> {
+    fn index(&mut self, key: &Key, object: &K) {
+        for index in &mut self.indexes {
+            index.add(key, object);
+        }
+        for owner in object.meta().owner_references.iter().flatten() {
+            let owned = self.owners.entry(owner.uid.clone()).or_default();
+            owned.insert(key.clone());
         }
     }
 
-    fn index(&self, contents: &mut Contents<K>, key: &Key, object: &K) {
-        for (at, (_, values)) in self.index_fns.iter().enumerate() {
-            for value in values(object) {
-                contents.indexes[at]
-                    .entry(value)
-                    .or_default()
-                    .insert(key.clone());
-            }
+    fn unindex(&mut self, key: &Key, object: &K) {
+        for index in &mut self.indexes {
+            index.remove(key, object);
         }
         for owner in object.meta().owner_references.iter().flatten() {
-            contents
-                .owners
-                .entry(owner.uid.clone())
-                .or_default()
-                .insert(key.clone());
+            withdraw(&mut self.owners, &owner.uid, key);
         }
     }
+}
 
-    fn unindex(&self, contents: &mut Contents<K>, key: &Key, object: &K) {
-        for (at, (_, values)) in self.index_fns.iter().enumerate() {
-            for value in values(object) {
-                withdraw(&mut contents.indexes[at], &value, key);
-            }
-        }
-        for owner in object.meta().owner_references.iter().flatten() {
-            withdraw(&mut contents.owners, &owner.uid, key);
-        }
+impl<K: Object> Sink<K> for Cache<K> {
+    type Listed = Vec<K>;
+
+    fn page(&self, listed: &mut Vec<K>, objects: Vec<K>) {
+        listed.extend(objects);
+    }
+
+    fn listed(&self, listed: Vec<K>, at: u64) {
+        self.replace(listed, at);
+    }
+
+    fn changed(&self, object: K) {
+        self.watch_put(object);
+    }
+
+    fn deleted(&self, object: K) {
+        self.watch_delete(&object);
+    }
+
+    fn reached(&self, at: u64) {
+        self.advance(at);
     }
 }
 
@@ -448,9 +522,13 @@ mod tests {
         cache.watch_put(object("a", "1", 1));
         let heard = Arc::new(AtomicUsize::new(0));
         let counter = heard.clone();
-        cache.subscribe(Box::new(move |_| {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }));
+        let stop = CancellationToken::new();
+        cache.subscribe(
+            &stop,
+            Box::new(move |_| {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }),
+        );
         cache.watch_put(object("b", "2", 2));
         assert_eq!(heard.load(Ordering::Relaxed), 2);
     }

@@ -6,12 +6,14 @@
 //! Invariants kept here:
 //! - a cache never goes back in time: an object is replaced by a later revision of itself only ([`cache`]);
 //! - a key is never reconciled twice at once, and a change that arrives meanwhile is not lost ([`queue`]);
+//! - a kind is listed, watched, decoded and held once, however many ask for it ([`informers`]);
 //! - nothing polls: without changes, a cache waits on its watch and a runner on its queue.
 
 pub mod cache;
 pub mod clock;
 pub mod error;
 pub mod events;
+pub mod informers;
 pub mod object;
 pub mod queue;
 pub mod reflector;
@@ -21,7 +23,7 @@ pub use cache::{Cache, Change};
 pub use clock::Clock;
 pub use error::{Failure, is_conflict, words};
 pub use events::{EventStyle, Recorder, Reference};
+pub use informers::{Informer, Informers};
 pub use object::{Key, Object};
 pub use queue::Queue;
-pub use reflector::Informer;
 pub use runner::Next;

@@ -1,17 +1,18 @@
-//! Feeds a [`Cache`] by list and watch.
+//! The one loop by which anything here follows objects: a list, and then a watch from its revision on.
 //!
 //! States: *listing* (take everything, note the revision) → *watching* (take each event, note its revision). A watch
 //! that ends is resumed from its last revision; one that is told 410 Gone goes back to listing; an error waits, longer
 //! each time, and resumes.
 
-use std::sync::Arc;
+use std::future::Future;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
-use tokio_util::sync::CancellationToken;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{Api, DynamicObject, ListParams, ObjectList, WatchEvent, WatchParams};
+use kube::core::PartialObjectMeta;
 
-use crate::cache::{Cache, IndexFn};
 use crate::error::words;
 use crate::object::{Object, revision};
 
@@ -21,175 +22,247 @@ const PAGE: u32 = 1000;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// Describes what to cache; [`Informer::start`] begins.
-pub struct Informer<K> {
-    api: Api<K>,
-    fields: Option<String>,
-    indexes: Vec<(&'static str, IndexFn<K>)>,
-    prune: Option<fn(&mut K)>,
+/// What a watch tells.
+pub type Events<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
+
+/// Where objects come from.
+pub trait Source: Send + Sync {
+    /// What is followed of each object.
+    type Object: Send;
+    /// What is followed, for the log.
+    fn name(&self) -> String;
+    /// The object's metadata.
+    fn meta(object: &Self::Object) -> &ObjectMeta;
+    /// A page of a list.
+    fn list(
+        &self,
+        parameters: ListParams,
+    ) -> impl Future<Output = kube::Result<ObjectList<Self::Object>>> + Send;
+    /// What happens from a revision on.
+    fn watch(
+        &self,
+        parameters: WatchParams,
+        from: &str,
+    ) -> impl Future<Output = kube::Result<Events<Self::Object>>> + Send;
 }
 
-impl<K: Object> Informer<K> {
-    /// Caches every object of the kind, in all namespaces.
-    pub fn all(client: kube::Client) -> Self {
-        Self {
-            api: Api::all(client),
-            fields: None,
-            indexes: Vec::new(),
-            prune: None,
-        }
-    }
-
-    /// Only those that match the field selector.
-    #[must_use]
-    pub fn fields(mut self, selector: &str) -> Self {
-        self.fields = Some(selector.to_owned());
-        self
-    }
-
-    /// Finds objects by what `values` derives from them, under the index's name.
-    #[must_use]
-    pub fn index(mut self, name: &'static str, values: IndexFn<K>) -> Self {
-        self.indexes.push((name, values));
-        self
-    }
-
-    /// Lets go of what nobody asks for before an object is kept.
-    #[must_use]
-    pub fn prune(mut self, prune: fn(&mut K)) -> Self {
-        self.prune = Some(prune);
-        self
-    }
-
-    /// Fills the cache until stopped.
-    pub fn start(self, stop: &CancellationToken) -> Arc<Cache<K>> {
-        let cache = Arc::new(Cache::pruned(self.indexes, self.prune));
-        let (api, fields, filled, stop) = (self.api, self.fields, cache.clone(), stop.clone());
-        tokio::spawn(async move {
-            let feeding = gantry_tasks::supervised("informer", &stop, || {
-                feed(api.clone(), fields.clone(), &filled)
-            });
-            stop.run_until_cancelled(feeding).await;
-        });
-        cache
-    }
+/// What takes objects in.
+pub trait Sink<T>: Send + Sync {
+    /// What is noted while a list comes in, page by page.
+    type Listed: Default + Send;
+    /// A page of a list.
+    fn page(&self, listed: &mut Self::Listed, objects: Vec<T>);
+    /// The list is complete; it tells the state at a revision.
+    fn listed(&self, listed: Self::Listed, at: u64);
+    /// An object that came or changed.
+    fn changed(&self, object: T);
+    /// An object that is gone, as it last was.
+    fn deleted(&self, object: T);
+    /// Nothing else happened up to a revision.
+    fn reached(&self, _at: u64) {}
+    /// It goes on later.
+    fn interrupted(&self, _why: &Interruption) {}
 }
 
-/// Why a watch ended other than by its time running out.
+/// Why following stopped other than by the time of a watch running out.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub enum Interruption {
+    /// Everything is listed anew.
     #[error("the revision is no longer kept")]
     Expired,
+    /// The kind is not served, or cannot be followed.
+    #[error("there is nothing to follow: {}", words(.0))]
+    Absent(#[source] kube::Error),
+    /// No answer, or another refusal.
     #[error("{}", words(.0))]
     Client(#[source] kube::Error),
+    /// An error instead of an event.
     #[error("the watch was refused: {0}")]
     Refused(String),
 }
 
-async fn feed<K: Object>(api: Api<K>, fields: Option<String>, cache: &Cache<K>) {
-    let kind = K::kind(&()).into_owned();
-    let mut wait = FIRST_WAIT;
-    let mut at: Option<String> = None;
-    loop {
-        let outcome = match at.take() {
-            None => list(&api, fields.as_deref(), cache).await,
-            Some(from) => watch(&api, fields.as_deref(), cache, from).await,
-        };
-        match outcome {
-            Ok(reached) => {
-                wait = FIRST_WAIT;
-                at = Some(reached);
-            }
-            Err((Broken::Expired, _)) => tracing::debug!(kind, "listing anew"),
-            Err((error, reached)) => {
-                tracing::warn!(kind, %error, "following changes was interrupted; trying again in {wait:?}");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(LONGEST_WAIT);
-                at = reached;
-            }
+/// The objects of a kind, with all that they say.
+pub struct Whole<K> {
+    api: Api<K>,
+    fields: Option<String>,
+}
+
+impl<K: Object> Whole<K> {
+    /// Those of all namespaces; with a field selector, only those that match.
+    pub fn new(client: kube::Client, fields: Option<&str>) -> Self {
+        Self {
+            api: Api::all(client),
+            fields: fields.map(str::to_owned),
         }
     }
 }
 
-/// The revision reached, or the failure and, when it can be resumed, from where.
-type Reached = Result<String, (Broken, Option<String>)>;
+impl<K: Object> Source for Whole<K> {
+    type Object = K;
 
-async fn list<K: Object>(api: &Api<K>, fields: Option<&str>, cache: &Cache<K>) -> Reached {
-    let mut parameters = ListParams::default().limit(PAGE);
-    if let Some(fields) = fields {
-        parameters = parameters.fields(fields);
+    fn name(&self) -> String {
+        K::kind(&()).into_owned()
     }
-    let mut objects = Vec::new();
+
+    fn meta(object: &K) -> &ObjectMeta {
+        object.meta()
+    }
+
+    async fn list(&self, mut parameters: ListParams) -> kube::Result<ObjectList<K>> {
+        parameters.field_selector.clone_from(&self.fields);
+        self.api.list(&parameters).await
+    }
+
+    async fn watch(&self, mut parameters: WatchParams, from: &str) -> kube::Result<Events<K>> {
+        parameters.field_selector.clone_from(&self.fields);
+        Ok(self.api.watch(&parameters, from).await?.boxed())
+    }
+}
+
+/// The metadata of the objects of a kind that is known by discovery.
+pub struct Metadata {
+    api: Api<DynamicObject>,
+    name: String,
+}
+
+impl Metadata {
+    /// Of those that `api` is about, which the log calls by that name.
+    pub fn new(api: Api<DynamicObject>, name: String) -> Self {
+        Self { api, name }
+    }
+}
+
+impl Source for Metadata {
+    type Object = PartialObjectMeta<DynamicObject>;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn meta(object: &Self::Object) -> &ObjectMeta {
+        &object.metadata
+    }
+
+    async fn list(&self, parameters: ListParams) -> kube::Result<ObjectList<Self::Object>> {
+        self.api.list_metadata(&parameters).await
+    }
+
+    async fn watch(
+        &self,
+        parameters: WatchParams,
+        from: &str,
+    ) -> kube::Result<Events<Self::Object>> {
+        Ok(self.api.watch_metadata(&parameters, from).await?.boxed())
+    }
+}
+
+/// Follows until dropped.
+pub async fn follow<S: Source, T: Sink<S::Object>>(source: &S, sink: &T) {
+    let name = source.name();
+    let mut wait = FIRST_WAIT;
+    let mut at: Option<String> = None;
     loop {
-        let page = api
-            .list(&parameters)
-            .await
-            .map_err(|error| (broken(error), None))?;
-        objects.extend(page.items);
+        let outcome = match at.take() {
+            None => list(source, sink).await,
+            Some(from) => watch(source, sink, from).await,
+        };
+        let (why, resumed) = match outcome {
+            Ok(reached) => {
+                wait = FIRST_WAIT;
+                at = Some(reached);
+                continue;
+            }
+            Err(interrupted) => interrupted,
+        };
+        sink.interrupted(&why);
+        match why {
+            Interruption::Expired => {
+                tracing::debug!(name, "listing anew");
+                continue;
+            }
+            Interruption::Absent(_) => {
+                tracing::debug!(name, %why, "following changes; trying again in {wait:?}");
+            }
+            _ => {
+                tracing::warn!(name, %why, "following changes was interrupted; trying again in {wait:?}");
+            }
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+        at = resumed;
+    }
+}
+
+/// The revision reached, or the failure and, when it can be resumed, from where.
+type Reached = Result<String, (Interruption, Option<String>)>;
+
+async fn list<S: Source, T: Sink<S::Object>>(source: &S, sink: &T) -> Reached {
+    let mut parameters = ListParams::default().limit(PAGE);
+    let mut listed = T::Listed::default();
+    loop {
+        let page = source.list(parameters.clone()).await;
+        let page = page.map_err(|error| (interruption(error), None))?;
+        sink.page(&mut listed, page.items);
         let version = page.metadata.resource_version.unwrap_or_default();
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => parameters = parameters.continue_token(&token),
             None => {
-                cache.replace(objects, version.parse().unwrap_or(0));
+                sink.listed(listed, version.parse().unwrap_or(0));
                 return Ok(version);
             }
         }
     }
 }
 
-async fn watch<K: Object>(
-    api: &Api<K>,
-    fields: Option<&str>,
-    cache: &Cache<K>,
-    from: String,
-) -> Reached {
-    let mut parameters = WatchParams::default().timeout(WATCH_SECONDS);
-    if let Some(fields) = fields {
-        parameters = parameters.fields(fields);
-    }
+async fn watch<S: Source, T: Sink<S::Object>>(source: &S, sink: &T, from: String) -> Reached {
+    let parameters = WatchParams::default().timeout(WATCH_SECONDS);
     let mut at = from;
-    let events = match api.watch(&parameters, &at).await {
+    let mut events = match source.watch(parameters, &at).await {
         Ok(events) => events,
-        Err(error) => return Err((broken(error), Some(at))),
+        Err(error) => return Err((interruption(error), Some(at))),
     };
-    let mut events = events.boxed();
     loop {
         match events.try_next().await {
             Ok(None) => return Ok(at),
             Ok(Some(WatchEvent::Added(object) | WatchEvent::Modified(object))) => {
-                note(&mut at, &object);
-                cache.watch_put(object);
+                note(&mut at, S::meta(&object));
+                sink.changed(object);
             }
             Ok(Some(WatchEvent::Deleted(object))) => {
-                note(&mut at, &object);
-                cache.watch_delete(&object);
+                note(&mut at, S::meta(&object));
+                sink.deleted(object);
             }
             Ok(Some(WatchEvent::Bookmark(bookmark))) => {
                 at = bookmark.metadata.resource_version;
-                cache.advance(at.parse().unwrap_or(0));
+                sink.reached(at.parse().unwrap_or(0));
             }
             Ok(Some(WatchEvent::Error(status))) if status.code == 410 => {
-                return Err((Broken::Expired, None));
+                return Err((Interruption::Expired, None));
             }
             Ok(Some(WatchEvent::Error(status))) => {
-                return Err((Broken::Refused(status.message.clone()), None));
+                return Err((Interruption::Refused(status.message.clone()), None));
             }
-            Err(error) => return Err((broken(error), Some(at))),
+            Err(error) => return Err((interruption(error), Some(at))),
         }
     }
 }
 
-fn note<K: Object>(at: &mut String, object: &K) {
-    if revision(object.meta()) > 0
-        && let Some(version) = &object.meta().resource_version
+fn note(at: &mut String, meta: &ObjectMeta) {
+    if revision(meta) > 0
+        && let Some(version) = &meta.resource_version
     {
         at.clone_from(version);
     }
 }
 
-fn broken(error: kube::Error) -> Broken {
-    match error {
-        kube::Error::Api(status) if status.code == 410 => Broken::Expired,
-        other => Broken::Client(other),
+fn interruption(error: kube::Error) -> Interruption {
+    let code = match &error {
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    };
+    match code {
+        410 => Interruption::Expired,
+        404 | 405 => Interruption::Absent(error),
+        _ => Interruption::Client(error),
     }
 }

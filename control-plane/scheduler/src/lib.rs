@@ -27,7 +27,7 @@ mod verdict;
 
 use std::sync::Arc;
 
-use gantry_informer::Clock;
+use gantry_informer::{Clock, Informers};
 use tokio_util::sync::CancellationToken;
 
 pub use self::verdict::{Explanation, Verdict, Verdicts};
@@ -58,7 +58,13 @@ impl Default for SchedulerConfig {
     }
 }
 
-/// Schedules pods until stopped. Trouble with the API server is logged and tried again, so there is no error to return.
-pub async fn run(client: kube::Client, config: SchedulerConfig, stop: CancellationToken) {
-    scheduling::run(client, config, stop).await;
+/// Schedules pods until stopped, by what the caches tell. Trouble with the API server is logged and tried again, so there is
+/// no error to return.
+pub async fn run(
+    client: kube::Client,
+    informers: Informers,
+    config: SchedulerConfig,
+    stop: CancellationToken,
+) {
+    scheduling::run(client, &informers.until(&stop), config, stop).await;
 }

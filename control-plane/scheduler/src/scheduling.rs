@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use gantry_informer::{EventStyle, Informer, Key, Recorder, words};
+use gantry_informer::{EventStyle, Informers, Key, Recorder, words};
 use gantry_tasks::caught_now;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use parking_lot::Mutex;
@@ -76,18 +76,16 @@ struct Recorders {
 }
 
 /// Schedules until stopped.
-pub(crate) async fn run(client: kube::Client, config: SchedulerConfig, stop: CancellationToken) {
+pub(crate) async fn run(
+    client: kube::Client,
+    informers: &Informers,
+    config: SchedulerConfig,
+    stop: CancellationToken,
+) {
     let inbox = Arc::new(Inbox::default());
-    let nodes = Informer::<Node>::all(client.clone()).start(&stop);
-    let namespaces = Informer::<Namespace>::all(client.clone())
-        .prune(|namespace| {
-            namespace.metadata.annotations = None;
-            namespace.status = None;
-        })
-        .start(&stop);
-    let pods = Informer::<Pod>::all(client.clone())
-        .prune(forget_what_does_not_matter)
-        .start(&stop);
+    let nodes = informers.of::<Node>();
+    let namespaces = informers.of::<Namespace>();
+    let pods = informers.of::<Pod>();
     nodes.subscribe(Box::new({
         let inbox = inbox.clone();
         move |change| match (change.new, change.old) {
@@ -173,30 +171,6 @@ pub(crate) async fn run(client: kube::Client, config: SchedulerConfig, stop: Can
 
 fn uid(pod: &Pod) -> Arc<str> {
     pod.metadata.uid.as_deref().unwrap_or_default().into()
-}
-
-/// Most of a pod is of no interest here; the cache holds it without.
-fn forget_what_does_not_matter(pod: &mut Pod) {
-    pod.metadata.annotations = None;
-    if let Some(spec) = &mut pod.spec {
-        spec.volumes = None;
-        let containers = spec.containers.iter_mut();
-        for container in containers.chain(spec.init_containers.iter_mut().flatten()) {
-            container.env = None;
-            container.env_from = None;
-            container.args = None;
-            container.command = None;
-            container.volume_mounts = None;
-            container.lifecycle = None;
-            container.liveness_probe = None;
-            container.readiness_probe = None;
-            container.startup_probe = None;
-        }
-    }
-    if let Some(status) = &mut pod.status {
-        status.container_statuses = None;
-        status.init_container_statuses = None;
-    }
 }
 
 struct Scheduling {

@@ -12,7 +12,7 @@ use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, NodeStream,
     NodeStreams, Ranges, Tokens, node_keys,
 };
-use gantry_controllers::{ControllersConfig, TokenIssuer, TokenSecret};
+use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
 use gantry_rpc::node::{OpenStream, StreamFrame};
 use gantry_rpc::raft::NodeStreamFrame;
 use gantry_rpc::raft::raft_client::RaftClient;
@@ -662,15 +662,21 @@ impl Lead {
         // What the scheduler does is what its role in every cluster allows; the others are many parts under one name.
         let scheduler = Identity::new("system:kube-scheduler", &["system:authenticated"]);
         let client_of = |user: &str| client(Identity::of_system(user));
+        // What the scheduler and the controllers know of the cluster is one copy, which ends with them.
+        let caches = stop.child_token();
+        let _end_with_the_parts = caches.clone().drop_guard();
+        let informers = Informers::new(client_of("system:kube-controller-manager"), &caches);
         // Each part begins anew by itself: none falls with another.
         tokio::join!(
             part("scheduler", &stop, |stop| gantry_scheduler::run(
                 client(scheduler.clone()),
+                informers.clone(),
                 SchedulerConfig::default(),
                 stop
             )),
             part("controllers", &stop, |stop| gantry_controllers::run(
                 client_of("system:kube-controller-manager"),
+                informers.clone(),
                 ControllersConfig {
                     tokens: Some(Arc::new(SecretTokens(self.api.clone()))),
                     ..ControllersConfig::following(self.trusted.clone())

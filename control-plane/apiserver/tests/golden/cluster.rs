@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gantry_apiserver::pki::{Authority, Subject, server_config};
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
-use gantry_controllers::{ControllersConfig, TokenIssuer, TokenSecret};
+use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::Store;
 use gantry_tls::TlsError;
@@ -123,8 +123,10 @@ impl Setting {
         });
         let client = |identity| kube::Client::new(server.local_service(identity), "default");
         let controllers = || client(Identity::of_system("system:kube-controller-manager"));
+        let informers = Informers::new(controllers(), &stop);
         tasks.spawn(gantry_controllers::run(
             controllers(),
+            informers.clone(),
             ControllersConfig {
                 tokens: Some(Arc::new(SecretTokens(server.clone()))),
                 ..ControllersConfig::new(self.ca_pem.clone())
@@ -140,6 +142,7 @@ impl Setting {
                     "system:kube-scheduler",
                     &["system:authenticated"],
                 )),
+                informers,
                 SchedulerConfig::default(),
                 stop.clone(),
             ));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
-use gantry_controllers::ControllersConfig;
+use gantry_controllers::{ControllersConfig, Informers};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::Store;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
@@ -25,6 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 /// A cluster that ends with this value.
 pub(crate) struct Cluster {
     pub(crate) client: kube::Client,
+    informers: Informers,
     stop: CancellationToken,
     _guard: DropGuard,
 }
@@ -42,13 +43,16 @@ impl Cluster {
         let client = kube::Client::new(server.local_service(identity), "default");
         let stop = CancellationToken::new();
         let config = ControllersConfig::new("PEM");
+        let informers = Informers::new(client.clone(), &stop);
         tokio::spawn(gantry_controllers::run(
             client.clone(),
+            informers.clone(),
             config,
             stop.clone(),
         ));
         Self {
             client,
+            informers,
             _guard: stop.clone().drop_guard(),
             stop,
         }
@@ -59,6 +63,7 @@ impl Cluster {
         let (client, stop) = (self.client.clone(), self.stop.clone());
         tokio::spawn(gantry_scheduler::run(
             client,
+            self.informers.clone(),
             SchedulerConfig::default(),
             stop,
         ));

@@ -71,29 +71,35 @@ impl Reference {
 
 /// What makes two events the same.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Identity {
-    uid: String,
-    name: String,
-    component: &'static str,
-    reason: &'static str,
-    message: String,
+struct Identity([Option<String>; 9]);
+
+impl Identity {
+    fn of(event: &Event) -> Self {
+        let (about, source) = (&event.involved_object, event.source.as_ref());
+        Self([
+            about.kind.clone(),
+            about.namespace.clone(),
+            about.name.clone(),
+            about.uid.clone(),
+            about.field_path.clone(),
+            event.reason.clone(),
+            event.message.clone(),
+            event.reporting_component.clone(),
+            source.and_then(|source| source.host.clone()),
+        ])
+    }
 }
 
-struct Recorded {
-    about: Reference,
-    warning: bool,
-    reason: &'static str,
-    message: String,
-}
-
-/// Writes the events of one component.
+/// Writes events: those of one component, and those that others made.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Recorded>,
+    component: &'static str,
+    style: EventStyle,
+    queue: mpsc::Sender<Event>,
 }
 
 impl Recorder {
-    /// A recorder for the named component; it writes until stopped.
+    /// A recorder for the named component; it writes until stopped, or dropped with all its clones.
     pub fn start(
         client: kube::Client,
         component: &'static str,
@@ -104,8 +110,6 @@ impl Recorder {
         let (queue, events) = mpsc::channel(WAITING);
         let writer = Arc::new(Writer {
             client,
-            component,
-            style,
             clock,
             recent: Mutex::new(HashMap::new()),
         });
@@ -113,30 +117,59 @@ impl Recorder {
         tokio::spawn(async move {
             stop.run_until_cancelled(write_all(writer, events)).await;
         });
-        Self { queue }
+        Self {
+            component,
+            style,
+            queue,
+        }
     }
 
     /// Something that went as it should.
     pub fn normal(&self, about: Reference, reason: &'static str, message: String) {
-        self.record(Recorded {
-            about,
-            warning: false,
-            reason,
-            message,
-        });
+        self.tell(about, "Normal", reason, message);
     }
 
     /// Something that went wrong.
     pub fn warning(&self, about: Reference, reason: &'static str, message: String) {
-        self.record(Recorded {
-            about,
-            warning: true,
-            reason,
-            message,
-        });
+        self.tell(about, "Warning", reason, message);
     }
 
-    fn record(&self, event: Recorded) {
+    fn tell(&self, about: Reference, type_: &str, reason: &str, message: String) {
+        let given = |text: String| Some(text).filter(|text| !text.is_empty());
+        let component = Some(self.component.to_owned());
+        let mut event = Event {
+            involved_object: ObjectReference {
+                api_version: given(about.api_version),
+                kind: given(about.kind),
+                namespace: given(about.namespace),
+                name: given(about.name),
+                uid: given(about.uid),
+                resource_version: given(about.resource_version),
+                field_path: None,
+            },
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            type_: Some(type_.to_owned()),
+            reporting_component: component.clone(),
+            ..Event::default()
+        };
+        match &self.style {
+            EventStyle::Counted => {
+                event.source = Some(EventSource {
+                    component,
+                    host: None,
+                });
+            }
+            EventStyle::Series { action, instance } => {
+                event.action = Some((*action).to_owned());
+                event.reporting_instance = Some(instance.clone());
+            }
+        }
+        self.record(event);
+    }
+
+    /// An event that somebody else made; its name, its count and its times are chosen here.
+    pub fn record(&self, event: Event) {
         if let Err(error) = self.queue.try_send(event) {
             tracing::debug!(%error, "an event was dropped");
         }
@@ -145,13 +178,11 @@ impl Recorder {
 
 struct Writer {
     client: kube::Client,
-    component: &'static str,
-    style: EventStyle,
     clock: Clock,
     recent: Mutex<HashMap<Identity, (String, i32)>>,
 }
 
-async fn write_all(writer: Arc<Writer>, mut events: mpsc::Receiver<Recorded>) {
+async fn write_all(writer: Arc<Writer>, mut events: mpsc::Receiver<Event>) {
     let slots = Arc::new(Semaphore::new(WRITING_AT_ONCE));
     while let Some(event) = events.recv().await {
         let Ok(slot) = slots.clone().acquire_owned().await else {
@@ -169,21 +200,13 @@ async fn write_all(writer: Arc<Writer>, mut events: mpsc::Receiver<Recorded>) {
 }
 
 impl Writer {
-    async fn write(&self, event: Recorded) -> kube::Result<()> {
-        let namespace = if event.about.namespace.is_empty() {
-            "default"
-        } else {
-            &event.about.namespace
-        };
-        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+    async fn write(&self, mut event: Event) -> kube::Result<()> {
+        let namespace = event.involved_object.namespace.as_deref();
+        let namespace = namespace.filter(|namespace| !namespace.is_empty());
+        let namespace = namespace.unwrap_or("default").to_owned();
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let now = self.clock.now();
-        let identity = Identity {
-            uid: event.about.uid.clone(),
-            name: event.about.name.clone(),
-            component: self.component,
-            reason: event.reason,
-            message: event.message.clone(),
-        };
+        let identity = Identity::of(&event);
         let known = {
             let mut recent = self.recent.lock();
             if recent.len() >= REMEMBERED {
@@ -195,7 +218,7 @@ impl Writer {
             })
         };
         if let Some((name, count)) = known {
-            let patch = self.repeated(count, now);
+            let patch = repeated(&event, count, now);
             let patched = api
                 .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
                 .await;
@@ -204,62 +227,99 @@ impl Writer {
                 other => return other.map(drop),
             }
         }
-        let object = self.first(&event, namespace, now);
-        let name = object.metadata.name.clone().unwrap_or_default();
+        let about = event.involved_object.name.as_deref().unwrap_or("unknown");
+        let name = format!("{about}.{:x}", now.as_nanosecond());
+        stamp(&mut event, &name, namespace, now);
         self.recent.lock().insert(identity, (name, 1));
-        api.create(&PostParams::default(), &object).await.map(drop)
+        api.create(&PostParams::default(), &event).await.map(drop)
     }
+}
 
-    fn repeated(&self, count: i32, now: Timestamp) -> serde_json::Value {
-        match &self.style {
-            EventStyle::Counted => json!({"count": count, "lastTimestamp": seconds(now)}),
-            EventStyle::Series { .. } => {
-                json!({"series": EventSeries { count: Some(count), last_observed_time: Some(MicroTime(now)) }})
-            }
-        }
+/// Whether an event is of the form that has a source, and a count.
+fn is_counted(event: &Event) -> bool {
+    event.source.is_some()
+}
+
+fn repeated(event: &Event, count: i32, now: Timestamp) -> serde_json::Value {
+    if is_counted(event) {
+        return json!({"count": count, "lastTimestamp": seconds(now)});
     }
+    let series = EventSeries {
+        count: Some(count),
+        last_observed_time: Some(MicroTime(now)),
+    };
+    json!({ "series": series })
+}
 
-    fn first(&self, event: &Recorded, namespace: &str, now: Timestamp) -> Event {
-        let about = &event.about;
-        let mut object = Event {
-            metadata: ObjectMeta {
-                name: Some(format!("{}.{:x}", about.name, now.as_nanosecond())),
-                namespace: Some(namespace.to_owned()),
-                ..ObjectMeta::default()
-            },
+fn stamp(event: &mut Event, name: &str, namespace: String, now: Timestamp) {
+    event.metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(namespace),
+        ..ObjectMeta::default()
+    };
+    if is_counted(event) {
+        event.count = Some(1);
+        event.first_timestamp = Some(seconds(now));
+        event.last_timestamp = Some(seconds(now));
+        event.reporting_instance.get_or_insert_default();
+    } else {
+        event.event_time = Some(MicroTime(now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made_by_another() -> Event {
+        Event {
             involved_object: ObjectReference {
-                api_version: Some(about.api_version.clone()),
-                kind: Some(about.kind.clone()),
-                namespace: Some(about.namespace.clone()).filter(|namespace| !namespace.is_empty()),
-                name: Some(about.name.clone()),
-                uid: Some(about.uid.clone()),
-                resource_version: Some(about.resource_version.clone())
-                    .filter(|version| !version.is_empty()),
-                field_path: None,
+                kind: Some("Pod".to_owned()),
+                name: Some("p".to_owned()),
+                ..ObjectReference::default()
             },
-            reason: Some(event.reason.to_owned()),
-            message: Some(event.message.clone()),
-            type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
-            reporting_component: Some(self.component.to_owned()),
+            message: Some("m".to_owned()),
+            source: Some(EventSource {
+                component: Some("kubelet".to_owned()),
+                host: Some("n".to_owned()),
+            }),
             ..Event::default()
-        };
-        match &self.style {
-            EventStyle::Counted => {
-                object.source = Some(EventSource {
-                    component: Some(self.component.to_owned()),
-                    host: None,
-                });
-                object.count = Some(1);
-                object.first_timestamp = Some(seconds(now));
-                object.last_timestamp = Some(seconds(now));
-                object.reporting_instance = Some(String::new());
-            }
-            EventStyle::Series { action, instance } => {
-                object.event_time = Some(MicroTime(now));
-                object.action = Some((*action).to_owned());
-                object.reporting_instance = Some(instance.clone());
-            }
         }
-        object
+    }
+
+    #[test]
+    fn events_are_told_apart_by_what_they_say_of_what_and_by_who_says_it() {
+        let first = made_by_another();
+        let mut other = first.clone();
+        other.count = Some(7);
+        other.metadata.name = Some("p.1".to_owned());
+        assert!(Identity::of(&first) == Identity::of(&other));
+        let changes: [fn(&mut Event); 3] = [
+            |event| event.message = Some("another".to_owned()),
+            |event| event.involved_object.field_path = Some("c".to_owned()),
+            |event| event.source.get_or_insert_default().host = None,
+        ];
+        for change in changes {
+            let mut other = first.clone();
+            change(&mut other);
+            assert!(Identity::of(&first) != Identity::of(&other));
+        }
+    }
+
+    #[test]
+    fn each_form_has_its_own_times() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut counted = made_by_another();
+        stamp(&mut counted, "p.0", "ns".to_owned(), now);
+        assert_eq!((counted.count, counted.event_time), (Some(1), None));
+        assert_eq!(counted.first_timestamp, counted.last_timestamp);
+        assert_eq!(counted.reporting_instance.as_deref(), Some(""));
+        let mut series = made_by_another();
+        series.source = None;
+        stamp(&mut series, "p.0", "ns".to_owned(), now);
+        assert_eq!((series.count, series.first_timestamp.clone()), (None, None));
+        assert!(series.event_time.is_some());
+        let again = repeated(&series, 3, now);
+        assert_eq!(again["series"]["count"], 3);
     }
 }

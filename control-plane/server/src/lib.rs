@@ -16,7 +16,6 @@ mod metrics;
 mod node_link;
 mod node_monitor;
 mod pod_cidr;
-mod recorder;
 mod recover;
 mod room;
 mod server;

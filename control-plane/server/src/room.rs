@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use gantry_informer::{Clock, EventStyle, Recorder, Reference};
 use gantry_store::{Room, Store};
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::members::Roster;
-use crate::recorder::Recorder;
 
 /// On the leader, which knows of all members: runs until told to stop.
 pub(crate) async fn run(
@@ -17,7 +16,13 @@ pub(crate) async fn run(
     roster: Roster,
     stop: CancellationToken,
 ) {
-    let recorder = Recorder::new(client);
+    let recorder = Recorder::start(
+        client,
+        "gantry-server",
+        EventStyle::Counted,
+        Clock::system(),
+        &stop,
+    );
     let mut changes = store.room();
     let mut known = Known::default();
     loop {
@@ -27,7 +32,11 @@ pub(crate) async fn run(
             known.unwrap_or_else(|| id.to_string())
         };
         for event in known.changed(&room, Instant::now(), name_of) {
-            recorder.record(event);
+            let record = match event.warns {
+                true => Recorder::warning,
+                false => Recorder::normal,
+            };
+            record(&recorder, about(event.server), event.reason, event.message);
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -38,34 +47,38 @@ pub(crate) async fn run(
     }
 }
 
+/// Something that an Event tells of a server.
+struct Told {
+    server: String,
+    warns: bool,
+    reason: &'static str,
+    message: String,
+}
+
 /// What was told, and what has to wait until it can be written.
 #[derive(Default)]
 struct Known {
     short: BTreeMap<u64, Instant>,
     read_only: Option<Instant>,
-    waiting: Vec<Value>,
+    waiting: Vec<Told>,
 }
 
 impl Known {
     /// The events that can be written now.
-    fn changed(
-        &mut self,
-        room: &Room,
-        now: Instant,
-        name_of: impl Fn(u64) -> String,
-    ) -> Vec<Value> {
+    fn changed(&mut self, room: &Room, now: Instant, name_of: impl Fn(u64) -> String) -> Vec<Told> {
         for id in &room.short {
             if self.short.contains_key(id) {
                 continue;
             }
             self.short.insert(*id, now);
-            self.waiting.push(event(
-                &name_of(*id),
-                "Warning",
-                "DiskFull",
-                "the disk of this server is nearly full: it takes no writes until there is room"
-                    .to_owned(),
-            ));
+            self.waiting.push(Told {
+                server: name_of(*id),
+                warns: true,
+                reason: "DiskFull",
+                message:
+                    "the disk of this server is nearly full: it takes no writes until there is room"
+                        .to_owned(),
+            });
         }
         let (short, healed): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.short)
             .into_iter()
@@ -76,8 +89,12 @@ impl Known {
                 "there is room on the disk of this server again, after {}",
                 lasted(now - since)
             );
-            self.waiting
-                .push(event(&name_of(id), "Normal", "DiskHasRoom", message));
+            self.waiting.push(Told {
+                server: name_of(id),
+                warns: false,
+                reason: "DiskHasRoom",
+                message,
+            });
         }
         match (&room.read_only, self.read_only) {
             (Some(_), None) => self.read_only = Some(now),
@@ -87,8 +104,12 @@ impl Known {
                     "writes were refused for {} for want of room on disks",
                     lasted(now - since)
                 );
-                self.waiting
-                    .push(event("control-plane", "Warning", "ReadOnly", message));
+                self.waiting.push(Told {
+                    server: "control-plane".to_owned(),
+                    warns: true,
+                    reason: "ReadOnly",
+                    message,
+                });
             }
             _ => {}
         }
@@ -104,14 +125,16 @@ fn lasted(duration: Duration) -> String {
     format!("{} s", duration.as_secs().max(1))
 }
 
-fn event(server: &str, kind: &str, reason: &str, message: String) -> Value {
-    json!({
-        "type": kind,
-        "reason": reason,
-        "message": message,
-        "source": {"component": "gantry-server"},
-        "involvedObject": {"kind": "Server", "name": server},
-    })
+/// Servers are no objects: all that an Event can name of one is what it is called.
+fn about(server: String) -> Reference {
+    Reference {
+        api_version: String::new(),
+        kind: "Server".to_owned(),
+        namespace: String::new(),
+        name: server,
+        uid: String::new(),
+        resource_version: String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -124,13 +147,7 @@ mod tests {
             read_only: read_only.then(|| "a disk is full".to_owned()),
         };
         let events = known.changed(&room, at, |id| format!("s{id}"));
-        let text = |event: &Value| {
-            format!(
-                "{} {}",
-                event["involvedObject"]["name"].as_str().unwrap_or_default(),
-                event["reason"].as_str().unwrap_or_default()
-            )
-        };
+        let text = |event: &Told| format!("{} {}", event.server, event.reason);
         events.iter().map(text).collect()
     }
 
@@ -144,10 +161,7 @@ mod tests {
         let later = now + Duration::from_secs(90);
         let room = Room::default();
         let events = known.changed(&room, later, |id| format!("s{id}"));
-        let messages: Vec<&str> = events
-            .iter()
-            .filter_map(|event| event["message"].as_str())
-            .collect();
+        let messages: Vec<&str> = events.iter().map(|event| event.message.as_str()).collect();
         assert_eq!(messages.len(), 4, "{messages:?}");
         assert!(messages[3].contains("refused for 90 s"), "{messages:?}");
         assert!(told(&mut known, &[], false, later).is_empty());

@@ -13,6 +13,7 @@ use gantry_apiserver::{
     NodeStreams, Ranges, Tokens, node_keys,
 };
 use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
+use gantry_informer::{EventStyle, Recorder};
 use gantry_rpc::node::{OpenStream, StreamFrame};
 use gantry_rpc::raft::NodeStreamFrame;
 use gantry_rpc::raft::raft_client::RaftClient;
@@ -37,7 +38,6 @@ use crate::members::{
 };
 use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports, TokenAllowances};
 use crate::pod_cidr::PodCidrs;
-use crate::recorder::Recorder;
 use crate::token_keys::{self, TokenKeysApi};
 use crate::{event_expiry, level, node_monitor, recover, room};
 
@@ -285,7 +285,14 @@ impl Server {
             dns_service_ip: dns.to_string(),
             cluster_domain: config.cluster_domain.clone(),
         };
-        let recorder = Recorder::new(kube::Client::new(api.local_service(identity), "default"));
+        // It ends with the last link.
+        let recorder = Recorder::start(
+            kube::Client::new(api.local_service(identity), "default"),
+            "gantry-server",
+            EventStyle::Counted,
+            gantry_informer::Clock::system(),
+            &CancellationToken::new(),
+        );
         let reports = Arc::new(Reports::new(
             store.clone(),
             roster.clone(),

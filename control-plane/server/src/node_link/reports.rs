@@ -24,6 +24,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use gantry_api::json::Members;
 use gantry_api::paths;
+use gantry_informer::Recorder;
 use gantry_rpc::node::{PodStatus, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
@@ -39,7 +40,6 @@ use self::allowance::Allowances;
 pub(super) use self::allowance::{Allowance, Rate};
 use self::queue::{Pending, Queue};
 use super::super::pod_cidr::PodCidrs;
-use super::super::recorder::Recorder;
 use super::addresses::AddressBook;
 use super::restrictions::{Holder, check_pod_addresses, keep_own_addresses};
 use super::said::{self, NodeName, PodRef, Refused, Subject};
@@ -333,15 +333,21 @@ impl LinkReports {
             .filter(|component| ["kubelet", "kube-proxy"].contains(component))
             .unwrap_or("kubelet");
         // Where it comes from is not the node's to say, nor anything that is left out here.
-        self.shared.recorder.record(json!({
-            "involvedObject": event.involved_object,
-            "type": event.type_.filter(|kind| kind == "Warning").unwrap_or_else(|| "Normal".to_owned()),
-            "reason": event.reason,
-            "message": event.message,
-            "source": {"component": component, "host": self.node.as_str()},
-            "reportingComponent": component,
-            "reportingInstance": self.node.as_str(),
-        }));
+        let (component, node) = (component.to_owned(), self.node.as_str().to_owned());
+        let is_warning = event.type_.as_deref() == Some("Warning");
+        self.shared.recorder.record(core::Event {
+            involved_object: event.involved_object,
+            type_: Some(if is_warning { "Warning" } else { "Normal" }.to_owned()),
+            reason: event.reason,
+            message: event.message,
+            source: Some(core::EventSource {
+                component: Some(component.clone()),
+                host: Some(node.clone()),
+            }),
+            reporting_component: Some(component),
+            reporting_instance: Some(node),
+            ..core::Event::default()
+        });
         Ok(())
     }
 

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use futures::FutureExt;
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NODE_LINK, NoNodes, node_keys};
+use gantry_informer::EventStyle;
 use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatuses, PodTerminated};
 use proptest::prelude::*;
 
@@ -49,7 +50,13 @@ impl World {
             Roster::new(store.clone()),
             facts.clone(),
             PodCidrs::new(facts.pod_cidr).expect("blocks"),
-            Recorder::new(client.clone()),
+            Recorder::start(
+                client.clone(),
+                "gantry-server",
+                EventStyle::Counted,
+                gantry_informer::Clock::system(),
+                &CancellationToken::new(),
+            ),
         ));
         let world = Self {
             store,

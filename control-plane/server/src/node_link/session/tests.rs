@@ -1,4 +1,5 @@
 use gantry_apiserver::{ApiServerConfig, NoNodes, node_keys};
+use gantry_informer::{EventStyle, Recorder};
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_store::{Index, Operation, Transaction};
@@ -10,7 +11,6 @@ use tonic::Code;
 use super::super::reports::call;
 use super::*;
 use crate::pod_cidr::PodCidrs;
-use crate::recorder::Recorder;
 
 /// What has to come comes long before.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -44,7 +44,13 @@ impl World {
             roster.clone(),
             facts.clone(),
             PodCidrs::new(facts.pod_cidr).expect("blocks"),
-            Recorder::new(client.clone()),
+            Recorder::start(
+                client.clone(),
+                "gantry-server",
+                EventStyle::Counted,
+                gantry_informer::Clock::system(),
+                &CancellationToken::new(),
+            ),
         ));
         node_keys::adopt(&store, "one").await.expect("written");
         let service = LinkService {

@@ -125,6 +125,9 @@ impl Census {
                 add(&mut answer.by_node, node, by);
             }
         }
+        if pod.says_too_much() {
+            return;
+        }
         for term in &pod.terms.required {
             // As much as the least that a preference can weigh, so that pods gather round those that need them.
             self.state(term, node, (by, 0, by));

@@ -7,8 +7,6 @@ use crate::pod_affinity::{self, Affinities};
 use crate::snapshot::{NodeInfo, Snapshot};
 use crate::spreading::{self, Spreading};
 
-/// A pod may say this much of other pods, which is asked of many of them. With more, it is not scheduled.
-const MOST_TERMS: usize = 256;
 const TOO_MANY: &str =
     "node(s) cannot be judged by more than 256 terms of affinity and spread constraints";
 
@@ -20,13 +18,9 @@ pub(crate) struct Cycle<'a> {
     too_many: bool,
 }
 
-fn has_too_many(pod: &PodInfo) -> bool {
-    pod.terms.len() + pod.spread.len() > MOST_TERMS
-}
-
 /// Asks all that [`Cycle::new`] and the scores need to know.
 pub(crate) fn prepare(pod: &PodInfo, snapshot: &mut Snapshot) {
-    if has_too_many(pod) {
+    if pod.says_too_much() {
         return;
     }
     let questions: Vec<Question> = spreading::questions(pod)
@@ -38,7 +32,7 @@ pub(crate) fn prepare(pod: &PodInfo, snapshot: &mut Snapshot) {
 impl<'a> Cycle<'a> {
     /// Begins; [`prepare`] comes before.
     pub(crate) fn new(pod: &'a PodInfo, snapshot: &'a Snapshot) -> Self {
-        if has_too_many(pod) {
+        if pod.says_too_much() {
             return Self {
                 pod,
                 spreading: Spreading::default(),

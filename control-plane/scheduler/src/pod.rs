@@ -29,6 +29,10 @@ impl HostPort {
     }
 }
 
+/// How many terms of affinity and spread constraints a pod may have. One with more is not scheduled, and where it runs for all
+/// that, nobody heeds them.
+const MOST_TERMS: usize = 256;
+
 /// The kinds of controllers whose pods are spread though they do not say so.
 const REPLICATING: [(&str, &str); 3] = [
     ("apps/v1", "ReplicaSet"),
@@ -204,6 +208,11 @@ impl PodInfo {
             uid: self.uid.to_string(),
             resource_version: self.resource_version.clone(),
         }
+    }
+
+    /// Whether it says more of other pods than can be asked of many of them again and again.
+    pub(crate) fn says_too_much(&self) -> bool {
+        self.terms.len() + self.spread.len() > MOST_TERMS
     }
 
     /// Whether other pods matter to where it can run, beside the room that they take.

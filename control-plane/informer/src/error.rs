@@ -1,5 +1,6 @@
 //! What went wrong with a request, and how much it matters.
 
+use std::error::Error;
 use std::fmt::Display;
 
 /// Why a reconcile failed.
@@ -19,6 +20,21 @@ pub fn words(error: &kube::Error) -> String {
         kube::Error::Api(status) => status.message.clone(),
         other => other.to_string(),
     }
+}
+
+/// What an error and its causes say, each in its own words, down to the answer of the API server if there was one.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut parts = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(answer) = error.downcast_ref::<kube::Error>() {
+            parts.push(words(answer));
+            break;
+        }
+        parts.push(error.to_string());
+        next = error.source();
+    }
+    parts.join(": ")
 }
 
 /// Whether a write was refused because the object had changed since it was read.
@@ -42,6 +58,17 @@ mod tests {
         assert_eq!(words(&answer(409, "Conflict")), "in so many words");
         let other = kube::Error::LinesCodecMaxLineLengthExceeded;
         assert_eq!(words(&other), "Error finding newline character");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("writing it")]
+    struct Outer(#[source] kube::Error);
+
+    #[test]
+    fn causes_are_told_as_briefly() {
+        let outer = Outer(answer(409, "Conflict"));
+        assert_eq!(chain(&outer), "writing it: in so many words");
+        assert_eq!(chain(&answer(409, "Conflict")), "in so many words");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub mod runner;
 
 pub use cache::{Cache, Change};
 pub use clock::Clock;
-pub use error::{Failure, is_conflict, words};
+pub use error::{Failure, chain, is_conflict, words};
 pub use events::{EventStyle, Recorder, Reference};
 pub use informers::{Informer, Informers};
 pub use object::{Key, Object};

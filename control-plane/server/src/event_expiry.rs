@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use gantry_api::paths;
+use gantry_informer::chain;
 use gantry_store::{Store, Table};
 use http::Method;
 use jiff::Timestamp;
@@ -35,7 +36,7 @@ pub(crate) async fn run(client: kube::Client, store: Store, stop: CancellationTo
         };
         if let Err(error) = swept {
             tracing::info!(
-                error = format!("{error:#}"),
+                error = chain(&*error),
                 "deleting old Events; it is tried again"
             );
         }

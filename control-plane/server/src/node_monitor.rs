@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use gantry_api::json::Members;
 use gantry_api::paths;
+use gantry_informer::chain;
 use http::Method;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -49,7 +50,7 @@ pub(crate) async fn run(
         }
         match look(&client, &hub, &silence, &mut presence).await {
             Ok(()) => known = Some(names),
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "looking after nodes"),
+            Err(error) => tracing::warn!(error = chain(&*error), "looking after nodes"),
         }
     }
 }

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use gantry_api::json::Members;
 use gantry_api::paths;
-use gantry_informer::Recorder;
+use gantry_informer::{Recorder, chain};
 use gantry_rpc::node::{PodStatus, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
@@ -434,7 +434,7 @@ impl LinkReports {
                 let api = error.downcast_ref::<kube::Error>().and_then(code);
                 // Who is told that it may not will be told so again.
                 let again = self.is_current() && api.is_none_or(|code| code >= 500 || code == 429);
-                (format!("{error:#}"), again)
+                (chain(&*error), again)
             }
             Err(panicked) => (panicked.to_string(), false),
         };

@@ -28,7 +28,7 @@ pub type Events<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
 /// Where objects come from.
 pub trait Source: Send + Sync {
     /// What is followed of each object.
-    type Object: Send;
+    type Object: Clone + Send;
     /// What is followed, for the log.
     fn name(&self) -> String;
     /// The object's metadata.

@@ -211,7 +211,7 @@ impl Census {
         pods: impl Iterator<Item = (&'a PodInfo, &'a Arc<str>)>,
     ) {
         let mut by_node = ByNode::new();
-        for (pod, node) in pods.filter(|(pod, _)| question.is_about(pod)) {
+        for (_, node) in pods.filter(|(pod, _)| question.is_about(pod)) {
             add(&mut by_node, node, 1);
         }
         let question = Arc::new(question);

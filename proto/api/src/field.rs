@@ -158,6 +158,18 @@ impl ErrorList {
         });
     }
 
+    /// As [`Self::invalid`], once for each of `details`: what a rule for names finds wrong.
+    pub fn invalid_each(
+        &mut self,
+        path: &Path,
+        value: impl serde::Serialize + Copy,
+        details: impl IntoIterator<Item = String>,
+    ) {
+        for detail in details {
+            self.invalid(path, value, &detail);
+        }
+    }
+
     /// `path: Unsupported value: "value": supported values: "a", "b"`
     pub fn not_supported(&mut self, path: &Path, value: impl serde::Serialize, supported: &[&str]) {
         self.push(ErrorType::NotSupported, path, || {
@@ -189,6 +201,13 @@ impl ErrorList {
     pub fn too_long(&mut self, path: &Path, max: usize) {
         self.push(ErrorType::TooLong, path, || {
             format!("Too long: may not be more than {max} bytes")
+        });
+    }
+
+    /// `path: Not found: value: detail`
+    pub fn not_found_among(&mut self, path: &Path, value: impl serde::Serialize, detail: &str) {
+        self.push(ErrorType::NotFound, path, || {
+            format!("Not found: {}: {detail}", written(value))
         });
     }
 

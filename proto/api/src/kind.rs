@@ -129,9 +129,22 @@ pub enum WriteScope {
     Status,
 }
 
+/// Whose rules a kind's own checks of the metadata are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataRules {
+    /// Those of Kubernetes' core: finalizers without a domain are known ones.
+    Core,
+    /// Those of any API server: finalizers have any qualified name.
+    Generic,
+    /// The kind has none: what is wrong for any API server is told when nothing else is wrong.
+    Late,
+}
+
 /// What the update rules of a kind check of its metadata, beside what those of every kind do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetadataChecks {
+    /// Nothing.
+    None,
     /// That nothing is changed which must not be, and the parts that may.
     Update,
     /// The metadata as a whole, as of a new object.
@@ -171,7 +184,7 @@ pub trait Kind: Send + Sync + 'static {
     const INFO: StaticInfo;
 
     /// What names may look like; a DNS subdomain for most kinds.
-    const NAME_RULE: crate::meta::NameRule = crate::names::is_dns1123_subdomain;
+    const NAME_RULE: crate::meta::NameRule = crate::names::dns1123_subdomain;
 
     /// Fills what the user left out, as Kubernetes does on decode.
     fn default(_object: &mut Self::Object) {}
@@ -195,6 +208,9 @@ pub trait Kind: Send + Sync + 'static {
 
     /// How often an update's own checks look at the metadata, which shows in how often an error is told.
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Both;
+
+    /// Whose rules for metadata a new object keeps.
+    const METADATA: MetadataRules = MetadataRules::Core;
 
     /// Paths (JSON pointers) of selectors of which an empty one is told from none: the type here has the same for both. One
     /// that is empty has empty `matchLabels`.

@@ -1,6 +1,6 @@
 //! What every object's `metadata` must satisfy at creation and on update.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::json::Members;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::field::{ErrorList, Path};
 use crate::names;
 
-/// A rule for names: what is wrong with one, if anything.
-pub type NameRule = fn(&str) -> Option<String>;
+/// A rule for names: what is wrong with one, everything and in order.
+pub type NameRule = fn(&str) -> Vec<String>;
 
 /// Bytes of all annotations, keys and values.
 const ANNOTATIONS_LIMIT: usize = 256 * 1024;
@@ -29,37 +29,36 @@ pub fn generated_prefix(generate_name: &str) -> &str {
     &generate_name[..end]
 }
 
-/// Checks the metadata of a new object whose name has been set or generated.
+/// A prefix as it is checked: the rest of the name follows, so that a trailing dash is no fault of it. As in Kubernetes, the
+/// dash takes the character before it along.
+fn masked(prefix: &str) -> String {
+    match prefix.strip_suffix('-') {
+        Some(start) if start.ends_with(|last: char| last.is_ascii()) => {
+            format!("{}a", &start[..start.len() - 1])
+        }
+        Some(start) if !start.is_empty() => format!("{start}a"),
+        _ => prefix.to_owned(),
+    }
+}
+
+/// Checks the metadata of a new object whose name has been set or generated. Finalizers may have any qualified name; most
+/// kinds ask for more, see [`validate_finalizer_names`].
 pub fn validate(meta: &ObjectMeta, namespaced: bool, rule: NameRule, errors: &mut ErrorList) {
     let path = Path::new("metadata");
-    if let Some(prefix) = meta
-        .generate_name
-        .as_deref()
-        .filter(|prefix| !prefix.is_empty())
-    {
-        // The rest of the name follows: a trailing dash is no fault of the prefix.
-        let masked = match prefix.strip_suffix('-') {
-            Some(start) => format!("{start}a"),
-            None => prefix.to_owned(),
-        };
-        if let Some(message) = rule(&masked) {
-            errors.invalid(&path.child("generateName"), prefix, &message);
-        }
+    let prefix = meta.generate_name.as_deref().unwrap_or_default();
+    if !prefix.is_empty() {
+        let path = path.child("generateName");
+        errors.invalid_each(&path, prefix, rule(&masked(prefix)));
     }
     match meta.name.as_deref().unwrap_or_default() {
         "" => errors.required(&path.child("name"), "name or generateName is required"),
-        name => {
-            if let Some(message) = rule(name) {
-                errors.invalid(&path.child("name"), name, &message);
-            }
-        }
+        name => errors.invalid_each(&path.child("name"), name, rule(name)),
     }
     match (namespaced, meta.namespace.as_deref().unwrap_or_default()) {
         (true, "") => errors.required(&path.child("namespace"), ""),
         (true, namespace) => {
-            if let Some(message) = names::is_dns1123_label(namespace) {
-                errors.invalid(&path.child("namespace"), namespace, &message);
-            }
+            let details = names::dns1123_label(namespace);
+            errors.invalid_each(&path.child("namespace"), namespace, details);
         }
         (false, "") => {}
         (false, _) => errors.forbidden(&path.child("namespace"), "not allowed on this type"),
@@ -73,26 +72,39 @@ pub fn validate(meta: &ObjectMeta, namespaced: bool, rule: NameRule, errors: &mu
         &path.child("ownerReferences"),
         errors,
     );
-    validate_finalizers(meta, &path.child("finalizers"), errors);
+    validate_finalizers(meta, errors);
 }
 
 /// Checks labels and annotations.
 pub fn validate_maps(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
-    let labels = path.child("labels");
-    for (key, value) in meta.labels.iter().flatten() {
-        for message in names::label_key(key) {
-            errors.invalid(&labels, key, &message);
-        }
-        for message in names::label_value(value) {
-            errors.invalid(&labels, value, &message);
-        }
+    validate_labels(meta, path, errors);
+    validate_annotations(meta, path, errors);
+}
+
+/// Checks labels.
+pub(crate) fn validate_labels(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
+    validate_label_map(meta.labels.as_ref(), &path.child("labels"), errors);
+}
+
+/// Checks a map of labels, wherever it is.
+pub(crate) fn validate_label_map(
+    labels: Option<&BTreeMap<String, String>>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    for (key, value) in labels.into_iter().flatten() {
+        errors.invalid_each(path, key, names::qualified_name(key));
+        errors.invalid_each(path, value, names::label_value(value));
     }
+}
+
+/// Checks annotations.
+pub(crate) fn validate_annotations(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
     let annotations = path.child("annotations");
     let mut size = 0;
     for (key, value) in meta.annotations.iter().flatten() {
-        for message in names::label_key(&key.to_lowercase()) {
-            errors.invalid(&annotations, key, &message);
-        }
+        let details = names::qualified_name(&key.to_lowercase());
+        errors.invalid_each(&annotations, key, details);
         size += key.len() + value.len();
     }
     if size > ANNOTATIONS_LIMIT {
@@ -141,43 +153,45 @@ impl serde::Serialize for OwnerText<'_> {
     }
 }
 
+/// Group and version of an `apiVersion`; both empty where it has more parts than two.
+fn group_version(api_version: &str) -> (&str, &str) {
+    match api_version.split_once('/') {
+        None => ("", api_version),
+        Some((_, rest)) if rest.contains('/') => ("", ""),
+        Some(parts) => parts,
+    }
+}
+
+fn validate_owner(owner: &OwnerReference, path: &Path, errors: &mut ErrorList) {
+    let (group, version) = group_version(&owner.api_version);
+    if version.is_empty() {
+        let detail = "version must not be empty";
+        errors.invalid(&path.child("apiVersion"), &owner.api_version, detail);
+    }
+    for (field, value) in [
+        ("kind", &owner.kind),
+        ("name", &owner.name),
+        ("uid", &owner.uid),
+    ] {
+        if value.is_empty() {
+            errors.invalid(&path.child(field), value, "must not be empty");
+        }
+    }
+    if (group, version, owner.kind.as_str()) == ("", "v1", "Event") {
+        let detail = "/v1, Kind=Event is disallowed from being an owner";
+        errors.invalid(path, OwnerText(owner), detail);
+    }
+}
+
 fn validate_owners(owners: &[OwnerReference], path: &Path, errors: &mut ErrorList) {
     let mut controller: Option<&OwnerReference> = None;
     for owner in owners {
-        let (group, version) = match owner.api_version.split_once('/') {
-            Some((group, version)) => (group, version),
-            None => ("", owner.api_version.as_str()),
-        };
-        if version.is_empty() {
-            errors.invalid(
-                &path.child("apiVersion"),
-                &owner.api_version,
-                "version must not be empty",
-            );
-        }
-        if owner.kind.is_empty() {
-            errors.invalid(&path.child("kind"), &owner.kind, "must not be empty");
-        }
-        if owner.name.is_empty() {
-            errors.invalid(&path.child("name"), &owner.name, "must not be empty");
-        }
-        if owner.uid.is_empty() {
-            errors.invalid(&path.child("uid"), &owner.uid, "must not be empty");
-        }
-        if group.is_empty() && owner.kind == "Event" {
-            errors.invalid(
-                path,
-                OwnerText(owner),
-                &format!(
-                    "{group}/{version}, Kind={} is disallowed from being an owner",
-                    owner.kind
-                ),
-            );
-        }
-    }
-    for owner in owners.iter().filter(|owner| owner.controller == Some(true)) {
         if errors.is_full() {
             return;
+        }
+        validate_owner(owner, path, errors);
+        if owner.controller != Some(true) {
+            continue;
         }
         match controller {
             None => controller = Some(owner),
@@ -193,29 +207,33 @@ fn validate_owners(owners: &[OwnerReference], path: &Path, errors: &mut ErrorLis
     }
 }
 
-fn validate_finalizers(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
+/// Checks that finalizers have qualified names and do not contradict each other.
+pub fn validate_finalizers(meta: &ObjectMeta, errors: &mut ErrorList) {
+    let path = Path::new("metadata").child("finalizers");
     let finalizers = meta.finalizers.as_deref().unwrap_or_default();
     for finalizer in finalizers {
-        for message in names::qualified_name(finalizer) {
-            errors.invalid(path, finalizer, &message);
-        }
-    }
-    for (index, finalizer) in finalizers.iter().enumerate() {
-        if !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(&finalizer.as_str()) {
-            errors.invalid(
-                &path.index(index),
-                finalizer,
-                "name is neither a standard finalizer name nor is it fully qualified",
-            );
-        }
+        errors.invalid_each(&path, finalizer, names::qualified_name(finalizer));
     }
     let has = |name: &str| finalizers.iter().any(|finalizer| finalizer == name);
     if has("foregroundDeletion") && has("orphan") {
-        errors.invalid(
-            path,
-            finalizers,
-            "finalizers orphan and foregroundDeletion cannot be set at the same time",
-        );
+        let detail = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.invalid(&path, finalizers, detail);
+    }
+}
+
+/// Checks that finalizers without a domain are those that Kubernetes knows.
+pub fn validate_finalizer_names(meta: &ObjectMeta, errors: &mut ErrorList) {
+    let path = Path::new("metadata").child("finalizers");
+    for (index, finalizer) in meta.finalizers.iter().flatten().enumerate() {
+        validate_finalizer_name(finalizer, &path.index(index), errors);
+    }
+}
+
+/// As [`validate_finalizer_names`], of one, wherever it is.
+pub(crate) fn validate_finalizer_name(finalizer: &str, path: &Path, errors: &mut ErrorList) {
+    if !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(&finalizer) {
+        let detail = "name is neither a standard finalizer name nor is it fully qualified";
+        errors.invalid(path, finalizer, detail);
     }
 }
 
@@ -244,51 +262,43 @@ pub(crate) fn follow_generation(new: &mut ObjectMeta, old: &ObjectMeta, changed:
         .map(|generation| generation.saturating_add(i64::from(changed)));
 }
 
-/// Checks the metadata of an update after [`prepare_update`].
+/// Checks the metadata of an update after [`prepare_update`]. Of finalizers only that none is added to what is on its way out.
 pub fn validate_update(new: &ObjectMeta, old: &ObjectMeta, errors: &mut ErrorList) {
     let path = Path::new("metadata");
-    let mut immutable = |field: &str, new: Value, old: Value| {
+    if old.deletion_timestamp.is_some() {
+        let before: HashSet<&String> = old.finalizers.iter().flatten().collect();
+        let now = new.finalizers.iter().flatten();
+        let added: BTreeSet<&String> = now.filter(|name| !before.contains(name)).collect();
+        if !added.is_empty() {
+            let list: Vec<String> = added.iter().map(|name| format!("{name:?}")).collect();
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                list.join(", ")
+            );
+            errors.forbidden(&path.child("finalizers"), &detail);
+        }
+    }
+    let text = |text: &Option<String>| json!(text.as_deref().unwrap_or_default());
+    for (field, new, old) in [
+        ("name", text(&new.name), text(&old.name)),
+        ("namespace", text(&new.namespace), text(&old.namespace)),
+        ("uid", text(&new.uid), text(&old.uid)),
+        (
+            "creationTimestamp",
+            json!(new.creation_timestamp),
+            json!(old.creation_timestamp),
+        ),
+    ] {
         if new != old {
             errors.invalid(&path.child(field), new, IMMUTABLE);
         }
-    };
-    immutable("name", json!(new.name), json!(old.name));
-    immutable("namespace", json!(new.namespace), json!(old.namespace));
-    immutable("uid", json!(new.uid), json!(old.uid));
-    immutable(
-        "creationTimestamp",
-        json!(new.creation_timestamp),
-        json!(old.creation_timestamp),
-    );
+    }
     validate_maps(new, &path, errors);
     validate_owners(
         new.owner_references.as_deref().unwrap_or_default(),
         &path.child("ownerReferences"),
         errors,
     );
-    validate_finalizers(new, &path.child("finalizers"), errors);
-    if new.deletion_timestamp.is_some() {
-        let before: HashSet<&String> = old.finalizers.iter().flatten().collect();
-        let added: Vec<&String> = new
-            .finalizers
-            .iter()
-            .flatten()
-            .filter(|finalizer| !before.contains(finalizer))
-            .collect();
-        if !added.is_empty() {
-            let list: Vec<String> = added
-                .iter()
-                .map(|finalizer| format!("{finalizer:?}"))
-                .collect();
-            errors.forbidden(
-                &path.child("finalizers"),
-                &format!(
-                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
-                    list.join(", ")
-                ),
-            );
-        }
-    }
 }
 
 #[cfg(test)]
@@ -297,7 +307,8 @@ mod tests {
 
     fn messages(meta: &ObjectMeta) -> Vec<String> {
         let mut errors = ErrorList::default();
-        validate(meta, true, names::is_dns1123_subdomain, &mut errors);
+        validate(meta, true, names::dns1123_subdomain, &mut errors);
+        validate_finalizer_names(meta, &mut errors);
         errors
             .0
             .iter()
@@ -363,6 +374,58 @@ mod tests {
                 "metadata.finalizers[1]: Invalid value: \"noslash\": name is neither a standard finalizer name nor is it fully qualified"
             ]
         );
+    }
+
+    #[test]
+    fn finalizers_contradict_each_other_before_their_names_are_looked_at() {
+        let meta = ObjectMeta {
+            finalizers: Some(
+                ["foregroundDeletion", "x", "orphan"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ),
+            ..named()
+        };
+        let told = messages(&meta);
+        assert!(told[0].ends_with(
+            "[\"foregroundDeletion\",\"x\",\"orphan\"]: finalizer orphan and foregroundDeletion cannot be both set"
+        ));
+        assert!(told[1].starts_with("metadata.finalizers[1]: "));
+    }
+
+    #[test]
+    fn owners_are_of_one_version_and_no_events() {
+        let told = |api_version: &str| {
+            let owner = OwnerReference {
+                api_version: api_version.to_owned(),
+                kind: "Event".to_owned(),
+                name: "e".to_owned(),
+                uid: "u".to_owned(),
+                controller: None,
+                block_owner_deletion: None,
+            };
+            messages(&ObjectMeta {
+                owner_references: Some(vec![owner]),
+                ..named()
+            })
+        };
+        assert_eq!(told("events.k8s.io/v1"), Vec::<String>::new());
+        assert_eq!(told("v2"), Vec::<String>::new());
+        assert!(told("v1")[0].ends_with(": /v1, Kind=Event is disallowed from being an owner"));
+        assert!(told("a/b/c")[0].ends_with("version must not be empty"));
+    }
+
+    #[test]
+    fn a_trailing_dash_of_a_prefix_is_no_fault() {
+        for (prefix, shown) in [
+            ("web-", "wea"),
+            ("A-", "a"),
+            ("-", "-"),
+            ("ä-", "äa"),
+            ("w", "w"),
+        ] {
+            assert_eq!(masked(prefix), shown);
+        }
     }
 
     #[test]

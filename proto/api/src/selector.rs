@@ -6,7 +6,7 @@ use std::fmt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
 
 use crate::field::{ErrorList, Path};
-use crate::names;
+use crate::{meta, names};
 
 /// How one requirement compares.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -219,15 +219,8 @@ impl fmt::Display for LabelSelector {
 
 /// Checks a `LabelSelector` of an object's spec.
 pub fn validate(selector: &metav1::LabelSelector, path: &Path, errors: &mut ErrorList) {
-    let labels = path.child("matchLabels");
-    for (key, value) in selector.match_labels.iter().flatten() {
-        for message in names::label_key(key) {
-            errors.invalid(&labels, key, &message);
-        }
-        for message in names::label_value(value) {
-            errors.invalid(&labels.key(key), value, &message);
-        }
-    }
+    let labels = selector.match_labels.as_ref();
+    meta::validate_label_map(labels, &path.child("matchLabels"), errors);
     let expressions = selector.match_expressions.as_deref().unwrap_or_default();
     if expressions.len() > MAX_REQUIREMENTS {
         let path = path.child("matchExpressions");
@@ -257,13 +250,11 @@ pub fn validate(selector: &metav1::LabelSelector, path: &Path, errors: &mut Erro
                 "not a valid selector operator",
             ),
         }
-        for message in names::label_key(&expression.key) {
-            errors.invalid(&path.child("key"), &expression.key, &message);
-        }
+        let details = names::qualified_name(&expression.key);
+        errors.invalid_each(&path.child("key"), &expression.key, details);
         for (index, value) in values.iter().enumerate() {
-            for message in names::label_value(value) {
-                errors.invalid(&path.child("values").index(index), value, &message);
-            }
+            let path = path.child("values").index(index);
+            errors.invalid_each(&path, value, names::label_value(value));
         }
     }
 }
@@ -428,7 +419,7 @@ impl Parser {
 
     fn key(&mut self) -> Result<String, String> {
         match self.next() {
-            Token::Word(key) => match names::label_key(&key).into_iter().next() {
+            Token::Word(key) => match names::qualified_name(&key).into_iter().next() {
                 None => Ok(key),
                 Some(message) => Err(format!("<nil>: Invalid value: {key:?}: {message}")),
             },

@@ -10,8 +10,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Draft, Kind, MetadataChecks, ResourceInfo, ResourceKind, WriteScope};
-use crate::meta;
+use crate::kind::{
+    Column, Draft, Kind, MetadataChecks, MetadataRules, ResourceInfo, ResourceKind, WriteScope,
+};
+use crate::meta::{self, NameRule};
+use crate::names;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
 
@@ -114,13 +117,20 @@ impl<K: Kind> TypedDraft<K> {
     fn errors(&self) -> ErrorList {
         let (new, mut errors) = (&self.new, ErrorList::default());
         match &self.old {
+            None if K::METADATA == MetadataRules::Late => {
+                K::validate(new, &mut errors);
+                if errors.is_empty() {
+                    self.whole_metadata(K::NAME_RULE, &mut errors);
+                }
+            }
             None => {
-                let is_namespaced = K::INFO.namespaced;
-                meta::validate(new.metadata(), is_namespaced, K::NAME_RULE, &mut errors);
+                self.own_metadata(&mut errors);
                 K::validate(new, &mut errors);
             }
             Some((old, WriteScope::Main)) => {
                 meta::validate_update(new.metadata(), old.metadata(), &mut errors);
+                meta::validate_finalizers(new.metadata(), &mut errors);
+                self.finalizer_names(&mut errors);
                 K::validate_update(new, old, &mut errors);
             }
             Some((old, WriteScope::Status)) => {
@@ -134,6 +144,23 @@ impl<K: Kind> TypedDraft<K> {
         errors
     }
 
+    /// What any API server checks of an object's metadata.
+    fn whole_metadata(&self, rule: NameRule, errors: &mut ErrorList) {
+        meta::validate(self.new.metadata(), K::INFO.namespaced, rule, errors);
+    }
+
+    /// What the kind itself does.
+    fn own_metadata(&self, errors: &mut ErrorList) {
+        self.whole_metadata(K::NAME_RULE, errors);
+        self.finalizer_names(errors);
+    }
+
+    fn finalizer_names(&self, errors: &mut ErrorList) {
+        if K::METADATA == MetadataRules::Core {
+            meta::validate_finalizer_names(self.new.metadata(), errors);
+        }
+    }
+
     /// The errors of an update, each as often as Kubernetes tells it: the checks of every kind come first, and a kind's own
     /// look at the metadata again.
     fn repeated(&self, errors: ErrorList) -> ErrorList {
@@ -141,21 +168,19 @@ impl<K: Kind> TypedDraft<K> {
             return errors;
         };
         let (now, before) = (new.metadata(), old.metadata());
-        let whole = |errors: &mut ErrorList| {
-            meta::validate(now, K::INFO.namespaced, |_| None, errors);
-        };
         let mut told = ErrorList::default();
-        whole(&mut told);
+        self.whole_metadata(names::path_segment, &mut told);
         meta::validate_update(now, before, &mut told);
         let own = match scope {
             WriteScope::Main => K::UPDATE_METADATA,
             WriteScope::Status => MetadataChecks::Update,
         };
-        if own != MetadataChecks::Whole {
+        if matches!(own, MetadataChecks::Update | MetadataChecks::Both) {
             meta::validate_update(now, before, &mut told);
+            self.finalizer_names(&mut told);
         }
-        if own != MetadataChecks::Update {
-            whole(&mut told);
+        if matches!(own, MetadataChecks::Whole | MetadataChecks::Both) {
+            self.own_metadata(&mut told);
         }
         match scope {
             WriteScope::Main => K::validate_update(new, old, &mut told),

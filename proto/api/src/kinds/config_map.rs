@@ -39,18 +39,15 @@ impl Kind for ConfigMapKind {
         let mut size = 0;
         for (key, value) in text.into_iter().flatten() {
             let path = Path::new("data").key(key);
-            if let Some(detail) = names::is_config_map_key(key) {
-                errors.invalid(&path, key, &detail);
-            }
+            errors.invalid_each(&path, key, names::config_map_key(key));
             if binary.is_some_and(|binary| binary.contains_key(key)) {
                 errors.invalid(&path, key, "duplicate of key present in binaryData");
             }
             size += value.len();
         }
         for (key, value) in binary.into_iter().flatten() {
-            if let Some(detail) = names::is_config_map_key(key) {
-                errors.invalid(&Path::new("binaryData").key(key), key, &detail);
-            }
+            let path = Path::new("binaryData").key(key);
+            errors.invalid_each(&path, key, names::config_map_key(key));
             size += value.0.len();
         }
         if size > MAX_DATA_BYTES {

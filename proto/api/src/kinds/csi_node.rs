@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::table;
+use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
@@ -13,22 +14,10 @@ use crate::{meta, names};
 /// See [`CSINode`].
 pub struct CsiNodeKind;
 
-const MAX_NAME: usize = 63;
 const MAX_NODE_ID: usize = 256;
 
 fn validate_driver(driver: &CSINodeDriver, path: &Path, errors: &mut ErrorList) {
-    let name = path.child("name");
-    if driver.name.is_empty() {
-        errors.required(&name, "");
-    } else {
-        if driver.name.len() > MAX_NAME {
-            errors.too_long(&name, MAX_NAME);
-        }
-        // Upper case is allowed, for drivers that came before the rule.
-        if let Some(detail) = names::is_dns1123_subdomain(&driver.name.to_lowercase()) {
-            errors.invalid(&name, &driver.name, &detail);
-        }
-    }
+    pod_spec::check_driver_name(&driver.name, &path.child("name"), errors);
     let id = path.child("nodeID");
     match driver.node_id.len() {
         0 => errors.required(&id, ""),
@@ -43,17 +32,48 @@ fn validate_driver(driver: &CSINodeDriver, path: &Path, errors: &mut ErrorList) 
         let path = path.child("allocatable").child("count");
         errors.invalid(&path, count, names::NOT_NEGATIVE);
     }
-    let keys = path.child("topologyKeys");
+}
+
+/// Checks by which labels a driver tells where a node is. The driver is named, not the key, as Kubernetes does.
+fn validate_topology(driver: &CSINodeDriver, path: &Path, errors: &mut ErrorList) {
     let mut taken = BTreeSet::new();
     for key in driver.topology_keys.iter().flatten() {
         if key.is_empty() {
-            errors.required(&keys, key);
+            errors.required(path, "");
         }
         if !taken.insert(key) {
-            errors.duplicate(&keys, key);
+            errors.duplicate(path, key);
         }
-        for detail in names::qualified_name(key) {
-            errors.invalid(&keys, key, &detail);
+        let keys = driver.topology_keys.as_ref();
+        errors.invalid_each(path, keys, names::qualified_name(key));
+    }
+}
+
+/// A driver as Kubernetes prints it inside of messages: its internal type's own field names.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Printed<'a> {
+    name: &'a str,
+    #[serde(rename = "NodeID")]
+    node_id: &'a str,
+    topology_keys: Option<&'a Vec<String>>,
+    allocatable: Option<PrintedRoom>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PrintedRoom {
+    count: Option<i32>,
+}
+
+impl<'a> From<&'a CSINodeDriver> for Printed<'a> {
+    fn from(driver: &'a CSINodeDriver) -> Self {
+        let room = driver.allocatable.as_ref();
+        Self {
+            name: &driver.name,
+            node_id: &driver.node_id,
+            topology_keys: driver.topology_keys.as_ref(),
+            allocatable: room.map(|room| PrintedRoom { count: room.count }),
         }
     }
 }
@@ -89,6 +109,7 @@ impl Kind for CsiNodeKind {
             if !taken.insert(&driver.name) {
                 errors.duplicate(&path.child("name"), &driver.name);
             }
+            validate_topology(driver, &path, errors);
         }
     }
 
@@ -99,14 +120,14 @@ impl Kind for CsiNodeKind {
         // A driver may come, go, and count its room anew; what it calls the node stays.
         let drivers = old.spec.drivers.iter();
         let before_of: HashMap<_, _> = drivers.map(|driver| (&driver.name, driver)).collect();
-        for (index, driver) in new.spec.drivers.iter().enumerate() {
+        for driver in &new.spec.drivers {
             let before = before_of.get(&driver.name);
             let changed = before.is_some_and(|before| {
                 before.node_id != driver.node_id || before.topology_keys != driver.topology_keys
             });
             if changed {
-                let path = Path::new("spec").child("drivers").index(index);
-                errors.invalid(&path, &driver.name, meta::IMMUTABLE);
+                let path = Path::new("CSINodeDriver");
+                errors.invalid(&path, Printed::from(driver), meta::IMMUTABLE);
             }
         }
     }
@@ -153,9 +174,10 @@ mod tests {
             .collect();
         let expected = [
             "spec.drivers[0].allocatable.count",
-            "spec.drivers[0].topologyKeys",
+            "spec.drivers[0]",
             "spec.drivers[1].nodeID",
             "spec.drivers[1].name",
+            "spec.drivers[2].name",
             "spec.drivers[2].name",
         ];
         assert_eq!(paths, expected);

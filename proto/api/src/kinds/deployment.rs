@@ -4,6 +4,7 @@ use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStatus, DeploymentStrategy, RollingUpdateDeployment,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{table, workload};
@@ -41,6 +42,26 @@ fn is_zero(amount: &IntOrString) -> bool {
     }
 }
 
+/// A strategy as Kubernetes prints it inside of messages: its internal type's own field names.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PrintedStrategy<'a> {
+    r#type: &'a str,
+    rolling_update: Option<PrintedRolling>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PrintedRolling {
+    max_unavailable: Value,
+    max_surge: Value,
+}
+
+/// An amount as Go writes one that may be left out: a zero.
+fn printed(amount: Option<&IntOrString>) -> Value {
+    amount.map_or_else(|| json!(0), |amount| json!(amount))
+}
+
 fn validate_strategy(strategy: &DeploymentStrategy, path: &Path, errors: &mut ErrorList) {
     let rolling_path = path.child("rollingUpdate");
     match strategy.type_.as_deref().unwrap_or_default() {
@@ -69,12 +90,23 @@ fn validate_strategy(strategy: &DeploymentStrategy, path: &Path, errors: &mut Er
             }
         }
         other => {
-            errors.not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]);
+            let rolling = strategy
+                .rolling_update
+                .as_ref()
+                .map(|rolling| PrintedRolling {
+                    max_unavailable: printed(rolling.max_unavailable.as_ref()),
+                    max_surge: printed(rolling.max_surge.as_ref()),
+                });
+            let printed = PrintedStrategy {
+                r#type: other,
+                rolling_update: rolling,
+            };
+            errors.not_supported(path, printed, &["Recreate", "RollingUpdate"]);
         }
     }
 }
 
-fn validate_status(status: &DeploymentStatus, errors: &mut ErrorList) {
+fn validate_status(status: &DeploymentStatus, old: &DeploymentStatus, errors: &mut ErrorList) {
     let path = Path::new("status");
     let replicas = status.replicas.unwrap_or(0);
     let ready = status.ready_replicas.unwrap_or(0);
@@ -95,6 +127,12 @@ fn validate_status(status: &DeploymentStatus, errors: &mut ErrorList) {
     )]) {
         workload::validate_not_negative(Some(count), &path.child(name), errors);
     }
+    for (name, count) in [
+        ("terminatingReplicas", status.terminating_replicas),
+        ("collisionCount", status.collision_count),
+    ] {
+        workload::validate_not_negative(count, &path.child(name), errors);
+    }
     for (name, count) in counts {
         if count > replicas {
             let detail = "cannot be greater than status.replicas";
@@ -104,6 +142,14 @@ fn validate_status(status: &DeploymentStatus, errors: &mut ErrorList) {
     if available > ready {
         let detail = "cannot be greater than readyReplicas";
         errors.invalid(&path.child("availableReplicas"), available, detail);
+    }
+    let collisions = status.collision_count;
+    if old
+        .collision_count
+        .is_some_and(|old| collisions.is_none_or(|now| now < old))
+    {
+        let path = path.child("collisionCount");
+        errors.invalid(&path, collisions.unwrap_or(0), "cannot be decremented");
     }
 }
 
@@ -159,7 +205,8 @@ impl Kind for DeploymentKind {
         let path = Path::new("spec");
         let empty = DeploymentSpec::default();
         let spec = object.spec.as_ref().unwrap_or(&empty);
-        workload::validate(spec.replicas, &spec.selector, &spec.template, &path, errors);
+        workload::validate_not_negative(spec.replicas, &path.child("replicas"), errors);
+        workload::validate(&spec.selector, &spec.template, &path, errors);
         if let Some(strategy) = &spec.strategy {
             validate_strategy(strategy, &path.child("strategy"), errors);
         }
@@ -194,14 +241,15 @@ impl Kind for DeploymentKind {
         }
     }
 
-    fn validate_status_update(new: &Deployment, _old: &Deployment, errors: &mut ErrorList) {
-        validate_status(&new.status.clone().unwrap_or_default(), errors);
+    fn validate_status_update(new: &Deployment, old: &Deployment, errors: &mut ErrorList) {
+        let empty = DeploymentStatus::default();
+        let status = new.status.as_ref().unwrap_or(&empty);
+        validate_status(status, old.status.as_ref().unwrap_or(&empty), errors);
     }
 
-    fn warnings(new: &Deployment, _old: Option<&Deployment>) -> Vec<String> {
-        let spec = new.spec.as_ref();
-        spec.map(|spec| workload::template_warnings(&spec.template))
-            .unwrap_or_default()
+    fn warnings(new: &Deployment, old: Option<&Deployment>) -> Vec<String> {
+        let template = new.spec.as_ref().map(|spec| &spec.template);
+        workload::warnings(&new.metadata, old.map(|old| &old.metadata), template)
     }
 
     fn prepare_status_update(new: &mut Deployment, old: &Deployment) {
@@ -261,5 +309,108 @@ impl Kind for DeploymentKind {
             json!(images),
             json!(workload::selector_text(&spec.selector)),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(errors: &ErrorList) -> Vec<String> {
+        let all = errors.0.iter();
+        all.map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    fn refused(spec: Value) -> Vec<String> {
+        let mut object = serde_json::from_value(json!({"spec": spec})).unwrap();
+        DeploymentKind::default(&mut object);
+        let mut errors = ErrorList::default();
+        DeploymentKind::validate(&object, &mut errors);
+        told(&errors)
+    }
+
+    fn template(labels: Value) -> Value {
+        json!({
+            "metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "x"}]}
+        })
+    }
+
+    #[test]
+    fn a_selector_without_sense_selects_nothing() {
+        let labels = json!({"a": "b c"});
+        let found = refused(json!({
+            "selector": {"matchLabels": labels}, "template": template(json!({"a": "b"}))
+        }));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(
+            found[1],
+            "spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b c\"}}: invalid label selector"
+        );
+        let good = json!({"matchLabels": {"a": "b"}});
+        let bad = template(json!({"a": "b", "c": "d e"}));
+        let found = refused(json!({"selector": good, "template": bad}));
+        assert!(found[0].starts_with("spec.template.labels: Invalid value: \"d e\""));
+    }
+
+    #[test]
+    fn a_strategy_is_known() {
+        let found = refused(json!({
+            "selector": {"matchLabels": {"a": "b"}}, "template": template(json!({"a": "b"})),
+            "strategy": {"type": "Foo"}
+        }));
+        assert_eq!(
+            found,
+            [
+                "spec.strategy: Unsupported value: {\"Type\":\"Foo\",\"RollingUpdate\":null}: supported values: \"Recreate\", \"RollingUpdate\""
+            ]
+        );
+    }
+
+    #[test]
+    fn counts_fit_each_other_and_collisions_only_grow() {
+        let status = |value: Value| -> Deployment {
+            serde_json::from_value(json!({"status": value})).unwrap()
+        };
+        let update = |new: Value| {
+            let mut errors = ErrorList::default();
+            let old = status(json!({"collisionCount": 2}));
+            DeploymentKind::validate_status_update(&status(new), &old, &mut errors);
+            told(&errors)
+        };
+        assert_eq!(
+            update(
+                json!({"replicas": 1, "updatedReplicas": 2, "terminatingReplicas": -1, "collisionCount": 1})
+            ),
+            [
+                "status.terminatingReplicas: Invalid value: -1: must be greater than or equal to 0",
+                "status.updatedReplicas: Invalid value: 2: cannot be greater than status.replicas",
+                "status.collisionCount: Invalid value: 1: cannot be decremented",
+            ]
+        );
+        assert!(update(json!({"collisionCount": 3})).is_empty());
+    }
+
+    #[test]
+    fn warnings_are_about_names_and_new_templates() {
+        let object = |name: &str, generation: i64| -> Deployment {
+            let mut spec = template(json!({}));
+            spec["spec"]["terminationGracePeriodSeconds"] = json!(-1);
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "generation": generation},
+                "spec": {"selector": {}, "template": spec}
+            }))
+            .unwrap()
+        };
+        let warned = |old: Option<&Deployment>| DeploymentKind::warnings(&object("a.b", 2), old);
+        let created = warned(None);
+        assert_eq!(
+            created[0],
+            "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [must not contain dots]"
+        );
+        assert_eq!(created.len(), 2, "{created:?}");
+        assert!(created[1].starts_with("spec.template.spec.terminationGracePeriodSeconds: "));
+        assert_eq!(warned(Some(&object("a.b", 1))).len(), 1);
+        assert_eq!(warned(Some(&object("a.b", 2))).len(), 0);
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointPort, EndpointSlice};
 use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::meta::NameRule;
 use crate::names;
 
 /// See [`EndpointSlice`].
@@ -15,28 +16,28 @@ pub struct EndpointSliceKind;
 
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
+const MAX_PORTS: usize = 20_000;
+const MAX_HINTS: usize = 8;
 
 fn validate_ports(ports: &[EndpointPort], errors: &mut ErrorList) {
+    if ports.len() > MAX_PORTS {
+        return errors.too_many(&Path::new("ports"), ports.len(), MAX_PORTS);
+    }
     let mut taken = BTreeSet::new();
     for (index, port) in ports.iter().enumerate() {
         let path = Path::new("ports").index(index);
         let name = port.name.as_deref().unwrap_or_default();
-        if !name.is_empty()
-            && let Some(detail) = names::is_dns1123_label(name)
-        {
-            errors.invalid(&path.child("name"), name, &detail);
+        if !name.is_empty() {
+            errors.invalid_each(&path.child("name"), name, names::dns1123_label(name));
         }
         if !taken.insert(name) {
             errors.duplicate(&path.child("name"), name);
         }
         let protocol = port.protocol.as_deref();
         addresses::check_protocol(protocol, &path.child("protocol"), errors);
-        for detail in port
-            .app_protocol
-            .iter()
-            .flat_map(|name| names::qualified_name(name))
-        {
-            errors.invalid(&path.child("appProtocol"), &port.app_protocol, &detail);
+        if let Some(name) = &port.app_protocol {
+            let details = names::qualified_name(name);
+            errors.invalid_each(&path.child("appProtocol"), name, details);
         }
     }
 }
@@ -58,15 +59,49 @@ fn validate_endpoints(endpoints: &[Endpoint], family: &str, errors: &mut ErrorLi
         for (index, address) in endpoint.addresses.iter().enumerate() {
             validate_address(address, family, &list, index, errors);
         }
-        if let Some(node) = &endpoint.node_name
-            && let Some(detail) = names::is_dns1123_subdomain(node)
-        {
-            errors.invalid(&path.child("nodeName"), node, &detail);
+        if let Some(node) = &endpoint.node_name {
+            let details = names::dns1123_subdomain(node);
+            errors.invalid_each(&path.child("nodeName"), node, details);
         }
-        if let Some(name) = &endpoint.hostname
-            && let Some(detail) = names::is_dns1123_label(name)
-        {
-            errors.invalid(&path.child("hostname"), name, &detail);
+        if let Some(name) = &endpoint.hostname {
+            let details = names::dns1123_label(name);
+            errors.invalid_each(&path.child("hostname"), name, details);
+        }
+        if let Some(hints) = &endpoint.hints {
+            validate_hints(hints, &path.child("hints"), errors);
+        }
+    }
+}
+
+/// Checks for whom an endpoint is: few, and each once.
+fn validate_hints(hints: &EndpointHints, path: &Path, errors: &mut ErrorList) {
+    let zones = hints.for_zones.iter().flatten();
+    let nodes = hints.for_nodes.iter().flatten();
+    let lists: [(&str, NameRule, Vec<&str>); 2] = [
+        (
+            "forZones",
+            names::label_value,
+            zones.map(|zone| zone.name.as_str()).collect(),
+        ),
+        (
+            "forNodes",
+            names::dns1123_subdomain,
+            nodes.map(|node| node.name.as_str()).collect(),
+        ),
+    ];
+    for (field, rule, list) in lists {
+        let path = path.child(field);
+        if list.len() > MAX_HINTS {
+            errors.too_many(&path, list.len(), MAX_HINTS);
+            return;
+        }
+        let mut taken = BTreeSet::new();
+        for (index, name) in list.into_iter().enumerate() {
+            let path = path.index(index).child("name");
+            if !taken.insert(name) {
+                errors.duplicate(&path, name);
+            }
+            errors.invalid_each(&path, name, rule(name));
         }
     }
 }
@@ -98,17 +133,44 @@ fn validate_address(
         }
         "FQDN" => {
             let name = address.strip_suffix('.').unwrap_or(address);
-            if name.is_empty() {
+            let details = names::dns1123_subdomain(name);
+            let mut labels = name.split('.');
+            if address.is_empty() {
                 errors.required(&path, "");
-            } else if let Some(detail) = names::is_dns1123_subdomain(name) {
-                errors.invalid(&path, address, &detail);
+            } else if !details.is_empty() {
+                errors.invalid(&path, name, &details.join(","));
             } else if !name.contains('.') {
                 let detail = "should be a domain with at least two segments separated by dots";
-                errors.invalid(&path, address, detail);
+                errors.invalid(&path, name, detail);
+            } else if let Some(label) = labels.find(|label| !names::dns1123_label(label).is_empty())
+            {
+                let details = names::dns1123_label(label);
+                errors.invalid(&path, label, &details.join(","));
             }
         }
         // Said already, of the field that names the family.
         _ => {}
+    }
+}
+
+/// Takes away what only an older version of the API has set. Who named nodes that way goes on naming them.
+fn drop_topology(slice: &mut EndpointSlice, old: Option<&EndpointSlice>) {
+    const HOSTNAME: &str = "kubernetes.io/hostname";
+    let before = old.and_then(|old| old.endpoints.as_ref());
+    let known: BTreeSet<&String> = before
+        .into_iter()
+        .flatten()
+        .filter_map(|endpoint| endpoint.deprecated_topology.as_ref()?.get(HOSTNAME))
+        .collect();
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        let named = endpoint
+            .deprecated_topology
+            .take()
+            .and_then(|mut topology| topology.remove(HOSTNAME))
+            .filter(|name| known.contains(name) && names::dns1123_subdomain(name).is_empty());
+        if endpoint.node_name.is_none() {
+            endpoint.node_name = named;
+        }
     }
 }
 
@@ -161,7 +223,9 @@ impl Kind for EndpointSliceKind {
         }
     }
 
-    fn prepare_create(_object: &mut EndpointSlice) {}
+    fn prepare_create(object: &mut EndpointSlice) {
+        drop_topology(object, None);
+    }
 
     fn validate(object: &EndpointSlice, errors: &mut ErrorList) {
         let path = Path::new("addressType");
@@ -190,6 +254,9 @@ impl Kind for EndpointSliceKind {
     }
 
     fn prepare_update(new: &mut EndpointSlice, old: &EndpointSlice) {
+        if new.endpoints != old.endpoints {
+            drop_topology(new, Some(old));
+        }
         let same = new.endpoints == old.endpoints
             && new.ports == old.ports
             && new.metadata.labels == old.metadata.labels;

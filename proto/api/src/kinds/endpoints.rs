@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::names;
 
 const DEPRECATED: &str =
@@ -17,15 +17,13 @@ pub struct EndpointsKind;
 fn validate_address(address: &EndpointAddress, path: &Path, errors: &mut ErrorList) {
     let ip = path.child("ip");
     addresses::check(&address.ip, &ip, errors);
-    if let Some(name) = address.hostname.as_ref().filter(|name| !name.is_empty())
-        && let Some(detail) = names::is_dns1123_label(name)
-    {
-        errors.invalid(&path.child("hostname"), name, &detail);
+    if let Some(name) = address.hostname.as_ref().filter(|name| !name.is_empty()) {
+        let details = names::dns1123_label(name);
+        errors.invalid_each(&path.child("hostname"), name, details);
     }
-    if let Some(node) = &address.node_name
-        && let Some(detail) = names::is_dns1123_subdomain(node)
-    {
-        errors.invalid(&path.child("nodeName"), node, &detail);
+    if let Some(node) = &address.node_name {
+        let details = names::dns1123_subdomain(node);
+        errors.invalid_each(&path.child("nodeName"), node, details);
     }
     addresses::check_ordinary(&address.ip, &ip, errors);
 }
@@ -36,19 +34,16 @@ fn validate_port(port: &EndpointPort, needs_name: bool, path: &Path, errors: &mu
         if needs_name {
             errors.required(&path.child("name"), "");
         }
-    } else if let Some(detail) = names::is_dns1123_label(name) {
-        errors.invalid(&path.child("name"), name, &detail);
+    } else {
+        errors.invalid_each(&path.child("name"), name, names::dns1123_label(name));
     }
     if let Some(detail) = names::is_port_number(i64::from(port.port)) {
         errors.invalid(&path.child("port"), port.port, &detail);
     }
     addresses::check_protocol(port.protocol.as_deref(), &path.child("protocol"), errors);
-    for detail in port
-        .app_protocol
-        .iter()
-        .flat_map(|name| names::qualified_name(name))
-    {
-        errors.invalid(&path.child("appProtocol"), &port.app_protocol, &detail);
+    if let Some(name) = &port.app_protocol {
+        let details = names::qualified_name(name);
+        errors.invalid_each(&path.child("appProtocol"), name, details);
     }
 }
 
@@ -130,8 +125,6 @@ impl Kind for EndpointsKind {
         create_on_update: true,
     };
 
-    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
-
     fn default(object: &mut Endpoints) {
         let subsets = object.subsets.iter_mut().flatten();
         for port in subsets.flat_map(|subset| subset.ports.iter_mut().flatten()) {
@@ -152,6 +145,13 @@ impl Kind for EndpointsKind {
     }
 
     fn prepare_update(_new: &mut Endpoints, _old: &Endpoints) {}
+
+    fn validate_update(new: &Endpoints, old: &Endpoints, errors: &mut ErrorList) {
+        // What is there already holds up no change of anything else.
+        if new.subsets != old.subsets {
+            Self::validate(new, errors);
+        }
+    }
 
     fn columns() -> Vec<Column> {
         vec![

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, MetadataRules, StaticInfo};
+use crate::meta::NameRule;
 use crate::names;
 
 const MAX_NAME_BYTES: usize = 128;
@@ -43,6 +44,8 @@ fn validate_any(object: &Event, reporter: &str, errors: &mut ErrorList) {
     if object.event_time.is_some() {
         validate_report(object, reporter, errors);
     }
+    let details = names::dns1123_subdomain(&namespace);
+    errors.invalid_each(&Path::new("namespace"), &namespace, details);
 }
 
 /// What events with an `eventTime` must say besides; older reporters send neither.
@@ -52,9 +55,7 @@ fn validate_report(object: &Event, reporter: &str, errors: &mut ErrorList) {
     if controller.is_empty() {
         errors.required(&path, "");
     }
-    for detail in names::qualified_name(&controller) {
-        errors.invalid(&path, &controller, &detail);
-    }
+    errors.invalid_each(&path, &controller, names::qualified_name(&controller));
     let instance = text(object.reporting_instance.as_ref());
     let path = Path::new("reportingInstance");
     if instance.is_empty() {
@@ -97,6 +98,12 @@ impl Kind for EventKind {
         has_generation: false,
         create_on_update: true,
     };
+
+    const NAME_RULE: NameRule = names::path_segment;
+
+    const METADATA: MetadataRules = MetadataRules::Late;
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::None;
 
     const FIELD_LABELS: &'static [&'static str] = &[
         "involvedObject.apiVersion",
@@ -258,6 +265,8 @@ mod tests {
         let expected =
             "involvedObject.namespace: Invalid value: \"\": does not match event.namespace";
         assert_eq!(refused("a", json!({"kind": "Node"}), json!({})), [expected]);
+        let bad = refused("A_b", json!({"namespace": "A_b"}), json!({}));
+        assert!(bad[0].starts_with("namespace: Invalid value: \"A_b\": a lowercase RFC 1123"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{references, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 use crate::{meta, names};
 
 /// See [`IngressClass`].
@@ -35,9 +35,7 @@ fn validate_controller(controller: &str, path: &Path, errors: &mut ErrorList) {
         errors.invalid(path, controller, detail);
         return;
     };
-    if let Some(detail) = names::is_dns1123_subdomain(host) {
-        errors.invalid(path, host, &detail);
-    }
+    errors.invalid_each(path, host, names::dns1123_subdomain(host));
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte);
     if !rest.bytes().all(allowed) {
         errors.invalid(path, rest, BAD_PATH);
@@ -64,9 +62,8 @@ fn validate_parameters(
             errors.required(&namespace_path, detail);
         }
         (Some("Namespace"), Some(namespace)) => {
-            if let Some(detail) = names::is_dns1123_label(namespace) {
-                errors.invalid(&namespace_path, namespace, &detail);
-            }
+            let details = names::dns1123_label(namespace);
+            errors.invalid_each(&namespace_path, namespace, details);
         }
         (Some("Cluster"), Some(_)) => {
             let detail = "`parameters.scope` is set to 'Cluster'";
@@ -101,8 +98,6 @@ impl Kind for IngressClassKind {
         create_on_update: false,
     };
 
-    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
-
     fn default(object: &mut IngressClass) {
         let spec = object.spec.get_or_insert_default();
         if let Some(parameters) = &mut spec.parameters {
@@ -127,11 +122,11 @@ impl Kind for IngressClassKind {
     }
 
     fn validate_update(new: &IngressClass, old: &IngressClass, errors: &mut ErrorList) {
-        Self::validate(new, errors);
         if controller(new) != controller(old) {
             let path = Path::new("spec").child("controller");
             errors.invalid(&path, controller(new), meta::IMMUTABLE);
         }
+        Self::validate(new, errors);
     }
 
     fn columns() -> Vec<Column> {

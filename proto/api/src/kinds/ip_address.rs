@@ -1,11 +1,9 @@
 //! IPAddress: an address of a service range that is taken, and by whom. Its name is the address.
 
-use std::net::IpAddr;
-
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use serde_json::{Value, json};
 
-use super::{references, table};
+use super::{addresses, references, table};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
@@ -14,17 +12,8 @@ use crate::{meta, names};
 pub struct IpAddressKind;
 
 /// An address in the one form that Kubernetes writes, so that no two objects mean the same.
-fn is_canonical(name: &str) -> Option<String> {
-    match name.parse::<IpAddr>() {
-        Err(_) => names::is_ip_address(name),
-        Ok(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some() => {
-            Some("must not be an IPv4-mapped IPv6 address".to_owned())
-        }
-        Ok(address) if address.to_string() != name => {
-            Some(format!("must be in canonical form (\"{address}\")"))
-        }
-        Ok(_) => None,
-    }
+fn canonical(name: &str) -> Vec<String> {
+    addresses::canonical_fault(name).into_iter().collect()
 }
 
 fn validate_parent(parent: &ParentReference, path: &Path, errors: &mut ErrorList) {
@@ -32,10 +21,9 @@ fn validate_parent(parent: &ParentReference, path: &Path, errors: &mut ErrorList
         errors.required(path, "");
         return;
     }
-    if let Some(group) = parent.group.as_ref().filter(|group| !group.is_empty())
-        && let Some(detail) = names::is_dns1123_subdomain(group)
-    {
-        errors.invalid(&path.child("group"), group, &detail);
+    if let Some(group) = parent.group.as_ref().filter(|group| !group.is_empty()) {
+        let details = names::dns1123_subdomain(group);
+        errors.invalid_each(&path.child("group"), group, details);
     }
     for (field, value) in [("resource", &parent.resource), ("name", &parent.name)] {
         let path = path.child(field);
@@ -73,7 +61,7 @@ impl Kind for IpAddressKind {
 
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
-    const NAME_RULE: meta::NameRule = is_canonical;
+    const NAME_RULE: meta::NameRule = canonical;
 
     fn prepare_create(_object: &mut IPAddress) {}
 
@@ -139,7 +127,7 @@ mod tests {
     #[test]
     fn a_name_is_an_address_as_it_is_written() {
         for good in ["192.0.2.1", "2001:db8::1"] {
-            assert_eq!(is_canonical(good), None, "{good}");
+            assert!(canonical(good).is_empty(), "{good}");
         }
         for bad in [
             "2001:DB8::1",
@@ -148,7 +136,7 @@ mod tests {
             "x",
             "192.0.2.01",
         ] {
-            assert!(is_canonical(bad).is_some(), "{bad}");
+            assert_eq!(canonical(bad).len(), 1, "{bad}");
         }
     }
 

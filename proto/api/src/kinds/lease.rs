@@ -5,11 +5,19 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, MetadataRules, StaticInfo};
 use crate::names;
 
 /// See [`Lease`].
 pub struct LeaseKind;
+
+/// Takes away what asks the system to choose the holder, which it does not.
+fn drop_coordination(object: &mut Lease) {
+    if let Some(spec) = &mut object.spec {
+        spec.strategy = None;
+        spec.preferred_holder = None;
+    }
+}
 
 impl Kind for LeaseKind {
     type Object = Lease;
@@ -31,11 +39,15 @@ impl Kind for LeaseKind {
 
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
+    const METADATA: MetadataRules = MetadataRules::Generic;
+
     fn default(object: &mut Lease) {
         object.spec.get_or_insert_default();
     }
 
-    fn prepare_create(_object: &mut Lease) {}
+    fn prepare_create(object: &mut Lease) {
+        drop_coordination(object);
+    }
 
     fn validate(object: &Lease, errors: &mut ErrorList) {
         let path = Path::new("spec");
@@ -51,7 +63,9 @@ impl Kind for LeaseKind {
         }
     }
 
-    fn prepare_update(_new: &mut Lease, _old: &Lease) {}
+    fn prepare_update(new: &mut Lease, _old: &Lease) {
+        drop_coordination(new);
+    }
 
     fn columns() -> Vec<Column> {
         vec![

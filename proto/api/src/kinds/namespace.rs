@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::table;
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
-use crate::names;
+use crate::{meta, names};
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
@@ -44,7 +44,7 @@ impl Kind for NamespaceKind {
 
     const FIELD_LABELS: &'static [&'static str] = &["status.phase"];
 
-    const NAME_RULE: crate::meta::NameRule = names::is_dns1123_label;
+    const NAME_RULE: crate::meta::NameRule = names::dns1123_label;
 
     fn default(object: &mut Namespace) {
         if let Some(name) = object.metadata.name.clone().filter(|name| !name.is_empty()) {
@@ -69,6 +69,19 @@ impl Kind for NamespaceKind {
             .get_or_insert_default();
         if !finalizers.iter().any(|finalizer| finalizer == "kubernetes") {
             finalizers.push("kubernetes".to_owned());
+        }
+    }
+
+    fn validate(object: &Namespace, errors: &mut ErrorList) {
+        let path = Path::new("spec").child("finalizers");
+        let spec = object.spec.as_ref();
+        for finalizer in spec
+            .and_then(|spec| spec.finalizers.as_ref())
+            .into_iter()
+            .flatten()
+        {
+            errors.invalid_each(&path, finalizer, names::qualified_name(finalizer));
+            meta::validate_finalizer_name(finalizer, &path, errors);
         }
     }
 
@@ -137,5 +150,22 @@ mod tests {
         assert_eq!(NamespaceKind::phase(&object), "Active");
         assert_eq!(object.metadata.labels.unwrap()[NAME_LABEL], "shop");
         assert_eq!(object.spec.unwrap().finalizers.unwrap(), ["kubernetes"]);
+    }
+
+    #[test]
+    fn finalizers_of_a_namespace_are_known_or_have_a_domain() {
+        let object: Namespace = serde_json::from_value(serde_json::json!({
+            "spec": {"finalizers": ["kubernetes", "example.com/f", "f", "a b"]}
+        }))
+        .unwrap();
+        let mut errors = ErrorList::default();
+        NamespaceKind::validate(&object, &mut errors);
+        assert_eq!(errors.0.len(), 3, "{errors:?}");
+        assert!(
+            errors
+                .0
+                .iter()
+                .all(|error| error.path.to_string() == "spec.finalizers")
+        );
     }
 }

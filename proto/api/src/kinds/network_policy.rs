@@ -144,11 +144,19 @@ fn validate_block(block: &IPBlock, path: &Path, errors: &mut ErrorList) {
         errors.required(&cidr_path, "");
         return;
     }
+    let before = errors.0.len();
     addresses::check_cidr(&block.cidr, &cidr_path, errors);
+    if errors.0.len() > before {
+        return;
+    }
     let whole: Option<ipnet::IpNet> = block.cidr.parse().ok();
     for (index, except) in block.except.iter().flatten().enumerate() {
         let path = path.child("except").index(index);
+        let before = errors.0.len();
         addresses::check_cidr(except, &path, errors);
+        if errors.0.len() > before {
+            continue;
+        }
         let part: Option<ipnet::IpNet> = except.parse().ok();
         if let (Some(whole), Some(part)) = (whole, part)
             && (!whole.contains(&part.addr()) || whole.prefix_len() >= part.prefix_len())

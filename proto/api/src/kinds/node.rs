@@ -25,12 +25,12 @@ fn validate_taints(spec: &NodeSpec, errors: &mut ErrorList) {
     for (index, taint) in spec.taints.iter().flatten().enumerate() {
         // The field is under spec; the message's path is Kubernetes' own.
         let path = Path::new("metadata").child("taints").index(index);
-        for detail in names::qualified_name(&taint.key) {
-            errors.invalid(&path.child("key"), &taint.key, &detail);
-        }
+        let details = names::qualified_name(&taint.key);
+        errors.invalid_each(&path.child("key"), &taint.key, details);
         let value = taint.value.as_deref().unwrap_or_default();
-        for detail in names::label_value(value) {
-            errors.invalid(&path.child("value"), value, &detail);
+        let details = names::label_value(value);
+        if !details.is_empty() {
+            errors.invalid(&path.child("value"), value, &details.join(";"));
         }
         match taint.effect.as_str() {
             "" => errors.required(&path.child("effect"), ""),
@@ -69,7 +69,7 @@ fn validate_pod_cidrs(spec: &NodeSpec, errors: &mut ErrorList) {
     }
 }
 
-fn validate_status(status: &NodeStatus, errors: &mut ErrorList) {
+fn validate_amounts(status: &NodeStatus, errors: &mut ErrorList) {
     let path = Path::new("status");
     for (field, amounts) in [
         ("capacity", &status.capacity),
@@ -80,6 +80,11 @@ fn validate_status(status: &NodeStatus, errors: &mut ErrorList) {
             pod_spec::check_amount(resource, amount, &path, errors);
         }
     }
+}
+
+fn validate_status(status: &NodeStatus, errors: &mut ErrorList) {
+    let path = Path::new("status");
+    validate_amounts(status, errors);
     let mut taken = HashSet::new();
     for (index, address) in status.addresses.iter().flatten().enumerate() {
         if !taken.insert((&address.type_, &address.address)) {
@@ -142,6 +147,9 @@ impl Kind for NodeKind {
     fn validate(object: &Node, errors: &mut ErrorList) {
         let spec = object.spec.as_ref().unwrap_or(empty());
         validate_taints(spec, errors);
+        if let Some(status) = &object.status {
+            validate_amounts(status, errors);
+        }
         validate_pod_cidrs(spec, errors);
     }
 
@@ -156,9 +164,16 @@ impl Kind for NodeKind {
         );
         let path = Path::new("spec");
         let networks = |spec: &NodeSpec| spec.pod_cidrs.clone().unwrap_or_default();
-        if networks(old).is_empty() {
-            validate_pod_cidrs(new, errors);
-        } else if networks(new) != networks(old) {
+        let (now, before) = (networks(new), networks(old));
+        let changes = match now.len() == before.len() {
+            true => now
+                .iter()
+                .zip(&before)
+                .filter(|(now, before)| now != before)
+                .count(),
+            false => usize::from(!before.is_empty()),
+        };
+        for _ in 0..changes {
             let detail = "node updates may not change podCIDR except from \"\" to valid";
             errors.forbidden(&path.child("podCIDRs"), detail);
         }
@@ -167,8 +182,10 @@ impl Kind for NodeKind {
             let detail = "node updates may not change providerID except from \"\" to valid";
             errors.forbidden(&path.child("providerID"), detail);
         }
-        if new.taints != old.taints {
-            validate_taints(new, errors);
+        validate_taints(new, errors);
+        let external = |spec: &NodeSpec| spec.external_id.clone().unwrap_or_default();
+        if external(new) != external(old) {
+            errors.forbidden(&path.child("externalID"), "may not be updated");
         }
     }
 

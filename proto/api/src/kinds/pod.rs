@@ -7,7 +7,7 @@ mod update;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use serde_json::Value;
 
-use super::pod_spec;
+use super::{pod_spec, workload};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 
@@ -60,6 +60,7 @@ impl Kind for PodKind {
     fn default(object: &mut Pod) {
         let spec = object.spec.get_or_insert_default();
         pod_spec::default(spec);
+        pod_spec::default_for_pod(spec);
         spec.enable_service_links.get_or_insert(true);
     }
 
@@ -85,7 +86,8 @@ impl Kind for PodKind {
     fn validate(object: &Pod, errors: &mut ErrorList) {
         let path = Path::new("spec");
         let spec = object.spec.as_ref();
-        pod_spec::validate_for_pod(spec, &path, errors);
+        let name = object.metadata.name.as_deref();
+        pod_spec::validate_for_pod(spec, name, &path, errors);
         let Some(spec) = spec else {
             return;
         };
@@ -135,10 +137,17 @@ impl Kind for PodKind {
         update::validate_status(new, old, errors);
     }
 
-    fn warnings(new: &Pod, _old: Option<&Pod>) -> Vec<String> {
+    fn warnings(new: &Pod, old: Option<&Pod>) -> Vec<String> {
+        // Who updates a pod is a program, which reads no warnings.
+        if old.is_some() {
+            return Vec::new();
+        }
         let mut warnings = annotations::warnings(new);
+        let metadata = &new.metadata;
+        warnings.extend(workload::name_warning(metadata, "the Pod's hostname"));
         if let Some(spec) = &new.spec {
-            warnings.extend(pod_spec::warnings(spec, &Path::new("spec")));
+            let path = Path::default();
+            warnings.extend(pod_spec::warnings(metadata, spec, false, &path));
         }
         warnings
     }

@@ -1,9 +1,13 @@
 //! A pod's spec, as pods and the templates of workloads share it: defaults, checks, warnings.
 
+mod amounts;
 mod containers;
 mod defaults;
 mod environment;
+mod every;
 mod handlers;
+mod image;
+mod mounts;
 mod network;
 mod resources;
 mod scheduling;
@@ -11,11 +15,17 @@ mod security;
 mod validation;
 mod volumes;
 mod warnings;
+mod windows;
 
+use validation::Surroundings;
+
+pub(super) use amounts::qos_class;
 pub use defaults::default;
-pub(super) use resources::{check_amount, qos_class, validate as validate_resources};
+pub(super) use defaults::default_for_pod;
+pub(super) use resources::{check_amount, validate as validate_resources};
 pub(super) use scheduling::{
     check_node_selector_additions, check_tolerations_added, validate_tolerations,
 };
 pub use validation::{validate, validate_for_pod};
+pub(super) use volumes::check_driver_name;
 pub use warnings::warnings;

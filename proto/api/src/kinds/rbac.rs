@@ -30,9 +30,8 @@ pub const USER: &str = "User";
 pub const USERS_GROUP: &str = "Group";
 
 /// Names of roles and bindings may be anything that is one segment of a path: `system:node`.
-fn name_rule(name: &str) -> Option<String> {
-    let wrong = names::path_segment(name);
-    (!wrong.is_empty()).then(|| wrong.join(", "))
+fn name_rule(name: &str) -> Vec<String> {
+    names::path_segment(name)
 }
 
 fn is_empty(list: Option<&[String]>) -> bool {

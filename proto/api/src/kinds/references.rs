@@ -11,10 +11,9 @@ pub(super) fn check_local(
     path: &Path,
     errors: &mut ErrorList,
 ) {
-    if let Some(group) = group
-        && let Some(detail) = names::is_dns1123_subdomain(group)
-    {
-        errors.invalid(&path.child("apiGroup"), group, &detail);
+    if let Some(group) = group {
+        let details = names::dns1123_subdomain(group);
+        errors.invalid_each(&path.child("apiGroup"), group, details);
     }
     for (field, value) in [("kind", kind), ("name", name)] {
         let path = path.child(field);
@@ -27,7 +26,5 @@ pub(super) fn check_local(
 
 /// Refuses a name that could not be one segment of a path.
 pub(super) fn check_segment(name: &str, path: &Path, errors: &mut ErrorList) {
-    for detail in names::path_segment(name) {
-        errors.invalid(path, name, &detail);
-    }
+    errors.invalid_each(path, name, names::path_segment(name));
 }

@@ -6,9 +6,44 @@ use serde_json::{Value, json};
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::names;
 
 /// See [`ReplicaSet`].
 pub struct ReplicaSetKind;
+
+fn validate_status(status: &ReplicaSetStatus, errors: &mut ErrorList) {
+    let path = Path::new("status");
+    let ready = status.ready_replicas.unwrap_or(0);
+    let available = status.available_replicas.unwrap_or(0);
+    let counts = [
+        (
+            "fullyLabeledReplicas",
+            status.fully_labeled_replicas.unwrap_or(0),
+        ),
+        ("readyReplicas", ready),
+        ("availableReplicas", available),
+    ];
+    let replicas = [("replicas", status.replicas)];
+    for (name, count) in replicas.into_iter().chain(counts) {
+        workload::validate_not_negative(Some(count), &path.child(name), errors);
+    }
+    let terminating = status.terminating_replicas;
+    workload::validate_not_negative(terminating, &path.child("terminatingReplicas"), errors);
+    if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
+        let path = path.child("observedGeneration");
+        errors.invalid(&path, generation, names::NOT_NEGATIVE);
+    }
+    for (name, count) in counts {
+        if count > status.replicas {
+            let detail = "cannot be greater than status.replicas";
+            errors.invalid(&path.child(name), count, detail);
+        }
+    }
+    if available > ready {
+        let detail = "cannot be greater than readyReplicas";
+        errors.invalid(&path.child("availableReplicas"), available, detail);
+    }
+}
 
 impl Kind for ReplicaSetKind {
     type Object = ReplicaSet;
@@ -46,16 +81,11 @@ impl Kind for ReplicaSetKind {
         let empty = ReplicaSetSpec::default();
         let spec = object.spec.as_ref().unwrap_or(&empty);
         let template = spec.template.clone().unwrap_or_default();
-        workload::validate(
-            spec.replicas,
-            &spec.selector,
-            &template,
-            &Path::new("spec"),
-            errors,
-        );
+        let path = Path::new("spec");
+        workload::validate_not_negative(spec.replicas, &path.child("replicas"), errors);
         let seconds = spec.min_ready_seconds;
-        let path = Path::new("spec").child("minReadySeconds");
-        workload::validate_not_negative(seconds, &path, errors);
+        workload::validate_not_negative(seconds, &path.child("minReadySeconds"), errors);
+        workload::validate(&spec.selector, &template, &path, errors);
     }
 
     fn prepare_update(new: &mut ReplicaSet, old: &ReplicaSet) {
@@ -74,11 +104,15 @@ impl Kind for ReplicaSetKind {
         }
     }
 
-    fn warnings(new: &ReplicaSet, _old: Option<&ReplicaSet>) -> Vec<String> {
+    fn warnings(new: &ReplicaSet, old: Option<&ReplicaSet>) -> Vec<String> {
         let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
-        template
-            .map(workload::template_warnings)
-            .unwrap_or_default()
+        workload::warnings(&new.metadata, old.map(|old| &old.metadata), template)
+    }
+
+    fn validate_status_update(new: &ReplicaSet, _old: &ReplicaSet, errors: &mut ErrorList) {
+        if let Some(status) = &new.status {
+            validate_status(status, errors);
+        }
     }
 
     fn prepare_status_update(new: &mut ReplicaSet, old: &ReplicaSet) {
@@ -120,5 +154,36 @@ impl Kind for ReplicaSetKind {
             json!(images),
             json!(workload::selector_text(&spec.selector)),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_fit_each_other() {
+        let told = |status: Value| {
+            let mut errors = ErrorList::default();
+            validate_status(&serde_json::from_value(status).unwrap(), &mut errors);
+            let all = errors.0.iter();
+            all.map(|error| format!("{}: {}", error.path, error.message))
+                .collect::<Vec<_>>()
+        };
+        assert!(
+            told(json!({"replicas": 2, "readyReplicas": 2, "availableReplicas": 1})).is_empty()
+        );
+        assert_eq!(
+            told(json!({"replicas": 1, "readyReplicas": 0, "availableReplicas": 2})),
+            [
+                "status.availableReplicas: Invalid value: 2: cannot be greater than status.replicas",
+                "status.availableReplicas: Invalid value: 2: cannot be greater than readyReplicas",
+            ]
+        );
+        assert_eq!(
+            told(json!({"replicas": -1, "observedGeneration": -1})).len(),
+            5,
+            "negative, and all others more"
+        );
     }
 }

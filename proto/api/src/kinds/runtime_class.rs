@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, MetadataRules, StaticInfo};
 use crate::{meta, names};
 
 /// See [`RuntimeClass`].
@@ -16,14 +16,7 @@ pub struct RuntimeClassKind;
 
 fn validate_scheduling(scheduling: &Scheduling, path: &Path, errors: &mut ErrorList) {
     let labels = path.child("nodeSelector");
-    for (key, value) in scheduling.node_selector.iter().flatten() {
-        for detail in names::label_key(key) {
-            errors.invalid(&labels, key, &detail);
-        }
-        for detail in names::label_value(value) {
-            errors.invalid(&labels, value, &detail);
-        }
-    }
+    meta::validate_label_map(scheduling.node_selector.as_ref(), &labels, errors);
     let path = path.child("tolerations");
     let tolerations = scheduling.tolerations.as_deref().unwrap_or_default();
     pod_spec::validate_tolerations(tolerations, &path, errors);
@@ -61,18 +54,19 @@ impl Kind for RuntimeClassKind {
 
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
+    const METADATA: MetadataRules = MetadataRules::Generic;
+
     fn prepare_create(_object: &mut RuntimeClass) {}
 
     fn validate(object: &RuntimeClass, errors: &mut ErrorList) {
-        if let Some(detail) = names::is_dns1123_label(&object.handler) {
-            errors.invalid(&Path::new("handler"), &object.handler, &detail);
-        }
+        let details = names::dns1123_label(&object.handler);
+        errors.invalid_each(&Path::new("handler"), &object.handler, details);
         if let Some(overhead) = &object.overhead {
             let amounts = ResourceRequirements {
                 limits: overhead.pod_fixed.clone(),
                 ..ResourceRequirements::default()
             };
-            pod_spec::validate_resources(Some(&amounts), &Path::new("overhead"), errors);
+            pod_spec::validate_resources(&amounts, &Path::new("overhead"), errors);
         }
         if let Some(scheduling) = &object.scheduling {
             validate_scheduling(scheduling, &Path::new("scheduling"), errors);

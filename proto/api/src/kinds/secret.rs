@@ -76,9 +76,8 @@ impl Kind for SecretKind {
     fn validate(object: &Secret, errors: &mut ErrorList) {
         let mut size = 0;
         for (key, value) in object.data.iter().flatten() {
-            if let Some(detail) = names::is_config_map_key(key) {
-                errors.invalid(&Path::new("data").key(key), key, &detail);
-            }
+            let path = Path::new("data").key(key);
+            errors.invalid_each(&path, key, names::config_map_key(key));
             size += value.0.len();
         }
         if size > MAX_DATA_BYTES {
@@ -105,7 +104,12 @@ impl Kind for SecretKind {
                     }
                 }
             }
-            "kubernetes.io/ssh-auth" => Self::require(object, "ssh-privatekey", errors),
+            "kubernetes.io/ssh-auth" => {
+                let key = Self::get(object, "ssh-privatekey");
+                if key.is_none_or(|key| key.0.is_empty()) {
+                    errors.required(&Path::new("data").key("ssh-privatekey"), "");
+                }
+            }
             "kubernetes.io/tls" => {
                 Self::require(object, "tls.crt", errors);
                 Self::require(object, "tls.key", errors);

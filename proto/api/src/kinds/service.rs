@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, FieldError};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
 use crate::names;
 
 /// See [`Service`].
@@ -32,14 +32,6 @@ fn is_headless(spec: &ServiceSpec) -> bool {
 
 fn is_empty(text: &Option<String>) -> bool {
     text.as_deref().unwrap_or_default().is_empty()
-}
-
-/// A DNS label; it may begin with a digit.
-fn is_name(name: &str) -> Option<String> {
-    match name.contains('.') {
-        true => Some("must not contain dots".to_owned()),
-        false => names::is_dns1123_label(name),
-    }
 }
 
 /// What the user left out, whether absent or empty.
@@ -67,7 +59,9 @@ impl Kind for ServiceKind {
         create_on_update: false,
     };
 
-    const NAME_RULE: crate::meta::NameRule = is_name;
+    const NAME_RULE: crate::meta::NameRule = names::dns1123_label;
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &["spec.clusterIP", "spec.type"];
 
@@ -124,7 +118,7 @@ impl Kind for ServiceKind {
 
     fn validate(object: &Service, errors: &mut ErrorList) {
         if let Some(spec) = &object.spec {
-            validation::spec(spec, errors);
+            validation::service(&object.metadata, spec, errors);
         }
     }
 
@@ -171,7 +165,9 @@ impl Kind for ServiceKind {
     }
 
     fn warnings(new: &Service, _old: Option<&Service>) -> Vec<String> {
-        new.spec.as_ref().map(warnings::of).unwrap_or_default()
+        let spec = new.spec.as_ref();
+        spec.map(|spec| warnings::of(&new.metadata, spec))
+            .unwrap_or_default()
     }
 
     fn selectable_fields(object: &Service) -> Vec<(&'static str, String)> {

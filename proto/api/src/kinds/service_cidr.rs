@@ -1,7 +1,5 @@
 //! ServiceCIDR: a range from which services get their addresses.
 
-use std::collections::BTreeSet;
-
 use k8s_openapi::api::networking::v1::{ServiceCIDR, ServiceCIDRSpec};
 use serde_json::{Value, json};
 
@@ -54,19 +52,21 @@ impl Kind for ServiceCidrKind {
 
     fn validate(object: &ServiceCIDR, errors: &mut ErrorList) {
         let cidrs = cidrs(object);
-        match cidrs.len() {
-            0 => errors.required(&path(), "at least one CIDR required"),
-            1 | 2 => {}
-            _ => errors.invalid(&path(), cidrs, "may only hold up to 2 values"),
+        match cidrs {
+            [] => return errors.required(&path(), "at least one CIDR required"),
+            [_] => {}
+            [one, other] if addresses::are_of_two_families(one, other) => {}
+            [_, _] => {
+                let detail = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+                return errors.invalid(&path(), cidrs, detail);
+            }
+            _ => {
+                let spec = json!({"CIDRs": cidrs});
+                return errors.invalid(&path(), spec, "may only hold up to 2 values");
+            }
         }
-        let before = errors.0.len();
         for (index, cidr) in cidrs.iter().enumerate() {
             addresses::check_network(cidr, &path().index(index), errors);
-        }
-        let families: BTreeSet<bool> = cidrs.iter().map(|cidr| cidr.contains(':')).collect();
-        if errors.0.len() == before && cidrs.len() == 2 && families.len() < 2 {
-            let detail = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
-            errors.invalid(&path(), cidrs, detail);
         }
     }
 
@@ -75,11 +75,25 @@ impl Kind for ServiceCidrKind {
     }
 
     fn validate_update(new: &ServiceCIDR, old: &ServiceCIDR, errors: &mut ErrorList) {
-        Self::validate(new, errors);
         // A second family may be added, and nothing taken away: addresses were given from it.
-        let (new, old) = (cidrs(new), cidrs(old));
-        if !new.starts_with(old) {
-            errors.invalid(&path(), new, meta::IMMUTABLE);
+        let (now, before) = (cidrs(new), cidrs(old));
+        let changed = |(index, (now, before)): (usize, (&String, &String))| {
+            (now != before).then(|| (path().index(index), now.clone()))
+        };
+        let changed = now.iter().zip(before).enumerate().filter_map(changed);
+        match (now.len(), before.len()) {
+            (2, 1) => {
+                for (path, cidr) in changed {
+                    errors.invalid(&path, cidr, meta::IMMUTABLE);
+                }
+                Self::validate(new, errors);
+            }
+            (now, before) if now == before => {
+                for (path, cidr) in changed {
+                    errors.invalid(&path, cidr, meta::IMMUTABLE);
+                }
+            }
+            _ => errors.invalid(&path(), now, meta::IMMUTABLE),
         }
     }
 

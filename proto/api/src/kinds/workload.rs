@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, ObjectMeta,
+};
+use serde::Serialize;
 use serde_json::json;
 
 use super::pod_spec;
@@ -39,15 +42,33 @@ pub fn selector_text(selector: &LabelSelector) -> String {
     Selector::from_api(Some(selector)).to_string()
 }
 
-/// Checks replicas, selector and template against each other.
+/// A selector as Go prints it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Printed<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_labels: Option<&'a BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_expressions: Option<&'a Vec<LabelSelectorRequirement>>,
+}
+
+impl<'a> From<&'a LabelSelector> for Printed<'a> {
+    fn from(selector: &'a LabelSelector) -> Self {
+        let (labels, expressions) = (&selector.match_labels, &selector.match_expressions);
+        Self {
+            match_labels: labels.as_ref().filter(|labels| !labels.is_empty()),
+            match_expressions: expressions.as_ref().filter(|all| !all.is_empty()),
+        }
+    }
+}
+
+/// Checks selector and template against each other.
 pub fn validate(
-    replicas: Option<i32>,
     selector: &LabelSelector,
     template: &PodTemplateSpec,
     path: &Path,
     errors: &mut ErrorList,
 ) {
-    validate_not_negative(replicas, &path.child("replicas"), errors);
     let labels = selector.match_labels.as_ref();
     let expressions = selector.match_expressions.as_ref();
     if labels.is_none() && expressions.is_none() {
@@ -56,7 +77,14 @@ pub fn validate(
         let detail = "empty selector is invalid for deployment";
         errors.invalid(&path.child("selector"), json!({}), detail);
     }
+    let before = errors.0.len();
     selector::validate(selector, &path.child("selector"), errors);
+    // What a selector without sense selects is not asked.
+    if errors.0.len() > before {
+        let detail = "invalid label selector";
+        errors.invalid(&path.child("selector"), Printed::from(selector), detail);
+        return;
+    }
     validate_template(selector, template, &path.child("template"), errors);
 }
 
@@ -78,7 +106,7 @@ fn validate_template(
         let detail = "`selector` does not match template `labels`";
         errors.invalid(&metadata_path.child("labels"), labels, detail);
     }
-    meta::validate_maps(metadata, &metadata_path, errors);
+    meta::validate_maps(metadata, path, errors);
     let path = path.child("spec");
     pod_spec::validate(template.spec.as_ref(), &path, errors);
     let Some(spec) = &template.spec else {
@@ -109,7 +137,7 @@ fn validate_template(
 pub fn validate_selector_kept(new: &LabelSelector, old: &LabelSelector, errors: &mut ErrorList) {
     if new != old {
         let path = Path::new("spec").child("selector");
-        errors.invalid(&path, new, "field is immutable");
+        errors.invalid(&path, Printed::from(new), meta::IMMUTABLE);
     }
 }
 
@@ -120,10 +148,37 @@ pub fn validate_not_negative(number: Option<i32>, path: &Path, errors: &mut Erro
     }
 }
 
-/// Warnings about a template.
-pub fn template_warnings(template: &PodTemplateSpec) -> Vec<String> {
-    let path = Path::new("spec").child("template").child("spec");
-    let spec = template.spec.as_ref();
-    spec.map(|spec| pod_spec::warnings(spec, &path))
-        .unwrap_or_default()
+/// The warning about a name that is no DNS label, though `used_in` asks for one.
+pub fn name_warning(metadata: &ObjectMeta, used_in: &str) -> Option<String> {
+    let faults = names::dns1123_label(metadata.name.as_deref().unwrap_or_default());
+    (!faults.is_empty()).then(|| {
+        format!(
+            "metadata.name: this is used in {used_in}, which can result in surprising behavior; a DNS label is recommended: [{}]",
+            faults.join(" ")
+        )
+    })
+}
+
+/// Warnings about a workload and its template: all of them about a new one, else those about a template that may have
+/// changed.
+pub fn warnings(
+    new: &ObjectMeta,
+    old: Option<&ObjectMeta>,
+    template: Option<&PodTemplateSpec>,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    match old {
+        None => warnings.extend(name_warning(new, "Pod names and hostnames")),
+        Some(old) if old.generation == new.generation => return warnings,
+        Some(_) => {}
+    }
+    let path = Path::new("spec").child("template");
+    let empty = ObjectMeta::default();
+    if let Some(template) = template
+        && let Some(spec) = &template.spec
+    {
+        let metadata = template.metadata.as_ref().unwrap_or(&empty);
+        warnings.extend(pod_spec::warnings(metadata, spec, true, &path));
+    }
+    warnings
 }

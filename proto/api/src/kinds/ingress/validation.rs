@@ -31,26 +31,23 @@ pub(super) fn spec(spec: &IngressSpec, errors: &mut ErrorList) {
     for (index, tls) in spec.tls.iter().flatten().enumerate() {
         self::tls(tls, &path.child("tls").index(index), errors);
     }
-    if let Some(class) = &spec.ingress_class_name
-        && let Some(detail) = names::is_dns1123_subdomain(class)
-    {
-        errors.invalid(&path.child("ingressClassName"), class, &detail);
+    if let Some(class) = &spec.ingress_class_name {
+        let details = names::dns1123_subdomain(class);
+        errors.invalid_each(&path.child("ingressClassName"), class, details);
     }
 }
 
 /// A host, which may begin with a wildcard.
 fn host(host: &str, path: &Path, errors: &mut ErrorList) {
-    let wrong = match host.contains('*') {
-        true => names::is_wildcard_subdomain(host),
-        false => names::is_dns1123_subdomain(host),
+    let details = match host.contains('*') {
+        true => names::wildcard_subdomain(host),
+        false => names::dns1123_subdomain(host),
     };
-    if let Some(detail) = wrong {
-        errors.invalid(path, host, &detail);
-    }
+    errors.invalid_each(path, host, details);
 }
 
 fn not_an_address(host: &str, path: &Path, errors: &mut ErrorList) {
-    if names::is_ip_address(host).is_none() {
+    if addresses::is_address(host) {
         errors.invalid(path, host, "must be a DNS name, not an IP address");
     }
 }
@@ -123,8 +120,9 @@ fn service(service: &IngressServiceBackend, path: &Path, errors: &mut ErrorList)
     let service_path = path.child("service");
     if service.name.is_empty() {
         errors.required(&service_path.child("name"), "");
-    } else if let Some(detail) = names::is_dns1123_label(&service.name) {
-        errors.invalid(&service_path.child("name"), &service.name, &detail);
+    } else {
+        let details = names::dns1123_label(&service.name);
+        errors.invalid_each(&service_path.child("name"), &service.name, details);
     }
     let port = service.port.clone().unwrap_or_default();
     let name = port.name.filter(|name| !name.is_empty());
@@ -133,9 +131,7 @@ fn service(service: &IngressServiceBackend, path: &Path, errors: &mut ErrorList)
     match (name, number) {
         (Some(_), Some(_)) => errors.invalid(path, "", "cannot set both port name & port number"),
         (Some(name), None) => {
-            for detail in names::port_name(&name) {
-                errors.invalid(&port_path.child("name"), &name, &detail);
-            }
+            errors.invalid_each(&port_path.child("name"), &name, names::port_name(&name));
         }
         (None, Some(number)) => {
             if let Some(detail) = names::is_port_number(i64::from(number)) {
@@ -150,10 +146,9 @@ fn tls(tls: &IngressTLS, path: &Path, errors: &mut ErrorList) {
     for (index, name) in tls.hosts.iter().flatten().enumerate() {
         host(name, &path.child("hosts").index(index), errors);
     }
-    if let Some(secret) = tls.secret_name.as_ref().filter(|name| !name.is_empty())
-        && let Some(detail) = names::is_dns1123_subdomain(secret)
-    {
-        errors.invalid(&path.child("secretName"), secret, &detail);
+    if let Some(secret) = tls.secret_name.as_ref().filter(|name| !name.is_empty()) {
+        let details = names::dns1123_subdomain(secret);
+        errors.invalid_each(&path.child("secretName"), secret, details);
     }
 }
 
@@ -167,9 +162,7 @@ pub(super) fn balancer(status: &IngressLoadBalancerStatus, errors: &mut ErrorLis
         }
         if let Some(name) = entry.hostname.as_ref().filter(|name| !name.is_empty()) {
             let path = path.child("hostname");
-            if let Some(detail) = names::is_dns1123_subdomain(name) {
-                errors.invalid(&path, name, &detail);
-            }
+            errors.invalid_each(&path, name, names::dns1123_subdomain(name));
             not_an_address(name, &path, errors);
         }
     }

@@ -66,7 +66,8 @@ fn gates(spec: &PodSpec) -> Vec<&str> {
 /// Checks an update of the pod itself.
 pub(super) fn validate(new: &Pod, old: &Pod, errors: &mut ErrorList) {
     let path = Path::new("spec");
-    pod_spec::validate_for_pod(new.spec.as_ref(), &path, errors);
+    let name = new.metadata.name.as_deref();
+    pod_spec::validate_for_pod(new.spec.as_ref(), name, &path, errors);
     let (Some(mut spec), Some(before)) = (new.spec.clone(), old.spec.as_ref()) else {
         return;
     };

@@ -2,24 +2,20 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, ContainerResizePolicy, EphemeralContainer, PodSpec,
+    ResourceRequirements,
+};
+use serde::Deserialize;
 
 use super::handlers::{ProbeUse, validate_lifecycle, validate_probe};
-use super::volumes::{Volumes, validate_mounts};
-use super::{environment, resources, security};
+use super::{Surroundings, environment, mounts, resources, security};
 use crate::field::{ErrorList, Path};
 use crate::names;
 
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
-const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
-const MESSAGE_POLICIES: [&str; 2] = ["FallbackToLogsOnError", "File"];
-
-/// What the checks of one container need to know of its pod.
-pub(super) struct Surroundings<'a> {
-    pub(super) volumes: Volumes<'a>,
-    pub(super) grace_period: i64,
-    pub(super) host_users: bool,
-}
+pub(super) const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+const MESSAGE_POLICIES: [&str; 2] = ["File", "FallbackToLogsOnError"];
 
 fn check_ports(ports: &[ContainerPort], path: &Path, errors: &mut ErrorList) {
     let mut seen = HashSet::new();
@@ -77,7 +73,13 @@ fn check_host_ports<'a>(
     }
 }
 
-fn check_choice(value: Option<&str>, choices: &[&str], path: &Path, errors: &mut ErrorList) {
+/// Refuses what is none of the choices, or nothing.
+pub(super) fn check_choice(
+    value: Option<&str>,
+    choices: &[&str],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     match value.unwrap_or_default() {
         "" => errors.required(path, ""),
         value if choices.contains(&value) => {}
@@ -94,8 +96,9 @@ fn check_common(
     let name_path = path.child("name");
     if container.name.is_empty() {
         errors.required(&name_path, "");
-    } else if let Some(detail) = names::is_dns1123_label(&container.name) {
-        errors.invalid(&name_path, &container.name, &detail);
+    } else {
+        let details = names::dns1123_label(&container.name);
+        errors.invalid_each(&name_path, &container.name, details);
     }
     if container.image.as_deref().unwrap_or_default().is_empty() {
         errors.required(&path.child("image"), "");
@@ -112,15 +115,21 @@ fn check_common(
     environment::validate_variables(variables, &path.child("env"), errors);
     let sources = container.env_from.as_deref().unwrap_or_default();
     environment::validate_sources(sources, &path.child("envFrom"), errors);
-    validate_mounts(container, &surroundings.volumes, path, errors);
+    mounts::validate(container, &surroundings.volumes, path, errors);
     check_choice(
         container.image_pull_policy.as_deref(),
         &PULL_POLICIES,
         &path.child("imagePullPolicy"),
         errors,
     );
-    let resources = container.resources.as_ref();
-    resources::validate(resources, &path.child("resources"), errors);
+    if let Some(resources) = &container.resources {
+        let path = path.child("resources");
+        resources::validate(resources, &path, errors);
+        resources::validate_claims(resources, &surroundings.claims, &path, errors);
+    }
+    let policies = container.resize_policy.as_deref().unwrap_or_default();
+    let resize_path = path.child("resizePolicy");
+    check_resize(policies, surroundings.restart_policy, &resize_path, errors);
     security::validate_container(
         container.security_context.as_ref(),
         surroundings.host_users,
@@ -155,6 +164,31 @@ fn check_probes_and_hooks(
     }
 }
 
+/// Checks what a change of resources does to a container. The list is named, not the policy, as Kubernetes does.
+fn check_resize(
+    policies: &[ContainerResizePolicy],
+    restart_policy: &str,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    const RESOURCES: [&str; 2] = ["cpu", "memory"];
+    const POLICIES: [&str; 2] = ["NotRequired", "RestartContainer"];
+    let mut seen = HashSet::new();
+    for (index, policy) in policies.iter().enumerate() {
+        let (resource, restart) = (&policy.resource_name, &policy.restart_policy);
+        if !seen.insert(resource) {
+            errors.duplicate(&path.index(index), resource);
+        }
+        check_choice(Some(resource), &RESOURCES, path, errors);
+        check_choice(Some(restart), &POLICIES, path, errors);
+        if restart_policy == "Never" && restart != "NotRequired" {
+            let detail = "must be 'NotRequired' when pod `restartPolicy` is 'Never'";
+            errors.invalid(path, restart, detail);
+        }
+    }
+}
+
+/// Checks a container's own restart policy and the rules beside it.
 fn check_restart_policy(container: &Container, path: &Path, errors: &mut ErrorList) {
     const POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
     const ACTIONS: [&str; 2] = ["Restart", "RestartAllContainers"];
@@ -166,15 +200,14 @@ fn check_restart_policy(container: &Container, path: &Path, errors: &mut ErrorLi
         .as_deref()
         .unwrap_or_default();
     let policy_path = path.child("restartPolicy");
-    let Some(policy) = container.restart_policy.as_deref() else {
-        if !rules.is_empty() {
+    match container.restart_policy.as_deref() {
+        None if rules.is_empty() => return,
+        None => {
             let detail = "must specify restartPolicy when restart rules are used";
             errors.required(&policy_path, detail);
         }
-        return;
-    };
-    if !POLICIES.contains(&policy) {
-        errors.not_supported(&policy_path, policy, &POLICIES);
+        Some(policy) if POLICIES.contains(&policy) => {}
+        Some(policy) => errors.not_supported(&policy_path, policy, &POLICIES),
     }
     let path = path.child("restartPolicyRules");
     if rules.len() > MAX_RULES {
@@ -197,6 +230,17 @@ fn check_restart_policy(container: &Container, path: &Path, errors: &mut ErrorLi
         if values > MAX_CODES {
             errors.too_many(&path.child("values"), values, MAX_CODES);
         }
+    }
+}
+
+/// As [`check_restart_policy`], of an init container: without a policy its rules are not looked at.
+fn check_init_restart_policy(container: &Container, path: &Path, errors: &mut ErrorList) {
+    let rules = container.restart_policy_rules.as_ref();
+    if container.restart_policy.is_some() {
+        check_restart_policy(container, path, errors);
+    } else if rules.is_some_and(|rules| !rules.is_empty()) {
+        let detail = "must specify restartPolicy when restart rules are used";
+        errors.required(&path.child("restartPolicy"), detail);
     }
 }
 
@@ -241,6 +285,7 @@ pub(super) fn validate_init(
         let list_path = &path;
         let path = path.index(index);
         check_common(container, surroundings, &path, errors);
+        check_init_restart_policy(container, &path, errors);
         let name = container.name.as_str();
         if seen.contains(name) {
             errors.duplicate(&path.child("name"), name);
@@ -262,19 +307,102 @@ pub(super) fn validate_init(
                     errors.forbidden(&path.child(name), detail);
                 }
             }
+            let policies = container.resize_policy.iter().flatten().enumerate();
+            for (index, policy) in policies {
+                if policy.restart_policy == "RestartContainer" {
+                    let path = path.child("resizePolicy").index(index);
+                    let detail =
+                        "must not be set to 'RestartContainer' for non-sidecar initContainers";
+                    errors.invalid(&path.child("restartPolicy"), &policy.restart_policy, detail);
+                }
+            }
         }
-        check_restart_policy(container, &path, errors);
+    }
+}
+
+/// An ephemeral container as one that it has nearly all fields of.
+fn as_container(ephemeral: &EphemeralContainer) -> Container {
+    let fields = serde_json::to_value(ephemeral).unwrap_or_default();
+    Container::deserialize(fields).unwrap_or_default()
+}
+
+/// Checks containers that were added to look into a pod: they have nothing that the pod would rely on.
+pub(super) fn validate_ephemeral(
+    spec: &PodSpec,
+    surroundings: &Surroundings<'_>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    const DETAIL: &str = "cannot be set for an Ephemeral Container";
+    let path = path.child("ephemeralContainers");
+    let init = spec.init_containers.iter().flatten();
+    let others: HashSet<&str> = spec
+        .containers
+        .iter()
+        .chain(init)
+        .map(|container| container.name.as_str())
+        .collect();
+    let mut seen = others.clone();
+    for (index, ephemeral) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        let path = path.index(index);
+        let container = as_container(ephemeral);
+        check_common(&container, surroundings, &path, errors);
+        check_image(&container, &path, errors);
+        if !seen.insert(&ephemeral.name) {
+            errors.duplicate(&path.child("name"), &ephemeral.name);
+        }
+        let target = ephemeral
+            .target_container_name
+            .as_deref()
+            .unwrap_or_default();
+        if !target.is_empty() && !others.contains(target) {
+            errors.not_found(&path.child("targetContainerName"), target);
+        }
+        let resources = container.resources.unwrap_or_default();
+        for (is_given, field) in [
+            (container.ports.is_some(), "ports"),
+            (resources != ResourceRequirements::default(), "resources"),
+            (container.resize_policy.is_some(), "resizePolicy"),
+            (container.restart_policy.is_some(), "restartPolicy"),
+            (
+                container.restart_policy_rules.is_some(),
+                "restartPolicyRules",
+            ),
+            (container.liveness_probe.is_some(), "livenessProbe"),
+            (container.readiness_probe.is_some(), "readinessProbe"),
+            (container.startup_probe.is_some(), "startupProbe"),
+            (container.lifecycle.is_some(), "lifecycle"),
+        ] {
+            if is_given {
+                errors.forbidden(&path.child(field), DETAIL);
+            }
+        }
+        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            let path = path.child("volumeMounts").index(index);
+            for (below, field) in [
+                (&mount.sub_path, "subPath"),
+                (&mount.sub_path_expr, "subPathExpr"),
+            ] {
+                if below.as_ref().is_some_and(|below| !below.is_empty()) {
+                    errors.forbidden(&path.child(field), DETAIL);
+                }
+            }
+        }
+    }
+}
+
+fn check_image(container: &Container, path: &Path, errors: &mut ErrorList) {
+    let image = container.image.as_deref().unwrap_or_default();
+    if image.trim() != image {
+        let detail = "must not have leading or trailing whitespace";
+        errors.invalid(&path.child("image"), image, detail);
     }
 }
 
 /// Checks what only pods forbid: templates have always been allowed images with spaces around.
 pub(super) fn validate_images(containers: &[Container], path: &Path, errors: &mut ErrorList) {
     for (index, container) in containers.iter().enumerate() {
-        let image = container.image.as_deref().unwrap_or_default();
-        if image.trim() != image {
-            let detail = "must not have leading or trailing whitespace";
-            errors.invalid(&path.index(index).child("image"), image, detail);
-        }
+        check_image(container, &path.index(index), errors);
     }
 }
 
@@ -304,6 +432,8 @@ mod tests {
         let alone = told(json!({"name": "c", "restartPolicyRules": [good]}));
         let required = "c.restartPolicy: Required value: must specify restartPolicy when restart rules are used";
         assert_eq!(alone, [required]);
+        let none = told(json!({"name": "c", "restartPolicyRules": [{"action": "Restart"}]}));
+        assert_eq!(none.len(), 2, "{none:?}");
         assert_eq!(
             rules(json!([rule("DoNotRestart", "Equals", 256), {"action": "Restart"}])),
             [

@@ -117,11 +117,7 @@ impl Handler<'_> {
             let detail = format!(
                 "must be non-negative and less than terminationGracePeriodSeconds ({grace_period})"
             );
-            errors.invalid(
-                &path.child("sleep").child("seconds"),
-                sleep.seconds,
-                &detail,
-            );
+            errors.invalid(&path.child("sleep"), sleep.seconds, &detail);
         }
         if given == 0 {
             errors.required(path, "must specify a handler type");

@@ -8,6 +8,8 @@ use crate::names;
 
 const POLICIES: [&str; 4] = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
 const MAX_NAMESERVERS: usize = 3;
+/// The longest name of a machine that Linux takes.
+const MAX_HOSTNAME: usize = 64;
 const MAX_SEARCHES: usize = 32;
 const MAX_SEARCH_CHARACTERS: usize = 2048;
 
@@ -56,11 +58,9 @@ pub(super) fn validate_dns_config(spec: &PodSpec, path: &Path, errors: &mut Erro
         errors.invalid(&searches_path, searches, &detail);
     }
     for (index, search) in searches.iter().enumerate().filter(|(_, text)| *text != ".") {
-        // Underscores are common in search paths, though no subdomain may have one.
-        let plain = search.strip_suffix('.').unwrap_or(search).replace('_', "-");
-        if let Some(detail) = names::is_dns1123_subdomain(&plain) {
-            errors.invalid(&searches_path.index(index), search, &detail);
-        }
+        let plain = search.strip_suffix('.').unwrap_or(search);
+        let details = names::underscored_subdomain(plain);
+        errors.invalid_each(&searches_path.index(index), plain, details);
     }
     for (index, option) in config.options.iter().flatten().enumerate() {
         if option.name.as_deref().unwrap_or_default().is_empty() {
@@ -69,13 +69,31 @@ pub(super) fn validate_dns_config(spec: &PodSpec, path: &Path, errors: &mut Erro
     }
 }
 
-/// Checks the pod's own name and those it is given in `/etc/hosts`.
+/// Checks the name that replaces all others of the pod.
+pub(super) fn validate_override(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
+    let Some(name) = &spec.hostname_override else {
+        return;
+    };
+    for (is_set, other) in [
+        (spec.set_hostname_as_fqdn, "setHostnameAsFQDN"),
+        (spec.host_network, "hostNetwork"),
+    ] {
+        if is_set == Some(true) {
+            let detail = format!("may not be specified when {other} is true");
+            errors.forbidden(path, &detail);
+        }
+    }
+    if name.len() > MAX_HOSTNAME {
+        errors.too_long(path, MAX_HOSTNAME);
+    }
+    errors.invalid_each(path, name, names::dns1123_subdomain(name));
+}
+
+/// Checks the pod's own name.
 pub(super) fn validate_names(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
     for (name, value) in [("hostname", &spec.hostname), ("subdomain", &spec.subdomain)] {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty())
-            && let Some(detail) = names::is_dns1123_label(value)
-        {
-            errors.invalid(&path.child(name), value, &detail);
+        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
+            errors.invalid_each(&path.child(name), value, names::dns1123_label(value));
         }
     }
 }
@@ -86,9 +104,8 @@ pub(super) fn validate_host_aliases(spec: &PodSpec, path: &Path, errors: &mut Er
         let path = path.index(index);
         addresses::check(&alias.ip, &path.child("ip"), errors);
         for (index, name) in alias.hostnames.iter().flatten().enumerate() {
-            if let Some(detail) = names::is_dns1123_subdomain(name) {
-                errors.invalid(&path.child("hostnames").index(index), name, &detail);
-            }
+            let path = path.child("hostnames").index(index);
+            errors.invalid_each(&path, name, names::dns1123_subdomain(name));
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm,
-    PodReadinessGate, PodSchedulingGate, PodSpec, Toleration, TopologySpreadConstraint,
-    WeightedPodAffinityTerm,
+    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, PodSpec,
+    Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::field::{ErrorList, Path};
 use crate::names;
@@ -18,12 +18,16 @@ const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 const NO_EMPTY: &str = "can not be empty";
 
 fn check_label_key(key: &str, path: &Path, errors: &mut ErrorList) {
-    for detail in names::label_key(key) {
-        errors.invalid(path, key, &detail);
-    }
+    errors.invalid_each(path, key, names::qualified_name(key));
 }
 
-fn check_requirement(requirement: &NodeSelectorRequirement, path: &Path, errors: &mut ErrorList) {
+/// Checks what is asked of a node's labels; the values themselves only where the pod cannot run without.
+fn check_requirement(
+    requirement: &NodeSelectorRequirement,
+    with_values: bool,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     let values = requirement.values.as_deref().unwrap_or_default();
     let values_path = path.child("values");
     match requirement.operator.as_str() {
@@ -47,10 +51,8 @@ fn check_requirement(requirement: &NodeSelectorRequirement, path: &Path, errors:
         ),
     }
     check_label_key(&requirement.key, &path.child("key"), errors);
-    for (index, value) in values.iter().enumerate() {
-        for detail in names::label_value(value) {
-            errors.invalid(&values_path.index(index), value, &detail);
-        }
+    for (index, value) in values.iter().enumerate().filter(|_| with_values) {
+        errors.invalid_each(&values_path.index(index), value, names::label_value(value));
     }
 }
 
@@ -76,9 +78,8 @@ fn check_field_requirement(
     }
     if requirement.key == "metadata.name" {
         for (index, value) in values.iter().enumerate() {
-            if let Some(detail) = names::is_dns1123_subdomain(value) {
-                errors.invalid(&values_path.index(index), value, &detail);
-            }
+            let details = names::dns1123_subdomain(value);
+            errors.invalid_each(&values_path.index(index), value, details);
         }
     } else {
         errors.invalid(
@@ -89,10 +90,10 @@ fn check_field_requirement(
     }
 }
 
-fn check_term(term: &NodeSelectorTerm, path: &Path, errors: &mut ErrorList) {
+fn check_term(term: &NodeSelectorTerm, with_values: bool, path: &Path, errors: &mut ErrorList) {
     for (index, requirement) in term.match_expressions.iter().flatten().enumerate() {
         let path = path.child("matchExpressions").index(index);
-        check_requirement(requirement, &path, errors);
+        check_requirement(requirement, with_values, &path, errors);
     }
     for (index, requirement) in term.match_fields.iter().flatten().enumerate() {
         let path = path.child("matchFields").index(index);
@@ -106,7 +107,7 @@ fn check_node_selector(selector: &NodeSelector, path: &Path, errors: &mut ErrorL
         errors.required(&path, "must have at least one node selector term");
     }
     for (index, term) in selector.node_selector_terms.iter().enumerate() {
-        check_term(term, &path.index(index), errors);
+        check_term(term, true, &path.index(index), errors);
     }
 }
 
@@ -126,15 +127,62 @@ fn check_pod_term(term: &PodAffinityTerm, path: &Path, errors: &mut ErrorList) {
         }
     }
     for name in term.namespaces.iter().flatten() {
-        if let Some(detail) = names::is_dns1123_label(name) {
-            errors.invalid(&path.child("namespace"), name, &detail);
-        }
+        let details = names::dns1123_label(name);
+        errors.invalid_each(&path.child("namespace"), name, details);
     }
+    let keys = [&term.match_label_keys, &term.mismatch_label_keys];
+    check_followed(keys, term.label_selector.as_ref(), path, errors);
     let path = path.child("topologyKey");
     if term.topology_key.is_empty() {
         errors.required(&path, NO_EMPTY);
     }
     check_label_key(&term.topology_key, &path, errors);
+}
+
+/// Checks keys of labels whose values a term takes over from the pod. They are in the selector already, at its end, if the pod
+/// has them: only a key that is there twice was there before.
+fn check_followed(
+    [matched, mismatched]: [&Option<Vec<String>>; 2],
+    selector: Option<&LabelSelector>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let matched = matched.as_deref().unwrap_or_default();
+    let mismatched = mismatched.as_deref().unwrap_or_default();
+    for (keys, name) in [
+        (matched, "matchLabelKeys"),
+        (mismatched, "mismatchLabelKeys"),
+    ] {
+        let path = path.child(name);
+        if !keys.is_empty() && selector.is_none() {
+            let detail = "must not be specified when labelSelector is not set";
+            errors.forbidden(&path, detail);
+            continue;
+        }
+        for (index, key) in keys.iter().enumerate() {
+            check_label_key(key, &path.index(index), errors);
+        }
+    }
+    let places = matched.iter().enumerate();
+    let place_of: HashMap<&String, usize> = places.map(|(index, key)| (key, index)).collect();
+    let labels = selector.and_then(|selector| selector.match_labels.as_ref());
+    let expressions = selector.and_then(|selector| selector.match_expressions.as_ref());
+    let mut asked: HashSet<&String> = labels.into_iter().flatten().map(|(key, _)| key).collect();
+    for expression in expressions.into_iter().flatten() {
+        let key = &expression.key;
+        if let (Some(index), false) = (place_of.get(key), asked.insert(key)) {
+            let detail = "exists in both matchLabelKeys and labelSelector";
+            errors.invalid(&path.index(*index), key, detail);
+        }
+    }
+    let mismatched: HashSet<&String> = mismatched.iter().collect();
+    for (index, key) in matched.iter().enumerate() {
+        if mismatched.contains(key) {
+            let path = path.child("matchLabelKeys").index(index);
+            let detail = "exists in both matchLabelKeys and mismatchLabelKeys";
+            errors.invalid(&path, key, detail);
+        }
+    }
 }
 
 fn check_pod_terms(
@@ -171,7 +219,7 @@ pub(super) fn validate_affinity(affinity: Option<&Affinity>, path: &Path, errors
         for (index, term) in preferred.iter().flatten().enumerate() {
             let path = path.child(PREFERRED).index(index);
             check_weight(term.weight, &path, errors);
-            check_term(&term.preference, &path.child("preference"), errors);
+            check_term(&term.preference, false, &path.child("preference"), errors);
         }
     }
     if let Some(pods) = &affinity.pod_affinity {
@@ -232,6 +280,10 @@ pub(in crate::kinds) fn validate_tolerations(
                     errors.invalid(&operator_path, value, detail);
                 }
             }
+            "Lt" | "Gt" => {
+                let known = ["Equal", "Exists", "Lt", "Gt"];
+                errors.not_supported(&operator_path, operator, &known);
+            }
             operator => errors.not_supported(&operator_path, operator, &["Equal", "Exists"]),
         }
         if !effect.is_empty() && !EFFECTS.contains(&effect) {
@@ -260,11 +312,10 @@ pub(in crate::kinds) fn check_tolerations_added(
         .iter()
         .all(|toleration| kept.contains(&lasting(toleration)))
     {
-        errors.forbidden(
-            path,
-            "existing toleration can not be modified except its tolerationSeconds",
-        );
+        let detail = "existing toleration can not be modified except its tolerationSeconds";
+        return errors.forbidden(path, detail);
     }
+    validate_tolerations(new, path, errors);
 }
 
 /// Checks that an update of a gated pod only narrows its node selector.
@@ -340,35 +391,124 @@ pub(super) fn validate_spreading(
                 errors.not_supported(&path.child(name), policy, &POLICIES);
             }
         }
-        if let Some(selector) = &constraint.label_selector {
+        let selector = constraint.label_selector.as_ref();
+        check_followed(
+            [&constraint.match_label_keys, &None],
+            selector,
+            &path,
+            errors,
+        );
+        if let Some(selector) = selector {
             selector::validate(selector, &path.child("labelSelector"), errors);
         }
     }
 }
 
-/// Checks what must be true before the pod counts as ready.
-pub(super) fn validate_readiness_gates(
-    gates: &[PodReadinessGate],
-    path: &Path,
-    errors: &mut ErrorList,
-) {
-    for (index, gate) in gates.iter().enumerate() {
-        for detail in names::qualified_name(&gate.condition_type) {
-            let path = path.index(index).child("conditionType");
-            errors.invalid(&path, &gate.condition_type, &detail);
+/// Checks what must be true before the pod counts as ready, and what holds it back from scheduling.
+pub(super) fn validate_all_gates(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
+    let gates = spec.readiness_gates.iter().flatten().enumerate();
+    for (index, gate) in gates {
+        let path = path.child("readinessGates").index(index);
+        let details = names::qualified_name(&gate.condition_type);
+        errors.invalid_each(&path.child("conditionType"), &gate.condition_type, details);
+    }
+    let mut seen = BTreeSet::new();
+    let gates = spec.scheduling_gates.iter().flatten().enumerate();
+    for (index, gate) in gates {
+        let path = path.child("schedulingGates").index(index);
+        errors.invalid_each(&path, &gate.name, names::qualified_name(&gate.name));
+        if !seen.insert(&gate.name) {
+            errors.duplicate(&path, &gate.name);
         }
     }
 }
 
-/// Checks what holds the pod back from scheduling.
-pub(super) fn validate_gates(gates: &[PodSchedulingGate], path: &Path, errors: &mut ErrorList) {
-    let mut seen = BTreeSet::new();
-    for (index, gate) in gates.iter().enumerate() {
-        for detail in names::qualified_name(&gate.name) {
-            errors.invalid(&path.index(index), &gate.name, &detail);
-        }
-        if !seen.insert(&gate.name) {
-            errors.duplicate(&path.index(index), &gate.name);
-        }
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn messages(errors: ErrorList) -> Vec<String> {
+        let all = errors.0.iter();
+        all.map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    fn affinity(value: Value) -> Vec<String> {
+        let affinity: Affinity = serde_json::from_value(value).unwrap();
+        let mut errors = ErrorList::default();
+        validate_affinity(Some(&affinity), &Path::new("a"), &mut errors);
+        messages(errors)
+    }
+
+    #[test]
+    fn keys_that_are_followed_are_asked_for_once() {
+        let term = |term: Value| affinity(json!({"podAffinity": {REQUIRED: [term]}}));
+        let place = format!("a.podAffinity.{REQUIRED}[0]");
+        let both = term(json!({
+            "topologyKey": "z", "labelSelector": {"matchLabels": {"x": "1"}},
+            "matchLabelKeys": ["k", "x", "/"], "mismatchLabelKeys": ["k"]
+        }));
+        assert_eq!(both.len(), 4, "{both:?}");
+        assert!(both[0].starts_with(&format!("{place}.matchLabelKeys[2]: ")));
+        assert_eq!(
+            both[3],
+            format!(
+                "{place}.matchLabelKeys[0]: Invalid value: \"k\": exists in both matchLabelKeys and mismatchLabelKeys"
+            )
+        );
+        let merged = term(json!({
+            "topologyKey": "z", "matchLabelKeys": ["k"],
+            "labelSelector": {
+                "matchLabels": {"k": "1"},
+                "matchExpressions": [{"key": "k", "operator": "In", "values": ["1"]}]
+            }
+        }));
+        assert_eq!(
+            merged,
+            [format!(
+                "{place}: Invalid value: \"k\": exists in both matchLabelKeys and labelSelector"
+            )
+            .replace("[0]: ", "[0][0]: ")]
+        );
+        let alone = term(json!({"topologyKey": "z", "mismatchLabelKeys": ["k"]}));
+        assert_eq!(
+            alone,
+            [format!(
+                "{place}.mismatchLabelKeys: Forbidden: must not be specified when labelSelector is not set"
+            )]
+        );
+    }
+
+    #[test]
+    fn a_preference_may_ask_for_any_value() {
+        let node = |value: &str| {
+            let term = json!({"matchExpressions": [
+                {"key": "k", "operator": "In", "values": [value]}
+            ]});
+            affinity(json!({"nodeAffinity": {
+                REQUIRED: {"nodeSelectorTerms": [term]},
+                PREFERRED: [{"weight": 1, "preference": term}]
+            }}))
+        };
+        assert!(node("a").is_empty());
+        let told = node("a b");
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("nodeSelectorTerms[0].matchExpressions[0].values[0]"));
+    }
+
+    #[test]
+    fn tolerations_compare_for_equality_alone() {
+        let told = |operator: &str| {
+            let toleration = json!([{"key": "k", "operator": operator, "value": "1"}]);
+            let tolerations: Vec<Toleration> = serde_json::from_value(toleration).unwrap();
+            let mut errors = ErrorList::default();
+            validate_tolerations(&tolerations, &Path::new("t"), &mut errors);
+            messages(errors)
+        };
+        assert!(told("Equal").is_empty() && told("").is_empty());
+        assert!(told("Gt")[0].ends_with("\"Equal\", \"Exists\", \"Lt\", \"Gt\""));
+        assert!(told("x")[0].ends_with("supported values: \"Equal\", \"Exists\""));
     }
 }

@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, PodSpec, SELinuxOptions, SeccompProfile, SecurityContext, Sysctl,
-    WindowsSecurityContextOptions,
+    AppArmorProfile, PodSecurityContext, PodSpec, SELinuxOptions, SeccompProfile, SecurityContext,
+    Sysctl, WindowsSecurityContextOptions,
 };
 use serde::Serialize;
 
+use super::every::all_containers;
 use super::volumes::check_descending;
+use super::windows;
 use crate::field::{ErrorList, Path};
 
 const PROFILES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+/// The longest name of a profile that AppArmor takes.
+const MAX_APP_ARMOR_NAME: usize = 4095;
 const SYSCTL: &str = r"must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 
 /// Checks a user's or group's number.
@@ -22,44 +26,68 @@ fn check_id(id: Option<i64>, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn check_profile(kind: &str, file: Option<&str>, what: &str, path: &Path, errors: &mut ErrorList) {
-    let type_path = path.child("type");
+/// Checks what kind of a profile there is; `field` is the profile's.
+fn check_type(kind: &str, field: &str, path: &Path, errors: &mut ErrorList) {
+    let path = path.child("type");
     match kind {
-        "" => errors.required(
-            &type_path,
-            &format!("type is required when {what}Profile is set"),
-        ),
+        "" => errors.required(&path, &format!("type is required when {field} is set")),
         kind if PROFILES.contains(&kind) => {}
-        kind => errors.not_supported(&type_path, kind, &PROFILES),
-    }
-    let path = path.child("localhostProfile");
-    match file {
-        None if kind == "Localhost" => {
-            let detail = format!("must be set when {what} type is Localhost");
-            errors.required(&path, &detail);
-        }
-        Some(file) if kind == "Localhost" => check_descending(file, &path, errors),
-        Some(file) => {
-            let detail = format!("can only be set when {what} type is Localhost");
-            errors.invalid(&path, file, &detail);
-        }
-        None => {}
+        kind => errors.not_supported(&path, kind, &PROFILES),
     }
 }
 
 fn check_seccomp(profile: Option<&SeccompProfile>, path: &Path, errors: &mut ErrorList) {
-    if let Some(profile) = profile {
-        let file = profile.localhost_profile.as_deref();
-        let path = path.child("seccompProfile");
-        check_profile(&profile.type_, file, "seccomp", &path, errors);
+    const FIELD: &str = "seccompProfile";
+    let Some(profile) = profile else {
+        return;
+    };
+    let path = path.child(FIELD);
+    check_type(&profile.type_, FIELD, &path, errors);
+    let path = path.child("localhostProfile");
+    let file = profile.localhost_profile.as_deref();
+    match (profile.type_.as_str(), file) {
+        ("Localhost", None) => {
+            errors.required(&path, "must be set when seccomp type is Localhost");
+        }
+        ("Localhost", Some(file)) => check_descending(file, &path, errors),
+        (kind, Some(_)) => {
+            let printed = PrintedProfile {
+                r#type: kind,
+                localhost_profile: file,
+            };
+            let detail = "can only be set when seccomp type is Localhost";
+            errors.invalid(&path, printed, detail);
+        }
+        (_, None) => {}
     }
 }
 
 fn check_app_armor(profile: Option<&AppArmorProfile>, path: &Path, errors: &mut ErrorList) {
-    if let Some(profile) = profile {
-        let file = profile.localhost_profile.as_deref();
-        let path = path.child("appArmorProfile");
-        check_profile(&profile.type_, file, "AppArmor", &path, errors);
+    const FIELD: &str = "appArmorProfile";
+    const MISSING: &str = "must be set when AppArmor type is Localhost";
+    let Some(profile) = profile else {
+        return;
+    };
+    let path = path.child(FIELD);
+    check_type(&profile.type_, FIELD, &path, errors);
+    let path = path.child("localhostProfile");
+    match (profile.type_.as_str(), profile.localhost_profile.as_deref()) {
+        ("Localhost", None) => errors.required(&path, MISSING),
+        ("Localhost", Some(name)) => {
+            if name.trim() != name {
+                errors.invalid(&path, name, "must not be padded with whitespace");
+            } else if name.is_empty() {
+                errors.required(&path, MISSING);
+            }
+            if name.trim().len() > MAX_APP_ARMOR_NAME {
+                errors.too_long(&path, MAX_APP_ARMOR_NAME);
+            }
+        }
+        ("RuntimeDefault" | "Unconfined", Some(name)) => {
+            let detail = "can only be set when AppArmor type is Localhost";
+            errors.invalid(&path, name, detail);
+        }
+        _ => {}
     }
 }
 
@@ -157,15 +185,16 @@ pub(super) fn validate_container(
             errors.invalid(path, Printed::from(context), detail);
         }
         let capabilities = context.capabilities.as_ref();
-        let mut added = capabilities
+        let added = capabilities
             .and_then(|capabilities| capabilities.add.as_ref())
             .into_iter()
             .flatten();
-        if added.any(|capability| capability == "CAP_SYS_ADMIN") {
+        for _ in added.filter(|capability| *capability == "CAP_SYS_ADMIN") {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
             errors.invalid(path, Printed::from(context), detail);
         }
     }
+    windows::check_options(context.windows_options.as_ref(), path, errors);
     check_app_armor(context.app_armor_profile.as_ref(), path, errors);
 }
 
@@ -223,41 +252,25 @@ fn check_sysctls(spec: &PodSpec, sysctls: &[Sysctl], path: &Path, errors: &mut E
     }
 }
 
-/// Checks the pod's context and what it shares with its host.
+fn check_policy(
+    policy: Option<&String>,
+    name: &str,
+    supported: &[&str],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if let Some(policy) = policy
+        && !supported.contains(&policy.as_str())
+    {
+        errors.not_supported(&path.child(name), policy, supported);
+    }
+}
+
+/// Checks the pod's context, and what its processes share.
 pub(super) fn validate_pod(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
-    if spec.host_network == Some(true) {
-        let containers = path.child("containers");
-        for (index, container) in spec.containers.iter().enumerate() {
-            let ports = containers.index(index).child("ports");
-            for (index, port) in container.ports.iter().flatten().enumerate() {
-                if port.host_port != Some(port.container_port) {
-                    let detail = "must match `hostPort` when `hostNetwork` is true";
-                    let path = ports.index(index).child("containerPort");
-                    errors.invalid(&path, port.container_port, detail);
-                }
-            }
-        }
-    }
-    if spec.host_users == Some(false) {
-        for (name, shared) in [
-            ("hostNetwork", spec.host_network),
-            ("hostPID", spec.host_pid),
-            ("hostIPC", spec.host_ipc),
-        ] {
-            if shared == Some(true) {
-                errors.forbidden(&path.child(name), "when `hostUsers` is false");
-            }
-        }
-    }
-    let shares = spec.share_process_namespace == Some(true);
     let path = path.child("securityContext");
-    if shares && spec.host_pid == Some(true) {
-        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
-        errors.invalid(&path.child("shareProcessNamespace"), true, detail);
-    }
-    let Some(context) = &spec.security_context else {
-        return;
-    };
+    let empty = PodSecurityContext::default();
+    let context = spec.security_context.as_ref().unwrap_or(&empty);
     check_id(context.fs_group, &path.child("fsGroup"), errors);
     check_id(context.run_as_user, &path.child("runAsUser"), errors);
     check_id(context.run_as_group, &path.child("runAsGroup"), errors);
@@ -265,26 +278,169 @@ pub(super) fn validate_pod(spec: &PodSpec, path: &Path, errors: &mut ErrorList) 
         let path = path.child("supplementalGroups").index(index);
         check_id(Some(*group), &path, errors);
     }
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.invalid(&path.child("shareProcessNamespace"), true, detail);
+    }
     let sysctls = context.sysctls.as_deref().unwrap_or_default();
     check_sysctls(spec, sysctls, &path.child("sysctls"), errors);
+    check_policy(
+        context.fs_group_change_policy.as_ref(),
+        "fsGroupChangePolicy",
+        &["Always", "OnRootMismatch"],
+        &path,
+        errors,
+    );
+    check_seccomp(context.seccomp_profile.as_ref(), &path, errors);
+    windows::check_options(context.windows_options.as_ref(), &path, errors);
+    check_app_armor(context.app_armor_profile.as_ref(), &path, errors);
     for (policy, name, supported) in [
-        (
-            &context.fs_group_change_policy,
-            "fsGroupChangePolicy",
-            ["Always", "OnRootMismatch"],
-        ),
         (
             &context.supplemental_groups_policy,
             "supplementalGroupsPolicy",
             ["Merge", "Strict"],
         ),
+        (
+            &context.se_linux_change_policy,
+            "seLinuxChangePolicy",
+            ["MountOption", "Recursive"],
+        ),
     ] {
-        if let Some(policy) = policy
-            && !supported.contains(&policy.as_str())
-        {
-            errors.not_supported(&path.child(name), policy, &supported);
+        check_policy(policy.as_ref(), name, &supported, &path, errors);
+    }
+}
+
+/// Checks that a pod in its host's network has its containers' ports there under the same numbers. Of a template, whose ports
+/// are not filled in, only those that are given.
+pub(super) fn validate_host_network(
+    spec: &PodSpec,
+    is_pod: bool,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if spec.host_network != Some(true) {
+        return;
+    }
+    for (index, container) in spec.containers.iter().enumerate() {
+        let path = path.child("containers").index(index).child("ports");
+        for (index, port) in container.ports.iter().flatten().enumerate() {
+            let host_port = port.host_port.unwrap_or(0);
+            if host_port != port.container_port && (is_pod || host_port != 0) {
+                let detail = "must match `containerPort` when `hostNetwork` is true";
+                errors.invalid(&path.index(index).child("hostPort"), host_port, detail);
+            }
         }
     }
-    check_seccomp(context.seccomp_profile.as_ref(), &path, errors);
-    check_app_armor(context.app_armor_profile.as_ref(), &path, errors);
+}
+
+/// Checks that a pod with users of its own shares nothing with its host.
+pub(super) fn validate_users(spec: &PodSpec, path: &Path, errors: &mut ErrorList) {
+    const DETAIL: &str = "when `hostUsers` is false";
+    if spec.host_users != Some(false) {
+        return;
+    }
+    for (name, shared) in [
+        ("hostNetwork", spec.host_network),
+        ("HostPID", spec.host_pid),
+        ("HostIPC", spec.host_ipc),
+    ] {
+        if shared == Some(true) {
+            errors.forbidden(&path.child(name), DETAIL);
+        }
+    }
+    for (container, path) in all_containers(spec, path) {
+        let devices = container.volume_devices;
+        if devices.is_some_and(|devices| !devices.is_empty()) {
+            errors.forbidden(&path.child("volumeDevices"), DETAIL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(check: impl Fn(&PodSpec, &Path, &mut ErrorList), spec: Value) -> Vec<String> {
+        let spec: PodSpec = serde_json::from_value(spec).unwrap();
+        let mut errors = ErrorList::default();
+        check(&spec, &Path::new("spec"), &mut errors);
+        let all = errors.0.iter();
+        all.map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pod_is_told_in_order() {
+        let context = json!({
+            "supplementalGroups": [-1],
+            "sysctls": [{"name": "A"}],
+            "fsGroupChangePolicy": "x",
+            "seccompProfile": {"type": "Unconfined", "localhostProfile": "p"},
+            "appArmorProfile": {"type": "Localhost", "localhostProfile": " p"},
+            "supplementalGroupsPolicy": "x",
+            "seLinuxChangePolicy": "x"
+        });
+        let found = told(
+            validate_pod,
+            json!({
+                "containers": [], "hostPID": true, "shareProcessNamespace": true,
+                "securityContext": context
+            }),
+        );
+        let places: Vec<&str> = found
+            .iter()
+            .filter_map(|message| message.strip_prefix("spec.securityContext."))
+            .filter_map(|message| message.split(':').next())
+            .collect();
+        let expected = [
+            "supplementalGroups[0]",
+            "shareProcessNamespace",
+            "sysctls[0].name",
+            "fsGroupChangePolicy",
+            "seccompProfile.localhostProfile",
+            "appArmorProfile.localhostProfile",
+            "supplementalGroupsPolicy",
+            "seLinuxChangePolicy",
+        ];
+        assert_eq!(places, expected);
+        assert!(found[4].contains(
+            r#"{"Type":"Unconfined","LocalhostProfile":"p"}: can only be set when seccomp type"#
+        ));
+    }
+
+    #[test]
+    fn ports_in_a_hosts_network_are_the_hosts() {
+        let spec = json!({
+            "hostNetwork": true,
+            "containers": [{"name": "a", "ports": [
+                {"containerPort": 1, "hostPort": 1}, {"containerPort": 2, "hostPort": 3},
+                {"containerPort": 4}
+            ]}]
+        });
+        let pod = |spec: &PodSpec, path: &Path, errors: &mut ErrorList| {
+            validate_host_network(spec, true, path, errors);
+        };
+        let template = |spec: &PodSpec, path: &Path, errors: &mut ErrorList| {
+            validate_host_network(spec, false, path, errors);
+        };
+        let expected = "spec.containers[0].ports[1].hostPort: Invalid value: 3: must match `containerPort` when `hostNetwork` is true";
+        assert_eq!(told(template, spec.clone()), [expected]);
+        assert_eq!(told(pod, spec).len(), 2);
+    }
+
+    #[test]
+    fn users_of_their_own_share_nothing() {
+        let found = told(
+            validate_users,
+            json!({
+                "hostUsers": false, "hostPID": true, "hostIPC": true,
+                "containers": [{"name": "a", "volumeDevices": [{"name": "v", "devicePath": "/d"}]}]
+            }),
+        );
+        let expected = ["HostPID", "HostIPC", "containers[0].volumeDevices"]
+            .map(|place| format!("spec.{place}: Forbidden: when `hostUsers` is false"));
+        assert_eq!(found, expected);
+    }
 }

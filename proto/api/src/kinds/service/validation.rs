@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use k8s_openapi::api::core::v1::{LoadBalancerStatus, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use super::dependents::{SINGLE_STACK, has_external_traffic, has_health_check};
 use super::{is_empty, is_headless, type_of};
 use crate::field::{ErrorList, Path};
 use crate::kinds::addresses;
-use crate::names;
+use crate::{meta, names};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const AFFINITIES: &[&str] = &["ClientIP", "None"];
@@ -19,8 +20,6 @@ const FAMILY_POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "Singl
 const TRAFFIC_POLICIES: &[&str] = &["Cluster", "Local"];
 const DISTRIBUTIONS: &[&str] = &["PreferClose", "PreferSameZone", "PreferSameNode"];
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
-/// A balancer in front of this port would publish the node agent.
-const AGENT_PORT: i32 = 10_250;
 const ONLY_BALANCERS: &str = "may only be used when `type` is 'LoadBalancer'";
 const NOT_EXTERNAL: &str = "may not be set for ExternalName services";
 
@@ -30,8 +29,18 @@ fn one_of(value: &str, path: &Path, supported: &[&str], errors: &mut ErrorList) 
     }
 }
 
-/// Everything about the desired state. The addresses come first and alone: nothing can be allocated before they agree.
-pub(super) fn spec(spec: &ServiceSpec, errors: &mut ErrorList) {
+/// The old name of an annotation and its new one: who has both means the same with them.
+pub(super) const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+pub(super) const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    let annotations = metadata.annotations.as_ref();
+    annotations.and_then(|annotations| annotations.get(name).map(String::as_str))
+}
+
+/// Everything about the desired state. What is to be allocated comes first and alone: nothing can be before it agrees.
+pub(super) fn service(metadata: &ObjectMeta, spec: &ServiceSpec, errors: &mut ErrorList) {
     let path = Path::new("spec");
     let kind = type_of(spec);
     if kind != "ExternalName" {
@@ -46,6 +55,22 @@ pub(super) fn spec(spec: &ServiceSpec, errors: &mut ErrorList) {
         }
     }
     let ports = spec.ports.as_deref().unwrap_or_default();
+    if matches!(kind, "NodePort" | "LoadBalancer")
+        && let Some((index, number)) = taken_twice(ports).first()
+    {
+        let path = path.child("ports").index(*index).child("nodePort");
+        return errors.invalid(&path, number, "provided port is already allocated");
+    }
+    let annotated = |name| annotation(metadata, name);
+    if let (Some(mode), Some(hints)) = (annotated(TOPOLOGY_MODE), annotated(TOPOLOGY_HINTS))
+        && mode != hints
+    {
+        let path = Path::new("metadata")
+            .child("annotations")
+            .key(TOPOLOGY_MODE);
+        let detail = format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified");
+        errors.invalid(&path, mode, &detail);
+    }
     if ports.is_empty() && !is_headless(spec) && kind != "ExternalName" {
         errors.required(&path.child("ports"), "");
     }
@@ -55,7 +80,7 @@ pub(super) fn spec(spec: &ServiceSpec, errors: &mut ErrorList) {
         let path = path.child("ports").index(index);
         self::port(port, ports.len() > 1, &mut names_taken, &path, errors);
     }
-    selector(spec, &path, errors);
+    meta::validate_label_map(spec.selector.as_ref(), &path.child("selector"), errors);
     affinity(spec, &path, errors);
     for (index, address) in spec.external_ips.iter().flatten().enumerate() {
         let path = path.child("externalIPs").index(index);
@@ -67,21 +92,12 @@ pub(super) fn spec(spec: &ServiceSpec, errors: &mut ErrorList) {
     }
     one_of(kind, &path.child("type"), TYPES, errors);
     port_collisions(ports, kind, &path.child("ports"), errors);
-    balancer(spec, &path, errors);
+    balancer(metadata, spec, &path, errors);
     traffic(spec, &path, errors);
 }
 
 fn of_type(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     let kind = type_of(spec);
-    let ports = spec.ports.iter().flatten().enumerate();
-    if kind == "LoadBalancer" {
-        for (index, port) in ports.filter(|(_, port)| port.port == AGENT_PORT) {
-            let detail =
-                format!("may not expose port {AGENT_PORT} externally since it is used by kubelet");
-            let path = path.child("ports").index(index);
-            errors.invalid(&path, port.port, &detail);
-        }
-    }
     if matches!(kind, "LoadBalancer" | "NodePort") && is_headless(spec) {
         let detail = format!("may not be set to 'None' for {kind} services");
         errors.invalid(&path.child("clusterIPs").index(0), "None", &detail);
@@ -103,8 +119,8 @@ fn of_type(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     let path = path.child("externalName");
     if name.is_empty() {
         errors.required(&path, "");
-    } else if let Some(detail) = names::is_dns1123_subdomain(name) {
-        errors.invalid(&path, name, &detail);
+    } else {
+        errors.invalid_each(&path, name, names::dns1123_subdomain(name));
     }
 }
 
@@ -121,9 +137,7 @@ fn port<'a>(
             errors.required(&path.child("name"), "");
         }
     } else {
-        if let Some(detail) = names::is_dns1123_label(name) {
-            errors.invalid(&path.child("name"), name, &detail);
-        }
+        errors.invalid_each(&path.child("name"), name, names::dns1123_label(name));
         if !taken.insert(name) {
             errors.duplicate(&path.child("name"), name);
         }
@@ -146,12 +160,9 @@ fn port<'a>(
         }
         None => {}
     }
-    for detail in port
-        .app_protocol
-        .iter()
-        .flat_map(|name| names::qualified_name(name))
-    {
-        errors.invalid(&path.child("appProtocol"), &port.app_protocol, &detail);
+    if let Some(name) = &port.app_protocol {
+        let details = names::qualified_name(name);
+        errors.invalid_each(&path.child("appProtocol"), name, details);
     }
 }
 
@@ -180,41 +191,32 @@ impl<'a> SamePort<'a> {
     }
 }
 
+/// The positions and numbers of node ports that an earlier port of the same protocol has.
+fn taken_twice(ports: &[ServicePort]) -> Vec<(usize, i32)> {
+    let mut taken = BTreeSet::new();
+    let numbers = ports.iter().enumerate().filter_map(|(index, port)| {
+        let number = port.node_port.filter(|number| *number != 0)?;
+        (!taken.insert((&port.protocol, number))).then_some((index, number))
+    });
+    numbers.collect()
+}
+
 /// No two ports of a service are the same port, nor the same node port, of one protocol.
 fn port_collisions(ports: &[ServicePort], kind: &str, path: &Path, errors: &mut ErrorList) {
-    let node_port = |port: &ServicePort| port.node_port.filter(|number| *number != 0);
     for (index, port) in ports.iter().enumerate() {
-        if kind == "ClusterIP" && node_port(port).is_some() {
+        if kind == "ClusterIP" && port.node_port.is_some_and(|number| number != 0) {
             let path = path.index(index).child("nodePort");
             errors.forbidden(&path, "may not be used when `type` is 'ClusterIP'");
         }
     }
-    let mut taken = BTreeSet::new();
-    for (index, port) in ports.iter().enumerate() {
-        if let Some(number) = node_port(port)
-            && !taken.insert((&port.protocol, number))
-        {
-            let path = path.index(index).child("nodePort");
-            errors.invalid(&path, number, "provided port is already allocated");
-        }
+    for (index, number) in taken_twice(ports) {
+        errors.duplicate(&path.index(index).child("nodePort"), number);
     }
     let mut taken = BTreeSet::new();
     for (index, port) in ports.iter().enumerate() {
         if !taken.insert((&port.protocol, port.port)) {
             let value = SamePort::of(port);
             errors.duplicate(&path.index(index), value);
-        }
-    }
-}
-
-fn selector(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
-    let path = path.child("selector");
-    for (key, value) in spec.selector.iter().flatten() {
-        for detail in names::label_key(key) {
-            errors.invalid(&path, key, &detail);
-        }
-        for detail in names::label_value(value) {
-            errors.invalid(&path, value, &detail);
         }
     }
 }
@@ -333,31 +335,53 @@ fn second_family(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn balancer(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
+/// From where a balancer lets traffic in, by field or by the annotation that came before.
+fn source_ranges(metadata: &ObjectMeta, spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
     let balances = type_of(spec) == "LoadBalancer";
     let ranges = spec
         .load_balancer_source_ranges
         .as_deref()
         .unwrap_or_default();
-    let ranges_path = path.child("loadBalancerSourceRanges");
-    if !ranges.is_empty() && !balances {
+    let annotated = annotation(metadata, SOURCE_RANGES);
+    // Not the field's own name, but Kubernetes' in its messages.
+    let ranges_path = match ranges.is_empty() {
+        false => path.child("LoadBalancerSourceRanges"),
+        true if annotated.is_none() => return,
+        true => Path::new("metadata")
+            .child("annotations")
+            .key(SOURCE_RANGES),
+    };
+    if !balances {
         errors.forbidden(&ranges_path, ONLY_BALANCERS);
     }
     for (index, range) in ranges.iter().enumerate() {
         addresses::check_cidr(range.trim(), &ranges_path.index(index), errors);
     }
+    let annotated = annotated.filter(|text| ranges.is_empty() && !text.trim().is_empty());
+    for range in annotated.into_iter().flat_map(|text| text.split(',')) {
+        addresses::check_cidr(range.trim(), &ranges_path, errors);
+    }
+}
+
+/// Checks who balances.
+fn class(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
+    let Some(class) = &spec.load_balancer_class else {
+        return;
+    };
+    let path = path.child("loadBalancerClass");
+    match type_of(spec) {
+        "LoadBalancer" => errors.invalid_each(&path, class, names::qualified_name(class)),
+        _ => errors.forbidden(&path, ONLY_BALANCERS),
+    }
+}
+
+fn balancer(metadata: &ObjectMeta, spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
+    let balances = type_of(spec) == "LoadBalancer";
+    source_ranges(metadata, spec, path, errors);
     if spec.allocate_load_balancer_node_ports.is_some() && !balances {
         errors.forbidden(&path.child("allocateLoadBalancerNodePorts"), ONLY_BALANCERS);
     }
-    if let Some(class) = &spec.load_balancer_class {
-        let path = path.child("loadBalancerClass");
-        if !balances {
-            errors.forbidden(&path, ONLY_BALANCERS);
-        }
-        for detail in names::qualified_name(class) {
-            errors.invalid(&path, class, &detail);
-        }
-    }
+    class(spec, path, errors);
 }
 
 fn traffic(spec: &ServiceSpec, path: &Path, errors: &mut ErrorList) {
@@ -400,6 +424,10 @@ pub(super) fn cluster_ips_update(new: &ServiceSpec, old: &ServiceSpec, errors: &
         ("ipFamily", &new.ip_families, &old.ip_families),
     ];
     for (what, new_list, old_list) in lists {
+        let of_families = what == "ipFamily";
+        if of_families && is_headless(new) != is_headless(old) {
+            continue;
+        }
         let path = Path::new("spec").child(match what {
             "clusterIP" => "clusterIPs",
             _ => "ipFamilies",
@@ -415,6 +443,7 @@ pub(super) fn cluster_ips_update(new: &ServiceSpec, old: &ServiceSpec, errors: &
         }
         for (index, (before, now)) in before.iter().zip(after).enumerate() {
             if before != now {
+                let index = if of_families { 0 } else { index };
                 errors.invalid(&path.index(index), after, "may not change once set");
             }
         }
@@ -435,10 +464,10 @@ pub(super) fn balancer_update(new: &ServiceSpec, old: &ServiceSpec, errors: &mut
         let path = path.child("loadBalancerClass");
         errors.invalid(&path, &new.load_balancer_class, "may not change once set");
     }
+    class(new, &path, errors);
     let port = |spec: &ServiceSpec| spec.health_check_node_port.unwrap_or_default();
     if has_health_check(new) && has_health_check(old) && port(old) != 0 && port(new) != port(old) {
-        let path = path.child("healthCheckNodePort");
-        errors.invalid(&path, port(new), "field is immutable");
+        errors.forbidden(&path.child("healthCheckNodePort"), meta::IMMUTABLE);
     }
 }
 
@@ -451,31 +480,28 @@ pub(super) fn balancer_status(
     let path = Path::new("status").child("loadBalancer").child("ingress");
     let ingress = status.ingress.as_deref().unwrap_or_default();
     if !ingress.is_empty() && type_of(spec) != "LoadBalancer" {
-        errors.forbidden(
-            &path,
-            "may only be used when `spec.type` is \"LoadBalancer\"",
-        );
-        return;
+        let detail = "may only be used when `spec.type` is 'LoadBalancer'";
+        return errors.forbidden(&path, detail);
     }
     for (index, entry) in ingress.iter().enumerate() {
         let path = path.index(index);
         if let Some(address) = entry.ip.as_ref().filter(|address| !address.is_empty()) {
             addresses::check(address, &path.child("ip"), errors);
         }
-        if let Some(mode) = &entry.ip_mode {
-            if is_empty(&entry.ip) {
+        let mode_path = path.child("ipMode");
+        match &entry.ip_mode {
+            None if is_empty(&entry.ip) => {}
+            None => errors.required(&mode_path, "must be specified when `ip` is set"),
+            Some(_) if is_empty(&entry.ip) => {
                 let detail = "may not be specified when `ip` is not set";
-                errors.forbidden(&path.child("ipMode"), detail);
-            } else {
-                one_of(mode, &path.child("ipMode"), &["Proxy", "VIP"], errors);
+                errors.forbidden(&mode_path, detail);
             }
+            Some(mode) => one_of(mode, &mode_path, &["Proxy", "VIP"], errors),
         }
         if let Some(name) = entry.hostname.as_ref().filter(|name| !name.is_empty()) {
             let path = path.child("hostname");
-            if let Some(detail) = names::is_dns1123_subdomain(name) {
-                errors.invalid(&path, name, &detail);
-            }
-            if names::is_ip_address(name).is_none() {
+            errors.invalid_each(&path, name, names::dns1123_subdomain(name));
+            if addresses::is_address(name) {
                 errors.invalid(&path, name, "must be a DNS name, not an IP address");
             }
         }

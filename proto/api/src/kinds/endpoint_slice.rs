@@ -248,9 +248,17 @@ impl Kind for EndpointSliceKind {
     }
 
     fn warnings(new: &EndpointSlice, _old: Option<&EndpointSlice>) -> Vec<String> {
-        let warning = "spec.addressType: FQDN endpoints are deprecated";
-        let deprecated = new.address_type == "FQDN";
-        deprecated.then(|| warning.to_owned()).into_iter().collect()
+        if new.address_type == "FQDN" {
+            return vec!["spec.addressType: FQDN endpoints are deprecated".to_owned()];
+        }
+        let mut warnings = Vec::new();
+        for (index, endpoint) in new.endpoints.iter().flatten().enumerate() {
+            let path = Path::new("endpoints").index(index).child("addresses");
+            for (index, address) in endpoint.addresses.iter().enumerate() {
+                warnings.extend(addresses::form_warning(address, &path.index(index)));
+            }
+        }
+        warnings
     }
 
     fn prepare_update(new: &mut EndpointSlice, old: &EndpointSlice) {

@@ -144,6 +144,23 @@ impl Kind for EndpointsKind {
         }
     }
 
+    fn warnings(new: &Endpoints, _old: Option<&Endpoints>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (index, subset) in new.subsets.iter().flatten().enumerate() {
+            let path = Path::new("subsets").index(index);
+            for (field, list) in [
+                ("addresses", &subset.addresses),
+                ("notReadyAddresses", &subset.not_ready_addresses),
+            ] {
+                for (index, address) in list.iter().flatten().enumerate() {
+                    let path = path.child(field).index(index).child("ip");
+                    warnings.extend(addresses::form_warning(&address.ip, &path));
+                }
+            }
+        }
+        warnings
+    }
+
     fn prepare_update(_new: &mut Endpoints, _old: &Endpoints) {}
 
     fn validate_update(new: &Endpoints, old: &Endpoints, errors: &mut ErrorList) {

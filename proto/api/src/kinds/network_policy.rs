@@ -166,6 +166,21 @@ fn validate_block(block: &IPBlock, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// Warnings about blocks that are not written as Kubernetes writes them.
+fn block_warnings(peers: &[NetworkPolicyPeer], path: &Path, warnings: &mut Vec<String>) {
+    for (index, peer) in peers.iter().enumerate() {
+        let Some(block) = &peer.ip_block else {
+            continue;
+        };
+        let path = path.index(index).child("ipBlock");
+        warnings.extend(addresses::form_warning(&block.cidr, &path.child("cidr")));
+        for (index, except) in block.except.iter().flatten().enumerate() {
+            let path = path.child("except").index(index);
+            warnings.extend(addresses::form_warning(except, &path));
+        }
+    }
+}
+
 fn validate_peer(peer: &NetworkPolicyPeer, path: &Path, errors: &mut ErrorList) {
     let selectors = [
         ("podSelector", &peer.pod_selector),
@@ -288,6 +303,29 @@ impl Kind for NetworkPolicyKind {
     fn prepare_update(new: &mut NetworkPolicy, old: &NetworkPolicy) {
         let changed = new.spec != old.spec;
         meta::follow_generation(&mut new.metadata, &old.metadata, changed);
+    }
+
+    fn warnings(new: &NetworkPolicy, old: Option<&NetworkPolicy>) -> Vec<String> {
+        if old.is_some_and(|old| old.spec == new.spec) {
+            return Vec::new();
+        }
+        let path = Path::new("spec");
+        let empty = NetworkPolicySpec::default();
+        let spec = new.spec.as_ref().unwrap_or(&empty);
+        let mut warnings = Vec::new();
+        for (index, rule) in spec.ingress.iter().flatten().enumerate() {
+            let path = path.child("ingress").index(index).child("from");
+            block_warnings(
+                rule.from.as_deref().unwrap_or_default(),
+                &path,
+                &mut warnings,
+            );
+        }
+        for (index, rule) in spec.egress.iter().flatten().enumerate() {
+            let path = path.child("egress").index(index).child("to");
+            block_warnings(rule.to.as_deref().unwrap_or_default(), &path, &mut warnings);
+        }
+        warnings
     }
 
     fn columns() -> Vec<Column> {

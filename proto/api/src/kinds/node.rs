@@ -189,6 +189,23 @@ impl Kind for NodeKind {
         }
     }
 
+    fn warnings(new: &Node, _old: Option<&Node>) -> Vec<String> {
+        let spec = new.spec.as_ref().unwrap_or(empty());
+        let mut warnings = Vec::new();
+        if spec.config_source.is_some() {
+            warnings.push("spec.configSource: the feature is removed".to_owned());
+        }
+        if spec.external_id.as_ref().is_some_and(|id| !id.is_empty()) {
+            let warning = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+            warnings.push(warning.to_owned());
+        }
+        let path = Path::new("spec").child("podCIDRs");
+        for (index, network) in spec.pod_cidrs.iter().flatten().enumerate() {
+            warnings.extend(addresses::form_warning(network, &path.index(index)));
+        }
+        warnings
+    }
+
     fn validate_status_update(new: &Node, _old: &Node, errors: &mut ErrorList) {
         if let Some(status) = &new.status {
             validate_status(status, errors);

@@ -2,14 +2,15 @@
 
 mod annotations;
 mod row;
+mod status;
 mod update;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
 use serde_json::Value;
 
 use super::{pod_spec, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, StaticInfo};
 
 /// See [`Pod`].
 pub struct PodKind;
@@ -22,6 +23,18 @@ fn scheduling_gated() -> PodCondition {
         reason: Some("SchedulingGated".to_owned()),
         message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
         ..PodCondition::default()
+    }
+}
+
+/// Takes away what nothing here provides, as a cluster does that has not enabled it.
+fn drop_disabled(spec: &mut PodSpec) {
+    spec.scheduling_group = None;
+    for volume in spec.volumes.iter_mut().flatten() {
+        let projected = volume.projected.iter_mut();
+        for source in projected.flat_map(|projected| projected.sources.iter_mut().flatten()) {
+            source.cluster_trust_bundle = None;
+            source.pod_certificate = None;
+        }
     }
 }
 
@@ -42,8 +55,6 @@ impl Kind for PodKind {
         has_generation: true,
         create_on_update: false,
     };
-
-    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &[
         "spec.nodeName",
@@ -66,6 +77,10 @@ impl Kind for PodKind {
 
     fn prepare_create(object: &mut Pod) {
         annotations::adopt_app_armor(object);
+        if let Some(spec) = &mut object.spec {
+            pod_spec::merge_labels(spec, object.metadata.labels.as_ref());
+            drop_disabled(spec);
+        }
         let qos = object
             .spec
             .as_ref()
@@ -84,6 +99,7 @@ impl Kind for PodKind {
     }
 
     fn validate(object: &Pod, errors: &mut ErrorList) {
+        annotations::validate(object, errors);
         let path = Path::new("spec");
         let spec = object.spec.as_ref();
         let name = object.metadata.name.as_deref();
@@ -109,6 +125,8 @@ impl Kind for PodKind {
             let detail = "cannot be set until all schedulingGates have been cleared";
             errors.forbidden(&path.child("nodeName"), detail);
         }
+        let annotations = object.metadata.annotations.as_ref();
+        pod_spec::validate_matches(annotations, spec, &path, errors);
     }
 
     fn prepare_update(new: &mut Pod, old: &Pod) {
@@ -134,7 +152,7 @@ impl Kind for PodKind {
     }
 
     fn validate_status_update(new: &Pod, old: &Pod, errors: &mut ErrorList) {
-        update::validate_status(new, old, errors);
+        status::validate(new, old, errors);
     }
 
     fn warnings(new: &Pod, old: Option<&Pod>) -> Vec<String> {

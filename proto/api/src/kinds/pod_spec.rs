@@ -1,12 +1,14 @@
 //! A pod's spec, as pods and the templates of workloads share it: defaults, checks, warnings.
 
 mod amounts;
+mod annotations;
 mod containers;
 mod defaults;
 mod environment;
 mod every;
 mod handlers;
 mod image;
+mod merge;
 mod mounts;
 mod network;
 mod resources;
@@ -20,11 +22,14 @@ mod windows;
 use validation::Surroundings;
 
 pub(super) use amounts::qos_class;
+pub(super) use annotations::{APP_ARMOR, MIRROR, validate_annotations, validate_matches};
 pub use defaults::default;
 pub(super) use defaults::default_for_pod;
+pub(super) use merge::merge_labels;
 pub(super) use resources::{check_amount, validate as validate_resources};
 pub(super) use scheduling::{
-    check_node_selector_additions, check_tolerations_added, validate_tolerations,
+    check_node_affinity_additions, check_node_selector_additions, check_tolerations_added,
+    validate_tolerations,
 };
 pub use validation::{validate, validate_for_pod};
 pub(super) use volumes::check_driver_name;

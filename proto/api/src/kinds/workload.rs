@@ -107,11 +107,15 @@ fn validate_template(
         errors.invalid(&metadata_path.child("labels"), labels, detail);
     }
     meta::validate_maps(metadata, path, errors);
+    let spec = template.spec.as_ref();
+    let annotations = metadata.annotations.as_ref();
+    pod_spec::validate_annotations(annotations, spec, &path.child("annotations"), errors);
     let path = path.child("spec");
-    pod_spec::validate(template.spec.as_ref(), &path, errors);
-    let Some(spec) = &template.spec else {
+    pod_spec::validate(spec, &path, errors);
+    let Some(spec) = spec else {
         return;
     };
+    pod_spec::validate_matches(annotations, spec, &path, errors);
     if spec
         .ephemeral_containers
         .as_ref()

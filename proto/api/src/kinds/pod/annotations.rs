@@ -1,11 +1,11 @@
 //! Annotations that have become fields.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Pod};
 
-/// Before the name of a container.
-const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+use crate::field::{ErrorList, Path};
+use crate::kinds::pod_spec::{self, APP_ARMOR, MIRROR};
 
 /// The profile that an annotation's value names; `None` for one that Kubernetes does not know.
 fn profile(value: &str) -> Option<AppArmorProfile> {
@@ -40,6 +40,39 @@ pub(super) fn adopt_app_armor(pod: &mut Pod) {
             context.app_armor_profile = profile(value);
         }
     }
+}
+
+/// Checks the annotations of a pod.
+pub(super) fn validate(pod: &Pod, errors: &mut ErrorList) {
+    let path = Path::new("metadata").child("annotations");
+    let annotations = pod.metadata.annotations.as_ref();
+    pod_spec::validate_annotations(annotations, pod.spec.as_ref(), &path, errors);
+}
+
+/// Checks that annotations which a pod began with stay, and that it gets no more of them.
+pub(super) fn validate_update(new: &Pod, old: &Pod, errors: &mut ErrorList) {
+    let path = Path::new("metadata").child("annotations");
+    let empty = BTreeMap::new();
+    let now = new.metadata.annotations.as_ref().unwrap_or(&empty);
+    let before = old.metadata.annotations.as_ref().unwrap_or(&empty);
+    let kind_of = |key: &str| match key {
+        MIRROR => Some("mirror pod annotation"),
+        key => key.starts_with(APP_ARMOR).then_some("AppArmor annotations"),
+    };
+    for (key, value) in before {
+        if let Some(kind) = kind_of(key)
+            && now.get(key) != Some(value)
+        {
+            let detail = format!("may not remove or update {kind}");
+            errors.forbidden(&path.key(key), &detail);
+        }
+    }
+    for key in now.keys().filter(|key| !before.contains_key(*key)) {
+        if let Some(kind) = kind_of(key) {
+            errors.forbidden(&path.key(key), &format!("may not add {kind}"));
+        }
+    }
+    validate(new, errors);
 }
 
 /// Warnings about annotations that have become fields.

@@ -1,25 +1,15 @@
-//! What may change in a pod once it exists: little of its spec, and a status that keeps to its own past.
+//! What may change in a pod once it exists: little.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Affinity, Container, Pod, PodSpec};
 
+use super::annotations;
 use crate::field::{ErrorList, Path};
-use crate::kinds::{addresses, pod_spec};
-use crate::names;
+use crate::kinds::pod_spec;
 
+/// How a refusal of any other change begins.
 const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-
-/// Conditions of Kubernetes' own, which need no qualified name.
-const CONDITIONS: [&str; 7] = [
-    "ContainersReady",
-    "DisruptionTarget",
-    "Initialized",
-    "PodReadyToStartContainers",
-    "PodScheduled",
-    "Ready",
-    "PodResizePending",
-];
 
 /// Takes over what may differ between two lists of containers; answers whether they are the same containers otherwise.
 fn keep_images(
@@ -33,28 +23,39 @@ fn keep_images(
         return false;
     }
     for (index, (container, before)) in new.iter_mut().zip(old).enumerate() {
-        if container.image.as_deref().unwrap_or_default().is_empty() {
-            errors.required(&path.index(index).child("image"), "");
+        let image = container.image.as_deref().unwrap_or_default();
+        let path = path.index(index).child("image");
+        if image.is_empty() {
+            errors.required(&path, "");
+        }
+        if image.trim() != image {
+            let detail = "must not have leading or trailing whitespace";
+            errors.invalid(&path, image, detail);
         }
         container.image.clone_from(&before.image);
     }
     true
 }
 
-fn check_deadline(new: Option<i64>, old: Option<i64>, path: &Path, errors: &mut ErrorList) {
+/// Checks a deadline; answers whether it is one that a pod can have from now on.
+fn check_deadline(new: Option<i64>, old: Option<i64>, path: &Path, errors: &mut ErrorList) -> bool {
     let path = path.child("activeDeadlineSeconds");
     match (new, old) {
+        (Some(new), _) if !(0..=i64::from(i32::MAX)).contains(&new) => {
+            let detail = format!("must be between 0 and {}, inclusive", i32::MAX);
+            errors.invalid(&path, new, &detail);
+            false
+        }
         (Some(new), Some(old)) if old < new => {
             errors.invalid(&path, new, "must be less than or equal to previous value");
+            false
         }
-        (None, Some(old)) => {
-            errors.invalid(
-                &path,
-                old,
-                "must not update from a positive integer to nil value",
-            );
+        (None, Some(_)) => {
+            let detail = "must not update from a positive integer to nil value";
+            errors.invalid(&path, None::<i64>, detail);
+            true
         }
-        _ => {}
+        _ => true,
     }
 }
 
@@ -63,11 +64,25 @@ fn gates(spec: &PodSpec) -> Vec<&str> {
     gates.map(|gate| gate.name.as_str()).collect()
 }
 
+/// Takes over what was asked of nodes.
+fn keep_node_affinity(spec: &mut PodSpec, before: &PodSpec) {
+    let old = before.affinity.as_ref();
+    let nodes = old.and_then(|affinity| affinity.node_affinity.clone());
+    if spec.affinity.is_some() || nodes.is_some() {
+        spec.affinity.get_or_insert_default().node_affinity = nodes;
+    }
+    if old.is_none() && spec.affinity == Some(Affinity::default()) {
+        spec.affinity = None;
+    }
+}
+
 /// Checks an update of the pod itself.
 pub(super) fn validate(new: &Pod, old: &Pod, errors: &mut ErrorList) {
+    annotations::validate(new, errors);
     let path = Path::new("spec");
     let name = new.metadata.name.as_deref();
     pod_spec::validate_for_pod(new.spec.as_ref(), name, &path, errors);
+    annotations::validate_update(new, old, errors);
     let (Some(mut spec), Some(before)) = (new.spec.clone(), old.spec.as_ref()) else {
         return;
     };
@@ -85,26 +100,26 @@ pub(super) fn validate(new: &Pod, old: &Pod, errors: &mut ErrorList) {
     if !keep_images(new_init, init, &path.child("initContainers"), errors) {
         return;
     }
-    let had: HashSet<&str> = gates(before).into_iter().collect();
-    for gate in gates(&spec).into_iter().filter(|gate| !had.contains(gate)) {
-        let detail = format!("only deletion is allowed, but found new scheduling gate '{gate}'");
-        errors.forbidden(&path.child("schedulingGates"), &detail);
+    let deadline = (spec.active_deadline_seconds, before.active_deadline_seconds);
+    if !check_deadline(deadline.0, deadline.1, &path, errors) {
+        return;
     }
-    check_deadline(
-        spec.active_deadline_seconds,
-        before.active_deadline_seconds,
-        &path,
-        errors,
-    );
     pod_spec::check_tolerations_added(
         spec.tolerations.as_deref().unwrap_or_default(),
         before.tolerations.as_deref().unwrap_or_default(),
         &path.child("tolerations"),
         errors,
     );
+    let had: HashSet<&str> = gates(before).into_iter().collect();
+    for gate in gates(&spec).into_iter().filter(|gate| !had.contains(gate)) {
+        let detail = format!("only deletion is allowed, but found new scheduling gate '{gate}'");
+        errors.forbidden(&path.child("schedulingGates"), &detail);
+    }
     if !had.is_empty() {
         pod_spec::check_node_selector_additions(&spec, before, &path, errors);
         spec.node_selector.clone_from(&before.node_selector);
+        pod_spec::check_node_affinity_additions(&spec, before, &path, errors);
+        keep_node_affinity(&mut spec, before);
     }
     let ended_early = spec.termination_grace_period_seconds == Some(1)
         && before
@@ -121,83 +136,113 @@ pub(super) fn validate(new: &Pod, old: &Pod, errors: &mut ErrorList) {
     }
 }
 
-fn ended(status: &ContainerStatus) -> Option<i32> {
-    let ended = status.state.as_ref()?.terminated.as_ref()?;
-    Some(ended.exit_code)
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
 
-/// Checks that a container which is not to be restarted stays ended.
-fn check_transitions(
-    new: &[ContainerStatus],
-    old: &[ContainerStatus],
-    restart_policy: &str,
-    path: &Path,
-    errors: &mut ErrorList,
-) {
-    let mut now_of = HashMap::new();
-    for status in new {
-        now_of.entry(&status.name).or_insert(status);
+    use super::super::PodKind;
+    use super::*;
+    use crate::kind::Kind;
+
+    fn pod(spec: Value) -> Pod {
+        let mut pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "d"}, "spec": spec
+        }))
+        .unwrap();
+        PodKind::default(&mut pod);
+        pod
     }
-    for (index, before) in old.iter().enumerate() {
-        let Some(code) = ended(before) else {
-            continue;
+
+    fn told(new: &Pod, old: &Pod) -> Vec<String> {
+        let mut errors = ErrorList::default();
+        validate(new, old, &mut errors);
+        let all = errors.0.iter();
+        all.map(|error| format!("{}: {}", error.path, error.message))
+            .collect()
+    }
+
+    fn spec(more: Value) -> Value {
+        let mut spec = json!({"containers": [{"name": "c", "image": "x:1"}]});
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        spec
+    }
+
+    #[test]
+    fn images_and_deadlines_change_and_little_else() {
+        let old = pod(spec(json!({"activeDeadlineSeconds": 10})));
+        let image =
+            json!({"activeDeadlineSeconds": 5, "containers": [{"name": "c", "image": "y:1"}]});
+        assert_eq!(told(&pod(image), &old), Vec::<String>::new());
+        let place = "spec.activeDeadlineSeconds: Invalid value:";
+        assert_eq!(
+            told(&pod(spec(json!({"activeDeadlineSeconds": 11}))), &old),
+            [format!(
+                "{place} 11: must be less than or equal to previous value"
+            )]
+        );
+        let removed = told(&pod(spec(json!({}))), &old);
+        assert_eq!(
+            removed[0],
+            format!("{place} null: must not update from a positive integer to nil value")
+        );
+        let renamed =
+            json!({"activeDeadlineSeconds": 10, "containers": [{"name": "d", "image": "x:1"}]});
+        let renamed = told(&pod(renamed), &old);
+        assert_eq!(renamed.len(), 1, "{renamed:?}");
+        assert!(renamed[0].starts_with("spec: Forbidden: pod updates may not change fields"));
+    }
+
+    #[test]
+    fn a_pod_that_waits_may_ask_for_more_of_its_node() {
+        let affinity = |terms: Value| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}});
+        let expression = |key: &str| json!({"key": key, "operator": "Exists"});
+        let waiting = |more: Value| {
+            let mut spec = spec(more);
+            if let Some(spec) = spec.as_object_mut() {
+                spec.insert("schedulingGates".to_owned(), json!([{"name": "g"}]));
+            }
+            pod(spec)
         };
-        let stays = restart_policy == "Never" || restart_policy == "OnFailure" && code == 0;
-        let now = now_of.get(&before.name);
-        if stays && now.is_some_and(|now| ended(now).is_none()) {
-            let path = path.index(index).child("state");
-            let detail = "may not be transitioned to non-terminated state";
-            errors.forbidden(&path, detail);
-        }
+        let one = json!([{"matchExpressions": [expression("a")]}]);
+        let more = json!([{"matchExpressions": [expression("a"), expression("b")]}]);
+        let plain = waiting(json!({}));
+        let old = waiting(json!({"affinity": affinity(one.clone())}));
+        let wider = waiting(json!({"affinity": affinity(more)}));
+        assert_eq!(told(&old, &plain), Vec::<String>::new());
+        assert_eq!(told(&wider, &old), Vec::<String>::new());
+        let list = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+        assert_eq!(
+            told(&old, &wider),
+            [format!(
+                "{list}[0]: Invalid value: {{\"MatchExpressions\":[{{\"Key\":\"a\",\"Operator\":\"Exists\",\"Values\":null}}],\"MatchFields\":null}}: only additions are allowed (no mutations or deletions)"
+            )]
+        );
+        let two = json!([{"matchExpressions": [expression("a")]}, {"matchExpressions": [expression("c")]}]);
+        let found = told(&waiting(json!({"affinity": affinity(two)})), &old);
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].ends_with(
+                "no additions/deletions to non-empty NodeSelectorTerms list are allowed"
+            )
+        );
     }
-}
 
-/// Checks an update of the status.
-pub(super) fn validate_status(new: &Pod, old: &Pod, errors: &mut ErrorList) {
-    let path = Path::new("status");
-    let empty = PodStatus::default();
-    let (status, before) = (
-        new.status.as_ref().unwrap_or(&empty),
-        old.status.as_ref().unwrap_or(&empty),
-    );
-    for (index, condition) in status.conditions.iter().flatten().enumerate() {
-        if CONDITIONS.contains(&condition.type_.as_str()) {
-            continue;
-        }
-        for detail in names::qualified_name(&condition.type_) {
-            let path = path.child("conditions").index(index).child("Type");
-            errors.invalid(&path, &condition.type_, &detail);
-        }
+    #[test]
+    fn annotations_of_the_beginning_stay() {
+        let annotated = |value: Option<&str>| {
+            let mut pod = pod(spec(json!({})));
+            let key = "container.apparmor.security.beta.kubernetes.io/c".to_owned();
+            pod.metadata.annotations = value.map(|value| [(key, value.to_owned())].into());
+            pod
+        };
+        let (none, some) = (annotated(None), annotated(Some("unconfined")));
+        assert!(
+            told(&none, &some)[0]
+                .ends_with("Forbidden: may not remove or update AppArmor annotations")
+        );
+        assert!(told(&some, &none)[0].ends_with("Forbidden: may not add AppArmor annotations"));
+        assert_eq!(told(&some, &some), Vec::<String>::new());
     }
-    for (list, name) in [
-        (
-            status
-                .pod_ips
-                .iter()
-                .flatten()
-                .map(|ip| &ip.ip)
-                .collect::<Vec<_>>(),
-            "podIPs",
-        ),
-        (
-            status.host_ips.iter().flatten().map(|ip| &ip.ip).collect(),
-            "hostIPs",
-        ),
-    ] {
-        for (index, address) in list.into_iter().enumerate() {
-            addresses::check(address, &path.child(name).index(index), errors);
-        }
-    }
-    let policy = old
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.restart_policy.as_deref())
-        .unwrap_or("Always");
-    check_transitions(
-        status.container_statuses.as_deref().unwrap_or_default(),
-        before.container_statuses.as_deref().unwrap_or_default(),
-        policy,
-        &path.child("containerStatuses"),
-        errors,
-    );
 }

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     Toleration, TopologySpreadConstraint, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::Serialize;
 
 use crate::field::{ErrorList, Path};
 use crate::names;
@@ -337,6 +338,93 @@ pub(in crate::kinds) fn check_node_selector_additions(
     }
 }
 
+/// A term as Kubernetes prints it inside of messages: its internal type's own field names.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PrintedTerm<'a> {
+    match_expressions: Option<Vec<PrintedRequirement<'a>>>,
+    match_fields: Option<Vec<PrintedRequirement<'a>>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct PrintedRequirement<'a> {
+    key: &'a str,
+    operator: &'a str,
+    values: Option<&'a Vec<String>>,
+}
+
+impl<'a> From<&'a NodeSelectorTerm> for PrintedTerm<'a> {
+    fn from(term: &'a NodeSelectorTerm) -> Self {
+        let print = |all: &'a Option<Vec<NodeSelectorRequirement>>| {
+            let print = |requirement: &'a NodeSelectorRequirement| PrintedRequirement {
+                key: &requirement.key,
+                operator: &requirement.operator,
+                values: requirement.values.as_ref(),
+            };
+            all.as_ref()
+                .map(|all| all.iter().map(print).collect::<Vec<_>>())
+        };
+        Self {
+            match_expressions: print(&term.match_expressions),
+            match_fields: print(&term.match_fields),
+        }
+    }
+}
+
+/// Whether a term asks for all that another did, and perhaps for more. One that asked for nothing, and so matched nothing,
+/// stays.
+fn is_narrower(new: &NodeSelectorTerm, old: &NodeSelectorTerm) -> bool {
+    fn all(list: &Option<Vec<NodeSelectorRequirement>>) -> &[NodeSelectorRequirement] {
+        list.as_deref().unwrap_or_default()
+    }
+    let (expressions, fields) = (all(&new.match_expressions), all(&new.match_fields));
+    let (old_expressions, old_fields) = (all(&old.match_expressions), all(&old.match_fields));
+    let was_empty = old_expressions.is_empty() && old_fields.is_empty();
+    let is_empty = expressions.is_empty() && fields.is_empty();
+    (!was_empty || is_empty)
+        && expressions.starts_with(old_expressions)
+        && fields.starts_with(old_fields)
+}
+
+/// Checks that an update of a gated pod only narrows what it asks of its node.
+pub(in crate::kinds) fn check_node_affinity_additions(
+    new: &PodSpec,
+    old: &PodSpec,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    fn terms(spec: &PodSpec) -> &[NodeSelectorTerm] {
+        let affinity = spec.affinity.as_ref();
+        let nodes = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
+        let required = nodes.and_then(|nodes| {
+            nodes
+                .required_during_scheduling_ignored_during_execution
+                .as_ref()
+        });
+        required
+            .map(|required| required.node_selector_terms.as_slice())
+            .unwrap_or_default()
+    }
+    let (now, before) = (terms(new), terms(old));
+    if before.is_empty() {
+        return;
+    }
+    let path = path.child("affinity").child("nodeAffinity");
+    let path = path.child(REQUIRED).child("nodeSelectorTerms");
+    if now.len() != before.len() {
+        let printed: Vec<PrintedTerm<'_>> = now.iter().map(PrintedTerm::from).collect();
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        return errors.invalid(&path, printed, detail);
+    }
+    for (index, (now, before)) in now.iter().zip(before).enumerate() {
+        if !is_narrower(now, before) {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            errors.invalid(&path.index(index), PrintedTerm::from(now), detail);
+        }
+    }
+}
+
 /// Checks how evenly pods are to be spread.
 pub(super) fn validate_spreading(
     constraints: &[TopologySpreadConstraint],
@@ -424,91 +512,4 @@ pub(super) fn validate_all_gates(spec: &PodSpec, path: &Path, errors: &mut Error
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn messages(errors: ErrorList) -> Vec<String> {
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
-    }
-
-    fn affinity(value: Value) -> Vec<String> {
-        let affinity: Affinity = serde_json::from_value(value).unwrap();
-        let mut errors = ErrorList::default();
-        validate_affinity(Some(&affinity), &Path::new("a"), &mut errors);
-        messages(errors)
-    }
-
-    #[test]
-    fn keys_that_are_followed_are_asked_for_once() {
-        let term = |term: Value| affinity(json!({"podAffinity": {REQUIRED: [term]}}));
-        let place = format!("a.podAffinity.{REQUIRED}[0]");
-        let both = term(json!({
-            "topologyKey": "z", "labelSelector": {"matchLabels": {"x": "1"}},
-            "matchLabelKeys": ["k", "x", "/"], "mismatchLabelKeys": ["k"]
-        }));
-        assert_eq!(both.len(), 4, "{both:?}");
-        assert!(both[0].starts_with(&format!("{place}.matchLabelKeys[2]: ")));
-        assert_eq!(
-            both[3],
-            format!(
-                "{place}.matchLabelKeys[0]: Invalid value: \"k\": exists in both matchLabelKeys and mismatchLabelKeys"
-            )
-        );
-        let merged = term(json!({
-            "topologyKey": "z", "matchLabelKeys": ["k"],
-            "labelSelector": {
-                "matchLabels": {"k": "1"},
-                "matchExpressions": [{"key": "k", "operator": "In", "values": ["1"]}]
-            }
-        }));
-        assert_eq!(
-            merged,
-            [format!(
-                "{place}: Invalid value: \"k\": exists in both matchLabelKeys and labelSelector"
-            )
-            .replace("[0]: ", "[0][0]: ")]
-        );
-        let alone = term(json!({"topologyKey": "z", "mismatchLabelKeys": ["k"]}));
-        assert_eq!(
-            alone,
-            [format!(
-                "{place}.mismatchLabelKeys: Forbidden: must not be specified when labelSelector is not set"
-            )]
-        );
-    }
-
-    #[test]
-    fn a_preference_may_ask_for_any_value() {
-        let node = |value: &str| {
-            let term = json!({"matchExpressions": [
-                {"key": "k", "operator": "In", "values": [value]}
-            ]});
-            affinity(json!({"nodeAffinity": {
-                REQUIRED: {"nodeSelectorTerms": [term]},
-                PREFERRED: [{"weight": 1, "preference": term}]
-            }}))
-        };
-        assert!(node("a").is_empty());
-        let told = node("a b");
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].contains("nodeSelectorTerms[0].matchExpressions[0].values[0]"));
-    }
-
-    #[test]
-    fn tolerations_compare_for_equality_alone() {
-        let told = |operator: &str| {
-            let toleration = json!([{"key": "k", "operator": operator, "value": "1"}]);
-            let tolerations: Vec<Toleration> = serde_json::from_value(toleration).unwrap();
-            let mut errors = ErrorList::default();
-            validate_tolerations(&tolerations, &Path::new("t"), &mut errors);
-            messages(errors)
-        };
-        assert!(told("Equal").is_empty() && told("").is_empty());
-        assert!(told("Gt")[0].ends_with("\"Equal\", \"Exists\", \"Lt\", \"Gt\""));
-        assert!(told("x")[0].ends_with("supported values: \"Equal\", \"Exists\""));
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{EnvVar, NodeSelectorTerm, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
+use super::annotations::{APP_ARMOR, POD_SECCOMP, SECCOMP};
 use super::every::{AnyContainer, all_containers};
 use crate::field::Path;
 use crate::kinds::addresses;
@@ -17,10 +18,6 @@ use crate::quantity::Quantity;
 /// Warnings beyond these are not told: the headers that carry them have room for less.
 const MAX_WARNINGS: usize = 100;
 
-/// Before the name of a container, in annotations that have become fields.
-const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
-const SECCOMP: &str = "container.seccomp.security.alpha.kubernetes.io/";
-const POD_SECCOMP: &str = "seccomp.security.alpha.kubernetes.io/pod";
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 

@@ -26,22 +26,21 @@ struct Same<'a> {
 impl<'a> Same<'a> {
     /// The places that another clashes with, in their order.
     fn clashes(&self, host_port: i32, host_ip: &str) -> Vec<usize> {
-        let none = Vec::new();
-        let on_port = |port: i32| self.by_port.get(&port).unwrap_or(&none);
-        let at = |address: &str| {
-            let found = self.by_address.get(&(host_port, address));
-            found.unwrap_or(&none)
-        };
+        fn indices(list: Option<&Vec<usize>>) -> impl Iterator<Item = usize> {
+            list.into_iter().flatten().copied().take(MAX_WARNINGS)
+        }
+        let on_port = |port: i32| indices(self.by_port.get(&port));
         let mut found: Vec<usize> = Vec::new();
         match (host_port, host_ip) {
             (0, _) => found.extend(0..self.places.len().min(MAX_WARNINGS)),
             (_, "") => {
-                found.extend(on_port(0).iter().take(MAX_WARNINGS));
-                found.extend(on_port(host_port).iter().take(MAX_WARNINGS));
+                found.extend(on_port(0));
+                found.extend(on_port(host_port));
             }
             (_, address) => {
-                for list in [on_port(0), at(address), at("")] {
-                    found.extend(list.iter().take(MAX_WARNINGS));
+                found.extend(on_port(0));
+                for address in [address, ""] {
+                    found.extend(indices(self.by_address.get(&(host_port, address))));
                 }
             }
         }

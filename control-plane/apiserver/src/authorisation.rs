@@ -124,10 +124,48 @@ pub(crate) fn check_request(
     user: &Identity,
 ) -> Result<(), StatusError> {
     let attributes = info.attributes(user);
-    match node::selects_own_pods(&attributes, info.selected("spec.nodeName")) {
-        true => Ok(()),
-        false => check(authorisation, &attributes),
+    if !node::selects_own_pods(&attributes, info.selected("spec.nodeName")) {
+        check(authorisation, &attributes)?;
     }
+    match attributes.target {
+        Target::Resource {
+            group: "",
+            resource: "pods",
+            subresource,
+            ..
+        } if attributes.verb == "get" && COMMANDS.contains(&subresource) => {
+            check_create(authorisation, &attributes)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What of pods does more than to read, also where it is asked for by GET, which WebSockets begin with.
+const COMMANDS: [&str; 3] = ["attach", "exec", "portforward"];
+
+/// Refuses a request that comes to creating something, whatever its own verb is, to who may not create that. Kubernetes says
+/// no more here than why.
+pub(crate) fn check_create(
+    authorizer: &dyn Authorizer,
+    attributes: &Attributes<'_>,
+) -> Result<(), StatusError> {
+    let creation = Attributes {
+        verb: "create",
+        ..*attributes
+    };
+    let reason = match authorizer.authorize(&creation) {
+        Decision::Allow => return Ok(()),
+        Decision::Deny(reason) | Decision::NoOpinion(reason) => reason,
+    };
+    Err(match attributes.target {
+        Target::Path(_) => forbidden(&creation, &reason),
+        Target::Resource {
+            group,
+            resource,
+            name,
+            ..
+        } => StatusError::forbidden_resource(group, resource, name, &reason),
+    })
 }
 
 /// The authorizers of a server, in their order.

@@ -292,6 +292,17 @@ impl ApiServer {
             );
             return answered(refused.into_http(), answering);
         }
+        let acting = match is_grpc {
+            true => Ok(known.clone()),
+            false => self.acting(&self.parsed(&request), request.headers(), &known),
+        };
+        let acting = match acting {
+            Ok(acting) => acting,
+            Err(refused) => {
+                let refused = Answer::error(&shortened(&refused)).into_response();
+                return answered(refused, answering);
+            }
+        };
         let mut _held = None;
         if !is_grpc && takes_a_body(request.method()) {
             let standing = Standing::of(&known);
@@ -306,7 +317,7 @@ impl ApiServer {
                 Err(error) => return answered(Answer::error(&error).into_response(), answering),
             }
         }
-        request.extensions_mut().insert(known);
+        request.extensions_mut().insert(acting);
         request.extensions_mut().insert(Peer::clone(&caller.peer));
         let response = match router.oneshot(request).await {
             Ok(response) => response,
@@ -372,6 +383,19 @@ impl ApiServer {
         RequestInfo::of(request, self.inner.api.registry.load_full())
     }
 
+    /// Whom a request is to be answered as: whoever its headers ask for, where its user may be them.
+    fn acting(
+        &self,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+        identity: &Identity,
+    ) -> Result<Identity, StatusError> {
+        let authorisation = &self.inner.api.authorisation;
+        let asked = info.attributes(identity);
+        let other = impersonated(&**authorisation, headers, &asked)?;
+        Ok(other.unwrap_or_else(|| identity.clone()))
+    }
+
     /// Whom a request is answered as; refuses what they may not ask for, before anything of it is done.
     fn admitted<B>(
         &self,
@@ -380,9 +404,7 @@ impl ApiServer {
         identity: &Identity,
     ) -> Result<Identity, StatusError> {
         let authorisation = &self.inner.api.authorisation;
-        let asked = info.attributes(identity);
-        impersonated(&**authorisation, request.headers(), &asked)
-            .map(|other| other.unwrap_or_else(|| identity.clone()))
+        self.acting(info, request.headers(), identity)
             .and_then(|user| {
                 authorisation::check_request(authorisation, info, &user).map(|()| user)
             })

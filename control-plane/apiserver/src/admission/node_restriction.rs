@@ -13,9 +13,11 @@ use serde_json::Value;
 
 use super::{Attributes, Operation, Plugin, stored};
 use crate::authorisation::node::node_name;
+use crate::authorisation::{Attributes as Asked, Authorizer, Decision, Target};
 use crate::context::{Context, meta};
 
-pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Marks a pod that shows what a node runs by itself.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 const LEASES: &str = "kube-node-lease";
 /// Annotations that the servers write.
 const OWN_DOMAIN: &str = "gantry.io/";
@@ -276,7 +278,9 @@ fn of_new_pod(context: &Context<'_>, node: &str, pod: &Value) -> Option<String> 
             "node {node} UID mismatch: expected {uid} got {named}"
         ));
     }
-    let what = references(&pod["spec"])?;
+    let found = references(&pod["spec"]);
+    let mut kinds = REFERENCES.iter().map(|(_, what)| *what);
+    let what = kinds.find(|what| found.contains(what))?;
     Some(format!(
         "node {node:?} can not create pods that reference {what}"
     ))
@@ -286,42 +290,48 @@ fn node_uid(context: &Context<'_>, node: &str) -> Option<String> {
     stored::<Node>(context, "", "nodes", "", node)?.metadata.uid
 }
 
-/// What else a pod refers to, if anything: by the names of the fields that refer, wherever they are.
-fn references(spec: &Value) -> Option<&'static str> {
-    const REFERENCES: &[(&str, &str)] = &[
-        ("secret", "secrets"),
-        ("secretName", "secrets"),
-        ("secretRef", "secrets"),
-        ("secretKeyRef", "secrets"),
-        ("nodePublishSecretRef", "secrets"),
-        ("imagePullSecrets", "secrets"),
-        ("configMap", "configmaps"),
-        ("configMapRef", "configmaps"),
-        ("configMapKeyRef", "configmaps"),
-        ("persistentVolumeClaim", "persistentvolumeclaims"),
-        ("ephemeral", "persistentvolumeclaims"),
-        ("resourceClaims", "resourceclaims"),
-        ("serviceAccountName", "a service account"),
-        ("serviceAccountToken", "a service account"),
-        ("clusterTrustBundle", "clustertrustbundles"),
-    ];
-    let mut rest = vec![spec];
+/// See [`REFERENCES`].
+pub(super) const SECRETS: &str = "secrets";
+const ACCOUNT: &str = "a service account";
+/// Fields that refer to something else, wherever they are, and to what; those are told of in this order.
+const REFERENCES: &[(&str, &str)] = &[
+    ("serviceAccountName", ACCOUNT),
+    ("serviceAccountToken", ACCOUNT),
+    ("secret", SECRETS),
+    ("secretName", SECRETS),
+    ("secretRef", SECRETS),
+    ("secretKeyRef", SECRETS),
+    ("nodePublishSecretRef", SECRETS),
+    ("imagePullSecrets", SECRETS),
+    ("configMap", "configmaps"),
+    ("configMapRef", "configmaps"),
+    ("configMapKeyRef", "configmaps"),
+    ("persistentVolumeClaim", "persistentvolumeclaims"),
+    ("ephemeral", "persistentvolumeclaims"),
+    ("resourceClaims", "resourceclaims"),
+    ("clusterTrustBundle", "clustertrustbundles"),
+];
+
+/// What else a pod refers to.
+pub(super) fn references(spec: &Value) -> BTreeSet<&'static str> {
+    let (mut found, mut rest) = (BTreeSet::new(), vec![spec]);
     while let Some(value) = rest.pop() {
         match value {
             Value::Object(members) => {
-                let named = |(field, _): &&(&str, &str)| {
-                    members.get(*field).is_some_and(|value| !value.is_null())
+                let says = |field: &str| match members.get(field) {
+                    None | Some(Value::Null) => false,
+                    Some(Value::Array(items)) => !items.is_empty(),
+                    Some(_) => true,
                 };
-                if let Some((_, what)) = REFERENCES.iter().find(named) {
-                    return Some(*what);
-                }
+                let named = REFERENCES.iter().filter(|(field, _)| says(field));
+                found.extend(named.map(|(_, what)| *what));
                 rest.extend(members.values());
             }
             Value::Array(items) => rest.extend(items),
             _ => {}
         }
     }
-    None
+    found
 }
 
 /// Refuses a token that a node asks for, unless it is bound to a pod of the node and for an audience that the pod names. The
@@ -377,19 +387,35 @@ fn wrong_token(context: &Context<'_>, node: &str, asked: &TokenRequest) -> Optio
         .map(|token| token.audience.as_deref().unwrap_or_default())
         .collect();
     let audiences = spec.and_then(|spec| spec.audiences.as_deref());
-    let audiences = audiences.unwrap_or_default().iter().map(String::as_str);
-    let mut audiences: Vec<&str> = audiences.collect();
-    if audiences.is_empty() {
-        audiences.push("");
-    }
-    let other = audiences
-        .into_iter()
-        .find(|audience| !named.contains(audience));
-    other.map(|audience| {
+    let audience = match audiences.unwrap_or_default() {
+        [] => "",
+        [one] => one.as_str(),
+        _ => return Some("node may only request 0 or 1 audiences".to_owned()),
+    };
+    (!named.contains(audience) && !may_ask_for(context, audience)).then(|| {
+        let user = &context.identity.user;
         format!(
-            "audience {audience:?} not found in pod spec volume, {node} is not authorized to request tokens for audience {audience:?}"
+            "audience {audience:?} not found in pod spec volume, {user} is not authorized to request tokens for this audience"
         )
     })
+}
+
+/// Whether a role lets a node ask for tokens of this audience of the path's account, though no pod names it: registries are
+/// shown such tokens.
+fn may_ask_for(context: &Context<'_>, audience: &str) -> bool {
+    let asked = Asked {
+        user: context.identity,
+        verb: "request-serviceaccounts-token-audience",
+        target: Target::Resource {
+            group: "",
+            version: "v1",
+            resource: audience,
+            subresource: "",
+            namespace: context.namespace().unwrap_or_default(),
+            name: context.name(),
+        },
+    };
+    context.api.authorisation.authorize(&asked) == Decision::Allow
 }
 
 #[cfg(test)]

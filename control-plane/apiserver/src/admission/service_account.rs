@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
     ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 
-use super::node_restriction::MIRROR;
+use super::node_restriction::{MIRROR, SECRETS, references};
 use super::{Attributes, Plugin};
 use crate::context::Context;
 use crate::verbs::create::random_suffix;
@@ -52,7 +52,13 @@ impl Plugin for ServiceAccount {
         let annotations = pod.metadata.annotations.as_ref();
         if annotations.is_some_and(|all| all.contains_key(MIRROR)) {
             // It shows what a node runs by itself, which has no account.
-            return Ok(());
+            return match mirrors_too_much(pod) {
+                Some(why) => {
+                    let name = pod.metadata.name.as_deref().unwrap_or_default();
+                    Err(StatusError::forbidden(attributes.info(), name, why))
+                }
+                None => Ok(()),
+            };
         }
         let pod_name = pod.metadata.name.as_deref().unwrap_or_default().to_owned();
         // Validation says what is missing of a pod without one.
@@ -95,6 +101,25 @@ impl Plugin for ServiceAccount {
         }
         Ok(())
     }
+}
+
+/// What a mirror pod must not refer to, if it does: who lets a node have something by it would let every node have it.
+fn mirrors_too_much(pod: &Pod) -> Option<&'static str> {
+    let spec = pod.spec.as_ref()?;
+    let accounts = [&spec.service_account_name, &spec.service_account];
+    if accounts.into_iter().flatten().any(|name| !name.is_empty()) {
+        return Some("a mirror pod may not reference service accounts");
+    }
+    let written = serde_json::to_value(spec).unwrap_or_default();
+    if references(&written).contains(SECRETS) {
+        return Some("a mirror pod may not reference secrets");
+    }
+    let volumes = spec.volumes.iter().flatten();
+    let sources = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref());
+    let mut sources = sources.flatten();
+    sources
+        .any(|source| source.service_account_token.is_some())
+        .then_some("a mirror pod may not use ServiceAccountToken volume projections")
 }
 
 /// A service account. The default one of a namespace that was just created comes in a moment: it is waited for.

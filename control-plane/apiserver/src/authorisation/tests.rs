@@ -162,6 +162,64 @@ async fn a_list_of_one_name_needs_no_more_than_that_name() {
 }
 
 #[tokio::test]
+async fn who_may_read_a_command_must_be_allowed_to_begin_it() {
+    let cluster = Cluster::new().await;
+    let (reader, worker) = (user("reader"), user("worker"));
+    let rule = |verbs: &[&str]| json!({"apiGroups": ["*"], "resources": ["*"], "verbs": verbs});
+    grant(&cluster, "reads", rule(&["get", "list", "watch"]), "reader").await;
+    grant(&cluster, "works", rule(&["get", "create"]), "worker").await;
+    let pod = "/api/v1/namespaces/default/pods/p";
+    for part in ["exec?command=sh", "attach", "portforward"] {
+        let uri = format!("{pod}/{part}");
+        assert!(!cluster.may(&reader, Method::GET, &uri), "{uri}");
+        assert!(!cluster.may(&reader, Method::POST, &uri), "{uri}");
+        assert!(cluster.may(&worker, Method::GET, &uri), "{uri}");
+    }
+    for part in ["log", "status", "proxy/x"] {
+        let uri = format!("{pod}/{part}");
+        assert!(cluster.may(&reader, Method::GET, &uri), "{uri}");
+    }
+    let exec = format!("{pod}/exec?command=sh");
+    let (status, answer) = cluster.send(Method::GET, &exec, &json!({}), reader).await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (403, Some("pods \"p\" is forbidden: "))
+    );
+}
+
+#[tokio::test]
+async fn who_may_only_update_creates_nothing_by_it() {
+    let cluster = Cluster::new().await;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let group = "coordination.k8s.io";
+    let rule =
+        |verbs: &[&str]| json!({"apiGroups": [group], "resources": ["leases"], "verbs": verbs});
+    grant(&cluster, "u", rule(&["update"]), "updater").await;
+    let named = json!({
+        "apiGroups": [group], "resources": ["leases"], "resourceNames": ["mine"],
+        "verbs": ["create", "update"],
+    });
+    grant(&cluster, "c", named, "creator").await;
+    let put = async |name: &str, who: &str| {
+        let body = json!({"metadata": {"name": name}, "spec": {"holderIdentity": who}});
+        let path = format!("{leases}/{name}");
+        cluster.send(Method::PUT, &path, &body, user(who)).await
+    };
+    let (status, answer) = put("mine", "updater").await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            403,
+            Some("leases.coordination.k8s.io \"mine\" is forbidden: ")
+        )
+    );
+    let (status, answer) = put("mine", "creator").await;
+    assert_eq!(status, 201, "{answer}");
+    let (status, answer) = put("mine", "updater").await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test]
 async fn a_namespace_is_in_itself() {
     let cluster = Cluster::new().await;
     let binding = json!({

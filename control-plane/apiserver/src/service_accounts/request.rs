@@ -3,7 +3,7 @@
 use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
-use gantry_api::status::StatusError;
+use gantry_api::status::{Details, StatusError};
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest};
 use serde_json::json;
@@ -21,6 +21,7 @@ const KIND: &str = "TokenRequest";
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
     context.write_options("CreateOptions")?;
     let asked: TokenRequest = request(&context.body, KIND)?;
+    node_restriction::admit_token(context, &asked)?;
     let (namespace, name) = (context.namespace().unwrap_or_default(), context.name());
     must_match("name", asked.metadata.name.as_deref(), name, name)?;
     must_match(
@@ -31,20 +32,22 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     )?;
     // The account itself is the one of the path.
     context.current()?;
-    node_restriction::admit_token(context, &asked)?;
     let accounts = &context.api.service_accounts;
     let account = accounts
         .known("serviceaccounts", namespace, name)
         .ok_or_else(|| StatusError::not_found(context.resource.info(), name))?;
+    let uid = account.metadata.uid;
+    must_be_meant(asked.metadata.uid.as_deref(), &uid, name)?;
+    let seconds = asked.spec.as_ref().and_then(|spec| spec.expiration_seconds);
+    let seconds = seconds.unwrap_or(LIFE);
+    check_life(seconds)?;
     let spec = asked.spec.unwrap_or_default();
     let audiences = spec.audiences.filter(|audiences| !audiences.is_empty());
-    let seconds = spec.expiration_seconds.unwrap_or(LIFE);
-    check_life(seconds)?;
     let mut wanted = Wanted {
         namespace: namespace.to_owned(),
         account: ObjectId {
             name: name.to_owned(),
-            uid: account.metadata.uid,
+            uid: uid.clone(),
         },
         audiences: audiences.unwrap_or_else(|| accounts.audiences()),
         seconds,
@@ -56,6 +59,7 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     let mut metadata = serde_json::to_value(&asked.metadata).unwrap_or_default();
     *metadata.member(&["name"]) = json!(name);
     *metadata.member(&["namespace"]) = json!(namespace);
+    *metadata.member(&["uid"]) = json!(uid);
     *metadata.member(&["creationTimestamp"]) = json!(context.api.clock.stamp());
     let spec = json!({
         "audiences": wanted.audiences,
@@ -91,6 +95,24 @@ fn must_match(
     let why = format!("must match the service account {field} if specified");
     errors.invalid(&Path::new("metadata").child(field), said, &why);
     Err(StatusError::invalid_kind(GROUP, KIND, account, errors))
+}
+
+/// Refuses a token for another account than the one that is meant, which may have been deleted and made anew.
+fn must_be_meant(meant: Option<&str>, uid: &str, account: &str) -> Result<(), StatusError> {
+    let meant = meant.unwrap_or_default();
+    if meant.is_empty() || meant == uid {
+        return Ok(());
+    }
+    let message = format!(
+        "Operation cannot be fulfilled on {KIND}.{GROUP} \"{account}\": the UID in the token request ({meant}) does not match the UID of the service account ({uid})"
+    );
+    let details = Details {
+        name: account.to_owned(),
+        group: GROUP.to_owned(),
+        kind: KIND.to_owned(),
+        ..Details::default()
+    };
+    Err(StatusError::new(409, "Conflict", message, Some(details)))
 }
 
 fn check_life(seconds: i64) -> Result<(), StatusError> {

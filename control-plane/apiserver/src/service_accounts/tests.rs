@@ -175,8 +175,7 @@ async fn a_token_stands_for_its_account_while_it_lasts() {
     let world = World::new().await;
     let (_, answer) = world.ask(json!({})).await;
     assert_eq!(answer["kind"], "TokenRequest");
-    let metadata =
-        json!({"name": "sa", "namespace": "default", "creationTimestamp": "2026-01-01T00:00:00Z"});
+    let metadata = json!({"name": "sa", "namespace": "default", "uid": "sa-1", "creationTimestamp": "2026-01-01T00:00:00Z"});
     assert_eq!(answer["metadata"], metadata);
     let spec = json!({"audiences": [ISSUER], "expirationSeconds": 3600, "boundObjectRef": null});
     assert_eq!(answer["spec"], spec);
@@ -354,6 +353,21 @@ async fn nodes_and_secrets_bind_too_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn who_means_an_account_of_before_gets_no_token_of_the_one_that_is_there() {
+    let world = World::new().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/sa/token";
+    let meaning = |uid: &str| json!({"metadata": {"uid": uid}});
+    assert_eq!(world.call(Method::POST, path, meaning("sa-1")).await.0, 201);
+    let (status, answer) = world.call(Method::POST, path, meaning("sa-0")).await;
+    let message = "Operation cannot be fulfilled on TokenRequest.authentication.k8s.io \"sa\": the UID in the token request (sa-0) does not match the UID of the service account (sa-1)";
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (409, Some(message)),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
 async fn a_node_has_the_tokens_that_its_own_pods_name() {
     let world = World::new().await;
     world.pod(None).await;
@@ -418,6 +432,12 @@ async fn a_secrets_token_counts_while_the_secret_holds_it() {
     );
     world.later(10 * 365 * 24 * 3600);
     assert!(world.accounts.identity(&token).is_some(), "it does not end");
+    let mut marked = secret(&token);
+    marked["metadata"]["labels"] =
+        json!({"kubernetes.io/legacy-token-invalid-since": "2026-01-01"});
+    world.put("secrets", "t", marked).await;
+    let error = world.review(&token, &[]).await["error"].to_string();
+    assert!(error.contains("has been marked invalid"), "{error}");
     let next = server
         .secret_token("default", "t", "sa", "sa-1")
         .expect("signed");

@@ -19,6 +19,8 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+/// The label of a Secret whose token counts no longer.
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 /// Asking the other servers takes a round among them.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Tokens of which that is remembered, at most.
@@ -160,6 +162,16 @@ impl ServiceAccounts {
             uid: claims.account_uid.clone(),
         };
         self.exists("serviceaccounts", "service account", namespace, &id)?;
+        let invalid_since = &secret["metadata"]["labels"][INVALID_SINCE];
+        if invalid_since
+            .as_str()
+            .is_some_and(|since| !since.is_empty())
+        {
+            let name = &claims.secret;
+            return invalid(format!(
+                "the token in secret {namespace}/{name} for service account {namespace}/{account} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
+            ));
+        }
         Ok(Verified {
             identity: identity(namespace, account, &claims.account_uid),
             audiences,

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::create::{check_namespace, create_decoded};
 use super::write::{Write, swap};
+use crate::authorisation::{Attributes, Target, check_create};
 use crate::context::{Context, meta};
 use crate::heavy::Turn;
 use crate::registry::Resource;
@@ -43,12 +44,31 @@ pub(crate) async fn update(
         && scope == WriteScope::Main
         && context.api.store.get(&context.key()).is_none()
     {
+        may_create(context)?;
         return create_decoded(context, options, turn, object, decoded.warnings).await;
     }
     let write = Write::update(scope, options.dry_run);
     let written = swap(context, write, Some(turn), |_| Ok(object.clone())).await;
     let answer = written.map(|written| written.answer());
     Ok(Answer::of(answer).with_warnings(decoded.warnings))
+}
+
+/// Refuses a PUT that would create an object to who may update objects and not create them.
+fn may_create(context: &Context<'_>) -> Result<(), StatusError> {
+    let info = context.resource.info();
+    let attributes = Attributes {
+        user: context.identity,
+        verb: "update",
+        target: Target::Resource {
+            group: &info.group,
+            version: &info.version,
+            resource: &info.plural,
+            subresource: "",
+            namespace: context.namespace().unwrap_or_default(),
+            name: context.name(),
+        },
+    };
+    check_create(&*context.api.authorisation, &attributes)
 }
 
 /// Refuses an object of another name than the path has.

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::authorisation::tests::{Cluster, administrator, node};
+use crate::authorisation::tests::{Cluster, administrator, grant, node};
 
 const NODES: &str = "/api/v1/nodes";
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -97,6 +97,42 @@ async fn a_node_says_nothing_of_pods_that_are_not_bound_to_it() {
 }
 
 #[tokio::test]
+async fn a_node_has_tokens_for_what_its_pods_or_a_role_name() {
+    let cluster = Cluster::new().await;
+    let container = json!([{"name": "c", "image": "i"}]);
+    let pod = json!({
+        "metadata": {"name": "p"}, "spec": {"nodeName": "one", "containers": container},
+    });
+    let pod = cluster.create(PODS, pod).await;
+    let ask = async |audiences: &[&str], uid: &Value| {
+        let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid});
+        let body = json!({"spec": {"audiences": audiences, "boundObjectRef": bound}});
+        let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+        let (status, answer) = cluster.send(Method::POST, path, &body, node("one")).await;
+        let message = answer["message"].as_str().unwrap_or_default();
+        (status, message.to_owned())
+    };
+    let uid = &pod["metadata"]["uid"];
+    assert_eq!(ask(&[], uid).await, (201, String::new()));
+    let (status, message) = ask(&[], &json!("another")).await;
+    assert_eq!(status, 403, "{message}");
+    let (status, message) = ask(&["a", "b"], uid).await;
+    assert_eq!(status, 403);
+    assert!(message.ends_with("node may only request 0 or 1 audiences"));
+    let refused = (
+        403,
+        "serviceaccounts \"default\" is forbidden: audience \"registry\" not found in pod spec volume, system:node:one is not authorized to request tokens for this audience".to_owned(),
+    );
+    assert_eq!(ask(&["registry"], uid).await, refused);
+    let rule = json!({
+        "apiGroups": [""], "resources": ["registry"],
+        "verbs": ["request-serviceaccounts-token-audience"],
+    });
+    grant(&cluster, "registry", rule, "system:node:one").await;
+    assert_eq!(ask(&["registry"], uid).await, (201, String::new()));
+}
+
+#[tokio::test]
 async fn a_node_makes_mirror_pods_alone() {
     let cluster = Cluster::new().await;
     let made = cluster
@@ -135,16 +171,29 @@ async fn a_node_makes_mirror_pods_alone() {
     refused(&cluster, Method::POST, PODS, unowned).await;
     let stranger = pod(&|pod| set(pod, "/metadata/ownerReferences/0/uid", json!("x")));
     refused(&cluster, Method::POST, PODS, stranger).await;
-    let env = json!([{"secretRef": {"name": "s"}}]);
-    let reads = pod(&|pod| {
-        let container = json!({"name": "c", "image": "i", "envFrom": env});
-        set(pod, "/spec/containers/0", container);
-    });
+    let reading = |env: Value| {
+        pod(&|pod| {
+            let container = json!({"name": "c", "image": "i", "envFrom": [env.clone()]});
+            set(pod, "/spec/containers/0", container);
+        })
+    };
+    let maps = reading(json!({"configMapRef": {"name": "m"}}));
     assert!(
-        refused(&cluster, Method::POST, PODS, reads)
+        refused(&cluster, Method::POST, PODS, maps)
             .await
-            .ends_with("can not create pods that reference secrets")
+            .ends_with("can not create pods that reference configmaps")
     );
+    let secrets = reading(json!({"secretRef": {"name": "s"}}));
+    assert!(
+        refused(&cluster, Method::POST, PODS, secrets.clone())
+            .await
+            .ends_with("a mirror pod may not reference secrets")
+    );
+    // Whoever makes one: it is a way to have what a node has.
+    let (status, answer) = cluster
+        .send(Method::POST, PODS, &secrets, administrator())
+        .await;
+    assert_eq!(status, 403, "{answer}");
     let (status, body) = cluster
         .send(Method::POST, PODS, &pod(&|_| {}), node("one"))
         .await;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::admission::node_restriction::MIRROR;
+
 /// Beside pods themselves: what they name in their own namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Thing {
@@ -39,7 +41,12 @@ impl Graph {
         let (Some(pod), Some(node)) = (pod, node.filter(|node| !node.is_empty())) else {
             return;
         };
-        let mut named = named(pod);
+        // A node writes mirror pods itself: one that names something gives it nothing.
+        let is_mirror = !pod["metadata"]["annotations"][MIRROR].is_null();
+        let mut named = match is_mirror {
+            true => HashSet::new(),
+            false => named(pod),
+        };
         named.insert((Thing::Pod, name.to_string()));
         let counts = self.nodes.entry(node.to_owned()).or_default();
         let counts = counts.entry(namespace.clone()).or_default();

@@ -34,8 +34,13 @@ pub const DEADLINE: Duration = Duration::from_secs(90);
 pub struct Cluster {
     host: Host,
     directory: tempfile::TempDir,
+    /// The data directory's name in there.
+    data: &'static str,
     process: Option<Child>,
 }
+
+/// The name of a data directory that nobody wants another of.
+const DATA: &str = "data";
 
 /// The `gantry` binary of this build.
 pub fn gantry() -> Result<PathBuf> {
@@ -104,11 +109,22 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// As [`Cluster::start`], with a data directory of this name.
+    pub fn start_in(name: &'static str) -> Result<Self> {
+        let mut cluster = Self::not_yet()?;
+        cluster.data = name;
+        let kubeconfig = cluster.data_dir().join("admin.kubeconfig");
+        std::os::unix::fs::symlink(kubeconfig, cluster.kubeconfig())?;
+        cluster.up()?;
+        Ok(cluster)
+    }
+
     /// A machine on which a cluster is yet to be started. Needs root.
     pub fn not_yet() -> Result<Self> {
         Ok(Self {
             host: Host::new()?,
             directory: tempfile::tempdir().context("making a data directory")?,
+            data: DATA,
             process: None,
         })
     }
@@ -124,11 +140,15 @@ impl Cluster {
 
     /// Where the cluster keeps its state.
     pub fn data_dir(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.directory.path().join(self.data)
     }
 
+    /// KUBECONFIG is a list, which a colon in a name divides: what has such a name has another.
     fn kubeconfig(&self) -> PathBuf {
-        self.data_dir().join("admin.kubeconfig")
+        match self.data {
+            DATA => self.data_dir().join("admin.kubeconfig"),
+            _ => self.directory.path().join("kubeconfig"),
+        }
     }
 
     /// Starts `gantry up` and waits until the node is Ready.

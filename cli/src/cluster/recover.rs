@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use gantry_server::Restore;
 
-use super::{Place, daemon, default_node_name};
+use super::{Place, daemon, default_node_name, place};
 use crate::output;
 use crate::verbs::backup::describe;
 
@@ -83,7 +83,7 @@ pub(crate) async fn restore(
 fn next(data_dir: &Path) -> String {
     let named = match data_dir == Path::new(super::DATA_DIR) {
         true => String::new(),
-        false => format!(" --data-dir {}", data_dir.display()),
+        false => format!(" --data-dir {}", place::quoted(data_dir)),
     };
     format!(
         "start it with 'gantry server{named}', then add servers with 'gantry token create --for servers'\n"

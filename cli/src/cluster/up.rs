@@ -185,21 +185,25 @@ impl Up {
     }
 
     fn next_steps(&self) -> String {
-        let kubeconfig = self.admin_kubeconfig();
+        let kubeconfig = place::quoted(&self.admin_kubeconfig());
         let flag = match self.place.data_dir == Path::new(super::DATA_DIR) {
             true => String::new(),
-            false => format!(" --kubeconfig {}", kubeconfig.display()),
+            false => format!(" --kubeconfig {kubeconfig}"),
+        };
+        let kubectl = match kubeconfig.contains(':') {
+            false => format!("export KUBECONFIG={kubeconfig}"),
+            // The variable is a list, which colons divide.
+            true => format!("kubectl --kubeconfig {kubeconfig}"),
         };
         format!(
             "\n  gantry{flag} apply -f FILE         run something (deploy/examples/web.yaml is a start)\n  \
              gantry{flag} get pods              see it run\n  \
              gantry down{}                stop everything\n\n\
-             kubectl works too: export KUBECONFIG={}\n",
+             kubectl works too: {kubectl}\n",
             match flag.is_empty() {
                 true => String::new(),
-                false => format!(" --data-dir {}", self.place.data_dir.display()),
+                false => format!(" --data-dir {}", place::quoted(&self.place.data_dir)),
             },
-            kubeconfig.display()
         )
     }
 

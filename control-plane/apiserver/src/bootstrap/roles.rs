@@ -217,7 +217,11 @@ fn add_missing(list: &mut Value, wanted: &Value) {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+
     use super::*;
+    use crate::authorisation::tests::{Cluster, administrator, user};
+    use crate::identity::Identity;
 
     fn expected(plural: &'static str, object: Value) -> Expected {
         Expected { plural, object }
@@ -276,5 +280,34 @@ mod tests {
         let back = completed(&elsewhere, &wanted).expect("it is for another role");
         assert_eq!(back["roleRef"]["name"], "r");
         assert_ne!(back["metadata"]["uid"], "u", "it is another binding");
+    }
+
+    #[tokio::test]
+    async fn a_start_puts_right_what_was_taken_away_and_leaves_what_is_not_to_be_changed() {
+        let cluster = Cluster::new().await;
+        let rbac = "/apis/rbac.authorization.k8s.io/v1";
+        let change = async |method: Method, path: &str, body: Value| {
+            let path = format!("{rbac}/{path}");
+            let (status, answer) = cluster.send(method, &path, &body, administrator()).await;
+            assert_eq!(status, 200, "{path}: {answer}");
+        };
+        let public = "clusterrolebindings/system:public-info-viewer";
+        change(Method::DELETE, public, json!({})).await;
+        let basic = "clusterroles/system:basic-user";
+        change(Method::PATCH, basic, json!({"rules": []})).await;
+        let kept = json!({"metadata": {"annotations": {AUTO_UPDATE: "false"}}, "rules": []});
+        change(Method::PATCH, "clusterroles/system:discovery", kept).await;
+        let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let allowed = || {
+            [
+                cluster.may(&Identity::anonymous(), Method::GET, "/version"),
+                cluster.may(&user("jane"), Method::POST, reviews),
+                cluster.may(&user("jane"), Method::GET, "/apis"),
+            ]
+        };
+        assert_eq!(allowed(), [false, false, false]);
+        let again = cluster.server.bootstrap(6443).await;
+        again.expect("bootstrapped again");
+        assert_eq!(allowed(), [true, true, false]);
     }
 }

@@ -228,3 +228,6 @@ fn created(context: &Context<'_>, mut review: Value) -> Answer {
     context.resource.kind.schema().complete(&mut review);
     Answer::value_with(StatusCode::CREATED, &review)
 }
+
+#[cfg(test)]
+mod tests;

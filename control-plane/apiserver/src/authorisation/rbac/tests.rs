@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::*;
@@ -123,4 +125,38 @@ async fn changed_roles_and_subjects_count_at_once() {
     let (rules, wrong) = rbac.rules(&joe, "default");
     assert!(rules.iter().any(|rule| rule.verbs == ["list"]));
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn a_check_looks_at_nobody_elses_bindings() {
+    let (mut index, namespace) = (Index::default(), Arc::from("default"));
+    let rule = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]});
+    let role = json!({"rules": [rule]}).to_string();
+    index.set_role(&Arc::from(""), &Arc::from("r"), Some(role.as_bytes()));
+    for number in 0..10_000 {
+        let binding = json!({
+            "roleRef": {"apiGroup": GROUP, "kind": CLUSTER_ROLE, "name": "r"},
+            "subjects": [
+                {"apiGroup": GROUP, "kind": "User", "name": format!("user-{number}")},
+                {"apiGroup": GROUP, "kind": "Group", "name": format!("group-{}", number % 100)},
+            ],
+        });
+        let (name, binding) = (format!("b-{number}"), binding.to_string());
+        index.set_binding(&namespace, &Arc::from(name), Some(binding.as_bytes()));
+    }
+    let looked_at = |who: &Identity, namespace: &str| {
+        let mut roles = 0;
+        index.visit(who, namespace, &mut |_, rules| {
+            assert_eq!(rules.map(<[PolicyRule]>::len), Some(1));
+            roles += 1;
+            ControlFlow::Continue(())
+        });
+        roles
+    };
+    assert_eq!(looked_at(&user("user-7"), "default"), 1);
+    assert_eq!(looked_at(&user("user-7"), "other"), 0);
+    assert_eq!(looked_at(&user("nobody"), "default"), 0);
+    // However many bindings give a group one role, it is looked at once.
+    let member = Identity::new("nobody", &["group-1"]);
+    assert_eq!(looked_at(&member, "default"), 1);
 }

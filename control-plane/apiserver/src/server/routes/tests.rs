@@ -104,6 +104,29 @@ async fn subresources_have_tables_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_scaling_that_is_tried_answers_with_what_was_asked_and_changes_nothing() {
+    let server = server().await;
+    deployed(&server).await;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let wanted = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {"name": "d"},
+        "spec": {"replicas": 7},
+    });
+    let trying = format!("{path}?dryRun=All");
+    let tried = send(&server, Method::PUT, &trying, "*/*", wanted.clone()).await;
+    let (status, answer) = (tried.status, tried.json());
+    assert_eq!((status, &answer["spec"]["replicas"]), (200, &json!(7)));
+    let kept = get(&server, &path, "*/*").await.json();
+    assert_eq!(kept["spec"]["replicas"], 3);
+    let version = &kept["metadata"]["resourceVersion"];
+    assert_eq!(&answer["metadata"]["resourceVersion"], version);
+    let scaled = send(&server, Method::PUT, &path, "*/*", wanted)
+        .await
+        .json();
+    assert_eq!(scaled["spec"]["replicas"], 7);
+}
+
+#[tokio::test]
 async fn whatever_answers_with_an_object_answers_in_the_wanted_shape() {
     let server = server().await;
     let created = send(&server, Method::POST, MAPS, TABLE, map("m")).await;

@@ -3,6 +3,7 @@
 mod addresses;
 pub mod config_map;
 pub mod csi_node;
+pub mod daemon_set;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
@@ -20,6 +21,7 @@ pub mod pod_spec;
 pub mod rbac;
 mod references;
 pub mod replica_set;
+pub mod replication_controller;
 pub mod reviews;
 pub mod runtime_class;
 pub mod secret;
@@ -58,6 +60,8 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<csi_node::CsiNodeKind>::boxed(),
         Typed::<horizontal_pod_autoscaler::HorizontalPodAutoscalerKind>::boxed(),
         Typed::<horizontal_pod_autoscaler::v1::HorizontalPodAutoscalerKind>::boxed(),
+        Typed::<daemon_set::DaemonSetKind>::boxed(),
+        Typed::<replication_controller::ReplicationControllerKind>::boxed(),
         Typed::<rbac::role::RoleKind>::boxed(),
         Typed::<rbac::cluster_role::ClusterRoleKind>::boxed(),
         Typed::<rbac::role_binding::RoleBindingKind>::boxed(),

@@ -1,5 +1,7 @@
 //! The `scale` subresource of kinds that have replicas.
 
+use std::collections::BTreeMap;
+
 use gantry_api::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections};
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
@@ -112,6 +114,19 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
     Ok(Answer::value(&scale_of(&object)))
 }
 
+/// What an object selects its pods by: labels alone, where it is a ReplicationController.
+fn selector_of(object: &Value) -> Option<LabelSelector> {
+    let selector = &object["spec"]["selector"];
+    let labels: Option<BTreeMap<String, String>> = serde_json::from_value(selector.clone()).ok();
+    match labels {
+        None => serde_json::from_value(selector.clone()).ok(),
+        labels => Some(LabelSelector {
+            match_labels: labels,
+            ..LabelSelector::default()
+        }),
+    }
+}
+
 /// A Scale as it stands for an object.
 fn scale_of(object: &Value) -> Value {
     let mut metadata = json!({});
@@ -133,8 +148,7 @@ fn scale_of(object: &Value) -> Value {
     {
         *spec.member(&["replicas"]) = json!(replicas);
     }
-    let selector: Option<LabelSelector> =
-        serde_json::from_value(object["spec"]["selector"].clone()).ok();
+    let selector = selector_of(object);
     let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
     let text = gantry_api::selector::LabelSelector::from_api(selector.as_ref()).to_string();
     if !text.is_empty() {

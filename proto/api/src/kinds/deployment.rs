@@ -15,33 +15,6 @@ use crate::names;
 /// See [`Deployment`].
 pub struct DeploymentKind;
 
-/// The share that a text such as `25%` gives.
-fn percent(text: &str) -> Option<u64> {
-    let digits = text.strip_suffix('%')?;
-    let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    all_digits.then(|| digits.parse().unwrap_or(u64::MAX))
-}
-
-fn check_amount(amount: &IntOrString, path: &Path, errors: &mut ErrorList) {
-    match amount {
-        IntOrString::Int(number) => {
-            workload::validate_not_negative(Some(*number), path, errors);
-        }
-        IntOrString::String(text) if percent(text).is_none() => {
-            let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
-            errors.invalid(path, text, detail);
-        }
-        IntOrString::String(_) => {}
-    }
-}
-
-fn is_zero(amount: &IntOrString) -> bool {
-    match amount {
-        IntOrString::Int(number) => *number == 0,
-        IntOrString::String(text) => percent(text).unwrap_or(0) == 0,
-    }
-}
-
 /// A strategy as Kubernetes prints it inside of messages: its internal type's own field names.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -77,17 +50,13 @@ fn validate_strategy(strategy: &DeploymentStrategy, path: &Path, errors: &mut Er
             let unavailable = rolling.max_unavailable.unwrap_or_else(none);
             let surge = rolling.max_surge.unwrap_or_else(none);
             let unavailable_path = rolling_path.child("maxUnavailable");
-            check_amount(&unavailable, &unavailable_path, errors);
-            check_amount(&surge, &rolling_path.child("maxSurge"), errors);
-            if is_zero(&unavailable) && is_zero(&surge) {
+            workload::validate_amount(&unavailable, &unavailable_path, errors);
+            workload::validate_amount(&surge, &rolling_path.child("maxSurge"), errors);
+            if workload::is_zero(&unavailable) && workload::is_zero(&surge) {
                 let detail = "may not be 0 when `maxSurge` is 0";
                 errors.invalid(&unavailable_path, &unavailable, detail);
             }
-            if let IntOrString::String(text) = &unavailable
-                && percent(text).is_some_and(|share| share > 100)
-            {
-                errors.invalid(&unavailable_path, text, "must not be greater than 100%");
-            }
+            workload::validate_at_most_all(&unavailable, &unavailable_path, errors);
         }
         other => {
             let rolling = strategy

@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, LabelSelectorRequirement, ObjectMeta,
 };
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::json;
 
-use super::pod_spec;
+use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
 use crate::selector::{self, LabelSelector as Selector};
 use crate::{meta, names};
@@ -35,6 +36,15 @@ pub fn containers(template: &PodTemplateSpec) -> (String, String) {
         .filter_map(|container| container.image.as_deref())
         .collect();
     (names.join(","), images.join(","))
+}
+
+/// Labels as tables show them.
+pub fn labels_text(labels: Option<&BTreeMap<String, String>>) -> String {
+    let labels = labels.into_iter().flatten();
+    let labels: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    table::or_none(labels.join(","))
 }
 
 /// A selector as tables show it.
@@ -95,17 +105,33 @@ fn validate_template(
     path: &Path,
     errors: &mut ErrorList,
 ) {
-    let empty = ObjectMeta::default();
-    let metadata = template.metadata.as_ref().unwrap_or(&empty);
-    let labels = metadata.labels.as_ref();
-    let metadata_path = path.child("metadata");
+    let labels = labels_of(template);
     let wanted = Selector::from_api(Some(selector));
     // No selector at all selects nothing, an empty one everything.
     let is_given = selector.match_labels.is_some() || selector.match_expressions.is_some();
     if !is_given || !wanted.is_everything() && !wanted.matches_map(labels) {
-        let detail = "`selector` does not match template `labels`";
-        errors.invalid(&metadata_path.child("labels"), labels, detail);
+        errors.invalid(&path.child("metadata").child("labels"), labels, UNSELECTED);
     }
+    validate_pods(template, "ReplicaSet", path, errors);
+}
+
+/// What is wrong with a template whose pods are not selected.
+pub(super) const UNSELECTED: &str = "`selector` does not match template `labels`";
+
+/// The labels of a template's pods.
+pub(super) fn labels_of(template: &PodTemplateSpec) -> Option<&BTreeMap<String, String>> {
+    template.metadata.as_ref()?.labels.as_ref()
+}
+
+/// Checks a template whose pods are to run for ever, but for its labels. `kind` is what has it.
+pub(super) fn validate_pods(
+    template: &PodTemplateSpec,
+    kind: &str,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let empty = ObjectMeta::default();
+    let metadata = template.metadata.as_ref().unwrap_or(&empty);
     meta::validate_maps(metadata, path, errors);
     let spec = template.spec.as_ref();
     let annotations = metadata.annotations.as_ref();
@@ -132,8 +158,46 @@ fn validate_template(
         errors.not_supported(&path.child("restartPolicy"), policy, &["Always"]);
     }
     if spec.active_deadline_seconds.is_some() {
-        let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";
-        errors.forbidden(&path.child("activeDeadlineSeconds"), detail);
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.forbidden(&path.child("activeDeadlineSeconds"), &detail);
+    }
+}
+
+/// The share that a text such as `25%` gives.
+fn percent(text: &str) -> Option<u64> {
+    let digits = text.strip_suffix('%')?;
+    let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    all_digits.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
+/// Checks a number of pods, or a share of all of them.
+pub fn validate_amount(amount: &IntOrString, path: &Path, errors: &mut ErrorList) {
+    match amount {
+        IntOrString::Int(number) => {
+            validate_not_negative(Some(*number), path, errors);
+        }
+        IntOrString::String(text) if percent(text).is_none() => {
+            let detail = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
+            errors.invalid(path, text, detail);
+        }
+        IntOrString::String(_) => {}
+    }
+}
+
+/// Whether an amount is of none.
+pub fn is_zero(amount: &IntOrString) -> bool {
+    match amount {
+        IntOrString::Int(number) => *number == 0,
+        IntOrString::String(text) => percent(text).unwrap_or(0) == 0,
+    }
+}
+
+/// Checks that a share is none of more than there are.
+pub fn validate_at_most_all(amount: &IntOrString, path: &Path, errors: &mut ErrorList) {
+    if let IntOrString::String(text) = amount
+        && percent(text).is_some_and(|share| share > 100)
+    {
+        errors.invalid(path, text, "must not be greater than 100%");
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use gantry_e2e::{Cluster, HOST_ADDRESS, eventually, gantry};
+use serde_json::{Value, json};
 
 fn manifest() -> String {
     format!("{}/../deploy/examples/web.yaml", env!("CARGO_MANIFEST_DIR"))
@@ -430,12 +431,49 @@ fn a_second_cluster_is_refused_politely() -> Result<()> {
     Ok(())
 }
 
-/// Writes a manifest and applies it.
-fn apply(cluster: &Cluster, directory: &Path, text: &str, more: &[&str]) -> Result<String> {
+/// A manifest as a file.
+fn written(directory: &Path, text: &str) -> Result<String> {
     let file = directory.join("manifest.yaml");
     std::fs::write(&file, text)?;
-    let file = file.display().to_string();
+    Ok(file.display().to_string())
+}
+
+/// Writes a manifest and applies it.
+fn apply(cluster: &Cluster, directory: &Path, text: &str, more: &[&str]) -> Result<String> {
+    let file = written(directory, text)?;
     cluster.kubectl(&[&["apply", "-f", file.as_str()][..], more].concat())
+}
+
+/// Another Deployment without pods: what its container runs and may use, and the names of what runs before.
+fn alike(command: &[&str], limits: &Value, before: &[&str]) -> String {
+    let container = |name: &str| json!({"name": name, "image": "none"});
+    let before: Vec<Value> = before.iter().map(|name| container(name)).collect();
+    let main = json!({
+        "name": "c", "image": "none", "command": command, "resources": {"limits": limits},
+    });
+    let labels = json!({"app": "alike"});
+    let template = json!({
+        "metadata": {"labels": labels},
+        "spec": {"initContainers": before, "containers": [main]},
+    });
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "alike"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template},
+    })
+    .to_string()
+}
+
+/// A Service with ports: name, number and protocol.
+fn service(name: &str, ports: &[(&str, u16, &str)]) -> String {
+    let ports: Vec<Value> = ports
+        .iter()
+        .map(|(name, port, protocol)| json!({"name": name, "port": port, "protocol": protocol}))
+        .collect();
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": ports},
+    })
+    .to_string()
 }
 
 /// A Deployment without pods: variables of its container by name and value, ports, and names of its volumes.
@@ -507,6 +545,28 @@ fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result
     let variables = shown("containers[0].env[*].value")?;
     ensure!(variables == "4 3", "{variables}");
 
+    let first = alike(
+        &["a", "b"],
+        &json!({"cpu": "1", "memory": "1Gi"}),
+        &["x", "y"],
+    );
+    apply(&cluster, directory, &first, &[])?;
+    apply(
+        &cluster,
+        directory,
+        &alike(&["a"], &json!({"cpu": "1"}), &["y"]),
+        &[],
+    )?;
+    for (path, left) in [
+        ("containers[0].command", "[\"a\"]"),
+        ("containers[0].resources.limits", "{\"cpu\":\"1\"}"),
+        ("initContainers[*].name", "y"),
+    ] {
+        let path = format!("jsonpath={{.spec.template.spec.{path}}}");
+        let shown = cluster.kubectl(&["get", "deploy", "alike", "-o", &path])?;
+        ensure!(shown == left, "{path}: {shown}");
+    }
+
     let map = |name: &str| {
         format!(
             "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, labels: {{of: list}}}}}}"
@@ -529,10 +589,54 @@ fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result
     apply(&cluster, directory, &list(&["two"]), &prune)?;
     let left = cluster.kubectl(&["get", "cm", "-l", "of=list", "-o", "name"])?;
     ensure!(left == "configmap/two", "{left}");
+    let three = written(directory, &list(&["three", "four"]))?;
+    for (verb, done) in [("create", "created"), ("replace", "replaced")] {
+        let said = cluster.kubectl(&[verb, "-f", &three])?;
+        ensure!(said.matches(done).count() == 2, "{verb}: {said}");
+    }
 
     let explained = cluster.kubectl(&["explain", "deployment.spec.strategy"])?;
     ensure!(explained.contains("rollingUpdate"), "{explained}");
     let document = cluster.kubectl(&["get", "--raw", "/openapi/v2"])?;
     ensure!(document.contains("\"swagger\":\"2.0\""), "{document:.300}");
+    Ok(())
+}
+
+#[test]
+fn gantry_applies_as_kubectl_does_and_what_kubectl_has_applied() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let directory = tempfile::tempdir()?;
+    let directory = directory.path();
+    let apply_with_ours = |text: &str| {
+        let file = written(directory, text)?;
+        cluster.gantry(&["apply", "-f", &file])
+    };
+    let shown = |name: &str, path: &str| {
+        let path = format!("jsonpath={{{path}}}");
+        cluster.kubectl(&["get", "svc", name, "-o", &path])
+    };
+    let (a, b) = (("a", 80, "TCP"), ("b", 81, "TCP"));
+    let (tcp, udp) = (("tcp", 8301, "TCP"), ("udp", 8301, "UDP"));
+    apply_with_ours(&service("ours", &[a, b, tcp, udp]))?;
+    let said = apply_with_ours(&service("ours", &[a, tcp, udp]))?;
+    ensure!(said.contains("configured"), "{said}");
+    let left = shown("ours", ".spec.ports[*].name")?;
+    ensure!(left == "a tcp udp", "{left}");
+    let said = apply_with_ours(&service("ours", &[a, tcp, udp]))?;
+    ensure!(said.contains("unchanged"), "{said}");
+    // A port of the same number goes alone.
+    apply_with_ours(&service("ours", &[a, udp]))?;
+    let left = shown("ours", ".spec.ports[*].protocol")?;
+    ensure!(left == "TCP UDP", "{left}");
+
+    apply(&cluster, directory, &service("theirs", &[a, b]), &[])?;
+    cluster.kubectl(&["label", "svc", "theirs", "edited=yes"])?;
+    let patch = "{\"spec\": {\"sessionAffinity\": \"ClientIP\"}}";
+    cluster.kubectl(&["patch", "svc", "theirs", "-p", patch])?;
+    let said = apply_with_ours(&service("theirs", &[b]))?;
+    ensure!(said.contains("configured"), "{said}");
+    let paths = ".spec.ports[*].name} {.metadata.labels.edited} {.spec.sessionAffinity";
+    let left = shown("theirs", paths)?;
+    ensure!(left == "b yes ClientIP", "{left}");
     Ok(())
 }

@@ -36,7 +36,7 @@ fn apply(cluster: &Cluster, directory: &Path, objects: &Value) -> Result<()> {
     let objects = objects.as_array().into_iter().flatten();
     let documents: Vec<String> = objects.map(Value::to_string).collect();
     let manifest = directory.join("objects.yaml");
-    std::fs::write(&manifest, documents.join("\n---\n"))?;
+    std::fs::write(&manifest, documents.join("\n"))?;
     cluster.kubectl(&["apply", "-f", &manifest.display().to_string()])?;
     Ok(())
 }

@@ -525,15 +525,15 @@ fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result
         let path = format!("jsonpath={{.spec.template.spec.{path}}}");
         cluster.kubectl(&["get", "deploy", "merged", "-o", &path])
     };
-    let first = deployment(&[("A", "1"), ("B", "2")], &[80, 81], &["x", "y"]);
+    let first = deployment(&[("A", "1"), ("B", "2")], &[80, 81], &["first", "second"]);
     apply(&cluster, directory, &first, &[])?;
-    let second = deployment(&[("A", "1")], &[81], &["y"]);
+    let second = deployment(&[("A", "1")], &[81], &["second"]);
     apply(&cluster, directory, &second, &[])?;
     for (path, left) in [
         ("containers[0].env[*].name", "A"),
         ("containers[0].ports[*].containerPort", "81"),
-        ("containers[0].volumeMounts[*].name", "y"),
-        ("volumes[*].name", "y"),
+        ("containers[0].volumeMounts[*].name", "second"),
+        ("volumes[*].name", "second"),
     ] {
         ensure!(shown(path)? == left, "{path}: {}", shown(path)?);
     }

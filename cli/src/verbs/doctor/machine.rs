@@ -1,5 +1,6 @@
 //! This machine: whether it has what a node and a server need.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -125,7 +126,7 @@ impl Machine<'_> {
         let ranges = [self.pod_cidr, self.service_cidr];
         match gantry_network::routes_into(&ranges, &prefixes) {
             Ok(mut routes) => {
-                routes.retain(|(route, link)| !is_own(*route, link, &self.node_pods));
+                leave_out_own(&mut routes, &self.node_pods);
                 overlap(&routes, self.pod_cidr, self.service_cidr)
             }
             Err(error) => {
@@ -277,9 +278,18 @@ fn held() -> Vec<Finding> {
     ]
 }
 
-/// Whether a route is that of the cluster's node which this machine is, wherever that keeps its state.
-fn is_own(route: Ipv4Net, link: &str, node_pods: &[Ipv4Net]) -> bool {
-    gantry_agent::is_agents_link(link) && node_pods.contains(&route)
+/// Leaves out the routes of the cluster's node which this machine is, wherever that keeps its state: all of the link that
+/// leads to a node's pods.
+fn leave_out_own(routes: &mut Vec<(Ipv4Net, String)>, node_pods: &[Ipv4Net]) {
+    let leads = |(route, link): &&(Ipv4Net, String)| {
+        gantry_agent::is_agents_link(link) && node_pods.contains(route)
+    };
+    let own: BTreeSet<String> = routes
+        .iter()
+        .filter(leads)
+        .map(|(_, link)| link.clone())
+        .collect();
+    routes.retain(|(_, link)| !own.contains(link));
 }
 
 fn overlap(routes: &[(Ipv4Net, String)], pods: Ipv4Net, services: Ipv4Net) -> Finding {
@@ -379,9 +389,18 @@ mod tests {
     fn routes_of_the_cluster_that_was_asked_are_its_own() {
         let net = |text: &str| text.parse::<Ipv4Net>().expect("a range");
         let pods = [net("10.244.0.0/24"), net("10.244.1.0/24")];
-        assert!(is_own(net("10.244.1.0/24"), "g0a1b2c-br", &pods));
-        assert!(!is_own(net("10.244.1.0/24"), "cni0", &pods));
-        assert!(!is_own(net("10.244.2.0/24"), "g0a1b2c-br", &pods));
+        let left = |routes: &[(&str, &str)]| {
+            let routes = routes
+                .iter()
+                .map(|(route, link)| (net(route), (*link).to_owned()));
+            let mut routes: Vec<_> = routes.collect();
+            leave_out_own(&mut routes, &pods);
+            routes.len()
+        };
+        let services = ("10.96.0.0/12", "g0a1b2c-br");
+        assert_eq!(left(&[("10.244.1.0/24", "g0a1b2c-br"), services]), 0);
+        assert_eq!(left(&[("10.244.1.0/24", "cni0"), services]), 2);
+        assert_eq!(left(&[("10.244.2.0/24", "g0a1b2c-br"), services]), 2);
     }
 
     #[test]

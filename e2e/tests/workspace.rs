@@ -50,15 +50,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("gantry-idmap", &[]),
+    ("gantry-cri", &["gantry-idmap"]),
     (
         "gantry-runtime",
-        &["gantry-durable", "gantry-idmap", "gantry-rpc"],
+        &["gantry-cri", "gantry-durable", "gantry-idmap", "gantry-rpc"],
     ),
     (
         "gantry-image",
-        &["gantry-durable", "gantry-idmap", "gantry-rpc"],
+        &["gantry-cri", "gantry-durable", "gantry-idmap", "gantry-rpc"],
     ),
-    ("gantry-network", &["gantry-durable", "gantry-rpc"]),
+    (
+        "gantry-network",
+        &["gantry-cri", "gantry-durable", "gantry-rpc"],
+    ),
     (
         "gantry-agent",
         &[

@@ -4,15 +4,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use gantry_cri::image::{ImageError, reference};
 use serde::Deserialize;
 
 use crate::allowance::{Errand, Meter};
-use crate::error::ImageError;
 use crate::layers::decompressed;
 use crate::manifest::{
     ConfigFile, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, for_this_platform,
 };
-use crate::reference;
 use crate::unpack::unpack;
 
 /// Names that archives give an image: the full one, as containerd writes it, and the one of the specification, which may be
@@ -266,7 +265,7 @@ fn blob_path(digest: &str) -> String {
 
 fn blob(directory: &Path, digest: &str) -> Result<Vec<u8>, String> {
     let bytes = read(directory, &blob_path(digest))?;
-    match crate::manifest::digest(&bytes) == digest {
+    match gantry_cri::image::digest(&bytes) == digest {
         true => Ok(bytes),
         false => Err(format!(
             "{digest} is corrupt: its content has another digest"

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
+use gantry_cri::image::Credentials;
 use oci_spec::distribution::Reference;
 use parking_lot::Mutex;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
@@ -14,8 +15,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::challenge::{Challenge, challenges};
-use crate::reference::is_loopback;
-use crate::traits::Credentials;
+use crate::loopback::is_loopback;
 
 /// To connect.
 const CONNECT: Duration = Duration::from_secs(20);

@@ -4,10 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gantry_cri::image::{Image, ImageError};
 use serde::{Deserialize, Serialize};
-
-use crate::error::ImageError;
-use crate::traits::Image;
 
 /// An image and the layers it is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,8 +145,9 @@ fn merge(into: &mut Vec<String>, from: Vec<String>) {
 
 #[cfg(test)]
 mod tests {
+    use gantry_cri::image::ImageConfig;
+
     use super::*;
-    use crate::traits::ImageConfig;
 
     fn image(id: &str, tag: &str) -> Image {
         Image {

@@ -6,10 +6,10 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use gantry_cri::image::ImageError;
 use sha2::{Digest, Sha256};
 
 use crate::allowance::{Errand, Meter, Watched};
-use crate::error::ImageError;
 use crate::manifest::hex;
 use crate::parents::Parents;
 use crate::unpack::{Unpacked, unpack};

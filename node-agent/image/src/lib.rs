@@ -1,7 +1,7 @@
 //! Images: registries, archives, layers, overlay root file systems, garbage collection.
 //!
-//! Depends on no other crate of the workspace and must never know what a pod is: it is asked for references and
-//! keys, and answers with images and mounted directories ([`Images`]).
+//! [`ImageStore`] is the [`Images`] of a node. Must never know what a pod is: it is asked for references and keys, and answers
+//! with images and mounted directories.
 //!
 //! Invariants kept here:
 //! - a layer is visible only when all of it is unpacked and its digests are verified ([`layers`]);
@@ -10,11 +10,8 @@
 //! - nobody waits for another's registry, and what is unpacked is bounded for the node and for each layer ([`store`],
 //!   [`allowance`]).
 
-pub mod error;
-pub mod fake;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod traits;
 
 mod allowance;
 mod archive;
@@ -22,10 +19,10 @@ mod challenge;
 mod distribution;
 mod index;
 mod layers;
+mod loopback;
 mod manifest;
 mod parents;
 mod pins;
-mod reference;
 mod registry;
 mod room;
 mod root;
@@ -35,9 +32,9 @@ mod store;
 mod unpack;
 mod volume;
 
-pub use error::ImageError;
-pub use fake::FakeImages;
-pub use reference::{normalise, repository};
+pub use gantry_cri::image::{
+    Credentials, FakeImages, Image, ImageConfig, ImageError, Images, Progress, ProgressSink,
+    normalise, repository,
+};
 pub use rootfs::try_overlay;
 pub use store::{ImageStore, ImageStoreConfig};
-pub use traits::*;

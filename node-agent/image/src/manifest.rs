@@ -3,11 +3,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use gantry_cri::image::{ImageConfig, digest};
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use sha2::{Digest, Sha256};
-
-use crate::traits::ImageConfig;
 
 /// Manifest types that are asked for, image manifests and indexes of both families.
 pub(crate) const ACCEPTED: &[&str] = &[
@@ -364,11 +362,6 @@ impl ConfigFile {
             volumes: list(run.volumes.map(|Names(volumes)| volumes)),
         }
     }
-}
-
-/// `sha256:...` of some bytes.
-pub(crate) fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
 /// Lower-case hexadecimal.

@@ -3,18 +3,17 @@
 use std::path::Path;
 
 use futures::StreamExt;
+use gantry_cri::image::{Credentials, ImageError, Progress, ProgressSink, digest};
 use oci_spec::distribution::Reference;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::allowance::LAYER_BYTES;
 use crate::distribution::Repository;
-use crate::error::ImageError;
 use crate::manifest::{
-    ACCEPTED, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, digest, for_this_platform, hex,
+    ACCEPTED, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, for_this_platform, hex,
 };
 use crate::room;
-use crate::traits::{Credentials, Progress, ProgressSink};
 
 /// One image at its registry.
 pub(crate) struct Remote {

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use gantry_cri::image::digest;
 use gantry_idmap::Users;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -19,7 +20,6 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 
-use crate::manifest::digest;
 use crate::parents::Parents;
 use crate::volume;
 

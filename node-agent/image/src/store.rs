@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use gantry_cri::image::{
+    Credentials, Image, ImageError, Images, Progress, ProgressSink, digest, reference,
+};
 use gantry_idmap::Users;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -20,16 +23,13 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::allowance::Errand;
 use crate::archive;
-use crate::error::ImageError;
 use crate::index::{Index, LayerRecord, Record};
 use crate::layers::{Called, Staged, Staging, stage};
-use crate::manifest::{ConfigFile, Descriptor, digest};
+use crate::manifest::{ConfigFile, Descriptor};
 use crate::parents::Parents;
 use crate::pins::{Pinned, Pins};
-use crate::reference;
 use crate::registry::Remote;
 use crate::rootfs::Rootfs;
-use crate::traits::{Credentials, Image, Images, Progress, ProgressSink};
 
 /// Layers transferred at once for one image.
 const PARALLEL_LAYERS: usize = 4;

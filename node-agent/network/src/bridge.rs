@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::forwarding::Passing;
 use crate::guard::Guard;
 use crate::ipam::AddressPool;
-use crate::leases::{Lease, LeaseFiles, check_uid};
+use crate::leases::{Lease, LeaseFiles};
 use crate::links::Bridge;
 use crate::names::{Names, at_offset};
 use crate::netlink::Netlink;
@@ -351,7 +351,7 @@ impl Shared {
             .as_ref()
             .map(|lease| lease.host_ports.as_slice())
             .unwrap_or_default();
-        let by_others = pod_rules::conflict(&host_ports, &held);
+        let by_others = HostPort::conflict(&host_ports, &held);
         let by_a_process = match by_others {
             None => listeners::first_held(host_ports.iter().filter(|port| !mine.contains(port)))?,
             Some(_) => None,

@@ -31,21 +31,6 @@ pub(crate) struct LeaseFiles {
     dir: PathBuf,
 }
 
-/// Refuses a uid that would not be a file's name of its own.
-pub(crate) fn check_uid(uid: &str) -> Result<(), NetworkError> {
-    let fine = !uid.is_empty()
-        && uid.len() <= 128
-        && uid
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-    if fine {
-        return Ok(());
-    }
-    Err(NetworkError::Unsupported(format!(
-        "pod uid {uid:?}: only letters, digits, '-' and '_' are allowed in it"
-    )))
-}
-
 impl LeaseFiles {
     /// Opens (and makes) the directory.
     pub(crate) fn open(dir: PathBuf) -> Result<Self, NetworkError> {
@@ -143,13 +128,5 @@ mod tests {
         again.remove("a").unwrap();
         again.remove("a").unwrap();
         assert!(again.load().unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_uid_cannot_leave_the_directory() {
-        for bad in ["", "../x", "a/b", "a b", "a\0"] {
-            assert!(check_uid(bad).is_err(), "{bad:?}");
-        }
-        check_uid("0c1d7e5a-5a3c-4f3e-9d0a-000000000000").unwrap();
     }
 }

@@ -15,7 +15,7 @@
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
-//! the API server or the runtime: the agent translates those into the types of [`traits`].
+//! the API server or the runtime: the agent translates those into the types of [`traits`] and of [`gantry_cri::network`].
 //!
 //! Invariants:
 //! - Every name in the kernel (bridge, links, tables, mounts) comes from the node's prefix and data directory
@@ -29,7 +29,6 @@ mod dial;
 mod dns;
 mod dns_rules;
 mod echo;
-pub mod error;
 mod fake;
 mod forwarding;
 mod guard;
@@ -66,10 +65,11 @@ pub use dns::DnsServer;
 #[doc(hidden)]
 pub use dns::fuzzing;
 pub use echo::GatewayEcho;
-pub use error::NetworkError;
-pub use fake::{
-    FakeDns, FakeEcho, FakeListeners, FakeOverlay, FakePodNetwork, FakePolicyRules,
-    FakeServiceRules,
+pub use fake::{FakeEcho, FakeListeners, FakeOverlay, FakePolicyRules, FakeServiceRules};
+pub use gantry_cri::ServiceName;
+pub use gantry_cri::dns::{ClusterDns, DnsRecord, DnsTable, FakeDns};
+pub use gantry_cri::network::{
+    FakePodNetwork, HostPort, MakeNamespace, NetworkError, PodAttachment, PodNetwork, Protocol,
 };
 pub use hosts::{HostAlias, PodHosts, hosts_file};
 pub use link_watch::LinkWatch;

@@ -19,30 +19,6 @@ use crate::leases::Lease;
 use crate::names::Names;
 use crate::{HostPort, Ipv6Network, NodeNetwork, Protocol};
 
-impl Protocol {
-    /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
-
-    /// nft's word for it, and everybody's.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        }
-    }
-
-    /// Its number (IANA's assigned internet protocol numbers), which is what scripts for nft say where a value is meant: a
-    /// name would be looked up in /etc/protocols, which minimal systems lack.
-    pub(crate) fn number(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Sctp => 132,
-        }
-    }
-}
-
 /// An element of a set or map: which one, and the element in nft's words.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Element {
@@ -243,19 +219,6 @@ pub(crate) fn impossible(port: &HostPort, ip6: Option<Ipv6Addr>) -> Option<Strin
     }
 }
 
-/// The first port of `wanted` that one of `held` takes as well: the same number and protocol on the same address, or
-/// on all addresses.
-pub(crate) fn conflict<'a>(wanted: &'a [HostPort], held: &[HostPort]) -> Option<&'a HostPort> {
-    let overlap = |a: Option<IpAddr>, b: Option<IpAddr>| a.is_none() || b.is_none() || a == b;
-    wanted.iter().find(|port| {
-        held.iter().any(|other| {
-            other.host_port == port.host_port
-                && other.protocol == port.protocol
-                && overlap(other.host_ip, port.host_ip)
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -379,15 +342,5 @@ mod tests {
         assert!(script.contains(
             "ip saddr 10.244.3.0/24 oifname != \"gt-br\" ip daddr != { 10.244.0.0/16, 224.0.0.0/4 }"
         ));
-    }
-
-    #[test]
-    fn ports_conflict_on_the_same_or_all_addresses() {
-        use Protocol::{Tcp, Udp};
-        let held = [port(Some([10, 0, 0, 1]), 80, Tcp)];
-        assert!(conflict(&[port(None, 80, Tcp)], &held).is_some());
-        assert!(conflict(&[port(Some([10, 0, 0, 1]), 80, Tcp)], &held).is_some());
-        assert!(conflict(&[port(Some([10, 0, 0, 2]), 80, Tcp)], &held).is_none());
-        assert!(conflict(&[port(None, 80, Udp), port(None, 81, Tcp)], &held).is_none());
     }
 }

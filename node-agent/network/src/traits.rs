@@ -1,31 +1,17 @@
-//! The seams between the agent and whatever connects pods and programs services.
+//! The seams between the agent and whatever leads packets between nodes, programs services and isolates pods. How pods are
+//! connected is of [`gantry_cri::network`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use gantry_cri::ServiceName;
+use gantry_cri::network::{NetworkError, Protocol};
 use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
-use crate::error::NetworkError;
-
-/// Layer-4 protocol of a port.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-    /// SCTP
-    Sctp,
-}
 
 /// What a node needs to know to set up its network.
 #[derive(Clone, Debug)]
@@ -95,68 +81,6 @@ impl OverlaySettings {
             port: Self::PORT,
         }
     }
-}
-
-/// A port of the host that leads to a pod.
-#[derive(
-    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct HostPort {
-    /// Host address; `None` for all. One of IPv6 leads to the pod's address of IPv6.
-    pub host_ip: Option<IpAddr>,
-    /// Port on the host.
-    pub host_port: u16,
-    /// Port in the pod.
-    pub container_port: u16,
-    /// Protocol.
-    pub protocol: Protocol,
-}
-
-/// A pod's place in the network.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct PodAttachment {
-    /// The namespace's mount; join it with setns.
-    pub netns: PathBuf,
-    /// The pod's address.
-    pub ip: Ipv4Addr,
-    /// Its IPv6 address, in a dual-stack cluster.
-    pub ip6: Option<Ipv6Addr>,
-}
-
-impl PodAttachment {
-    /// All addresses of the pod, IPv4 first.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        let ip6 = self.ip6.map(IpAddr::from);
-        std::iter::once(self.ip.into()).chain(ip6).collect()
-    }
-}
-
-/// Makes a network namespace for the pod that is given this address; one that belongs to the host's users is made without.
-/// Who makes them may tell the pods of a node apart by the last 16 bits of their addresses: a node with more is refused.
-pub type MakeNamespace = Arc<dyn Fn(Ipv4Addr) -> io::Result<OwnedFd> + Send + Sync>;
-
-/// Connects pods. Every operation is idempotent; state survives the agent.
-#[async_trait]
-pub trait PodNetwork: Send + Sync + 'static {
-    /// Creates (or finds) the pod's namespace, veth pair, address, route and host ports.
-    async fn attach(
-        &self,
-        pod_uid: &str,
-        host_ports: &[HostPort],
-    ) -> Result<PodAttachment, NetworkError> {
-        self.attach_namespace(pod_uid, host_ports, None).await
-    }
-    /// Likewise, in a namespace that somebody else makes should there be none yet.
-    async fn attach_namespace(
-        &self,
-        pod_uid: &str,
-        host_ports: &[HostPort],
-        make: Option<MakeNamespace>,
-    ) -> Result<PodAttachment, NetworkError>;
-    /// Removes all of it and frees the address. Unknown pods are fine.
-    async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
-    /// The pods attached now, including those of an earlier agent process.
-    async fn attached(&self) -> Result<BTreeMap<String, PodAttachment>, NetworkError>;
 }
 
 /// Another node, as far as its pods' packets are concerned.
@@ -230,15 +154,6 @@ pub trait PeerEcho: Send + Sync + 'static {
     /// Whether the node whose pods are in `pod_cidr` has answered within so long. An error says that this node could not
     /// even ask.
     async fn answers(&self, pod_cidr: Ipv4Net, within: Duration) -> Result<bool, NetworkError>;
-}
-
-/// Which Service something belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ServiceName {
-    /// Namespace of the Service.
-    pub namespace: String,
-    /// Name of the Service.
-    pub name: String,
 }
 
 /// One port of a service in one address family, and what answers it: the service's addresses and endpoints are all of
@@ -420,38 +335,4 @@ pub trait PolicyRules: Send + Sync + 'static {
     /// Makes the kernel's rules equal to `desired` in one atomic transaction, whose cost is that of the difference.
     /// Refused when a name is not as it should be, or refers to nothing.
     async fn sync(&self, desired: NodePolicies) -> Result<(), NetworkError>;
-}
-
-/// One record set of the cluster's zone, relative names without the zone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DnsRecord {
-    /// Addresses of a name.
-    Addresses(Vec<IpAddr>),
-    /// SRV targets: (priority, weight, port, absolute target name).
-    Services(Vec<(u16, u16, u16, String)>),
-    /// CNAME to an absolute name (ExternalName).
-    Alias(String),
-}
-
-/// What the cluster's DNS answers for a service: lower-case absolute names without the trailing dot, to records.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DnsTable {
-    /// e.g. `web.default.svc.cluster.local`, `_http._tcp.web.default.svc.cluster.local`.
-    pub records: BTreeMap<String, Vec<DnsRecord>>,
-    /// Address to name, for PTR.
-    pub reverse: BTreeMap<IpAddr, String>,
-}
-
-/// Answers names of the cluster and forwards the rest. Nothing here waits.
-pub trait ClusterDns: Send + Sync + 'static {
-    /// Replaces the records and reverse names of one service, or removes them. The cost is that of the service, however
-    /// many others there are.
-    ///
-    /// A service answers for `<name>.<namespace>.svc.<domain>` and names below it; others are left out.
-    fn change(&self, service: ServiceName, names: Option<DnsTable>);
-    /// Replaces all services at once: no query is answered from a part of them.
-    fn replace(&self, all: BTreeMap<ServiceName, DnsTable>);
-    /// Tells the search list in the resolv.conf of the pod that asks from `address`, so that its walk through that list
-    /// is answered in one round trip; `None` when the pod is gone. Clients that are not told of walk by themselves.
-    fn client(&self, address: IpAddr, searches: Option<Vec<String>>);
 }

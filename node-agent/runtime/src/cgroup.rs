@@ -9,11 +9,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gantry_cri::runtime::{Resources, Usage};
 use serde_json::Value;
 
 use crate::device_program;
 use crate::sys;
-use crate::traits::{Resources, Usage};
 
 mod protection;
 

@@ -1,7 +1,6 @@
 //! `gantry-runtime`: runs sandboxes and containers on this node.
 //!
-//! [`Runtime`] is the seam pod workers code against; [`ShimRuntime`] is the real thing, [`FakeRuntime`] the one in
-//! memory. Per pod there is one shim process: this binary, re-executed. Whoever links this crate must call
+//! [`ShimRuntime`] is the [`Runtime`] of a node, which pod workers know by that trait alone. Per pod there is one shim process: this binary, re-executed. Whoever links this crate must call
 //! [`dispatch`] first thing in `main`, before any thread exists.
 //!
 //! Depends on libcontainer, cgroups, `gantry-idmap` and `gantry-rpc`'s `shim.proto`. Must never know images, pods' specifications,
@@ -11,9 +10,6 @@
 //! containers; nothing (cgroup, mount, process, directory) outlives a removed sandbox but its logs; no program runs
 //! without the system call filter meant for it.
 
-pub mod error;
-pub mod traits;
-
 mod bpf;
 mod cgroup;
 mod client;
@@ -21,7 +17,6 @@ mod device_program;
 mod devices;
 mod exec;
 mod executable;
-mod fake;
 mod helper;
 mod launch;
 mod namespaces;
@@ -43,11 +38,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-pub use error::RuntimeError;
-pub use fake::FakeRuntime;
+pub use gantry_cri::runtime::*;
 pub use runtime::{ShimRuntime, ShimRuntimeConfig};
-pub use sysctl::{SysctlName, SysctlNamespace};
-pub use traits::*;
 pub use trial::{clock_is_kept, try_cgroups};
 
 const SHIM: &str = "__gantry-shim";

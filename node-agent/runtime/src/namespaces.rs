@@ -10,13 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use gantry_cri::runtime::{SysctlName, SysctlNamespace};
 use gantry_rpc::shim::SandboxConfig;
 use rustix::mount::MountFlags;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
 
 use crate::sys::Fork;
-use crate::sysctl::{SysctlName, SysctlNamespace};
 use crate::{privileges, seccomp, shim, sys, sysctl, users};
 
 /// In a sandbox's directory: the process file system of a shared pid namespace.

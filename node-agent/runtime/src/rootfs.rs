@@ -6,11 +6,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use gantry_cri::runtime::{BindMount, ContainerSpec, RuntimeError};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-
-use crate::error::RuntimeError;
-use crate::traits::{BindMount, ContainerSpec};
 
 mod mount_points;
 

@@ -16,18 +16,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use gantry_cri::runtime::{
+    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
+    IoSession, PodUid, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
+};
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{self, ContainerRef};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::cgroup::Hierarchies;
-use crate::error::RuntimeError;
 use crate::executable::Executable;
-use crate::traits::{
-    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
-    IoSession, PodUid, Runtime, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
-};
 use crate::users;
 
 /// Where a node's runtime keeps its things. All of it derives from the agent, so that several can share a machine.

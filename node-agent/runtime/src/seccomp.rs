@@ -12,14 +12,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use gantry_cri::runtime::Seccomp;
 use parking_lot::Mutex;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, sock_filter,
 };
 use serde::Deserialize;
-
-use crate::traits::Seccomp;
 
 /// One filter; several are installed one after the other, and the strictest answer counts.
 pub(crate) type Program = BpfProgram;

@@ -6,11 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use gantry_cri::runtime::TerminalSize;
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use crate::traits::TerminalSize;
 
 /// The controlling side of a terminal; clones share it.
 #[derive(Clone)]

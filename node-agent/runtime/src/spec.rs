@@ -5,15 +5,16 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use gantry_cri::runtime::{
+    BindMount, ContainerSpec, ExecSpec, Propagation, Resources, RuntimeError, SandboxSpec,
+};
 use gantry_idmap::IdBlock;
 use serde_json::{Value, json};
 
 use crate::devices;
-use crate::error::RuntimeError;
 use crate::exec::Command;
 use crate::privileges;
 use crate::rootfs::DEFAULT_PATH;
-use crate::traits::{BindMount, ContainerSpec, ExecSpec, Propagation, Resources, SandboxSpec};
 use crate::users::{self, Brought, View};
 
 /// What Kubernetes gives a container that asks for nothing.

@@ -1,9 +1,9 @@
 //! Archives as others write them, unpacked already: what their images are called.
 
+use gantry_cri::image::digest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::manifest::digest;
 
 /// An archive's directory.
 struct Layout(tempfile::TempDir);

@@ -6,11 +6,11 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use gantry_cri::runtime::{BindMount, ContainerSpec};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{OWN, covering, give, is_own, make_directories, open};
-use crate::traits::{BindMount, ContainerSpec};
 
 /// What may be mounted below /proc, as in other runtimes: files that say how much of the machine is a container's.
 const IN_PROC: [&str; 10] = [

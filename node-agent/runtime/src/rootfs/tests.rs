@@ -1,9 +1,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use gantry_cri::runtime::Propagation;
+
 use super::*;
 use crate::spec::tests::container;
-use crate::traits::Propagation;
 
 fn mount(source: &Path, target: &str) -> BindMount {
     BindMount {

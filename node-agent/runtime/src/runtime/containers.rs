@@ -9,6 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_cri::runtime::{
+    ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, RuntimeError,
+    TerminalSize, Usage,
+};
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{Attach, Exec, Failure, Resize, Signal, Start, failure, reply, request};
 use tokio::net::UnixListener;
@@ -18,14 +22,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::sandboxes::{PATIENCE, ask};
 use super::{Sandbox, Shared, io_error, reference, status};
 use crate::client::{Link, short_path};
-use crate::error::RuntimeError;
 use crate::exec::COMMAND;
 use crate::helper::Orders;
 use crate::session::Terminal;
 use crate::spec::{self, Surroundings};
-use crate::traits::{
-    ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, TerminalSize, Usage,
-};
 use crate::{devices, helper, namespaces, rootfs, seccomp, shim};
 
 const SPEC: &str = "spec.json";
@@ -185,7 +185,7 @@ fn prepare(
     let capabilities = spec::capabilities(spec, shared.available)?;
     let devices = shared.hierarchies.devices(&group).unwrap_or_default();
     let profile = if spec.privileged {
-        &crate::traits::Seccomp::Unconfined
+        &gantry_cri::runtime::Seccomp::Unconfined
     } else {
         &spec.seccomp
     };

@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use gantry_cri::runtime::{
+    ContainerState, PodUid, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
+};
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{Containers, Empty, SandboxConfig, reply, request};
 use prost::Message;
@@ -17,8 +20,6 @@ use tokio::io::AsyncReadExt;
 
 use super::{Sandbox, Shared, io_error, status};
 use crate::client::Link;
-use crate::error::RuntimeError;
-use crate::traits::{ContainerState, PodUid, RuntimeEvent, SandboxSpec, SandboxStatus};
 use crate::{SHIM, namespaces, shim, sys};
 
 /// A shim that takes longer to start, to answer or to end than this is not going to.

@@ -1,8 +1,9 @@
 //! What the configuration says of every container, whatever it asks for.
 
+use gantry_cri::runtime::{ContainerId, PodUid, Seccomp};
+
 use super::*;
 use crate::privileges::UNCHANGED;
-use crate::traits::{ContainerId, PodUid, Seccomp};
 
 /// A container of nothing but a root file system.
 pub(crate) fn container(rootfs: &Path) -> ContainerSpec {

@@ -8,9 +8,7 @@ use async_trait::async_trait;
 use gantry_idmap::Users;
 use parking_lot::Mutex;
 
-use crate::error::ImageError;
-use crate::reference::normalise;
-use crate::traits::{Credentials, Image, ImageConfig, Images, ProgressSink};
+use super::{Credentials, Image, ImageConfig, ImageError, Images, ProgressSink, digest, normalise};
 
 /// In-memory images for tests of what uses them. What a "registry" offers is told with [`FakeImages::offer`]. Each is of
 /// one byte, unless told otherwise with [`FakeImages::resize`].
@@ -40,11 +38,11 @@ impl FakeImages {
     pub fn offer(&self, reference: &str, config: ImageConfig) -> Image {
         let tag = normalise(reference).unwrap_or_else(|_| reference.to_owned());
         let image = Image {
-            id: crate::manifest::digest(tag.as_bytes()),
+            id: digest(tag.as_bytes()),
             digests: vec![format!(
                 "{}@{}",
                 tag.rsplit_once(':').map_or(tag.as_str(), |(name, _)| name),
-                crate::manifest::digest(tag.as_bytes())
+                digest(tag.as_bytes())
             )],
             tags: vec![tag.clone()],
             size: 1,
@@ -191,7 +189,7 @@ impl Images for FakeImages {
         if !self.mounted.lock().contains_key(key) {
             return Err(ImageError::NotFound(key.to_owned()));
         }
-        let name = crate::manifest::digest(path.as_bytes());
+        let name = digest(path.as_bytes());
         let volume = self.directory.join(key).join(name.replace(':', "-"));
         std::fs::create_dir_all(&volume).map_err(|source| ImageError::Io {
             doing: format!("creating {}", volume.display()),

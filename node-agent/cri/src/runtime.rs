@@ -1,4 +1,8 @@
-//! The seam between pod workers and whatever runs containers.
+//! Sandboxes and containers: the seam between pod workers and whatever runs them.
+
+mod error;
+mod fake;
+mod sysctl;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +15,9 @@ use gantry_idmap::IdBlock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::error::RuntimeError;
+pub use error::RuntimeError;
+pub use fake::FakeRuntime;
+pub use sysctl::{SysctlName, SysctlNamespace};
 
 /// The uid of a pod; names its sandbox, cgroup and directories.
 #[derive(

@@ -2,10 +2,10 @@
 
 use oci_spec::distribution::{ParseError, Reference};
 
-use crate::error::ImageError;
+use super::ImageError;
 
 /// Parses a reference and fills in registry, `library/` and `:latest`.
-pub(crate) fn parse(reference: &str) -> Result<Reference, ImageError> {
+pub fn parse(reference: &str) -> Result<Reference, ImageError> {
     reference
         .parse()
         .map_err(|error: ParseError| ImageError::InvalidReference {
@@ -23,19 +23,6 @@ pub fn normalise(reference: &str) -> Result<String, ImageError> {
 pub fn repository(reference: &str) -> Result<String, ImageError> {
     let parsed = parse(reference)?;
     Ok(format!("{}/{}", parsed.registry(), parsed.repository()))
-}
-
-/// Whether a registry is reached without TLS: only on this machine's loopback.
-pub(crate) fn is_loopback(registry: &str) -> bool {
-    let host = match registry.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => registry,
-    };
-    host == "localhost"
-        || host
-            .trim_matches(['[', ']'])
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -68,20 +55,6 @@ mod tests {
                 error.starts_with(&format!("couldn't parse image name \"{bad}\"")),
                 "{error}"
             );
-        }
-    }
-
-    #[test]
-    fn only_loopback_goes_without_tls() {
-        for (registry, loopback) in [
-            ("localhost:5000", true),
-            ("127.0.0.1:5000", true),
-            ("[::1]:5000", true),
-            ("localhost.example", false),
-            ("10.0.0.1:5000", false),
-            ("docker.io", false),
-        ] {
-            assert_eq!(is_loopback(registry), loopback, "{registry}");
         }
     }
 }

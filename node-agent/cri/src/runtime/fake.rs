@@ -15,10 +15,9 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::error::RuntimeError;
-use crate::traits::{
+use super::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
-    IoSession, PodUid, Runtime, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
+    IoSession, PodUid, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
 };
 
 /// A runtime in memory; clones share it.

@@ -1,4 +1,8 @@
-//! The seam between pod workers and whatever fetches and unpacks images.
+//! Images and the root file systems made of them: the seam between pod workers and whatever fetches and unpacks them.
+
+mod error;
+mod fake;
+pub mod reference;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,9 +10,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use gantry_idmap::Users;
+use sha2::{Digest as _, Sha256};
 
-use crate::error::ImageError;
-use crate::manifest::digest;
+pub use error::ImageError;
+pub use fake::FakeImages;
+pub use reference::{normalise, repository};
 
 /// What the image's config says about running it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -65,6 +71,13 @@ impl Credentials {
         );
         digest(pair.as_bytes())
     }
+}
+
+/// `sha256:...` of some bytes.
+pub fn digest(bytes: &[u8]) -> String {
+    let sum = Sha256::digest(bytes);
+    let hex: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
 }
 
 /// Progress of one pull or import.

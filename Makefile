@@ -115,7 +115,7 @@ audit: ## Check dependencies against the advisory database (needs the internet)
 .PHONY: bench
 bench: tools-node build ## Measure what docs/benchmarks.md reports
 	$(call install,$(BENCH_TOOLS))
-	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-apiserver -p gantry-runtime -p gantry-network -p gantry-agent --bench store --bench authorisation --bench run --bench network --bench throughput --bench services --bench dns
+	$(STATIC) cargo bench --target $(HOST) -p gantry-store -p gantry-apiserver -p gantry-runtime -p gantry-network -p gantry-dns -p gantry-agent --bench store --bench authorisation --bench run --bench network --bench throughput --bench services --bench dns
 	$(STATIC) cargo run --release --target $(HOST) -p gantry-e2e --bin gantry-bench -- $(RELEASE)/gantry
 
 .PHONY: bench-store

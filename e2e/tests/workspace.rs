@@ -63,10 +63,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "gantry-network",
         &["gantry-cri", "gantry-durable", "gantry-rpc"],
     ),
+    ("gantry-dns", &["gantry-cri"]),
     (
         "gantry-agent",
         &[
             "gantry-api",
+            "gantry-cri",
+            "gantry-dns",
             "gantry-durable",
             "gantry-idmap",
             "gantry-image",

@@ -76,7 +76,7 @@ pub(crate) fn image_layer(bytes: &[u8]) {
 }
 
 pub(crate) fn dns(bytes: &[u8]) {
-    drop(gantry_network::fuzzing::packet(bytes));
+    drop(gantry_dns::fuzzing::packet(bytes));
 }
 
 pub(crate) fn log_line(bytes: &[u8]) {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use gantry_dns::DnsServer;
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, DnsServer, GatewayEcho, HostListeners, HostResolver, Ipv6Network, LinkWatch,
+    BridgeNetwork, GatewayEcho, HostListeners, HostResolver, Ipv6Network, LinkWatch,
     NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, TableWatch,
     VxlanOverlay,
 };

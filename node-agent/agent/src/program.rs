@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gantry_network::{
-    ClusterDns, DnsTable, Listeners, NetworkError, ServiceChanges, ServiceName, ServiceRules,
-};
+use gantry_cri::dns::{ClusterDns, DnsTable};
+use gantry_network::{Listeners, NetworkError, ServiceChanges, ServiceName, ServiceRules};
 use tokio::sync::{Notify, watch};
 
 use crate::desired::{Desired, ServiceNews};
@@ -220,7 +219,8 @@ impl Program {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt as _;
-    use gantry_network::{FakeDns, FakeListeners, FakeServiceRules, Protocol, ServicePort};
+    use gantry_cri::dns::FakeDns;
+    use gantry_network::{FakeListeners, FakeServiceRules, Protocol, ServicePort};
     use gantry_rpc::node::{Resource, agent_message};
     use serde_json::{Value, json};
 

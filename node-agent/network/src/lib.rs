@@ -1,4 +1,4 @@
-//! The node's network: links, addresses, the ways to other nodes, service rules, DNS.
+//! The node's network: links, addresses, the ways to other nodes, service rules.
 //!
 //! - [`BridgeNetwork`] connects the pods of one node: a bridge, a veth pair per pod, addresses from the node's pod
 //!   CIDR, host ports, masquerade of what leaves the cluster.
@@ -8,14 +8,13 @@
 //! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`TableWatch`] notices when somebody else has flushed the rules, [`LinkWatch`] when links have changed.
-//! - [`DnsServer`] answers the cluster's names and forwards the rest.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
 //! - [`try_out`] tells whether a machine has what all of this needs.
 //! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
-//! the API server or the runtime: the agent translates those into the types of [`traits`] and of [`gantry_cri::network`].
+//! the API server, the runtime or DNS (whose address it holds, [`BridgeNetwork::bind_dns_address`]): the agent translates those into the types of [`traits`] and of [`gantry_cri::network`].
 //!
 //! Invariants:
 //! - Every name in the kernel (bridge, links, tables, mounts) comes from the node's prefix and data directory
@@ -26,7 +25,6 @@
 mod bridge;
 mod commands;
 mod dial;
-mod dns;
 mod dns_rules;
 mod echo;
 mod fake;
@@ -61,13 +59,9 @@ mod underlay;
 
 pub use bridge::{BridgeNetwork, Looked};
 pub use dial::connect_inside;
-pub use dns::DnsServer;
-#[doc(hidden)]
-pub use dns::fuzzing;
 pub use echo::GatewayEcho;
 pub use fake::{FakeEcho, FakeListeners, FakeOverlay, FakePolicyRules, FakeServiceRules};
 pub use gantry_cri::ServiceName;
-pub use gantry_cri::dns::{ClusterDns, DnsRecord, DnsTable, FakeDns};
 pub use gantry_cri::network::{
     FakePodNetwork, HostPort, MakeNamespace, NetworkError, PodAttachment, PodNetwork, Protocol,
 };

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gantry_cri::dns::ClusterDns;
 use gantry_image::Images;
-use gantry_network::{ClusterDns, PodNetwork};
+use gantry_network::PodNetwork;
 use gantry_runtime::Runtime;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;

@@ -8,8 +8,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_cri::dns::FakeDns;
 use gantry_image::{FakeImages, ImageConfig};
-use gantry_network::{FakeDns, FakePodNetwork, FakePolicyRules, PodNetwork as _};
+use gantry_network::{FakePodNetwork, FakePolicyRules, PodNetwork as _};
 use gantry_rpc::node::{
     AgentMessage, PodIsolation, PolicyChange, PolicyRules, Resource, agent_message,
 };

@@ -22,11 +22,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::cache::{Cache, Key, Memory, Remembered, Sections};
-use super::exchange::{self, Answer, ExchangeError};
-use super::health::Resolver;
-use super::metrics::{METRICS, rcode};
-use super::room::{Place, Room};
+use crate::cache::{Cache, Key, Memory, Remembered, Sections};
+use crate::exchange::{self, Answer, ExchangeError};
+use crate::health::Resolver;
+use crate::metrics::{METRICS, rcode};
+use crate::room::{Place, Room};
 
 /// How long a resolver has before the next is asked as well.
 const HEDGE: Duration = Duration::from_millis(150);
@@ -38,11 +38,11 @@ const STALE_PATIENCE: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(1);
 /// Questions under way at the same time. Each may hold a socket for every resolver, and a process has 1,024 descriptors
 /// unless it was given more. A client has an eighth of them under way: others wait for its answers, but not for room.
-pub(super) const AT_ONCE: usize = 256;
+pub(crate) const AT_ONCE: usize = 256;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(crate) enum AskError {
     #[error(
         "this node knows no other resolvers: name some in its /etc/resolv.conf (not this server itself)"
     )]
@@ -63,7 +63,7 @@ type Flight = watch::Receiver<Option<Outcome>>;
 
 /// The resolvers for names of other zones.
 #[derive(Debug)]
-pub(super) struct Upstreams {
+pub(crate) struct Upstreams {
     resolvers: Vec<Arc<Resolver>>,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Key, Flight>>,
@@ -78,7 +78,7 @@ impl fmt::Display for Upstreams {
 }
 
 impl Upstreams {
-    pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
+    pub(crate) fn new(addresses: Vec<SocketAddr>) -> Self {
         let mut distinct: Vec<SocketAddr> = Vec::new();
         for address in addresses {
             if !distinct.contains(&address) {
@@ -96,12 +96,12 @@ impl Upstreams {
         }
     }
 
-    pub(super) fn resolvers(&self) -> &[Arc<Resolver>] {
+    pub(crate) fn resolvers(&self) -> &[Arc<Resolver>] {
         &self.resolvers
     }
 
     /// What can be said without waiting, if anything.
-    pub(super) fn remembered(
+    pub(crate) fn remembered(
         self: &Arc<Self>,
         query: &Query,
         dnssec: bool,
@@ -130,7 +130,7 @@ impl Upstreams {
     }
 
     /// Lets a question be under way, for who will [`ask`](Self::ask) it in a moment.
-    pub(super) fn begin(self: &Arc<Self>, query: &Query, dnssec: bool, client: IpAddr) {
+    pub(crate) fn begin(self: &Arc<Self>, query: &Query, dnssec: bool, client: IpAddr) {
         let key = Key::new(query, dnssec);
         let memory = self.cache.lock().get(&key, Instant::now());
         if matches!(memory, Memory::Nothing | Memory::Stale(_, false)) {
@@ -140,7 +140,7 @@ impl Upstreams {
     }
 
     /// The answer to a question, remembered or fresh.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         self: &Arc<Self>,
         query: &Query,
         dnssec: bool,
@@ -172,7 +172,7 @@ impl Upstreams {
     }
 
     /// Whether any resolver is worth waiting for.
-    pub(super) fn any_up(&self) -> bool {
+    pub(crate) fn any_up(&self) -> bool {
         self.resolvers.iter().any(|resolver| resolver.is_up())
     }
 

@@ -4,16 +4,17 @@
     reason = "a test that cannot go on says so by panicking"
 )]
 
+// The machine that the network's tests have.
+#[path = "../../network/tests/lab/mod.rs"]
 mod lab;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 
-use gantry_network::{
-    BridgeNetwork, ClusterDns, DnsRecord, DnsServer, DnsTable, NftServiceRules, ServiceName,
-    ServiceRules,
-};
+use gantry_cri::dns::{ClusterDns, DnsRecord, DnsTable};
+use gantry_dns::DnsServer;
+use gantry_network::{BridgeNetwork, NftServiceRules, ServiceName, ServiceRules};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use lab::{DEADLINE, Lab, Pod, ask, command, on_own_machine, service};

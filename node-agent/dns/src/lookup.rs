@@ -9,15 +9,15 @@ use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::time::timeout;
 
-use super::cache::Remembered;
-use super::clients::Clients;
-use super::loops::Probes;
-use super::message::{refuse, reply};
-use super::metrics::METRICS;
-use super::published::Published;
-use super::room::Room;
-use super::upstream::{AskError, Upstreams};
-use super::zone::{Found, TTL};
+use crate::cache::Remembered;
+use crate::clients::Clients;
+use crate::loops::Probes;
+use crate::message::{refuse, reply};
+use crate::metrics::METRICS;
+use crate::published::Published;
+use crate::room::Room;
+use crate::upstream::{AskError, Upstreams};
+use crate::zone::{Found, TTL};
 
 /// Queries that wait for other resolvers at the same time; more are answered SERVFAIL at once, and so is
 /// more than an eighth of them of one client.
@@ -29,16 +29,16 @@ const WALK_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What queries are answered from.
 #[derive(Debug)]
-pub(super) struct Lookup {
-    pub(super) published: Published,
-    pub(super) clients: Clients,
-    pub(super) upstreams: Arc<Upstreams>,
-    pub(super) probes: Arc<Probes>,
+pub(crate) struct Lookup {
+    pub(crate) published: Published,
+    pub(crate) clients: Clients,
+    pub(crate) upstreams: Arc<Upstreams>,
+    pub(crate) probes: Arc<Probes>,
     waiting: Arc<Room>,
 }
 
 /// What can be said to a request without waiting.
-pub(super) enum AtOnce {
+pub(crate) enum AtOnce {
     Answer(Message),
     Wait,
 }
@@ -134,7 +134,7 @@ enum Walk {
 type Heard = Vec<(Query, Result<Remembered, AskError>)>;
 
 impl Lookup {
-    pub(super) fn new(published: Published, upstreams: Upstreams) -> Self {
+    pub(crate) fn new(published: Published, upstreams: Upstreams) -> Self {
         Self {
             published,
             clients: Clients::default(),
@@ -145,19 +145,19 @@ impl Lookup {
     }
 
     #[cfg(test)]
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.taken()
     }
 
     /// Whether a request asks for a name of the cluster.
-    pub(super) fn is_ours(&self, request: &Message) -> bool {
+    pub(crate) fn is_ours(&self, request: &Message) -> bool {
         let zone = self.published.zone();
         let mut names = request.queries.iter().map(Query::name);
         names.all(|name| zone.origin().zone_of(name))
     }
 
     /// Answers what needs no other resolver, or what others said before.
-    pub(super) fn at_once(&self, request: &Message, client: IpAddr) -> AtOnce {
+    pub(crate) fn at_once(&self, request: &Message, client: IpAddr) -> AtOnce {
         if let Some(refusal) = refuse(request) {
             return AtOnce::Answer(reply(request, refusal));
         }
@@ -182,7 +182,7 @@ impl Lookup {
     }
 
     /// Answers with the help of others.
-    pub(super) async fn answer(&self, request: &Message, client: IpAddr) -> Message {
+    pub(crate) async fn answer(&self, request: &Message, client: IpAddr) -> Message {
         match self.look_up(request, client).await {
             Ok(outcome) => outcome.into_message(request),
             Err(error) => failure(request, &error),

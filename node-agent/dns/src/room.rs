@@ -12,7 +12,7 @@ const PARTS: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     places: usize,
     taken: Mutex<Taken>,
 }
@@ -26,13 +26,13 @@ struct Taken {
 
 /// A client's place, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     room: Arc<Room>,
     client: IpAddr,
 }
 
 impl Room {
-    pub(super) fn new(places: usize) -> Arc<Self> {
+    pub(crate) fn new(places: usize) -> Arc<Self> {
         Arc::new(Self {
             places,
             taken: Mutex::default(),
@@ -40,7 +40,7 @@ impl Room {
     }
 
     /// A place for a client, unless all are taken or it has its part.
-    pub(super) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
+    pub(crate) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let mut taken = self.taken.lock();
         let own = taken.by.get(&client).copied().unwrap_or_default();
         if taken.all >= self.places || own >= self.places.div_ceil(PARTS) {
@@ -55,7 +55,7 @@ impl Room {
     }
 
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.taken.lock().all
     }
 }

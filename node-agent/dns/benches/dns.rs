@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use gantry_network::{ClusterDns, DnsRecord, DnsServer, DnsTable, ServiceName};
+use gantry_cri::ServiceName;
+use gantry_cri::dns::{ClusterDns, DnsRecord, DnsTable};
+use gantry_dns::DnsServer;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name, RData, Record, RecordType};

@@ -10,22 +10,24 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use gantry_cri::ServiceName;
+use gantry_cri::dns::{DnsRecord, DnsTable};
 use hickory_proto::op::{Query, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use imbl::HashMap;
 use ipnet::IpNet;
 
-use crate::{DnsRecord, DnsTable, NetworkError, ServiceName};
+use crate::error::DnsError;
 
 /// Seconds that others may remember an answer: short, since endpoints come and go.
-pub(super) const TTL: u32 = 5;
+pub(crate) const TTL: u32 = 5;
 /// Version of the Kubernetes DNS specification that the names follow.
 const SPECIFICATION: &str = "1.1.0";
 
 /// What a query found.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(crate) enum Found {
     /// All there is to say.
     Answer(Answer),
     /// An alias to a name that has to be looked up in turn.
@@ -36,16 +38,16 @@ pub(super) enum Found {
 
 /// The sections of an answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) code: ResponseCode,
-    pub(super) answers: Vec<Record>,
-    pub(super) authorities: Vec<Record>,
-    pub(super) additionals: Vec<Record>,
+pub(crate) struct Answer {
+    pub(crate) code: ResponseCode,
+    pub(crate) answers: Vec<Record>,
+    pub(crate) authorities: Vec<Record>,
+    pub(crate) additionals: Vec<Record>,
 }
 
 /// The zone with its records.
 #[derive(Clone, Debug)]
-pub(super) struct Zone {
+pub(crate) struct Zone {
     domain: Arc<Domain>,
     names: HashMap<Arc<str>, Node>,
     reverse: HashMap<IpAddr, Arc<[Name]>>,
@@ -72,17 +74,15 @@ struct Domain {
 
 impl Zone {
     /// The zone of `domain`, without services.
-    pub(super) fn new(domain: &str) -> Result<Self, NetworkError> {
+    pub(crate) fn new(domain: &str) -> Result<Self, DnsError> {
         let key = domain.trim_matches('.').to_ascii_lowercase();
         let absolute = |relative: &str| {
             Name::from_ascii(format!("{relative}{key}.")).map_err(|e| {
-                NetworkError::Unsupported(format!(
-                    "cluster domain {domain:?} is no domain name: {e}"
-                ))
+                DnsError::Domain(format!("cluster domain {domain:?} is no domain name: {e}"))
             })
         };
         if key.is_empty() {
-            return Err(NetworkError::Unsupported(
+            return Err(DnsError::Domain(
                 "the cluster domain is empty; use cluster.local".to_owned(),
             ));
         }
@@ -106,12 +106,12 @@ impl Zone {
     }
 
     /// The zone's own name.
-    pub(super) fn origin(&self) -> &Name {
+    pub(crate) fn origin(&self) -> &Name {
         &self.domain.name
     }
 
     /// Makes the names of a service those of `new`, which were those of `old`.
-    pub(super) fn change(&mut self, service: &ServiceName, old: &DnsTable, new: &DnsTable) {
+    pub(crate) fn change(&mut self, service: &ServiceName, old: &DnsTable, new: &DnsTable) {
         let ServiceName { namespace, name } = service;
         let base = format!("{name}.{namespace}.svc.{}", self.domain.key).to_ascii_lowercase();
         let own = |name: &str| {
@@ -218,7 +218,7 @@ impl Zone {
     }
 
     /// Looks a query up. `turn` moves the order of records, so that clients that take the first spread.
-    pub(super) fn find(&self, query: &Query, turn: u16) -> Found {
+    pub(crate) fn find(&self, query: &Query, turn: u16) -> Found {
         if let Some(pointer) = self.pointer(query) {
             return pointer;
         }
@@ -323,7 +323,7 @@ impl Zone {
             .collect()
     }
 
-    pub(super) fn start_of_authority(&self) -> Record {
+    pub(crate) fn start_of_authority(&self) -> Record {
         let Domain {
             name,
             server,

@@ -9,17 +9,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::LARGEST_UDP;
+use crate::LARGEST_UDP;
 
 /// How long until a question is sent again, since packets are lost; twice as long the next time.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// An answer and the octets it came in.
-pub(super) type Answer = (Message, usize);
+pub(crate) type Answer = (Message, usize);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ExchangeError {
+pub(crate) enum ExchangeError {
     /// This machine's fault, which says nothing about the resolver.
     #[error("asking: {0}")]
     Local(io::Error),
@@ -29,7 +29,7 @@ pub(super) enum ExchangeError {
 }
 
 /// Asks. Waits as long as it takes: limit it.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     address: SocketAddr,
     query: &Query,
     dnssec: bool,

@@ -13,7 +13,7 @@ use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::time::Instant;
 
-use super::metrics::METRICS;
+use crate::metrics::METRICS;
 
 /// Entries at most.
 const MOST: usize = 10_000;
@@ -34,18 +34,18 @@ const FAILURE: Duration = Duration::from_secs(1);
 
 /// An answer's sections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Sections {
-    pub(super) code: ResponseCode,
-    pub(super) answers: Vec<Record>,
-    pub(super) authorities: Vec<Record>,
-    pub(super) additionals: Vec<Record>,
+pub(crate) struct Sections {
+    pub(crate) code: ResponseCode,
+    pub(crate) answers: Vec<Record>,
+    pub(crate) authorities: Vec<Record>,
+    pub(crate) additionals: Vec<Record>,
     /// Whether the resolver vouches for them (the AD bit).
-    pub(super) authentic: bool,
+    pub(crate) authentic: bool,
 }
 
 impl Sections {
     /// The sections of a message.
-    pub(super) fn of(message: Message) -> Self {
+    pub(crate) fn of(message: Message) -> Self {
         Self {
             code: message.metadata.response_code,
             answers: message.answers,
@@ -80,8 +80,8 @@ impl Sections {
 
 /// Sections with the time that has passed since they came.
 #[derive(Clone, Debug)]
-pub(super) struct Remembered {
-    pub(super) sections: Arc<Sections>,
+pub(crate) struct Remembered {
+    pub(crate) sections: Arc<Sections>,
     /// Seconds.
     age: u32,
     stale: bool,
@@ -89,7 +89,7 @@ pub(super) struct Remembered {
 
 impl Remembered {
     /// What came just now.
-    pub(super) fn fresh(sections: Arc<Sections>) -> Self {
+    pub(crate) fn fresh(sections: Arc<Sections>) -> Self {
         Self {
             sections,
             age: 0,
@@ -98,7 +98,7 @@ impl Remembered {
     }
 
     /// A section's records with the passed time taken off.
-    pub(super) fn aged(&self, records: &[Record]) -> Vec<Record> {
+    pub(crate) fn aged(&self, records: &[Record]) -> Vec<Record> {
         let mut records = records.to_vec();
         for record in &mut records {
             record.ttl = if self.stale {
@@ -113,16 +113,16 @@ impl Remembered {
 
 /// A question as answers are remembered by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(crate) struct Key {
     /// Names are equal whatever their case.
     name: Name,
     wanted: RecordType,
     /// Answers with signatures are another thing than those without.
-    pub(super) dnssec: bool,
+    pub(crate) dnssec: bool,
 }
 
 impl Key {
-    pub(super) fn new(query: &Query, dnssec: bool) -> Self {
+    pub(crate) fn new(query: &Query, dnssec: bool) -> Self {
         Self {
             name: query.name().clone(),
             wanted: query.query_type(),
@@ -133,7 +133,7 @@ impl Key {
 
 /// What is remembered of a question.
 #[derive(Debug)]
-pub(super) enum Memory {
+pub(crate) enum Memory {
     /// An answer within its time.
     Fresh(Remembered),
     /// An answer past its time, and whether nobody answered a moment ago.
@@ -156,7 +156,7 @@ struct Entry {
 
 /// Remembers answers by name and type.
 #[derive(Debug, Default)]
-pub(super) struct Cache {
+pub(crate) struct Cache {
     entries: HashMap<Key, Entry>,
     /// Every entry's key once, the next in danger first.
     ring: VecDeque<Key>,
@@ -165,7 +165,7 @@ pub(super) struct Cache {
 
 impl Cache {
     /// What is remembered of a question.
-    pub(super) fn get(&mut self, key: &Key, now: Instant) -> Memory {
+    pub(crate) fn get(&mut self, key: &Key, now: Instant) -> Memory {
         let Some(entry) = self.entries.get_mut(key) else {
             return Memory::Nothing;
         };
@@ -196,7 +196,7 @@ impl Cache {
     }
 
     /// Remembers an answer if it may be, which came in so many octets.
-    pub(super) fn put(&mut self, key: Key, sections: &Arc<Sections>, octets: usize, now: Instant) {
+    pub(crate) fn put(&mut self, key: Key, sections: &Arc<Sections>, octets: usize, now: Instant) {
         let Some(seconds) = sections.lifetime() else {
             return;
         };
@@ -214,7 +214,7 @@ impl Cache {
     }
 
     /// Remembers that nobody answered; what they said before is kept.
-    pub(super) fn fail(&mut self, key: Key, now: Instant) {
+    pub(crate) fn fail(&mut self, key: Key, now: Instant) {
         let until = now + FAILURE;
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.failed_until = Some(until);

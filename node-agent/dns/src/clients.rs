@@ -22,7 +22,7 @@ struct SearchList {
 
 /// The clients that told their search list.
 #[derive(Debug, Default)]
-pub(super) struct Clients {
+pub(crate) struct Clients {
     lists: ArcSwap<HashMap<IpAddr, Arc<SearchList>>>,
     changing: Mutex<()>,
 }
@@ -30,7 +30,7 @@ pub(super) struct Clients {
 impl Clients {
     /// Learns or forgets the list of a client. Only one whose first entry is below `origin` is of use: the others'
     /// first question is not ours to answer.
-    pub(super) fn tell(&self, address: IpAddr, searches: Option<Vec<String>>, origin: &Name) {
+    pub(crate) fn tell(&self, address: IpAddr, searches: Option<Vec<String>>, origin: &Name) {
         let list = searches.and_then(|searches| list(&searches, origin));
         let _one_at_a_time = self.changing.lock();
         let mut lists = HashMap::clone(&self.lists.load());
@@ -43,7 +43,7 @@ impl Clients {
 
     /// The names that a client asks for next when `query` finds nothing, in that order; empty when it is not the first
     /// step of the client's own walk.
-    pub(super) fn walk(&self, address: IpAddr, query: &Query) -> Vec<Name> {
+    pub(crate) fn walk(&self, address: IpAddr, query: &Query) -> Vec<Name> {
         if !matches!(query.query_type(), RecordType::A | RecordType::AAAA) {
             return Vec::new();
         }

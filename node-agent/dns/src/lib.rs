@@ -6,11 +6,16 @@
 //! - [`upstream`] asks other resolvers ([`exchange`], [`health`], [`loops`]), [`cache`] remembers what they said.
 //! - [`lookup`] is the way a query takes through those.
 //! - [`listen`] has the sockets ([`batch`]), [`message`] what goes over them, [`metrics`] the counters.
+//!
+//! It is told of services and pods by [`ClusterDns`] alone and must never know the API's objects, the node's network (which
+//! holds the address that is listened on) or the server.
 
 mod batch;
 mod cache;
 mod clients;
+mod error;
 mod exchange;
+#[doc(hidden)]
 pub mod fuzzing;
 mod health;
 mod listen;
@@ -27,10 +32,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use gantry_cri::ServiceName;
+use gantry_cri::dns::{ClusterDns, DnsTable};
 use tokio::task::JoinSet;
 
-use crate::{ClusterDns, DnsTable, NetworkError, ServiceName};
-
+pub use error::DnsError;
 use listen::Listener;
 use lookup::Lookup;
 use metrics::Meter;
@@ -53,24 +59,19 @@ impl DnsServer {
     /// [told](ClusterDns), and everything else through `upstreams`, in that order of preference.
     ///
     /// Give concrete addresses: the answer to a query must come from the address it was sent to. An address of a
-    /// service has to be held by the node first ([`BridgeNetwork::bind_dns_address`](crate::BridgeNetwork)). Upstreams
+    /// service has to be held by the node first (`BridgeNetwork::bind_dns_address`). Upstreams
     /// that are among the addresses listened on are left out, and so are those found to ask this server in turn.
     pub async fn start(
         listen: &[SocketAddr],
         cluster_domain: &str,
         upstreams: Vec<SocketAddr>,
-    ) -> Result<Self, NetworkError> {
+    ) -> Result<Self, DnsError> {
         let published = Published::new(cluster_domain)?;
         let origin = published.zone().origin().to_ascii();
         let mut listeners = Vec::new();
         for &address in listen {
             let opened = Listener::open(address).await;
-            listeners.push(opened.map_err(|source| NetworkError::Io {
-                doing: format!(
-                    "listening on {address} for DNS (does the node hold it, is the port free?)"
-                ),
-                source,
-            })?);
+            listeners.push(opened.map_err(|source| DnsError::Listen { address, source })?);
         }
         let addresses: Vec<_> = listeners.iter().map(|listener| listener.address).collect();
         let upstreams = upstreams

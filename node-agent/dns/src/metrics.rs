@@ -14,26 +14,26 @@ use prometheus::{
 };
 
 /// The metrics of every DNS server of this process together.
-pub(super) struct Metrics {
+pub(crate) struct Metrics {
     requests: IntCounterVec,
     responses: IntCounterVec,
     duration: HistogramVec,
-    pub(super) cache_hits: IntCounterVec,
-    pub(super) cache_misses: IntCounter,
-    pub(super) cache_stale: IntCounter,
-    pub(super) cache_evictions: IntCounter,
-    pub(super) cache_entries: IntGauge,
-    pub(super) upstream: HistogramVec,
-    pub(super) upstream_failures: IntCounterVec,
-    pub(super) upstream_up: IntGaugeVec,
-    pub(super) rejected: IntCounter,
-    pub(super) shared: IntCounter,
-    pub(super) in_flight: IntGauge,
-    pub(super) walks: IntCounter,
-    pub(super) unanswered: IntCounter,
+    pub(crate) cache_hits: IntCounterVec,
+    pub(crate) cache_misses: IntCounter,
+    pub(crate) cache_stale: IntCounter,
+    pub(crate) cache_evictions: IntCounter,
+    pub(crate) cache_entries: IntGauge,
+    pub(crate) upstream: HistogramVec,
+    pub(crate) upstream_failures: IntCounterVec,
+    pub(crate) upstream_up: IntGaugeVec,
+    pub(crate) rejected: IntCounter,
+    pub(crate) shared: IntCounter,
+    pub(crate) in_flight: IntGauge,
+    pub(crate) walks: IntCounter,
+    pub(crate) unanswered: IntCounter,
 }
 
-pub(super) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     requests: counters(
         "coredns_dns_requests_total",
         "DNS requests.",
@@ -139,7 +139,7 @@ fn registered<M: Collector + Clone + 'static>(metric: M) -> M {
 
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
+pub(crate) enum Transport {
     Udp,
     Tcp,
 }
@@ -164,7 +164,7 @@ const CODES: usize = 17;
 
 /// The counters of one address that is listened on: found once, then only counted up.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     server: String,
     family: &'static str,
     zones: [ZoneMeter; 2],
@@ -179,7 +179,7 @@ struct ZoneMeter {
 }
 
 impl Meter {
-    pub(super) fn new(address: SocketAddr, domain: &str) -> Self {
+    pub(crate) fn new(address: SocketAddr, domain: &str) -> Self {
         let zone = |zone: &str| ZoneMeter {
             zone: zone.to_owned(),
             requests: Default::default(),
@@ -194,7 +194,7 @@ impl Meter {
     }
 
     /// Counts a request that was answered. `ours`: of the cluster's zone.
-    pub(super) fn answered(
+    pub(crate) fn answered(
         &self,
         transport: Transport,
         ours: bool,
@@ -233,7 +233,7 @@ impl Meter {
 }
 
 /// A response code as CoreDNS names it.
-pub(super) fn rcode(code: ResponseCode) -> &'static str {
+pub(crate) fn rcode(code: ResponseCode) -> &'static str {
     match code {
         ResponseCode::NoError => "NOERROR",
         ResponseCode::FormErr => "FORMERR",

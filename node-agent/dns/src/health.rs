@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::metrics::METRICS;
+use crate::metrics::METRICS;
 
 /// Silences in a row after which a resolver is passed over: a packet may be lost once.
 const TOLERATED: u32 = 2;
@@ -24,8 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 ///     +-------------------------------------------------------- answered --------+
 /// ```
 #[derive(Debug)]
-pub(super) struct Resolver {
-    pub(super) address: SocketAddr,
+pub(crate) struct Resolver {
+    pub(crate) address: SocketAddr,
     state: Mutex<State>,
 }
 
@@ -45,7 +45,7 @@ struct Pause {
 }
 
 impl Resolver {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         let resolver = Self {
             address,
             state: Mutex::default(),
@@ -55,18 +55,18 @@ impl Resolver {
     }
 
     /// Whether it is worth waiting for.
-    pub(super) fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         let state = self.state.lock();
         state.pause.is_none() && !state.looping
     }
 
     /// Whether it must not be asked at all.
-    pub(super) fn is_looping(&self) -> bool {
+    pub(crate) fn is_looping(&self) -> bool {
         self.state.lock().looping
     }
 
     /// Whether it is time to ask one that is passed over again. Who is told so does ask; the others are told no.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
         match &mut state.pause {
             Some(pause) if now >= pause.until => {
@@ -78,7 +78,7 @@ impl Resolver {
         }
     }
 
-    pub(super) fn answered(&self) {
+    pub(crate) fn answered(&self) {
         let mut state = self.state.lock();
         let was_down = state.pause.take().is_some();
         state.silences = 0;
@@ -89,7 +89,7 @@ impl Resolver {
         }
     }
 
-    pub(super) fn silent(&self, now: Instant) {
+    pub(crate) fn silent(&self, now: Instant) {
         let labels = ["forward", &self.address.to_string()];
         METRICS.upstream_failures.with_label_values(&labels).inc();
         let mut state = self.state.lock();
@@ -106,7 +106,7 @@ impl Resolver {
         self.tell(false);
     }
 
-    pub(super) fn loops(&self) {
+    pub(crate) fn loops(&self) {
         self.state.lock().looping = true;
         self.tell(false);
     }

@@ -1,11 +1,11 @@
 //! What a client's or a resolver's packets meet, for the fuzzer; no interface of the crate.
 
-use super::zone::Zone;
-use super::{LARGEST_UDP, message};
-use crate::NetworkError;
+use crate::error::DnsError;
+use crate::zone::Zone;
+use crate::{LARGEST_UDP, message};
 
 /// A packet read, answered from a zone without services, and the answer written.
-pub fn packet(bytes: &[u8]) -> Result<(), NetworkError> {
+pub fn packet(bytes: &[u8]) -> Result<(), DnsError> {
     let Some(request) = message::parse(bytes) else {
         return Ok(());
     };

@@ -5,33 +5,34 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use gantry_cri::ServiceName;
+use gantry_cri::dns::DnsTable;
 use parking_lot::Mutex;
 
-use crate::{DnsTable, NetworkError, ServiceName};
-
-use super::zone::Zone;
+use crate::error::DnsError;
+use crate::zone::Zone;
 
 /// The zone that is answered from, and what it was made from.
 #[derive(Debug)]
-pub(super) struct Published {
+pub(crate) struct Published {
     zone: ArcSwap<Zone>,
     /// Held by who changes, until the zone is in place.
     services: Mutex<HashMap<ServiceName, DnsTable>>,
 }
 
 impl Published {
-    pub(super) fn new(domain: &str) -> Result<Self, NetworkError> {
+    pub(crate) fn new(domain: &str) -> Result<Self, DnsError> {
         Ok(Self {
             zone: ArcSwap::from_pointee(Zone::new(domain)?),
             services: Mutex::default(),
         })
     }
 
-    pub(super) fn zone(&self) -> Guard<Arc<Zone>> {
+    pub(crate) fn zone(&self) -> Guard<Arc<Zone>> {
         self.zone.load()
     }
 
-    pub(super) fn change(&self, service: ServiceName, names: Option<DnsTable>) {
+    pub(crate) fn change(&self, service: ServiceName, names: Option<DnsTable>) {
         let mut services = self.services.lock();
         let old = services.get(&service);
         if old == names.as_ref() {
@@ -50,7 +51,7 @@ impl Published {
         self.zone.store(Arc::new(zone));
     }
 
-    pub(super) fn replace(&self, all: BTreeMap<ServiceName, DnsTable>) {
+    pub(crate) fn replace(&self, all: BTreeMap<ServiceName, DnsTable>) {
         let mut services = self.services.lock();
         let (none, mut zone) = (DnsTable::default(), Zone::clone(&self.zone.load()));
         for (service, old) in services.iter().filter(|(name, _)| !all.contains_key(*name)) {
@@ -72,12 +73,12 @@ mod tests {
     use std::net::IpAddr;
     use std::time::{Duration, Instant};
 
+    use gantry_cri::dns::DnsRecord;
     use hickory_proto::op::{Query, ResponseCode};
     use hickory_proto::rr::{Name, RecordType};
 
-    use super::super::zone::Found;
     use super::*;
-    use crate::DnsRecord;
+    use crate::zone::Found;
 
     fn service(index: u32) -> ServiceName {
         ServiceName {

@@ -15,7 +15,7 @@ const LONGEST: usize = 4096;
 
 /// Room for packets, and those that came last.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     buffers: Vec<Vec<u8>>,
     received: Vec<(usize, Option<SocketAddr>)>,
 }
@@ -31,7 +31,7 @@ impl Default for Batch {
 
 impl Batch {
     /// Takes what has come, in place of what came before. Never waits.
-    pub(super) fn receive(&mut self, socket: RawFd) -> io::Result<()> {
+    pub(crate) fn receive(&mut self, socket: RawFd) -> io::Result<()> {
         self.received.clear();
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(MOST, None);
         let buffers = self.buffers.iter_mut();
@@ -49,14 +49,14 @@ impl Batch {
     }
 
     /// What came last, and from whom.
-    pub(super) fn packets(&self) -> impl Iterator<Item = (&[u8], SocketAddr)> {
+    pub(crate) fn packets(&self) -> impl Iterator<Item = (&[u8], SocketAddr)> {
         let packets = self.received.iter().zip(&self.buffers);
         packets.filter_map(|((length, peer), buffer)| Some((buffer.get(..*length)?, (*peer)?)))
     }
 }
 
 /// Sends the first of some packets, and answers how many. Never waits.
-pub(super) fn send(socket: impl AsFd, packets: &[(Vec<u8>, SocketAddr)]) -> io::Result<usize> {
+pub(crate) fn send(socket: impl AsFd, packets: &[(Vec<u8>, SocketAddr)]) -> io::Result<usize> {
     let packets = &packets[..packets.len().min(MOST)];
     let peers: Vec<_> = packets.iter().map(|(_, peer)| peer.as_any()).collect();
     let slices: Vec<_> = packets

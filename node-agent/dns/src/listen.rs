@@ -19,11 +19,11 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::batch::{self, Batch};
-use super::lookup::{AtOnce, Lookup};
-use super::message::{encode, parse, udp_limit};
-use super::metrics::{METRICS, Meter, Transport};
-use super::room::Room;
+use crate::batch::{self, Batch};
+use crate::lookup::{AtOnce, Lookup};
+use crate::message::{encode, parse, udp_limit};
+use crate::metrics::{METRICS, Meter, Transport};
+use crate::room::Room;
 
 /// Sockets of one address at most; one processor core answers more queries than a node's pods ask.
 const MOST_SOCKETS: usize = 4;
@@ -34,14 +34,14 @@ const CONNECTIONS: usize = 256;
 /// Queries of one connection that wait for other resolvers; more are not read yet.
 const WAITING_PER_CONNECTION: usize = 64;
 /// How long a TCP connection may be silent.
-pub(super) const IDLE: Duration = Duration::from_secs(10);
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// How many ports of the system's choice are tried.
 const CHOICES: usize = 16;
 
 /// What serves one address.
 #[derive(Debug)]
-pub(super) struct Listener {
-    pub(super) address: SocketAddr,
+pub(crate) struct Listener {
+    pub(crate) address: SocketAddr,
     udp: Vec<UdpSocket>,
     tcp: TcpListener,
 }
@@ -49,7 +49,7 @@ pub(super) struct Listener {
 impl Listener {
     /// All sockets of an address. A port that the system chose (0 was asked for) is one that is free for UDP, and may
     /// be taken for TCP: then it chooses another.
-    pub(super) async fn open(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn open(address: SocketAddr) -> io::Result<Self> {
         let mut attempts = if address.port() == 0 { CHOICES } else { 1 };
         loop {
             attempts -= 1;
@@ -77,7 +77,7 @@ impl Listener {
     }
 
     /// Serves until the tasks are dropped.
-    pub(super) fn serve(self, lookup: &Arc<Lookup>, meter: Meter, tasks: &mut JoinSet<()>) {
+    pub(crate) fn serve(self, lookup: &Arc<Lookup>, meter: Meter, tasks: &mut JoinSet<()>) {
         let meter = Arc::new(meter);
         for socket in self.udp {
             tasks.spawn(serve_udp(

@@ -13,8 +13,8 @@ use hickory_proto::rr::{Name, RecordType};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use super::exchange;
-use super::health::Resolver;
+use crate::exchange;
+use crate::health::Resolver;
 
 /// How long a resolver has for the question to come back.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,13 +23,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Names that are looked for on their way back.
 #[derive(Debug, Default)]
-pub(super) struct Probes {
+pub(crate) struct Probes {
     under_way: Mutex<Vec<(Name, Arc<Resolver>)>>,
 }
 
 impl Probes {
     /// Whether a question is one of ours that came back. Its resolver is left out from then on.
-    pub(super) fn caught(&self, query: &Query) -> bool {
+    pub(crate) fn caught(&self, query: &Query) -> bool {
         if query.query_type() != RecordType::HINFO {
             return false;
         }
@@ -49,7 +49,7 @@ impl Probes {
     }
 
     /// Asks one resolver until it answers or is found out.
-    pub(super) async fn look_at(self: Arc<Self>, resolver: Arc<Resolver>) {
+    pub(crate) async fn look_at(self: Arc<Self>, resolver: Arc<Resolver>) {
         let random = RandomState::new();
         let name = format!(
             "{:x}.{:x}.",

@@ -4,7 +4,7 @@ use hickory_proto::ProtoError;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 
-use super::LARGEST_UDP;
+use crate::LARGEST_UDP;
 
 /// Questions and records of one request, together. Nobody asks for more than one thing at a time (RFC 9619); an update has
 /// a few, and is refused. More are not read: an answer repeats every question, at a cost that is their number's square.
@@ -12,7 +12,7 @@ const MOST_RECORDS: usize = 16;
 
 /// The request in a packet. What is no request gets no answer, so that two servers never answer each other for ever;
 /// what is one but cannot be read is refused as far as its header goes.
-pub(super) fn parse(bytes: &[u8]) -> Option<Message> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Message> {
     let read = match records(bytes) > MOST_RECORDS {
         true => Err("too many questions and records".into()),
         false => Message::from_vec(bytes).map_err(ProtoError::from),
@@ -45,7 +45,7 @@ fn records(bytes: &[u8]) -> usize {
 }
 
 /// Why a request is not looked up at all.
-pub(super) fn refuse(request: &Message) -> Option<ResponseCode> {
+pub(crate) fn refuse(request: &Message) -> Option<ResponseCode> {
     if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         return Some(ResponseCode::BADVERS);
     }
@@ -60,7 +60,7 @@ pub(super) fn refuse(request: &Message) -> Option<ResponseCode> {
 }
 
 /// An answer without records. The question is the asker's own, to the case of its letters: some compare it.
-pub(super) fn reply(request: &Message, code: ResponseCode) -> Message {
+pub(crate) fn reply(request: &Message, code: ResponseCode) -> Message {
     let mut answer = Message::response(request.metadata.id, request.metadata.op_code);
     answer.metadata.response_code = code;
     answer.metadata.recursion_desired = request.metadata.recursion_desired;
@@ -77,13 +77,13 @@ pub(super) fn reply(request: &Message, code: ResponseCode) -> Message {
 }
 
 /// Octets that a client takes in one packet.
-pub(super) fn udp_limit(request: &Message) -> usize {
+pub(crate) fn udp_limit(request: &Message) -> usize {
     usize::from(request.max_payload().clamp(512, LARGEST_UDP))
 }
 
 /// The octets of an answer, at most so many. What is only helpful goes first; if the rest does not fit either, as many
 /// records as do are sent, marked as a part: some clients are content with those, the others ask again over TCP.
-pub(super) fn encode(
+pub(crate) fn encode(
     mut answer: Message,
     limit: usize,
 ) -> Result<Vec<u8>, hickory_proto::ProtoError> {

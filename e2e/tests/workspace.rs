@@ -65,15 +65,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("gantry-dns", &["gantry-cri"]),
     (
+        "gantry-pods",
+        &[
+            "gantry-api",
+            "gantry-cri",
+            "gantry-durable",
+            "gantry-idmap",
+            "gantry-tasks",
+            "gantry-tls",
+        ],
+    ),
+    (
         "gantry-agent",
         &[
             "gantry-api",
             "gantry-cri",
             "gantry-dns",
             "gantry-durable",
-            "gantry-idmap",
             "gantry-image",
             "gantry-network",
+            "gantry-pods",
             "gantry-rpc",
             "gantry-runtime",
             "gantry-tasks",

@@ -80,5 +80,5 @@ pub(crate) fn dns(bytes: &[u8]) {
 }
 
 pub(crate) fn log_line(bytes: &[u8]) {
-    gantry_agent::logs::fuzz(bytes);
+    gantry_pods::logs::fuzz(bytes);
 }

@@ -9,10 +9,15 @@ use anyhow::{Context, Result, ensure};
 use gantry_dns::DnsServer;
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_network::{
-    BridgeNetwork, GatewayEcho, HostListeners, HostResolver, Ipv6Network, LinkWatch,
-    NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, TableWatch,
-    VxlanOverlay,
+    BridgeNetwork, GatewayEcho, HostListeners, Ipv6Network, LinkWatch, NftPolicyRules,
+    NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, TableWatch, VxlanOverlay,
 };
+use gantry_pods::eviction::{self, Evictor};
+use gantry_pods::image_gc::{ImageCollector, Squeeze};
+use gantry_pods::pull_records::PullRecords;
+use gantry_pods::resolv::HostResolver;
+use gantry_pods::tokens::Tokens;
+use gantry_pods::{Manager, Node, image_gc};
 use gantry_rpc::node::Welcome;
 use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
 use gantry_tasks::Panicked;
@@ -26,9 +31,8 @@ use crate::clock::{CLOCK_SYNCHRONIZED, Clock};
 use crate::config::AgentConfig;
 use crate::desired::Desired;
 use crate::directories;
-use crate::eviction::Evictor;
+use crate::drain::Drain;
 use crate::identity::Credentials;
-use crate::image_gc::{self, ImageCollector, Squeeze};
 use crate::image_service;
 use crate::link::Link;
 use crate::local_api;
@@ -36,16 +40,14 @@ use crate::metrics;
 use crate::network_watch::NetworkWatch;
 use crate::node::Machine;
 use crate::peers;
-use crate::pod::{Manager, Node};
 use crate::policies::Policies;
 use crate::presence::{self, Presence};
 use crate::program::Program;
-use crate::pull_records::PullRecords;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::reports::{Reports, Severity};
 use crate::servers::Servers;
 use crate::streams::Streams;
-use crate::tokens::{LinkIssuer, Tokens};
+use crate::token_issuer::LinkIssuer;
 
 /// Between looks at the firewall rules, which other programs may have changed.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
@@ -192,9 +194,14 @@ impl Agent {
             pulls: pulls.clone(),
             network: wiring.network.clone(),
             dns: wiring.dns.clone(),
-            desired: desired.clone(),
-            policies: policies.clone(),
+            objects: desired.clone(),
+            isolation: policies.clone(),
             reports: reports.clone(),
+            drain: Arc::new(Drain {
+                routed: desired.routed().clone(),
+                reports: reports.clone(),
+            }),
+            tokens: Arc::new(Tokens::new(token_issuer, config.token_refresh)),
             addresses: config.addresses(),
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
@@ -206,8 +213,6 @@ impl Agent {
             sysctls: config.allowed_unsafe_sysctls.clone(),
             cluster_dns: wiring.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
-            routed: desired.routed().clone(),
-            tokens: Arc::new(Tokens::new(token_issuer, config.token_refresh)),
         });
         tasks.spawn(Manager::new(node).run(news_receiver, stop.clone()));
         let program = Program::new(
@@ -272,13 +277,18 @@ impl Agent {
             ImageCollector::new(images.clone(), desired.clone(), config.data_dir.clone());
         tasks.spawn(collect_images(collector, asked, reports));
         tasks.spawn(forget_pulls(pulls, images.clone()));
+        let directories = eviction::Directories {
+            data: config.data_dir.clone(),
+            pods: config.pods_dir(),
+            logs: config.logs_dir(),
+        };
         let evictor = Evictor::new(
-            &config,
+            directories,
             desired.clone(),
             images,
-            presence,
             evictions,
             squeeze,
+            Box::new(move || presence.look_again()),
         );
         tasks.spawn(evictor.run());
         tracing::info!(node = config.node_name, "the agent runs");
@@ -344,7 +354,7 @@ async fn forget_pulls(pulls: Arc<PullRecords>, images: Arc<ImageStore>) {
         ticks.tick().await;
         if let Err(error) = pulls.prune(&*images).await {
             tracing::warn!(
-                error = crate::pod::words(&error),
+                error = gantry_cri::words(&error),
                 "forgetting who may use images that are gone"
             );
         }
@@ -462,13 +472,13 @@ async fn reassert(
         }
         if let Err(error) = network.reassert().await {
             tracing::warn!(
-                error = crate::pod::words(&error),
+                error = gantry_cri::words(&error),
                 "looking after the pod network"
             );
         }
         if let Err(error) = policies.reassert().await {
             tracing::warn!(
-                error = crate::pod::words(&error),
+                error = gantry_cri::words(&error),
                 "looking after network policies"
             );
         }
@@ -508,7 +518,7 @@ async fn collect_images(
                         "unused images were removed from a disk that is nearly full"
                     ),
                     Err(error) => tracing::warn!(
-                        error = crate::pod::words(&error),
+                        error = gantry_cri::words(&error),
                         "removing unused images"
                     ),
                 }
@@ -533,7 +543,7 @@ async fn collect_images(
                 "unused images were removed"
             ),
             Err(error) => tracing::warn!(
-                error = crate::pod::words(&error),
+                error = gantry_cri::words(&error),
                 "looking after the images"
             ),
         }
@@ -593,7 +603,8 @@ pub async fn teardown(config: &AgentConfig) -> Result<()> {
     match ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods") {
         Ok(runtime) => {
             let (images, pods) = (images_dir(config), config.pods_dir());
-            let ended = crate::pod::remove_all(&runtime, &images, &pods).await;
+            let unmount = || ImageStore::remove_root_filesystems(&images);
+            let ended = gantry_pods::remove_all(&runtime, unmount, &pods).await;
             let ended = ended.map_err(anyhow::Error::msg);
             keep(ended.context("ending the agent's pods"));
             let groups = runtime.teardown().await;

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gantry_network::OverlayMode;
+use gantry_pods::limits::MemoryPolicy;
+use gantry_pods::pull_verification::PullVerification;
+use gantry_pods::sysctls::SysctlPattern;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::identity::NodeIdentity;
-use crate::limits::MemoryPolicy;
-use crate::pull_verification::PullVerification;
-use crate::sysctls::SysctlPattern;
 
 /// No token is older, as with a kubelet.
 const TOKEN_REFRESH: Duration = Duration::from_secs(24 * 60 * 60);

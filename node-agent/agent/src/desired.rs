@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gantry_network::ServiceName;
+use gantry_pods::traits::Objects as PodObjects;
 use gantry_rpc::node::{ObjectChange, Resource};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -515,6 +516,32 @@ impl Desired {
         all(&objects.nodes, Resource::Node, &mut changes);
         all(&objects.pods, Resource::Pod, &mut changes);
         changes
+    }
+}
+
+impl PodObjects for Desired {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        Self::pods(self)
+    }
+
+    fn is_synced(&self) -> bool {
+        Self::is_synced(self)
+    }
+
+    fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>> {
+        Self::config_map(self, namespace, name)
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Secret>> {
+        Self::secret(self, namespace, name)
+    }
+
+    fn service_account(&self, namespace: &str, name: &str) -> Option<Arc<ServiceAccount>> {
+        Self::service_account(self, namespace, name)
+    }
+
+    fn services_of(&self, namespace: &str) -> Vec<Arc<Service>> {
+        Self::services_of(self, namespace)
     }
 }
 

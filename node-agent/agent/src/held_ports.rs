@@ -8,9 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use gantry_network::{
-    Listeners, LocalPort, NetworkError, Protocol, ServiceChanges, ServiceName, ServicePort,
-};
+use gantry_cri::network::NetworkError;
+use gantry_network::{Listeners, LocalPort, Protocol, ServiceChanges, ServiceName, ServicePort};
 use k8s_openapi::api::core::v1::Service;
 
 use crate::desired::ServiceNews;
@@ -120,7 +119,7 @@ impl HeldPorts {
         let held: Result<_, NetworkError> = self.listeners.held(ports).await;
         held.inspect_err(|error| {
             tracing::warn!(
-                error = crate::pod::words(error),
+                error = gantry_cri::words(error),
                 "looking for processes that listen on ports of services; taking it that nothing has changed"
             );
         })

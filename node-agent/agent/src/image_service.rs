@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use gantry_image::{Credentials, Image, ImageError, Images, Progress, ProgressSink};
+use gantry_cri::image::{Credentials, Image, ImageError, Images, Progress, ProgressSink};
+use gantry_pods::pull_records::PullRecords;
 use gantry_rpc::image::image_service_server::{ImageService, ImageServiceServer};
 use gantry_rpc::image::progress::Event;
 use gantry_rpc::image::{
@@ -19,8 +20,6 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::pull_records::PullRecords;
-
 /// Progress is dropped when the client is slower than this many events; the end never is.
 const QUEUE: usize = 1024;
 
@@ -30,7 +29,7 @@ struct Service {
 }
 
 fn refused(error: &ImageError) -> Status {
-    let words = crate::pod::words(error);
+    let words = gantry_cri::words(error);
     match error {
         ImageError::InvalidReference { .. } | ImageError::Archive { .. } => {
             Status::invalid_argument(words)
@@ -181,7 +180,7 @@ pub(crate) async fn serve(
 
 #[cfg(test)]
 mod tests {
-    use gantry_image::{FakeImages, ImageConfig};
+    use gantry_cri::image::{FakeImages, ImageConfig};
     use gantry_rpc::image::image_service_client::ImageServiceClient;
     use hyper_util::rt::TokioIo;
     use tokio::net::UnixStream;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use gantry_pods::News;
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::{
     AgentMessage, Heartbeat, Hello, ServerMessage, Welcome, agent_message, server_message,
@@ -23,12 +24,11 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::clock::Clock;
 use crate::desired::{Desired, Touched};
-use crate::pod::News;
 use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::servers::Servers;
 use crate::streams::Streams;
-use crate::tokens::LinkIssuer;
+use crate::token_issuer::LinkIssuer;
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -120,7 +120,7 @@ impl Link {
                 delay = FIRST_DELAY;
             }
             if let Err(error) = ended {
-                tracing::info!(server = %address, error = crate::pod::words(&error), ?delay, "the node link is down; connecting again");
+                tracing::info!(server = %address, error = gantry_cri::words(&error), ?delay, "the node link is down; connecting again");
                 leader = error.leader().filter(|leader| *leader != address);
             }
             if leader.is_none() {

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_cri::words;
 use gantry_network::{BridgeNetwork, LinkWatch, Looked, TableWatch, VxlanOverlay};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::metrics::METRICS;
-use crate::pod::words;
 use crate::presence::Presence;
 use crate::reports::{Reports, Severity};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
-use gantry_image::Image;
+use gantry_cri::image::Image;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use serde_json::{Value, json};
 

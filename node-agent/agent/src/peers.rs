@@ -7,14 +7,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_network::{NetworkError, Overlay, PeerNode};
+use gantry_cri::network::NetworkError;
+use gantry_cri::words;
+use gantry_network::{Overlay, PeerNode};
 use k8s_openapi::api::core::v1::Node;
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::desired::Desired;
 use crate::metrics::METRICS;
-use crate::pod::words;
 use crate::reports::{Reports, Severity};
 
 /// Between attempts at what could not be programmed.

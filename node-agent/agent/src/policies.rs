@@ -10,10 +10,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use gantry_network::{
     IsolatedPod, NodePolicies, PeerSet, PolicyPeer, PolicyPeers, PolicyPort, PolicyRule,
     PolicyRuleSet, PolicyRules, Protocol,
 };
+use gantry_pods::traits::{self, PodIsolation};
 use gantry_rpc::node::{self as rpc, PolicyChange, policy_port::Ports};
 use parking_lot::Mutex;
 use prost::Message;
@@ -212,7 +214,7 @@ impl Policies {
             let mut refused = false;
             if let Some((version, desired)) = self.desired() {
                 let refusal = rules.sync(desired).await.err();
-                let refusal = refusal.map(|error| crate::pod::words(&error));
+                let refusal = refusal.map(|error| gantry_cri::words(&error));
                 if let Some(error) = &refusal {
                     METRICS.policy_failures.inc();
                     tracing::warn!(error, "programming network policies; trying again");
@@ -260,6 +262,18 @@ impl Policies {
         let snapshot = state.known.as_ref()?.snapshot();
         state.kept = state.version;
         Some(snapshot)
+    }
+}
+
+#[async_trait]
+impl PodIsolation for Policies {
+    async fn isolate(&self, uid: &str, addresses: Vec<IpAddr>) -> Result<(), traits::NotIsolated> {
+        let isolated = Self::isolate(self, uid, addresses).await;
+        isolated.map_err(|error| traits::NotIsolated(error.to_string()))
+    }
+
+    fn forget(&self, uid: &str) {
+        Self::forget(self, uid);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gantry_image::Images;
+use gantry_cri::image::Images;
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use parking_lot::Mutex;
@@ -160,7 +160,7 @@ impl Presence {
     /// Describes the node anew; whether anything but the heartbeat's time has changed.
     pub(crate) async fn refresh(&self) -> bool {
         let images = self.images.list().await.unwrap_or_else(|error| {
-            tracing::warn!(error = crate::pod::words(&error), "listing images");
+            tracing::warn!(error = gantry_cri::words(&error), "listing images");
             Vec::new()
         });
         let now = jiff::Timestamp::now()
@@ -242,7 +242,7 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
-    use gantry_image::{FakeImages, ImageConfig};
+    use gantry_cri::image::{FakeImages, ImageConfig};
     use gantry_rpc::node::agent_message;
 
     use super::*;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gantry_cri::dns::{ClusterDns, DnsTable};
-use gantry_network::{Listeners, NetworkError, ServiceChanges, ServiceName, ServiceRules};
+use gantry_cri::network::NetworkError;
+use gantry_network::{Listeners, ServiceChanges, ServiceName, ServiceRules};
 use tokio::sync::{Notify, watch};
 
 use crate::desired::{Desired, ServiceNews};
@@ -83,7 +84,7 @@ impl Program {
             }
             while let Err(error) = self.sync().await {
                 tracing::warn!(
-                    error = crate::pod::words(&error),
+                    error = gantry_cri::words(&error),
                     "programming services; trying again"
                 );
                 tokio::select! {
@@ -100,12 +101,12 @@ impl Program {
         if let Err(error) = self.rules.reassert().await {
             METRICS.sync_failures.inc();
             tracing::warn!(
-                error = crate::pod::words(&error),
+                error = gantry_cri::words(&error),
                 "looking after the rules of services"
             );
         }
         if let Err(error) = self.health_checks.retry() {
-            tracing::warn!(error = crate::pod::words(&error), "serving a health check");
+            tracing::warn!(error = gantry_cri::words(&error), "serving a health check");
         }
         let again = self.held_ports.look_again().await;
         let found = !again.is_empty();
@@ -210,7 +211,7 @@ impl Program {
         for (name, objects) in &news.services {
             let wanted = services::health_check(objects, &self.place.node);
             if let Err(error) = self.health_checks.set(name, wanted) {
-                tracing::warn!(error = crate::pod::words(&error), "serving a health check");
+                tracing::warn!(error = gantry_cri::words(&error), "serving a health check");
             }
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use gantry_cri::words;
 use gantry_network::{Overlay, PeerEcho, PeerNode, PeerPath};
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::Node;
@@ -21,7 +22,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::desired::Desired;
 use crate::metrics::METRICS;
 use crate::peers::peers;
-use crate::pod::words;
 use crate::pressure::Condition;
 
 /// The condition's type.

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use gantry_api::json::Members;
+use gantry_pods::traits::PodReports;
+pub use gantry_pods::traits::Severity;
 use gantry_rpc::node::{
     AgentMessage, AwaitServices, EventRecord, NodeStatus, PodStatus, PodStatuses, PodTerminated,
     ServicesProgrammed, agent_message,
@@ -39,15 +41,6 @@ pub struct Reports {
     wake: Notify,
     /// The newest revision that every node's rules reflect, as far as this node was told.
     everywhere: watch::Sender<u64>,
-}
-
-/// Whether an Event tells of trouble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
-    /// `Normal`
-    Normal,
-    /// `Warning`
-    Warning,
 }
 
 impl Reports {
@@ -320,6 +313,31 @@ impl Reports {
                 message: Some(message),
             })
             .collect()
+    }
+}
+
+impl PodReports for Reports {
+    fn pod_status(&self, pod: &Pod, status: Vec<u8>) {
+        Self::pod_status(self, pod, status);
+    }
+
+    fn pod_terminated(&self, pod: &Pod) {
+        Self::pod_terminated(self, pod);
+    }
+
+    fn forget(&self, uid: &str) {
+        Self::forget(self, uid);
+    }
+
+    fn event(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) {
+        Self::event(self, pod, container, severity, reason, message);
     }
 }
 

@@ -21,3 +21,18 @@ pub struct ServiceName {
     /// Name of the Service.
     pub name: String,
 }
+
+/// An error with its sources, as Events and logs say it.
+pub fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        source = inner.source();
+    }
+    text
+}

@@ -11,7 +11,6 @@
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
 //! - [`LocalHosts`] makes several hosts on one machine, to run agents on.
 //! - [`try_out`] tells whether a machine has what all of this needs.
-//! - [`resolv_conf`] and [`hosts_file`] say what a pod's files contain.
 //!
 //! It depends on the kernel (rtnetlink, namespaces) and on the `nft` program, and must never know Kubernetes objects,
 //! the API server, the runtime or DNS (whose address it holds, [`BridgeNetwork::bind_dns_address`]): the agent translates those into the types of [`traits`] and of [`gantry_cri::network`].
@@ -30,7 +29,6 @@ mod echo;
 mod fake;
 mod forwarding;
 mod guard;
-mod hosts;
 mod ipam;
 mod leases;
 mod link_watch;
@@ -50,7 +48,6 @@ mod overlay;
 mod pod_rules;
 mod policy;
 mod ports;
-mod resolv;
 mod services;
 mod table_watch;
 pub mod traits;
@@ -65,13 +62,11 @@ pub use gantry_cri::ServiceName;
 pub use gantry_cri::network::{
     FakePodNetwork, HostPort, MakeNamespace, NetworkError, PodAttachment, PodNetwork, Protocol,
 };
-pub use hosts::{HostAlias, PodHosts, hosts_file};
 pub use link_watch::LinkWatch;
 pub use listeners::{HostListeners, listening};
 pub use local_hosts::{LocalHost, LocalHosts};
 pub use overlay::VxlanOverlay;
 pub use policy::NftPolicyRules;
-pub use resolv::{DnsConfig, DnsPolicy, HostResolver, PodDns, resolv_conf};
 pub use services::NftServiceRules;
 pub use table_watch::TableWatch;
 pub use traits::*;

@@ -13,7 +13,7 @@ use crate::metrics::METRICS;
 const MEASURED: usize = 4096;
 /// Revisions that one node may wait for at once; who asks for more waits for their time limit.
 const ASKED: usize = 1024;
-/// How long an agent waits for an answer (`DRAIN_LIMIT` in `agent/src/pod/stop.rs`).
+/// How long an agent waits for an answer (`DRAIN_LIMIT` in `pods/src/pod/stop.rs`).
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Told to the node that asked: every node has programmed this revision.

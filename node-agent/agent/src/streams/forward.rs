@@ -33,13 +33,13 @@ impl Place {
             Self::Loopback(netns) => {
                 let connected = gantry_network::connect_inside(netns.as_deref(), port).await;
                 connected.map_err(|error| {
-                    let words = crate::pod::words(&error);
+                    let words = gantry_cri::words(&error);
                     format!("error forwarding port {port} to pod {name}: {words}")
                 })
             }
             Self::Address(address) => {
                 let host = address.to_string();
-                let connecting = crate::pod::connect(&host, port);
+                let connecting = gantry_pods::connect(&host, port);
                 let connected = tokio::time::timeout(PATIENCE, connecting).await;
                 connected.unwrap_or_else(|_| {
                     let place = std::net::SocketAddr::new(*address, port);

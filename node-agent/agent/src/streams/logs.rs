@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use gantry_pods::logs::{self, LogQuery};
 use gantry_rpc::node::LogOptions;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_runtime::{ContainerId, ContainerState, ContainerStatus, RuntimeEvent};
@@ -12,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::status::{Failure, exit_status, failure, internal};
 use super::{CHUNK, Streams, Wire, frame, hung_up};
-use crate::logs::{self, LogQuery};
 
 /// Lines read ahead of a client.
 const LINES: usize = 256;

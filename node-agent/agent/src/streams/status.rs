@@ -20,7 +20,7 @@ pub(super) fn failure(code: u16, reason: &'static str, message: impl Into<String
 }
 
 pub(super) fn internal(error: &dyn std::error::Error) -> Failure {
-    failure(500, "InternalError", crate::pod::words(error))
+    failure(500, "InternalError", gantry_cri::words(error))
 }
 
 /// The exit code of a command as `kubectl exec` reads it.

@@ -1,35 +1,43 @@
 //! The composition root: the one place that names implementations of the runtime, images, network and DNS.
+//!
+//! An agent starts in phases; what one has made is what the next ones are given:
+//!
+//! ```text
+//! open      sockets, directories, the node's identity, stores, and what an earlier agent knew   Composition, Credentials
+//! network   as soon as the cluster's facts are known: from the checkpoint, or from a server     Network
+//! link      the node is described, and servers are dialled                                      Linked
+//! pods      policies are enforced, and pods have their workers
+//! programs  services, the ways to other nodes, and the watch over all of it
+//! upkeep    the node's status, checkpoints, images, the disk
+//! ```
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+mod network;
+mod stores;
+mod upkeep;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gantry_dns::DnsServer;
-use gantry_image::{ImageStore, ImageStoreConfig};
+use gantry_image::ImageStore;
 use gantry_network::{
-    BridgeNetwork, GatewayEcho, HostListeners, Ipv6Network, LinkWatch, NftPolicyRules,
-    NftServiceRules, NodeNetwork, OverlaySettings, PodNetwork as _, TableWatch, VxlanOverlay,
+    BridgeNetwork, GatewayEcho, HostListeners, NftPolicyRules, PodNetwork as _, VxlanOverlay,
 };
 use gantry_pods::eviction::{self, Evictor};
 use gantry_pods::image_gc::{ImageCollector, Squeeze};
-use gantry_pods::pull_records::PullRecords;
-use gantry_pods::resolv::HostResolver;
 use gantry_pods::tokens::Tokens;
-use gantry_pods::{Manager, Node, image_gc};
+use gantry_pods::{Manager, News, Node};
 use gantry_rpc::node::Welcome;
-use gantry_runtime::{ShimRuntime, ShimRuntimeConfig};
+use gantry_runtime::ShimRuntime;
 use gantry_tasks::Panicked;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::Checkpoint;
 use crate::clock::{CLOCK_SYNCHRONIZED, Clock};
 use crate::config::AgentConfig;
-use crate::desired::Desired;
 use crate::directories;
 use crate::drain::Drain;
 use crate::identity::Credentials;
@@ -40,20 +48,13 @@ use crate::metrics;
 use crate::network_watch::NetworkWatch;
 use crate::node::Machine;
 use crate::peers;
-use crate::policies::Policies;
-use crate::presence::{self, Presence};
+use crate::presence::Presence;
 use crate::program::Program;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
-use crate::reports::{Reports, Severity};
-use crate::servers::Servers;
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
-
-/// Between looks at the firewall rules, which other programs may have changed.
-const LOOK_AROUND: Duration = Duration::from_secs(60);
-/// Changes that come together are one checkpoint.
-const CHECKPOINT_DELAY: Duration = Duration::from_secs(1);
-const DNS_PORT: u16 = 53;
+use network::Network;
+use stores::{State, Stores};
 
 /// The node agent.
 #[derive(Debug)]
@@ -62,221 +63,326 @@ pub struct Agent;
 impl Agent {
     /// Runs until stopped; containers go on running after that, and a later agent takes them over.
     pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<()> {
+        let (mut agent, credentials) = Composition::open(config, stop).await?;
+        // What a node knows of its cluster it sets up before it says anything: it is Ready at once then, and `gantry up`
+        // takes the image socket for a sign that it is.
+        let early = match &agent.state.facts {
+            Some(facts) => Some(Network::set_up(&agent.config, facts).await?),
+            None => None,
+        };
+        agent.serve_images()?;
+        if early.is_some() {
+            agent.presence.network_is_ready();
+        }
+        let mut linked = agent.link(credentials).await;
+        let Some(facts) = agent.facts(&mut linked).await? else {
+            return Ok(());
+        };
+        let network = match early {
+            Some(network) => network,
+            None => Network::set_up(&agent.config, &facts).await?,
+        };
+        agent.presence.network_is_ready();
+        let Linked {
+            token_issuer,
+            news,
+            evictions,
+            ..
+        } = linked;
+        let node = agent.node(&network, &facts, token_issuer);
+        let (bridge, policies) = (network.bridge.clone(), network.policies.clone());
+        agent.run_pods(bridge, policies, node, news).await?;
+        agent.run_programs(network, &facts);
+        agent.run_upkeep(evictions);
+        tracing::info!(node = agent.config.node_name, "the agent runs");
+        agent.until_stopped().await
+    }
+}
+
+/// An agent under way: what all phases work with.
+struct Composition {
+    config: AgentConfig,
+    stop: CancellationToken,
+    machine: Machine,
+    stores: Stores,
+    state: State,
+    presence: Arc<Presence>,
+    /// Everything that runs; it ends with this.
+    tasks: JoinSet<()>,
+}
+
+/// Servers are dialled, and what they say is taken in.
+struct Linked {
+    /// The cluster's facts, once they are known.
+    welcomed: watch::Receiver<Option<Welcome>>,
+    token_issuer: Arc<LinkIssuer>,
+    /// What pods' workers are to be told.
+    news: mpsc::UnboundedReceiver<News>,
+    /// Leads there too.
+    evictions: mpsc::UnboundedSender<News>,
+}
+
+/// Takes the port of an address, where there is one.
+async fn bind<F: Future<Output = Result<TcpListener>>>(
+    address: Option<SocketAddr>,
+    bind: impl FnOnce(SocketAddr) -> F,
+) -> Result<Option<TcpListener>> {
+    match address {
+        Some(address) => bind(address).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+impl Composition {
+    /// Takes the ports first: who cannot have them begins nothing.
+    async fn open(config: AgentConfig, stop: CancellationToken) -> Result<(Self, Credentials)> {
         ensure!(
             !config.servers.is_empty(),
             "no server to report to: name at least one"
         );
-        let local_api = match config.local_api {
-            Some(address) => Some(local_api::bind(address).await?),
-            None => None,
-        };
-        let metrics = match config.metrics {
-            Some(address) => Some(metrics::bind(address).await?),
-            None => None,
-        };
+        let local_api = bind(config.local_api, local_api::bind).await?;
+        let metrics = bind(config.metrics, metrics::bind).await?;
         directories::prepare(&config)?;
         let credentials = Credentials::new(&config.node_name, config.identity.clone())?;
         let machine = Machine::here(&config.data_dir);
-        let runtime = Arc::new(
-            ShimRuntime::new(runtime_config(&config)).context("starting the container runtime")?,
-        );
-        let images: Arc<ImageStore> = Arc::new(open_images(&config).await?);
-        let pulls = Arc::new(open_pulls(&config, &images).await?);
-        let desired = Arc::new(Desired::default());
-        let checkpoint = Checkpoint::new(&config.data_dir, &config.run_dir);
-        let policies = Arc::new(Policies::default());
-        checkpoint.load(&desired, &policies);
-        let reports = Arc::new(Reports::new(&config.node_name));
-        let (news, news_receiver) = mpsc::unbounded_channel();
-        let evictions = news.clone();
-        let (welcome, mut welcomed) = watch::channel(checkpoint.welcome());
-        let (services_changed, changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let nodes_changed = Arc::new(Notify::new());
-        if desired.has_services() {
-            services_changed.notify_one();
-        }
+        let stores = Stores::open(&config).await?;
+        let state = State::restore(&config, &stores.checkpoint);
         let mut tasks = JoinSet::new();
-        let servers = Servers::new(config.servers.clone());
-        if let Some(facts) = &*welcomed.borrow() {
-            servers.learn(&facts.servers);
-        }
         if let Some(listener) = local_api {
-            tasks.spawn(local_api::serve(listener, servers.clone(), stop.clone()));
+            let servers = state.servers.clone();
+            tasks.spawn(local_api::serve(listener, servers, stop.clone()));
         }
         if let Some(listener) = metrics {
             tasks.spawn(metrics::serve(listener, stop.clone()));
         }
-
-        // What a node knows of its cluster it sets up before it says anything: it is Ready at once then, and `gantry up`
-        // takes the image socket for a sign that it is.
-        let known = welcomed.borrow().clone();
-        let early = match &known {
-            Some(facts) => Some(Wiring::new(&config, facts).await?),
-            None => None,
+        let presence = Presence::new(
+            config.clone(),
+            machine,
+            stores.images.clone(),
+            state.reports.clone(),
+        );
+        let agent = Self {
+            config,
+            stop,
+            machine,
+            stores,
+            state,
+            presence: Arc::new(presence),
+            tasks,
         };
-        let socket = config.image_socket();
+        Ok((agent, credentials))
+    }
+
+    fn serve_images(&mut self) -> Result<()> {
+        let socket = self.config.image_socket();
         let listener = image_service::bind(&socket)
             .with_context(|| format!("binding the image socket {}", socket.display()))?;
-        let (served, who, stopped) = (images.clone(), pulls.clone(), stop.clone());
-        tasks.spawn(async move {
-            if let Err(error) = image_service::serve(listener, served, who, stopped).await {
+        let (images, pulls) = (self.stores.images.clone(), self.stores.pulls.clone());
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = image_service::serve(listener, images, pulls, stop).await {
                 tracing::error!(%error, "serving the image socket");
             }
         });
+        Ok(())
+    }
 
-        let presence = Arc::new(Presence::new(
-            config.clone(),
-            machine,
-            images.clone(),
-            reports.clone(),
-        ));
-        if early.is_some() {
-            presence.network_is_ready();
-        }
-        presence.refresh().await;
+    /// Describes the node, and dials servers from here on.
+    async fn link(&mut self, credentials: Credentials) -> Linked {
+        self.presence.refresh().await;
+        let state = &self.state;
+        let (news, news_receiver) = mpsc::unbounded_channel();
+        let evictions = news.clone();
+        let (welcome, welcomed) = watch::channel(state.facts.clone());
         let token_issuer = Arc::new(LinkIssuer::default());
         let link = Link {
             tokens: token_issuer.clone(),
-            node_name: config.node_name.clone(),
-            servers: servers.clone(),
+            node_name: self.config.node_name.clone(),
+            servers: state.servers.clone(),
             tls: credentials.tls(),
-            desired: desired.clone(),
-            policies: policies.clone(),
-            reports: reports.clone(),
+            desired: state.desired.clone(),
+            policies: state.policies.clone(),
+            reports: state.reports.clone(),
             streams: Arc::new(Streams::new(
-                runtime.clone(),
-                desired.clone(),
-                policies.clone(),
-                config.addresses(),
-                config.logs_dir(),
+                self.stores.runtime.clone(),
+                state.desired.clone(),
+                state.policies.clone(),
+                self.config.addresses(),
+                self.config.logs_dir(),
             )),
             node: {
-                let presence = presence.clone();
+                let presence = self.presence.clone();
                 Box::new(move || presence.json())
             },
             news,
-            services: services_changed.clone(),
-            nodes: nodes_changed.clone(),
-            changed: changed.clone(),
+            services: state.services_changed.clone(),
+            nodes: state.nodes_changed.clone(),
+            changed: state.changed.clone(),
             welcome,
             clock: {
-                let presence = presence.clone();
+                let presence = self.presence.clone();
                 Clock::system(move |condition| presence.find(CLOCK_SYNCHRONIZED, Some(condition)))
             },
         };
-        tasks.spawn(link.run(stop.clone()));
-        tasks.spawn(credentials.keep_current(servers, stop.clone()));
+        self.tasks.spawn(link.run(self.stop.clone()));
+        let renewal = credentials.keep_current(state.servers.clone(), self.stop.clone());
+        self.tasks.spawn(renewal);
+        Linked {
+            welcomed,
+            token_issuer,
+            news: news_receiver,
+            evictions,
+        }
+    }
 
+    /// Waits for the cluster's facts, and keeps them for the next start. None when the agent is stopped before.
+    async fn facts(&mut self, linked: &mut Linked) -> Result<Option<Welcome>> {
         let facts = tokio::select! {
-            panicked = first_panic(&mut tasks) => return Err(panicked.into()),
-            facts = welcomed.wait_for(Option::is_some) => facts.context("waiting for a server")?.clone().unwrap_or_default(),
-            () = stop.cancelled() => return Ok(()),
+            panicked = first_panic(&mut self.tasks) => return Err(panicked.into()),
+            facts = linked.welcomed.wait_for(Option::is_some) => facts.context("waiting for a server")?.clone().unwrap_or_default(),
+            () = self.stop.cancelled() => return Ok(None),
         };
+        let checkpoint = self.stores.checkpoint.clone();
         checkpoint
             .save_welcome(&facts)
             .context("writing the checkpoint of the cluster's facts")?;
-        tasks.spawn(keep_facts(checkpoint.clone(), welcomed));
-        let wiring = match early {
-            Some(wiring) => wiring,
-            None => Wiring::new(&config, &facts).await?,
-        };
-        presence.network_is_ready();
+        let later = linked.welcomed.clone();
+        self.tasks.spawn(upkeep::keep_facts(checkpoint, later));
+        Ok(Some(facts))
+    }
 
-        let attached = wiring.network.attached().await;
-        let attached = attached.context("listing the pods attached to the network")?;
-        let attached = attached.into_iter().map(|(uid, at)| (uid, at.addresses()));
-        let run = policies.clone();
-        tasks.spawn(run.run(wiring.policies.clone(), attached.collect()));
-
-        let node = Arc::new(Node {
-            runtime,
-            images: images.clone(),
-            pulls: pulls.clone(),
-            network: wiring.network.clone(),
-            dns: wiring.dns.clone(),
-            objects: desired.clone(),
-            isolation: policies.clone(),
-            reports: reports.clone(),
+    /// The node as its pods' workers see it.
+    fn node(&self, network: &Network, facts: &Welcome, token_issuer: Arc<LinkIssuer>) -> Node {
+        let (config, state) = (&self.config, &self.state);
+        Node {
+            runtime: self.stores.runtime.clone(),
+            images: self.stores.images.clone(),
+            pulls: self.stores.pulls.clone(),
+            network: network.bridge.clone(),
+            dns: network.dns.clone(),
+            objects: state.desired.clone(),
+            isolation: state.policies.clone(),
+            reports: state.reports.clone(),
             drain: Arc::new(Drain {
-                routed: desired.routed().clone(),
-                reports: reports.clone(),
+                routed: state.desired.routed().clone(),
+                reports: state.reports.clone(),
             }),
             tokens: Arc::new(Tokens::new(token_issuer, config.token_refresh)),
             addresses: config.addresses(),
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
             seccomp_dir: config.data_dir.join("seccomp"),
-            allocatable: presence.allocatable(),
-            memory: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
+            allocatable: self.presence.allocatable(),
+            memory: i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
             pids_limit: Some(config.pod_pids_limit),
             memory_policy: config.memory,
             sysctls: config.allowed_unsafe_sysctls.clone(),
-            cluster_dns: wiring.dns_address,
+            cluster_dns: network.dns_address,
             cluster_domain: facts.cluster_domain.clone(),
-        });
-        tasks.spawn(Manager::new(node).run(news_receiver, stop.clone()));
+        }
+    }
+
+    /// Policies before pods: those that an earlier agent has attached are isolated from the first moment on.
+    async fn run_pods(
+        &mut self,
+        bridge: Arc<BridgeNetwork>,
+        rules: Arc<NftPolicyRules>,
+        node: Node,
+        news: mpsc::UnboundedReceiver<News>,
+    ) -> Result<()> {
+        let attached = bridge.attached().await;
+        let attached = attached.context("listing the pods attached to the network")?;
+        let attached = attached.into_iter().map(|(uid, at)| (uid, at.addresses()));
+        let policies = self.state.policies.clone();
+        let isolating = policies.run(rules, attached.collect());
+        self.tasks.spawn(isolating);
+        let manager = Manager::new(Arc::new(node));
+        self.tasks.spawn(manager.run(news, self.stop.clone()));
+        Ok(())
+    }
+
+    fn run_programs(&mut self, network: Network, facts: &Welcome) {
+        let state = &self.state;
         let program = Program::new(
-            &config.node_name,
+            &self.config.node_name,
             &facts.cluster_domain,
-            desired.clone(),
-            reports.clone(),
-            Arc::new(wiring.rules),
-            wiring.dns,
+            state.desired.clone(),
+            state.reports.clone(),
+            Arc::new(network.rules),
+            network.dns,
             Arc::new(HostListeners),
         );
         let flushed = watch::Sender::new(());
-        tasks.spawn(program.run(services_changed, flushed.subscribe()));
-        if let Some(overlay) = wiring.overlay.clone() {
-            tasks.spawn(metrics::follow_overlay(overlay.clone()));
-            let name = config.node_name.clone();
-            let (desired, reports) = (desired.clone(), reports.clone());
-            let found = presence.clone();
-            let reachability = Reachability::new(
-                &name,
-                desired.clone(),
-                overlay.clone(),
-                overlay.port(),
-                wiring.echo,
-                move |condition| found.find(PEERS_REACHABLE, condition),
-            );
-            let flushed = flushed.subscribe();
-            tasks.spawn(peers::keep(
-                name,
-                desired,
-                reports,
-                overlay,
-                nodes_changed,
-                flushed,
-            ));
-            tasks.spawn(reachability.watch());
+        let services = state.services_changed.clone();
+        self.tasks.spawn(program.run(services, flushed.subscribe()));
+        if let Some(overlay) = network.overlay.clone() {
+            self.reach_peers(overlay, network.echo, flushed.subscribe());
         }
-        tasks.spawn(keep_checkpoint(
-            checkpoint.clone(),
-            desired.clone(),
-            policies.clone(),
-            changed,
-        ));
-        tasks.spawn(reassert(
-            wiring.network.clone(),
-            wiring.policies,
+        self.tasks.spawn(network::reassert(
+            network.bridge.clone(),
+            network.policies,
             flushed.subscribe(),
         ));
         let watch = NetworkWatch {
-            tables: wiring.tables,
-            links: wiring.links,
-            network: wiring.network,
-            overlay: wiring.overlay,
+            tables: network.tables,
+            links: network.links,
+            network: network.bridge,
+            overlay: network.overlay,
             flushed,
-            presence: presence.clone(),
-            reports: reports.clone(),
+            presence: self.presence.clone(),
+            reports: self.state.reports.clone(),
         };
-        tasks.spawn(watch.run());
-        tasks.spawn(watch_node(presence.clone(), reports.clone()));
+        self.tasks.spawn(watch.run());
+    }
+
+    /// Leads to the pods of other nodes, and finds out whether those answer.
+    fn reach_peers(
+        &mut self,
+        overlay: Arc<VxlanOverlay>,
+        echo: Arc<GatewayEcho>,
+        flushed: watch::Receiver<()>,
+    ) {
+        self.tasks.spawn(metrics::follow_overlay(overlay.clone()));
+        let (name, state) = (self.config.node_name.clone(), &self.state);
+        let found = self.presence.clone();
+        let reachability = Reachability::new(
+            &name,
+            state.desired.clone(),
+            overlay.clone(),
+            overlay.port(),
+            echo,
+            move |condition| found.find(PEERS_REACHABLE, condition),
+        );
+        self.tasks.spawn(peers::keep(
+            name,
+            state.desired.clone(),
+            state.reports.clone(),
+            overlay,
+            state.nodes_changed.clone(),
+            flushed,
+        ));
+        self.tasks.spawn(reachability.watch());
+    }
+
+    fn run_upkeep(&mut self, evictions: mpsc::UnboundedSender<News>) {
+        let (config, stores, state) = (&self.config, &self.stores, &self.state);
+        let (images, presence) = (stores.images.clone(), self.presence.clone());
+        self.tasks.spawn(upkeep::keep_checkpoint(
+            stores.checkpoint.clone(),
+            state.desired.clone(),
+            state.policies.clone(),
+            state.changed.clone(),
+        ));
+        let reports = state.reports.clone();
+        self.tasks
+            .spawn(upkeep::watch_node(presence.clone(), reports.clone()));
         let (squeeze, asked) = Squeeze::new();
-        let collector =
-            ImageCollector::new(images.clone(), desired.clone(), config.data_dir.clone());
-        tasks.spawn(collect_images(collector, asked, reports));
-        tasks.spawn(forget_pulls(pulls, images.clone()));
+        let data_dir = config.data_dir.clone();
+        let collector = ImageCollector::new(images.clone(), state.desired.clone(), data_dir);
+        self.tasks
+            .spawn(upkeep::collect_images(collector, asked, reports));
+        self.tasks
+            .spawn(upkeep::forget_pulls(stores.pulls.clone(), images.clone()));
         let directories = eviction::Directories {
             data: config.data_dir.clone(),
             pods: config.pods_dir(),
@@ -284,22 +390,24 @@ impl Agent {
         };
         let evictor = Evictor::new(
             directories,
-            desired.clone(),
+            state.desired.clone(),
             images,
             evictions,
             squeeze,
             Box::new(move || presence.look_again()),
         );
-        tasks.spawn(evictor.run());
-        tracing::info!(node = config.node_name, "the agent runs");
+        self.tasks.spawn(evictor.run());
+    }
 
+    async fn until_stopped(mut self) -> Result<()> {
         let ended = tokio::select! {
-            () = stop.cancelled() => Ok(()),
-            panicked = first_panic(&mut tasks) => Err(panicked.into()),
+            () = self.stop.cancelled() => Ok(()),
+            panicked = first_panic(&mut self.tasks) => Err(panicked.into()),
         };
-        tasks.shutdown().await;
-        checkpoint
-            .save(&desired, &policies)
+        self.tasks.shutdown().await;
+        self.stores
+            .checkpoint
+            .save(&self.state.desired, &self.state.policies)
             .context("writing the checkpoint")?;
         ended
     }
@@ -318,276 +426,6 @@ async fn first_panic(tasks: &mut JoinSet<()>) -> Panicked {
     }
 }
 
-fn runtime_config(config: &AgentConfig) -> ShimRuntimeConfig {
-    ShimRuntimeConfig {
-        data_dir: config.data_dir.join("runtime"),
-        run_dir: config.run_dir.join("pods"),
-        cgroup_root: config.cgroup_root.clone(),
-        shim_command: config.shim_command.clone(),
-    }
-}
-
-fn images_dir(config: &AgentConfig) -> PathBuf {
-    config.data_dir.join("images")
-}
-
-async fn open_images(config: &AgentConfig) -> Result<ImageStore> {
-    let data_dir = images_dir(config);
-    ImageStore::open(ImageStoreConfig { data_dir })
-        .await
-        .context("opening the image store")
-}
-
-async fn open_pulls(config: &AgentConfig, images: &ImageStore) -> Result<PullRecords> {
-    let directory = config.data_dir.join("image-pulls");
-    let records = PullRecords::open(&directory, config.pull_verification.clone());
-    let records = records.context("opening the records of who may use which image")?;
-    let settled = records.settle(images).await;
-    settled.context("settling pulls that an earlier agent began")?;
-    Ok(records)
-}
-
-/// Forgets who may use images that are gone.
-async fn forget_pulls(pulls: Arc<PullRecords>, images: Arc<ImageStore>) {
-    let mut ticks = every(image_gc::PERIOD);
-    loop {
-        ticks.tick().await;
-        if let Err(error) = pulls.prune(&*images).await {
-            tracing::warn!(
-                error = gantry_cri::words(&error),
-                "forgetting who may use images that are gone"
-            );
-        }
-    }
-}
-
-/// The node's network, made from the cluster's facts.
-struct Wiring {
-    network: Arc<BridgeNetwork>,
-    rules: NftServiceRules,
-    /// None on a node that no other node can reach.
-    overlay: Option<Arc<VxlanOverlay>>,
-    echo: Arc<GatewayEcho>,
-    policies: Arc<NftPolicyRules>,
-    tables: TableWatch,
-    links: LinkWatch,
-    dns: Arc<DnsServer>,
-    dns_address: Ipv4Addr,
-}
-
-/// A range that the server has told.
-fn range<T>(what: &str, text: &str) -> Result<T>
-where
-    T: std::str::FromStr<Err = ipnet::AddrParseError>,
-{
-    text.parse()
-        .with_context(|| format!("the server's {what} \"{text}\" is not an address range"))
-}
-
-fn node_network(config: &AgentConfig, facts: &Welcome) -> Result<NodeNetwork> {
-    // A node of before the cluster got IPv6 has no block of it; one of a cluster that went back has nobody to talk to.
-    let ranges = [&facts.pod_cidr_v6, &facts.cluster_pod_cidr_v6];
-    let ipv6 = match ranges.iter().any(|range| range.is_empty()) {
-        true => None,
-        false => Some(Ipv6Network {
-            pod_cidr: range("IPv6 pod CIDR of this node", &facts.pod_cidr_v6)?,
-            cluster_pod_cidr: range("IPv6 pod CIDR of the cluster", &facts.cluster_pod_cidr_v6)?,
-            service_cidr: Some(range("IPv6 service CIDR", &facts.service_cidr_v6)?),
-        }),
-    };
-    Ok(NodeNetwork {
-        prefix: config.network_prefix.clone(),
-        pod_cidr: range("pod CIDR of this node", &facts.pod_cidr)?,
-        cluster_pod_cidr: range("pod CIDR of the cluster", &facts.cluster_pod_cidr)?,
-        service_cidr: range("service CIDR", &facts.service_cidr)?,
-        data_dir: config.data_dir.join("network"),
-        ipv6,
-        overlay: (!config.node_address.is_loopback()).then(|| OverlaySettings {
-            mode: config.overlay_mode,
-            ..OverlaySettings::new(config.node_address.into())
-        }),
-    })
-}
-
-impl Wiring {
-    async fn new(config: &AgentConfig, facts: &Welcome) -> Result<Self> {
-        let node = node_network(config, facts)?;
-        let dns_address: Ipv4Addr = facts.dns_service_ip.parse().with_context(|| {
-            format!(
-                "the server's DNS address \"{}\" is not IPv4",
-                facts.dns_service_ip
-            )
-        })?;
-        let network = {
-            let node = node.clone();
-            tokio::task::spawn_blocking(move || BridgeNetwork::new(node)).await?
-        };
-        let network = Arc::new(network.context("setting up the pod network")?);
-        let rules = NftServiceRules::new(&node).context("setting up service rules")?;
-        let policies =
-            NftPolicyRules::with_dns(&node, dns_address).context("setting up network policies")?;
-        let echo = Arc::new(GatewayEcho::new(&node));
-        let tables = TableWatch::new(&node).context("looking at nftables tables")?;
-        let links = LinkWatch::new().context("listening to changes of links")?;
-        let overlay = match node.overlay {
-            None => None,
-            Some(_) => Some(VxlanOverlay::new(node).context("setting up the overlay")?),
-        };
-        network
-            .bind_dns_address(dns_address)
-            .await
-            .context("giving the node the address of the cluster's DNS")?;
-        let upstreams = HostResolver::read()
-            .context("reading the node's resolver configuration")?
-            .upstreams();
-        let listen = [SocketAddr::from((dns_address, DNS_PORT))];
-        let dns = DnsServer::start(&listen, &facts.cluster_domain, upstreams)
-            .await
-            .context("starting DNS")?;
-        Ok(Self {
-            network,
-            rules,
-            overlay: overlay.map(Arc::new),
-            echo,
-            policies: Arc::new(policies),
-            tables,
-            links,
-            dns: Arc::new(dns),
-            dns_address,
-        })
-    }
-}
-
-/// Puts back the rules that others flushed: at once when whole tables are gone, now and then for the rest.
-async fn reassert(
-    network: Arc<BridgeNetwork>,
-    policies: Arc<NftPolicyRules>,
-    mut flushed: watch::Receiver<()>,
-) {
-    let mut ticks = every(LOOK_AROUND);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            Ok(()) = flushed.changed() => {}
-        }
-        if let Err(error) = network.reassert().await {
-            tracing::warn!(
-                error = gantry_cri::words(&error),
-                "looking after the pod network"
-            );
-        }
-        if let Err(error) = policies.reassert().await {
-            tracing::warn!(
-                error = gantry_cri::words(&error),
-                "looking after network policies"
-            );
-        }
-    }
-}
-
-/// Keeps what the server knows of the node's images and conditions up to date, and their heartbeat times recent.
-async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
-    let mut ticks = every(presence::PERIOD);
-    let mut told = Instant::now();
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = presence.found() => {}
-        }
-        if presence.refresh().await || told.elapsed() >= presence::REPORT {
-            reports.node_status(presence.status());
-            told = Instant::now();
-        }
-    }
-}
-
-async fn collect_images(
-    mut collector: ImageCollector,
-    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
-    reports: Arc<Reports>,
-) {
-    let mut ticks = every(image_gc::PERIOD);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            Some(done) = asked.recv() => {
-                match collector.remove_unused().await {
-                    Ok(collected) => tracing::info!(
-                        freed = collected.freed,
-                        images = ?collected.removed,
-                        "unused images were removed from a disk that is nearly full"
-                    ),
-                    Err(error) => tracing::warn!(
-                        error = gantry_cri::words(&error),
-                        "removing unused images"
-                    ),
-                }
-                // The one who asked may have gone.
-                done.send(()).ok();
-                continue;
-            }
-        }
-        match collector.look().await {
-            Ok(collected) if collected.wanted == 0 => {}
-            Ok(collected) if collected.freed < collected.wanted => {
-                let message = format!(
-                    "Failed to garbage collect required amount of images. Attempted to free {} bytes, but only found {} bytes eligible to free.",
-                    collected.wanted, collected.freed
-                );
-                tracing::warn!(removed = ?collected.removed, "{message}");
-                reports.node_event(Severity::Warning, "FreeDiskSpaceFailed", &message);
-            }
-            Ok(collected) => tracing::info!(
-                freed = collected.freed,
-                images = ?collected.removed,
-                "unused images were removed"
-            ),
-            Err(error) => tracing::warn!(
-                error = gantry_cri::words(&error),
-                "looking after the images"
-            ),
-        }
-    }
-}
-
-fn every(period: Duration) -> tokio::time::Interval {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    ticks
-}
-
-async fn keep_checkpoint(
-    checkpoint: Checkpoint,
-    desired: Arc<Desired>,
-    policies: Arc<Policies>,
-    changed: Arc<Notify>,
-) {
-    loop {
-        changed.notified().await;
-        tokio::time::sleep(CHECKPOINT_DELAY).await;
-        let (checkpoint, desired, policies) =
-            (checkpoint.clone(), desired.clone(), policies.clone());
-        let saved = tokio::task::spawn_blocking(move || checkpoint.save(&desired, &policies)).await;
-        if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
-            tracing::warn!(%error, "writing the checkpoint");
-        }
-    }
-}
-
-/// Remembers the cluster's facts, above all where its servers are, for the next start.
-async fn keep_facts(checkpoint: Checkpoint, mut welcomed: watch::Receiver<Option<Welcome>>) {
-    while welcomed.changed().await.is_ok() {
-        let Some(facts) = welcomed.borrow_and_update().clone() else {
-            continue;
-        };
-        let checkpoint = checkpoint.clone();
-        let saved = tokio::task::spawn_blocking(move || checkpoint.save_welcome(&facts)).await;
-        if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
-            tracing::warn!(%error, "writing the checkpoint of the cluster's facts");
-        }
-    }
-}
-
 /// Ends every pod of an agent that no longer runs, and removes its network, mounts and cgroups. Images stay.
 pub async fn teardown(config: &AgentConfig) -> Result<()> {
     let mut first = Ok(());
@@ -600,9 +438,9 @@ pub async fn teardown(config: &AgentConfig) -> Result<()> {
         // Nothing has run by it, and the runtime would stumble over what is there.
         keep(directories::remove_run_dir(&config.run_dir));
     }
-    match ShimRuntime::new(runtime_config(config)).context("looking for the agent's pods") {
+    match ShimRuntime::new(stores::runtime_config(config)).context("looking for the agent's pods") {
         Ok(runtime) => {
-            let (images, pods) = (images_dir(config), config.pods_dir());
+            let (images, pods) = (stores::images_dir(config), config.pods_dir());
             let unmount = || ImageStore::remove_root_filesystems(&images);
             let ended = gantry_pods::remove_all(&runtime, unmount, &pods).await;
             let ended = ended.map_err(anyhow::Error::msg);
@@ -613,15 +451,8 @@ pub async fn teardown(config: &AgentConfig) -> Result<()> {
         Err(error) => keep(Err(error)),
     }
     if let Some(facts) = Checkpoint::new(&config.data_dir, &config.run_dir).welcome() {
-        keep(remove_network(config, &facts).await);
+        keep(network::remove(config, &facts).await);
     }
     keep(directories::remove_run_dir(&config.run_dir));
     first
-}
-
-async fn remove_network(config: &AgentConfig, facts: &Welcome) -> Result<()> {
-    let node = node_network(config, facts)?;
-    tokio::task::spawn_blocking(move || BridgeNetwork::teardown(&node))
-        .await?
-        .context("removing the pod network")
 }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use gantry_cri::network::check_uid;
 use ipnet::{IpNet, Ipv4Net};
 use parking_lot::Mutex;
 

@@ -25,6 +25,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-tls",
         ],
     ),
+    (
+        "gantry-members",
+        &[
+            "gantry-api",
+            "gantry-apiserver",
+            "gantry-rpc",
+            "gantry-store",
+            "gantry-tasks",
+            "gantry-tls",
+        ],
+    ),
     ("gantry-informer", &["gantry-api", "gantry-tasks"]),
     (
         "gantry-scheduler",
@@ -41,7 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-apiserver",
             "gantry-controllers",
             "gantry-durable",
-            "gantry-informer",
+            "gantry-members",
             "gantry-rpc",
             "gantry-scheduler",
             "gantry-store",

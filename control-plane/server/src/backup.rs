@@ -18,6 +18,7 @@ use axum::{Extension, Router};
 use bytes::Bytes;
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
+use gantry_members::{only_administrators, refuse};
 use gantry_store::Store;
 pub use gantry_store::backup::BackupSummary as Summary;
 use gantry_store::backup::BackupSummary;
@@ -27,8 +28,6 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-
-use crate::members::{only_administrators, refuse};
 
 const PATH: &str = "/gantry/v1/backup";
 /// A backup travels in pieces of so many bytes, of which so many wait for its reader.

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use gantry_apiserver::node_keys::{self, KeyId, NODES_GROUP, Voucher};
 use gantry_apiserver::pki::{Subject, server_config};
+use gantry_members::{MEMBERS_GROUP, Roster};
 use gantry_store::{Leadership, Revision, Store};
 use gantry_tls::{Credential, Kubeconfig, TlsError};
 use ipnet::Ipv4Net;
@@ -28,7 +29,6 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::members::{MEMBERS_GROUP, Roster};
 use authorities::Authorities;
 pub(crate) use authorities::TABLE as AUTHORITIES;
 use ledger::{Issued, Ledger};

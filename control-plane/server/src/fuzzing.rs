@@ -10,5 +10,5 @@ pub fn node_message(message: Message) {
 /// The body of a request for a certificate or for membership.
 pub fn join_request(bytes: &[u8]) {
     crate::certificates::fuzz(bytes);
-    crate::members::fuzz(bytes);
+    crate::membership::fuzz(bytes);
 }

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
+use gantry_members::{Roster, ServerRecord};
 use gantry_store::{MemberStatus, Store};
 use tokio_util::sync::CancellationToken;
-
-use crate::members::{Roster, ServerRecord};
 
 const AGAIN: Duration = Duration::from_secs(5);
 

@@ -11,7 +11,7 @@ mod event_expiry;
 pub mod fuzzing;
 mod keys;
 mod level;
-mod members;
+mod membership;
 mod metrics;
 mod node_link;
 mod node_monitor;

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use gantry_informer::{Clock, EventStyle, Recorder, Reference};
+use gantry_members::Roster;
 use gantry_store::{Room, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::members::Roster;
 
 /// On the leader, which knows of all members: runs until told to stop.
 pub(crate) async fn run(

@@ -6,43 +6,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
 use gantry_api::status::StatusError;
 use gantry_apiserver::{
-    ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, NodeStream,
-    NodeStreams, Ranges, Tokens, node_keys,
+    ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, Ranges, Tokens,
+    node_keys,
 };
 use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
 use gantry_informer::{EventStyle, Recorder};
-use gantry_rpc::node::{OpenStream, StreamFrame};
-use gantry_rpc::raft::NodeStreamFrame;
-use gantry_rpc::raft::raft_client::RaftClient;
-use gantry_rpc::raft::raft_server::RaftServer;
+use gantry_members::{
+    Exchange, LeaderStreams, PeerService, Peers, Roster, ServerRecord, follow_addresses,
+    keep_endpoints,
+};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
 use gantry_tasks::supervised;
 use gantry_tls::{Credential, Kubeconfig};
 use http::StatusCode;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
 use crate::certificates::{Certificates, CertificatesApi, Files, Naming, Setup};
 use crate::dual_cidr::DualCidr;
 use crate::keys::{self, Keyring, KeysApi};
-use crate::members::{
-    Exchange, MembersApi, PEER_MESSAGE, PeerService, Peers, Roster, Seat, ServerRecord, join,
-    keep_endpoints,
-};
+use crate::membership::{MembersApi, Seat, join};
 use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports, TokenAllowances};
 use crate::pod_cidr::PodCidrs;
 use crate::token_keys::{self, TokenKeysApi};
 use crate::{event_expiry, level, node_monitor, recover, room};
 
-/// Frames of a relayed stream that wait for the network.
-const RELAY_BUFFER: usize = 16;
 /// A server that cannot take its place for this long gives up.
 const SETTLE: Duration = Duration::from_secs(60);
 const SETTLE_AGAIN: Duration = Duration::from_millis(200);
@@ -98,74 +91,6 @@ pub struct Server {
     roster: Roster,
     tasks: tokio_util::task::TaskTracker,
     stop: CancellationToken,
-}
-
-/// Streams to nodes go through their links, which are the leader's.
-struct LinkStreams {
-    hub: Arc<Hub>,
-    store: Store,
-    peers: Peers,
-}
-
-impl LinkStreams {
-    /// Through the server that leads.
-    async fn relayed(&self, leader: u64, node: &str, open: OpenStream) -> Result<NodeStream> {
-        let channel = self.peers.connect(leader).await?;
-        let (to_node, mut frames) = mpsc::channel::<StreamFrame>(RELAY_BUFFER);
-        let (up, outbound) = mpsc::channel(RELAY_BUFFER);
-        let first = NodeStreamFrame {
-            node: node.to_owned(),
-            open: Some(open),
-            frame: None,
-        };
-        // The queue is empty: there is room.
-        up.send(first).await.ok();
-        tokio::spawn(async move {
-            while let Some(frame) = frames.recv().await {
-                let frame = NodeStreamFrame {
-                    frame: Some(frame),
-                    ..NodeStreamFrame::default()
-                };
-                if up.send(frame).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let mut down = RaftClient::new(channel)
-            .open_node_stream(ReceiverStream::new(outbound))
-            .await?
-            .into_inner();
-        let (sender, from_node) = mpsc::channel(RELAY_BUFFER);
-        tokio::spawn(async move {
-            while let Ok(Some(frame)) = down.message().await {
-                if sender.send(frame).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(NodeStream { to_node, from_node })
-    }
-}
-
-#[async_trait]
-impl NodeStreams for LinkStreams {
-    async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
-        let elsewhere = {
-            let leadership = self.store.leadership();
-            let state = leadership.borrow();
-            state.leader.filter(|_| !state.is_leader)
-        };
-        if let Some(leader) = elsewhere {
-            let relayed = self.relayed(leader, node, request).await;
-            return relayed.map_err(|error| format!("{error:#}"));
-        }
-        let opened = self.hub.open(node, request).await;
-        let ends = opened.map_err(|error| error.to_string())?;
-        Ok(NodeStream {
-            to_node: ends.to_node,
-            from_node: ends.from_node,
-        })
-    }
 }
 
 /// Whether the cluster was made with other addresses of services.
@@ -270,8 +195,8 @@ impl Server {
                 client_memory: config.client_memory,
             },
             store.clone(),
-            Arc::new(LinkStreams {
-                hub: hub.clone(),
+            Arc::new(LeaderStreams {
+                own: hub.clone(),
                 store: store.clone(),
                 peers: peers.clone(),
             }),
@@ -315,7 +240,7 @@ impl Server {
         let service = PeerService {
             store: store.clone(),
             peers: peers.clone(),
-            hub: hub.clone(),
+            streams: hub.clone(),
         };
         let exchange = Exchange {
             store: store.clone(),
@@ -344,11 +269,8 @@ impl Server {
             store: store.clone(),
             server: seat.name.clone(),
         };
-        let service = RaftServer::new(service)
-            .max_decoding_message_size(PEER_MESSAGE)
-            .max_encoding_message_size(PEER_MESSAGE);
-        let others = tonic::service::Routes::new(service)
-            .into_axum_router()
+        let others = service
+            .router()
             .merge(link.router())
             .merge(members.router())
             .merge(certificates_api.router())
@@ -375,7 +297,7 @@ impl Server {
         };
         let (roster, store) = (server.roster.clone(), server.store.clone());
         server.keep_running("members", move |stop| {
-            know_each_other(roster.clone(), store.clone(), peers.clone(), stop)
+            follow_addresses(peers.clone(), roster.clone(), store.clone(), stop)
         });
         let (store, hub) = (server.store.clone(), server.hub.clone());
         server.keep_running("node keys", move |stop| {
@@ -547,32 +469,6 @@ fn administrators(tokens: &[String]) -> Tokens {
         .iter()
         .map(|token| (token.clone(), administrator.clone()));
     Tokens::new(tokens.collect())
-}
-
-/// Keeps the book of addresses as the store has it.
-async fn know_each_other(roster: Roster, store: Store, peers: Peers, stop: CancellationToken) {
-    loop {
-        let Ok(mut changes) = store.watch(&[Roster::table()], store.revision()) else {
-            // The history was cut this moment: from now on, then.
-            tokio::task::yield_now().await;
-            continue;
-        };
-        for server in roster.all() {
-            peers.learn(server.id, server.address);
-        }
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                events = changes.next() => match events {
-                    Some(Ok(_)) => for server in roster.all() {
-                        peers.learn(server.id, server.address);
-                    },
-                    Some(Err(_)) => break,
-                    None => return,
-                }
-            }
-        }
-    }
 }
 
 /// Tells the connections of nodes when the keys change that their nodes may show.

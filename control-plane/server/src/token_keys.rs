@@ -14,13 +14,12 @@ use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
 use gantry_apiserver::service_accounts::keys;
+use gantry_members::{Exchange, only_administrators, refuse};
 use gantry_store::{Index, Key, Operation, Store, Table, Transaction};
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-
-use crate::members::{Exchange, only_administrators, refuse};
 
 const PATH: &str = "/gantry/v1/token-keys";
 /// Which key each server has heard of last, by its id.

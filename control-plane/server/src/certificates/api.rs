@@ -8,6 +8,7 @@ use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::node_keys::{KeyError, NODES_GROUP, Voucher};
 use gantry_apiserver::{Identity, Peer};
+use gantry_members::{Exchange, only_administrators, refuse};
 use gantry_tls::Lifetime;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
@@ -16,7 +17,6 @@ use serde_json::{Value, json};
 
 use super::Certificates;
 use super::rotation::node_key;
-use crate::members::{Exchange, only_administrators, refuse};
 
 const CERTIFICATES: &str = "/gantry/v1/certificates";
 const AUTHORITIES: &str = "/gantry/v1/authorities";

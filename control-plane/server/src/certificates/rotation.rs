@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use gantry_apiserver::node_keys;
+use gantry_members::{Roster, ServerRecord};
 use gantry_store::{Key, Revision, Store, Table};
 use jiff::Timestamp;
 
 use super::ledger::Line;
 use super::users::PERSON;
 use super::{ADMINISTRATOR, Authorities, Certificates};
-use crate::members::{Roster, ServerRecord};
 
 /// A node whose certificate is this old and that has not shown itself is gone.
 const APPEARS: Duration = Duration::from_secs(60 * 60);

@@ -13,13 +13,13 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
+use gantry_members::{Exchange, MEMBERS_GROUP, Roster, only_administrators, refuse};
 use gantry_store::{Index, Key, Operation, Store, Table, Transaction};
 use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::Keyring;
-use crate::members::{Exchange, MEMBERS_GROUP, Roster, only_administrators, refuse};
 
 const PATH: &str = "/gantry/v1/keys";
 const TABLE: &str = "-/keys";

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gantry_apiserver::Clock;
+use async_trait::async_trait;
+use gantry_apiserver::{Clock, NodeStream, NodeStreams};
 use gantry_rpc::node::{
     CloseStream, HeartbeatAnswer, OpenStream, ServerMessage, ServicesEverywhere, StreamFrame,
     server_message,
@@ -21,12 +22,6 @@ use crate::metrics::METRICS;
 const STREAM_BUFFER: usize = 16;
 /// How long a node may take to dial back for a stream.
 const DIAL_BACK: Duration = Duration::from_secs(10);
-
-/// Both directions of an exec, attach or log stream, as the API server sees it.
-pub(crate) struct StreamEnds {
-    pub(crate) to_node: mpsc::Sender<StreamFrame>,
-    pub(crate) from_node: mpsc::Receiver<StreamFrame>,
-}
 
 /// The node's side of a stream that has been asked for.
 pub(crate) struct Waiting {
@@ -65,6 +60,14 @@ pub(crate) struct Hub {
     routing: Mutex<Routing>,
     /// Bumped when the keys of a node change, for those of its connections that wait for that.
     keys: Mutex<BTreeMap<String, watch::Sender<u64>>>,
+}
+
+#[async_trait]
+impl NodeStreams for Hub {
+    async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
+        let opened = Hub::open(self, node, request).await;
+        opened.map_err(|error| error.to_string())
+    }
 }
 
 impl Hub {
@@ -284,7 +287,7 @@ impl Hub {
         &self,
         node: &str,
         mut request: OpenStream,
-    ) -> Result<StreamEnds, OpenError> {
+    ) -> Result<NodeStream, OpenError> {
         let down = match self.nodes.lock().get(node) {
             Some(connection) => connection.down.clone(),
             None => return Err(OpenError::NotConnected(node.to_owned())),
@@ -319,7 +322,7 @@ impl Hub {
         tokio::time::timeout(DIAL_BACK, answered)
             .await
             .unwrap_or_else(|_| Err(OpenError::NoAnswer(node.to_owned())))?;
-        Ok(StreamEnds { to_node, from_node })
+        Ok(NodeStream { to_node, from_node })
     }
 
     /// Tells a node that nobody listens to a stream any more; one that is over already is none the worse for it.

@@ -25,6 +25,7 @@ use futures::StreamExt;
 use gantry_api::json::Members;
 use gantry_api::paths;
 use gantry_informer::{Recorder, chain};
+use gantry_members::Roster;
 use gantry_rpc::node::{PodStatus, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
@@ -44,7 +45,6 @@ use super::addresses::AddressBook;
 use super::restrictions::{Holder, check_pod_addresses, keep_own_addresses};
 use super::said::{self, NodeName, PodRef, Refused, Subject};
 use super::session::ClusterFacts;
-use crate::members::Roster;
 use crate::metrics::METRICS;
 
 /// Pods of one node written at once.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use futures::Stream;
 use gantry_apiserver::node_keys::{self, KeyId};
 use gantry_apiserver::{ApiServer, Identity, NODE_LINK, Peer};
+use gantry_members::Roster;
 use gantry_rpc::node::node_link_server::{NodeLink, NodeLinkServer, SERVICE_NAME};
 use gantry_rpc::node::{
     AgentMessage, Hello, ObjectChange, PodTokenAnswer, PodTokenRequest, PolicyChange, Resource,
@@ -34,7 +35,6 @@ use super::said::{self, NodeName};
 use super::streams;
 use super::tokens::{self, TokenAllowances};
 use crate::dual_cidr::DualCidr;
-use crate::members::Roster;
 
 /// The largest message on a link: an object may be 3 MiB, and the statuses of all pods are one message.
 const LINK_MESSAGE: usize = 8 << 20;

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use gantry_members::ServerRecord;
 use serde::{Deserialize, Serialize};
 
-use super::ServerRecord;
 use crate::keys;
 
 const FILE: &str = "member.json";

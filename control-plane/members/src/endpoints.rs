@@ -10,7 +10,7 @@ use gantry_store::{Event, MemberRole, MemberStatus, Store, Table, Watch, WatchEr
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Roster, ServerRecord};
+use crate::roster::{Roster, ServerRecord};
 
 const LOOK: Duration = Duration::from_secs(1);
 /// Changes that come faster are looked at together: whoever writes these objects in a loop keeps nobody busy.
@@ -61,7 +61,7 @@ impl Watchman {
 
 /// Publishes who is there whenever that changes, and has what every cluster has brought back when somebody deletes or
 /// spoils it.
-pub(crate) async fn keep(api: ApiServer, store: Store, roster: Roster, stop: CancellationToken) {
+pub async fn keep(api: ApiServer, store: Store, roster: Roster, stop: CancellationToken) {
     let own = ApiServer::own_objects();
     let tables: Vec<Table> = own.iter().map(|key| key.table.clone()).collect();
     let mut changes = None;

@@ -4,23 +4,36 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use gantry_apiserver::{Identity, Peer};
+use gantry_apiserver::{Identity, NodeStreams, Peer};
 use gantry_rpc::node::StreamFrame;
-use gantry_rpc::raft::raft_server::Raft;
+use gantry_rpc::raft::raft_server::{Raft, RaftServer};
 use gantry_rpc::raft::{Delivered, NodeStreamFrame, RaftMessages};
 use gantry_store::Store;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{MEMBERS_GROUP, Peers};
-use crate::node_link::Hub;
+use crate::MEMBERS_GROUP;
+use crate::peers::{PEER_MESSAGE, Peers};
 
 /// The service behind `Raft`.
-pub(crate) struct PeerService {
-    pub(crate) store: Store,
-    pub(crate) peers: Peers,
-    pub(crate) hub: Arc<Hub>,
+pub struct PeerService {
+    /// What hears the messages of consensus.
+    pub store: Store,
+    /// What learns where the others are.
+    pub peers: Peers,
+    /// The links of this server's nodes.
+    pub streams: Arc<dyn NodeStreams>,
+}
+
+impl PeerService {
+    /// The routes of its calls.
+    pub fn router(self) -> axum::Router {
+        let service = RaftServer::new(self)
+            .max_decoding_message_size(PEER_MESSAGE)
+            .max_encoding_message_size(PEER_MESSAGE);
+        tonic::service::Routes::new(service).into_axum_router()
+    }
 }
 
 fn only_members<T>(request: &Request<T>) -> Result<Peer, Status> {
@@ -73,10 +86,10 @@ impl Raft for PeerService {
             .open
             .ok_or_else(|| Status::invalid_argument("the first frame says what to open"))?;
         let ends = self
-            .hub
+            .streams
             .open(&first.node, open)
             .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+            .map_err(Status::unavailable)?;
         let (from_it, store) = (peer.clone(), self.store.clone());
         tokio::spawn(async move {
             while let Ok(Some(message)) = up.message().await {
@@ -103,13 +116,13 @@ mod tests {
     use std::net::{IpAddr, SocketAddr};
     use std::time::Duration;
 
+    use gantry_apiserver::NoNodes;
     use gantry_rpc::raft::raft_client::RaftClient;
-    use gantry_rpc::raft::raft_server::RaftServer;
     use tokio::sync::{mpsc, watch};
     use tonic::Code;
 
-    use super::super::Roster;
     use super::*;
+    use crate::roster::Roster;
 
     #[tokio::test]
     async fn a_server_that_is_removed_is_not_heard_any_more() {
@@ -120,7 +133,7 @@ mod tests {
         let service = PeerService {
             store: store.clone(),
             peers: Peers::new(1, address, tls.subscribe()),
-            hub: Arc::new(Hub::default()),
+            streams: Arc::new(NoNodes),
         };
         let peers = service.peers.clone();
         let (batches, outbound) = mpsc::channel(1);

@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 
 /// One server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ServerRecord {
+pub struct ServerRecord {
     /// Its member id.
-    pub(crate) id: u64,
+    pub id: u64,
     /// Its name, unique in the cluster.
-    pub(crate) name: String,
+    pub name: String,
     /// Where the others and agents reach it.
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
     /// The version of Gantry it runs; empty until it has started.
     #[serde(default)]
-    pub(crate) version: String,
+    pub version: String,
     /// The highest feature level it knows.
     #[serde(default)]
-    pub(crate) level: u32,
+    pub level: u32,
 }
 
 impl ServerRecord {
     /// This server, as it runs now.
-    pub(crate) fn running(id: u64, name: String, address: SocketAddr) -> Self {
+    pub fn running(id: u64, name: String, address: SocketAddr) -> Self {
         Self {
             id,
             name,
@@ -37,7 +37,7 @@ impl ServerRecord {
     }
 
     /// A member that no record tells of.
-    pub(crate) fn nowhere(id: u64) -> Self {
+    pub fn nowhere(id: u64) -> Self {
         Self {
             id,
             name: id.to_string(),
@@ -50,16 +50,18 @@ impl ServerRecord {
 
 /// The table.
 #[derive(Clone)]
-pub(crate) struct Roster {
+pub struct Roster {
     store: Store,
 }
 
 impl Roster {
-    pub(crate) fn new(store: Store) -> Self {
+    /// As a store has it.
+    pub fn new(store: Store) -> Self {
         Self { store }
     }
 
-    pub(crate) fn table() -> Table {
+    /// Where it is kept.
+    pub fn table() -> Table {
         Table("-/servers".into())
     }
 
@@ -72,7 +74,7 @@ impl Roster {
     }
 
     /// Every server, by id.
-    pub(crate) fn all(&self) -> Vec<ServerRecord> {
+    pub fn all(&self) -> Vec<ServerRecord> {
         let table = self.store.snapshot(&Self::table());
         let records = table
             .iter()
@@ -82,13 +84,13 @@ impl Roster {
     }
 
     /// A server by its id.
-    pub(crate) fn get(&self, id: u64) -> Option<ServerRecord> {
+    pub fn get(&self, id: u64) -> Option<ServerRecord> {
         let entry = self.store.get(&Self::key(id))?;
         serde_json::from_slice(&entry.value).ok()
     }
 
     /// Writes a server's record, unless it is there already.
-    pub(crate) async fn put(&self, record: &ServerRecord) -> Result<()> {
+    pub async fn put(&self, record: &ServerRecord) -> Result<()> {
         if self.get(record.id).as_ref() == Some(record) {
             return Ok(());
         }
@@ -101,7 +103,7 @@ impl Roster {
     }
 
     /// Forgets a server, and that its certificate counted: what is left of it on some disk is nobody's from now on.
-    pub(crate) async fn remove(&self, id: u64) -> Result<()> {
+    pub async fn remove(&self, id: u64) -> Result<()> {
         let forget = Operation::Delete {
             key: Self::key(id),
             last: None,
@@ -130,8 +132,8 @@ mod tests {
 
     use gantry_apiserver::Identity;
 
-    use super::super::MEMBERS_GROUP;
     use super::*;
+    use crate::MEMBERS_GROUP;
 
     #[tokio::test]
     async fn a_removed_servers_certificate_does_not_count() {

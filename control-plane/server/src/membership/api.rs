@@ -10,6 +10,7 @@ use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
+use gantry_members::{Exchange, MEMBERS_GROUP, Roster, ServerRecord, only_administrators, refuse};
 use gantry_store::{MemberRole, MembershipError, Store};
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::certificates::{Certificates, Granted};
 use crate::keys::Keyring;
 
+use super::JOINING_GROUP;
 use super::seat::draw_id;
-use super::{Exchange, JOINING_GROUP, MEMBERS_GROUP, Roster, ServerRecord};
 
 const PATH: &str = "/gantry/v1/members";
 /// How long the leader tries to reach a server that wants to join.
@@ -158,28 +159,8 @@ impl MembersApi {
     }
 }
 
-pub(crate) fn refuse(error: &StatusError) -> Response {
-    let status = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, Json(error.to_value())).into_response()
-}
-
 fn refuse_change(error: &MembershipError) -> Response {
     refuse(&StatusError::new(409, "Conflict", error.to_string(), None))
-}
-
-pub(crate) fn only_administrators(who: &Identity) -> Option<Response> {
-    let may = who.is_in("system:masters") || who.is_in(MEMBERS_GROUP);
-    (!may).then(|| {
-        refuse(&StatusError::new(
-            403,
-            "Forbidden",
-            format!(
-                "\"{}\" may not change the servers: use an administrator's kubeconfig",
-                who.user
-            ),
-            None,
-        ))
-    })
 }
 
 async fn remove(

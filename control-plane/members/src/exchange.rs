@@ -11,19 +11,21 @@ use http::{Method, StatusCode};
 use http_body_util::Full;
 use rustls::ClientConfig;
 
-use super::Peers;
-use super::api::refuse;
+use crate::administration::refuse;
+use crate::peers::Peers;
 
 /// How a server asks the others.
 #[derive(Clone)]
-pub(crate) struct Exchange {
-    pub(crate) store: Store,
-    pub(crate) peers: Peers,
+pub struct Exchange {
+    /// Who leads.
+    pub store: Store,
+    /// Where the others are.
+    pub peers: Peers,
 }
 
 impl Exchange {
     /// Where the leader listens, when that is another server.
-    pub(crate) fn elsewhere(&self) -> Option<SocketAddr> {
+    pub fn elsewhere(&self) -> Option<SocketAddr> {
         let leadership = self.store.leadership();
         let state = leadership.borrow();
         match state.leader {
@@ -33,7 +35,7 @@ impl Exchange {
     }
 
     /// Sends a request to a server.
-    pub(crate) async fn send(
+    pub async fn send(
         &self,
         server: SocketAddr,
         method: Method,
@@ -50,7 +52,7 @@ impl Exchange {
     }
 
     /// Passes a request on to the leader, and its answer back.
-    pub(crate) async fn ask(
+    pub async fn ask(
         &self,
         leader: SocketAddr,
         method: Method,

@@ -13,9 +13,11 @@ use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::dial;
+use crate::dial;
+use crate::roster::Roster;
 
 /// Batches queued for a member that is slow or away; what is beyond is dropped, since consensus repeats itself.
 const QUEUE: usize = 1024;
@@ -26,7 +28,7 @@ pub(crate) const PEER_MESSAGE: usize = 16 << 20;
 
 /// Sends the store's messages to the other servers. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Peers {
+pub struct Peers {
     inner: Arc<Inner>,
 }
 
@@ -45,12 +47,8 @@ struct Inner {
 }
 
 impl Peers {
-    /// Must be called within a tokio runtime.
-    pub(crate) fn new(
-        id: u64,
-        address: SocketAddr,
-        tls: watch::Receiver<Arc<ClientConfig>>,
-    ) -> Self {
+    /// Those of the server `id`, which listens at `address`. Must be called within a tokio runtime.
+    pub fn new(id: u64, address: SocketAddr, tls: watch::Receiver<Arc<ClientConfig>>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 id,
@@ -65,25 +63,25 @@ impl Peers {
     }
 
     /// Whom to tell that a member is out of reach.
-    pub(crate) fn attach(&self, store: Store) {
+    pub fn attach(&self, store: Store) {
         // A second store would be a mistake of this crate, without consequence.
         self.inner.store.set(store).ok();
     }
 
     /// Notes where a member listens.
-    pub(crate) fn learn(&self, member: u64, address: SocketAddr) {
+    pub fn learn(&self, member: u64, address: SocketAddr) {
         if member != self.inner.id {
             self.inner.book.lock().insert(member, address);
         }
     }
 
     /// Where a member listens.
-    pub(crate) fn address_of(&self, member: u64) -> Option<SocketAddr> {
+    pub fn address_of(&self, member: u64) -> Option<SocketAddr> {
         self.inner.book.lock().get(&member).copied()
     }
 
     /// A gRPC connection to a member.
-    pub(crate) async fn connect(&self, member: u64) -> Result<Channel> {
+    pub async fn connect(&self, member: u64) -> Result<Channel> {
         let address = self
             .address_of(member)
             .ok_or_else(|| anyhow!("nobody knows where server {member} listens"))?;
@@ -91,8 +89,34 @@ impl Peers {
     }
 
     /// For single requests to other servers.
-    pub(crate) fn tls(&self) -> Arc<ClientConfig> {
+    pub fn tls(&self) -> Arc<ClientConfig> {
         self.inner.tls.borrow().clone()
+    }
+}
+
+/// Keeps `peers` to the addresses that the store has, until told to stop.
+pub async fn follow_addresses(peers: Peers, roster: Roster, store: Store, stop: CancellationToken) {
+    loop {
+        let Ok(mut changes) = store.watch(&[Roster::table()], store.revision()) else {
+            // The history was cut this moment: from now on, then.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        for server in roster.all() {
+            peers.learn(server.id, server.address);
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                events = changes.next() => match events {
+                    Some(Ok(_)) => for server in roster.all() {
+                        peers.learn(server.id, server.address);
+                    },
+                    Some(Err(_)) => break,
+                    None => return,
+                }
+            }
+        }
     }
 }
 

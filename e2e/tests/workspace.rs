@@ -36,6 +36,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-tls",
         ],
     ),
+    (
+        "gantry-authority",
+        &[
+            "gantry-api",
+            "gantry-apiserver",
+            "gantry-durable",
+            "gantry-members",
+            "gantry-store",
+            "gantry-tls",
+        ],
+    ),
     ("gantry-informer", &["gantry-api", "gantry-tasks"]),
     (
         "gantry-scheduler",
@@ -50,6 +61,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "gantry-api",
             "gantry-apiserver",
+            "gantry-authority",
             "gantry-controllers",
             "gantry-durable",
             "gantry-members",

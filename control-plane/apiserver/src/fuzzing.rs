@@ -1,11 +1,8 @@
 //! What a client's bytes meet beside the decoding of objects, for the fuzzer; no interface of the crate.
 
-use std::time::Duration;
-
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::media::{Format, Media};
-use crate::pki::{Authority, Subject};
 use crate::request::{Query, route};
 use crate::service_accounts;
 use crate::streams;
@@ -47,10 +44,4 @@ pub fn spdy(bytes: &[u8]) {
 /// A page of a pod's, whose links the proxy rewrites; a zero byte ends a piece of it.
 pub fn proxied_page(bytes: &[u8]) {
     streams::fuzz_page(bytes);
-}
-
-/// A certificate request.
-pub fn certificate_request(authority: &Authority, text: &str) {
-    let subject = Subject::client("system:node:fuzz", &["system:nodes"]);
-    drop(authority.sign(text, &subject, Duration::from_secs(60)));
 }

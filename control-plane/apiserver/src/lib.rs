@@ -31,7 +31,6 @@ mod metrics;
 pub mod node_keys;
 mod openapi;
 mod peer;
-pub mod pki;
 mod refusals;
 mod registry;
 mod request;

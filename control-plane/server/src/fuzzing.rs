@@ -7,8 +7,7 @@ pub fn node_message(message: Message) {
     crate::node_link::fuzz(message);
 }
 
-/// The body of a request for a certificate or for membership.
+/// The body of a request for membership.
 pub fn join_request(bytes: &[u8]) {
-    crate::certificates::fuzz(bytes);
     crate::membership::fuzz(bytes);
 }

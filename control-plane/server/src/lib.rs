@@ -5,11 +5,9 @@
 //! the node link, which belongs to no single part: it reads the store, writes through the API, and carries streams.
 
 pub mod backup;
-mod certificates;
 mod dual_cidr;
 mod event_expiry;
 pub mod fuzzing;
-mod keys;
 mod level;
 mod membership;
 mod metrics;
@@ -19,10 +17,9 @@ mod pod_cidr;
 mod recover;
 mod room;
 mod server;
-mod token_keys;
 
-pub use certificates::CERTIFICATE_LIFE;
 pub use dual_cidr::DualCidr;
 pub use gantry_apiserver::ConnectionLimits;
+pub use gantry_authority::CERTIFICATE_LIFE;
 pub use recover::{Recovered, Restore, recover, restore};
 pub use server::{JoinConfig, Server, ServerConfig};

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use gantry_authority::keys::Keyring;
 use gantry_members::{Roster, ServerRecord};
 use gantry_store::backup::BackupSummary;
 use gantry_store::{MemberRole, NoPeers, Revision, Store, StoreConfig, recovery};
 use tokio::net::TcpStream;
 
-use crate::keys::Keyring;
 use crate::membership::Seat;
 
 /// A server that runs answers within this.

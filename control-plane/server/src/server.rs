@@ -11,6 +11,9 @@ use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, Ranges, Tokens,
     node_keys,
 };
+use gantry_authority::keys::{self, Keyring, KeysApi};
+use gantry_authority::token_keys::{self, TokenKeysApi};
+use gantry_authority::{Certificates, CertificatesApi, Files, Naming, Setup};
 use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
 use gantry_informer::{EventStyle, Recorder};
 use gantry_members::{
@@ -27,13 +30,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
-use crate::certificates::{Certificates, CertificatesApi, Files, Naming, Setup};
 use crate::dual_cidr::DualCidr;
-use crate::keys::{self, Keyring, KeysApi};
 use crate::membership::{MembersApi, Seat, join};
 use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports, TokenAllowances};
 use crate::pod_cidr::PodCidrs;
-use crate::token_keys::{self, TokenKeysApi};
 use crate::{event_expiry, level, node_monitor, recover, room};
 
 /// A server that cannot take its place for this long gives up.

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use gantry_apiserver::pki::Authority;
+use gantry_authority::pki::Authority;
 use gantry_rpc::node::{AgentMessage, PodTokenRequest, ServerMessage, StreamFrame};
 use prost::Message;
 
@@ -35,6 +35,7 @@ pub(crate) fn node_message(bytes: &[u8]) {
 }
 
 pub(crate) fn join_request(bytes: &[u8]) {
+    gantry_authority::fuzzing::granting_request(bytes);
     gantry_server::fuzzing::join_request(bytes);
 }
 
@@ -47,7 +48,7 @@ pub(crate) fn certificate_request(bytes: &[u8]) {
         LazyLock::new(|| Authority::create(Duration::from_secs(3600)).ok());
     if let Some(authority) = &*AUTHORITY {
         let text = String::from_utf8_lossy(bytes);
-        gantry_apiserver::fuzzing::certificate_request(authority, &text);
+        gantry_authority::fuzzing::certificate_request(authority, &text);
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_apiserver::pki::{Authority, Subject, server_config};
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
+use gantry_authority::pki::{Authority, Subject, server_config};
 use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::Store;

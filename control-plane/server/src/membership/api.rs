@@ -10,13 +10,12 @@ use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
+use gantry_authority::keys::Keyring;
+use gantry_authority::{Certificates, Granted};
 use gantry_members::{Exchange, MEMBERS_GROUP, Roster, ServerRecord, only_administrators, refuse};
 use gantry_store::{MemberRole, MembershipError, Store};
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
-
-use crate::certificates::{Certificates, Granted};
-use crate::keys::Keyring;
 
 use super::JOINING_GROUP;
 use super::seat::draw_id;

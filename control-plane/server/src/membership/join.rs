@@ -7,14 +7,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use gantry_authority::Files;
+use gantry_authority::keys::Keyring;
 use gantry_store::FEATURE_LEVEL;
 use gantry_tls::KeyRequest;
 use http_body_util::Full;
 
 use super::Seat;
 use super::api::{JoinReply, JoinRequest};
-use crate::certificates::Files;
-use crate::keys::Keyring;
 
 /// Asks the server at `address` for a seat; writes its certificate, the cluster's keys and the seat into the data
 /// directory.

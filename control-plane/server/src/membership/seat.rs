@@ -6,10 +6,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use gantry_authority::keys;
 use gantry_members::ServerRecord;
 use serde::{Deserialize, Serialize};
-
-use crate::keys;
 
 const FILE: &str = "member.json";
 /// The first server of a cluster.

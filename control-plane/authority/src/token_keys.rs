@@ -41,7 +41,7 @@ fn has(store: &Store, server: u64, key: &str) -> bool {
 }
 
 /// Does on this server what is to be done about keys, until told to stop.
-pub(crate) async fn follow(store: Store, server: u64, stop: CancellationToken) {
+pub async fn follow(store: Store, server: u64, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -90,12 +90,14 @@ async fn step(store: &Store, server: u64) -> Result<()> {
 
 /// `/gantry/v1/token-keys`: which keys there are; below it `rotate`: another one; `drop`: only the one that signs.
 #[derive(Clone)]
-pub(crate) struct TokenKeysApi {
-    pub(crate) exchange: Exchange,
+pub struct TokenKeysApi {
+    /// How the leader is asked.
+    pub exchange: Exchange,
 }
 
 impl TokenKeysApi {
-    pub(crate) fn router(self) -> Router {
+    /// All of its routes.
+    pub fn router(self) -> Router {
         Router::new()
             .route(PATH, get(show))
             .route(&format!("{PATH}/{{change}}"), post(change))

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use gantry_apiserver::pki::{AUTHORITY_LIFE, Authority, Subject};
 use gantry_store::{Guard, Index, Key, Operation, Revision, Store, Table, Transaction};
 use gantry_tls::{Credential, Lifetime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::pki::{AUTHORITY_LIFE, Authority, Subject};
 
 /// Sealed: see `keys.rs`.
 pub(crate) const TABLE: &str = "-/authority";

@@ -7,12 +7,12 @@ use axum::routing::post;
 use axum::{Extension, Json, Router};
 use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
-use gantry_apiserver::pki::Subject;
 use gantry_members::{only_administrators, refuse};
 use serde::Deserialize;
 
 use super::ledger::Issued;
 use super::{Certificates, CertificatesApi, Granted};
+use crate::pki::Subject;
 
 const PATH: &str = "/gantry/v1/users";
 /// Where a person's certificate is noted to be: what no server is called.

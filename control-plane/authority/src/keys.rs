@@ -20,7 +20,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub(crate) use rotation::{KeysApi, follow};
+pub use rotation::{KeysApi, follow};
 
 const FILE: &str = "keys";
 const KEY_BYTES: usize = 32;
@@ -34,7 +34,7 @@ const TABLES: &[&str] = &[
 ];
 
 /// Where a data directory keeps its keys.
-pub(crate) fn path(data_dir: &Path) -> PathBuf {
+pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join(FILE)
 }
 
@@ -49,7 +49,7 @@ struct Ring {
 
 /// The keys of a data directory, in use. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Keyring {
+pub struct Keyring {
     path: PathBuf,
     loaded: Arc<RwLock<Loaded>>,
 }
@@ -97,7 +97,7 @@ impl Loaded {
 
 impl Keyring {
     /// The keys of a data directory.
-    pub(crate) fn load(data_dir: &Path) -> Result<Self> {
+    pub fn load(data_dir: &Path) -> Result<Self> {
         let path = path(data_dir);
         let bytes = fs::read(&path).with_context(|| {
             format!(
@@ -123,7 +123,7 @@ impl Keyring {
     }
 
     /// The keys of a data directory; new ones for a cluster that begins there.
-    pub(crate) fn load_or_create(data_dir: &Path) -> Result<Self> {
+    pub fn load_or_create(data_dir: &Path) -> Result<Self> {
         if path(data_dir).exists() {
             return Self::load(data_dir);
         }
@@ -185,7 +185,7 @@ impl Keyring {
     }
 
     /// Puts the keys of a cluster, as another server has them, into a data directory.
-    pub(crate) fn install(data_dir: &Path, bytes: &[u8]) -> Result<Self> {
+    pub fn install(data_dir: &Path, bytes: &[u8]) -> Result<Self> {
         let path = path(data_dir);
         let keyring = Self::parse(&path, bytes)?;
         save(&path, &keyring.loaded.read().ring)?;
@@ -193,7 +193,7 @@ impl Keyring {
     }
 
     /// What the file holds, for another server of the cluster.
-    pub(crate) fn contents(&self) -> Result<serde_json::Value> {
+    pub fn contents(&self) -> Result<serde_json::Value> {
         Ok(serde_json::to_value(&self.loaded.read().ring)?)
     }
 }

@@ -61,7 +61,7 @@ async fn write(store: &Store, name: &str, id: &str) -> Result<()> {
 }
 
 /// Does on this server what the store says of keys, until told to stop.
-pub(crate) async fn follow(store: Store, keyring: Keyring, server: u64, stop: CancellationToken) {
+pub async fn follow(store: Store, keyring: Keyring, server: u64, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -106,10 +106,13 @@ async fn step(store: &Store, keyring: &Keyring, server: u64) -> Result<()> {
 
 /// `/gantry/v1/keys`: which keys there are; `/gantry/v1/keys/rotate`: another one.
 #[derive(Clone)]
-pub(crate) struct KeysApi {
-    pub(crate) exchange: Exchange,
-    pub(crate) roster: Roster,
-    pub(crate) keyring: Keyring,
+pub struct KeysApi {
+    /// How the other servers are asked.
+    pub exchange: Exchange,
+    /// Who they are.
+    pub roster: Roster,
+    /// This server's.
+    pub keyring: Keyring,
 }
 
 /// What an administrator is shown: ids, never keys.
@@ -130,7 +133,8 @@ struct ShownServer {
 }
 
 impl KeysApi {
-    pub(crate) fn router(self) -> Router {
+    /// All of its routes.
+    pub fn router(self) -> Router {
         Router::new()
             .route(PATH, get(show).post(take))
             .route(&format!("{PATH}/rotate"), post(rotate))

@@ -250,11 +250,11 @@ pub fn server_config(
 
 #[cfg(test)]
 mod tests {
+    use gantry_apiserver::Identity;
     use gantry_tls::KeyRequest;
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::Identity;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

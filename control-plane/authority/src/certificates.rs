@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use gantry_apiserver::node_keys::{self, KeyId, NODES_GROUP, Voucher};
-use gantry_apiserver::pki::{Subject, server_config};
 use gantry_members::{MEMBERS_GROUP, Roster};
 use gantry_store::{Leadership, Revision, Store};
 use gantry_tls::{Credential, Kubeconfig, TlsError};
@@ -29,11 +28,13 @@ use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::pki::{Subject, server_config};
 use authorities::Authorities;
 pub(crate) use authorities::TABLE as AUTHORITIES;
 use ledger::{Issued, Ledger};
 
-pub(crate) use api::{CertificatesApi, Granted, fuzz};
+pub(crate) use api::fuzz;
+pub use api::{CertificatesApi, Granted};
 
 /// How long certificates last unless told otherwise.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -58,12 +59,13 @@ static EXPIRY: LazyLock<IntGaugeVec> = LazyLock::new(|| {
 
 /// The files in `pki/` of a data directory: what a server shows and trusts before it has the cluster's state.
 #[derive(Clone, Debug)]
-pub(crate) struct Files {
+pub struct Files {
     directory: PathBuf,
 }
 
 impl Files {
-    pub(crate) fn of(data_dir: &Path) -> Self {
+    /// Those of a data directory.
+    pub fn of(data_dir: &Path) -> Self {
         Self {
             directory: data_dir.join("pki"),
         }
@@ -74,7 +76,7 @@ impl Files {
     }
 
     /// Writes down what a server shows and trusts.
-    pub(crate) fn keep(&self, trusted: &str, own: &Credential) -> Result<(), TlsError> {
+    pub fn keep(&self, trusted: &str, own: &Credential) -> Result<(), TlsError> {
         gantry_tls::write(&self.path("ca.crt"), trusted, 0o644)?;
         gantry_tls::write(&self.path("server.key"), &own.key, 0o600)?;
         gantry_tls::write(&self.path("server.crt"), &own.certificate, 0o644)
@@ -105,7 +107,7 @@ impl Files {
     }
 
     /// How this server meets the others until it has read the cluster's state.
-    pub(crate) fn first_client(&self) -> Result<ClientConfig, TlsError> {
+    pub fn first_client(&self) -> Result<ClientConfig, TlsError> {
         match self.kept()? {
             Some((trusted, own)) => gantry_tls::mutual(&trusted, &own),
             None => gantry_tls::strangers(),
@@ -115,11 +117,11 @@ impl Files {
 
 /// How servers are named in their certificates.
 #[derive(Clone, Debug)]
-pub(crate) struct Naming {
+pub struct Naming {
     /// The zone of services.
-    pub(crate) cluster_domain: String,
+    pub cluster_domain: String,
     /// ClusterIPs; the first is that of the API.
-    pub(crate) service_cidr: Ipv4Net,
+    pub service_cidr: Ipv4Net,
 }
 
 impl Naming {
@@ -146,17 +148,21 @@ impl Naming {
 
 /// Who a server is, and how it issues.
 #[derive(Clone, Debug)]
-pub(crate) struct Setup {
-    pub(crate) files: Files,
+pub struct Setup {
+    /// Where it keeps what it shows.
+    pub files: Files,
     /// Its name among the servers.
-    pub(crate) server: String,
-    pub(crate) id: u64,
-    pub(crate) address: IpAddr,
-    pub(crate) naming: Naming,
+    pub server: String,
+    /// Its member id.
+    pub id: u64,
+    /// Where others reach it.
+    pub address: IpAddr,
+    /// How its certificates name it.
+    pub naming: Naming,
     /// How long the certificates last that it issues.
-    pub(crate) life: Duration,
+    pub life: Duration,
     /// Whether it is a cluster of its own, which it may make an authority for.
-    pub(crate) founds: bool,
+    pub founds: bool,
 }
 
 /// A kubeconfig that is kept current.
@@ -194,14 +200,14 @@ struct Inner {
 
 /// The certificates of a server. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Certificates {
+pub struct Certificates {
     inner: Arc<Inner>,
 }
 
 impl Certificates {
     /// Finds the authority in the store, or makes the first one; from then on `client` shows a certificate of it. The
     /// store must be open.
-    pub(crate) async fn open(
+    pub async fn open(
         store: Store,
         setup: Setup,
         client: watch::Sender<Arc<ClientConfig>>,
@@ -245,12 +251,12 @@ impl Certificates {
     }
 
     /// What the API is served with.
-    pub(crate) fn tls(&self) -> watch::Receiver<Arc<rustls::ServerConfig>> {
+    pub fn tls(&self) -> watch::Receiver<Arc<rustls::ServerConfig>> {
         self.inner.tls.subscribe()
     }
 
     /// The authorities that are trusted, PEM, the one that signs first.
-    pub(crate) fn trusted(&self) -> watch::Receiver<String> {
+    pub fn trusted(&self) -> watch::Receiver<String> {
         self.inner.trusted.subscribe()
     }
 
@@ -298,7 +304,7 @@ impl Certificates {
     }
 
     /// The first certificate of a server that joins; from then on it issues its own.
-    pub(crate) fn grant_server(&self, id: u64, address: IpAddr, request: &str) -> Result<Granted> {
+    pub fn grant_server(&self, id: u64, address: IpAddr, request: &str) -> Result<Granted> {
         let authorities = self.authorities()?;
         let subject = self.inner.setup.naming.server(id, address);
         let (certificate, _) = authorities.sign(request, &subject, self.inner.setup.life)?;
@@ -309,7 +315,7 @@ impl Certificates {
     }
 
     /// A node's credential, made here.
-    pub(crate) async fn node_credential(&self, node: &str) -> Result<Credential> {
+    pub async fn node_credential(&self, node: &str) -> Result<Credential> {
         let (credential, issued) = self.issue(&node_subject(node))?;
         self.add_key(node, &credential.certificate, &Voucher::Administrator)
             .await?;
@@ -344,7 +350,7 @@ impl Certificates {
     }
 
     /// Writes an administrator's kubeconfig for the server at a URL, and keeps it current.
-    pub(crate) fn keep_kubeconfig(&self, path: &Path, url: &str) -> Result<()> {
+    pub fn keep_kubeconfig(&self, path: &Path, url: &str) -> Result<()> {
         let kubeconfig = KeptKubeconfig {
             path: path.to_owned(),
             url: url.to_owned(),
@@ -355,7 +361,7 @@ impl Certificates {
     }
 
     /// Keeps everything current until told to stop.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(LOOK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut trouble = String::new();
@@ -398,7 +404,7 @@ impl Certificates {
     }
 
     /// Returns when this server has what was written before, and shows certificates accordingly.
-    pub(crate) async fn catch_up(&self) -> Result<()> {
+    pub async fn catch_up(&self) -> Result<()> {
         self.inner.store.read_barrier().await?;
         self.renew_own()
     }

@@ -27,11 +27,11 @@ const JOINING_NODE: &str = "system:bootstrappers:gantry:node:";
 
 /// A certificate as it is given to who asked for it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Granted {
+pub struct Granted {
     /// The certificate and what is shown behind it, PEM.
-    pub(crate) certificate: String,
+    pub certificate: String,
     /// The authorities to trust, PEM.
-    pub(crate) trusted: String,
+    pub trusted: String,
 }
 
 /// A node's request.
@@ -66,9 +66,11 @@ pub(crate) fn fuzz(body: &[u8]) {
 
 /// The routes, over what they need.
 #[derive(Clone)]
-pub(crate) struct CertificatesApi {
-    pub(crate) certificates: Certificates,
-    pub(crate) exchange: Exchange,
+pub struct CertificatesApi {
+    /// What gives them.
+    pub certificates: Certificates,
+    /// How the leader is asked.
+    pub exchange: Exchange,
 }
 
 /// What an administrator is shown of a certificate.
@@ -83,7 +85,8 @@ struct Shown {
 }
 
 impl CertificatesApi {
-    pub(crate) fn router(self) -> Router {
+    /// All of them.
+    pub fn router(self) -> Router {
         Router::new()
             .route(CERTIFICATES, get(list).post(grant))
             .route(AUTHORITIES, get(trusted))

@@ -47,6 +47,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-tls",
         ],
     ),
+    (
+        "gantry-nodes",
+        &[
+            "gantry-api",
+            "gantry-apiserver",
+            "gantry-members",
+            "gantry-rpc",
+            "gantry-store",
+            "gantry-tasks",
+        ],
+    ),
     ("gantry-informer", &["gantry-api", "gantry-tasks"]),
     (
         "gantry-scheduler",
@@ -65,7 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-controllers",
             "gantry-durable",
             "gantry-members",
-            "gantry-rpc",
+            "gantry-nodes",
             "gantry-scheduler",
             "gantry-store",
             "gantry-tasks",

@@ -5,21 +5,15 @@
 //! the node link, which belongs to no single part: it reads the store, writes through the API, and carries streams.
 
 pub mod backup;
-mod dual_cidr;
-mod event_expiry;
 pub mod fuzzing;
 mod level;
 mod membership;
-mod metrics;
-mod node_link;
-mod node_monitor;
-mod pod_cidr;
 mod recover;
 mod room;
 mod server;
 
-pub use dual_cidr::DualCidr;
 pub use gantry_apiserver::ConnectionLimits;
 pub use gantry_authority::CERTIFICATE_LIFE;
+pub use gantry_nodes::DualCidr;
 pub use recover::{Recovered, Restore, recover, restore};
 pub use server::{JoinConfig, Server, ServerConfig};

@@ -8,7 +8,6 @@ use gantry_members::Roster;
 use gantry_store::{Room, Store};
 use tokio_util::sync::CancellationToken;
 
-
 /// On the leader, which knows of all members: runs until told to stop.
 pub(crate) async fn run(
     client: kube::Client,

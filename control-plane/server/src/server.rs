@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use gantry_api::status::StatusError;
 use gantry_apiserver::{
     ApiServer, ApiServerConfig, Clock, ConnectionLimits, Identity, NODE_LINK, Ranges, Tokens,
-    node_keys,
 };
 use gantry_authority::keys::{self, Keyring, KeysApi};
 use gantry_authority::token_keys::{self, TokenKeysApi};
@@ -20,6 +19,7 @@ use gantry_members::{
     Exchange, LeaderStreams, PeerService, Peers, Roster, ServerRecord, follow_addresses,
     keep_endpoints,
 };
+use gantry_nodes::{ClusterFacts, DualCidr, Hub, LinkService, event_expiry, follow_keys, monitor};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, StoreConfig, Term};
 use gantry_tasks::supervised;
@@ -30,11 +30,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupApi, BackupSchedule, ScheduledBackups};
-use crate::dual_cidr::DualCidr;
 use crate::membership::{MembersApi, Seat, join};
-use crate::node_link::{Calls, ClusterFacts, Hub, LinkService, Policies, Reports, TokenAllowances};
-use crate::pod_cidr::PodCidrs;
-use crate::{event_expiry, level, node_monitor, recover, room};
+use crate::{level, recover, room};
 
 /// A server that cannot take its place for this long gives up.
 const SETTLE: Duration = Duration::from_secs(60);
@@ -202,7 +199,6 @@ impl Server {
             }),
         );
 
-        let identity = Identity::of_system(NODE_LINK);
         let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
         let facts = ClusterFacts {
             pod_cidr: config.pod_cidr,
@@ -210,33 +206,13 @@ impl Server {
             dns_service_ip: dns.to_string(),
             cluster_domain: config.cluster_domain.clone(),
         };
-        // It ends with the last link.
-        let recorder = Recorder::start(
-            kube::Client::new(api.local_service(identity), "default"),
-            "gantry-server",
-            EventStyle::Counted,
-            gantry_informer::Clock::system(),
-            &CancellationToken::new(),
-        );
-        let reports = Arc::new(Reports::new(
+        let link = LinkService::new(
+            api.clone(),
             store.clone(),
             roster.clone(),
-            facts.clone(),
-            PodCidrs::new(config.pod_cidr)?,
-            recorder,
-        ));
-        let policies = Policies::new(store.clone(), facts.dns_service_ip.parse().ok());
-        let link = LinkService {
-            store: store.clone(),
-            hub: hub.clone(),
-            api: api.clone(),
-            reports,
-            roster: roster.clone(),
+            hub.clone(),
             facts,
-            policies,
-            calls: Calls::default(),
-            tokens: TokenAllowances::default(),
-        };
+        )?;
         let service = PeerService {
             store: store.clone(),
             peers: peers.clone(),
@@ -471,29 +447,6 @@ fn administrators(tokens: &[String]) -> Tokens {
     Tokens::new(tokens.collect())
 }
 
-/// Tells the connections of nodes when the keys change that their nodes may show.
-async fn follow_keys(store: Store, hub: Arc<Hub>, stop: CancellationToken) {
-    loop {
-        let Ok(mut changes) = store.watch(&[node_keys::table()], store.revision()) else {
-            // The history was cut this moment: from now on, then.
-            tokio::task::yield_now().await;
-            continue;
-        };
-        // What was missed before.
-        hub.all_keys_changed();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                event = changes.next() => match event {
-                    Some(Ok(event)) => hub.keys_changed(&event.key.name),
-                    Some(Err(_)) => break,
-                    None => return,
-                }
-            }
-        }
-    }
-}
-
 /// The tokens that are kept in Secrets.
 struct SecretTokens(ApiServer);
 
@@ -586,7 +539,7 @@ impl Lead {
                 },
                 stop
             )),
-            part("node monitor", &stop, |stop| node_monitor::run(
+            part("node monitor", &stop, |stop| monitor::run(
                 client_of(NODE_LINK),
                 self.hub.clone(),
                 self.node_grace,

@@ -27,7 +27,7 @@ pub(crate) fn node_message(bytes: &[u8]) {
         message: Some(message),
     }) = AgentMessage::decode(bytes)
     {
-        gantry_server::fuzzing::node_message(message);
+        gantry_nodes::fuzzing::node_message(message);
     }
     drop(PodTokenRequest::decode(bytes));
     drop(ServerMessage::decode(bytes));

@@ -1,6 +1,6 @@
 //! The truth table over the compiled form.
 
-#[path = "../../../../../e2e/src/policy_cases/mod.rs"]
+#[path = "../../../../e2e/src/policy_cases/mod.rs"]
 #[allow(
     dead_code,
     missing_docs,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use futures::Stream;
 use gantry_apiserver::node_keys::{self, KeyId};
 use gantry_apiserver::{ApiServer, Identity, NODE_LINK, Peer};
+use gantry_informer::{EventStyle, Recorder};
 use gantry_members::Roster;
 use gantry_rpc::node::node_link_server::{NodeLink, NodeLinkServer, SERVICE_NAME};
 use gantry_rpc::node::{
@@ -34,7 +35,8 @@ use super::reports::{LinkReports, Reports};
 use super::said::{self, NodeName};
 use super::streams;
 use super::tokens::{self, TokenAllowances};
-use crate::dual_cidr::DualCidr;
+use crate::cluster::ClusterFacts;
+use crate::pod_cidr::PodCidrs;
 
 /// The largest message on a link: an object may be 3 MiB, and the statuses of all pods are one message.
 const LINK_MESSAGE: usize = 8 << 20;
@@ -45,41 +47,61 @@ const TOKEN_MESSAGE: usize = 8 << 10;
 /// Messages queued for one node before the session waits for the network.
 const QUEUE: usize = 256;
 
-/// What every node is told about the cluster.
-#[derive(Clone, Debug)]
-pub(crate) struct ClusterFacts {
-    pub(crate) pod_cidr: DualCidr,
-    pub(crate) service_cidr: DualCidr,
-    pub(crate) dns_service_ip: String,
-    pub(crate) cluster_domain: String,
-}
-
-impl ClusterFacts {
-    /// The ranges of pods and services.
-    pub(crate) fn ranges(&self) -> Vec<IpNet> {
-        let both = [self.pod_cidr, self.service_cidr];
-        let v6 = both.into_iter().filter_map(|range| range.v6);
-        let v4 = both.into_iter().map(|range| IpNet::V4(range.v4));
-        v4.chain(v6.map(IpNet::V6)).collect()
-    }
-}
-
 /// The service behind `NodeLink`.
-pub(crate) struct LinkService {
-    pub(crate) store: Store,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) api: ApiServer,
-    pub(crate) reports: Arc<Reports>,
-    pub(crate) roster: Roster,
-    pub(crate) facts: ClusterFacts,
-    pub(crate) policies: Policies,
-    pub(crate) calls: Calls,
-    pub(crate) tokens: TokenAllowances,
+pub struct LinkService {
+    store: Store,
+    hub: Arc<Hub>,
+    api: ApiServer,
+    reports: Arc<Reports>,
+    roster: Roster,
+    facts: ClusterFacts,
+    policies: Policies,
+    calls: Calls,
+    tokens: TokenAllowances,
 }
 
 impl LinkService {
+    /// The service of a server whose nodes' links are in `hub`. Fails for a pod CIDR that cannot be cut into nodes' blocks.
+    /// Must be called within a tokio runtime.
+    pub fn new(
+        api: ApiServer,
+        store: Store,
+        roster: Roster,
+        hub: Arc<Hub>,
+        facts: ClusterFacts,
+    ) -> anyhow::Result<Self> {
+        let identity = Identity::of_system(NODE_LINK);
+        let client = kube::Client::new(api.local_service(identity), "default");
+        // It ends with the last link.
+        let recorder = Recorder::start(
+            client,
+            "gantry-server",
+            EventStyle::Counted,
+            gantry_informer::Clock::system(),
+            &CancellationToken::new(),
+        );
+        let reports = Reports::new(
+            store.clone(),
+            roster.clone(),
+            facts.clone(),
+            PodCidrs::new(facts.pod_cidr)?,
+            recorder,
+        );
+        Ok(Self {
+            policies: Policies::new(store.clone(), facts.dns_service_ip.parse().ok()),
+            reports: Arc::new(reports),
+            store,
+            hub,
+            api,
+            roster,
+            facts,
+            calls: Calls::default(),
+            tokens: TokenAllowances::default(),
+        })
+    }
+
     /// All calls, each with a bound of its own on what it reads.
-    pub(crate) fn router(self) -> axum::Router {
+    pub fn router(self) -> axum::Router {
         let link = Arc::new(self);
         let served = |largest: usize| {
             NodeLinkServer::from_arc(link.clone())

@@ -18,7 +18,7 @@ pub struct DualCidr {
 
 impl DualCidr {
     /// Whether some address is in both.
-    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+    pub fn overlaps(&self, other: &Self) -> bool {
         let v6 = self.v6.zip(other.v6);
         meet(&self.v4.into(), &other.v4.into())
             || v6.is_some_and(|(own, other)| meet(&own.into(), &other.into()))

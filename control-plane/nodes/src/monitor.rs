@@ -17,20 +17,16 @@ use kube::api::ListParams;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::hub::Hub;
 use crate::metrics::METRICS;
-use crate::node_link::{Hub, call};
+use crate::requests::call;
 
 /// A node that has closed its link may come back within this long.
 const RECONNECT: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Watches links until told to stop. `grace` is for how long a node may be silent.
-pub(crate) async fn run(
-    client: kube::Client,
-    hub: Arc<Hub>,
-    grace: Duration,
-    stop: CancellationToken,
-) {
+pub async fn run(client: kube::Client, hub: Arc<Hub>, grace: Duration, stop: CancellationToken) {
     let mut changes = hub.changes();
     let mut ticks = tokio::time::interval(LOOK);
     let mut presence = Presence::new(grace);

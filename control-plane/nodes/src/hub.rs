@@ -1,17 +1,20 @@
 //! Which nodes are connected, when they were last heard, and the streams that wait for them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use gantry_apiserver::{Clock, NodeStream, NodeStreams};
+use gantry_apiserver::{Clock, NodeStream, NodeStreams, node_keys};
 use gantry_rpc::node::{
     CloseStream, HeartbeatAnswer, OpenStream, ServerMessage, ServicesEverywhere, StreamFrame,
     server_message,
 };
+use gantry_store::Store;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::ending::{Ending, Said};
@@ -51,7 +54,7 @@ pub(crate) enum OpenError {
 
 /// Shared by all links of one server.
 #[derive(Default)]
-pub(crate) struct Hub {
+pub struct Hub {
     nodes: Mutex<BTreeMap<String, Connection>>,
     streams: Mutex<BTreeMap<String, Waiting>>,
     generations: AtomicU64,
@@ -176,7 +179,7 @@ impl Hub {
     }
 
     /// Ends every connection: nodes look for the server that leads.
-    pub(crate) fn disconnect_all(&self) {
+    pub fn disconnect_all(&self) {
         for (_, connection) in std::mem::take(&mut *self.nodes.lock()) {
             let why = Status::failed_precondition("this server no longer leads");
             connection.ending.end(why);
@@ -353,6 +356,29 @@ impl Hub {
     }
 }
 
+/// Tells the connections of nodes when the keys change that their nodes may show, until told to stop.
+pub async fn follow_keys(store: Store, hub: Arc<Hub>, stop: CancellationToken) {
+    loop {
+        let Ok(mut changes) = store.watch(&[node_keys::table()], store.revision()) else {
+            // The history was cut this moment: from now on, then.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        // What was missed before.
+        hub.all_keys_changed();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = changes.next() => match event {
+                    Some(Ok(event)) => hub.keys_changed(&event.key.name),
+                    Some(Err(_)) => break,
+                    None => return,
+                }
+            }
+        }
+    }
+}
+
 /// Ends the wait for a stream; one that was claimed is not waited for any more.
 struct Forget<'a> {
     hub: &'a Hub,
@@ -376,12 +402,10 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::StreamExt;
 
-    use super::super::calls::Calls;
     use super::*;
+    use crate::calls::Calls;
 
     #[tokio::test]
     async fn a_stream_reaches_the_node_that_was_asked_and_no_other() {

@@ -29,7 +29,7 @@ use gantry_members::Roster;
 use gantry_rpc::node::{PodStatus, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
-use http::{Method, Request};
+use http::Method;
 use k8s_openapi::api::core::v1 as core;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -40,12 +40,13 @@ use tokio_util::sync::CancellationToken;
 use self::allowance::Allowances;
 pub(super) use self::allowance::{Allowance, Rate};
 use self::queue::{Pending, Queue};
-use super::super::pod_cidr::PodCidrs;
 use super::addresses::AddressBook;
 use super::restrictions::{Holder, check_pod_addresses, keep_own_addresses};
 use super::said::{self, NodeName, PodRef, Refused, Subject};
-use super::session::ClusterFacts;
+use crate::cluster::ClusterFacts;
 use crate::metrics::METRICS;
+use crate::pod_cidr::PodCidrs;
+use crate::requests::{call, code, get, is_conflict};
 
 /// Pods of one node written at once.
 const CONCURRENT_WRITES: usize = 16;
@@ -568,46 +569,6 @@ fn conditions(status: &Value) -> impl Iterator<Item = &Value> {
 
 fn type_of(condition: &Value) -> Option<&str> {
     condition["type"].as_str()
-}
-
-/// One request with a JSON body.
-pub(crate) async fn call(
-    client: &kube::Client,
-    method: Method,
-    path: &str,
-    body: &Value,
-) -> kube::Result<Value> {
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(body.to_string().into_bytes())
-        .map_err(kube::Error::HttpError)?;
-    client.request(request).await
-}
-
-/// An object, or `None` when there is none of that name.
-async fn get(client: &kube::Client, path: &str) -> kube::Result<Option<Value>> {
-    let request = Request::get(path)
-        .body(Vec::new())
-        .map_err(kube::Error::HttpError)?;
-    match client.request(request).await {
-        Ok(object) => Ok(Some(object)),
-        Err(error) if code(&error) == Some(404) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// The HTTP status of a refusal.
-fn code(error: &kube::Error) -> Option<u16> {
-    match error {
-        kube::Error::Api(status) => Some(status.code),
-        _ => None,
-    }
-}
-
-fn is_conflict(error: &kube::Error) -> bool {
-    code(error) == Some(409)
 }
 
 #[cfg(test)]

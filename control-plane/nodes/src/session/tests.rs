@@ -1,5 +1,4 @@
 use gantry_apiserver::{ApiServerConfig, NoNodes, node_keys};
-use gantry_informer::{EventStyle, Recorder};
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_store::{Index, Operation, Transaction};
@@ -8,9 +7,8 @@ use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use super::super::reports::call;
 use super::*;
-use crate::pod_cidr::PodCidrs;
+use crate::requests::call;
 
 /// What has to come comes long before.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -38,32 +36,10 @@ impl World {
             dns_service_ip: "10.96.0.10".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
         };
-        let roster = Roster::new(store.clone());
-        let reports = Arc::new(Reports::new(
-            store.clone(),
-            roster.clone(),
-            facts.clone(),
-            PodCidrs::new(facts.pod_cidr).expect("blocks"),
-            Recorder::start(
-                client.clone(),
-                "gantry-server",
-                EventStyle::Counted,
-                gantry_informer::Clock::system(),
-                &CancellationToken::new(),
-            ),
-        ));
         node_keys::adopt(&store, "one").await.expect("written");
-        let service = LinkService {
-            store: store.clone(),
-            hub: hub.clone(),
-            api,
-            reports,
-            roster,
-            facts,
-            policies: Policies::new(store.clone(), None),
-            calls: Calls::default(),
-            tokens: TokenAllowances::default(),
-        };
+        let roster = Roster::new(store.clone());
+        let service = LinkService::new(api, store.clone(), roster, hub.clone(), facts);
+        let service = service.expect("blocks of addresses");
         Self {
             store,
             hub,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::node_link::call;
+use crate::requests::call;
 
 /// Kubernetes' `--event-ttl`.
 const LIFE: Duration = Duration::from_secs(60 * 60);
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(5 * 60);
 const TURN: usize = 256;
 
 /// On the leader: deletes what has expired, until told to stop.
-pub(crate) async fn run(client: kube::Client, store: Store, stop: CancellationToken) {
+pub async fn run(client: kube::Client, store: Store, stop: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use super::super::addresses::{Address, addresses};
 use super::super::restrictions::{Claim, check_labels, is_nodes_own, keep_own_addresses};
 use super::super::said::{self, Refused};
-use super::{AGAIN, ATTEMPTS, LinkReports, call, code, get, is_conflict};
+use super::{AGAIN, ATTEMPTS, LinkReports};
+use crate::requests::{call, code, get, is_conflict};
 
 /// The most labels of a Node that its agent may add to, and the most annotations: those of earlier registrations stay.
 const MARKS: usize = 512;

@@ -314,24 +314,24 @@ impl AgentCommand {
     }
 
     /// Whether the machine is a node already, as far as that matters to one that may join again.
-    async fn known(&self, kept: &Path) -> Result<Known> {
+    async fn registration(&self, kept: &Path) -> Result<Registration> {
         if !kept.exists() {
-            return Ok(Known::No);
+            return Ok(Registration::Unknown);
         }
         if self.join.is_none() {
-            return Ok(Known::Yes);
+            return Ok(Registration::Registered);
         }
         let kubeconfig = kube::config::Kubeconfig::read_from(kept)
             .with_context(|| format!("reading {}", kept.display()))?;
         let Some((server, identity)) = identity_of(&kubeconfig, kept) else {
-            return Ok(Known::Yes);
+            return Ok(Registration::Registered);
         };
         if identity.is_over()? {
-            return Ok(Known::Expired { key: identity.key });
+            return Ok(Registration::Expired { key: identity.key });
         }
         match identity.is_revoked(server).await? {
-            true => Ok(Known::No),
-            false => Ok(Known::Yes),
+            true => Ok(Registration::Unknown),
+            false => Ok(Registration::Registered),
         }
     }
 
@@ -354,11 +354,11 @@ impl AgentCommand {
     async fn identity(&self, name: &str) -> Result<(SocketAddr, NodeIdentity)> {
         let kept = self.place.data_dir.join("node.kubeconfig");
         let path = self.node_kubeconfig.as_ref().unwrap_or(&kept);
-        let known = match &self.node_kubeconfig {
-            Some(_) => Known::Yes,
-            None => self.known(&kept).await?,
+        let registration = match &self.node_kubeconfig {
+            Some(_) => Registration::Registered,
+            None => self.registration(&kept).await?,
         };
-        if known != Known::Yes {
+        if registration != Registration::Registered {
             let (Some(server), Some(token)) = (&self.join, self.token.read()?) else {
                 bail!(
                     "this machine is no node yet: name a server with --join HOST and the file with a token from \
@@ -366,8 +366,8 @@ impl AgentCommand {
                 );
             };
             let server = server::server_to_join(server).await?;
-            let key = match known {
-                Known::Expired { key } => key,
+            let key = match registration {
+                Registration::Expired { key } => key,
                 _ => self.first_key(name)?,
             };
             let identity = identity::join(server, &token, name, &key).await?;
@@ -391,16 +391,16 @@ impl AgentCommand {
 
 /// What a machine is to its cluster.
 #[derive(Debug, PartialEq, Eq)]
-enum Known {
+enum Registration {
     /// A node.
-    Yes,
+    Registered,
     /// A node whose certificate is over. By its key it is recognised.
     Expired {
         /// The key, PEM.
         key: String,
     },
     /// A stranger; or a node that was removed, which is one.
-    No,
+    Unknown,
 }
 
 /// The first cluster and user of a kubeconfig with embedded certificates.

@@ -1,4 +1,5 @@
-//! Bounds on what clients ask at once, by class, so that a flood of one sort of request leaves the others alone.
+//! Kubernetes' API priority and fairness: bounds on what clients ask at once, by class, so that a flood of one sort of
+//! request leaves the others alone.
 //!
 //! What runs within the process, node links and messages between servers never come here. A request has its place from
 //! when its body is here until the last byte of its answer has left, or for as long as its upgraded connection lasts; one
@@ -121,6 +122,7 @@ impl Class {
     }
 }
 
+/// A priority level: the places of one class, and its queue.
 struct Gate {
     class: Class,
     /// Of those that may be under way.

@@ -52,13 +52,13 @@ pub(crate) struct ServiceAccounts {
 
 /// What of an object says whether a token about it counts.
 #[derive(Debug, Deserialize)]
-struct Known {
-    metadata: KnownMeta,
+struct StoredObject {
+    metadata: StoredMeta,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct KnownMeta {
+struct StoredMeta {
     #[serde(default)]
     uid: String,
     deletion_timestamp: Option<String>,
@@ -98,7 +98,7 @@ impl ServiceAccounts {
         })
     }
 
-    fn known(&self, plural: &str, namespace: &str, name: &str) -> Option<Known> {
+    fn known(&self, plural: &str, namespace: &str, name: &str) -> Option<StoredObject> {
         let entry = self.entry(plural, namespace, name)?;
         serde_json::from_slice(&entry.value).ok()
     }

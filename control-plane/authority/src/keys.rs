@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use gantry_store::{Table, Veil, VeilError};
+use gantry_store::{Table, TransformError, Transformer};
 use parking_lot::RwLock;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
@@ -211,7 +211,7 @@ fn save(path: &Path, ring: &Ring) -> Result<()> {
         .with_context(|| format!("writing {}", path.display()))
 }
 
-impl Veil for Keyring {
+impl Transformer for Keyring {
     fn covers(&self, table: &Table) -> bool {
         TABLES.contains(&&*table.0)
     }
@@ -230,13 +230,13 @@ impl Veil for Keyring {
         [&loaded.active[..], &nonce, &sealed].concat()
     }
 
-    fn open(&self, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, VeilError> {
-        let cut = || VeilError("it is cut short".to_owned());
+    fn open(&self, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, TransformError> {
+        let cut = || TransformError("it is cut short".to_owned());
         let (id, rest) = sealed.split_first_chunk::<ID>().ok_or_else(cut)?;
         let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(cut)?;
         let loaded = self.loaded.read();
         let key = loaded.keys.get(id).ok_or_else(|| {
-            VeilError(format!(
+            TransformError(format!(
                 "it needs key {}, which is not in {}: copy that file from a server of the cluster, or the copy of it that \
                  was kept with the backup",
                 hex(*id),
@@ -251,7 +251,11 @@ impl Veil for Keyring {
         );
         let length = match opened {
             Ok(opened) => opened.len(),
-            Err(_) => return Err(VeilError("it was changed after it was sealed".to_owned())),
+            Err(_) => {
+                return Err(TransformError(
+                    "it was changed after it was sealed".to_owned(),
+                ));
+            }
         };
         value.truncate(length);
         Ok(value)

@@ -1,4 +1,4 @@
-//! Gantry's own REST, below `/gantry/`: for whom it is, and how it refuses.
+//! Gantry's own REST, below `/gantry/`: whom its verbs are for, and how they refuse.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};

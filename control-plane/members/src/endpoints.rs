@@ -18,16 +18,16 @@ const APART: Duration = Duration::from_millis(200);
 /// A server that is not heard of for longer is no endpoint until it is: an election or a slow disk takes less.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Since when servers have been silent.
+/// What kube-apiserver calls so, over members instead of leases: since when servers have been silent.
 #[derive(Default)]
-struct Watchman {
+struct EndpointReconciler {
     silent: BTreeMap<u64, Instant>,
 }
 
-impl Watchman {
+impl EndpointReconciler {
     /// The addresses of voters that are there, by id; the leader itself always is. One whose disk fills up will soon serve
     /// nobody, so that it is left out while there are others.
-    fn present(
+    fn endpoints(
         &mut self,
         members: &[MemberStatus],
         servers: &[ServerRecord],
@@ -65,7 +65,7 @@ pub async fn keep(api: ApiServer, store: Store, roster: Roster, stop: Cancellati
     let own = ApiServer::own_objects();
     let tables: Vec<Table> = own.iter().map(|key| key.table.clone()).collect();
     let mut changes = None;
-    let mut watchman = Watchman::default();
+    let mut reconciler = EndpointReconciler::default();
     let mut published = Vec::new();
     // Whether some of it may not be as it should be, and when to look after it at the earliest.
     let mut changed = true;
@@ -90,7 +90,7 @@ pub async fn keep(api: ApiServer, store: Store, roster: Roster, stop: Cancellati
             changed = true;
         }
         let now = Instant::now();
-        let present = watchman.present(&store.members().await, &roster.all(), now);
+        let present = reconciler.endpoints(&store.members().await, &roster.all(), now);
         let due = changed && now >= earliest;
         if present.is_empty() || (present == published && !due) {
             continue;
@@ -158,34 +158,37 @@ mod tests {
     fn the_silent_are_left_out_after_a_while_and_come_back_at_once() {
         let servers = [server(1), server(2), server(3)];
         let all: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
-        let mut watchman = Watchman::default();
+        let mut reconciler = EndpointReconciler::default();
         let start = Instant::now();
         let heard = [member(1, false), member(2, true), member(3, true)];
         let silent = [member(1, false), member(2, false), member(3, true)];
-        assert_eq!(watchman.present(&heard, &servers, start), all);
-        assert_eq!(watchman.present(&silent, &servers, start), all);
-        assert_eq!(watchman.present(&silent, &servers, start + PATIENCE), all);
+        assert_eq!(reconciler.endpoints(&heard, &servers, start), all);
+        assert_eq!(reconciler.endpoints(&silent, &servers, start), all);
+        assert_eq!(
+            reconciler.endpoints(&silent, &servers, start + PATIENCE),
+            all
+        );
         let later = start + PATIENCE + Duration::from_millis(1);
         let rest = [all[0], all[2]];
-        assert_eq!(watchman.present(&silent, &servers, later), rest);
-        assert_eq!(watchman.present(&heard, &servers, later), all);
+        assert_eq!(reconciler.endpoints(&silent, &servers, later), rest);
+        assert_eq!(reconciler.endpoints(&heard, &servers, later), all);
         // Its silence begins anew.
-        assert_eq!(watchman.present(&silent, &servers, later), all);
+        assert_eq!(reconciler.endpoints(&silent, &servers, later), all);
         // A server that was removed is gone at once; one that only learns does not count yet.
-        assert_eq!(watchman.present(&heard[..2], &servers, later), all[..2]);
+        assert_eq!(reconciler.endpoints(&heard[..2], &servers, later), all[..2]);
         let full = MemberStatus {
             short_of_room: true,
             ..member(2, true)
         };
         let with_full = [heard[0], full, heard[2]];
-        assert_eq!(watchman.present(&with_full, &servers, later), rest);
-        assert_eq!(watchman.present(&[full], &servers, later), all[1..2]);
+        assert_eq!(reconciler.endpoints(&with_full, &servers, later), rest);
+        assert_eq!(reconciler.endpoints(&[full], &servers, later), all[1..2]);
         let learner = MemberStatus {
             role: MemberRole::Learner,
             ..member(3, true)
         };
         let joining = [heard[0], heard[1], learner];
-        assert_eq!(watchman.present(&joining, &servers, later), all[..2]);
+        assert_eq!(reconciler.endpoints(&joining, &servers, later), all[..2]);
     }
 
     /// Waits until the object is so.

@@ -48,7 +48,7 @@ impl ServerRecord {
     }
 }
 
-/// The table.
+/// The member list, as etcd calls it, with what consensus does not know of a member: its name, its address, its version.
 #[derive(Clone)]
 pub struct Roster {
     store: Store,

@@ -15,7 +15,7 @@ use super::calls::Place;
 /// What goes down a link.
 pub(crate) type Said = Result<ServerMessage, Status>;
 
-/// The end of one link, which may have come. Cheap to clone.
+/// A cancellation with its reason: the end of one link, which may have come. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Ending {
     over: CancellationToken,

@@ -73,7 +73,7 @@ async fn sweep(client: &kube::Client, store: &Store, now: Timestamp) -> Result<(
 fn is_over(event: &[u8], now: Timestamp) -> bool {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Known {
+    struct EventTimes {
         #[serde(default)]
         metadata: Metadata,
         last_timestamp: Option<Timestamp>,
@@ -90,13 +90,13 @@ fn is_over(event: &[u8], now: Timestamp) -> bool {
     struct Series {
         last_observed_time: Option<Timestamp>,
     }
-    let Ok(known) = serde_json::from_slice::<Known>(event) else {
+    let Ok(times) = serde_json::from_slice::<EventTimes>(event) else {
         return false;
     };
-    let series = known.series.and_then(|series| series.last_observed_time);
-    let seen = [known.last_timestamp, known.event_time, series];
+    let series = times.series.and_then(|series| series.last_observed_time);
+    let seen = [times.last_timestamp, times.event_time, series];
     let seen = seen.into_iter().flatten().max();
-    let seen = seen.or(known.metadata.creation_timestamp);
+    let seen = seen.or(times.metadata.creation_timestamp);
     seen.is_some_and(|seen| now.duration_since(seen).unsigned_abs() > LIFE && seen < now)
 }
 

@@ -52,7 +52,7 @@ pub(crate) enum OpenError {
     NoAnswer(String),
 }
 
-/// Shared by all links of one server.
+/// The registry of the nodes' connections, shared by all links of one server.
 #[derive(Default)]
 pub struct Hub {
     nodes: Mutex<BTreeMap<String, Connection>>,

@@ -1,6 +1,6 @@
-//! Gives up nodes that have fallen silent: their conditions become Unknown, from which the controllers draw the taints
-//! and the withdrawal of their pods' endpoints. A node that comes back opens a new link and says anew how it and its pods
-//! are.
+//! The half of Kubernetes' node lifecycle controller that watches over heartbeats: gives up nodes that have fallen silent.
+//! Their conditions become Unknown, from which the controllers draw the taints and the withdrawal of their pods' endpoints. A
+//! node that comes back opens a new link and says anew how it and its pods are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(500);
 pub async fn run(client: kube::Client, hub: Arc<Hub>, grace: Duration, stop: CancellationToken) {
     let mut changes = hub.changes();
     let mut ticks = tokio::time::interval(LOOK);
-    let mut presence = Presence::new(grace);
+    let mut health = NodeHealth::new(grace);
     let mut known: Option<Vec<String>> = None;
     loop {
         tokio::select! {
@@ -39,12 +39,12 @@ pub async fn run(client: kube::Client, hub: Arc<Hub>, grace: Duration, stop: Can
         }
         let silence = hub.silence();
         // Nothing to ask the API for while the nodes that were heard last time still are.
-        let calm = presence.is_calm() && silence.values().all(|age| *age < grace);
+        let calm = health.is_calm() && silence.values().all(|age| *age < grace);
         let names: Vec<String> = silence.keys().cloned().collect();
         if calm && known.as_ref() == Some(&names) {
             continue;
         }
-        match look(&client, &hub, &silence, &mut presence).await {
+        match look(&client, &hub, &silence, &mut health).await {
             Ok(()) => known = Some(names),
             Err(error) => tracing::warn!(error = chain(&*error), "looking after nodes"),
         }
@@ -55,7 +55,7 @@ async fn look(
     client: &kube::Client,
     hub: &Hub,
     silence: &BTreeMap<String, Duration>,
-    presence: &mut Presence,
+    health: &mut NodeHealth,
 ) -> Result<()> {
     let nodes = Api::<Node>::all(client.clone())
         .list(&ListParams::default())
@@ -67,9 +67,9 @@ async fn look(
         .iter()
         .filter_map(|node| node.metadata.name.clone())
         .collect();
-    presence.only(&names);
+    health.only(&names);
     for (node, name) in nodes.iter().zip(&names) {
-        match presence.is_lost(name, silence.get(name).copied(), now) {
+        match health.is_lost(name, silence.get(name).copied(), now) {
             false => routing.push(name.clone()),
             true if is_unknown(node) => {}
             true => lost.push(name),
@@ -86,15 +86,15 @@ async fn look(
     Ok(())
 }
 
-/// Since when nodes have not been linked.
-struct Presence {
+/// What the node lifecycle controller keeps as nodes' health: since when they have not been linked.
+struct NodeHealth {
     grace: Duration,
     absent: BTreeMap<String, Instant>,
     /// Those that have been linked to this server: they know where to come back to.
     seen: BTreeSet<String>,
 }
 
-impl Presence {
+impl NodeHealth {
     fn new(grace: Duration) -> Self {
         Self {
             grace,
@@ -173,29 +173,29 @@ mod tests {
 
     #[test]
     fn a_closed_link_has_three_seconds_and_a_silent_one_the_grace_period() {
-        let mut presence = Presence::new(GRACE);
+        let mut health = NodeHealth::new(GRACE);
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let silent = |seconds| Some(Duration::from_secs(seconds));
-        assert!(!presence.is_lost("a", silent(9), after(0)));
-        assert!(presence.is_lost("a", silent(10), after(1)));
-        assert!(!presence.is_lost("a", silent(0), after(2)));
-        assert!(!presence.is_lost("a", None, after(3)));
-        assert!(!presence.is_calm());
-        assert!(!presence.is_lost("a", None, after(5)));
-        assert!(presence.is_lost("a", None, after(6)));
-        assert!(!presence.is_lost("a", silent(0), after(7)));
-        assert!(presence.is_calm());
+        assert!(!health.is_lost("a", silent(9), after(0)));
+        assert!(health.is_lost("a", silent(10), after(1)));
+        assert!(!health.is_lost("a", silent(0), after(2)));
+        assert!(!health.is_lost("a", None, after(3)));
+        assert!(!health.is_calm());
+        assert!(!health.is_lost("a", None, after(5)));
+        assert!(health.is_lost("a", None, after(6)));
+        assert!(!health.is_lost("a", silent(0), after(7)));
+        assert!(health.is_calm());
     }
 
     #[test]
     fn a_node_of_an_earlier_leader_has_the_whole_grace_period() {
-        let mut presence = Presence::new(GRACE);
+        let mut health = NodeHealth::new(GRACE);
         let start = Instant::now();
-        assert!(!presence.is_lost("a", None, start));
-        assert!(!presence.is_lost("a", None, start + Duration::from_secs(9)));
-        assert!(presence.is_lost("a", None, start + GRACE));
-        presence.only(&[]);
-        assert!(presence.is_calm());
+        assert!(!health.is_lost("a", None, start));
+        assert!(!health.is_lost("a", None, start + Duration::from_secs(9)));
+        assert!(health.is_lost("a", None, start + GRACE));
+        health.only(&[]);
+        assert!(health.is_calm());
     }
 }

@@ -249,22 +249,22 @@ impl LinkReports {
     /// Whose a pod is, by the store. It has every pod that the node was told of.
     fn owner(&self, pod: &PodRef) -> Owned {
         #[derive(Deserialize)]
-        struct Known {
-            metadata: KnownMeta,
+        struct StoredPod {
+            metadata: StoredMeta,
             #[serde(default)]
-            spec: KnownSpec,
+            spec: StoredSpec,
         }
         #[derive(Deserialize)]
-        struct KnownMeta {
+        struct StoredMeta {
             uid: String,
         }
         #[derive(Default, Deserialize)]
-        struct KnownSpec {
+        struct StoredSpec {
             #[serde(default, rename = "nodeName")]
             node_name: String,
         }
         let found = self.shared.entry("core/pods", pod.namespace(), pod.name());
-        let known = found.and_then(|found| serde_json::from_slice::<Known>(&found.value).ok());
+        let known = found.and_then(|found| serde_json::from_slice::<StoredPod>(&found.value).ok());
         match known {
             Some(known) if known.spec.node_name == self.node.as_str() => {
                 match known.metadata.uid == pod.uid() {

@@ -29,8 +29,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::calls::{self, Calls};
 use super::ending::{Ending, Said};
 use super::hub::Hub;
-use super::needs::{Needs, Reference};
 use super::policies::{Feed, Policies, Stopped};
+use super::references::{PodReferences, Reference};
 use super::reports::{LinkReports, Reports};
 use super::said::{self, NodeName};
 use super::streams;
@@ -216,7 +216,7 @@ impl NodeLink for LinkService {
             hub: self.hub.clone(),
             roster: self.roster.clone(),
             down,
-            needs: Needs::default(),
+            references: PodReferences::default(),
             policies: self.policies.feed(&node),
         };
         tokio::spawn(tell(session, welcome, ending.clone()));
@@ -450,7 +450,7 @@ struct Session {
     hub: Arc<Hub>,
     roster: Roster,
     down: mpsc::Sender<Said>,
-    needs: Needs,
+    references: PodReferences,
     policies: Feed,
 }
 
@@ -567,7 +567,10 @@ impl Session {
         match resource {
             Resource::Pod => {
                 if event.deleted || !self.is_mine(&event.entry) {
-                    if self.needs.remove(&event.key.namespace, &event.key.name) {
+                    if self
+                        .references
+                        .remove(&event.key.namespace, &event.key.name)
+                    {
                         self.object(resource, &event.key, &event.entry, true)
                             .await?;
                     }
@@ -581,7 +584,7 @@ impl Session {
                     namespace: event.key.namespace.to_string(),
                     name: event.key.name.to_string(),
                 };
-                match self.needs.contains(&reference) {
+                match self.references.contains(&reference) {
                     true => {
                         self.object(resource, &event.key, &event.entry, event.deleted)
                             .await
@@ -613,7 +616,7 @@ impl Session {
         self.policies_up_to(entry.modify_revision).await?;
         // The store holds only what the API server wrote: JSON.
         let pod: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
-        for reference in self.needs.set(&key.namespace, &key.name, &pod) {
+        for reference in self.references.set(&key.namespace, &key.name, &pod) {
             let Some(table) = table_of(reference.resource) else {
                 continue;
             };

@@ -23,10 +23,11 @@ const REMEMBERED: usize = 256;
 
 /// How many tokens each node may still have.
 #[derive(Default)]
-pub(crate) struct TokenAllowances(Mutex<Known>);
+pub(crate) struct TokenAllowances(Mutex<Buckets>);
 
+/// A token bucket for each node.
 #[derive(Default)]
-struct Known {
+struct Buckets {
     nodes: BTreeMap<String, Allowance>,
     /// So many nodes are looked through for those that may be forgotten.
     full: usize,
@@ -34,13 +35,15 @@ struct Known {
 
 impl TokenAllowances {
     fn take(&self, node: &str, now: Instant) -> bool {
-        let mut known = self.0.lock();
-        if known.nodes.len() >= known.full.max(REMEMBERED) {
-            known.nodes.retain(|_, allowance| !allowance.is_whole(now));
+        let mut buckets = self.0.lock();
+        if buckets.nodes.len() >= buckets.full.max(REMEMBERED) {
+            buckets
+                .nodes
+                .retain(|_, allowance| !allowance.is_whole(now));
             // Looking through them costs each of those that come in between the same, however many there are.
-            known.full = 2 * known.nodes.len();
+            buckets.full = 2 * buckets.nodes.len();
         }
-        let allowance = known.nodes.entry(node.to_owned());
+        let allowance = buckets.nodes.entry(node.to_owned());
         allowance
             .or_insert_with(|| Allowance::new(TOKENS))
             .take(now)
@@ -105,9 +108,9 @@ mod tests {
         for number in 0..3 * REMEMBERED {
             allowances.take(&format!("later-{number}"), much_later);
         }
-        let known = allowances.0.lock();
+        let buckets = allowances.0.lock();
         assert!(
-            !known.nodes.contains_key("0"),
+            !buckets.nodes.contains_key("0"),
             "nobody is remembered in vain"
         );
     }

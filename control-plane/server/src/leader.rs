@@ -13,7 +13,7 @@ use gantry_tasks::supervised;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{level, room};
+use crate::{alarms, level};
 
 /// The tokens that are kept in Secrets.
 struct SecretTokens(ApiServer);
@@ -118,7 +118,7 @@ impl Lead {
                 self.roster.clone(),
                 stop
             )),
-            part("room", &stop, |stop| room::run(
+            part("alarms", &stop, |stop| alarms::run(
                 client_of(NODE_LINK),
                 self.store.clone(),
                 self.roster.clone(),

@@ -4,6 +4,7 @@
 //! The only crate that knows all of them. It decides what runs where and when, and has beside that what a member is as a
 //! whole: how it joins, its backups, its recovery.
 
+mod alarms;
 pub mod backup;
 mod config;
 #[doc(hidden)]
@@ -12,7 +13,6 @@ mod leader;
 mod level;
 mod membership;
 mod recover;
-mod room;
 mod server;
 mod start;
 mod tasks;

@@ -2,12 +2,12 @@
 //! what administrators ask of the members.
 
 mod api;
+mod identity;
 mod join;
-mod seat;
 
 pub(crate) use api::MembersApi;
+pub(crate) use identity::MemberIdentity;
 pub(crate) use join::join;
-pub(crate) use seat::Seat;
 
 /// Decodes a server's request to join, for the fuzzer.
 pub(crate) fn fuzz(body: &[u8]) {

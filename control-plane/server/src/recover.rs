@@ -14,7 +14,7 @@ use gantry_store::backup::BackupSummary;
 use gantry_store::{MemberRole, NoPeers, Revision, Store, StoreConfig, recovery};
 use tokio::net::TcpStream;
 
-use crate::membership::Seat;
+use crate::membership::MemberIdentity;
 
 /// A server that runs answers within this.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -33,18 +33,18 @@ pub struct Recovered {
 /// Makes the server of a data directory a cluster of its own. It must not run; nor must the others, unless `force` says
 /// that whatever answers at their addresses is not them.
 pub async fn recover(data_dir: &Path, force: bool) -> Result<Recovered> {
-    let mut seat = Seat::load(data_dir)?.with_context(|| {
+    let mut identity = MemberIdentity::load(data_dir)?.with_context(|| {
         format!(
             "{} holds no server: name the data directory of the one that is left with --data-dir, or a backup with --backup",
             data_dir.display()
         )
     })?;
-    let config = store_config(data_dir, &seat)?;
-    let others = voters_beside(&config, seat.id).await?;
+    let config = store_config(data_dir, &identity)?;
+    let others = voters_beside(&config, identity.id).await?;
     if others.is_empty() {
         bail!(
             "server \"{}\" is the only one that votes: it needs no recovery, start it",
-            seat.name
+            identity.name
         );
     }
     if !force {
@@ -53,11 +53,11 @@ pub async fn recover(data_dir: &Path, force: bool) -> Result<Recovered> {
     let recovered = tokio::task::spawn_blocking(move || recovery::become_sole_voter(&config))
         .await
         .context("recovering broke off")??;
-    seat.alone = true;
-    seat.servers.clear();
-    seat.save(data_dir)?;
+    identity.alone = true;
+    identity.servers.clear();
+    identity.save(data_dir)?;
     Ok(Recovered {
-        server: seat.name,
+        server: identity.name,
         revision: recovered.revision,
         left_behind: others.into_iter().map(|other| other.name).collect(),
     })
@@ -76,11 +76,11 @@ pub struct Restore {
 
 /// Makes an empty data directory the first server of the cluster that a backup holds.
 pub async fn restore(data_dir: &Path, from: Restore) -> Result<BackupSummary> {
-    if let Some(seat) = Seat::load(data_dir)? {
+    if let Some(identity) = MemberIdentity::load(data_dir)? {
         bail!(
             "{} already holds the server \"{}\" of a cluster: name an empty directory with --data-dir, or remove this one first",
             data_dir.display(),
-            seat.name
+            identity.name
         );
     }
     if let Some(path) = &from.keys {
@@ -88,11 +88,11 @@ pub async fn restore(data_dir: &Path, from: Restore) -> Result<BackupSummary> {
         Keyring::install(data_dir, &bytes)
             .with_context(|| format!("the keys in {}", path.display()))?;
     }
-    let seat = Seat::restored(&from.name);
+    let identity = MemberIdentity::restored(&from.name);
     let config = StoreConfig {
         // Not before it is restored.
         begun: false,
-        ..store_config(data_dir, &seat)?
+        ..store_config(data_dir, &identity)?
     };
     let directory = config.data_dir.clone();
     let attempt = async {
@@ -116,22 +116,26 @@ pub async fn restore(data_dir: &Path, from: Restore) -> Result<BackupSummary> {
             return Err(error);
         }
     };
-    seat.save(data_dir)?;
+    identity.save(data_dir)?;
     Ok(summary)
 }
 
 /// At the first start of a server that was made a cluster of its own: takes the others off the list.
-pub(crate) async fn forget_others(data_dir: &Path, mut seat: Seat, roster: &Roster) -> Result<()> {
-    if !seat.alone {
+pub(crate) async fn forget_others(
+    data_dir: &Path,
+    mut identity: MemberIdentity,
+    roster: &Roster,
+) -> Result<()> {
+    if !identity.alone {
         return Ok(());
     }
     for server in roster.all() {
-        if server.id != seat.id {
+        if server.id != identity.id {
             roster.remove(server.id).await?;
         }
     }
-    seat.alone = false;
-    seat.save(data_dir)
+    identity.alone = false;
+    identity.save(data_dir)
 }
 
 /// Nothing of a restore that failed may be taken for a server.
@@ -144,13 +148,13 @@ fn undo(store: &Path) -> Result<()> {
     }
 }
 
-fn store_config(data_dir: &Path, seat: &Seat) -> Result<StoreConfig> {
+fn store_config(data_dir: &Path, identity: &MemberIdentity) -> Result<StoreConfig> {
     Ok(StoreConfig {
         data_dir: data_dir.join("store"),
-        member_id: seat.id,
-        voters: seat.voters(),
-        begun: seat.begun,
-        veil: Some(Arc::new(Keyring::load(data_dir)?)),
+        member_id: identity.id,
+        voters: identity.voters(),
+        begun: identity.begun,
+        transformer: Some(Arc::new(Keyring::load(data_dir)?)),
         ..StoreConfig::default()
     })
 }

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::backup::{BackupApi, ScheduledBackups};
 use crate::config::ServerConfig;
 use crate::leader::{Lead, until};
-use crate::membership::{MembersApi, Seat, join};
+use crate::membership::{MemberIdentity, MembersApi, join};
 use crate::recover;
 use crate::tasks::Tasks;
 
@@ -61,39 +61,39 @@ pub(crate) async fn listen(config: &ServerConfig) -> Result<Listening> {
 
 /// It is known which member of which cluster the server is, and the cluster's keys are there.
 pub(crate) struct Identified {
-    seat: Seat,
+    identity: MemberIdentity,
     keyring: Keyring,
 }
 
 /// Finds out who the server is; it joins a cluster or founds one at its first start.
 pub(crate) async fn identify(config: &ServerConfig, address: SocketAddr) -> Result<Identified> {
-    let seat = take_seat(config, address).await?;
-    let keyring = if seat.founder && !seat.begun {
+    let identity = find_identity(config, address).await?;
+    let keyring = if identity.founder && !identity.begun {
         Keyring::load_or_create(&config.data_dir)?
     } else {
         Keyring::load(&config.data_dir)?
     };
-    Ok(Identified { seat, keyring })
+    Ok(Identified { identity, keyring })
 }
 
-/// The server's seat: the one it has, one in the cluster it joins, or the first of a new cluster.
-async fn take_seat(config: &ServerConfig, own_address: SocketAddr) -> Result<Seat> {
-    if let Some(seat) = Seat::load(&config.data_dir)? {
-        return Ok(seat);
+/// The server's identity: the one it has, one in the cluster it joins, or the first of a new cluster.
+async fn find_identity(config: &ServerConfig, own_address: SocketAddr) -> Result<MemberIdentity> {
+    if let Some(identity) = MemberIdentity::load(&config.data_dir)? {
+        return Ok(identity);
     }
-    Seat::check_vacant(&config.data_dir, config.join.is_some())?;
+    MemberIdentity::check_vacant(&config.data_dir, config.join.is_some())?;
     if let Some(cluster) = &config.join {
         let (server, token) = (cluster.server, &cluster.token);
         return join(&config.data_dir, server, token, &config.name, own_address).await;
     }
-    let seat = Seat::founding(&config.name);
-    seat.save(&config.data_dir)?;
-    Ok(seat)
+    let identity = MemberIdentity::founding(&config.name);
+    identity.save(&config.data_dir)?;
+    Ok(identity)
 }
 
 /// A member whose store is open, and which has certificates to show.
 pub(crate) struct Member {
-    seat: Seat,
+    identity: MemberIdentity,
     keyring: Keyring,
     peers: Peers,
     pub(crate) store: Store,
@@ -107,46 +107,49 @@ pub(crate) async fn open(
     address: SocketAddr,
     identified: Identified,
 ) -> Result<Member> {
-    let Identified { mut seat, keyring } = identified;
+    let Identified {
+        mut identity,
+        keyring,
+    } = identified;
     let files = Files::of(&config.data_dir);
     let client = watch::Sender::new(Arc::new(files.first_client()?));
-    let peers = Peers::new(seat.id, address, client.subscribe());
-    for (id, address) in seat.known_addresses() {
+    let peers = Peers::new(identity.id, address, client.subscribe());
+    for (id, address) in identity.known_addresses() {
         peers.learn(id, address);
     }
     let store = Store::open(
         StoreConfig {
             data_dir: config.data_dir.join("store"),
-            member_id: seat.id,
-            voters: seat.voters(),
-            begun: seat.begun,
-            veil: Some(Arc::new(keyring.clone())),
+            member_id: identity.id,
+            voters: identity.voters(),
+            begun: identity.begun,
+            transformer: Some(Arc::new(keyring.clone())),
             ..StoreConfig::default()
         },
         Arc::new(peers.clone()),
     )
     .await
     .context("opening the store")?;
-    if !seat.begun {
-        seat.begun = true;
-        seat.save(&config.data_dir)?;
+    if !identity.begun {
+        identity.begun = true;
+        identity.save(&config.data_dir)?;
     }
     peers.attach(store.clone());
     let setup = Setup {
         files,
-        server: seat.name.clone(),
-        id: seat.id,
+        server: identity.name.clone(),
+        id: identity.id,
         address: config.address.into(),
         naming: Naming {
             cluster_domain: config.cluster_domain.clone(),
             service_cidr: config.service_cidr.v4,
         },
         life: config.certificate_life,
-        founds: seat.founder || seat.alone,
+        founds: identity.founder || identity.alone,
     };
     let certificates = Certificates::open(store.clone(), setup, client).await?;
     Ok(Member {
-        seat,
+        identity,
         keyring,
         peers,
         roster: Roster::new(store.clone()),
@@ -254,7 +257,7 @@ fn administration(member: &Member) -> Router {
     };
     let backups = BackupApi {
         store: member.store.clone(),
-        server: member.seat.name.clone(),
+        server: member.identity.name.clone(),
     };
     members
         .router()
@@ -294,7 +297,7 @@ impl Running {
     /// What every server does about what the store says, whether it leads or not.
     fn follow(&self) {
         let (member, tasks) = (&self.member, &self.tasks);
-        let id = member.seat.id;
+        let id = member.identity.id;
         let (peers, roster) = (member.peers.clone(), member.roster.clone());
         let store = member.store.clone();
         tasks.keep_running("members", move |stop| {
@@ -320,22 +323,22 @@ impl Running {
     /// every cluster has is there.
     pub(crate) async fn settle(&self, config: &ServerConfig, address: SocketAddr) -> Result<()> {
         let member = &self.member;
-        let seat = &member.seat;
+        let identity = &member.identity;
         tracing::info!(
-            id = seat.id,
-            name = seat.name,
+            id = identity.id,
+            name = identity.name,
             "waiting for the servers to agree on a leader"
         );
         let mut leadership = member.store.leadership();
         let agreed = until(&mut leadership, |state| {
-            state.leader.is_some() && (state.is_leader || state.leader != Some(seat.id))
+            state.leader.is_some() && (state.is_leader || state.leader != Some(identity.id))
         });
         if !agreed.await {
             bail!("the store stopped before it had a leader");
         }
-        let record = ServerRecord::running(seat.id, seat.name.clone(), address);
+        let record = ServerRecord::running(identity.id, identity.name.clone(), address);
         self.announce(&record, config.service_cidr).await?;
-        recover::forget_others(&config.data_dir, seat.clone(), &member.roster).await
+        recover::forget_others(&config.data_dir, identity.clone(), &member.roster).await
     }
 
     /// The servers may be electing a leader meanwhile: then it is tried again.
@@ -380,7 +383,7 @@ impl Running {
         });
         let scheduled = Arc::new(ScheduledBackups {
             store: member.store.clone(),
-            server: member.seat.name.clone(),
+            server: member.identity.name.clone(),
             directory: config.data_dir.join("backups"),
             schedule: config.backups,
         });

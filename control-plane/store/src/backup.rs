@@ -1,6 +1,6 @@
 //! A whole state in one file: written while the store goes on, verified without keys, restored into an empty directory.
 //!
-//! The file: [`format`]. Values that a veil covers are sealed in it; restoring needs the key, inspecting does not.
+//! The file: [`format`]. Values that a transformer covers are sealed in it; restoring needs the key, inspecting does not.
 //!
 //! A restored member is the only voter of a new cluster with a new log. Its revision is [`REVISION_GAP`] above that of
 //! the backup, so that whatever clients remember from after the backup is in the past, and their watches are told to
@@ -15,11 +15,11 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::config::OpenError;
+use crate::encryption::{Encryption, TransformError};
 use crate::level::{FEATURE_LEVEL, NewerLevel};
 use crate::record::Decoder;
 use crate::state::State;
 use crate::types::{Revision, Table};
-use crate::veil::{Cover, VeilError};
 use format::{BackupReader, BackupWriter, Header};
 
 pub use restore::restore;
@@ -33,7 +33,7 @@ pub const REVISION_GAP: u64 = 1_000_000_000;
 #[derive(Debug)]
 pub struct Backup {
     state: State,
-    cover: Cover,
+    encryption: Encryption,
     creation: Vec<u8>,
 }
 
@@ -86,7 +86,7 @@ pub enum BackupError {
     },
     /// A value cannot be opened.
     #[error("the backup cannot be opened: {0}")]
-    Sealed(#[source] VeilError),
+    Sealed(#[source] TransformError),
     /// There is something already.
     #[error(
         "the directory {path} is not empty: a backup is restored into an empty directory only, so stop the server that \
@@ -107,10 +107,10 @@ pub enum BackupError {
 }
 
 impl Backup {
-    pub(crate) fn new(state: State, cover: Cover, creation: Vec<u8>) -> Backup {
+    pub(crate) fn new(state: State, encryption: Encryption, creation: Vec<u8>) -> Backup {
         Backup {
             state,
-            cover,
+            encryption,
             creation,
         }
     }
@@ -130,7 +130,7 @@ impl Backup {
         };
         let mut file = BackupWriter::begin(writer, header)?;
         for (key, entry) in self.state.rows() {
-            file.row(&key, entry, &self.cover)?;
+            file.row(&key, entry, &self.encryption)?;
         }
         file.finish()
     }

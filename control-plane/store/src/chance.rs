@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// What is random about one run of a member. Equal seeds and inputs give equal runs.
+/// A random number generator: what is random about one run of a member. Equal seeds and inputs give equal runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chance {
     seed: u64,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::encryption::{TransformError, Transformer};
 use crate::level::NewerLevel;
-use crate::veil::{Veil, VeilError};
 
 /// What the entries that are in the log already may still need on disk, in bytes: the engine's journal, which is made
 /// longer than what is written of it (64 MiB), tables on their way from memory (two of 8 MiB), and tables that are
@@ -27,7 +27,7 @@ pub struct StoreConfig {
     pub begun: bool,
     /// What keeps the values of some tables unreadable outside of memory. Every member needs one that opens what the
     /// others seal, or none.
-    pub veil: Option<Arc<dyn Veil>>,
+    pub transformer: Option<Arc<dyn Transformer>>,
     /// How many events are kept for watches that start in the past.
     pub event_history: usize,
     /// How many bytes of values those events may hold.
@@ -63,7 +63,7 @@ impl Default for StoreConfig {
             member_id: 1,
             voters: vec![1],
             begun: false,
-            veil: None,
+            transformer: None,
             event_history: 100_000,
             event_history_bytes: 64 << 20,
             watch_buffer: 8_192,
@@ -132,7 +132,7 @@ pub enum OpenError {
         /// The directory that holds it.
         path: PathBuf,
         /// Which object, why, and what to do.
-        reason: VeilError,
+        reason: TransformError,
     },
     /// Something of the data is not there any more.
     #[error(

@@ -2,16 +2,16 @@
 
 use prost::Message;
 
+use crate::encryption::Encryption;
 use crate::packet::{Body, Packet};
 use crate::record::{Decoder, split_transactions};
-use crate::veil::Cover;
 
 /// A packet, and what is inside of it.
 pub fn packet(bytes: &[u8]) {
     let Ok(packet) = Packet::decode(bytes) else {
         return;
     };
-    let mut decoder = Decoder::new(Cover::default());
+    let mut decoder = Decoder::new(Encryption::default());
     match packet.body {
         Some(Body::Consensus(message)) => drop(crate::member::decode_message(&message)),
         Some(Body::Forward(forward)) => {

@@ -1,4 +1,4 @@
-//! A state on its way to another member: taken in O(1), cut into chunks as they are asked for.
+//! Raft's snapshot, a state on its way to another member: taken in O(1), cut into chunks as they are asked for.
 
 use std::sync::Arc;
 
@@ -6,20 +6,20 @@ use parking_lot::Mutex;
 use prost::Message;
 use raft::eraftpb::SnapshotMetadata;
 
+use crate::encryption::Encryption;
 use crate::packet::StateId;
 use crate::record::encode_row;
 use crate::state::State;
 use crate::types::{Entry, Key};
-use crate::veil::Cover;
 
 /// What the parts of a row add to its strings, roughly.
 const ROW_BYTES: usize = 48;
 
-/// How states are cut: into chunks of about so many bytes, sealed by a cover.
+/// How states are cut: into chunks of about so many bytes, sealed.
 #[derive(Clone, Debug)]
 pub(crate) struct Cut {
     pub(crate) bytes: usize,
-    pub(crate) cover: Cover,
+    pub(crate) encryption: Encryption,
 }
 
 /// A state that does not change any more. The rows of its chunks depend on it and on the chunk size alone, so that a
@@ -80,7 +80,7 @@ impl Taken {
                 return (bytes, last);
             }
             weighed += weight(&key, entry);
-            let row = encode_row(&key, entry, &self.cut.cover);
+            let row = encode_row(&key, entry, &self.cut.encryption);
             row.encode_length_delimited(&mut bytes)
                 .expect("a vector grows as needed");
             last = Some(key);

@@ -10,7 +10,7 @@
 //! `member` is the whole of it without threads, sockets, files and a clock; `driver` is the thread around it. The
 //! simulation (`simulation`, in tests) runs several members on a virtual network, disk and clock.
 //!
-//! Values of tables that a [`Veil`] covers are plain in memory and sealed everywhere else: in log entries and forwarded
+//! Values of tables that a [`Transformer`] covers are plain in memory and sealed everywhere else: in log entries and forwarded
 //! proposals from the encoding on, in rows, in chunks of states.
 //!
 //! A state leaves the cluster as a [`backup`], and comes back as a cluster of one. Where a majority is lost for good,
@@ -27,11 +27,13 @@
 //! its revision, in order, or is closed; the log loses an entry only after the state it led to is durable.
 
 pub mod backup;
+mod bootstrap;
 mod budget;
 mod chance;
 mod config;
 mod disk;
 mod driver;
+mod encryption;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handover;
@@ -44,7 +46,6 @@ mod packet;
 mod reads;
 mod record;
 pub mod recovery;
-mod seat;
 mod shared;
 #[cfg(test)]
 mod simulation;
@@ -53,17 +54,16 @@ mod store;
 mod table;
 mod transport;
 pub mod types;
-mod veil;
 mod watch;
 
 pub use backup::{Backup, BackupError, BackupSummary};
 pub use budget::{Budget, Charge};
 pub use config::{OpenError, StoreConfig};
+pub use encryption::{TransformError, Transformer};
 pub use level::{FEATURE_LEVEL, NewerLevel};
 pub use member::membership::{MemberRole, MemberStatus, MembershipError};
 pub use store::{DeliverError, LevelError, ResealError, Store};
 pub use table::TableSnapshot;
 pub use transport::{NoPeers, Outgoing, Transport};
 pub use types::*;
-pub use veil::{Veil, VeilError};
 pub use watch::Watch;

@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use crate::chance::Chance;
 use crate::config::StoreConfig;
 use crate::disk::{DiskError, StateWriter};
+use crate::encryption::{Encryption, TransformError};
 use crate::level::NewerLevel;
 use crate::log::Log;
 use crate::packet::{Body, Packet, Tag, Tags};
@@ -36,7 +37,6 @@ use crate::record::Decoder;
 use crate::shared::Shared;
 use crate::transport::{Outgoing, Transport};
 use crate::types::{Demand, Leadership, ProposeError, Revision, Term};
-use crate::veil::{Cover, VeilError};
 use digest::Digests;
 use forward::{Accepted, Forwards};
 use membership::{ChangeInput, MemberStatus, Membership};
@@ -79,7 +79,7 @@ pub(crate) struct Proposal {
     pub(crate) submitted: Instant,
 }
 
-/// Transactions by what they ask of the disk, where that makes a difference: some entries are for full disks too.
+/// The queues of proposals, by what they ask of the disk where that makes a difference: some entries are for full disks too.
 #[derive(Default)]
 struct Lanes([Gathered; 3]);
 
@@ -132,7 +132,7 @@ pub(crate) enum Failure {
     #[error("this member has stopped, since {what} {newer}")]
     Newer { what: String, newer: NewerLevel },
     #[error("log entry {index} cannot be opened: {reason}: this member has stopped")]
-    Sealed { index: u64, reason: VeilError },
+    Sealed { index: u64, reason: TransformError },
     #[error(
         "the state of this member differs from that of the others (found at log entry {index}), so that nothing in it can be \
          trusted: it has stopped; take this server out with 'gantry member remove', and add it anew with an empty data directory"
@@ -210,7 +210,7 @@ impl Member {
             disks: Disks::default(),
             digests: Digests::default(),
             pending: VecDeque::new(),
-            decoder: Decoder::new(Cover::new(config.veil.clone())),
+            decoder: Decoder::new(Encryption::new(config.transformer.clone())),
             outbox: BTreeMap::new(),
             applied,
             applied_term: 0,

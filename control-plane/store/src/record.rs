@@ -8,8 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+use crate::encryption::{Encryption, TransformError};
 use crate::types::{Entry, Guard, Index, Key, Operation, Revision, Table, Term, Transaction};
-use crate::veil::{Cover, VeilError};
 
 /// Bytes that are not a record of ours.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub(crate) enum RecordError {
     #[error("it holds an unknown {0}")]
     Unknown(&'static str),
     #[error(transparent)]
-    Sealed(#[from] VeilError),
+    Sealed(#[from] TransformError),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -140,14 +140,14 @@ fn index(labels: Vec<PairRecord>, fields: Vec<PairRecord>) -> Index {
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     names: HashSet<Arc<str>>,
-    cover: Cover,
+    encryption: Encryption,
 }
 
 impl Decoder {
-    /// One that opens what the cover's veil has sealed.
-    pub(crate) fn new(cover: Cover) -> Decoder {
+    /// One that opens what was sealed.
+    pub(crate) fn new(encryption: Encryption) -> Decoder {
         Decoder {
-            cover,
+            encryption,
             ..Decoder::default()
         }
     }
@@ -206,7 +206,7 @@ impl Decoder {
             let key = self.key(operation.key)?;
             let value = operation.value;
             let value = value
-                .map(|value| self.cover.open(&key, value, operation.sealed))
+                .map(|value| self.encryption.open(&key, value, operation.sealed))
                 .transpose()?;
             transaction.operations.push(if operation.delete {
                 Operation::Delete { key, last: value }
@@ -232,7 +232,7 @@ impl Decoder {
         let record = RowRecord::decode(data)?;
         let key = self.key(record.key)?;
         let entry = Entry {
-            value: self.cover.open(&key, record.value, record.sealed)?,
+            value: self.encryption.open(&key, record.value, record.sealed)?,
             index: index(record.labels, record.fields),
             create_revision: Revision(record.create_revision),
             modify_revision: Revision(record.modify_revision),
@@ -242,7 +242,7 @@ impl Decoder {
 }
 
 /// One transaction; those of an entry are written one after another.
-pub(crate) fn encode_transaction(transaction: &Transaction, cover: &Cover) -> Vec<u8> {
+pub(crate) fn encode_transaction(transaction: &Transaction, encryption: &Encryption) -> Vec<u8> {
     let guard = |guard: &Guard| {
         let (kind, key, number) = match guard {
             Guard::ModifiedAt(key, revision) => (GuardKind::ModifiedAt, Some(key), revision.0),
@@ -258,7 +258,7 @@ pub(crate) fn encode_transaction(transaction: &Transaction, cover: &Cover) -> Ve
     };
     let operation = |operation: &Operation| match operation {
         Operation::Put { key, value, index } => {
-            let (value, sealed) = cover.seal(key, value);
+            let (value, sealed) = encryption.seal(key, value);
             OperationRecord {
                 key: Some(key_record(key)),
                 delete: false,
@@ -269,7 +269,7 @@ pub(crate) fn encode_transaction(transaction: &Transaction, cover: &Cover) -> Ve
             }
         }
         Operation::Delete { key, last } => {
-            let (last, sealed) = last.as_ref().map(|last| cover.seal(key, last)).unzip();
+            let (last, sealed) = last.as_ref().map(|last| encryption.seal(key, last)).unzip();
             OperationRecord {
                 key: Some(key_record(key)),
                 delete: true,
@@ -306,8 +306,8 @@ pub(crate) fn split_transactions(data: &Bytes) -> Vec<Bytes> {
 }
 
 /// One object of the state.
-pub(crate) fn encode_row(key: &Key, entry: &Entry, cover: &Cover) -> Vec<u8> {
-    let (value, sealed) = cover.seal(key, &entry.value);
+pub(crate) fn encode_row(key: &Key, entry: &Entry, encryption: &Encryption) -> Vec<u8> {
+    let (value, sealed) = encryption.seal(key, &entry.value);
     RowRecord {
         key: Some(key_record(key)),
         value,

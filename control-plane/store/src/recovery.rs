@@ -25,10 +25,10 @@ use crate::backup::REVISION_GAP;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::fjall::FjallEngine;
 use crate::disk::{Recovered, Volume};
+use crate::encryption::Encryption;
 use crate::level::FEATURE_LEVEL;
 use crate::packet::Tags;
 use crate::types::{Revision, Term};
-use crate::veil::Cover;
 
 /// What a member went on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub fn become_sole_voter(config: &StoreConfig) -> Result<Recovery, OpenError> {
         return Err(vacant());
     }
     let engine = Arc::new(FjallEngine::open(&config.data_dir, true)?);
-    let cover = Cover::new(config.veil.clone());
-    let volume = Volume::new(&config.data_dir, engine, cover);
+    let encryption = Encryption::new(config.transformer.clone());
+    let volume = Volume::new(&config.data_dir, engine, encryption);
     let found = volume.recover(FEATURE_LEVEL)?.ok_or_else(vacant)?;
     let recovery = go_on_alone(&volume, found, config)?;
     tracing::warn!(

@@ -9,18 +9,19 @@ use prost::Message;
 use tokio::sync::{oneshot, watch};
 
 use crate::backup::Backup;
+use crate::bootstrap::Bootstrapped;
 use crate::budget::Budget;
 use crate::chance::Chance;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::fjall::FjallEngine;
 use crate::disk::{StateWriter, Volume};
 use crate::driver;
+use crate::encryption::Encryption;
 use crate::level::FEATURE_LEVEL;
 use crate::member::membership::{Change, ChangeInput, MemberStatus, MembershipError};
 use crate::member::{Input, Proposal};
 use crate::packet::Packet;
 use crate::record::encode_transaction;
-use crate::seat::Seat;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::table::TableSnapshot;
@@ -28,7 +29,6 @@ use crate::transport::{NoPeers, Transport};
 use crate::types::{
     Demand, Entry, Key, Leadership, ProposeError, Revision, Room, Table, Transaction, WatchError,
 };
-use crate::veil::Cover;
 use crate::watch::Watch;
 
 /// The object store; cheap to clone. It stops when it is shut down, or when the last clone is dropped.
@@ -45,7 +45,7 @@ struct Inner {
     max_pending: usize,
     watch_buffer: usize,
     member_id: u64,
-    cover: Cover,
+    encryption: Encryption,
     known_level: u32,
 }
 
@@ -103,7 +103,11 @@ impl Store {
         let opening = move || {
             config.check()?;
             let engine = Arc::new(FjallEngine::open(&config.data_dir, config.begun)?);
-            let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil.clone()));
+            let volume = Volume::new(
+                &config.data_dir,
+                engine,
+                Encryption::new(config.transformer.clone()),
+            );
             Store::start(config, transport, Some(volume), FEATURE_LEVEL)
         };
         match tokio::task::spawn_blocking(opening).await {
@@ -142,7 +146,7 @@ impl Store {
                 .map(|volume| StateWriter::thread(volume, persisted))
                 .transpose()
         };
-        let seat = Seat::open(
+        let bootstrapped = Bootstrapped::open(
             &config,
             volume.clone(),
             known,
@@ -150,7 +154,7 @@ impl Store {
             transport,
             writer,
         )?;
-        let mut member = seat.member;
+        let mut member = bootstrapped.member;
         member.begin().map_err(|failure| OpenError::Consensus {
             path: config.data_dir.clone(),
             reason: failure.to_string(),
@@ -166,13 +170,13 @@ impl Store {
             .map_err(OpenError::Thread)?;
         let store = Store {
             inner: Arc::new(Inner {
-                shared: seat.shared,
+                shared: bootstrapped.shared,
                 inputs,
-                leadership: seat.leadership,
+                leadership: bootstrapped.leadership,
                 max_pending: config.max_pending,
                 watch_buffer: config.watch_buffer,
                 member_id: config.member_id,
-                cover: Cover::new(config.veil),
+                encryption: Encryption::new(config.transformer),
                 known_level: known,
             }),
         };
@@ -200,7 +204,7 @@ impl Store {
         inner.shared.admit(inner.max_pending)?;
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal {
-            data: encode_transaction(&transaction, &inner.cover),
+            data: encode_transaction(&transaction, &inner.encryption),
             demand,
             reply,
             submitted: Instant::now(),
@@ -359,7 +363,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes every covered row of this member's disk anew, as [`crate::Veil::seal`] seals it now, and shortens the log
+    /// Writes every covered row of this member's disk anew, as [`crate::Transformer::seal`] seals it now, and shortens the log
     /// to what was appended since. Durable when it returns; it waits for entries that are not committed yet.
     ///
     /// A proposal that was under way, here or from another member, may enter the log as it was sealed before: after all
@@ -367,7 +371,7 @@ impl Store {
     /// Members that lack the shortened log's beginning are sent the whole state.
     ///
     /// What the new records replace is no record any more, but its bytes stay in the storage engine's files until that
-    /// has compacted them: values written before there was a veil can be found there until then.
+    /// has compacted them: values written before there was a transformer can be found there until then.
     pub async fn reseal(&self) -> Result<(), ResealError> {
         let (done, wait) = oneshot::channel();
         self.input(Input::Reseal(done));
@@ -381,7 +385,7 @@ impl Store {
     /// Everything that this member has applied is in it; after [`Store::read_barrier`], everything acknowledged before.
     pub fn backup(&self, creation: Vec<u8>) -> Backup {
         let state = self.state().read().without_history();
-        Backup::new(state, self.inner.cover.clone(), creation)
+        Backup::new(state, self.inner.encryption.clone(), creation)
     }
 
     /// The last applied log entry, and a hash of the state after it. Members with different hashes at the same entry

@@ -1,5 +1,5 @@
-//! A member whose state differs from the others': it stops, and does not start again. The difference comes from a veil
-//! that opens values otherwise on one member, as a faulty memory or build would.
+//! A member whose state differs from the others': it stops, and does not start again. The difference comes from a storage
+//! transformer that opens values otherwise on one member, as a faulty memory or build would.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod common;
@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{Network, eventually, key, pause, put};
-use gantry_store::{OpenError, ProposeError, Store, StoreConfig, Table, Veil, VeilError};
+use gantry_store::{
+    OpenError, ProposeError, Store, StoreConfig, Table, TransformError, Transformer,
+};
 
 /// Leaves values as they are, until it is faulty.
 #[derive(Debug, Default)]
@@ -18,7 +20,7 @@ struct Glass {
     faulty: AtomicBool,
 }
 
-impl Veil for Glass {
+impl Transformer for Glass {
     fn covers(&self, _: &Table) -> bool {
         true
     }
@@ -27,7 +29,7 @@ impl Veil for Glass {
         value.to_vec()
     }
 
-    fn open(&self, _: &[u8], sealed: &[u8]) -> Result<Vec<u8>, VeilError> {
+    fn open(&self, _: &[u8], sealed: &[u8]) -> Result<Vec<u8>, TransformError> {
         let mut value = sealed.to_vec();
         if self.faulty.load(Ordering::Relaxed) {
             value.push(b'!');
@@ -41,14 +43,14 @@ struct Cluster {
     members: Vec<(Store, Arc<Glass>)>,
 }
 
-fn config(directory: &Path, member: u64, voters: u64, veil: Arc<Glass>) -> StoreConfig {
+fn config(directory: &Path, member: u64, voters: u64, transformer: Arc<Glass>) -> StoreConfig {
     StoreConfig {
         data_dir: directory.join(member.to_string()),
         member_id: member,
         voters: (1..=voters).collect(),
         // Slower than a disk that others keep busy.
         tick: Duration::from_millis(50),
-        veil: Some(veil),
+        transformer: Some(transformer),
         ..StoreConfig::default()
     }
 }
@@ -60,13 +62,13 @@ impl Cluster {
             members: Vec::new(),
         };
         for member in 1..=voters {
-            let veil = Arc::new(Glass::default());
-            let config = config(directory, member, voters, veil.clone());
+            let transformer = Arc::new(Glass::default());
+            let config = config(directory, member, voters, transformer.clone());
             let store = Store::open(config, cluster.network.port(member))
                 .await
                 .unwrap();
             cluster.network.plug(member, &store);
-            cluster.members.push((store, veil));
+            cluster.members.push((store, transformer));
         }
         eventually("a leader", || cluster.leader().is_some()).await;
         cluster
@@ -138,7 +140,7 @@ async fn a_follower_that_differs_is_fenced_for_good() {
         assert!(!cluster.is_stopped(at).await, "member {at} has stopped too");
     }
     cluster.write("after").await;
-    // With a sound veil again: what is on its disk is wrong all the same.
+    // With a sound transformer again: what is on its disk is wrong all the same.
     cluster.members[odd].0.shutdown().await;
     let config = config(directory.path(), odd as u64 + 1, 3, Arc::default());
     let port = cluster.network.port(odd as u64 + 1);

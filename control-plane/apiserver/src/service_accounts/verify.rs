@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::claims::{About, Claims, ObjectId, Payload, SecretClaims};
 use super::keys::LEEWAY;
-use super::{GROUP, Known, NANOS, ServiceAccounts, user};
+use super::{GROUP, NANOS, ServiceAccounts, StoredObject, user};
 use crate::bootstrap_tokens::same;
 use crate::identity::Identity;
 
@@ -121,7 +121,7 @@ impl ServiceAccounts {
     }
 
     /// Whether an object was to be gone by now. What a pod does while it is being ended it does with its token.
-    fn is_over(&self, known: &Known) -> bool {
+    fn is_over(&self, known: &StoredObject) -> bool {
         let deleted = known.metadata.deletion_timestamp.as_deref();
         // A time that cannot be read is none that is still to come.
         deleted.is_some_and(|at| {

@@ -30,7 +30,7 @@ pub(super) struct Line {
     pub(super) expires: Timestamp,
 }
 
-/// The table.
+/// The index of issued certificates, as other authorities call it.
 #[derive(Clone)]
 pub(super) struct Ledger {
     store: Store,

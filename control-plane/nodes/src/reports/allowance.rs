@@ -50,7 +50,7 @@ pub(crate) struct Rate {
     pub(crate) per: Duration,
 }
 
-/// What is left of a rate.
+/// A token bucket: what is left of a rate.
 pub(crate) struct Allowance {
     pub(super) rate: Rate,
     /// Less than nothing after something that took more than there was.

@@ -18,7 +18,7 @@ use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::JOINING_GROUP;
-use super::seat::draw_id;
+use super::identity::draw_id;
 
 const PATH: &str = "/gantry/v1/members";
 /// How long the leader tries to reach a server that wants to join.

@@ -13,18 +13,18 @@ use gantry_store::FEATURE_LEVEL;
 use gantry_tls::KeyRequest;
 use http_body_util::Full;
 
-use super::Seat;
+use super::MemberIdentity;
 use super::api::{JoinReply, JoinRequest};
 
-/// Asks the server at `address` for a seat; writes its certificate, the cluster's keys and the seat into the data
-/// directory.
+/// Asks the server at `address` to admit this one; writes its certificate, the cluster's keys and who it is now into the
+/// data directory.
 pub(crate) async fn join(
     data_dir: &Path,
     address: SocketAddr,
     token: &str,
     name: &str,
     listen: SocketAddr,
-) -> Result<Seat> {
+) -> Result<MemberIdentity> {
     let (credential, hash) = token
         .rsplit_once('.')
         .filter(|(_, hash)| hash.len() == 64)
@@ -64,7 +64,7 @@ pub(crate) async fn join(
     let granted = reply.granted;
     Files::of(data_dir).keep(&granted.trusted, &key.granted(granted.certificate)?)?;
     Keyring::install(data_dir, reply.keys.to_string().as_bytes())?;
-    let seat = Seat {
+    let identity = MemberIdentity {
         id: reply.id,
         name: name.to_owned(),
         founder: false,
@@ -72,6 +72,6 @@ pub(crate) async fn join(
         alone: false,
         begun: false,
     };
-    seat.save(data_dir)?;
-    Ok(seat)
+    identity.save(data_dir)?;
+    Ok(identity)
 }

@@ -4,7 +4,7 @@
 //! magic      8 bytes
 //! format     u32, little endian, as all numbers
 //! header     u32 length, checksum (CRC-32), `Header`
-//! rows       each: u32 length, never 0; a row as on disk, sealed where a veil covers it
+//! rows       each: u32 length, never 0; a row as on disk, sealed where a transformer covers it
 //! end        u32 0
 //! trailer    u64 number of rows, SHA-256 of everything before the hash
 //! ```
@@ -15,10 +15,10 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::{BackupError, BackupSummary};
+use crate::encryption::Encryption;
 use crate::level::Level;
 use crate::record::{RecordError, encode_row, seal, unseal};
 use crate::types::{Entry, Key, Revision, Table};
-use crate::veil::Cover;
 
 const MAGIC: &[u8; 8] = b"GANTRYBK";
 const FORMAT: u32 = 1;
@@ -78,10 +78,15 @@ impl<W: Write> BackupWriter<W> {
         Ok(writer)
     }
 
-    pub(super) fn row(&mut self, key: &Key, entry: &Entry, cover: &Cover) -> io::Result<()> {
-        self.frame(&encode_row(key, entry, cover))?;
+    pub(super) fn row(
+        &mut self,
+        key: &Key,
+        entry: &Entry,
+        encryption: &Encryption,
+    ) -> io::Result<()> {
+        self.frame(&encode_row(key, entry, encryption))?;
         self.summary
-            .count(key.table.clone(), cover.covers(&key.table));
+            .count(key.table.clone(), encryption.covers(&key.table));
         Ok(())
     }
 

@@ -14,16 +14,16 @@ use super::{BackupError, BackupSummary, REVISION_GAP};
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::fjall::FjallEngine;
 use crate::disk::{DiskError, Volume};
+use crate::encryption::Encryption;
 use crate::level::FEATURE_LEVEL;
 use crate::record::{Decoder, RecordError};
 use crate::types::Revision;
-use crate::veil::Cover;
 
 /// Rows are written together up to this size.
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Makes `config.data_dir`, which must be empty or missing, the directory of the member `config.member_id`, the only
-/// voter. `config.veil` must open what the backup's veil sealed. Blocks while it reads and writes.
+/// voter. `config.transformer` must open what the backup's transformer sealed. Blocks while it reads and writes.
 pub fn restore(reader: impl io::Read, config: &StoreConfig) -> Result<BackupSummary, BackupError> {
     restore_knowing(reader, config, FEATURE_LEVEL)
 }
@@ -69,10 +69,10 @@ fn fill<R: io::Read>(
     engine: Arc<FjallEngine>,
     config: &StoreConfig,
 ) -> Result<BackupSummary, BackupError> {
-    let cover = Cover::new(config.veil.clone());
-    let volume = Volume::new(&config.data_dir, engine, cover.clone());
+    let encryption = Encryption::new(config.transformer.clone());
+    let volume = Volume::new(&config.data_dir, engine, encryption.clone());
     volume.begin_restore().map_err(unwritten)?;
-    let mut decoder = Decoder::new(cover);
+    let mut decoder = Decoder::new(encryption);
     let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(row) = file.row()? {
         let read = decoder

@@ -10,11 +10,11 @@ use super::*;
 use crate::config::StoreConfig;
 use crate::disk::Volume;
 use crate::disk::fjall::FjallEngine;
+use crate::encryption::Transformer;
+use crate::encryption::toy::ToyTransformer;
 use crate::store::Store;
 use crate::transport::NoPeers;
 use crate::types::{Entry, Guard, Index, Key, Operation, Transaction, WatchError};
-use crate::veil::Veil;
-use crate::veil::toy::ToyVeil;
 
 const CREATION: &[u8] = b"cluster, version, time";
 
@@ -46,10 +46,10 @@ fn put(key: Key) -> Transaction {
 }
 
 fn config(dir: &Path) -> StoreConfig {
-    let veil = ToyVeil::covering(&["secrets"]);
+    let transformer = ToyTransformer::covering(&["secrets"]);
     StoreConfig {
         data_dir: dir.to_owned(),
-        veil: Some(Arc::new(veil) as Arc<dyn Veil>),
+        transformer: Some(Arc::new(transformer) as Arc<dyn Transformer>),
         ..StoreConfig::default()
     }
 }
@@ -236,7 +236,7 @@ async fn what_is_no_backup_for_this_server_is_refused() {
         "{refused}"
     );
     let keyless = StoreConfig {
-        veil: None,
+        transformer: None,
         ..home.clone()
     };
     let message = refusal(&bytes, &keyless);
@@ -271,7 +271,7 @@ async fn a_restore_that_was_killed_opens_as_nothing() {
         modify_revision: Revision(1),
     };
     let engine = Arc::new(FjallEngine::open(dir.path(), false).unwrap());
-    let volume = Volume::new(dir.path(), engine, Cover::default());
+    let volume = Volume::new(dir.path(), engine, Encryption::default());
     volume.begin_restore().unwrap();
     volume
         .restore_rows(&[(key("pods", "half"), entry)])

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use raft::eraftpb::{ConfState, Entry as LogEntry, EntryType, HardState};
 
 use super::Applied;
+use crate::encryption::Encryption;
 use crate::level::Level;
 use crate::record::{RecordError, encode_row, seal, unseal};
 use crate::types::{Entry, Key, Revision};
-use crate::veil::Cover;
 
 pub(crate) const HARD_STATE: &[u8] = b"mhard";
 pub(crate) const LOG_START: &[u8] = b"mstart";
@@ -39,8 +39,8 @@ pub(crate) fn row_key(key: &Key) -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn row_record(key: &Key, entry: &Entry, cover: &Cover) -> Vec<u8> {
-    seal(&encode_row(key, entry, cover))
+pub(crate) fn row_record(key: &Key, entry: &Entry, encryption: &Encryption) -> Vec<u8> {
+    seal(&encode_row(key, entry, encryption))
 }
 
 pub(crate) fn numbers<const N: usize>(values: [u64; N]) -> Vec<u8> {

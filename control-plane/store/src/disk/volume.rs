@@ -20,12 +20,12 @@ use super::records::{
 };
 use super::{Applied, Batch, DiskError, Engine, EngineError, Recovered, Shortage, Space};
 use crate::config::OpenError;
+use crate::encryption::{Encryption, TransformError};
 use crate::level::Level;
 use crate::packet::Tags;
 use crate::record::{Decoder, RecordError, unseal};
 use crate::state::State;
 use crate::types::Revision;
-use crate::veil::{Cover, VeilError};
 
 /// Takes in a key and its record.
 type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError> + 'a;
@@ -35,16 +35,16 @@ type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), OpenError> + 'a;
 pub(crate) struct Volume {
     path: PathBuf,
     engine: Arc<dyn Engine>,
-    cover: Cover,
+    encryption: Encryption,
 }
 
 impl Volume {
     /// The volume at `path`, which names it in errors.
-    pub(crate) fn new(path: &Path, engine: Arc<dyn Engine>, cover: Cover) -> Volume {
+    pub(crate) fn new(path: &Path, engine: Arc<dyn Engine>, encryption: Encryption) -> Volume {
         Volume {
             path: path.to_owned(),
             engine,
-            cover,
+            encryption,
         }
     }
 
@@ -120,7 +120,7 @@ impl Volume {
         applied: u64,
         known: u32,
     ) -> Result<(), OpenError> {
-        let mut decoder = Decoder::new(self.cover.clone());
+        let mut decoder = Decoder::new(self.encryption.clone());
         let due = entries.iter().filter(|entry| {
             entry.index > applied && entry.get_entry_type() == EntryType::EntryNormal
         });
@@ -163,7 +163,7 @@ impl Volume {
         state.level = level;
         state.applied = applied.index;
         state.conf_state = applied.conf_state;
-        let mut decoder = Decoder::new(self.cover.clone());
+        let mut decoder = Decoder::new(self.encryption.clone());
         self.visit(Space::State, ROW, &mut |key, record| {
             let (key, entry) =
                 unseal(record)
@@ -254,7 +254,7 @@ impl Volume {
         for (key, entry) in &run.rows {
             let record = entry
                 .as_ref()
-                .map(|entry| row_record(key, entry, &self.cover));
+                .map(|entry| row_record(key, entry, &self.encryption));
             batch.push(state_change(row_key(key), record));
         }
         if let Some(level) = run.level {
@@ -276,7 +276,7 @@ impl Volume {
         // Within one batch a key may occur only once.
         let mut kept = HashSet::new();
         for (key, entry) in state.rows() {
-            let (key, record) = (row_key(&key), row_record(&key, entry, &self.cover));
+            let (key, record) = (row_key(&key), row_record(&key, entry, &self.encryption));
             kept.insert(key.clone());
             batch.push(state_change(key, Some(record)));
         }
@@ -365,7 +365,7 @@ impl Volume {
         }
     }
 
-    fn sealed(&self, space: Space, reason: VeilError) -> OpenError {
+    fn sealed(&self, space: Space, reason: TransformError) -> OpenError {
         OpenError::Sealed {
             path: self.place(space),
             reason,

@@ -12,11 +12,11 @@ use crate::backup::{self, BackupError};
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::Volume;
 use crate::disk::fjall::FjallEngine;
+use crate::encryption::Encryption;
 use crate::packet::Tags;
 use crate::store::{LevelError, Store};
 use crate::transport::{NoPeers, Outgoing, Transport};
 use crate::types::{Index, Key, Operation, ProposeError, Table, Transaction};
-use crate::veil::Cover;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -30,7 +30,7 @@ fn config(dir: &Path) -> StoreConfig {
 
 fn open(config: StoreConfig, known: u32) -> Result<Store, OpenError> {
     let engine = Arc::new(FjallEngine::open(&config.data_dir, false)?);
-    let volume = Volume::new(&config.data_dir, engine, Cover::default());
+    let volume = Volume::new(&config.data_dir, engine, Encryption::default());
     Store::start(config, Arc::new(NoPeers), Some(volume), known)
 }
 
@@ -90,7 +90,7 @@ async fn it_rises_survives_and_never_falls() {
 fn an_entry_that_raises_it_is_refused_before_it_is_due() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Arc::new(FjallEngine::open(dir.path(), false).unwrap());
-    let volume = Volume::new(dir.path(), engine, Cover::default());
+    let volume = Volume::new(dir.path(), engine, Encryption::default());
     let members = ConfState::from((vec![1], Vec::new()));
     let hard_state = HardState::default();
     volume.bootstrap((1, 1), &hard_state, &members).unwrap();

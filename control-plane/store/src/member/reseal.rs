@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 
 use super::{Failure, Member};
 use crate::disk::{Applied, StateWriter};
+use crate::encryption::Encryption;
 use crate::types::Key;
-use crate::veil::Cover;
 
 /// Rows rewritten between two looks at what else is to do.
 const SLICE: usize = 512;
@@ -83,10 +83,10 @@ impl Member {
         let Some(writer) = &mut self.writer else {
             return Stage::Log(0);
         };
-        let cover = Cover::new(self.config.veil.clone());
+        let encryption = Encryption::new(self.config.transformer.clone());
         let state = self.shared.state.read();
         let rows: HashMap<_, _> = state
-            .rows_of(|table| cover.covers(table), cursor.as_ref())
+            .rows_of(|table| encryption.covers(table), cursor.as_ref())
             .take(SLICE)
             .map(|(key, entry)| (key, Some(entry.clone())))
             .collect();

@@ -1,6 +1,7 @@
-//! Room on the members' disks. A member that runs short of it says so to the leader, does not lead if another can, and
-//! follows on. With half of that left it is full: it takes no further entries, so that what it has accepted still fits,
-//! and sends its clients to others. It goes on by itself once there is room again.
+//! Room on the members' disks, for want of which etcd raises the alarm NOSPACE. A member that runs short of it says so to
+//! the leader, does not lead if another can, and follows on. With half of that left it is full: it takes no further
+//! entries, so that what it has accepted still fits, and sends its clients to others. It goes on by itself once there is
+//! room again.
 //!
 //! When too few voters have room for a majority, or the leader has none and nobody can take over, nothing is added any
 //! more: such proposals are refused with the reason. What deletes, and statuses, which let others make room, are taken

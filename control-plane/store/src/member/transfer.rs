@@ -13,13 +13,13 @@ use raft::eraftpb::{Message, MessageType};
 
 use super::level::stopped_at;
 use super::{Failure, Member, decode_message};
+use crate::encryption::Encryption;
 use crate::handover::Taken;
 use crate::level::{Level, NewerLevel};
 use crate::packet::{Body, Chunk, Offer, StateId, Want};
 use crate::record::{Decoder, RecordError};
 use crate::state::State;
 use crate::types::Revision;
-use crate::veil::Cover;
 
 /// Election timeouts without a word from the receiver after which a transfer has failed, for now.
 const PATIENCE: usize = 2;
@@ -156,7 +156,7 @@ impl Member {
                     message,
                     next: 0,
                     state,
-                    decoder: Decoder::new(Cover::new(self.config.veil.clone())),
+                    decoder: Decoder::new(Encryption::new(self.config.transformer.clone())),
                     unanswered: 0,
                     quiet: 0,
                 });

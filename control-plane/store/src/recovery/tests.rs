@@ -35,7 +35,7 @@ fn entry(index: u64, name: &str) -> LogEntry {
     LogEntry {
         index,
         term: 4,
-        data: encode_transaction(&transaction, &Cover::default()),
+        data: encode_transaction(&transaction, &Encryption::default()),
         ..LogEntry::default()
     }
 }
@@ -74,7 +74,7 @@ fn config(dir: &Path, member_id: u64) -> StoreConfig {
 /// The directory of a stopped member of `members`, with this log after the entry 1.
 fn stopped(dir: &Path, members: &ConfState, log: &[LogEntry], commit: u64) {
     let engine = Arc::new(FjallEngine::open(dir, false).unwrap());
-    let volume = Volume::new(dir, engine, Cover::default());
+    let volume = Volume::new(dir, engine, Encryption::default());
     let mut hard_state = HardState::default();
     (hard_state.term, hard_state.commit) = (4, commit);
     volume.bootstrap((1, 1), &hard_state, members).unwrap();

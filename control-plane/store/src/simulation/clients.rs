@@ -10,6 +10,7 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::history::History;
 use super::linear::{self, Action, Operation, Value};
 use super::world::{Event, World};
+use crate::encryption::Encryption;
 use crate::member::{Input, Proposal};
 use crate::record::encode_transaction;
 use crate::shared::Shared;
@@ -17,7 +18,6 @@ use crate::types::{
     Demand, Entry, Guard, Index, Key, Operation as Change, ProposeError, Revision, Table, Term,
     Transaction,
 };
-use crate::veil::Cover;
 
 const KEYS: u64 = 5;
 /// Some room remains for those that are under way.
@@ -334,10 +334,10 @@ impl World {
                 if running.shared.admit(1_000).is_err() {
                     return;
                 }
-                let cover = Cover::new(self.machines[&member].config.veil.clone());
+                let encryption = Encryption::new(self.machines[&member].config.transformer.clone());
                 Input::Propose(Proposal {
                     demand: Demand::default(),
-                    data: encode_transaction(&transaction, &cover),
+                    data: encode_transaction(&transaction, &encryption),
                     reply: sender,
                     submitted: Instant::now(),
                 })

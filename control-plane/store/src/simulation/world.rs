@@ -16,16 +16,16 @@ use super::network::{Network, Outbox, Port};
 use super::random::Random;
 use super::watchers::Watcher;
 use super::{Mutation, Report};
+use crate::bootstrap::Bootstrapped;
 use crate::chance::{Chance, mix};
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::{StateWriter, Volume};
+use crate::encryption::Encryption;
+use crate::encryption::toy::ToyTransformer;
 use crate::member::{Failure, Input, Member};
 use crate::packet::{Body, Packet};
-use crate::seat::Seat;
 use crate::shared::Shared;
 use crate::types::Leadership;
-use crate::veil::Cover;
-use crate::veil::toy::ToyVeil;
 
 /// Times are microseconds since the beginning.
 pub(super) const TICK: u64 = 10_000;
@@ -79,13 +79,17 @@ impl Machine {
         Volume::new(
             Path::new("/simulated"),
             Arc::clone(&self.disk) as Arc<_>,
-            Cover::new(self.config.veil.clone()),
+            Encryption::new(self.config.transformer.clone()),
         )
     }
 }
 
 /// The member of a machine, as far as its disk lets it begin.
-pub(super) fn open(machine: &Machine, seed: u64, outbox: &Outbox) -> Result<Seat, OpenError> {
+pub(super) fn open(
+    machine: &Machine,
+    seed: u64,
+    outbox: &Outbox,
+) -> Result<Bootstrapped, OpenError> {
     let id = machine.config.member_id;
     let volume = machine.volume();
     let port = Port {
@@ -94,7 +98,7 @@ pub(super) fn open(machine: &Machine, seed: u64, outbox: &Outbox) -> Result<Seat
     };
     let chance = Chance::seeded(mix(seed ^ mix(id << 32 | machine.life)));
     let writer = |persisted| Ok(Some(StateWriter::stepped(volume.clone(), persisted)));
-    Seat::open(
+    Bootstrapped::open(
         &machine.config,
         Some(volume.clone()),
         KNOWN_LEVEL,
@@ -139,9 +143,9 @@ impl World {
         let pick = |random: &mut Random, from: &[usize]| *random.pick(from).expect("not empty");
         let template = StoreConfig {
             voters: (1..=members).collect(),
-            veil: random
+            transformer: random
                 .chance(30)
-                .then(|| Arc::new(ToyVeil::covering(&["reg"])) as Arc<_>),
+                .then(|| Arc::new(ToyTransformer::covering(&["reg"])) as Arc<_>),
             event_history: pick(&mut random, &[64, 1_000]),
             watch_buffer: pick(&mut random, &[2, 64]),
             log_entries: pick(&mut random, &[3, 10, 1_000]) as u64,
@@ -347,17 +351,17 @@ impl World {
         }
         machine.life += 1;
         let life = machine.life;
-        let seat = open(machine, self.seed, &self.outbox)
+        let bootstrapped = open(machine, self.seed, &self.outbox)
             .map_err(|error| format!("member {id} does not start again: {error}"))?;
         machine.config.begun = true;
-        let mut member = seat.member;
+        let mut member = bootstrapped.member;
         member.mutate_to(self.mutation);
         machine.inbox.clear();
         machine.round_planned = false;
         machine.running = Some(Running {
             member,
-            shared: seat.shared,
-            leadership: seat.leadership,
+            shared: bootstrapped.shared,
+            leadership: bootstrapped.leadership,
             seen: Seen::default(),
         });
         let period = machine.period;

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::encryption::Encryption;
 use crate::handover::{Cut, Taken};
 use crate::record::{Decoder, encode_row, encode_transaction};
 use crate::types::Index;
-use crate::veil::Cover;
 
 const UNBOUNDED: HistoryLimits = HistoryLimits {
     events: usize::MAX,
@@ -58,7 +58,7 @@ fn history() -> impl Strategy<Value = Vec<Transaction>> {
 fn cut() -> Cut {
     Cut {
         bytes: 150,
-        cover: Cover::default(),
+        encryption: Encryption::default(),
     }
 }
 
@@ -77,7 +77,7 @@ proptest! {
     fn the_same_log_leads_to_the_same_state(history in history()) {
         let mut log = Vec::new();
         for transaction in &history {
-            log.extend(encode_transaction(transaction, &Cover::default()));
+            log.extend(encode_transaction(transaction, &Encryption::default()));
         }
         let decoded = Decoder::default().transactions(&log).unwrap();
         prop_assert_eq!(&decoded, &history);
@@ -189,7 +189,7 @@ impl State {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.revision.0.to_le_bytes().to_vec();
         for (key, entry) in self.rows() {
-            bytes.extend(encode_row(&key, entry, &Cover::default()));
+            bytes.extend(encode_row(&key, entry, &Encryption::default()));
         }
         bytes
     }

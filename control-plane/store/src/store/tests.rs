@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::encryption::Encryption;
 use crate::packet::Body;
 use crate::simulation::{Random, SimDisk};
 use crate::state::HistoryLimits;
 use crate::types::{Guard, Index, Operation};
-use crate::veil::Cover;
 
 fn table() -> Table {
     Table("core/pods".into())
@@ -208,7 +208,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     let volume = Volume::new(
         std::path::Path::new("/data/m1"),
         Arc::clone(&disk) as Arc<_>,
-        Cover::default(),
+        Encryption::default(),
     );
     let config = StoreConfig {
         data_dir: "/data/m1".into(),
@@ -255,7 +255,7 @@ async fn a_member_whose_disk_fails_stops_and_acknowledges_nothing_more() {
         let volume = Volume::new(
             std::path::Path::new("/data/m1"),
             Arc::clone(&disk) as Arc<_>,
-            Cover::default(),
+            Encryption::default(),
         );
         Store::start(
             StoreConfig::default(),

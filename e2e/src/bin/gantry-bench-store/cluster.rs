@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::load::{Latencies, Shape};
-use crate::member::{self, Seat};
+use crate::member::{self, MemberConfig};
 use crate::rpc::bench::member_client::MemberClient;
 use crate::rpc::bench::{Newcomer, Nothing, Orders};
 use crate::rpc::kv::PutRequest;
@@ -136,7 +136,7 @@ impl Cluster {
     }
 
     fn gantry(&self, id: u64, members: BTreeMap<u64, SocketAddr>, joins: bool) -> Result<Command> {
-        let seat = Seat {
+        let own = MemberConfig {
             id,
             directory: self.data_dir(id),
             members,
@@ -145,7 +145,7 @@ impl Cluster {
         let mut command = mortal(&std::env::current_exe()?);
         command
             .arg(member::COMMAND)
-            .arg(serde_json::to_string(&seat)?);
+            .arg(serde_json::to_string(&own)?);
         Ok(command)
     }
 

@@ -77,7 +77,7 @@ async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        [member::COMMAND, seat] => member::serve(&member::Seat::parse(seat)?).await,
+        [member::COMMAND, own] => member::serve(&member::MemberConfig::parse(own)?).await,
         ["puts"] => puts::run(&Plan::from_environment()?).await,
         ["large"] => large::run(&Plan::from_environment()?).await,
         [] => {

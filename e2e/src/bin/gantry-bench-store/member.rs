@@ -22,12 +22,12 @@ use crate::rpc::kv::kv_server::{Kv, KvServer};
 use crate::rpc::kv::{PutRequest, PutResponse, ResponseHeader};
 use crate::transport::{Lanes, MESSAGE};
 
-/// The program's first argument; the second is the seat.
+/// The program's first argument; the second says who it is.
 pub(crate) const COMMAND: &str = "member";
 
 /// Who a member is and where everybody listens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Seat {
+pub(crate) struct MemberConfig {
     pub(crate) id: u64,
     pub(crate) directory: PathBuf,
     pub(crate) members: BTreeMap<u64, SocketAddr>,
@@ -35,22 +35,22 @@ pub(crate) struct Seat {
     pub(crate) joins: bool,
 }
 
-impl Seat {
+impl MemberConfig {
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).context("reading the member's seat")
+        serde_json::from_str(text).context("reading who the member is")
     }
 }
 
 /// Runs until it is killed.
-pub(crate) async fn serve(seat: &Seat) -> Result<()> {
-    let address = seat.members.get(&seat.id).context("a member's own seat")?;
-    let lanes = Lanes::new(seat.members.clone());
+pub(crate) async fn serve(own: &MemberConfig) -> Result<()> {
+    let address = own.members.get(&own.id).context("a member's own address")?;
+    let lanes = Lanes::new(own.members.clone());
     let config = StoreConfig {
-        data_dir: seat.directory.clone(),
-        member_id: seat.id,
-        voters: match seat.joins {
+        data_dir: own.directory.clone(),
+        member_id: own.id,
+        voters: match own.joins {
             true => Vec::new(),
-            false => seat.members.keys().copied().collect(),
+            false => own.members.keys().copied().collect(),
         },
         ..StoreConfig::default()
     };

@@ -22,7 +22,7 @@ impl Volume {
     /// Writes rows of the restored state, without a sync.
     pub(crate) fn restore_rows(&self, rows: &[(Key, Entry)]) -> Result<(), DiskError> {
         let row = |(key, entry): &(Key, Entry)| {
-            let record = row_record(key, entry, &self.cover);
+            let record = row_record(key, entry, &self.encryption);
             state_change(row_key(key), Some(record))
         };
         let batch: Batch = rows.iter().map(row).collect();

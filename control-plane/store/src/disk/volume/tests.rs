@@ -17,7 +17,7 @@ fn volume_with_log(path: &Path) -> Volume {
     let volume = Volume::new(
         path,
         Arc::new(FjallEngine::open(path, false).unwrap()),
-        Cover::default(),
+        Encryption::default(),
     );
     let mut hard_state = HardState::default();
     (hard_state.term, hard_state.commit) = (1, 1);

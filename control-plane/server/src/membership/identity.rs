@@ -21,7 +21,7 @@ pub(crate) fn draw_id() -> u64 {
 
 /// Who a server is, and whom it knew last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Seat {
+pub(crate) struct MemberIdentity {
     /// Its member id.
     pub(crate) id: u64,
     /// Its name.
@@ -38,8 +38,8 @@ pub(crate) struct Seat {
     pub(crate) begun: bool,
 }
 
-impl Seat {
-    /// The seat in a data directory; `None` before the first start.
+impl MemberIdentity {
+    /// The identity in a data directory; `None` before the first start.
     pub(crate) fn load(data_dir: &Path) -> Result<Option<Self>> {
         let path = data_dir.join(FILE);
         match fs::read(&path) {
@@ -54,9 +54,9 @@ impl Seat {
         }
     }
 
-    /// Refuses a data directory that has lost its seat: a member's store or keys are there, and a new seat beside them would
-    /// be that member once more, without what it has promised. Where a server `joins`, keys and certificates alone may be
-    /// what an attempt before has left.
+    /// Refuses a data directory that has lost its identity: a member's store or keys are there, and a new one beside them
+    /// would be that member once more, without what it has promised. Where a server `joins`, keys and certificates alone
+    /// may be what an attempt before has left.
     pub(crate) fn check_vacant(data_dir: &Path, joins: bool) -> Result<()> {
         let store = data_dir.join("store");
         let has_store = fs::read_dir(&store).is_ok_and(|mut items| items.next().is_some());

@@ -1,4 +1,4 @@
-//! Puts a member together from its configuration and what its disk says.
+//! Puts a member together from its configuration and what its disk says, as etcd's bootstrap does.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::chance::Chance;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::{Recovered, StateWriter, Volume};
+use crate::encryption::Encryption;
 use crate::handover::Cut;
 use crate::log::Log;
 use crate::logger;
@@ -17,16 +18,15 @@ use crate::shared::Shared;
 use crate::state::{HistoryLimits, State};
 use crate::transport::Transport;
 use crate::types::Leadership;
-use crate::veil::Cover;
 
 /// A member that has not begun yet, and what its handles need.
-pub(crate) struct Seat {
+pub(crate) struct Bootstrapped {
     pub(crate) member: Member,
     pub(crate) shared: Arc<Shared>,
     pub(crate) leadership: watch::Receiver<Leadership>,
 }
 
-impl Seat {
+impl Bootstrapped {
     /// Recovers the member, whose build knows feature levels up to `known`; `writer` makes the state's writer, given the log entry it continues after.
     pub(crate) fn open(
         config: &StoreConfig,
@@ -35,7 +35,7 @@ impl Seat {
         chance: Chance,
         transport: Arc<dyn Transport>,
         writer: impl FnOnce(u64) -> Result<Option<StateWriter>, OpenError>,
-    ) -> Result<Seat, OpenError> {
+    ) -> Result<Bootstrapped, OpenError> {
         let recovered = recover(config, volume.as_ref(), known)?;
         let history = HistoryLimits {
             events: config.event_history,
@@ -46,7 +46,7 @@ impl Seat {
         let shared = Arc::new(Shared::new(recovered.state, history));
         let cut = Cut {
             bytes: config.snapshot_chunk_bytes,
-            cover: Cover::new(config.veil.clone()),
+            encryption: Encryption::new(config.transformer.clone()),
         };
         let log = Log::new(
             volume,
@@ -74,7 +74,7 @@ impl Seat {
             writer: writer(applied)?,
             leadership: sender,
         });
-        Ok(Seat {
+        Ok(Bootstrapped {
             member,
             shared,
             leadership,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use raft::eraftpb::{ConfState, Entry as LogEntry, HardState};
 
-use super::toy::ToyVeil;
+use super::toy::ToyTransformer;
 use super::*;
 use crate::config::{OpenError, StoreConfig};
 use crate::disk::Volume;
@@ -48,16 +48,16 @@ fn delete(key: Key) -> Transaction {
     }
 }
 
-fn config(dir: &Path, veil: Option<Arc<ToyVeil>>) -> StoreConfig {
+fn config(dir: &Path, transformer: Option<Arc<ToyTransformer>>) -> StoreConfig {
     StoreConfig {
         data_dir: dir.to_owned(),
-        veil: veil.map(|veil| veil as Arc<dyn Veil>),
+        transformer: transformer.map(|transformer| transformer as Arc<dyn Transformer>),
         ..StoreConfig::default()
     }
 }
 
-fn secrets() -> Arc<ToyVeil> {
-    Arc::new(ToyVeil::covering(&["secrets"]))
+fn secrets() -> Arc<ToyTransformer> {
+    Arc::new(ToyTransformer::covering(&["secrets"]))
 }
 
 async fn open(config: StoreConfig) -> Result<Store, OpenError> {
@@ -95,29 +95,36 @@ fn search(dir: &Path) -> std::io::Result<bool> {
 /// The entries in the log of a member that does not run.
 fn log_of(config: StoreConfig) -> Vec<LogEntry> {
     let engine = Arc::new(FjallEngine::open(&config.data_dir, false).unwrap());
-    let volume = Volume::new(&config.data_dir, engine, Cover::new(config.veil));
+    let volume = Volume::new(
+        &config.data_dir,
+        engine,
+        Encryption::new(config.transformer),
+    );
     volume.recover(FEATURE_LEVEL).unwrap().unwrap().entries
 }
 
 #[test]
 fn a_sealed_value_opens_for_its_own_object_alone() {
-    let cover = Cover::new(Some(secrets()));
+    let encryption = Encryption::new(Some(secrets()));
     let (mine, other) = (key("secrets", "mine"), key("secrets", "other"));
     let value = Bytes::from_static(MARKER);
-    let (sealed, is_sealed) = cover.seal(&mine, &value);
+    let (sealed, is_sealed) = encryption.seal(&mine, &value);
     assert!(is_sealed && sealed != value);
-    assert_eq!(cover.open(&mine, sealed.clone(), true), Ok(value.clone()));
-    let refused = cover.open(&other, sealed.clone(), true).unwrap_err();
+    assert_eq!(
+        encryption.open(&mine, sealed.clone(), true),
+        Ok(value.clone())
+    );
+    let refused = encryption.open(&other, sealed.clone(), true).unwrap_err();
     assert!(refused.0.contains("secrets default/other"), "{refused}");
-    let refused = Cover::default().open(&mine, sealed, true).unwrap_err();
+    let refused = Encryption::default().open(&mine, sealed, true).unwrap_err();
     assert!(refused.0.contains("encryption key"), "{refused}");
-    let plain = cover.seal(&key("pods", "mine"), &value);
+    let plain = encryption.seal(&key("pods", "mine"), &value);
     assert_eq!(plain, (value, false));
 }
 
 #[test]
 fn records_say_whether_they_are_sealed() {
-    let cover = Cover::new(Some(secrets()));
+    let encryption = Encryption::new(Some(secrets()));
     let object = key("secrets", "mine");
     let entry = Entry {
         value: Bytes::from_static(MARKER),
@@ -126,8 +133,8 @@ fn records_say_whether_they_are_sealed() {
         modify_revision: Revision(2),
     };
     let transactions = [put(object.clone()), delete(object.clone())];
-    for writer in [Cover::default(), cover.clone()] {
-        let mut decoder = Decoder::new(cover.clone());
+    for writer in [Encryption::default(), encryption.clone()] {
+        let mut decoder = Decoder::new(encryption.clone());
         let row = encode_row(&object, &entry, &writer);
         assert_eq!(decoder.row(&row).unwrap(), (object.clone(), entry.clone()));
         for transaction in &transactions {
@@ -145,14 +152,14 @@ fn records_say_whether_they_are_sealed() {
 
 #[tokio::test]
 async fn what_is_covered_is_in_no_file() {
-    // Without the veil, and in a table that is not covered, the same search finds it.
-    for (veil, table, found) in [
+    // Without the transformer, and in a table that is not covered, the same search finds it.
+    for (transformer, table, found) in [
         (Some(secrets()), "secrets", false),
         (Some(secrets()), "pods", true),
         (None, "secrets", true),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let store = open(config(dir.path(), veil)).await.unwrap();
+        let store = open(config(dir.path(), transformer)).await.unwrap();
         for name in ["kept", "gone"] {
             store.propose(put(key(table, name))).await.unwrap();
         }
@@ -193,18 +200,19 @@ async fn a_server_without_the_key_refuses_to_open() {
 #[test]
 fn an_entry_that_cannot_be_opened_is_refused_before_it_is_due() {
     let disk = Arc::new(SimDisk::default());
-    let volume = |cover| Volume::new(Path::new("/data"), Arc::clone(&disk) as Arc<_>, cover);
-    let cover = Cover::new(Some(secrets()));
-    let sealing = volume(cover.clone());
+    let volume =
+        |encryption| Volume::new(Path::new("/data"), Arc::clone(&disk) as Arc<_>, encryption);
+    let encryption = Encryption::new(Some(secrets()));
+    let sealing = volume(encryption.clone());
     let members = ConfState::from((vec![1], Vec::new()));
     let hard_state = HardState::default();
     sealing.bootstrap((1, 1), &hard_state, &members).unwrap();
     let mut entry = LogEntry::default();
     (entry.index, entry.term) = (2, 1);
-    entry.data = encode_transaction(&put(key("secrets", "mine")), &cover);
+    entry.data = encode_transaction(&put(key("secrets", "mine")), &encryption);
     sealing.append(&[entry], 1, &hard_state, true).unwrap();
     assert!(sealing.recover(FEATURE_LEVEL).is_ok());
-    match volume(Cover::default()).recover(FEATURE_LEVEL) {
+    match volume(Encryption::default()).recover(FEATURE_LEVEL) {
         Err(OpenError::Sealed { .. }) => {}
         Err(other) => panic!("another error: {other}"),
         Ok(_) => panic!("it was not noticed"),
@@ -217,8 +225,8 @@ async fn what_was_written_before_stays_readable_and_is_sealed_anew() {
     let store = open(config(dir.path(), None)).await.unwrap();
     store.propose(put(key("secrets", "plain"))).await.unwrap();
     store.shutdown().await;
-    let veil = secrets();
-    let store = open(config(dir.path(), Some(Arc::clone(&veil))))
+    let transformer = secrets();
+    let store = open(config(dir.path(), Some(Arc::clone(&transformer))))
         .await
         .unwrap();
     // More than a slice, so that some are written while the first are rewritten.
@@ -227,7 +235,7 @@ async fn what_was_written_before_stays_readable_and_is_sealed_anew() {
         store.propose(transaction).await.unwrap();
     }
     let (_, fingerprint) = store.fingerprint();
-    veil.rotate();
+    transformer.rotate();
     let writes = async {
         for number in 0..50 {
             let transaction = put(key("secrets", &format!("new{number}")));
@@ -236,26 +244,30 @@ async fn what_was_written_before_stays_readable_and_is_sealed_anew() {
     };
     let (resealed, again, ()) = tokio::join!(store.reseal(), store.reseal(), writes);
     resealed.and(again).unwrap();
-    veil.forget();
+    transformer.forget();
     assert_ne!(store.fingerprint().1, fingerprint);
     let expected = store.fingerprint().1;
     store.shutdown().await;
-    let mut decoder = Decoder::new(Cover::new(Some(Arc::clone(&veil) as Arc<dyn Veil>)));
-    let log = log_of(config(dir.path(), Some(Arc::clone(&veil))));
+    let mut decoder = Decoder::new(Encryption::new(Some(
+        Arc::clone(&transformer) as Arc<dyn Transformer>
+    )));
+    let log = log_of(config(dir.path(), Some(Arc::clone(&transformer))));
     assert!(log.iter().any(|entry| !entry.data.is_empty()));
     for entry in log {
         decoder.transactions(&entry.data).unwrap();
     }
-    let store = open(config(dir.path(), Some(Arc::clone(&veil))))
+    let store = open(config(dir.path(), Some(Arc::clone(&transformer))))
         .await
         .unwrap();
     assert_eq!(store.fingerprint().1, expected);
     assert_eq!(*store.get(&key("secrets", "plain")).unwrap().value, *MARKER);
     // Without being sealed anew, everything needs the key that it was sealed with.
     store.shutdown().await;
-    veil.rotate();
-    veil.forget();
-    let refused = open(config(dir.path(), Some(veil))).await.unwrap_err();
+    transformer.rotate();
+    transformer.forget();
+    let refused = open(config(dir.path(), Some(transformer)))
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("bring it back"), "{refused}");
 }
 

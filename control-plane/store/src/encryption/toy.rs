@@ -1,25 +1,25 @@
-//! A veil for tests: it hides values, notices other contexts and keys, and is the same in every run of a seed.
+//! A transformer for tests: it hides values, notices other contexts and keys, and is the same in every run of a seed.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Veil, VeilError};
+use super::{TransformError, Transformer};
 use crate::types::Table;
 
 /// Seals as key number (8 bytes), a hash of context and value (8 bytes), and the value mixed with what follows from both.
 #[derive(Debug)]
-pub(crate) struct ToyVeil {
+pub(crate) struct ToyTransformer {
     tables: BTreeSet<String>,
     current: AtomicU64,
     /// Keys before this one are forgotten.
     oldest: AtomicU64,
 }
 
-impl ToyVeil {
-    pub(crate) fn covering(tables: &[&str]) -> ToyVeil {
-        ToyVeil {
+impl ToyTransformer {
+    pub(crate) fn covering(tables: &[&str]) -> ToyTransformer {
+        ToyTransformer {
             tables: tables.iter().map(|table| (*table).to_owned()).collect(),
             current: AtomicU64::new(1),
             oldest: AtomicU64::new(1),
@@ -48,7 +48,7 @@ fn mix(value: &[u8], seed: u64) -> Vec<u8> {
     mixed.map(|(at, byte)| byte ^ mask(at)).collect()
 }
 
-impl Veil for ToyVeil {
+impl Transformer for ToyTransformer {
     fn covers(&self, table: &Table) -> bool {
         self.tables.contains(&*table.0)
     }
@@ -61,8 +61,8 @@ impl Veil for ToyVeil {
         sealed
     }
 
-    fn open(&self, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, VeilError> {
-        let refused = |reason: &str| Err(VeilError(reason.to_owned()));
+    fn open(&self, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, TransformError> {
+        let refused = |reason: &str| Err(TransformError(reason.to_owned()));
         let (Some((key, rest)), oldest) = (
             sealed.split_first_chunk::<8>(),
             self.oldest.load(Ordering::SeqCst),

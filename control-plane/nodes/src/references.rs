@@ -17,13 +17,14 @@ pub(crate) struct Reference {
     pub(crate) name: String,
 }
 
-/// The references of all pods of one node, counted by the pods that hold them.
+/// The references of all pods of one node, by the pods that hold them: what a kubelet's managers of Secrets and ConfigMaps
+/// register.
 #[derive(Debug, Default)]
-pub(crate) struct Needs {
+pub(crate) struct PodReferences {
     by_pod: BTreeMap<(String, String), BTreeSet<Reference>>,
 }
 
-impl Needs {
+impl PodReferences {
     /// Records what a pod refers to and returns the references that no pod of this node had before.
     pub(crate) fn set(&mut self, namespace: &str, name: &str, pod: &Value) -> Vec<Reference> {
         let references = references(namespace, pod);
@@ -122,8 +123,8 @@ mod tests {
                 {"name": "X", "valueFrom": {"secretKeyRef": {"name": "password", "key": "k"}}},
             ]}],
         }});
-        let mut needs = Needs::default();
-        let new = needs.set("default", "web", &pod);
+        let mut held = PodReferences::default();
+        let new = held.set("default", "web", &pod);
         assert_eq!(
             names(&new),
             [
@@ -145,13 +146,13 @@ mod tests {
             namespace: "default".to_owned(),
             name: "default".to_owned(),
         };
-        let mut needs = Needs::default();
-        assert_eq!(needs.set("default", "one", &pod).len(), 1);
-        assert!(needs.set("default", "two", &pod).is_empty());
-        assert!(needs.remove("default", "one"));
-        assert!(needs.contains(&reference));
-        assert!(needs.remove("default", "two"));
-        assert!(!needs.contains(&reference));
-        assert!(!needs.remove("default", "two"));
+        let mut held = PodReferences::default();
+        assert_eq!(held.set("default", "one", &pod).len(), 1);
+        assert!(held.set("default", "two", &pod).is_empty());
+        assert!(held.remove("default", "one"));
+        assert!(held.contains(&reference));
+        assert!(held.remove("default", "two"));
+        assert!(!held.contains(&reference));
+        assert!(!held.remove("default", "two"));
     }
 }

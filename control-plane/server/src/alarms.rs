@@ -1,4 +1,5 @@
-//! Tells, as Events, of servers whose disks are nearly full, and for how long the cluster was read-only.
+//! What etcd raises as the alarm NOSPACE, as Events: servers whose disks are nearly full, and for how long the cluster was
+//! read-only.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,14 +24,14 @@ pub(crate) async fn run(
         &stop,
     );
     let mut changes = store.room();
-    let mut known = Known::default();
+    let mut alarms = Alarms::default();
     loop {
         let room = changes.borrow_and_update().clone();
         let name_of = |id: u64| {
             let known = roster.get(id).map(|server| server.name);
             known.unwrap_or_else(|| id.to_string())
         };
-        for event in known.changed(&room, Instant::now(), name_of) {
+        for event in alarms.changed(&room, Instant::now(), name_of) {
             let record = match event.warns {
                 true => Recorder::warning,
                 false => Recorder::normal,
@@ -56,13 +57,13 @@ struct Told {
 
 /// What was told, and what has to wait until it can be written.
 #[derive(Default)]
-struct Known {
+struct Alarms {
     short: BTreeMap<u64, Instant>,
     read_only: Option<Instant>,
     waiting: Vec<Told>,
 }
 
-impl Known {
+impl Alarms {
     /// The events that can be written now.
     fn changed(&mut self, room: &Room, now: Instant, name_of: impl Fn(u64) -> String) -> Vec<Told> {
         for id in &room.short {
@@ -140,29 +141,29 @@ fn about(server: String) -> Reference {
 mod tests {
     use super::*;
 
-    fn told(known: &mut Known, short: &[u64], read_only: bool, at: Instant) -> Vec<String> {
+    fn told(alarms: &mut Alarms, short: &[u64], read_only: bool, at: Instant) -> Vec<String> {
         let room = Room {
             short: short.to_vec(),
             read_only: read_only.then(|| "a disk is full".to_owned()),
         };
-        let events = known.changed(&room, at, |id| format!("s{id}"));
+        let events = alarms.changed(&room, at, |id| format!("s{id}"));
         let text = |event: &Told| format!("{} {}", event.server, event.reason);
         events.iter().map(text).collect()
     }
 
     #[test]
     fn what_happens_while_nothing_is_written_is_told_afterwards() {
-        let (mut known, now) = (Known::default(), Instant::now());
-        assert!(told(&mut known, &[], false, now).is_empty());
-        assert_eq!(told(&mut known, &[2], false, now), ["s2 DiskFull"]);
-        assert!(told(&mut known, &[2, 3], true, now).is_empty());
-        assert!(told(&mut known, &[2], true, now).is_empty());
+        let (mut alarms, now) = (Alarms::default(), Instant::now());
+        assert!(told(&mut alarms, &[], false, now).is_empty());
+        assert_eq!(told(&mut alarms, &[2], false, now), ["s2 DiskFull"]);
+        assert!(told(&mut alarms, &[2, 3], true, now).is_empty());
+        assert!(told(&mut alarms, &[2], true, now).is_empty());
         let later = now + Duration::from_secs(90);
         let room = Room::default();
-        let events = known.changed(&room, later, |id| format!("s{id}"));
+        let events = alarms.changed(&room, later, |id| format!("s{id}"));
         let messages: Vec<&str> = events.iter().map(|event| event.message.as_str()).collect();
         assert_eq!(messages.len(), 4, "{messages:?}");
         assert!(messages[3].contains("refused for 90 s"), "{messages:?}");
-        assert!(told(&mut known, &[], false, later).is_empty());
+        assert!(told(&mut alarms, &[], false, later).is_empty());
     }
 }

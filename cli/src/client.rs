@@ -132,10 +132,24 @@ impl Cluster {
         }
     }
 
+    /// Reads aggregated discovery: two requests, whatever the number of groups.
+    async fn discover(&self) -> Result<Vec<Mapping>, ApiError> {
+        let mut mappings = Vec::new();
+        for path in ["/api", "/apis"] {
+            let call = Call {
+                accept: "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                ..Call::get(path)
+            };
+            let document = self.call(call).await?;
+            mappings.extend(mapping::parse(&document));
+        }
+        Ok(mappings)
+    }
+
     /// Every resource the cluster serves, from discovery; asked once.
     pub(crate) async fn mappings(&self) -> Result<&[Mapping], ApiError> {
         self.mappings
-            .get_or_try_init(|| mapping::discover(self))
+            .get_or_try_init(|| self.discover())
             .await
             .map(Vec::as_slice)
     }

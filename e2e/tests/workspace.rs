@@ -52,6 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "gantry-api",
             "gantry-apiserver",
+            "gantry-informer",
             "gantry-members",
             "gantry-rpc",
             "gantry-store",
@@ -75,6 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-authority",
             "gantry-controllers",
             "gantry-durable",
+            "gantry-informer",
             "gantry-members",
             "gantry-nodes",
             "gantry-scheduler",

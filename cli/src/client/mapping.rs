@@ -3,8 +3,6 @@
 use gantry_api::paths;
 use serde_json::Value;
 
-use super::{ApiError, Call, Cluster};
-
 /// One resource the server serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
@@ -124,21 +122,8 @@ pub(crate) fn by_word<'a>(mappings: &'a [Mapping], word: &str) -> Option<&'a Map
     })
 }
 
-/// Reads aggregated discovery: two requests, whatever the number of groups.
-pub(crate) async fn discover(cluster: &Cluster) -> Result<Vec<Mapping>, ApiError> {
-    let mut mappings = Vec::new();
-    for path in ["/api", "/apis"] {
-        let call = Call {
-            accept: "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-            ..Call::get(path)
-        };
-        let document = cluster.call(call).await?;
-        mappings.extend(parse(&document));
-    }
-    Ok(mappings)
-}
-
-fn parse(document: &Value) -> Vec<Mapping> {
+/// The resources of a document of aggregated discovery.
+pub(super) fn parse(document: &Value) -> Vec<Mapping> {
     let mut mappings = Vec::new();
     for group in list(&document["items"]) {
         // The first version of a group is the preferred one; it comes first here too.

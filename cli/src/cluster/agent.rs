@@ -14,8 +14,10 @@ use k8s_openapi::api::core::v1::Taint;
 use tokio_util::sync::CancellationToken;
 
 use super::join_token::JoinToken;
+use super::machine::{default_address, default_node_name, require_root, terminated};
 use super::memory::Memory;
-use super::{Place, daemon, default_node_name, require_root, server, up};
+use super::place::Place;
+use super::{daemon, server};
 
 /// What an agent is and where it reports to.
 pub(crate) struct Settings {
@@ -292,7 +294,7 @@ impl AgentCommand {
             servers: vec![server],
             identity,
             data_dir: self.place.data_dir.join("agent"),
-            address: self.address.unwrap_or_else(up::default_address),
+            address: self.address.unwrap_or_else(default_address),
             address_v6: self.address_v6,
             local_api: self.local_api,
             metrics: self.metrics,
@@ -305,7 +307,7 @@ impl AgentCommand {
         tokio::pin!(running);
         tokio::select! {
             result = &mut running => result,
-            result = up::terminated() => {
+            result = terminated() => {
                 result?;
                 stop.cancel();
                 running.await

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Place, Record, agent, daemon, hosts, place, require_root};
+use super::hosts::Record;
+use super::machine::require_root;
+use super::place::Place;
+use super::{agent, daemon, hosts, place};
 use crate::output;
 
 /// How long the process may take to end after SIGTERM.

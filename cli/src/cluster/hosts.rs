@@ -21,8 +21,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::log::last_words;
-use super::up::{self, Up};
-use super::{agent, daemon, join_token, place, require_root};
+use super::machine::{require_root, terminated};
+use super::up::arguments::Up;
+use super::{agent, daemon, join_token, place};
 use crate::client::{Cluster, Credentials};
 use crate::verbs::token::{self, Admits};
 
@@ -180,6 +181,17 @@ impl Record {
     }
 }
 
+/// The data directories of a cluster's nodes on this machine, with their names where there are several.
+pub(crate) fn nodes(data_dir: &Path) -> Result<Vec<(Option<String>, PathBuf)>> {
+    Ok(match Record::load(data_dir)? {
+        Some(record) => {
+            let names = record.names().into_iter().map(Some);
+            names.zip(record.directories(data_dir)).collect()
+        }
+        None => vec![(None, data_dir.to_owned())],
+    })
+}
+
 fn name(number: u8) -> String {
     format!("node-{number}")
 }
@@ -295,7 +307,7 @@ async fn supervise(up: &Up, record: &Record, fresh: bool, begun: &mut bool) -> R
     let relay = tokio::spawn(gantry_agent::relay_api(up.local_api, servers, stop.clone()));
     let mut running = Running::default();
     let ended = tokio::select! {
-        result = up::terminated() => result,
+        result = terminated() => result,
         result = relay => result.context("relaying the API").flatten(),
         result = supervisor.run(&mut running, begun) => result,
     };

@@ -39,6 +39,11 @@ pub(crate) struct Place {
     pub(super) data_dir: PathBuf,
 }
 
+/// How the agent of a cluster's data directory is set up.
+pub(crate) fn agent_config(data_dir: &Path) -> gantry_agent::AgentConfig {
+    gantry_agent::AgentConfig::in_directory(&data_dir.join("agent"))
+}
+
 /// Reads a data directory from the command line.
 pub(crate) fn data_dir() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
     use clap::builder::TypedValueParser as _;

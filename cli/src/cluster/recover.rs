@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use gantry_server::Restore;
+use gantry_server::backup::{Origin, Summary};
 
-use super::{Place, daemon, default_node_name, place};
+use super::daemon;
+use super::machine::default_node_name;
+use super::place::{self, DATA_DIR, Place};
 use crate::output;
-use crate::verbs::backup::describe;
 
 /// What a restored server needs beside the backup.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,6 +46,24 @@ impl Recover {
     }
 }
 
+/// What is in a backup; with the number of objects of each kind when `whole`.
+pub(crate) fn describe_backup(summary: &Summary, whole: bool) -> String {
+    let origin = Origin::of(summary);
+    let mut lines = vec![
+        vec!["Made".to_owned(), origin.time],
+        vec!["Server".to_owned(), origin.server],
+        vec!["Version".to_owned(), origin.version],
+        vec!["Feature level".to_owned(), summary.level.to_string()],
+        vec!["Revision".to_owned(), summary.revision.to_string()],
+        vec!["Objects".to_owned(), summary.rows.to_string()],
+    ];
+    if whole {
+        let tables = summary.tables.iter();
+        lines.extend(tables.map(|(table, rows)| vec![format!("  {}", table.0), rows.to_string()]));
+    }
+    output::align(&lines)
+}
+
 async fn recover(data_dir: &Path, force: bool) -> Result<()> {
     let _lock = daemon::Lock::acquire(data_dir)?;
     let recovered = gantry_server::recover(data_dir, force).await?;
@@ -74,14 +94,14 @@ pub(crate) async fn restore(
     let summary = gantry_server::restore(data_dir, from).await?;
     output::print(&format!(
         "{}restored into {}\n{}",
-        describe(&summary, false),
+        describe_backup(&summary, false),
         data_dir.display(),
         next(data_dir)
     ))
 }
 
 fn next(data_dir: &Path) -> String {
-    let named = match data_dir == Path::new(super::DATA_DIR) {
+    let named = match data_dir == Path::new(DATA_DIR) {
         true => String::new(),
         false => format!(" --data-dir {}", place::quoted(data_dir)),
     };

@@ -10,8 +10,10 @@ use gantry_server::backup::BackupSchedule;
 use gantry_server::{ConnectionLimits, DualCidr, JoinConfig, Server, ServerConfig};
 use tokio_util::sync::CancellationToken;
 
+use super::daemon;
 use super::join_token::JoinToken;
-use super::{Place, daemon, default_node_name, up};
+use super::machine::{default_address, default_node_name, terminated};
+use super::place::Place;
 use crate::{duration, output, process};
 
 /// Address ranges; they cannot change once a cluster exists.
@@ -276,7 +278,7 @@ pub(super) async fn start(
 impl ServerCommand {
     pub(crate) async fn run(&self) -> Result<()> {
         let _lock = daemon::Lock::acquire(&self.place.data_dir)?;
-        let address = self.address.unwrap_or_else(up::default_address);
+        let address = self.address.unwrap_or_else(default_address);
         let name = self.name.clone().unwrap_or_else(default_node_name);
         let join = self.join.config(&self.place.data_dir).await?;
         let server = start(
@@ -311,7 +313,7 @@ impl ServerCommand {
         tokio::pin!(running);
         tokio::select! {
             result = &mut running => result,
-            result = up::terminated() => {
+            result = terminated() => {
                 result?;
                 cancel.cancel();
                 running.await

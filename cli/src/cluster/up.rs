@@ -1,7 +1,9 @@
 //! `gantry up`: a cluster on this machine, server and agent in one process, ready when it returns.
 
+pub(super) mod arguments;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode, Stdio};
@@ -12,16 +14,17 @@ use gantry_agent::NodeIdentity;
 use gantry_server::Server;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::hosts::{Record, nodes};
 use super::log::{last_trouble, last_words};
-use super::memory::Memory;
-use super::{
-    Place, Record, agent, daemon, default_node_name, hosts, nodes, place, require_root, server,
-};
+use super::machine::{default_address, default_node_name, require_root, terminated};
+use super::place::{DATA_DIR, agent_config};
+use super::{agent, daemon, hosts, place, server};
 use crate::client::Credentials;
 use crate::output;
+
+pub(crate) use arguments::Up;
 
 /// How long the node may take to become Ready, and each further one that is started beside it.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -38,57 +41,6 @@ const LET_GO_WITHIN: Duration = Duration::from_secs(5);
 /// How often a starting cluster is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Start a cluster on this machine and wait until it is ready
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Up {
-    #[command(flatten)]
-    pub(super) place: Place,
-    /// Stay in the foreground and log to standard error
-    #[arg(long)]
-    pub(crate) foreground: bool,
-    /// Address and port the API listens on
-    #[arg(long, default_value = "0.0.0.0:6443")]
-    pub(super) listen: SocketAddr,
-    /// The node's name; this machine's host name when not given
-    #[arg(long)]
-    pub(super) node_name: Option<String>,
-    /// The address other machines reach this one at; that of the default route when not given
-    #[arg(long)]
-    pub(super) address: Option<Ipv4Addr>,
-    /// Its IPv6 address, in a dual-stack cluster
-    #[arg(long, value_name = "ADDRESS")]
-    address_v6: Option<Ipv6Addr>,
-    /// Where clients on this machine reach the API, through whichever server lives; on loopback
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::LOCAL_API)]
-    pub(super) local_api: SocketAddr,
-    /// Where Prometheus reads the node's metrics
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = agent::METRICS)]
-    pub(super) metrics: SocketAddr,
-    /// Which nodes pods' packets are wrapped into VXLAN for
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(super) overlay: agent::Overlay,
-    /// Make this many hosts on this machine, each a node of the cluster
-    #[arg(long, value_name = "NUMBER")]
-    pub(super) nodes: Option<u8>,
-    /// On how many of the hosts a server runs: 1, 3 or 5
-    #[arg(long, value_name = "NUMBER", requires = "nodes")]
-    pub(super) servers: Option<u8>,
-    /// Addresses of the hosts, a /24; one that is free when not given
-    #[arg(long, value_name = "CIDR", requires = "nodes")]
-    pub(super) host_cidr: Option<ipnet::Ipv4Net>,
-    /// The network namespace to run in, as '--nodes' makes them
-    #[arg(long, hide = true, value_name = "FILE")]
-    pub(crate) netns: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) marks: agent::Marks,
-    #[command(flatten)]
-    pub(super) memory: Memory,
-    #[command(flatten)]
-    pub(crate) join: server::Join,
-    #[command(flatten)]
-    pub(super) options: server::Options,
-}
-
 /// A duration for people.
 fn short(duration: Duration) -> String {
     match duration.as_millis() {
@@ -98,14 +50,6 @@ fn short(duration: Duration) -> String {
 }
 
 impl Up {
-    pub(super) fn admin_kubeconfig(&self) -> PathBuf {
-        self.place.data_dir.join("admin.kubeconfig")
-    }
-
-    pub(super) fn data_dir(&self) -> &Path {
-        &self.place.data_dir
-    }
-
     /// Whether the cluster's hosts are made on this machine.
     fn makes_hosts(&self) -> Result<bool> {
         Ok(self.nodes.is_some() || Record::load(&self.place.data_dir)?.is_some())
@@ -186,7 +130,7 @@ impl Up {
 
     fn next_steps(&self) -> String {
         let kubeconfig = place::quoted(&self.admin_kubeconfig());
-        let flag = match self.place.data_dir == Path::new(super::DATA_DIR) {
+        let flag = match self.place.data_dir == Path::new(DATA_DIR) {
             true => String::new(),
             false => format!(" --kubeconfig {kubeconfig}"),
         };
@@ -288,7 +232,7 @@ impl Up {
         let mut waiting = Vec::new();
         for (name, directory) in nodes(&self.place.data_dir)? {
             let name = name.unwrap_or_else(|| self.name());
-            let socket = super::agent_config(&directory).image_socket();
+            let socket = agent_config(&directory).image_socket();
             let says = match UnixStream::connect(&socket) {
                 Ok(_) => match is_ready(client, &name).await {
                     Ok(()) => continue,
@@ -412,7 +356,7 @@ impl Logs {
 fn is_down(data_dir: &Path) -> Result<bool> {
     match Record::load(data_dir)? {
         Some(record) => record.is_down(data_dir),
-        None => Ok(!super::agent_config(data_dir).run_dir.exists()),
+        None => Ok(!agent_config(data_dir).run_dir.exists()),
     }
 }
 
@@ -478,17 +422,6 @@ async fn room_made(directory: &Path) {
         .unwrap_or_default();
 }
 
-/// Waits for SIGTERM or SIGINT.
-pub(super) async fn terminated() -> Result<()> {
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminated.recv() => {}
-        _ = interrupted.recv() => {}
-    }
-    Ok(())
-}
-
 /// The certificate of the node in the same process.
 async fn node_identity(server: &Server, name: &str) -> Result<NodeIdentity> {
     let credential = server.node_credential(name).await?;
@@ -510,19 +443,5 @@ async fn is_ready(client: &kube::Client, name: &str) -> Result<(), Option<String
         Some(condition) if condition.status == "True" => Ok(()),
         Some(condition) => Err(condition.message),
         None => Err(None),
-    }
-}
-
-/// The address this machine uses towards the default route; loopback when it has none. Sends nothing.
-pub(super) fn default_address() -> Ipv4Addr {
-    let probe = || -> std::io::Result<IpAddr> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        // TEST-NET-1: connecting a datagram socket only looks up the route.
-        socket.connect("192.0.2.1:9")?;
-        Ok(socket.local_addr()?.ip())
-    };
-    match probe() {
-        Ok(IpAddr::V4(address)) => address,
-        _ => Ipv4Addr::LOCALHOST,
     }
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use futures::AsyncReadExt;
-use gantry_server::backup::{self, Origin, Summary};
+use gantry_server::backup;
 
 use crate::client::{Call, Cluster, Credentials};
-use crate::cluster::{Place, RestoreArguments, restore};
+use crate::cluster::{Place, RestoreArguments, describe_backup, restore};
 use crate::output;
 
 const CHUNK: usize = 64 * 1024;
@@ -50,7 +50,7 @@ impl Backup {
         match &self.command {
             BackupCommand::Save { file } => save(&Cluster::connect(credentials).await?, file).await,
             BackupCommand::Inspect { file } => {
-                output::print(&describe(&backup::inspect(file)?, true))
+                output::print(&describe_backup(&backup::inspect(file)?, true))
             }
             BackupCommand::Restore {
                 file,
@@ -59,24 +59,6 @@ impl Backup {
             } => restore(place, file, arguments).await,
         }
     }
-}
-
-/// What is in a backup; with the number of objects of each kind when `whole`.
-pub(crate) fn describe(summary: &Summary, whole: bool) -> String {
-    let origin = Origin::of(summary);
-    let mut lines = vec![
-        vec!["Made".to_owned(), origin.time],
-        vec!["Server".to_owned(), origin.server],
-        vec!["Version".to_owned(), origin.version],
-        vec!["Feature level".to_owned(), summary.level.to_string()],
-        vec!["Revision".to_owned(), summary.revision.to_string()],
-        vec!["Objects".to_owned(), summary.rows.to_string()],
-    ];
-    if whole {
-        let tables = summary.tables.iter();
-        lines.extend(tables.map(|(table, rows)| vec![format!("  {}", table.0), rows.to_string()]));
-    }
-    output::align(&lines)
 }
 
 async fn save(cluster: &Cluster, file: &Path) -> Result<()> {
@@ -106,7 +88,7 @@ async fn save(cluster: &Cluster, file: &Path) -> Result<()> {
         .with_context(|| format!("naming it {}", file.display()))?;
     output::print(&format!(
         "{}saved to {}\na restore needs the file 'keys' of a server's data directory too: keep a copy of it elsewhere\n",
-        describe(&summary, false),
+        describe_backup(&summary, false),
         file.display()
     ))
 }

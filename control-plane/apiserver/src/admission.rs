@@ -19,60 +19,12 @@ use std::sync::Arc;
 
 use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
-use gantry_store::{Key, Transaction};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::de::DeserializeOwned;
+use gantry_store::Transaction;
 use serde_json::Value;
 
-use crate::context::Context;
-use crate::registry::table;
+use crate::ranges::Ranges;
 
 pub(crate) use plugin::{Attributes, Operation, Plugin};
-
-/// The cluster's ranges.
-#[derive(Clone, Debug)]
-pub struct Ranges {
-    /// ClusterIPs are allocated here.
-    pub service_cidr: Ipv4Net,
-    /// Those of a second family, for dual-stack services.
-    pub service_cidr_v6: Option<Ipv6Net>,
-    /// Node ports are allocated here: first and last.
-    pub node_ports: (u16, u16),
-}
-
-impl Default for Ranges {
-    fn default() -> Self {
-        Self {
-            service_cidr: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 96, 0, 0), 12),
-            service_cidr_v6: None,
-            node_ports: (30000, 32767),
-        }
-    }
-}
-
-impl Ranges {
-    /// The range of an address family, when there is one.
-    fn of(&self, family: &str) -> Option<IpNet> {
-        match family {
-            "IPv4" => Some(self.service_cidr.trunc().into()),
-            "IPv6" => self.service_cidr_v6.map(|range| range.trunc().into()),
-            _ => None,
-        }
-    }
-
-    /// The families that services can have, the default one first.
-    fn families(&self) -> Vec<&'static str> {
-        let both = ["IPv4", "IPv6"].into_iter();
-        both.filter(|family| self.of(family).is_some()).collect()
-    }
-
-    /// All ranges.
-    pub(crate) fn service_cidrs(&self) -> Vec<String> {
-        let families = self.families().into_iter();
-        let ranges = families.filter_map(|family| self.of(family));
-        ranges.map(|range| range.to_string()).collect()
-    }
-}
 
 /// The plugins that a write passes, in their order.
 #[derive(Clone)]
@@ -183,23 +135,6 @@ impl Admission {
 /// Notes which plugin it was: clients are told why, not by whom.
 fn refused(plugin: &dyn Plugin, error: &StatusError) {
     tracing::debug!(plugin = plugin.name(), %error, "refused");
-}
-
-/// What is stored of another kind, as its type; the store holds only what was written here.
-fn stored<T: DeserializeOwned>(
-    context: &Context<'_>,
-    group: &str,
-    plural: &str,
-    namespace: &str,
-    name: &str,
-) -> Option<T> {
-    let key = Key {
-        table: table(group, plural),
-        namespace: namespace.into(),
-        name: name.into(),
-    };
-    let entry = context.api.store.get(&key)?;
-    serde_json::from_slice(&entry.value).ok()
 }
 
 #[cfg(test)]

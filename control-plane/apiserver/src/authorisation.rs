@@ -4,6 +4,7 @@
 //! Authorizers read the store's memory and are never waited for. A role or binding that this server has acknowledged is in
 //! force at its next request.
 
+pub(crate) mod attributes;
 pub(crate) mod escalation;
 pub(crate) mod impersonation;
 pub(crate) mod node;
@@ -15,107 +16,11 @@ use gantry_store::Store;
 use crate::identity::{Identity, MASTERS};
 use crate::request::RequestInfo;
 
+use self::attributes::forbidden;
 use self::node::NodeAuthorizer;
 use self::rbac::Rbac;
 
-/// What an authorizer decides on.
-#[derive(Clone, Copy, Debug)]
-pub struct Attributes<'a> {
-    /// Who asks.
-    pub user: &'a Identity,
-    /// e.g. `get` or `deletecollection`; of a path that is no resource's, the method in small letters.
-    pub verb: &'a str,
-    /// What it is about.
-    pub target: Target<'a>,
-}
-
-/// What a request is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target<'a> {
-    /// A path that is no resource's.
-    Path(&'a str),
-    /// A resource; what it has not is empty.
-    Resource {
-        /// API group; empty for core.
-        group: &'a str,
-        /// `*` where any will do.
-        version: &'a str,
-        /// Plural.
-        resource: &'a str,
-        /// e.g. `log`.
-        subresource: &'a str,
-        /// Empty for what is not in one, and for all of them.
-        namespace: &'a str,
-        /// Empty for a collection.
-        name: &'a str,
-    },
-}
-
-/// What an authorizer says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// The request may be done, whatever others say.
-    Allow,
-    /// It must not be done, whatever others say, and why.
-    Deny(String),
-    /// Others decide; why this one does not allow it, or nothing.
-    NoOpinion(String),
-}
-
-/// Decides who may do what.
-pub trait Authorizer: Send + Sync {
-    /// Whether a request may be done.
-    fn authorize(&self, attributes: &Attributes<'_>) -> Decision;
-
-    /// Why a request is allowed, for those who ask; empty where there is nothing to say.
-    fn reason(&self, _attributes: &Attributes<'_>) -> String {
-        String::new()
-    }
-}
-
-/// Refuses what an authorizer does not allow.
-pub fn check(authorizer: &dyn Authorizer, attributes: &Attributes<'_>) -> Result<(), StatusError> {
-    match authorizer.authorize(attributes) {
-        Decision::Allow => Ok(()),
-        Decision::Deny(reason) | Decision::NoOpinion(reason) => Err(forbidden(attributes, &reason)),
-    }
-}
-
-/// 403 for a request, with a reason or an empty one.
-pub(crate) fn forbidden(attributes: &Attributes<'_>, reason: &str) -> StatusError {
-    let (user, verb) = (&attributes.user.user, attributes.verb);
-    let told = |refused: String| match reason {
-        "" => refused,
-        reason => format!("{refused}: {reason}"),
-    };
-    match attributes.target {
-        Target::Path(path) => {
-            let refused = format!("User {user:?} cannot {verb} path {path:?}");
-            StatusError::forbidden_resource("", "", "", &told(refused))
-        }
-        Target::Resource {
-            group,
-            resource,
-            subresource,
-            namespace,
-            name,
-            ..
-        } => {
-            let whole = match subresource {
-                "" => resource.to_owned(),
-                subresource => format!("{resource}/{subresource}"),
-            };
-            let scope = match namespace {
-                "" => "at the cluster scope".to_owned(),
-                namespace => format!("in the namespace {namespace:?}"),
-            };
-            let refused = format!(
-                "User {user:?} cannot {verb} resource {whole:?} in API group {group:?} {scope}"
-            );
-            StatusError::forbidden_resource(group, resource, name, &told(refused))
-        }
-    }
-}
+pub use self::attributes::{Attributes, Authorizer, Decision, Target, check};
 
 /// Refuses a request that its user may not make.
 pub(crate) fn check_request(

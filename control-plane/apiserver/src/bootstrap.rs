@@ -19,14 +19,31 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::identity::Identity;
-use crate::registry::table;
 use crate::server::ApiServer;
-use crate::verbs::create::namespace_key;
+use crate::tables::{namespace_key, table};
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
+impl ApiServer {
+    /// Creates the objects every cluster has, where they are missing. Servers listen on `port`.
+    pub async fn bootstrap(&self, port: u16) -> Result<(), StatusError> {
+        run(self, port).await
+    }
+
+    /// Brings back what every cluster has and somebody deleted, and says where pods reach the API: the endpoints of the
+    /// Service `kubernetes`. Costs next to nothing where all is as it should be.
+    pub async fn restore(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
+        restore(self, servers).await
+    }
+
+    /// The objects that [`ApiServer::restore`] looks after, for those who watch them.
+    pub fn own_objects() -> Vec<Key> {
+        own_objects()
+    }
+}
+
 /// Creates what is missing. Invalid when services have addresses of another range than this server gives.
-pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
+async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
     server.found_token_keys().await?;
     for namespace in NAMESPACES {
         create_namespace(server, namespace).await?;
@@ -48,7 +65,7 @@ pub(crate) async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError
 }
 
 /// What [`restore`] looks after, where the store has it.
-pub(crate) fn own_objects() -> Vec<Key> {
+fn own_objects() -> Vec<Key> {
     let mut own: Vec<Key> = NAMESPACES.iter().map(|name| namespace_key(name)).collect();
     own.extend([
         service_key(),
@@ -84,7 +101,7 @@ fn range_key() -> Key {
 /// there. A namespace's own account and certificates are its controller's.
 ///
 /// What cannot be helped now holds up nothing else: the first failure is returned when all was tried.
-pub(crate) async fn restore(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
+async fn restore(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), StatusError> {
     let mut outcomes = Vec::new();
     for namespace in NAMESPACES {
         if !server.has(&namespace_key(namespace)) {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::clock::Clock;
 use crate::identity::Identity;
-use crate::registry::table;
+use crate::tables::table;
 
 const GROUP: &str = "system:bootstrappers";
 const ID_LENGTH: usize = 6;

@@ -10,7 +10,7 @@ use gantry_api::status::StatusError;
 use gantry_store::{
     Budget, Demand, Entry, Guard, Key, ProposeError, Revision, Store, Term, Transaction,
 };
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, header};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ use crate::media::Media;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
 use crate::service_accounts::ServiceAccounts;
-use crate::streams::NodeStreams;
+use crate::streams::nodes::NodeStreams;
 use crate::verbs::options::WriteOptions;
 
 const JSON: &str = "application/json";
@@ -244,33 +244,4 @@ impl Api {
 /// A value of `metadata`, as text.
 pub(crate) fn meta<'a>(object: &'a Value, field: &str) -> &'a str {
     object["metadata"][field].as_str().unwrap_or_default()
-}
-
-/// Characters that the warnings of an answer may have together, and each of them where they have more: clients read only so
-/// much of headers.
-const MAX_WARNINGS: usize = 4096;
-const MAX_WARNING: usize = 256;
-
-/// Warnings as headers.
-pub(crate) fn warning_headers(headers: &mut HeaderMap, warnings: &[String]) {
-    let mut told = std::collections::HashSet::new();
-    let total: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
-    let longest = if total > MAX_WARNINGS {
-        MAX_WARNING
-    } else {
-        MAX_WARNINGS
-    };
-    let mut room = MAX_WARNINGS;
-    for warning in warnings.iter().filter(|warning| told.insert(*warning)) {
-        let warning: String = warning.chars().take(longest).collect();
-        let Some(left) = room.checked_sub(warning.chars().count()) else {
-            return;
-        };
-        room = left;
-        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        // A warning that cannot be a header is left out rather than the answer.
-        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
-            headers.append(header::WARNING, value);
-        }
-    }
 }

@@ -85,6 +85,13 @@ pub(crate) fn document(answer: Answer, media: Media) -> Response<Body> {
     }
 }
 
+impl Answer {
+    /// Written as JSON, where nobody has negotiated anything else.
+    pub(crate) fn into_response(self) -> Response<Body> {
+        document(self, PLAIN)
+    }
+}
+
 /// Writes a refusal: in whatever the client reads, and as JSON where it reads nothing that there is.
 pub(crate) fn refusal(answer: Answer, headers: &HeaderMap, query: &Query) -> Response<Body> {
     let media = Media::of_document(headers, FORMATS).unwrap_or(PLAIN);

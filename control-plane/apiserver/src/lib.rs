@@ -10,6 +10,7 @@
 //! - no object is encoded per reader ([`codec`]).
 
 mod admission;
+mod authentication;
 mod authorisation;
 mod bodies;
 mod bootstrap;
@@ -22,6 +23,7 @@ mod discovery;
 mod encoder;
 #[doc(hidden)]
 pub mod fuzzing;
+mod generated_names;
 mod health;
 mod heavy;
 mod identity;
@@ -31,6 +33,7 @@ mod metrics;
 pub mod node_keys;
 mod openapi;
 mod peer;
+mod ranges;
 mod refusals;
 mod registry;
 mod request;
@@ -39,13 +42,14 @@ mod server;
 pub mod service_accounts;
 mod streams;
 mod subresources;
+mod tables;
 mod verbs;
 
-pub use admission::Ranges;
 pub use authorisation::{Attributes, Authorizer, Decision, Target, check};
 pub use clock::Clock;
 pub use connections::ConnectionLimits;
 pub use identity::{Identity, MASTERS, NODE_LINK, Tokens};
 pub use peer::Peer;
+pub use ranges::Ranges;
 pub use server::{ApiServer, ApiServerConfig, LocalService, OWN_PATHS};
 pub use streams::{NoNodes, NodeStream, NodeStreams};

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::discovery::Aggregated;
 use crate::openapi::Documents;
 use crate::subresources::{self, Handler, Subresource};
+use crate::tables::table;
 
 /// What clients may do with the objects of a resource.
 const VERBS: &[&str] = &[
@@ -184,12 +185,6 @@ impl Resource {
             _ => self.kind.selectable_fields(object),
         }
     }
-}
-
-/// The table of a resource: `core/pods`, `apps/deployments`.
-pub(crate) fn table(group: &str, plural: &str) -> Table {
-    let group = if group.is_empty() { "core" } else { group };
-    Table(format!("{group}/{plural}").into())
 }
 
 /// What a registry is made of.

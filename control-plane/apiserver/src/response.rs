@@ -4,12 +4,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use gantry_api::status::{Details, StatusError};
 use gantry_store::Revision;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::Value;
-
-use crate::context::warning_headers;
-use crate::encoder;
-use crate::media::PLAIN;
 
 /// Characters of a refusal's message, and of each of its details, which repeat what the client sent: names are no longer.
 const MAX_REFUSAL: usize = 512;
@@ -142,9 +138,33 @@ impl Answer {
         warning_headers(&mut self.headers, &warnings);
         self
     }
+}
 
-    /// Written as JSON, where nobody has negotiated anything else.
-    pub(crate) fn into_response(self) -> Response<Body> {
-        encoder::document(self, PLAIN)
+/// Characters that the warnings of an answer may have together, and each of them where they have more: clients read only so
+/// much of headers.
+const MAX_WARNINGS: usize = 4096;
+const MAX_WARNING: usize = 256;
+
+/// Warnings as headers.
+fn warning_headers(headers: &mut HeaderMap, warnings: &[String]) {
+    let mut told = std::collections::HashSet::new();
+    let total: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
+    let longest = if total > MAX_WARNINGS {
+        MAX_WARNING
+    } else {
+        MAX_WARNINGS
+    };
+    let mut room = MAX_WARNINGS;
+    for warning in warnings.iter().filter(|warning| told.insert(*warning)) {
+        let warning: String = warning.chars().take(longest).collect();
+        let Some(left) = room.checked_sub(warning.chars().count()) else {
+            return;
+        };
+        room = left;
+        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        // A warning that cannot be a header is left out rather than the answer.
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+            headers.append(header::WARNING, value);
+        }
     }
 }

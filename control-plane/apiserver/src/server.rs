@@ -5,7 +5,6 @@ mod routes;
 mod tokens;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +20,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
-use crate::admission::{Admission, Ranges};
+use crate::admission::Admission;
+use crate::authentication::{TokenAuthentication, authenticate, described};
 use crate::authorisation::impersonation::impersonated;
 use crate::authorisation::{self, Authorisation, Authorizer};
 use crate::bodies::Bodies;
@@ -30,9 +30,10 @@ use crate::connections::{
     Answering, Connection, ConnectionLimits, Connections, Standing, metered, trusted,
 };
 use crate::context::{Api, ForClient};
-use crate::identity::{Identity, TokenAuthentication, Tokens, authenticate, described};
+use crate::identity::{Identity, Tokens};
 use crate::limits::{Class, Limits, is_own};
 use crate::peer::Peer;
+use crate::ranges::Ranges;
 use crate::refusals::Refusals;
 use crate::registry::Registry;
 use crate::request::{RequestInfo, Route};
@@ -145,22 +146,6 @@ impl ApiServer {
     /// Who may do what here.
     pub fn authorizer(&self) -> Arc<dyn Authorizer> {
         self.inner.api.authorisation.clone()
-    }
-
-    /// Creates the objects every cluster has, where they are missing. Servers listen on `port`.
-    pub async fn bootstrap(&self, port: u16) -> Result<(), StatusError> {
-        crate::bootstrap::run(self, port).await
-    }
-
-    /// Brings back what every cluster has and somebody deleted, and says where pods reach the API: the endpoints of the
-    /// Service `kubernetes`. Costs next to nothing where all is as it should be.
-    pub async fn restore(&self, servers: &[SocketAddr]) -> Result<(), StatusError> {
-        crate::bootstrap::restore(self, servers).await
-    }
-
-    /// The objects that [`ApiServer::restore`] looks after, for those who watch them.
-    pub fn own_objects() -> Vec<Key> {
-        crate::bootstrap::own_objects()
     }
 
     /// Whether there is such an object.

@@ -30,7 +30,7 @@ pub(crate) use request::create as token_request;
 pub(crate) use review::create as token_review;
 
 use crate::clock::Clock;
-use crate::registry::table;
+use crate::tables::table;
 use keys::{Cached, Keys};
 
 /// The groups of all accounts, and, with a namespace behind it, of those of a namespace.

@@ -2,6 +2,7 @@
 //! runs the pod.
 
 mod logs;
+pub(crate) mod nodes;
 mod port_forward;
 mod proxy;
 mod remote_command;
@@ -13,6 +14,7 @@ pub(crate) use proxy::fuzz_page;
 pub(crate) use spdy::fuzz as fuzz_spdy;
 
 pub(crate) use logs::{logs, logs_over_websocket};
+pub use nodes::{NoNodes, NodeStream, NodeStreams};
 pub(crate) use port_forward::port_forward;
 pub(crate) use proxy::proxy;
 pub(crate) use remote_command::remote_command;
@@ -20,40 +22,13 @@ pub(crate) use upgrade::{asks_for_websocket, protocol_asked_for};
 
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use gantry_api::status::StatusError;
-use gantry_rpc::node::{OpenStream, StreamFrame};
+use gantry_rpc::node::OpenStream;
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use crate::codec;
 use crate::context::{Context, meta};
-
-/// Both directions of a stream to a node; closing the sender ends it.
-pub struct NodeStream {
-    /// stdin, terminal sizes, the end of stdin.
-    pub to_node: mpsc::Sender<StreamFrame>,
-    /// stdout, stderr, and last the status.
-    pub from_node: mpsc::Receiver<StreamFrame>,
-}
-
-/// Opens streams to nodes; the composition root has the links.
-#[async_trait]
-pub trait NodeStreams: Send + Sync + 'static {
-    /// Opens a stream, or says in one sentence why that cannot be.
-    async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String>;
-}
-
-/// No nodes: for tests and for a server that has no links yet.
-pub struct NoNodes;
-
-#[async_trait]
-impl NodeStreams for NoNodes {
-    async fn open(&self, node: &str, _request: OpenStream) -> Result<NodeStream, String> {
-        Err(format!("node \"{node}\" is not connected"))
-    }
-}
 
 /// What a client sends in one direction of a connection. A channel of these that closes without [`Input::End`] belongs
 /// to a client that has abandoned it.

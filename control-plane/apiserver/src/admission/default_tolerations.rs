@@ -5,7 +5,7 @@ use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 
-use super::{Attributes, Operation, Plugin};
+use super::plugin::{Attributes, Operation, Plugin};
 
 const SECONDS: i64 = 300;
 const TAINTS: [&str; 2] = [

@@ -5,8 +5,8 @@ use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
-use super::{Attributes, Plugin};
-use crate::registry::table;
+use super::plugin::{Attributes, Plugin};
+use crate::tables::table;
 
 const CLASS: &str = "kubernetes.io/ingress.class";
 const DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";

@@ -5,8 +5,8 @@ use gantry_api::kind::{Draft, Kind};
 use gantry_api::kinds::namespace::NamespaceKind;
 use gantry_api::status::{Cause, Details, StatusError};
 
-use super::{Attributes, Operation, Plugin};
-use crate::verbs::create::namespace_key;
+use super::plugin::{Attributes, Operation, Plugin};
+use crate::tables::namespace_key;
 
 /// Namespaces that the cluster cannot do without.
 const PROTECTED: &[&str] = &["default", "kube-system", "kube-public"];

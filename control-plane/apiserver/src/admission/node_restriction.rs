@@ -11,7 +11,7 @@ use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::Value;
 
-use super::{Attributes, Operation, Plugin, stored};
+use super::plugin::{Attributes, Operation, Plugin, stored};
 use crate::authorisation::node::node_name;
 use crate::authorisation::{Attributes as Asked, Authorizer, Decision, Target};
 use crate::context::{Context, meta};

@@ -8,7 +8,7 @@ use gantry_store::{Guard, Index, Key, Operation, Store, Table, Transaction};
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use serde_json::{Value, json};
 
-use super::{Attributes, Plugin};
+use super::plugin::{Attributes, Plugin};
 use crate::context::{Context, meta};
 use crate::identity::NODE_LINK;
 use crate::node_keys;

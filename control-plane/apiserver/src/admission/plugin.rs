@@ -3,10 +3,12 @@
 use async_trait::async_trait;
 use gantry_api::kind::{Draft, ResourceInfo};
 use gantry_api::status::StatusError;
-use gantry_store::Transaction;
+use gantry_store::{Key, Transaction};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::context::Context;
+use crate::tables::table;
 
 /// What is done to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,4 +107,21 @@ pub(crate) trait Plugin: Send + Sync {
         _transaction: &mut Transaction,
     ) {
     }
+}
+
+/// What is stored of another kind, as its type; the store holds only what was written here.
+pub(super) fn stored<T: DeserializeOwned>(
+    context: &Context<'_>,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Option<T> {
+    let key = Key {
+        table: table(group, plural),
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let entry = context.api.store.get(&key)?;
+    serde_json::from_slice(&entry.value).ok()
 }

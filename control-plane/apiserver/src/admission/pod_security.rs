@@ -16,10 +16,9 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Attributes, Operation, Plugin};
+use super::plugin::{Attributes, Operation, Plugin};
 use crate::context::Context;
-use crate::registry::table;
-use crate::verbs::create::namespace_key;
+use crate::tables::{namespace_key, table};
 
 /// Pods of a namespace that are looked at when it becomes stricter, and for how long.
 const EXISTING: usize = 3000;

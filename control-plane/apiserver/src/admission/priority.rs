@@ -6,7 +6,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
-use super::{Attributes, Operation, Plugin, stored};
+use super::plugin::{Attributes, Operation, Plugin, stored};
 use crate::context::Context;
 
 const PREEMPTS: &str = "PreemptLowerPriority";

@@ -7,7 +7,7 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Attributes, Operation, Plugin};
+use super::plugin::{Attributes, Operation, Plugin};
 use crate::authorisation::escalation::{check_binding, check_role};
 
 pub(super) struct RoleEscalation;

@@ -8,7 +8,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
 use k8s_openapi::api::node::v1::{RuntimeClass as Class, Scheduling};
 
-use super::{Attributes, Plugin, stored};
+use super::plugin::{Attributes, Plugin, stored};
 
 pub(super) struct RuntimeClass;
 

@@ -14,9 +14,9 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::node_restriction::{MIRROR, SECRETS, references};
-use super::{Attributes, Plugin};
+use super::plugin::{Attributes, Plugin};
 use crate::context::Context;
-use crate::verbs::create::random_suffix;
+use crate::generated_names::random_suffix;
 
 /// Where containers find their token.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -125,7 +125,7 @@ fn mirrors_too_much(pod: &Pod) -> Option<&'static str> {
 /// A service account. The default one of a namespace that was just created comes in a moment: it is waited for.
 async fn find_account(context: &Context<'_>, name: &str) -> Option<Arc<Entry>> {
     let store = &context.api.store;
-    let table = crate::registry::table("", "serviceaccounts");
+    let table = crate::tables::table("", "serviceaccounts");
     let key = Key {
         table: table.clone(),
         namespace: context.namespace().unwrap_or_default().into(),

@@ -5,8 +5,9 @@ use gantry_api::status::StatusError;
 use gantry_store::Transaction;
 use serde_json::{Value, json};
 
-use super::{Attributes, Plugin, Ranges};
+use super::plugin::{Attributes, Plugin};
 use crate::context::Context;
+use crate::ranges::Ranges;
 
 /// Says of a new ServiceCIDR whether services get their addresses from it.
 pub(super) struct ServedRanges {

@@ -9,8 +9,9 @@ use gantry_api::status::StatusError;
 use gantry_store::{Guard, Index, Key, Operation, Transaction};
 use serde_json::{Value, json};
 
-use super::{Attributes, Plugin, Ranges};
+use super::plugin::{Attributes, Plugin};
 use crate::context::{Context, meta};
+use crate::ranges::Ranges;
 
 /// A service that is being written, and what it was.
 struct Allocation<'a> {

@@ -12,8 +12,8 @@ use crate::context::{Context, meta};
 use crate::identity::MASTERS;
 use crate::response::cut;
 
+use super::attributes::{Attributes, Authorizer, Decision, Target};
 use super::rbac::aggregate;
-use super::{Attributes, Authorizer, Decision, Target};
 
 /// Characters of a refusal: it repeats what the role says.
 const MAX_TOLD: usize = 16 << 10;

@@ -17,7 +17,7 @@ use crate::identity::{
 };
 use crate::node_keys::NODES_GROUP;
 
-use super::{Attributes, Authorizer, Target, check, forbidden};
+use super::attributes::{Attributes, Authorizer, Target, check, forbidden};
 
 const USER: &str = "impersonate-user";
 const UID: &str = "impersonate-uid";

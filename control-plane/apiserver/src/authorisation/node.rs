@@ -13,9 +13,10 @@ use serde_json::Value;
 use crate::bootstrap::policy::node_rules;
 use crate::identity::Identity;
 use crate::node_keys::NODES_GROUP;
-use crate::registry::table;
+use crate::tables::table;
 
-use super::{Attributes, Authorizer, Decision, Target, rbac};
+use super::attributes::{Attributes, Authorizer, Decision, Target};
+use super::rbac;
 use graph::{Graph, Thing};
 
 /// Where nodes say that they live.

@@ -13,9 +13,9 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::identity::Identity;
-use crate::registry::table;
+use crate::tables::table;
 
-use super::{Attributes, Authorizer, Decision, Target};
+use super::attributes::{Attributes, Authorizer, Decision, Target};
 use index::{Index, RoleName};
 
 /// Bindings to roles that are not there, of which a refusal tells.

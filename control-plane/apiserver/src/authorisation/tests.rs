@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use super::attributes::forbidden;
 use super::*;
 use crate::identity::AUTHENTICATED;
 use crate::server::{ApiServer, ApiServerConfig};

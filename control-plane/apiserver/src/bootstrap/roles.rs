@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::codec;
 use crate::context::{ATTEMPTS, Api, Committed, meta};
 use crate::registry::{Registry, Resource};
-use crate::verbs::create::namespace_key;
+use crate::tables::namespace_key;
 
 use super::policy::{AUTO_UPDATE, policy};
 

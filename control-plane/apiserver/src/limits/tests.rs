@@ -3,6 +3,7 @@ use http::{Method, Request};
 
 use super::*;
 use crate::registry::Registry;
+use crate::request::RequestInfo;
 
 fn request(method: Method, uri: &str) -> Request<Body> {
     let request = Request::builder().method(method).uri(uri);

@@ -7,7 +7,7 @@ use gantry_api::selector::FieldSelector;
 use http::{Method, Request};
 
 use super::{Query, Route, path_verb, route, verb};
-use crate::authorisation::{Attributes, Target};
+use crate::authorisation::attributes::{Attributes, Target};
 use crate::identity::Identity;
 use crate::metrics::UNKNOWN;
 use crate::registry::{Registry, Resource};

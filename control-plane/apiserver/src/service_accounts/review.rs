@@ -7,8 +7,9 @@ use k8s_openapi::api::authentication::v1::TokenReview;
 use serde_json::{Map, Value, json};
 
 use super::verify::{Refused, Verified};
+use crate::authentication::TokenAuthentication;
 use crate::context::Context;
-use crate::identity::{Identity, TokenAuthentication};
+use crate::identity::Identity;
 use crate::response::Answer;
 
 const KIND: &str = "TokenReview";

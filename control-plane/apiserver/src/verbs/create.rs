@@ -6,8 +6,7 @@ use gantry_api::kind::{Draft, Kind};
 use gantry_api::kinds::namespace::NamespaceKind;
 use gantry_api::meta::generated_prefix;
 use gantry_api::status::StatusError;
-use gantry_store::{Demand, Guard, Key, Operation as Change, Revision, Transaction};
-use rand::Rng;
+use gantry_store::{Demand, Guard, Operation as Change, Revision, Transaction};
 use serde_json::{Value, json};
 
 use super::options::WriteOptions;
@@ -15,11 +14,10 @@ use super::write::{Staged, check, complete, reserve};
 use crate::admission::{Attributes, Operation};
 use crate::codec;
 use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::generated_names::random_suffix;
 use crate::heavy::Turn;
 use crate::response::Answer;
-
-/// Letters and digits that do not form words: what Kubernetes generates names of.
-const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+use crate::tables::namespace_key;
 
 /// Decodes, admits, validates and stores a new object.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
@@ -183,15 +181,6 @@ fn already_exists(context: &Context<'_>, name: &str, existing: &[u8]) -> StatusE
     }
 }
 
-/// The key of a namespace's own object.
-pub(crate) fn namespace_key(namespace: &str) -> Key {
-    Key {
-        table: crate::registry::table("", "namespaces"),
-        namespace: "".into(),
-        name: namespace.into(),
-    }
-}
-
 /// The body's namespace must be the path's, when it names one.
 pub(crate) fn check_namespace(
     context: &Context<'_>,
@@ -213,12 +202,4 @@ pub(crate) fn check_namespace(
             "the namespace of the provided object does not match the namespace sent on the request",
         )),
     }
-}
-
-/// Five characters at random, as generated names end.
-pub(crate) fn random_suffix() -> String {
-    let mut random = rand::rng();
-    (0..5)
-        .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
-        .collect()
 }

@@ -38,7 +38,7 @@ fn key(address: &IpAddr) -> Key {
 /// The key of the IPAddress.
 fn object_key(address: &IpAddr) -> Key {
     Key {
-        table: crate::registry::table(GROUP, PLURAL),
+        table: crate::tables::table(GROUP, PLURAL),
         namespace: "".into(),
         name: address.to_string().as_str().into(),
     }

@@ -6,8 +6,8 @@ use gantry_api::status::StatusError;
 use serde_json::{Value, json};
 
 use super::{invalid, listed, service_type};
-use crate::admission::Ranges;
 use crate::context::Context;
+use crate::ranges::Ranges;
 
 const SINGLE: &str = "SingleStack";
 const PREFER: &str = "PreferDualStack";

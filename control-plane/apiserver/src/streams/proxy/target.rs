@@ -185,7 +185,7 @@ fn service(
 ) -> Result<Target, StatusError> {
     let port = port_name(named, object)?;
     let namespace = context.namespace().unwrap_or_default();
-    let table = crate::registry::table("discovery.k8s.io", "endpointslices");
+    let table = crate::tables::table("discovery.k8s.io", "endpointslices");
     let snapshot = context.api.store.snapshot(&table);
     let slices: Vec<Value> = snapshot
         .range_namespace(namespace)
@@ -205,7 +205,7 @@ fn service(
     for endpoint in endpoints {
         // An endpoint is what somebody wrote. Requests go nowhere but to pods, and to those at their own addresses.
         let key = Key {
-            table: crate::registry::table("", "pods"),
+            table: crate::tables::table("", "pods"),
             namespace: namespace.into(),
             name: endpoint.pod.into(),
         };

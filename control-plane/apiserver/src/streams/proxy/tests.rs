@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::*;
-use crate::pki::{Authority, Subject, server_config};
+use gantry_authority::pki::{Authority, Subject, server_config};
 use crate::streams::{NodeStream, NodeStreams};
 use crate::{ApiServer, ApiServerConfig, Identity};
 

@@ -22,7 +22,7 @@ use tower::{Service, ServiceExt};
 
 use crate::admission::Admission;
 use crate::authentication::{TokenAuthentication, authenticate, described};
-use crate::authorisation::impersonation::impersonated;
+use crate::authorisation::impersonation::{impersonated, is_asked};
 use crate::authorisation::{self, Authorisation, Authorizer};
 use crate::bodies::Bodies;
 use crate::clock::Clock;
@@ -277,17 +277,12 @@ impl ApiServer {
             );
             return answered(refused.into_http(), answering);
         }
-        let acting = match is_grpc {
-            true => Ok(known.clone()),
-            false => self.acting(&self.parsed(&request), request.headers(), &known),
-        };
-        let acting = match acting {
-            Ok(acting) => acting,
-            Err(refused) => {
-                let refused = Answer::error(&shortened(&refused)).into_response();
-                return answered(refused, answering);
-            }
-        };
+        if is_asked(request.headers()) {
+            // Neither as whom it is asked for, who might be a server, nor as who asks and did not mean to.
+            let why = "requests below /gantry/ are not made as somebody else: leave out --as";
+            let refused = StatusError::new(403, "Forbidden", why, None);
+            return answered(Answer::error(&refused).into_response(), answering);
+        }
         let mut _held = None;
         if !is_grpc && takes_a_body(request.method()) {
             let standing = Standing::of(&known);
@@ -302,7 +297,7 @@ impl ApiServer {
                 Err(error) => return answered(Answer::error(&error).into_response(), answering),
             }
         }
-        request.extensions_mut().insert(acting);
+        request.extensions_mut().insert(known);
         request.extensions_mut().insert(Peer::clone(&caller.peer));
         let response = match router.oneshot(request).await {
             Ok(response) => response,
@@ -368,19 +363,6 @@ impl ApiServer {
         RequestInfo::of(request, self.inner.api.registry.load_full())
     }
 
-    /// Whom a request is to be answered as: whoever its headers ask for, where its user may be them.
-    fn acting(
-        &self,
-        info: &RequestInfo,
-        headers: &HeaderMap,
-        identity: &Identity,
-    ) -> Result<Identity, StatusError> {
-        let authorisation = &self.inner.api.authorisation;
-        let asked = info.attributes(identity);
-        let other = impersonated(&**authorisation, headers, &asked)?;
-        Ok(other.unwrap_or_else(|| identity.clone()))
-    }
-
     /// Whom a request is answered as; refuses what they may not ask for, before anything of it is done.
     fn admitted<B>(
         &self,
@@ -389,7 +371,9 @@ impl ApiServer {
         identity: &Identity,
     ) -> Result<Identity, StatusError> {
         let authorisation = &self.inner.api.authorisation;
-        self.acting(info, request.headers(), identity)
+        let asked = info.attributes(identity);
+        impersonated(&**authorisation, request.headers(), &asked)
+            .map(|other| other.unwrap_or_else(|| identity.clone()))
             .and_then(|user| {
                 authorisation::check_request(authorisation, info, &user).map(|()| user)
             })

@@ -77,6 +77,12 @@ impl Mode {
     }
 }
 
+/// Whether a request asks to be somebody else's.
+pub(crate) fn is_asked(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys().map(http::HeaderName::as_str);
+    names.any(|name| name.starts_with("impersonate-"))
+}
+
 /// Whom a request is to be answered for, when its headers ask for somebody else and its user may be them. `attributes` are
 /// the request's own.
 pub(crate) fn impersonated(

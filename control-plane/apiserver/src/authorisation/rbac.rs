@@ -20,6 +20,13 @@ use index::{Index, RoleName};
 
 /// Bindings to roles that are not there, of which a refusal tells.
 const MAX_TOLD: usize = 8;
+/// Texts of rules that are looked at for one decision. Whoever may write roles can bind themselves any number of rules, and
+/// every request of theirs would look at all of them.
+const MAX_LOOKED_AT: usize = 250_000;
+/// The same, of rules that are copied for who asks for all of a user's.
+const MAX_COPIED: usize = 100_000;
+/// What is told where there are more.
+const TOO_MANY: &str = "more rules are bound to the user than are looked at";
 
 /// See the module.
 pub(crate) struct Rbac {
@@ -100,15 +107,23 @@ impl Rbac {
         }
     }
 
-    /// Everything that roles allow a user in a namespace, and what is wrong with some of them.
+    /// Everything that roles allow a user in a namespace, and what is wrong with some of them. It is not everything where that
+    /// is too much, which [`is_whole`] tells.
     pub(crate) fn rules(&self, user: &Identity, namespace: &str) -> (Vec<PolicyRule>, Vec<String>) {
         let followed = self.current();
-        let (mut found, mut wrong) = (Vec::new(), Vec::new());
-        // Nothing stops it.
+        let (mut found, mut wrong, mut left) = (Vec::new(), Vec::new(), MAX_COPIED);
         followed.index.visit(user, namespace, &mut |grant, rules| {
-            match rules {
-                Some(rules) => found.extend(rules.iter().cloned()),
-                None => tell(&mut wrong, grant.role),
+            let Some(rules) = rules else {
+                tell(&mut wrong, grant.role);
+                return ControlFlow::Continue(());
+            };
+            for rule in rules {
+                let Some(rest) = left.checked_sub(rules::size(rule)) else {
+                    wrong.push(TOO_MANY.to_owned());
+                    return ControlFlow::Break(());
+                };
+                left = rest;
+                found.push(rule.clone());
             }
             ControlFlow::Continue(())
         });
@@ -141,7 +156,7 @@ impl Rbac {
     /// Why a user is allowed something: the first grant that does.
     fn allowed_by(&self, attributes: &Attributes<'_>) -> Result<String, Vec<String>> {
         let followed = self.current();
-        let (mut by, mut wrong) = (None, Vec::new());
+        let (mut by, mut wrong, mut left) = (None, Vec::new(), MAX_LOOKED_AT);
         let namespace = match attributes.target {
             Target::Resource { namespace, .. } => namespace,
             Target::Path(_) => "",
@@ -153,16 +168,26 @@ impl Rbac {
                     tell(&mut wrong, grant.role);
                     return ControlFlow::Continue(());
                 };
-                match rules.iter().any(|rule| allows(rule, attributes)) {
-                    true => {
+                for rule in rules {
+                    let Some(rest) = left.checked_sub(rules::size(rule)) else {
+                        wrong.push(TOO_MANY.to_owned());
+                        return ControlFlow::Break(());
+                    };
+                    left = rest;
+                    if allows(rule, attributes) {
                         by = Some(grant.to_string());
-                        ControlFlow::Break(())
+                        return ControlFlow::Break(());
                     }
-                    false => ControlFlow::Continue(()),
                 }
+                ControlFlow::Continue(())
             });
         by.ok_or(wrong)
     }
+}
+
+/// Whether the rules of [`Rbac::rules`] are all that there are, by what was wrong with them.
+pub(crate) fn is_whole(wrong: &[String]) -> bool {
+    wrong.iter().all(|one| one != TOO_MANY)
 }
 
 /// Notes that a role is bound and not there.

@@ -14,7 +14,7 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Value, json};
 
-use crate::authorisation::rbac::aggregate;
+use crate::authorisation::rbac::{aggregate, is_whole};
 use crate::authorisation::{Attributes, Authorizer, Decision, Target, node};
 use crate::context::Context;
 use crate::heavy::Turn;
@@ -83,7 +83,7 @@ pub(crate) async fn self_subject_rules_review(
         status: Some(SubjectRulesReviewStatus {
             resource_rules: rules.iter().filter_map(resource_rule).collect(),
             non_resource_rules: rules.iter().filter_map(path_rule).collect(),
-            incomplete: is_node,
+            incomplete: is_node || !is_whole(&wrong),
             evaluation_error: (!errors.is_empty()).then_some(errors),
         }),
         ..SelfSubjectRulesReview::default()

@@ -160,3 +160,37 @@ fn a_check_looks_at_nobody_elses_bindings() {
     let member = Identity::new("nobody", &["group-1"]);
     assert_eq!(looked_at(&member, "default"), 1);
 }
+
+#[tokio::test]
+async fn whoever_binds_themselves_endless_rules_is_not_looked_at_for_ever() {
+    let rbac = Rbac::new(Store::ephemeral());
+    let names: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    let rule = json!({
+        "apiGroups": [""], "resources": ["pods"], "resourceNames": names, "verbs": ["get"],
+    });
+    let role = json!({"rules": vec![rule; 50]}).to_string();
+    let namespace = Arc::from("default");
+    {
+        let mut followed = rbac.followed.write();
+        let index = &mut followed.index;
+        for number in 0..6 {
+            let role_name = format!("r-{number}");
+            let binding = json!({
+                "roleRef": {"apiGroup": GROUP, "kind": "Role", "name": role_name},
+                "subjects": [{"apiGroup": GROUP, "kind": "User", "name": "eve"}],
+            });
+            let (name, binding) = (Arc::from(role_name), binding.to_string());
+            index.set_role(&namespace, &name, Some(role.as_bytes()));
+            index.set_binding(&namespace, &name, Some(binding.as_bytes()));
+        }
+    }
+    let eve = user("eve");
+    let asked = asks(&eve, "list", "default");
+    let refused = Decision::NoOpinion(format!("RBAC: {TOO_MANY}"));
+    assert_eq!(rbac.authorize(&asked), refused);
+    let (rules, wrong) = rbac.rules(&eve, "default");
+    let texts: usize = rules.iter().map(rules::size).sum();
+    assert!(texts <= MAX_COPIED && texts > MAX_COPIED / 2, "{texts}");
+    assert!(!is_whole(&wrong));
+    assert!(is_whole(&[]));
+}

@@ -8,6 +8,9 @@ const ALL: &str = "*";
 /// Single permissions that rules are compared by. Lists multiply: a megabyte of rules can name billions.
 const MAX_PERMISSIONS: usize = 20_000;
 
+/// Texts that are compared for it at most: each permission may be looked for in every rule that somebody has.
+const MAX_COMPARED: usize = 20_000_000;
+
 /// A request for a resource, as rules look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResourceRequest<'a> {
@@ -82,12 +85,31 @@ enum Permission<'a> {
     },
 }
 
-/// The rules name more than can be compared.
+/// Rules that cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the rules name more than {MAX_PERMISSIONS} combinations of verbs, groups, resources and names: use several roles"
-)]
-pub struct TooManyPermissions;
+pub enum TooMany {
+    /// In what is wanted.
+    #[error(
+        "the rules name more than {MAX_PERMISSIONS} combinations of verbs, groups, resources and names: use several roles"
+    )]
+    Permissions,
+    /// In what is there to compare that with.
+    #[error("too many rules are held to compare these with: use roles with less in them")]
+    Rules,
+}
+
+/// How many texts a rule has, by which it is counted what it takes to look at it.
+pub fn size(rule: &PolicyRule) -> usize {
+    let length = |list: Option<&Vec<String>>| items(list).len();
+    let lists = [
+        rule.verbs.len(),
+        length(rule.api_groups.as_ref()),
+        length(rule.resources.as_ref()),
+        length(rule.resource_names.as_ref()),
+        length(rule.non_resource_urls.as_ref()),
+    ];
+    lists.into_iter().fold(1, usize::saturating_add)
+}
 
 /// How many permissions a rule names.
 fn count(rule: &PolicyRule) -> usize {
@@ -169,21 +191,29 @@ fn gives(rule: &PolicyRule, permission: &Permission<'_>) -> bool {
 
 /// What of `wanted` no rule of `owned` gives, a line for each thing and sorted, as Kubernetes tells who must not grant it.
 /// Empty when all is owned.
-pub fn missing(
-    owned: &[PolicyRule],
-    wanted: &[PolicyRule],
-) -> Result<Vec<String>, TooManyPermissions> {
+pub fn missing(owned: &[PolicyRule], wanted: &[PolicyRule]) -> Result<Vec<String>, TooMany> {
     let total = wanted
         .iter()
         .fold(0, |sum: usize, rule| sum.saturating_add(count(rule)));
     if total > MAX_PERMISSIONS {
-        return Err(TooManyPermissions);
+        return Err(TooMany::Permissions);
     }
+    let sizes: Vec<usize> = owned.iter().map(size).collect();
+    let mut left = MAX_COMPARED;
+    let mut is_owned = |permission: &Permission<'_>| -> Result<bool, TooMany> {
+        for (rule, size) in owned.iter().zip(&sizes) {
+            left = left.checked_sub(*size).ok_or(TooMany::Rules)?;
+            if gives(rule, permission) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
     // Verbs on one thing are told together.
     let mut things: BTreeMap<(&str, &str, Option<&str>), Vec<&str>> = BTreeMap::new();
     let (mut lines, mut seen) = (BTreeSet::new(), BTreeSet::new());
     for permission in wanted.iter().flat_map(permissions) {
-        if owned.iter().any(|rule| gives(rule, &permission)) {
+        if is_owned(&permission)? {
             continue;
         }
         match permission {
@@ -389,6 +419,15 @@ mod tests {
         let huge = [rule(json!({
             "apiGroups": many, "resources": many, "resourceNames": many, "verbs": many,
         }))];
-        assert_eq!(missing(&[], &huge), Err(TooManyPermissions));
+        assert_eq!(missing(&[], &huge), Err(TooMany::Permissions));
+        let named = |verb: &str| {
+            rule(json!({
+                "apiGroups": [""], "resources": ["pods"], "resourceNames": many, "verbs": [verb],
+            }))
+        };
+        assert_eq!(size(&named("get")), 1003 + 1);
+        let owned = vec![named("get"); 1000];
+        assert_eq!(missing(&owned, &[named("get")]), Ok(Vec::new()));
+        assert_eq!(missing(&owned, &[named("list")]), Err(TooMany::Rules));
     }
 }

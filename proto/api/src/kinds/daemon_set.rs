@@ -107,13 +107,16 @@ impl Kind for DaemonSetKind {
         let (path, empty) = (Path::new("spec"), DaemonSetSpec::default());
         let spec = object.spec.as_ref().unwrap_or(&empty);
         let selector_path = path.child("selector");
+        let before = errors.0.len();
         selector::validate(&spec.selector, &selector_path, errors);
+        let makes_sense = errors.0.len() == before;
         let wanted = Selector::from_api(Some(&spec.selector));
         let labels = workload::labels_of(&spec.template);
         let is_given =
             spec.selector.match_labels.is_some() || spec.selector.match_expressions.is_some();
         let template_path = path.child("template");
-        if !is_given || !wanted.is_everything() && !wanted.matches_map(labels) {
+        let selects = is_given && (wanted.is_everything() || wanted.matches_map(labels));
+        if makes_sense && !selects {
             let path = template_path.child("metadata").child("labels");
             errors.invalid(&path, labels, workload::UNSELECTED);
         }

@@ -29,7 +29,7 @@ pub(crate) fn node_name(user: &Identity) -> Option<&str> {
 }
 
 /// Whether a node lists or watches the pods bound to it, which it selects by their node.
-pub(super) fn selects_own_pods(attributes: &Attributes<'_>, selected: Option<&str>) -> bool {
+pub(crate) fn selects_own_pods(attributes: &Attributes<'_>, selected: Option<&str>) -> bool {
     let Target::Resource {
         group: "",
         resource: "pods",

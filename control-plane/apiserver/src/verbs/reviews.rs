@@ -4,6 +4,7 @@ use gantry_api::decode::decode;
 use gantry_api::field::ErrorList;
 use gantry_api::json::Members;
 use gantry_api::kinds::reviews::Question;
+use gantry_api::selector::FieldSelector;
 use gantry_api::status::StatusError;
 use http::StatusCode;
 use k8s_openapi::api::authorization::v1::{
@@ -125,6 +126,26 @@ fn of_spec(context: &Context<'_>, spec: &SubjectAccessReviewSpec) -> SubjectAcce
     )
 }
 
+/// The node whose pods a question is about, where it selects them by one.
+fn selected_node(asked: &ResourceAttributes) -> Option<String> {
+    const NODE: &str = "spec.nodeName";
+    let selector = asked.field_selector.as_ref()?;
+    if let Some(text) = selector
+        .raw_selector
+        .as_deref()
+        .filter(|text| !text.is_empty())
+    {
+        let parsed = FieldSelector::parse(text).ok()?;
+        return parsed.exact(NODE).map(str::to_owned);
+    }
+    let mut all = selector.requirements.iter().flatten();
+    let one = all.find(|one| one.key == NODE && one.operator == "In")?;
+    match one.values.as_deref()? {
+        [node] => Some(node.clone()),
+        _ => None,
+    }
+}
+
 /// Whether a user may do something; validation has seen to it that it is said what.
 fn status(
     context: &Context<'_>,
@@ -159,7 +180,11 @@ fn status(
         target,
     };
     let authorisation = &context.api.authorisation;
-    let decision = authorisation.authorize(&attributes);
+    let selected = resource.and_then(selected_node);
+    let decision = match node::selects_own_pods(&attributes, selected.as_deref()) {
+        true => Decision::Allow,
+        false => authorisation.authorize(&attributes),
+    };
     let reason = match &decision {
         Decision::Allow => authorisation.reason(&attributes),
         Decision::Deny(reason) | Decision::NoOpinion(reason) => reason.clone(),

@@ -112,3 +112,30 @@ async fn everybody_may_ask_about_themselves() {
         (400, Some("no namespace on request"))
     );
 }
+
+#[tokio::test]
+async fn nodes_may_select_the_pods_that_are_theirs() {
+    let cluster = cluster().await;
+    let selects = |selector: Value| {
+        json!({
+            "user": "system:node:one", "groups": ["system:nodes"],
+            "resourceAttributes": {"verb": "watch", "resource": "pods", "fieldSelector": selector},
+        })
+    };
+    let by = |operator: &str, node: &str| {
+        let requirement = json!({"key": "spec.nodeName", "operator": operator, "values": [node]});
+        json!({"requirements": [requirement]})
+    };
+    for (selector, allowed) in [
+        (by("In", "one"), true),
+        (by("In", "two"), false),
+        (by("NotIn", "one"), false),
+        (json!({"rawSelector": "spec.nodeName=one"}), true),
+        (json!({"rawSelector": "spec.nodeName!=one"}), false),
+    ] {
+        let asked = selects(selector.clone());
+        let (code, answer) = ask(&cluster, "subjectaccessreviews", asked, administrator()).await;
+        let status = &answer["status"]["allowed"];
+        assert_eq!((code, status), (201, &json!(allowed)), "{selector}");
+    }
+}

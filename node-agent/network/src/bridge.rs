@@ -17,6 +17,7 @@ use gantry_cri::network::check_uid;
 use ipnet::{IpNet, Ipv4Net};
 use parking_lot::Mutex;
 
+use crate::blocking::blocking;
 use crate::forwarding::Passing;
 use crate::guard::Guard;
 use crate::ipam::AddressPool;
@@ -28,7 +29,7 @@ use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
     HostPort, MakeNamespace, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules,
-    forwarding, links, listeners, loopback, netns, overlay, pod_rules, ports,
+    forwarding, links, listeners, loopback, netns, overlay, pod_link, pod_rules, ports,
 };
 
 mod look;
@@ -432,13 +433,13 @@ impl Shared {
         let PodAttachment { ip, ip6, .. } = *attachment;
         let bridge = self.state.lock().bridge;
         let connect = |host: &mut Netlink, inside: &mut netns::Namespace| {
-            links::connect_pod(host, &bridge, &link, inside, ip, ip6)
+            pod_link::connect_pod(host, &bridge, &link, inside, ip, ip6)
         };
         match connect(&mut host, &mut inside) {
-            Err(links::ConnectError::Exists) => {
+            Err(pod_link::ConnectError::Exists) => {
                 // Either end may be what is in the way: the host's, or the pod's, whose other end was renamed or moved.
                 links::remove(&mut host, &link)?;
-                links::remove(&mut inside.netlink, links::POD_LINK)?;
+                links::remove(&mut inside.netlink, pod_link::POD_LINK)?;
                 Ok(connect(&mut host, &mut inside)?)
             }
             other => Ok(other?),
@@ -700,19 +701,6 @@ fn doing(what: &str, path: &std::path::Path, source: io::Error) -> NetworkError 
         doing: format!("{what} {}", path.display()),
         source,
     }
-}
-
-/// Runs what waits for the kernel, or for a program, away from the runtime's own threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
-) -> Result<T, NetworkError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| {
-            Err(NetworkError::Unsupported(format!(
-                "work on the network did not finish: {error}"
-            )))
-        })
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@
 //! - An address is leased on disk before it is used and freed after its link is gone: two pods never share one.
 //! - The rules of a table change in one nft transaction or not at all.
 
+mod blocking;
 mod bridge;
 mod commands;
 mod dial;
@@ -45,6 +46,7 @@ mod nft;
 mod nft_programmer;
 mod nft_session;
 mod overlay;
+mod pod_link;
 mod pod_rules;
 mod policy;
 mod ports;

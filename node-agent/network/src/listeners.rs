@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use async_trait::async_trait;
 use rtnetlink::packet_route::AddressFamily;
 
-use crate::bridge::blocking;
+use crate::blocking::blocking;
 use crate::netlink::Netlink;
 use crate::{HostPort, Listeners, LocalPort, NetworkError, Protocol, links};
 

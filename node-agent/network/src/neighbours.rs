@@ -9,7 +9,7 @@ use rtnetlink::packet_route::neighbour::{
 };
 
 use crate::names::Mac;
-use crate::underlay::family;
+use crate::netlink::family;
 
 /// That `address` is reached over `link` by this hardware address. Permanent: the kernel takes nobody's word against it.
 pub(crate) fn neighbour(link: u32, address: IpAddr, mac: Option<Mac>) -> NeighbourMessage {

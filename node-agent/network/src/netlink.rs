@@ -4,12 +4,13 @@
 //! a pod's inside is configured without any further change of namespace.
 
 use std::io;
+use std::net::IpAddr;
 
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
@@ -244,5 +245,13 @@ impl Netlink {
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(messages)
+    }
+}
+
+/// An address' family in netlink's terms.
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
     }
 }

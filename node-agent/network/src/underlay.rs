@@ -13,13 +13,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkFlags, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
-use crate::links::{self, name_of};
-use crate::netlink::Netlink;
+use crate::links::{self, mtu_of, name_of};
+use crate::netlink::{Netlink, family};
 use crate::{NetworkError, NodeNetwork};
 
 /// What a link carries when nothing says otherwise: Ethernet's.
@@ -165,15 +165,6 @@ fn link(netlink: &mut Netlink, index: u32) -> Result<LinkMessage, NetworkError> 
     }
 }
 
-pub(crate) fn mtu_of(link: &LinkMessage) -> Option<u32> {
-    link.attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        })
-}
-
 /// The link that the default route leaves by, of the address' family.
 fn default_link(
     netlink: &mut Netlink,
@@ -199,14 +190,6 @@ fn default_link(
         }
         _ => None,
     }))
-}
-
-/// An address' family in netlink's terms.
-pub(crate) fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use ipnet::{IpNet, Ipv6Net};
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{BridgeNetwork, Shared, blocking, bridge_parameters, set_up};
+use super::{BridgeNetwork, Shared, bridge_parameters, set_up};
+use crate::blocking::blocking;
 use crate::leases::Lease;
 use crate::links::{Bridge, Place, has_hardware_address, is_bridge, place_of};
 use crate::netlink::{Change, Netlink};

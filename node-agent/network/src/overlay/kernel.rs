@@ -17,8 +17,7 @@ use super::plan::{Entries, Route, Step};
 use crate::NetworkError;
 use crate::names::Mac;
 use crate::neighbours::{behind_node, neighbour};
-use crate::netlink::{Change, Netlink};
-use crate::underlay::family;
+use crate::netlink::{Change, Netlink, family};
 
 /// Marks routes as Gantry's (`proto 71` in `ip route`). The numbers from 5 on are free for whoever programs routes;
 /// this one is none of those that are spoken for in iproute2's table.

@@ -25,7 +25,7 @@ use self::kernel::Ours;
 pub(crate) use self::kernel::PROTOCOL as ROUTES;
 pub(crate) use self::plan::usable;
 use self::plan::{Entries, Here, Step};
-use crate::bridge::blocking;
+use crate::blocking::blocking;
 use crate::names::{Names, device_address, device_address6};
 use crate::netlink::Netlink;
 use crate::nft::Nft;

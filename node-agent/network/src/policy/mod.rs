@@ -35,7 +35,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use crate::bridge::blocking;
+use crate::blocking::blocking;
 use crate::names::Names;
 use crate::nft::Nft;
 use crate::nft_programmer::Programmer;

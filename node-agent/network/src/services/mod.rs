@@ -44,7 +44,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use crate::bridge::blocking;
+use crate::blocking::blocking;
 use crate::names::Names;
 use crate::nft::Nft;
 use crate::nft_programmer::Programmer;

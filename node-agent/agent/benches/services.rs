@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use criterion::Criterion;
 use gantry_agent::desired::Desired;
-use gantry_agent::program::Program;
+use gantry_agent::proxier::Proxier;
 use gantry_agent::reports::Reports;
 use gantry_cri::dns::FakeDns;
 use gantry_network::{HostListeners, NftServiceRules, NodeNetwork};
@@ -81,7 +81,7 @@ fn one_changed_slice(criterion: &mut Criterion, count: usize) {
         ipv6: None,
     };
     let desired = Arc::new(Desired::default());
-    let mut program = Program::new(
+    let mut program = Proxier::new(
         "n1",
         "cluster.local",
         desired.clone(),

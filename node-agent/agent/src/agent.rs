@@ -24,9 +24,9 @@ use gantry_network::{
     BridgeNetwork, GatewayEcho, HostListeners, NftPolicyRules, PodNetwork as _, VxlanOverlay,
 };
 use gantry_pods::eviction::{self, Evictor};
-use gantry_pods::image_gc::{ImageCollector, Squeeze};
+use gantry_pods::image_gc::{ImageCollector, UnusedImages};
 use gantry_pods::tokens::Tokens;
-use gantry_pods::{Manager, News, Node};
+use gantry_pods::{Node, PodUpdate, PodWorkers};
 use gantry_rpc::node::Welcome;
 use gantry_runtime::ShimRuntime;
 use gantry_tasks::Panicked;
@@ -47,9 +47,9 @@ use crate::local_api;
 use crate::metrics;
 use crate::network_watch::NetworkWatch;
 use crate::node::Machine;
+use crate::node_status::NodeStatus;
 use crate::peers;
-use crate::presence::Presence;
-use crate::program::Program;
+use crate::proxier::Proxier;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
@@ -72,7 +72,7 @@ impl Agent {
         };
         agent.serve_images()?;
         if early.is_some() {
-            agent.presence.network_is_ready();
+            agent.node_status.network_is_ready();
         }
         let mut linked = agent.link(credentials).await;
         let Some(facts) = agent.facts(&mut linked).await? else {
@@ -82,7 +82,7 @@ impl Agent {
             Some(network) => network,
             None => Network::set_up(&agent.config, &facts).await?,
         };
-        agent.presence.network_is_ready();
+        agent.node_status.network_is_ready();
         let Linked {
             token_issuer,
             news,
@@ -106,7 +106,7 @@ struct Composition {
     machine: Machine,
     stores: Stores,
     state: State,
-    presence: Arc<Presence>,
+    node_status: Arc<NodeStatus>,
     /// Everything that runs; it ends with this.
     tasks: JoinSet<()>,
 }
@@ -117,9 +117,9 @@ struct Linked {
     welcomed: watch::Receiver<Option<Welcome>>,
     token_issuer: Arc<LinkIssuer>,
     /// What pods' workers are to be told.
-    news: mpsc::UnboundedReceiver<News>,
+    news: mpsc::UnboundedReceiver<PodUpdate>,
     /// Leads there too.
-    evictions: mpsc::UnboundedSender<News>,
+    evictions: mpsc::UnboundedSender<PodUpdate>,
 }
 
 /// Takes the port of an address, where there is one.
@@ -155,7 +155,7 @@ impl Composition {
         if let Some(listener) = metrics {
             tasks.spawn(metrics::serve(listener, stop.clone()));
         }
-        let presence = Presence::new(
+        let node_status = NodeStatus::new(
             config.clone(),
             machine,
             stores.images.clone(),
@@ -167,7 +167,7 @@ impl Composition {
             machine,
             stores,
             state,
-            presence: Arc::new(presence),
+            node_status: Arc::new(node_status),
             tasks,
         };
         Ok((agent, credentials))
@@ -189,7 +189,7 @@ impl Composition {
 
     /// Describes the node, and dials servers from here on.
     async fn link(&mut self, credentials: Credentials) -> Linked {
-        self.presence.refresh().await;
+        self.node_status.refresh().await;
         let state = &self.state;
         let (news, news_receiver) = mpsc::unbounded_channel();
         let evictions = news.clone();
@@ -211,8 +211,8 @@ impl Composition {
                 self.config.logs_dir(),
             )),
             node: {
-                let presence = self.presence.clone();
-                Box::new(move || presence.json())
+                let node_status = self.node_status.clone();
+                Box::new(move || node_status.json())
             },
             news,
             services: state.services_changed.clone(),
@@ -220,8 +220,10 @@ impl Composition {
             changed: state.changed.clone(),
             welcome,
             clock: {
-                let presence = self.presence.clone();
-                Clock::system(move |condition| presence.find(CLOCK_SYNCHRONIZED, Some(condition)))
+                let node_status = self.node_status.clone();
+                Clock::system(move |condition| {
+                    node_status.find(CLOCK_SYNCHRONIZED, Some(condition))
+                })
             },
         };
         self.tasks.spawn(link.run(self.stop.clone()));
@@ -264,7 +266,7 @@ impl Composition {
             isolation: state.policies.clone(),
             reports: state.reports.clone(),
             drain: Arc::new(Drain {
-                routed: state.desired.routed().clone(),
+                ready: state.desired.ready_endpoints().clone(),
                 reports: state.reports.clone(),
             }),
             tokens: Arc::new(Tokens::new(token_issuer, config.token_refresh)),
@@ -272,7 +274,7 @@ impl Composition {
             pods_dir: config.pods_dir(),
             logs_dir: config.logs_dir(),
             seccomp_dir: config.data_dir.join("seccomp"),
-            allocatable: self.presence.allocatable(),
+            allocatable: self.node_status.allocatable(),
             memory: i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
             pids_limit: Some(config.pod_pids_limit),
             memory_policy: config.memory,
@@ -288,7 +290,7 @@ impl Composition {
         bridge: Arc<BridgeNetwork>,
         rules: Arc<NftPolicyRules>,
         node: Node,
-        news: mpsc::UnboundedReceiver<News>,
+        news: mpsc::UnboundedReceiver<PodUpdate>,
     ) -> Result<()> {
         let attached = bridge.attached().await;
         let attached = attached.context("listing the pods attached to the network")?;
@@ -296,14 +298,14 @@ impl Composition {
         let policies = self.state.policies.clone();
         let isolating = policies.run(rules, attached.collect());
         self.tasks.spawn(isolating);
-        let manager = Manager::new(Arc::new(node));
+        let manager = PodWorkers::new(Arc::new(node));
         self.tasks.spawn(manager.run(news, self.stop.clone()));
         Ok(())
     }
 
     fn run_programs(&mut self, network: Network, facts: &Welcome) {
         let state = &self.state;
-        let program = Program::new(
+        let proxier = Proxier::new(
             &self.config.node_name,
             &facts.cluster_domain,
             state.desired.clone(),
@@ -314,7 +316,7 @@ impl Composition {
         );
         let flushed = watch::Sender::new(());
         let services = state.services_changed.clone();
-        self.tasks.spawn(program.run(services, flushed.subscribe()));
+        self.tasks.spawn(proxier.run(services, flushed.subscribe()));
         if let Some(overlay) = network.overlay.clone() {
             self.reach_peers(overlay, network.echo, flushed.subscribe());
         }
@@ -329,7 +331,7 @@ impl Composition {
             network: network.bridge,
             overlay: network.overlay,
             flushed,
-            presence: self.presence.clone(),
+            node_status: self.node_status.clone(),
             reports: self.state.reports.clone(),
         };
         self.tasks.spawn(watch.run());
@@ -344,7 +346,7 @@ impl Composition {
     ) {
         self.tasks.spawn(metrics::follow_overlay(overlay.clone()));
         let (name, state) = (self.config.node_name.clone(), &self.state);
-        let found = self.presence.clone();
+        let found = self.node_status.clone();
         let reachability = Reachability::new(
             &name,
             state.desired.clone(),
@@ -364,9 +366,9 @@ impl Composition {
         self.tasks.spawn(reachability.watch());
     }
 
-    fn run_upkeep(&mut self, evictions: mpsc::UnboundedSender<News>) {
+    fn run_upkeep(&mut self, evictions: mpsc::UnboundedSender<PodUpdate>) {
         let (config, stores, state) = (&self.config, &self.stores, &self.state);
-        let (images, presence) = (stores.images.clone(), self.presence.clone());
+        let (images, node_status) = (stores.images.clone(), self.node_status.clone());
         self.tasks.spawn(upkeep::keep_checkpoint(
             stores.checkpoint.clone(),
             state.desired.clone(),
@@ -375,8 +377,8 @@ impl Composition {
         ));
         let reports = state.reports.clone();
         self.tasks
-            .spawn(upkeep::watch_node(presence.clone(), reports.clone()));
-        let (squeeze, asked) = Squeeze::new();
+            .spawn(upkeep::watch_node(node_status.clone(), reports.clone()));
+        let (unused, asked) = UnusedImages::new();
         let data_dir = config.data_dir.clone();
         let collector = ImageCollector::new(images.clone(), state.desired.clone(), data_dir);
         self.tasks
@@ -393,8 +395,8 @@ impl Composition {
             state.desired.clone(),
             images,
             evictions,
-            squeeze,
-            Box::new(move || presence.look_again()),
+            unused,
+            Box::new(move || node_status.look_again()),
         );
         self.tasks.spawn(evictor.run());
     }

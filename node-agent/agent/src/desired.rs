@@ -15,7 +15,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 
-use crate::routed::Routed;
+use crate::ready_endpoints::ReadyEndpoints;
 use crate::services::{ServiceObjects, service_of};
 
 /// Namespace (empty for cluster-wide kinds) and name.
@@ -82,9 +82,9 @@ struct Objects {
     synced: bool,
 }
 
-/// Services that are different from what they were when news was last taken.
+/// What kube-proxy's change trackers tell: services that are different from what they were when they were last taken.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ServiceNews {
+pub(crate) struct ServiceUpdates {
     /// These are all there are.
     pub(crate) complete: bool,
     pub(crate) services: BTreeMap<ServiceName, ServiceObjects>,
@@ -94,11 +94,11 @@ pub(crate) struct ServiceNews {
     pub(crate) arrived: BTreeMap<ServiceName, Instant>,
 }
 
-/// The objects; cheap to share.
+/// What a kubelet's pod config and object caches and kube-proxy's listers are together; cheap to share.
 #[derive(Default)]
 pub struct Desired {
     objects: RwLock<Objects>,
-    routed: Arc<Routed>,
+    ready: Arc<ReadyEndpoints>,
 }
 
 fn put<T: DeserializeOwned>(
@@ -233,7 +233,7 @@ impl Desired {
         objects.sent.clear();
         objects.all_known |= objects.is_checkpoint();
         objects.receiving = true;
-        self.routed.receiving(true);
+        self.ready.receiving(true);
     }
 
     /// Applies one change.
@@ -280,7 +280,7 @@ impl Desired {
                 if let Ok(Some((before, after))) = &exchanged {
                     let (before, after) = (before.as_deref(), after.as_deref());
                     objects.slice_changed(&change.name, before, after);
-                    self.routed.slice(before, after, change.revision);
+                    self.ready.slice(before, after, change.revision);
                 }
                 received(objects, change.revision);
                 exchanged.map(|_| Touched::Service)?
@@ -327,14 +327,14 @@ impl Desired {
         for ((_, name), slice) in keep(slices, Resource::EndpointSlice, &sent) {
             objects.slice_changed(&name, Some(&slice), None);
             // When it went is not known: no later than this.
-            self.routed.slice(Some(&slice), None, revision);
+            self.ready.slice(Some(&slice), None, revision);
         }
         keep(&mut objects.nodes, Resource::Node, &sent);
         objects.receiving = false;
         objects.all_known = true;
         objects.synced = true;
         received(objects, revision);
-        self.routed.receiving(false);
+        self.ready.receiving(false);
         gone.into_iter().map(|(_, pod)| pod).collect()
     }
 
@@ -397,7 +397,7 @@ impl Desired {
 
     /// The services that have changed since the last call; all of them at the first. `None` as long as not all are
     /// known: rules of an earlier agent are better than half of them.
-    pub(crate) fn take_services(&self) -> Option<ServiceNews> {
+    pub(crate) fn take_services(&self) -> Option<ServiceUpdates> {
         let mut objects = self.objects.write();
         if !objects.services_taken {
             if !objects.all_known && !objects.is_checkpoint() {
@@ -411,7 +411,7 @@ impl Desired {
             let objects = objects.service_objects(name);
             (name.clone(), objects)
         });
-        Some(ServiceNews {
+        Some(ServiceUpdates {
             complete: false,
             services: services.collect(),
             revision: objects.service_revision,
@@ -428,18 +428,18 @@ impl Desired {
     }
 
     /// All services; none of them counts as changed after that.
-    pub(crate) fn all_services(&self) -> ServiceNews {
+    pub(crate) fn all_services(&self) -> ServiceUpdates {
         Self::everything(&mut self.objects.write())
     }
 
-    fn everything(objects: &mut Objects) -> ServiceNews {
+    fn everything(objects: &mut Objects) -> ServiceUpdates {
         let arrived = arrivals(std::mem::take(&mut objects.changed_services));
         let names = objects.services.keys();
         let names = names.map(|(namespace, name)| ServiceName {
             namespace: namespace.clone(),
             name: name.clone(),
         });
-        ServiceNews {
+        ServiceUpdates {
             complete: true,
             services: names
                 .map(|name| {
@@ -453,8 +453,8 @@ impl Desired {
     }
 
     /// Which addresses services send to, as of what was received.
-    pub(crate) fn routed(&self) -> &Arc<Routed> {
-        &self.routed
+    pub(crate) fn ready_endpoints(&self) -> &Arc<ReadyEndpoints> {
+        &self.ready
     }
 
     /// The services of one namespace.

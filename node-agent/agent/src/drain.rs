@@ -7,19 +7,19 @@ use async_trait::async_trait;
 use gantry_pods::traits::TrafficDrain;
 
 use crate::metrics::METRICS;
+use crate::ready_endpoints::ReadyEndpoints;
 use crate::reports::Reports;
-use crate::routed::Routed;
 
 /// The service rules of all nodes, as pods wait for them.
 pub(crate) struct Drain {
-    pub(crate) routed: Arc<Routed>,
+    pub(crate) ready: Arc<ReadyEndpoints>,
     pub(crate) reports: Arc<Reports>,
 }
 
 #[async_trait]
 impl TrafficDrain for Drain {
     async fn drained(&self, addresses: &[IpAddr]) {
-        let revision = self.routed.withdrawn(addresses).await;
+        let revision = self.ready.withdrawn(addresses).await;
         self.reports.programmed_everywhere(revision).await;
     }
 
@@ -33,21 +33,21 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::routed::tests::slice;
+    use crate::ready_endpoints::tests::slice;
 
     #[tokio::test]
     async fn a_pod_is_drained_when_the_rules_of_every_node_follow_the_last_slice() {
         let drain = Drain {
-            routed: Arc::default(),
+            ready: Arc::default(),
             reports: Arc::new(Reports::new("n")),
         };
         let address = ["10.1.0.2".parse().unwrap()];
         let offered = slice("10.1.0.2", true);
-        drain.routed.slice(None, Some(&offered), 7);
+        drain.ready.slice(None, Some(&offered), 7);
         drain.reports.services_everywhere(7);
         let mut drained = drain.drained(&address);
         assert_eq!((&mut drained).now_or_never(), None, "it is still chosen");
-        drain.routed.slice(Some(&offered), None, 8);
+        drain.ready.slice(Some(&offered), None, 8);
         assert_eq!(
             (&mut drained).now_or_never(),
             None,

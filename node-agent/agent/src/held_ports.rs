@@ -12,7 +12,7 @@ use gantry_cri::network::NetworkError;
 use gantry_network::{Listeners, LocalPort, Protocol, ServiceChanges, ServiceName, ServicePort};
 use k8s_openapi::api::core::v1::Service;
 
-use crate::desired::ServiceNews;
+use crate::desired::ServiceUpdates;
 use crate::metrics::METRICS;
 use crate::reports::{Reports, Severity};
 
@@ -21,17 +21,18 @@ pub(crate) struct HeldPorts {
     node: String,
     listeners: Arc<dyn Listeners>,
     reports: Arc<Reports>,
-    known: BTreeMap<ServiceName, Known>,
+    known: BTreeMap<ServiceName, ServicePorts>,
 }
 
+/// The ports of one service that a process may listen on.
 #[derive(Default)]
-struct Known {
+struct ServicePorts {
     wanted: BTreeSet<LocalPort>,
     /// Those of them that a process listens on.
     held: BTreeSet<LocalPort>,
 }
 
-impl Known {
+impl ServicePorts {
     /// Whether it wants addresses that may be this node's.
     fn has_addresses(&self) -> bool {
         has_addresses(&self.wanted)
@@ -54,7 +55,7 @@ impl HeldPorts {
 
     /// Leaves out of what is to be programmed what processes have. The node is asked about services that want
     /// addresses, and about new node ports.
-    pub(crate) async fn leave_out(&mut self, changes: &mut ServiceChanges, news: &ServiceNews) {
+    pub(crate) async fn leave_out(&mut self, changes: &mut ServiceChanges, news: &ServiceUpdates) {
         if changes.complete {
             self.known
                 .retain(|name, _| changes.services.contains_key(name));
@@ -252,7 +253,7 @@ mod tests {
             services: [(&str, Vec<ServicePort>); N],
         ) -> BTreeMap<ServiceName, Vec<ServicePort>> {
             let mut changes = ServiceChanges::default();
-            let mut news = ServiceNews::default();
+            let mut news = ServiceUpdates::default();
             for (service, ports) in services {
                 let object =
                     json!({"metadata": {"name": service, "namespace": "shop", "uid": "u"}});

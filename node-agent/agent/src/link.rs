@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gantry_pods::News;
+use gantry_pods::PodUpdate;
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::{
     AgentMessage, Heartbeat, Hello, ServerMessage, Welcome, agent_message, server_message,
@@ -89,7 +89,7 @@ pub(crate) struct Link {
     pub(crate) tokens: Arc<LinkIssuer>,
     /// The Node object's JSON, made anew for each connection.
     pub(crate) node: Box<dyn Fn() -> Bytes + Send + Sync>,
-    pub(crate) news: mpsc::UnboundedSender<News>,
+    pub(crate) news: mpsc::UnboundedSender<PodUpdate>,
     /// Services or EndpointSlices have changed.
     pub(crate) services: Arc<Notify>,
     /// Nodes have changed.
@@ -231,9 +231,9 @@ impl Link {
                     synced = true;
                     self.policies.synced();
                     for pod in self.desired.synced(done.revision) {
-                        self.news.send(News::Gone(pod)).ok();
+                        self.news.send(PodUpdate::Gone(pod)).ok();
                     }
-                    self.news.send(News::Synced).ok();
+                    self.news.send(PodUpdate::Synced).ok();
                     self.services.notify_one();
                     self.nodes.notify_one();
                     self.changed.notify_one();
@@ -265,9 +265,9 @@ impl Link {
 
     fn tell(&self, touched: Touched, synced: bool) {
         let news = match touched {
-            Touched::Pod(pod) => News::Pod(pod),
-            Touched::PodGone(pod) => News::Gone(pod),
-            Touched::Reference(namespace) => News::References(namespace),
+            Touched::Pod(pod) => PodUpdate::Pod(pod),
+            Touched::PodGone(pod) => PodUpdate::Gone(pod),
+            Touched::Reference(namespace) => PodUpdate::References(namespace),
             Touched::Service => {
                 if synced {
                     self.services.notify_one();

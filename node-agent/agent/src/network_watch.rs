@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::metrics::METRICS;
-use crate::presence::Presence;
+use crate::node_status::NodeStatus;
 use crate::reports::{Reports, Severity};
 
 /// Between questions whether anything has changed, which cost microseconds.
@@ -27,7 +27,7 @@ pub(crate) struct NetworkWatch {
     pub(crate) overlay: Option<Arc<VxlanOverlay>>,
     /// Has everything of the node's look after its own.
     pub(crate) flushed: watch::Sender<()>,
-    pub(crate) presence: Arc<Presence>,
+    pub(crate) node_status: Arc<NodeStatus>,
     pub(crate) reports: Arc<Reports>,
 }
 
@@ -61,8 +61,8 @@ impl NetworkWatch {
                 overlay_was_broken = false;
             }
             match trouble.is_empty() {
-                true => self.presence.network_is_ready(),
-                false => self.presence.network_is_broken(&trouble.join("; ")),
+                true => self.node_status.network_is_ready(),
+                false => self.node_status.network_is_broken(&trouble.join("; ")),
             }
         }
     }

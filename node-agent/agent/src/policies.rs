@@ -50,9 +50,9 @@ pub(crate) enum NotIsolated {
     Late,
 }
 
-/// As the server says it.
+/// The policies of this node's pods, as the server says them.
 #[derive(Clone, Debug, Default)]
-struct Known {
+struct ServerPolicies {
     revision: u64,
     /// By uid.
     pods: BTreeMap<String, rpc::PodIsolation>,
@@ -64,7 +64,7 @@ struct Known {
 
 #[derive(Debug, Default)]
 struct State {
-    known: Option<Known>,
+    known: Option<ServerPolicies>,
     /// Pieces of a change whose last piece has not come.
     pieces: Vec<PolicyChange>,
     /// Their bytes.
@@ -142,7 +142,7 @@ impl Policies {
     pub(crate) fn synced(&self) {
         let mut state = self.state.lock();
         if !state.heard {
-            state.known = Some(Known::default());
+            state.known = Some(ServerPolicies::default());
             state.missed = None;
             self.changed(state);
         }
@@ -293,7 +293,7 @@ impl State {
     }
 }
 
-impl Known {
+impl ServerPolicies {
     fn take(&mut self, change: PolicyChange) -> Result<(), Unreadable> {
         if change.snapshot {
             *self = Self::default();

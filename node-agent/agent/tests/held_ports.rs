@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use gantry_agent::desired::Desired;
-use gantry_agent::program::Program;
+use gantry_agent::proxier::Proxier;
 use gantry_agent::reports::Reports;
 use gantry_cri::dns::FakeDns;
 use gantry_network::{HostListeners, NftServiceRules, NodeNetwork};
@@ -150,7 +150,7 @@ fn a_service_does_not_take_the_port_of_a_process() {
             ipv6: None,
         };
         let (desired, reports) = (Arc::new(Desired::default()), Arc::new(Reports::new("n1")));
-        let mut program = Program::new(
+        let mut program = Proxier::new(
             "n1",
             "cluster.local",
             desired.clone(),

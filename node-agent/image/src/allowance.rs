@@ -28,7 +28,7 @@ const LOOK_ENTRIES: u64 = 1 << 10;
 /// The longest that one layer takes, on a slow disk.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
 
-/// One image on its way: whether somebody waits for it, and what its layers share. Clones are the same.
+/// A pull or an import under way: whether somebody waits for it, and what its layers share. Clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Errand(Arc<State>);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Which layers are kept although no image names them. Clones share it.
+/// What containerd calls leases: layers that are kept although no image names them. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pins(Arc<Mutex<BTreeMap<String, usize>>>);
 

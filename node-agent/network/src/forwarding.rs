@@ -83,7 +83,7 @@ fn refuse_as_often_as_needed() -> Result<(), NetworkError> {
     }
 }
 
-/// What the firewalls of others must let through, in both directions.
+/// An exception from the firewalls of others: what they must let through, in both directions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Passing {
     /// What comes in or leaves by a link.

@@ -67,7 +67,7 @@ impl History {
     }
 }
 
-/// Looks after the images of a node.
+/// A kubelet's image garbage collector.
 pub struct ImageCollector {
     images: Arc<dyn Images>,
     objects: Arc<dyn Objects>,
@@ -75,11 +75,12 @@ pub struct ImageCollector {
     history: History,
 }
 
-/// Lets others have what nobody uses removed.
+/// Has images removed that nobody uses, for others than who has the collector: a kubelet's eviction manager asks its image
+/// garbage collector the same.
 #[derive(Clone)]
-pub struct Squeeze(mpsc::Sender<oneshot::Sender<()>>);
+pub struct UnusedImages(mpsc::Sender<oneshot::Sender<()>>);
 
-impl Squeeze {
+impl UnusedImages {
     /// With what the one listens to who has the collector.
     pub fn new() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
         let (asks, asked) = mpsc::channel(1);
@@ -87,7 +88,7 @@ impl Squeeze {
     }
 
     /// Returns when it is done.
-    pub async fn all(&self) {
+    pub async fn remove(&self) {
         let (done, wait) = oneshot::channel();
         // Where nobody collects, there is nothing to wait for.
         if self.0.send(done).await.is_ok() {

@@ -1,4 +1,4 @@
-//! `gantry-pods`: what a kubelet does for the pods of its node. A worker for each pod ([`Manager`]) with its containers,
+//! `gantry-pods`: what a kubelet does for the pods of its node. A worker for each pod ([`PodWorkers`]) with its containers,
 //! probes, hooks and status; volumes, logs, tokens; who may use which image; what goes when the disk is short.
 //!
 //! It sees the runtime, images, network and DNS by their traits alone ([`gantry_cri`]), and the agent by those of
@@ -29,4 +29,4 @@ pub mod volumes;
 mod pod;
 mod tls;
 
-pub use pod::{Eviction, Manager, News, Node, connect, remove_all};
+pub use pod::{Eviction, Node, PodUpdate, PodWorkers, connect, remove_all};

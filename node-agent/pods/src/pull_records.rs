@@ -90,8 +90,9 @@ struct Record {
     touched: u64,
 }
 
+/// The records and intents as they are on the disk.
 #[derive(Default)]
-struct Known {
+struct Cache {
     /// By the image's id.
     records: BTreeMap<String, Record>,
     /// How often each reference is being pulled.
@@ -103,7 +104,7 @@ struct Known {
 pub struct PullRecords {
     directory: PathBuf,
     verification: PullVerification,
-    known: Mutex<Known>,
+    known: Mutex<Cache>,
 }
 
 impl PullRecords {
@@ -111,7 +112,7 @@ impl PullRecords {
     /// that they may use it.
     pub fn open(directory: &Path, verification: PullVerification) -> io::Result<Self> {
         gantry_durable::create_directories(directory)?;
-        let mut known = Known::default();
+        let mut known = Cache::default();
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str());

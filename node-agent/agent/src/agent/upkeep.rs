@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use crate::checkpoint::Checkpoint;
 use crate::desired::Desired;
+use crate::node_status::{self, NodeStatus};
 use crate::policies::Policies;
-use crate::presence::{self, Presence};
 use crate::reports::{Reports, Severity};
 
 /// Changes that come together are one checkpoint.
@@ -34,16 +34,16 @@ pub(super) async fn forget_pulls(pulls: Arc<PullRecords>, images: Arc<ImageStore
 }
 
 /// Keeps what the server knows of the node's images and conditions up to date, and their heartbeat times recent.
-pub(super) async fn watch_node(presence: Arc<Presence>, reports: Arc<Reports>) {
-    let mut ticks = every(presence::PERIOD);
+pub(super) async fn watch_node(node_status: Arc<NodeStatus>, reports: Arc<Reports>) {
+    let mut ticks = every(node_status::PERIOD);
     let mut told = Instant::now();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = presence.found() => {}
+            () = node_status.found() => {}
         }
-        if presence.refresh().await || told.elapsed() >= presence::REPORT {
-            reports.node_status(presence.status());
+        if node_status.refresh().await || told.elapsed() >= node_status::REPORT {
+            reports.node_status(node_status.status());
             told = Instant::now();
         }
     }

@@ -25,8 +25,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Disk, Share};
-use crate::image_gc::Squeeze;
-use crate::pod::{Eviction, News};
+use crate::image_gc::UnusedImages;
+use crate::pod::{Eviction, PodUpdate};
 use crate::traits::Objects;
 use nameless::{FileSystem, Nameless, processes};
 use places::{Count, Places};
@@ -82,27 +82,27 @@ pub struct Evictor {
     objects: Arc<dyn Objects>,
     images: Arc<dyn Images>,
     on_shortage: OnShortage,
-    news: mpsc::UnboundedSender<News>,
-    squeezing: Squeezing,
+    news: mpsc::UnboundedSender<PodUpdate>,
+    removal: Removal,
     directories: Directories,
     /// What is known of counting a pod, by uid.
     watches: BTreeMap<String, Watch>,
     /// The last one that had to go, while its room is not back.
     leaving: Option<(CancellationToken, Instant)>,
     /// Whether what nobody uses was removed in this shortage.
-    squeezed: bool,
+    removed: bool,
     /// Looks at the pods in this shortage since one had to go.
     rounds: u32,
 }
 
 impl Evictor {
-    /// `news` leads to the pods' [`Manager`](crate::Manager).
+    /// `news` leads to the pods' [`PodWorkers`](crate::PodWorkers).
     pub fn new(
         directories: Directories,
         objects: Arc<dyn Objects>,
         images: Arc<dyn Images>,
-        news: mpsc::UnboundedSender<News>,
-        squeeze: Squeeze,
+        news: mpsc::UnboundedSender<PodUpdate>,
+        unused: UnusedImages,
         on_shortage: OnShortage,
     ) -> Self {
         Self {
@@ -110,11 +110,11 @@ impl Evictor {
             images,
             on_shortage,
             news,
-            squeezing: Squeezing::new(squeeze),
+            removal: Removal::new(unused),
             directories,
             watches: BTreeMap::new(),
             leaving: None,
-            squeezed: false,
+            removed: false,
             rounds: 0,
         }
     }
@@ -166,7 +166,7 @@ impl Evictor {
     /// While the node is short of disk: removes what nobody uses, then one pod after the other.
     async fn relieve(&mut self, disk: Disk) {
         let Some((signal, threshold, share)) = shortage(disk) else {
-            self.squeezed = false;
+            self.removed = false;
             self.rounds = 0;
             return;
         };
@@ -178,13 +178,13 @@ impl Evictor {
         {
             return;
         }
-        if !std::mem::replace(&mut self.squeezed, true) {
-            self.news.send(News::Reclaim).ok();
-            self.squeezing.begin();
+        if !std::mem::replace(&mut self.removed, true) {
+            self.news.send(PodUpdate::Reclaim).ok();
+            self.removal.begin();
             return;
         }
         // Limits are kept meanwhile.
-        if self.squeezing.is_under_way() {
+        if self.removal.is_under_way() {
             return;
         }
         let pods = self.running();
@@ -249,7 +249,7 @@ impl Evictor {
         };
         let uid = uid_of(pod).to_owned();
         // Without a manager there are no pods either.
-        self.news.send(News::Evict(uid, eviction)).ok();
+        self.news.send(PodUpdate::Evict(uid, eviction)).ok();
         reclaimed
     }
 
@@ -450,16 +450,16 @@ impl Measured {
 }
 
 /// Has what nobody uses removed, which can take long on a full disk, while others go on.
-struct Squeezing {
-    squeeze: Squeeze,
+struct Removal {
+    unused: UnusedImages,
     task: JoinSet<()>,
     begun: Option<Instant>,
 }
 
-impl Squeezing {
-    fn new(squeeze: Squeeze) -> Self {
+impl Removal {
+    fn new(unused: UnusedImages) -> Self {
         Self {
-            squeeze,
+            unused,
             task: JoinSet::new(),
             begun: None,
         }
@@ -471,11 +471,11 @@ impl Squeezing {
         if self.is_under_way() {
             return;
         }
-        let squeeze = self.squeeze.clone();
+        let unused = self.unused.clone();
         self.task.spawn(async move {
             // It ends with the set of tasks.
             let stop = CancellationToken::new();
-            let all = || squeeze.all();
+            let all = || unused.remove();
             gantry_tasks::supervised("removing what nobody uses", &stop, all).await;
         });
     }
@@ -510,19 +510,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_what_nobody_uses_to_be_removed() {
-        let (squeeze, mut asked) = Squeeze::new();
-        let mut squeezing = Squeezing::new(squeeze);
-        assert!(!squeezing.is_under_way());
-        squeezing.begin();
-        squeezing.begin();
+        let (unused, mut asked) = UnusedImages::new();
+        let mut removal = Removal::new(unused);
+        assert!(!removal.is_under_way());
+        removal.begin();
+        removal.begin();
         let done = asked.recv().await.unwrap();
         assert!(asked.try_recv().is_err(), "it is asked for once");
-        assert!(squeezing.is_under_way());
+        assert!(removal.is_under_way());
         tokio::time::advance(PATIENCE).await;
-        assert!(!squeezing.is_under_way(), "others go on after some time");
+        assert!(!removal.is_under_way(), "others go on after some time");
         done.send(()).unwrap();
-        squeezing.task.join_next().await;
-        squeezing.begin();
+        removal.task.join_next().await;
+        removal.begin();
         assert!(asked.recv().await.is_some(), "once more");
     }
 

@@ -22,9 +22,9 @@ use crate::traits::Severity;
 /// Between attempts at a worker whose directory cannot be written.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-/// News from the link.
+/// What workers are told: a kubelet's pod updates, and what concerns all pods of a namespace or of the node.
 #[derive(Clone, Debug)]
-pub enum News {
+pub enum PodUpdate {
     /// A pod is new or has changed.
     Pod(Arc<Pod>),
     /// A pod no longer exists.
@@ -44,8 +44,8 @@ struct Handle {
     inputs: mpsc::UnboundedSender<Input>,
 }
 
-/// All workers of the node.
-pub struct Manager {
+/// A kubelet's pod workers: those of all pods of the node.
+pub struct PodWorkers {
     node: Arc<Node>,
     workers: BTreeMap<String, Handle>,
     /// A worker's pod by uid, and how its worker ended.
@@ -62,7 +62,7 @@ fn uid_of(pod: &Pod) -> String {
     pod.metadata.uid.clone().unwrap_or_default()
 }
 
-impl Manager {
+impl PodWorkers {
     /// Nobody has a worker yet.
     pub fn new(node: Arc<Node>) -> Self {
         Self {
@@ -76,7 +76,11 @@ impl Manager {
     }
 
     /// Takes over what runs, then follows the news until stopped. Containers are left running.
-    pub async fn run(mut self, mut news: mpsc::UnboundedReceiver<News>, stop: CancellationToken) {
+    pub async fn run(
+        mut self,
+        mut news: mpsc::UnboundedReceiver<PodUpdate>,
+        stop: CancellationToken,
+    ) {
         let mut events = self.node.runtime.events();
         self.take_over().await;
         let mut again = tokio::time::interval(TRY_AGAIN);
@@ -85,22 +89,22 @@ impl Manager {
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(news) = news.recv() => match news {
-                    News::Pod(pod) => self.pod(pod),
-                    News::Gone(pod) => self.gone(&pod),
-                    News::References(namespace) => {
+                    PodUpdate::Pod(pod) => self.pod(pod),
+                    PodUpdate::Gone(pod) => self.gone(&pod),
+                    PodUpdate::References(namespace) => {
                         for handle in self.workers.values().filter(|handle| handle.namespace == namespace) {
                             handle.inputs.send(Input::References).ok();
                         }
                     }
-                    News::Synced => self.remove_leftovers().await,
-                    News::Evict(uid, eviction) => match self.workers.get(&uid) {
+                    PodUpdate::Synced => self.remove_leftovers().await,
+                    PodUpdate::Evict(uid, eviction) => match self.workers.get(&uid) {
                         Some(handle) => {
                             handle.inputs.send(Input::Evict(eviction)).ok();
                         }
                         // It has gone by itself.
                         None => eviction.reclaimed.cancel(),
                     },
-                    News::Reclaim => {
+                    PodUpdate::Reclaim => {
                         for handle in self.workers.values() {
                             handle.inputs.send(Input::Reclaim).ok();
                         }

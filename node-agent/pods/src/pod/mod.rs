@@ -22,7 +22,7 @@ mod stop;
 mod worker;
 
 pub use hooks::connect;
-pub use manager::{Manager, News, remove_all};
+pub use manager::{PodUpdate, PodWorkers, remove_all};
 pub use node::Node;
 pub(crate) use record::containers;
 pub use worker::Eviction;

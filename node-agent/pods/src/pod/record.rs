@@ -209,7 +209,7 @@ pub(crate) struct Notes {
     pub(crate) initialised: bool,
 }
 
-/// A pod's notes on disk: after a crash or a power cut they are the old or the new. The pod's end is there for good before
+/// A pod's checkpoint on disk: after a crash or a power cut they are the old or the new. The pod's end is there for good before
 /// anyone is told of it.
 pub(crate) struct Journal {
     path: PathBuf,

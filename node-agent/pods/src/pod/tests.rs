@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Eviction, Manager, News, Node};
+use super::{Eviction, Node, PodUpdate, PodWorkers};
 use crate::pull_records::PullRecords;
 use crate::pull_verification::PullVerification;
 use crate::tokens::Tokens;
@@ -37,7 +37,7 @@ pub(super) struct Bed {
     isolation: Arc<FakeIsolation>,
     reports: Arc<FakeReports>,
     drain: Arc<FakeDrain>,
-    news: mpsc::UnboundedSender<News>,
+    news: mpsc::UnboundedSender<PodUpdate>,
     stop: CancellationToken,
     agent: tokio::task::JoinHandle<()>,
     pub(super) tokens: Arc<Tokens>,
@@ -112,7 +112,7 @@ impl Bed {
         let (news, receiver) = mpsc::unbounded_channel();
         self.news = news;
         self.stop = CancellationToken::new();
-        self.agent = tokio::spawn(Manager::new(self.node()).run(receiver, self.stop.clone()));
+        self.agent = tokio::spawn(PodWorkers::new(self.node()).run(receiver, self.stop.clone()));
     }
 
     async fn kill_agent(&mut self) {
@@ -123,7 +123,7 @@ impl Bed {
     fn apply(&self, pod: &Value) {
         self.objects.apply(&change(Resource::Pod, pod)).unwrap();
         self.news
-            .send(News::Pod(self.objects.pod("d", "p").unwrap()))
+            .send(PodUpdate::Pod(self.objects.pod("d", "p").unwrap()))
             .unwrap();
     }
 
@@ -445,7 +445,9 @@ async fn a_missing_volume_is_waited_for() {
     bed.objects
         .apply(&change(Resource::ConfigMap, &map))
         .unwrap();
-    bed.news.send(News::References("d".to_owned())).unwrap();
+    bed.news
+        .send(PodUpdate::References("d".to_owned()))
+        .unwrap();
     bed.phase("Running").await;
     let mount = bed.runtime.starts()[0]
         .mounts
@@ -598,7 +600,7 @@ async fn an_evicted_pod_fails_and_gives_its_disk_back_before_it_is_deleted() {
     };
     let (first, second) = (eviction("too much"), eviction("again"));
     for eviction in [&first, &second] {
-        let news = News::Evict("u".to_owned(), eviction.clone());
+        let news = PodUpdate::Evict("u".to_owned(), eviction.clone());
         bed.news.send(news).unwrap();
         tokio::time::timeout(Duration::from_secs(60), eviction.reclaimed.cancelled())
             .await
@@ -618,7 +620,7 @@ async fn an_evicted_pod_fails_and_gives_its_disk_back_before_it_is_deleted() {
         .find(|condition| condition["type"] == "DisruptionTarget");
     assert_eq!(disruption.unwrap()["reason"], "TerminationByKubelet");
     let unknown = eviction("who");
-    let news = News::Evict("nobody".to_owned(), unknown.clone());
+    let news = PodUpdate::Evict("nobody".to_owned(), unknown.clone());
     bed.news.send(news).unwrap();
     unknown.reclaimed.cancelled().await;
     bed.apply(&deleted(object, 30));
@@ -641,7 +643,7 @@ async fn what_the_cluster_does_not_know_is_removed() {
     bed.kill_agent().await;
     bed.objects = Arc::default();
     bed.objects.synced();
-    Manager::new(bed.node()).take_over().await;
+    PodWorkers::new(bed.node()).take_over().await;
     assert!(bed.dns.clients().is_empty());
     assert!(bed.runtime.sandboxes().await.unwrap().is_empty());
     assert!(!bed.directory.path().join("pods/u").exists());

@@ -18,7 +18,7 @@ pub(super) fn retry_delay(failures: u32) -> Duration {
     (RETRY * 2_u32.saturating_pow(failures.min(6))).min(RETRY_LONGEST)
 }
 
-/// The pod's surroundings.
+/// The pod's sandbox, and its network and volumes.
 pub(super) enum Surroundings {
     /// Not there; tried from this moment on.
     Missing { retry_at: Instant },

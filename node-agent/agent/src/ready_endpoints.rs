@@ -1,6 +1,6 @@
 //! Which addresses services send new connections to.
 //!
-//! A pod that is to end asks when its address is [`withdrawn`](Routed::withdrawn): from then on, the rules of every
+//! A pod that is to end asks when its address is [`withdrawn`](ReadyEndpoints::withdrawn): from then on, the rules of every
 //! node that has programmed the revision it is told send nothing new to it.
 
 use std::collections::HashMap;
@@ -11,9 +11,10 @@ use tokio::sync::watch;
 
 use crate::services;
 
-/// Shared by what receives slices, what programs rules, and pods that end.
+/// The ready endpoints of all EndpointSlices, by their addresses. Shared by what receives slices, what programs rules, and pods
+/// that end.
 #[derive(Debug)]
-pub(crate) struct Routed {
+pub(crate) struct ReadyEndpoints {
     state: watch::Sender<State>,
 }
 
@@ -27,7 +28,7 @@ struct State {
     receiving: bool,
 }
 
-impl Default for Routed {
+impl Default for ReadyEndpoints {
     fn default() -> Self {
         Self {
             state: watch::Sender::new(State::default()),
@@ -35,7 +36,7 @@ impl Default for Routed {
     }
 }
 
-impl Routed {
+impl ReadyEndpoints {
     /// Resolves when no slice that this node knows offers one of the addresses as ready, with the revision of the newest
     /// EndpointSlice known then: the rules of a node that has programmed this revision do not choose them.
     pub(crate) async fn withdrawn(&self, addresses: &[IpAddr]) -> u64 {
@@ -98,24 +99,24 @@ pub(crate) mod tests {
 
     #[test]
     fn an_address_is_withdrawn_when_no_slice_offers_it_and_by_the_revision_of_then() {
-        let routed = Routed::default();
+        let ready_endpoints = ReadyEndpoints::default();
         let (address, other) = (["10.0.0.1".parse().unwrap()], ["10.0.0.2".parse().unwrap()]);
         let (ready, leaving) = (slice("10.0.0.1", true), slice("10.0.0.1", false));
-        let now = |addresses: &[IpAddr]| routed.withdrawn(addresses).now_or_never();
-        routed.slice(None, Some(&ready), 6);
-        routed.slice(None, Some(&ready), 7);
+        let now = |addresses: &[IpAddr]| ready_endpoints.withdrawn(addresses).now_or_never();
+        ready_endpoints.slice(None, Some(&ready), 6);
+        ready_endpoints.slice(None, Some(&ready), 7);
         assert_eq!((now(&address), now(&other)), (None, Some(7)));
         assert_eq!(now(&[other[0], address[0]]), None, "of a pod with two");
-        routed.slice(Some(&ready), Some(&leaving), 8);
+        ready_endpoints.slice(Some(&ready), Some(&leaving), 8);
         assert_eq!(now(&address), None, "another slice offers it");
-        let mut waiting = Box::pin(routed.withdrawn(&address));
+        let mut waiting = Box::pin(ready_endpoints.withdrawn(&address));
         assert_eq!((&mut waiting).now_or_never(), None);
-        routed.slice(Some(&ready), None, 9);
+        ready_endpoints.slice(Some(&ready), None, 9);
         assert_eq!(waiting.now_or_never(), Some(9));
-        routed.receiving(true);
+        ready_endpoints.receiving(true);
         assert_eq!(now(&address), None, "what is known may be old");
-        routed.slice(None, Some(&leaving), 12);
-        routed.receiving(false);
+        ready_endpoints.slice(None, Some(&leaving), 12);
+        ready_endpoints.receiving(false);
         assert_eq!(now(&address), Some(12));
     }
 }

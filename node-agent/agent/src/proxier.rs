@@ -9,7 +9,7 @@ use gantry_cri::network::NetworkError;
 use gantry_network::{Listeners, ServiceChanges, ServiceName, ServiceRules};
 use tokio::sync::{Notify, watch};
 
-use crate::desired::{Desired, ServiceNews};
+use crate::desired::{Desired, ServiceUpdates};
 use crate::health_checks::HealthChecks;
 use crate::held_ports::HeldPorts;
 use crate::metrics::METRICS;
@@ -22,8 +22,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// What services are programmed with.
-pub struct Program {
+/// What kube-proxy is on other nodes: it programs services, and DNS with their names.
+pub struct Proxier {
     place: Place,
     cluster_domain: String,
     desired: Arc<Desired>,
@@ -40,7 +40,7 @@ pub struct Program {
     waiting: BTreeMap<ServiceName, Instant>,
 }
 
-impl Program {
+impl Proxier {
     /// For the node of this name, in the cluster of this domain.
     pub fn new(
         node_name: &str,
@@ -143,7 +143,7 @@ impl Program {
     }
 
     /// What has changed; everything when the node is in another zone, since hints are for zones.
-    fn news(&mut self) -> Option<ServiceNews> {
+    fn news(&mut self) -> Option<ServiceUpdates> {
         let mut news = self.desired.take_services()?;
         let node = self.desired.node(&self.place.node);
         let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
@@ -159,7 +159,7 @@ impl Program {
 
     fn translate(
         &self,
-        news: &ServiceNews,
+        news: &ServiceUpdates,
     ) -> (ServiceChanges, BTreeMap<ServiceName, Option<DnsTable>>) {
         let mut changes = ServiceChanges {
             complete: news.complete,
@@ -203,7 +203,7 @@ impl Program {
         }
     }
 
-    fn check_health(&mut self, news: &ServiceNews) {
+    fn check_health(&mut self, news: &ServiceUpdates) {
         if news.complete {
             self.health_checks
                 .keep(|name| news.services.contains_key(name));
@@ -229,7 +229,7 @@ mod tests {
     use crate::desired::tests::change_at;
 
     struct Bed {
-        program: Program,
+        program: Proxier,
         rules: Arc<FakeServiceRules>,
         dns: Arc<FakeDns>,
         listeners: Arc<FakeListeners>,
@@ -242,7 +242,7 @@ mod tests {
                 Arc::<FakeDns>::default(),
             );
             let listeners = Arc::new(FakeListeners::new([[192, 0, 2, 1].into()]));
-            let program = Program::new(
+            let program = Proxier::new(
                 "n1",
                 "cluster.local",
                 Arc::default(),

@@ -25,8 +25,8 @@ pub(crate) const PERIOD: Duration = Duration::from_secs(10);
 /// Between reports while nothing changes, as a kubelet's.
 pub(crate) const REPORT: Duration = Duration::from_secs(5 * 60);
 
-/// The node as it was described last.
-pub(crate) struct Presence {
+/// A kubelet's node status: the Node as it was described last.
+pub(crate) struct NodeStatus {
     config: AgentConfig,
     machine: Machine,
     images: Arc<dyn Images>,
@@ -79,7 +79,7 @@ fn news(node: &Value) -> (&Value, Vec<[&Value; 3]>) {
     (&node["status"]["images"], conditions.collect())
 }
 
-impl Presence {
+impl NodeStatus {
     pub(crate) fn new(
         config: AgentConfig,
         machine: Machine,
@@ -131,7 +131,7 @@ impl Presence {
         self.network_is(Network::Ready);
     }
 
-    /// Pods are cut off, and why: until [`Presence::network_is_ready`] the node is not Ready.
+    /// Pods are cut off, and why: until [`NodeStatus::network_is_ready`] the node is not Ready.
     pub(crate) fn network_is_broken(&self, words: &str) {
         self.network_is(Network::Broken(words.to_owned()));
     }
@@ -257,23 +257,23 @@ mod tests {
         config.max_pods = 3;
         let machine = Machine::here(Path::new("/"));
         let reports = Arc::new(Reports::new("n"));
-        let mut presence = Presence::new(config, machine, images.clone(), reports.clone());
-        presence.measure = |_| Ok(ample());
-        assert!(presence.json().is_empty());
-        assert!(presence.refresh().await);
-        assert!(!presence.refresh().await);
+        let mut node_status = NodeStatus::new(config, machine, images.clone(), reports.clone());
+        node_status.measure = |_| Ok(ample());
+        assert!(node_status.json().is_empty());
+        assert!(node_status.refresh().await);
+        assert!(!node_status.refresh().await);
         images.pull("web:1", None, None).await.unwrap();
-        assert!(presence.refresh().await);
-        assert_eq!(presence.allocatable()["pods"].0, "3");
-        let node: NodeObject = serde_json::from_slice(&presence.json()).unwrap();
-        let status: Value = serde_json::from_slice(&presence.status()).unwrap();
+        assert!(node_status.refresh().await);
+        assert_eq!(node_status.allocatable()["pods"].0, "3");
+        let node: NodeObject = serde_json::from_slice(&node_status.json()).unwrap();
+        let status: Value = serde_json::from_slice(&node_status.status()).unwrap();
         assert_eq!(
             serde_json::to_value(node.status).unwrap()["nodeInfo"],
             status["nodeInfo"]
         );
         let mut short = Pressures::default();
         short.observe(&Sample::default(), Instant::now());
-        presence.say(&short.conditions()[0]);
+        node_status.say(&short.conditions()[0]);
         let messages = reports.next().await;
         let Some(agent_message::Message::Event(record)) = &messages[0].message else {
             panic!("an event");
@@ -289,8 +289,8 @@ mod tests {
         let reports = Arc::new(Reports::new("n"));
         let config = AgentConfig::in_directory(directory.path());
         let machine = Machine::here(Path::new("/"));
-        let mut presence = Presence::new(config, machine, images, reports.clone());
-        presence.measure = |_| Ok(ample());
+        let mut node_status = NodeStatus::new(config, machine, images, reports.clone());
+        node_status.measure = |_| Ok(ample());
         let condition = |holds, message: &'static str| Condition {
             kind: "PeersReachable",
             holds,
@@ -316,17 +316,17 @@ mod tests {
                 .collect()
         };
         let ready = || {
-            let status: Value = serde_json::from_slice(&presence.status()).unwrap();
+            let status: Value = serde_json::from_slice(&node_status.status()).unwrap();
             status["conditions"].as_array().unwrap().last().cloned()
         };
-        presence.refresh().await;
+        node_status.refresh().await;
         assert_eq!(ready().unwrap()["reason"], "KubeletNotReady");
-        presence.network_is_ready();
-        presence.found().await;
-        assert!(presence.refresh().await, "that it is Ready is news");
+        node_status.network_is_ready();
+        node_status.found().await;
+        assert!(node_status.refresh().await, "that it is Ready is news");
         assert_eq!(ready().unwrap()["status"], "True");
-        presence.network_is_broken("the bridge is gone");
-        assert!(presence.refresh().await);
+        node_status.network_is_broken("the bridge is gone");
+        assert!(node_status.refresh().await);
         let broken = ready().unwrap();
         assert_eq!(
             (&broken["status"], &broken["message"]),
@@ -335,18 +335,18 @@ mod tests {
                 &"the node's network is broken: the bridge is gone".into()
             )
         );
-        presence.network_is_ready();
-        assert!(presence.refresh().await);
-        let find = |condition| presence.find("PeersReachable", condition);
+        node_status.network_is_ready();
+        assert!(node_status.refresh().await);
+        let find = |condition| node_status.find("PeersReachable", condition);
         find(Some(condition(true, "all answer")));
-        presence.found().await;
-        assert!(presence.refresh().await);
+        node_status.found().await;
+        assert!(node_status.refresh().await);
         for _ in 0..2 {
             find(Some(condition(false, "no answer from a")));
         }
-        assert!(presence.refresh().await);
+        assert!(node_status.refresh().await);
         find(Some(condition(false, "no answer from b")));
-        assert!(presence.refresh().await, "another message is news too");
+        assert!(node_status.refresh().await, "another message is news too");
         find(Some(condition(true, "all answer")));
         let said = ["no answer from a", "no answer from b", "all answer"];
         let types = ["Warning", "Warning", "Normal"];
@@ -357,10 +357,10 @@ mod tests {
             .collect();
         assert_eq!(told().await, expected);
 
-        assert!(presence.refresh().await);
+        assert!(node_status.refresh().await);
         find(None);
-        assert!(presence.refresh().await);
-        let status: Value = serde_json::from_slice(&presence.status()).unwrap();
+        assert!(node_status.refresh().await);
+        let status: Value = serde_json::from_slice(&node_status.status()).unwrap();
         assert_eq!(status["conditions"].as_array().unwrap().len(), 4);
     }
 

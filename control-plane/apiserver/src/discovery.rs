@@ -43,7 +43,7 @@ const GROUPS: &[&str] = &[
 /// Kubernetes' storageVersionHash: eight bytes of SHA-256 over `group/version/kind` of what is stored, base64; nothing of what
 /// is not.
 fn storage_version_hash(resource: &Resource) -> Option<String> {
-    if resource.virtual_create().is_some() {
+    if resource.is_virtual() {
         return None;
     }
     let info = resource.storage_kind().info();

@@ -263,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn another_registry_has_documents_of_its_own() {
         let index = async |registry: &Registry| {
-            let documents = &registry.documents;
+            let documents = registry.derived::<Documents>();
             let made = documents.get(registry, &Which::Index, Form::Json).await;
             made.expect("is served").hash.clone()
         };

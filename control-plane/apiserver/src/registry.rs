@@ -3,17 +3,19 @@
 //! A registry never changes: [`Registry::with`] and [`Registry::without`] make the next one, which takes the place of the
 //! former. A request keeps the one that it began with, and all that is derived from it, until it is answered.
 
+pub(crate) mod subresource;
+
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use gantry_api::kind::{ResourceInfo, ResourceKind};
 use gantry_api::status::StatusError;
 use gantry_store::{Key, Table};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::discovery::Aggregated;
-use crate::openapi::Documents;
-use crate::subresources::{self, Handler, Subresource};
+use self::subresource::Subresource;
 use crate::tables::table;
 
 /// What clients may do with the objects of a resource.
@@ -58,8 +60,7 @@ pub(crate) struct Resource {
     pub(crate) table: Table,
     versions: Arc<Versions>,
     subresources: Vec<Subresource>,
-    /// What answers a POST, of a resource that has no objects.
-    create: Option<Handler>,
+    is_virtual: bool,
 }
 
 impl Resource {
@@ -78,16 +79,16 @@ impl Resource {
 
     /// What clients may do with it, sorted.
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
-        match (&self.create, self.info().group_kind()) {
-            (Some(_), _) => VERBS_OF_VIRTUAL,
-            (None, ("", "Namespace")) => VERBS_OF_NAMESPACES,
-            (None, _) => VERBS,
+        match (self.is_virtual, self.info().group_kind()) {
+            (true, _) => VERBS_OF_VIRTUAL,
+            (false, ("", "Namespace")) => VERBS_OF_NAMESPACES,
+            (false, _) => VERBS,
         }
     }
 
-    /// What answers a POST where nothing is stored.
-    pub(crate) fn virtual_create(&self) -> Option<Handler> {
-        self.create
+    /// Whether it is answered and never stored.
+    pub(crate) fn is_virtual(&self) -> bool {
+        self.is_virtual
     }
 
     /// Its subresources, sorted by name.
@@ -191,7 +192,7 @@ impl Resource {
 #[derive(Clone)]
 struct Entry {
     kind: Arc<dyn ResourceKind>,
-    create: Option<Handler>,
+    is_virtual: bool,
 }
 
 impl Entry {
@@ -201,16 +202,18 @@ impl Entry {
     }
 }
 
+/// Tells which subresources a kind has, sorted by name.
+pub(crate) type Describe = fn(&ResourceInfo) -> Vec<Subresource>;
+
 /// All resources.
 pub(crate) struct Registry {
     entries: Vec<Entry>,
+    describe: Describe,
     /// By group and version, then by plural name.
     by_version: HashMap<String, HashMap<String, Arc<Resource>>>,
     all: Vec<Arc<Resource>>,
-    /// What discovery says of it, made when somebody asks.
-    pub(crate) aggregated: Aggregated,
-    /// What describes its types, made when somebody asks.
-    pub(crate) documents: Documents,
+    /// What others have made of it, by type.
+    derived: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
 fn group_version(group: &str, version: &str) -> String {
@@ -218,20 +221,22 @@ fn group_version(group: &str, version: &str) -> String {
 }
 
 impl Registry {
-    /// The built-in kinds and virtual resources.
-    pub(crate) fn built_in() -> Self {
-        let kinds = gantry_api::kinds::all().into_iter().map(|kind| Entry {
+    /// A registry of kinds whose objects are stored, and of others that are answered only.
+    pub(crate) fn new(
+        kinds: Vec<Box<dyn ResourceKind>>,
+        virtuals: Vec<Box<dyn ResourceKind>>,
+        describe: Describe,
+    ) -> Self {
+        let entry = |kind: Box<dyn ResourceKind>, is_virtual: bool| Entry {
             kind: Arc::from(kind),
-            create: None,
-        });
-        let virtuals = subresources::virtuals().map(|(kind, create)| Entry {
-            kind: Arc::from(kind),
-            create: Some(create),
-        });
-        Self::of(kinds.chain(virtuals).collect())
+            is_virtual,
+        };
+        let kinds = kinds.into_iter().map(|kind| entry(kind, false));
+        let virtuals = virtuals.into_iter().map(|kind| entry(kind, true));
+        Self::of(kinds.chain(virtuals).collect(), describe)
     }
 
-    fn of(entries: Vec<Entry>) -> Self {
+    fn of(entries: Vec<Entry>, describe: Describe) -> Self {
         let mut tables: HashMap<Table, Vec<Arc<dyn ResourceKind>>> = HashMap::new();
         let table_of = |entry: &Entry| {
             let (group, plural) = entry.kind.table();
@@ -255,11 +260,11 @@ impl Registry {
                 let table = table_of(entry);
                 let versions = tables.get(&table)?.clone();
                 Some(Arc::new(Resource {
-                    subresources: subresources::of(entry.kind.info()),
+                    subresources: describe(entry.kind.info()),
                     kind: entry.kind.clone(),
                     table,
                     versions,
-                    create: entry.create,
+                    is_virtual: entry.is_virtual,
                 }))
             })
             .collect();
@@ -272,10 +277,10 @@ impl Registry {
         }
         Self {
             entries,
+            describe,
             by_version,
             all,
-            aggregated: Aggregated::default(),
-            documents: Documents::default(),
+            derived: Mutex::default(),
         }
     }
 
@@ -289,20 +294,29 @@ impl Registry {
             .position(|entry| entry.is(group, version, plural));
         let entry = Entry {
             kind: kind.clone(),
-            create: None,
+            is_virtual: false,
         };
         match place.and_then(|place| entries.get_mut(place)) {
             Some(former) => *former = entry,
             None => entries.push(entry),
         }
-        Self::of(entries)
+        Self::of(entries, self.describe)
     }
 
     /// The next registry, which serves a kind no longer.
     pub(crate) fn without(&self, group: &str, version: &str, plural: &str) -> Self {
         let mut entries = self.entries.clone();
         entries.retain(|entry| !entry.is(group, version, plural));
-        Self::of(entries)
+        Self::of(entries, self.describe)
+    }
+
+    /// The `T` of this registry: empty when somebody asks for it first, and gone with the registry.
+    pub(crate) fn derived<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let mut derived = self.derived.lock();
+        let one = derived.entry(TypeId::of::<T>());
+        let one = one.or_insert_with(|| Arc::new(T::default())).clone();
+        // It is one of these by its key.
+        one.downcast().unwrap_or_default()
     }
 
     pub(crate) fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {

@@ -25,6 +25,8 @@ use k8s_openapi::api::core::v1::Binding;
 use k8s_openapi::api::policy::v1::Eviction;
 
 use crate::context::Context;
+use crate::registry::Registry;
+use crate::registry::subresource::{Schema, Subresource};
 use crate::request::{Query, ResourcePath};
 use crate::response::Answer;
 use crate::verbs::reviews;
@@ -70,9 +72,6 @@ type Methods = &'static [(&'static str, Handler)];
 
 /// Group, version and kind of what a subresource is about; group and version only where they are not its resource's.
 type GroupVersionKind = (&'static str, &'static str, &'static str);
-
-/// Finds a type's schema.
-type Schema = fn() -> &'static TypeSchema;
 
 /// A line of the table.
 #[derive(Clone, Copy)]
@@ -204,6 +203,13 @@ const SCALE: Methods = &[
     ),
 ];
 
+/// What every kind has that can be scaled.
+const SCALED: Row =
+    Row::new("scale", ("autoscaling", "v1", "Scale"), SCALE).taking(TypeSchema::of::<Scale>);
+
+/// What every kind with a status has; it is about the kind itself.
+const WITH_STATUS: Row = Row::new("status", ("", "", ""), STATUS);
+
 const fn proxy(kind: &'static str) -> Row {
     Row::new("proxy", ("", "", kind), PROXIED)
         .lasting(|_| true)
@@ -250,52 +256,56 @@ const TABLE: &[(&str, &str, &[Row])] = &[
 
 /// A resource that is answered and never stored.
 struct Virtual {
-    kind: fn() -> Box<dyn ResourceKind>,
+    info: StaticInfo,
+    kind: fn(StaticInfo) -> Box<dyn ResourceKind>,
     create: Handler,
+}
+
+impl Virtual {
+    /// A question about users and their rights.
+    const fn question<Q: Question>(create: Handler) -> Self {
+        Self {
+            info: Q::INFO,
+            kind: Unstored::<Q>::boxed,
+            create,
+        }
+    }
 }
 
 /// All of them.
 const VIRTUAL: &[Virtual] = &[
     Virtual {
-        kind: || {
-            let names = ["bindings", "binding"];
-            Unstored::<Binding>::boxed(virtual_info("", "v1", "Binding", names, true))
-        },
+        info: virtual_info("", "v1", "Binding", ["bindings", "binding"], true),
+        kind: Unstored::<Binding>::boxed,
         create: answers!(context => bind(context)),
     },
     Virtual {
-        kind: || {
-            let (group, names) = ("authentication.k8s.io", ["tokenreviews", "tokenreview"]);
-            Unstored::<TokenReview>::boxed(virtual_info(group, "v1", "TokenReview", names, false))
-        },
+        info: virtual_info(
+            "authentication.k8s.io",
+            "v1",
+            "TokenReview",
+            ["tokenreviews", "tokenreview"],
+            false,
+        ),
+        kind: Unstored::<TokenReview>::boxed,
         create: answers!(context => service_accounts::token_review(context)),
     },
-    Virtual {
-        kind: question::<SelfSubjectReview>,
-        create: answers!(context => reviews::self_subject_review(context)),
-    },
-    Virtual {
-        kind: question::<SubjectAccessReview>,
-        create: answers!(context => reviews::subject_access_review(context)),
-    },
-    Virtual {
-        kind: question::<LocalSubjectAccessReview>,
-        create: answers!(context => reviews::local_subject_access_review(context)),
-    },
-    Virtual {
-        kind: question::<SelfSubjectAccessReview>,
-        create: answers!(context => reviews::self_subject_access_review(context)),
-    },
-    Virtual {
-        kind: question::<SelfSubjectRulesReview>,
-        create: answers!(context => reviews::self_subject_rules_review(context)),
-    },
+    Virtual::question::<SelfSubjectReview>(
+        answers!(context => reviews::self_subject_review(context)),
+    ),
+    Virtual::question::<SubjectAccessReview>(
+        answers!(context => reviews::subject_access_review(context)),
+    ),
+    Virtual::question::<LocalSubjectAccessReview>(
+        answers!(context => reviews::local_subject_access_review(context)),
+    ),
+    Virtual::question::<SelfSubjectAccessReview>(
+        answers!(context => reviews::self_subject_access_review(context)),
+    ),
+    Virtual::question::<SelfSubjectRulesReview>(
+        answers!(context => reviews::self_subject_rules_review(context)),
+    ),
 ];
-
-/// The type of a question about users and their rights.
-fn question<Q: Question>() -> Box<dyn ResourceKind> {
-    Unstored::<Q>::boxed(Q::INFO)
-}
 
 /// Names of a virtual resource, plural and singular.
 const fn virtual_info(
@@ -321,91 +331,86 @@ const fn virtual_info(
     }
 }
 
-/// The types of all virtual resources, and what answers a POST of each.
-pub(crate) fn virtuals() -> impl Iterator<Item = (Box<dyn ResourceKind>, Handler)> {
-    VIRTUAL.iter().map(|one| ((one.kind)(), one.create))
-}
-
-/// A subresource of one resource.
-pub(crate) struct Subresource {
-    pub(crate) name: &'static str,
-    /// Group and version of its type, where they are not its resource's; else empty.
-    pub(crate) group: &'static str,
-    pub(crate) version: &'static str,
-    pub(crate) kind: Cow<'static, str>,
-    methods: Methods,
-    /// The type of its bodies, where that is not its resource's.
-    body: Option<Schema>,
-    /// Whether a request for it lasts as its client likes, by its query.
-    pub(crate) lasts: fn(&Query) -> bool,
-    /// Whether it has paths of its own behind its name.
-    pub(crate) any_path: bool,
-    /// Whether it is text, whatever else a client accepts.
-    pub(crate) is_text: bool,
-    /// What answers who reads it over WebSocket.
-    pub(crate) over_websocket: Option<Handler>,
-}
-
-impl Subresource {
-    fn of(row: &Row) -> Self {
-        let (group, version, kind) = row.of;
-        Self {
-            name: row.name,
+impl Row {
+    fn describe(&self, info: &ResourceInfo) -> Subresource {
+        let (group, version, kind) = self.of;
+        let passes = |(_, handler): &(&str, Handler)| matches!(handler, Handler::Passes(_));
+        Subresource {
+            name: self.name,
             group,
             version,
-            kind: Cow::Borrowed(kind),
-            methods: row.methods,
-            body: row.body,
-            lasts: row.lasts,
-            any_path: row.any_path,
-            is_text: row.is_text,
-            over_websocket: row.over_websocket,
+            kind: match kind {
+                "" => info.kind.clone(),
+                kind => Cow::Borrowed(kind),
+            },
+            verbs: self.methods.iter().map(|(verb, _)| *verb).collect(),
+            body: self.body,
+            lasts: self.lasts,
+            any_path: self.any_path,
+            is_text: self.is_text,
+            passes: self.methods.iter().any(passes),
         }
     }
+}
 
-    /// What clients may do with it, sorted.
-    pub(crate) fn verbs(&self) -> impl Iterator<Item = &'static str> {
-        self.methods.iter().map(|(verb, _)| *verb)
-    }
-
-    /// What answers a verb; what has paths of its own judges methods by itself.
-    pub(crate) fn handler(&self, verb: &str) -> Option<Handler> {
-        let of = |(known, _): &&(&str, Handler)| *known == verb || self.any_path;
-        self.methods.iter().find(of).map(|(_, handler)| *handler)
-    }
-
-    /// The type of its bodies, where that is not its resource's.
-    pub(crate) fn schema(&self) -> Option<&'static TypeSchema> {
-        self.body.map(|schema| schema())
-    }
-
-    /// Whether the bodies of its requests are passed on as they arrive.
-    pub(crate) fn passes(&self) -> bool {
-        let passes = |(_, handler): &(&str, Handler)| matches!(handler, Handler::Passes(_));
-        self.methods.iter().any(passes)
-    }
+/// The lines about a resource.
+fn own(info: &ResourceInfo) -> impl Iterator<Item = &'static Row> {
+    let about = TABLE
+        .iter()
+        .filter(move |(group, plural, _)| info.group == *group && info.plural == *plural);
+    about.flat_map(|(_, _, rows)| rows.iter())
 }
 
 /// The subresources of a kind, sorted by name.
-pub(crate) fn of(info: &ResourceInfo) -> Vec<Subresource> {
-    let rows = TABLE
-        .iter()
-        .filter(|(group, plural, _)| info.group == *group && info.plural == *plural)
-        .flat_map(|(_, _, rows)| rows.iter());
-    let mut list: Vec<Subresource> = rows.map(Subresource::of).collect();
-    if info.has_scale {
-        let of = ("autoscaling", "v1", "Scale");
-        let row = Row::new("scale", of, SCALE).taking(TypeSchema::of::<Scale>);
-        list.push(Subresource::of(&row));
-    }
-    if info.has_status {
-        list.push(Subresource {
-            kind: info.kind.clone(),
-            ..Subresource::of(&Row::new("status", ("", "", ""), STATUS))
-        });
-    }
+fn describe(info: &ResourceInfo) -> Vec<Subresource> {
+    let has = [(SCALED, info.has_scale), (WITH_STATUS, info.has_status)];
+    let has = has.into_iter().filter(|(_, has)| *has);
+    let rows = own(info).copied().chain(has.map(|(row, _)| row));
+    let mut list: Vec<Subresource> = rows.map(|row| row.describe(info)).collect();
     list.sort_by_key(|subresource| subresource.name);
     list
+}
+
+/// The line about a subresource.
+fn row(info: &ResourceInfo, subresource: &Subresource) -> Option<Row> {
+    match subresource.name {
+        "scale" if info.has_scale => Some(SCALED),
+        "status" if info.has_status => Some(WITH_STATUS),
+        name => own(info).find(|row| row.name == name).copied(),
+    }
+}
+
+/// What answers a verb of a subresource; what has paths of its own judges methods by itself.
+pub(crate) fn handler(
+    info: &ResourceInfo,
+    subresource: &Subresource,
+    verb: &str,
+) -> Option<Handler> {
+    let methods = row(info, subresource)?.methods;
+    let of = |(known, _): &&(&str, Handler)| *known == verb || subresource.any_path;
+    methods.iter().find(of).map(|(_, handler)| *handler)
+}
+
+/// What answers who reads a subresource over WebSocket.
+pub(crate) fn over_websocket(info: &ResourceInfo, subresource: &Subresource) -> Option<Handler> {
+    row(info, subresource)?.over_websocket
+}
+
+/// What answers a POST of a resource that is never stored.
+pub(crate) fn virtual_handler(info: &ResourceInfo) -> Option<Handler> {
+    let is = |one: &&Virtual| {
+        let (group, version, plural) = (one.info.group, one.info.version, one.info.plural);
+        info.group == group && info.version == version && info.plural == plural
+    };
+    VIRTUAL.iter().find(is).map(|one| one.create)
+}
+
+impl Registry {
+    /// The built-in kinds and virtual resources.
+    pub(crate) fn built_in() -> Self {
+        let virtuals = VIRTUAL.iter().map(|one| (one.kind)(one.info));
+        Self::new(gantry_api::kinds::all(), virtuals.collect(), describe)
+    }
 }
 
 /// POST to `bindings`: the pod's own subresource by another name.
@@ -434,7 +439,7 @@ async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::registry::Registry;
+    use super::*;
 
     #[test]
     fn the_table_says_which_methods_there_are() {
@@ -456,7 +461,7 @@ mod tests {
         );
         let handled = |path: &str, verb: &str| {
             let subresource = pods.subresource(path);
-            subresource.map(|subresource| subresource.handler(verb).is_some())
+            subresource.map(|subresource| handler(pods.info(), subresource, verb).is_some())
         };
         assert_eq!(handled("status", "patch"), Some(true));
         assert_eq!(handled("status", "create"), Some(false));
@@ -471,8 +476,8 @@ mod tests {
         let registry = Registry::built_in();
         let bindings = registry.get("", "v1", "bindings").expect("is served");
         assert_eq!(bindings.verbs(), ["create"]);
-        assert!(bindings.virtual_create().is_some());
+        assert!(bindings.is_virtual() && virtual_handler(bindings.info()).is_some());
         let pods = registry.get("", "v1", "pods").expect("is served");
-        assert!(pods.virtual_create().is_none());
+        assert!(!pods.is_virtual() && virtual_handler(pods.info()).is_none());
     }
 }

@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Form, Made, Which, url};
+use super::{Documents, Form, Made, Which, url};
 use crate::heavy::Turn;
 use crate::media;
 use crate::registry::Registry;
@@ -43,7 +43,8 @@ pub(crate) async fn answer(
     let Some(form) = form else {
         return Some(status(StatusCode::NOT_ACCEPTABLE));
     };
-    let made = registry.documents.get(registry, &which, form).await?;
+    let documents = registry.derived::<Documents>();
+    let made = documents.get(registry, &which, form).await?;
     let mut answer = HeaderMap::new();
     let content_type = match (&which, form) {
         // As Kubernetes has it.

@@ -7,7 +7,7 @@ use gantry_api::kind::ResourceInfo;
 use super::parameters::{self, NAME, NAMESPACE, PATH, PRETTY, Parameter};
 use super::schemas::{Schemas, meta};
 use crate::registry::Resource;
-use crate::subresources::Subresource;
+use crate::registry::subresource::Subresource;
 
 /// A path and what may be done there.
 pub(super) struct Path {

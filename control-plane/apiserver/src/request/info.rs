@@ -10,8 +10,8 @@ use super::{Query, Route, path_verb, route, verb};
 use crate::authorisation::attributes::{Attributes, Target};
 use crate::identity::Identity;
 use crate::metrics::UNKNOWN;
+use crate::registry::subresource::Subresource;
 use crate::registry::{Registry, Resource};
-use crate::subresources::Subresource;
 
 /// What a request asks for, and of which resource of which registry: those are kept until it is answered.
 pub(crate) struct RequestInfo {
@@ -81,7 +81,8 @@ impl RequestInfo {
 
     /// Whether its body is read as it is passed on, by what is behind the request.
     pub(crate) fn passes_its_body(&self) -> bool {
-        self.subresource().is_some_and(Subresource::passes)
+        self.subresource()
+            .is_some_and(|subresource| subresource.passes)
     }
 
     /// What it is of, for metrics: what the server serves, never what a client made up; empty for what is no resource.

@@ -20,7 +20,7 @@ use crate::registry::Resource;
 use crate::request::{RequestInfo, ResourcePath, Route};
 use crate::response::Answer;
 use crate::streams::asks_for_websocket;
-use crate::subresources::Handler;
+use crate::subresources::{self, Handler};
 use crate::{bodies, discovery, encoder, health, openapi, verbs};
 
 /// The answer to a request that is refused before it is looked at.
@@ -73,8 +73,9 @@ fn find(
             .ok_or_else(StatusError::unknown_resource)?;
         let is_text = subresource.is_text;
         let reads = websocket && info.method == Method::GET;
-        let over_websocket = subresource.over_websocket.filter(|_| reads);
-        let handler = subresource.handler(info.verb);
+        let kind = resource.info();
+        let over_websocket = subresources::over_websocket(kind, subresource).filter(|_| reads);
+        let handler = subresources::handler(kind, subresource, info.verb);
         return handler
             .map(|handler| over_websocket.unwrap_or(handler))
             .map(|handler| Verb::Own { handler, is_text })
@@ -86,11 +87,12 @@ fn find(
     if namespaced != scoped && !everywhere {
         return Err(StatusError::unknown_resource());
     }
-    if let Some(create) = resource.virtual_create() {
-        return match (&info.method, named, path.watches) {
-            (_, true, _) | (_, _, true) => Err(StatusError::unknown_resource()),
-            (&Method::POST, ..) if !everywhere => Ok(Verb::Own {
-                handler: create,
+    if resource.is_virtual() {
+        let create = subresources::virtual_handler(resource.info());
+        return match (&info.method, named, path.watches, create) {
+            (_, true, ..) | (_, _, true, _) => Err(StatusError::unknown_resource()),
+            (&Method::POST, _, _, Some(handler)) if !everywhere => Ok(Verb::Own {
+                handler,
                 is_text: false,
             }),
             _ => Err(StatusError::method_not_allowed()),
@@ -156,7 +158,7 @@ impl ApiServer {
             && let Some(format) = aggregated(info, headers)
         {
             let core = parts.contains(&"api");
-            let aggregated = &registry.aggregated;
+            let aggregated = registry.derived::<discovery::Aggregated>();
             return aggregated.answer(registry, core, headers, format);
         }
         let document = match parts.as_slice() {

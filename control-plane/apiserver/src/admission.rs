@@ -15,28 +15,24 @@ mod service_account;
 mod service_cidrs;
 mod services;
 
-use std::sync::Arc;
-
+use async_trait::async_trait;
 use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
 use gantry_store::Transaction;
 use serde_json::Value;
 
+use crate::context::Admission;
 use crate::ranges::Ranges;
 
-pub(crate) use plugin::{Attributes, Operation, Plugin};
+use plugin::{Attributes, Plugin};
 
 /// The plugins that a write passes, in their order.
-#[derive(Clone)]
-pub(crate) struct Admission {
-    pub(crate) ranges: Ranges,
-    plugins: Arc<[Box<dyn Plugin>]>,
-}
+pub(crate) struct Chain(Vec<Box<dyn Plugin>>);
 
-impl Admission {
+impl Chain {
     /// The plugins of every cluster, in the order in which Kubernetes has those it knows.
-    pub(crate) fn new(ranges: Ranges) -> Self {
-        let plugins: Vec<Box<dyn Plugin>> = vec![
+    pub(crate) fn new(ranges: &Ranges) -> Self {
+        Self(vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
             Box::new(service_account::ServiceAccount),
             Box::new(node_restriction::NodeRestriction),
@@ -54,22 +50,18 @@ impl Admission {
                 ranges: ranges.clone(),
             }),
             Box::new(nodes::PodCidrs),
-        ];
-        Self::of(ranges, plugins)
-    }
-
-    fn of(ranges: Ranges, plugins: Vec<Box<dyn Plugin>>) -> Self {
-        let plugins = plugins.into();
-        Self { ranges, plugins }
+        ])
     }
 
     fn asked<'a>(&'a self, attributes: &'a Attributes<'_>) -> impl Iterator<Item = &'a dyn Plugin> {
-        let plugins = self.plugins.iter().map(AsRef::as_ref);
+        let plugins = self.0.iter().map(AsRef::as_ref);
         plugins.filter(|plugin| plugin.handles(attributes))
     }
+}
 
-    /// Completes or refuses an object that has its defaults. Returns whether any plugin was asked.
-    pub(crate) async fn admit(
+#[async_trait]
+impl Admission for Chain {
+    async fn admit(
         &self,
         attributes: &Attributes<'_>,
         draft: &mut dyn Draft,
@@ -83,8 +75,7 @@ impl Admission {
         Ok(any)
     }
 
-    /// Refuses an object that is valid by itself, or warns of it. The last word before it is written.
-    pub(crate) fn validate(
+    fn validate(
         &self,
         attributes: &Attributes<'_>,
         draft: &dyn Draft,
@@ -97,15 +88,12 @@ impl Admission {
         Ok(warnings)
     }
 
-    /// Refuses a deletion.
-    pub(crate) fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
+    fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
         self.asked(attributes)
             .try_for_each(|plugin| plugin.delete(attributes))
     }
 
-    /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction. Returns whether the
-    /// object is changed by that.
-    pub(crate) fn reserve(
+    fn reserve(
         &self,
         attributes: &Attributes<'_>,
         object: &mut Value,
@@ -119,13 +107,7 @@ impl Admission {
         Ok(changed)
     }
 
-    /// Returns what [`Self::reserve`] gave, with the object's removal.
-    pub(crate) fn release(
-        &self,
-        attributes: &Attributes<'_>,
-        object: &Value,
-        transaction: &mut Transaction,
-    ) {
+    fn release(&self, attributes: &Attributes<'_>, object: &Value, transaction: &mut Transaction) {
         for plugin in self.asked(attributes) {
             plugin.release(attributes, object, transaction);
         }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
 use bytes::Bytes;
+use gantry_api::kind::{Draft, ResourceInfo};
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
@@ -14,12 +16,12 @@ use http::{HeaderMap, header};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::Value;
 
-use crate::admission::Admission;
 use crate::authorisation::Authorisation;
 use crate::clock::Clock;
 use crate::heavy::Turn;
 use crate::identity::{Identity, Tokens};
 use crate::media::Media;
+use crate::ranges::Ranges;
 use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
 use crate::service_accounts::ServiceAccounts;
@@ -35,7 +37,9 @@ pub(crate) struct Api {
     /// What is served now; a request keeps what was when it came.
     pub(crate) registry: Arc<ArcSwap<Registry>>,
     pub(crate) authorisation: Arc<Authorisation>,
-    pub(crate) admission: Admission,
+    pub(crate) admission: Arc<dyn Admission>,
+    /// What services are given addresses and ports from.
+    pub(crate) ranges: Ranges,
     pub(crate) clock: Clock,
     pub(crate) service_accounts: Arc<ServiceAccounts>,
     /// Bearer tokens that were given at the start.
@@ -181,6 +185,82 @@ impl Context<'_> {
         self.transcoded = true;
         Ok(())
     }
+}
+
+/// What is done to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// A write, as plugins are told of it: the user, the path and the options are the request's.
+#[derive(Clone, Copy)]
+pub(crate) struct Attributes<'a> {
+    pub(crate) context: &'a Context<'a>,
+    pub(crate) operation: Operation,
+}
+
+impl Attributes<'_> {
+    pub(crate) fn info(&self) -> &ResourceInfo {
+        self.context.resource.info()
+    }
+
+    /// The subresource that is written; empty for the object itself.
+    pub(crate) fn subresource(&self) -> &str {
+        self.context.path.subresource.as_deref().unwrap_or_default()
+    }
+
+    /// Whether an object itself of a kind is written.
+    pub(crate) fn writes(&self, group: &str, kind: &str) -> bool {
+        self.is(group, kind) && self.subresource().is_empty()
+    }
+
+    /// Whether a new object of a kind is written.
+    pub(crate) fn creates(&self, group: &str, kind: &str) -> bool {
+        self.operation == Operation::Create && self.writes(group, kind)
+    }
+
+    /// Whether something of an object of a kind is written.
+    pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
+        let info = self.info();
+        info.group == group && info.kind == kind
+    }
+}
+
+/// What every write passes, at each of its stages: Kubernetes' admission interface.
+#[async_trait]
+pub(crate) trait Admission: Send + Sync {
+    /// Completes or refuses an object that has its defaults. Returns whether that may have changed it.
+    async fn admit(
+        &self,
+        attributes: &Attributes<'_>,
+        draft: &mut dyn Draft,
+    ) -> Result<bool, StatusError>;
+
+    /// Refuses an object that is valid by itself, or warns of it. The last word before it is written.
+    fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        draft: &dyn Draft,
+    ) -> Result<Vec<String>, StatusError>;
+
+    /// Refuses a deletion.
+    fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError>;
+
+    /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction. Returns whether the
+    /// object is changed by that.
+    fn reserve(
+        &self,
+        attributes: &Attributes<'_>,
+        object: &mut Value,
+        current: Option<&Value>,
+        transaction: &mut Transaction,
+    ) -> Result<bool, StatusError>;
+
+    /// Returns what [`Self::reserve`] gave, with the object's removal.
+    fn release(&self, attributes: &Attributes<'_>, object: &Value, transaction: &mut Transaction);
 }
 
 fn unavailable(error: &ProposeError) -> StatusError {

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
-use crate::admission::Admission;
+use crate::admission::Chain;
 use crate::authentication::{TokenAuthentication, authenticate, described};
 use crate::authorisation::impersonation::{impersonated, is_asked};
 use crate::authorisation::{self, Authorisation, Authorizer};
@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::connections::{
     Answering, Connection, ConnectionLimits, Connections, Standing, metered, trusted,
 };
-use crate::context::{Api, ForClient};
+use crate::context::{Admission, Api, ForClient};
 use crate::identity::{Identity, Tokens};
 use crate::limits::{Class, Limits, is_own};
 use crate::peer::Peer;
@@ -106,7 +106,7 @@ struct Caller {
 impl ApiServer {
     /// An API over a store; creates what every cluster has ([`crate::bootstrap`]) with [`Self::bootstrap`].
     pub fn new(config: ApiServerConfig, store: Store, streams: Arc<dyn NodeStreams>) -> Self {
-        let admission = Admission::new(config.ranges.clone());
+        let admission = Arc::new(Chain::new(&config.ranges));
         Self::with_admission(config, store, streams, admission)
     }
 
@@ -115,7 +115,7 @@ impl ApiServer {
         config: ApiServerConfig,
         store: Store,
         streams: Arc<dyn NodeStreams>,
-        admission: Admission,
+        admission: Arc<dyn Admission>,
     ) -> Self {
         let budget = Budget::new(config.client_memory);
         let (clock, issuer) = (config.clock.clone(), config.issuer);
@@ -127,6 +127,7 @@ impl ApiServer {
                     store,
                     registry: Arc::new(ArcSwap::from_pointee(Registry::built_in())),
                     admission,
+                    ranges: config.ranges,
                     clock: config.clock,
                     service_accounts: Arc::new(service_accounts),
                     tokens: config.tokens.clone(),
@@ -163,6 +164,7 @@ impl ApiServer {
                     registry: api.registry.clone(),
                     authorisation: api.authorisation.clone(),
                     admission: api.admission.clone(),
+                    ranges: api.ranges.clone(),
                     clock: api.clock.clone(),
                     service_accounts: api.service_accounts.clone(),
                     tokens: api.tokens.clone(),
@@ -194,7 +196,7 @@ impl ApiServer {
 
     /// The first address of the service range: `kubernetes.default.svc`.
     pub fn first_service_address(&self) -> std::net::Ipv4Addr {
-        let range = self.inner.api.admission.ranges.service_cidr;
+        let range = self.inner.api.ranges.service_cidr;
         std::net::Ipv4Addr::from(u32::from(range.network()) + 1)
     }
 
@@ -205,7 +207,7 @@ impl ApiServer {
 
     /// The ranges that services get their addresses from.
     pub(crate) fn service_cidrs(&self) -> Vec<String> {
-        self.inner.api.admission.ranges.service_cidrs()
+        self.inner.api.ranges.service_cidrs()
     }
 
     /// A client's transport within this process, with the rights of `identity`.

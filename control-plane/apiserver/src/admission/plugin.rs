@@ -1,7 +1,7 @@
-//! What an admission plugin is, and what it is told of a write.
+//! What an admission plugin is.
 
 use async_trait::async_trait;
-use gantry_api::kind::{Draft, ResourceInfo};
+use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
 use gantry_store::{Key, Transaction};
 use serde::de::DeserializeOwned;
@@ -10,51 +10,11 @@ use serde_json::Value;
 use crate::context::Context;
 use crate::tables::table;
 
-/// What is done to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Create,
-    Update,
-    Delete,
-}
-
-/// A write, as plugins are told of it: the user, the path and the options are the request's.
-#[derive(Clone, Copy)]
-pub(crate) struct Attributes<'a> {
-    pub(crate) context: &'a Context<'a>,
-    pub(crate) operation: Operation,
-}
-
-impl Attributes<'_> {
-    pub(crate) fn info(&self) -> &ResourceInfo {
-        self.context.resource.info()
-    }
-
-    /// The subresource that is written; empty for the object itself.
-    pub(crate) fn subresource(&self) -> &str {
-        self.context.path.subresource.as_deref().unwrap_or_default()
-    }
-
-    /// Whether an object itself of a kind is written.
-    pub(crate) fn writes(&self, group: &str, kind: &str) -> bool {
-        self.is(group, kind) && self.subresource().is_empty()
-    }
-
-    /// Whether a new object of a kind is written.
-    pub(crate) fn creates(&self, group: &str, kind: &str) -> bool {
-        self.operation == Operation::Create && self.writes(group, kind)
-    }
-
-    /// Whether something of an object of a kind is written.
-    pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
-        let info = self.info();
-        info.group == group && info.kind == kind
-    }
-}
+pub(crate) use crate::context::{Attributes, Operation};
 
 /// One thing that the cluster adds to objects or refuses.
 ///
-/// A plugin is asked in the order of the list ([`super::Admission`]), and only for writes that it [handles](Plugin::handles).
+/// A plugin is asked in the order of the list ([`super::Chain`]), and only for writes that it [handles](Plugin::handles).
 #[async_trait]
 pub(crate) trait Plugin: Send + Sync {
     /// What it is called where Kubernetes has it too.

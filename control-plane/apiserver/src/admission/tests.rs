@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{Admission, Attributes, Operation, Plugin, Ranges};
+use super::plugin::Operation;
+use super::{Attributes, Chain, Plugin};
 use crate::streams::NoNodes;
 use crate::{ApiServer, ApiServerConfig, Identity};
 
@@ -93,13 +94,13 @@ async fn plugins_are_asked_in_their_order_at_every_write() {
         let asked = asked.clone();
         Box::new(Letter { letter, asked })
     };
-    let admission = Admission::of(Ranges::default(), vec![letter("a"), letter("b")]);
+    let admission = Chain(vec![letter("a"), letter("b")]);
     let store = gantry_store::Store::ephemeral();
     let server = ApiServer::with_admission(
         ApiServerConfig::default(),
         store,
         Arc::new(NoNodes),
-        admission,
+        Arc::new(admission),
     );
     server.bootstrap(6443).await.expect("bootstrapped");
     let taken = || std::mem::take(&mut *asked.lock());

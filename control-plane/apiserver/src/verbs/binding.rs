@@ -15,8 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::write::{Write, success, swap};
-use crate::admission::Operation;
-use crate::context::{Context, meta};
+use crate::context::{Context, Operation, meta};
 use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {

@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 
 use super::options::WriteOptions;
 use super::write::{Staged, check, complete, reserve};
-use crate::admission::{Attributes, Operation};
 use crate::codec;
-use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::context::{ATTEMPTS, Attributes, Committed, Context, Operation, meta};
 use crate::generated_names::random_suffix;
 use crate::heavy::Turn;
 use crate::response::Answer;

@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 
 use super::options::{dry_run, refuse};
 use super::write::{Write, Written, is_graceful, is_marked, swap};
-use crate::admission::{Attributes, Operation};
 use crate::codec;
-use crate::context::{Context, meta};
+use crate::context::{Attributes, Context, Operation, meta};
 use crate::registry::Resource;
 use crate::response::Answer;
 

@@ -9,8 +9,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use serde_json::{Value, json};
 
 use super::write::{Write, swap};
-use crate::admission::Operation;
-use crate::context::{Context, meta};
+use crate::context::{Context, Operation, meta};
 use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {

@@ -17,9 +17,8 @@ use gantry_store::{Demand, Entry, Guard, Index, Operation as Change, Revision, T
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::admission::{Attributes, Operation};
 use crate::codec;
-use crate::context::{ATTEMPTS, Committed, Context, meta};
+use crate::context::{ATTEMPTS, Attributes, Committed, Context, Operation, meta};
 use crate::heavy::Turn;
 use crate::response::Answer;
 

@@ -6,6 +6,7 @@
 
 mod api;
 mod authorities;
+mod holders;
 mod ledger;
 mod rotation;
 mod users;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::pki::{Subject, server_config};
 use authorities::Authorities;
 pub(crate) use authorities::TABLE as AUTHORITIES;
+use holders::{ADMINISTRATOR, node_key};
 use ledger::{Issued, Ledger};
 
 pub(crate) use api::fuzz;
@@ -42,8 +44,6 @@ pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const LOOK: Duration = Duration::from_secs(1);
 /// After this many looks the leader forgets certificates that nobody uses any more.
 const TIDY: u64 = 60;
-/// What administrators' certificates say.
-const ADMINISTRATOR: (&str, &str) = ("kubernetes-admin", "system:masters");
 
 static EXPIRY: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     let options = Opts::new(
@@ -341,7 +341,7 @@ impl Certificates {
             let Some(node) = line.user.strip_prefix("system:node:") else {
                 continue;
             };
-            let exists = store.get(&rotation::node_key(node)).is_some();
+            let exists = store.get(&node_key(node)).is_some();
             if exists && !node_keys::is_taken(store, node) {
                 node_keys::adopt(store, node).await?;
             }

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use gantry_api::names::{is_dns1123_label, is_dns1123_subdomain};
-use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated, agent_message};
+use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated};
 use k8s_openapi::api::core::v1 as core;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -387,41 +387,6 @@ fn cut(text: &mut Option<String>, bytes: usize) {
             end -= 1;
         }
         text.truncate(end);
-    }
-}
-
-/// Everything that is done to a node's message before anything is looked up for it, for the fuzzer.
-pub(crate) fn fuzz(message: agent_message::Message) {
-    use super::restrictions::{check_labels, check_pod_addresses, keep_own_addresses};
-    use agent_message::Message;
-    match message {
-        Message::Hello(hello) => {
-            if let (Ok(name), Ok(node)) = (NodeName::new(hello.node_name.clone()), node(&hello)) {
-                drop(check_labels(name.as_str(), &node));
-                let status = core::PodStatus {
-                    pod_ip: Some("10.0.0.1".to_owned()),
-                    ..core::PodStatus::default()
-                };
-                drop(check_pod_addresses(false, &status, &node));
-            }
-        }
-        Message::PodStatuses(statuses) => {
-            for said in statuses.statuses {
-                let read = pod_status(&said).and_then(|(_, status)| read_pod_status(status));
-                if let Ok(status) = read {
-                    drop(check_pod_addresses(true, &status, &core::Node::default()));
-                }
-            }
-        }
-        Message::PodTerminated(said) => drop(pod_terminated(said)),
-        Message::Event(said) => drop(event(&said)),
-        Message::NodeStatus(said) => {
-            if let Ok(mut status) = node_status(&said) {
-                drop(keep_own_addresses("a", &mut status));
-                drop(super::addresses::addresses(Some(&status)));
-            }
-        }
-        Message::Heartbeat(_) | Message::ServicesProgrammed(_) | Message::AwaitServices(_) => {}
     }
 }
 

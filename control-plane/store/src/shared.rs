@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use crate::budget::Budget;
 use crate::state::{HistoryLimits, State};
 use crate::table::TableSnapshot;
-use crate::types::{ProposeError, Revision, Room, Table, WatchError};
-use crate::watch::{Hub, Watch};
+use crate::types::{ProposeError, Revision, Room, Table};
+use crate::watch::hub::Hub;
 
 /// How many hashes are kept, for members that are ahead or behind to compare.
 const FINGERPRINTS: usize = 1_024;
@@ -93,17 +92,6 @@ impl Shared {
     pub(crate) fn why_stopped(&self) -> String {
         let reason = self.stopped.get().cloned();
         reason.unwrap_or_else(|| "its thread has ended".to_owned())
-    }
-
-    /// Every event of the tables after `from`; the watcher's queue holds `capacity` batches, and what a budget leaves it.
-    pub(crate) fn watch(
-        self: &Arc<Self>,
-        tables: &[Table],
-        from: Revision,
-        capacity: usize,
-        budget: Option<Arc<Budget>>,
-    ) -> Result<Watch, WatchError> {
-        Watch::open(Arc::clone(self), tables, from, capacity, budget)
     }
 
     /// Keeps the hash of the state after a log entry.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Certificates;
-use super::rotation::node_key;
+use super::holders::node_key;
 
 const CERTIFICATES: &str = "/gantry/v1/certificates";
 const AUTHORITIES: &str = "/gantry/v1/authorities";

@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use gantry_apiserver::node_keys;
 use gantry_members::{Roster, ServerRecord};
-use gantry_store::{Key, Revision, Store, Table};
+use gantry_store::{Revision, Store};
 use jiff::Timestamp;
 
+use super::Certificates;
+use super::authorities::Authorities;
+use super::holders::{ADMINISTRATOR, PERSON, node_key};
 use super::ledger::Line;
-use super::users::PERSON;
-use super::{ADMINISTRATOR, Authorities, Certificates};
 
 /// A node whose certificate is this old and that has not shown itself is gone.
 const APPEARS: Duration = Duration::from_secs(60 * 60);
@@ -126,15 +127,6 @@ fn unexpected_names(store: &Store) -> BTreeSet<(String, Revision)> {
     let held = node_keys::held(store).into_iter();
     held.filter(|(node, _)| !node_keys::is_expected(store, node))
         .collect()
-}
-
-/// Where the Node object of a name is.
-pub(super) fn node_key(name: &str) -> Key {
-    Key {
-        table: Table("core/nodes".into()),
-        namespace: "".into(),
-        name: name.into(),
-    }
 }
 
 impl Line {

@@ -10,13 +10,12 @@ use gantry_apiserver::Identity;
 use gantry_members::{only_administrators, refuse};
 use serde::Deserialize;
 
+use super::holders::PERSON;
 use super::ledger::Issued;
 use super::{Certificates, CertificatesApi, Granted};
 use crate::pki::Subject;
 
 const PATH: &str = "/gantry/v1/users";
-/// Where a person's certificate is noted to be: what no server is called.
-pub(super) const PERSON: &str = "(person)";
 /// Characters of a name: those that certificates have room for.
 const MAX_NAME: usize = 64;
 /// Groups of one user.

@@ -17,10 +17,11 @@ use gantry_store::{MemberRole, MembershipError, Store};
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::JOINING_GROUP;
 use super::identity::draw_id;
 
 const PATH: &str = "/gantry/v1/members";
+/// The group of tokens that admit servers.
+const JOINING_GROUP: &str = "system:bootstrappers:gantry:servers";
 /// How long the leader tries to reach a server that wants to join.
 const REACH: Duration = Duration::from_secs(3);
 
@@ -48,6 +49,11 @@ impl JoinRequest {
             ))),
         }
     }
+}
+
+/// Decodes a server's request to join, for the fuzzer.
+pub(crate) fn fuzz(body: &[u8]) {
+    drop(JoinRequest::read(body));
 }
 
 /// What it needs for that.

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::{Allocation, free, listed, service_type};
+use super::allocation::{Allocation, free, listed, service_type};
 use crate::codec;
 use crate::context::meta;
 

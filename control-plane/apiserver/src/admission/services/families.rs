@@ -5,7 +5,7 @@ use gantry_api::json::Members;
 use gantry_api::status::StatusError;
 use serde_json::{Value, json};
 
-use super::{invalid, listed, service_type};
+use super::allocation::{invalid, listed, service_type};
 use crate::context::Context;
 use crate::ranges::Ranges;
 

@@ -10,7 +10,7 @@ use gantry_store::{Key, Table, Transaction};
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::{Allocation, free, service_type};
+use super::allocation::{Allocation, free, service_type};
 use crate::context::Context;
 
 /// A port number of every node, and the protocol it serves.

@@ -12,12 +12,10 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::Value;
 
 use super::plugin::{Attributes, Operation, Plugin, stored};
-use crate::authorisation::node::node_name;
+use crate::authorisation::node::{MIRROR, node_name};
 use crate::authorisation::{Attributes as Asked, Authorizer, Decision, Target};
 use crate::context::{Context, meta};
 
-/// Marks a pod that shows what a node runs by itself.
-pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 const LEASES: &str = "kube-node-lease";
 /// Annotations that the servers write.
 const OWN_DOMAIN: &str = "gantry.io/";

@@ -13,8 +13,9 @@ use k8s_openapi::api::core::v1::{
     ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 
-use super::node_restriction::{MIRROR, SECRETS, references};
+use super::node_restriction::{SECRETS, references};
 use super::plugin::{Attributes, Plugin};
+use crate::authorisation::node::MIRROR;
 use crate::context::Context;
 use crate::generated_names::random_suffix;
 

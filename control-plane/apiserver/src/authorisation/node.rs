@@ -17,6 +17,7 @@ use crate::tables::table;
 
 use super::attributes::{Attributes, Authorizer, Decision, Target};
 use super::rbac;
+pub(crate) use graph::MIRROR;
 use graph::{Graph, Thing};
 
 /// Where nodes say that they live.

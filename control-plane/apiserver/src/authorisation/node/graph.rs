@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::admission::node_restriction::MIRROR;
+/// Marks a pod that shows what a node runs by itself.
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Beside pods themselves: what they name in their own namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

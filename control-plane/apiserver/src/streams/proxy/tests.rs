@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 use tower::ServiceExt;
 
 use super::*;
-use gantry_authority::pki::{Authority, Subject, server_config};
 use crate::streams::{NodeStream, NodeStreams};
 use crate::{ApiServer, ApiServerConfig, Identity};
+use gantry_authority::pki::{Authority, Subject, server_config};
 
 /// A node whose pods say what they were asked: over TLS at port 443. Port 81 is closed.
 struct Web {

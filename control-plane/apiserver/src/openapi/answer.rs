@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Documents, Form, Made, Which, url};
+use super::documents::{Documents, Form, Made, Which, url};
 use crate::heavy::Turn;
 use crate::media;
 use crate::registry::Registry;

@@ -33,7 +33,7 @@ pub(crate) use self::delivery::{Answering, Streams};
 pub(crate) use self::metered::{metered, trusted};
 pub(crate) use self::stream::Connected;
 use crate::identity::Identity;
-use crate::limits::{Class, Place, is_own};
+use crate::limits::class::{Class, Place, is_own};
 use crate::metrics::METRICS;
 use crate::peer::Peer;
 

@@ -9,7 +9,7 @@
 //! Kubernetes try again after the seconds that the answer names. A user whose own share is full waits for its own requests,
 //! in a queue of its own: nobody else stands behind it.
 
-mod class;
+pub(crate) mod class;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use gantry_store::Charge;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connection, SLOW, STALLED, Standing, as_millis};
-use crate::limits::{Class, Place};
+use crate::limits::class::{Class, Place};
 use crate::metrics::METRICS;
 
 tokio::task_local! {

@@ -208,16 +208,19 @@ fn bytes_of_every_version_are_read_whichever_is_stored() {
     let before = codec::encode(&find(&former, "v1"), &object).expect("encodes");
     // The hub is a version that is served and stored no longer.
     let hub = Hub(Words::kind(false));
-    let registry = Registry::of(vec![
-        Entry {
-            kind: Arc::new(hub),
-            create: None,
-        },
-        Entry {
-            kind: Words::kind(true),
-            create: None,
-        },
-    ]);
+    let registry = Registry::of(
+        vec![
+            Entry {
+                kind: Arc::new(hub),
+                is_virtual: false,
+            },
+            Entry {
+                kind: Words::kind(true),
+                is_virtual: false,
+            },
+        ],
+        |_| Vec::new(),
+    );
     let (v1, v2) = (find(&registry, "v1"), find(&registry, "v2"));
     let after = codec::encode(&v1, &object).expect("encodes");
     assert_eq!(

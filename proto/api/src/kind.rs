@@ -120,6 +120,64 @@ impl From<StaticInfo> for ResourceInfo {
     }
 }
 
+/// A field of an object that is written by itself.
+pub struct Part<T> {
+    /// Gives the first object the part of the second.
+    pub keep: fn(&mut T, &T),
+    /// Empties it.
+    pub clear: fn(&mut T),
+    /// Whether both objects have the same.
+    pub same: fn(&T, &T) -> bool,
+}
+
+impl<T> Clone for Part<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Part<T> {}
+
+/// Which of the parts that most kinds have an object has; see [`Kind::PARTS`].
+pub struct Parts<T> {
+    /// What is asked for.
+    pub spec: Option<Part<T>>,
+    /// What is the case, as controllers and nodes tell it.
+    pub status: Option<Part<T>>,
+}
+
+impl<T> Parts<T> {
+    /// The object is all of one piece.
+    pub const NONE: Self = Self {
+        spec: None,
+        status: None,
+    };
+}
+
+/// The [`Parts`] of a type, by the names of its fields: `parts!(Node: spec, status)`, `parts!(IngressClass: spec)`.
+#[macro_export]
+macro_rules! parts {
+    ($object:ty: $spec:ident) => {
+        $crate::kind::Parts {
+            spec: Some($crate::parts!(@part $object, $spec)),
+            status: None,
+        }
+    };
+    ($object:ty: $spec:ident, $status:ident) => {
+        $crate::kind::Parts {
+            spec: Some($crate::parts!(@part $object, $spec)),
+            status: Some($crate::parts!(@part $object, $status)),
+        }
+    };
+    (@part $object:ty, $field:ident) => {
+        $crate::kind::Part {
+            keep: |new: &mut $object, old: &$object| new.$field.clone_from(&old.$field),
+            clear: |object: &mut $object| object.$field = Default::default(),
+            same: |new: &$object, old: &$object| new.$field == old.$field,
+        }
+    };
+}
+
 /// What part of an object a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteScope {
@@ -189,21 +247,35 @@ pub trait Kind: Send + Sync + 'static {
     /// Fills what the user left out, as Kubernetes does on decode.
     fn default(_object: &mut Self::Object) {}
 
-    /// Drops what a client may not set at creation (status, usually). Runs after [`Kind::default`].
+    /// Which of the usual parts its objects have. What follows from them: a status is dropped at creation and left as it was by
+    /// an update, everything else is left as it was by a status update, and a changed spec is a new generation.
+    const PARTS: Parts<Self::Object> = Parts::NONE;
+
+    /// Whether a new object keeps the status that it brings.
+    const CREATED_WITH_STATUS: bool = false;
+
+    /// What is special at creation: what a client may not set, when the status has been dropped. Runs after [`Kind::default`].
     fn prepare_create(_object: &mut Self::Object) {}
 
     /// Checks a new object. `metadata` has been checked already, by [`crate::meta::validate`].
     fn validate(_object: &Self::Object, _errors: &mut ErrorList) {}
 
-    /// Restores what an update may not touch and increments the generation when the spec changed.
+    /// What is special in an update: what it may not touch beside the status, which has been restored.
     fn prepare_update(_new: &mut Self::Object, _old: &Self::Object) {}
+
+    /// Whether an update is a new generation, for kinds that count them.
+    fn changed(new: &Self::Object, old: &Self::Object) -> bool {
+        let spec = Self::PARTS.spec;
+        spec.is_some_and(|spec| !(spec.same)(new, old))
+    }
 
     /// Checks an update; by default that the new object is valid by itself.
     fn validate_update(new: &Self::Object, _old: &Self::Object, errors: &mut ErrorList) {
         Self::validate(new, errors);
     }
 
-    /// Restores everything but the status.
+    /// What is special in a status update: what it may not touch beside the spec, which has been restored. Of the metadata
+    /// nothing but labels and annotations is written.
     fn prepare_status_update(_new: &mut Self::Object, _old: &Self::Object) {}
 
     /// How often an update's own checks look at the metadata, which shows in how often an error is told.

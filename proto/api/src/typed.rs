@@ -40,6 +40,8 @@ impl<K: Kind> Default for Typed<K> {
 impl<K: Kind> Typed<K> {
     /// Boxed for [`crate::kinds::all`].
     pub fn boxed() -> Box<dyn ResourceKind> {
+        // What is served as a status is a part of the object.
+        const { assert!(K::INFO.has_status == K::PARTS.status.is_some()) };
         Box::new(Self::default())
     }
 
@@ -95,6 +97,40 @@ impl<K: Kind> Typed<K> {
     }
 }
 
+/// Drops of a new object what a client may not set.
+pub(crate) fn prepare_create<K: Kind>(object: &mut K::Object) {
+    if let Some(status) = K::PARTS.status.filter(|_| !K::CREATED_WITH_STATUS) {
+        (status.clear)(object);
+    }
+    K::prepare_create(object);
+}
+
+/// Restores what an update may not touch, and counts the generation.
+pub(crate) fn prepare_update<K: Kind>(new: &mut K::Object, old: &K::Object) {
+    if let Some(status) = K::PARTS.status {
+        (status.keep)(new, old);
+    }
+    K::prepare_update(new, old);
+    let changed = K::INFO.has_generation && K::changed(new, old);
+    meta::follow_generation(new.metadata_mut(), old.metadata(), changed);
+}
+
+/// Restores everything but the status. It is written with labels and annotations, and nothing else of the metadata.
+fn prepare_status_update<K: Kind>(new: &mut K::Object, old: &K::Object) {
+    if let Some(spec) = K::PARTS.spec {
+        (spec.keep)(new, old);
+    }
+    K::prepare_status_update(new, old);
+    let meta = new.metadata_mut();
+    let (labels, annotations) = (meta.labels.take(), meta.annotations.take());
+    *meta = ObjectMeta {
+        resource_version: None,
+        labels,
+        annotations,
+        ..old.metadata().clone()
+    };
+}
+
 /// An object of a kind that is being written, and of a change what is stored.
 struct TypedDraft<K: Kind> {
     new: K::Object,
@@ -102,17 +138,6 @@ struct TypedDraft<K: Kind> {
 }
 
 impl<K: Kind> TypedDraft<K> {
-    /// A status is written with labels and annotations, and nothing else of the metadata.
-    fn keep_metadata(new: &mut ObjectMeta, old: &ObjectMeta) {
-        let (labels, annotations) = (new.labels.take(), new.annotations.take());
-        *new = ObjectMeta {
-            resource_version: None,
-            labels,
-            annotations,
-            ..old.clone()
-        };
-    }
-
     /// Everything that is wrong with it.
     fn errors(&self) -> ErrorList {
         let (new, mut errors) = (&self.new, ErrorList::default());
@@ -221,17 +246,9 @@ impl<K: Kind> Draft for TypedDraft<K> {
 
     fn prepare(&mut self) {
         match &self.old {
-            None => K::prepare_create(&mut self.new),
-            Some((old, WriteScope::Main)) => {
-                if !K::INFO.has_generation {
-                    self.new.metadata_mut().generation = old.metadata().generation;
-                }
-                K::prepare_update(&mut self.new, old);
-            }
-            Some((old, WriteScope::Status)) => {
-                K::prepare_status_update(&mut self.new, old);
-                Self::keep_metadata(self.new.metadata_mut(), old.metadata());
-            }
+            None => prepare_create::<K>(&mut self.new),
+            Some((old, WriteScope::Main)) => prepare_update::<K>(&mut self.new, old),
+            Some((old, WriteScope::Status)) => prepare_status_update::<K>(&mut self.new, old),
         }
     }
 
@@ -377,6 +394,45 @@ mod tests {
         let good = node(json!({"labels": {"a": "b"}, "annotations": {"c": "d e"}}));
         let written = status_write(plain(), good).expect("written");
         assert_eq!(written["metadata"]["labels"], json!({"a": "b"}));
+    }
+
+    /// What is stored of a deployment: of a generation, how many replicas it asks for, and how many there are.
+    fn deployment(generation: i64, replicas: i64, seen: i64) -> Value {
+        let container = json!({"name": "c", "image": "i"});
+        let labels = json!({"a": "b"});
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [container]}});
+        json!({
+            "metadata": {"name": "d", "namespace": "n", "generation": generation},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
+            "status": {"replicas": seen},
+        })
+    }
+
+    #[test]
+    fn what_a_write_may_change_follows_from_the_parts_of_the_object() {
+        let kind = Typed::<crate::kinds::deployment::DeploymentKind>::default();
+        let numbers = |draft: Result<Box<dyn Draft>, StatusError>| {
+            let (object, _) = crate::kind::finish(draft.expect("a draft")).expect("valid");
+            let paths = ["/metadata/generation", "/spec/replicas", "/status/replicas"];
+            paths.map(|path| object.pointer(path).and_then(Value::as_i64))
+        };
+        let created = numbers(kind.draft(deployment(1, 1, 9)));
+        assert_eq!(created, [Some(1), Some(1), None]);
+        let stored = deployment(4, 1, 1);
+        let write = |replicas, seen, scope| {
+            numbers(kind.draft_update(deployment(7, replicas, seen), &stored, scope))
+        };
+        // What is stored here has no defaults, which are a change.
+        assert_eq!(write(2, 2, WriteScope::Main), [Some(5), Some(2), Some(1)]);
+        assert_eq!(write(2, 2, WriteScope::Status), [Some(4), Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn a_node_that_joins_says_what_it_is() {
+        let node = json!({"metadata": {"name": "n"}, "status": {"phase": "Running"}});
+        let draft = Typed::<NodeKind>::default().draft(node).expect("a draft");
+        let (node, _) = crate::kind::finish(draft).expect("valid");
+        assert_eq!(node["status"]["phase"], "Running");
     }
 
     #[test]

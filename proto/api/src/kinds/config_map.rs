@@ -32,8 +32,6 @@ impl Kind for ConfigMapKind {
         create_on_update: false,
     };
 
-    fn prepare_create(_object: &mut ConfigMap) {}
-
     fn validate(object: &ConfigMap, errors: &mut ErrorList) {
         let (text, binary) = (object.data.as_ref(), object.binary_data.as_ref());
         let mut size = 0;
@@ -54,8 +52,6 @@ impl Kind for ConfigMapKind {
             errors.too_long(&Path::default(), MAX_DATA_BYTES);
         }
     }
-
-    fn prepare_update(_new: &mut ConfigMap, _old: &ConfigMap) {}
 
     fn validate_update(new: &ConfigMap, old: &ConfigMap, errors: &mut ErrorList) {
         if old.immutable == Some(true) {

@@ -98,8 +98,6 @@ impl Kind for CsiNodeKind {
 
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Whole;
 
-    fn prepare_create(_object: &mut CSINode) {}
-
     fn validate(object: &CSINode, errors: &mut ErrorList) {
         let path = Path::new("spec").child("drivers");
         let mut taken = BTreeSet::new();
@@ -112,8 +110,6 @@ impl Kind for CsiNodeKind {
             validate_topology(driver, &path, errors);
         }
     }
-
-    fn prepare_update(_new: &mut CSINode, _old: &CSINode) {}
 
     fn validate_update(new: &CSINode, old: &CSINode, errors: &mut ErrorList) {
         Self::validate(new, errors);

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, Parts, StaticInfo};
 use crate::names;
+use crate::parts;
 use crate::selector::{self, LabelSelector as Selector};
 
 /// See [`DaemonSet`].
@@ -80,6 +81,8 @@ impl Kind for DaemonSetKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<DaemonSet> = parts!(DaemonSet: spec, status);
+
     const SELECTORS: &'static [&'static str] = &["/spec/selector"];
 
     fn default(object: &mut DaemonSet) {
@@ -134,16 +137,10 @@ impl Kind for DaemonSetKind {
     }
 
     fn prepare_update(new: &mut DaemonSet, old: &DaemonSet) {
-        new.status.clone_from(&old.status);
         let template = |set: &DaemonSet| set.spec.as_ref().map(|spec| spec.template.clone());
         let rolls = template(new) != template(old);
         let generation = template_generation(old).saturating_add(i64::from(rolls));
         set_template_generation(new, generation);
-        let changed = new.spec != old.spec;
-        new.metadata.generation = old
-            .metadata
-            .generation
-            .map(|generation| generation + i64::from(changed));
     }
 
     /// Kubernetes checks the whole object as a new one, and once more as a changed one.
@@ -156,7 +153,6 @@ impl Kind for DaemonSetKind {
     }
 
     fn prepare_status_update(new: &mut DaemonSet, old: &DaemonSet) {
-        new.spec.clone_from(&old.spec);
         set_template_generation(new, template_generation(old));
     }
 
@@ -307,20 +303,20 @@ mod tests {
         let generations = |set: &DaemonSet| (set.metadata.generation, template_generation(set));
         let mut old = set(|_| {});
         old.metadata.generation = Some(1);
-        DaemonSetKind::prepare_create(&mut old);
+        crate::typed::prepare_create::<DaemonSetKind>(&mut old);
         assert_eq!(generations(&old), (Some(1), 1));
         let mut same = old.clone();
         set_template_generation(&mut same, 7);
-        DaemonSetKind::prepare_update(&mut same, &old);
+        crate::typed::prepare_update::<DaemonSetKind>(&mut same, &old);
         assert_eq!(generations(&same), (Some(1), 1), "it is not the client's");
         let mut limited = set(|spec| spec.revision_history_limit = Some(3));
-        DaemonSetKind::prepare_update(&mut limited, &old);
+        crate::typed::prepare_update::<DaemonSetKind>(&mut limited, &old);
         assert_eq!(generations(&limited), (Some(2), 1));
         let mut rolled = set(|spec| {
             let pod = spec.template.spec.get_or_insert_default();
             pod.host_network = Some(true);
         });
-        DaemonSetKind::prepare_update(&mut rolled, &old);
+        crate::typed::prepare_update::<DaemonSetKind>(&mut rolled, &old);
         assert_eq!(generations(&rolled), (Some(2), 2));
     }
 }

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
+use crate::parts;
 
 /// See [`Deployment`].
 pub struct DeploymentKind;
@@ -140,6 +141,8 @@ impl Kind for DeploymentKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<Deployment> = parts!(Deployment: spec, status);
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const SELECTORS: &'static [&'static str] = &["/spec/selector"];
@@ -166,10 +169,6 @@ impl Kind for DeploymentKind {
         workload::default_template(&mut spec.template);
     }
 
-    fn prepare_create(object: &mut Deployment) {
-        object.status = None;
-    }
-
     fn validate(object: &Deployment, errors: &mut ErrorList) {
         let path = Path::new("spec");
         let empty = DeploymentSpec::default();
@@ -194,13 +193,8 @@ impl Kind for DeploymentKind {
         }
     }
 
-    fn prepare_update(new: &mut Deployment, old: &Deployment) {
-        new.status.clone_from(&old.status);
-        let changed = new.spec != old.spec || new.metadata.annotations != old.metadata.annotations;
-        new.metadata.generation = old
-            .metadata
-            .generation
-            .map(|generation| generation + i64::from(changed));
+    fn changed(new: &Deployment, old: &Deployment) -> bool {
+        new.spec != old.spec || new.metadata.annotations != old.metadata.annotations
     }
 
     fn validate_update(new: &Deployment, old: &Deployment, errors: &mut ErrorList) {
@@ -222,7 +216,6 @@ impl Kind for DeploymentKind {
     }
 
     fn prepare_status_update(new: &mut Deployment, old: &Deployment) {
-        new.spec.clone_from(&old.spec);
         new.metadata.labels.clone_from(&old.metadata.labels);
     }
 

@@ -265,13 +265,12 @@ impl Kind for EndpointSliceKind {
         if new.endpoints != old.endpoints {
             drop_topology(new, Some(old));
         }
-        let same = new.endpoints == old.endpoints
-            && new.ports == old.ports
-            && new.metadata.labels == old.metadata.labels;
-        new.metadata.generation = old
-            .metadata
-            .generation
-            .map(|generation| generation + i64::from(!same));
+    }
+
+    fn changed(new: &EndpointSlice, old: &EndpointSlice) -> bool {
+        new.endpoints != old.endpoints
+            || new.ports != old.ports
+            || new.metadata.labels != old.metadata.labels
     }
 
     fn columns() -> Vec<Column> {
@@ -356,7 +355,7 @@ mod tests {
         }));
         let update = |value: Value| {
             let mut new = parse(value);
-            EndpointSliceKind::prepare_update(&mut new, &old);
+            crate::typed::prepare_update::<EndpointSliceKind>(&mut new, &old);
             let mut errors = ErrorList::default();
             EndpointSliceKind::validate_update(&new, &old, &mut errors);
             (new.metadata.generation, errors.0.len())

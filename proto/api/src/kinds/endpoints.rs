@@ -136,8 +136,6 @@ impl Kind for EndpointsKind {
 
     const DEPRECATION: Option<&'static str> = Some(DEPRECATED);
 
-    fn prepare_create(_object: &mut Endpoints) {}
-
     fn validate(object: &Endpoints, errors: &mut ErrorList) {
         for (index, subset) in object.subsets.iter().flatten().enumerate() {
             validate_subset(subset, &Path::new("subsets").index(index), errors);
@@ -160,8 +158,6 @@ impl Kind for EndpointsKind {
         }
         warnings
     }
-
-    fn prepare_update(_new: &mut Endpoints, _old: &Endpoints) {}
 
     fn validate_update(new: &Endpoints, old: &Endpoints, errors: &mut ErrorList) {
         // What is there already holds up no change of anything else.

@@ -119,13 +119,9 @@ impl Kind for EventKind {
         "type",
     ];
 
-    fn prepare_create(_object: &mut Event) {}
-
     fn validate(object: &Event, errors: &mut ErrorList) {
         validate_any(object, "reportingComponent", errors);
     }
-
-    fn prepare_update(_new: &mut Event, _old: &Event) {}
 
     fn selectable_fields(object: &Event) -> Vec<(&'static str, String)> {
         let about = &object.involved_object;

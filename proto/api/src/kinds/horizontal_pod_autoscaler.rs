@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::parts;
 
 /// See [`HorizontalPodAutoscaler`].
 pub struct HorizontalPodAutoscalerKind;
@@ -160,6 +161,8 @@ impl Kind for HorizontalPodAutoscalerKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<HorizontalPodAutoscaler> = parts!(HorizontalPodAutoscaler: spec, status);
+
     fn default(object: &mut HorizontalPodAutoscaler) {
         let spec = &mut object.spec;
         spec.min_replicas.get_or_insert(1);
@@ -174,20 +177,8 @@ impl Kind for HorizontalPodAutoscalerKind {
         }
     }
 
-    fn prepare_create(object: &mut HorizontalPodAutoscaler) {
-        object.status = None;
-    }
-
     fn validate(object: &HorizontalPodAutoscaler, errors: &mut ErrorList) {
         validation::spec(&object.spec, &Path::new("spec"), errors);
-    }
-
-    fn prepare_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
-        new.status.clone_from(&old.status);
-    }
-
-    fn prepare_status_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn validate_status_update(

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
-use crate::meta;
+use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::parts;
 
 /// See [`Ingress`].
 pub struct IngressKind;
@@ -64,6 +64,8 @@ impl Kind for IngressKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<Ingress> = parts!(Ingress: spec, status);
+
     fn default(object: &mut Ingress) {
         object.spec.get_or_insert_default();
         let status = object.status.get_or_insert_default();
@@ -92,21 +94,11 @@ impl Kind for IngressKind {
         }
     }
 
-    fn prepare_update(new: &mut Ingress, old: &Ingress) {
-        new.status.clone_from(&old.status);
-        let changed = new.spec != old.spec;
-        meta::follow_generation(&mut new.metadata, &old.metadata, changed);
-    }
-
     fn validate_update(new: &Ingress, _old: &Ingress, errors: &mut ErrorList) {
         // Annotation and field may differ while a user moves from one to the other.
         if let Some(spec) = &new.spec {
             validation::spec(spec, errors);
         }
-    }
-
-    fn prepare_status_update(new: &mut Ingress, old: &Ingress) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn validate_status_update(new: &Ingress, _old: &Ingress, errors: &mut ErrorList) {

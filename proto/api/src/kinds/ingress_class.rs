@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{references, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::parts;
 use crate::{meta, names};
 
 /// See [`IngressClass`].
@@ -98,14 +99,14 @@ impl Kind for IngressClassKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<IngressClass> = parts!(IngressClass: spec);
+
     fn default(object: &mut IngressClass) {
         let spec = object.spec.get_or_insert_default();
         if let Some(parameters) = &mut spec.parameters {
             parameters.scope.get_or_insert_with(|| "Cluster".to_owned());
         }
     }
-
-    fn prepare_create(_object: &mut IngressClass) {}
 
     fn validate(object: &IngressClass, errors: &mut ErrorList) {
         let path = Path::new("spec");
@@ -114,11 +115,6 @@ impl Kind for IngressClassKind {
         if let Some(parameters) = spec.and_then(|spec| spec.parameters.as_ref()) {
             validate_parameters(parameters, &path.child("parameters"), errors);
         }
-    }
-
-    fn prepare_update(new: &mut IngressClass, old: &IngressClass) {
-        let changed = new.spec != old.spec;
-        meta::follow_generation(&mut new.metadata, &old.metadata, changed);
     }
 
     fn validate_update(new: &IngressClass, old: &IngressClass, errors: &mut ErrorList) {

@@ -63,13 +63,9 @@ impl Kind for IpAddressKind {
 
     const NAME_RULE: meta::NameRule = canonical;
 
-    fn prepare_create(_object: &mut IPAddress) {}
-
     fn validate(object: &IPAddress, errors: &mut ErrorList) {
         validate_parent(&object.spec.parent_ref, &parent_path(), errors);
     }
-
-    fn prepare_update(_new: &mut IPAddress, _old: &IPAddress) {}
 
     fn validate_update(new: &IPAddress, old: &IPAddress, errors: &mut ErrorList) {
         let parent = &new.spec.parent_ref;

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use super::table;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::parts;
 use crate::{meta, names};
 
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -39,6 +40,8 @@ impl Kind for NamespaceKind {
         has_generation: false,
         create_on_update: false,
     };
+
+    const PARTS: Parts<Namespace> = parts!(Namespace: spec, status);
 
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
@@ -86,11 +89,6 @@ impl Kind for NamespaceKind {
     }
 
     fn prepare_update(new: &mut Namespace, old: &Namespace) {
-        new.spec.clone_from(&old.spec);
-        new.status.clone_from(&old.status);
-    }
-
-    fn prepare_status_update(new: &mut Namespace, old: &Namespace) {
         new.spec.clone_from(&old.spec);
     }
 

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::{addresses, table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
-use crate::{meta, names, selector};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::parts;
+use crate::{names, selector};
 
 /// See [`NetworkPolicy`].
 pub struct NetworkPolicyKind;
@@ -272,6 +273,8 @@ impl Kind for NetworkPolicyKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<NetworkPolicy> = parts!(NetworkPolicy: spec);
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     fn default(object: &mut NetworkPolicy) {
@@ -292,17 +295,10 @@ impl Kind for NetworkPolicyKind {
         }
     }
 
-    fn prepare_create(_object: &mut NetworkPolicy) {}
-
     fn validate(object: &NetworkPolicy, errors: &mut ErrorList) {
         if let Some(spec) = &object.spec {
             validate_spec(spec, errors);
         }
-    }
-
-    fn prepare_update(new: &mut NetworkPolicy, old: &NetworkPolicy) {
-        let changed = new.spec != old.spec;
-        meta::follow_generation(&mut new.metadata, &old.metadata, changed);
     }
 
     fn warnings(new: &NetworkPolicy, old: Option<&NetworkPolicy>) -> Vec<String> {

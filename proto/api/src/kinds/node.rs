@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::{addresses, pod_spec, table};
 use crate::field::{ErrorList, ErrorType, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
+use crate::parts;
 
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
@@ -111,6 +112,10 @@ impl Kind for NodeKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<Node> = parts!(Node: spec, status);
+
+    const CREATED_WITH_STATUS: bool = true;
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &["spec.unschedulable"];
@@ -142,8 +147,6 @@ impl Kind for NodeKind {
         status.node_info.get_or_insert_default();
     }
 
-    fn prepare_create(_object: &mut Node) {}
-
     fn validate(object: &Node, errors: &mut ErrorList) {
         let spec = object.spec.as_ref().unwrap_or(empty());
         validate_taints(spec, errors);
@@ -151,10 +154,6 @@ impl Kind for NodeKind {
             validate_amounts(status, errors);
         }
         validate_pod_cidrs(spec, errors);
-    }
-
-    fn prepare_update(new: &mut Node, old: &Node) {
-        new.status.clone_from(&old.status);
     }
 
     fn validate_update(new: &Node, old: &Node, errors: &mut ErrorList) {
@@ -210,10 +209,6 @@ impl Kind for NodeKind {
         if let Some(status) = &new.status {
             validate_status(status, errors);
         }
-    }
-
-    fn prepare_status_update(new: &mut Node, old: &Node) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn selectable_fields(object: &Node) -> Vec<(&'static str, String)> {

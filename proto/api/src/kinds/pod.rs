@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::{pod_spec, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::parts;
 
 /// See [`Pod`].
 pub struct PodKind;
@@ -55,6 +56,8 @@ impl Kind for PodKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const PARTS: Parts<Pod> = parts!(Pod: spec, status);
 
     const FIELD_LABELS: &'static [&'static str] = &[
         "spec.nodeName",
@@ -129,21 +132,11 @@ impl Kind for PodKind {
         pod_spec::validate_matches(annotations, spec, &path, errors);
     }
 
-    fn prepare_update(new: &mut Pod, old: &Pod) {
-        new.status.clone_from(&old.status);
-        let changed = new.spec != old.spec;
-        new.metadata.generation = old
-            .metadata
-            .generation
-            .map(|generation| generation + i64::from(changed));
-    }
-
     fn validate_update(new: &Pod, old: &Pod, errors: &mut ErrorList) {
         update::validate(new, old, errors);
     }
 
     fn prepare_status_update(new: &mut Pod, old: &Pod) {
-        new.spec.clone_from(&old.spec);
         let qos = old
             .status
             .as_ref()

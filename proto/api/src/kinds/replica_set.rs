@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
+use crate::parts;
 
 /// See [`ReplicaSet`].
 pub struct ReplicaSetKind;
@@ -63,6 +64,8 @@ impl Kind for ReplicaSetKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<ReplicaSet> = parts!(ReplicaSet: spec, status);
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const SELECTORS: &'static [&'static str] = &["/spec/selector"];
@@ -88,15 +91,6 @@ impl Kind for ReplicaSetKind {
         workload::validate(&spec.selector, &template, &path, errors);
     }
 
-    fn prepare_update(new: &mut ReplicaSet, old: &ReplicaSet) {
-        new.status.clone_from(&old.status);
-        let changed = new.spec != old.spec;
-        new.metadata.generation = old
-            .metadata
-            .generation
-            .map(|generation| generation + i64::from(changed));
-    }
-
     fn validate_update(new: &ReplicaSet, old: &ReplicaSet, errors: &mut ErrorList) {
         Self::validate(new, errors);
         if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
@@ -113,10 +107,6 @@ impl Kind for ReplicaSetKind {
         if let Some(status) = &new.status {
             validate_status(status, errors);
         }
-    }
-
-    fn prepare_status_update(new: &mut ReplicaSet, old: &ReplicaSet) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn columns() -> Vec<Column> {

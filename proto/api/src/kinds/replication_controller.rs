@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::{table, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, Parts, StaticInfo};
 use crate::names;
+use crate::parts;
 
 /// See [`ReplicationController`].
 pub struct ReplicationControllerKind;
@@ -49,6 +50,8 @@ impl Kind for ReplicationControllerKind {
         has_generation: true,
         create_on_update: false,
     };
+
+    const PARTS: Parts<ReplicationController> = parts!(ReplicationController: spec, status);
 
     const FIELD_LABELS: &'static [&'static str] = &["status.replicas"];
 
@@ -91,15 +94,6 @@ impl Kind for ReplicationControllerKind {
         }
     }
 
-    fn prepare_update(new: &mut ReplicationController, old: &ReplicationController) {
-        new.status.clone_from(&old.status);
-        let changed = new.spec != old.spec;
-        new.metadata.generation = old
-            .metadata
-            .generation
-            .map(|generation| generation + i64::from(changed));
-    }
-
     /// Kubernetes checks the whole object as a new one, and once more as a changed one.
     fn validate_update(
         new: &ReplicationController,
@@ -108,10 +102,6 @@ impl Kind for ReplicationControllerKind {
     ) {
         Self::validate(new, errors);
         Self::validate(new, errors);
-    }
-
-    fn prepare_status_update(new: &mut ReplicationController, old: &ReplicationController) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn validate_status_update(

@@ -56,8 +56,6 @@ impl Kind for RuntimeClassKind {
 
     const METADATA: MetadataRules = MetadataRules::Generic;
 
-    fn prepare_create(_object: &mut RuntimeClass) {}
-
     fn validate(object: &RuntimeClass, errors: &mut ErrorList) {
         let details = names::dns1123_label(&object.handler);
         errors.invalid_each(&Path::new("handler"), &object.handler, details);
@@ -72,8 +70,6 @@ impl Kind for RuntimeClassKind {
             validate_scheduling(scheduling, &Path::new("scheduling"), errors);
         }
     }
-
-    fn prepare_update(_new: &mut RuntimeClass, _old: &RuntimeClass) {}
 
     fn validate_update(new: &RuntimeClass, old: &RuntimeClass, errors: &mut ErrorList) {
         if new.handler != old.handler {

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::field::{ErrorList, FieldError};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
+use crate::parts;
 
 /// See [`Service`].
 pub struct ServiceKind;
@@ -58,6 +59,8 @@ impl Kind for ServiceKind {
         has_generation: false,
         create_on_update: false,
     };
+
+    const PARTS: Parts<Service> = parts!(Service: spec, status);
 
     const NAME_RULE: crate::meta::NameRule = names::dns1123_label;
 
@@ -123,7 +126,6 @@ impl Kind for ServiceKind {
     }
 
     fn prepare_update(new: &mut Service, old: &Service) {
-        new.status.clone_from(&old.status);
         if let (Some(new), Some(old)) = (&mut new.spec, &old.spec) {
             dependents::keep_allocated(new, old);
             dependents::follow_cluster_ip(new, Some(old));
@@ -148,10 +150,6 @@ impl Kind for ServiceKind {
             validation::balancer_update(new, old, errors);
         }
         errors.0.append(&mut found.0);
-    }
-
-    fn prepare_status_update(new: &mut Service, old: &Service) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn validate_status_update(new: &Service, _old: &Service, errors: &mut ErrorList) {

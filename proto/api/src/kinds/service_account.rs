@@ -27,10 +27,6 @@ impl Kind for ServiceAccountKind {
         create_on_update: false,
     };
 
-    fn prepare_create(_object: &mut ServiceAccount) {}
-
-    fn prepare_update(_new: &mut ServiceAccount, _old: &ServiceAccount) {}
-
     fn columns() -> Vec<Column> {
         vec![table::name_column(), table::age_column()]
     }

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use super::{addresses, table};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
 use crate::meta;
+use crate::parts;
 
 /// See [`ServiceCIDR`].
 pub struct ServiceCidrKind;
@@ -39,6 +40,8 @@ impl Kind for ServiceCidrKind {
         create_on_update: false,
     };
 
+    const PARTS: Parts<ServiceCIDR> = parts!(ServiceCIDR: spec, status);
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     fn default(object: &mut ServiceCIDR) {
@@ -70,10 +73,6 @@ impl Kind for ServiceCidrKind {
         }
     }
 
-    fn prepare_update(new: &mut ServiceCIDR, old: &ServiceCIDR) {
-        new.status.clone_from(&old.status);
-    }
-
     fn validate_update(new: &ServiceCIDR, old: &ServiceCIDR, errors: &mut ErrorList) {
         // A second family may be added, and nothing taken away: addresses were given from it.
         let (now, before) = (cidrs(new), cidrs(old));
@@ -95,10 +94,6 @@ impl Kind for ServiceCidrKind {
             }
             _ => errors.invalid(&path(), now, meta::IMMUTABLE),
         }
-    }
-
-    fn prepare_status_update(new: &mut ServiceCIDR, old: &ServiceCIDR) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn columns() -> Vec<Column> {

@@ -187,13 +187,9 @@ impl Kind for EventKind {
         "type",
     ];
 
-    fn prepare_create(_object: &mut Event) {}
-
     fn validate(object: &Event, errors: &mut ErrorList) {
         validate_new(&core_event(object), errors);
     }
-
-    fn prepare_update(_new: &mut Event, _old: &Event) {}
 
     fn validate_update(new: &Event, old: &Event, errors: &mut ErrorList) {
         validate_changed(&core_event(new), &core_event(old), errors);

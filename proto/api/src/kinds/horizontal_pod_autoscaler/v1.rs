@@ -17,7 +17,8 @@ use serde_json::Value;
 use super::HorizontalPodAutoscalerKind as Hub;
 use super::default_metric;
 use crate::field::ErrorList;
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::parts;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
 
@@ -267,12 +268,13 @@ impl Kind for HorizontalPodAutoscalerKind {
         ..Hub::INFO
     };
 
+    const PARTS: Parts<HorizontalPodAutoscaler> = parts!(HorizontalPodAutoscaler: spec, status);
+
     fn default(object: &mut HorizontalPodAutoscaler) {
         object.spec.min_replicas.get_or_insert(1);
     }
 
     fn prepare_create(object: &mut HorizontalPodAutoscaler) {
-        object.status = None;
         if let Some(annotations) = &mut object.metadata.annotations {
             annotations.remove(CURRENT);
             annotations.remove(CONDITIONS);
@@ -284,7 +286,6 @@ impl Kind for HorizontalPodAutoscalerKind {
     }
 
     fn prepare_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
-        new.status.clone_from(&old.status);
         let before = old.metadata.annotations.clone().unwrap_or_default();
         let annotations = new.metadata.annotations.get_or_insert_default();
         for name in [CURRENT, CONDITIONS] {
@@ -293,10 +294,6 @@ impl Kind for HorizontalPodAutoscalerKind {
                 annotations.insert(name.to_owned(), kept.clone());
             }
         }
-    }
-
-    fn prepare_status_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
-        new.spec.clone_from(&old.spec);
     }
 
     fn validate_status_update(

@@ -110,7 +110,7 @@ fn a_status_is_written_by_itself_and_the_generation_follows_the_spec() {
         "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}
     }));
     let mut new = parse(json!({"spec": {"rules": [{"host": "c.d"}]}}));
-    IngressKind::prepare_update(&mut new, &old);
+    crate::typed::prepare_update::<IngressKind>(&mut new, &old);
     assert_eq!(new.metadata.generation, Some(2));
     assert_eq!(new.status, old.status);
     let reported = parse(json!({"status": {"loadBalancer": {"ingress": [

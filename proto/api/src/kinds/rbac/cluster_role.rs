@@ -30,8 +30,6 @@ impl Kind for ClusterRoleKind {
 
     const NAME_RULE: meta::NameRule = super::name_rule;
 
-    fn prepare_create(_object: &mut ClusterRole) {}
-
     fn validate(object: &ClusterRole, errors: &mut ErrorList) {
         super::validate_rules(object.rules.as_deref(), false, errors);
         let Some(aggregation) = &object.aggregation_rule else {
@@ -53,8 +51,6 @@ impl Kind for ClusterRoleKind {
             selector::validate(one, &path.index(index), errors);
         }
     }
-
-    fn prepare_update(_new: &mut ClusterRole, _old: &ClusterRole) {}
 
     fn columns() -> Vec<Column> {
         super::role_columns()

@@ -35,15 +35,11 @@ impl Kind for ClusterRoleBindingKind {
         super::default_binding(&mut object.role_ref, object.subjects.as_mut());
     }
 
-    fn prepare_create(_object: &mut ClusterRoleBinding) {}
-
     fn validate(object: &ClusterRoleBinding, errors: &mut ErrorList) {
         let kinds = [super::CLUSTER_ROLE];
         let subjects = object.subjects.as_deref();
         super::validate_binding(&object.role_ref, &kinds, subjects, false, errors);
     }
-
-    fn prepare_update(_new: &mut ClusterRoleBinding, _old: &ClusterRoleBinding) {}
 
     fn validate_update(new: &ClusterRoleBinding, old: &ClusterRoleBinding, errors: &mut ErrorList) {
         Self::validate(new, errors);

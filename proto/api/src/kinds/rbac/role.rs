@@ -30,13 +30,9 @@ impl Kind for RoleKind {
 
     const NAME_RULE: meta::NameRule = super::name_rule;
 
-    fn prepare_create(_object: &mut Role) {}
-
     fn validate(object: &Role, errors: &mut ErrorList) {
         super::validate_rules(object.rules.as_deref(), true, errors);
     }
-
-    fn prepare_update(_new: &mut Role, _old: &Role) {}
 
     fn columns() -> Vec<Column> {
         super::role_columns()

@@ -35,15 +35,11 @@ impl Kind for RoleBindingKind {
         super::default_binding(&mut object.role_ref, object.subjects.as_mut());
     }
 
-    fn prepare_create(_object: &mut RoleBinding) {}
-
     fn validate(object: &RoleBinding, errors: &mut ErrorList) {
         let kinds = [super::ROLE, super::CLUSTER_ROLE];
         let subjects = object.subjects.as_deref();
         super::validate_binding(&object.role_ref, &kinds, subjects, true, errors);
     }
-
-    fn prepare_update(_new: &mut RoleBinding, _old: &RoleBinding) {}
 
     fn validate_update(new: &RoleBinding, old: &RoleBinding, errors: &mut ErrorList) {
         Self::validate(new, errors);

@@ -9,7 +9,7 @@ fn parse(spec: Value) -> Service {
 fn created(spec: Value) -> Service {
     let mut object = parse(spec);
     ServiceKind::default(&mut object);
-    ServiceKind::prepare_create(&mut object);
+    crate::typed::prepare_create::<ServiceKind>(&mut object);
     object
 }
 
@@ -30,7 +30,7 @@ fn refused(spec: Value) -> Vec<String> {
 fn updated(old: &Service, new: Value) -> (ServiceSpec, Vec<String>) {
     let mut new = parse(new);
     ServiceKind::default(&mut new);
-    ServiceKind::prepare_update(&mut new, old);
+    crate::typed::prepare_update::<ServiceKind>(&mut new, old);
     let mut errors = ErrorList::default();
     ServiceKind::validate_update(&new, old, &mut errors);
     (new.spec.unwrap(), told(&errors))

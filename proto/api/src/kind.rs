@@ -5,7 +5,6 @@
 
 use std::any::Any;
 
-use k8s_openapi::Metadata as _;
 use std::borrow::Cow;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::field::ErrorList;
-use crate::kinds::table;
+use crate::kinds::table::Printer;
 use crate::status::StatusError;
 
 /// Names and scope of a resource, as discovery reports them. Owned, so that resources can come and go while the server runs;
@@ -326,15 +325,9 @@ pub trait Kind: Send + Sync + 'static {
         label
     }
 
-    /// The Table's columns; `Name` and `Age` when not overridden.
-    fn columns() -> Vec<Column> {
-        vec![table::name_column(), table::age_column()]
-    }
-
-    /// One row, a cell per column. `now` is nanoseconds since the epoch.
-    fn row(object: &Self::Object, now: i64) -> Vec<Value> {
-        let metadata = object.metadata();
-        vec![table::name_cell(metadata), table::age_cell(metadata, now)]
+    /// What tables show of it; `Name` and `Age` when not overridden.
+    fn printer() -> Printer<Self::Object> {
+        Printer::<Self::Object>::named().age()
     }
 }
 

@@ -13,18 +13,18 @@ use crate::field::{ErrorList, Path};
 use crate::kind::{
     Column, Draft, Kind, MetadataChecks, MetadataRules, ResourceInfo, ResourceKind, WriteScope,
 };
+use crate::kinds::table::Printer;
 use crate::meta::{self, NameRule};
 use crate::names;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
 
 /// A kind's typed logic over JSON values.
-#[derive(Debug)]
-pub struct Typed<K> {
+pub struct Typed<K: Kind> {
     kind: PhantomData<fn() -> K>,
     info: ResourceInfo,
-    /// Their documentation comes out of whole schemas, which are not made again for every table.
-    columns: OnceLock<Vec<Column>>,
+    /// The documentation of columns comes out of whole schemas, which are not made again for every table.
+    printer: OnceLock<Printer<K::Object>>,
 }
 
 impl<K: Kind> Default for Typed<K> {
@@ -32,7 +32,7 @@ impl<K: Kind> Default for Typed<K> {
         Self {
             kind: PhantomData,
             info: K::INFO.into(),
-            columns: OnceLock::new(),
+            printer: OnceLock::new(),
         }
     }
 }
@@ -43,6 +43,10 @@ impl<K: Kind> Typed<K> {
         // What is served as a status is a part of the object.
         const { assert!(K::INFO.has_status == K::PARTS.status.is_some()) };
         Box::new(Self::default())
+    }
+
+    fn printer(&self) -> &Printer<K::Object> {
+        self.printer.get_or_init(K::printer)
     }
 
     fn parse(mut object: Value) -> Result<K::Object, StatusError> {
@@ -346,12 +350,12 @@ impl<K: Kind> ResourceKind for Typed<K> {
     }
 
     fn columns(&self) -> &[Column] {
-        self.columns.get_or_init(K::columns)
+        self.printer().header()
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         match Self::stored(object) {
-            Ok(object) => K::row(&object, now),
+            Ok(object) => self.printer().row(&object, now),
             Err(_) => Vec::new(),
         }
     }
@@ -439,6 +443,6 @@ mod tests {
     fn columns_are_made_once() {
         let kind = Typed::<NodeKind>::default();
         assert!(std::ptr::eq(kind.columns(), kind.columns()));
-        assert_eq!(kind.columns(), NodeKind::columns());
+        assert_eq!(kind.columns(), NodeKind::printer().header());
     }
 }

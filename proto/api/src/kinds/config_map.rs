@@ -1,11 +1,11 @@
 //! ConfigMap: text and bytes by key.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use serde_json::Value;
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
 use crate::names;
 
 /// What all keys and values together may weigh, in bytes.
@@ -69,27 +69,22 @@ impl Kind for ConfigMapKind {
         Self::validate(new, errors);
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column("Data", "string", table::field_doc::<ConfigMap>("data"), 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &ConfigMap, now: i64) -> Vec<Value> {
-        let count = object.data.as_ref().map_or(0, |data| data.len())
-            + object.binary_data.as_ref().map_or(0, |data| data.len());
-        vec![
-            table::name_cell(&object.metadata),
-            Value::from(count),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<ConfigMap> {
+        let data = table::field_doc::<ConfigMap>("data");
+        Printer::<ConfigMap>::named()
+            .column(table::column("Data", "string", data, 0), |object| {
+                let text = object.data.as_ref().map_or(0, |data| data.len());
+                let binary = object.binary_data.as_ref().map_or(0, |data| data.len());
+                json!(text + binary)
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(value: Value) -> ConfigMap {

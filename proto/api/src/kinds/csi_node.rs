@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{pod_spec, table};
+use super::pod_spec;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
 
 /// See [`CSINode`].
@@ -128,26 +129,20 @@ impl Kind for CsiNodeKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
+    fn printer() -> Printer<CSINode> {
         let drivers = "Drivers indicates the number of CSI drivers registered on the node";
-        vec![
-            table::name_column(),
-            table::column("Drivers", "integer", drivers.to_owned(), 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &CSINode, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            json!(object.spec.drivers.len()),
-            table::age_cell(&object.metadata, now),
-        ]
+        Printer::<CSINode>::named()
+            .column(table::column("Drivers", "integer", drivers, 0), |object| {
+                json!(object.spec.drivers.len())
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(drivers: Value) -> CSINode {

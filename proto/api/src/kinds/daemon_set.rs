@@ -3,13 +3,14 @@
 use k8s_openapi::api::apps::v1::{
     DaemonSet, DaemonSetSpec, DaemonSetStatus, DaemonSetUpdateStrategy, RollingUpdateDaemonSet,
 };
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{table, workload};
+use super::table::{self, Printer};
+use super::workload;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 use crate::selector::{self, LabelSelector as Selector};
@@ -61,6 +62,10 @@ fn validate_rolling(rolling: &RollingUpdateDaemonSet, path: &Path, errors: &mut 
         (true, true) => errors.required(&unavailable_path, "cannot be 0 when maxSurge is 0"),
         _ => {}
     }
+}
+
+fn template_of(object: &DaemonSet) -> Option<&PodTemplateSpec> {
+    object.spec.as_ref().map(|spec| &spec.template)
 }
 
 impl Kind for DaemonSetKind {
@@ -193,51 +198,52 @@ impl Kind for DaemonSetKind {
         workload::warnings(&new.metadata, old.map(|old| &old.metadata), template)
     }
 
-    fn columns() -> Vec<Column> {
-        let status = |field: &str| table::field_doc::<DaemonSetStatus>(field);
-        let number = |name, field| table::column(name, "integer", status(field), 0);
-        let text =
-            |name, description: &str| table::column(name, "string", description.to_owned(), 1);
+    fn printer() -> Printer<DaemonSet> {
+        let number = |name, field| {
+            table::column(
+                name,
+                "integer",
+                table::field_doc::<DaemonSetStatus>(field),
+                0,
+            )
+        };
         let nodes = table::field_doc::<PodSpec>("nodeSelector");
         let selector = table::field_doc::<DaemonSetSpec>("selector");
-        vec![
-            table::name_column(),
+        let numbers = [
             number("Desired", "desiredNumberScheduled"),
             number("Current", "currentNumberScheduled"),
             number("Ready", "numberReady"),
             number("Up-to-date", "updatedNumberScheduled"),
             number("Available", "numberAvailable"),
-            table::column("Node Selector", "string", nodes, 0),
-            table::age_column(),
-            text("Containers", "Names of each container in the template."),
-            text(
-                "Images",
-                "Images referenced by each container in the template.",
-            ),
-            table::column("Selector", "string", selector, 1),
-        ]
-    }
-
-    fn row(object: &DaemonSet, now: i64) -> Vec<Value> {
-        let empty = DaemonSetSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let status = object.status.clone().unwrap_or_default();
-        let pod = spec.template.spec.as_ref();
-        let nodes = pod.and_then(|pod| pod.node_selector.as_ref());
-        let (names, images) = workload::containers(&spec.template);
-        vec![
-            table::name_cell(&object.metadata),
-            json!(status.desired_number_scheduled),
-            json!(status.current_number_scheduled),
-            json!(status.number_ready),
-            json!(status.updated_number_scheduled.unwrap_or(0)),
-            json!(status.number_available.unwrap_or(0)),
-            json!(workload::labels_text(nodes)),
-            table::age_cell(&object.metadata, now),
-            json!(names),
-            json!(images),
-            json!(workload::selector_text(&spec.selector)),
-        ]
+        ];
+        Printer::<DaemonSet>::named()
+            .columns(numbers, |object, _| {
+                let status = object.status.clone().unwrap_or_default();
+                [
+                    json!(status.desired_number_scheduled),
+                    json!(status.current_number_scheduled),
+                    json!(status.number_ready),
+                    json!(status.updated_number_scheduled.unwrap_or(0)),
+                    json!(status.number_available.unwrap_or(0)),
+                ]
+            })
+            .column(
+                table::column("Node Selector", "string", nodes, 0),
+                |object| {
+                    let pod = template_of(object).and_then(|template| template.spec.as_ref());
+                    json!(workload::labels_text(
+                        pod.and_then(|pod| pod.node_selector.as_ref())
+                    ))
+                },
+            )
+            .age()
+            .columns(workload::template_columns(1), |object, _| {
+                workload::template_cells(template_of(object))
+            })
+            .column(table::column("Selector", "string", selector, 1), |object| {
+                let spec = object.spec.as_ref();
+                json!(workload::selector_cell(spec.map(|spec| &spec.selector)))
+            })
     }
 }
 

@@ -7,9 +7,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{table, workload};
+use super::table::{self, Printer};
+use super::workload;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 
@@ -219,58 +220,43 @@ impl Kind for DeploymentKind {
         new.metadata.labels.clone_from(&old.metadata.labels);
     }
 
-    fn columns() -> Vec<Column> {
-        let text = |name, description: &str, priority| {
-            table::column(name, "string", description.to_owned(), priority)
-        };
-        vec![
-            table::name_column(),
-            text("Ready", "Number of the pod with ready state", 0),
-            text(
+    fn printer() -> Printer<Deployment> {
+        let numbers = [
+            table::column("Ready", "string", "Number of the pod with ready state", 0),
+            table::column(
                 "Up-to-date",
+                "string",
                 "Total number of non-terminating pods targeted by this deployment that have the desired template spec.",
                 0,
             ),
-            text(
+            table::column(
                 "Available",
+                "string",
                 "Total number of available non-terminating pods (ready for at least minReadySeconds) targeted by this deployment.",
                 0,
             ),
-            table::age_column(),
-            text("Containers", "Names of each container in the template.", 1),
-            text(
-                "Images",
-                "Images referenced by each container in the template.",
-                1,
-            ),
-            table::column(
-                "Selector",
-                "string",
-                table::field_doc::<DeploymentSpec>("selector"),
-                1,
-            ),
-        ]
-    }
-
-    fn row(object: &Deployment, now: i64) -> Vec<Value> {
-        let empty = DeploymentSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let status = object.status.clone().unwrap_or_default();
-        let (names, images) = workload::containers(&spec.template);
-        vec![
-            table::name_cell(&object.metadata),
-            json!(format!(
-                "{}/{}",
-                status.ready_replicas.unwrap_or(0),
-                spec.replicas.unwrap_or(0)
-            )),
-            json!(status.updated_replicas.unwrap_or(0)),
-            json!(status.available_replicas.unwrap_or(0)),
-            table::age_cell(&object.metadata, now),
-            json!(names),
-            json!(images),
-            json!(workload::selector_text(&spec.selector)),
-        ]
+        ];
+        let selector = table::field_doc::<DeploymentSpec>("selector");
+        Printer::<Deployment>::named()
+            .columns(numbers, |object, _| {
+                let asked = object.spec.as_ref().and_then(|spec| spec.replicas);
+                let status = object.status.clone().unwrap_or_default();
+                let ready = status.ready_replicas.unwrap_or(0);
+                [
+                    json!(format!("{ready}/{}", asked.unwrap_or(0))),
+                    json!(status.updated_replicas.unwrap_or(0)),
+                    json!(status.available_replicas.unwrap_or(0)),
+                ]
+            })
+            .age()
+            .columns(workload::template_columns(1), |object, _| {
+                let spec = object.spec.as_ref();
+                workload::template_cells(spec.map(|spec| &spec.template))
+            })
+            .column(table::column("Selector", "string", selector, 1), |object| {
+                let spec = object.spec.as_ref();
+                json!(workload::selector_cell(spec.map(|spec| &spec.selector)))
+            })
     }
 }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointPort, EndpointSlice};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{addresses, table};
+use super::addresses;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, StaticInfo};
 use crate::meta::NameRule;
 use crate::names;
 
@@ -273,46 +274,29 @@ impl Kind for EndpointSliceKind {
             || new.metadata.labels != old.metadata.labels
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column(
-                "AddressType",
-                "string",
-                table::field_doc::<EndpointSlice>("addressType"),
-                0,
-            ),
-            table::column(
-                "Ports",
-                "string",
-                table::field_doc::<EndpointSlice>("ports"),
-                0,
-            ),
-            table::column(
-                "Endpoints",
-                "string",
-                table::field_doc::<EndpointSlice>("endpoints"),
-                0,
-            ),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &EndpointSlice, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            json!(object.address_type),
-            json!(shown_ports(object.ports.as_deref().unwrap_or_default())),
-            json!(shown_addresses(
-                object.endpoints.as_deref().unwrap_or_default()
-            )),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<EndpointSlice> {
+        let text = |name, field| {
+            table::column(name, "string", table::field_doc::<EndpointSlice>(field), 0)
+        };
+        Printer::<EndpointSlice>::named()
+            .column(text("AddressType", "addressType"), |object| {
+                json!(object.address_type)
+            })
+            .column(text("Ports", "ports"), |object| {
+                json!(shown_ports(object.ports.as_deref().unwrap_or_default()))
+            })
+            .column(text("Endpoints", "endpoints"), |object| {
+                let endpoints = object.endpoints.as_deref().unwrap_or_default();
+                json!(shown_addresses(endpoints))
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(value: Value) -> EndpointSlice {
@@ -372,7 +356,7 @@ mod tests {
     #[test]
     fn a_row_shows_the_first_few() {
         let shown = |value: Value| {
-            let row = EndpointSliceKind::row(&parse(value), 0);
+            let row = EndpointSliceKind::printer().row(&parse(value), 0);
             (row[2].clone(), row[3].clone())
         };
         let addresses: Vec<String> = (2..=5).map(|last| format!("192.0.2.{last}")).collect();

@@ -1,11 +1,12 @@
 //! Endpoints: where a service's pods are, in the form before [`super::endpoint_slice`].
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{addresses, table};
+use super::addresses;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
 use crate::names;
 
 const DEPRECATED: &str =
@@ -166,30 +167,20 @@ impl Kind for EndpointsKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column(
-                "Endpoints",
-                "string",
-                table::field_doc::<Endpoints>("subsets"),
-                0,
-            ),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &Endpoints, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            json!(shown(object.subsets.as_deref().unwrap_or_default())),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<Endpoints> {
+        let subsets = table::field_doc::<Endpoints>("subsets");
+        Printer::<Endpoints>::named()
+            .column(table::column("Endpoints", "string", subsets, 0), |object| {
+                json!(shown(object.subsets.as_deref().unwrap_or_default()))
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(subsets: Value) -> Endpoints {

@@ -4,9 +4,9 @@ pub mod v1;
 
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
 use crate::kind::{Column, Kind, MetadataChecks, MetadataRules, StaticInfo};
 use crate::meta::NameRule;
@@ -157,79 +157,78 @@ impl Kind for EventKind {
         ]
     }
 
-    fn columns() -> Vec<Column> {
-        let doc = |field: &str| table::field_doc::<Event>(field);
-        vec![
-            table::column("Last Seen", "string", doc("lastTimestamp"), 0),
-            table::column("Type", "string", doc("type"), 0),
-            table::column("Reason", "string", doc("reason"), 0),
-            table::column("Object", "string", doc("involvedObject"), 0),
-            table::column(
-                "Subobject",
-                "string",
-                table::field_doc::<ObjectReference>("fieldPath"),
-                1,
-            ),
-            table::column("Source", "string", doc("source"), 1),
-            table::column("Message", "string", doc("message"), 0),
-            table::column("First Seen", "string", doc("firstTimestamp"), 1),
-            table::column("Count", "string", doc("count"), 1),
+    fn printer() -> Printer<Event> {
+        let column = |name, field, priority| {
+            table::column(name, "string", table::field_doc::<Event>(field), priority)
+        };
+        let path = table::field_doc::<ObjectReference>("fieldPath");
+        let columns = [
+            column("Last Seen", "lastTimestamp", 0),
+            column("Type", "type", 0),
+            column("Reason", "reason", 0),
+            column("Object", "involvedObject", 0),
+            table::column("Subobject", "string", path, 1),
+            column("Source", "source", 1),
+            column("Message", "message", 0),
+            column("First Seen", "firstTimestamp", 1),
+            column("Count", "count", 1),
             Column {
                 priority: 1,
                 ..table::name_column()
             },
-        ]
-    }
-
-    fn row(object: &Event, now: i64) -> Vec<Value> {
-        let about = &object.involved_object;
-        let event_time = object.event_time.as_ref().map(seconds);
-        let first = object.first_timestamp.clone().or(event_time);
-        let series = object.series.as_ref();
-        let last = match series {
-            Some(series) => series.last_observed_time.as_ref().map(seconds),
-            None => object.last_timestamp.clone().or_else(|| first.clone()),
-        };
-        let count = match series {
-            Some(series) => series.count.unwrap_or_default(),
-            None => object.count.filter(|count| *count != 0).unwrap_or(1),
-        };
-        let mut target = text(about.kind.as_ref()).to_lowercase();
-        if let Some(name) = about.name.as_ref().filter(|name| !name.is_empty()) {
-            target = format!("{target}/{name}");
-        }
-        let component = object
-            .source
-            .as_ref()
-            .and_then(|source| source.component.clone());
-        let host = object
-            .source
-            .as_ref()
-            .and_then(|source| source.host.clone());
-        let source = component
-            .filter(|component| !component.is_empty())
-            .unwrap_or_else(|| text(object.reporting_component.as_ref()));
-        let source = match host.filter(|host| !host.is_empty()) {
-            Some(host) => format!("{source}, {host}"),
-            None => source,
-        };
-        vec![
-            json!(table::since(last.as_ref(), now)),
-            json!(text(object.type_.as_ref())),
-            json!(text(object.reason.as_ref())),
-            json!(target),
-            json!(text(about.field_path.as_ref())),
-            json!(source),
-            json!(text(object.message.as_ref()).trim()),
-            json!(table::since(first.as_ref(), now)),
-            json!(count),
-            table::name_cell(&object.metadata),
-        ]
+        ];
+        Printer::<Event>::of(columns, |object, now| {
+            let about = &object.involved_object;
+            let event_time = object.event_time.as_ref().map(seconds);
+            let first = object.first_timestamp.clone().or(event_time);
+            let series = object.series.as_ref();
+            let last = match series {
+                Some(series) => series.last_observed_time.as_ref().map(seconds),
+                None => object.last_timestamp.clone().or_else(|| first.clone()),
+            };
+            let count = match series {
+                Some(series) => series.count.unwrap_or_default(),
+                None => object.count.filter(|count| *count != 0).unwrap_or(1),
+            };
+            let mut target = text(about.kind.as_ref()).to_lowercase();
+            if let Some(name) = about.name.as_ref().filter(|name| !name.is_empty()) {
+                target = format!("{target}/{name}");
+            }
+            let component = object
+                .source
+                .as_ref()
+                .and_then(|source| source.component.clone());
+            let host = object
+                .source
+                .as_ref()
+                .and_then(|source| source.host.clone());
+            let source = component
+                .filter(|component| !component.is_empty())
+                .unwrap_or_else(|| text(object.reporting_component.as_ref()));
+            let source = match host.filter(|host| !host.is_empty()) {
+                Some(host) => format!("{source}, {host}"),
+                None => source,
+            };
+            [
+                json!(table::since(last.as_ref(), now)),
+                json!(text(object.type_.as_ref())),
+                json!(text(object.reason.as_ref())),
+                json!(target),
+                json!(text(about.field_path.as_ref())),
+                json!(source),
+                json!(text(object.message.as_ref()).trim()),
+                json!(table::since(first.as_ref(), now)),
+                json!(count),
+                table::name_cell(&object.metadata),
+            ]
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn refused(namespace: &str, about: Value, more: Value) -> Vec<String> {
@@ -315,7 +314,7 @@ mod tests {
             "series": {"count": 7, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}
         }))
         .unwrap();
-        let row = EventKind::row(&event, 1_767_225_610_000_000_000);
+        let row = EventKind::printer().row(&event, 1_767_225_610_000_000_000);
         assert_eq!(
             (&row[0], &row[3], &row[8]),
             (&json!("10s"), &json!("pod"), &json!(7))

@@ -9,11 +9,11 @@ use k8s_openapi::api::autoscaling::v2::{
     ResourceMetricSource,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
 use crate::parts;
 
 /// See [`HorizontalPodAutoscaler`].
@@ -190,49 +190,46 @@ impl Kind for HorizontalPodAutoscalerKind {
         validation::status(&status, errors);
     }
 
-    fn columns() -> Vec<Column> {
-        let spec = |field: &str| table::field_doc::<HorizontalPodAutoscalerSpec>(field);
+    fn printer() -> Printer<HorizontalPodAutoscaler> {
+        let spec = |name, field| {
+            let doc = table::field_doc::<HorizontalPodAutoscalerSpec>(field);
+            table::column(name, "string", doc, 0)
+        };
         let replicas = table::field_doc::<HorizontalPodAutoscalerStatus>("currentReplicas");
-        vec![
-            table::name_column(),
-            table::column("Reference", "string", spec("scaleTargetRef"), 0),
-            table::column("Targets", "string", spec("metrics"), 0),
-            table::column("MinPods", "string", spec("minReplicas"), 0),
-            table::column("MaxPods", "string", spec("maxReplicas"), 0),
-            table::column("Replicas", "string", replicas, 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &HorizontalPodAutoscaler, now: i64) -> Vec<Value> {
-        let (spec, status) = (&object.spec, object.status.as_ref());
-        let target = &spec.scale_target_ref;
-        let current = status.and_then(|status| status.current_metrics.as_deref());
-        let metrics = metrics_text(
-            spec.metrics.as_deref().unwrap_or_default(),
-            current.unwrap_or_default(),
-        );
-        let least = spec
-            .min_replicas
-            .map_or_else(|| "<unset>".to_owned(), |least| least.to_string());
-        vec![
-            table::name_cell(&object.metadata),
-            json!(format!("{}/{}", target.kind, target.name)),
-            json!(metrics),
-            json!(least),
-            json!(spec.max_replicas),
-            json!(
-                status
-                    .and_then(|status| status.current_replicas)
-                    .unwrap_or(0)
-            ),
-            table::age_cell(&object.metadata, now),
-        ]
+        Printer::<HorizontalPodAutoscaler>::named()
+            .column(spec("Reference", "scaleTargetRef"), |object| {
+                let target = &object.spec.scale_target_ref;
+                json!(format!("{}/{}", target.kind, target.name))
+            })
+            .column(spec("Targets", "metrics"), |object| {
+                let asked = object.spec.metrics.as_deref().unwrap_or_default();
+                let status = object.status.as_ref();
+                let current = status.and_then(|status| status.current_metrics.as_deref());
+                json!(metrics_text(asked, current.unwrap_or_default()))
+            })
+            .column(spec("MinPods", "minReplicas"), |object| {
+                let least = object.spec.min_replicas;
+                json!(least.map_or_else(|| "<unset>".to_owned(), |least| least.to_string()))
+            })
+            .column(spec("MaxPods", "maxReplicas"), |object| {
+                json!(object.spec.max_replicas)
+            })
+            .column(table::column("Replicas", "string", replicas, 0), |object| {
+                let status = object.status.as_ref();
+                json!(
+                    status
+                        .and_then(|status| status.current_replicas)
+                        .unwrap_or(0)
+                )
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn autoscaler(spec: Value) -> HorizontalPodAutoscaler {
@@ -280,7 +277,7 @@ mod tests {
             {"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "100m"}}},
             {"type": "External", "external": {"metric": {"name": "e"}, "target": {"type": "Value", "value": "30"}}},
         ]}));
-        let row = HorizontalPodAutoscalerKind::row(&object, 0);
+        let row = HorizontalPodAutoscalerKind::printer().row(&object, 0);
         assert_eq!(
             row[1..6],
             [
@@ -296,7 +293,7 @@ mod tests {
             "currentMetrics": [{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 40}}}],
         }))
         .expect("a status");
-        let row = HorizontalPodAutoscalerKind::row(&object, 0);
+        let row = HorizontalPodAutoscalerKind::printer().row(&object, 0);
         assert!(row[2].as_str().expect("text").starts_with("cpu: 40%/50%"));
     }
 }

@@ -3,11 +3,11 @@
 mod validation;
 
 use k8s_openapi::api::networking::v1::{Ingress, IngressLoadBalancerStatus, IngressSpec};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
 use crate::parts;
 
 /// See [`Ingress`].
@@ -119,11 +119,9 @@ impl Kind for IngressKind {
         deprecated.then_some(warning).into_iter().collect()
     }
 
-    fn columns() -> Vec<Column> {
-        let text =
-            |name, description: &str| table::column(name, "string", description.to_owned(), 0);
-        vec![
-            table::name_column(),
+    fn printer() -> Printer<Ingress> {
+        let text = |name, description: &str| table::column(name, "string", description, 0);
+        let columns = [
             text(
                 "Class",
                 "The name of the IngressClass resource that should be used for additional configuration",
@@ -137,26 +135,22 @@ impl Kind for IngressKind {
                 "Address is a list containing ingress points for the load-balancer",
             ),
             text("Ports", "Ports of TLS configurations that open"),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &Ingress, now: i64) -> Vec<Value> {
-        let empty = IngressSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let balancer = object
-            .status
-            .as_ref()
-            .and_then(|status| status.load_balancer.as_ref());
-        let secured = spec.tls.as_ref().is_some_and(|tls| !tls.is_empty());
-        vec![
-            table::name_cell(&object.metadata),
-            json!(spec.ingress_class_name.as_deref().unwrap_or("<none>")),
-            json!(hosts(spec)),
-            json!(balancer.map(addresses).unwrap_or_default()),
-            json!(if secured { "80, 443" } else { "80" }),
-            table::age_cell(&object.metadata, now),
-        ]
+        ];
+        Printer::<Ingress>::named()
+            .columns(columns, |object, _| {
+                let empty = IngressSpec::default();
+                let spec = object.spec.as_ref().unwrap_or(&empty);
+                let status = object.status.as_ref();
+                let balancer = status.and_then(|status| status.load_balancer.as_ref());
+                let secured = spec.tls.as_ref().is_some_and(|tls| !tls.is_empty());
+                [
+                    json!(spec.ingress_class_name.as_deref().unwrap_or("<none>")),
+                    json!(hosts(spec)),
+                    json!(balancer.map(addresses).unwrap_or_default()),
+                    json!(if secured { "80, 443" } else { "80" }),
+                ]
+            })
+            .age()
     }
 }
 

@@ -1,13 +1,12 @@
 //! IngressClass: which controller serves an ingress.
 
-use k8s_openapi::api::networking::v1::{
-    IngressClass, IngressClassParametersReference, IngressClassSpec,
-};
-use serde_json::{Value, json};
+use k8s_openapi::api::networking::v1::{IngressClass, IngressClassParametersReference};
+use serde_json::json;
 
-use super::{references, table};
+use super::references;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
 use crate::parts;
 use crate::{meta, names};
 
@@ -125,42 +124,36 @@ impl Kind for IngressClassKind {
         Self::validate(new, errors);
     }
 
-    fn columns() -> Vec<Column> {
-        let text =
-            |name, description: &str| table::column(name, "string", description.to_owned(), 0);
-        vec![
-            table::name_column(),
-            text(
-                "Controller",
-                "Controller that is responsible for handling this class",
-            ),
-            text(
-                "Parameters",
-                "A reference to a resource with additional parameters",
-            ),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &IngressClass, now: i64) -> Vec<Value> {
-        let empty = IngressClassSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let parameters = spec.parameters.as_ref().map(|reference| {
-            let group = reference.api_group.as_deref();
-            let group = group.map(|group| format!(".{group}")).unwrap_or_default();
-            format!("{}{group}/{}", reference.kind, reference.name)
-        });
-        vec![
-            table::name_cell(&object.metadata),
-            json!(controller(object)),
-            json!(table::or_none(parameters.unwrap_or_default())),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<IngressClass> {
+        let text = |name, description: &str| table::column(name, "string", description, 0);
+        let responsible = text(
+            "Controller",
+            "Controller that is responsible for handling this class",
+        );
+        let parameters = text(
+            "Parameters",
+            "A reference to a resource with additional parameters",
+        );
+        Printer::<IngressClass>::named()
+            .column(responsible, |object| json!(controller(object)))
+            .column(parameters, |object| {
+                let spec = object.spec.as_ref();
+                let parameters = spec.and_then(|spec| spec.parameters.as_ref());
+                let text = parameters.map(|reference| {
+                    let group = reference.api_group.as_deref();
+                    let group = group.map(|group| format!(".{group}")).unwrap_or_default();
+                    format!("{}{group}/{}", reference.kind, reference.name)
+                });
+                json!(table::or_none(text.unwrap_or_default()))
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(spec: Value) -> IngressClass {
@@ -222,13 +215,13 @@ mod tests {
         let mut errors = ErrorList::default();
         IngressClassKind::validate_update(&parse(json!({"controller": "a/c"})), &old, &mut errors);
         assert_eq!(errors.0.len(), 1);
-        let row = IngressClassKind::row(
+        let row = IngressClassKind::printer().row(
             &parse(
                 json!({"controller": "a/b", "parameters": {"apiGroup": "g", "kind": "K", "name": "n"}}),
             ),
             0,
         );
         assert_eq!(row[2], "K.g/n");
-        assert_eq!(IngressClassKind::row(&old, 0)[2], "<none>");
+        assert_eq!(IngressClassKind::printer().row(&old, 0)[2], "<none>");
     }
 }

@@ -1,11 +1,12 @@
 //! IPAddress: an address of a service range that is taken, and by whom. Its name is the address.
 
 use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{addresses, references, table};
+use super::table::{self, Printer};
+use super::{addresses, references};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, StaticInfo};
 use crate::{meta, names};
 
 /// See [`IPAddress`].
@@ -74,36 +75,29 @@ impl Kind for IpAddressKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
+    fn printer() -> Printer<IPAddress> {
         let parent = table::field_doc::<IPAddressSpec>("parentRef");
-        vec![
-            table::name_column(),
-            table::column("ParentRef", "string", parent, 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &IPAddress, now: i64) -> Vec<Value> {
-        let parent = &object.spec.parent_ref;
-        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let mut text = parent.resource.clone();
-        if let Some(group) = given(&parent.group) {
-            text = format!("{text}.{group}");
-        }
-        if let Some(namespace) = given(&parent.namespace) {
-            text = format!("{text}/{namespace}");
-        }
-        text = format!("{text}/{}", parent.name);
-        vec![
-            table::name_cell(&object.metadata),
-            json!(text),
-            table::age_cell(&object.metadata, now),
-        ]
+        Printer::<IPAddress>::named()
+            .column(table::column("ParentRef", "string", parent, 0), |object| {
+                let parent = &object.spec.parent_ref;
+                let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+                let mut text = parent.resource.clone();
+                if let Some(group) = given(&parent.group) {
+                    text = format!("{text}.{group}");
+                }
+                if let Some(namespace) = given(&parent.namespace) {
+                    text = format!("{text}/{namespace}");
+                }
+                json!(format!("{text}/{}", parent.name))
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(parent: Value) -> IPAddress {
@@ -152,6 +146,6 @@ mod tests {
         let mut errors = ErrorList::default();
         IpAddressKind::validate_update(&new, &old, &mut errors);
         assert_eq!(errors.0.len(), 1);
-        assert_eq!(IpAddressKind::row(&old, 0)[1], "services/ns/a");
+        assert_eq!(IpAddressKind::printer().row(&old, 0)[1], "services/ns/a");
     }
 }

@@ -1,11 +1,11 @@
 //! Lease: who holds something, and until when.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, MetadataRules, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, MetadataRules, StaticInfo};
 use crate::names;
 
 /// See [`Lease`].
@@ -67,34 +67,22 @@ impl Kind for LeaseKind {
         drop_coordination(new);
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column(
-                "Holder",
-                "string",
-                table::field_doc::<LeaseSpec>("holderIdentity"),
-                0,
-            ),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &Lease, now: i64) -> Vec<Value> {
-        let holder = object
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.holder_identity.clone());
-        vec![
-            table::name_cell(&object.metadata),
-            json!(holder.unwrap_or_default()),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<Lease> {
+        let holder = table::field_doc::<LeaseSpec>("holderIdentity");
+        Printer::<Lease>::named()
+            .column(table::column("Holder", "string", holder, 0), |object| {
+                let spec = object.spec.as_ref();
+                let holder = spec.and_then(|spec| spec.holder_identity.as_deref());
+                json!(holder.unwrap_or_default())
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

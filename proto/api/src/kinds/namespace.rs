@@ -1,11 +1,11 @@
 //! Namespace: the scope of names, and the finalizer that empties it.
 
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
-use serde_json::Value;
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::parts;
 use crate::{meta, names};
 
@@ -113,25 +113,11 @@ impl Kind for NamespaceKind {
         vec![("status.phase", Self::phase(object).to_owned())]
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column(
-                "Status",
-                "string",
-                "The status of the namespace".to_owned(),
-                0,
-            ),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &Namespace, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            Value::from(Self::phase(object)),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<Namespace> {
+        let status = table::column("Status", "string", "The status of the namespace", 0);
+        Printer::<Namespace>::named()
+            .column(status, |object| json!(Self::phase(object)))
+            .age()
     }
 }
 

@@ -4,11 +4,12 @@ use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{addresses, table, workload};
+use super::table::{self, Printer};
+use super::{addresses, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::parts;
 use crate::{names, selector};
 
@@ -324,29 +325,23 @@ impl Kind for NetworkPolicyKind {
         warnings
     }
 
-    fn columns() -> Vec<Column> {
+    fn printer() -> Printer<NetworkPolicy> {
         let pods = table::field_doc::<NetworkPolicySpec>("podSelector");
-        vec![
-            table::name_column(),
-            table::column("Pod-Selector", "string", pods, 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &NetworkPolicy, now: i64) -> Vec<Value> {
-        let spec = object.spec.as_ref();
-        let pods = spec.and_then(|spec| spec.pod_selector.as_ref());
-        let text = pods.map(workload::selector_text).unwrap_or_default();
-        vec![
-            table::name_cell(&object.metadata),
-            json!(table::or_none(text)),
-            table::age_cell(&object.metadata, now),
-        ]
+        Printer::<NetworkPolicy>::named()
+            .column(table::column("Pod-Selector", "string", pods, 0), |object| {
+                let spec = object.spec.as_ref();
+                let pods = spec.and_then(|spec| spec.pod_selector.as_ref());
+                let text = pods.map(workload::selector_text).unwrap_or_default();
+                json!(table::or_none(text))
+            })
+            .age()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(spec: Value) -> NetworkPolicy {
@@ -507,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_row_shows_whom_it_selects() {
-        let shown = |spec: Value| NetworkPolicyKind::row(&parse(spec), 0)[1].clone();
+        let shown = |spec: Value| NetworkPolicyKind::printer().row(&parse(spec), 0)[1].clone();
         assert_eq!(shown(json!({})), "<none>");
         let labelled = json!({"podSelector": {"matchLabels": {"a": "b"}}});
         assert_eq!(shown(labelled), "a=b");

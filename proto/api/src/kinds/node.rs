@@ -1,13 +1,16 @@
 //! Node: a machine that runs pods.
 
+mod row;
+
 use std::collections::{BTreeSet, HashSet};
 
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{addresses, pod_spec, table};
+use super::table::Printer;
+use super::{addresses, pod_spec};
 use crate::field::{ErrorList, ErrorType, Path};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 
@@ -220,103 +223,15 @@ impl Kind for NodeKind {
         vec![("spec.unschedulable", cordoned.to_string())]
     }
 
-    fn columns() -> Vec<Column> {
-        let text = |name, description: &str, priority| {
-            table::column(name, "string", description.to_owned(), priority)
-        };
-        vec![
-            table::name_column(),
-            text("Status", "The status of the node", 0),
-            text("Roles", "The roles of the node", 0),
-            table::age_column(),
-            text("Version", "Kubelet Version reported by the node.", 0),
-            text("Internal-IP", "List of addresses reachable to the node.", 1),
-            text("External-IP", "List of addresses reachable to the node.", 1),
-            text(
-                "OS-Image",
-                "OS Image reported by the node from /etc/os-release (e.g. Debian GNU/Linux 7 (wheezy)).",
-                1,
-            ),
-            text(
-                "Kernel-Version",
-                "Kernel Version reported by the node from 'uname -r' (e.g. 3.16.0-0.bpo.4-amd64).",
-                1,
-            ),
-            text(
-                "Container-Runtime",
-                "ContainerRuntime Version reported by the node through runtime remote API (e.g. containerd://1.4.2).",
-                1,
-            ),
-        ]
-    }
-
-    fn row(object: &Node, now: i64) -> Vec<Value> {
-        let status = object.status.as_ref();
-        let ready = status
-            .and_then(|status| status.conditions.as_ref())
-            .and_then(|conditions| {
-                conditions
-                    .iter()
-                    .find(|condition| condition.type_ == "Ready")
-            });
-        let mut state = match ready.map(|condition| condition.status.as_str()) {
-            Some("True") => "Ready",
-            Some(_) => "NotReady",
-            None => "Unknown",
-        }
-        .to_owned();
-        if object.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
-            state.push_str(",SchedulingDisabled");
-        }
-        let roles: Vec<&str> = object
-            .metadata
-            .labels
-            .iter()
-            .flatten()
-            .filter_map(|(key, value)| match key.as_str() {
-                "kubernetes.io/role" => Some(value.as_str()),
-                _ => key.strip_prefix("node-role.kubernetes.io/"),
-            })
-            .filter(|role| !role.is_empty())
-            .collect();
-        let or = |text: &str, other: &str| {
-            if text.is_empty() {
-                other.to_owned()
-            } else {
-                text.to_owned()
-            }
-        };
-        let address = |kind: &str| {
-            let addresses = status.and_then(|status| status.addresses.as_ref());
-            let found = addresses
-                .into_iter()
-                .flatten()
-                .find(|address| address.type_ == kind);
-            found.map_or("<none>".to_owned(), |address| address.address.clone())
-        };
-        let info = status.and_then(|status| status.node_info.as_ref());
-        let of =
-            |text: Option<&String>| or(text.map(String::as_str).unwrap_or_default(), "<unknown>");
-        vec![
-            table::name_cell(&object.metadata),
-            json!(state),
-            json!(or(&roles.join(","), "<none>")),
-            table::age_cell(&object.metadata, now),
-            json!(
-                info.map(|info| info.kubelet_version.clone())
-                    .unwrap_or_default()
-            ),
-            json!(address("InternalIP")),
-            json!(address("ExternalIP")),
-            json!(of(info.map(|info| &info.os_image))),
-            json!(of(info.map(|info| &info.kernel_version))),
-            json!(of(info.map(|info| &info.container_runtime_version))),
-        ]
+    fn printer() -> Printer<Node> {
+        row::printer()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn parse(spec: Value) -> Node {

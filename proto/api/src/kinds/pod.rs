@@ -6,11 +6,11 @@ mod status;
 mod update;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
-use serde_json::Value;
 
+use super::table::Printer;
 use super::{pod_spec, workload};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
 use crate::parts;
 
 /// See [`Pod`].
@@ -209,11 +209,7 @@ impl Kind for PodKind {
         ]
     }
 
-    fn columns() -> Vec<Column> {
-        row::columns()
-    }
-
-    fn row(object: &Pod, now: i64) -> Vec<Value> {
-        row::row(object, now)
+    fn printer() -> Printer<Pod> {
+        row::printer()
     }
 }

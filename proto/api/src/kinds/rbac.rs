@@ -7,13 +7,14 @@ pub mod role;
 pub mod role_binding;
 pub mod rules;
 
+use k8s_openapi::Metadata;
 use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
-use super::{references, table};
+use super::references;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::Column;
 use crate::names;
 
 /// The API group of all four kinds.
@@ -169,68 +170,41 @@ fn validate_role_stays(new: &RoleRef, old: &RoleRef, errors: &mut ErrorList) {
     }
 }
 
-/// The columns of a role.
-fn role_columns() -> Vec<Column> {
-    let created = table::field_doc::<ObjectMeta>("creationTimestamp");
-    vec![
-        table::name_column(),
-        table::column("Created At", "date", created, 0),
-    ]
-}
+/// A binding's role and subjects.
+type Bound<'a> = (&'a RoleRef, Option<&'a [Subject]>);
 
-/// The row of a role.
-fn role_row(metadata: &ObjectMeta) -> Vec<Value> {
-    let created = metadata.creation_timestamp.as_ref();
-    let created = created.map(|time| time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
-    vec![
-        table::name_cell(metadata),
-        json!(created.unwrap_or_default()),
-    ]
-}
-
-/// The columns of a binding, whose kind begins with a small letter here.
-fn binding_columns(role: String, kind: &str) -> Vec<Column> {
+/// The table of a kind of bindings, whose name begins with a small letter here. `role` documents its role.
+fn printer<T: Metadata<Ty = ObjectMeta> + 'static>(
+    role: &str,
+    kind: &str,
+    bound: for<'a> fn(&'a T) -> Bound<'a>,
+) -> Printer<T> {
     let wide = |name| table::column(name, "string", format!("{name} in the {kind}"), 1);
-    vec![
-        table::name_column(),
-        table::column("Role", "string", role, 0),
-        table::age_column(),
-        wide("Users"),
-        wide("Groups"),
-        wide("ServiceAccounts"),
-    ]
+    let subjects = [wide("Users"), wide("Groups"), wide("ServiceAccounts")];
+    Printer::<T>::named()
+        .column(table::column("Role", "string", role, 0), move |object| {
+            let (role, _) = bound(object);
+            json!(format!("{}/{}", role.kind, role.name))
+        })
+        .age()
+        .columns(subjects, move |object, _| {
+            let (_, subjects) = bound(object);
+            let subjects = subjects.unwrap_or_default();
+            [USER, USERS_GROUP, SERVICE_ACCOUNT].map(|kind| named(subjects, kind))
+        })
 }
 
-/// The row of a binding. `now` is nanoseconds since the epoch.
-fn binding_row(
-    metadata: &ObjectMeta,
-    role: &RoleRef,
-    subjects: Option<&[Subject]>,
-    now: i64,
-) -> Vec<Value> {
-    let subjects = subjects.unwrap_or_default();
-    let named = |kind: &str| {
-        let names =
-            subjects
-                .iter()
-                .filter(|subject| subject.kind == kind)
-                .map(|subject| match kind {
-                    SERVICE_ACCOUNT => {
-                        let namespace = subject.namespace.as_deref().unwrap_or_default();
-                        format!("{namespace}/{}", subject.name)
-                    }
-                    _ => subject.name.clone(),
-                });
-        json!(names.collect::<Vec<_>>().join(", "))
-    };
-    vec![
-        table::name_cell(metadata),
-        json!(format!("{}/{}", role.kind, role.name)),
-        table::age_cell(metadata, now),
-        named(USER),
-        named(USERS_GROUP),
-        named(SERVICE_ACCOUNT),
-    ]
+/// The names of the subjects of a kind, accounts with their namespaces.
+fn named(subjects: &[Subject], kind: &str) -> Value {
+    let of_kind = subjects.iter().filter(|subject| subject.kind == kind);
+    let names = of_kind.map(|subject| match kind {
+        SERVICE_ACCOUNT => {
+            let namespace = subject.namespace.as_deref().unwrap_or_default();
+            format!("{namespace}/{}", subject.name)
+        }
+        _ => subject.name.clone(),
+    });
+    json!(names.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]

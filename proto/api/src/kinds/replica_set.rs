@@ -1,11 +1,12 @@
 //! ReplicaSet: a number of equal pods.
 
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec, ReplicaSetStatus};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{table, workload};
+use super::table::{self, Printer};
+use super::workload;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 
@@ -109,46 +110,43 @@ impl Kind for ReplicaSetKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
+    fn printer() -> Printer<ReplicaSet> {
         let doc = |field: &str| table::field_doc::<ReplicaSetSpec>(field);
         let status = |field: &str| table::field_doc::<ReplicaSetStatus>(field);
-        let text =
-            |name, description: &str| table::column(name, "string", description.to_owned(), 1);
-        vec![
-            table::name_column(),
+        let numbers = [
             table::column("Desired", "integer", doc("replicas"), 0),
             table::column("Current", "integer", status("replicas"), 0),
             table::column("Ready", "integer", status("readyReplicas"), 0),
-            table::age_column(),
-            text("Containers", "Names of each container in the template."),
-            text(
-                "Images",
-                "Images referenced by each container in the template.",
-            ),
-            table::column("Selector", "string", doc("selector"), 1),
-        ]
-    }
-
-    fn row(object: &ReplicaSet, now: i64) -> Vec<Value> {
-        let empty = ReplicaSetSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let status = object.status.clone().unwrap_or_default();
-        let (names, images) = workload::containers(&spec.template.clone().unwrap_or_default());
-        vec![
-            table::name_cell(&object.metadata),
-            json!(spec.replicas.unwrap_or(0)),
-            json!(status.replicas),
-            json!(status.ready_replicas.unwrap_or(0)),
-            table::age_cell(&object.metadata, now),
-            json!(names),
-            json!(images),
-            json!(workload::selector_text(&spec.selector)),
-        ]
+        ];
+        Printer::<ReplicaSet>::named()
+            .columns(numbers, |object, _| {
+                let asked = object.spec.as_ref().and_then(|spec| spec.replicas);
+                let status = object.status.clone().unwrap_or_default();
+                [
+                    json!(asked.unwrap_or(0)),
+                    json!(status.replicas),
+                    json!(status.ready_replicas.unwrap_or(0)),
+                ]
+            })
+            .age()
+            .columns(workload::template_columns(1), |object, _| {
+                let spec = object.spec.as_ref();
+                workload::template_cells(spec.and_then(|spec| spec.template.as_ref()))
+            })
+            .column(
+                table::column("Selector", "string", doc("selector"), 1),
+                |object| {
+                    let spec = object.spec.as_ref();
+                    json!(workload::selector_cell(spec.map(|spec| &spec.selector)))
+                },
+            )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

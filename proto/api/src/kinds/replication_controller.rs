@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{
     PodTemplateSpec, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{table, workload};
+use super::table::{self, Printer};
+use super::workload;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 
@@ -149,46 +150,45 @@ impl Kind for ReplicationControllerKind {
         vec![("status.replicas", replicas.to_string())]
     }
 
-    fn columns() -> Vec<Column> {
+    fn printer() -> Printer<ReplicationController> {
         let doc = |field: &str| table::field_doc::<ReplicationControllerSpec>(field);
         let status = |field: &str| table::field_doc::<ReplicationControllerStatus>(field);
-        let text =
-            |name, description: &str| table::column(name, "string", description.to_owned(), 1);
-        vec![
-            table::name_column(),
+        let numbers = [
             table::column("Desired", "integer", doc("replicas"), 0),
             table::column("Current", "integer", status("replicas"), 0),
             table::column("Ready", "integer", status("readyReplicas"), 0),
-            table::age_column(),
-            text("Containers", "Names of each container in the template."),
-            text(
-                "Images",
-                "Images referenced by each container in the template.",
-            ),
-            table::column("Selector", "string", doc("selector"), 1),
-        ]
-    }
-
-    fn row(object: &ReplicationController, now: i64) -> Vec<Value> {
-        let empty = ReplicationControllerSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let status = object.status.clone().unwrap_or_default();
-        let (names, images) = workload::containers(&spec.template.clone().unwrap_or_default());
-        vec![
-            table::name_cell(&object.metadata),
-            json!(spec.replicas.unwrap_or(0)),
-            json!(status.replicas),
-            json!(status.ready_replicas.unwrap_or(0)),
-            table::age_cell(&object.metadata, now),
-            json!(names),
-            json!(images),
-            json!(workload::labels_text(spec.selector.as_ref())),
-        ]
+        ];
+        Printer::<ReplicationController>::named()
+            .columns(numbers, |object, _| {
+                let asked = object.spec.as_ref().and_then(|spec| spec.replicas);
+                let status = object.status.clone().unwrap_or_default();
+                [
+                    json!(asked.unwrap_or(0)),
+                    json!(status.replicas),
+                    json!(status.ready_replicas.unwrap_or(0)),
+                ]
+            })
+            .age()
+            .columns(workload::template_columns(1), |object, _| {
+                let spec = object.spec.as_ref();
+                workload::template_cells(spec.and_then(|spec| spec.template.as_ref()))
+            })
+            .column(
+                table::column("Selector", "string", doc("selector"), 1),
+                |object| {
+                    let spec = object.spec.as_ref();
+                    json!(workload::labels_text(
+                        spec.and_then(|spec| spec.selector.as_ref())
+                    ))
+                },
+            )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn controller(spec: Value) -> ReplicationController {

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::api::node::v1::{RuntimeClass, Scheduling};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{pod_spec, table};
+use super::pod_spec;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, MetadataRules, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, MetadataRules, StaticInfo};
 use crate::{meta, names};
 
 /// See [`RuntimeClass`].
@@ -77,20 +78,12 @@ impl Kind for RuntimeClassKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column("Handler", "string", String::new(), 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &RuntimeClass, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            json!(object.handler),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<RuntimeClass> {
+        Printer::<RuntimeClass>::named()
+            .column(table::column("Handler", "string", "", 0), |object| {
+                json!(object.handler)
+            })
+            .age()
     }
 }
 

@@ -2,13 +2,13 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use serde_json::Value;
+use serde_json::json;
 
 use super::config_map::MAX_DATA_BYTES;
-use super::table;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
 use crate::json::syntax_error;
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
 use crate::names;
 
 const ACCOUNT_NAME: &str = "kubernetes.io/service-account.name";
@@ -162,22 +162,17 @@ impl Kind for SecretKind {
         vec![("type", object.type_.clone().unwrap_or_default())]
     }
 
-    fn columns() -> Vec<Column> {
-        vec![
-            table::name_column(),
-            table::column("Type", "string", table::field_doc::<Secret>("type"), 0),
-            table::column("Data", "string", table::field_doc::<Secret>("data"), 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &Secret, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            Value::from(object.type_.clone().unwrap_or_default()),
-            Value::from(object.data.as_ref().map_or(0, |data| data.len())),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<Secret> {
+        let text =
+            |name, field| table::column(name, "string", table::field_doc::<Secret>(field), 0);
+        Printer::<Secret>::named()
+            .column(text("Type", "type"), |object| {
+                json!(object.type_.as_deref().unwrap_or_default())
+            })
+            .column(text("Data", "data"), |object| {
+                json!(object.data.as_ref().map_or(0, |data| data.len()))
+            })
+            .age()
     }
 }
 

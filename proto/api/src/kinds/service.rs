@@ -9,11 +9,12 @@ mod warnings;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::table;
+use super::table::{self, Printer};
+use super::workload;
 use crate::field::{ErrorList, FieldError};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 
@@ -183,80 +184,84 @@ impl Kind for ServiceKind {
         ]
     }
 
-    fn columns() -> Vec<Column> {
-        let doc = |field: &str| table::field_doc::<ServiceSpec>(field);
-        vec![
-            table::name_column(),
-            table::column("Type", "string", doc("type"), 0),
-            table::column("Cluster-IP", "string", doc("clusterIP"), 0),
-            table::column("External-IP", "string", doc("externalIPs"), 0),
-            table::column("Port(s)", "string", doc("ports"), 0),
-            table::age_column(),
-            table::column("Selector", "string", doc("selector"), 1),
-        ]
-    }
-
-    fn row(object: &Service, now: i64) -> Vec<Value> {
-        let empty = ServiceSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
-        let or = |text: String, other: &str| {
-            if text.is_empty() {
-                other.to_owned()
-            } else {
-                text
-            }
+    fn printer() -> Printer<Service> {
+        let text = |name, field, priority| {
+            table::column(
+                name,
+                "string",
+                table::field_doc::<ServiceSpec>(field),
+                priority,
+            )
         };
-        let ports: Vec<String> = spec
-            .ports
-            .iter()
-            .flatten()
-            .map(|port| {
-                let protocol = port.protocol.as_deref().unwrap_or("TCP");
-                match port.node_port.filter(|port| *port > 0) {
-                    Some(node_port) => format!("{}:{node_port}/{protocol}", port.port),
-                    None => format!("{}/{protocol}", port.port),
-                }
-            })
-            .collect();
-        let external = match type_of(spec) {
-            "ExternalName" => spec.external_name.clone().unwrap_or_default(),
-            kind => {
-                let balanced = object
-                    .status
-                    .as_ref()
-                    .and_then(|status| status.load_balancer.as_ref())
-                    .and_then(|balancer| balancer.ingress.as_ref());
-                let mut addresses: Vec<String> = balanced
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|ingress| ingress.ip.clone().or_else(|| ingress.hostname.clone()))
-                    .collect();
-                addresses.extend(spec.external_ips.iter().flatten().cloned());
-                or(
-                    addresses.join(","),
-                    if kind == "LoadBalancer" {
-                        "<pending>"
+        let columns = [
+            text("Type", "type", 0),
+            text("Cluster-IP", "clusterIP", 0),
+            text("External-IP", "externalIPs", 0),
+            text("Port(s)", "ports", 0),
+        ];
+        Printer::<Service>::named()
+            .columns(columns, |object, _| {
+                let empty = ServiceSpec::default();
+                let spec = object.spec.as_ref().unwrap_or(&empty);
+                let or = |text: String, other: &str| {
+                    if text.is_empty() {
+                        other.to_owned()
                     } else {
-                        "<none>"
-                    },
-                )
-            }
-        };
-        let selector: Vec<String> = spec
-            .selector
-            .iter()
-            .flatten()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        vec![
-            table::name_cell(&object.metadata),
-            json!(type_of(spec)),
-            json!(or(spec.cluster_ip.clone().unwrap_or_default(), "<none>")),
-            json!(external),
-            json!(or(ports.join(","), "<none>")),
-            table::age_cell(&object.metadata, now),
-            json!(or(selector.join(","), "<none>")),
-        ]
+                        text
+                    }
+                };
+                let ports: Vec<String> = spec
+                    .ports
+                    .iter()
+                    .flatten()
+                    .map(|port| {
+                        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+                        match port.node_port.filter(|port| *port > 0) {
+                            Some(node_port) => format!("{}:{node_port}/{protocol}", port.port),
+                            None => format!("{}/{protocol}", port.port),
+                        }
+                    })
+                    .collect();
+                let external = match type_of(spec) {
+                    "ExternalName" => spec.external_name.clone().unwrap_or_default(),
+                    kind => {
+                        let balanced = object
+                            .status
+                            .as_ref()
+                            .and_then(|status| status.load_balancer.as_ref())
+                            .and_then(|balancer| balancer.ingress.as_ref());
+                        let mut addresses: Vec<String> = balanced
+                            .into_iter()
+                            .flatten()
+                            .filter_map(|ingress| {
+                                ingress.ip.clone().or_else(|| ingress.hostname.clone())
+                            })
+                            .collect();
+                        addresses.extend(spec.external_ips.iter().flatten().cloned());
+                        or(
+                            addresses.join(","),
+                            if kind == "LoadBalancer" {
+                                "<pending>"
+                            } else {
+                                "<none>"
+                            },
+                        )
+                    }
+                };
+                [
+                    json!(type_of(spec)),
+                    json!(or(spec.cluster_ip.clone().unwrap_or_default(), "<none>")),
+                    json!(external),
+                    json!(or(ports.join(","), "<none>")),
+                ]
+            })
+            .age()
+            .column(text("Selector", "selector", 1), |object| {
+                let spec = object.spec.as_ref();
+                json!(workload::labels_text(
+                    spec.and_then(|spec| spec.selector.as_ref())
+                ))
+            })
     }
 }
 

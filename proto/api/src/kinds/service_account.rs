@@ -1,10 +1,8 @@
 //! ServiceAccount: the identity of a pod.
 
 use k8s_openapi::api::core::v1::ServiceAccount;
-use serde_json::Value;
 
-use super::table;
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
 
 /// See [`ServiceAccount`].
 pub struct ServiceAccountKind;
@@ -26,15 +24,4 @@ impl Kind for ServiceAccountKind {
         has_generation: false,
         create_on_update: false,
     };
-
-    fn columns() -> Vec<Column> {
-        vec![table::name_column(), table::age_column()]
-    }
-
-    fn row(object: &ServiceAccount, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            table::age_cell(&object.metadata, now),
-        ]
-    }
 }

@@ -1,11 +1,12 @@
 //! ServiceCIDR: a range from which services get their addresses.
 
 use k8s_openapi::api::networking::v1::{ServiceCIDR, ServiceCIDRSpec};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{addresses, table};
+use super::addresses;
+use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, MetadataChecks, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::meta;
 use crate::parts;
 
@@ -96,21 +97,13 @@ impl Kind for ServiceCidrKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
-        let cidrs = table::field_doc::<ServiceCIDRSpec>("cidrs");
-        vec![
-            table::name_column(),
-            table::column("CIDRs", "string", cidrs, 0),
-            table::age_column(),
-        ]
-    }
-
-    fn row(object: &ServiceCIDR, now: i64) -> Vec<Value> {
-        vec![
-            table::name_cell(&object.metadata),
-            json!(cidrs(object).join(",")),
-            table::age_cell(&object.metadata, now),
-        ]
+    fn printer() -> Printer<ServiceCIDR> {
+        let ranges = table::field_doc::<ServiceCIDRSpec>("cidrs");
+        Printer::<ServiceCIDR>::named()
+            .column(table::column("CIDRs", "string", ranges, 0), |object| {
+                json!(cidrs(object).join(","))
+            })
+            .age()
     }
 }
 

@@ -1,14 +1,115 @@
-//! Cells and columns that many kinds' tables share.
+//! [`Printer`]: a kind's objects as rows of a table; and the cells and columns that many kinds share.
 
 use std::sync::OnceLock;
 
+use k8s_openapi::Metadata;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use schemars::JsonSchema;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kind::Column;
 
 const NANOS_PER_SECOND: i128 = 1_000_000_000;
+
+/// Writes the cells of some columns to the end of a row. The time is nanoseconds since the epoch.
+type Cells<T> = Box<dyn Fn(&T, i64, &mut Vec<Value>) + Send + Sync>;
+
+/// What tables show of a kind's objects: columns, each with what is in its cells. `T` is the type of the objects.
+pub struct Printer<T> {
+    columns: Vec<Column>,
+    cells: Vec<Cells<T>>,
+}
+
+impl<T: Metadata<Ty = ObjectMeta> + 'static> Printer<T> {
+    /// One whose first column is the name.
+    pub fn named() -> Self {
+        Self::of([name_column()], |object, _| [name_cell(object.metadata())])
+    }
+
+    /// One that begins with these columns; see [`Self::columns`].
+    pub fn of<const N: usize>(
+        columns: [Column; N],
+        cells: impl Fn(&T, i64) -> [Value; N] + Send + Sync + 'static,
+    ) -> Self {
+        let printer = Self {
+            columns: Vec::new(),
+            cells: Vec::new(),
+        };
+        printer.columns(columns, cells)
+    }
+
+    /// One more column.
+    pub fn column(
+        self,
+        column: Column,
+        cell: impl Fn(&T) -> Value + Send + Sync + 'static,
+    ) -> Self {
+        self.columns([column], move |object, _| [cell(object)])
+    }
+
+    /// More columns, whose cells are made together. What makes them is told the time, in nanoseconds since the epoch.
+    pub fn columns<const N: usize>(
+        mut self,
+        columns: [Column; N],
+        cells: impl Fn(&T, i64) -> [Value; N] + Send + Sync + 'static,
+    ) -> Self {
+        self.columns.extend(columns);
+        self.cells.push(Box::new(
+            move |object: &T, now: i64, row: &mut Vec<Value>| {
+                row.extend(cells(object, now));
+            },
+        ));
+        self
+    }
+
+    /// The time since creation, as one more column.
+    pub fn age(self) -> Self {
+        self.columns([age_column()], |object, now| {
+            [age_cell(object.metadata(), now)]
+        })
+    }
+
+    /// The same table of objects of another version of the kind, which are converted for it.
+    pub fn through<U: 'static>(
+        self,
+        convert: impl Fn(&U) -> T + Send + Sync + 'static,
+    ) -> Printer<U> {
+        let columns = self.columns.clone();
+        let cells: Cells<U> = Box::new(move |object: &U, now: i64, row: &mut Vec<Value>| {
+            row.extend(self.row(&convert(object), now));
+        });
+        Printer {
+            columns,
+            cells: vec![cells],
+        }
+    }
+}
+
+impl<T> Printer<T> {
+    /// The columns.
+    pub fn header(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// The cells of an object, one for each column. `now` is nanoseconds since the epoch.
+    pub fn row(&self, object: &T, now: i64) -> Vec<Value> {
+        let mut row = Vec::with_capacity(self.columns.len());
+        for cells in &self.cells {
+            cells(object, now, &mut row);
+        }
+        row
+    }
+}
+
+/// A table of names and of when they were given.
+pub(super) fn created_at<T: Metadata<Ty = ObjectMeta> + 'static>() -> Printer<T> {
+    let created = field_doc::<ObjectMeta>("creationTimestamp");
+    Printer::<T>::named().column(column("Created At", "date", created, 0), |object| {
+        let created = object.metadata().creation_timestamp.as_ref();
+        let created = created.map(|time| time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        json!(created.unwrap_or_default())
+    })
+}
 
 /// The documentation of a type's field, from the type's own schema; empty when there is none.
 pub fn field_doc<T: JsonSchema>(field: &str) -> String {
@@ -46,14 +147,14 @@ pub fn age_column() -> Column {
 pub fn column(
     name: &'static str,
     kind: &'static str,
-    description: String,
+    description: impl Into<String>,
     priority: i32,
 ) -> Column {
     Column {
         name: name.into(),
         kind: kind.into(),
         format: "".into(),
-        description,
+        description: description.into(),
         priority,
     }
 }
@@ -152,6 +253,47 @@ mod tests {
         for (seconds, text) in cases {
             assert_eq!(human_duration(seconds), text, "{seconds}");
         }
+    }
+
+    #[test]
+    fn every_column_has_its_cell_and_another_version_has_the_same_table() {
+        use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+
+        let printer = || {
+            let kept = column("Kept", "boolean", "Whether it stays", 1);
+            Printer::<ConfigMap>::named()
+                .column(kept, |object| json!(object.immutable))
+                .age()
+        };
+        let named = ObjectMeta {
+            name: Some("a".to_owned()),
+            ..ObjectMeta::default()
+        };
+        let map = ConfigMap {
+            metadata: named.clone(),
+            immutable: Some(true),
+            ..ConfigMap::default()
+        };
+        let expected = [json!("a"), json!(true), json!("<unknown>")];
+        assert_eq!(printer().row(&map, 0), expected);
+        let names: Vec<_> = printer()
+            .header()
+            .iter()
+            .map(|one| one.name.clone())
+            .collect();
+        assert_eq!(names, ["Name", "Kept", "Age"]);
+        let other = printer().through(|secret: &Secret| ConfigMap {
+            metadata: secret.metadata.clone(),
+            immutable: secret.immutable,
+            ..ConfigMap::default()
+        });
+        let secret = Secret {
+            metadata: named,
+            immutable: Some(true),
+            ..Secret::default()
+        };
+        assert_eq!(other.row(&secret, 0), expected);
+        assert_eq!(other.header(), printer().header());
     }
 
     #[test]

@@ -8,10 +8,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
+use crate::kind::Column;
 use crate::selector::{self, LabelSelector as Selector};
 use crate::{meta, names};
 
@@ -38,6 +39,24 @@ pub fn containers(template: &PodTemplateSpec) -> (String, String) {
     (names.join(","), images.join(","))
 }
 
+/// Columns of a template's containers. `priority` as of [`Column`].
+pub(super) fn template_columns(priority: i32) -> [Column; 2] {
+    let text = |name, description: &str| table::column(name, "string", description, priority);
+    [
+        text("Containers", "Names of each container in the template."),
+        text(
+            "Images",
+            "Images referenced by each container in the template.",
+        ),
+    ]
+}
+
+/// What is in [`template_columns`].
+pub(super) fn template_cells(template: Option<&PodTemplateSpec>) -> [Value; 2] {
+    let (names, images) = template.map(containers).unwrap_or_default();
+    [json!(names), json!(images)]
+}
+
 /// Labels as tables show them.
 pub fn labels_text(labels: Option<&BTreeMap<String, String>>) -> String {
     let labels = labels.into_iter().flatten();
@@ -50,6 +69,11 @@ pub fn labels_text(labels: Option<&BTreeMap<String, String>>) -> String {
 /// A selector as tables show it.
 pub fn selector_text(selector: &LabelSelector) -> String {
     Selector::from_api(Some(selector)).to_string()
+}
+
+/// What a column of selectors shows, of an object without a spec too.
+pub(super) fn selector_cell(selector: Option<&LabelSelector>) -> String {
+    selector_text(selector.unwrap_or(&LabelSelector::default()))
 }
 
 /// A selector as Go prints it.

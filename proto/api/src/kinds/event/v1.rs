@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::{text, validate_any};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
+use crate::kinds::table::Printer;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
 
@@ -213,12 +214,8 @@ impl Kind for EventKind {
         known.map_or(label, |(_, core)| *core)
     }
 
-    fn columns() -> Vec<Column> {
-        super::EventKind::columns()
-    }
-
-    fn row(object: &Event, now: i64) -> Vec<Value> {
-        super::EventKind::row(&core_event(object), now)
+    fn printer() -> Printer<Event> {
+        super::EventKind::printer().through(core_event)
     }
 }
 

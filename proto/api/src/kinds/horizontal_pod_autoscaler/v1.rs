@@ -17,7 +17,8 @@ use serde_json::Value;
 use super::HorizontalPodAutoscalerKind as Hub;
 use super::default_metric;
 use crate::field::ErrorList;
-use crate::kind::{Column, Kind, Parts, StaticInfo};
+use crate::kind::{Kind, Parts, StaticInfo};
+use crate::kinds::table::Printer;
 use crate::parts;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
@@ -312,12 +313,8 @@ impl Kind for HorizontalPodAutoscalerKind {
         converted(object, from_hub)
     }
 
-    fn columns() -> Vec<Column> {
-        Hub::columns()
-    }
-
-    fn row(object: &HorizontalPodAutoscaler, now: i64) -> Vec<Value> {
-        Hub::row(&to_hub(object.clone()), now)
+    fn printer() -> Printer<HorizontalPodAutoscaler> {
+        Hub::printer().through(|object: &HorizontalPodAutoscaler| to_hub(object.clone()))
     }
 }
 

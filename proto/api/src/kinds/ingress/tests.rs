@@ -1,3 +1,5 @@
+use serde_json::Value;
+
 use super::*;
 
 fn parse(value: Value) -> Ingress {
@@ -127,14 +129,14 @@ fn a_row_shows_hosts_and_addresses() {
         "spec": {"rules": [{"host": "a"}, {}, {"host": "b"}, {"host": "c"}, {"host": "d"}], "tls": [{}]},
         "status": {"loadBalancer": {"ingress": [{"hostname": "z"}, {"ip": "192.0.2.1"}]}}
     }));
-    let row = IngressKind::row(&object, 0);
+    let row = IngressKind::printer().row(&object, 0);
     assert_eq!(row[1], "<none>");
     assert_eq!(row[2], "a,b,c + 1 more...");
     assert_eq!(row[3], "192.0.2.1,z");
     assert_eq!(row[4], "80, 443");
     let plain = parse(json!({"spec": {}}));
     assert_eq!(
-        IngressKind::row(&plain, 0)[2..5],
+        IngressKind::printer().row(&plain, 0)[2..5],
         [json!("*"), json!(""), json!("80")]
     );
 }

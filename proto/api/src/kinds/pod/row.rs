@@ -6,8 +6,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodSt
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
-use crate::kind::Column;
-use crate::kinds::table;
+use crate::kinds::table::{self, Printer};
 
 /// What a container's state says, when it says more than that the container runs.
 fn state_reason(status: &ContainerStatus) -> Option<String> {
@@ -174,26 +173,13 @@ fn summary<'a>(pod: &Pod, spec: &PodSpec, status: &'a PodStatus) -> Summary<'a> 
     }
 }
 
-/// See [`crate::kind::Kind::columns`].
-pub(super) fn columns() -> Vec<Column> {
-    let text =
-        |name, description: String, priority| table::column(name, "string", description, priority);
-    let status = |field: &str| table::field_doc::<PodStatus>(field);
-    vec![
-        table::name_column(),
-        text("Ready", "The aggregate readiness state of this pod for accepting traffic.".to_owned(), 0),
-        text("Status", "The aggregate status of the containers in this pod.".to_owned(), 0),
-        text("Restarts", "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.".to_owned(), 0),
-        table::age_column(),
-        text("IP", status("podIP"), 1),
-        text("Node", table::field_doc::<PodSpec>("nodeName"), 1),
-        text("Nominated Node", status("nominatedNodeName"), 1),
-        text("Readiness Gates", table::field_doc::<PodSpec>("readinessGates"), 1),
-    ]
+fn or_none(text: Option<&String>) -> &str {
+    text.filter(|text| !text.is_empty())
+        .map_or("<none>", String::as_str)
 }
 
-/// See [`crate::kind::Kind::row`].
-pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
+/// How many containers are ready, the STATUS, and the restarts.
+fn summary_cells(object: &Pod, now: i64) -> [Value; 3] {
     let (no_spec, no_status) = (PodSpec::default(), PodStatus::default());
     let spec = object.spec.as_ref().unwrap_or(&no_spec);
     let status = object.status.as_ref().unwrap_or(&no_status);
@@ -210,13 +196,21 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
         }
         _ => restarts.count.to_string(),
     };
-    let or_none = |text: Option<&String>| {
-        text.filter(|text| !text.is_empty())
-            .map_or("<none>", String::as_str)
-            .to_owned()
-    };
-    let gates = spec.readiness_gates.as_deref().unwrap_or_default();
-    let conditions = status.conditions.iter().flatten();
+    [
+        json!(format!("{ready}/{total}")),
+        json!(text),
+        json!(restarts),
+    ]
+}
+
+/// How many of a pod's readiness gates are passed.
+fn gates(object: &Pod) -> String {
+    let spec = object.spec.as_ref();
+    let gates = spec.and_then(|spec| spec.readiness_gates.as_deref());
+    let gates = gates.unwrap_or_default();
+    let status = object.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let conditions = conditions.into_iter().flatten();
     let true_ones: HashSet<&str> = conditions
         .filter(|condition| condition.status == "True")
         .map(|condition| &*condition.type_)
@@ -224,21 +218,54 @@ pub(super) fn row(object: &Pod, now: i64) -> Vec<Value> {
     let passed = gates
         .iter()
         .filter(|gate| true_ones.contains(&*gate.condition_type));
-    let gates = match gates.len() {
+    match gates.len() {
         0 => "<none>".to_owned(),
         total => format!("{}/{total}", passed.count()),
-    };
-    vec![
-        table::name_cell(&object.metadata),
-        json!(format!("{ready}/{total}")),
-        json!(text),
-        json!(restarts),
-        table::age_cell(&object.metadata, now),
-        json!(or_none(status.pod_ip.as_ref())),
-        json!(or_none(spec.node_name.as_ref())),
-        json!(or_none(status.nominated_node_name.as_ref())),
-        json!(gates),
-    ]
+    }
+}
+
+/// See [`crate::kind::Kind::printer`].
+pub(super) fn printer() -> Printer<Pod> {
+    let text =
+        |name, description: &str, priority| table::column(name, "string", description, priority);
+    let spec = |name, field| text(name, &table::field_doc::<PodSpec>(field), 1);
+    let status = |name, field| text(name, &table::field_doc::<PodStatus>(field), 1);
+    let summed = [
+        text(
+            "Ready",
+            "The aggregate readiness state of this pod for accepting traffic.",
+            0,
+        ),
+        text(
+            "Status",
+            "The aggregate status of the containers in this pod.",
+            0,
+        ),
+        text(
+            "Restarts",
+            "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+            0,
+        ),
+    ];
+    Printer::<Pod>::named()
+        .columns(summed, summary_cells)
+        .age()
+        .column(status("IP", "podIP"), |object| {
+            let status = object.status.as_ref();
+            json!(or_none(status.and_then(|status| status.pod_ip.as_ref())))
+        })
+        .column(spec("Node", "nodeName"), |object| {
+            let spec = object.spec.as_ref();
+            json!(or_none(spec.and_then(|spec| spec.node_name.as_ref())))
+        })
+        .column(status("Nominated Node", "nominatedNodeName"), |object| {
+            let status = object.status.as_ref();
+            let nominated = status.and_then(|status| status.nominated_node_name.as_ref());
+            json!(or_none(nominated))
+        })
+        .column(spec("Readiness Gates", "readinessGates"), |object| {
+            json!(gates(object))
+        })
 }
 
 #[cfg(test)]
@@ -247,7 +274,7 @@ mod tests {
 
     /// READY, STATUS and RESTARTS.
     fn cells(pod: Value) -> [String; 3] {
-        let row = row(&serde_json::from_value(pod).unwrap(), 0);
+        let row = printer().row(&serde_json::from_value(pod).unwrap(), 0);
         [1, 2, 3].map(|column| row[column].as_str().unwrap().to_owned())
     }
 
@@ -380,7 +407,7 @@ mod tests {
         let status = json!({"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": i32::MAX,
             "state": {"running": {}}});
         let pod = json!({"status": {"containerStatuses": [status, status]}});
-        let row = row(&serde_json::from_value(pod).unwrap(), 0);
+        let row = printer().row(&serde_json::from_value(pod).unwrap(), 0);
         assert_eq!((&row[1], &row[3]), (&json!("2/0"), &json!("4294967294")));
     }
 }

@@ -1,10 +1,10 @@
 //! ClusterRole: what may be done everywhere, or where it is bound; its rules may be gathered from others.
 
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
+use crate::kinds::table::{self, Printer};
 use crate::{meta, selector};
 
 /// See [`ClusterRole`].
@@ -52,11 +52,7 @@ impl Kind for ClusterRoleKind {
         }
     }
 
-    fn columns() -> Vec<Column> {
-        super::role_columns()
-    }
-
-    fn row(object: &ClusterRole, _now: i64) -> Vec<Value> {
-        super::role_row(&object.metadata)
+    fn printer() -> Printer<ClusterRole> {
+        table::created_at()
     }
 }

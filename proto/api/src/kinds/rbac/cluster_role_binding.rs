@@ -1,15 +1,18 @@
 //! ClusterRoleBinding: gives what a cluster role allows to users, groups and service accounts, everywhere.
 
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use serde_json::Value;
 
 use crate::field::ErrorList;
-use crate::kind::{Column, Kind, StaticInfo};
-use crate::kinds::table;
+use crate::kind::{Kind, StaticInfo};
+use crate::kinds::table::{self, Printer};
 use crate::meta;
 
 /// See [`ClusterRoleBinding`].
 pub struct ClusterRoleBindingKind;
+
+fn bound(object: &ClusterRoleBinding) -> super::Bound<'_> {
+    (&object.role_ref, object.subjects.as_deref())
+}
 
 impl Kind for ClusterRoleBindingKind {
     type Object = ClusterRoleBinding;
@@ -46,17 +49,10 @@ impl Kind for ClusterRoleBindingKind {
         super::validate_role_stays(&new.role_ref, &old.role_ref, errors);
     }
 
-    fn columns() -> Vec<Column> {
+    fn printer() -> Printer<ClusterRoleBinding> {
         // In the words of the version that Kubernetes' tables are made of.
         let role = table::field_doc::<ClusterRoleBinding>("roleRef");
-        let role = role
-            .trim_end_matches(" This field is immutable.")
-            .to_owned();
-        super::binding_columns(role, "clusterRoleBinding")
-    }
-
-    fn row(object: &ClusterRoleBinding, now: i64) -> Vec<Value> {
-        let subjects = object.subjects.as_deref();
-        super::binding_row(&object.metadata, &object.role_ref, subjects, now)
+        let role = role.trim_end_matches(" This field is immutable.");
+        super::printer(role, "clusterRoleBinding", bound)
     }
 }

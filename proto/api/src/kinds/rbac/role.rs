@@ -1,10 +1,10 @@
 //! Role: what may be done in its namespace.
 
 use k8s_openapi::api::rbac::v1::Role;
-use serde_json::Value;
 
 use crate::field::ErrorList;
-use crate::kind::{Column, Kind, StaticInfo};
+use crate::kind::{Kind, StaticInfo};
+use crate::kinds::table::{self, Printer};
 use crate::meta;
 
 /// See [`Role`].
@@ -34,11 +34,7 @@ impl Kind for RoleKind {
         super::validate_rules(object.rules.as_deref(), true, errors);
     }
 
-    fn columns() -> Vec<Column> {
-        super::role_columns()
-    }
-
-    fn row(object: &Role, _now: i64) -> Vec<Value> {
-        super::role_row(&object.metadata)
+    fn printer() -> Printer<Role> {
+        table::created_at()
     }
 }

@@ -1,15 +1,18 @@
 //! RoleBinding: gives what a role allows to users, groups and service accounts, in its namespace.
 
 use k8s_openapi::api::rbac::v1::RoleBinding;
-use serde_json::Value;
 
 use crate::field::ErrorList;
-use crate::kind::{Column, Kind, StaticInfo};
-use crate::kinds::table;
+use crate::kind::{Kind, StaticInfo};
+use crate::kinds::table::{self, Printer};
 use crate::meta;
 
 /// See [`RoleBinding`].
 pub struct RoleBindingKind;
+
+fn bound(object: &RoleBinding) -> super::Bound<'_> {
+    (&object.role_ref, object.subjects.as_deref())
+}
 
 impl Kind for RoleBindingKind {
     type Object = RoleBinding;
@@ -46,12 +49,8 @@ impl Kind for RoleBindingKind {
         super::validate_role_stays(&new.role_ref, &old.role_ref, errors);
     }
 
-    fn columns() -> Vec<Column> {
-        super::binding_columns(table::field_doc::<RoleBinding>("roleRef"), "roleBinding")
-    }
-
-    fn row(object: &RoleBinding, now: i64) -> Vec<Value> {
-        let subjects = object.subjects.as_deref();
-        super::binding_row(&object.metadata, &object.role_ref, subjects, now)
+    fn printer() -> Printer<RoleBinding> {
+        let role = table::field_doc::<RoleBinding>("roleRef");
+        super::printer(&role, "roleBinding", bound)
     }
 }

@@ -144,13 +144,16 @@ fn tables_show_who_is_bound() {
     });
     let cluster: ClusterRoleBinding = serde_json::from_value(object.clone()).unwrap();
     let expected = json!(["b", "ClusterRole/view", "<unknown>", "u, v", "", "n/s"]);
-    assert_eq!(json!(ClusterRoleBindingKind::row(&cluster, 0)), expected);
+    assert_eq!(
+        json!(ClusterRoleBindingKind::printer().row(&cluster, 0)),
+        expected
+    );
     let binding: RoleBinding = serde_json::from_value(object).unwrap();
-    assert_eq!(json!(RoleBindingKind::row(&binding, 0)), expected);
+    assert_eq!(json!(RoleBindingKind::printer().row(&binding, 0)), expected);
     let created = json!({"metadata": {"name": "r", "creationTimestamp": "2026-01-02T03:04:05Z"}});
     let expected = json!(["r", "2026-01-02T03:04:05Z"]);
     let role: Role = serde_json::from_value(created.clone()).unwrap();
-    assert_eq!(json!(RoleKind::row(&role, 0)), expected);
+    assert_eq!(json!(RoleKind::printer().row(&role, 0)), expected);
     let role: ClusterRole = serde_json::from_value(created).unwrap();
-    assert_eq!(json!(ClusterRoleKind::row(&role, 0)), expected);
+    assert_eq!(json!(ClusterRoleKind::printer().row(&role, 0)), expected);
 }

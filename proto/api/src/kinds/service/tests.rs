@@ -1,5 +1,7 @@
 //! Defaults, updates and refusals of services, as recorded from a real control plane.
 
+use serde_json::Value;
+
 use super::*;
 
 fn parse(spec: Value) -> Service {

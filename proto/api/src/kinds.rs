@@ -18,6 +18,7 @@ pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod pod_spec;
+pub mod priority_class;
 pub mod rbac;
 mod references;
 pub mod replica_set;
@@ -66,5 +67,6 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<rbac::cluster_role::ClusterRoleKind>::boxed(),
         Typed::<rbac::role_binding::RoleBindingKind>::boxed(),
         Typed::<rbac::cluster_role_binding::ClusterRoleBindingKind>::boxed(),
+        Typed::<priority_class::PriorityClassKind>::boxed(),
     ]
 }

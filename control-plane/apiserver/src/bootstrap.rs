@@ -1,5 +1,5 @@
 //! What every cluster has from its first moment: the keys that sign tokens, its namespaces, their default service account,
-//! its roles, the Service by which pods find the API, and the range that services get their addresses from.
+//! its roles and classes of priority, the Service by which pods find the API, and the range that services get their addresses from.
 
 mod endpoints;
 pub(crate) mod policy;
@@ -10,6 +10,7 @@ mod tests;
 use std::net::SocketAddr;
 
 use axum::body::Body;
+use gantry_api::kinds::priority_class::{self, SystemClass};
 use gantry_api::paths;
 use gantry_api::status::StatusError;
 use gantry_store::Key;
@@ -56,6 +57,9 @@ async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
         .await?;
     }
     roles::reconcile(server.api()).await?;
+    for class in &priority_class::SYSTEM {
+        create_priority_class(server, class).await?;
+    }
     create_service(server, port).await?;
     let range = create_range(server).await?;
     // A cluster of before may have got a second family. Nothing else of the range can change: that is refused as invalid.
@@ -67,6 +71,7 @@ async fn run(server: &ApiServer, port: u16) -> Result<(), StatusError> {
 /// What [`restore`] looks after, where the store has it.
 fn own_objects() -> Vec<Key> {
     let mut own: Vec<Key> = NAMESPACES.iter().map(|name| namespace_key(name)).collect();
+    own.extend(priority_class::SYSTEM.iter().map(priority_class_key));
     own.extend([
         service_key(),
         range_key(),
@@ -93,6 +98,15 @@ fn service_key() -> Key {
     key("", "services", "default", "kubernetes")
 }
 
+fn priority_class_key(class: &SystemClass) -> Key {
+    key(
+        priority_class::GROUP,
+        priority_class::PLURAL,
+        "",
+        class.name,
+    )
+}
+
 fn range_key() -> Key {
     key("networking.k8s.io", "servicecidrs", "", "kubernetes")
 }
@@ -106,6 +120,11 @@ async fn restore(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), Statu
     for namespace in NAMESPACES {
         if !server.has(&namespace_key(namespace)) {
             outcomes.push(create_namespace(server, namespace).await);
+        }
+    }
+    for class in &priority_class::SYSTEM {
+        if !server.has(&priority_class_key(class)) {
+            outcomes.push(create_priority_class(server, class).await);
         }
     }
     if let Some(address) = servers.first()
@@ -123,6 +142,17 @@ async fn restore(server: &ApiServer, servers: &[SocketAddr]) -> Result<(), Statu
 async fn create_namespace(server: &ApiServer, name: &str) -> Result<(), StatusError> {
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     create(server, "/api/v1/namespaces", &namespace).await
+}
+
+async fn create_priority_class(server: &ApiServer, class: &SystemClass) -> Result<(), StatusError> {
+    let class = json!({
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": class.name},
+        "value": class.value,
+        "description": class.description,
+    });
+    create(server, "/apis/scheduling.k8s.io/v1/priorityclasses", &class).await
 }
 
 /// The Service of the API. No other can have its address meanwhile.

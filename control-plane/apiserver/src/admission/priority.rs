@@ -1,21 +1,15 @@
-//! Priority: what a pod's class is worth.
+//! Priority: what a pod's class is worth, and that one class at most is everybody's.
 
 use async_trait::async_trait;
 use gantry_api::kind::Draft;
+use gantry_api::kinds::priority_class::{GROUP, PLURAL, PREEMPTS};
 use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
 use super::plugin::{Attributes, Operation, Plugin, stored};
 use crate::context::Context;
-
-const PREEMPTS: &str = "PreemptLowerPriority";
-
-/// Priorities of the classes that every cluster has.
-const SYSTEM_PRIORITIES: &[(&str, i32)] = &[
-    ("system-cluster-critical", 2_000_000_000),
-    ("system-node-critical", 2_000_001_000),
-];
+use crate::registry::table;
 
 pub(super) struct Priority;
 
@@ -26,7 +20,8 @@ impl Plugin for Priority {
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        attributes.writes("", "Pod") && attributes.operation != Operation::Delete
+        let writes = attributes.writes("", "Pod") || attributes.writes(GROUP, "PriorityClass");
+        writes && attributes.operation != Operation::Delete
     }
 
     async fn admit(
@@ -50,6 +45,27 @@ impl Plugin for Priority {
             None => Ok(()),
         }
     }
+
+    fn validate(
+        &self,
+        attributes: &Attributes<'_>,
+        draft: &dyn Draft,
+    ) -> Result<Vec<String>, StatusError> {
+        let class = draft.typed::<PriorityClass>();
+        let Some(class) = class.filter(|class| class.global_default == Some(true)) else {
+            return Ok(Vec::new());
+        };
+        let name = class.metadata.name.as_deref().unwrap_or_default();
+        match default_class(attributes.context).and_then(|class| class.metadata.name) {
+            Some(other) if other != name || attributes.operation == Operation::Create => {
+                let why = format!(
+                    "PriorityClass {other} is already marked as default. Only one default can exist"
+                );
+                Err(StatusError::forbidden(attributes.info(), name, &why))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
 }
 
 fn give(attributes: &Attributes<'_>, pod: &mut Pod) -> Result<(), StatusError> {
@@ -58,28 +74,47 @@ fn give(attributes: &Attributes<'_>, pod: &mut Pod) -> Result<(), StatusError> {
     let Some(spec) = &mut pod.spec else {
         return Ok(());
     };
-    let (value, policy) = match spec.priority_class_name.as_deref().unwrap_or_default() {
-        "" => (0, PREEMPTS.to_owned()),
-        class => find_class(attributes.context, class)
-            .ok_or_else(|| refused(&format!("no PriorityClass with name {class} was found")))?,
+    let context = attributes.context;
+    let class = match spec.priority_class_name.as_deref().unwrap_or_default() {
+        "" => default_class(context),
+        class => {
+            let found = stored::<PriorityClass>(context, GROUP, PLURAL, "", class);
+            let missing = || refused(&format!("no PriorityClass with name {class} was found"));
+            Some(found.ok_or_else(missing)?)
+        }
     };
+    let class = class.unwrap_or_default();
+    let value = class.value.unwrap_or(0);
+    let policy = class.preemption_policy.as_deref().unwrap_or(PREEMPTS);
     if let Some(asked) = spec.priority.filter(|asked| *asked != value) {
         return Err(refused(&format!(
             "the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
         )));
     }
+    if let Some(asked) = spec
+        .preemption_policy
+        .as_ref()
+        .filter(|asked| *asked != policy)
+    {
+        return Err(refused(&format!(
+            "the string value of PreemptionPolicy ({asked}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+        )));
+    }
     spec.priority = Some(value);
-    spec.preemption_policy.get_or_insert(policy);
+    spec.preemption_policy = Some(policy.to_owned());
+    if let Some(name) = class.metadata.name {
+        spec.priority_class_name = Some(name);
+    }
     Ok(())
 }
 
-fn find_class(context: &Context<'_>, name: &str) -> Option<(i32, String)> {
-    let group = "scheduling.k8s.io";
-    if let Some(class) = stored::<PriorityClass>(context, group, "priorityclasses", "", name) {
-        let policy = class.preemption_policy;
-        let value = class.value.unwrap_or(0);
-        return Some((value, policy.unwrap_or_else(|| PREEMPTS.to_owned())));
-    }
-    let known = SYSTEM_PRIORITIES.iter().find(|(known, _)| *known == name);
-    known.map(|(_, value)| (*value, PREEMPTS.to_owned()))
+/// The class of pods that name none; of several, that which is worth least.
+fn default_class(context: &Context<'_>) -> Option<PriorityClass> {
+    let classes = context.api.store.snapshot(&table(GROUP, PLURAL));
+    let classes = classes
+        .iter()
+        .filter_map(|(_, entry)| serde_json::from_slice::<PriorityClass>(&entry.value).ok());
+    classes
+        .filter(|class| class.global_default == Some(true))
+        .min_by_key(|class| class.value.unwrap_or(0))
 }

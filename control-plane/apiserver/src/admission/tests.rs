@@ -182,3 +182,51 @@ async fn tolerations_that_a_client_replaces_come_back() {
     assert_eq!(replaced["spec"]["priority"], 0);
     assert_eq!(replaced["spec"]["preemptionPolicy"], "PreemptLowerPriority");
 }
+
+#[tokio::test]
+async fn a_pod_without_a_class_gets_the_default_one_of_which_there_is_one() {
+    const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let server = server().await;
+    let class = |name: &str, value: i32, default: bool| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": value, "globalDefault": default,
+            "preemptionPolicy": "Never"
+        })
+    };
+    let pod = |name: &str, policy: Value| {
+        let container = json!({"name": "c", "image": "i"});
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"containers": [container], "preemptionPolicy": policy}
+        })
+    };
+    let (status, first) = send(&server, Method::POST, PODS, pod("a", json!(null))).await;
+    assert_eq!((status, &first["spec"]["priority"]), (201, &json!(0)));
+    let (status, _) = send(&server, Method::POST, CLASSES, class("usual", 7, true)).await;
+    assert_eq!(status, 201);
+    let (status, refused) = send(&server, Method::POST, CLASSES, class("other", 8, true)).await;
+    let expected = "priorityclasses.scheduling.k8s.io \"other\" is forbidden: PriorityClass usual \
+        is already marked as default. Only one default can exist";
+    assert_eq!((status, &refused["message"]), (403, &json!(expected)));
+    let (status, _) = send(&server, Method::POST, CLASSES, class("other", 8, false)).await;
+    assert_eq!(status, 201);
+    let path = format!("{CLASSES}/other");
+    let default = json!({"globalDefault": true});
+    let (status, _) = send(&server, Method::PATCH, &path, default.clone()).await;
+    assert_eq!(status, 403);
+    let path = format!("{CLASSES}/usual");
+    let (status, _) = send(&server, Method::PATCH, &path, default).await;
+    assert_eq!(status, 200);
+    let (status, second) = send(&server, Method::POST, PODS, pod("b", json!(null))).await;
+    assert_eq!(status, 201, "{second}");
+    assert_eq!(second["spec"]["priorityClassName"], "usual");
+    assert_eq!(second["spec"]["priority"], 7);
+    assert_eq!(second["spec"]["preemptionPolicy"], "Never");
+    let pod = pod("c", json!("PreemptLowerPriority"));
+    let (status, refused) = send(&server, Method::POST, PODS, pod).await;
+    let expected = "pods \"c\" is forbidden: the string value of PreemptionPolicy \
+        (PreemptLowerPriority) must not be provided in pod spec; priority admission controller \
+        computed Never from the given PriorityClass name";
+    assert_eq!((status, &refused["message"]), (403, &json!(expected)));
+}

@@ -11,6 +11,8 @@ const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
 const SLICE: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 
+const NODE_CRITICAL: &str = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
+
 async fn cluster() -> (ApiServer, SocketAddr) {
     let config = ApiServerConfig::default();
     let server = ApiServer::new(config, Store::ephemeral(), Arc::new(NoNodes));
@@ -34,7 +36,7 @@ fn service(name: &str, address: Option<&str>) -> Value {
 async fn what_is_deleted_is_back_with_the_same_address() {
     let (server, address) = cluster().await;
     let before = found(&server, SERVICE).await;
-    for path in [SERVICE, SLICE, ENDPOINTS] {
+    for path in [SERVICE, SLICE, ENDPOINTS, NODE_CRITICAL] {
         call(&server, Method::DELETE, path, &json!({}))
             .await
             .expect("deleted");

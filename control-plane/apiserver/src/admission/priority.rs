@@ -9,7 +9,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 
 use super::plugin::{Attributes, Operation, Plugin, stored};
 use crate::context::Context;
-use crate::registry::table;
+use crate::tables::table;
 
 pub(super) struct Priority;
 

@@ -13,6 +13,7 @@ pub mod ingress;
 pub mod ingress_class;
 pub mod ip_address;
 pub mod lease;
+pub mod limit_range;
 pub mod namespace;
 pub mod network_policy;
 pub mod node;
@@ -68,5 +69,6 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<rbac::role_binding::RoleBindingKind>::boxed(),
         Typed::<rbac::cluster_role_binding::ClusterRoleBindingKind>::boxed(),
         Typed::<priority_class::PriorityClassKind>::boxed(),
+        Typed::<limit_range::LimitRangeKind>::boxed(),
     ]
 }

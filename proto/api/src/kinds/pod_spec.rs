@@ -26,7 +26,9 @@ pub(super) use annotations::{APP_ARMOR, MIRROR, validate_annotations, validate_m
 pub use defaults::default;
 pub(super) use defaults::default_for_pod;
 pub(super) use merge::merge_labels;
-pub(super) use resources::{check_amount, validate as validate_resources};
+pub(super) use resources::{
+    check_amount, check_resource_name, may_be_overcommitted, validate as validate_resources,
+};
 pub(super) use scheduling::{
     check_node_affinity_additions, check_node_selector_additions, check_tolerations_added,
     validate_tolerations,

@@ -66,7 +66,7 @@ fn is_whole_only(resource: &str) -> bool {
 }
 
 /// Whether more of it may be promised than there is.
-pub(super) fn may_be_overcommitted(resource: &str) -> bool {
+pub(in crate::kinds) fn may_be_overcommitted(resource: &str) -> bool {
     is_native(resource) && !resource.starts_with(HUGE_PAGES)
 }
 
@@ -84,12 +84,25 @@ fn check_name(resource: &str, owner: Owner, path: &Path, errors: &mut ErrorList)
         }
         return;
     }
+    check_resource_name(resource, true, path, errors);
+}
+
+/// Checks what a resource is called: one that containers ask for, or any that there is.
+pub(in crate::kinds) fn check_resource_name(
+    resource: &str,
+    of_containers: bool,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     let details = names::qualified_name(resource);
     if details.is_empty() && !resource.contains('/') && !is_standard(resource) {
         let detail = "must be a standard resource type or fully qualified";
         errors.invalid(path, resource, detail);
     }
     errors.invalid_each(path, resource, details);
+    if !of_containers {
+        return;
+    }
     if !resource.contains('/') {
         if !is_of_containers(resource) {
             errors.invalid(path, resource, "must be a standard resource for containers");

@@ -3,6 +3,7 @@
 
 mod default_tolerations;
 mod ingresses;
+mod limit_ranger;
 mod namespace_lifecycle;
 pub(crate) mod node_restriction;
 mod nodes;
@@ -34,6 +35,7 @@ impl Chain {
     pub(crate) fn new(ranges: &Ranges) -> Self {
         Self(vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
+            Box::new(limit_ranger::LimitRanger),
             Box::new(service_account::ServiceAccount),
             Box::new(node_restriction::NodeRestriction),
             Box::new(role_escalation::RoleEscalation),

@@ -22,6 +22,7 @@ mod windows;
 use validation::Surroundings;
 
 pub(super) use amounts::qos_class;
+pub use amounts::{limits_at_once, requests_at_once};
 pub(super) use annotations::{APP_ARMOR, MIRROR, validate_annotations, validate_matches};
 pub use defaults::default;
 pub(super) use defaults::default_for_pod;

@@ -79,6 +79,31 @@ pub(super) fn most_at_once(
     most
 }
 
+/// What a pod asks for as a whole: what it says of itself, and otherwise the most that its containers ask for at once.
+pub fn requests_at_once(spec: &PodSpec) -> BTreeMap<&str, Quantity> {
+    of_the_whole(spec, requests, requests_of)
+}
+
+/// As [`requests_at_once`], of its limits.
+pub fn limits_at_once(spec: &PodSpec) -> BTreeMap<&str, Quantity> {
+    of_the_whole(spec, limits, limits_of)
+}
+
+fn of_the_whole(
+    spec: &PodSpec,
+    own: fn(Option<&ResourceRequirements>) -> &Amounts,
+    of: fn(&Container) -> &Amounts,
+) -> BTreeMap<&str, Quantity> {
+    let mut all = most_at_once(spec, of);
+    let own = own(spec.resources.as_ref());
+    for resource in own.keys().filter(|resource| is_for_pods(resource)) {
+        if let Some(amount) = amount(own, resource) {
+            all.insert(resource, amount);
+        }
+    }
+    all
+}
+
 /// How readily the pod gives way under pressure: `Guaranteed`, `Burstable` or `BestEffort`. What is said of the pod as a whole
 /// goes before what its containers say.
 pub(in crate::kinds) fn qos_class(spec: &PodSpec) -> &'static str {

@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod config_map;
+pub mod controller_revision;
 pub mod csi_node;
 pub mod daemon_set;
 pub mod deployment;
@@ -70,5 +71,6 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<rbac::cluster_role_binding::ClusterRoleBindingKind>::boxed(),
         Typed::<priority_class::PriorityClassKind>::boxed(),
         Typed::<limit_range::LimitRangeKind>::boxed(),
+        Typed::<controller_revision::ControllerRevisionKind>::boxed(),
     ]
 }

@@ -20,6 +20,7 @@ pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod pod_spec;
+pub mod pod_template;
 pub mod priority_class;
 pub mod rbac;
 mod references;
@@ -72,5 +73,6 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<priority_class::PriorityClassKind>::boxed(),
         Typed::<limit_range::LimitRangeKind>::boxed(),
         Typed::<controller_revision::ControllerRevisionKind>::boxed(),
+        Typed::<pod_template::PodTemplateKind>::boxed(),
     ]
 }

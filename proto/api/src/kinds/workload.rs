@@ -154,6 +154,26 @@ pub(super) fn validate_pods(
     path: &Path,
     errors: &mut ErrorList,
 ) {
+    validate_any_pods(template, path, errors);
+    let Some(spec) = &template.spec else {
+        return;
+    };
+    let path = path.child("spec");
+    if let Some(policy) = spec
+        .restart_policy
+        .as_deref()
+        .filter(|policy| *policy != "Always")
+    {
+        errors.not_supported(&path.child("restartPolicy"), policy, &["Always"]);
+    }
+    if spec.active_deadline_seconds.is_some() {
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.forbidden(&path.child("activeDeadlineSeconds"), &detail);
+    }
+}
+
+/// Checks a template of pods.
+pub(super) fn validate_any_pods(template: &PodTemplateSpec, path: &Path, errors: &mut ErrorList) {
     let empty = ObjectMeta::default();
     let metadata = template.metadata.as_ref().unwrap_or(&empty);
     meta::validate_maps(metadata, path, errors);
@@ -173,17 +193,6 @@ pub(super) fn validate_pods(
     {
         let detail = "ephemeral containers not allowed in pod template";
         errors.forbidden(&path.child("ephemeralContainers"), detail);
-    }
-    if let Some(policy) = spec
-        .restart_policy
-        .as_deref()
-        .filter(|policy| *policy != "Always")
-    {
-        errors.not_supported(&path.child("restartPolicy"), policy, &["Always"]);
-    }
-    if spec.active_deadline_seconds.is_some() {
-        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
-        errors.forbidden(&path.child("activeDeadlineSeconds"), &detail);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Two habits that turned a stranger's text into a crash or into another request, and that no lint of the compiler finds:
 //!
-//! - changing JSON by index (`value["field"] = ...`), which panics where the value is no object: `gantry_api::json::Members`
+//! - changing JSON by index (`value["field"] = ...`), which panics where the value is no object: `gantry_base::json::Members`
 //!   has no such case;
-//! - making a path of the API with `format!`, in which a name may add a segment or a query: `gantry_api::paths` escapes it.
+//! - making a path of the API with `format!`, in which a name may add a segment or a query: `gantry_base::paths` escapes it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ fn rules() -> Vec<(Regex, &'static str)> {
     // An expression that is indexed by a text, and perhaps indexed further.
     let indexed = r#"[\w\])]\["[^"\]]*"\](?:\[[^\]]*\])*"#;
     let changing = "as_array_mut|as_object_mut|get_mut|pointer_mut|take|insert|remove|push";
-    let members = "JSON is changed by index: use gantry_api::json::Members";
+    let members = "JSON is changed by index: use gantry_base::json::Members";
     [
         (format!(r"{indexed} ?[-+*/|&^]?= ?[^=>]"), members),
         (format!(r"{indexed} ?\. ?(?:{changing})\("), members),
         (r#"&mut [\w.]+(?:\[[^\]]*\])*\[""#.to_owned(), members),
         (
             r#"format!\( ?"/apis?/[^"]*\{"#.to_owned(),
-            "a path is made with format!: use gantry_api::paths",
+            "a path is made with format!: use gantry_base::paths",
         ),
     ]
     .map(|(rule, instead)| (Regex::new(&rule).expect("a rule"), instead))

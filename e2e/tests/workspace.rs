@@ -12,7 +12,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-rpc", &[]),
     ("gantry-durable", &[]),
     ("gantry-tls", &["gantry-durable"]),
-    ("gantry-api", &[]),
+    ("gantry-base", &[]),
+    ("gantry-api", &["gantry-base"]),
     ("gantry-tasks", &[]),
     ("gantry-store", &["gantry-rpc", "gantry-tasks"]),
     (
@@ -28,8 +29,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "gantry-members",
         &[
-            "gantry-api",
             "gantry-apiserver",
+            "gantry-base",
             "gantry-rpc",
             "gantry-store",
             "gantry-tasks",
@@ -39,8 +40,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "gantry-authority",
         &[
-            "gantry-api",
             "gantry-apiserver",
+            "gantry-base",
             "gantry-durable",
             "gantry-members",
             "gantry-store",
@@ -50,8 +51,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "gantry-nodes",
         &[
-            "gantry-api",
             "gantry-apiserver",
+            "gantry-base",
             "gantry-informer",
             "gantry-members",
             "gantry-rpc",
@@ -59,10 +60,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-tasks",
         ],
     ),
-    ("gantry-informer", &["gantry-api", "gantry-tasks"]),
+    ("gantry-informer", &["gantry-base", "gantry-tasks"]),
     (
         "gantry-scheduler",
-        &["gantry-api", "gantry-informer", "gantry-tasks"],
+        &["gantry-base", "gantry-informer", "gantry-tasks"],
     ),
     (
         "gantry-controllers",
@@ -71,9 +72,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "gantry-server",
         &[
-            "gantry-api",
             "gantry-apiserver",
             "gantry-authority",
+            "gantry-base",
             "gantry-controllers",
             "gantry-durable",
             "gantry-informer",
@@ -103,7 +104,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "gantry-pods",
         &[
-            "gantry-api",
+            "gantry-base",
             "gantry-cri",
             "gantry-durable",
             "gantry-idmap",
@@ -114,7 +115,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "gantry-agent",
         &[
-            "gantry-api",
+            "gantry-base",
             "gantry-cri",
             "gantry-dns",
             "gantry-durable",

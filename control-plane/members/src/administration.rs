@@ -2,8 +2,8 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
+use gantry_base::status::StatusError;
 use http::StatusCode;
 
 use crate::MEMBERS_GROUP;

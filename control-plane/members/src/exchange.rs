@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use gantry_api::status::StatusError;
+use gantry_base::status::StatusError;
 use gantry_store::Store;
 use http::{Method, StatusCode};
 use http_body_util::Full;

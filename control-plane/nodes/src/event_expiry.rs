@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use gantry_api::paths;
+use gantry_base::paths;
 use gantry_informer::chain;
 use gantry_store::{Store, Table};
 use http::Method;

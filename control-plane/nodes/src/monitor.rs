@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use gantry_api::json::Members;
-use gantry_api::paths;
+use gantry_base::json::Members;
+use gantry_base::paths;
 use gantry_informer::chain;
 use http::Method;
 use k8s_openapi::api::core::v1::Node;
@@ -145,7 +145,7 @@ async fn mark_unknown(client: &kube::Client, name: &str) -> Result<()> {
     let path = paths::node(name, &[]);
     let request = http::Request::get(&path).body(Vec::new())?;
     let mut node: Value = client.request(request).await?;
-    let now = gantry_api::time::seconds(
+    let now = gantry_base::time::seconds(
         i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0),
     );
     let conditions = node.pointer_mut("/status/conditions");

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use gantry_api::names::is_dns1123_subdomain;
+use gantry_base::names::is_dns1123_subdomain;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeStatus, PodStatus};
 
@@ -171,7 +171,7 @@ pub(crate) fn check_labels(node: &str, reported: &Node) -> Result<(), Refused> {
     let labels = reported.metadata.labels.iter().flatten();
     let refused: Vec<&str> = labels
         .map(|(key, _)| key.as_str())
-        .filter(|key| !gantry_api::node_labels::may_set(key))
+        .filter(|key| !gantry_base::node_labels::may_set(key))
         .collect();
     if refused.is_empty() {
         return Ok(());

@@ -2,7 +2,7 @@
 //! refused with what is wrong about it, and nothing of it is used.
 
 use bytes::Bytes;
-use gantry_api::names::{is_dns1123_label, is_dns1123_subdomain};
+use gantry_base::names::{is_dns1123_label, is_dns1123_subdomain};
 use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated};
 use k8s_openapi::api::core::v1 as core;
 use serde::de::{

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use gantry_api::status::StatusError;
 use gantry_apiserver::ApiServer;
 use gantry_apiserver::service_accounts;
+use gantry_base::status::StatusError;
 use gantry_rpc::node::{PodTokenAnswer, PodTokenRequest};
 use parking_lot::Mutex;
 use tonic::Status;

@@ -1,6 +1,6 @@
 //! The effects: binds pods, and tells why they could not be scheduled.
 
-use gantry_api::paths;
+use gantry_base::paths;
 use gantry_informer::clock::seconds;
 use http::{Method, Request};
 use k8s_openapi::api::core::v1::Pod;

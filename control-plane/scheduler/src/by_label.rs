@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use gantry_api::selector::LabelSelector;
+use gantry_base::selector::LabelSelector;
 
 use crate::affinity::Labels;
 

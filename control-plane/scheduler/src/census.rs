@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use gantry_api::selector::LabelSelector;
+use gantry_base::selector::LabelSelector;
 
 use crate::by_label::ByLabel;
 use crate::pod::PodInfo;

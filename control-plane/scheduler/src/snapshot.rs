@@ -293,7 +293,7 @@ impl Snapshot {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use gantry_api::selector::LabelSelector;
+    use gantry_base::selector::LabelSelector;
     use k8s_openapi::api::core::v1::{
         Container, ContainerImage, ContainerPort, NodeSpec, NodeStatus, Pod, PodSpec,
         ResourceRequirements,

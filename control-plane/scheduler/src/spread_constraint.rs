@@ -1,6 +1,6 @@
 //! How evenly a pod wants pods like it to be spread over nodes with different values of a label.
 
-use gantry_api::selector::LabelSelector;
+use gantry_base::selector::LabelSelector;
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
 use crate::affinity::Labels;

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
-use gantry_api::status::StatusError;
 use gantry_apiserver::{ApiServer, ApiServerConfig, Clock, Identity, Ranges, Tokens};
 use gantry_authority::keys::{self, Keyring, KeysApi};
 use gantry_authority::token_keys::{self, TokenKeysApi};
 use gantry_authority::{Certificates, CertificatesApi, Files, Naming, Setup};
+use gantry_base::status::StatusError;
 use gantry_members::{
     Exchange, LeaderStreams, PeerService, Peers, Roster, ServerRecord, follow_addresses,
 };

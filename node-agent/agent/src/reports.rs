@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use gantry_api::json::Members;
+use gantry_base::json::Members;
 use gantry_pods::traits::PodReports;
 pub use gantry_pods::traits::Severity;
 use gantry_rpc::node::{

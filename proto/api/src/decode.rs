@@ -7,6 +7,7 @@ mod count;
 mod walker;
 
 pub use count::{Excess, count_collections};
+pub use gantry_base::json::MAX_DEPTH;
 pub use walker::MAX_STRUCTS;
 
 use crate::json::Members;
@@ -21,10 +22,6 @@ use crate::schema::TypeSchema;
 use crate::status::StatusError;
 use crate::yaml;
 use walker::{Findings, Walker};
-
-/// How deeply values may nest, in whatever they are written: as deep as the JSON reader goes. So every object may be walked
-/// by a function that calls itself.
-pub const MAX_DEPTH: usize = 127;
 
 /// What happens to unknown and duplicate fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,26 +1,22 @@
-//! The Kubernetes kinds Gantry serves: names, defaults, validation, selectors, quantities, patches, tables.
+//! The Kubernetes kinds Gantry serves: what each means, its defaults, validation, decoding, patches and tables. The
+//! vocabulary they share is `gantry-base`, whose modules are found here as well.
 //!
 //! Pure functions: no IO, no async, no clock. Knows nothing of the store, the API server or the node.
 
 pub mod decode;
-pub mod field;
-pub mod json;
 pub mod kind;
 pub mod kinds;
-pub mod meta;
-pub mod names;
-pub mod node_labels;
 pub mod patch;
-pub mod paths;
 pub mod pod_security;
 pub mod protobuf;
-pub mod quantity;
 pub mod schema;
-pub mod selector;
-pub mod status;
+// One clock for the tests of both crates, and in neither of them outside of tests.
 #[cfg(test)]
+#[path = "../../base/src/stopwatch.rs"]
 mod stopwatch;
-pub mod time;
 pub mod typed;
 pub mod unstored;
-pub mod yaml;
+
+pub use gantry_base::{
+    field, json, meta, names, node_labels, paths, quantity, selector, status, time, yaml,
+};

@@ -5,9 +5,9 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use gantry_api::status::StatusError;
 use gantry_apiserver::node_keys::{KeyError, NODES_GROUP, Voucher};
 use gantry_apiserver::{Identity, Peer};
+use gantry_base::status::StatusError;
 use gantry_members::{Exchange, only_administrators, refuse};
 use gantry_tls::Lifetime;
 use http::{Method, StatusCode};
@@ -48,7 +48,7 @@ impl NodeRequest {
     fn read(body: &[u8]) -> Result<Self, StatusError> {
         let asked: Self = serde_json::from_slice(body)
             .map_err(|error| StatusError::bad_request(error.to_string()))?;
-        match gantry_api::names::is_dns1123_subdomain(&asked.node) {
+        match gantry_base::names::is_dns1123_subdomain(&asked.node) {
             None => Ok(asked),
             Some(found) => Err(StatusError::bad_request(format!(
                 "the node's name {:?}: {found}",

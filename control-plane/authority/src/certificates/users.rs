@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
+use gantry_base::status::StatusError;
 use gantry_members::{only_administrators, refuse};
 use serde::Deserialize;
 

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use gantry_api::selector::LabelSelector;
+use gantry_base::selector::LabelSelector;
 use gantry_rpc::node::{self as rpc, Protocol, policy_port::Ports};
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1::{

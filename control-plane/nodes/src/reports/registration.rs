@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use gantry_api::json::Members;
-use gantry_api::node_labels::DIALS_FROM;
-use gantry_api::paths;
+use gantry_base::json::Members;
+use gantry_base::node_labels::DIALS_FROM;
+use gantry_base::paths;
 use gantry_rpc::node::Hello;
 use http::Method;
 use ipnet::IpNet;

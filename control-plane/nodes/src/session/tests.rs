@@ -100,7 +100,7 @@ impl World {
     }
 
     async fn remove_node(&self) {
-        let path = gantry_api::paths::node("one", &[]);
+        let path = gantry_base::paths::node("one", &[]);
         let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
         call(&self.client, http::Method::DELETE, &path, &options)
             .await

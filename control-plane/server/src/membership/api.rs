@@ -8,10 +8,10 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
-use gantry_api::status::StatusError;
 use gantry_apiserver::Identity;
 use gantry_authority::keys::Keyring;
 use gantry_authority::{Certificates, Granted};
+use gantry_base::status::StatusError;
 use gantry_members::{Exchange, MEMBERS_GROUP, Roster, ServerRecord, only_administrators, refuse};
 use gantry_store::{MemberRole, MembershipError, Store};
 use http::{Method, StatusCode};
@@ -41,7 +41,7 @@ impl JoinRequest {
     pub(crate) fn read(body: &[u8]) -> Result<Self, StatusError> {
         let request: Self = serde_json::from_slice(body)
             .map_err(|error| StatusError::bad_request(error.to_string()))?;
-        match gantry_api::names::is_dns1123_subdomain(&request.name) {
+        match gantry_base::names::is_dns1123_subdomain(&request.name) {
             None => Ok(request),
             Some(found) => Err(StatusError::bad_request(format!(
                 "the server's name {:?}: {found}: choose another with --name",

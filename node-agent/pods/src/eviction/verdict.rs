@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gantry_api::quantity::Quantity;
+use gantry_base::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::usage::Usage;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use gantry_api::quantity::Quantity;
+use gantry_base::quantity::Quantity;
 use k8s_openapi::api::core::v1::{ConfigMapVolumeSource, DownwardAPIVolumeSource};
 use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource, SecretVolumeSource,

@@ -1,4 +1,4 @@
-//! Changing JSON that is not yet known to have a shape.
+//! JSON that is not yet known to have a shape: how deep it may be, what is wrong with it, and how it is changed.
 //!
 //! `value["field"] = ...` panics where `value` is a list, a number or text: that of a stranger ends the task that reads it.
 //! [`Members`] has no such case. `e2e/tests/untrusted_json.rs` keeps the indexing out of the sources.
@@ -7,7 +7,11 @@ mod syntax;
 
 use serde_json::{Map, Value};
 
-pub(crate) use syntax::syntax_error;
+pub use syntax::syntax_error;
+
+/// How deeply values may nest, in whatever they are written: as deep as the JSON reader goes. So every object may be walked
+/// by a function that calls itself.
+pub const MAX_DEPTH: usize = 127;
 
 /// Members of objects, by name.
 pub trait Members {

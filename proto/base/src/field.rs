@@ -126,7 +126,7 @@ impl ErrorList {
     }
 
     /// Adds an error, whose message is made only if there is room for it.
-    pub(crate) fn push(&mut self, kind: ErrorType, path: &Path, message: impl FnOnce() -> String) {
+    pub fn push(&mut self, kind: ErrorType, path: &Path, message: impl FnOnce() -> String) {
         if self.is_full() {
             return;
         }

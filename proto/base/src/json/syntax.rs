@@ -23,7 +23,7 @@ enum Within {
 /// Why Go's `encoding/json` would not read a text; none where it would.
 ///
 /// The text is walked once; what is open is kept on a stack that grows no further than the text.
-pub(crate) fn syntax_error(text: &[u8]) -> Option<String> {
+pub fn syntax_error(text: &[u8]) -> Option<String> {
     let mut scanner = Scanner {
         text,
         at: 0,

@@ -6,7 +6,7 @@ use crate::json::Members;
 use serde_json::{Map, Value, json};
 
 use crate::field::{ErrorList, ErrorType};
-use crate::kind::ResourceInfo;
+use crate::resource::ResourceInfo;
 
 /// One entry of `details.causes`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use base64::Engine;
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
 use super::{Content, Document, MERGE, Node, YamlError, scalar};
-use crate::decode::MAX_DEPTH;
+use crate::json::MAX_DEPTH;
 
 /// What all aliases of a document may add to it, in bytes: as much as a whole body may have.
 const MAX_ALIASED: usize = 3 << 20;

@@ -24,7 +24,7 @@ use serde::de::value::Error as DeserializeError;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use crate::decode::MAX_DEPTH;
+use crate::json::MAX_DEPTH;
 use builder::Builder;
 
 /// What a node counts beside its text.
@@ -60,9 +60,9 @@ pub struct Document {
     duplicates: Vec<String>,
 }
 
-/// What a document is made of.
+/// What a document is made of, to be deserialised by reference.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub struct Node {
     content: Content,
     /// Bytes of the subtree with its aliases written out.
     weight: usize,
@@ -174,8 +174,8 @@ impl Node {
 }
 
 impl Document {
-    /// To be deserialised.
-    pub(crate) fn root(&self) -> &Node {
+    /// The value that the document is, to be deserialised.
+    pub fn root(&self) -> &Node {
         &self.root
     }
 
@@ -190,8 +190,8 @@ impl Document {
         }
     }
 
-    /// What Go calls the value that the document is.
-    pub(crate) fn json_kind(&self) -> &'static str {
+    /// What Go calls the value that the document is: `null`, `bool`, `number`, `string`, `array`, `object`.
+    pub fn json_kind(&self) -> &'static str {
         match &self.root.content {
             Content::Plain(text) => scalar::json_kind(text),
             Content::Text(_) => "string",

@@ -16,7 +16,8 @@ pub type NameRule = fn(&str) -> Vec<String>;
 const ANNOTATIONS_LIMIT: usize = 256 * 1024;
 /// The longest prefix of a generated name; five random characters follow.
 const GENERATED_PREFIX_LIMIT: usize = 58;
-pub(crate) const IMMUTABLE: &str = "field is immutable";
+/// What is said of a change of what must stay as it is.
+pub const IMMUTABLE: &str = "field is immutable";
 /// Finalizers without a domain that Kubernetes knows.
 const STANDARD_FINALIZERS: &[&str] = &["foregroundDeletion", "orphan", "kubernetes"];
 
@@ -82,12 +83,12 @@ pub fn validate_maps(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Checks labels.
-pub(crate) fn validate_labels(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
+pub fn validate_labels(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
     validate_label_map(meta.labels.as_ref(), &path.child("labels"), errors);
 }
 
 /// Checks a map of labels, wherever it is.
-pub(crate) fn validate_label_map(
+pub fn validate_label_map(
     labels: Option<&BTreeMap<String, String>>,
     path: &Path,
     errors: &mut ErrorList,
@@ -99,7 +100,7 @@ pub(crate) fn validate_label_map(
 }
 
 /// Checks annotations.
-pub(crate) fn validate_annotations(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
+pub fn validate_annotations(meta: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
     let annotations = path.child("annotations");
     let mut size = 0;
     for (key, value) in meta.annotations.iter().flatten() {
@@ -230,7 +231,7 @@ pub fn validate_finalizer_names(meta: &ObjectMeta, errors: &mut ErrorList) {
 }
 
 /// As [`validate_finalizer_names`], of one, wherever it is.
-pub(crate) fn validate_finalizer_name(finalizer: &str, path: &Path, errors: &mut ErrorList) {
+pub fn validate_finalizer_name(finalizer: &str, path: &Path, errors: &mut ErrorList) {
     if !finalizer.contains('/') && !STANDARD_FINALIZERS.contains(&finalizer) {
         let detail = "name is neither a standard finalizer name nor is it fully qualified";
         errors.invalid(path, finalizer, detail);
@@ -256,7 +257,7 @@ pub fn prepare_update(new: &mut ObjectMeta, old: &ObjectMeta) {
 }
 
 /// The generation after an update: it counts the changes of what the object asks for.
-pub(crate) fn follow_generation(new: &mut ObjectMeta, old: &ObjectMeta, changed: bool) {
+pub fn follow_generation(new: &mut ObjectMeta, old: &ObjectMeta, changed: bool) {
     new.generation = old
         .generation
         .map(|generation| generation.saturating_add(i64::from(changed)));

@@ -50,7 +50,7 @@ pub struct LogQuery {
     pub timestamps: bool,
     /// No line that was begun before.
     pub since: Option<Timestamp>,
-    /// Only the last so many lines.
+    /// Only the last so many lines, of those that are there when reading begins.
     pub tail: Option<usize>,
     /// Stop after so many bytes.
     pub limit_bytes: Option<u64>,
@@ -66,11 +66,11 @@ pub fn fuzz(record: &[u8]) {
             tail,
             ..LogQuery::default()
         };
-        let mut lines = Lines::new(&query);
-        for record in record.split(|byte| *byte == b'\n') {
-            lines.take(record);
-        }
-        lines.release();
+        let records = || record.split(|byte| *byte == b'\n');
+        let mut counting = Lines::counting(&query);
+        records().for_each(|record| counting.take(record));
+        let mut lines = counting.last();
+        records().for_each(|record| lines.take(record));
         lines.flush();
         while lines.pop().is_some() {}
     }
@@ -104,21 +104,22 @@ pub async fn read(
     ended: &CancellationToken,
     lines: &mpsc::Sender<Line>,
 ) -> io::Result<()> {
+    let mut written = newer(directory, attempt, None).await?;
+    let joined = match query.tail {
+        None => Lines::all(query),
+        Some(_) => last_lines(query, &mut written).await?,
+    };
     let mut output = Output {
-        joined: Lines::new(query),
+        joined,
         lines,
         left: query.limit_bytes,
     };
     let mut open: Option<Reader> = None;
-    for mut reader in newer(directory, attempt, None).await? {
+    for mut reader in written {
         if !reader.read_on(&mut output).await? {
             return Ok(());
         }
         open = Some(reader);
-    }
-    output.joined.release();
-    if !output.send_ready().await {
-        return Ok(());
     }
     if !query.follow {
         output.joined.flush();
@@ -168,6 +169,18 @@ pub async fn read(
             () = lines.closed() => return Ok(()),
         }
     }
+}
+
+/// What gives the last lines of these files, which are read from their beginnings then: lines are counted first.
+async fn last_lines<'a>(query: &'a LogQuery, files: &mut [Reader]) -> io::Result<Lines<'a>> {
+    let mut counting = Lines::counting(query);
+    for file in files {
+        while let Some(record) = file.record().await? {
+            counting.take(&record);
+        }
+        file.rewind().await?;
+    }
+    Ok(counting.last())
 }
 
 /// The files of an attempt that are newer than the one with this inode, oldest first; all of them without it, or when that
@@ -250,19 +263,28 @@ impl Reader {
 
     /// Reads whole records to the present end; whether more is wanted.
     async fn read_on(&mut self, output: &mut Output<'_>) -> io::Result<bool> {
-        loop {
-            if self.file.read_until(b'\n', &mut self.partial).await? == 0 {
-                return Ok(true);
-            }
-            if self.partial.last() != Some(&b'\n') {
-                return Ok(true);
-            }
-            self.partial.pop();
-            let record = std::mem::take(&mut self.partial);
+        while let Some(record) = self.record().await? {
             if !output.take(&record).await {
                 return Ok(false);
             }
         }
+        Ok(true)
+    }
+
+    /// The next whole record, without its newline; none at the present end.
+    async fn record(&mut self) -> io::Result<Option<Vec<u8>>> {
+        self.file.read_until(b'\n', &mut self.partial).await?;
+        if self.partial.last() != Some(&b'\n') {
+            return Ok(None);
+        }
+        self.partial.pop();
+        Ok(Some(std::mem::take(&mut self.partial)))
+    }
+
+    /// Goes back to the beginning.
+    async fn rewind(&mut self) -> io::Result<()> {
+        self.partial.clear();
+        self.file.rewind().await.map(drop)
     }
 
     /// Another file has taken the name, or this one was cut.

@@ -66,12 +66,8 @@ enum Place {
 pub(super) struct Lines<'a> {
     query: &'a LogQuery,
     places: [Place; 2],
-    /// The pieces of each of the last lines so far, while only those are wanted.
-    held: Option<VecDeque<Vec<Piece>>>,
-    /// How many lines were held and are not any more.
-    passed: u64,
-    /// The number of the line that a stream is in, while lines are held.
-    within: [u64; 2],
+    /// So many lines are left out before the first that is given.
+    before: u64,
     /// Whose line was begun and has not ended.
     open: Option<Stream>,
     /// What the other stream has written since.
@@ -83,13 +79,29 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    pub(super) fn new(query: &'a LogQuery) -> Self {
+    /// All lines that are not too old.
+    pub(super) fn all(query: &'a LogQuery) -> Self {
+        Self::after(query, 0)
+    }
+
+    /// Gives none of them, but counts them for [`Self::last`]: whoever wants the last lines has them read twice, since keeping
+    /// them meanwhile would take as much memory as the whole log, and more.
+    pub(super) fn counting(query: &'a LogQuery) -> Self {
+        Self::after(query, u64::MAX)
+    }
+
+    /// The last of those that were counted, as many as are wanted.
+    pub(super) fn last(self) -> Self {
+        let counted = u64::MAX - self.before;
+        let wanted = self.query.tail.map_or(u64::MAX, |tail| tail as u64);
+        Self::after(self.query, counted.saturating_sub(wanted))
+    }
+
+    fn after(query: &'a LogQuery, before: u64) -> Self {
         Self {
             query,
             places: [Place::Between; 2],
-            held: query.tail.map(|_| VecDeque::new()),
-            passed: 0,
-            within: [0; 2],
+            before,
             open: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -106,9 +118,13 @@ impl<'a> Lines<'a> {
         let place = &mut self.places[record.stream as usize];
         let begins = *place == Place::Between;
         if begins {
-            *place = match is_too_old(record.time, self.query.since) {
-                true => Place::LeftOut,
-                false => Place::Given,
+            *place = if is_too_old(record.time, self.query.since) {
+                Place::LeftOut
+            } else if self.before > 0 {
+                self.before -= 1;
+                Place::LeftOut
+            } else {
+                Place::Given
             };
         }
         let given = *place == Place::Given;
@@ -124,56 +140,11 @@ impl<'a> Lines<'a> {
             bytes.push(b' ');
         }
         bytes.extend_from_slice(record.text);
-        let piece = Piece {
+        self.give(Piece {
             stream: record.stream,
             ends: record.ends,
             bytes: with_end(bytes, record.ends),
-        };
-        match self.held.is_some() {
-            true => self.hold(piece, begins),
-            false => self.give(piece),
-        }
-    }
-
-    /// Keeps the last lines.
-    fn hold(&mut self, piece: Piece, begins: bool) {
-        let Some(held) = &mut self.held else {
-            return;
-        };
-        let stream = piece.stream;
-        if begins {
-            self.within[stream as usize] = self.passed + held.len() as u64;
-            held.push_back(vec![piece]);
-        } else {
-            let line = self.within[stream as usize].checked_sub(self.passed);
-            let line = line.and_then(|line| usize::try_from(line).ok());
-            // The rest of a line that is not among the last any more is nobody's.
-            if let Some(line) = line
-                && let Some(pieces) = held.get_mut(line)
-            {
-                pieces.push(piece);
-            }
-        }
-        while held.len() > self.query.tail.unwrap_or(usize::MAX) {
-            held.pop_front();
-            self.passed += 1;
-        }
-    }
-
-    /// No more lines are held: those that are, are given.
-    pub(super) fn release(&mut self) {
-        let Some(held) = self.held.take() else {
-            return;
-        };
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let place = &mut self.places[stream as usize];
-            if *place == Place::Given && self.within[stream as usize] < self.passed {
-                *place = Place::LeftOut;
-            }
-        }
-        for piece in held.into_iter().flatten() {
-            self.give(piece);
-        }
+        });
     }
 
     /// Gives a piece once no line of the other stream would be broken by it.
@@ -233,15 +204,23 @@ mod tests {
 
     /// Records of one second each, and what a reader is given of them.
     fn given(query: &LogQuery, records: &[&str]) -> String {
-        let mut lines = Lines::new(query);
+        let stamp = |(second, record): (usize, &&str)| {
+            format!("2026-01-01T00:00:{second:02}.000000000Z {record}").into_bytes()
+        };
+        let records: Vec<Vec<u8>> = records.iter().enumerate().map(stamp).collect();
+        let mut counting = Lines::counting(query);
+        for record in &records {
+            counting.take(record);
+            assert_eq!(counting.pop(), None, "nothing is kept of what is counted");
+        }
+        let mut lines = counting.last();
         let mut text = Vec::new();
-        for (second, record) in records.iter().enumerate() {
-            lines.take(format!("2026-01-01T00:00:{second:02}.000000000Z {record}").as_bytes());
+        for record in &records {
+            lines.take(record);
             while let Some(line) = lines.pop() {
                 text.extend(line.bytes);
             }
         }
-        lines.release();
         lines.flush();
         while let Some(line) = lines.pop() {
             text.extend(line.bytes);
@@ -323,7 +302,7 @@ mod tests {
     #[test]
     fn a_line_that_does_not_end_keeps_nobody_waiting_for_ever() {
         let query = LogQuery::default();
-        let mut lines = Lines::new(&query);
+        let mut lines = Lines::all(&query);
         let mut take = |record: &str| {
             lines.take(format!("2026-01-01T00:00:00Z {record}").as_bytes());
             std::iter::from_fn(|| lines.pop()).count()
@@ -333,7 +312,7 @@ mod tests {
         assert_eq!(take(&long), 0);
         assert_eq!(take(&long), 2);
 
-        let mut lines = Lines::new(&query);
+        let mut lines = Lines::all(&query);
         lines.take(b"2026-01-01T00:00:00Z stdout P endless");
         lines.take(b"2026-01-01T00:00:00Z stderr F said");
         lines.idle();
@@ -348,9 +327,10 @@ mod tests {
             tail: Some(0),
             ..LogQuery::default()
         };
-        let mut lines = Lines::new(&query);
+        let mut counting = Lines::counting(&query);
+        counting.take(b"2026-01-01T00:00:00Z stdout P begun");
+        let mut lines = counting.last();
         lines.take(b"2026-01-01T00:00:00Z stdout P begun");
-        lines.release();
         lines.take(b"2026-01-01T00:00:01Z stdout F and ended");
         assert_eq!(lines.pop(), None);
         lines.take(b"2026-01-01T00:00:02Z stdout F next");

@@ -27,8 +27,12 @@ const JITTER: f64 = 0.05;
 const AGAIN: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Different tokens of one pod. So many of each pod that a node can have are replaced more slowly than a node is given tokens,
+/// even if each counts for ten minutes: no pod keeps others from theirs.
+const MOST_TOKENS: usize = 64;
+
 /// Why there is no token, worded for a pod's Events.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TokenError {
     /// Nobody can be asked.
     #[error("no server is connected")]
@@ -39,6 +43,16 @@ pub enum TokenError {
     /// Who was asked says no, in these words.
     #[error("{0}")]
     Refused(String),
+    /// The pod names more than a node keeps of one.
+    #[error("the pod's volumes name {0} different tokens, and a pod has at most {most}", most = MOST_TOKENS)]
+    TooMany(usize),
+}
+
+impl TokenError {
+    /// Whether whoever asks for another token would only wait as long again.
+    fn is_silence(&self) -> bool {
+        matches!(self, Self::NotConnected | Self::NoAnswer(_))
+    }
 }
 
 /// What a token is asked for: Kubernetes' TokenRequest, bound to a pod.
@@ -105,10 +119,17 @@ impl Tokens {
         uid: &str,
         pod_dir: &Path,
     ) -> Result<PodTokens, (String, TokenError)> {
+        let sources = token_sources(pod);
+        if sources.len() > MOST_TOKENS
+            && let Some(place) = sources.values().next()
+        {
+            return Err((place.volume.to_owned(), TokenError::TooMany(sources.len())));
+        }
         let mut tokens = PodTokens::new();
         // All are looked at: what is due is asked for, or put off, whatever becomes of the others.
         let mut missing = None;
-        for (source, place) in token_sources(pod) {
+        let mut silence: Option<TokenError> = None;
+        for (source, place) in sources {
             let known = self.known(uid, &source);
             if let Some(known) = &known
                 && Instant::now() < known.refresh_at
@@ -127,9 +148,16 @@ impl Tokens {
                 self.hold(uid, source, adopted);
                 continue;
             }
-            let held = match self.ask(pod, uid, &source).await {
+            let asked = match &silence {
+                Some(silence) => Err(silence.clone()),
+                None => self.ask(pod, uid, &source).await,
+            };
+            let held = match asked {
                 Ok(held) => held,
                 Err(error) => {
+                    if error.is_silence() {
+                        silence.get_or_insert_with(|| error.clone());
+                    }
                     let Some(before) = known else {
                         missing.get_or_insert((place.volume.to_owned(), error));
                         continue;
@@ -255,12 +283,14 @@ pub(crate) mod fake {
     #[derive(Default)]
     pub(crate) struct FakeIssuer {
         pub(crate) given: Mutex<u32>,
+        pub(crate) asked: Mutex<u32>,
         pub(crate) refuses: Mutex<bool>,
     }
 
     #[async_trait]
     impl TokenIssuer for FakeIssuer {
         async fn token(&self, asked: TokenRequest) -> Result<Token, TokenError> {
+            *self.asked.lock() += 1;
             if *self.refuses.lock() {
                 return Err(TokenError::NotConnected);
             }
@@ -357,6 +387,7 @@ mod tests {
         let bed = Bed::new(DAY);
         *bed.issuer.refuses.lock() = true;
         assert_eq!(bed.get().await.unwrap_err(), "v: no server is connected");
+        assert_eq!(*bed.issuer.asked.lock(), 1, "one wait is enough");
         *bed.issuer.refuses.lock() = false;
         let first = bed.get().await.unwrap();
         *bed.issuer.refuses.lock() = true;
@@ -374,6 +405,26 @@ mod tests {
         *bed.issuer.refuses.lock() = false;
         tokio::time::advance(DAY).await;
         assert_eq!(bed.get().await.unwrap(), ["p--3", "p-vault-4"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_pod_takes_the_tokens_of_others() {
+        let asks = async |count: usize| {
+            let bed = Bed::new(DAY);
+            let source = |number: usize| {
+                let name = number.to_string();
+                json!({"serviceAccountToken": {"path": name, "audience": name}})
+            };
+            let sources: Vec<_> = (0..count).map(source).collect();
+            let pod = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {
+                "containers": [], "volumes": [{"name": "v", "projected": {"sources": sources}}]}});
+            let pod = serde_json::from_value(pod).unwrap();
+            let got = bed.tokens.of_pod(&pod, "u", bed.directory.path()).await;
+            let asked = *bed.issuer.asked.lock();
+            (got.is_ok(), asked)
+        };
+        assert_eq!(asks(MOST_TOKENS).await, (true, 64));
+        assert_eq!(asks(MOST_TOKENS + 1).await, (false, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,9 @@ use mount_points::{mount_point, placed};
 pub(crate) const DEFAULT_PATH: &str =
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Directories that a command is looked for in. Each may lead through links of the image.
+const MOST_SEARCHED: usize = 1024;
+
 /// Directories of the root directory that every container has file systems of its own on.
 const OWN: [&str; 3] = ["dev", "proc", "sys"];
 
@@ -123,7 +126,8 @@ pub(crate) fn check_command(spec: &ContainerSpec) -> Result<(), RuntimeError> {
         .or_else(|| DEFAULT_PATH.strip_prefix("PATH="))
         .unwrap_or_default();
     let mut denied = false;
-    for dir in path.split(':').filter(|dir| !dir.is_empty()) {
+    let searched = path.split(':').filter(|dir| !dir.is_empty());
+    for dir in searched.take(MOST_SEARCHED) {
         match check(spec, &mounts, &spec.cwd.join(dir).join(&command)) {
             Ok(()) => return Ok(()),
             Err(Errno::ACCESS) => denied = true,

@@ -29,6 +29,8 @@ const IN_PROC: [&str; 10] = [
 const PROC: i64 = 0x9fa0;
 /// Links that the kernel follows in one path.
 const MOST_LINKS: usize = 40;
+/// Names that are looked up for one path: more than a path can have, and fewer than an image's links can make of one.
+const MOST_NAMES: usize = 4096;
 
 /// The mounts, with where they come to lie as targets.
 pub(super) fn placed(spec: &ContainerSpec) -> io::Result<Vec<BindMount>> {
@@ -211,12 +213,16 @@ fn check_mount_point(target: &Path, source: Option<&Path>) -> io::Result<()> {
 pub(super) fn mount_point(root: &Path, before: &[BindMount], target: &Path) -> io::Result<PathBuf> {
     let mut at = PathBuf::from("/");
     let mut ahead = PathBuf::from("/").join(target);
-    let mut links = 0;
+    let (mut links, mut names) = (0, 0);
     loop {
         let mut parts = ahead.components();
         let Some(part) = parts.next() else {
             return Ok(at);
         };
+        names += 1;
+        if names > MOST_NAMES {
+            return Err(Errno::NAMETOOLONG.into());
+        }
         let rest = parts.as_path().to_owned();
         ahead = match part {
             Component::Prefix(_) | Component::RootDir => {

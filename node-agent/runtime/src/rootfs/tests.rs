@@ -83,6 +83,24 @@ fn nothing_is_mounted_where_libcontainer_works_by_the_hosts_paths() {
 }
 
 #[test]
+fn links_that_make_a_long_way_of_a_short_one_are_not_followed_to_its_end() {
+    let image = tempfile::tempdir().unwrap();
+    let detour = "a/../".repeat(400);
+    for number in 0..20 {
+        let link = image.path().join(format!("way-{number}"));
+        symlink(format!("{detour}way-{}", number + 1), link).unwrap();
+    }
+    let mut spec = container(image.path());
+    let mut placed = |target: &str| {
+        spec.mounts = vec![mount(image.path(), target)];
+        check_mount_points(&spec)
+    };
+    let found = placed("/way-19").unwrap();
+    assert_eq!(found.mounts[0].target, Path::new("/way-20"));
+    placed("/way-0").unwrap_err();
+}
+
+#[test]
 fn only_what_speaks_of_processes_is_mounted_in_their_file_system() {
     let image = tempfile::tempdir().unwrap();
     symlink("/proc/self/root", image.path().join("self")).unwrap();

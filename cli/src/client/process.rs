@@ -48,7 +48,7 @@ pub(crate) enum Said {
     Output(Bytes),
     Error(Bytes),
     /// The last.
-    Ended(Status),
+    Ended(Box<Status>),
 }
 
 impl Process {
@@ -116,7 +116,9 @@ impl Process {
                 STDERR => Said::Error(bytes),
                 STATUS if !bytes.is_empty() => {
                     let status = serde_json::from_slice(&bytes);
-                    Said::Ended(status.context("reading how the command has ended")?)
+                    Said::Ended(Box::new(
+                        status.context("reading how the command has ended")?,
+                    ))
                 }
                 _ => continue,
             });

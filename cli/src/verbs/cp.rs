@@ -96,7 +96,7 @@ impl Container<'_> {
         let mut process = self.start(&["test", "-d", path], false).await?;
         loop {
             if let Said::Ended(status) = process.next().await? {
-                return Ok(exit_code(status).is_ok_and(|code| code == 0));
+                return Ok(exit_code(*status).is_ok_and(|code| code == 0));
             }
         }
     }
@@ -226,7 +226,7 @@ async fn finish(process: &mut Process, output: Option<mpsc::Sender<Bytes>>) -> R
             Said::Ended(status) => break status,
         }
     };
-    let code = exit_code(status).context("running tar in the container")?;
+    let code = exit_code(*status).context("running tar in the container")?;
     let words = String::from_utf8_lossy(&words);
     ensure!(code == 0, "tar in the container: {}", words.trim());
     Ok(())

@@ -73,7 +73,7 @@ impl Place {
             let (to, bytes) = match process.next().await? {
                 Said::Output(bytes) => (&mut stdout, bytes),
                 Said::Error(bytes) => (&mut stderr, bytes),
-                Said::Ended(status) => return Ok(status),
+                Said::Ended(status) => return Ok(*status),
             };
             to.write_all(&bytes).await?;
             to.flush().await?;

@@ -73,7 +73,7 @@ fn groups(registry: &Registry) -> Vec<(&str, Vec<&str>)> {
             continue;
         }
         match groups.iter_mut().find(|(known, _)| *known == group) {
-            Some((_, versions)) if versions.iter().any(|known| *known == version) => {}
+            Some((_, versions)) if versions.contains(&version) => {}
             Some((_, versions)) => versions.push(version),
             None => groups.push((group, vec![version])),
         }

@@ -75,12 +75,8 @@ async fn down(mut from: Incoming, mut to: OwnedWriteHalf, said_all: &Notify) -> 
         };
         match channel {
             DATA | ERROR if !begun[usize::from(channel)] => begun[usize::from(channel)] = true,
-            DATA => {
-                if to.write_all(&bytes).await.is_err() {
-                    // The local side reads no more: there is nobody left to forward for.
-                    return Ok(());
-                }
-            }
+            // Where the local side reads no more, there is nobody left to forward for.
+            DATA if to.write_all(&bytes).await.is_err() => return Ok(()),
             ERROR => bail!("{}", String::from_utf8_lossy(&bytes).trim()),
             CLOSE if bytes.first() == Some(&DATA) => {
                 // It may have gone already.

@@ -83,12 +83,12 @@ impl Rbac {
     }
 
     fn has_changed(&self, followed: &Followed) -> bool {
-        let pairs = self.tables.iter().zip(&followed.snapshots);
+        let mut pairs = self.tables.iter().zip(&followed.snapshots);
         let changed = |(table, earlier): (&Table, &TableSnapshot)| {
             let now = self.store.snapshot(table);
             now.changes_since(earlier).next().is_some()
         };
-        pairs.map(changed).any(|changed| changed)
+        pairs.any(changed)
     }
 
     fn follow(&self, followed: &mut Followed) {

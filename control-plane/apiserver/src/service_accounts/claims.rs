@@ -64,7 +64,7 @@ pub(super) struct SecretClaims {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Payload {
     /// It ends.
-    Timed(Claims),
+    Timed(Box<Claims>),
     /// It is kept in a Secret.
     OfSecret(SecretClaims),
 }

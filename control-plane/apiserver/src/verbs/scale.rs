@@ -46,7 +46,7 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         let wanted: Value = if method == Method::PATCH {
             let media_type = context.content_type().split(';').next().unwrap_or_default();
             let patch_type = PatchType::from_content_type(media_type)
-                .ok_or_else(|| StatusError::unsupported_patch())?;
+                .ok_or_else(StatusError::unsupported_patch)?;
             // A Scale has no lists: a strategic merge is a merge.
             let patch_type = match patch_type {
                 PatchType::Strategic => PatchType::Merge,

@@ -42,10 +42,16 @@ struct Held {
     groups: Vec<String>,
 }
 
+/// The rules of the roles of a namespace, by name.
+type Roles = HashMap<Arc<str>, Arc<[PolicyRule]>>;
+
+/// What is shown a role that a user is given, and says whether to go on.
+pub(super) type Show<'a> = dyn FnMut(&Grant<'_>, Option<&[PolicyRule]>) -> ControlFlow<()> + 'a;
+
 /// See the module. What holds everywhere is in the namespace without a name.
 #[derive(Default)]
 pub(super) struct Index {
-    roles: HashMap<Arc<str>, HashMap<Arc<str>, Arc<[PolicyRule]>>>,
+    roles: HashMap<Arc<str>, Roles>,
     scopes: HashMap<Arc<str>, Scope>,
     held: HashMap<(Arc<str>, Arc<str>), Held>,
 }
@@ -229,12 +235,7 @@ impl Index {
     }
 
     /// Shows every role that a user is given everywhere and in a namespace, with its rules, or none when it is not there.
-    pub(super) fn visit(
-        &self,
-        user: &Identity,
-        namespace: &str,
-        show: &mut dyn FnMut(&Grant<'_>, Option<&[PolicyRule]>) -> ControlFlow<()>,
-    ) {
+    pub(super) fn visit(&self, user: &Identity, namespace: &str, show: &mut Show<'_>) {
         let namespaced = (!namespace.is_empty()).then_some(namespace);
         for space in std::iter::once("").chain(namespaced) {
             let Some(scope) = self.scopes.get(space) else {

@@ -247,6 +247,18 @@ fn from_hub(object: v2::HorizontalPodAutoscaler) -> HorizontalPodAutoscaler {
     }
 }
 
+/// Gives an object what another has in some annotations, and nothing where that has nothing.
+fn keep(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler, names: &[&str]) {
+    let before = old.metadata.annotations.as_ref();
+    let annotations = new.metadata.annotations.get_or_insert_default();
+    for name in names {
+        match before.and_then(|before| before.get(*name)) {
+            Some(kept) => annotations.insert((*name).to_owned(), kept.clone()),
+            None => annotations.remove(*name),
+        };
+    }
+}
+
 /// Reads one version of an object and writes the other, as Go would write it.
 fn converted<Read: DeserializeOwned, Written: Serialize + JsonSchema>(
     object: Value,
@@ -287,14 +299,12 @@ impl Kind for HorizontalPodAutoscalerKind {
     }
 
     fn prepare_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
-        let before = old.metadata.annotations.clone().unwrap_or_default();
-        let annotations = new.metadata.annotations.get_or_insert_default();
-        for name in [CURRENT, CONDITIONS] {
-            annotations.remove(name);
-            if let Some(kept) = before.get(name) {
-                annotations.insert(name.to_owned(), kept.clone());
-            }
-        }
+        keep(new, old, &[CURRENT, CONDITIONS]);
+    }
+
+    // The fields of the spec have been restored; these are the rest of it.
+    fn prepare_status_update(new: &mut HorizontalPodAutoscaler, old: &HorizontalPodAutoscaler) {
+        keep(new, old, &[METRICS, BEHAVIOR]);
     }
 
     fn validate_status_update(
@@ -323,6 +333,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::kind::{ResourceKind as _, WriteScope, finish};
+    use crate::typed::Typed;
 
     fn second() -> Value {
         json!({
@@ -377,6 +389,40 @@ mod tests {
         let mut expected = second();
         TypeSchema::of::<v2::HorizontalPodAutoscaler>().complete(&mut expected);
         assert_eq!(back, expected);
+    }
+
+    #[test]
+    fn each_write_keeps_the_annotations_of_the_other_part() {
+        let of = |metrics: &str, conditions: &str| {
+            json!({
+                "apiVersion": "autoscaling/v1", "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": "a", "namespace": "n", "annotations": {
+                    "own": metrics, METRICS: metrics, CONDITIONS: conditions,
+                }},
+                "spec": {"maxReplicas": 2, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}},
+            })
+        };
+        let metrics = |name: &str| {
+            json!([{"type": "Pods", "pods": {"metricName": name, "targetAverageValue": "1"}}])
+                .to_string()
+        };
+        let conditions = |reason: &str| {
+            json!([{"type": "AbleToScale", "status": "True", "reason": reason}]).to_string()
+        };
+        let old = of(&metrics("old"), &conditions("Old"));
+        let new = of(&metrics("new"), &conditions("New"));
+        let kind = Typed::<HorizontalPodAutoscalerKind>::default();
+        for (scope, metrics, conditions) in [
+            (WriteScope::Main, metrics("new"), conditions("Old")),
+            (WriteScope::Status, metrics("old"), conditions("New")),
+        ] {
+            let draft = kind.draft_update(new.clone(), &old, scope);
+            let (written, _) = finish(draft.expect("a draft")).expect("valid");
+            let annotations = &written["metadata"]["annotations"];
+            assert_eq!(annotations[METRICS], metrics, "{scope:?}");
+            assert_eq!(annotations[CONDITIONS], conditions, "{scope:?}");
+            assert_eq!(annotations["own"], new["metadata"]["annotations"]["own"]);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use serde_json::{Map, Value};
 
+use crate::decode::{self, Excess, MAX_STRUCTS, count_collections};
 use crate::schema::{Field, Shape, TypeSchema};
 use crate::time::{self, Precision};
 
@@ -181,10 +182,35 @@ fn time_of(buffer: &[u8], precision: Precision) -> Result<Value, ProtobufError> 
     Ok(Value::from(time::from_unix(seconds, nanos, precision)))
 }
 
+fn too_many() -> ProtobufError {
+    ProtobufError::Malformed(format!(
+        "Too many: an object may have at most {MAX_STRUCTS} structured values"
+    ))
+}
+
+/// Counts values with a structure before they are made, as in JSON: each is two bytes here, and far more in memory.
+fn count(values: usize, left: &mut usize) -> Result<(), ProtobufError> {
+    *left = left.checked_sub(values).ok_or_else(too_many)?;
+    Ok(())
+}
+
+/// A value that is JSON itself.
+fn any(json: &[u8], left: &mut usize) -> Result<Value, ProtobufError> {
+    let made =
+        count_collections(json, decode::MAX_DEPTH, *left).map_err(|excess| match excess {
+            Excess::TooMany(_) => too_many(),
+            Excess::TooDeep(_) => ProtobufError::Malformed(excess.to_string()),
+        })?;
+    count(made, left)?;
+    Ok(serde_json::from_slice(json).unwrap_or_default())
+}
+
+/// `left` is how many values with a structure there may still be.
 fn value(
     schema: &'static TypeSchema,
     wire: &Wire<'_>,
     depth: usize,
+    left: &mut usize,
 ) -> Result<Value, ProtobufError> {
     let mismatch = || ProtobufError::Malformed(format!("wrong wireType for {}", schema.go));
     Ok(match (&schema.shape, wire) {
@@ -210,14 +236,15 @@ fn value(
         (Shape::Any, Wire::Bytes(bytes)) => {
             let raw = scalars(bytes)?.remove(&1);
             match raw {
-                Some(Wire::Bytes(raw)) => serde_json::from_slice(raw).unwrap_or_default(),
+                Some(Wire::Bytes(raw)) => any(raw, left)?,
                 _ => Value::Null,
             }
         }
         (Shape::Object(_), Wire::Bytes(bytes)) => {
+            count(1, left)?;
             let mut object = Map::new();
             if let Some(slots) = NUMBERS.get(crate::schema::short(&schema.name)) {
-                message(schema, slots, bytes, &mut object, depth + 1)?;
+                message(schema, slots, bytes, &mut object, depth + 1, left)?;
             }
             Value::Object(object)
         }
@@ -228,7 +255,7 @@ fn value(
                 .filter(|(number, _)| *number == 1);
             Value::Array(
                 items
-                    .map(|(_, wire)| value(item, &wire, depth + 1))
+                    .map(|(_, wire)| value(item, &wire, depth + 1, left))
                     .collect::<Result<_, _>>()?,
             )
         }
@@ -242,6 +269,7 @@ fn insert(
     wire: &Wire<'_>,
     object: &mut Map<String, Value>,
     depth: usize,
+    left: &mut usize,
 ) -> Result<(), ProtobufError> {
     let entry = object.entry(field.name.clone());
     match &field.schema.shape {
@@ -255,10 +283,10 @@ fn insert(
                     let mut packed = *packed;
                     while packed.has_remaining() {
                         let number = Wire::Number(decode_varint(&mut packed)?);
-                        list.push(value(item, &number, depth)?);
+                        list.push(value(item, &number, depth, left)?);
                     }
                 }
-                _ => list.push(value(item, wire, depth)?),
+                _ => list.push(value(item, wire, depth, left)?),
             }
         }
         Shape::Map(item) => {
@@ -268,13 +296,13 @@ fn insert(
             };
             let pair = scalars(bytes)?;
             let held = match pair.get(&2) {
-                Some(wire) => value(item, wire, depth)?,
+                Some(wire) => value(item, wire, depth, left)?,
                 None => item.zero(),
             };
             map.insert(text_of(&pair, 1)?, held);
         }
         _ => {
-            let held = value(field.schema, wire, depth)?;
+            let held = value(field.schema, wire, depth, left)?;
             // Go writes every scalar that is no pointer, set or not.
             let unset = match &held {
                 Value::Null => true,
@@ -300,6 +328,7 @@ fn message(
     buffer: &[u8],
     object: &mut Map<String, Value>,
     depth: usize,
+    left: &mut usize,
 ) -> Result<(), ProtobufError> {
     if depth > MAX_DEPTH {
         return Err(ProtobufError::Malformed("nested too deeply".to_owned()));
@@ -308,11 +337,11 @@ fn message(
         match (slots.get(&number), &wire) {
             (Some(Slot::Field(name)), wire) => {
                 if let Some(field) = schema.field(name) {
-                    insert(field, wire, object, depth)?;
+                    insert(field, wire, object, depth, left)?;
                 }
             }
             (Some(Slot::Inline(slots)), Wire::Bytes(bytes)) => {
-                message(schema, slots, bytes, object, depth + 1)?;
+                message(schema, slots, bytes, object, depth + 1, left)?;
             }
             // Of a newer version: ignored, as Kubernetes does.
             _ => {}
@@ -337,8 +366,9 @@ pub fn to_json(
         api_version: api_version.clone(),
         kind: kind.clone(),
     })?;
+    let mut left = MAX_STRUCTS;
     let mut object = match envelope.get(&2) {
-        Some(raw @ Wire::Bytes(_)) => value(schema, raw, 0)?,
+        Some(raw @ Wire::Bytes(_)) => value(schema, raw, 0, &mut left)?,
         _ => Value::Object(Map::new()),
     };
     *object.member(&["apiVersion"]) = Value::from(api_version);
@@ -448,6 +478,24 @@ mod tests {
                 "livenessProbe": {"httpGet": {"path": "/", "port": "http"}, "initialDelaySeconds": 5},
             }]}}})
         );
+    }
+
+    #[test]
+    fn no_more_is_made_of_a_message_than_of_json() {
+        let schema = |_: &str| Some(TypeSchema::of::<Secret>());
+        let read = |managed: Vec<u8>, times: usize| {
+            let metadata = bytes(1, managed.repeat(times));
+            to_json(&body("v1", "Secret", &metadata), schema).map(drop)
+        };
+        let managed = |fields: &str| bytes(17, bytes(7, bytes(1, fields)));
+        for (entry, made) in [(bytes(17, b""), 1), (managed("[{},{}]"), 4)] {
+            // The object itself and its metadata count too.
+            let most = (MAX_STRUCTS - 2) / made;
+            assert_eq!(read(entry.clone(), most), Ok(()));
+            assert_eq!(read(entry, most + 1), Err(too_many()));
+        }
+        let deep = managed(&"[".repeat(decode::MAX_DEPTH + 1));
+        assert!(read(deep, 1).is_err());
     }
 
     #[test]

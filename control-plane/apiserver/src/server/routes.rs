@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::WriteScope;
 use gantry_api::status::StatusError;
+use gantry_store::Revision;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use serde_json::json;
@@ -17,7 +18,7 @@ use crate::identity::Identity;
 use crate::media::{self, Format, Media, PLAIN, TEXTS};
 use crate::metrics::METRICS;
 use crate::registry::Resource;
-use crate::request::{RequestInfo, ResourcePath, Route};
+use crate::request::{RequestInfo, ResourcePath, Route, parse_version};
 use crate::response::Answer;
 use crate::streams::asks_for_websocket;
 use crate::subresources::{self, Handler};
@@ -261,9 +262,7 @@ impl ApiServer {
             context.transcode().await?;
         }
         // What was written through another server is seen here, unless the client is content with less.
-        let query = &info.query;
-        let content = query.get("resourceVersion").is_some() || query.get("continue").is_some();
-        if !matches!(verb, Verb::Watch) && !content {
+        if !is_content(info, api.store.revision()) {
             api.catch_up().await?;
         }
         let answer = match verb {
@@ -284,6 +283,19 @@ impl ApiServer {
         let answer = Answer::of(answer).with_warnings(deprecation.into_iter().collect());
         Ok(encoder::encode(&context, answer))
     }
+}
+
+/// Whether what this server has is enough for a reader, who says so with a revision. A later one than is here, be it of a page
+/// of a list, was read from another server; one that is none is refused by the verb.
+fn is_content(info: &RequestInfo, here: Revision) -> bool {
+    let query = &info.query;
+    let version = query.get("resourceVersion").map(parse_version);
+    let page = query.get("continue").map(verbs::list::parse_token);
+    let says = version.is_some() || page.is_some();
+    let version = version.and_then(Result::ok);
+    let page = page.and_then(Result::ok).map(|page| page.revision);
+    let reads = ["get", "list", "watch"].contains(&info.verb);
+    reads && says && version.max(page).is_none_or(|newest| newest <= here.0)
 }
 
 /// What a verb produces beside what all objects are offered in.

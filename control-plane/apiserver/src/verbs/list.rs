@@ -33,7 +33,7 @@ const TOKENS: GeneralPurpose =
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Continue {
     #[serde(rename = "rv")]
-    revision: u64,
+    pub(crate) revision: u64,
     namespace: String,
     name: String,
 }

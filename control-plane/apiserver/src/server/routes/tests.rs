@@ -341,3 +341,40 @@ async fn both_versions_of_a_kind_show_the_same_objects() {
     let unknown = format!("{newer}?fieldSelector=involvedObject.name%3Dp");
     assert_eq!(get(&server, &unknown, "*/*").await.status, 400);
 }
+
+#[test]
+fn a_server_catches_up_with_what_a_reader_has_seen_elsewhere() {
+    let content = |method: Method, query: &str| {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("{MAPS}?{query}"))
+            .body(());
+        let registry = Arc::new(crate::registry::Registry::built_in());
+        let info = RequestInfo::of(&request.expect("a request"), registry);
+        is_content(&info, Revision(5))
+    };
+    let page = |revision: u64| {
+        let token = json!({"rv": revision, "namespace": "default", "name": "m"});
+        let encoder = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let token = base64::Engine::encode(&encoder, token.to_string());
+        format!("limit=1&continue={token}")
+    };
+    for (query, enough) in [
+        ("limit=1", false),
+        ("watch=1", false),
+        (
+            "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+            false,
+        ),
+        ("resourceVersion=0", true),
+        ("watch=1&resourceVersion=5", true),
+        ("watch=1&resourceVersion=6", false),
+        ("resourceVersion=6&resourceVersionMatch=NotOlderThan", false),
+        ("resourceVersion=none", true),
+        (page(5).as_str(), true),
+        (page(6).as_str(), false),
+    ] {
+        assert_eq!(content(Method::GET, query), enough, "{query}");
+    }
+    assert!(!content(Method::POST, "resourceVersion=0"));
+}

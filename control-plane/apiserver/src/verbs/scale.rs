@@ -29,13 +29,6 @@ pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
 /// Changes the replicas of an object.
 pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    if method == Method::GET {
-        let entry = context.current()?;
-        return Ok(Answer::value(&scale_of(&codec::decode_for_client(
-            context.resource,
-            &entry,
-        )?)));
-    }
     let options = context.write_options(match *method {
         Method::PATCH => "PatchOptions",
         _ => "UpdateOptions",

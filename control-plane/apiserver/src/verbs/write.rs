@@ -185,13 +185,15 @@ pub(crate) async fn swap(
             Some(turn) => turn,
             None => Turn::wait(context.body.len() + entry.value.len()).await,
         };
-        let (current, object) = held.work(|| {
-            let current = codec::decode_for_client(context.resource, &entry)?;
-            let object = change(&current)?;
-            check_identity(context, &object, &current)?;
-            Ok::<_, StatusError>((current, object))
-        })?;
-        let staged = stage(context, write, held, object, (&current, &entry)).await?;
+        let staged = {
+            let (current, object) = held.work(|| {
+                let current = codec::decode_for_client(context.resource, &entry)?;
+                let object = change(&current)?;
+                check_identity(context, &object, &current)?;
+                Ok::<_, StatusError>((current, object))
+            })?;
+            stage(context, write, held, object, (&current, &entry)).await?
+        };
         if let Some(written) = commit(context, write, entry, staged).await? {
             return Ok(written);
         }

@@ -32,8 +32,11 @@ impl Question {
         match self {
             Self::Matching(all) => all.iter().all(matches),
             Self::Staying(selection) => !pod.deleting && matches(selection),
-            Self::Controlled(_, controller) => {
-                !pod.deleting && pod.controller.as_ref() == Some(controller)
+            // Anybody may write another namespace's controller into pods of their own.
+            Self::Controlled(namespace, controller) => {
+                !pod.deleting
+                    && pod.key.namespace == *namespace
+                    && pod.controller.as_ref() == Some(controller)
             }
         }
     }
@@ -84,7 +87,8 @@ pub(crate) struct Census {
     pods: HashMap<Arc<str>, HashSet<Arc<str>>>,
     answers: HashMap<Arc<Question>, Answer>,
     questions: ByLabel<Question>,
-    controlled: HashMap<Arc<str>, Arc<Question>>,
+    /// By namespace and uid of the controller.
+    controlled: HashMap<(Arc<str>, Arc<str>), Arc<Question>>,
     stated: HashMap<Arc<PodTerm>, HashMap<Arc<str>, Tally>>,
     terms: ByLabel<PodTerm>,
     cycle: u64,
@@ -117,7 +121,10 @@ impl Census {
             controlled,
             ..
         } = self;
-        let controlled = pod.controller.as_ref().and_then(|uid| controlled.get(uid));
+        let controlled = pod.controller.as_ref().and_then(|uid| {
+            let place = (pod.key.namespace.clone(), uid.clone());
+            controlled.get(&place)
+        });
         for question in questions.candidates(&pod.labels).chain(controlled) {
             if question.is_about(pod)
                 && let Some(answer) = answers.get_mut(question)
@@ -175,8 +182,9 @@ impl Census {
         for (_, question) in known.into_iter().take(forgotten) {
             self.answers.remove(&question);
             match (&*question, question.selector()) {
-                (Question::Controlled(_, uid), _) => {
-                    self.controlled.remove(uid);
+                (Question::Controlled(namespace, uid), _) => {
+                    let place = (namespace.clone(), uid.clone());
+                    self.controlled.remove(&place);
                 }
                 (_, Some(selector)) => self.questions.remove(selector, &question),
                 (_, None) => {}
@@ -216,8 +224,9 @@ impl Census {
         }
         let question = Arc::new(question);
         match (&*question, question.selector()) {
-            (Question::Controlled(_, uid), _) => {
-                self.controlled.insert(uid.clone(), question.clone());
+            (Question::Controlled(namespace, uid), _) => {
+                let place = (namespace.clone(), uid.clone());
+                self.controlled.insert(place, question.clone());
             }
             (_, Some(selector)) => self.questions.insert(selector, question.clone()),
             (_, None) => {}
@@ -251,6 +260,8 @@ fn add(by_node: &mut ByNode, node: &Arc<str>, by: i64) {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
     use super::*;
     use crate::snapshot::tests::pod;
 
@@ -284,5 +295,42 @@ mod tests {
         let answer = census.answer(&question(0)).expect("it was kept");
         assert!(answer.is_empty());
         assert!(census.pods.is_empty());
+    }
+
+    #[test]
+    fn a_controllers_pods_are_those_of_its_namespace() {
+        let question = |namespace: &str| Question::Controlled(namespace.into(), "set".into());
+        let replica = |uid: &str, namespace: &str| {
+            let mut replica = pod(uid, "", "");
+            replica.metadata.namespace = Some(namespace.to_owned());
+            replica.metadata.owner_references = Some(vec![OwnerReference {
+                api_version: "apps/v1".to_owned(),
+                kind: "ReplicaSet".to_owned(),
+                uid: "set".to_owned(),
+                controller: Some(true),
+                ..OwnerReference::default()
+            }]);
+            PodInfo::new(&replica)
+        };
+        let mut census = Census::default();
+        for namespace in ["ns", "theirs"] {
+            census.learn(question(namespace), std::iter::empty());
+        }
+        let pods = [("a", "ns"), ("b", "theirs"), ("c", "theirs")];
+        let pods = pods.map(|(uid, namespace)| replica(uid, namespace));
+        for info in &pods {
+            census.add(info, &"n".into());
+        }
+        for (namespace, count) in [("ns", 1), ("theirs", 2)] {
+            let answer = census.answer(&question(namespace)).expect("it was asked");
+            assert_eq!(answer.get("n"), Some(&count), "{namespace}");
+        }
+        for info in &pods {
+            census.remove(info, &"n".into());
+        }
+        for namespace in ["ns", "theirs"] {
+            let answer = census.answer(&question(namespace)).expect("it was asked");
+            assert!(answer.is_empty(), "{namespace}");
+        }
     }
 }

@@ -276,7 +276,8 @@ async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> 
                 propagation_policy: Some(policy),
                 preconditions: Some(Preconditions {
                     uid: Some(uid.to_string()),
-                    resource_version: None,
+                    // Somebody may give it an owner meanwhile.
+                    resource_version: meta.resource_version,
                 }),
                 ..DeleteParams::default()
             };
@@ -284,9 +285,7 @@ async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> 
                 .resource
                 .objects(&collector.context.client, &node.key.namespace);
             match api.delete(&node.key.name, &parameters).await {
-                Err(error) if !matches!(code(&error), Some(404 | 409)) => {
-                    Err(error).doing("deleting", &node.key)
-                }
+                Err(error) if code(&error) != Some(404) => Err(error).doing("deleting", &node.key),
                 _ => Ok(Next::Changed),
             }
         }
@@ -342,11 +341,12 @@ async fn release(
     meta: &ObjectMeta,
     going: &[Uid],
 ) -> Result<Next> {
+    let going: HashSet<&str> = going.iter().map(|uid| &**uid).collect();
     let kept: Vec<_> = meta
         .owner_references
         .iter()
         .flatten()
-        .filter(|reference| !going.iter().any(|uid| **uid == *reference.uid))
+        .filter(|reference| !going.contains(reference.uid.as_str()))
         .collect();
     let patch =
         json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": kept}});
@@ -392,10 +392,11 @@ async fn unblock(collector: &Collector, uid: &Uid, node: &Node, owners: &[Uid]) 
         collector.remove(uid);
         return Ok(Next::Changed);
     };
+    let owners: HashSet<&str> = owners.iter().map(|owner| &**owner).collect();
     let mut references = meta.owner_references.unwrap_or_default();
     let mut changed = false;
     for reference in &mut references {
-        let circular = owners.iter().any(|owner| **owner == *reference.uid);
+        let circular = owners.contains(reference.uid.as_str());
         if circular && reference.block_owner_deletion == Some(true) {
             reference.block_owner_deletion = Some(false);
             changed = true;

@@ -173,6 +173,15 @@ pub(crate) struct Consequences {
 /// strangers tie into knots costs little, and goes in some order.
 const MOST_REFERENCES: usize = 10_000;
 
+/// What was seen when the circles of one object were looked for: an object may have any number of owners.
+#[derive(Default)]
+struct Walk<'a> {
+    /// Those from which no reference leads back.
+    elsewhere: HashSet<&'a str>,
+    /// How many references were followed.
+    references: usize,
+}
+
 /// All objects; see the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
@@ -231,8 +240,9 @@ impl Graph {
             return Vec::new();
         }
         let waiting = node.owners.iter().filter(|owner| self.waits(owner, node));
+        let mut walk = Walk::default();
         waiting
-            .filter(|owner| self.waits_in_the_end(uid, &owner.uid))
+            .filter(|owner| self.waits_in_the_end(uid, &owner.uid, &mut walk))
             .map(|owner| owner.uid.clone())
             .collect()
     }
@@ -245,25 +255,28 @@ impl Graph {
             })
     }
 
-    /// Whether `waiting` waits for `other`, itself or through others.
-    fn waits_in_the_end(&self, waiting: &str, other: &str) -> bool {
+    /// Whether `waiting` waits for `other`, itself or through others. `walk` is the same for all that `waiting` is asked about.
+    fn waits_in_the_end<'a>(&'a self, waiting: &str, other: &'a str, walk: &mut Walk<'a>) -> bool {
         let mut seen: HashSet<&str> = HashSet::new();
         let mut next: Vec<&str> = vec![other];
-        let mut references = 0;
         while let Some(uid) = next.pop() {
             if uid == waiting {
                 return true;
             }
+            if walk.elsewhere.contains(uid) {
+                continue;
+            }
             let Some(node) = self.nodes.get(uid).filter(|_| seen.insert(uid)) else {
                 continue;
             };
-            references += node.owners.len();
-            if references > MOST_REFERENCES {
+            walk.references += node.owners.len();
+            if walk.references > MOST_REFERENCES {
                 return true;
             }
             let awaiting = node.owners.iter().filter(|owner| self.waits(owner, node));
             next.extend(awaiting.map(|owner| &*owner.uid));
         }
+        walk.elsewhere.extend(seen);
         false
     }
 
@@ -289,6 +302,9 @@ impl Graph {
             }
             None => self.recognise(&uid, &node, &mut look, &mut misplaced),
         }
+        // Nobody is told twice of an owner, however often it is named.
+        let before = old.iter().flat_map(|old| &old.owners);
+        let mut told: HashSet<Uid> = before.map(|owner| owner.uid.clone()).collect();
         for owner in &node.owners {
             self.dependents
                 .entry(owner.uid.clone())
@@ -299,11 +315,7 @@ impl Graph {
             }
             let known = self.nodes.get(&owner.uid);
             let elsewhere = known.is_some_and(|known| !known.may_own(&node));
-            let told = old.as_ref().is_some_and(|old| {
-                let mut before = old.owners.iter();
-                before.any(|before| before.uid == owner.uid)
-            });
-            if elsewhere && !told {
+            if told.insert(owner.uid.clone()) && elsewhere {
                 misplaced.push((uid.clone(), owner.uid.clone()));
             }
         }
@@ -611,6 +623,35 @@ mod tests {
         }
         assert!(!graph.circular_owners("0").is_empty());
         assert!(graph.circular_owners("9").is_empty());
+    }
+
+    #[test]
+    fn looking_for_circles_costs_no_more_for_more_owners() {
+        let mut graph = Graph::default();
+        // A chain that leads nowhere, and an object that each of its links owns.
+        let length = MOST_REFERENCES / 3;
+        let names: Vec<String> = (0..=length).map(|at| at.to_string()).collect();
+        for (name, owner) in names.iter().zip(names.iter().skip(1)) {
+            let waiting = node(&[(owner.as_str(), true)], Some(FOREGROUND));
+            graph.put(name.as_str().into(), waiting);
+        }
+        let owners: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), true)).collect();
+        graph.put("owned".into(), node(&owners, Some(FOREGROUND)));
+        assert!(graph.circular_owners("owned").is_empty());
+    }
+
+    #[test]
+    fn an_owner_elsewhere_is_told_once_however_often_it_is_named() {
+        let mut graph = Graph::default();
+        let place = |namespace: &str, node: Node| Node {
+            key: Key::new(namespace, ""),
+            ..node
+        };
+        graph.put("owner".into(), place("a", node(&[], None)));
+        let owners = [("owner", true), ("owner", true), ("owner", false)];
+        let put = graph.put("dependent".into(), place("b", node(&owners, None)));
+        let expected: Vec<(Uid, Uid)> = vec![("dependent".into(), "owner".into())];
+        assert_eq!(put.misplaced, expected);
     }
 
     #[test]

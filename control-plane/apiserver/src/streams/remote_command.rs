@@ -35,6 +35,9 @@ const KNOWN: Known = Known {
 /// How long a client may take to open the streams it announced.
 const OPENING: Duration = Duration::from_secs(30);
 
+/// A terminal's size takes about thirty bytes: what is as long is none, and read as JSON it would take many times as much.
+const LONGEST_SIZE: usize = 1024;
+
 /// Which streams a client asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {

@@ -15,12 +15,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{Client, Ports, forward};
 use crate::streams::websocket::{Framing, accept, close, payload};
-use crate::streams::{Gone, Input};
+use crate::streams::{Gone, Input, pieces};
 
 /// Names the channel that has ended.
 const CLOSE: u8 = 255;
-/// Messages that one channel holds before the connection waits for it.
-const QUEUE: usize = 64;
+/// Pieces that one channel holds before the connection waits for it.
+const QUEUE: usize = 16;
 
 /// The ports of a query: repeated, or separated by commas.
 pub(super) fn ports(written: &[String]) -> Result<Vec<u16>, StatusError> {
@@ -116,15 +116,26 @@ where
             let Some((number, bytes)) = read else {
                 continue;
             };
-            let (number, sent) = match (number, bytes.first()) {
-                (CLOSE, Some(ended)) if dialect.ends => (*ended, Input::End),
-                (number, _) => (number, Input::Data(bytes)),
-            };
+            let ended = bytes.first().copied();
+            let ended = ended.filter(|_| number == CLOSE && dialect.ends);
+            let number = ended.unwrap_or(number);
             // What is sent on an error channel means nothing, and a port whose connection has ended takes nothing.
-            if number.is_multiple_of(2)
-                && let Some(input) = inputs.get(usize::from(number / 2))
-            {
-                input.send(sent).await.ok();
+            let Some(input) = inputs.get(usize::from(number / 2)) else {
+                continue;
+            };
+            if !number.is_multiple_of(2) {
+                continue;
+            }
+            if ended.is_some() {
+                input.send(Input::End).await.ok();
+                continue;
+            }
+            for piece in pieces(bytes) {
+                // A piece that waits must not keep all of a long message.
+                let piece = Bytes::copy_from_slice(&piece);
+                if input.send(Input::Data(piece)).await.is_err() {
+                    break;
+                }
             }
         }
     };

@@ -327,3 +327,47 @@ async fn a_spdy_clients_stream_ends_by_itself() {
     let read = client.read_to_end(&[1, 3]).await;
     assert_eq!((read[&1].as_str(), read[&3].as_str()), ("", "ask"));
 }
+
+/// A node whose pod takes nothing and says nothing.
+struct Deaf(mpsc::Sender<NodeStream>);
+
+#[async_trait]
+impl NodeStreams for Deaf {
+    async fn open(&self, _node: &str, _request: OpenStream) -> Result<NodeStream, String> {
+        let (to_node, from_client) = mpsc::channel::<StreamFrame>(1);
+        let (to_client, from_node) = mpsc::channel(1);
+        let held = NodeStream {
+            to_node: to_client,
+            from_node: from_client,
+        };
+        self.0.send(held).await.map_err(|_| "gone".to_owned())?;
+        Ok(NodeStream { to_node, from_node })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_pod_is_bounded_in_bytes() {
+    let (held, mut holds) = mpsc::channel(1);
+    let ports = Ports {
+        streams: Arc::new(Deaf(held)),
+        ..shouting()
+    };
+    let dialect = channels::Dialect {
+        framing: Framing::Binary,
+        ends: false,
+    };
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    tokio::spawn(channels::serve(theirs, ports, vec![80], dialect));
+    let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+    let _node = holds.recv().await.expect("it is opened");
+    let message = Framing::Binary.channel(0, &vec![0; 1 << 20]);
+    let mut sent = 0;
+    let full = async {
+        while socket.send(message.clone()).await.is_ok() {
+            sent += 1;
+        }
+    };
+    let waiting = tokio::time::timeout(std::time::Duration::from_secs(5), full).await;
+    waiting.expect_err("the connection waits for the pod");
+    assert!(sent < 4, "{sent} MiB wait");
+}

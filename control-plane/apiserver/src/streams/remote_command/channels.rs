@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{V5, Verdict, Wanted, frame, lost, resize};
+use super::{LONGEST_SIZE, V5, Verdict, Wanted, frame, lost, resize};
 use crate::streams::websocket::{Framing, accept, close, payload};
 use crate::streams::{NodeStream, pieces, pings};
 
@@ -40,10 +40,12 @@ impl Reading {
         };
         match number {
             STDIN if self.stdin => pieces(bytes).map(Frame::Stdin).collect(),
-            RESIZE => serde_json::from_slice::<serde_json::Value>(&bytes)
-                .iter()
-                .map(resize)
-                .collect(),
+            RESIZE if bytes.len() <= LONGEST_SIZE => {
+                serde_json::from_slice::<serde_json::Value>(&bytes)
+                    .iter()
+                    .map(resize)
+                    .collect()
+            }
             CLOSE if self.closes && bytes.first() == Some(&STDIN) => vec![Frame::CloseStdin(true)],
             _ => Vec::new(),
         }

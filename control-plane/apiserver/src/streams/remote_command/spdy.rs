@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use super::{OPENING, V2, Verdict, Wanted, frame, lost, resize};
+use super::{LONGEST_SIZE, OPENING, V2, Verdict, Wanted, frame, lost, resize};
 use crate::streams::spdy::{Output, Session, Stream};
 use crate::streams::{Gone, Input, NodeStream, pieces};
 
@@ -68,8 +68,6 @@ async fn pass_stdin(mut input: mpsc::Receiver<Input>, node: &mpsc::Sender<Stream
 
 /// Passes terminal sizes on: JSON values, one after the other, wherever frames begin and end.
 async fn pass_sizes(mut input: mpsc::Receiver<Input>, node: &mpsc::Sender<StreamFrame>) {
-    /// A size takes about thirty bytes: what is as long and still no value never will be.
-    const LONGEST: usize = 1024;
     let mut unread = Vec::new();
     while let Some(input) = input.recv().await {
         let Input::Data(bytes) = input else { continue };
@@ -81,7 +79,8 @@ async fn pass_sizes(mut input: mpsc::Receiver<Input>, node: &mpsc::Sender<Stream
         }
         let read = sizes.byte_offset();
         unread.drain(..read.min(unread.len()));
-        if unread.len() > LONGEST {
+        // What is as long and still no value never will be.
+        if unread.len() > LONGEST_SIZE {
             unread.clear();
         }
         if let Some(size) = latest

@@ -17,8 +17,9 @@ use crate::streams::{Gone, Input, pings};
 
 /// Frames waiting to be written.
 const QUEUE: usize = 16;
-/// Pieces of data that a stream takes before its connection waits for it.
-const INPUT: usize = 64;
+/// Pieces of data that a stream takes before its connection waits for it. Each is as long as what is read at a time (8 KiB),
+/// and all streams of a connection may have as many waiting.
+const INPUT: usize = 8;
 /// Streams at once; `kubectl port-forward` uses two for each connection it forwards.
 const STREAMS: usize = 2000;
 /// Bytes in one data frame; more is sent as several.

@@ -219,6 +219,9 @@ fn what_messages_mean() {
     for nothing in [&b"0bHM="[..], b"\xffMA==", b"4{}"] {
         assert!(mean(older, nothing).is_empty(), "{nothing:?}");
     }
+    // Much of nothing is no size either.
+    let padded = format!("\u{4}{}{{\"Width\":80,\"Height\":24}}", " ".repeat(2000));
+    assert!(newest.to_node(&Bytes::from(padded)).is_empty());
     let long = Bytes::from(vec![0; 1 + 150_000]);
     let lengths: Vec<usize> = newest
         .to_node(&long)

@@ -1,8 +1,8 @@
 //! The one loop by which anything here follows objects: a list, and then a watch from its revision on.
 //!
 //! States: *listing* (take everything, note the revision) → *watching* (take each event, note its revision). A watch
-//! that ends is resumed from its last revision; one that is told 410 Gone goes back to listing; an error waits, longer
-//! each time, and resumes.
+//! that ends is resumed from its last revision; one that is told 410 Gone goes back to listing; both that and an error wait,
+//! longer each time until a watch has lasted, and resume.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, ListParams, ObjectList, WatchEvent, WatchParams};
 use kube::core::PartialObjectMeta;
+use tokio::time::Instant;
 
 use crate::error::words;
 use crate::object::{Object, revision};
@@ -21,6 +22,8 @@ const WATCH_SECONDS: u32 = 290;
 const PAGE: u32 = 1000;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// A watch that ends sooner is not begun again at once: whoever ends it may have too many.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
 /// What a watch tells.
 pub type Events<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
@@ -161,35 +164,50 @@ pub async fn follow<S: Source, T: Sink<S::Object>>(source: &S, sink: &T) {
     let name = source.name();
     let mut wait = FIRST_WAIT;
     let mut at: Option<String> = None;
+    // Whether the last watch had to give up, and none has lasted since.
+    let mut is_relist = false;
     loop {
+        let (is_watch, begun) = (at.is_some(), Instant::now());
         let outcome = match at.take() {
             None => list(source, sink).await,
             Some(from) => watch(source, sink, from).await,
         };
-        let (why, resumed) = match outcome {
-            Ok(reached) => {
-                wait = FIRST_WAIT;
+        let lasted = begun.elapsed();
+        // A list does not show that it can be gone on from: where the last could not, another one soon is a lot of work.
+        let has_gone_well = match is_watch {
+            true => lasted > wait,
+            false => outcome.is_ok() && !is_relist,
+        };
+        if has_gone_well {
+            (wait, is_relist) = (FIRST_WAIT, false);
+        }
+        at = match outcome {
+            Ok(reached) if !is_watch || lasted > SHORTEST_WATCH => {
                 at = Some(reached);
                 continue;
             }
-            Err(interrupted) => interrupted,
+            Ok(reached) => Some(reached),
+            Err((why, resumed)) => {
+                sink.interrupted(&why);
+                tell(&name, &why, wait);
+                is_relist |= is_watch && resumed.is_none();
+                resumed
+            }
         };
-        sink.interrupted(&why);
-        match why {
-            Interruption::Expired => {
-                tracing::debug!(name, "listing anew");
-                continue;
-            }
-            Interruption::Absent(_) => {
-                tracing::debug!(name, %why, "following changes; trying again in {wait:?}");
-            }
-            _ => {
-                tracing::warn!(name, %why, "following changes was interrupted; trying again in {wait:?}");
-            }
-        }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
-        at = resumed;
+    }
+}
+
+fn tell(name: &str, why: &Interruption, wait: Duration) {
+    match why {
+        Interruption::Expired => tracing::debug!(name, "listing anew in {wait:?}"),
+        Interruption::Absent(_) => {
+            tracing::debug!(name, %why, "following changes; trying again in {wait:?}");
+        }
+        _ => {
+            tracing::warn!(name, %why, "following changes was interrupted; trying again in {wait:?}");
+        }
     }
 }
 
@@ -264,5 +282,61 @@ fn interruption(error: kube::Error) -> Interruption {
         410 => Interruption::Expired,
         404 | 405 => Interruption::Absent(error),
         _ => Interruption::Client(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::client::Body;
+
+    use super::*;
+    use crate::cache::Cache;
+
+    /// How often a server is asked for lists and watches in ten seconds that ends watches at once with this code and body.
+    async fn lists_and_watches(code: u16, body: &'static str) -> (usize, usize) {
+        let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let counter = counts.clone();
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let query = request.uri().query().unwrap_or_default();
+            let is_watch = query.contains("watch=true");
+            let count = &counter[usize::from(is_watch)];
+            count.fetch_add(1, Ordering::Relaxed);
+            let (code, body) = match is_watch {
+                true => (code, body),
+                false => (
+                    200,
+                    r#"{"apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"resourceVersion": "7"}, "items": []}"#,
+                ),
+            };
+            let mut answer = http::Response::new(Body::from(body.as_bytes().to_vec()));
+            *answer.status_mut() = http::StatusCode::from_u16(code).expect("a code");
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let source = Whole::<ConfigMap>::new(kube::Client::new(service, "ns"), None);
+        let cache = Cache::<ConfigMap>::new(Vec::new());
+        let following = follow(&source, &cache);
+        let ended = tokio::time::timeout(Duration::from_secs(10), following).await;
+        ended.expect_err("it goes on");
+        let [lists, watches] = &*counts;
+        (
+            lists.load(Ordering::Relaxed),
+            watches.load(Ordering::Relaxed),
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_watched_is_not_asked_for_again_and_again() {
+        let expired = r#"{"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+            "message": "too old", "reason": "Expired", "code": 410}"#;
+        let (lists, _) = lists_and_watches(410, expired).await;
+        assert!((4..20).contains(&lists), "{lists} lists");
+        let (lists, watches) = lists_and_watches(200, "").await;
+        assert_eq!(lists, 1);
+        assert!((4..20).contains(&watches), "{watches} watches");
     }
 }

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{Client, Ports, forward};
 use crate::streams::websocket::{Framing, accept, close, payload};
-use crate::streams::{Gone, Input, pieces};
+use crate::streams::{Gone, Input, pieces, pings};
 
 /// Names the channel that has ended.
 const CLOSE: u8 = 255;
@@ -100,7 +100,13 @@ where
     }
     drop(messages);
     let output = async {
-        while let Some(message) = queue.recv().await {
+        let mut pings = pings();
+        loop {
+            let message = tokio::select! {
+                message = queue.recv() => message,
+                _ = pings.tick() => Some(Message::Ping(Bytes::new())),
+            };
+            let Some(message) = message else { break };
             if outgoing.send(message).await.is_err() {
                 return;
             }

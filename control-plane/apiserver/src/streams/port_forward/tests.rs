@@ -346,7 +346,7 @@ impl NodeStreams for Deaf {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_a_pod_is_bounded_in_bytes() {
+async fn what_waits_for_a_pod_is_bounded_in_bytes_and_goes_with_its_client() {
     let (held, mut holds) = mpsc::channel(1);
     let ports = Ports {
         streams: Arc::new(Deaf(held)),
@@ -357,7 +357,7 @@ async fn what_waits_for_a_pod_is_bounded_in_bytes() {
         ends: false,
     };
     let (ours, theirs) = tokio::io::duplex(64 << 10);
-    tokio::spawn(channels::serve(theirs, ports, vec![80], dialect));
+    let serving = tokio::spawn(channels::serve(theirs, ports, vec![80], dialect));
     let mut socket = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
     let _node = holds.recv().await.expect("it is opened");
     let message = Framing::Binary.channel(0, &vec![0; 1 << 20]);
@@ -370,4 +370,6 @@ async fn what_waits_for_a_pod_is_bounded_in_bytes() {
     let waiting = tokio::time::timeout(std::time::Duration::from_secs(5), full).await;
     waiting.expect_err("the connection waits for the pod");
     assert!(sent < 4, "{sent} MiB wait");
+    drop(socket);
+    serving.await.expect("no panic");
 }

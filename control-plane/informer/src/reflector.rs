@@ -190,6 +190,7 @@ pub async fn follow<S: Source, T: Sink<S::Object>>(source: &S, sink: &T) {
             Err((why, resumed)) => {
                 sink.interrupted(&why);
                 tell(&name, &why, wait);
+                let resumed = resumed.filter(|_| !matches!(why, Interruption::Expired));
                 is_relist |= is_watch && resumed.is_none();
                 resumed
             }

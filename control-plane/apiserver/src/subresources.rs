@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use axum::body::Body;
 use axum::extract::Request;
 use futures::future::BoxFuture;
-use gantry_api::decode::request;
 use gantry_api::kind::{ResourceInfo, ResourceKind, StaticInfo, WriteScope};
 use gantry_api::kinds::reviews::Question;
 use gantry_api::schema::TypeSchema;
@@ -415,7 +414,7 @@ impl Registry {
 
 /// POST to `bindings`: the pod's own subresource by another name.
 async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let binding: Binding = request(&context.body, "Binding")?;
+    let binding: Binding = context.request("Binding").await?;
     let pods = context.registry.get("", "v1", "pods");
     let pods = pods.ok_or_else(StatusError::unknown_resource)?;
     let path = ResourcePath {

@@ -43,12 +43,15 @@ pub struct Decoded {
     pub warnings: Vec<String>,
 }
 
+const JSON: &str = "application/json";
+const YAML: &str = "application/yaml";
 /// Media types that are understood, as a refusal lists them.
-const ACCEPTED: &[&str] = &[
-    "application/json",
-    "application/yaml",
-    "application/vnd.kubernetes.protobuf",
-];
+const ACCEPTED: &[&str] = &[JSON, YAML, "application/vnd.kubernetes.protobuf"];
+
+/// Without its parameters.
+fn media_type(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
+}
 
 /// Decodes a body in JSON or YAML as an object of a kind.
 pub fn decode(
@@ -57,11 +60,10 @@ pub fn decode(
     kind: &dyn ResourceKind,
     validation: FieldValidation,
 ) -> Result<Decoded, StatusError> {
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let mut findings = Findings::default();
     let walker = Walker::root(kind.schema(), &mut findings);
-    let (value, got) = match media_type {
-        "application/json" | "" => {
+    let (value, got) = match media_type(content_type) {
+        JSON | "" => {
             let mut deserializer = serde_json::Deserializer::from_slice(body);
             let value = walker
                 .deserialize(&mut deserializer)
@@ -71,7 +73,7 @@ pub fn decode(
                 })?;
             (value, json_kind(body))
         }
-        "application/yaml" => {
+        YAML => {
             let wrong = |why: &dyn std::fmt::Display| unrecognised(kind, &why.to_string(), body);
             let document = yaml::document(body).map_err(|error| wrong(&error))?;
             let value = walker
@@ -112,19 +114,33 @@ pub fn check(
     finish(value, findings, kind, validation)
 }
 
-/// Reads the body of a request that is no object of a kind: options, bindings, evictions. What has the wrong type is told
-/// in Go's words, and unknown fields are dropped.
-pub fn request<T: JsonSchema + DeserializeOwned + Default>(
-    body: &[u8],
-    kind: &str,
-) -> Result<T, StatusError> {
+/// What is read of the body of a request that is no object of a kind: a binding, an eviction.
+pub trait Request: JsonSchema + DeserializeOwned + Default {}
+
+impl<T: JsonSchema + DeserializeOwned + Default> Request for T {}
+
+/// Reads the body of a request that is no object of a kind, in JSON or YAML. What has the wrong type is told in Go's words,
+/// and unknown fields are dropped.
+pub fn request<T: Request>(body: &[u8], content_type: &str, kind: &str) -> Result<T, StatusError> {
     let wrong = |why: String| StatusError::bad_request(format!("the body is not a {kind}: {why}"));
     let mut findings = Findings::default();
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value = Walker::root(TypeSchema::of::<T>(), &mut findings)
-        .deserialize(&mut deserializer)
-        .and_then(|value| deserializer.end().map(|()| value))
-        .map_err(|error| wrong(error.to_string()))?;
+    let walker = Walker::root(TypeSchema::of::<T>(), &mut findings);
+    let value = match media_type(content_type) {
+        JSON | "" => {
+            let mut deserializer = serde_json::Deserializer::from_slice(body);
+            walker
+                .deserialize(&mut deserializer)
+                .and_then(|value| deserializer.end().map(|()| value))
+                .map_err(|error| wrong(error.to_string()))?
+        }
+        YAML => {
+            let document = yaml::document(body).map_err(|error| wrong(error.to_string()))?;
+            walker
+                .deserialize(document.root())
+                .map_err(|error| wrong(error.to_string()))?
+        }
+        _ => return Err(StatusError::unsupported_media_type(ACCEPTED)),
+    };
     match findings.error {
         Some(error) => Err(StatusError::bad_request(format!(
             "{kind} in version \"v1\" cannot be handled as a {kind}: {error}"
@@ -135,11 +151,9 @@ pub fn request<T: JsonSchema + DeserializeOwned + Default>(
     }
 }
 
-/// Reads options of a request from its body, as [`request`]; `kind` is theirs, and what says it is something else is refused.
-pub fn options_request<T: JsonSchema + DeserializeOwned + Default>(
-    body: &[u8],
-    kind: &str,
-) -> Result<T, StatusError> {
+/// Reads options of a request from its body in JSON, as [`request`]; `kind` is theirs, and what says it is something else is
+/// refused.
+pub fn options_request<T: Request>(body: &[u8], kind: &str) -> Result<T, StatusError> {
     #[derive(Default, serde::Deserialize)]
     #[serde(rename_all = "camelCase", default)]
     struct Said {
@@ -155,7 +169,7 @@ pub fn options_request<T: JsonSchema + DeserializeOwned + Default>(
         )));
     }
     let prefix = format!("{kind} in version \"v1\" cannot be handled as a {kind}: ");
-    request(body, kind).map_err(|error| match error.message().strip_prefix(&prefix) {
+    request(body, JSON, kind).map_err(|error| match error.message().strip_prefix(&prefix) {
         Some(why) => StatusError::bad_request(why),
         None => error,
     })
@@ -552,5 +566,29 @@ mod tests {
                 .contains("unexpected end of JSON input ({\"kind\":)")
         );
         assert!(refusal(&map, "hello", "text/plain").contains("accepted media types include"));
+    }
+
+    #[test]
+    fn what_is_no_object_of_a_kind_is_read_in_the_same_formats() {
+        use k8s_openapi::api::core::v1::Binding;
+        let node = |body: &str, content_type: &str| {
+            let binding = request::<Binding>(body.as_bytes(), content_type, "Binding");
+            let node = binding.map(|binding| binding.target.name.unwrap_or_default());
+            node.map_err(|error| error.code())
+        };
+        let json = r#"{"target":{"name":"n"}}"#;
+        for (body, content_type, expected) in [
+            (json, "application/json; charset=utf-8", Ok("n")),
+            (json, "", Ok("n")),
+            ("target:\n  name: n\n", "application/yaml", Ok("n")),
+            ("", "application/yaml", Ok("")),
+            ("", "application/json", Err(400)),
+            ("target: [", "application/yaml", Err(400)),
+            ("target: n", "application/yaml", Err(400)),
+            (json, "text/plain", Err(415)),
+        ] {
+            let expected = expected.map(str::to_owned);
+            assert_eq!(node(body, content_type), expected, "{body} {content_type}");
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! `serviceaccounts/token`: POST of a TokenRequest makes a token.
 
-use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::status::{Details, StatusError};
@@ -20,7 +19,7 @@ const KIND: &str = "TokenRequest";
 /// Answers a TokenRequest. Nothing is stored, so that a dry run does the same, as in Kubernetes.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
     context.write_options("CreateOptions")?;
-    let asked: TokenRequest = request(&context.body, KIND)?;
+    let asked: TokenRequest = context.request(KIND).await?;
     node_restriction::admit_token(context, &asked)?;
     let (namespace, name) = (context.namespace().unwrap_or_default(), context.name());
     must_match("name", asked.metadata.name.as_deref(), name, name)?;

@@ -1,6 +1,5 @@
 //! `tokenreviews`: whom a token stands for, asked by a program that was shown it.
 
-use gantry_api::decode::request;
 use gantry_api::status::StatusError;
 use http::StatusCode;
 use k8s_openapi::api::authentication::v1::TokenReview;
@@ -18,7 +17,7 @@ const UNKNOWN: &str = "invalid bearer token";
 /// Answers a TokenReview. Nothing is stored.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
     context.write_options("CreateOptions")?;
-    let asked: TokenReview = request(&context.body, KIND)?;
+    let asked: TokenReview = context.request(KIND).await?;
     let token = asked.spec.token.as_str();
     if token.is_empty() {
         return Err(StatusError::bad_request(

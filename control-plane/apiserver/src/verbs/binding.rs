@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::meta::validate_maps;
@@ -19,7 +18,7 @@ use crate::context::{Context, Operation, meta};
 use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let binding: Binding = request(&context.body, "Binding")?;
+    let binding: Binding = context.request("Binding").await?;
     let node = binding.target.name.unwrap_or_default();
     let name = binding.metadata.name.unwrap_or_default();
     if !name.is_empty() && name != context.name() {

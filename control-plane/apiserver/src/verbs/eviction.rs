@@ -1,6 +1,5 @@
 //! `pods/eviction`: a deletion that disruption budgets may refuse. There are none to refuse it yet.
 
-use gantry_api::decode::request;
 use gantry_api::status::StatusError;
 use http::StatusCode;
 use k8s_openapi::api::policy::v1::Eviction;
@@ -11,7 +10,7 @@ use crate::context::Context;
 use crate::response::Answer;
 
 pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let eviction: Eviction = request(&context.body, "Eviction")?;
+    let eviction: Eviction = context.request("Eviction").await?;
     let name = eviction.metadata.name.unwrap_or_default();
     if !name.is_empty() && name != context.name() {
         return Err(StatusError::bad_request(

@@ -1,6 +1,5 @@
 //! `namespaces/finalize`: takes finalizers off a namespace's spec, and with the last one the namespace.
 
-use gantry_api::decode::request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::names;
@@ -15,7 +14,7 @@ use crate::response::Answer;
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
     let dry_run = context.write_options("UpdateOptions")?.dry_run;
-    let wanted: Namespace = request(&context.body, "Namespace")?;
+    let wanted: Namespace = context.request("Namespace").await?;
     let name = wanted.metadata.name.unwrap_or_default();
     if name.is_empty() {
         return Err(StatusError::bad_request(

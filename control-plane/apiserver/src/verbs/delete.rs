@@ -15,6 +15,7 @@ use crate::registry::Resource;
 use crate::response::Answer;
 
 const KIND: &str = "DeleteOptions";
+const JSON: &str = "application/json";
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
@@ -33,9 +34,9 @@ impl Options {
     pub(crate) fn read(context: &Context<'_>) -> Result<Self, StatusError> {
         let query = context.query;
         let options = match context.body.is_empty() {
-            false => match context.content_type().contains("yaml") {
-                true => return Err(StatusError::unsupported_media_type(&["application/json"])),
-                false => options_request(&context.body, KIND)?,
+            false => match context.content_type().split(';').next().map(str::trim) {
+                Some("" | JSON) => options_request(&context.body, KIND)?,
+                _ => return Err(StatusError::unsupported_media_type(&[JSON])),
             },
             true => DeleteOptions {
                 grace_period_seconds: query.number("gracePeriodSeconds")?,

@@ -21,6 +21,10 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 /// Violations that are looked for: enough for who mends them, and a bound of what they cost.
 const MOST: usize = 1_000;
 
+/// Amounts that the ranges of a namespace may add to a pod: every container gets every one, and more would be larger than an
+/// object may be.
+const MOST_FILLED: usize = 100_000;
+
 type Amounts = BTreeMap<String, ApiQuantity>;
 type Parsed<'a> = BTreeMap<&'a str, Quantity>;
 
@@ -41,10 +45,20 @@ impl Plugin for LimitRanger {
         attributes: &Attributes<'_>,
         draft: &mut dyn Draft,
     ) -> Result<(), StatusError> {
-        if let Some(pod) = draft.typed_mut::<Pod>() {
-            for range in ranges(attributes) {
-                fill(&range, pod);
-            }
+        let Some(pod) = draft.typed_mut::<Pod>() else {
+            return Ok(());
+        };
+        let ranges = ranges(attributes);
+        let filled: usize = ranges.iter().map(|range| fills(range, pod)).sum();
+        if filled > MOST_FILLED {
+            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let why = format!(
+                "the limit ranges of its namespace could add {filled} amounts to it: at most {MOST_FILLED} are allowed"
+            );
+            return Err(StatusError::forbidden(attributes.info(), name, &why));
+        }
+        for range in &ranges {
+            fill(range, pod);
         }
         Ok(())
     }
@@ -87,6 +101,17 @@ fn ranges(attributes: &Attributes<'_>) -> Vec<LimitRange> {
 fn items<'a>(range: &'a LimitRange, about: &'a str) -> impl Iterator<Item = &'a LimitRangeItem> {
     let items = range.spec.iter().flat_map(|spec| &spec.limits);
     items.filter(move |item| item.type_ == about)
+}
+
+/// How many amounts a range adds to a pod at most.
+fn fills(range: &LimitRange, pod: &Pod) -> usize {
+    let length = |amounts: &Option<Amounts>| amounts.as_ref().map_or(0, BTreeMap::len);
+    let items = items(range, CONTAINER);
+    let amounts = items.map(|item| length(&item.default_request) + length(&item.default));
+    let containers = pod.spec.as_ref().map_or(0, |spec| {
+        spec.containers.len() + spec.init_containers.iter().flatten().count()
+    });
+    amounts.sum::<usize>().saturating_mul(containers)
 }
 
 /// Gives the containers what they do not say themselves, and the pod a note of it.
@@ -340,6 +365,7 @@ mod tests {
             json!({}),
         ]);
         fill(&range, &mut filled);
+        assert_eq!(fills(&range, &filled), 8);
         let resources = json!(filled.spec.as_ref().map(|spec| &spec.containers));
         assert_eq!(
             resources[0]["resources"]["limits"],

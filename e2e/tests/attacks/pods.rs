@@ -436,18 +436,6 @@ fn row_06_a_field_that_asks_for_isolation_is_honoured_or_the_pod_is_refused() ->
     let none = || json!({});
     let waits = [
         (
-            "label",
-            context(json!({"seLinuxOptions": {"level": "s0:c1,c2"}})),
-            none(),
-            "seLinuxOptions",
-        ),
-        (
-            "label-own",
-            none(),
-            context(json!({"seLinuxOptions": {"type": "x"}})),
-            "seLinuxOptions",
-        ),
-        (
             "windows",
             none(),
             context(json!({"windowsOptions": {"runAsUserName": "x"}})),

@@ -250,7 +250,15 @@ impl ApiServer {
         media::check_route(headers, &info.method, produced(&verb))?;
         let is_text = matches!(verb, Verb::Own { is_text: true, .. });
         if !is_text {
-            context.media = Media::of_answer(headers)?.prettier(headers, &info.query);
+            let media = Media::of_answer(headers)?;
+            // What has no objects has no table of them.
+            let is_table = media
+                .shape
+                .is_some_and(|shape| shape.form == media::Form::Table);
+            if is_table && resource.is_virtual() {
+                return Err(media::not_acceptable());
+            }
+            context.media = media.prettier(headers, &info.query);
         }
         info.query.check()?;
         if takes_a_body(&info.method) {

@@ -4,6 +4,8 @@
 //! What a kubelet refuses for good ends the pod ([`admit`]); what another node, or this one with newer software, could
 //! run waits with an Event ([`check_supported`]).
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, PodSpec, SELinuxOptions};
 
 use super::record::containers;
@@ -59,8 +61,14 @@ fn labelled(options: Option<&SELinuxOptions>) -> bool {
     options.is_some_and(|options| *options != SELinuxOptions::default())
 }
 
-/// Refuses what this node cannot give yet; names the field and what to do.
-pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
+/// Whether this kernel labels processes by SELinux. Where none does, labels mean nothing to anybody, as in Kubernetes.
+pub(crate) fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+/// Refuses what this node cannot give yet; names the field and what to do. `has_selinux` is whether the kernel labels
+/// processes, which this node would leave out.
+pub(crate) fn check_supported(spec: &PodSpec, has_selinux: bool) -> Result<(), String> {
     let own_users = spec.host_users == Some(false);
     let hosts = [spec.host_network, spec.host_pid, spec.host_ipc];
     if own_users && hosts.contains(&Some(true)) {
@@ -79,7 +87,7 @@ pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
     let selinux = "securityContext.seLinuxOptions: this node does not label processes; leave the field out to run without";
     let windows = "securityContext.windowsOptions: this node runs Linux; leave the field out";
     if let Some(shared) = shared {
-        if labelled(shared.se_linux_options.as_ref()) {
+        if has_selinux && labelled(shared.se_linux_options.as_ref()) {
             return Err(format!("spec.{selinux}"));
         }
         if shared.windows_options.is_some() {
@@ -87,6 +95,7 @@ pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
         }
     }
     for (_, container) in containers(spec) {
+        let selinux = has_selinux.then_some(selinux);
         check_container(container, own_users, selinux, windows)
             .map_err(|message| format!("container {}: {message}", container.name))?;
     }
@@ -96,7 +105,7 @@ pub(crate) fn check_supported(spec: &PodSpec) -> Result<(), String> {
 fn check_container(
     container: &Container,
     own_users: bool,
-    selinux: &str,
+    selinux: Option<&str>,
     windows: &str,
 ) -> Result<(), String> {
     for mount in container.volume_mounts.iter().flatten() {
@@ -132,7 +141,7 @@ fn check_container(
     {
         return Err("securityContext.procMount: others than Default need users of the pod's own; set hostUsers to false".to_owned());
     }
-    if labelled(own.se_linux_options.as_ref()) {
+    if let Some(selinux) = selinux.filter(|_| labelled(own.se_linux_options.as_ref())) {
         return Err(selinux.to_owned());
     }
     if own.windows_options.is_some() {
@@ -152,6 +161,14 @@ mod tests {
         own["name"] = json!("main");
         spec["containers"] = json!([own]);
         serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn labels_mean_nothing_where_nobody_labels() {
+        let labelled = || json!({"securityContext": {"seLinuxOptions": {"level": "s0:c1"}}});
+        let pod = spec(labelled(), labelled());
+        assert_eq!(check_supported(&pod, false), Ok(()));
+        assert!(check_supported(&pod, true).is_err());
     }
 
     #[test]
@@ -192,7 +209,7 @@ mod tests {
     #[test]
     fn what_this_node_cannot_give_is_refused_by_name() {
         let refused = |pod: Value, container: Value, field: &str| {
-            let error = check_supported(&spec(pod, container)).unwrap_err();
+            let error = check_supported(&spec(pod, container), true).unwrap_err();
             assert!(error.contains(field), "{error}");
         };
         let context = |field: Value| json!({"securityContext": field});
@@ -231,7 +248,7 @@ mod tests {
             |action: &str| json!({"restartPolicy": "Never", "restartPolicyRules": rule(action)});
         refused(json!({}), ruled("Reboot"), "restartPolicyRules");
         for action in ["Restart", "RestartAllContainers"] {
-            check_supported(&spec(json!({}), ruled(action))).unwrap();
+            check_supported(&spec(json!({}), ruled(action)), true).unwrap();
         }
         let sidecar = json!({"initContainers": [{"name": "first", "securityContext": {"procMount": "Unmasked"}}]});
         refused(sidecar, json!({}), "container first");
@@ -251,7 +268,7 @@ mod tests {
                 json!({}),
             ),
         ] {
-            check_supported(&spec(pod, container)).unwrap();
+            check_supported(&spec(pod, container), true).unwrap();
         }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) async fn set_up(
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
-    admission::check_supported(&spec).map_err(sandbox_failed)?;
+    admission::check_supported(&spec, admission::has_selinux()).map_err(sandbox_failed)?;
     let hostname = files::kernel_hostname(&pod, &node.cluster_domain).map_err(sandbox_failed)?;
     let (netns, users, pod_ips) = if spec.host_network == Some(true) {
         (None, None, node.addresses.clone())

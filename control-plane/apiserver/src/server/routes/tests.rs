@@ -127,6 +127,22 @@ async fn a_scaling_that_is_tried_answers_with_what_was_asked_and_changes_nothing
 }
 
 #[tokio::test]
+async fn what_has_no_objects_has_no_table() {
+    let server = server().await;
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}
+    });
+    let asked = async |accept: &str| {
+        let answer = send(&server, Method::POST, reviews, accept, review.clone()).await;
+        answer.status
+    };
+    assert_eq!(asked(TABLE).await, 406);
+    assert_eq!(asked("application/json").await, 201);
+}
+
+#[tokio::test]
 async fn whatever_answers_with_an_object_answers_in_the_wanted_shape() {
     let server = server().await;
     let created = send(&server, Method::POST, MAPS, TABLE, map("m")).await;

@@ -232,13 +232,10 @@ async fn a_balanced_service_has_the_addresses_of_the_nodes() {
             .health_check_node_port
             .is_some()
     );
-    wait(
-        &services,
-        "first",
-        "no node has an endpoint",
-        on(&[], "NoNodes"),
-    )
-    .await;
+    // While it has no node, the other one takes the port, which may be over before anybody looks.
+    let (none, taken) = (on(&[], "NoNodes"), on(&[], "PortTaken"));
+    let has_none = move |service: Option<&Service>| none(service) || taken(service);
+    wait(&services, "first", "no node has an endpoint", has_none).await;
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": "first-1", "labels": {"kubernetes.io/service-name": "first"}},
@@ -247,7 +244,6 @@ async fn a_balanced_service_has_the_addresses_of_the_nodes() {
     });
     let slices: Api<EndpointSlice> = cluster.api("ns");
     create(&slices, slice).await;
-    // While it had no node, the other one took the port.
     services
         .delete("second", &DeleteParams::default())
         .await

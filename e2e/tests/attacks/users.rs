@@ -123,10 +123,15 @@ fn row_06_root_of_a_pod_with_its_own_users_is_nobody_on_the_node() -> Result<()>
 #[test]
 fn row_06_what_a_pod_with_its_own_users_cannot_have_is_refused() -> Result<()> {
     let cluster = started()?;
-    for field in ["hostNetwork", "hostPID", "hostIPC"] {
+    // Kubernetes names two of them by its internal type's fields.
+    for (field, told) in [
+        ("hostNetwork", "hostNetwork"),
+        ("hostPID", "HostPID"),
+        ("hostIPC", "HostIPC"),
+    ] {
         let spec = json!({"hostUsers": false, field: true});
         let said = refused(&cluster, &pod("shares", spec, json!({})))?;
-        let words = format!("spec.{field}: Forbidden: when `hostUsers` is false");
+        let words = format!("spec.{told}: Forbidden: when `hostUsers` is false");
         ensure!(said.contains(&words), "{said}");
     }
     let of = |container: Value| pod("many", json!({"hostUsers": false}), container);

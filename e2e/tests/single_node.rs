@@ -537,10 +537,14 @@ fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result
     ] {
         ensure!(shown(path)? == left, "{path}: {}", shown(path)?);
     }
-    // A name that is there twice, and then is corrected.
+    // A name that is there twice, and then is corrected. kubectl sees one of the two go and asks for the deletion of
+    // both, as it warned that it would: what it asks for is done, and the next time nothing is missing.
     let twice = deployment(&[("A", "1"), ("A", "2"), ("B", "3")], &[], &[]);
     apply(&cluster, directory, &twice, &[])?;
     let once = deployment(&[("A", "4"), ("B", "3")], &[], &[]);
+    apply(&cluster, directory, &once, &[])?;
+    let variables = shown("containers[0].env[*].value")?;
+    ensure!(variables == "3", "{variables}");
     apply(&cluster, directory, &once, &[])?;
     let variables = shown("containers[0].env[*].value")?;
     ensure!(variables == "4 3", "{variables}");

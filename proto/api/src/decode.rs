@@ -576,11 +576,11 @@ mod tests {
             let node = binding.map(|binding| binding.target.name.unwrap_or_default());
             node.map_err(|error| error.code())
         };
-        let json = r#"{"target":{"name":"n"}}"#;
+        let json = r#"{"target":{"name":"node-1"}}"#;
         for (body, content_type, expected) in [
-            (json, "application/json; charset=utf-8", Ok("n")),
-            (json, "", Ok("n")),
-            ("target:\n  name: n\n", "application/yaml", Ok("n")),
+            (json, "application/json; charset=utf-8", Ok("node-1")),
+            (json, "", Ok("node-1")),
+            ("target:\n  name: node-1\n", "application/yaml", Ok("node-1")),
             ("", "application/yaml", Ok("")),
             ("", "application/json", Err(400)),
             ("target: [", "application/yaml", Err(400)),

@@ -14,8 +14,8 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
-use crate::ip_address::{OF_PARENT, of_parent};
-use crate::load_balancer::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
+use crate::ip_address::index::{OF_PARENT, of_parent};
+use crate::load_balancer::index::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
 use crate::selection::{LABELLED, OF_SERVICE, Selectors, labelled, of_service};
 
 /// Index: objects without controller, by namespace.

@@ -1,6 +1,8 @@
 //! IPAddress: one for each cluster IP. The API server writes and removes it with the service; here the rest is mended: one
 //! that was deleted since, one whose service is from before there were any, one that has no service.
 
+pub(crate) mod index;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,28 +13,11 @@ use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 
+use self::index::{MANAGED_BY, MANAGER, OF_PARENT, parent};
 use crate::context::Context;
 use crate::error::{Doing, Result, code};
 
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
-const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
-const MANAGER: &str = "ipallocator.k8s.io";
-/// Index of addresses: the service that has them.
-pub(crate) const OF_PARENT: &str = "parent";
-
-/// The service that an address was given to.
-fn parent(address: &IPAddress) -> Option<Key> {
-    let labels = address.metadata.labels.as_ref()?;
-    let parent = &address.spec.parent_ref;
-    let given = labels.get(MANAGED_BY)? == MANAGER && parent.resource == "services";
-    let namespace = parent.namespace.as_deref().unwrap_or_default();
-    given.then(|| Key::new(namespace, &parent.name))
-}
-
-pub(crate) fn of_parent(address: &IPAddress) -> Vec<String> {
-    let parent = parent(address);
-    parent.map(|key| key.to_string()).into_iter().collect()
-}
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>) {

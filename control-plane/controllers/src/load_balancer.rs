@@ -2,6 +2,7 @@
 //! service's own ports. A service with another class is somebody else's, and so is one without a class whose status
 //! somebody else has written.
 
+pub(crate) mod index;
 mod plan;
 
 use std::collections::BTreeSet;
@@ -9,45 +10,19 @@ use std::sync::Arc;
 
 use gantry_informer::clock::seconds;
 use gantry_informer::{Key, Next, Queue, Recorder, Reference, runner};
-use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
+use self::index::{ALL, BALANCED, BALANCED_PORT, balanced, balanced_ports, ports};
 use self::plan::{Change, Plan, balances, is_local, serves};
 use crate::context::Context;
 use crate::error::{Doing, Result, code, taken_in};
 use crate::selection::{OF_SERVICE, service_of};
 
 pub(crate) const COMPONENT: &str = "service-controller";
-/// Index of services: those balanced here, all under [`ALL`].
-pub(crate) const BALANCED: &str = "balanced";
-/// Index of services: the ports of those balanced here, `80/TCP`.
-pub(crate) const BALANCED_PORT: &str = "balanced port";
-const ALL: &str = "";
-
-pub(crate) fn balanced(service: &Service) -> Vec<String> {
-    let told = balances(service) || serves(service);
-    told.then(|| ALL.to_owned()).into_iter().collect()
-}
-
-pub(crate) fn balanced_ports(service: &Service) -> Vec<String> {
-    match balances(service) {
-        true => ports(service).map(port_text).collect(),
-        false => Vec::new(),
-    }
-}
-
-fn ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
-    let spec = service.spec.iter();
-    spec.flat_map(|spec| spec.ports.iter().flatten())
-}
-
-fn port_text(port: &ServicePort) -> String {
-    let protocol = port.protocol.as_deref().unwrap_or("TCP");
-    format!("{}/{protocol}", port.port)
-}
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {

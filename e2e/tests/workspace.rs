@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gantry-base", &[]),
     ("gantry-api", &["gantry-base"]),
     ("gantry-tasks", &[]),
-    ("gantry-store", &["gantry-rpc", "gantry-tasks"]),
+    ("gantry-store", &["gantry-tasks"]),
     (
         "gantry-apiserver",
         &[
@@ -60,7 +60,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-tasks",
         ],
     ),
-    ("gantry-informer", &["gantry-base", "gantry-tasks"]),
+    ("gantry-informer", &["gantry-tasks"]),
     (
         "gantry-scheduler",
         &["gantry-base", "gantry-informer", "gantry-tasks"],
@@ -94,12 +94,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "gantry-image",
-        &["gantry-cri", "gantry-durable", "gantry-idmap", "gantry-rpc"],
+        &["gantry-cri", "gantry-durable", "gantry-idmap"],
     ),
-    (
-        "gantry-network",
-        &["gantry-cri", "gantry-durable", "gantry-rpc"],
-    ),
+    ("gantry-network", &["gantry-cri", "gantry-durable"]),
     ("gantry-dns", &["gantry-cri"]),
     (
         "gantry-pods",

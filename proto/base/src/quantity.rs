@@ -120,15 +120,6 @@ impl Quantity {
             format,
         }
     }
-
-    /// The difference, in this amount's format (the other's when this is zero).
-    #[must_use]
-    pub fn minus(self, other: Self) -> Self {
-        self.plus(Self {
-            nanos: -other.nanos,
-            format: other.format,
-        })
-    }
 }
 
 fn clamp(value: i128) -> i64 {

@@ -1,7 +1,8 @@
 //! The multi-version object store: guarded transactions over several tables, replicated by Raft; snapshots, watches.
 //!
-//! It depends on no other crate of ours. It must never know a Kubernetes kind: values are opaque bytes, and everything
-//! selectable is extracted by the writer. Nor does it know the network: messages leave through [`Transport`].
+//! It depends on no other crate of ours but `gantry-tasks`. It must never know a Kubernetes kind: values are opaque bytes,
+//! and everything selectable is extracted by the writer. Nor does it know the network: messages leave through
+//! [`Transport`].
 //!
 //! How a write travels: [`Store::propose`] encodes it > `member` gathers it with others into a log entry, or forwards it
 //! to the leader, whose member does > `log` and `disk` make it durable with one fdatasync > a majority has it > `state`

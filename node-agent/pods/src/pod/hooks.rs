@@ -349,7 +349,7 @@ mod tests {
         let target = target(port);
         Action::of_probe(&probe, &target.container)
             .unwrap()
-            .run(&target, Some(Duration::from_secs(5)))
+            .run(&target, Some(Duration::from_secs(60)))
             .await
     }
 

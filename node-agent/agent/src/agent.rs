@@ -1,4 +1,4 @@
-//! The composition root: the one place that names implementations of the runtime, images, network and DNS.
+//! The composition root: the one place that chooses implementations of the runtime, images, network and DNS.
 //!
 //! An agent starts in phases; what one has made is what the next ones are given:
 //!

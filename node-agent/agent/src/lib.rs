@@ -2,8 +2,8 @@
 //!
 //! [`gantry_pods`] runs the pods. The agent gives it the objects and takes its reports ([`desired`], [`reports`]), programs
 //! services and network policies, keeps the node's identity, and serves the streams and the local API. Only [`agent`], the
-//! composition root, names implementations. The agent knows the server by the node link alone and must never know the
-//! control plane's crates.
+//! composition root, chooses implementations; beside it, what watches over the network and counts its packets looks at the
+//! network's own. The agent knows the server by the node link alone and must never know the control plane's crates.
 //!
 //! Invariants kept here:
 //! - the agent's death changes nothing for running containers, and a later agent takes them over;

@@ -10,11 +10,11 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gantry_cri::runtime::{ContainerId, ExecSpec, PodUid, Runtime};
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::open_stream::Kind;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_rpc::node::{OpenStream, StreamFrame};
-use gantry_runtime::{ContainerId, ExecSpec, PodUid, Runtime};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt};

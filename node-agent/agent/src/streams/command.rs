@@ -1,7 +1,7 @@
 //! exec and attach: a session's stdio on the frames of a stream.
 
+use gantry_cri::runtime::{IoSession, TerminalSize};
 use gantry_rpc::node::stream_frame::Frame;
-use gantry_runtime::{IoSession, TerminalSize};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
+use gantry_cri::runtime::{ContainerId, ContainerState, ContainerStatus, RuntimeEvent};
 use gantry_pods::logs::{self, LogQuery};
 use gantry_rpc::node::LogOptions;
 use gantry_rpc::node::stream_frame::Frame;
-use gantry_runtime::{ContainerId, ContainerState, ContainerStatus, RuntimeEvent};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio::sync::mpsc;

@@ -5,10 +5,10 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use gantry_cri::runtime::{ContainerSpec, FakeRuntime, Resources, SandboxSpec, Seccomp};
 use gantry_rpc::node::{
     AttachOptions, ExecOptions, LogOptions, PortForwardOptions, Resource, TerminalSize,
 };
-use gantry_runtime::{ContainerSpec, FakeRuntime, Resources, SandboxSpec, Seccomp};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -278,7 +278,7 @@ async fn attach_is_the_containers_own_stdio() {
     assert!(
         matches!(
             sandboxes[0].containers[0].state,
-            gantry_runtime::ContainerState::Running { .. }
+            gantry_cri::runtime::ContainerState::Running { .. }
         ),
         "detaching ends nothing"
     );

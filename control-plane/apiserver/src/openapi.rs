@@ -64,6 +64,24 @@ fn extend(written: &mut Value, operation: &operations::Operation) {
     }
 }
 
+/// What may be done at a path, in the form that a version of OpenAPI has for operations and parameters.
+fn item(
+    path: &operations::Path,
+    operation: fn(&operations::Operation) -> Value,
+    parameter: fn(&parameters::Parameter) -> Value,
+) -> Value {
+    let mut written: Map<String, Value> = path
+        .operations
+        .iter()
+        .map(|made| (made.method.to_owned(), operation(made)))
+        .collect();
+    if !path.parameters.is_empty() {
+        let parameters = path.parameters.iter().map(parameter).collect();
+        written.insert("parameters".to_owned(), parameters);
+    }
+    Value::Object(written)
+}
+
 /// Changes a schema, after all that it is made of.
 fn each_schema(schema: &mut Value, change: &dyn Fn(&mut Map<String, Value>)) {
     let Value::Object(schema) = schema else {

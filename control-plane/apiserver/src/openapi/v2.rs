@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::operations::{self, Operation, Path};
 use super::parameters::Parameter;
 use super::schemas::{Schemas, VERSION, meta};
-use super::{RELEASE, each_schema, group_versions, root};
+use super::{RELEASE, each_schema, group_versions, item, root};
 use crate::registry::Registry;
 
 fn reference(schema: &str) -> Value {
@@ -66,19 +66,6 @@ fn operation(operation: &Operation) -> Value {
     written
 }
 
-fn item(path: &Path) -> Value {
-    let mut written: Map<String, Value> = path
-        .operations
-        .iter()
-        .map(|made| (made.method.to_owned(), operation(made)))
-        .collect();
-    if !path.parameters.is_empty() {
-        let parameters = path.parameters.iter().map(parameter).collect();
-        written.insert("parameters".to_owned(), parameters);
-    }
-    Value::Object(written)
-}
-
 /// All paths that are served.
 fn paths(registry: &Registry, schemas: &Schemas) -> Vec<Path> {
     let overview = operations::overview;
@@ -111,7 +98,7 @@ pub(super) fn document(registry: &Registry) -> Value {
     schemas.add(Schemas::of_overviews());
     let paths: Map<String, Value> = paths(registry, &schemas)
         .iter()
-        .map(|path| (path.path.clone(), item(path)))
+        .map(|path| (path.path.clone(), item(path, operation, parameter)))
         .collect();
     let paths = Value::Object(paths);
     let mut definitions = schemas.reachable(&paths);

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::operations::{self, Operation, Path};
 use super::parameters::Parameter;
 use super::schemas::{Schemas, VERSION, meta};
-use super::{RELEASE, each_schema, group_versions, root};
+use super::{RELEASE, each_schema, group_versions, item, root};
 use crate::registry::{Registry, Resource};
 
 /// What a reference starts with.
@@ -75,19 +75,6 @@ fn operation(operation: &Operation) -> Value {
     }
     super::extend(&mut written, operation);
     written
-}
-
-fn item(path: &Path) -> Value {
-    let mut written: Map<String, Value> = path
-        .operations
-        .iter()
-        .map(|made| (made.method.to_owned(), operation(made)))
-        .collect();
-    if !path.parameters.is_empty() {
-        let parameters = path.parameters.iter().map(parameter).collect();
-        written.insert("parameters".to_owned(), parameters);
-    }
-    Value::Object(written)
 }
 
 /// A schema in the form of this version.
@@ -177,7 +164,7 @@ pub(super) fn document(registry: &Registry, at: &str) -> Option<Value> {
     let mut written: Map<String, Value> = Map::new();
     let used: Vec<String> = paths.iter().flat_map(schemas_of).collect();
     for path in &paths {
-        written.insert(path.path.clone(), item(path));
+        written.insert(path.path.clone(), item(path, operation, parameter));
     }
     let used: Value = used
         .iter()

@@ -395,7 +395,7 @@ fn settled_holder(data_dir: &Path) -> Option<rustix::process::Pid> {
         if !command_line.is_empty() || Instant::now() > deadline {
             return Some(pid);
         }
-        std::thread::yield_now();
+        std::thread::park_timeout(POLL);
     }
 }
 

@@ -99,8 +99,8 @@ fn row_15_others_do_not_notice_hostile_connections_unread_watches_and_unread_lis
     };
     let limit = match full {
         true => Duration::from_millis(50),
-        // A build for development, beside other tests.
-        false => Duration::from_secs(1),
+        // A build for development, beside other tests and whatever keeps the machine busy; who is given no place waits longer.
+        false => Duration::from_secs(4),
     };
     let cluster = match full {
         true => Cluster::start()?,

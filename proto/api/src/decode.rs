@@ -580,7 +580,11 @@ mod tests {
         for (body, content_type, expected) in [
             (json, "application/json; charset=utf-8", Ok("node-1")),
             (json, "", Ok("node-1")),
-            ("target:\n  name: node-1\n", "application/yaml", Ok("node-1")),
+            (
+                "target:\n  name: node-1\n",
+                "application/yaml",
+                Ok("node-1"),
+            ),
             ("", "application/yaml", Ok("")),
             ("", "application/json", Err(400)),
             ("target: [", "application/yaml", Err(400)),

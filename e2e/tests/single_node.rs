@@ -571,17 +571,13 @@ fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result
         ensure!(shown == left, "{path}: {shown}");
     }
 
-    let map = |name: &str| {
-        format!(
-            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, labels: {{of: list}}}}}}"
-        )
-    };
-    let list = |items: &[&str]| {
-        let items: Vec<String> = items.iter().map(|name| map(name)).collect();
-        format!(
-            "{{apiVersion: v1, kind: List, items: [{}]}}",
-            items.join(", ")
-        )
+    let list = |names: &[&str]| {
+        let items = names.iter().map(|name| {
+            let metadata = json!({"name": name, "labels": {"of": "list"}});
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+        });
+        let items: Vec<Value> = items.collect();
+        json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
     };
     let prune = [
         "--prune",

@@ -10,7 +10,8 @@ mod payload;
 mod subpath;
 mod tokens;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,9 @@ pub enum VolumeError {
     /// A path that leaves the volume.
     #[error("subPath {0:?} must stay within the volume")]
     Outside(String),
+    /// Variables of a subPathExpr that the container does not have, or that are empty.
+    #[error("missing value for {0}")]
+    NoValue(String),
     /// A path in the volume that is too long or too deep.
     #[error("a path in the volume has more than {bytes} bytes or {levels} names")]
     LongPath {
@@ -276,7 +280,7 @@ pub fn mounts(
             Some("Bidirectional") => Propagation::Bidirectional,
             _ => Propagation::None,
         };
-        let source = match sub_path(mount, env) {
+        let source = match sub_path(mount, env)? {
             Some(path) => {
                 let place = subpaths.join(index.to_string());
                 subpath::attach(base, &path, &place, propagation)?;
@@ -296,16 +300,64 @@ pub fn mounts(
     Ok(result)
 }
 
-/// Which part of its volume a mount is of, unless all.
-fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Option<String> {
-    let lookup = |name: &str| {
-        env.iter()
-            .find(|(own, _)| own == name)
-            .map(|(_, value)| value.clone())
+/// Which part of its volume a mount is of, unless all. A variable without a value would make it another part than was meant.
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, VolumeError> {
+    let written = |path: &Option<String>| path.clone().filter(|path| !path.is_empty());
+    if let Some(path) = written(&mount.sub_path) {
+        return Ok(Some(path));
+    }
+    let Some(expression) = written(&mount.sub_path_expr) else {
+        return Ok(None);
     };
-    match (&mount.sub_path, &mount.sub_path_expr) {
-        (Some(path), _) if !path.is_empty() => Some(path.clone()),
-        (_, Some(expression)) if !expression.is_empty() => Some(expand(expression, &lookup)),
-        _ => None,
+    let missing = RefCell::new(BTreeSet::new());
+    let lookup = |name: &str| {
+        let known = env.iter().find(|(own, _)| own == name);
+        let value = known.map(|(_, value)| value.clone()).unwrap_or_default();
+        if value.is_empty() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        Some(value)
+    };
+    let path = expand(&expression, &lookup);
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    match missing.is_empty() {
+        true => Ok(Some(path)),
+        false => Err(VolumeError::NoValue(missing.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_named_only_by_variables_with_a_value() {
+        let env = [("NAME", "web-0"), ("EMPTY", "")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let part = |written: Value| {
+            let mut mount = json!({"name": "v", "mountPath": "/v"});
+            mount
+                .as_object_mut()
+                .unwrap()
+                .extend(written.as_object().unwrap().clone());
+            let mount: VolumeMount = serde_json::from_value(mount).unwrap();
+            sub_path(&mount, &env).map_err(|error| error.to_string())
+        };
+        let is = |path: &str| Ok(Some(path.to_owned()));
+        assert_eq!(part(json!({})), Ok(None));
+        assert_eq!(part(json!({"subPath": "", "subPathExpr": ""})), Ok(None));
+        assert_eq!(part(json!({"subPath": "$(NONE)"})), is("$(NONE)"));
+        assert_eq!(part(json!({"subPathExpr": "a/$(NAME)"})), is("a/web-0"));
+        assert_eq!(part(json!({"subPathExpr": "$$(NONE)"})), is("$(NONE)"));
+        let missing = |names: &str| Err(format!("missing value for {names}"));
+        for (expression, names) in [
+            ("$(NONE)", "NONE"),
+            ("a/$(EMPTY)", "EMPTY"),
+            ("$(NONE)/$(NAME)/$(EMPTY)/$(NONE)", "EMPTY, NONE"),
+        ] {
+            assert_eq!(part(json!({"subPathExpr": expression})), missing(names));
+        }
     }
 }

@@ -178,14 +178,17 @@ fn resolve(
             .container_name
             .as_deref()
             .filter(|name| !name.is_empty());
-        let target = named
-            .and_then(|name| {
-                spec?
-                    .containers
-                    .iter()
-                    .find(|container| container.name == name)
-            })
-            .unwrap_or(container);
+        let mut all = spec.into_iter().flat_map(|spec| {
+            spec.containers
+                .iter()
+                .chain(spec.init_containers.iter().flatten())
+        });
+        let target = match named {
+            None => container,
+            Some(name) => all.find(|known| known.name == name).ok_or_else(|| {
+                EnvError::Resource(format!("{} of container {name:?}", selector.resource))
+            })?,
+        };
         return limits::field(
             target,
             &selector.resource,
@@ -446,7 +449,8 @@ mod tests {
         }
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "d", "uid": "u", "labels": {"a/b": "c"}},
-            "spec": {"containers": [], "nodeName": "n", "enableServiceLinks": container["links"] == true}
+            "spec": {"containers": [], "nodeName": "n", "enableServiceLinks": container["links"] == true,
+                "initContainers": [{"name": "i", "resources": {"limits": {"memory": "3Mi"}}}]}
         }))
         .unwrap();
         let context = EnvContext {
@@ -512,6 +516,18 @@ mod tests {
             Some("10.96.0.9")
         );
         assert_eq!(get(&env, "U").as_deref(), Some("tcp://10.96.0.9:5432"));
+    }
+
+    #[test]
+    fn resources_are_those_of_the_container_that_is_named() {
+        let of = |name: &str| {
+            let selector = json!({"containerName": name, "resource": "limits.memory"});
+            evaluate(json!({"env": [{"name": "A", "valueFrom": {"resourceFieldRef": selector}}]}))
+        };
+        let of_init = of("i").unwrap();
+        assert_eq!(get(&of_init, "A").as_deref(), Some("3145728"));
+        let words = of("other").unwrap_err().to_string();
+        assert!(words.contains("other"), "{words}");
     }
 
     #[test]

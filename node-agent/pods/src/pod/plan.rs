@@ -7,11 +7,9 @@ use super::record::{Record, Role, Stage};
 pub(crate) enum Step {
     /// Start the container at this index, after its back-off when it ran before.
     Start(usize),
-    /// Stop a sidecar: nothing is left that needs it.
-    StopSidecar(usize),
     /// All init containers are through.
     Initialised,
-    /// All is over.
+    /// All is over: sidecars that still run are to be stopped, since nothing is left that needs them.
     End { failed: bool },
 }
 
@@ -36,7 +34,7 @@ fn after(record: &Record) -> Option<After> {
 }
 
 /// The steps that are due. Init containers run one after the other; a sidecar lets the next begin once it has
-/// started; the main containers run together; sidecars are stopped, last first, when all of those are done.
+/// started; the main containers run together; all is over when these are done, or when an init container failed for good.
 pub(crate) fn plan(records: &[Record], initialised: bool) -> Vec<Step> {
     let mut steps = Vec::new();
     let mains_over = records
@@ -54,7 +52,7 @@ pub(crate) fn plan(records: &[Record], initialised: bool) -> Vec<Step> {
             Role::Init | Role::Sidecar if !through => {}
             Role::Init => match after(record) {
                 Some(After::Done) => {}
-                Some(After::Failed) => return fail(records),
+                Some(After::Failed) => return vec![Step::End { failed: true }],
                 Some(After::Again) => {
                     steps.push(Step::Start(index));
                     through = false;
@@ -87,30 +85,12 @@ pub(crate) fn plan(records: &[Record], initialised: bool) -> Vec<Step> {
     steps
 }
 
-/// An init container failed for good: whatever sidecars run are stopped, then the pod has failed.
-fn fail(records: &[Record]) -> Vec<Step> {
-    match last_running_sidecar(records) {
-        Some(index) => vec![Step::StopSidecar(index)],
-        None => vec![Step::End { failed: true }],
-    }
-}
-
 fn over(records: &[Record]) -> Vec<Step> {
-    if let Some(index) = last_running_sidecar(records) {
-        return vec![Step::StopSidecar(index)];
-    }
     let failed = records
         .iter()
         .filter(|record| record.role == Role::Main)
         .any(|record| matches!(&record.stage, Stage::Ended(ended) if !ended.succeeded()));
     vec![Step::End { failed }]
-}
-
-fn last_running_sidecar(records: &[Record]) -> Option<usize> {
-    records.iter().rposition(|record| {
-        record.role == Role::Sidecar
-            && matches!(record.stage, Stage::Running { .. } | Stage::Starting { .. })
-    })
 }
 
 #[cfg(test)]
@@ -203,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn sidecars_start_first_and_stop_last() {
+    fn sidecars_start_first_and_hold_up_no_end() {
         use Role::{Init, Main, Sidecar};
         let not_yet = running(false);
         let due = |all: &[(Role, Stage)], initialised| {
@@ -240,7 +220,7 @@ mod tests {
             (Sidecar, running(true)),
             (Main, ended(0)),
         ];
-        assert_eq!(due(&two, true), [Step::StopSidecar(1)]);
+        assert_eq!(due(&two, true), [Step::End { failed: false }]);
         assert_eq!(
             due(&[(Sidecar, ended(0)), (Main, ended(0))], true),
             [Step::End { failed: false }]
@@ -254,7 +234,7 @@ mod tests {
                 ],
                 false
             ),
-            [Step::StopSidecar(0)]
+            [Step::End { failed: true }]
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Stopping a container: preStop hook, stop signal, grace period, SIGKILL.
+//! Stopping a container: preStop hook, its turn, stop signal, grace period, SIGKILL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub(crate) struct Stop {
     /// Wait until no new connections are sent to the pod.
     pub(crate) drain: bool,
     pub(crate) signal: i32,
+    /// Cancelled when those have ended that end before it. It waits for them no longer than its grace period.
+    pub(crate) turn: CancellationToken,
     /// Cancelled when the container has ended.
     pub(crate) ended: CancellationToken,
 }
@@ -39,7 +41,10 @@ impl Stop {
     pub(crate) async fn run(self) {
         let deadline = Instant::now() + self.grace;
         if !self.grace.is_zero() {
-            let polite = async { tokio::join!(self.pre_stop(), self.drained()) };
+            let polite = async {
+                tokio::join!(self.pre_stop(), self.drained());
+                self.turn.cancelled().await;
+            };
             tokio::select! {
                 _ = tokio::time::timeout_at(deadline, polite) => {}
                 () = self.ended.cancelled() => return,

@@ -425,13 +425,6 @@ impl Worker {
         for step in plan(&self.records, self.initialised) {
             match step {
                 Step::Start(index) => self.start(index),
-                Step::StopSidecar(index) => {
-                    self.stop_container(
-                        index,
-                        self.grace(),
-                        "all other containers of the pod have ended",
-                    );
-                }
                 Step::Initialised => {
                     self.initialised = true;
                     self.note(|notes| notes.initialised = true);
@@ -442,8 +435,9 @@ impl Worker {
                         reason: None,
                         message: None,
                     };
+                    // Sidecars may still run.
                     self.stop(Stopping {
-                        grace: Duration::ZERO,
+                        grace: self.grace(),
                         deleted: false,
                         end: Some(end),
                     });

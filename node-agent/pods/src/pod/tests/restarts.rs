@@ -1,4 +1,4 @@
-//! Sidecars, and restarts by each container's own policy and rules.
+//! Sidecars and their end, and restarts by each container's own policy and rules.
 
 use super::*;
 
@@ -183,4 +183,92 @@ async fn all_containers_begin_anew_when_a_rule_says_so() {
     let starts = bed.runtime.starts();
     let names: Vec<&str> = starts.iter().map(|spec| spec.id.name.as_str()).collect();
     assert_eq!((names.len(), names[4]), (8, "i"), "{names:?}");
+}
+
+/// Two sidecars beside a container, all of which ask for five seconds before they are sent a signal.
+fn with_hooks() -> Value {
+    let hook = json!({"preStop": {"sleep": {"seconds": 5}}});
+    let sidecar = |name: &str| json!({"name": name, "image": "app:1", "command": ["/app"], "restartPolicy": "Always", "lifecycle": hook});
+    let mut spec = one(json!({"command": ["/app"], "lifecycle": hook}));
+    spec["restartPolicy"] = json!("Never");
+    spec["initContainers"] = json!([sidecar("s"), sidecar("t")]);
+    pod(spec)
+}
+
+fn signalled(bed: &Bed) -> Vec<String> {
+    let signals = bed.runtime.signals().into_iter();
+    signals
+        .map(|(id, signal)| format!("{} {signal}", id.name))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hooks_of_all_run_at_once_and_sidecars_end_last_first() {
+    let mut bed = Bed::new();
+    let object = with_hooks();
+    bed.apply(&object);
+    bed.phase("Running").await;
+    let begun = Instant::now();
+    bed.apply(&deleted(object, 30));
+    bed.until("terminated", |said| matches!(said, Said::Terminated))
+        .await;
+    assert_eq!(signalled(&bed), ["c 15", "t 15", "s 15"]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(9),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    let mut bed = Bed::new();
+    bed.apply(&with_hooks());
+    bed.phase("Running").await;
+    let begun = Instant::now();
+    bed.runtime.finish(&bed.id("c", 0), 0);
+    bed.phase("Succeeded").await;
+    assert_eq!(signalled(&bed), ["t 15", "s 15"]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(9),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sidecar_waits_for_the_others_no_longer_than_its_time() {
+    let mut bed = Bed::new();
+    let mut object = with_hooks();
+    object["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 60}}});
+    bed.apply(&object);
+    bed.phase("Running").await;
+    let begun = Instant::now();
+    bed.apply(&deleted(object, 10));
+    bed.until("terminated", |said| matches!(said, Said::Terminated))
+        .await;
+    let elapsed = begun.elapsed();
+    assert!(
+        elapsed >= Duration::from_secs(9) && elapsed < Duration::from_secs(19),
+        "{elapsed:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ends_is_not_asked_whether_it_lives() {
+    let mut bed = Bed::new();
+    bed.runtime.set_exec_code("live", 0);
+    let mut object = with_hooks();
+    object["spec"]["containers"][0]["livenessProbe"] =
+        json!({"exec": {"command": ["live"]}, "periodSeconds": 1, "failureThreshold": 1});
+    bed.apply(&object);
+    bed.phase("Running").await;
+    bed.apply(&deleted(object, 30));
+    bed.event("Killing").await;
+    bed.runtime.set_exec_code("live", 1);
+    let unhealthy =
+        |said: &Said| matches!(said, Said::Event(event) if event["reason"] == "Unhealthy");
+    let next = bed
+        .until("terminated", |said| {
+            matches!(said, Said::Terminated) || unhealthy(said)
+        })
+        .await;
+    assert!(matches!(next, Said::Terminated), "{next:?}");
 }

@@ -18,6 +18,8 @@ pub(super) struct Control {
     /// The task that stops it.
     pub(super) stopping: Option<AbortHandle>,
     pub(super) probes: Vec<AbortHandle>,
+    /// Cancelled when its turn to end has come, as the pod ends.
+    pub(super) turn: CancellationToken,
     /// Cancelled when the attempt ends.
     pub(super) ended: CancellationToken,
     pub(super) stop_signal: Option<String>,
@@ -34,6 +36,7 @@ impl Control {
             back_off_at: None,
             stopping: None,
             probes: Vec::new(),
+            turn: CancellationToken::new(),
             ended: CancellationToken::new(),
             stop_signal,
             early: None,

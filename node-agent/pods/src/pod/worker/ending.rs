@@ -143,7 +143,7 @@ impl Worker {
         self.stopping = Some(stopping);
     }
 
-    /// Main containers first, then sidecars in reverse order; then the surroundings; then, when deleted, the rest.
+    /// Containers first, in their order; then the surroundings; then, when deleted, the rest.
     pub(super) fn continue_stopping(&mut self) {
         let Some(stopping) = self.stopping.clone() else {
             return;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use gantry_cri::runtime::{ContainerExit, ContainerId};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::recover::lost;
 use super::surroundings::Surroundings;
@@ -15,10 +16,18 @@ use crate::traits::Severity;
 impl Worker {
     /// Begins to stop a running container; nothing happens when that is under way.
     pub(super) fn stop_container(&mut self, index: usize, grace: Duration, why: &str) {
+        let turn = CancellationToken::new();
+        turn.cancel();
+        self.stop_in_turn(index, grace, why, turn);
+    }
+
+    /// As [`Self::stop_container`], but the signal is sent when `turn` is cancelled.
+    fn stop_in_turn(&mut self, index: usize, grace: Duration, why: &str, turn: CancellationToken) {
         let running = matches!(self.records[index].stage, Stage::Running { .. });
-        let (true, None, Some(target)) =
-            (running, &self.controls[index].stopping, self.target(index))
-        else {
+        if !running || self.controls[index].stopping.is_some() {
+            return;
+        }
+        let Some(target) = self.target(index) else {
             return;
         };
         let name = self.records[index].name.clone();
@@ -44,6 +53,7 @@ impl Worker {
                 .is_some_and(|stopping| stopping.deleted)
                 && self.pod.spec.as_ref().and_then(|spec| spec.host_network) != Some(true),
             signal: signal_number(own_signal.as_deref().or(control.stop_signal.as_deref())),
+            turn,
             ended: control.ended.clone(),
             target,
         };
@@ -53,26 +63,28 @@ impl Worker {
         }));
     }
 
-    /// Stops what still runs, sidecars after the others; whether nothing does.
+    /// Stops what still runs; whether nothing does. The hooks of all begin at once, as does the time that all of them have;
+    /// sidecars get their signals after the others have ended, the last one first.
     pub(super) fn all_stopped(&mut self, grace: Duration) -> bool {
         let runs = |record: &Record| {
             matches!(record.stage, Stage::Running { .. } | Stage::Starting { .. })
         };
-        let others = self
-            .records
-            .iter()
-            .any(|record| record.role != Role::Sidecar && runs(record));
-        let due: Vec<usize> = if others {
-            (0..self.records.len())
-                .filter(|&index| self.records[index].role != Role::Sidecar)
-                .collect()
-        } else {
-            self.records.iter().rposition(runs).into_iter().collect()
-        };
-        for index in due {
-            self.stop_container(index, grace, "");
+        let others = |record: &Record| record.role != Role::Sidecar;
+        for (record, control) in self.records.iter().zip(&self.controls) {
+            if others(record) {
+                control.turn.cancel();
+            }
         }
-        !self.records.iter().any(runs)
+        let others_run = self.records.iter().any(|one| others(one) && runs(one));
+        let last = self.records.iter().rposition(runs);
+        if let Some(last) = last.filter(|_| !others_run) {
+            self.controls[last].turn.cancel();
+        }
+        for index in 0..self.records.len() {
+            let turn = self.controls[index].turn.clone();
+            self.stop_in_turn(index, grace, "", turn);
+        }
+        last.is_none()
     }
 
     pub(super) fn exited(&mut self, id: &ContainerId, exit: ContainerExit) {

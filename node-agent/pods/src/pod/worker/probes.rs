@@ -93,6 +93,10 @@ impl Worker {
         else {
             return;
         };
+        // A pod that ends has nothing begin again: only who still sends to it is told of it.
+        if self.stopping.is_some() && purpose != Purpose::Readiness {
+            return;
+        }
         match (purpose, finding) {
             (_, Finding::Failed(message)) => {
                 let text = format!("{} probe failed: {message}", purpose.words());

@@ -57,6 +57,7 @@ impl Worker {
         record.changed = false;
         let control = &mut self.controls[index];
         (control.retry_at, control.back_off_at) = (None, None);
+        control.turn = CancellationToken::new();
         control.ended = CancellationToken::new();
         self.effects.spawn(async move {
             Effect::Launched {

@@ -24,11 +24,11 @@ use self::graph::{
 };
 use crate::context::Context;
 use crate::error::{Doing, Error, Result, code, words};
-use crate::resources::{ByKind, Resource, by_kind, deletable};
+use crate::resources::{ByKind, Resource, Served};
 
 pub(crate) const COMPONENT: &str = "garbage-collector-controller";
 const AT_ONCE: usize = 32;
-/// How often to look for kinds that were added or removed.
+/// How often to look for kinds that were added or removed, and how long to wait for those that cannot be listed.
 const REDISCOVER: Duration = Duration::from_secs(30);
 
 /// Shared by the monitors and the workers.
@@ -122,9 +122,19 @@ pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
             stop.run_until_cancelled(all).await;
         }
     });
-    // Not before all objects are known: a foreground deletion would not wait for dependents nobody has heard of.
+    // Not before all objects are known: a foreground deletion would not wait for dependents nobody has heard of. But one kind
+    // that cannot be listed does not hold up the others for ever.
     let known = stop
-        .run_until_cancelled(async { complete.wait_for(|complete| *complete).await.is_ok() })
+        .run_until_cancelled(async {
+            let all = complete.wait_for(|complete| *complete);
+            match tokio::time::timeout(REDISCOVER, all).await {
+                Ok(known) => known.is_ok(),
+                Err(_) => {
+                    tracing::warn!("some kinds cannot be listed: collecting without them");
+                    true
+                }
+            }
+        })
         .await;
     if known == Some(true) {
         let queue = collector.queue.clone();
@@ -154,13 +164,11 @@ impl Drop for Aborting {
 async fn monitor_all(collector: Arc<Collector>, complete: watch::Sender<bool>) {
     let mut monitors: HashMap<Arc<Resource>, Monitor> = HashMap::new();
     loop {
-        match deletable(&collector.context.client).await {
-            Ok(resources) => {
-                *collector.kinds.lock() = by_kind(&resources);
-                let wanted: HashSet<_> = resources
-                    .into_iter()
-                    .filter(|kind| is_followed(kind))
-                    .collect();
+        match Served::discover(&collector.context.client).await {
+            Ok(served) => {
+                *collector.kinds.lock() = served.by_kind;
+                let deletable = served.deletable.into_iter();
+                let wanted: HashSet<_> = deletable.filter(|kind| is_followed(kind)).collect();
                 monitors.retain(|resource, _| {
                     let keep = wanted.contains(resource);
                     if !keep {
@@ -183,13 +191,21 @@ async fn monitor_all(collector: Arc<Collector>, complete: watch::Sender<bool>) {
                         (Aborting(tokio::spawn(task)), receiver)
                     });
                 }
-                for (_, listed) in monitors.values_mut() {
-                    // Its sender goes only with the monitor.
-                    if listed.wait_for(|listed| *listed).await.is_err() {
-                        tracing::debug!("a monitor ended early");
+                let all_listed = async {
+                    for (_, listed) in monitors.values_mut() {
+                        // Its sender goes only with the monitor.
+                        if listed.wait_for(|listed| *listed).await.is_err() {
+                            tracing::debug!("a monitor ended early");
+                        }
                     }
+                };
+                // What comes meanwhile is followed, too.
+                match tokio::time::timeout(REDISCOVER, all_listed).await {
+                    Ok(()) => {
+                        complete.send_replace(true);
+                    }
+                    Err(_) => tracing::debug!("some kinds are not listed yet"),
                 }
-                complete.send_replace(true);
             }
             Err(error) => {
                 tracing::warn!(error = words(&error), "discovering the kinds to collect");
@@ -292,7 +308,8 @@ async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> 
     }
 }
 
-/// What is known of an owner; none when a cluster-wide object names one in a namespace, which cannot be.
+/// What is known of an owner; none when a cluster-wide object names one in a namespace, which cannot be. One of a version that
+/// is not served may be anything: whoever names it is left alone until it is known.
 async fn owner_state(
     collector: &Collector,
     node: &Node,
@@ -302,12 +319,7 @@ async fn owner_state(
         Deletion::Foreground => Some(OwnerState::Waiting),
         _ => Some(OwnerState::Solid),
     };
-    let known = collector.graph.lock().owner(node, owner);
-    if let Some(deletion) = known {
-        return Ok(state(deletion));
-    }
-    // Not known by that name, in that place: absent, or newer than the graph. The API server knows.
-    let kind = (owner.group().to_owned(), owner.kind.clone());
+    let kind = (owner.api_version.clone(), owner.kind.clone());
     let resource = collector.kinds.lock().get(&kind).cloned();
     let Some(resource) = resource else {
         return Err(Error::NotYet {
@@ -318,6 +330,11 @@ async fn owner_state(
             ),
         });
     };
+    let known = collector.graph.lock().owner(node, owner);
+    if let Some(deletion) = known {
+        return Ok(state(deletion));
+    }
+    // Not known by that name, in that place: absent, or newer than the graph. The API server knows.
     if resource.namespaced && node.key.namespace.is_empty() {
         return Ok(None);
     }

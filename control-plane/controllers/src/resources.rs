@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use kube::api::{Api, DynamicObject};
 use kube::core::ApiResource;
-use kube::discovery::{Discovery, Scope, verbs};
+use kube::discovery::{ApiCapabilities, ApiGroup, Discovery, Scope, verbs};
 
-/// A kind of object, by its preferred version.
+/// A kind of object, by one of its versions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Resource {
     pub(crate) api: ApiResource,
@@ -16,6 +16,14 @@ pub(crate) struct Resource {
 }
 
 impl Resource {
+    fn new(api: ApiResource, capabilities: ApiCapabilities) -> Self {
+        Self {
+            api,
+            namespaced: capabilities.scope == Scope::Namespaced,
+            operations: capabilities.operations,
+        }
+    }
+
     pub(crate) fn can(&self, verb: &str) -> bool {
         self.operations.iter().any(|operation| operation == verb)
     }
@@ -39,34 +47,56 @@ impl Resource {
     }
 }
 
-/// All kinds whose objects can be listed and deleted.
-pub(crate) async fn deletable(client: &kube::Client) -> kube::Result<Vec<Arc<Resource>>> {
-    let discovery = Discovery::new(client.clone()).run_aggregated().await?;
-    let mut resources = Vec::new();
-    for group in discovery.groups_alphabetical() {
-        for (api, capabilities) in group.recommended_resources() {
-            let resource = Resource {
-                api,
-                namespaced: capabilities.scope == Scope::Namespaced,
-                operations: capabilities.operations,
-            };
-            if resource.can(verbs::LIST) && resource.can(verbs::DELETE) {
-                resources.push(Arc::new(resource));
-            }
-        }
-    }
-    Ok(resources)
+/// What the API server has, as discovery says.
+pub(crate) struct Served {
+    /// All kinds whose objects can be listed and deleted, each by the version that its group prefers; one that is not in that
+    /// by the most stable of its own.
+    pub(crate) deletable: Vec<Arc<Resource>>,
+    /// All kinds, in each of their versions.
+    pub(crate) by_kind: ByKind,
 }
 
-/// The kinds by group and kind, as owner references name them.
+/// Kinds by `apiVersion` and `kind`, as owner references name them.
 pub(crate) type ByKind = HashMap<(String, String), Arc<Resource>>;
 
-pub(crate) fn by_kind(resources: &[Arc<Resource>]) -> ByKind {
-    resources
-        .iter()
-        .map(|resource| {
-            let key = (resource.api.group.clone(), resource.api.kind.clone());
-            (key, resource.clone())
-        })
-        .collect()
+impl Served {
+    /// Asks the API server.
+    pub(crate) async fn discover(client: &kube::Client) -> kube::Result<Self> {
+        let discovery = Discovery::new(client.clone()).run_aggregated().await?;
+        let mut served = Self {
+            deletable: Vec::new(),
+            by_kind: ByKind::new(),
+        };
+        for group in discovery.groups_alphabetical() {
+            for (api, capabilities) in of_group(group) {
+                let resource = Resource::new(api, capabilities);
+                if resource.can(verbs::LIST) && resource.can(verbs::DELETE) {
+                    served.deletable.push(Arc::new(resource));
+                }
+            }
+            for version in group.versions() {
+                for (api, capabilities) in group.versioned_resources(version) {
+                    let key = (api.api_version.clone(), api.kind.clone());
+                    let resource = Arc::new(Resource::new(api, capabilities));
+                    served.by_kind.insert(key, resource);
+                }
+            }
+        }
+        Ok(served)
+    }
+}
+
+fn of_group(group: &ApiGroup) -> Vec<(ApiResource, ApiCapabilities)> {
+    let mut all = group.recommended_resources();
+    for (api, capabilities) in group.resources_by_stability() {
+        if !all.iter().any(|(known, _)| known.kind == api.kind) {
+            all.push((api, capabilities));
+        }
+    }
+    all
+}
+
+/// All kinds whose objects can be listed and deleted.
+pub(crate) async fn deletable(client: &kube::Client) -> kube::Result<Vec<Arc<Resource>>> {
+    Ok(Served::discover(client).await?.deletable)
 }

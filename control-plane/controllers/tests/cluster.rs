@@ -396,8 +396,24 @@ async fn dependents_go_with_their_owner_or_stay_as_asked() {
             {"apiVersion": "v1", "kind": "ConfigMap", "name": owner, "uid": uid}]}})
     };
     let ghost = "11111111-2222-3333-4444-555555555555";
+    let of_version = |name: &str, version: &str, kind: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": [
+            {"apiVersion": version, "kind": kind, "name": "ghost", "uid": ghost}]}})
+    };
+    // Nobody knows what an owner is whose version is not served; another that is served will do.
+    for (name, version, kind) in [
+        ("of-old", "v0", "ConfigMap"),
+        ("of-other", "example.org/v1", "ConfigMap"),
+        ("of-earlier", "autoscaling/v1", "HorizontalPodAutoscaler"),
+    ] {
+        create(&maps, of_version(name, version, kind)).await;
+    }
     create(&maps, child("of-ghost", "ghost", ghost)).await;
     gone(&maps, "of-ghost").await;
+    gone(&maps, "of-earlier").await;
+    for name in ["of-old", "of-other"] {
+        assert!(maps.get_opt(name).await.expect("an answer").is_some());
+    }
     for (owner, parameters, stays) in [
         ("background", DeleteParams::background(), false),
         ("orphaning", DeleteParams::orphan(), true),

@@ -228,6 +228,11 @@ pub trait Kind: Send + Sync + 'static {
     fn printer() -> Printer<Self::Object> {
         Printer::<Self::Object>::named().age()
     }
+
+    /// See [`ResourceKind::completed`].
+    fn completed(_object: &Value) -> Option<(&'static str, &'static str)> {
+        None
+    }
 }
 
 /// An object on its way into the store, in the type of its kind; of a change also what is stored.
@@ -349,6 +354,12 @@ pub trait ResourceKind: Send + Sync + 'static {
 
     /// One row, a cell per column. `now` is nanoseconds since the epoch.
     fn row(&self, object: &Value, now: i64) -> Vec<Value>;
+
+    /// What the row of an object that is through says beside its cells: the reason and the message of its condition
+    /// `Completed`.
+    fn completed(&self, _object: &Value) -> Option<(&'static str, &'static str)> {
+        None
+    }
 }
 
 /// Takes a draft through all stages but admission, as the system's own writers do; the object as it will be stored, and the

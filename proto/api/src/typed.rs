@@ -359,6 +359,10 @@ impl<K: Kind> ResourceKind for Typed<K> {
             Err(_) => Vec::new(),
         }
     }
+
+    fn completed(&self, object: &Value) -> Option<(&'static str, &'static str)> {
+        K::completed(object)
+    }
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ pub(super) fn shaped(
                 "apiVersion": shape.api_version,
                 "metadata": metadata,
                 "columnDefinitions": columns,
-                "rows": [{"cells": cells, "object": of_row(context, shape, object)}],
+                "rows": [row_of(context, shape, cells, object)],
             }))
         }
     }
@@ -165,7 +165,19 @@ pub(crate) fn column_definitions(context: &Context<'_>) -> Value {
 /// One row of a Table, with as much of the object as `includeObject` asks for.
 pub(crate) fn row(context: &Context<'_>, shape: Shape, object: Value) -> Value {
     let cells = context.resource.kind.row(&object, context.api.clock.now());
-    json!({"cells": cells, "object": of_row(context, shape, object)})
+    row_of(context, shape, cells, object)
+}
+
+fn row_of(context: &Context<'_>, shape: Shape, cells: Vec<Value>, object: Value) -> Value {
+    let completed = context.resource.kind.completed(&object);
+    let object = of_row(context, shape, object);
+    match completed {
+        None => json!({"cells": cells, "object": object}),
+        Some((reason, message)) => {
+            let condition = json!({"type": "Completed", "status": "True", "reason": reason, "message": message});
+            json!({"cells": cells, "conditions": [condition], "object": object})
+        }
+    }
 }
 
 fn of_row(context: &Context<'_>, shape: Shape, object: Value) -> Value {

@@ -6,6 +6,7 @@ mod status;
 mod update;
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
+use serde_json::Value;
 
 use super::table::Printer;
 use super::{pod_spec, workload};
@@ -211,5 +212,13 @@ impl Kind for PodKind {
 
     fn printer() -> Printer<Pod> {
         row::printer()
+    }
+
+    fn completed(object: &Value) -> Option<(&'static str, &'static str)> {
+        match object["status"]["phase"].as_str()? {
+            "Succeeded" => Some(("Succeeded", "The pod has completed successfully.")),
+            "Failed" => Some(("Failed", "The pod failed.")),
+            _ => None,
+        }
     }
 }

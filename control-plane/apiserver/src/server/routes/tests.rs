@@ -104,6 +104,29 @@ async fn subresources_have_tables_of_their_own() {
 }
 
 #[tokio::test]
+async fn the_row_of_a_pod_that_is_over_says_so() {
+    let server = server().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"containers": [{"name": "c", "image": "i"}], "schedulerName": "none"}});
+    let mut pod = send(&server, Method::POST, pods, "*/*", pod).await.json();
+    let uri = format!("{pods}/p");
+    let running = get(&server, &uri, TABLE).await.json();
+    assert_eq!(running["rows"][0]["conditions"], Value::Null);
+    pod["status"]["phase"] = json!("Failed");
+    let status = format!("{uri}/status");
+    let written = send(&server, Method::PUT, &status, "*/*", pod).await;
+    assert_eq!(written.status, 200);
+    let expected = json!([
+        {"type": "Completed", "status": "True", "reason": "Failed", "message": "The pod failed."}
+    ]);
+    for uri in [uri.as_str(), pods] {
+        let table = get(&server, uri, TABLE).await.json();
+        assert_eq!(table["rows"][0]["conditions"], expected, "{uri}");
+    }
+}
+
+#[tokio::test]
 async fn a_scaling_that_is_tried_answers_with_what_was_asked_and_changes_nothing() {
     let server = server().await;
     deployed(&server).await;

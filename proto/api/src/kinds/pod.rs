@@ -5,7 +5,7 @@ mod row;
 mod status;
 mod update;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodIP, PodSpec, PodStatus};
 use serde_json::Value;
 
 use super::table::Printer;
@@ -37,6 +37,20 @@ fn drop_disabled(spec: &mut PodSpec) {
             source.cluster_trust_bundle = None;
             source.pod_certificate = None;
         }
+    }
+}
+
+/// Sees to it that `podIP` is the first of `podIPs`, whoever writes only one of them; where they differ, it is the only one.
+fn agree_on_addresses(status: &mut PodStatus) {
+    let alone = status.pod_ip.clone().filter(|ip| !ip.is_empty());
+    let first = status.pod_ips.as_ref().and_then(|ips| ips.first());
+    let first = first.map(|first| first.ip.clone());
+    match (alone, first) {
+        (Some(ip), first) if first.as_ref() != Some(&ip) => {
+            status.pod_ips = Some(vec![PodIP { ip }])
+        }
+        (None, Some(first)) => status.pod_ip = Some(first),
+        _ => {}
     }
 }
 
@@ -77,6 +91,9 @@ impl Kind for PodKind {
         pod_spec::default(spec);
         pod_spec::default_for_pod(spec);
         spec.enable_service_links.get_or_insert(true);
+        if let Some(status) = &mut object.status {
+            agree_on_addresses(status);
+        }
     }
 
     fn prepare_create(object: &mut Pod) {
@@ -219,6 +236,42 @@ impl Kind for PodKind {
             "Succeeded" => Some(("Succeeded", "The pod has completed successfully.")),
             "Failed" => Some(("Failed", "The pod failed.")),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_told_alone_and_as_the_first_of_all() {
+        let made = |status: Value| {
+            let mut pod: Pod = serde_json::from_value(json!({"status": status})).unwrap();
+            PodKind::default(&mut pod);
+            let status = serde_json::to_value(pod.status.unwrap()).unwrap();
+            (status["podIP"].clone(), status["podIPs"].clone())
+        };
+        let both = || json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
+        let one = || json!([{"ip": "10.0.0.2"}]);
+        for (written, alone, all) in [
+            (json!({}), Value::Null, Value::Null),
+            (json!({"podIP": "10.0.0.2"}), json!("10.0.0.2"), one()),
+            (json!({"podIPs": both()}), json!("10.0.0.1"), both()),
+            (
+                json!({"podIP": "10.0.0.1", "podIPs": both()}),
+                json!("10.0.0.1"),
+                both(),
+            ),
+            (
+                json!({"podIP": "10.0.0.2", "podIPs": both()}),
+                json!("10.0.0.2"),
+                one(),
+            ),
+        ] {
+            assert_eq!(made(written.clone()), (alone, all), "{written}");
         }
     }
 }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodIP, PodStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodIP, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -271,8 +271,26 @@ fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
             .as_ref()
             .and_then(|resources| resources.requests.clone()),
         resources,
+        volume_mounts: written.and_then(|(_, container)| mounts(container)),
         ..ContainerStatus::default()
     }
+}
+
+/// What became of a container's mounts: what is mounted below one is never made read-only with it.
+fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.iter().flatten();
+    let mounts = mounts.map(|mount| {
+        let read_only = mount.read_only.filter(|read_only| *read_only);
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only,
+            recursive_read_only: read_only.map(|_| "Disabled".to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    });
+    let mounts: Vec<VolumeMountStatus> = mounts.collect();
+    Some(mounts).filter(|mounts| !mounts.is_empty())
 }
 
 #[cfg(test)]
@@ -306,7 +324,9 @@ mod tests {
     ) -> Value {
         let pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "generation": 3},
-            "spec": {"initContainers": [{"name": "i", "image": "init"}], "containers": [{"name": "a", "image": "img"}]}
+            "spec": {"initContainers": [{"name": "i", "image": "init"}], "containers": [
+                {"name": "a", "image": "img", "volumeMounts": [{"name": "v", "mountPath": "/v"},
+                    {"name": "w", "mountPath": "/w", "readOnly": true, "recursiveReadOnly": "IfPossible"}]}]}
         }))
         .unwrap();
         let previous: PodStatus = serde_json::from_value(previous).unwrap();
@@ -381,6 +401,11 @@ mod tests {
         );
         assert_eq!(of(&status, "example.org/gate")["status"], "True");
         assert_eq!(status["initContainerStatuses"][0]["ready"], true);
+        assert_eq!(
+            status["containerStatuses"][0]["volumeMounts"],
+            json!([{"name": "v", "mountPath": "/v"},
+                {"name": "w", "mountPath": "/w", "readOnly": true, "recursiveReadOnly": "Disabled"}])
+        );
         assert_eq!(
             status["containerStatuses"][0]["containerID"],
             "gantry://u-a-0"

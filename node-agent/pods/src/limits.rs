@@ -155,21 +155,31 @@ pub fn container(
     }
 }
 
-/// Adds up what `amount` gives for the containers that run at once; `None` as soon as one sets nothing.
-fn sum(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|init| is_sidecar(init));
-    let together = spec
-        .containers
-        .iter()
-        .chain(sidecars)
-        .map(&amount)
-        .try_fold(0, |total: i64, each| Some(total.saturating_add(each?)))?;
-    let init: Option<Vec<i64>> = spec.init_containers.iter().flatten().map(&amount).collect();
-    Some(together.max(init?.into_iter().max().unwrap_or(0)))
+/// The most that `amount` comes to for containers that run at once: those that stay, with the sidecars, or an init container with
+/// the sidecars before it. `None` where it gives nothing for any.
+fn most(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
+    let add = |one: Option<i64>, other: Option<i64>| match (one, other) {
+        (Some(one), Some(other)) => Some(one.saturating_add(other)),
+        (one, other) => one.or(other),
+    };
+    let (mut sidecars, mut most): (Option<i64>, Option<i64>) = (None, None);
+    for init in spec.init_containers.iter().flatten() {
+        let together = add(sidecars, amount(init));
+        most = most.max(together);
+        if is_sidecar(init) {
+            sidecars = together;
+        }
+    }
+    let staying = spec.containers.iter().map(amount).fold(sidecars, add);
+    most.max(staying)
+}
+
+/// As [`most`], but `None` where it gives nothing for one of them: that one may take any amount.
+fn most_if_all(spec: &PodSpec, amount: impl Fn(&Container) -> Option<i64>) -> Option<i64> {
+    let inits = spec.init_containers.iter().flatten();
+    let mut all = spec.containers.iter().chain(inits);
+    let bounded = all.all(|container| amount(container).is_some());
+    most(spec, amount).filter(|_| bounded)
 }
 
 /// What the pod's cgroup gets: limits only where every container has one.
@@ -177,16 +187,16 @@ pub fn pod(spec: &PodSpec, pids_limit: Option<i64>, policy: MemoryPolicy) -> Res
     let own = spec.resources.as_ref();
     let millis = |value: Quantity| value.millis();
     let bytes = |value: Quantity| value.units();
-    let cpu_requested = sum_of_requests(spec, "cpu", millis);
-    let memory_requested = sum_of_requests(spec, "memory", bytes);
+    let cpu_requested = most_requested(spec, "cpu", millis);
+    let memory_requested = most_requested(spec, "memory", bytes);
     let (memory_min, memory_low) = policy.protection(qos_class(spec), memory_requested);
     let cpu_limit = limit(own, "cpu").map(millis).or_else(|| {
-        sum(spec, |container| {
+        most_if_all(spec, |container| {
             limit(container.resources.as_ref(), "cpu").map(millis)
         })
     });
     let memory_limit = limit(own, "memory").map(bytes).or_else(|| {
-        sum(spec, |container| {
+        most_if_all(spec, |container| {
             limit(container.resources.as_ref(), "memory").map(bytes)
         })
     });
@@ -203,35 +213,22 @@ pub fn pod(spec: &PodSpec, pids_limit: Option<i64>, policy: MemoryPolicy) -> Res
 }
 
 /// What a pod requests of a resource: its own request, or those of the containers that run at once.
-fn sum_of_requests(spec: &PodSpec, name: &str, unit: impl Fn(Quantity) -> i64) -> i64 {
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|init| is_sidecar(init));
+fn most_requested(spec: &PodSpec, name: &str, unit: impl Fn(Quantity) -> i64) -> i64 {
     match request(spec.resources.as_ref(), name) {
         Some(own) => unit(own),
-        None => spec
-            .containers
-            .iter()
-            .chain(sidecars)
-            .filter_map(|container| request(container.resources.as_ref(), name))
-            .map(unit)
-            .fold(0, i64::saturating_add),
+        None => most(spec, |container| {
+            request(container.resources.as_ref(), name).map(&unit)
+        })
+        .unwrap_or(0),
     }
 }
 
-/// The sum of the limits of a resource that containers have which run at once, in whole units; `None` when none has one.
+/// The limits of a resource that containers have which run at once, in whole units; `None` when none has one.
 pub fn total(spec: &PodSpec, name: &str) -> Option<i64> {
-    let own = limit(spec.resources.as_ref(), name).map(|value| value.units());
-    let of = |container: &Container| {
-        limit(container.resources.as_ref(), name).map(|value| value.units())
+    let of = |resources: Option<&ResourceRequirements>| {
+        limit(resources, name).map(|value| value.units())
     };
-    let inits = || spec.init_containers.iter().flatten();
-    let sidecars = inits().filter(|init| is_sidecar(init));
-    let together = spec.containers.iter().chain(sidecars).filter_map(of);
-    let together = together.reduce(i64::saturating_add);
-    own.or_else(|| together.max(inits().filter_map(of).max()))
+    of(spec.resources.as_ref()).or_else(|| most(spec, |container| of(container.resources.as_ref())))
 }
 
 /// What a container requests of a resource, in whole units.
@@ -242,7 +239,7 @@ pub fn request_of(container: &Container, name: &str) -> u64 {
 
 /// What a pod requests of a resource, in whole units.
 pub fn requested(spec: &PodSpec, name: &str) -> u64 {
-    u64::try_from(sum_of_requests(spec, name, |value| value.units())).unwrap_or(0)
+    u64::try_from(most_requested(spec, name, |value| value.units())).unwrap_or(0)
 }
 
 /// An init container that keeps running beside the others.
@@ -409,6 +406,32 @@ mod tests {
         assert!(!of(single).oom_group);
         assert_eq!(of(single).memory_swap, Some(0));
         assert!(!pod(&spec, None, MemoryPolicy::default()).oom_group);
+    }
+
+    #[test]
+    fn an_init_container_runs_beside_the_sidecars_before_it() {
+        let of = |name: &str, mebibytes: u32, policy: Value| {
+            let amount = json!({"memory": format!("{mebibytes}Mi")});
+            let resources = json!({"limits": amount, "requests": amount});
+            json!({"name": name, "resources": resources, "restartPolicy": policy})
+        };
+        let sidecar = |name: &str, mebibytes: u32| of(name, mebibytes, json!("Always"));
+        let plain = |name: &str, mebibytes: u32| of(name, mebibytes, Value::Null);
+        for (inits, expected) in [
+            (json!([]), 2_i64),
+            (json!([sidecar("s", 3)]), 5),
+            (json!([sidecar("s", 3), plain("i", 4)]), 7),
+            (json!([plain("i", 4), sidecar("s", 3)]), 5),
+            (json!([sidecar("s", 1), plain("i", 2), sidecar("t", 3)]), 6),
+        ] {
+            let spec = json!({"initContainers": inits, "containers": [plain("a", 2)]});
+            let spec: PodSpec = serde_json::from_value(spec).unwrap();
+            let expected = expected << 20;
+            let pod = pod(&spec, None, MemoryPolicy::default());
+            assert_eq!(pod.memory_limit, Some(expected), "{inits}");
+            assert_eq!(total(&spec, "memory"), Some(expected), "{inits}");
+            assert_eq!(requested(&spec, "memory"), expected.unsigned_abs());
+        }
     }
 
     #[test]

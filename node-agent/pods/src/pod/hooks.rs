@@ -47,6 +47,33 @@ pub(crate) struct Success {
     pub(crate) warning: Option<String>,
 }
 
+/// Why an action did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// In a kubelet's words.
+    pub(crate) message: String,
+    /// It could not even be tried, which says nothing of the container.
+    pub(crate) untried: bool,
+}
+
+impl Failure {
+    fn untried(message: String) -> Self {
+        Self {
+            message,
+            untried: true,
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self {
+            message,
+            untried: false,
+        }
+    }
+}
+
 impl Action {
     /// What a probe of this container does. A command's `$(NAME)` are variables that are written in the container itself.
     pub(crate) fn of_probe(probe: &Probe, container: &Container) -> Option<Self> {
@@ -97,7 +124,7 @@ impl Action {
         &self,
         target: &Target,
         timeout: Option<Duration>,
-    ) -> Result<Success, String> {
+    ) -> Result<Success, Failure> {
         let action = async {
             match self {
                 Self::Exec(command) => exec(target, command, timeout).await?,
@@ -120,7 +147,7 @@ impl Action {
             None => action.await,
             Some(limit) => tokio::time::timeout(limit, action)
                 .await
-                .unwrap_or_else(|_| Err(self.timed_out(target, limit))),
+                .unwrap_or_else(|_| Err(self.timed_out(target, limit).into())),
         }
     }
 
@@ -163,7 +190,7 @@ impl Target {
             .unwrap_or_default()
     }
 
-    fn port(&self, port: &IntOrString) -> Result<u16, String> {
+    fn port(&self, port: &IntOrString) -> Result<u16, Failure> {
         let number = match port {
             IntOrString::Int(number) => Some(*number),
             IntOrString::String(name) => {
@@ -179,10 +206,10 @@ impl Target {
         number
             .and_then(|number| u16::try_from(number).ok())
             .ok_or_else(|| {
-                format!(
+                Failure::untried(format!(
                     "couldn't find port: container {} has no port {port:?}",
                     self.container.name
-                )
+                ))
             })
     }
 }
@@ -191,7 +218,7 @@ async fn exec(
     target: &Target,
     command: &[String],
     timeout: Option<Duration>,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let spec = ExecSpec {
         args: command.to_vec(),
         tty: false,
@@ -202,7 +229,7 @@ async fn exec(
         .runtime
         .exec(&target.id, spec)
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::untried(error.to_string()))?;
     let (mut output, mut errors) = (Vec::new(), Vec::new());
     let stderr = session.stderr.take();
     let read_errors = async {
@@ -216,14 +243,13 @@ async fn exec(
         Ok(Ok(code)) => {
             output.extend(errors);
             let words = String::from_utf8_lossy(&output).into_owned();
-            Err(if words.is_empty() {
-                format!("command exited with {code}")
-            } else {
-                words
+            Err(match words.is_empty() {
+                true => format!("command exited with {code}").into(),
+                false => words.into(),
             })
         }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("the command's container {} ended", target.id.name)),
+        Ok(Err(error)) => Err(error.to_string().into()),
+        Err(_) => Err(format!("the command's container {} ended", target.id.name).into()),
     }
 }
 
@@ -262,7 +288,7 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 }
 
 /// A probe succeeds on answers that are good, and on those that lead to another host, of which it says so.
-async fn probe_http(target: &Target, get: &HTTPGetAction) -> Result<Success, String> {
+async fn probe_http(target: &Target, get: &HTTPGetAction) -> Result<Success, Failure> {
     let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
     let answer = http_get::get(get, &host, port, Asker::Probe).await;
     let Answer { status, body } = answer.map_err(|none| none.message)?;
@@ -274,13 +300,13 @@ async fn probe_http(target: &Target, get: &HTTPGetAction) -> Result<Success, Str
         }),
         _ => {
             tracing::debug!(pod = target.id.pod.0, status, %body, "an HTTP probe failed");
-            Err(format!("HTTP probe failed with statuscode: {status}"))
+            Err(format!("HTTP probe failed with statuscode: {status}").into())
         }
     }
 }
 
 /// A hook succeeds with any answer, and with one in plain HTTP where TLS is not spoken.
-async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), String> {
+async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), Failure> {
     let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
     let refused = match http_get::get(get, &host, port, Asker::Hook).await {
         Ok(_) => return Ok(()),
@@ -299,7 +325,7 @@ async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err(refused.message)
+    Err(refused.message.into())
 }
 
 #[cfg(test)]
@@ -351,6 +377,7 @@ mod tests {
             .unwrap()
             .run(&target, Some(Duration::from_secs(60)))
             .await
+            .map_err(|failure| failure.message)
     }
 
     #[tokio::test]
@@ -415,12 +442,8 @@ mod tests {
         };
         let reached = named("web").run(&target(port), None).await;
         assert_eq!(reached, Ok(Success::default()));
-        assert!(
-            named("nope")
-                .run(&target(port), None)
-                .await
-                .unwrap_err()
-                .starts_with("couldn't find port")
-        );
+        let unknown = named("nope").run(&target(port), None).await.unwrap_err();
+        assert!(unknown.message.starts_with("couldn't find port"));
+        assert!(unknown.untried);
     }
 }

@@ -31,6 +31,8 @@ impl Purpose {
 pub(crate) enum Finding {
     /// One failure, for an Event.
     Failed(String),
+    /// It could not be tried, for an Event: nothing follows from it.
+    Errored(String),
     /// A success of which something is to be told, for an Event.
     Warned(String),
     /// The threshold was reached: from now on this is the state.
@@ -110,13 +112,12 @@ pub(crate) async fn run(
     loop {
         ticks.tick().await;
         let outcome = action.run(&target, Some(timeout)).await;
-        let good = outcome.is_ok();
-        let mut findings: Vec<Finding> = match outcome {
-            Ok(success) => success.warning.map(Finding::Warned).into_iter().collect(),
-            Err(message) => vec![Finding::Failed(message)],
+        let (told, change) = match outcome {
+            Ok(success) => (success.warning.map(Finding::Warned), counter.count(true)),
+            Err(failure) if failure.untried => (Some(Finding::Errored(failure.message)), None),
+            Err(failure) => (Some(Finding::Failed(failure.message)), counter.count(false)),
         };
-        let change = counter.count(good);
-        findings.extend(change.map(Finding::Now));
+        let findings = told.into_iter().chain(change.map(Finding::Now));
         for finding in findings {
             if reports
                 .send(Report {

@@ -78,8 +78,8 @@ impl Stop {
         let Some(action) = hook.and_then(Action::of_hook) else {
             return;
         };
-        if let Err(message) = action.run(&self.target, None).await {
-            let text = format!("PreStopHook failed: {message}");
+        if let Err(failure) = action.run(&self.target, None).await {
+            let text = format!("PreStopHook failed: {}", failure.message);
             let name = Some(self.target.id.name.as_str());
             self.node.reports.event(
                 &self.pod,

@@ -272,3 +272,27 @@ async fn a_pod_that_ends_is_not_asked_whether_it_lives() {
         .await;
     assert!(matches!(next, Said::Terminated), "{next:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_cannot_be_tried_says_nothing_of_its_container() {
+    let mut bed = Bed::new();
+    let often = |mut probe: Value| {
+        probe["periodSeconds"] = json!(1);
+        probe["failureThreshold"] = json!(1);
+        probe
+    };
+    let spec = one(json!({
+        "command": ["/app"],
+        "livenessProbe": often(json!({"tcpSocket": {"port": "none"}})),
+        "readinessProbe": often(json!({"exec": {"command": ["missing"]}})),
+    }));
+    bed.apply(&pod(spec));
+    bed.phase("Running").await;
+    for _ in 0..6 {
+        let event = bed.event("Unhealthy").await;
+        let words = " probe errored and resulted in unknown state: ";
+        assert!(event["message"].to_string().contains(words), "{event}");
+    }
+    assert_eq!(bed.runtime.starts().len(), 1);
+    assert!(bed.runtime.signals().is_empty());
+}

@@ -102,6 +102,11 @@ impl Worker {
                 let text = format!("{} probe failed: {message}", purpose.words());
                 self.event(Some(&name), Severity::Warning, "Unhealthy", &text);
             }
+            (_, Finding::Errored(message)) => {
+                let what = purpose.words();
+                let text = format!("{what} probe errored and resulted in unknown state: {message}");
+                self.event(Some(&name), Severity::Warning, "Unhealthy", &text);
+            }
             (_, Finding::Warned(message)) => {
                 let text = format!("{} probe warning: {message}", purpose.words());
                 self.event(Some(&name), Severity::Warning, "ProbeWarning", &text);

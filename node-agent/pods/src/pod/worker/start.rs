@@ -257,10 +257,11 @@ impl Worker {
         match (hook.and_then(Action::of_hook), self.target(index)) {
             (Some(action), Some(target)) => {
                 self.effects.spawn(async move {
+                    let result = action.run(&target, None).await;
                     Effect::Hooked {
                         index,
                         attempt,
-                        result: action.run(&target, None).await,
+                        result: result.map_err(|failure| failure.message),
                     }
                 });
             }

@@ -204,7 +204,10 @@ fn render(mut conf: HostResolver) -> String {
         let options: Vec<String> = conf
             .options
             .into_iter()
-            .map(|(name, value)| value.map_or(name.clone(), |value| format!("{name}:{value}")))
+            .map(|(name, value)| match value.as_deref() {
+                None | Some("") => name,
+                Some(value) => format!("{name}:{value}"),
+            })
             .collect();
         text.push_str(&format!("options {}\n", options.join(" ")));
     }

@@ -58,7 +58,10 @@ pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
     } else if let Some(source) = volume.host_path.clone() {
         Box::new(HostPath(source))
     } else if let Some(source) = volume.empty_dir.clone() {
-        Box::new(EmptyDir { name, source })
+        match source.medium.as_deref() {
+            None | Some("" | "Memory") => Box::new(EmptyDir { name, source }),
+            Some(other) => return Err(VolumeError::Medium(other.to_owned())),
+        }
     } else if let Some(claim) = &volume.persistent_volume_claim {
         return Err(VolumeError::Missing {
             kind: "persistentvolumeclaim",

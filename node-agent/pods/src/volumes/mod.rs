@@ -65,6 +65,9 @@ pub enum VolumeError {
         "volume source of this kind is not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI or projected"
     )]
     Unsupported,
+    /// An emptyDir on something that this node has not.
+    #[error("emptyDir.medium {0:?} is not supported by this node; use Memory, or leave it out")]
+    Medium(String),
     /// A path that leaves the volume.
     #[error("subPath {0:?} must stay within the volume")]
     Outside(String),

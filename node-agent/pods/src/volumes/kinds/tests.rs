@@ -486,3 +486,18 @@ fn a_token_is_for_the_user_of_the_pod() {
         tear_down(context.pod_dir).unwrap()
     });
 }
+
+#[test]
+fn an_empty_directory_is_on_disk_or_in_memory() {
+    let refusal = |medium: Value| {
+        let volume = json!({"name": "v", "emptyDir": {"medium": medium}});
+        let volume = serde_json::from_value(volume).unwrap();
+        of(&volume).err().map(|error| error.to_string())
+    };
+    for medium in [Value::Null, json!(""), json!("Memory")] {
+        assert_eq!(refusal(medium), None);
+    }
+    for medium in ["HugePages", "HugePages-2Mi"] {
+        assert!(refusal(json!(medium)).is_some_and(|words| words.contains(medium)));
+    }
+}

@@ -54,7 +54,7 @@ build: tools-build ## Build the static release binary
 	$(STATIC) cargo build --release --target $(HOST) -p gantry -p gantry-demo
 	@echo "built $(RELEASE)/gantry"
 
-# A build for a first look takes half the time of a release.
+# A build for a first look takes a third of the time of a release.
 .PHONY: demo
 demo: tools-build tools-node ## Start a cluster and watch it scale, roll and roll back
 	@command -v curl >/dev/null || apt-get install -y -qq curl >/dev/null

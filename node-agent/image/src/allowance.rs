@@ -19,8 +19,6 @@ pub(crate) const LAYER_BYTES: u64 = 256 << 30;
 const RATIO: u64 = 1_000;
 /// What may come of an image's blobs beyond that, of all together: files of zeros, mostly.
 const SPARE: u64 = 4 << 30;
-/// A byte of a hole is neither hashed nor written: so many cost what one other does.
-const HOLE: u64 = 64;
 /// More than the largest layers have.
 const ENTRIES: u64 = 4 << 20;
 /// Entries that count as [`room::LOOK`] bytes: each takes an inode, and time.
@@ -140,11 +138,6 @@ impl Meter {
         self.seen(count)
     }
 
-    /// So many bytes of a hole came.
-    pub(crate) fn hole(&self, count: u64) -> io::Result<()> {
-        self.bytes(count.div_ceil(HOLE))
-    }
-
     /// An entry came.
     pub(crate) fn entry(&self) -> io::Result<()> {
         self.go_on()?;
@@ -184,16 +177,16 @@ impl<R: Read> Read for Watched<'_, R> {
     }
 }
 
-/// A reader of what is left out, which may be a hole.
-pub(crate) struct LeftOut<'a, R> {
+/// A reader of a layer's plain bytes, each of which counts.
+pub(crate) struct Counted<'a, R> {
     pub(crate) inner: R,
     pub(crate) meter: &'a Meter,
 }
 
-impl<R: Read> Read for LeftOut<'_, R> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.meter.hole(count as u64)?;
+        self.meter.bytes(count as u64)?;
         Ok(count)
     }
 }
@@ -218,14 +211,6 @@ mod tests {
         let largest = Meter::new(&errand, u64::MAX);
         largest.bytes(LAYER_BYTES).expect("the largest layer");
         largest.bytes(1).expect_err("a larger one");
-    }
-
-    #[test]
-    fn holes_are_cheap_and_count() {
-        let (errand, _ends) = Errand::begin();
-        let meter = Meter::new(&errand, 0);
-        meter.hole(SPARE * HOLE).expect("holes");
-        meter.hole(1).expect_err("nothing is left");
     }
 
     #[test]
@@ -266,9 +251,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_counts() {
+    fn what_comes_counts() {
         let meter = Meter::new(&Errand::with_spare(1 << 10), 0);
-        let mut endless = LeftOut {
+        let mut endless = Counted {
             inner: io::repeat(0),
             meter: &meter,
         };

@@ -17,6 +17,7 @@ mod allowance;
 mod archive;
 mod challenge;
 mod distribution;
+mod entries;
 mod index;
 mod layers;
 mod loopback;

@@ -1,9 +1,9 @@
 //! What is below a layer: what it leaves out is as the layers under it have it.
 
-use std::ffi::OsString;
-use std::fs::Metadata;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::root::{self, OPAQUE_XATTR, Root, above, invalid, kind_of};
+use crate::root::{self, OPAQUE_XATTR, Root, above, copy_attributes, invalid, kind_of};
 use crate::unpack::Unpacked;
 
 /// Parts of paths that are followed to complete one layer: some seconds' worth.
@@ -60,12 +60,12 @@ impl Parents {
         }
         // The deepest first: what is done to a directory changes the times of the one above.
         for path in unpacked.implied.iter().rev() {
-            if let Some((_, like)) = walk.find(path).map_err(named(path))?
+            if let Some((place, like)) = walk.find(path).map_err(named(path))?
                 && like.is_dir()
             {
                 let directory = root.directory(path).map_err(io::Error::from);
                 directory
-                    .and_then(|directory| imitate(&directory, &like))
+                    .and_then(|directory| imitate(&directory, &place, &like))
                     .map_err(named(path))?;
             }
         }
@@ -80,15 +80,28 @@ fn link(walk: &mut Walk<'_>, target: &Path, path: &Path, root: &Root) -> io::Res
     if kind_of(&parent, name)?.is_some() {
         return Ok(());
     }
+    // The layer may have said when the directory was changed.
+    let before = File::from(parent.try_clone()?).metadata()?;
+    make_link(walk, target, &parent, name, root)?;
+    Ok(futimens(&parent, &times(&before))?)
+}
+
+fn make_link(
+    walk: &mut Walk<'_>,
+    target: &Path,
+    parent: &OwnedFd,
+    name: &OsStr,
+    root: &Root,
+) -> io::Result<()> {
     // Another link has made it.
     if let Ok((own, file)) = root.parent(target)
         && kind_of(&own, file)?.is_some_and(|kind| kind != FileType::Directory)
         && !root::is_whiteout(&own, file)?
     {
-        return Ok(linkat(&own, file, &parent, name, AtFlags::empty())?);
+        return Ok(linkat(&own, file, parent, name, AtFlags::empty())?);
     }
     match walk.find(target)?.filter(|(_, found)| !found.is_dir()) {
-        Some((file, _)) => Ok(linkat(CWD, &file, &parent, name, AtFlags::empty())?),
+        Some((file, _)) => Ok(linkat(CWD, &file, parent, name, AtFlags::empty())?),
         None => Err(invalid(&format!(
             "it is a hard link to {}, which is in no layer",
             target.display()
@@ -204,20 +217,26 @@ fn is_opaque(directory: &Path) -> io::Result<bool> {
     }
 }
 
-/// Gives a directory the owner, mode and times of another.
-fn imitate(directory: &OwnedFd, like: &Metadata) -> io::Result<()> {
+/// Gives a directory the owner, mode, attributes and times of another, which is at `place`.
+fn imitate(directory: &OwnedFd, place: &Path, like: &Metadata) -> io::Result<()> {
     let (user, group) = (Uid::from_raw(like.uid()), Gid::from_raw(like.gid()));
     fchown(directory, Some(user), Some(group))?;
     fchmod(directory, Mode::from_raw_mode(like.mode() & 0o7777))?;
+    let own = format!("/proc/self/fd/{}/.", directory.as_raw_fd());
+    // Those are the layer's own business: what overlayfs notes, above all.
+    copy_attributes(place, Path::new(&own), |name| name.starts_with(b"trusted."))?;
+    Ok(futimens(directory, &times(like))?)
+}
+
+fn times(of: &Metadata) -> Timestamps {
     let time = |seconds, nanoseconds| Timespec {
         tv_sec: seconds,
         tv_nsec: nanoseconds,
     };
-    let times = Timestamps {
-        last_access: time(like.atime(), like.atime_nsec()),
-        last_modification: time(like.mtime(), like.mtime_nsec()),
-    };
-    Ok(futimens(directory, &times)?)
+    Timestamps {
+        last_access: time(of.atime(), of.atime_nsec()),
+        last_modification: time(of.mtime(), of.mtime_nsec()),
+    }
 }
 
 #[cfg(test)]
@@ -303,6 +322,40 @@ mod tests {
         assert_eq!(mode(&top.join("tmp")), 0o1770, "of the topmost that has it");
         assert_eq!(mode(&top.join("tmp/inner")), 0o711);
         assert_eq!(mode(&top.join("new")), 0o755, "no layer below has it");
+    }
+
+    #[test]
+    fn a_directory_keeps_its_attributes_and_times() {
+        let layers = Layers::new(2);
+        layers.directory(0, "d", 0o755);
+        layers.file(0, "file", "");
+        layers.opaque(0, "d");
+        let low = layers.paths[0].join("d");
+        rustix::fs::lsetxattr(&low, "user.kept", b"a\0b", XattrFlags::empty())
+            .expect("an attribute");
+        layers.directory(1, "d", 0o755);
+        layers.directory(1, "own", 0o755);
+        let opened = File::open(layers.paths[1].join("own")).expect("a directory");
+        let like = layers.paths[0].metadata().expect("there");
+        futimens(&opened, &times(&like)).expect("times");
+        let unpacked = Unpacked {
+            links: vec![("own/name".into(), "file".into())],
+            ..implied(&["d"])
+        };
+        let top = layers.complete(&unpacked).expect("completed");
+        let mut value = [0; 8];
+        let length = rustix::fs::lgetxattr(top.join("d"), "user.kept", &mut value);
+        assert_eq!(
+            length.map(|length| value[..length].to_vec()),
+            Ok(b"a\0b".to_vec())
+        );
+        assert!(!is_opaque(&top.join("d")).expect("reads"));
+        let own = top.join("own").metadata().expect("there");
+        assert_eq!(
+            (own.mtime(), own.mtime_nsec()),
+            (like.mtime(), like.mtime_nsec())
+        );
+        assert!(top.join("own/name").exists());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Files with holes, in the three forms in which GNU tar writes them into PAX archives ("Storing Sparse Files" in its
-//! manual): 0.0 and 0.1 have their map in records of the header, 1.0 at the start of the content.
+//! Files with holes, in the forms in which GNU tar writes them ("Storing Sparse Files" in its manual): in PAX archives, 0.0 and
+//! 0.1 have their map in records of the header, 1.0 at the start of the content; in its own archives the header has it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,15 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use rustix::fs::ftruncate;
-use tar::Entry;
 
-use crate::allowance::Meter;
+use crate::entries::Records;
 use crate::root::invalid;
 
 /// More pieces than files have: each costs memory before anything is written.
 const PIECES: usize = 1 << 20;
-/// The unit in which a copy looks for holes.
-const PIECE: u64 = 64 << 10;
 /// A tar's unit.
 const BLOCK: u64 = 512;
 
@@ -31,25 +28,22 @@ pub(crate) struct Sparse {
 }
 
 /// What an entry's records say of holes; `None` when they say nothing.
-pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Sparse>> {
-    let Some(records) = entry.pax_extensions()? else {
-        return Ok(None);
-    };
+pub(crate) fn of(records: &Records) -> io::Result<Option<Sparse>> {
     let mut sparse = Sparse::default();
     let (mut is_sparse, mut is_newest) = (false, false);
     let mut numbers: Vec<u64> = Vec::new();
-    for record in records {
-        let record = record?;
-        let Some(field) = record.key_bytes().strip_prefix(b"GNU.sparse.") else {
+    for (key, value) in records.iter() {
+        let Some(field) = key.strip_prefix(b"GNU.sparse.") else {
             continue;
         };
-        let value = record.value_bytes();
         is_sparse = true;
         match field {
             b"name" => sparse.name = Some(std::ffi::OsStr::from_bytes(value).into()),
             b"size" | b"realsize" => sparse.size = number(value)?,
             b"major" => is_newest = number(value)? == 1,
             b"offset" | b"numbytes" => numbers.push(number(value)?),
+            // Of a file that is one hole.
+            b"map" if value.is_empty() => {}
             b"map" => {
                 for piece in value.split(|byte| *byte == b',') {
                     numbers.push(number(piece)?);
@@ -67,14 +61,27 @@ pub(crate) fn of(entry: &mut Entry<'_, impl Read>) -> io::Result<Option<Sparse>>
 }
 
 impl Sparse {
+    /// One whose map is known: where each piece begins, and its length.
+    pub(crate) fn of_pieces(size: u64, map: Vec<(u64, u64)>) -> Self {
+        Self {
+            name: None,
+            size,
+            map: Some(map),
+        }
+    }
+
     /// Writes the file; returns the bytes that are in it without its holes.
-    pub(crate) fn write(self, content: &mut impl Read, file: &mut File) -> io::Result<u64> {
-        let map = match self.map {
+    pub(crate) fn write(&self, content: &mut impl Read, file: &mut File) -> io::Result<u64> {
+        let read;
+        let map = match &self.map {
             Some(map) => map,
-            None => read_map(content)?,
+            None => {
+                read = read_map(content)?;
+                &read
+            }
         };
         let mut written = 0;
-        for (offset, length) in map {
+        for &(offset, length) in map {
             let end = offset.checked_add(length);
             if end.is_none_or(|end| end > self.size) {
                 return Err(invalid("a piece of a sparse file lies outside of it"));
@@ -87,28 +94,6 @@ impl Sparse {
         }
         ftruncate(&*file, self.size)?;
         Ok(written)
-    }
-}
-
-/// Copies content of which most is holes, which an archive's reader gives as zeros; returns the bytes that are in the file
-/// without them. The zeros are read from nowhere: whoever counts what is read does not see them.
-pub(crate) fn copy(content: &mut impl Read, file: &mut File, meter: &Meter) -> io::Result<u64> {
-    let (mut size, mut written) = (0_u64, 0);
-    let mut piece = Vec::new();
-    loop {
-        piece.clear();
-        let length = content.take(PIECE).read_to_end(&mut piece)? as u64;
-        if length == 0 {
-            ftruncate(&*file, size)?;
-            return Ok(written);
-        }
-        if piece.iter().any(|byte| *byte != 0) {
-            file.seek(SeekFrom::Start(size))?;
-            io::Write::write_all(file, &piece)?;
-            written += length;
-        }
-        meter.hole(length)?;
-        size += length;
     }
 }
 

@@ -7,7 +7,6 @@
 //!
 //! A layer is unpacked without those below it. What it leaves to them is told in [`Unpacked`].
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,21 +14,19 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat,
-    utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
+    fchown, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tar::{Archive, Entry, EntryType};
+use tar::EntryType;
 
-use crate::allowance::{LeftOut, Meter};
+use crate::allowance::{Counted, Meter};
+use crate::entries::{Entries, Entry};
 use crate::root::{
     Root, above, file_name, invalid, is_directory, is_whiteout, kind_of, make_opaque,
 };
-use crate::sparse::{self, Sparse};
 
 const WHITEOUT: &[u8] = b".wh.";
 /// What begins so is the business of the file system that made the layer, but for [`OPAQUE`].
@@ -39,15 +36,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const META_LINKS: &str = ".wh..wh.plnk";
 /// Files there that a layer may have.
 const META_LINKS_MOST: usize = 256;
-/// What may be before an entry's content: names, attributes and the maps of sparse files.
-const HEADER_BYTES: u64 = 2 << 20;
 /// What is remembered of a layer while it is unpacked: of some 400,000 directories.
 const KEPT_BYTES: usize = 64 << 20;
 /// Of each path, beside its letters.
 const KEPT_OVERHEAD: usize = 96;
-const XATTR_PREFIX: &str = "SCHILY.xattr.";
+const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 /// What overlayfs believes of a layer is not the layer's to say.
-const OVERLAY_XATTRS: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// What has come of a layer, and what it leaves to those below it. Paths are relative to the layer's root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +59,6 @@ pub(crate) struct Unpacked {
 /// Unpacks a tar stream into `root`, which must exist, for as long as the meter allows.
 pub(crate) fn unpack(stream: impl Read, root: &Path, meter: &Meter) -> io::Result<Unpacked> {
     let mut layer = Layer {
-        meter,
         root: Root::open(root)?,
         unpacked: Unpacked {
             implied: BTreeSet::from([PathBuf::new()]),
@@ -76,34 +70,16 @@ pub(crate) fn unpack(stream: impl Read, root: &Path, meter: &Meter) -> io::Resul
         links_seen: 0,
         kept: 0,
     };
-    // What is before each entry's content is read into memory, by a library that bounds none of it.
-    let allowance = Rc::new(Cell::new(HEADER_BYTES));
-    let mut archive = Archive::new(Bounded {
+    let mut entries = Entries::new(Counted {
         inner: stream,
-        allowance: allowance.clone(),
         meter,
     });
-    let mut entries = archive.entries()?;
-    loop {
-        allowance.set(HEADER_BYTES);
-        let Some(entry) = entries.next() else { break };
-        let mut entry = entry?;
-        allowance.set(u64::MAX);
+    while let Some(entry) = entries.advance()? {
         meter.entry()?;
-        // Of all that follows; a commit's hash, usually.
-        if entry.header().entry_type() != EntryType::XGlobalHeader {
-            layer.take(&mut entry)?;
-        }
-        // Left to the library, it would count as what is before the next.
-        let mut rest = LeftOut {
-            inner: entry,
-            meter,
-        };
-        io::copy(&mut rest, &mut io::sink())?;
+        layer.take(&entry, &mut entries)?;
     }
-    allowance.set(u64::MAX);
-    // The archive's end is two zero blocks; what follows belongs to the stream's digest.
-    io::copy(&mut archive.into_inner(), &mut io::sink())?;
+    // What follows the archive's end belongs to the stream's digest.
+    io::copy(&mut entries.into_inner(), &mut io::sink())?;
     // Times of directories are set last, the deepest first: unpacking into them changes them.
     for (path, times) in layer.directories.iter().rev() {
         if let Ok((parent, name)) = layer.root.parent(path) {
@@ -121,28 +97,6 @@ pub(crate) fn unpack(stream: impl Read, root: &Path, meter: &Meter) -> io::Resul
     links.sort();
     layer.unpacked.links = links.into_iter().map(|(_, link)| link).collect();
     Ok(layer.unpacked)
-}
-
-/// A stream of which no more is read than is allowed at the moment, and altogether.
-struct Bounded<'a, R> {
-    inner: R,
-    allowance: Rc<Cell<u64>>,
-    meter: &'a Meter,
-}
-
-impl<R: Read> Read for Bounded<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let allowance = self.allowance.get();
-        if allowance == 0 && !buffer.is_empty() {
-            return Err(invalid("an entry's header is too long"));
-        }
-        let length =
-            usize::try_from(allowance).map_or(buffer.len(), |allowed| allowed.min(buffer.len()));
-        let read = self.inner.read(&mut buffer[..length])?;
-        self.allowance.set(allowance - read as u64);
-        self.meter.bytes(read as u64)?;
-        Ok(read)
-    }
 }
 
 /// A relative path without `.`; refuses `..`.
@@ -164,8 +118,7 @@ fn clean(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A layer on its way.
-struct Layer<'a> {
-    meter: &'a Meter,
+struct Layer {
     root: Root,
     unpacked: Unpacked,
     /// What aufs kept for hard links, by its name there.
@@ -185,7 +138,7 @@ struct MetaLink {
     owner: Owner,
 }
 
-impl Layer<'_> {
+impl Layer {
     /// As [`Root::parent`]; layers may leave the directories above an entry out.
     fn made_parent<'a>(&mut self, path: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
         let (directory, name) = (above(path), file_name(path)?);
@@ -201,6 +154,7 @@ impl Layer<'_> {
     }
 
     fn create_directories(&mut self, path: &Path) -> io::Result<()> {
+        let path = self.root.followed(path)?;
         let mut reached = PathBuf::new();
         for component in path.components() {
             let parent = self.root.directory(&reached)?;
@@ -233,20 +187,23 @@ impl Layer<'_> {
     }
 
     /// Adds one entry, and names it in what is wrong about it.
-    fn take(&mut self, entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
-        let sparse = sparse::of(entry)?;
-        let path = match sparse.as_ref().and_then(|sparse| sparse.name.as_ref()) {
-            Some(name) => clean(name)?,
-            None => clean(&entry.path()?)?,
-        };
+    fn take(&mut self, entry: &Entry, content: &mut impl Read) -> io::Result<()> {
+        let own_name = entry
+            .sparse
+            .as_ref()
+            .and_then(|sparse| sparse.name.as_ref());
+        let path = clean(own_name.unwrap_or(&entry.path))?;
         if path.as_os_str().is_empty() {
-            let owner = Owner::of(entry)?;
-            fchown(&self.root.fd, Some(owner.user), Some(owner.group))?;
-            fchmod(&self.root.fd, owner.mode)?;
-            self.unpacked.implied.remove(&path);
+            // Nothing else is in the root's place.
+            if entry.kind == EntryType::Directory {
+                let owner = Owner::of(entry)?;
+                fchown(&self.root.fd, Some(owner.user), Some(owner.group))?;
+                fchmod(&self.root.fd, owner.mode)?;
+                self.unpacked.implied.remove(&path);
+            }
             return Ok(());
         }
-        self.add(entry, &path, sparse)
+        self.add(entry, content, &path)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
@@ -259,15 +216,10 @@ impl Layer<'_> {
         }
     }
 
-    fn add(
-        &mut self,
-        entry: &mut Entry<'_, impl Read>,
-        path: &Path,
-        sparse: Option<Sparse>,
-    ) -> io::Result<()> {
-        let kind = entry.header().entry_type();
+    fn add(&mut self, entry: &Entry, content: &mut impl Read, path: &Path) -> io::Result<()> {
+        let kind = entry.kind;
         if path.starts_with(META_LINKS) {
-            return self.keep_meta_link(entry, kind, path);
+            return self.keep_meta_link(entry, content, path);
         }
         let name = file_name(path)?.as_bytes();
         if name == OPAQUE {
@@ -281,7 +233,7 @@ impl Layer<'_> {
         }
         let (parent, name) = self.made_parent(path)?;
         let target = match kind {
-            EntryType::Link => Some(clean(&link_name(entry)?)?),
+            EntryType::Link => Some(clean(link_name(entry)?)?),
             _ => None,
         };
         if target.as_deref() == Some(path) {
@@ -292,11 +244,12 @@ impl Layer<'_> {
             self.unpacked.implied.remove(path);
         } else {
             // What was there has hidden what lower layers have of this name, and so does what comes instead.
-            let hides_lower = self.remove(&parent, name, path)?;
+            let is_link = self.links.remove(path).is_some();
+            let hides_lower = self.remove(&parent, name, path)? || is_link;
             if let Some(target) = target {
                 return self.link(&target, path);
             }
-            self.unpacked.size += self.create(entry, kind, &parent, name, sparse)?;
+            self.unpacked.size += create(entry, content, &parent, name)?;
             if hides_lower && kind == EntryType::Directory {
                 make_opaque(&self.root.directory(path)?)?;
             }
@@ -318,17 +271,17 @@ impl Layer<'_> {
     /// Keeps a file that hard links will name, in a place without a name.
     fn keep_meta_link(
         &mut self,
-        entry: &mut Entry<'_, impl Read>,
-        kind: EntryType,
+        entry: &Entry,
+        content: &mut impl Read,
         path: &Path,
     ) -> io::Result<()> {
-        if !matches!(kind, EntryType::Regular | EntryType::Continuous) {
+        if !matches!(entry.kind, EntryType::Regular | EntryType::Continuous) {
             return Ok(());
         }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = openat(&self.root.fd, ".", flags, Mode::from_raw_mode(0o600))?;
         let mut file = File::from(file);
-        self.unpacked.size += io::copy(entry, &mut file)?;
+        self.unpacked.size += io::copy(content, &mut file)?;
         let owner = Owner::of(entry)?;
         // Each holds a descriptor.
         if self.meta_links.len() >= META_LINKS_MOST {
@@ -386,6 +339,8 @@ impl Layer<'_> {
             parent => parent?,
         };
         match kind_of(&parent, name)? {
+            // A link that is yet to be made hides what is below, as files do.
+            None if self.links.contains_key(&path) => Ok(()),
             Some(FileType::Directory) => {
                 self.unpacked.implied.remove(&path);
                 make_opaque(&self.root.directory(&path)?)
@@ -408,52 +363,6 @@ impl Layer<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
             parent => make_opaque(&parent?.0),
         }
-    }
-
-    /// Creates what an entry is, but a hard link; returns the bytes of its content.
-    fn create(
-        &self,
-        entry: &mut Entry<'_, impl Read>,
-        kind: EntryType,
-        parent: &OwnedFd,
-        name: &OsStr,
-        sparse: Option<Sparse>,
-    ) -> io::Result<u64> {
-        let device = || -> io::Result<u64> {
-            let header = entry.header();
-            Ok(makedev(
-                header.device_major()?.unwrap_or(0),
-                header.device_minor()?.unwrap_or(0),
-            ))
-        };
-        let mode = Mode::from_raw_mode(0o600);
-        match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let flags = OFlags::CREATE
-                    | OFlags::EXCL
-                    | OFlags::WRONLY
-                    | OFlags::NOFOLLOW
-                    | OFlags::CLOEXEC;
-                let mut file = File::from(openat(parent, name, flags, mode)?);
-                return match (sparse, kind) {
-                    (Some(sparse), _) => sparse.write(entry, &mut file),
-                    (None, EntryType::GNUSparse) => sparse::copy(entry, &mut file, self.meter),
-                    (None, _) => io::copy(entry, &mut file),
-                };
-            }
-            EntryType::Directory => mkdirat(parent, name, Mode::from_raw_mode(0o700))?,
-            EntryType::Symlink => symlinkat(link_name(entry)?, parent, name)?,
-            EntryType::Fifo => mknodat(parent, name, FileType::Fifo, mode, 0)?,
-            EntryType::Char => mknodat(parent, name, FileType::CharacterDevice, mode, device()?)?,
-            EntryType::Block => mknodat(parent, name, FileType::BlockDevice, mode, device()?)?,
-            other => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("entries of type {other:?} are not supported in layers"),
-                ));
-            }
-        }
-        Ok(0)
     }
 
     /// Removes whatever an earlier entry of the same layer left under a name; whether that hid what lower layers have.
@@ -480,36 +389,34 @@ impl Layer<'_> {
         }
     }
 
-    fn xattrs(&self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
-        let Some(extensions) = entry.pax_extensions()? else {
-            return Ok(());
-        };
-        for extension in extensions {
-            let extension = extension?;
-            let Some(name) = extension
-                .key()
-                .ok()
-                .and_then(|key| key.strip_prefix(XATTR_PREFIX))
-            else {
+    fn xattrs(&self, entry: &Entry, path: &Path) -> io::Result<()> {
+        for (key, value) in entry.records.iter() {
+            let Some(name) = key.strip_prefix(XATTR_PREFIX) else {
                 continue;
             };
             if OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix)) {
                 continue;
             }
+            let name = OsStr::from_bytes(name);
             let (parent, file) = self.root.parent(path)?;
             // There is no lsetxattrat: the parent is named through its descriptor.
             let target = Path::new("/proc/self/fd")
                 .join(parent.as_raw_fd().to_string())
                 .join(file);
-            match lsetxattr(target, name, extension.value_bytes(), XattrFlags::empty()) {
+            match lsetxattr(target, name, value, XattrFlags::empty()) {
                 Ok(()) => {}
                 // Not on this file system, or not on a file of this type: the image runs without.
                 Err(Errno::NOTSUP | Errno::PERM) => {
-                    tracing::debug!(name, path = %path.display(), "an extended attribute was left out");
+                    tracing::debug!(
+                        name = %name.display(),
+                        path = %path.display(),
+                        "an extended attribute was left out"
+                    );
                 }
                 Err(error) => {
                     return Err(io::Error::other(format!(
-                        "setting {name} in {}: {error}",
+                        "setting {} in {}: {error}",
+                        name.display(),
                         self.root.path.display()
                     )));
                 }
@@ -519,11 +426,45 @@ impl Layer<'_> {
     }
 }
 
-fn link_name(entry: &Entry<'_, impl Read>) -> io::Result<PathBuf> {
-    entry
-        .link_name()?
-        .map(|name| name.into_owned())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a link without a target"))
+/// Creates what an entry is, but a hard link; returns the bytes of its content.
+fn create(
+    entry: &Entry,
+    content: &mut impl Read,
+    parent: &OwnedFd,
+    name: &OsStr,
+) -> io::Result<u64> {
+    let mode = Mode::from_raw_mode(0o600);
+    let device = makedev(entry.device.0, entry.device.1);
+    match entry.kind {
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            let flags =
+                OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let mut file = File::from(openat(parent, name, flags, mode)?);
+            return match &entry.sparse {
+                Some(sparse) => sparse.write(content, &mut file),
+                None => io::copy(content, &mut file),
+            };
+        }
+        EntryType::Directory => mkdirat(parent, name, Mode::from_raw_mode(0o700))?,
+        EntryType::Symlink => symlinkat(link_name(entry)?, parent, name)?,
+        EntryType::Fifo => mknodat(parent, name, FileType::Fifo, mode, 0)?,
+        EntryType::Char => mknodat(parent, name, FileType::CharacterDevice, mode, device)?,
+        EntryType::Block => mknodat(parent, name, FileType::BlockDevice, mode, device)?,
+        other => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("entries of type {other:?} are not supported in layers"),
+            ));
+        }
+    }
+    Ok(0)
+}
+
+fn link_name(entry: &Entry) -> io::Result<&Path> {
+    match entry.target.as_os_str().is_empty() {
+        true => Err(invalid("a link without a target")),
+        false => Ok(&entry.target),
+    }
 }
 
 /// Whether a path leads to nothing in this layer.
@@ -540,12 +481,6 @@ fn is_meta(path: &Path) -> bool {
         .any(|part| part.as_os_str().as_bytes().starts_with(META))
 }
 
-/// A number of a header, which is 0 where nothing is written.
-fn or_blank(number: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
-    let is_blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
-    if is_blank { Ok(0) } else { number }
-}
-
 /// An entry's owner, mode and times.
 struct Owner {
     user: Uid,
@@ -555,23 +490,19 @@ struct Owner {
 }
 
 impl Owner {
-    fn of(entry: &Entry<'_, impl Read>) -> io::Result<Self> {
-        let (header, fields) = (entry.header(), entry.header().as_old());
-        let id = |id: u64| u32::try_from(id).map_err(|_| invalid("an owner out of range"));
-        let user = or_blank(header.uid(), &fields.uid)?;
-        let group = or_blank(header.gid(), &fields.gid)?;
-        let mode = or_blank(header.mode().map(u64::from), &fields.mode)?;
-        let time = Timespec {
-            tv_sec: i64::try_from(or_blank(header.mtime(), &fields.mtime)?).unwrap_or(0),
-            tv_nsec: 0,
+    fn of(entry: &Entry) -> io::Result<Self> {
+        // The last number is nobody's: it means that an owner stays.
+        let id = |id: i64| match u32::try_from(id) {
+            Ok(id) if id != u32::MAX => Ok(id),
+            _ => Err(invalid("an owner out of range")),
         };
         Ok(Self {
-            user: Uid::from_raw(id(user)?),
-            group: Gid::from_raw(id(group)?),
-            mode: Mode::from_raw_mode(u32::try_from(mode & 0o7777).unwrap_or(0)),
+            user: Uid::from_raw(id(entry.user)?),
+            group: Gid::from_raw(id(entry.group)?),
+            mode: Mode::from_raw_mode(u32::try_from(entry.mode & 0o7777).unwrap_or(0)),
             times: Timestamps {
-                last_access: time,
-                last_modification: time,
+                last_access: entry.accessed,
+                last_modification: entry.modified,
             },
         })
     }

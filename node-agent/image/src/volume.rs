@@ -12,15 +12,14 @@ use std::path::{Path, PathBuf};
 
 use gantry_idmap::{IDS, IdBlock};
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chmodat, chownat, fstat, ftruncate, futimens, lgetxattr, lgetxattr_query, linkat, llistxattr,
-    llistxattr_query, lsetxattr, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat,
-    utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat,
+    fstat, ftruncate, futimens, linkat, mkdirat, mknodat, openat, readlinkat, seek, statat,
+    symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::room;
-use crate::root::invalid;
+use crate::root::{copy_attributes, invalid};
 
 /// What is remembered of a copy under way: of some 300,000 directories and files with several names.
 const KEPT_BYTES: usize = 64 << 20;
@@ -226,33 +225,10 @@ impl Copying<'_> {
     }
 
     fn attributes(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let size = match llistxattr_query(from) {
-            Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
-            size => size?,
-        };
-        let mut names = vec![0_u8; size];
-        let length = llistxattr(from, &mut names[..])?;
-        names.truncate(length);
-        for name in names.split(|byte| *byte == 0) {
-            let left_out = name.is_empty()
-                || OVERLAY.iter().any(|prefix| name.starts_with(prefix))
-                || (name == CAPABILITY && self.ids.is_some());
-            if left_out {
-                continue;
-            }
-            let name = OsStr::from_bytes(name);
-            let mut value = vec![0_u8; lgetxattr_query(from, name)?];
-            if !value.is_empty() {
-                let length = lgetxattr(from, name, &mut value[..])?;
-                value.truncate(length);
-            }
-            match lsetxattr(to, name, &value, XattrFlags::empty()) {
-                // As when layers are unpacked.
-                Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        copy_attributes(from, to, |name| {
+            OVERLAY.iter().any(|prefix| name.starts_with(prefix))
+                || (name == CAPABILITY && self.ids.is_some())
+        })
     }
 
     fn keep(&mut self, path: &Path) -> io::Result<()> {

@@ -2,6 +2,8 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown, symlink};
 
+use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+
 use super::*;
 
 /// A root file system, and a place for a volume of it.

@@ -10,14 +10,16 @@
 //! moment and after every crash; so nobody takes it for one that an administrator brought. Credentials themselves are not
 //! kept, only hashes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gantry_cri::image::{Image, ImageError, Images};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::pull_verification::PullVerification;
 
@@ -100,10 +102,13 @@ struct Cache {
     changes: u64,
 }
 
-/// The records. Every change is on the disk when its method returns.
+/// The records. Every change is on the disk when its method returns; only that a pull has ended is written later.
 pub struct PullRecords {
     directory: PathBuf,
     verification: PullVerification,
+    /// Held from a look at what is known until its change is written. By threads that may wait for the disk alone.
+    writing: Mutex<()>,
+    /// Never held while something is written.
     known: Mutex<Cache>,
 }
 
@@ -131,12 +136,13 @@ impl PullRecords {
         Ok(Self {
             directory: directory.to_owned(),
             verification,
+            writing: Mutex::default(),
             known: Mutex::new(known),
         })
     }
 
     /// Ends the intents of an earlier process: what came of its pulls is known to have been pulled, by whom is not. To be
-    /// called before the first [`PullRecords::intend`].
+    /// called before the first [`PullRecords::intend`]; nothing else runs then, and the disk is waited for.
     pub async fn settle(&self, images: &dyn Images) -> io::Result<()> {
         let intents = self.intents();
         for reference in &intents {
@@ -157,39 +163,60 @@ impl PullRecords {
     }
 
     /// Says that a reference, in full, is about to be pulled.
-    pub(crate) fn intend(&self, reference: &str) -> io::Result<Intent<'_>> {
-        let mut known = self.known.lock();
-        let mut intents = known.intents.clone();
-        *intents.entry(reference.to_owned()).or_default() += 1;
-        if intents.len() != known.intents.len() {
-            self.write_intents(&intents)?;
-        }
-        known.intents = intents;
-        Ok(Intent {
-            records: self,
-            reference: reference.to_owned(),
-            remains: false,
+    pub(crate) async fn intend(self: &Arc<Self>, reference: &str) -> io::Result<Intent> {
+        let (records, reference) = (self.clone(), reference.to_owned());
+        blocking(move || {
+            records.begin(&reference)?;
+            Ok(Intent {
+                records,
+                reference,
+                remains: false,
+            })
         })
+        .await
     }
 
-    fn end(&self, reference: &str) {
-        let mut known = self.known.lock();
-        if let Some(count) = known.intents.get_mut(reference) {
-            *count -= 1;
-            if *count > 0 {
-                return;
-            }
-            known.intents.remove(reference);
+    fn begin(&self, reference: &str) -> io::Result<()> {
+        let _writing = self.writing.lock();
+        let mut intents = self.known.lock().intents.clone();
+        if intents.insert(reference.to_owned(), 1).is_none() {
+            self.write_intents(&intents)?;
         }
-        // One too many asks for credentials once too often.
-        if let Err(error) = self.write_intents(&known.intents) {
-            tracing::warn!(%error, reference, "forgetting that an image was being pulled");
+        // Others have ended meanwhile.
+        let mut known = self.known.lock();
+        *known.intents.entry(reference.to_owned()).or_default() += 1;
+        Ok(())
+    }
+
+    fn end(self: &Arc<Self>, reference: &str) {
+        {
+            let mut known = self.known.lock();
+            if let Some(count) = known.intents.get_mut(reference) {
+                *count -= 1;
+                if *count > 0 {
+                    return;
+                }
+                known.intents.remove(reference);
+            }
+        }
+        let (records, reference) = (self.clone(), reference.to_owned());
+        let write = move || {
+            let _writing = records.writing.lock();
+            let intents = records.known.lock().intents.clone();
+            // One too many asks for credentials once too often.
+            if let Err(error) = records.write_intents(&intents) {
+                tracing::warn!(%error, reference, "forgetting that an image was being pulled");
+            }
+        };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(write)),
+            Err(_) => write(),
         }
     }
 
     /// Whether a pod that has these Secrets for a repository must show that it may pull an image of it, which is here.
     pub(crate) async fn must_pull(
-        &self,
+        self: &Arc<Self>,
         images: &dyn Images,
         repository: &str,
         image: &Image,
@@ -223,10 +250,13 @@ impl PullRecords {
             return true;
         };
         // What is new of it is trusted from now on by itself; up to a number, since this costs a write and no pull.
-        if access.secrets.len() < SECRETS
-            && let Err(error) = self.note(&image.id, repository, Some(own))
-        {
-            tracing::warn!(%error, image = image.id, "recording who may use an image");
+        if access.secrets.len() < SECRETS && !access.secrets.contains(own) {
+            let (records, id) = (self.clone(), image.id.clone());
+            let (repository, own) = (repository.to_owned(), own.clone());
+            let noted = blocking(move || records.note(&id, &repository, Some(&own))).await;
+            if let Err(error) = noted {
+                tracing::warn!(%error, image = image.id, "recording who may use an image");
+            }
         }
         false
     }
@@ -244,14 +274,15 @@ impl PullRecords {
 
     /// Changes a record, which is made when there is none, and writes it when `change` says so.
     fn change(&self, id: &str, change: impl FnOnce(&mut Record) -> bool) -> io::Result<()> {
-        let mut known = self.known.lock();
-        let before = known.records.get(id);
+        let _writing = self.writing.lock();
+        let before = self.known.lock().records.get(id).cloned();
         let is_new = before.is_none();
-        let mut record = before.cloned().unwrap_or_default();
+        let mut record = before.unwrap_or_default();
         if change(&mut record) || is_new {
             let content = serde_json::to_vec(&record)?;
             gantry_durable::replace(&self.file(id), &content, 0o600)?;
         }
+        let mut known = self.known.lock();
         known.changes += 1;
         record.touched = known.changes;
         known.records.insert(id.to_owned(), record);
@@ -259,7 +290,7 @@ impl PullRecords {
     }
 
     /// Forgets images that are no longer here: who brings one of them again has it for all pods.
-    pub async fn prune(&self, images: &dyn Images) -> Result<(), ImageError> {
+    pub async fn prune(self: &Arc<Self>, images: &dyn Images) -> Result<(), ImageError> {
         let before: Vec<(String, u64)> = {
             let known = self.known.lock();
             let records = known.records.iter();
@@ -267,12 +298,33 @@ impl PullRecords {
                 .map(|(id, record)| (id.clone(), record.touched))
                 .collect()
         };
-        let here = images.list().await?;
-        let mut known = self.known.lock();
-        for (id, touched) in before {
+        let here: BTreeSet<String> = {
+            let here = images.list().await?;
+            here.into_iter().map(|image| image.id).collect()
+        };
+        let gone = before.into_iter().filter(|(id, _)| !here.contains(id));
+        let gone: Vec<(String, u64)> = gone.collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let records = self.clone();
+        let forgotten = blocking(move || {
+            records.forget(gone);
+            Ok(())
+        });
+        forgotten.await.map_err(|source| ImageError::Io {
+            doing: "forgetting who may use images".to_owned(),
+            source,
+        })
+    }
+
+    /// Forgets images, unless they have changed since.
+    fn forget(&self, gone: Vec<(String, u64)>) {
+        let _writing = self.writing.lock();
+        for (id, touched) in gone {
+            let now = self.known.lock().records.get(&id).map(|now| now.touched);
             // One that came meanwhile was recorded meanwhile.
-            let unchanged = known.records.get(&id).map(|record| record.touched) == Some(touched);
-            if !unchanged || here.iter().any(|image| image.id == id) {
+            if now != Some(touched) {
                 continue;
             }
             match fs::remove_file(self.file(&id)) {
@@ -280,11 +332,10 @@ impl PullRecords {
                     tracing::warn!(%error, image = id, "forgetting who may use an image");
                 }
                 _ => {
-                    known.records.remove(&id);
+                    self.known.lock().records.remove(&id);
                 }
             }
         }
-        Ok(())
     }
 
     /// An id is `sha256:` and hexadecimal digits; anything else would be no part of a name.
@@ -316,25 +367,41 @@ fn read<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> T {
     })
 }
 
+/// Runs what waits for the disk off the async workers. It comes to its end though nobody waits for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 /// A pull under way. Dropped, it has failed: a pull that does not come to its end has listed no image.
-pub(crate) struct Intent<'a> {
-    records: &'a PullRecords,
+pub(crate) struct Intent {
+    records: Arc<PullRecords>,
     reference: String,
     remains: bool,
 }
 
-impl Intent<'_> {
-    /// It has succeeded, with a Secret or with nothing. There must be no `await` between that and this.
-    pub(crate) fn pulled(mut self, image: &Image, repository: &str, secret: Option<&SecretUsed>) {
-        if let Err(error) = self.records.note(&image.id, repository, secret) {
-            tracing::warn!(%error, image = image.id, "recording who may use an image");
+impl Intent {
+    /// It has succeeded, with a Secret or with nothing. There must be no other `await` between that and this, which is done
+    /// though nobody waits for it.
+    pub(crate) async fn pulled(self, image: &Image, repository: &str, secret: Option<&SecretUsed>) {
+        let (id, repository) = (image.id.clone(), repository.to_owned());
+        let secret = secret.cloned();
+        let recorded = blocking(move || {
+            let mut intent = self;
+            let noted = intent.records.note(&id, &repository, secret.as_ref());
             // Who asks for it is sent to the registry.
-            self.remains = true;
+            intent.remains = noted.is_err();
+            noted
+        });
+        if let Err(error) = recorded.await {
+            tracing::warn!(%error, image = image.id, "recording who may use an image");
         }
     }
 }
 
-impl Drop for Intent<'_> {
+impl Drop for Intent {
     fn drop(&mut self) {
         if !self.remains {
             self.records.end(&self.reference);

@@ -7,6 +7,7 @@ mod files;
 mod grpc_check;
 mod hooks;
 mod http_get;
+mod keyring;
 mod launch;
 mod manager;
 mod node;

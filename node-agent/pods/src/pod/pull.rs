@@ -1,10 +1,12 @@
 //! Getting a container's image by its pull policy, with the credentials of the pod and its account.
 
+use std::sync::Arc;
+
 use gantry_cri::image::{Credentials, Image, ImageError};
 use gantry_cri::words;
-use k8s_openapi::api::core::v1::{Container, Pod};
-use serde_json::Value;
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 
+use super::keyring::{self, Entry};
 use super::node::Node;
 use crate::pull_records::SecretUsed;
 use crate::traits::Severity;
@@ -52,7 +54,7 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
             .event(pod, Some(&container.name), severity, reason, message);
     };
     let policy = policy(container, &reference);
-    let candidates = credentials(node, pod, &reference);
+    let candidates = credentials(node, pod, &repository);
     let secrets: Vec<SecretUsed> = candidates.iter().map(|one| one.secret.clone()).collect();
     let images = &*node.images;
     if !matches!(policy, Policy::Always)
@@ -97,7 +99,7 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
             retry: true,
         }
     };
-    let intent = node.pulls.intend(&reference).map_err(|error| {
+    let intent = node.pulls.intend(&reference).await.map_err(|error| {
         failed(format!(
             "Failed to record image pull intent for container image \"{written}\": {error}"
         ))
@@ -107,7 +109,7 @@ pub(crate) async fn image(node: &Node, pod: &Pod, container: &Container) -> Resu
         let (credentials, secret) = candidate.map(|one| (one.credentials, one.secret)).unzip();
         match images.pull(written, credentials, None).await {
             Ok(image) => {
-                intent.pulled(&image, &repository, secret.as_ref());
+                intent.pulled(&image, &repository, secret.as_ref()).await;
                 let took = begun.elapsed().as_millis();
                 let took = if took < 1000 {
                     format!("{took}ms")
@@ -135,8 +137,9 @@ struct Candidate {
     secret: SecretUsed,
 }
 
-/// Credentials for a registry from the pod's and its account's pull secrets, in that order.
-fn credentials(node: &Node, pod: &Pod, reference: &str) -> Vec<Candidate> {
+/// Credentials for a repository from the pod's and its account's pull secrets: the most specific first, as a kubelet orders
+/// them, and those that are as specific in the order of the secrets.
+fn credentials(node: &Node, pod: &Pod, repository: &str) -> Vec<Candidate> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let Some(spec) = &pod.spec else {
         return Vec::new();
@@ -148,131 +151,35 @@ fn credentials(node: &Node, pod: &Pod, reference: &str) -> Vec<Candidate> {
     let of_account = account
         .iter()
         .flat_map(|account| account.image_pull_secrets.iter().flatten());
-    let names = spec
-        .image_pull_secrets
-        .iter()
-        .flatten()
-        .chain(of_account)
-        .map(|reference| reference.name.clone());
-    names
-        .filter_map(|name| node.objects.secret(namespace, &name))
+    let mut names: Vec<&str> = Vec::new();
+    for reference in spec.image_pull_secrets.iter().flatten().chain(of_account) {
+        // Admission has given the pod its account's.
+        if !names.contains(&reference.name.as_str()) {
+            names.push(&reference.name);
+        }
+    }
+    let secrets = names.into_iter();
+    let secrets = secrets.filter_map(|name| node.objects.secret(namespace, name));
+    let entries: Vec<Entry<Arc<Secret>>> = secrets
         .flat_map(|secret| {
-            let data = secret.data.clone().unwrap_or_default();
-            let json = data
-                .get(".dockerconfigjson")
-                .map(|bytes| bytes.0.as_slice());
-            let found = json.map(|json| from_docker_config(json, reference));
-            let legacy = || {
-                data.get(".dockercfg")
-                    .map(|bytes| from_auths(parse(&bytes.0), reference))
-            };
-            let found = found.or_else(legacy).unwrap_or_default();
-            found.into_iter().map(move |credentials| Candidate {
+            let entries = keyring::of_secret(&secret).into_iter();
+            entries.map(move |entry| entry.with(secret.clone()))
+        })
+        .collect();
+    let fitting = keyring::fitting(entries, repository).into_iter();
+    fitting
+        .map(
+            |Entry {
+                 credentials, of, ..
+             }| Candidate {
                 secret: SecretUsed {
-                    uid: secret.metadata.uid.clone().unwrap_or_default(),
+                    uid: of.metadata.uid.clone().unwrap_or_default(),
                     namespace: namespace.to_owned(),
-                    name: secret.metadata.name.clone().unwrap_or_default(),
+                    name: of.metadata.name.clone().unwrap_or_default(),
                     credentials: credentials.fingerprint(),
                 },
                 credentials,
-            })
-        })
+            },
+        )
         .collect()
-}
-
-fn parse(json: &[u8]) -> Value {
-    serde_json::from_slice(json).unwrap_or_default()
-}
-
-fn from_docker_config(json: &[u8], reference: &str) -> Vec<Credentials> {
-    from_auths(parse(json)["auths"].clone(), reference)
-}
-
-/// Those entries whose registry (and path, when there is one) the reference begins with; the longest first.
-fn from_auths(auths: Value, reference: &str) -> Vec<Credentials> {
-    let mut fitting: Vec<(usize, Credentials)> = auths
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(registry, entry)| {
-            let bare = registry
-                .trim_start_matches("https://")
-                .trim_start_matches("http://")
-                .trim_end_matches('/');
-            let bare = match bare {
-                "index.docker.io/v1" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
-                other => other.trim_end_matches("/v1").trim_end_matches("/v2"),
-            };
-            let rest = reference.strip_prefix(bare)?;
-            (rest.starts_with(['/', ':', '@']) || rest.is_empty()).then_some(())?;
-            Some((bare.len(), of_entry(entry)?))
-        })
-        .collect();
-    fitting.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    fitting
-        .into_iter()
-        .map(|(_, credentials)| credentials)
-        .collect()
-}
-
-fn of_entry(entry: &Value) -> Option<Credentials> {
-    use base64::Engine as _;
-    if let Some(encoded) = entry["auth"].as_str().filter(|auth| !auth.is_empty()) {
-        let decoded = base64::engine::general_purpose::STANDARD
-            .decode(encoded)
-            .ok()?;
-        let text = String::from_utf8(decoded).ok()?;
-        let (username, password) = text.split_once(':')?;
-        return Some(Credentials {
-            username: username.to_owned(),
-            password: password.to_owned(),
-        });
-    }
-    let (username, password) = (entry["username"].as_str()?, entry["password"].as_str()?);
-    Some(Credentials {
-        username: username.to_owned(),
-        password: password.to_owned(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_most_specific_credentials_come_first() {
-        let config = br#"{"auths": {
-            "registry.example": {"username": "a", "password": "1"},
-            "https://registry.example/team": {"auth": "YjoyOjM="},
-            "https://index.docker.io/v1/": {"username": "hub", "password": "h"}}}"#;
-        let users = |reference: &str| -> Vec<(String, String)> {
-            let all = from_docker_config(config, reference);
-            all.into_iter()
-                .map(|found| (found.username, found.password))
-                .collect()
-        };
-        let pair = |user: &str, password: &str| (user.to_owned(), password.to_owned());
-        assert_eq!(
-            users("registry.example/team/app:1"),
-            [pair("b", "2:3"), pair("a", "1")]
-        );
-        assert_eq!(users("registry.example/other:1"), [pair("a", "1")]);
-        assert_eq!(users("registry.example.org/x:1"), []);
-        assert_eq!(users("docker.io/library/nginx:1"), [pair("hub", "h")]);
-    }
-
-    #[test]
-    fn a_secret_that_is_no_object_gives_no_credentials() {
-        for wrong in [
-            "",
-            "[]",
-            "null",
-            "1",
-            "{\"auths\": []}",
-            "{\"auths\": {\"r\": []}}",
-        ] {
-            let found = from_docker_config(wrong.as_bytes(), "r/image");
-            assert!(found.iter().all(|one| one.username.is_empty()), "{wrong}");
-        }
-    }
 }

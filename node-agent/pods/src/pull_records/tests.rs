@@ -9,8 +9,8 @@ fn secret(number: usize, credentials: &str) -> SecretUsed {
     }
 }
 
-fn open(directory: &Path) -> PullRecords {
-    PullRecords::open(directory, PullVerification::default()).unwrap()
+fn open(directory: &Path) -> Arc<PullRecords> {
+    Arc::new(PullRecords::open(directory, PullVerification::default()).unwrap())
 }
 
 #[test]
@@ -77,9 +77,14 @@ fn an_intent_is_on_the_disk_for_as_long_as_any_pull_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let records = open(directory.path());
     let intents = || open(directory.path()).intents();
-    let first = records.intend("r.example/a:1").unwrap();
-    let second = records.intend("r.example/a:1").unwrap();
-    let other = records.intend("r.example/b:1").unwrap();
+    // Intents end outside of it, where the disk is waited for.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let intend = |reference| runtime.block_on(records.intend(reference)).unwrap();
+    let first = intend("r.example/a:1");
+    let second = intend("r.example/a:1");
+    let other = intend("r.example/b:1");
     assert_eq!(intents(), ["r.example/a:1", "r.example/b:1"]);
     drop(first);
     drop(other);

@@ -29,6 +29,7 @@ fn put_secret(bed: &Bed, name: &str, password: &str) {
     let config = json!({"auths": {"r.example": {"username": "user", "password": password}}});
     let config = STANDARD.encode(config.to_string());
     let secret = json!({"metadata": {"name": name, "namespace": "d", "uid": format!("uid-{name}")},
+        "type": "kubernetes.io/dockerconfigjson",
         "data": {".dockerconfigjson": config}});
     bed.objects
         .apply(&change(Resource::Secret, &secret))
@@ -109,7 +110,7 @@ async fn what_anybody_may_pull_or_an_administrator_brought_is_for_all() {
 async fn nobody_uses_an_image_in_the_moment_before_it_is_known_who_may() {
     let bed = private();
     let node = bed.node();
-    let intent = node.pulls.intend(IMAGE).unwrap();
+    let intent = node.pulls.intend(IMAGE).await.unwrap();
     // The pull has listed it.
     bed.images.preload(IMAGE);
     assert_eq!(asks(&node, "Never", &[]).await, NEVER);

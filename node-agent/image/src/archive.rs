@@ -1,5 +1,6 @@
 //! OCI-layout and docker-archive tarballs.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use serde::Deserialize;
 use crate::allowance::{Errand, Meter};
 use crate::layers::decompressed;
 use crate::manifest::{
-    ConfigFile, DOCUMENT_BYTES, Descriptor, Manifest, NESTED, for_this_platform,
+    ConfigFile, DOCUMENT_BYTES, Descriptor, Few, LAYERS, LAYERS_WHY, MANIFESTS, Manifest, NESTED,
+    for_this_platform,
 };
 use crate::unpack::unpack;
 
@@ -18,6 +20,10 @@ use crate::unpack::unpack;
 /// a tag alone.
 const FULL_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// What all documents of an archive may come to: each is read for every image that names it.
+const DOCUMENTS_BYTES: u64 = 4 * DOCUMENT_BYTES;
+/// More names than an image has.
+const NAMES: usize = 1_000;
 /// What `docker save` has written for an image without a name.
 const NAMELESS: &str = "<none>:<none>";
 
@@ -46,8 +52,9 @@ pub(crate) struct ArchivedLayer {
 struct DockerImage {
     config: String,
     #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    repo_tags: Option<Few<String, NAMES>>,
+    #[serde(default)]
+    layers: Option<Few<String, LAYERS>>,
 }
 
 /// Why the images of an archive cannot be listed.
@@ -90,17 +97,21 @@ pub(crate) fn open(
 }
 
 fn list(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
+    let documents = &Documents {
+        directory,
+        left: Cell::new(DOCUMENTS_BYTES),
+    };
     let is_layout = directory.join("index.json").is_file();
     // docker save writes both forms; its own carries the full names.
     if directory.join("manifest.json").is_file() {
-        let found = docker_archive(directory)?;
+        let found = docker_archive(documents)?;
         let named = found.iter().any(|image| !image.tags.is_empty());
         if named || !is_layout {
             return Ok(merged(found));
         }
     }
     if is_layout {
-        return oci_layout(directory).map(merged);
+        return oci_layout(documents).map(merged);
     }
     Err(Refusal::Archive(
         "neither an OCI layout (index.json) nor a docker archive (manifest.json); make one with \
@@ -131,22 +142,50 @@ fn merged(found: Vec<ArchivedImage>) -> Vec<ArchivedImage> {
     images
 }
 
-fn read(directory: &Path, name: &str) -> Result<Vec<u8>, String> {
-    let path = inside(directory, name)?;
-    let read = || {
-        let mut bytes = Vec::new();
-        let file = File::open(&path)?;
-        file.take(DOCUMENT_BYTES + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().map_err(|error: std::io::Error| format!("{name}: {error}"))?;
-    match bytes.len() as u64 <= DOCUMENT_BYTES {
-        true => Ok(bytes),
-        false => Err(format!("{name} is larger than {DOCUMENT_BYTES} bytes")),
+/// The documents of an unpacked archive.
+struct Documents<'a> {
+    directory: &'a Path,
+    /// Bytes that may still be read.
+    left: Cell<u64>,
+}
+
+impl Documents<'_> {
+    fn read(&self, name: &str) -> Result<Vec<u8>, String> {
+        let path = inside(self.directory, name)?;
+        let most = self.left.get().min(DOCUMENT_BYTES);
+        let read = || {
+            let mut bytes = Vec::new();
+            File::open(&path)?.take(most + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|error: std::io::Error| format!("{name}: {error}"))?;
+        let left = self.left.get().checked_sub(bytes.len() as u64);
+        match left {
+            _ if bytes.len() as u64 > DOCUMENT_BYTES => {
+                Err(format!("{name} is larger than {DOCUMENT_BYTES} bytes"))
+            }
+            Some(left) => {
+                self.left.set(left);
+                Ok(bytes)
+            }
+            None => Err(format!(
+                "its manifests and image configs come to more than {DOCUMENTS_BYTES} bytes"
+            )),
+        }
+    }
+
+    fn blob(&self, digest: &str) -> Result<Vec<u8>, String> {
+        let bytes = self.read(&blob_path(digest))?;
+        match gantry_cri::image::digest(&bytes) == digest {
+            true => Ok(bytes),
+            false => Err(format!(
+                "{digest} is corrupt: its content has another digest"
+            )),
+        }
     }
 }
 
-/// A path named by a document of the archive, which must stay within it.
+/// A file named by a document of the archive, which must be within it: to open a pipe would wait for ever.
 fn inside(directory: &Path, name: &str) -> Result<PathBuf, String> {
     let path = directory.join(name);
     let real = path
@@ -156,7 +195,8 @@ fn inside(directory: &Path, name: &str) -> Result<PathBuf, String> {
         .canonicalize()
         .map_err(|error| error.to_string())?;
     match real.starts_with(root) {
-        true => Ok(real),
+        true if real.is_file() => Ok(real),
+        true => Err(format!("{name} is no file")),
         false => Err(format!("{name} leads out of the archive")),
     }
 }
@@ -170,33 +210,39 @@ fn layer(directory: &Path, name: &str, digest: String) -> Result<ArchivedLayer, 
     Ok(ArchivedLayer { path, digest, size })
 }
 
-fn docker_archive(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
-    let images: Vec<DockerImage> = serde_json::from_slice(&read(directory, "manifest.json")?)
-        .map_err(|error| format!("manifest.json: {error}"))?;
+fn docker_archive(documents: &Documents<'_>) -> Result<Vec<ArchivedImage>, Refusal> {
+    let images: Few<DockerImage, MANIFESTS> =
+        serde_json::from_slice(&documents.read("manifest.json")?)
+            .map_err(|error| format!("manifest.json: {error}"))?;
+    let images = images.all("images", "no archive has so many")?;
     images
         .into_iter()
         .map(|image| {
-            let config = read(directory, &image.config)?;
+            let config = documents.read(&image.config)?;
+            let named = image.layers.map(|layers| layers.all("layers", LAYERS_WHY));
+            let named = named.transpose()?.unwrap_or_default();
             // Layers of a docker archive are named by path only; the config's diff ids identify them.
             let diff_ids = ConfigFile::parse(&config)?.diff_ids().to_vec();
-            if diff_ids.len() != image.layers.len() {
+            if diff_ids.len() != named.len() {
                 return Err(Refusal::Archive(format!(
                     "{} names {} layers, manifest.json {}",
                     image.config,
                     diff_ids.len(),
-                    image.layers.len()
+                    named.len()
                 )));
             }
-            let names = image.repo_tags.unwrap_or_default();
+            let names = image
+                .repo_tags
+                .map(|names| names.all("RepoTags", "each is kept"));
+            let names = names.transpose()?.unwrap_or_default();
             let names = names.iter().filter(|name| *name != NAMELESS);
             Ok(ArchivedImage {
                 tags: names.map(|name| tag(name)).collect::<Result<_, _>>()?,
                 digests: Vec::new(),
-                layers: image
-                    .layers
+                layers: named
                     .iter()
                     .zip(diff_ids)
-                    .map(|(name, diff_id)| layer(directory, name, diff_id))
+                    .map(|(name, diff_id)| layer(documents.directory, name, diff_id))
                     .collect::<Result<_, String>>()?,
                 config,
             })
@@ -204,8 +250,8 @@ fn docker_archive(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
         .collect()
 }
 
-fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
-    let Manifest::Index { manifests } = Manifest::parse(&read(directory, "index.json")?)? else {
+fn oci_layout(documents: &Documents<'_>) -> Result<Vec<ArchivedImage>, Refusal> {
+    let Manifest::Index { manifests } = Manifest::parse(&documents.read("index.json")?)? else {
         return Err(Refusal::Archive("index.json is not an index".to_owned()));
     };
     // Those for other machines are left out, and so is what belongs to an image and is none; unless that is all there is.
@@ -229,13 +275,13 @@ fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
                 // A tag alone names no repository.
                 (None, name) => name.filter(|name| !is_bare_tag(name)),
             };
-            let mut manifest = Manifest::parse(&blob(directory, &descriptor.digest)?)?;
+            let mut manifest = Manifest::parse(&documents.blob(&descriptor.digest)?)?;
             for _ in 0..NESTED {
                 let Manifest::Index { manifests } = &manifest else {
                     break;
                 };
                 let chosen = for_this_platform(manifests)?;
-                manifest = Manifest::parse(&blob(directory, &chosen.digest)?)?;
+                manifest = Manifest::parse(&documents.blob(&chosen.digest)?)?;
             }
             let Manifest::Image { config, layers } = manifest else {
                 let cause = format!("{} is not an image manifest", descriptor.digest);
@@ -249,10 +295,13 @@ fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
             Ok(ArchivedImage {
                 tags,
                 digests,
-                config: blob(directory, &config.digest)?,
+                config: documents.blob(&config.digest)?,
                 layers: layers
                     .iter()
-                    .map(|found| layer(directory, &blob_path(&found.digest), found.digest.clone()))
+                    .map(|found| {
+                        let path = blob_path(&found.digest);
+                        layer(documents.directory, &path, found.digest.clone())
+                    })
                     .collect::<Result<_, String>>()?,
             })
         })
@@ -261,16 +310,6 @@ fn oci_layout(directory: &Path) -> Result<Vec<ArchivedImage>, Refusal> {
 
 fn blob_path(digest: &str) -> String {
     format!("blobs/{}", digest.replacen(':', "/", 1))
-}
-
-fn blob(directory: &Path, digest: &str) -> Result<Vec<u8>, String> {
-    let bytes = read(directory, &blob_path(digest))?;
-    match gantry_cri::image::digest(&bytes) == digest {
-        true => Ok(bytes),
-        false => Err(format!(
-            "{digest} is corrupt: its content has another digest"
-        )),
-    }
 }
 
 fn no_name(name: &str, cause: &str) -> Refusal {

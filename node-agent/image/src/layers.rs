@@ -33,7 +33,8 @@ pub(crate) fn decompressed(file: File, meter: &Meter) -> io::Result<Box<dyn Read
     let start = io::BufRead::fill_buf(&mut file)?;
     let compression = match start {
         [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        // The second is what may be skipped: some begin with what is about the blob.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ => Compression::None,
     };
     Ok(match compression {
@@ -222,6 +223,36 @@ mod tests {
         assert!(error.contains("it unpacks to more"), "{error}");
         let error = refused(&blob, &Errand::with_spare(32 << 20));
         assert!(error.contains("its content hashes to"), "{error}");
+    }
+
+    #[test]
+    fn a_blob_may_be_in_pieces() {
+        let plain = b"first second".as_slice();
+        let (first, second) = plain.split_at(6);
+        let gzip = |plain: &[u8]| {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(plain).expect("compresses");
+            encoder.finish().expect("compresses")
+        };
+        let zstd = |plain: &[u8]| zstd::encode_all(plain, 3).expect("compresses");
+        let skipped = b"\x5a\x2a\x4d\x18\x03\0\0\0abc".to_vec();
+        for blob in [
+            [gzip(first), gzip(second)],
+            [zstd(first), zstd(second)],
+            [skipped.clone(), zstd(plain)],
+            [zstd(plain), skipped],
+        ] {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(&blob.concat()).expect("written");
+            io::Seek::rewind(&mut file).expect("from its start");
+            let (errand, _ends) = Errand::begin();
+            let meter = Meter::new(&errand, 1 << 20);
+            let mut found = Vec::new();
+            let mut reader = decompressed(file, &meter).expect("a reader");
+            reader.read_to_end(&mut found).expect("reads");
+            assert_eq!(found, plain);
+        }
     }
 
     #[test]

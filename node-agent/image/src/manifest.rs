@@ -19,43 +19,71 @@ pub(crate) const ACCEPTED: &[&str] = &[
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Descriptor {
     pub(crate) digest: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) size: u64,
     #[serde(default)]
     pub(crate) platform: Option<Platform>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) annotations: std::collections::BTreeMap<String, String>,
 }
 
+/// As Go decodes: `null` is no value.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// What a manifest of an index is for.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct Platform {
-    pub(crate) architecture: String,
-    pub(crate) os: String,
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
+    architecture: String,
+    #[serde(deserialize_with = "or_default")]
+    os: String,
+    #[serde(deserialize_with = "or_default")]
     variant: String,
 }
 
 impl Platform {
+    /// Architecture and variant by their usual names, as containerd normalises those that others have given them.
+    fn machine(&self) -> (String, String) {
+        let architecture = self.architecture.to_lowercase();
+        let variant = self.variant.to_lowercase();
+        let named = |name: &str| name.to_owned();
+        match architecture.as_str() {
+            "x86_64" | "x86-64" => (named("amd64"), variant),
+            "i386" => (named("386"), String::new()),
+            "aarch64" => (named("arm64"), variant),
+            "armhf" => (named("arm"), named("v7")),
+            "armel" => (named("arm"), named("v6")),
+            _ => (architecture, variant),
+        }
+    }
+
     /// How well a machine runs it, 0 best, as containerd ranks what has no better match; `None` when not at all.
     fn rank(&self, machine: &str) -> Option<usize> {
-        let variant = self.variant.as_str();
+        let (architecture, variant) = self.machine();
+        let (architecture, variant) = (architecture.as_str(), variant.as_str());
+        // What names no system is for that of whoever asks.
+        let is_linux = self.os.is_empty() || self.os.eq_ignore_ascii_case("linux");
         let runs: &[(&str, &[&str])] = match machine {
             // Higher levels than the first need instructions that not every such machine has.
             "x86_64" => &[("amd64", &["", "v1"]), ("386", &[""])],
             "aarch64" => &[
-                ("arm64", &["", "8", "v8"]),
+                ("arm64", &["", "8", "v8", "v8.0"]),
                 ("arm", &["8", "v8"]),
                 ("arm", &["", "7", "v7"]),
                 ("arm", &["6", "v6"]),
                 ("arm", &["5", "v5"]),
             ],
-            other => return (self.os == "linux" && self.architecture == other).then_some(0),
+            other => return (is_linux && architecture == other).then_some(0),
         };
-        let known = runs.iter().position(|(architecture, variants)| {
-            self.architecture == *architecture && variants.contains(&variant)
-        });
-        known.filter(|_| self.os == "linux")
+        let known = runs
+            .iter()
+            .position(|(own, variants)| architecture == *own && variants.contains(&variant));
+        known.filter(|_| is_linux)
     }
 }
 
@@ -65,9 +93,9 @@ pub(crate) const NESTED: usize = 4;
 pub(crate) const DOCUMENT_BYTES: u64 = 8 << 20;
 
 /// Layers of an image: overlayfs mounts no more (`OVL_MAX_STACK`).
-const LAYERS: usize = 500;
+pub(crate) const LAYERS: usize = 500;
 /// More images than an index has.
-const MANIFESTS: usize = 1_000;
+pub(crate) const MANIFESTS: usize = 1_000;
 /// Longer than a digest is.
 const DIGEST_BYTES: usize = 256;
 /// What an image may say of how it is run, its strings with [`STRING_BYTES`] for each. It is in memory, and written anew with
@@ -82,7 +110,7 @@ const VOLUMES: usize = 256;
 
 /// A list of which no more is kept than is allowed.
 #[derive(Clone, Debug)]
-struct Few<T, const MOST: usize> {
+pub(crate) struct Few<T, const MOST: usize> {
     kept: Vec<T>,
     /// How many there are.
     count: usize,
@@ -90,7 +118,7 @@ struct Few<T, const MOST: usize> {
 
 impl<T, const MOST: usize> Few<T, MOST> {
     /// All of it; otherwise what there are how many of, and `why` that is refused.
-    fn all(self, what: &str, why: &str) -> Result<Vec<T>, String> {
+    pub(crate) fn all(self, what: &str, why: &str) -> Result<Vec<T>, String> {
         self.check(what, why)?;
         Ok(self.kept)
     }
@@ -176,7 +204,7 @@ impl<'de, const MOST: usize> Visitor<'de> for NamesVisitor<MOST> {
     }
 }
 
-const LAYERS_WHY: &str = "overlayfs mounts no more layers";
+pub(crate) const LAYERS_WHY: &str = "overlayfs mounts no more layers";
 
 /// An image manifest or an index of them.
 #[derive(Clone, Debug)]
@@ -207,10 +235,12 @@ impl Manifest {
         match document {
             Document {
                 config: Some(mut config),
-                layers: Some(layers),
-                ..
-            } => {
-                let mut layers = layers.all("layers", LAYERS_WHY)?;
+                layers,
+                manifests,
+            } if layers.is_some() || manifests.is_none() => {
+                // Go writes no list for one that is empty.
+                let layers = layers.map(|layers| layers.all("layers", LAYERS_WHY));
+                let mut layers = layers.transpose()?.unwrap_or_default();
                 for part in layers.iter_mut().chain([&mut config]) {
                     if part.digest.len() > DIGEST_BYTES {
                         return Err("the manifest has a digest that is none".to_owned());
@@ -266,7 +296,8 @@ pub(crate) struct ConfigFile {
 
 #[derive(Clone, Debug, Deserialize)]
 struct RootFs {
-    diff_ids: Few<String, LAYERS>,
+    #[serde(default)]
+    diff_ids: Option<Few<String, LAYERS>>,
 }
 
 type Strings = Few<String, STRINGS>;
@@ -294,9 +325,10 @@ impl ConfigFile {
     }
 
     fn check(&self) -> Result<(), String> {
-        let diff_ids = &self.rootfs.diff_ids;
-        diff_ids.check("layers", LAYERS_WHY)?;
-        if diff_ids.kept.iter().any(|id| id.len() > DIGEST_BYTES) {
+        if let Some(diff_ids) = &self.rootfs.diff_ids {
+            diff_ids.check("layers", LAYERS_WHY)?;
+        }
+        if self.diff_ids().iter().any(|id| id.len() > DIGEST_BYTES) {
             return Err("a diff id is no digest".to_owned());
         }
         let Some(run) = &self.config else {
@@ -332,7 +364,8 @@ impl ConfigFile {
 
     /// `sha256:...` of each uncompressed layer, lowest first.
     pub(crate) fn diff_ids(&self) -> &[String] {
-        &self.rootfs.diff_ids.kept
+        let diff_ids = self.rootfs.diff_ids.as_ref();
+        diff_ids.map_or(&[], |diff_ids| &diff_ids.kept)
     }
 
     /// For each layer, what it is together with those below it (OCI image specification, "ChainID"), lowest first.
@@ -426,6 +459,47 @@ mod tests {
         assert_eq!(best(&old, "aarch64").as_deref(), Ok("armv7"));
         assert_eq!(best(&old, "x86_64").as_deref(), Ok("386"));
         assert!(best(&all[..2], "aarch64").is_err());
+    }
+
+    #[test]
+    fn platforms_have_many_names_and_null_is_none() {
+        let best = |platforms: serde_json::Value| {
+            let index = serde_json::json!({"manifests": platforms}).to_string();
+            let Ok(Manifest::Index { manifests }) = Manifest::parse(index.as_bytes()) else {
+                panic!("an index");
+            };
+            let chosen = for_machine(&manifests, "x86_64");
+            chosen
+                .map(|chosen| chosen.digest.clone())
+                .unwrap_or_default()
+        };
+        for platform in [
+            serde_json::json!({"os": "linux", "architecture": "x86_64"}),
+            serde_json::json!({"os": "Linux", "architecture": "AMD64", "variant": "V1"}),
+            serde_json::json!({"architecture": "amd64", "variant": null}),
+            serde_json::json!({"os": null, "architecture": "x86-64"}),
+            serde_json::json!({"os": "linux", "architecture": "i386", "variant": "x"}),
+        ] {
+            let found = best(serde_json::json!([
+                {"digest": "unknown", "platform": {"os": "unknown", "architecture": "unknown"}},
+                {"digest": "empty", "platform": {}},
+                {"digest": "own", "platform": platform, "size": null, "annotations": null}
+            ]));
+            assert_eq!(found, "own", "{platform}");
+        }
+    }
+
+    #[test]
+    fn an_image_may_have_no_layers() {
+        for layers in ["", r#","layers":null"#, r#","layers":[]"#] {
+            let manifest = format!(r#"{{"config":{{"digest":"sha256:a"}}{layers}}}"#);
+            let Ok(Manifest::Image { layers, .. }) = Manifest::parse(manifest.as_bytes()) else {
+                panic!("an image: {manifest}");
+            };
+            assert!(layers.is_empty());
+        }
+        let config = ConfigFile::parse(br#"{"rootfs":{"type":"layers","diff_ids":null}}"#);
+        assert!(config.expect("valid").chain_ids().is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Writable root file systems: overlay mounts of an image's layers.
 //!
-//! `rootfs/<key>/{upper,work,merged,volumes,image}`; `image` names the image, so that its layers are not collected. On the
-//! disk a layer's files have the ids that the image says, what a container has written those it has on the node, and volumes
+//! `rootfs/<key>/{upper,work,merged,empty,volumes,image}`; `image` names the image, so that its layers are not collected, and
+//! `empty` is what an image without layers is made of. On the disk a layer's files have the ids that the image says, what a container has written those it has on the node, and volumes
 //! those that the container sees.
 
 use std::fs::{Metadata, Permissions};
@@ -80,7 +80,13 @@ impl Rootfs {
         chown(&upper, owner(MetadataExt::uid), owner(MetadataExt::gid))?;
         std::fs::set_permissions(&upper, Permissions::from_mode(mode))?;
         std::fs::write(place.join("image"), image)?;
-        let (layers, work) = (layers.visible()?, place.join("work"));
+        let (mut layers, work) = (layers.visible()?, place.join("work"));
+        if layers.is_empty() {
+            // overlayfs wants one.
+            let empty = place.join("empty");
+            std::fs::create_dir_all(&empty)?;
+            layers.push(empty);
+        }
         match users {
             None => overlay(&layers, &upper, &work, &merged)?,
             Some(users) => mapped_overlay(users, &layers, &place)?,
@@ -370,6 +376,18 @@ mod tests {
             (12, 34, 0o700)
         );
         assert_eq!(names, ["hides", "top"]);
+    }
+
+    #[test]
+    fn an_image_without_layers_is_an_empty_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let rootfs = Rootfs {
+            directory: directory.path().join("rootfs"),
+        };
+        let merged = rootfs.mount("key", "image", &[], None).unwrap();
+        assert_eq!(std::fs::read_dir(&merged).unwrap().count(), 0);
+        std::fs::write(merged.join("file"), "content").unwrap();
+        assert!(rootfs.unmount("key").unwrap());
     }
 
     #[test]

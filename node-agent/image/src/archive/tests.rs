@@ -166,3 +166,39 @@ fn what_is_for_other_machines_is_left_out() {
     let refused = layout.names().expect_err("nothing for this machine");
     assert!(refused.contains("no match for platform"), "{refused}");
 }
+
+#[test]
+fn what_an_archive_makes_the_node_read_is_bounded() {
+    let layout = Layout::new();
+    let long = "x".repeat(200 << 10);
+    let image = json!({"config": {"Cmd": [long]}, "rootfs": {"diff_ids": []}});
+    layout.write("long.json", &image);
+    let images = |count: usize, config: &str| {
+        layout.write(
+            "manifest.json",
+            &json!(vec![json!({"Config": config}); count]),
+        );
+        layout.names().map(|names| names.len())
+    };
+    assert_eq!(images(2, "long.json"), Ok(1));
+    let error = images(200, "long.json").expect_err("too much");
+    assert!(error.contains("come to more than"), "{error}");
+    let error = images(1_001, "long.json").expect_err("too many");
+    assert!(error.contains("1001 images"), "{error}");
+}
+
+#[test]
+fn only_files_are_opened() {
+    let layout = Layout::new();
+    layout.write("config.json", &config("a"));
+    let mode = rustix::fs::Mode::RUSR;
+    let pipe = layout.0.path().join("pipe");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).expect("a pipe");
+    std::os::unix::fs::symlink("pipe", layout.0.path().join("link")).expect("a link");
+    for name in ["pipe", "link", "."] {
+        layout.write("manifest.json", &json!([{"Config": name, "Layers": []}]));
+        let error = layout.names().expect_err("no file");
+        assert!(error.contains("is no file"), "{error}");
+    }
+}

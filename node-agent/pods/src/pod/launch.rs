@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use gantry_cri::image::Image;
@@ -176,17 +176,16 @@ impl Launch {
     /// The volumes that the image asks for, of this attempt's own; a container that mounts something there has that instead.
     /// They can be written to though the root file system cannot.
     async fn image_volumes(&self, image: &Image, key: &str) -> Result<Vec<BindMount>, NotLaunched> {
-        let absolute = |path: &str| Path::new("/").join(path);
         let own = self.container.volume_mounts.iter().flatten();
-        let mut taken: Vec<PathBuf> = own.map(|mount| absolute(&mount.mount_path)).collect();
+        let mut taken: Vec<PathBuf> = own.map(|mount| cleaned(&mount.mount_path)).collect();
         let mut volumes = Vec::new();
         for path in &image.config.volumes {
-            let target = absolute(path);
+            let target = cleaned(path);
             if taken.contains(&target) {
                 continue;
             }
-            let users = self.sandbox.users.clone();
-            let source = self.node.images.make_volume(key, path, users).await;
+            let (users, path) = (self.sandbox.users.clone(), target.to_string_lossy());
+            let source = self.node.images.make_volume(key, &path, users).await;
             volumes.push(BindMount {
                 source: source.map_err(|error| config("CreateContainerError")(&error))?,
                 target: target.clone(),
@@ -325,6 +324,21 @@ impl Launch {
             _ => Seccomp::RuntimeDefault,
         }
     }
+}
+
+/// An absolute path by its letters alone, as containerd compares those of mounts: a `..` takes away what is before it.
+fn cleaned(path: &str) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            Component::Prefix(_) | Component::RootDir | Component::CurDir => {}
+        }
+    }
+    cleaned
 }
 
 /// Whether a container's own files are read-only.

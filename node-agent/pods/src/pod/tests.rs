@@ -355,7 +355,16 @@ async fn an_image_that_does_not_exist() {
 #[tokio::test(start_paused = true)]
 async fn volumes_of_an_image_are_mounted_where_the_container_mounts_nothing() {
     let mut bed = Bed::new();
-    let volumes = ["/data", "work/", "/data/", "/cache"].map(str::to_owned);
+    let volumes = [
+        "/data",
+        "work/",
+        "/data/",
+        "/cache",
+        "/data/./own/..",
+        "/other/../cache/",
+        "../up",
+    ];
+    let volumes = volumes.map(str::to_owned);
     bed.images.offer(
         "volumes:1",
         ImageConfig {
@@ -375,7 +384,7 @@ async fn volumes_of_an_image_are_mounted_where_the_container_mounts_nothing() {
     let mounts = started[0].mounts.iter();
     let mounts = mounts.filter(|mount| !mount.target.starts_with("/etc"));
     let targets: Vec<_> = mounts.clone().map(|mount| mount.target.clone()).collect();
-    let expected = ["/data", "/work", "/cache", "/data/own/part"];
+    let expected = ["/data", "/work", "/up", "/cache", "/data/own/part"];
     assert_eq!(targets, expected.map(std::path::PathBuf::from));
     assert!(
         mounts
@@ -384,7 +393,7 @@ async fn volumes_of_an_image_are_mounted_where_the_container_mounts_nothing() {
     );
     let own = &bed.directory.path().join("rootfs/u-c-0");
     let of_the_image: Vec<bool> = mounts.map(|mount| mount.source.starts_with(own)).collect();
-    assert_eq!(of_the_image, [true, true, false, false]);
+    assert_eq!(of_the_image, [true, true, true, false, false]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -80,7 +80,8 @@ fn first_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
 fn is_valid(record: &Record<'_>) -> bool {
     let (key, value) = record;
     let is_name = [&b"path"[..], b"linkpath", b"uname", b"gname"].contains(key);
-    !key.is_empty() && !key.contains(&0) && !(is_name && value.contains(&0))
+    let is_whole = !key.is_empty() && !key.contains(&0);
+    is_whole && (!is_name || !value.contains(&0))
 }
 
 /// The entries of a stream. What is read from it is the content of the entry where it is.

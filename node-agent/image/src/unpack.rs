@@ -378,11 +378,8 @@ impl Layer {
                 for gone in implied {
                     self.unpacked.implied.remove(&gone);
                 }
-                let links = self.links.range(path.to_owned()..).map(|(link, _)| link);
-                let links: Vec<PathBuf> = links.take_while(below).cloned().collect();
-                for gone in links {
-                    self.links.remove(&gone);
-                }
+                forget(&mut self.links, path);
+                forget(&mut self.directories, path);
                 Ok(false)
             }
             Err(error) => Err(error.into()),
@@ -423,6 +420,16 @@ impl Layer {
             }
         }
         Ok(())
+    }
+}
+
+/// Forgets what is kept of a path and of those below it.
+fn forget<V>(kept: &mut BTreeMap<PathBuf, V>, path: &Path) {
+    let gone = kept.range(path.to_owned()..).map(|(kept, _)| kept);
+    let gone = gone.take_while(|kept| kept.starts_with(path));
+    let gone: Vec<PathBuf> = gone.cloned().collect();
+    for path in gone {
+        kept.remove(&path);
     }
 }
 

@@ -170,20 +170,21 @@ fn what_is_for_other_machines_is_left_out() {
 #[test]
 fn what_an_archive_makes_the_node_read_is_bounded() {
     let layout = Layout::new();
-    let long = "x".repeat(200 << 10);
-    let image = json!({"config": {"Cmd": [long]}, "rootfs": {"diff_ids": []}});
-    layout.write("long.json", &image);
-    let images = |count: usize, config: &str| {
-        layout.write(
-            "manifest.json",
-            &json!(vec![json!({"Config": config}); count]),
-        );
-        layout.names().map(|names| names.len())
+    layout.write("config.json", &config("a"));
+    let size = config("a").to_string().len() as u64;
+    let documents = Documents {
+        directory: layout.0.path(),
+        left: Cell::new(2 * size),
     };
-    assert_eq!(images(2, "long.json"), Ok(1));
-    let error = images(200, "long.json").expect_err("too much");
+    for _ in 0..2 {
+        let read = documents.read("config.json").expect("as much as may be");
+        assert_eq!(read.len() as u64, size);
+    }
+    let error = documents.read("config.json").expect_err("too much");
     assert!(error.contains("come to more than"), "{error}");
-    let error = images(1_001, "long.json").expect_err("too many");
+    let images = vec![json!({"Config": "config.json"}); 1_001];
+    layout.write("manifest.json", &json!(images));
+    let error = layout.names().expect_err("too many");
     assert!(error.contains("1001 images"), "{error}");
 }
 

@@ -624,3 +624,27 @@ fn directories_are_made_where_links_lead() {
     ]);
     result.expect_err("nowhere");
 }
+
+#[test]
+fn what_replaces_a_directory_has_its_own_time() {
+    let mut builder = Builder::new(Vec::new());
+    for (path, kind, time) in [
+        ("x/below", EntryType::Directory, 1),
+        ("x", EntryType::Directory, 2),
+        ("x", EntryType::Regular, 3),
+    ] {
+        let mut header = Header::new_gnu();
+        header.set_path(path).expect("a path");
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_mtime(time);
+        header.set_size(0);
+        header.set_cksum();
+        builder.append(&header, io::empty()).expect("append");
+    }
+    let archive = builder.into_inner().expect("finish");
+    let directory = tempfile::tempdir().expect("a directory");
+    unpack(archive.as_slice(), directory.path()).expect("unpacks");
+    let found = directory.path().join("x").metadata().expect("there");
+    assert_eq!((found.is_file(), found.mtime()), (true, 3));
+}

@@ -41,8 +41,8 @@ const KEPT_BYTES: usize = 64 << 20;
 /// Of each path, beside its letters.
 const KEPT_OVERHEAD: usize = 96;
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
-/// What overlayfs believes of a layer is not the layer's to say.
-const OVERLAY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// What overlayfs and other administrators' programs believe of a file is not the layer's to say, as with containerd.
+const LEFT_OUT_XATTRS: [&[u8]; 2] = [b"trusted.", b"user.overlay."];
 
 /// What has come of a layer, and what it leaves to those below it. Paths are relative to the layer's root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -391,7 +391,10 @@ impl Layer {
             let Some(name) = key.strip_prefix(XATTR_PREFIX) else {
                 continue;
             };
-            if OVERLAY_XATTRS.iter().any(|prefix| name.starts_with(prefix)) {
+            if LEFT_OUT_XATTRS
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+            {
                 continue;
             }
             let name = OsStr::from_bytes(name);

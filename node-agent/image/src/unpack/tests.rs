@@ -421,6 +421,7 @@ fn attributes_that_cannot_be_had_are_left_out_and_overlayfs_is_told_nothing() {
             ("SCHILY.xattr.nonsense.x", "value"),
             ("SCHILY.xattr.trusted.overlay.opaque", "y"),
             ("SCHILY.xattr.trusted.overlay.redirect", "/etc"),
+            ("SCHILY.xattr.trusted.other", "value"),
         ],
         b"content",
     );

@@ -1,21 +1,35 @@
-//! Durations as they are typed: `90s`, `30m`, `24h`, `7d`; a number alone is seconds.
+//! Durations as they are typed: `90s`, `30m`, `24h`, `7d`, `1h30m`; a number alone is seconds.
 
 use std::time::Duration;
 
 /// For clap.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is no duration: give a number and s, m, h or d, e.g. 24h");
-    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    let unit = match &text[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 60 * 60,
-        "d" => 24 * 60 * 60,
-        _ => return Err(wrong()),
-    };
-    let seconds = number.checked_mul(unit).ok_or_else(wrong)?;
-    Ok(Duration::from_secs(seconds))
+    seconds(text).map(Duration::from_secs).ok_or_else(|| {
+        format!("\"{text}\" is no duration: give a number and s, m, h or d, e.g. 24h")
+    })
+}
+
+fn seconds(text: &str) -> Option<u64> {
+    let mut total: u64 = 0;
+    let mut rest = text;
+    loop {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, after) = rest.split_at_checked(digits)?;
+        let number: u64 = number.parse().ok()?;
+        let unit = match after.bytes().next() {
+            None if digits == text.len() => return Some(number),
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 60 * 60,
+            Some(b'd') => 24 * 60 * 60,
+            _ => return None,
+        };
+        total = total.checked_add(number.checked_mul(unit)?)?;
+        rest = after.get(1..)?;
+        if rest.is_empty() {
+            return Some(total);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -29,6 +43,8 @@ mod tests {
             ("90s", 90),
             ("3m", 180),
             ("2d", 172_800),
+            ("1h30m", 5400),
+            ("1m5s", 65),
             ("0", 0),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
@@ -39,6 +55,9 @@ mod tests {
             "-1h",
             "1w",
             "1.5h",
+            "1h30",
+            "500ms",
+            "1mä",
             "ä",
             "soon",
             "99999999999999999999d",

@@ -138,12 +138,21 @@ pub(crate) fn align(lines: &[Vec<String>]) -> String {
     text
 }
 
+/// The first line of a cell, which is all that a row has room for.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "<none>".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => match text.split_once(['\u{c}', '\n', '\r']) {
+            Some((line, _)) => harmless(&format!("{line}...")),
+            None => harmless(text),
+        },
         other => other.to_string(),
     }
+}
+
+/// Text of a stranger's, without what would command the terminal that it is shown on.
+pub(crate) fn harmless(text: &str) -> String {
+    text.replace('\u{1b}', "^[").replace('\r', "\\r")
 }
 
 /// One line about what happened to an object: `deployment.apps/web configured`.
@@ -203,5 +212,19 @@ mod tests {
             layout.render(&table),
             "default   pod/web           3/3\nother     pod/longer-name   <none>\n"
         );
+    }
+
+    #[test]
+    fn a_cell_is_one_line_and_does_nothing_to_the_terminal() {
+        for (text, shown) in [
+            ("\u{1b}[2Jgone", "^[[2Jgone"),
+            ("one\ntwo", "one..."),
+            ("one\r\ntwo", "one..."),
+            ("\u{c}", "..."),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(cell(&json!(text)), shown, "{text:?}");
+        }
+        assert_eq!(harmless("a\r\u{1b}]0;b\n"), "a\\r^[]0;b\n");
     }
 }

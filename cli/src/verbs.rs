@@ -5,6 +5,7 @@ pub(crate) mod attach;
 pub(crate) mod auth;
 pub(crate) mod backup;
 pub(crate) mod certs;
+mod container;
 pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod delete;

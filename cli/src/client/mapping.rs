@@ -92,6 +92,10 @@ impl Target {
             names.iter().all(|name| !name.is_empty()),
             "resource name may not be empty"
         );
+        anyhow::ensure!(
+            !names.iter().any(|name| name.contains('/')),
+            "there is no need to name a type as a separate argument where arguments are of the form TYPE/NAME"
+        );
         Ok(first
             .split(',')
             .filter(|resource| !resource.is_empty())
@@ -220,6 +224,7 @@ mod tests {
         let pair = Target::parse(&words("deploy a b")).expect("names");
         assert_eq!(pair[0].names, ["a", "b"]);
         assert!(Target::parse(&words("deploy/a b")).is_err());
+        assert!(Target::parse(&words("deploy a pod/b")).is_err());
         assert!(Target::parse(&["deploy".to_owned(), String::new()]).is_err());
         assert!(Target::parse(&[]).is_err());
     }

@@ -18,7 +18,8 @@ impl Attach {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<ExitCode> {
         let pod = self.place.pod(cluster).await?;
         let place = (cluster.namespace.as_str(), pod.as_str());
-        let process = Process::attach(cluster, place, &self.place.wanted()).await?;
+        let wanted = self.place.wanted(cluster, &pod).await;
+        let process = Process::attach(cluster, place, &wanted).await?;
         self.place.join(process).await
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hyper::body::Bytes;
 use tokio::sync::mpsc;
 
+use super::container;
 use super::session::exit_code;
 use crate::client::{Cluster, PIECE, Process, Said, Wanted};
 use archive::{Incoming, Outgoing};
@@ -80,6 +81,13 @@ struct Container<'a> {
 }
 
 impl Container<'_> {
+    /// With the name of the container, where none was given.
+    async fn meant(mut self) -> Self {
+        let place = (self.namespace.as_str(), self.pod.as_str());
+        self.container = container::meant(self.cluster, place, self.container.as_deref()).await;
+        self
+    }
+
     async fn start(&self, command: &[&str], stdin: bool) -> Result<Process> {
         let wanted = Wanted {
             container: self.container.clone(),
@@ -118,7 +126,7 @@ impl Cp {
                     pod,
                     path,
                 },
-            ) => upload(&from, &at(namespace, pod), &path).await,
+            ) => upload(&from, &at(namespace, pod).meant().await, &path).await,
             (
                 End::Remote {
                     namespace,
@@ -126,7 +134,7 @@ impl Cp {
                     path,
                 },
                 End::Local(to),
-            ) => download(&at(namespace, pod), &path, &to).await,
+            ) => download(&at(namespace, pod).meant().await, &path, &to).await,
             _ => bail!("one of the two is a local path, the other [NAMESPACE/]POD:PATH"),
         }
     }

@@ -50,7 +50,7 @@ impl Describe {
         if texts.is_empty() && failures.is_empty() {
             eprintln!("No resources found in {} namespace.", cluster.namespace);
         }
-        output::print(&texts.join("\n\n"))?;
+        output::print(&output::harmless(&texts.join("\n\n")))?;
         failures.finish()
     }
 }

@@ -21,7 +21,7 @@ impl Exec {
     pub(crate) async fn run(&self, cluster: &Cluster) -> Result<ExitCode> {
         let pod = self.place.pod(cluster).await?;
         let command: Vec<&str> = self.command.iter().map(String::as_str).collect();
-        let wanted = self.place.wanted();
+        let wanted = self.place.wanted(cluster, &pod).await;
         let place = (cluster.namespace.as_str(), pod.as_str());
         let process = Process::run(cluster, place, &command, &wanted).await?;
         self.place.join(process).await

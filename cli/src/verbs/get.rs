@@ -177,6 +177,10 @@ impl Get {
         complete: bool,
     ) -> Result<()> {
         let mut sections = Vec::new();
+        // Names say their resource where several have been found.
+        let prefixed = found
+            .windows(2)
+            .any(|pair| pair[0].0.mapping != pair[1].0.mapping);
         // Consecutive names of one resource share a table.
         let mut open: Option<(String, Value, TableLayout)> = None;
         for (query, table) in found {
@@ -189,7 +193,6 @@ impl Get {
                 }
                 _ => {
                     sections.extend(open.take());
-                    let prefixed = queries.iter().any(|other| other.mapping != query.mapping);
                     open = Some((
                         query.mapping.qualified(),
                         table,
@@ -233,6 +236,9 @@ impl Get {
                     }
                 }
             }
+        }
+        if objects.is_empty() && self.ignore_not_found {
+            return Ok(());
         }
         if format == Format::Name {
             let names: String = objects

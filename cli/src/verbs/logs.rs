@@ -8,9 +8,12 @@ use futures::{AsyncReadExt, StreamExt};
 use gantry_api::paths;
 use serde_json::Value;
 
+use super::container;
 use crate::client::{Call, Cluster};
 use crate::duration;
 
+/// Pods that are followed at once.
+const FOLLOWED: usize = 16;
 /// A longer line of one of several pods may have another pod's lines in it.
 const LINE: usize = 1 << 20;
 
@@ -19,7 +22,7 @@ const LINE: usize = 1 << 20;
 pub(crate) struct Logs {
     /// POD, or TYPE/NAME for the first pod of a workload
     pod: Option<String>,
-    /// Which container; needed when the pod has several
+    /// Which container; the first when not given
     #[arg(long, short)]
     container: Option<String>,
     /// Keep printing as the container writes
@@ -57,15 +60,18 @@ impl Logs {
         };
         let several = pods.len() > 1;
         let streams = pods.iter().map(|pod| self.print(cluster, pod, several));
-        let results: Vec<Result<()>> = futures::stream::iter(streams).buffered(16).collect().await;
+        // What is there already is printed pod by pod.
+        let at_once = if self.follow { FOLLOWED } else { 1 };
+        let streams = futures::stream::iter(streams).buffered(at_once);
+        let results: Vec<Result<()>> = streams.collect().await;
         results.into_iter().collect()
     }
 
     async fn print(&self, cluster: &Cluster, pod: &str, several: bool) -> Result<()> {
         let mut query: Vec<(&str, String)> = Vec::new();
-        if let Some(container) = &self.container {
-            query.push(("container", container.clone()));
-        }
+        let place = (cluster.namespace.as_str(), pod);
+        let container = container::meant(cluster, place, self.container.as_deref()).await;
+        query.extend(container.map(|name| ("container", name)));
         for (name, set) in [
             ("follow", self.follow),
             ("previous", self.previous),
@@ -78,13 +84,14 @@ impl Logs {
         if self.tail >= 0 {
             query.push(("tailLines", self.tail.to_string()));
         }
-        if let Some(since) = &self.since {
+        // Zero is no limit.
+        if let Some(since) = self.since.filter(|since| !since.is_zero()) {
             query.push(("sinceSeconds", since.as_secs().to_string()));
         }
         if let Some(time) = &self.since_time {
             query.push(("sinceTime", time.clone()));
         }
-        if let Some(limit) = self.limit_bytes {
+        if let Some(limit) = self.limit_bytes.filter(|limit| *limit > 0) {
             query.push(("limitBytes", limit.to_string()));
         }
         let query: Vec<(&str, &str)> = query
@@ -141,7 +148,16 @@ fn print(bytes: &[u8]) -> Result<bool> {
 }
 
 /// The names of the pods a label selector matches.
-pub(crate) async fn pods_matching(cluster: &Cluster, selector: &str) -> Result<Vec<String>> {
+async fn pods_matching(cluster: &Cluster, selector: &str) -> Result<Vec<String>> {
+    let pods = matching(cluster, selector).await?;
+    Ok(pods.iter().filter_map(name_of).collect())
+}
+
+fn name_of(pod: &Value) -> Option<String> {
+    pod["metadata"]["name"].as_str().map(str::to_owned)
+}
+
+async fn matching(cluster: &Cluster, selector: &str) -> Result<Vec<Value>> {
     let path = paths::namespaced(&cluster.namespace, &["pods"]);
     let query = [("labelSelector", selector)];
     let list = cluster
@@ -150,12 +166,24 @@ pub(crate) async fn pods_matching(cluster: &Cluster, selector: &str) -> Result<V
             ..Call::get(&path)
         })
         .await?;
-    Ok(list["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned))
-        .collect())
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
+/// How little a pod of several is the one that somebody wants to look into: one that runs and is ready is the most wanted.
+fn remoteness(pod: &Value) -> (bool, bool, u8, bool) {
+    let phase = match pod["status"]["phase"].as_str() {
+        Some("Running") => 0,
+        Some("Unknown") => 1,
+        _ => 2,
+    };
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let mut ready = conditions.filter(|condition| condition["type"] == "Ready");
+    (
+        pod["spec"]["nodeName"].is_null(),
+        !pod["metadata"]["deletionTimestamp"].is_null(),
+        phase,
+        !ready.any(|condition| condition["status"] == "True"),
+    )
 }
 
 /// A pod's name from `web-1`, `pod/web-1` or `deploy/web`.
@@ -183,10 +211,11 @@ pub(crate) async fn pod_of(cluster: &Cluster, word: &str) -> Result<String> {
         .iter()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
-    match pods_matching(cluster, &selector.join(","))
-        .await?
-        .into_iter()
-        .next()
+    let pods = matching(cluster, &selector.join(",")).await?;
+    match pods
+        .iter()
+        .min_by_key(|pod| remoteness(pod))
+        .and_then(name_of)
     {
         Some(pod) => Ok(pod),
         None => bail!("{} has no pods yet", mapping.display(name)),
@@ -195,7 +224,31 @@ pub(crate) async fn pod_of(cluster: &Cluster, word: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn of_several_pods_the_one_that_is_ready_is_looked_into() {
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let pods = [
+            json!({"metadata": {"name": "pending"}, "status": {"phase": "Pending"}}),
+            json!({"metadata": {"name": "failed"}, "spec": {"nodeName": "n"}, "status": {"phase": "Failed"}}),
+            json!({
+                "metadata": {"name": "leaving", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"nodeName": "n"}, "status": {"phase": "Running", "conditions": ready},
+            }),
+            json!({"metadata": {"name": "starts"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}}),
+            json!({
+                "metadata": {"name": "ready"}, "spec": {"nodeName": "n"},
+                "status": {"phase": "Running", "conditions": ready},
+            }),
+        ];
+        let mut sorted: Vec<&Value> = pods.iter().collect();
+        sorted.sort_by_key(|pod| remoteness(pod));
+        let names: Vec<String> = sorted.into_iter().filter_map(name_of).collect();
+        assert_eq!(names, ["ready", "starts", "leaving", "failed", "pending"]);
+    }
 
     #[test]
     fn lines_of_several_pods_stay_whole() {

@@ -31,11 +31,21 @@ pub(crate) struct PortForward {
     address: Vec<Vec<IpAddr>>,
 }
 
-/// A local port, 0 for any, and what it leads to.
+/// A local port, and what it leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ports {
-    local: u16,
+    /// 0 for any; none for the same number as the remote one's.
+    local: Option<u16>,
     remote: IntOrString,
+}
+
+/// Where a remote port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found {
+    /// Its number, of the service where one is named.
+    number: u16,
+    /// The number of the pod's port.
+    of_pod: u16,
 }
 
 impl Ports {
@@ -43,7 +53,7 @@ impl Ports {
         let wrong = || format!("\"{text}\" is not PORT, LOCAL:PORT or :PORT");
         let (local, remote) = match text.split_once(':') {
             Some(("", remote)) => (Some(0), remote),
-            Some((local, remote)) => (Some(number(local).ok_or_else(wrong)?), remote),
+            Some((local, remote)) => (Some(local.parse::<u16>().map_err(|_| wrong())?), remote),
             None => (None, text),
         };
         let is_number = remote.bytes().all(|byte| byte.is_ascii_digit());
@@ -52,14 +62,7 @@ impl Ports {
             None if is_number => return Err(wrong()),
             None => IntOrString::String(remote.to_owned()),
         };
-        let local = local.or_else(|| match &remote {
-            IntOrString::Int(port) => u16::try_from(*port).ok(),
-            IntOrString::String(_) => Some(0),
-        });
-        Ok(Self {
-            local: local.ok_or_else(wrong)?,
-            remote,
-        })
+        Ok(Self { local, remote })
     }
 }
 
@@ -83,20 +86,36 @@ struct Remote {
 }
 
 impl Remote {
-    /// The number of the pod's port.
-    fn port(&self, wanted: &IntOrString) -> Result<u16> {
+    fn port(&self, wanted: &IntOrString) -> Result<Found> {
         let Some(service) = &self.service else {
-            return self.of_pod(wanted);
+            let number = self.of_pod(wanted)?;
+            return Ok(Found {
+                number,
+                of_pod: number,
+            });
         };
-        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+        let spec = service.spec.as_ref();
+        let ports = spec.and_then(|spec| spec.ports.as_ref());
         let matches = |port: &&ServicePort| match wanted {
             IntOrString::Int(number) => port.port == *number,
             IntOrString::String(name) => port.name.as_ref() == Some(name),
         };
-        let found = ports.into_iter().flatten().find(matches);
-        let found = found.with_context(|| format!("the service has no port {}", shown(wanted)))?;
+        let mut found = ports.into_iter().flatten().filter(matches).peekable();
+        if found.peek().is_none() {
+            bail!("the service has no port {}", shown(wanted));
+        }
+        // The number may be of two ports, of which streams can lead to one.
+        let found = found
+            .find(|port| port.protocol.as_deref() != Some("UDP"))
+            .with_context(|| format!("UDP is not forwarded, as of port {}", shown(wanted)))?;
         let own = IntOrString::Int(found.port);
-        self.of_pod(found.target_port.as_ref().unwrap_or(&own))
+        // Of a service without an address, clients dial the pods themselves, at the port that they know.
+        let is_headless = spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
+        let target = found.target_port.as_ref().filter(|_| !is_headless);
+        Ok(Found {
+            number: u16::try_from(found.port)?,
+            of_pod: self.of_pod(target.unwrap_or(&own))?,
+        })
     }
 
     fn of_pod(&self, wanted: &IntOrString) -> Result<u16> {
@@ -148,8 +167,10 @@ impl PortForward {
         };
         let mut forwards = JoinSet::new();
         for ports in &self.ports {
-            let port = remote.port(&ports.remote)?;
-            for listener in listeners(self.address.concat(), ports.local).await? {
+            let found = remote.port(&ports.remote)?;
+            let port = found.of_pod;
+            let local = ports.local.unwrap_or(found.number);
+            for listener in listeners(self.address.concat(), local).await? {
                 let address = listener.local_addr()?;
                 output::print(&format!("Forwarding from {address} -> {port}\n"))?;
                 forwards.spawn(forward(listener, place.clone(), port));
@@ -252,9 +273,10 @@ mod tests {
             })
         };
         for (text, expected) in [
-            ("8080", number(8080, 8080)),
-            ("80:8080", number(80, 8080)),
-            (":8080", number(0, 8080)),
+            ("8080", number(None, 8080)),
+            ("80:8080", number(Some(80), 8080)),
+            (":8080", number(Some(0), 8080)),
+            ("0:8080", number(Some(0), 8080)),
             ("0", None),
             ("80:0", None),
             ("70000", None),
@@ -264,7 +286,8 @@ mod tests {
         }
         let named = Ports::parse("8000:http").unwrap();
         assert_eq!(named.remote, IntOrString::String("http".into()));
-        assert_eq!(Ports::parse("http").unwrap().local, 0);
+        assert_eq!(named.local, Some(8000));
+        assert_eq!(Ports::parse("http").unwrap().local, None);
     }
 
     #[test]
@@ -277,19 +300,30 @@ mod tests {
             service: serde_json::from_value(service).unwrap(),
         };
         let int = IntOrString::Int;
+        let found = |number, of_pod| Found { number, of_pod };
         let name = |name: &str| IntOrString::String(name.to_owned());
         let pod = remote(Value::Null);
-        assert_eq!(pod.port(&int(81)).unwrap(), 81);
-        assert_eq!(pod.port(&name("http")).unwrap(), 8080);
+        assert_eq!(pod.port(&int(81)).unwrap(), found(81, 81));
+        assert_eq!(pod.port(&name("http")).unwrap(), found(8080, 8080));
         let error = pod.port(&name("metrics")).unwrap_err().to_string();
         assert!(error.contains("named \"metrics\""), "{error}");
         let service = remote(json!({"spec": {"ports": [
             {"name": "web", "port": 80, "targetPort": "http"},
             {"name": "plain", "port": 81},
         ]}}));
-        assert_eq!(service.port(&int(80)).unwrap(), 8080);
-        assert_eq!(service.port(&name("web")).unwrap(), 8080);
-        assert_eq!(service.port(&int(81)).unwrap(), 81);
+        assert_eq!(service.port(&int(80)).unwrap(), found(80, 8080));
+        assert_eq!(service.port(&name("web")).unwrap(), found(80, 8080));
+        assert_eq!(service.port(&int(81)).unwrap(), found(81, 81));
         assert!(service.port(&int(8080)).is_err());
+        let both = remote(json!({"spec": {"ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 5353},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": "http"},
+        ]}}));
+        assert_eq!(both.port(&int(53)).unwrap(), found(53, 8080));
+        assert!(both.port(&name("dns")).is_err());
+        let headless = remote(json!({"spec": {"clusterIP": "None", "ports": [
+            {"name": "web", "port": 80, "targetPort": 8080},
+        ]}}));
+        assert_eq!(headless.port(&name("web")).unwrap(), found(80, 80));
     }
 }

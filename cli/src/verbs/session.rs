@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::container;
 use super::logs::pod_of;
 use crate::client::{Cluster, Input, PIECE, Process, Said, Wanted};
 
@@ -39,9 +40,11 @@ impl Place {
         pod_of(cluster, &self.pod).await
     }
 
-    pub(super) fn wanted(&self) -> Wanted {
+    /// What is asked of the pod of this name.
+    pub(super) async fn wanted(&self, cluster: &Cluster, pod: &str) -> Wanted {
+        let place = (cluster.namespace.as_str(), pod);
         Wanted {
-            container: self.container.clone(),
+            container: container::meant(cluster, place, self.container.as_deref()).await,
             stdin: self.stdin,
             stderr: !self.tty,
             tty: self.tty,

@@ -78,10 +78,12 @@ impl Read for Incoming {
     }
 }
 
-/// Packs a file or a directory as `name`. Links stay links.
+/// Packs a file or a directory as `name`. Links stay links. Holes of files are written out: the tar of small images, BusyBox',
+/// knows no sparse files.
 pub(super) fn pack(from: &Path, name: &str, into: impl Write) -> io::Result<()> {
     let mut archive = tar::Builder::new(into);
     archive.follow_symlinks(false);
+    archive.sparse(false);
     match from.is_dir() {
         true => archive.append_dir_all(name, from)?,
         false => archive.append_path_with_name(from, name)?,
@@ -200,6 +202,20 @@ mod tests {
         let single = directory.path().join("single");
         unpack(&packed(&from.join("run"), "run")[..], "run", &single).unwrap();
         assert_eq!(fs::read(single).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_file_with_holes_is_packed_as_any_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let from = directory.path().join("holes");
+        File::create(&from).unwrap().set_len(3 << 20).unwrap();
+        let bytes = packed(&from, "holes");
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let mut entries = archive.entries().unwrap();
+        let entry = entries.next().unwrap().unwrap();
+        assert_eq!(entry.header().entry_type(), EntryType::Regular);
+        assert_eq!(entry.size(), 3 << 20);
+        assert!(entries.next().is_none());
     }
 
     #[test]

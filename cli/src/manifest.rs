@@ -105,8 +105,11 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
 
 fn parse(text: &[u8], source: &str) -> Result<Vec<Manifest>> {
     let objects = yaml::objects(text).with_context(|| format!("error parsing {source}"))?;
+    for duplicate in &objects.duplicates {
+        eprintln!("Warning: {source}: {duplicate}: the last one counts");
+    }
     let mut manifests = Vec::new();
-    for object in objects {
+    for object in objects.values {
         add(object, source, &mut manifests)?;
     }
     Ok(manifests)

@@ -12,7 +12,7 @@ mod scalar;
 mod stream;
 mod write;
 
-pub use stream::objects;
+pub use stream::{Objects, objects};
 pub use write::{item_to_string, to_string};
 
 use std::borrow::Cow;

@@ -124,7 +124,11 @@ impl<'a> Builder<'a> {
                         _
                     ))
                 );
-                if is_key && plain && tag.is_none() && text == MERGE {
+                let merges = match &tag {
+                    None => plain,
+                    Some(tag) => tag.suffix_in_namespace(TAGS).as_deref() == Some("merge"),
+                };
+                if is_key && merges && text == MERGE {
                     self.expect(Key::Merge);
                     return Ok(None);
                 }

@@ -105,9 +105,9 @@ pub(super) fn key(text: &str) -> Result<(String, bool), &'static str> {
         Scalar::Positive(number) => number.to_string(),
         Scalar::Negative(number) => number.to_string(),
         Scalar::Float(number) if number.is_nan() => ".nan".to_owned(),
-        Scalar::Float(number) if number == f64::INFINITY => ".inf".to_owned(),
-        Scalar::Float(number) if number == f64::NEG_INFINITY => "-.inf".to_owned(),
         // As a name a float has 32 bits.
+        Scalar::Float(number) if number as f32 == f32::INFINITY => ".inf".to_owned(),
+        Scalar::Float(number) if number as f32 == f32::NEG_INFINITY => "-.inf".to_owned(),
         Scalar::Float(number) => shortest(&format!("{:e}", number as f32)),
         Scalar::Time | Scalar::Text => return Ok((text.to_owned(), true)),
     };

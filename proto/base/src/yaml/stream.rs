@@ -2,25 +2,60 @@
 //! other. A document that begins with a brace is JSON unless it is none; some of what JSON writes (characters beyond 16 bits as
 //! two escapes) means nothing in YAML.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 
 use super::{YamlError, characters, read};
 
 const SEPARATOR: &str = "---";
+/// What stands for bytes that are no text.
+const REPLACED: char = char::REPLACEMENT_CHARACTER;
 
-/// All values of a file, without those that are null, as documents are that have nothing in them. A key that is given twice
-/// is an error: one of the two was meant, and nobody can tell which.
-pub fn objects(bytes: &[u8]) -> Result<Vec<Value>, YamlError> {
-    let text = characters(bytes)?;
-    let mut values = Vec::new();
+/// What a file has in it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// All values, without those that are null, as documents are that have nothing in them.
+    pub values: Vec<Value>,
+    /// What Go's strict reader says of keys that a document has twice, each with its line. The last value of each counts.
+    pub duplicates: Vec<String>,
+}
+
+/// The objects of a file.
+pub fn objects(bytes: &[u8]) -> Result<Objects, YamlError> {
+    let text = characters(bytes);
+    let (text, not_text) = match text {
+        Ok(text) => (text, None),
+        // Comments may be of any encoding; kubectl reads past them.
+        Err(error) => match String::from_utf8_lossy(bytes) {
+            Cow::Owned(text) if characters(text.as_bytes()).is_ok() => {
+                (Cow::Owned(text), Some(error))
+            }
+            _ => return Err(error),
+        },
+    };
+    let mut objects = Objects::default();
     for chunk in chunks(&text)? {
-        chunk.read(&mut values)?;
+        chunk.read(&mut objects)?;
     }
-    values.retain(|value| !value.is_null());
-    Ok(values)
+    objects.values.retain(|value| !value.is_null());
+    match not_text {
+        Some(error) if objects.values.iter().any(has_replaced) => Err(error),
+        _ => Ok(objects),
+    }
+}
+
+fn has_replaced(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains(REPLACED),
+        Value::Array(items) => items.iter().any(has_replaced),
+        Value::Object(members) => {
+            let mut members = members.iter();
+            members.any(|(name, value)| name.contains(REPLACED) || has_replaced(value))
+        }
+        _ => false,
+    }
 }
 
 /// What stands between two separators.
@@ -64,15 +99,15 @@ fn are_directives(text: &str) -> bool {
 }
 
 impl Chunk<'_> {
-    fn read(&self, values: &mut Vec<Value>) -> Result<(), YamlError> {
+    fn read(&self, objects: &mut Objects) -> Result<(), YamlError> {
         let mut rest = self.text;
         let mut not_json = None;
         if self.text.trim_start().starts_with('{') {
-            let mut stream = serde_json::Deserializer::from_str(self.text).into_iter::<Unique>();
+            let mut stream = serde_json::Deserializer::from_str(self.text).into_iter::<Value>();
             while let Some(next) = stream.next() {
                 match next {
-                    Ok(Unique(value)) => {
-                        values.push(value);
+                    Ok(value) => {
+                        objects.values.push(value);
                         rest = &self.text[stream.byte_offset()..];
                     }
                     Err(error) => {
@@ -81,99 +116,32 @@ impl Chunk<'_> {
                     }
                 }
             }
-            match &not_json {
-                None => return Ok(()),
-                Some(error) if error.is_data() => return Err(YamlError(format!("json: {error}"))),
-                Some(_) => {}
+            if not_json.is_none() {
+                return Ok(());
             }
         }
         let lines = self.text[..self.text.len() - rest.len()]
             .matches('\n')
             .count();
         let read = yaml(rest, self.lines_before + lines);
-        values.extend(read.map_err(|error| match not_json {
+        let read = read.map_err(|error| match not_json {
             Some(json) => YamlError(format!("json: {json}")),
             None => error,
-        })?);
+        })?;
+        objects.values.extend(read.values);
+        objects.duplicates.extend(read.duplicates);
         Ok(())
     }
 }
 
-fn yaml(text: &str, lines_before: usize) -> Result<Vec<Value>, YamlError> {
+fn yaml(text: &str, lines_before: usize) -> Result<Objects, YamlError> {
     let converting =
         |error: &dyn fmt::Display| YamlError(format!("error converting YAML to JSON: {error}"));
-    let documents = read(text, lines_before).map_err(|error| converting(&error))?;
-    let values = documents.iter().map(|document| {
-        if let Some(error) = document.strict_error() {
-            return Err(converting(&error));
-        }
-        document.to_value().map_err(|error| converting(&error))
-    });
-    values.collect()
-}
-
-/// A JSON value in which no name is given twice.
-struct Unique(Value);
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UniqueVisitor).map(Self)
+    let mut objects = Objects::default();
+    for document in read(text, lines_before).map_err(|error| converting(&error))? {
+        let value = document.to_value().map_err(|error| converting(&error))?;
+        objects.values.push(value);
+        objects.duplicates.extend(document.duplicates);
     }
-}
-
-struct UniqueVisitor;
-
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = Value;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
-    }
-
-    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::from(value))
-    }
-
-    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Unique(item)) = items.next_element()? {
-            list.push(item);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut members = Map::new();
-        while let Some((name, Unique(value))) = entries.next_entry::<String, Unique>()? {
-            if members.contains_key(&name) {
-                return Err(A::Error::custom(format!("key {name:?} already set in map")));
-            }
-            members.insert(name, value);
-        }
-        Ok(Value::Object(members))
-    }
+    Ok(objects)
 }

@@ -157,6 +157,10 @@ fn keys_become_text() {
         json!({"1": "a", "true": "b", "1.5": "c", "1e+06": "d", "2": "e", "8": "f", ".inf": "g", "2001-01-01": "h"})
     );
     assert_eq!(
+        value("{1.5e300: a, -1e39: b}"),
+        json!({".inf": "a", "-.inf": "b"})
+    );
+    assert_eq!(
         refusal("{~: a}"),
         "unsupported map key of type: %!s(<nil>), key: <nil>"
     );
@@ -219,6 +223,10 @@ fn aliases_and_merge_keys_stand_for_what_they_name() {
     // An anchor may be given again; an alias means the last one before it.
     assert_eq!(value("[&a 1, *a, &a 2, *a]"), json!([1, 1, 2, 2]));
     assert_eq!(value("{'<<': 1}"), json!({"<<": 1}));
+    assert_eq!(
+        value("{!!merge <<: {a: 1}, !!str <<: 2}"),
+        json!({"a": 1, "<<": 2})
+    );
     for (text, why) in [
         ("&a [*a]", "contains itself"),
         ("[*nobody]", "anchor"),
@@ -374,6 +382,7 @@ fn reading_takes_linear_time() {
 
 #[test]
 fn objects_of_a_file_are_read_as_kubectl_reads_them() {
+    let values = |text: &[u8]| objects(text).map(|objects| objects.values);
     let one_and_two = Ok(vec![json!({"a": 1}), json!({"a": 2})]);
     for text in [
         "a: 1\n---\na: 2\n",
@@ -387,10 +396,10 @@ fn objects_of_a_file_are_read_as_kubectl_reads_them() {
         "{a: 1}\n---\n{'a': 2} # two\n",
         "---\nnull\n---\na: 1\n---\na: 2",
     ] {
-        assert_eq!(objects(text.as_bytes()), one_and_two, "{text:?}");
+        assert_eq!(values(text.as_bytes()), one_and_two, "{text:?}");
     }
     assert_eq!(
-        objects(br#"{"a": "\ud83d\ude00\/"}"#),
+        values(br#"{"a": "\ud83d\ude00\/"}"#),
         Ok(vec![json!({"a": "\u{1f600}/"})])
     );
     for (text, why) in [
@@ -399,19 +408,23 @@ fn objects_of_a_file_are_read_as_kubectl_reads_them() {
             "invalid Yaml document separator: text",
         ),
         (
-            "a: 1\n---\nb: 1\na: 2\na: 3\n",
-            "error converting YAML to JSON: yaml: unmarshal errors:\n  line 5: key \"a\" already set in map",
-        ),
-        (
             "a: 1\n---\na: b: c\n",
             "error converting YAML to JSON: yaml: line 3: mapping values are not allowed in this context",
         ),
-        ("{\"a\": 1, \"a\": 2}", "json: key \"a\" already set in map"),
         ("{\"a\": 1}{\"a\": 2,}{", "json: "),
         ("{\"a\": ", "json: "),
     ] {
         let told = objects(text.as_bytes()).expect_err(text).to_string();
         assert!(told.starts_with(why), "{told}");
+    }
+    let twice = objects(b"a: 1\n---\nb: 1\na: 2\na: 3\n").expect("the last one counts");
+    assert_eq!(twice.values, [json!({"a": 1}), json!({"a": 3, "b": 1})]);
+    assert_eq!(twice.duplicates, ["line 5: key \"a\" already set in map"]);
+    assert_eq!(values(b"{\"a\": 1, \"a\": 2}"), Ok(vec![json!({"a": 2})]));
+    // Bytes that are no text may stand where they mean nothing.
+    assert_eq!(values(b"a: 1 # \xe4\n"), Ok(vec![json!({"a": 1})]));
+    for text in [&b"a: \xe4\n"[..], b"[{b\xe4: 1}]", b"a: \0 # \xe4\n"] {
+        assert!(objects(text).is_err(), "{text:?}");
     }
 }
 

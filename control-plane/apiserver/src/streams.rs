@@ -75,6 +75,12 @@ fn pod(context: &Context<'_>) -> Result<Pod, StatusError> {
 }
 
 impl Pod {
+    /// Whether a node has been chosen for it.
+    fn has_node(&self) -> bool {
+        let node = self.0["spec"]["nodeName"].as_str();
+        node.is_some_and(|node| !node.is_empty())
+    }
+
     /// Its node, and a request for a stream that names the pod.
     fn place(&self, context: &Context<'_>) -> Result<(String, OpenStream), StatusError> {
         let node = self.0["spec"]["nodeName"].as_str().unwrap_or_default();
@@ -102,15 +108,17 @@ impl Pod {
                 .collect()
         };
         let (main, init) = (names("containers"), names("initContainers"));
+        let is_known = |name: &str| main.iter().chain(&init).any(|known| *known == name);
+        // What an annotation says wrongly it does not say.
         let annotated =
-            self.0["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
+            self.0["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"]
+                .as_str()
+                .filter(|name| is_known(name));
         match (
             context.query.get("container").or(annotated),
             main.as_slice(),
         ) {
-            (Some(name), _) if main.iter().chain(&init).any(|known| *known == name) => {
-                Ok(name.to_owned())
-            }
+            (Some(name), _) if is_known(name) => Ok(name.to_owned()),
             (Some(name), _) => Err(StatusError::bad_request(format!(
                 "container {name} is not valid for pod {}",
                 context.name()

@@ -7,8 +7,8 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::names::NOT_NEGATIVE;
 use gantry_api::status::StatusError;
 use gantry_rpc::node::stream_frame::Frame;
-use gantry_rpc::node::{LogOptions, StreamFrame, open_stream};
-use http::{HeaderValue, Request, Response};
+use gantry_rpc::node::{LogOptions, OpenStream, StreamFrame, open_stream};
+use http::{HeaderValue, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::upgrade::{Known, agree};
 use super::websocket::{Framing, accept, close};
-use super::{Gone, NodeStream, failure, pings, target};
+use super::{Gone, NodeStream, failure, pings, pod};
 use crate::context::Context;
 use crate::response::Answer;
 
@@ -77,11 +77,24 @@ impl Options {
     }
 }
 
-/// Opens the stream to the node, and waits for the first bytes: an error that comes before them is the answer.
-async fn begin(context: &Context<'_>) -> Result<(Option<Bytes>, NodeStream), StatusError> {
-    let (node, mut request) = target(context)?;
-    let query = context.query;
+/// A log: what was there first, and the stream of what follows.
+type Begun = (Option<Bytes>, NodeStream);
+
+/// Opens the stream to the node, and waits for the first bytes: an error that comes before them is the answer. `None` where no
+/// node has been chosen yet, so that nothing can have been written.
+async fn begin(context: &Context<'_>) -> Result<Option<Begun>, StatusError> {
     let options = Options::read(context)?;
+    let pod = pod(context)?;
+    let container = pod.container(context)?;
+    if !pod.has_node() {
+        return Ok(None);
+    }
+    let (node, request) = pod.place(context)?;
+    let mut request = OpenStream {
+        container,
+        ..request
+    };
+    let query = context.query;
     request.kind = Some(open_stream::Kind::Logs(LogOptions {
         follow: query.flag("follow"),
         previous: query.flag("previous"),
@@ -108,17 +121,20 @@ async fn begin(context: &Context<'_>) -> Result<(Option<Bytes>, NodeStream), Sta
             None => break None,
         }
     };
-    Ok((first, stream))
+    Ok(Some((first, stream)))
 }
 
-/// Answers with the text. Errors that come after its first byte end it.
+/// Answers with the text, or that there is none: 204. Errors that come after its first byte end it.
 pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let (first, stream) = begin(context).await?;
+    let plain = HeaderValue::from_static("text/plain");
+    let Some((first, stream)) = begin(context).await? else {
+        let mut answer = Answer::written(plain, Body::empty());
+        answer.status = StatusCode::NO_CONTENT;
+        answer.headers.clear();
+        return Ok(answer);
+    };
     let Some(first) = first else {
-        return Ok(Answer::written(
-            HeaderValue::from_static("text/plain"),
-            Body::empty(),
-        ));
+        return Ok(Answer::written(plain, Body::empty()));
     };
     let keep_open = stream.to_node;
     let rest = ReceiverStream::new(stream.from_node).filter_map(move |frame| {
@@ -132,10 +148,7 @@ pub(crate) async fn logs(context: &Context<'_>) -> Result<Answer, StatusError> {
     let body = futures::stream::once(futures::future::ready(first))
         .chain(rest)
         .map(Ok::<Bytes, std::io::Error>);
-    Ok(Answer::written(
-        HeaderValue::from_static("text/plain"),
-        Body::from_stream(body),
-    ))
+    Ok(Answer::written(plain, Body::from_stream(body)))
 }
 
 /// Switches to WebSocket and sends the text in messages, of which the first is empty: the connection stands. What a client
@@ -149,7 +162,11 @@ pub(crate) async fn logs_over_websocket(
     context.api.catch_up().await?;
     let agreed = agree(request.method(), context.headers, &KNOWN)?;
     let framing = Framing::of(agreed.protocol);
-    let (first, stream) = begin(context).await?;
+    let Some((first, stream)) = begin(context).await? else {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(response);
+    };
     Ok(agreed.switch(request, move |connection| {
         serve(connection, first, stream, framing)
     }))

@@ -150,6 +150,34 @@ async fn a_scaling_that_is_tried_answers_with_what_was_asked_and_changes_nothing
 }
 
 #[tokio::test]
+async fn a_pod_without_a_node_has_no_log() {
+    let server = server().await;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    send(&server, Method::POST, accounts, "*/*", account).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "annotations": {"kubectl.kubernetes.io/default-container": "none"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    });
+    let created = send(&server, Method::POST, pods, "*/*", pod).await;
+    assert_eq!(created.status, 201, "{}", created.json());
+    let log = get(&server, &format!("{pods}/p/log"), "*/*").await;
+    assert_eq!((log.status, log.body.len()), (204, 0));
+    // Options are checked before the pod is looked for, and the container before its node.
+    for (asked, status) in [
+        ("p/log?container=x", 400),
+        ("x/log", 404),
+        ("x/log?tailLines=-1", 422),
+    ] {
+        let answer = get(&server, &format!("{pods}/{asked}"), "*/*").await;
+        assert_eq!(answer.status, status, "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn what_has_no_objects_has_no_table() {
     let server = server().await;
     let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";

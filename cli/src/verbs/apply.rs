@@ -109,7 +109,11 @@ impl Apply {
     async fn create(&self, cluster: &Cluster, target: &Target<'_>) -> Result<&'static str> {
         let call = Call {
             query: &self.parameters(),
-            ..Call::send(Method::POST, &target.collection, &target.wanted)
+            ..Call::send(
+                Method::POST,
+                &target.collection,
+                &without_nulls(&target.wanted),
+            )
         };
         cluster
             .call(call)
@@ -257,9 +261,35 @@ fn with_last_applied(manifest: &Value) -> Value {
     object
 }
 
+/// The manifest as it is created: a field that is null is not set, just as a patch would not set it.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            let fields = fields.map(|(name, value)| (name.clone(), without_nulls(value)));
+            fields.collect()
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_created_has_no_fields_that_are_null() {
+        let manifest = json!({
+            "metadata": {"name": "a", "labels": null, "annotations": {"b": null, "c": "null"}},
+            "spec": {"args": [null, "x"], "ports": [{"port": 1, "name": null}], "selector": {"a": null}},
+        });
+        let created = json!({
+            "metadata": {"name": "a", "annotations": {"c": "null"}},
+            "spec": {"args": [null, "x"], "ports": [{"port": 1}], "selector": {}},
+        });
+        assert_eq!(without_nulls(&manifest), created);
+    }
 
     fn mapping(namespaced: bool) -> Mapping {
         Mapping {

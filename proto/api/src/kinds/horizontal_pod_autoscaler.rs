@@ -9,11 +9,12 @@ use k8s_openapi::api::autoscaling::v2::{
     ResourceMetricSource,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
 use super::table::{self, Printer};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Kind, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::parts;
 
 /// See [`HorizontalPodAutoscaler`].
@@ -23,6 +24,30 @@ pub struct HorizontalPodAutoscalerKind;
 const UTILIZATION: i32 = 80;
 /// Metrics that a row shows.
 const SHOWN: usize = 2;
+
+const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+const CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
+const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
+const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
+/// What the first version, and versions before it, had no fields for. Nothing else may be kept there.
+const ANNOTATIONS: [&str; 6] = [
+    METRICS,
+    CURRENT,
+    CONDITIONS,
+    BEHAVIOR,
+    "autoscaling.alpha.kubernetes.io/scale-down-tolerance",
+    "autoscaling.alpha.kubernetes.io/scale-up-tolerance",
+];
+
+/// Takes the annotations away that have fields here.
+fn drop_annotations(metadata: &mut ObjectMeta) {
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|name, _| !ANNOTATIONS.contains(&name.as_str()));
+        if annotations.is_empty() {
+            metadata.annotations = None;
+        }
+    }
+}
 
 /// What is aimed at where nothing is said.
 fn default_metric() -> MetricSpec {
@@ -163,7 +188,10 @@ impl Kind for HorizontalPodAutoscalerKind {
 
     const PARTS: Parts<HorizontalPodAutoscaler> = parts!(HorizontalPodAutoscaler: spec, status);
 
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
     fn default(object: &mut HorizontalPodAutoscaler) {
+        drop_annotations(&mut object.metadata);
         let spec = &mut object.spec;
         spec.min_replicas.get_or_insert(1);
         let metrics = spec.metrics.get_or_insert_default();
@@ -268,6 +296,20 @@ mod tests {
         HorizontalPodAutoscalerKind::default(&mut plain);
         assert_eq!(plain.spec.behavior, None);
         assert_eq!(plain.spec.metrics, Some(vec![default_metric()]));
+    }
+
+    #[test]
+    fn annotations_of_the_first_version_are_not_kept() {
+        let mut object = autoscaler(json!({}));
+        let annotations = [(BEHAVIOR, "{}"), ("own", "kept")];
+        let annotations = annotations.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        object.metadata.annotations = Some(annotations.into());
+        HorizontalPodAutoscalerKind::default(&mut object);
+        assert_eq!(json!(object.metadata.annotations), json!({"own": "kept"}));
+        let only = [(METRICS.to_owned(), "[]".to_owned())];
+        object.metadata.annotations = Some(only.into());
+        HorizontalPodAutoscalerKind::default(&mut object);
+        assert_eq!(object.metadata.annotations, None);
     }
 
     #[test]

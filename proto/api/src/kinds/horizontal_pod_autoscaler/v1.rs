@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::HorizontalPodAutoscalerKind as Hub;
-use super::default_metric;
+use super::{BEHAVIOR, CONDITIONS, CURRENT, METRICS, default_metric, drop_annotations};
 use crate::field::ErrorList;
-use crate::kind::{Kind, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::kinds::table::Printer;
 use crate::parts;
 use crate::schema::TypeSchema;
@@ -26,20 +26,15 @@ use crate::status::StatusError;
 /// See [`HorizontalPodAutoscaler`].
 pub struct HorizontalPodAutoscalerKind;
 
-const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
-const CURRENT: &str = "autoscaling.alpha.kubernetes.io/current-metrics";
-const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
-const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
-
 /// Behavior as the annotation has it: by the names of Go's fields.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Behavior {
     scale_up: Option<Rules>,
     scale_down: Option<Rules>,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Rules {
     stabilization_window_seconds: Option<i32>,
@@ -48,7 +43,7 @@ struct Rules {
     tolerance: Option<k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Policy {
     r#type: String,
@@ -121,7 +116,9 @@ fn to_hub(object: HorizontalPodAutoscaler) -> v2::HorizontalPodAutoscaler {
     let mut metadata = object.metadata;
     let mut annotations = metadata.annotations.unwrap_or_default();
     let spec = object.spec;
-    let mut metrics = Vec::new();
+    let others: Option<Vec<metrics::Spec>> = take(&mut annotations, METRICS);
+    let others = others.into_iter().flatten().map(v2::MetricSpec::from);
+    let mut metrics: Vec<v2::MetricSpec> = others.collect();
     if let Some(share) = spec.target_cpu_utilization_percentage {
         let mut metric = default_metric();
         if let Some(resource) = &mut metric.resource {
@@ -129,14 +126,14 @@ fn to_hub(object: HorizontalPodAutoscaler) -> v2::HorizontalPodAutoscaler {
         }
         metrics.push(metric);
     }
-    let others: Option<Vec<metrics::Spec>> = take(&mut annotations, METRICS);
-    metrics.extend(others.into_iter().flatten().map(v2::MetricSpec::from));
     if metrics.is_empty() {
         // Known here alone, where all metrics are.
         metrics.push(default_metric());
     }
     let behavior: Option<Behavior> = take(&mut annotations, BEHAVIOR);
-    let conditions = take(&mut annotations, CONDITIONS);
+    let behavior = behavior.filter(|behavior| *behavior != Behavior::default());
+    let conditions: Option<Vec<metrics::Condition>> = take(&mut annotations, CONDITIONS);
+    let conditions = conditions.map(|all| all.into_iter().map(Into::into).collect());
     let status = object.status.unwrap_or_default();
     let used = status
         .current_cpu_utilization_percentage
@@ -153,7 +150,8 @@ fn to_hub(object: HorizontalPodAutoscaler) -> v2::HorizontalPodAutoscaler {
         });
     let known: Option<Vec<metrics::Status>> = take(&mut annotations, CURRENT);
     let known = known.map(|known| known.into_iter().map(v2::MetricStatus::from).collect());
-    metadata.annotations = Some(annotations).filter(|annotations| !annotations.is_empty());
+    metadata.annotations = Some(annotations);
+    drop_annotations(&mut metadata);
     v2::HorizontalPodAutoscaler {
         metadata,
         spec: v2::HorizontalPodAutoscalerSpec {
@@ -184,21 +182,11 @@ fn to_hub(object: HorizontalPodAutoscaler) -> v2::HorizontalPodAutoscaler {
 
 fn from_hub(object: v2::HorizontalPodAutoscaler) -> HorizontalPodAutoscaler {
     let mut metadata = object.metadata;
+    drop_annotations(&mut metadata);
     let mut annotations = metadata.annotations.unwrap_or_default();
-    for name in [METRICS, CURRENT, CONDITIONS, BEHAVIOR] {
-        annotations.remove(name);
-    }
     let spec = object.spec;
     let metrics = spec.metrics.unwrap_or_default();
-    let share = metrics
-        .iter()
-        .find(|metric| {
-            metric
-                .resource
-                .as_ref()
-                .is_some_and(|one| one.name == "cpu")
-        })
-        .and_then(processors);
+    let share = metrics.iter().find_map(processors);
     let others = metrics
         .into_iter()
         .filter(|metric| processors(metric).is_none());
@@ -220,7 +208,8 @@ fn from_hub(object: v2::HorizontalPodAutoscaler) -> HorizontalPodAutoscaler {
     if !current.is_empty() {
         put(&mut annotations, CURRENT, &current);
     }
-    let conditions = status.conditions.unwrap_or_default();
+    let conditions = status.conditions.unwrap_or_default().into_iter();
+    let conditions: Vec<metrics::Condition> = conditions.map(Into::into).collect();
     if !conditions.is_empty() {
         put(&mut annotations, CONDITIONS, &conditions);
     }
@@ -283,6 +272,8 @@ impl Kind for HorizontalPodAutoscalerKind {
 
     const PARTS: Parts<HorizontalPodAutoscaler> = parts!(HorizontalPodAutoscaler: spec, status);
 
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
     fn default(object: &mut HorizontalPodAutoscaler) {
         object.spec.min_replicas.get_or_insert(1);
     }
@@ -344,7 +335,6 @@ mod tests {
                 "minReplicas": 1, "maxReplicas": 5,
                 "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"},
                 "metrics": [
-                    {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
                     {"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "100m"}}},
                     {"type": "Object", "object": {
                         "describedObject": {"kind": "Service", "name": "s"}, "metric": {"name": "q"},
@@ -354,6 +344,7 @@ mod tests {
                     {"type": "ContainerResource", "containerResource": {
                         "name": "memory", "container": "c", "target": {"type": "AverageValue", "averageValue": "100Mi"},
                     }},
+                    {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
                 ],
                 "behavior": {"scaleDown": {
                     "selectPolicy": "Max", "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}],
@@ -383,12 +374,33 @@ mod tests {
             others[0],
             json!({"type": "Pods", "pods": {"metricName": "m", "targetAverageValue": "100m"}})
         );
-        let behavior = annotations[BEHAVIOR].as_str().expect("text");
-        assert!(behavior.contains("\"ScaleDown\""), "{behavior}");
+        assert_eq!(
+            annotations[BEHAVIOR],
+            r#"{"ScaleUp":null,"ScaleDown":{"StabilizationWindowSeconds":null,"SelectPolicy":"Max","Policies":[{"Type":"Percent","Value":100,"PeriodSeconds":15}],"Tolerance":null}}"#
+        );
+        assert_eq!(
+            annotations[CONDITIONS],
+            r#"[{"type":"AbleToScale","status":"True","lastTransitionTime":null,"reason":"R","message":"m"}]"#
+        );
+        let object = &others[1]["object"];
+        assert_eq!(object["target"], json!({"kind": "Service", "name": "s"}));
         let back = HorizontalPodAutoscalerKind::convert_to_hub(first).expect("converts");
         let mut expected = second();
         TypeSchema::of::<v2::HorizontalPodAutoscaler>().complete(&mut expected);
         assert_eq!(back, expected);
+    }
+
+    #[test]
+    fn the_use_of_processors_is_the_last_of_metrics_and_the_first_that_is_a_share() {
+        let cpu = |target: Value| json!({"type": "Resource", "resource": {"name": "cpu", "target": target}});
+        let amount = cpu(json!({"type": "AverageValue", "averageValue": "1"}));
+        let share = cpu(json!({"type": "Utilization", "averageUtilization": 50}));
+        let mut object = second();
+        object["spec"]["metrics"] = json!([amount, share]);
+        let first = HorizontalPodAutoscalerKind::convert_from_hub(object).expect("converts");
+        assert_eq!(first["spec"]["targetCPUUtilizationPercentage"], 50);
+        let back = HorizontalPodAutoscalerKind::convert_to_hub(first).expect("converts");
+        assert_eq!(back["spec"]["metrics"], json!([amount, share]));
     }
 
     #[test]

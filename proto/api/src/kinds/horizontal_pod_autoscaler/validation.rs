@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::autoscaling::v2::{
-    CrossVersionObjectReference, HPAScalingRules, HorizontalPodAutoscalerSpec,
-    HorizontalPodAutoscalerStatus, MetricIdentifier, MetricSpec, MetricTarget,
+    ContainerResourceMetricSource, CrossVersionObjectReference, HPAScalingRules,
+    HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus, MetricIdentifier, MetricSpec,
+    MetricTarget,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Written;
 
 use crate::field::{ErrorList, Path};
+use crate::kinds::pod_spec;
 use crate::names;
 use crate::quantity::Quantity;
 
@@ -37,8 +39,10 @@ pub(super) fn spec(spec: &HorizontalPodAutoscalerSpec, path: &Path, errors: &mut
         errors.invalid(&path.child("minReplicas"), least, detail);
     }
     let most_path = path.child("maxReplicas");
-    if most < 1 {
-        errors.invalid(&most_path, most, AT_LEAST_ONE);
+    match most {
+        0 => errors.required(&most_path, "must be set and greater than 0"),
+        ..0 => errors.invalid(&most_path, most, "must be greater than or equal to 1"),
+        _ => {}
     }
     if least.is_some_and(|least| most < least) {
         let detail = "must be greater than or equal to `minReplicas`";
@@ -47,8 +51,16 @@ pub(super) fn spec(spec: &HorizontalPodAutoscalerSpec, path: &Path, errors: &mut
     let target_path = path.child("scaleTargetRef");
     reference(&spec.scale_target_ref, &target_path, errors);
     group(&spec.scale_target_ref, &target_path, errors);
-    for (number, metric) in spec.metrics.iter().flatten().enumerate() {
-        self::metric(metric, &path.child("metrics").index(number), errors);
+    let metrics_path = path.child("metrics");
+    let metrics = spec.metrics.as_deref().unwrap_or_default();
+    for (number, metric) in metrics.iter().enumerate() {
+        self::metric(metric, &metrics_path.index(number), errors);
+    }
+    // Pods that are not there say nothing of themselves.
+    let looks_elsewhere = |metric: &MetricSpec| ["Object", "External"].contains(&&*metric.type_);
+    if least == Some(0) && !metrics.iter().any(looks_elsewhere) {
+        let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.forbidden(&metrics_path, detail);
     }
     if let Some(behavior) = &spec.behavior {
         let path = path.child("behavior");
@@ -91,18 +103,23 @@ fn reference(object: &CrossVersionObjectReference, path: &Path, errors: &mut Err
 /// What is scaled is found by its group: only one kind of the core group can be.
 fn group(object: &CrossVersionObjectReference, path: &Path, errors: &mut ErrorList) {
     let version = object.api_version.as_deref().unwrap_or_default();
-    let path = path.child("apiVersion");
-    match version.matches('/').count() {
-        0 if (version, object.kind.as_str()) == ("v1", "ReplicationController") => {}
-        0 => errors.invalid(&path, version, "apiVersion must specify API group"),
-        1 if version.starts_with('/') => {
-            errors.invalid(&path, version, "apiVersion must specify API group");
-        }
-        1 => {}
-        _ => {
-            let detail = format!("unexpected GroupVersion string: {version}");
-            errors.invalid(&path, version, &detail);
-        }
+    let has_group = version.contains('/') && !version.starts_with('/');
+    if is_group_version(version) && !has_group && object.kind != "ReplicationController" {
+        let detail = "apiVersion must specify API group";
+        errors.invalid(&path.child("apiVersion"), version, detail);
+    }
+    group_version(version, path, errors);
+}
+
+fn is_group_version(version: &str) -> bool {
+    version.matches('/').count() < 2
+}
+
+/// A version, perhaps of a group.
+fn group_version(version: &str, path: &Path, errors: &mut ErrorList) {
+    if !is_group_version(version) {
+        let detail = format!("unexpected GroupVersion string: {version}");
+        errors.invalid(&path.child("apiVersion"), version, &detail);
     }
 }
 
@@ -160,6 +177,20 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// A resource of one of the pods' containers.
+fn container_resource(source: &ContainerResourceMetricSource, path: &Path, errors: &mut ErrorList) {
+    resource_name(&source.name, path, errors);
+    if !source.name.is_empty() {
+        pod_spec::check_resource_name(&source.name, true, &path.child("name"), errors);
+    }
+    let container_path = path.child("container");
+    match source.container.as_str() {
+        "" => errors.required(&container_path, "must specify a container"),
+        name => errors.invalid_each(&container_path, name, names::dns1123_label(name)),
+    }
+    resource_target(&source.target, &path.child("target"), errors);
+}
+
 /// Checks the sources that are there, the first of them in full, and returns their names.
 fn sources(metric: &MetricSpec, path: &Path, errors: &mut ErrorList) -> BTreeSet<&'static str> {
     let mut present = BTreeSet::new();
@@ -171,11 +202,11 @@ fn sources(metric: &MetricSpec, path: &Path, errors: &mut ErrorList) -> BTreeSet
         && is_first("object")
     {
         let path = path.child("object");
-        reference(
-            &source.described_object,
-            &path.child("describedObject"),
-            errors,
-        );
+        let described = &source.described_object;
+        let described_path = path.child("describedObject");
+        reference(described, &described_path, errors);
+        let version = described.api_version.as_deref().unwrap_or_default();
+        group_version(version, &described_path, errors);
         identifier(&source.metric, &path.child("metric"), errors);
         let path = path.child("target");
         target(&source.target, &path, errors);
@@ -210,25 +241,10 @@ fn sources(metric: &MetricSpec, path: &Path, errors: &mut ErrorList) -> BTreeSet
         identifier(&source.metric, &path.child("metric"), errors);
         let path = path.child("target");
         target(&source.target, &path, errors);
-        if !source
-            .target
-            .average_value
-            .as_ref()
-            .is_some_and(is_positive)
-        {
+        if source.target.average_value.is_none() {
             let detail = "must specify a positive target averageValue";
             errors.required(&path.child("averageValue"), detail);
         }
-    }
-    if let Some(source) = &metric.container_resource
-        && is_first("containerResource")
-    {
-        let path = path.child("containerResource");
-        resource_name(&source.name, &path, errors);
-        if source.container.is_empty() {
-            errors.required(&path.child("container"), "must specify a container");
-        }
-        resource_target(&source.target, &path.child("target"), errors);
     }
     if let Some(source) = &metric.resource
         && is_first("resource")
@@ -236,6 +252,11 @@ fn sources(metric: &MetricSpec, path: &Path, errors: &mut ErrorList) -> BTreeSet
         let path = path.child("resource");
         resource_name(&source.name, &path, errors);
         resource_target(&source.target, &path.child("target"), errors);
+    }
+    if let Some(source) = &metric.container_resource
+        && is_first("containerResource")
+    {
+        container_resource(source, &path.child("containerResource"), errors);
     }
     present
 }
@@ -292,13 +313,13 @@ fn rules(rules: &HPAScalingRules, path: &Path, errors: &mut ErrorList) {
             errors.not_supported(&path.child("selectPolicy"), select, &known);
         }
     }
-    let path = path.child("policies");
+    let policies_path = path.child("policies");
     let policies = rules.policies.as_deref().unwrap_or_default();
     if policies.is_empty() {
-        errors.required(&path, "must specify at least one Policy");
+        errors.required(&policies_path, "must specify at least one Policy");
     }
     for (number, policy) in policies.iter().enumerate() {
-        let path = path.index(number);
+        let path = policies_path.index(number);
         let known = ["Percent", "Pods"];
         if !known.contains(&policy.type_.as_str()) {
             errors.not_supported(&path.child("type"), &policy.type_, &known);
@@ -315,6 +336,12 @@ fn rules(rules: &HPAScalingRules, path: &Path, errors: &mut ErrorList) {
             let detail = format!("must be less than or equal to {LONGEST_PERIOD}");
             errors.invalid(&path.child("periodSeconds"), period, &detail);
         }
+    }
+    let tolerance = rules.tolerance.as_ref();
+    let tolerance: Option<Quantity> = tolerance.and_then(|amount| amount.0.parse().ok());
+    if let Some(tolerance) = tolerance.filter(|amount| amount.sign() < 0) {
+        let path = path.child("tolerance");
+        errors.invalid(&path, tolerance.to_string(), names::NOT_NEGATIVE);
     }
 }
 
@@ -375,7 +402,102 @@ mod tests {
         let none = "spec.scaleTargetRef.apiVersion: Invalid value: \"v1\": apiVersion must specify API group";
         assert_eq!(of("v1", "Pod"), [none]);
         assert_eq!(of("v1", "ReplicationController"), [""; 0]);
+        assert_eq!(of("", "ReplicationController"), [""; 0]);
         assert_eq!(of("apps/v1", "Deployment"), [""; 0]);
         assert_eq!(of("a/b/c", "Deployment").len(), 1);
+    }
+
+    #[test]
+    fn numbers_of_replicas_make_sense() {
+        let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"});
+        let of = |least: i32, most: i32| {
+            refused(json!({"minReplicas": least, "maxReplicas": most, "scaleTargetRef": target}))
+        };
+        assert_eq!(of(1, 1), [""; 0]);
+        let below =
+            "spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`";
+        assert_eq!(
+            of(1, 0),
+            [
+                "spec.maxReplicas: Required value: must be set and greater than 0",
+                below
+            ]
+        );
+        assert_eq!(
+            of(-2, -1),
+            [
+                "spec.minReplicas: Invalid value: -2: must be greater than or equal to 1",
+                "spec.maxReplicas: Invalid value: -1: must be greater than or equal to 1",
+            ]
+        );
+        assert_eq!(
+            of(0, 1),
+            [
+                "spec.minReplicas: Invalid value: 0: must be greater than or equal to 1",
+                "spec.metrics: Forbidden: must specify at least one Object or External metric to support scaling to zero replicas",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_measured_has_names_that_can_be_asked_for() {
+        let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"});
+        let of = |metric: Value| {
+            let told =
+                refused(json!({"maxReplicas": 2, "scaleTargetRef": target, "metrics": [metric]}));
+            told.into_iter()
+                .map(|error| error.split(": ").next().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let half = json!({"type": "Utilization", "averageUtilization": 50});
+        let container = |name: &str, container: &str| {
+            let source = json!({"name": name, "container": container, "target": half});
+            of(json!({"type": "ContainerResource", "containerResource": source}))
+        };
+        assert_eq!(container("cpu", "c"), [""; 0]);
+        assert_eq!(
+            container("storage", "A"),
+            [
+                "spec.metrics[0].containerResource.name",
+                "spec.metrics[0].containerResource.container"
+            ]
+        );
+        let object = |version: &str| {
+            let described = json!({"apiVersion": version, "kind": "Service", "name": "s"});
+            let value = json!({"type": "Value", "value": "1"});
+            let source =
+                json!({"describedObject": described, "metric": {"name": "m"}, "target": value});
+            of(json!({"type": "Object", "object": source}))
+        };
+        assert_eq!(object("v1"), [""; 0]);
+        assert_eq!(
+            object("a/b/c"),
+            ["spec.metrics[0].object.describedObject.apiVersion"]
+        );
+        // What is not positive is told once.
+        let pods = json!({"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "0"}});
+        assert_eq!(
+            of(json!({"type": "Pods", "pods": pods})),
+            ["spec.metrics[0].pods.target.averageValue"]
+        );
+    }
+
+    #[test]
+    fn a_tolerance_is_not_negative() {
+        let of = |tolerance: &str| {
+            let policy = json!({"type": "Pods", "value": 1, "periodSeconds": 1});
+            refused(json!({
+                "maxReplicas": 2,
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"},
+                "behavior": {"scaleUp": {"policies": [policy], "tolerance": tolerance}},
+            }))
+        };
+        assert_eq!(of("0"), [""; 0]);
+        assert_eq!(
+            of("-100m"),
+            [
+                "spec.behavior.scaleUp.tolerance: Invalid value: \"-100m\": must be greater than or equal to 0"
+            ]
+        );
     }
 }

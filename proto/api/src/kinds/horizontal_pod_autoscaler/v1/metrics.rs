@@ -1,10 +1,14 @@
-//! Metrics as the annotations of the first version have them.
+//! Metrics and conditions as the annotations of the first version have them: texts, in which fields are in Go's order.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::autoscaling::v2::{
     self, CrossVersionObjectReference, MetricIdentifier, MetricTarget, MetricValueStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, LabelSelectorRequirement, Time,
+};
 use serde::{Deserialize, Serialize};
 
 /// What is aimed at.
@@ -41,6 +45,39 @@ pub(super) struct Status {
     external: Option<ExternalStatus>,
 }
 
+/// How it goes.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Condition {
+    r#type: String,
+    status: String,
+    last_transition_time: Option<Time>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+/// What a metric describes.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Reference {
+    kind: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<String>,
+}
+
+/// Which series a metric is of.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Selector {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_labels: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_expressions: Option<Vec<LabelSelectorRequirement>>,
+}
+
 /// An amount that is always written.
 fn zero() -> Quantity {
     Quantity("0".to_owned())
@@ -49,12 +86,14 @@ fn zero() -> Quantity {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ObjectSpec {
-    target: CrossVersionObjectReference,
+    #[serde(default)]
+    target: Reference,
+    #[serde(default)]
     metric_name: String,
     #[serde(default = "zero")]
     target_value: Quantity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    selector: Option<LabelSelector>,
+    selector: Option<Selector>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     average_value: Option<Quantity>,
 }
@@ -62,12 +101,14 @@ struct ObjectSpec {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ObjectStatus {
-    target: CrossVersionObjectReference,
+    #[serde(default)]
+    target: Reference,
+    #[serde(default)]
     metric_name: String,
     #[serde(default = "zero")]
     current_value: Quantity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    selector: Option<LabelSelector>,
+    selector: Option<Selector>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     average_value: Option<Quantity>,
 }
@@ -75,27 +116,30 @@ struct ObjectStatus {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PodsSpec {
+    #[serde(default)]
     metric_name: String,
     #[serde(default = "zero")]
     target_average_value: Quantity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    selector: Option<LabelSelector>,
+    selector: Option<Selector>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PodsStatus {
+    #[serde(default)]
     metric_name: String,
     #[serde(default = "zero")]
     current_average_value: Quantity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    selector: Option<LabelSelector>,
+    selector: Option<Selector>,
 }
 
 /// Of a pod, or of one of its containers.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ResourceSpec {
+    #[serde(default)]
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     target_average_utilization: Option<i32>,
@@ -108,6 +152,7 @@ struct ResourceSpec {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ResourceStatus {
+    #[serde(default)]
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     current_average_utilization: Option<i32>,
@@ -120,9 +165,10 @@ struct ResourceStatus {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ExternalSpec {
+    #[serde(default)]
     metric_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    metric_selector: Option<LabelSelector>,
+    metric_selector: Option<Selector>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     target_value: Option<Quantity>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,17 +178,21 @@ struct ExternalSpec {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ExternalStatus {
+    #[serde(default)]
     metric_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    metric_selector: Option<LabelSelector>,
+    metric_selector: Option<Selector>,
     #[serde(default = "zero")]
     current_value: Quantity,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     current_average_value: Option<Quantity>,
 }
 
-fn identifier(name: String, selector: Option<LabelSelector>) -> MetricIdentifier {
-    MetricIdentifier { name, selector }
+fn identifier(name: String, selector: Option<Selector>) -> MetricIdentifier {
+    MetricIdentifier {
+        name,
+        selector: selector.map(Into::into),
+    }
 }
 
 /// A target by its sort, which follows from what it has.
@@ -169,9 +219,70 @@ fn resource_target(source: &ResourceSpec) -> MetricTarget {
 fn resource_current(status: &ResourceStatus) -> MetricValueStatus {
     MetricValueStatus {
         average_utilization: status.current_average_utilization,
-        // What was not measured is not there.
-        average_value: Some(status.current_average_value.clone()).filter(|value| *value != zero()),
+        average_value: Some(status.current_average_value.clone()),
         value: None,
+    }
+}
+
+impl From<Reference> for CrossVersionObjectReference {
+    fn from(reference: Reference) -> Self {
+        Self {
+            kind: reference.kind,
+            name: reference.name,
+            api_version: reference.api_version,
+        }
+    }
+}
+
+impl From<CrossVersionObjectReference> for Reference {
+    fn from(reference: CrossVersionObjectReference) -> Self {
+        Self {
+            kind: reference.kind,
+            name: reference.name,
+            api_version: reference.api_version,
+        }
+    }
+}
+
+impl From<Selector> for LabelSelector {
+    fn from(selector: Selector) -> Self {
+        Self {
+            match_labels: selector.match_labels,
+            match_expressions: selector.match_expressions,
+        }
+    }
+}
+
+impl From<LabelSelector> for Selector {
+    fn from(selector: LabelSelector) -> Self {
+        Self {
+            match_labels: selector.match_labels.filter(|labels| !labels.is_empty()),
+            match_expressions: selector.match_expressions.filter(|all| !all.is_empty()),
+        }
+    }
+}
+
+impl From<Condition> for v2::HorizontalPodAutoscalerCondition {
+    fn from(condition: Condition) -> Self {
+        Self {
+            type_: condition.r#type,
+            status: condition.status,
+            last_transition_time: condition.last_transition_time,
+            reason: condition.reason,
+            message: condition.message,
+        }
+    }
+}
+
+impl From<v2::HorizontalPodAutoscalerCondition> for Condition {
+    fn from(condition: v2::HorizontalPodAutoscalerCondition) -> Self {
+        Self {
+            r#type: condition.type_,
+            status: condition.status,
+            last_transition_time: condition.last_transition_time,
+            reason: condition.reason,
+            message: condition.message,
+        }
     }
 }
 
@@ -180,7 +291,7 @@ impl From<Spec> for v2::MetricSpec {
         Self {
             type_: spec.r#type,
             object: spec.object.map(|source| v2::ObjectMetricSource {
-                described_object: source.target,
+                described_object: source.target.into(),
                 metric: identifier(source.metric_name, source.selector),
                 target: match source.average_value {
                     None => target("Value", Some(source.target_value), None),
@@ -232,16 +343,16 @@ impl From<v2::MetricSpec> for Spec {
         Self {
             r#type: spec.type_,
             object: spec.object.map(|source| ObjectSpec {
-                target: source.described_object,
+                target: source.described_object.into(),
                 metric_name: source.metric.name,
                 target_value: source.target.value.unwrap_or_else(zero),
-                selector: source.metric.selector,
+                selector: source.metric.selector.map(Into::into),
                 average_value: source.target.average_value,
             }),
             pods: spec.pods.map(|source| PodsSpec {
                 metric_name: source.metric.name,
                 target_average_value: source.target.average_value.unwrap_or_else(zero),
-                selector: source.metric.selector,
+                selector: source.metric.selector.map(Into::into),
             }),
             resource: spec
                 .resource
@@ -251,7 +362,7 @@ impl From<v2::MetricSpec> for Spec {
                 .map(|source| resource(source.name, source.target, source.container)),
             external: spec.external.map(|source| ExternalSpec {
                 metric_name: source.metric.name,
-                metric_selector: source.metric.selector,
+                metric_selector: source.metric.selector.map(Into::into),
                 target_value: source.target.value,
                 target_average_value: source.target.average_value,
             }),
@@ -269,7 +380,7 @@ impl From<Status> for v2::MetricStatus {
         Self {
             type_: status.r#type,
             object: status.object.map(|status| v2::ObjectMetricStatus {
-                described_object: status.target,
+                described_object: status.target.into(),
                 metric: identifier(status.metric_name, status.selector),
                 current: of(Some(status.current_value), status.average_value),
             }),
@@ -308,16 +419,16 @@ impl From<v2::MetricStatus> for Status {
         Self {
             r#type: status.type_,
             object: status.object.map(|status| ObjectStatus {
-                target: status.described_object,
+                target: status.described_object.into(),
                 metric_name: status.metric.name,
                 current_value: status.current.value.unwrap_or_else(zero),
-                selector: status.metric.selector,
+                selector: status.metric.selector.map(Into::into),
                 average_value: status.current.average_value,
             }),
             pods: status.pods.map(|status| PodsStatus {
                 metric_name: status.metric.name,
                 current_average_value: status.current.average_value.unwrap_or_else(zero),
-                selector: status.metric.selector,
+                selector: status.metric.selector.map(Into::into),
             }),
             resource: status
                 .resource
@@ -327,7 +438,7 @@ impl From<v2::MetricStatus> for Status {
                 .map(|status| resource(status.name, status.current, status.container)),
             external: status.external.map(|status| ExternalStatus {
                 metric_name: status.metric.name,
-                metric_selector: status.metric.selector,
+                metric_selector: status.metric.selector.map(Into::into),
                 current_value: status.current.value.unwrap_or_else(zero),
                 current_average_value: status.current.average_value,
             }),

@@ -24,6 +24,13 @@ fn controller(owners: Option<&[OwnerReference]>) -> Option<String> {
     Some(shown)
 }
 
+fn validate_number(object: &ControllerRevision, errors: &mut ErrorList) {
+    if object.revision < 0 {
+        let path = Path::new("revision");
+        errors.invalid(&path, object.revision, names::NOT_NEGATIVE);
+    }
+}
+
 impl Kind for ControllerRevisionKind {
     type Object = ControllerRevision;
 
@@ -43,17 +50,18 @@ impl Kind for ControllerRevisionKind {
     };
 
     fn validate(object: &ControllerRevision, errors: &mut ErrorList) {
-        if object.data.is_none() {
-            errors.required(&Path::new("data"), "data is mandatory");
-        }
-        if object.revision < 0 {
-            let path = Path::new("revision");
-            errors.invalid(&path, object.revision, names::NOT_NEGATIVE);
-        }
+        validate_number(object, errors);
+        let why = match &object.data {
+            None => "data is mandatory",
+            Some(data) if data.0.is_null() => "data is mandatory",
+            Some(data) if !data.0.is_object() => "data must be a valid JSON object",
+            Some(_) => return,
+        };
+        errors.required(&Path::new("data"), why);
     }
 
     fn validate_update(new: &ControllerRevision, old: &ControllerRevision, errors: &mut ErrorList) {
-        Self::validate(new, errors);
+        validate_number(new, errors);
         if new.data != old.data {
             errors.invalid(&Path::new("data"), &new.data, meta::IMMUTABLE);
         }
@@ -92,9 +100,25 @@ mod tests {
     #[test]
     fn its_data_is_there_and_stays() {
         let (old, new) = (revision(1, json!({"a": 1})), revision(2, json!({"a": 2})));
-        let mut errors = ErrorList::default();
-        ControllerRevisionKind::validate(&revision(-1, Value::Null), &mut errors);
-        assert_eq!(errors.0.len(), 2);
+        let refused = |object: &ControllerRevision| {
+            let mut errors = ErrorList::default();
+            ControllerRevisionKind::validate(object, &mut errors);
+            let told = errors.0.iter();
+            told.map(|error| format!("{}: {}", error.path, error.message))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            refused(&revision(-1, Value::Null)),
+            [
+                "revision: Invalid value: -1: must be greater than or equal to 0",
+                "data: Required value: data is mandatory"
+            ]
+        );
+        assert_eq!(
+            refused(&revision(1, json!([1]))),
+            ["data: Required value: data must be a valid JSON object"]
+        );
+        assert_eq!(refused(&old), [""; 0]);
         let mut errors = ErrorList::default();
         ControllerRevisionKind::validate_update(&new, &old, &mut errors);
         let paths: Vec<String> = errors

@@ -5,12 +5,13 @@ use k8s_openapi::api::apps::v1::{
 };
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Serialize;
 use serde_json::json;
 
 use super::table::{self, Printer};
 use super::workload;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Kind, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 use crate::selector::{self, LabelSelector as Selector};
@@ -21,6 +22,35 @@ pub struct DaemonSetKind;
 /// How often the template has changed, which earlier versions had in the spec.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 const ROLLING: &str = "RollingUpdate";
+
+/// A strategy as Kubernetes writes the type that has no names for JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownStrategy<'a> {
+    r#type: &'a str,
+    rolling_update: Option<ShownRolling>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownRolling {
+    max_unavailable: IntOrString,
+    max_surge: IntOrString,
+}
+
+impl<'a> From<&'a DaemonSetUpdateStrategy> for ShownStrategy<'a> {
+    fn from(strategy: &'a DaemonSetUpdateStrategy) -> Self {
+        let none = || IntOrString::Int(0);
+        let rolling = strategy.rolling_update.as_ref();
+        Self {
+            r#type: strategy.type_.as_deref().unwrap_or_default(),
+            rolling_update: rolling.map(|rolling| ShownRolling {
+                max_unavailable: rolling.max_unavailable.clone().unwrap_or_else(none),
+                max_surge: rolling.max_surge.clone().unwrap_or_else(none),
+            }),
+        }
+    }
+}
 
 fn template_generation(set: &DaemonSet) -> i64 {
     let annotations = set.metadata.annotations.as_ref();
@@ -41,7 +71,7 @@ fn validate_strategy(strategy: &DaemonSetUpdateStrategy, path: &Path, errors: &m
         (Some("OnDelete"), _) => {}
         (Some(ROLLING), None) => errors.required(&rolling_path, ""),
         (Some(ROLLING), Some(rolling)) => validate_rolling(rolling, &rolling_path, errors),
-        _ => errors.not_supported(path, strategy, &["OnDelete", ROLLING]),
+        _ => errors.not_supported(path, ShownStrategy::from(strategy), &[ROLLING, "OnDelete"]),
     }
 }
 
@@ -87,6 +117,8 @@ impl Kind for DaemonSetKind {
     };
 
     const PARTS: Parts<DaemonSet> = parts!(DaemonSet: spec, status);
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const SELECTORS: &'static [&'static str] = &["/spec/selector"];
 
@@ -148,20 +180,18 @@ impl Kind for DaemonSetKind {
         set_template_generation(new, generation);
     }
 
-    /// Kubernetes checks the whole object as a new one, and once more as a changed one.
     fn validate_update(new: &DaemonSet, old: &DaemonSet, errors: &mut ErrorList) {
-        Self::validate(new, errors);
-        Self::validate(new, errors);
         if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
             workload::validate_selector_kept(&new.selector, &old.selector, errors);
         }
+        Self::validate(new, errors);
     }
 
     fn prepare_status_update(new: &mut DaemonSet, old: &DaemonSet) {
         set_template_generation(new, template_generation(old));
     }
 
-    fn validate_status_update(new: &DaemonSet, _old: &DaemonSet, errors: &mut ErrorList) {
+    fn validate_status_update(new: &DaemonSet, old: &DaemonSet, errors: &mut ErrorList) {
         let (path, status) = (Path::new("status"), new.status.clone().unwrap_or_default());
         let first = [
             (
@@ -191,11 +221,19 @@ impl Kind for DaemonSetKind {
         for (name, count) in rest {
             workload::validate_not_negative(count, &path.child(name), errors);
         }
+        let (now, before) = (status.collision_count, old.status.as_ref());
+        let before = before.and_then(|status| status.collision_count);
+        if before.is_some_and(|before| now.is_none_or(|now| now < before)) {
+            let path = path.child("collisionCount");
+            errors.invalid(&path, now.unwrap_or(0), "cannot be decremented");
+        }
     }
 
+    /// Its pods are warned of when their template is new, and its own name never.
     fn warnings(new: &DaemonSet, old: Option<&DaemonSet>) -> Vec<String> {
-        let template = new.spec.as_ref().map(|spec| &spec.template);
-        workload::warnings(&new.metadata, old.map(|old| &old.metadata), template)
+        let same = old.is_some_and(|old| template_generation(old) == template_generation(new));
+        let template = template_of(new).filter(|_| !same);
+        workload::template_warnings(template, &Path::new("spec").child("template"))
     }
 
     fn printer() -> Printer<DaemonSet> {
@@ -302,6 +340,61 @@ mod tests {
         let selects_all = set(|spec| spec.selector.match_labels = Some(BTreeMap::new()));
         let all = "spec.selector: Invalid value: {}: empty selector is invalid for daemonset";
         assert_eq!(refused(&selects_all), [all]);
+    }
+
+    #[test]
+    fn a_strategy_that_nobody_knows_is_shown_whole() {
+        let odd = |rolling: Option<RollingUpdateDaemonSet>| {
+            refused(&set(|spec| {
+                spec.update_strategy = Some(DaemonSetUpdateStrategy {
+                    type_: Some("Odd".to_owned()),
+                    rolling_update: rolling.clone(),
+                });
+            }))
+        };
+        let told = |shown: &str| {
+            format!(
+                "spec.updateStrategy: Unsupported value: {shown}: supported values: \"RollingUpdate\", \"OnDelete\""
+            )
+        };
+        let expected = told(r#"{"Type":"Odd","RollingUpdate":null}"#);
+        assert_eq!(odd(None), [expected]);
+        let expected = told(r#"{"Type":"Odd","RollingUpdate":{"MaxUnavailable":0,"MaxSurge":0}}"#);
+        assert_eq!(odd(Some(RollingUpdateDaemonSet::default())), [expected]);
+    }
+
+    #[test]
+    fn what_changes_is_checked_once_and_the_selector_first() {
+        let old = set(|_| {});
+        let new = set(|spec| {
+            spec.selector.match_labels = Some([("x".to_owned(), "y".to_owned())].into());
+        });
+        let mut errors = ErrorList::default();
+        DaemonSetKind::validate_update(&new, &old, &mut errors);
+        let paths = errors.0.iter().map(|error| error.path.to_string());
+        assert_eq!(
+            paths.collect::<Vec<_>>(),
+            ["spec.selector", "spec.template.metadata.labels"]
+        );
+        let counted = |collisions: Option<i32>| {
+            let mut set = old.clone();
+            set.status.get_or_insert_default().collision_count = collisions;
+            set
+        };
+        for now in [None, Some(1)] {
+            let mut errors = ErrorList::default();
+            let (new, old) = (counted(now), counted(Some(2)));
+            DaemonSetKind::validate_status_update(&new, &old, &mut errors);
+            assert_eq!(errors.0.len(), 1, "{now:?}");
+            assert!(errors.0[0].message.ends_with("cannot be decremented"));
+        }
+    }
+
+    #[test]
+    fn names_are_warned_of_nowhere() {
+        let mut dotted = set(|_| {});
+        dotted.metadata.name = Some("a.b".to_owned());
+        assert_eq!(DaemonSetKind::warnings(&dotted, None), [""; 0]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::table::{self, Printer};
 use super::workload;
 use crate::field::{ErrorList, Path};
-use crate::kind::{Kind, Parts, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
 use crate::names;
 use crate::parts;
 
@@ -54,6 +54,8 @@ impl Kind for ReplicationControllerKind {
 
     const PARTS: Parts<ReplicationController> = parts!(ReplicationController: spec, status);
 
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
+
     const FIELD_LABELS: &'static [&'static str] = &["status.replicas"];
 
     fn default(object: &mut ReplicationController) {
@@ -95,16 +97,6 @@ impl Kind for ReplicationControllerKind {
         }
     }
 
-    /// Kubernetes checks the whole object as a new one, and once more as a changed one.
-    fn validate_update(
-        new: &ReplicationController,
-        _old: &ReplicationController,
-        errors: &mut ErrorList,
-    ) {
-        Self::validate(new, errors);
-        Self::validate(new, errors);
-    }
-
     fn validate_status_update(
         new: &ReplicationController,
         _old: &ReplicationController,
@@ -140,7 +132,9 @@ impl Kind for ReplicationControllerKind {
     }
 
     fn warnings(new: &ReplicationController, old: Option<&ReplicationController>) -> Vec<String> {
-        let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        // Of a change, Kubernetes warns about the template that was.
+        let spec = old.unwrap_or(new).spec.as_ref();
+        let template = spec.and_then(|spec| spec.template.as_ref());
         workload::warnings(&new.metadata, old.map(|old| &old.metadata), template)
     }
 

@@ -274,12 +274,16 @@ pub fn warnings(
         Some(_) => {}
     }
     let path = Path::new("spec").child("template");
-    let empty = ObjectMeta::default();
-    if let Some(template) = template
-        && let Some(spec) = &template.spec
-    {
-        let metadata = template.metadata.as_ref().unwrap_or(&empty);
-        warnings.extend(pod_spec::warnings(metadata, spec, true, &path));
-    }
+    warnings.extend(template_warnings(template, &path));
     warnings
+}
+
+/// Warnings about a template's pods.
+pub(super) fn template_warnings(template: Option<&PodTemplateSpec>, path: &Path) -> Vec<String> {
+    let empty = ObjectMeta::default();
+    let Some((template, spec)) = template.and_then(|one| Some((one, one.spec.as_ref()?))) else {
+        return Vec::new();
+    };
+    let metadata = template.metadata.as_ref().unwrap_or(&empty);
+    pod_spec::warnings(metadata, spec, true, path)
 }

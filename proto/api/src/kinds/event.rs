@@ -205,7 +205,10 @@ impl Kind for EventKind {
             let source = component
                 .filter(|component| !component.is_empty())
                 .unwrap_or_else(|| text(object.reporting_component.as_ref()));
-            let source = match host.filter(|host| !host.is_empty()) {
+            let host = host.filter(|host| !host.is_empty());
+            let instance = object.reporting_instance.clone();
+            let instance = instance.filter(|instance| !instance.is_empty());
+            let source = match host.or(instance) {
                 Some(host) => format!("{source}, {host}"),
                 None => source,
             };
@@ -311,6 +314,7 @@ mod tests {
     fn a_series_tells_its_own_count() {
         let event = serde_json::from_value(json!({
             "involvedObject": {"kind": "Pod"},
+            "reportingComponent": "c", "reportingInstance": "c-1",
             "series": {"count": 7, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}
         }))
         .unwrap();
@@ -319,5 +323,6 @@ mod tests {
             (&row[0], &row[3], &row[8]),
             (&json!("10s"), &json!("pod"), &json!(7))
         );
+        assert_eq!(row[5], json!("c, c-1"));
     }
 }

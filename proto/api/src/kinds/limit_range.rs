@@ -236,6 +236,14 @@ impl Kind for LimitRangeKind {
         }
     }
 
+    /// One that has neither a name nor a prefix is called by a unique one: its own identity is as good as another.
+    fn prepare_create(object: &mut LimitRange) {
+        let metadata = &mut object.metadata;
+        if metadata.name.as_deref().unwrap_or_default().is_empty() {
+            metadata.name.clone_from(&metadata.uid);
+        }
+    }
+
     fn validate(object: &LimitRange, errors: &mut ErrorList) {
         let path = Path::new("spec").child("limits");
         let mut seen = HashSet::new();
@@ -290,6 +298,17 @@ mod tests {
             item["defaultRequest"],
             json!({"cpu": "500m", "memory": "64Mi"})
         );
+    }
+
+    #[test]
+    fn one_without_a_name_gets_one() {
+        for (name, expected) in [(None, "u"), (Some(""), "u"), (Some("l"), "l")] {
+            let mut object = LimitRange::default();
+            object.metadata.name = name.map(str::to_owned);
+            object.metadata.uid = Some("u".to_owned());
+            LimitRangeKind::prepare_create(&mut object);
+            assert_eq!(object.metadata.name.as_deref(), Some(expected));
+        }
     }
 
     #[test]

@@ -133,10 +133,9 @@ fn validate_subject(subject: &Subject, namespaced: bool, path: &Path, errors: &m
     match subject.kind.as_str() {
         SERVICE_ACCOUNT => {
             let name = subject.name.as_str();
-            if !name.is_empty()
-                && let Some(detail) = names::is_dns1123_subdomain(name)
-            {
-                errors.invalid(&path.child("name"), name, &detail);
+            if !name.is_empty() {
+                let details = names::dns1123_subdomain(name);
+                errors.invalid_each(&path.child("name"), name, details);
             }
             if !group.is_empty() {
                 errors.not_supported(&group_path, group, &[""]);

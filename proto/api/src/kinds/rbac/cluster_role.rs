@@ -1,6 +1,7 @@
 //! ClusterRole: what may be done everywhere, or where it is bound; its rules may be gathered from others.
 
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
 use crate::kind::{Kind, StaticInfo};
@@ -48,7 +49,11 @@ impl Kind for ClusterRoleKind {
             if errors.is_full() {
                 return;
             }
-            selector::validate(one, &path.index(index), errors);
+            let (path, before) = (path.index(index), errors.0.len());
+            selector::validate(one, &path, errors);
+            if errors.0.len() > before {
+                errors.invalid(&path, Value::Null, "invalid label selector.");
+            }
         }
     }
 

@@ -45,6 +45,18 @@ fn a_rule_is_about_resources_or_about_paths() {
             "aggregationRule.clusterRoleSelectors: Required value: at least one clusterRoleSelector required if aggregationRule is non-nil"
         ]
     );
+    let odd = json!({"matchExpressions": [{"key": "a", "operator": "Odd"}]});
+    let aggregated = json!({"aggregationRule": {"clusterRoleSelectors": [{}, odd]}});
+    let path = "aggregationRule.clusterRoleSelectors[1]";
+    assert_eq!(
+        refused::<ClusterRoleKind>(aggregated),
+        [
+            format!(
+                "{path}.matchExpressions[0].operator: Invalid value: \"Odd\": not a valid selector operator"
+            ),
+            format!("{path}: Invalid value: null: invalid label selector."),
+        ]
+    );
 }
 
 #[test]
@@ -57,6 +69,8 @@ fn subjects_have_a_group_by_their_kind() {
             "subjects[0].apiGroup: Unsupported value: \"x\": supported values: \"rbac.authorization.k8s.io\""
         ]
     );
+    let long = json!({"kind": "ServiceAccount", "name": "A".repeat(254), "namespace": "n"});
+    assert_eq!(refused::<RoleBindingKind>(binding(long)).len(), 2);
     let account = json!({"kind": "ServiceAccount", "name": "s", "apiGroup": "x"});
     assert_eq!(
         refused::<ClusterRoleBindingKind>(binding(account)),

@@ -143,7 +143,7 @@ impl Context<'_> {
         self.api
             .store
             .get(&self.key())
-            .ok_or_else(|| StatusError::not_found(self.resource.info(), self.name()))
+            .ok_or_else(|| StatusError::not_found(self.resource.stored_info(), self.name()))
     }
 
     /// The options of a write, by what Kubernetes calls them for the verb: `CreateOptions`, `UpdateOptions`, `PatchOptions`.

@@ -68,6 +68,12 @@ impl Resource {
         self.kind.info()
     }
 
+    /// Names of its objects where they are kept, which those of several versions share: what is missing, is there already or
+    /// conflicts is told of by these.
+    pub(crate) fn stored_info(&self) -> &ResourceInfo {
+        self.versions.hub().unwrap_or(&self.kind).info()
+    }
+
     /// The key of an object; the namespace of a cluster-scoped one is empty.
     pub(crate) fn key(&self, namespace: Option<&str>, name: &str) -> Key {
         Key {

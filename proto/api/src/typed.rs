@@ -260,7 +260,9 @@ impl<K: Kind> Draft for TypedDraft<K> {
         let errors = self.errors();
         if !errors.is_empty() {
             let name = self.metadata().name.as_deref().unwrap_or_default();
-            let (group, kind) = (K::INFO.group, K::INFO.kind);
+            // Objects that are kept with those of another group are of that.
+            let group = K::TABLE.map_or(K::INFO.group, |(group, _)| group);
+            let kind = K::INFO.kind;
             let errors = self.repeated(errors);
             return Err(StatusError::invalid_kind(group, kind, name, errors));
         }

@@ -11,6 +11,7 @@ const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
 const SLICE: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints/kubernetes";
 
+const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
 const NODE_CRITICAL: &str = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
 
 async fn cluster() -> (ApiServer, SocketAddr) {
@@ -36,8 +37,18 @@ fn service(name: &str, address: Option<&str>) -> Value {
 async fn what_is_deleted_is_back_with_the_same_address() {
     let (server, address) = cluster().await;
     let before = found(&server, SERVICE).await;
-    for path in [SERVICE, SLICE, ENDPOINTS, NODE_CRITICAL] {
-        call(&server, Method::DELETE, path, &json!({}))
+    let refused = call(&server, Method::DELETE, NODE_CRITICAL, &json!({})).await;
+    let refused = refused.expect_err("it is kept");
+    let expected = "priorityclasses.scheduling.k8s.io \"system-node-critical\" is forbidden: this is a system priority class and cannot be deleted";
+    assert!(refused.message().ends_with(expected), "{refused}");
+    for (deleted, path) in [
+        (SERVICE, SERVICE),
+        (SLICE, SLICE),
+        (ENDPOINTS, ENDPOINTS),
+        // Who deletes all of them deletes these.
+        (CLASSES, NODE_CRITICAL),
+    ] {
+        call(&server, Method::DELETE, deleted, &json!({}))
             .await
             .expect("deleted");
         assert_eq!(read(&server, path).await.expect("an answer"), None);

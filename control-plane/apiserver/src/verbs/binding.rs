@@ -13,50 +13,41 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::write::{Write, success, swap};
-use crate::context::{Context, Operation, meta};
+use super::write::{Write, must_be, success, swap};
+use crate::context::{Context, Operation};
 use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
     let binding: Binding = context.request("Binding").await?;
     let node = binding.target.name.unwrap_or_default();
-    let name = binding.metadata.name.unwrap_or_default();
-    if !name.is_empty() && name != context.name() {
+    let metadata = binding.metadata;
+    if metadata.name.as_deref().unwrap_or_default() != context.name() {
         return Err(StatusError::bad_request(
             "name in URL does not match name in Binding object",
         ));
     }
-    let mut errors = ErrorList::default();
-    let kind = binding.target.kind.unwrap_or_default();
-    if !kind.is_empty() && kind != "Node" {
-        errors.not_supported(
-            &Path::new("target").child("kind"),
-            &kind,
-            &["Node", "<empty>"],
-        );
-    } else if node.is_empty() {
-        errors.required(&Path::new("target").child("name"), "");
-    } else if let Some(detail) = names::is_dns1123_subdomain(&node) {
-        errors.invalid(&Path::new("target").child("name"), &node, &detail);
-    }
-    if let Some(error) = errors.0.first() {
-        return Err(StatusError::unclassified(format!(
-            "{}: {}",
-            error.path, error.message
-        )));
-    }
-    let uid = binding.metadata.uid.unwrap_or_default();
+    check_target(binding.target.kind.as_deref().unwrap_or_default(), &node)?;
     let write = Write::own(
         Operation::Update,
         context.write_options("CreateOptions")?.dry_run,
     );
     swap(context, write, None, |current| {
-        may_be_bound(context, current, &uid)?;
+        must_be(
+            context,
+            current,
+            "uid",
+            metadata.uid.as_deref().unwrap_or_default(),
+        )?;
+        let version = metadata.resource_version.as_deref().unwrap_or_default();
+        must_be(context, current, "resourceVersion", version)?;
+        may_be_bound(context, current)?;
         let mut pod = current.clone();
         *pod.member(&["spec", "nodeName"]) = json!(node);
-        if let Some(annotations) = &binding.metadata.annotations {
-            annotate(context, &mut pod, annotations)?;
+        if let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) {
+            // Where the pod was expected is of no interest any more.
+            status.remove("nominatedNodeName");
         }
+        complete(context, &mut pod, &metadata)?;
         set_scheduled(&mut pod, &context.api.clock.stamp());
         Ok(pod)
     })
@@ -64,19 +55,35 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
     Ok(success(StatusCode::CREATED))
 }
 
-/// Refuses what has a node, must not get one yet, or is another pod than the client means.
-fn may_be_bound(context: &Context<'_>, pod: &Value, uid: &str) -> Result<(), StatusError> {
-    let name = context.name();
-    if !uid.is_empty() && uid != meta(pod, "uid") {
-        return Err(StatusError::precondition(
-            context.resource.info(),
-            name,
-            &format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                meta(pod, "uid")
-            ),
-        ));
+/// Refuses to bind to what is no node.
+fn check_target(kind: &str, node: &str) -> Result<(), StatusError> {
+    let mut errors = ErrorList::default();
+    let path = Path::new("target");
+    if !kind.is_empty() && kind != "Node" {
+        errors.not_supported(&path.child("kind"), kind, &["Node", "<empty>"]);
     }
+    match node {
+        "" => errors.required(&path.child("name"), ""),
+        name => errors.invalid_each(&path.child("name"), name, names::dns1123_subdomain(name)),
+    }
+    let told = errors.0.iter();
+    let told: Vec<String> = told
+        .map(|error| format!("{}: {}", error.path, error.message))
+        .collect();
+    match told.as_slice() {
+        [] => Ok(()),
+        // Kubernetes says no more of it than this.
+        [one] => Err(StatusError::unclassified(one.clone())),
+        several => Err(StatusError::unclassified(format!(
+            "[{}]",
+            several.join(", ")
+        ))),
+    }
+}
+
+/// Refuses what has a node or must not get one yet.
+fn may_be_bound(context: &Context<'_>, pod: &Value) -> Result<(), StatusError> {
+    let name = context.name();
     if !pod["metadata"]["deletionTimestamp"].is_null() {
         let why = format!("pod {name} is being deleted, cannot be assigned to a host");
         return Err(refused(context, &why));
@@ -94,18 +101,24 @@ fn may_be_bound(context: &Context<'_>, pod: &Value, uid: &str) -> Result<(), Sta
     Ok(())
 }
 
-/// Adds annotations to a pod, which keeps to what any pod's annotations may be.
-fn annotate(
+/// Adds a binding's labels and annotations to a pod, which keeps to what any pod's may be.
+fn complete(
     context: &Context<'_>,
     pod: &mut Value,
-    annotations: &BTreeMap<String, String>,
+    binding: &ObjectMeta,
 ) -> Result<(), StatusError> {
-    for (key, value) in annotations {
-        *pod.member(&["metadata", "annotations", key]) = json!(value);
+    for (map, more) in [
+        ("labels", &binding.labels),
+        ("annotations", &binding.annotations),
+    ] {
+        for (key, value) in more.iter().flatten() {
+            *pod.member(&["metadata", map, key]) = json!(value);
+        }
     }
-    let all = BTreeMap::deserialize(&pod["metadata"]["annotations"]);
+    let map = |name: &str| BTreeMap::deserialize(&pod["metadata"][name]).ok();
     let metadata = ObjectMeta {
-        annotations: all.ok(),
+        labels: map("labels"),
+        annotations: map("annotations"),
         ..ObjectMeta::default()
     };
     let mut errors = ErrorList::default();
@@ -132,14 +145,25 @@ fn refused(context: &Context<'_>, why: &str) -> StatusError {
     StatusError::new(409, "Conflict", message, Some(details))
 }
 
+/// Says that the pod has a node, in place of what was said of that before.
 fn set_scheduled(pod: &mut Value, now: &str) {
-    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     let mut conditions: Vec<Value> = pod["status"]["conditions"]
         .as_array()
         .cloned()
         .unwrap_or_default();
-    conditions.retain(|old| old["type"] != "PodScheduled");
-    conditions.push(condition);
+    let known = conditions
+        .iter_mut()
+        .find(|old| old["type"] == "PodScheduled");
+    let since = known.as_ref().filter(|old| old["status"] == "True");
+    let since = since.and_then(|old| old["lastTransitionTime"].as_str());
+    let condition = json!({
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null,
+        "lastTransitionTime": since.unwrap_or(now),
+    });
+    match known {
+        Some(known) => *known = condition,
+        None => conditions.push(condition),
+    }
     *pod.member(&["status", "conditions"]) = Value::Array(conditions);
 }
 
@@ -185,5 +209,36 @@ mod tests {
         assert_eq!(bind("n", json!({"a": "x".repeat(300_000)})).await, 422);
         assert!(bind("not a node", json!({})).await >= 400);
         assert_eq!(bind("n", json!({"a": "b"})).await, 201);
+    }
+
+    #[test]
+    fn everything_wrong_with_a_target_is_told() {
+        let said = |kind: &str, node: &str| {
+            let refused = check_target(kind, node).expect_err("it is refused");
+            refused.message().to_owned()
+        };
+        assert_eq!(said("Node", ""), "target.name: Required value");
+        assert_eq!(
+            said("Pod", ""),
+            "[target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\", target.name: Required value]"
+        );
+        assert!(check_target("", "node-1").is_ok());
+    }
+
+    #[test]
+    fn the_condition_of_scheduling_keeps_its_place() {
+        let others = json!({"type": "Other", "status": "True"});
+        let waiting = json!({"type": "PodScheduled", "status": "False", "reason": "Unschedulable"});
+        let mut pod = json!({"status": {"conditions": [waiting, others]}});
+        set_scheduled(&mut pod, "now");
+        let scheduled = json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": "now",
+        });
+        assert_eq!(pod["status"]["conditions"], json!([scheduled, others]));
+        set_scheduled(&mut pod, "later");
+        assert_eq!(pod["status"]["conditions"][0], scheduled);
+        let mut new = json!({"status": {}});
+        set_scheduled(&mut new, "now");
+        assert_eq!(new["status"]["conditions"], json!([scheduled]));
     }
 }

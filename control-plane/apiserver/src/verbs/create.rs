@@ -165,7 +165,7 @@ fn is_unnamed(draft: &dyn Draft) -> bool {
 }
 
 fn already_exists(context: &Context<'_>, name: &str, existing: &[u8]) -> StatusError {
-    let info = context.resource.info();
+    let info = context.resource.stored_info();
     let leaving = codec::decode(context.resource, existing)
         .is_ok_and(|object| !meta(&object, "deletionTimestamp").is_empty());
     let error = StatusError::already_exists(info, name);

@@ -3,6 +3,8 @@
 use gantry_api::decode::options_request;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
+use gantry_api::kind::ResourceInfo;
+use gantry_api::kinds::priority_class;
 use gantry_api::status::StatusError;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::{Value, json};
@@ -80,7 +82,7 @@ impl Options {
     }
 
     fn check(&self, context: &Context<'_>, current: &Value) -> Result<(), StatusError> {
-        let info = context.resource.info();
+        let info = context.resource.stored_info();
         if let Some(uid) = self
             .uid
             .as_deref()
@@ -115,8 +117,9 @@ impl Options {
 
 /// Deletes the object that the path names.
 pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let info = context.resource.info();
+    let info = context.resource.stored_info();
     let options = Options::read(context)?;
+    may_go(info, context.name())?;
     let deleted = delete_one(context, &options).await?;
     if !deleted.gone {
         return Ok(deleted.answer());
@@ -132,6 +135,22 @@ pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError>
     Ok(Answer::value(&json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
     })))
+}
+
+/// Refuses to delete a class of the system by its name. As in Kubernetes, who deletes all classes deletes these too.
+fn may_go(info: &ResourceInfo, name: &str) -> Result<(), StatusError> {
+    let is_class = (&*info.group, &*info.plural) == (priority_class::GROUP, priority_class::PLURAL);
+    match is_class
+        && priority_class::SYSTEM
+            .iter()
+            .any(|class| class.name == name)
+    {
+        true => {
+            let why = "this is a system priority class and cannot be deleted";
+            Err(StatusError::forbidden(info, name, why))
+        }
+        false => Ok(()),
+    }
 }
 
 /// What a reader is told of an object that is gone: one that was told to end first carries the revision of its deletion, any
@@ -212,7 +231,7 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
             *object.member(&["metadata", "generation"]) = json!(generation.saturating_add(1));
         }
     }
-    match options.propagation.as_deref() {
+    match propagation(info, object, options) {
         Some("Foreground") => set_finalizers(object, &[FOREGROUND], &[ORPHAN]),
         Some("Orphan") => set_finalizers(object, &[ORPHAN], &[FOREGROUND]),
         Some("Background") => set_finalizers(object, &[], &[ORPHAN, FOREGROUND]),
@@ -223,6 +242,20 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("deletionGracePeriodSeconds");
         }
+    }
+}
+
+/// What becomes of the objects that it owns. Who deletes a ReplicationController and says nothing leaves its pods, as its
+/// first clients expected; nothing waits for what an event owns.
+fn propagation<'a>(info: &ResourceInfo, object: &Value, options: &'a Options) -> Option<&'a str> {
+    let finalizers = object["metadata"]["finalizers"].as_array();
+    let has = |name: &str| finalizers.is_some_and(|all| all.iter().any(|one| one == name));
+    match (&*info.group, &*info.kind) {
+        ("" | "events.k8s.io", "Event") => Some("Background"),
+        ("", "ReplicationController") if !has(FOREGROUND) => {
+            options.propagation.as_deref().or(Some("Orphan"))
+        }
+        _ => options.propagation.as_deref(),
     }
 }
 
@@ -272,5 +305,28 @@ fn set_finalizers(object: &mut Value, add: &[&str], remove: &[&str]) {
                 metadata.remove("finalizers");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gantry_api::kind::Kind;
+    use gantry_api::kinds::replication_controller::ReplicationControllerKind;
+
+    use super::*;
+
+    #[test]
+    fn pods_of_a_replication_controller_stay_unless_it_is_said_that_they_go() {
+        let info: ResourceInfo = ReplicationControllerKind::INFO.into();
+        let asked = |policy: Option<&str>| Options {
+            propagation: policy.map(str::to_owned),
+            ..Options::default()
+        };
+        let plain = json!({"metadata": {}});
+        assert_eq!(propagation(&info, &plain, &asked(None)), Some("Orphan"));
+        let background = asked(Some("Background"));
+        assert_eq!(propagation(&info, &plain, &background), Some("Background"));
+        let waits = json!({"metadata": {"finalizers": [FOREGROUND]}});
+        assert_eq!(propagation(&info, &waits, &asked(None)), None);
     }
 }

@@ -12,7 +12,7 @@ use crate::response::Answer;
 pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> {
     let eviction: Eviction = context.request("Eviction").await?;
     let name = eviction.metadata.name.unwrap_or_default();
-    if !name.is_empty() && name != context.name() {
+    if name != context.name() {
         return Err(StatusError::bad_request(
             "name in URL does not match name in Eviction object",
         ));

@@ -7,6 +7,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Namespace;
 use serde_json::{Value, json};
 
+use super::update::check_name;
 use super::write::{Write, swap};
 use crate::context::{Context, Operation, meta};
 use crate::response::Answer;
@@ -16,17 +17,7 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
     let dry_run = context.write_options("UpdateOptions")?.dry_run;
     let wanted: Namespace = context.request("Namespace").await?;
     let name = wanted.metadata.name.unwrap_or_default();
-    if name.is_empty() {
-        return Err(StatusError::bad_request(
-            "the name of the object (based on URL) was undeterminable: name must be provided",
-        ));
-    }
-    if name != context.name() {
-        return Err(StatusError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            context.name()
-        )));
-    }
+    check_name(context, &name)?;
     let asked = wanted.metadata.resource_version.unwrap_or_default();
     let finalizers = wanted
         .spec

@@ -13,7 +13,8 @@ use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
-use super::write::{Write, swap};
+use super::update::check_name;
+use super::write::{Write, must_be, swap};
 use crate::codec;
 use crate::context::{Context, meta};
 use crate::response::Answer;
@@ -67,16 +68,17 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
                 "Scale in version \"v1\" cannot be handled as a Scale: {error}"
             ))
         })?;
-        let asked = parsed.metadata.resource_version.unwrap_or_default();
-        if !asked.is_empty() && asked != meta(current, "resourceVersion") {
-            return Err(StatusError::stale(info, context.name()));
+        let metadata = parsed.metadata;
+        let namespace = metadata.namespace.unwrap_or_default();
+        if !namespace.is_empty() && Some(namespace.as_str()) != context.namespace() {
+            return Err(StatusError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
-        let name = parsed.metadata.name.unwrap_or_default();
-        if !name.is_empty() && name != context.name() {
-            return Err(StatusError::bad_request(format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                context.name()
-            )));
+        check_name(context, metadata.name.as_deref().unwrap_or_default())?;
+        if method == Method::PUT {
+            let uid = metadata.uid.unwrap_or_default();
+            must_be(context, current, "uid", &uid)?;
         }
         let replicas = parsed.spec.and_then(|spec| spec.replicas).unwrap_or(0);
         if replicas < 0 {
@@ -92,6 +94,10 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
                 context.name(),
                 errors,
             ));
+        }
+        let asked = metadata.resource_version.unwrap_or_default();
+        if !asked.is_empty() && asked != meta(current, "resourceVersion") {
+            return Err(StatusError::stale(info, context.name()));
         }
         Ok(json!(replicas))
     };

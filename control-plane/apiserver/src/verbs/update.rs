@@ -35,11 +35,8 @@ pub(crate) async fn update(
         )
     })?;
     let mut object = decoded.object;
-    if meta(&object, "name").is_empty() {
-        return Err(StatusError::bad_request("name must be provided"));
-    }
-    check_name(context, &object)?;
     check_namespace(context, &mut object)?;
+    check_name(context, meta(&object, "name"))?;
     if info.create_on_update
         && scope == WriteScope::Main
         && context.api.store.get(&context.key()).is_none()
@@ -72,14 +69,14 @@ fn may_create(context: &Context<'_>) -> Result<(), StatusError> {
 }
 
 /// Refuses an object of another name than the path has.
-fn check_name(context: &Context<'_>, object: &Value) -> Result<(), StatusError> {
-    match meta(object, "name") {
-        "" => Err(StatusError::bad_request(
-            "the name of the object (based on URL) was undeterminable: name must be provided",
-        )),
-        name if name != context.name() => Err(StatusError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            context.name()
+pub(super) fn check_name(context: &Context<'_>, name: &str) -> Result<(), StatusError> {
+    let asked = context.name();
+    match name {
+        "" => Err(StatusError::bad_request(format!(
+            "the name of the object ({asked} based on URL) was undeterminable: name must be provided"
+        ))),
+        name if name != asked => Err(StatusError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({asked})"
         ))),
         _ => Ok(()),
     }
@@ -106,7 +103,7 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
             }
             PatchType::Strategic => check(patched, kind, validation)?,
         };
-        check_name(context, &decoded.object)?;
+        check_name(context, meta(&decoded.object, "name"))?;
         // Another attempt says the same again.
         warnings = decoded.warnings;
         Ok(decoded.object)

@@ -178,7 +178,7 @@ pub(crate) async fn swap(
     mut turn: Option<Turn>,
     mut change: impl FnMut(&Value) -> Result<Value, StatusError> + Send,
 ) -> Result<Written, StatusError> {
-    let info = context.resource.info();
+    let info = context.resource.stored_info();
     for _ in 0..ATTEMPTS {
         let entry = context.current()?;
         let held = match turn.take().filter(Turn::is_heavy) {
@@ -343,30 +343,47 @@ fn check_identity(
     object: &Value,
     current: &Value,
 ) -> Result<(), StatusError> {
-    let info = context.resource.info();
-    let uid = meta(object, "uid");
-    if !uid.is_empty() && uid != meta(current, "uid") {
-        let place = match context.namespace() {
-            Some(namespace) => format!("{}/{namespace}", info.plural),
-            None => info.plural.to_string(),
-        };
-        // Clients know the words of Kubernetes' storage.
-        return Err(StatusError::conflict(
-            info,
-            context.name(),
-            &format!(
-                "StorageError: invalid object, Code: 4, Key: /registry/{place}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                context.name(),
-                meta(current, "uid")
-            ),
-        ));
-    }
+    must_be(context, current, "uid", meta(object, "uid"))?;
     let asked = meta(object, "resourceVersion");
     let insists = !asked.is_empty() && asked != "0" && meta(current, "resourceVersion") != asked;
     match insists {
-        true => Err(StatusError::stale(info, context.name())),
+        true => Err(StatusError::stale(
+            context.resource.stored_info(),
+            context.name(),
+        )),
         false => Ok(()),
     }
+}
+
+/// Refuses to change an object whose `uid` or `resourceVersion` is another than the client means, if it means any; in the words
+/// of Kubernetes' storage, which clients know.
+pub(super) fn must_be(
+    context: &Context<'_>,
+    current: &Value,
+    field: &str,
+    meant: &str,
+) -> Result<(), StatusError> {
+    let found = meta(current, field);
+    if meant.is_empty() || meant == found {
+        return Ok(());
+    }
+    let info = context.resource.stored_info();
+    let place = match context.namespace() {
+        Some(namespace) => format!("{}/{namespace}", info.plural),
+        None => info.plural.to_string(),
+    };
+    let name = context.name();
+    let what = match field {
+        "uid" => "UID",
+        _ => "ResourceVersion",
+    };
+    Err(StatusError::conflict(
+        info,
+        name,
+        &format!(
+            "StorageError: invalid object, Code: 4, Key: /registry/{place}/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {what} in precondition: {meant}, {what} in object meta: {found}"
+        ),
+    ))
 }
 
 /// Whether the last finalizer of a deleted object is gone, and nothing else holds it.

@@ -139,6 +139,15 @@ async fn a_scaling_that_is_tried_answers_with_what_was_asked_and_changes_nothing
     let tried = send(&server, Method::PUT, &trying, "*/*", wanted.clone()).await;
     let (status, answer) = (tried.status, tried.json());
     assert_eq!((status, &answer["spec"]["replicas"]), (200, &json!(7)));
+    let mut nameless = wanted.clone();
+    nameless["metadata"] = json!({"namespace": "default"});
+    let refused = send(&server, Method::PUT, &path, "*/*", nameless).await;
+    let expected =
+        "the name of the object (d based on URL) was undeterminable: name must be provided";
+    assert_eq!(
+        (refused.status, &refused.json()["message"]),
+        (400, &json!(expected))
+    );
     let kept = get(&server, &path, "*/*").await.json();
     assert_eq!(kept["spec"]["replicas"], 3);
     let version = &kept["metadata"]["resourceVersion"];
@@ -405,6 +414,8 @@ async fn both_versions_of_a_kind_show_the_same_objects() {
     )
     .await;
     assert_eq!(none.json()["items"], json!([]));
+    let missing = get(&server, &format!("{newer}/none"), "*/*").await.json();
+    assert_eq!(missing["message"], "events \"none\" not found");
     let unknown = format!("{newer}?fieldSelector=involvedObject.name%3Dp");
     assert_eq!(get(&server, &unknown, "*/*").await.status, 400);
 }

@@ -1,14 +1,18 @@
 //! Event as newer reporters write it: the same objects as in the core group, with other names for some fields and with
 //! stricter rules.
 
-use k8s_openapi::api::core::v1::{Event as CoreEvent, EventSeries as CoreSeries};
+use k8s_openapi::api::core::v1::{
+    Event as CoreEvent, EventSeries as CoreSeries, EventSource, ObjectReference,
+};
 use k8s_openapi::api::events::v1::Event;
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{text, validate_any};
 use crate::field::{ErrorList, Path};
-use crate::kind::{Kind, StaticInfo};
+use crate::kind::{Kind, MetadataChecks, StaticInfo};
 use crate::kinds::table::Printer;
+use crate::meta::IMMUTABLE;
 use crate::schema::TypeSchema;
 use crate::status::StatusError;
 
@@ -126,6 +130,86 @@ fn validate_new(event: &CoreEvent, errors: &mut ErrorList) {
     }
 }
 
+/// What stays of an event, as the core group calls it and as refusals do, in Kubernetes' order: it looks at the reason twice.
+const KEPT: &[(&str, &str)] = &[
+    ("involvedObject", "involvedObject"),
+    ("reason", "reason"),
+    ("message", "message"),
+    ("source", "source"),
+    ("firstTimestamp", "firstTimestamp"),
+    ("lastTimestamp", "lastTimestamp"),
+    ("count", "count"),
+    ("reason", "reason"),
+    ("type", "type"),
+    ("eventTime", "eventTime"),
+    ("action", "action"),
+    ("related", "related"),
+    ("reportingComponent", "reportingController"),
+    ("reportingInstance", "reportingInstance"),
+];
+
+/// A reference as Kubernetes writes the type that has no names for JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownReference {
+    kind: String,
+    namespace: String,
+    name: String,
+    #[serde(rename = "UID")]
+    uid: String,
+    #[serde(rename = "APIVersion")]
+    api_version: String,
+    resource_version: String,
+    field_path: String,
+}
+
+impl From<&ObjectReference> for ShownReference {
+    fn from(reference: &ObjectReference) -> Self {
+        Self {
+            kind: text(reference.kind.as_ref()),
+            namespace: text(reference.namespace.as_ref()),
+            name: text(reference.name.as_ref()),
+            uid: text(reference.uid.as_ref()),
+            api_version: text(reference.api_version.as_ref()),
+            resource_version: text(reference.resource_version.as_ref()),
+            field_path: text(reference.field_path.as_ref()),
+        }
+    }
+}
+
+/// As [`ShownReference`], of who reports.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownSource {
+    component: String,
+    host: String,
+}
+
+impl From<&EventSource> for ShownSource {
+    fn from(source: &EventSource) -> Self {
+        Self {
+            component: text(source.component.as_ref()),
+            host: text(source.host.as_ref()),
+        }
+    }
+}
+
+/// A field as Go has it: what is not there is its zero.
+fn field(event: &Value, name: &str) -> Value {
+    let zero = match name {
+        "count" => json!(0),
+        "reason" | "message" | "type" | "action" | "reportingComponent" | "reportingInstance" => {
+            json!("")
+        }
+        "source" => json!({}),
+        _ => Value::Null,
+    };
+    match event.get(name) {
+        None | Some(Value::Null) => zero,
+        Some(value) => value.clone(),
+    }
+}
+
 /// Only the series and the metadata of an event change.
 fn validate_changed(new: &CoreEvent, old: &CoreEvent, errors: &mut ErrorList) {
     validate_any(new, "reportingController", errors);
@@ -134,23 +218,26 @@ fn validate_changed(new: &CoreEvent, old: &CoreEvent, errors: &mut ErrorList) {
     }
     let json = |event: &CoreEvent| serde_json::to_value(event).unwrap_or_default();
     let (now, before) = (json(new), json(old));
-    for (field, name) in [
-        ("involvedObject", "involvedObject"),
-        ("reason", "reason"),
-        ("message", "message"),
-        ("source", "source"),
-        ("firstTimestamp", "firstTimestamp"),
-        ("lastTimestamp", "lastTimestamp"),
-        ("count", "count"),
-        ("type", "type"),
-        ("eventTime", "eventTime"),
-        ("action", "action"),
-        ("related", "related"),
-        ("reportingComponent", "reportingController"),
-        ("reportingInstance", "reportingInstance"),
-    ] {
-        if now[field] != before[field] {
-            errors.invalid(&Path::new(name), &now[field], "field is immutable");
+    for (name, told) in KEPT {
+        let value = field(&now, name);
+        if value == field(&before, name) {
+            continue;
+        }
+        let path = Path::new(told);
+        match *name {
+            "involvedObject" => {
+                let shown = ShownReference::from(&new.involved_object);
+                errors.invalid(&path, shown, IMMUTABLE);
+            }
+            "related" => {
+                let shown = new.related.as_ref().map(ShownReference::from);
+                errors.invalid(&path, shown, IMMUTABLE);
+            }
+            "source" => {
+                let source = new.source.clone().unwrap_or_default();
+                errors.invalid(&path, ShownSource::from(&source), IMMUTABLE);
+            }
+            _ => errors.invalid(&path, value, IMMUTABLE),
         }
     }
 }
@@ -174,6 +261,8 @@ impl Kind for EventKind {
     };
 
     const TABLE: Option<(&'static str, &'static str)> = Some(("", "events"));
+
+    const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const FIELD_LABELS: &'static [&'static str] = &[
         "reason",
@@ -306,6 +395,16 @@ mod tests {
             message.contains("message: Invalid value: \"it started again\": field is immutable"),
             "{message}"
         );
+        assert!(message.starts_with("Event \"e\" is invalid: "), "{message}");
+        let moved = json!({
+            "reason": "Stopped", "regarding": {"kind": "Pod", "namespace": "default", "name": "q"},
+        });
+        let refused = update(event(moved)).expect_err("it may not");
+        let details = refused.details().cloned().unwrap_or_default();
+        let causes = details.causes.iter().map(|cause| cause.message.as_str());
+        let about = r#"Invalid value: {"Kind":"Pod","Namespace":"default","Name":"q","UID":"","APIVersion":"","ResourceVersion":"","FieldPath":""}: field is immutable"#;
+        let reason = r#"Invalid value: "Stopped": field is immutable"#;
+        assert_eq!(causes.collect::<Vec<_>>(), [about, reason, reason]);
     }
 
     #[test]

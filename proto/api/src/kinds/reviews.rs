@@ -5,7 +5,9 @@ use k8s_openapi::api::authorization::v1::{
     LocalSubjectAccessReview, NonResourceAttributes, ResourceAttributes, SelfSubjectAccessReview,
     SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewSpec,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    FieldSelectorRequirement, LabelSelectorRequirement, ObjectMeta,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +15,7 @@ use serde_json::Value;
 
 use crate::field::{ErrorList, Path};
 use crate::kind::StaticInfo;
+use crate::names;
 
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const AUTHORIZATION: &str = "authorization.k8s.io";
@@ -54,6 +57,23 @@ fn spec() -> Path {
     Path::new("spec")
 }
 
+/// What is asked of a path, as Kubernetes writes the type that has no names for JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ShownPath<'a> {
+    path: &'a str,
+    verb: &'a str,
+}
+
+impl<'a> From<&'a NonResourceAttributes> for ShownPath<'a> {
+    fn from(asked: &'a NonResourceAttributes) -> Self {
+        Self {
+            path: asked.path.as_deref().unwrap_or_default(),
+            verb: asked.verb.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
 /// A question is about a resource or about a path.
 fn check_attributes(
     resource: Option<&ResourceAttributes>,
@@ -63,7 +83,8 @@ fn check_attributes(
     match (resource, path) {
         (Some(_), Some(path)) => {
             let detail = "cannot be specified in combination with resourceAttributes";
-            errors.invalid(&spec().child("nonResourceAttributes"), path, detail);
+            let field = spec().child("nonResourceAttributes");
+            errors.invalid(&field, ShownPath::from(path), detail);
         }
         (None, None) => {
             let detail =
@@ -92,6 +113,43 @@ fn check_selector(path: &Path, raw: Option<&str>, requirements: usize, errors: &
     }
 }
 
+/// Values are there or not, by the operator. Others than these are of clients that know more, and say nothing.
+fn check_values(operator: &str, values: Option<&[String]>, path: &Path, errors: &mut ErrorList) {
+    let none = values.is_none_or(<[String]>::is_empty);
+    match operator {
+        "In" | "NotIn" if none => {
+            let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+            errors.required(&path.child("values"), detail);
+        }
+        "Exists" | "DoesNotExist" if !none => {
+            let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+            errors.forbidden(&path.child("values"), detail);
+        }
+        _ => {}
+    }
+}
+
+fn check_field(one: &FieldSelectorRequirement, path: &Path, errors: &mut ErrorList) {
+    if one.key.is_empty() {
+        errors.required(&path.child("key"), "must be specified");
+    }
+    check_values(&one.operator, one.values.as_deref(), path, errors);
+}
+
+fn check_label(one: &LabelSelectorRequirement, path: &Path, errors: &mut ErrorList) {
+    let values = one.values.as_deref();
+    check_values(&one.operator, values, path, errors);
+    let details = names::qualified_name(&one.key);
+    errors.invalid_each(&path.child("key"), &one.key, details);
+    for (index, value) in values.unwrap_or_default().iter().enumerate() {
+        if errors.is_full() {
+            return;
+        }
+        let path = path.child("values").index(index);
+        errors.invalid_each(&path, value, names::label_value(value));
+    }
+}
+
 fn check_selectors(resource: Option<&ResourceAttributes>, errors: &mut ErrorList) {
     let path = spec().child("resourceAttributes");
     let Some(resource) = resource else {
@@ -100,12 +158,28 @@ fn check_selectors(resource: Option<&ResourceAttributes>, errors: &mut ErrorList
     if let Some(selector) = &resource.field_selector {
         let requirements = selector.requirements.as_ref().map_or(0, Vec::len);
         let raw = selector.raw_selector.as_deref();
-        check_selector(&path.child("fieldSelector"), raw, requirements, errors);
+        let path = path.child("fieldSelector");
+        check_selector(&path, raw, requirements, errors);
+        let path = path.child("requirements");
+        for (index, one) in selector.requirements.iter().flatten().enumerate() {
+            if errors.is_full() {
+                return;
+            }
+            check_field(one, &path.index(index), errors);
+        }
     }
     if let Some(selector) = &resource.label_selector {
         let requirements = selector.requirements.as_ref().map_or(0, Vec::len);
         let raw = selector.raw_selector.as_deref();
-        check_selector(&path.child("labelSelector"), raw, requirements, errors);
+        let path = path.child("labelSelector");
+        check_selector(&path, raw, requirements, errors);
+        let path = path.child("requirements");
+        for (index, one) in selector.requirements.iter().flatten().enumerate() {
+            if errors.is_full() {
+                return;
+            }
+            check_label(one, &path.index(index), errors);
+        }
     }
 }
 
@@ -183,7 +257,8 @@ impl Question for LocalSubjectAccessReview {
         }
         if let Some(path) = &self.spec.non_resource_attributes {
             let field = spec().child("nonResourceAttributes");
-            errors.invalid(&field, path, "disallowed on this kind of request");
+            let detail = "disallowed on this kind of request";
+            errors.invalid(&field, ShownPath::from(path), detail);
         }
     }
 }
@@ -280,6 +355,35 @@ mod tests {
         assert_eq!(
             with(json!({"rawSelector": "a=b", "requirements": [requirement]})),
             ["spec.resourceAttributes.fieldSelector.rawSelector"]
+        );
+    }
+
+    #[test]
+    fn requirements_have_a_key_and_the_values_that_their_operators_ask_for() {
+        let with = |field: &str, requirement: Value| {
+            let attributes = json!({"resource": "pods", field: {"requirements": [requirement]}});
+            refused::<SelfSubjectAccessReview>(json!({"spec": {"resourceAttributes": attributes}}))
+        };
+        let paths = |field: &str, names: &[&str]| -> Vec<String> {
+            let path = format!("spec.resourceAttributes.{field}.requirements[0]");
+            names.iter().map(|name| format!("{path}.{name}")).collect()
+        };
+        let empty = json!({"key": "", "operator": "In"});
+        assert_eq!(
+            with("fieldSelector", empty.clone()),
+            paths("fieldSelector", &["key", "values"])
+        );
+        assert_eq!(
+            with("labelSelector", empty),
+            paths("labelSelector", &["values", "key", "key"])
+        );
+        let newer = json!({"key": "a", "operator": "Newer", "values": ["b"]});
+        assert_eq!(with("labelSelector", newer.clone()), paths("", &[]));
+        assert_eq!(with("fieldSelector", newer), paths("", &[]));
+        let valued = json!({"key": "a", "operator": "Exists", "values": ["b c"]});
+        assert_eq!(
+            with("labelSelector", valued),
+            paths("labelSelector", &["values", "values[0]"])
         );
     }
 }

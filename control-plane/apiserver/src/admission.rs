@@ -4,7 +4,8 @@
 mod default_tolerations;
 mod ingresses;
 mod limit_ranger;
-mod namespace_lifecycle;
+mod mountable_secrets;
+pub(crate) mod namespace_lifecycle;
 pub(crate) mod node_restriction;
 mod nodes;
 mod plugin;

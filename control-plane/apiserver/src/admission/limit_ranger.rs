@@ -12,7 +12,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::{Container, LimitRange, LimitRangeItem, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
-use super::plugin::{Attributes, Plugin};
+use super::plugin::{Attributes, Plugin, shown_name};
 use crate::tables::table;
 
 /// Says what was filled in.
@@ -51,7 +51,7 @@ impl Plugin for LimitRanger {
         let ranges = ranges(attributes);
         let filled: usize = ranges.iter().map(|range| fills(range, pod)).sum();
         if filled > MOST_FILLED {
-            let name = pod.metadata.name.as_deref().unwrap_or_default();
+            let name = shown_name(&pod.metadata);
             let why = format!(
                 "the limit ranges of its namespace could add {filled} amounts to it: at most {MOST_FILLED} are allowed"
             );

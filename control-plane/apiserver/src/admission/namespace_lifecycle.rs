@@ -5,7 +5,8 @@ use gantry_api::kind::{Draft, Kind};
 use gantry_api::kinds::namespace::NamespaceKind;
 use gantry_api::status::{Cause, Details, StatusError};
 
-use super::plugin::{Attributes, Operation, Plugin};
+use super::plugin::{Attributes, Operation, Plugin, shown_name};
+use crate::context::Context;
 use crate::tables::namespace_key;
 
 /// Namespaces that the cluster cannot do without.
@@ -32,24 +33,7 @@ impl Plugin for NamespaceLifecycle {
         attributes: &Attributes<'_>,
         draft: &mut dyn Draft,
     ) -> Result<(), StatusError> {
-        let context = attributes.context;
-        let namespace = context.namespace().unwrap_or_default();
-        let Some(entry) = context.api.store.get(&namespace_key(namespace)) else {
-            return Err(StatusError::not_found(
-                &NamespaceKind::INFO.into(),
-                namespace,
-            ));
-        };
-        let terminating = entry
-            .index
-            .fields
-            .iter()
-            .any(|(field, value)| field == "status.phase" && value == "Terminating");
-        if !terminating {
-            return Ok(());
-        }
-        let name = draft.metadata().name.as_deref().unwrap_or_default();
-        Err(refused(attributes, namespace, name))
+        may_be_made(attributes.context, shown_name(draft.metadata()))
     }
 
     fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
@@ -65,9 +49,30 @@ impl Plugin for NamespaceLifecycle {
     }
 }
 
-fn refused(attributes: &Attributes<'_>, namespace: &str, name: &str) -> StatusError {
+/// Refuses what is made of an object in a namespace that is missing or on its way out: bindings, evictions and tokens are new
+/// things as objects are.
+pub(crate) fn admit_subresource(context: &Context<'_>) -> Result<(), StatusError> {
+    may_be_made(context, context.name())
+}
+
+fn may_be_made(context: &Context<'_>, name: &str) -> Result<(), StatusError> {
+    let namespace = context.namespace().unwrap_or_default();
+    let Some(entry) = context.api.store.get(&namespace_key(namespace)) else {
+        return Err(StatusError::not_found(
+            &NamespaceKind::INFO.into(),
+            namespace,
+        ));
+    };
+    let mut fields = entry.index.fields.iter();
+    match fields.any(|(field, value)| field == "status.phase" && value == "Terminating") {
+        true => Err(refused(context, namespace, name)),
+        false => Ok(()),
+    }
+}
+
+fn refused(context: &Context<'_>, namespace: &str, name: &str) -> StatusError {
     let error = StatusError::forbidden(
-        attributes.info(),
+        context.resource.info(),
         name,
         &format!(
             "unable to create new content in namespace {namespace} because it is being terminated"

@@ -47,14 +47,17 @@ pub(crate) fn admit_request(context: &Context<'_>, method: &Method) -> Result<()
             context.name()
         )),
         ("", "pods") => {
+            let own = "pods with spec.nodeName set to itself";
             let why = match (subresource, method.as_str()) {
-                ("", "DELETE") => "can only delete pods with spec.nodeName set to itself",
-                ("status", _) => {
-                    "can only update pod status for pods with spec.nodeName set to itself"
-                }
-                ("eviction", _) => "can only evict pods with spec.nodeName set to itself",
-                ("", _) => "can only create and delete mirror pods",
-                _ => "may not use this subresource of pods",
+                ("", "DELETE") => format!("node {node:?} can only delete {own}"),
+                ("status", _) => format!("node {node:?} can only update pod status for {own}"),
+                ("eviction", _) => format!("node {node} can only evict {own}"),
+                ("", _) => format!(
+                    "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+                ),
+                (other, _) => format!(
+                    "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
+                ),
             };
             let may_be = match subresource {
                 "" => *method == Method::DELETE,
@@ -63,7 +66,7 @@ pub(crate) fn admit_request(context: &Context<'_>, method: &Method) -> Result<()
             };
             match may_be && is_bound(context, node)? {
                 true => Ok(()),
-                false => refuse(&format!("node {node:?} {why}")),
+                false => refuse(&why),
             }
         }
         ("coordination.k8s.io", "leases") if context.namespace() != Some(LEASES) => refuse(
@@ -166,20 +169,39 @@ fn of_node(node: &str, object: &Value, current: Option<&Value>) -> Option<String
             "node {node:?} is not allowed to modify node {name:?}"
         ));
     }
+    let empty = Value::Null;
+    let is_new = current.is_none();
+    let known = current.unwrap_or(&empty);
+    let configuration = &object["spec"]["configSource"];
+    if !configuration.is_null() && *configuration != known["spec"]["configSource"] {
+        return Some(match is_new {
+            true => {
+                format!("node {node:?} is not allowed to create pods with a non-nil configSource")
+            }
+            false => format!(
+                "node {node:?} is not allowed to update configSource to a new non-nil configSource"
+            ),
+        });
+    }
+    if !is_new && object["spec"]["taints"] != known["spec"]["taints"] {
+        return Some(format!("node {node:?} is not allowed to modify taints"));
+    }
+    let owners = |object: &Value| object["metadata"]["ownerReferences"].clone();
+    if !is_new && owners(object) != owners(known) {
+        return Some(format!(
+            "node {node:?} is not allowed to modify ownerReferences"
+        ));
+    }
     let labels = changed_labels(object, current);
     let forbidden: Vec<&str> = labels.into_iter().filter(|key| !may_set(key)).collect();
     if !forbidden.is_empty() {
-        let verb = match current {
-            None => "set the following",
-            Some(_) => "modify",
-        };
-        return Some(format!(
-            "is not allowed to {verb} labels: {}",
-            forbidden.join(", ")
-        ));
+        let list = forbidden.join(", ");
+        return Some(match is_new {
+            true => format!("node {node:?} is not allowed to set the following labels: {list}"),
+            false => format!("is not allowed to modify labels: {list}"),
+        });
     }
-    let empty = Value::Null;
-    let current = current.unwrap_or(&empty);
+    let current = known;
     let fields = [
         (
             "podCIDRs",
@@ -201,20 +223,8 @@ fn of_node(node: &str, object: &Value, current: Option<&Value>) -> Option<String
     if let Some((field, _, _)) = changed.next() {
         return Some(format!("node {node:?} is not allowed to modify {field}"));
     }
-    if own_annotations(object) != own_annotations(current) {
-        return Some(format!(
-            "node {node:?} is not allowed to modify annotations of {OWN_DOMAIN}"
-        ));
-    }
-    if current.is_null() {
-        return None;
-    }
-    if object["spec"]["taints"] != current["spec"]["taints"] {
-        return Some(format!("node {node:?} is not allowed to modify taints"));
-    }
-    let owners = |object: &Value| object["metadata"]["ownerReferences"].clone();
-    (owners(object) != owners(current))
-        .then(|| format!("node {node:?} is not allowed to modify ownerReferences"))
+    (own_annotations(object) != own_annotations(current))
+        .then(|| format!("node {node:?} is not allowed to modify annotations of {OWN_DOMAIN}"))
 }
 
 /// A pod's status, which its node writes.
@@ -232,8 +242,14 @@ fn of_pod(node: &str, object: &Value, current: &Value) -> Option<String> {
     let status = |object: &Value, field: &str| object["status"][field].clone();
     let differs = |field: &str| status(object, field) != status(current, field);
     if differs("resourceClaimStatuses") {
+        // In Kubernetes' words.
         return Some(format!(
-            "node {node:?} cannot update resource claim statuses"
+            "node {node:?} cannot update resource claim statues"
+        ));
+    }
+    if differs("extendedResourceClaimStatus") {
+        return Some(format!(
+            "node {node:?} cannot update extended resource claim status"
         ));
     }
     POD_ADDRESSES.into_iter().find(|field| differs(field)).map(|field| {

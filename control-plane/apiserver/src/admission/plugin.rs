@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
 use gantry_store::{Key, Transaction};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -67,6 +68,13 @@ pub(crate) trait Plugin: Send + Sync {
         _transaction: &mut Transaction,
     ) {
     }
+}
+
+/// What refusals call an object, which may have no name yet.
+pub(super) fn shown_name(metadata: &ObjectMeta) -> &str {
+    let known = [&metadata.name, &metadata.generate_name];
+    let mut known = known.into_iter().flatten().filter(|name| !name.is_empty());
+    known.next().map_or("Unknown", String::as_str)
 }
 
 /// What is stored of another kind, as its type; the store holds only what was written here.

@@ -7,7 +7,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
-use super::plugin::{Attributes, Operation, Plugin, stored};
+use super::plugin::{Attributes, Operation, Plugin, shown_name, stored};
 use crate::context::Context;
 use crate::tables::table;
 
@@ -69,7 +69,7 @@ impl Plugin for Priority {
 }
 
 fn give(attributes: &Attributes<'_>, pod: &mut Pod) -> Result<(), StatusError> {
-    let name = pod.metadata.name.as_deref().unwrap_or_default().to_owned();
+    let name = shown_name(&pod.metadata).to_owned();
     let refused = |why: &str| StatusError::forbidden(attributes.info(), &name, why);
     let Some(spec) = &mut pod.spec else {
         return Ok(());

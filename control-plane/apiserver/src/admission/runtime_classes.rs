@@ -8,7 +8,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Toleration};
 use k8s_openapi::api::node::v1::{RuntimeClass as Class, Scheduling};
 
-use super::plugin::{Attributes, Plugin, stored};
+use super::plugin::{Attributes, Plugin, shown_name, stored};
 
 pub(super) struct RuntimeClass;
 
@@ -30,7 +30,7 @@ impl Plugin for RuntimeClass {
         let Some(pod) = draft.typed_mut::<Pod>() else {
             return Ok(());
         };
-        let pod_name = pod.metadata.name.as_deref().unwrap_or_default().to_owned();
+        let pod_name = shown_name(&pod.metadata).to_owned();
         let refused = |why: &str| StatusError::forbidden(attributes.info(), &pod_name, why);
         let Some(spec) = &mut pod.spec else {
             return Ok(());

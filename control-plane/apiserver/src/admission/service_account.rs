@@ -13,8 +13,9 @@ use k8s_openapi::api::core::v1::{
     ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 
+use super::mountable_secrets;
 use super::node_restriction::{SECRETS, references};
-use super::plugin::{Attributes, Plugin};
+use super::plugin::{Attributes, Plugin, shown_name};
 use crate::authorisation::node::MIRROR;
 use crate::context::Context;
 use crate::generated_names::random_suffix;
@@ -55,13 +56,13 @@ impl Plugin for ServiceAccount {
             // It shows what a node runs by itself, which has no account.
             return match mirrors_too_much(pod) {
                 Some(why) => {
-                    let name = pod.metadata.name.as_deref().unwrap_or_default();
+                    let name = shown_name(&pod.metadata);
                     Err(StatusError::forbidden(attributes.info(), name, why))
                 }
                 None => Ok(()),
             };
         }
-        let pod_name = pod.metadata.name.as_deref().unwrap_or_default().to_owned();
+        let pod_name = shown_name(&pod.metadata).to_owned();
         // Validation says what is missing of a pod without one.
         let Some(spec) = &mut pod.spec else {
             return Ok(());
@@ -94,13 +95,17 @@ impl Plugin for ServiceAccount {
                 .as_ref()
                 .is_some_and(|all| !all.is_empty())
         {
-            spec.image_pull_secrets = account.image_pull_secrets;
+            spec.image_pull_secrets
+                .clone_from(&account.image_pull_secrets);
         }
         let automount = spec.automount_service_account_token;
         if automount.or(account.automount_service_account_token) != Some(false) {
             mount_token(spec);
         }
-        Ok(())
+        match mountable_secrets::forbidden(&account, spec) {
+            Some(why) => Err(StatusError::forbidden(attributes.info(), &pod_name, &why)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -230,3 +230,45 @@ async fn a_pod_without_a_class_gets_the_default_one_of_which_there_is_one() {
         computed Never from the given PriorityClass name";
     assert_eq!((status, &refused["message"]), (403, &json!(expected)));
 }
+
+#[tokio::test]
+async fn refusals_name_what_has_no_name_yet() {
+    let server = server().await;
+    for (metadata, shown) in [
+        (json!({"generateName": "web-"}), "web-"),
+        (json!({}), "Unknown"),
+    ] {
+        let container = json!({"name": "c", "image": "i"});
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+            "spec": {"containers": [container], "priorityClassName": "none"}
+        });
+        let (status, refused) = send(&server, Method::POST, PODS, pod).await;
+        let expected =
+            format!("pods \"{shown}\" is forbidden: no PriorityClass with name none was found");
+        assert_eq!((status, &refused["message"]), (403, &json!(expected)));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_made_of_objects_in_a_namespace_that_is_missing_or_leaves() {
+    const NAMESPACES: &str = "/api/v1/namespaces";
+    let server = server().await;
+    let token = async |namespace: &str| {
+        let path = format!("{NAMESPACES}/{namespace}/serviceaccounts/default/token");
+        let (status, answer) = send(&server, Method::POST, &path, json!({"spec": {}})).await;
+        let message = answer["message"].as_str().unwrap_or_default();
+        (status, message.to_owned())
+    };
+    let missing = "namespaces \"leaving\" not found".to_owned();
+    assert_eq!(token("leaving").await, (404, missing));
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "leaving"}});
+    let (status, _) = send(&server, Method::POST, NAMESPACES, namespace).await;
+    assert_eq!(status, 201);
+    let path = format!("{NAMESPACES}/leaving");
+    let (status, _) = send(&server, Method::DELETE, &path, json!({})).await;
+    assert_eq!(status, 200);
+    let leaves = "serviceaccounts \"default\" is forbidden: unable to create new content in namespace leaving because it is being terminated";
+    assert_eq!(token("leaving").await, (403, leaves.to_owned()));
+}

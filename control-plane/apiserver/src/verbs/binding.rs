@@ -14,11 +14,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::write::{Write, must_be, success, swap};
+use crate::admission::namespace_lifecycle;
 use crate::context::{Context, Operation};
 use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
     let binding: Binding = context.request("Binding").await?;
+    namespace_lifecycle::admit_subresource(context)?;
     let node = binding.target.name.unwrap_or_default();
     let metadata = binding.metadata;
     if metadata.name.as_deref().unwrap_or_default() != context.name() {

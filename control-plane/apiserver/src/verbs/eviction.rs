@@ -6,11 +6,13 @@ use k8s_openapi::api::policy::v1::Eviction;
 
 use super::delete::{Options, delete_one};
 use super::write::success;
+use crate::admission::namespace_lifecycle;
 use crate::context::Context;
 use crate::response::Answer;
 
 pub(crate) async fn evict(context: &Context<'_>) -> Result<Answer, StatusError> {
     let eviction: Eviction = context.request("Eviction").await?;
+    namespace_lifecycle::admit_subresource(context)?;
     let name = eviction.metadata.name.unwrap_or_default();
     if name != context.name() {
         return Err(StatusError::bad_request(

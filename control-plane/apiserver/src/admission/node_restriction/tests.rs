@@ -46,6 +46,14 @@ async fn a_node_writes_no_other_node_and_not_all_of_its_own() {
     let addresses =
         json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
     refused(&cluster, Method::PATCH, &format!("{one}/status"), addresses).await;
+    let both = json!({
+        "metadata": {"labels": {"node-restriction.kubernetes.io/x": "y"}},
+        "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]},
+    });
+    assert_eq!(
+        refused(&cluster, Method::PATCH, &one, both).await,
+        "nodes \"one\" is forbidden: node \"one\" is not allowed to modify taints"
+    );
     let harmless = json!({"metadata": {"labels": {"kubernetes.io/arch": "amd64", "mine": "1"}}});
     let (status, body) = cluster
         .send(Method::PATCH, &one, &harmless, node("one"))
@@ -77,13 +85,11 @@ async fn a_node_says_nothing_of_pods_that_are_not_bound_to_it() {
     )
     .await;
     let eviction = json!({"metadata": {"name": "other"}});
-    refused(
-        &cluster,
-        Method::POST,
-        &format!("{PODS}/other/eviction"),
-        eviction,
-    )
-    .await;
+    let path = format!("{PODS}/other/eviction");
+    assert_eq!(
+        refused(&cluster, Method::POST, &path, eviction).await,
+        "pods \"other\" is forbidden: node one can only evict pods with spec.nodeName set to itself"
+    );
     let (code, body) = cluster
         .send(Method::PATCH, &status("own"), &running, node("one"))
         .await;

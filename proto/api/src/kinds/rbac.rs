@@ -178,6 +178,8 @@ fn printer<T: Metadata<Ty = ObjectMeta> + 'static>(
     kind: &str,
     bound: for<'a> fn(&'a T) -> Bound<'a>,
 ) -> Printer<T> {
+    // In the words of the version that Kubernetes' tables are made of.
+    let role = role.trim_end_matches(" This field is immutable.");
     let wide = |name| table::column(name, "string", format!("{name} in the {kind}"), 1);
     let subjects = [wide("Users"), wide("Groups"), wide("ServiceAccounts")];
     Printer::<T>::named()

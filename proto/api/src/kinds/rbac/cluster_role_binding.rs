@@ -50,9 +50,7 @@ impl Kind for ClusterRoleBindingKind {
     }
 
     fn printer() -> Printer<ClusterRoleBinding> {
-        // In the words of the version that Kubernetes' tables are made of.
         let role = table::field_doc::<ClusterRoleBinding>("roleRef");
-        let role = role.trim_end_matches(" This field is immutable.");
-        super::printer(role, "clusterRoleBinding", bound)
+        super::printer(&role, "clusterRoleBinding", bound)
     }
 }

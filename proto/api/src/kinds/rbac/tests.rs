@@ -164,6 +164,12 @@ fn tables_show_who_is_bound() {
     );
     let binding: RoleBinding = serde_json::from_value(object).unwrap();
     assert_eq!(json!(RoleBindingKind::printer().row(&binding, 0)), expected);
+    for header in [
+        RoleBindingKind::printer().header().to_vec(),
+        ClusterRoleBindingKind::printer().header().to_vec(),
+    ] {
+        assert!(header[1].description.ends_with("must return an error."));
+    }
     let created = json!({"metadata": {"name": "r", "creationTimestamp": "2026-01-02T03:04:05Z"}});
     let expected = json!(["r", "2026-01-02T03:04:05Z"]);
     let role: Role = serde_json::from_value(created.clone()).unwrap();

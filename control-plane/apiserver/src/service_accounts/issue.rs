@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::claims::{About, Claims, ObjectId, SECRET_ISSUER, SecretClaims};
 use super::keys::{self, KeysError};
-use super::{ServiceAccounts, user};
+use super::{ServiceAccounts, jwt, user};
 use crate::registry::Registry;
 
 /// Seconds that a token counts when nobody says otherwise, and the least and the most that may be asked for.
@@ -14,9 +14,11 @@ pub(super) const LIFE: i64 = 3600;
 pub(super) const SHORTEST: i64 = 600;
 pub(super) const LONGEST: i64 = 1 << 32;
 /// The life that admission asks for. Programs that read their file but once would be refused after it: their tokens count for
-/// [`EXTENDED`] seconds, and say from when on another should have been read.
+/// [`LONGEST_GRANTED`] seconds, and say from when on another should have been read.
 const EXTENDABLE: i64 = 3607;
-const EXTENDED: i64 = 365 * 24 * 60 * 60;
+/// The most that is given, whatever is asked for, as with Kubernetes' `--service-account-max-token-expiration`: a key that signs
+/// no more is kept until the last of its tokens has ended.
+pub(super) const LONGEST_GRANTED: i64 = 365 * 24 * 60 * 60;
 
 /// A token, and when whoever has it is to have the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +140,7 @@ impl ServiceAccounts {
             .all(|audience| *audience == self.issuer);
         let extended = wanted.pod.is_some() && wanted.seconds == EXTENDABLE && for_api;
         let life = match extended {
-            true => EXTENDED,
+            true => LONGEST_GRANTED,
             false => wanted.seconds,
         };
         let mut keys = self.keys();
@@ -168,6 +170,12 @@ impl ServiceAccounts {
         let token = keys
             .sign(&claims)
             .ok_or_else(|| StatusError::internal("the token could not be signed"))?;
+        if token.len() > jwt::LONGEST {
+            return Err(StatusError::bad_request(format!(
+                "the token would have more than {} bytes, and be read by nobody: its audiences are too long",
+                jwt::LONGEST
+            )));
+        }
         Ok(IssuedToken {
             token,
             expires: now.saturating_add(wanted.seconds),
@@ -236,7 +244,7 @@ impl ServiceAccounts {
                 audience => vec![audience.to_owned()],
             },
             // As validation bounds it; what was stored before there was any is bounded here.
-            seconds: asked.expiration_seconds.clamp(SHORTEST, LONGEST),
+            seconds: asked.expiration_seconds.clamp(SHORTEST, LONGEST_GRANTED),
             secret: None,
         })
         .await

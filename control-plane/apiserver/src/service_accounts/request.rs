@@ -8,13 +8,18 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest};
 use serde_json::json;
 
 use super::claims::ObjectId;
-use super::issue::{LIFE, LONGEST, SHORTEST, TokenPod, Wanted};
+use super::issue::{LIFE, LONGEST, LONGEST_GRANTED, SHORTEST, TokenPod, Wanted};
 use crate::admission::{namespace_lifecycle, node_restriction};
 use crate::context::Context;
 use crate::response::Answer;
 
 const GROUP: &str = "authentication.k8s.io";
 const KIND: &str = "TokenRequest";
+/// Kubernetes has no rule for audiences. Each is a name or a URL, and all of them go with every request that shows the token.
+const MOST_AUDIENCES: usize = 64;
+const LONGEST_AUDIENCE: usize = 1024;
+/// Bytes of all of them as JSON: what else a token says has room beside them ([`super::jwt::LONGEST`]).
+const LONGEST_AUDIENCES: usize = 8 << 10;
 
 /// Answers a TokenRequest. Nothing is stored, so that a dry run does the same, as in Kubernetes.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
@@ -40,8 +45,8 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     must_be_meant(asked.metadata.uid.as_deref(), &uid, name)?;
     let seconds = asked.spec.as_ref().and_then(|spec| spec.expiration_seconds);
     let seconds = seconds.unwrap_or(LIFE);
-    check_life(seconds)?;
     let spec = asked.spec.unwrap_or_default();
+    check_spec(seconds, spec.audiences.as_deref().unwrap_or_default())?;
     let audiences = spec.audiences.filter(|audiences| !audiences.is_empty());
     let mut wanted = Wanted {
         namespace: namespace.to_owned(),
@@ -56,6 +61,13 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     if let Some(bound) = &spec.bound_object_ref {
         bind(context, &mut wanted, bound)?;
     }
+    let mut warnings = Vec::new();
+    if seconds > LONGEST_GRANTED {
+        wanted.seconds = LONGEST_GRANTED;
+        warnings.push(format!(
+            "requested expiration of {seconds} seconds shortened to {LONGEST_GRANTED} seconds"
+        ));
+    }
     let mut metadata = serde_json::to_value(&asked.metadata).unwrap_or_default();
     *metadata.member(&["name"]) = json!(name);
     *metadata.member(&["namespace"]) = json!(namespace);
@@ -63,12 +75,12 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
     *metadata.member(&["creationTimestamp"]) = json!(context.api.clock.stamp());
     let spec = json!({
         "audiences": wanted.audiences,
-        "expirationSeconds": seconds,
+        "expirationSeconds": wanted.seconds,
         "boundObjectRef": spec.bound_object_ref,
     });
     let issued = accounts.issue(wanted).await?;
     let expires = gantry_api::time::seconds(issued.expires.saturating_mul(super::NANOS));
-    Ok(Answer::value_with(
+    let answer = Answer::value_with(
         StatusCode::CREATED,
         &json!({
             "kind": KIND,
@@ -77,7 +89,8 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
             "spec": spec,
             "status": {"token": issued.token, "expirationTimestamp": expires},
         }),
-    ))
+    );
+    Ok(answer.with_warnings(warnings))
 }
 
 /// Refuses a name in the body that is another than the path's.
@@ -115,16 +128,41 @@ fn must_be_meant(meant: Option<&str>, uid: &str, account: &str) -> Result<(), St
     Err(StatusError::new(409, "Conflict", message, Some(details)))
 }
 
-fn check_life(seconds: i64) -> Result<(), StatusError> {
-    let why = match seconds {
-        ..SHORTEST => "may not specify a duration less than 10 minutes",
-        SHORTEST..=LONGEST => return Ok(()),
-        _ => "may not specify a duration larger than 2^32 seconds",
-    };
+/// What may be asked for, whatever the token is about.
+fn check_spec(seconds: i64, audiences: &[String]) -> Result<(), StatusError> {
     let mut errors = ErrorList::default();
-    let path = Path::new("spec").child("expirationSeconds");
-    errors.invalid(&path, seconds, why);
-    Err(StatusError::invalid_kind(GROUP, KIND, "", errors))
+    let path = Path::new("spec");
+    let too_long_or_short = match seconds {
+        ..SHORTEST => Some("may not specify a duration less than 10 minutes"),
+        SHORTEST..=LONGEST => None,
+        _ => Some("may not specify a duration larger than 2^32 seconds"),
+    };
+    if let Some(why) = too_long_or_short {
+        errors.invalid(&path.child("expirationSeconds"), seconds, why);
+    }
+    check_audiences(audiences, &path.child("audiences"), &mut errors);
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(StatusError::invalid_kind(GROUP, KIND, "", errors)),
+    }
+}
+
+fn check_audiences(audiences: &[String], path: &Path, errors: &mut ErrorList) {
+    if audiences.len() > MOST_AUDIENCES {
+        errors.too_many(path, audiences.len(), MOST_AUDIENCES);
+        return;
+    }
+    let mut is_any_too_long = false;
+    for (index, audience) in audiences.iter().enumerate() {
+        if audience.len() > LONGEST_AUDIENCE {
+            errors.too_long(&path.index(index), LONGEST_AUDIENCE);
+            is_any_too_long = true;
+        }
+    }
+    let bytes = json!(audiences).to_string().len();
+    if !is_any_too_long && bytes > LONGEST_AUDIENCES {
+        errors.too_long(path, LONGEST_AUDIENCES);
+    }
 }
 
 /// Binds a token to an object, which must be the one that is meant.
@@ -208,9 +246,12 @@ mod tests {
     #[test]
     fn lives_are_bounded_in_kubernetes_words() {
         for allowed in [600, 3600, 3607, 1 << 32] {
-            assert_eq!(check_life(allowed), Ok(()));
+            assert_eq!(check_spec(allowed, &[]), Ok(()));
         }
-        let said = |seconds: i64| check_life(seconds).expect_err("refused").to_string();
+        let said = |seconds: i64| {
+            let refused = check_spec(seconds, &[]).expect_err("refused");
+            refused.to_string()
+        };
         assert_eq!(
             said(599),
             "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 599: may not specify a \
@@ -218,5 +259,31 @@ mod tests {
         );
         assert!(said(i64::MIN).ends_with("less than 10 minutes"));
         assert!(said((1 << 32) + 1).ends_with("larger than 2^32 seconds"));
+    }
+
+    #[test]
+    fn audiences_are_bounded_in_number_and_bytes() {
+        let audience = |bytes: usize| "x".repeat(bytes);
+        let some = vec![audience(100); MOST_AUDIENCES];
+        assert_eq!(check_spec(600, &some), Ok(()));
+        assert_eq!(check_spec(600, &[audience(LONGEST_AUDIENCE)]), Ok(()));
+        let said = |audiences: &[String]| {
+            let refused = check_spec(600, audiences).expect_err("refused");
+            let text = refused.to_string();
+            let (_, why) = text.split_once(" is invalid: ").expect("why");
+            why.to_owned()
+        };
+        assert_eq!(
+            said(&vec![String::new(); MOST_AUDIENCES + 1]),
+            "spec.audiences: Too many: 65: must have at most 64 items"
+        );
+        assert_eq!(
+            said(&[String::new(), audience(LONGEST_AUDIENCE + 1)]),
+            "spec.audiences[1]: Too long: may not be more than 1024 bytes"
+        );
+        let together = "spec.audiences: Too long: may not be more than 8192 bytes";
+        assert_eq!(said(&vec![audience(200); MOST_AUDIENCES]), together);
+        // What JSON writes with more bytes counts as much.
+        assert_eq!(said(&vec!["\u{1}".repeat(1000); 2]), together);
     }
 }

@@ -368,6 +368,59 @@ async fn who_means_an_account_of_before_gets_no_token_of_the_one_that_is_there()
 }
 
 #[tokio::test]
+async fn no_token_counts_for_longer_than_a_year_whatever_is_asked_for() {
+    let world = World::new().await;
+    let year: i64 = 365 * 24 * 3600;
+    for (asked, given) in [(year, year), (year + 1, year), (1 << 32, year)] {
+        let (status, answer) = world.ask(json!({"expirationSeconds": asked})).await;
+        assert_eq!(status, 201, "{answer}");
+        assert_eq!(answer["spec"]["expirationSeconds"], given);
+        let token = answer["status"]["token"].as_str().expect("a token");
+        assert_eq!(claims(token)["exp"], START + given);
+    }
+    // Its key goes when the last of its tokens has ended.
+    let next = keys::add(&world.store, START).await.expect("another key");
+    let signs = keys::sign_with(&world.store, &next, START).await;
+    signs.expect("it signs");
+    let listed = keys::list(&world.store);
+    let until = listed.iter().find_map(|key| key.until);
+    let leeway = 2 * keys::LEEWAY;
+    assert_eq!(until, Some(START + year + leeway), "{listed:?}");
+    let over = START + year + leeway;
+    let forgotten = keys::forget(&world.store, over, false).await;
+    assert!(forgotten.expect("written"));
+}
+
+#[tokio::test]
+async fn a_pod_has_no_token_that_nobody_would_read() {
+    let world = World::new().await;
+    let audience = "x".repeat(20_000);
+    let pod = json!({
+        "metadata": {"uid": "pod-1"},
+        "spec": {"nodeName": "one", "serviceAccountName": "sa", "volumes": [
+            {"name": "v", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "t", "audience": audience, "expirationSeconds": 4_000_000_000_i64}},
+                {"serviceAccountToken": {"path": "u", "expirationSeconds": 4_000_000_000_i64}},
+            ]}},
+        ]},
+    });
+    world.put("pods", "p", pod).await;
+    let mut asked = PodTokenRequest {
+        node: "one".to_owned(),
+        namespace: "default".to_owned(),
+        pod: "p".to_owned(),
+        uid: "pod-1".to_owned(),
+        audience,
+        expiration_seconds: 4_000_000_000,
+    };
+    let refused = world.server.pod_token(&asked).await;
+    assert_eq!(refused.expect_err("too long").code(), 400);
+    asked.audience = String::new();
+    let issued = world.server.pod_token(&asked).await.expect("a token");
+    assert_eq!(issued.life, 365 * 24 * 3600, "the node asks again in time");
+}
+
+#[tokio::test]
 async fn a_node_has_the_tokens_that_its_own_pods_name() {
     let world = World::new().await;
     world.pod(None).await;

@@ -112,18 +112,20 @@ impl Tokens {
         }
     }
 
-    /// The tokens of a pod as they are to be now: those that are due are asked for. An error names the volume that lacks one.
+    /// The tokens of a pod as they are to be now: those that are due are asked for. Beside them a volume that lacks one, and
+    /// why: the others have theirs all the same.
     pub(crate) async fn of_pod(
         &self,
         pod: &Pod,
         uid: &str,
         pod_dir: &Path,
-    ) -> Result<PodTokens, (String, TokenError)> {
+    ) -> (PodTokens, Option<(String, TokenError)>) {
         let sources = token_sources(pod);
         if sources.len() > MOST_TOKENS
             && let Some(place) = sources.values().next()
         {
-            return Err((place.volume.to_owned(), TokenError::TooMany(sources.len())));
+            let too_many = TokenError::TooMany(sources.len());
+            return (PodTokens::new(), Some((place.volume.to_owned(), too_many)));
         }
         let mut tokens = PodTokens::new();
         // All are looked at: what is due is asked for, or put off, whatever becomes of the others.
@@ -178,10 +180,7 @@ impl Tokens {
             tokens.insert(source.clone(), held.token.clone());
             self.hold(uid, source, held);
         }
-        match missing {
-            Some(missing) => Err(missing),
-            None => Ok(tokens),
-        }
+        (tokens, missing)
     }
 
     async fn ask(&self, pod: &Pod, uid: &str, source: &TokenSource) -> Result<Held, TokenError> {
@@ -285,6 +284,8 @@ pub(crate) mod fake {
         pub(crate) given: Mutex<u32>,
         pub(crate) asked: Mutex<u32>,
         pub(crate) refuses: Mutex<bool>,
+        /// The audience for which there are no tokens.
+        pub(crate) foreign: Mutex<Option<String>>,
     }
 
     #[async_trait]
@@ -293,6 +294,9 @@ pub(crate) mod fake {
             *self.asked.lock() += 1;
             if *self.refuses.lock() {
                 return Err(TokenError::NotConnected);
+            }
+            if self.foreign.lock().as_deref() == Some(asked.source.audience.as_str()) {
+                return Err(TokenError::Refused("not for you".to_owned()));
             }
             let mut given = self.given.lock();
             *given += 1;
@@ -347,9 +351,14 @@ mod tests {
         }
 
         async fn get(&self) -> Result<Vec<String>, String> {
-            let got = self.tokens.of_pod(&pod(), "u", self.directory.path()).await;
-            got.map(|tokens| tokens.into_values().collect())
-                .map_err(|(volume, error)| format!("{volume}: {error}"))
+            match self.all().await {
+                (tokens, None) => Ok(tokens.into_values().collect()),
+                (_, Some((volume, error))) => Err(format!("{volume}: {error}")),
+            }
+        }
+
+        async fn all(&self) -> (PodTokens, Option<(String, TokenError)>) {
+            self.tokens.of_pod(&pod(), "u", self.directory.path()).await
         }
 
         fn left(&self) -> Duration {
@@ -408,6 +417,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_token_that_is_refused_keeps_no_other_from_being_replaced() {
+        let bed = Bed::new(DAY);
+        *bed.issuer.foreign.lock() = Some("vault".to_owned());
+        let shown = async || {
+            let (tokens, missing) = bed.all().await;
+            let why = missing.map(|(volume, error)| format!("{volume}: {error}"));
+            assert_eq!(why.as_deref(), Some("v: not for you"));
+            tokens.into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(shown().await, ["p--1"]);
+        tokio::time::advance(Duration::from_secs(3000)).await;
+        assert_eq!(shown().await, ["p--2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn no_pod_takes_the_tokens_of_others() {
         let asks = async |count: usize| {
             let bed = Bed::new(DAY);
@@ -419,9 +443,9 @@ mod tests {
             let pod = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {
                 "containers": [], "volumes": [{"name": "v", "projected": {"sources": sources}}]}});
             let pod = serde_json::from_value(pod).unwrap();
-            let got = bed.tokens.of_pod(&pod, "u", bed.directory.path()).await;
+            let (_, missing) = bed.tokens.of_pod(&pod, "u", bed.directory.path()).await;
             let asked = *bed.issuer.asked.lock();
-            (got.is_ok(), asked)
+            (missing.is_none(), asked)
         };
         assert_eq!(asks(MOST_TOKENS).await, (true, 64));
         assert_eq!(asks(MOST_TOKENS + 1).await, (false, 0));

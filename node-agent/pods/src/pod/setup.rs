@@ -62,7 +62,10 @@ pub(crate) async fn set_up(
         (Some(attachment.netns), users, ips)
     };
     let paths = {
-        let tokens = tokens(&node, &pod, &uid).await?;
+        let (tokens, missing) = tokens(&node, &pod, &uid).await;
+        if let Some(missing) = missing {
+            return Err(missing);
+        }
         let (node, pod, uid, ips) = (node.clone(), pod.clone(), uid.clone(), pod_ips.clone());
         let prepared =
             tokio::task::spawn_blocking(move || prepare(&node, &pod, &uid, &ips, &tokens)).await;
@@ -204,29 +207,33 @@ fn not_mounted(volume: &str, why: &str) -> NotSetUp {
     }
 }
 
-/// The tokens that the pod's volumes are to show.
-async fn tokens(node: &Node, pod: &Pod, uid: &str) -> Result<PodTokens, NotSetUp> {
-    let tokens = node.tokens.of_pod(pod, uid, &node.pod_dir(uid)).await;
-    tokens
-        .map_err(|(volume, error)| not_mounted(&volume, &format!("failed to fetch token: {error}")))
+/// The tokens that the pod's volumes are to show, and what one of them lacks.
+async fn tokens(node: &Node, pod: &Pod, uid: &str) -> (PodTokens, Option<NotSetUp>) {
+    let (tokens, missing) = node.tokens.of_pod(pod, uid, &node.pod_dir(uid)).await;
+    let missing = missing
+        .map(|(volume, error)| not_mounted(&volume, &format!("failed to fetch token: {error}")));
+    (tokens, missing)
 }
 
-/// Brings volumes up to date with their objects, and with tokens that are replaced before they end.
+/// Brings volumes up to date with their objects, and with tokens that are replaced before they end. One that lacks its token
+/// stays as it is, and keeps no other from being brought up to date.
 pub(crate) async fn refresh(
     node: Arc<Node>,
     pod: Arc<Pod>,
     uid: String,
     pod_ips: Vec<IpAddr>,
 ) -> Result<(), NotSetUp> {
-    let tokens = tokens(&node, &pod, &uid).await?;
+    let (tokens, missing) = tokens(&node, &pod, &uid).await;
     let refreshed =
         tokio::task::spawn_blocking(move || write_anew(&node, &pod, &uid, &pod_ips, &tokens));
-    refreshed.await.unwrap_or_else(|error| {
+    let refreshed = refreshed.await.unwrap_or_else(|error| {
         Err(NotSetUp {
             reason: "FailedMount",
             message: format!("bringing the volumes up to date: {error}"),
         })
-    })
+    });
+    // Why there is no token says more than that there is none.
+    missing.map_or(refreshed, Err)
 }
 
 fn write_anew(

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::verify::Refused;
+use super::verify::{INVALIDATED, Refused};
 use super::*;
 use crate::streams::NoNodes;
 use crate::{ApiServer, ApiServerConfig, Identity};
@@ -227,10 +227,80 @@ async fn a_token_counts_for_its_audiences_alone() {
     );
     let status = world.review(&token, &["x", "vault"]).await;
     assert_eq!(status["audiences"], json!(["vault"]));
-    let error = world.review(&token, &[]).await["error"].to_string();
-    assert!(
-        error.contains("is invalid for the target audiences"),
-        "{error}"
+    assert_eq!(
+        world.review(&token, &[]).await["error"],
+        format!(
+            "[invalid bearer token, token audiences [\"vault\" \"other\"] is invalid for the target audiences [\"{ISSUER}\"]]"
+        )
+    );
+}
+
+#[tokio::test]
+async fn reviews_say_why_a_token_counts_no_more_in_kubernetes_words() {
+    let world = World::new().await;
+    let account =
+        |metadata: Value| world.put("serviceaccounts", "sa", json!({"metadata": metadata}));
+    let deleted = gantry_api::time::seconds((START - 3600) * NANOS);
+    let why = async |token: &str| {
+        let error = world.review(token, &[]).await["error"].clone();
+        let error = error.as_str().unwrap_or_default();
+        let error = error.strip_prefix("[invalid bearer token, ");
+        let error = error.and_then(|error| error.strip_suffix(']'));
+        error.unwrap_or_default().to_owned()
+    };
+    let token = world.token(json!({})).await;
+    account(json!({"uid": "sa-1", "deletionTimestamp": deleted})).await;
+    assert_eq!(
+        why(&token).await,
+        "service account default/sa has been deleted"
+    );
+    account(json!({"uid": "sa-2"})).await;
+    assert_eq!(
+        why(&token).await,
+        "service account UID (sa-2) does not match claim (sa-1)"
+    );
+    world.remove("serviceaccounts", "sa").await;
+    assert_eq!(why(&token).await, "serviceaccounts \"sa\" not found");
+    account(json!({"uid": "sa-1"})).await;
+    for (kind, plural, what) in [
+        ("Secret", "secrets", "secret"),
+        ("Pod", "pods", "pod"),
+        ("Node", "nodes", "node"),
+    ] {
+        let object = |metadata: Value| {
+            let object = json!({"metadata": metadata, "spec": {"serviceAccountName": "sa"}});
+            world.put(plural, "x", object)
+        };
+        object(json!({"uid": "one"})).await;
+        let token = world.token(bound(kind, "x")).await;
+        object(json!({"uid": "two"})).await;
+        assert_eq!(
+            why(&token).await,
+            format!("{what} UID (two) does not match service account {what} ref claim (one)")
+        );
+        object(json!({"uid": "one", "deletionTimestamp": deleted})).await;
+        assert_eq!(why(&token).await, INVALIDATED, "{kind}");
+        world.remove(plural, "x").await;
+        assert_eq!(why(&token).await, INVALIDATED, "{kind}");
+    }
+    let server = &world.server;
+    let token = server.secret_token("default", "t", "sa", "sa-1");
+    let token = token.expect("there are keys");
+    assert_eq!(why(&token).await, "Token has been invalidated");
+    let other = json!({"metadata": {"uid": "s"}, "data": {"token": STANDARD.encode("x")}});
+    world.put("secrets", "t", other).await;
+    assert_eq!(why(&token).await, "Token does not match server's copy");
+    let secret = json!({"metadata": {"uid": "s"}, "data": {"token": STANDARD.encode(&token)}});
+    world.put("secrets", "t", secret).await;
+    account(json!({"uid": "sa-2"})).await;
+    assert_eq!(
+        why(&token).await,
+        "ServiceAccount UID (sa-2) does not match claim (sa-1)"
+    );
+    account(json!({"uid": "sa-1", "deletionTimestamp": deleted})).await;
+    assert_eq!(
+        why(&token).await,
+        "ServiceAccount default/sa has been deleted"
     );
 }
 

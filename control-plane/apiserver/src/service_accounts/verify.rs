@@ -21,6 +21,10 @@ const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// The label of a Secret whose token counts no longer.
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+/// Of a token that is bound to something that is gone.
+pub(super) const INVALIDATED: &str = "service account token has been invalidated";
+/// Of one whose Secret is gone.
+const SECRET_GONE: &str = "Token has been invalidated";
 /// Asking the other servers takes a round among them.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Tokens of which that is remembered, at most.
@@ -77,14 +81,14 @@ impl ServiceAccounts {
         }
         let about = &claims.kubernetes;
         let (namespace, account) = (about.namespace.as_str(), &about.serviceaccount);
-        self.exists("serviceaccounts", "service account", namespace, account)?;
+        self.account_exists(namespace, account)?;
         if let Some(secret) = &about.secret {
-            self.exists("secrets", "secret", namespace, secret)?;
+            self.bound_exists("secrets", "secret", namespace, secret)?;
         }
         match (&about.pod, &about.node) {
             // The pod's end is that of the token, whatever becomes of its node.
-            (Some(pod), _) => self.exists("pods", "pod", namespace, pod)?,
-            (None, Some(node)) => self.exists("nodes", "node", "", node)?,
+            (Some(pod), _) => self.bound_exists("pods", "pod", namespace, pod)?,
+            (None, Some(node)) => self.bound_exists("nodes", "node", "", node)?,
             (None, None) => {}
         }
         if about.warnafter.is_some_and(|from| now > from) {
@@ -101,21 +105,52 @@ impl ServiceAccounts {
         })
     }
 
-    /// Whether the very object is there, and has not been deleted for more than a minute.
-    fn exists(&self, plural: &str, what: &str, namespace: &str, object: &ObjectId) -> Result<()> {
+    /// The account of a token, by whatever uid.
+    fn account(&self, namespace: &str, name: &str) -> Result<StoredObject> {
+        let known = self.known("serviceaccounts", namespace, name);
+        let missing = || Refused::Unknown(format!("serviceaccounts \"{name}\" not found"));
+        known.ok_or_else(missing)
+    }
+
+    /// Whether a token's very account is there, and has not been deleted for more than a minute.
+    fn account_exists(&self, namespace: &str, account: &ObjectId) -> Result<()> {
+        let name = &account.name;
+        let known = self.account(namespace, name)?;
+        let uid = &known.metadata.uid;
+        if *uid != account.uid {
+            return Err(Refused::Unknown(format!(
+                "service account UID ({uid}) does not match claim ({})",
+                account.uid
+            )));
+        }
+        match self.is_over(&known) {
+            true => invalid(format!(
+                "service account {namespace}/{name} has been deleted"
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// The same of the object that a token is bound to. Of one that is gone it is not told which it was.
+    fn bound_exists(
+        &self,
+        plural: &str,
+        what: &str,
+        namespace: &str,
+        object: &ObjectId,
+    ) -> Result<()> {
         let Some(known) = self.known(plural, namespace, &object.name) else {
-            let name = &object.name;
-            return Err(Refused::Unknown(format!("{plural} \"{name}\" not found")));
+            return Err(Refused::Unknown(INVALIDATED.to_owned()));
         };
         let uid = &known.metadata.uid;
         if *uid != object.uid {
             return Err(Refused::Unknown(format!(
-                "the {what} UID ({uid}) does not match the claim ({})",
+                "{what} UID ({uid}) does not match service account {what} ref claim ({})",
                 object.uid
             )));
         }
         match self.is_over(&known) {
-            true => invalid(format!("{what} has been deleted")),
+            true => invalid(INVALIDATED),
             false => Ok(()),
         }
     }
@@ -140,28 +175,34 @@ impl ServiceAccounts {
         let audiences = intersection(&self.audiences(), audiences)?;
         let (namespace, account) = (claims.namespace.as_str(), claims.account.as_str());
         if claims.sub != user(namespace, account) {
-            return invalid("the token's subject is not its account");
+            return invalid("sub claim is invalid");
         }
         let Some(entry) = self.entry("secrets", namespace, &claims.secret) else {
-            let why = "service account token has been invalidated";
-            return Err(Refused::Unknown(why.to_owned()));
+            return Err(Refused::Unknown(SECRET_GONE.to_owned()));
         };
         let secret: Value = serde_json::from_slice(&entry.value).unwrap_or_default();
         if !secret["metadata"]["deletionTimestamp"].is_null() {
-            return invalid("service account token has been invalidated");
+            return invalid(SECRET_GONE);
         }
         let kept = secret["data"]["token"].as_str();
         let kept = kept.and_then(|kept| STANDARD.decode(kept).ok());
         let kept = kept.and_then(|kept| String::from_utf8(kept).ok());
         if !kept.is_some_and(|kept| same(&kept, token)) {
-            let why = "service account token does not match server's copy";
+            let why = "Token does not match server's copy";
             return Err(Refused::Unknown(why.to_owned()));
         }
-        let id = ObjectId {
-            name: account.to_owned(),
-            uid: claims.account_uid.clone(),
-        };
-        self.exists("serviceaccounts", "service account", namespace, &id)?;
+        let known = self.account(namespace, account)?.metadata;
+        if known.deletion_timestamp.is_some() {
+            return invalid(format!(
+                "ServiceAccount {namespace}/{account} has been deleted"
+            ));
+        }
+        if known.uid != claims.account_uid {
+            return Err(Refused::Unknown(format!(
+                "ServiceAccount UID ({}) does not match claim ({})",
+                known.uid, claims.account_uid
+            )));
+        }
         let invalid_since = &secret["metadata"]["labels"][INVALID_SINCE];
         if invalid_since
             .as_str()
@@ -222,9 +263,17 @@ fn intersection(of_token: &[String], asked: &[String]) -> Result<Vec<String>> {
     match both.is_empty() {
         false => Ok(both),
         true => invalid(format!(
-            "token audiences {of_token:?} is invalid for the target audiences {asked:?}"
+            "token audiences {} is invalid for the target audiences {}",
+            quoted(of_token),
+            quoted(asked)
         )),
     }
+}
+
+/// Texts as Go writes a list of them.
+fn quoted(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| format!("{text:?}")).collect();
+    format!("[{}]", texts.join(" "))
 }
 
 fn identity(namespace: &str, name: &str, uid: &str) -> Identity {

@@ -189,7 +189,7 @@ impl NodeAuthorizer {
                 self.named(asked, Thing::ServiceAccount)
             }
             ("create", _) if !asked.name.is_empty() => {
-                refuse("can only create token subresource of service account")
+                refuse("can only create token subresource of serviceaccount")
             }
             _ => refuse("can only create tokens for individual service accounts"),
         }
@@ -199,9 +199,10 @@ impl NodeAuthorizer {
         if asked.subresource != "status" {
             return self.get_named(asked, Thing::Claim);
         }
-        match asked.has_verb(&["get", "update", "patch"]) {
+        match asked.has_verb(&["update", "patch"]) {
             true => self.named(asked, Thing::Claim),
-            false => refuse("can only get/update/patch this type of resource"),
+            // Kubernetes' words, though it allows no get either.
+            false => refuse("can only get/update/patch this type"),
         }
     }
 
@@ -261,6 +262,10 @@ impl NodeAuthorizer {
         match (asked.subresource, asked.verb) {
             ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Ok(()),
             ("", "get" | "list" | "watch") if asked.name == asked.node => Ok(()),
+            ("", "get" | "list" | "watch") if asked.name.is_empty() => Err(format!(
+                "node '{}' cannot read all nodes, only its own Node object",
+                asked.node
+            )),
             ("", "get" | "list" | "watch") => Err(format!(
                 "node '{}' cannot read '{}', only its own Node object",
                 asked.node, asked.name
@@ -273,6 +278,8 @@ impl NodeAuthorizer {
     fn pod(&self, asked: &Asked<'_>) -> Result<(), Refusal> {
         match (asked.subresource, asked.verb) {
             ("", "get") => self.named(asked, Thing::Pod),
+            // One of a name, whether or not its node is selected too.
+            ("", "list" | "watch") if !asked.name.is_empty() => self.named(asked, Thing::Pod),
             ("", "list" | "watch") => {
                 refuse("can only list/watch pods with spec.nodeName field selector")
             }

@@ -2,6 +2,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::authorisation::tests::{Cluster, node};
+use crate::authorisation::{Attributes, Authorizer, Decision, Target};
 
 async fn pod(cluster: &Cluster, name: &str, node: &str) {
     let body = json!({"metadata": {"name": name}, "spec": {
@@ -65,6 +66,105 @@ async fn a_node_reads_what_its_pods_name_and_nothing_else() {
         .await;
     assert_eq!(status, 200, "{body}");
     assert!(!cluster.may(&one, Method::GET, &format!("{core}/secrets/tls")));
+}
+
+#[tokio::test]
+async fn refusals_say_what_a_node_may_do_in_kubernetes_words() {
+    let cluster = Cluster::new().await;
+    pod(&cluster, "p", "one").await;
+    let authorisation = &cluster.server.api().authorisation;
+    let why = |verb: &str, resource: &str, subresource: &str, name: &str| {
+        let one = node("one");
+        let attributes = Attributes {
+            user: &one,
+            verb,
+            target: Target::Resource {
+                group: "",
+                version: "v1",
+                resource,
+                subresource,
+                namespace: if resource == "nodes" { "" } else { "default" },
+                name,
+            },
+        };
+        match authorisation.authorize(&attributes) {
+            Decision::Allow => None,
+            Decision::Deny(why) | Decision::NoOpinion(why) => Some(why),
+        }
+    };
+    for (verb, resource, subresource, name) in [
+        ("list", "pods", "", "p"),
+        ("watch", "pods", "", "p"),
+        ("get", "nodes", "", "one"),
+        ("create", "serviceaccounts", "token", "default"),
+    ] {
+        let refused = why(verb, resource, subresource, name);
+        assert_eq!(refused, None, "{verb} {resource}");
+    }
+    let unrelated = "no relationship found between node 'one' and this object";
+    for (verb, resource, subresource, name, expected) in [
+        ("watch", "pods", "", "q", unrelated),
+        ("get", "pods", "", "q", unrelated),
+        (
+            "list",
+            "pods",
+            "",
+            "",
+            "can only list/watch pods with spec.nodeName field selector",
+        ),
+        ("deletecollection", "pods", "", "", ""),
+        ("create", "pods", "exec", "p", ""),
+        (
+            "list",
+            "nodes",
+            "",
+            "",
+            "node 'one' cannot read all nodes, only its own Node object",
+        ),
+        (
+            "get",
+            "nodes",
+            "",
+            "two",
+            "node 'one' cannot read 'two', only its own Node object",
+        ),
+        ("delete", "nodes", "", "one", ""),
+        (
+            "list",
+            "serviceaccounts",
+            "",
+            "",
+            "can only create tokens for individual service accounts",
+        ),
+        (
+            "create",
+            "serviceaccounts",
+            "status",
+            "default",
+            "can only create token subresource of serviceaccount",
+        ),
+        (
+            "get",
+            "persistentvolumeclaims",
+            "status",
+            "c",
+            "can only get/update/patch this type",
+        ),
+        (
+            "update",
+            "secrets",
+            "",
+            "tls",
+            "can only read resources of this type",
+        ),
+    ] {
+        let refused = why(verb, resource, subresource, name);
+        assert_eq!(
+            refused.as_deref(),
+            Some(expected),
+            "{verb} {resource}/{subresource} {name}"
+        );
+    }
 }
 
 #[tokio::test]

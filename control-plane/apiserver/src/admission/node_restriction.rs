@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use gantry_api::kind::Draft;
 use gantry_api::node_labels::may_set;
-use gantry_api::status::StatusError;
+use gantry_api::status::{Details, StatusError};
 use http::Method;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -31,49 +31,89 @@ fn resource<'a>(context: &'a Context<'_>) -> (&'a str, &'a str) {
     (&info.group, &info.plural)
 }
 
+/// Subresources that lead to a pod, node or service and change nothing here: admission does not judge them.
+const CONNECT: [&str; 4] = ["attach", "exec", "portforward", "proxy"];
+
 /// Refuses what a node must not change, whatever it changes it to: before the body is read.
 pub(crate) fn admit_request(context: &Context<'_>, method: &Method) -> Result<(), StatusError> {
     let Some(node) = node_name(context.identity) else {
         return Ok(());
     };
-    if [Method::GET, Method::HEAD].contains(method) || context.path.name.is_none() {
+    let subresource = context.path.subresource.as_deref().unwrap_or_default();
+    // What is behind a proxy has a path of its own.
+    let subresource = subresource.split('/').next().unwrap_or_default();
+    if [Method::GET, Method::HEAD].contains(method) || CONNECT.contains(&subresource) {
         return Ok(());
     }
-    let refuse = |why: &str| Err(refused(context, context.name(), why));
-    let subresource = context.path.subresource.as_deref().unwrap_or_default();
-    match resource(context) {
-        ("", "nodes") if context.name() != node => refuse(&format!(
-            "node {node:?} is not allowed to modify node {:?}",
-            context.name()
+    // A collection that is deleted has no name, which is no node's.
+    let name = context.path.name.as_deref().unwrap_or_default();
+    let refuse = |why: &str| Err(refused(context, name, why));
+    if node.is_empty() {
+        let user = &context.identity.user;
+        return refuse(&format!("could not determine node from user {user:?}"));
+    }
+    let resource = resource(context);
+    if resource == ("coordination.k8s.io", "leases") && context.namespace() != Some(LEASES) {
+        return refuse(&format!(
+            "can only access leases in the {LEASES:?} system namespace"
+        ));
+    }
+    // What is created has its name in the body ([`wrong`]).
+    if name.is_empty() && *method != Method::DELETE {
+        return Ok(());
+    }
+    match resource {
+        ("", "nodes") if name != node => refuse(&format!(
+            "node {node:?} is not allowed to modify node {name:?}"
         )),
-        ("", "pods") => {
-            let own = "pods with spec.nodeName set to itself";
-            let why = match (subresource, method.as_str()) {
-                ("", "DELETE") => format!("node {node:?} can only delete {own}"),
-                ("status", _) => format!("node {node:?} can only update pod status for {own}"),
-                ("eviction", _) => format!("node {node} can only evict {own}"),
-                ("", _) => format!(
-                    "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
-                ),
-                (other, _) => format!(
-                    "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
-                ),
-            };
-            let may_be = match subresource {
-                "" => *method == Method::DELETE,
-                "status" | "eviction" => true,
-                _ => false,
-            };
-            match may_be && is_bound(context, node)? {
-                true => Ok(()),
-                false => refuse(&why),
-            }
-        }
-        ("coordination.k8s.io", "leases") if context.namespace() != Some(LEASES) => refuse(
-            &format!("can only access leases in the {LEASES:?} system namespace"),
-        ),
+        ("", "pods") => admit_pod(context, node, subresource, method),
+        ("coordination.k8s.io", "leases") if name != node => refuse(&only_own("node lease")),
+        ("storage.k8s.io", "csinodes") if name != node => refuse(&only_own("CSINode")),
         _ => Ok(()),
     }
+}
+
+fn only_own(what: &str) -> String {
+    format!("can only access {what} with the same name as the requesting node")
+}
+
+/// What a node does to a pod: it deletes and evicts those that are bound to it, and says what becomes of them.
+fn admit_pod(
+    context: &Context<'_>,
+    node: &str,
+    subresource: &str,
+    method: &Method,
+) -> Result<(), StatusError> {
+    let name = context.path.name.as_deref().unwrap_or_default();
+    let why = match (subresource, method.as_str()) {
+        ("", "DELETE") => {
+            format!("node {node:?} can only delete pods with spec.nodeName set to itself")
+        }
+        ("status", _) => only_own_status(node),
+        ("eviction", _) => {
+            format!("node {node} can only evict pods with spec.nodeName set to itself")
+        }
+        ("", _) => {
+            let why = format!(
+                "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+            );
+            return Err(refused(context, name, &why));
+        }
+        (other, _) => {
+            let why = format!(
+                "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
+            );
+            return Err(refused(context, name, &why));
+        }
+    };
+    match !name.is_empty() && is_bound(context, node)? {
+        true => Ok(()),
+        false => Err(refused(context, name, &why)),
+    }
+}
+
+fn only_own_status(node: &str) -> String {
+    format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself")
 }
 
 /// Whether the pod of the request is bound to a node; 404 when there is none.
@@ -136,8 +176,7 @@ fn wrong(context: &Context<'_>, node: &str, draft: &dyn Draft) -> Option<String>
         ("storage.k8s.io", "csinodes") => "CSINode",
         _ => return None,
     };
-    is_new_of_another
-        .then(|| format!("can only access {what} with the same name as the requesting node"))
+    is_new_of_another.then(|| only_own(what))
 }
 
 /// Labels that one object has and the other has not, or has otherwise.
@@ -169,39 +208,46 @@ fn of_node(node: &str, object: &Value, current: Option<&Value>) -> Option<String
             "node {node:?} is not allowed to modify node {name:?}"
         ));
     }
-    let empty = Value::Null;
-    let is_new = current.is_none();
-    let known = current.unwrap_or(&empty);
-    let configuration = &object["spec"]["configSource"];
-    if !configuration.is_null() && *configuration != known["spec"]["configSource"] {
-        return Some(match is_new {
-            true => {
-                format!("node {node:?} is not allowed to create pods with a non-nil configSource")
+    if let Some(why) = of_configuration(node, object, current) {
+        return Some(why);
+    }
+    if let Some(current) = current {
+        for (part, field) in [("spec", "taints"), ("metadata", "ownerReferences")] {
+            if list(&object[part], field) != list(&current[part], field) {
+                return Some(format!("node {node:?} is not allowed to modify {field}"));
             }
-            false => format!(
-                "node {node:?} is not allowed to update configSource to a new non-nil configSource"
-            ),
-        });
-    }
-    if !is_new && object["spec"]["taints"] != known["spec"]["taints"] {
-        return Some(format!("node {node:?} is not allowed to modify taints"));
-    }
-    let owners = |object: &Value| object["metadata"]["ownerReferences"].clone();
-    if !is_new && owners(object) != owners(known) {
-        return Some(format!(
-            "node {node:?} is not allowed to modify ownerReferences"
-        ));
+        }
     }
     let labels = changed_labels(object, current);
     let forbidden: Vec<&str> = labels.into_iter().filter(|key| !may_set(key)).collect();
     if !forbidden.is_empty() {
-        let list = forbidden.join(", ");
-        return Some(match is_new {
-            true => format!("node {node:?} is not allowed to set the following labels: {list}"),
-            false => format!("is not allowed to modify labels: {list}"),
+        let forbidden = forbidden.join(", ");
+        return Some(match current {
+            None => {
+                format!("node {node:?} is not allowed to set the following labels: {forbidden}")
+            }
+            Some(_) => format!("is not allowed to modify labels: {forbidden}"),
         });
     }
-    let current = known;
+    of_own_fields(node, object, current.unwrap_or(&Value::Null))
+}
+
+/// Where a kubelet once found how to run: whoever may choose it may read it.
+fn of_configuration(node: &str, object: &Value, current: Option<&Value>) -> Option<String> {
+    let source = |object: &Value| object["spec"]["configSource"].clone();
+    let new = source(object);
+    if new.is_null() || current.is_some_and(|current| source(current) == new) {
+        return None;
+    }
+    let what = match current {
+        None => "create pods with a non-nil configSource",
+        Some(_) => "update configSource to a new non-nil configSource",
+    };
+    Some(format!("node {node:?} is not allowed to {what}"))
+}
+
+/// What is not written past a node's link.
+fn of_own_fields(node: &str, object: &Value, current: &Value) -> Option<String> {
     let fields = [
         (
             "podCIDRs",
@@ -227,22 +273,27 @@ fn of_node(node: &str, object: &Value, current: Option<&Value>) -> Option<String
         .then(|| format!("node {node:?} is not allowed to modify annotations of {OWN_DOMAIN}"))
 }
 
+/// A list of an object: one that is not there is as good as empty.
+fn list<'a>(object: &'a Value, field: &str) -> &'a [Value] {
+    let list = object[field].as_array();
+    list.map(Vec::as_slice).unwrap_or_default()
+}
+
 /// A pod's status, which its node writes.
 fn of_pod(node: &str, object: &Value, current: &Value) -> Option<String> {
     if current["spec"]["nodeName"] != node {
-        return Some(format!(
-            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
-        ));
+        return Some(only_own_status(node));
     }
-    if object["metadata"]["labels"] != current["metadata"]["labels"] {
+    if !changed_labels(object, Some(current)).is_empty() {
         return Some(format!(
             "node {node:?} cannot update labels through pod status"
         ));
     }
     let status = |object: &Value, field: &str| object["status"][field].clone();
     let differs = |field: &str| status(object, field) != status(current, field);
-    if differs("resourceClaimStatuses") {
-        // In Kubernetes' words.
+    let claims = "resourceClaimStatuses";
+    if list(&object["status"], claims) != list(&current["status"], claims) {
+        // As Kubernetes spells it.
         return Some(format!(
             "node {node:?} cannot update resource claim statues"
         ));
@@ -292,9 +343,7 @@ fn of_new_pod(context: &Context<'_>, node: &str, pod: &Value) -> Option<String> 
             "node {node} UID mismatch: expected {uid} got {named}"
         ));
     }
-    let found = references(&pod["spec"]);
-    let mut kinds = REFERENCES.iter().map(|(_, what)| *what);
-    let what = kinds.find(|what| found.contains(what))?;
+    let what = refers_to(&pod["spec"])?;
     Some(format!(
         "node {node:?} can not create pods that reference {what}"
     ))
@@ -306,27 +355,71 @@ fn node_uid(context: &Context<'_>, node: &str) -> Option<String> {
 
 /// See [`REFERENCES`].
 pub(super) const SECRETS: &str = "secrets";
-const ACCOUNT: &str = "a service account";
-/// Fields that refer to something else, wherever they are, and to what; those are told of in this order.
+/// See [`REFERENCES`].
+const CONFIG_MAPS: &str = "configmaps";
+/// Fields by which a pod reads something, wherever they are, and what.
 const REFERENCES: &[(&str, &str)] = &[
-    ("serviceAccountName", ACCOUNT),
-    ("serviceAccountToken", ACCOUNT),
     ("secret", SECRETS),
     ("secretName", SECRETS),
     ("secretRef", SECRETS),
     ("secretKeyRef", SECRETS),
     ("nodePublishSecretRef", SECRETS),
     ("imagePullSecrets", SECRETS),
-    ("configMap", "configmaps"),
-    ("configMapRef", "configmaps"),
-    ("configMapKeyRef", "configmaps"),
+    ("configMap", CONFIG_MAPS),
+    ("configMapRef", CONFIG_MAPS),
+    ("configMapKeyRef", CONFIG_MAPS),
+];
+/// What else volumes refer to.
+const OF_VOLUMES: &[(&str, &str)] = &[
+    ("csi", "csidrivers (via CSI volumes)"),
+    ("glusterfs", "endpoints (via glusterFS volumes)"),
     ("persistentVolumeClaim", "persistentvolumeclaims"),
-    ("ephemeral", "persistentvolumeclaims"),
-    ("resourceClaims", "resourceclaims"),
+    (
+        "ephemeral",
+        "persistentvolumeclaims (via ephemeral volumes)",
+    ),
+];
+/// What else the sources of projected volumes refer to.
+const OF_SOURCES: &[(&str, &str)] = &[
+    (
+        "serviceAccountToken",
+        "serviceaccounts (via projected volumes)",
+    ),
     ("clusterTrustBundle", "clustertrustbundles"),
+    ("podCertificate", "podcertificates"),
 ];
 
-/// What else a pod refers to.
+/// What else a pod refers to, as Kubernetes names it; the first of several.
+fn refers_to(spec: &Value) -> Option<&'static str> {
+    let mut accounts = ["serviceAccountName", "serviceAccount"].into_iter();
+    if accounts.any(|field| !spec[field].as_str().unwrap_or_default().is_empty()) {
+        return Some("serviceaccounts");
+    }
+    let found = references(spec);
+    let mut read = [SECRETS, CONFIG_MAPS].into_iter();
+    if let Some(what) = read.find(|what| found.contains(what)) {
+        return Some(what);
+    }
+    if !list(spec, "resourceClaims").is_empty() {
+        return Some("resourceclaims");
+    }
+    list(spec, "volumes").iter().find_map(|volume| {
+        let sources = list(&volume["projected"], "sources");
+        let mut of_sources = sources
+            .iter()
+            .filter_map(|source| names(source, OF_SOURCES));
+        names(volume, OF_VOLUMES).or_else(|| of_sources.next())
+    })
+}
+
+/// What the fields of an object say that it refers to.
+fn names(object: &Value, fields: &[(&str, &'static str)]) -> Option<&'static str> {
+    let mut fields = fields.iter();
+    let found = fields.find(|(field, _)| object[*field].is_object());
+    found.map(|(_, what)| *what)
+}
+
+/// What a pod reads, wherever in its spec it says so.
 pub(super) fn references(spec: &Value) -> BTreeSet<&'static str> {
     let (mut found, mut rest) = (BTreeSet::new(), vec![spec]);
     while let Some(value) = rest.pop() {
@@ -349,16 +442,12 @@ pub(super) fn references(spec: &Value) -> BTreeSet<&'static str> {
 }
 
 /// Refuses a token that a node asks for, unless it is bound to a pod of the node and for an audience that the pod names. The
-/// account is the path's.
+/// account is the path's; whether it is the pod's is asked of everybody.
 pub(crate) fn admit_token(context: &Context<'_>, asked: &TokenRequest) -> Result<(), StatusError> {
     let Some(node) = node_name(context.identity) else {
         return Ok(());
     };
-    let why = wrong_token(context, node, asked);
-    why.map_or(Ok(()), |why| Err(refused(context, context.name(), &why)))
-}
-
-fn wrong_token(context: &Context<'_>, node: &str, asked: &TokenRequest) -> Option<String> {
+    let refuse = |why: &str| Err(refused(context, context.name(), why));
     let text = |field: Option<&String>| field.cloned().unwrap_or_default();
     let spec = asked.spec.as_ref();
     let bound = spec.and_then(|spec| spec.bound_object_ref.as_ref());
@@ -368,28 +457,22 @@ fn wrong_token(context: &Context<'_>, node: &str, asked: &TokenRequest) -> Optio
     let name = pod.map(|pod| text(pod.name.as_ref())).unwrap_or_default();
     let uid = pod.map(|pod| text(pod.uid.as_ref())).unwrap_or_default();
     if name.is_empty() {
-        return Some("node requested token not bound to a pod".to_owned());
+        return refuse("node requested token not bound to a pod");
     }
     if uid.is_empty() {
-        return Some("node requested token with a pod binding without a uid".to_owned());
+        return refuse("node requested token with a pod binding without a uid");
     }
     let namespace = context.namespace().unwrap_or_default();
-    let Some(pod) = stored::<Pod>(context, "", "pods", namespace, &name) else {
-        return Some(format!("pod {name:?} not found"));
-    };
+    let pod = stored::<Pod>(context, "", "pods", namespace, &name);
+    let pod = pod.ok_or_else(|| pod_not_found(&name))?;
     if pod.metadata.uid.as_deref() != Some(uid.as_str()) {
-        return Some(format!(
+        return refuse(&format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         ));
     }
     let pod = pod.spec.unwrap_or_default();
     if pod.node_name.as_deref() != Some(node) {
-        return Some(
-            "node requested token bound to a pod scheduled on a different node".to_owned(),
-        );
-    }
-    if pod.service_account_name.as_deref() != Some(context.name()) {
-        return Some("node requested token of an account that the pod does not have".to_owned());
+        return refuse("node requested token bound to a pod scheduled on a different node");
     }
     let volumes = pod.volumes.iter().flatten();
     let sources = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref());
@@ -404,14 +487,26 @@ fn wrong_token(context: &Context<'_>, node: &str, asked: &TokenRequest) -> Optio
     let audience = match audiences.unwrap_or_default() {
         [] => "",
         [one] => one.as_str(),
-        _ => return Some("node may only request 0 or 1 audiences".to_owned()),
+        _ => return refuse("node may only request 0 or 1 audiences"),
     };
-    (!named.contains(audience) && !may_ask_for(context, audience)).then(|| {
-        let user = &context.identity.user;
-        format!(
-            "audience {audience:?} not found in pod spec volume, {user} is not authorized to request tokens for this audience"
-        )
-    })
+    if named.contains(audience) || may_ask_for(context, audience) {
+        return Ok(());
+    }
+    let user = &context.identity.user;
+    refuse(&format!(
+        "audience {audience:?} not found in pod spec volume, {user} is not authorized to request tokens for this audience"
+    ))
+}
+
+/// 404 as Kubernetes says it where it looks into a cache.
+fn pod_not_found(name: &str) -> StatusError {
+    let details = Details {
+        name: name.to_owned(),
+        kind: "pod".to_owned(),
+        ..Details::default()
+    };
+    let message = format!("pod {name:?} not found");
+    StatusError::new(404, "NotFound", message, Some(details))
 }
 
 /// Whether a role lets a node ask for tokens of this audience of the path's account, though no pod names it: registries are

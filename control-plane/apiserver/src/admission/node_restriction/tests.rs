@@ -103,6 +103,142 @@ async fn a_node_says_nothing_of_pods_that_are_not_bound_to_it() {
 }
 
 #[tokio::test]
+async fn what_a_role_allows_a_node_is_still_about_its_own() {
+    let cluster = Cluster::new().await;
+    let everything = json!({"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]});
+    grant(&cluster, "all", everything, "system:node:one").await;
+    let container = json!([{"name": "c", "image": "i"}]);
+    for (name, node) in [("own", "one"), ("other", "two")] {
+        let pod = json!({
+            "metadata": {"name": name}, "spec": {"nodeName": node, "containers": container},
+        });
+        cluster.create(PODS, pod).await;
+    }
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let pod = |name: &str, part: &str| format!("{PODS}/{name}{part}");
+    for (method, path, why) in [
+        (
+            Method::PUT,
+            pod("own", ""),
+            "pods \"own\" is forbidden: unexpected operation \"UPDATE\", node \"one\" can only create and delete mirror pods",
+        ),
+        (
+            Method::POST,
+            pod("own", "/binding"),
+            "pods \"own\" is forbidden: unexpected pod subresource \"binding\", only 'status' and 'eviction' are allowed",
+        ),
+        (
+            Method::POST,
+            pod("other", "/eviction"),
+            "pods \"other\" is forbidden: node one can only evict pods with spec.nodeName set to itself",
+        ),
+        (
+            Method::DELETE,
+            pod("other", ""),
+            "pods \"other\" is forbidden: node \"one\" can only delete pods with spec.nodeName set to itself",
+        ),
+        (
+            Method::DELETE,
+            PODS.to_owned(),
+            "pods is forbidden: node \"one\" can only delete pods with spec.nodeName set to itself",
+        ),
+        (
+            Method::POST,
+            lease.to_owned(),
+            "leases.coordination.k8s.io is forbidden: can only access leases in the \"kube-node-lease\" system namespace",
+        ),
+        (
+            Method::DELETE,
+            lease.to_owned(),
+            "leases.coordination.k8s.io is forbidden: can only access leases in the \"kube-node-lease\" system namespace",
+        ),
+    ] {
+        let told = refused(&cluster, method, &path, json!({})).await;
+        assert_eq!(told, why, "{path}");
+    }
+}
+
+#[test]
+fn a_node_chooses_neither_its_owners_nor_how_it_runs() {
+    let node = |change: Value| {
+        let mut node = json!({"metadata": {"name": "one"}, "spec": {}});
+        *node.pointer_mut("/spec").expect("a field") = change;
+        node
+    };
+    let (plain, other) = (node(json!({})), json!({"configMap": {"name": "m"}}));
+    let configured = node(json!({"configSource": other}));
+    let why = of_node("one", &configured, None);
+    assert_eq!(
+        why.as_deref(),
+        Some("node \"one\" is not allowed to create pods with a non-nil configSource")
+    );
+    let why = of_node("one", &configured, Some(&plain));
+    assert_eq!(
+        why.as_deref(),
+        Some("node \"one\" is not allowed to update configSource to a new non-nil configSource")
+    );
+    assert_eq!(of_node("one", &configured, Some(&configured)), None);
+    assert_eq!(of_node("one", &plain, Some(&configured)), None);
+    // Nothing is as good as none.
+    let untainted = node(json!({"taints": []}));
+    assert_eq!(of_node("one", &untainted, Some(&plain)), None);
+    let owned = json!({"metadata": {"name": "one", "ownerReferences": [{"name": "x"}]}});
+    let why = of_node("one", &owned, Some(&plain));
+    assert_eq!(
+        why.as_deref(),
+        Some("node \"one\" is not allowed to modify ownerReferences")
+    );
+    let labelled = json!({"metadata": {"name": "one", "labels": {"kubernetes.io/x": "y"}}});
+    let why = of_node("one", &labelled, None);
+    assert_eq!(
+        why.as_deref(),
+        Some("node \"one\" is not allowed to set the following labels: kubernetes.io/x")
+    );
+}
+
+#[test]
+fn a_mirror_pod_refers_to_nothing() {
+    let volume = |volume: Value| json!({"volumes": [{"name": "e", "emptyDir": {}}, volume]});
+    let source = |source: Value| volume(json!({"projected": {"sources": [source]}}));
+    for (spec, expected) in [
+        (json!({"containers": [{"name": "c"}]}), None),
+        (source(json!({"downwardAPI": {}})), None),
+        (json!({"serviceAccountName": "a"}), Some("serviceaccounts")),
+        (
+            json!({"imagePullSecrets": [{"name": "s"}]}),
+            Some("secrets"),
+        ),
+        (source(json!({"configMap": {}})), Some("configmaps")),
+        (
+            json!({"resourceClaims": [{"name": "r"}]}),
+            Some("resourceclaims"),
+        ),
+        (
+            volume(json!({"csi": {"driver": "d"}})),
+            Some("csidrivers (via CSI volumes)"),
+        ),
+        (
+            volume(json!({"persistentVolumeClaim": {"claimName": "c"}})),
+            Some("persistentvolumeclaims"),
+        ),
+        (
+            volume(json!({"ephemeral": {}})),
+            Some("persistentvolumeclaims (via ephemeral volumes)"),
+        ),
+        (
+            source(json!({"serviceAccountToken": {"path": "t"}})),
+            Some("serviceaccounts (via projected volumes)"),
+        ),
+        (
+            source(json!({"podCertificate": {"signerName": "s"}})),
+            Some("podcertificates"),
+        ),
+    ] {
+        assert_eq!(refers_to(&spec), expected, "{spec}");
+    }
+}
+
+#[tokio::test]
 async fn a_node_has_tokens_for_what_its_pods_or_a_role_name() {
     let cluster = Cluster::new().await;
     let container = json!([{"name": "c", "image": "i"}]);
@@ -122,6 +258,19 @@ async fn a_node_has_tokens_for_what_its_pods_or_a_role_name() {
     assert_eq!(ask(&[], uid).await, (201, String::new()));
     let (status, message) = ask(&[], &json!("another")).await;
     assert_eq!(status, 403, "{message}");
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "none", "uid": "u"});
+    let (status, answer) = cluster
+        .send(
+            Method::POST,
+            "/api/v1/namespaces/default/serviceaccounts/default/token",
+            &json!({"spec": {"boundObjectRef": bound}}),
+            node("one"),
+        )
+        .await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (404, Some("pod \"none\" not found"))
+    );
     let (status, message) = ask(&["a", "b"], uid).await;
     assert_eq!(status, 403);
     assert!(message.ends_with("node may only request 0 or 1 audiences"));

@@ -8,7 +8,7 @@ use gantry_api::node_labels::may_set;
 use gantry_api::status::{Details, StatusError};
 use http::Method;
 use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use serde_json::Value;
 
 use super::plugin::{Attributes, Operation, Plugin, stored};
@@ -67,11 +67,14 @@ pub(crate) fn admit_request(context: &Context<'_>, method: &Method) -> Result<()
             "node {node:?} is not allowed to modify node {name:?}"
         )),
         ("", "pods") => admit_pod(context, node, subresource, method),
+        ("", "persistentvolumeclaims") if subresource != "status" => refuse(NO_CLAIM),
         ("coordination.k8s.io", "leases") if name != node => refuse(&only_own("node lease")),
         ("storage.k8s.io", "csinodes") if name != node => refuse(&only_own("CSINode")),
         _ => Ok(()),
     }
 }
+
+const NO_CLAIM: &str = "may only update PVC status";
 
 fn only_own(what: &str) -> String {
     format!("can only access {what} with the same name as the requesting node")
@@ -168,6 +171,12 @@ fn wrong(context: &Context<'_>, node: &str, draft: &dyn Draft) -> Option<String>
         return match draft.typed_old::<Pod>() {
             None => of_new_pod(context, node, &new),
             Some(old) => of_pod(node, &new, &written(serde_json::to_value(old))),
+        };
+    }
+    if let Some(new) = draft.typed::<PersistentVolumeClaim>() {
+        return match draft.typed_old::<PersistentVolumeClaim>() {
+            None => Some(NO_CLAIM.to_owned()),
+            Some(old) => of_claim(node, new, old),
         };
     }
     let is_new_of_another = draft.old().is_none() && draft.metadata().name.as_deref() != Some(node);
@@ -305,6 +314,30 @@ fn of_pod(node: &str, object: &Value, current: &Value) -> Option<String> {
     }
     POD_ADDRESSES.into_iter().find(|field| differs(field)).map(|field| {
         format!("node {node:?} is not allowed to modify {field}: it tells of addresses over its link")
+    })
+}
+
+/// A claim's status, of which its nodes say how far a change of its size is.
+fn of_claim(
+    node: &str,
+    new: &PersistentVolumeClaim,
+    old: &PersistentVolumeClaim,
+) -> Option<String> {
+    let rest = |claim: &PersistentVolumeClaim| {
+        let mut claim = claim.clone();
+        claim.metadata.resource_version = None;
+        claim.metadata.managed_fields = None;
+        let status = claim.status.get_or_insert_default();
+        status.capacity = None;
+        status.conditions = None;
+        status.allocated_resource_statuses = None;
+        status.allocated_resources = None;
+        claim
+    };
+    (rest(new) != rest(old)).then(|| {
+        format!(
+            "node {node:?} is not allowed to update fields other than status.quantity and status.conditions"
+        )
     })
 }
 

@@ -4,13 +4,14 @@ use gantry_api::decode::decode;
 use gantry_api::field::ErrorList;
 use gantry_api::json::Members;
 use gantry_api::kinds::reviews::Question;
-use gantry_api::selector::FieldSelector;
+use gantry_api::selector::{FieldSelector, LabelSelector};
 use gantry_api::status::StatusError;
 use http::StatusCode;
 use k8s_openapi::api::authorization::v1::{
-    LocalSubjectAccessReview, NonResourceAttributes, NonResourceRule, ResourceAttributes,
-    ResourceRule, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
-    SubjectAccessReviewSpec, SubjectAccessReviewStatus, SubjectRulesReviewStatus,
+    FieldSelectorAttributes, LabelSelectorAttributes, LocalSubjectAccessReview,
+    NonResourceAttributes, NonResourceRule, ResourceAttributes, ResourceRule,
+    SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview, SubjectAccessReviewSpec,
+    SubjectAccessReviewStatus, SubjectRulesReviewStatus,
 };
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Value, json};
@@ -76,10 +77,12 @@ pub(crate) async fn self_subject_rules_review(
         .rbac
         .rules(context.identity, &namespace);
     let is_node = node::node_name(context.identity).is_some();
-    let mut errors = aggregate(&wrong);
+    let mut told = Vec::new();
     if is_node {
-        errors = "node authorizer does not support user rule resolution".to_owned();
+        told.push("node authorizer does not support user rule resolution".to_owned());
     }
+    told.extend_from_slice(&wrong);
+    let errors = aggregate(&told);
     let review = SelfSubjectRulesReview {
         status: Some(SubjectRulesReviewStatus {
             resource_rules: rules.iter().filter_map(resource_rule).collect(),
@@ -126,24 +129,79 @@ fn of_spec(context: &Context<'_>, spec: &SubjectAccessReviewSpec) -> SubjectAcce
     )
 }
 
-/// The node whose pods a question is about, where it selects them by one.
-fn selected_node(asked: &ResourceAttributes) -> Option<String> {
+/// What of a selector is understood; the rest counts as if it were not there, which asks for more than it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Understood {
+    All,
+    Part,
+    Nothing,
+}
+
+impl Understood {
+    fn of(understood: usize, all: usize) -> Self {
+        match understood {
+            _ if understood == all => Self::All,
+            0 => Self::Nothing,
+            _ => Self::Part,
+        }
+    }
+
+    /// What is said of a selector that is not understood.
+    fn told(self, selector: &str) -> Option<String> {
+        let how = match self {
+            Self::All => return None,
+            Self::Part => "partially ignored",
+            Self::Nothing => "ignored",
+        };
+        Some(format!(
+            "spec.resourceAttributes.{selector} {how} due to parse error"
+        ))
+    }
+}
+
+/// The nodes of which a question asks for the pods, where it selects them by their node.
+fn selected_nodes(selector: &FieldSelectorAttributes) -> (Vec<String>, Understood) {
     const NODE: &str = "spec.nodeName";
-    let selector = asked.field_selector.as_ref()?;
-    if let Some(text) = selector
-        .raw_selector
-        .as_deref()
-        .filter(|text| !text.is_empty())
-    {
-        let parsed = FieldSelector::parse(text).ok()?;
-        return parsed.exact(NODE).map(str::to_owned);
+    let raw = selector.raw_selector.as_deref().unwrap_or_default();
+    if !raw.is_empty() {
+        return match FieldSelector::parse(raw) {
+            Ok(parsed) => {
+                let node = parsed.exact(NODE).map(str::to_owned);
+                (node.into_iter().collect(), Understood::All)
+            }
+            Err(_) => (Vec::new(), Understood::Nothing),
+        };
     }
-    let mut all = selector.requirements.iter().flatten();
-    let one = all.find(|one| one.key == NODE && one.operator == "In")?;
-    match one.values.as_deref()? {
-        [node] => Some(node.clone()),
-        _ => None,
+    let all = selector.requirements.as_deref().unwrap_or_default();
+    let (mut nodes, mut understood) = (Vec::new(), 0);
+    for one in all {
+        let value = match (one.operator.as_str(), one.values.as_deref()) {
+            ("In" | "NotIn", Some([value])) => value,
+            _ => continue,
+        };
+        understood += 1;
+        if one.key == NODE && one.operator == "In" {
+            nodes.push(value.clone());
+        }
     }
+    (nodes, Understood::of(understood, all.len()))
+}
+
+/// What of a label selector is understood; nobody's rights depend on it.
+fn understood_labels(selector: &LabelSelectorAttributes) -> Understood {
+    let raw = selector.raw_selector.as_deref().unwrap_or_default();
+    if !raw.is_empty() {
+        return match LabelSelector::parse(raw) {
+            Ok(_) => Understood::All,
+            Err(_) => Understood::Nothing,
+        };
+    }
+    let all = selector.requirements.as_deref().unwrap_or_default();
+    let known = ["In", "NotIn", "Exists", "DoesNotExist"];
+    let understood = all
+        .iter()
+        .filter(|one| known.contains(&one.operator.as_str()));
+    Understood::of(understood.count(), all.len())
 }
 
 /// Whether a user may do something; validation has seen to it that it is said what.
@@ -180,8 +238,18 @@ fn status(
         target,
     };
     let authorisation = &context.api.authorisation;
-    let selected = resource.and_then(selected_node);
-    let decision = match node::selects_own_pods(&attributes, selected.as_deref()) {
+    let (mut nodes, mut wrong) = (Vec::new(), Vec::new());
+    if let Some(selector) = &asked.field_selector {
+        let (selected, understood) = selected_nodes(selector);
+        nodes = selected;
+        wrong.extend(understood.told("fieldSelector"));
+    }
+    if let Some(selector) = &asked.label_selector {
+        wrong.extend(understood_labels(selector).told("labelSelector"));
+    }
+    let mut nodes = nodes.iter();
+    let decision = match nodes.any(|name| node::selects_own_pods(&attributes, Some(name.as_str())))
+    {
         true => Decision::Allow,
         false => authorisation.authorize(&attributes),
     };
@@ -193,7 +261,7 @@ fn status(
         allowed: decision == Decision::Allow,
         denied: matches!(decision, Decision::Deny(_)).then_some(true),
         reason: (!reason.is_empty()).then_some(reason),
-        evaluation_error: None,
+        evaluation_error: (!wrong.is_empty()).then(|| wrong.join("; ")),
     }
 }
 

@@ -57,23 +57,6 @@ fn spec() -> Path {
     Path::new("spec")
 }
 
-/// What is asked of a path, as Kubernetes writes the type that has no names for JSON.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct ShownPath<'a> {
-    path: &'a str,
-    verb: &'a str,
-}
-
-impl<'a> From<&'a NonResourceAttributes> for ShownPath<'a> {
-    fn from(asked: &'a NonResourceAttributes) -> Self {
-        Self {
-            path: asked.path.as_deref().unwrap_or_default(),
-            verb: asked.verb.as_deref().unwrap_or_default(),
-        }
-    }
-}
-
 /// A question is about a resource or about a path.
 fn check_attributes(
     resource: Option<&ResourceAttributes>,
@@ -83,8 +66,7 @@ fn check_attributes(
     match (resource, path) {
         (Some(_), Some(path)) => {
             let detail = "cannot be specified in combination with resourceAttributes";
-            let field = spec().child("nonResourceAttributes");
-            errors.invalid(&field, ShownPath::from(path), detail);
+            errors.invalid(&spec().child("nonResourceAttributes"), path, detail);
         }
         (None, None) => {
             let detail =
@@ -113,17 +95,17 @@ fn check_selector(path: &Path, raw: Option<&str>, requirements: usize, errors: &
     }
 }
 
-/// Values are there or not, by the operator. Others than these are of clients that know more, and say nothing.
-fn check_values(operator: &str, values: Option<&[String]>, path: &Path, errors: &mut ErrorList) {
-    let none = values.is_none_or(<[String]>::is_empty);
+/// What a requirement says of values, which goes with its operator. One that is not known here may be known to others.
+fn check_values(operator: &str, values: &[String], path: &Path, errors: &mut ErrorList) {
+    let path = path.child("values");
     match operator {
-        "In" | "NotIn" if none => {
+        "In" | "NotIn" if values.is_empty() => {
             let detail = "must be specified when `operator` is 'In' or 'NotIn'";
-            errors.required(&path.child("values"), detail);
+            errors.required(&path, detail);
         }
-        "Exists" | "DoesNotExist" if !none => {
+        "Exists" | "DoesNotExist" if !values.is_empty() => {
             let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-            errors.forbidden(&path.child("values"), detail);
+            errors.forbidden(&path, detail);
         }
         _ => {}
     }
@@ -133,15 +115,16 @@ fn check_field(one: &FieldSelectorRequirement, path: &Path, errors: &mut ErrorLi
     if one.key.is_empty() {
         errors.required(&path.child("key"), "must be specified");
     }
-    check_values(&one.operator, one.values.as_deref(), path, errors);
+    let values = one.values.as_deref().unwrap_or_default();
+    check_values(&one.operator, values, path, errors);
 }
 
 fn check_label(one: &LabelSelectorRequirement, path: &Path, errors: &mut ErrorList) {
-    let values = one.values.as_deref();
+    let values = one.values.as_deref().unwrap_or_default();
     check_values(&one.operator, values, path, errors);
     let details = names::qualified_name(&one.key);
     errors.invalid_each(&path.child("key"), &one.key, details);
-    for (index, value) in values.unwrap_or_default().iter().enumerate() {
+    for (index, value) in values.iter().enumerate() {
         if errors.is_full() {
             return;
         }
@@ -156,29 +139,27 @@ fn check_selectors(resource: Option<&ResourceAttributes>, errors: &mut ErrorList
         return;
     };
     if let Some(selector) = &resource.field_selector {
-        let requirements = selector.requirements.as_ref().map_or(0, Vec::len);
-        let raw = selector.raw_selector.as_deref();
         let path = path.child("fieldSelector");
-        check_selector(&path, raw, requirements, errors);
-        let path = path.child("requirements");
-        for (index, one) in selector.requirements.iter().flatten().enumerate() {
+        let requirements = selector.requirements.as_deref().unwrap_or_default();
+        let raw = selector.raw_selector.as_deref();
+        check_selector(&path, raw, requirements.len(), errors);
+        for (index, one) in requirements.iter().enumerate() {
             if errors.is_full() {
                 return;
             }
-            check_field(one, &path.index(index), errors);
+            check_field(one, &path.child("requirements").index(index), errors);
         }
     }
     if let Some(selector) = &resource.label_selector {
-        let requirements = selector.requirements.as_ref().map_or(0, Vec::len);
-        let raw = selector.raw_selector.as_deref();
         let path = path.child("labelSelector");
-        check_selector(&path, raw, requirements, errors);
-        let path = path.child("requirements");
-        for (index, one) in selector.requirements.iter().flatten().enumerate() {
+        let requirements = selector.requirements.as_deref().unwrap_or_default();
+        let raw = selector.raw_selector.as_deref();
+        check_selector(&path, raw, requirements.len(), errors);
+        for (index, one) in requirements.iter().enumerate() {
             if errors.is_full() {
                 return;
             }
-            check_label(one, &path.index(index), errors);
+            check_label(one, &path.child("requirements").index(index), errors);
         }
     }
 }
@@ -257,8 +238,7 @@ impl Question for LocalSubjectAccessReview {
         }
         if let Some(path) = &self.spec.non_resource_attributes {
             let field = spec().child("nonResourceAttributes");
-            let detail = "disallowed on this kind of request";
-            errors.invalid(&field, ShownPath::from(path), detail);
+            errors.invalid(&field, path, "disallowed on this kind of request");
         }
     }
 }
@@ -359,31 +339,56 @@ mod tests {
     }
 
     #[test]
-    fn requirements_have_a_key_and_the_values_that_their_operators_ask_for() {
-        let with = |field: &str, requirement: Value| {
-            let attributes = json!({"resource": "pods", field: {"requirements": [requirement]}});
+    fn requirements_are_checked_one_by_one() {
+        let with = |selector: &str, requirement: Value| {
+            let attributes = json!({"resource": "pods", selector: {"requirements": [requirement]}});
             refused::<SelfSubjectAccessReview>(json!({"spec": {"resourceAttributes": attributes}}))
         };
-        let paths = |field: &str, names: &[&str]| -> Vec<String> {
-            let path = format!("spec.resourceAttributes.{field}.requirements[0]");
-            names.iter().map(|name| format!("{path}.{name}")).collect()
-        };
-        let empty = json!({"key": "", "operator": "In"});
-        assert_eq!(
-            with("fieldSelector", empty.clone()),
-            paths("fieldSelector", &["key", "values"])
-        );
-        assert_eq!(
-            with("labelSelector", empty),
-            paths("labelSelector", &["values", "key", "key"])
-        );
-        let newer = json!({"key": "a", "operator": "Newer", "values": ["b"]});
-        assert_eq!(with("labelSelector", newer.clone()), paths("", &[]));
-        assert_eq!(with("fieldSelector", newer), paths("", &[]));
-        let valued = json!({"key": "a", "operator": "Exists", "values": ["b c"]});
-        assert_eq!(
-            with("labelSelector", valued),
-            paths("labelSelector", &["values", "values[0]"])
-        );
+        for (selector, requirement, parts) in [
+            (
+                "fieldSelector",
+                json!({"key": "a", "operator": "In", "values": ["b"]}),
+                "",
+            ),
+            (
+                "fieldSelector",
+                json!({"key": "a", "operator": "Of another release"}),
+                "",
+            ),
+            (
+                "fieldSelector",
+                json!({"key": "", "operator": "In"}),
+                "key,values",
+            ),
+            (
+                "fieldSelector",
+                json!({"key": "a", "operator": "Exists", "values": ["b"]}),
+                "values",
+            ),
+            (
+                "labelSelector",
+                json!({"key": "a", "operator": "Exists"}),
+                "",
+            ),
+            (
+                "labelSelector",
+                json!({"key": "a b", "operator": "NotIn"}),
+                "values,key",
+            ),
+            (
+                "labelSelector",
+                json!({"key": "a", "operator": "In", "values": ["b", "c d"]}),
+                "values[1]",
+            ),
+        ] {
+            let path = format!("spec.resourceAttributes.{selector}.requirements[0].");
+            let parts = parts.split(',').filter(|part| !part.is_empty());
+            let expected: Vec<String> = parts.map(|part| format!("{path}{part}")).collect();
+            assert_eq!(
+                with(selector, requirement.clone()),
+                expected,
+                "{requirement}"
+            );
+        }
     }
 }

@@ -197,6 +197,33 @@ fn a_node_chooses_neither_its_owners_nor_how_it_runs() {
 }
 
 #[test]
+fn a_node_says_of_a_claim_how_large_it_has_become() {
+    let claim = |metadata: Value, status: Value| -> PersistentVolumeClaim {
+        let claim = json!({"metadata": metadata, "spec": {}, "status": status});
+        serde_json::from_value(claim).expect("a claim")
+    };
+    let old = claim(json!({"resourceVersion": "1"}), json!({"phase": "Bound"}));
+    let grown = json!({
+        "phase": "Bound", "capacity": {"storage": "2Gi"},
+        "conditions": [{"type": "Resizing", "status": "True"}],
+        "allocatedResources": {"storage": "2Gi"},
+    });
+    assert_eq!(of_claim("one", &claim(json!({}), grown), &old), None);
+    for (metadata, status) in [
+        (json!({"labels": {"a": "b"}}), json!({"phase": "Bound"})),
+        (json!({"finalizers": ["a/b"]}), json!({"phase": "Bound"})),
+        (json!({}), json!({"phase": "Lost"})),
+    ] {
+        let why = of_claim("one", &claim(metadata, status), &old);
+        let why = why.expect("refused");
+        assert!(why.starts_with("node \"one\" is not allowed to update fields other than"));
+    }
+    let new = claim(json!({}), Value::Null);
+    let bare = claim(json!({}), json!({}));
+    assert_eq!(of_claim("one", &new, &bare), None);
+}
+
+#[test]
 fn a_mirror_pod_refers_to_nothing() {
     let volume = |volume: Value| json!({"volumes": [{"name": "e", "emptyDir": {}}, volume]});
     let source = |source: Value| volume(json!({"projected": {"sources": [source]}}));

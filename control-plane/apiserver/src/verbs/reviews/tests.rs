@@ -139,3 +139,65 @@ async fn nodes_may_select_the_pods_that_are_theirs() {
         assert_eq!((code, status), (201, &json!(allowed)), "{selector}");
     }
 }
+
+#[tokio::test]
+async fn what_of_a_selector_is_not_understood_is_told() {
+    let cluster = cluster().await;
+    let field = |operator: &str, values: &[&str]| json!({"key": "a", "operator": operator, "values": values});
+    let ignored = |selector: &str| {
+        Some(format!(
+            "spec.resourceAttributes.{selector} ignored due to parse error"
+        ))
+    };
+    for (selector, says, expected) in [
+        ("fieldSelector", json!({"rawSelector": "a=b"}), None),
+        (
+            "fieldSelector",
+            json!({"rawSelector": "a"}),
+            ignored("fieldSelector"),
+        ),
+        (
+            "fieldSelector",
+            json!({"requirements": [field("In", &["b"]), field("NotIn", &["b"])]}),
+            None,
+        ),
+        (
+            "fieldSelector",
+            json!({"requirements": [field("In", &["b", "c"])]}),
+            ignored("fieldSelector"),
+        ),
+        (
+            "fieldSelector",
+            json!({"requirements": [field("In", &["b"]), field("Exists", &[])]}),
+            Some(
+                "spec.resourceAttributes.fieldSelector partially ignored due to parse error"
+                    .to_owned(),
+            ),
+        ),
+        ("labelSelector", json!({"rawSelector": "a in (b)"}), None),
+        (
+            "labelSelector",
+            json!({"rawSelector": "a=b=c"}),
+            ignored("labelSelector"),
+        ),
+        (
+            "labelSelector",
+            json!({"requirements": [field("In", &["b", "c"])]}),
+            None,
+        ),
+        (
+            "labelSelector",
+            json!({"requirements": [field("Newer", &[])]}),
+            ignored("labelSelector"),
+        ),
+    ] {
+        let attributes = json!({"verb": "list", "resource": "pods", selector: says});
+        let spec = json!({"resourceAttributes": attributes});
+        let path = "selfsubjectaccessreviews";
+        let (code, answer) = ask(&cluster, path, spec, administrator()).await;
+        assert_eq!(code, 201, "{answer}");
+        let told = answer["status"]["evaluationError"].as_str();
+        assert_eq!(told, expected.as_deref(), "{selector} {says}");
+        assert_eq!(answer["status"]["allowed"], true);
+    }
+}

@@ -77,7 +77,15 @@ fn a_person_may_what_her_role_says_and_nothing_else() -> Result<()> {
     everything_that_is_served_is_described(&cluster)?;
 
     // What was bound ends with its binding.
-    cluster.kubectl(&["delete", "rolebinding", "jane-edit", "-n", "team"])?;
+    let listed = cluster.gantry(&["user", "ls"])?;
+    let row = ["jane", "edit", "team", "jane-edit"];
+    ensure!(
+        listed.lines().any(|line| line.split_whitespace().eq(row)),
+        "{listed}"
+    );
+    cluster.gantry(&["user", "rm", "jane"])?;
+    let (_, said) = cluster.fails(&gantry()?, &["user", "rm", "jane"])?;
+    ensure!(said.contains("has given jane no role"), "{said}");
     let (_, said) = refused(&["get", "configmaps"])?;
     ensure!(said.contains("Forbidden"), "{said}");
     Ok(())

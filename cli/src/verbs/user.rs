@@ -1,5 +1,7 @@
 //! `gantry user`: people who work with a cluster, each with a certificate and with what a role allows.
 
+mod bindings;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +31,14 @@ pub(crate) struct User {
 enum UserCommand {
     /// Make a certificate, bind a role, and write a kubeconfig that is ready to use
     Create(Create),
+    /// List the users that were given a role by 'gantry user create', and where
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Take back the roles that 'gantry user create' gave a user; the certificate stays good until it expires
+    Rm {
+        /// The user's name
+        name: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -66,11 +76,18 @@ fn user_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// What the binding of a role to a user is called.
+fn binding_name(user: &str, role: &str) -> String {
+    format!("{user}-{role}")
+}
+
 impl User {
     pub(crate) async fn run(&self, credentials: &Credentials) -> Result<()> {
         let cluster = Cluster::connect(credentials).await?;
         match &self.command {
             UserCommand::Create(create) => create.run(&cluster, credentials).await,
+            UserCommand::Ls => bindings::list(&cluster).await,
+            UserCommand::Rm { name } => bindings::remove(&cluster, name).await,
         }
     }
 }
@@ -147,7 +164,7 @@ impl Create {
                 );
             }
         }
-        let name = format!("{}-{role}", self.name);
+        let name = binding_name(&self.name, role);
         let kind = if is_own { "Role" } else { "ClusterRole" };
         let subject = json!({"kind": "User", "name": self.name, "apiGroup": GROUP});
         let reference = json!({"kind": kind, "name": role, "apiGroup": GROUP});

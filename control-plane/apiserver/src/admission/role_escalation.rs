@@ -1,5 +1,7 @@
-//! Roles and bindings: nobody gives what they do not have ([`crate::authorisation::escalation`]).
+//! Roles and bindings: nobody gives what they do not have ([`crate::authorisation::escalation`]). They are told so before what
+//! they have written is checked, as by Kubernetes.
 
+use async_trait::async_trait;
 use gantry_api::kind::Draft;
 use gantry_api::kinds::rbac::GROUP;
 use gantry_api::status::StatusError;
@@ -12,6 +14,7 @@ use crate::authorisation::escalation::{check_binding, check_role};
 
 pub(super) struct RoleEscalation;
 
+#[async_trait]
 impl Plugin for RoleEscalation {
     fn name(&self) -> &'static str {
         "RoleEscalation"
@@ -21,19 +24,18 @@ impl Plugin for RoleEscalation {
         attributes.operation != Operation::Delete && attributes.info().group == GROUP
     }
 
-    fn validate(
+    async fn admit(
         &self,
         attributes: &Attributes<'_>,
-        draft: &dyn Draft,
-    ) -> Result<Vec<String>, StatusError> {
+        draft: &mut dyn Draft,
+    ) -> Result<(), StatusError> {
         let context = attributes.context;
         let (new, old) = (draft.value()?, current(attributes, draft)?);
         let is_role = draft.typed::<Role>().is_some() || draft.typed::<ClusterRole>().is_some();
         match is_role {
-            true => check_role(context, &new, old.as_ref())?,
-            false => check_binding(context, &new, old.as_ref())?,
+            true => check_role(context, &new, old.as_ref()),
+            false => check_binding(context, &new, old.as_ref()),
         }
-        Ok(Vec::new())
     }
 }
 

@@ -2,7 +2,7 @@
 //! hold what it allows, or may `bind` it.
 
 use gantry_api::json::Members;
-use gantry_api::kinds::rbac::{CLUSTER_ROLE, GROUP, rules};
+use gantry_api::kinds::rbac::{CLUSTER_ROLE, GROUP, ROLE, rules};
 use gantry_api::status::StatusError;
 use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef};
 use serde::de::DeserializeOwned;
@@ -54,6 +54,10 @@ pub(crate) fn check_binding(
 ) -> Result<(), StatusError> {
     let namespace = context.namespace().unwrap_or_default();
     let role: RoleRef = field(binding, "roleRef")?;
+    // Validation, which comes next, says what is wrong with it.
+    if ![ROLE, CLUSTER_ROLE].contains(&role.kind.as_str()) {
+        return Ok(());
+    }
     let plural = match role.kind == CLUSTER_ROLE {
         true => "clusterroles",
         false => "roles",

@@ -90,6 +90,25 @@ async fn nobody_binds_a_role_that_allows_more_than_they_may() {
 }
 
 #[tokio::test]
+async fn what_somebody_must_not_give_is_refused_before_it_is_checked() {
+    let cluster = Cluster::new().await;
+    let writes = json!({"apiGroups": [GROUP], "resources": ["rolebindings"], "verbs": ["update"]});
+    grant(&cluster, "writes", writes, "eve").await;
+    // A binding keeps its role, whoever writes it.
+    let other = binding(
+        "writes",
+        json!({"kind": "ClusterRole", "name": "cluster-admin"}),
+    );
+    let path = format!("{BINDINGS}/writes");
+    let refused = cluster.send(Method::PUT, &path, &other, user("eve")).await;
+    assert!(message(&refused).contains("is attempting to grant"));
+    let (status, body) = cluster
+        .send(Method::PUT, &path, &other, administrator())
+        .await;
+    assert_eq!(status, 422, "{body}");
+}
+
+#[tokio::test]
 async fn gathering_roles_is_an_administrator_s() {
     let cluster = Cluster::new().await;
     let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";

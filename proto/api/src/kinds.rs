@@ -12,7 +12,9 @@ pub mod event;
 pub mod horizontal_pod_autoscaler;
 pub mod ingress;
 pub mod ingress_class;
+mod internal;
 pub mod ip_address;
+pub mod job;
 pub mod lease;
 pub mod limit_range;
 pub mod namespace;
@@ -74,5 +76,6 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<limit_range::LimitRangeKind>::boxed(),
         Typed::<controller_revision::ControllerRevisionKind>::boxed(),
         Typed::<pod_template::PodTemplateKind>::boxed(),
+        Typed::<job::JobKind>::boxed(),
     ]
 }

@@ -21,6 +21,9 @@ const JSON: &str = "application/json";
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
+/// What is told of a deletion that keeps what belongs to the object, because it says nothing of it.
+const PRESERVED: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+
 /// DeleteOptions, from the body and the query.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
@@ -81,6 +84,15 @@ impl Options {
         })
     }
 
+    /// Warnings about a deletion of objects of a resource.
+    pub(crate) fn warnings(&self, info: &ResourceInfo) -> Vec<String> {
+        let preserves = self.propagation.is_none() && is_job(info);
+        preserves
+            .then(|| PRESERVED.to_owned())
+            .into_iter()
+            .collect()
+    }
+
     fn check(&self, context: &Context<'_>, current: &Value) -> Result<(), StatusError> {
         let info = context.resource.stored_info();
         if let Some(uid) = self
@@ -117,10 +129,16 @@ impl Options {
 
 /// Deletes the object that the path names.
 pub(crate) async fn delete(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let info = context.resource.stored_info();
     let options = Options::read(context)?;
+    let warnings = options.warnings(context.resource.stored_info());
+    let answer = delete_named(context, &options).await;
+    Ok(Answer::of(answer).with_warnings(warnings))
+}
+
+async fn delete_named(context: &Context<'_>, options: &Options) -> Result<Answer, StatusError> {
+    let info = context.resource.stored_info();
     may_go(info, context.name())?;
-    let deleted = delete_one(context, &options).await?;
+    let deleted = delete_one(context, options).await?;
     if !deleted.gone {
         return Ok(deleted.answer());
     }
@@ -165,6 +183,16 @@ fn last_state(resource: &Resource, deleted: Written) -> Result<Value, StatusErro
         true => Ok(object),
         false => codec::decode_for_client(resource, before),
     }
+}
+
+fn is_job(info: &ResourceInfo) -> bool {
+    (&*info.group, &*info.kind) == ("batch", "Job")
+}
+
+/// Kinds whose objects leave behind what belongs to them where nothing else is said, as they did before anything was
+/// collected.
+fn orphans_by_default(info: &ResourceInfo) -> bool {
+    is_job(info) || (&*info.group, &*info.kind) == ("", "ReplicationController")
 }
 
 /// Kinds whose deletion answers with the object.
@@ -245,18 +273,21 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
     }
 }
 
-/// What becomes of the objects that it owns. Who deletes a ReplicationController and says nothing leaves its pods, as its
-/// first clients expected; nothing waits for what an event owns.
+/// What becomes of the objects that it owns; nothing waits for what an event owns.
 fn propagation<'a>(info: &ResourceInfo, object: &Value, options: &'a Options) -> Option<&'a str> {
-    let finalizers = object["metadata"]["finalizers"].as_array();
-    let has = |name: &str| finalizers.is_some_and(|all| all.iter().any(|one| one == name));
-    match (&*info.group, &*info.kind) {
-        ("" | "events.k8s.io", "Event") => Some("Background"),
-        ("", "ReplicationController") if !has(FOREGROUND) => {
-            options.propagation.as_deref().or(Some("Orphan"))
-        }
-        _ => options.propagation.as_deref(),
+    if info.kind == "Event" {
+        return Some("Background");
     }
+    let orphans = orphans_by_default(info) && !says_what_follows(object);
+    let unsaid = orphans.then_some("Orphan");
+    options.propagation.as_deref().or(unsaid)
+}
+
+/// Whether an object's finalizers say what becomes of what belongs to it.
+fn says_what_follows(object: &Value) -> bool {
+    let finalizers = object["metadata"]["finalizers"].as_array();
+    let mut finalizers = finalizers.into_iter().flatten();
+    finalizers.any(|finalizer| finalizer == ORPHAN || finalizer == FOREGROUND)
 }
 
 /// Seconds in nanoseconds; those too far off are the last there are.

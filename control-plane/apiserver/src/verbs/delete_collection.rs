@@ -17,6 +17,11 @@ pub(crate) async fn delete_collection(context: &Context<'_>) -> Result<Answer, S
         return Err(StatusError::method_not_allowed());
     }
     let options = Options::read(context)?;
+    let answer = delete_selected(context, &options).await;
+    Ok(Answer::of(answer).with_warnings(options.warnings(info)))
+}
+
+async fn delete_selected(context: &Context<'_>, options: &Options) -> Result<Answer, StatusError> {
     let selection = Selection::read(context)?;
     let snapshot = context.api.store.snapshot(&context.resource.table);
     let mut walk = Walk::new(&snapshot, context.namespace(), &selection, None);
@@ -36,7 +41,7 @@ pub(crate) async fn delete_collection(context: &Context<'_>) -> Result<Answer, S
                 budget: None,
                 ..*context
             };
-            match delete_one(&one, &options).await {
+            match delete_one(&one, options).await {
                 Ok(_) => {}
                 // Somebody else deleted it meanwhile.
                 Err(error) if error.code() == 404 => {}
@@ -132,5 +137,34 @@ mod tests {
         let rest = send(&server, Method::GET, &uri, Value::Null).await;
         assert_eq!(names(&rest).len(), 17);
         assert_eq!(rest["metadata"]["continue"], Value::Null, "that was all");
+    }
+
+    #[tokio::test]
+    async fn the_pods_of_jobs_stay_where_nothing_is_said_of_them() {
+        const JOBS: &str = "/apis/batch/v1/namespaces/default/jobs";
+
+        let store = gantry_store::Store::ephemeral();
+        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+        server.bootstrap(6443).await.expect("bootstrapped");
+        for name in ["m-a", "m-b", "m-c"] {
+            let pod =
+                json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]});
+            let job = json!({
+                "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+                "spec": {"template": {"spec": pod}}
+            });
+            send(&server, Method::POST, JOBS, job).await;
+        }
+        let uri = format!("{JOBS}/m-a");
+        let marked = send(&server, Method::DELETE, &uri, Value::Null).await;
+        assert_eq!(marked["metadata"]["finalizers"], json!(["orphan"]));
+        let uri = format!("{JOBS}/m-b?propagationPolicy=Background");
+        let gone = send(&server, Method::DELETE, &uri, Value::Null).await;
+        assert_eq!(gone["status"], "Success");
+        send(&server, Method::DELETE, JOBS, Value::Null).await;
+        let left = send(&server, Method::GET, JOBS, Value::Null).await;
+        assert_eq!(names(&left), ["m-a", "m-c"], "they wait for their pods");
+        let finalizers = left.pointer("/items/1/metadata/finalizers");
+        assert_eq!(finalizers, Some(&json!(["orphan"])));
     }
 }

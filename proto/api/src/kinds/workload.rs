@@ -7,12 +7,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, LabelSelectorRequirement, ObjectMeta,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{pod_spec, table};
 use crate::field::{ErrorList, Path};
 use crate::kind::Column;
+use crate::schema::TypeSchema;
 use crate::selector::{self, LabelSelector as Selector};
 use crate::{meta, names};
 
@@ -76,10 +78,15 @@ pub(super) fn selector_cell(selector: Option<&LabelSelector>) -> String {
     selector_text(selector.unwrap_or(&LabelSelector::default()))
 }
 
+/// As [`selector_cell`], of what may have no selector.
+pub(super) fn selector_or_none(selector: Option<&LabelSelector>) -> String {
+    table::or_none(Selector::from_api(selector).to_string())
+}
+
 /// A selector as Go prints it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Printed<'a> {
+pub(super) struct Printed<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     match_labels: Option<&'a BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,6 +247,16 @@ pub fn validate_selector_kept(new: &LabelSelector, old: &LabelSelector, errors: 
         let path = Path::new("spec").child("selector");
         errors.invalid(&path, Printed::from(new), meta::IMMUTABLE);
     }
+}
+
+/// Whether two values are the same when they are stored, where nothing and something empty are.
+pub(super) fn same<T: JsonSchema + PartialEq + Serialize>(one: &T, other: &T) -> bool {
+    let stored = |value: &T| {
+        let mut value = serde_json::to_value(value).unwrap_or_default();
+        TypeSchema::of::<T>().complete(&mut value);
+        value
+    };
+    one == other || stored(one) == stored(other)
 }
 
 /// Checks a number that counts something.

@@ -3,6 +3,7 @@
 mod addresses;
 pub mod config_map;
 pub mod controller_revision;
+pub mod cron_job;
 pub mod csi_node;
 pub mod daemon_set;
 pub mod deployment;
@@ -77,5 +78,6 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<controller_revision::ControllerRevisionKind>::boxed(),
         Typed::<pod_template::PodTemplateKind>::boxed(),
         Typed::<job::JobKind>::boxed(),
+        Typed::<cron_job::CronJobKind>::boxed(),
     ]
 }

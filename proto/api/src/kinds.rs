@@ -35,6 +35,7 @@ pub mod secret;
 pub mod service;
 pub mod service_account;
 pub mod service_cidr;
+pub mod stateful_set;
 pub mod table;
 pub mod workload;
 
@@ -77,6 +78,7 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<limit_range::LimitRangeKind>::boxed(),
         Typed::<controller_revision::ControllerRevisionKind>::boxed(),
         Typed::<pod_template::PodTemplateKind>::boxed(),
+        Typed::<stateful_set::StatefulSetKind>::boxed(),
         Typed::<job::JobKind>::boxed(),
         Typed::<cron_job::CronJobKind>::boxed(),
     ]

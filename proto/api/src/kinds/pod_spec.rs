@@ -35,5 +35,5 @@ pub(super) use scheduling::{
     validate_tolerations,
 };
 pub use validation::{validate, validate_for_pod};
-pub(super) use volumes::check_driver_name;
+pub(super) use volumes::{check_driver_name, validate_claim};
 pub use warnings::warnings;

@@ -5,6 +5,7 @@ mod projected;
 mod remote;
 mod sources;
 
+pub(in crate::kinds) use claim::check_spec as validate_claim;
 pub(in crate::kinds) use sources::check_driver_name;
 
 use std::collections::{BTreeMap, HashSet};

@@ -83,7 +83,12 @@ fn check_source(source: &TypedLocalObjectReference, path: &Path, errors: &mut Er
     }
 }
 
-fn check_spec(spec: &PersistentVolumeClaimSpec, path: &Path, errors: &mut ErrorList) {
+/// Checks what a claim asks for.
+pub(in crate::kinds) fn check_spec(
+    spec: &PersistentVolumeClaimSpec,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     let modes = spec.access_modes.as_deref().unwrap_or_default();
     let modes_path = path.child("accessModes");
     if modes.is_empty() {

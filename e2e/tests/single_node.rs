@@ -589,6 +589,12 @@ fn kubectl_knows_from_the_schemas_how_lists_merge_and_what_lists_are() -> Result
     apply(&cluster, directory, &list(&["two"]), &prune)?;
     let left = cluster.kubectl(&["get", "cm", "-l", "of=list", "-o", "name"])?;
     ensure!(left.trim() == "configmap/two", "{left}");
+    // Without a list of kinds kubectl looks for those of its own, which all have to be served.
+    let prune = ["--prune", "-l", "of=list"];
+    apply(&cluster, directory, &list(&["two", "five"]), &prune)?;
+    apply(&cluster, directory, &list(&["two"]), &prune)?;
+    let left = cluster.kubectl(&["get", "cm", "-l", "of=list", "-o", "name"])?;
+    ensure!(left.trim() == "configmap/two", "{left}");
     let three = written(directory, &list(&["three", "four"]))?;
     for (verb, done) in [("create", "created"), ("replace", "replaced")] {
         let said = cluster.kubectl(&[verb, "-f", &three])?;

@@ -1,6 +1,7 @@
 //! The verbs, each written once for all kinds.
 
 pub(crate) mod binding;
+pub(crate) mod body;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod delete_collection;
@@ -9,6 +10,7 @@ pub(crate) mod finalize;
 pub(crate) mod get;
 pub(crate) mod list;
 pub(crate) mod options;
+mod owners;
 pub(crate) mod reviews;
 pub(crate) mod scale;
 pub(crate) mod scan;

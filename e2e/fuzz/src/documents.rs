@@ -130,7 +130,7 @@ pub(crate) fn patch(bytes: &[u8]) {
         _ => PatchType::Strategic,
     };
     if let Ok(patched) = patch::apply(kind.as_ref(), patch_type, &ORIGINAL, rest)
-        && let Ok(decoded) = check(patched, kind.as_ref(), FieldValidation::Warn)
+        && let Ok(decoded) = check(patched.object, kind.as_ref(), FieldValidation::Warn)
     {
         accept(kind.as_ref(), decoded.object);
     }

@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::Value;
 
-use crate::kind::ResourceKind;
-use crate::schema::TypeSchema;
+use crate::kind::{ResourceInfo, ResourceKind};
+use crate::schema::{self, TypeSchema};
 use crate::status::StatusError;
 use crate::yaml;
 use walker::{Findings, Walker};
@@ -114,6 +114,15 @@ pub fn check(
     finish(value, findings, kind, validation)
 }
 
+/// JSON that no schema is known of, and the fields in it that are there twice: the last counts.
+pub(crate) fn untyped(body: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
+    let mut findings = Findings::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = Walker::untyped(&mut findings).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok((value, findings.strict))
+}
+
 /// What is read of the body of a request that is no object of a kind: a binding, an eviction.
 pub trait Request: JsonSchema + DeserializeOwned + Default {}
 
@@ -185,40 +194,15 @@ fn finish(
     let api_version = info.api_version();
     let text = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let (found_version, found_kind) = (text("apiVersion"), text("kind"));
-    let refused = |found: &str, version: &str, why: &str| {
+    check_kind(info, &found_version, &found_kind)?;
+    let refused = |why: &str| {
         StatusError::bad_request(format!(
-            "{found} in version \"{version}\" cannot be handled as a {}: {why}",
-            info.kind
+            "{} in version \"{}\" cannot be handled as a {}: {why}",
+            info.kind, info.version, info.kind
         ))
     };
-    if !found_version.is_empty() && found_version != api_version {
-        let found = match found_kind.is_empty() {
-            true => &*info.kind,
-            false => &found_kind,
-        };
-        let version = found_version.rsplit('/').next().unwrap_or_default();
-        return Err(refused(
-            found,
-            version,
-            &format!(
-                "no kind \"{found}\" is registered for version \"{found_version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
-            ),
-        ));
-    }
-    if !found_kind.is_empty() && found_kind != info.kind {
-        return Err(refused(
-            &found_kind,
-            &info.version,
-            &format!(
-                "converting ({}.{found_kind}) to ({}.{}): unknown conversion",
-                info.version,
-                info.package(),
-                info.kind
-            ),
-        ));
-    }
     if let Some(error) = findings.error {
-        return Err(refused(&info.kind, &info.version, &error));
+        return Err(refused(&error));
     }
     let warnings = match validation {
         FieldValidation::Ignore => Vec::new(),
@@ -226,7 +210,7 @@ fn finish(
         FieldValidation::Strict if findings.strict.is_empty() => Vec::new(),
         FieldValidation::Strict => {
             let why = format!("strict decoding error: {}", findings.strict.join(", "));
-            return Err(refused(&info.kind, &info.version, &why));
+            return Err(refused(&why));
         }
     };
     *value.member(&["apiVersion"]) = Value::from(api_version);
@@ -236,6 +220,40 @@ fn finish(
         object: value,
         warnings,
     })
+}
+
+/// Refuses what says that it is something else. What it does not say it is.
+fn check_kind(info: &ResourceInfo, version: &str, kind: &str) -> Result<(), StatusError> {
+    let expected = info.api_version();
+    let or = |said: &str, own: &str| match said {
+        "" => own.to_owned(),
+        said => said.to_owned(),
+    };
+    let (version, kind) = (or(version, &expected), or(kind, &info.kind));
+    if version == expected && kind == info.kind {
+        return Ok(());
+    }
+    let (group, short) = version.split_once('/').unwrap_or(("", version.as_str()));
+    let why = match schema::is_kind(group, short, &kind) {
+        // Kubernetes reads it, and then finds that it came by the path of another version.
+        true if kind == info.kind => {
+            return Err(StatusError::bad_request(format!(
+                "the API version in the data ({version}) does not match the expected API version ({expected})"
+            )));
+        }
+        true => format!(
+            "converting ({short}.{kind}) to ({}.{}): unknown conversion",
+            info.package(),
+            info.kind
+        ),
+        false => format!(
+            "no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        ),
+    };
+    Err(StatusError::bad_request(format!(
+        "{kind} in version \"{short}\" cannot be handled as a {}: {why}",
+        info.kind
+    )))
 }
 
 /// What is no JSON was read no further than to where its kind should be.
@@ -566,6 +584,44 @@ mod tests {
                 .contains("unexpected end of JSON input ({\"kind\":)")
         );
         assert!(refusal(&map, "hello", "text/plain").contains("accepted media types include"));
+    }
+
+    #[test]
+    fn what_says_it_is_something_else_is_told_what_it_is() {
+        let map = Typed::<ConfigMapKind>::default();
+        let deployment = Typed::<DeploymentKind>::default();
+        let told = |kind: &dyn ResourceKind, version: &str, name: &str| {
+            let body = serde_json::json!({"apiVersion": version, "kind": name}).to_string();
+            refusal(kind, &body, "application/json")
+        };
+        for (version, name, why) in [
+            (
+                "apps/v1",
+                "Deployment",
+                "Deployment in version \"v1\" cannot be handled as a ConfigMap: converting (v1.Deployment) to (core.ConfigMap): unknown conversion",
+            ),
+            (
+                "v1",
+                "Made",
+                "Made in version \"v1\" cannot be handled as a ConfigMap: no kind \"Made\" is registered for version \"v1\" in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            ),
+            (
+                "apps/v1",
+                "",
+                "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: no kind \"ConfigMap\" is registered for version \"apps/v1\" in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            ),
+        ] {
+            assert_eq!(told(&map, version, name), why);
+        }
+        assert_eq!(
+            told(&deployment, "autoscaling/v2", "HorizontalPodAutoscaler"),
+            "HorizontalPodAutoscaler in version \"v2\" cannot be handled as a Deployment: converting (v2.HorizontalPodAutoscaler) to (apps.Deployment): unknown conversion"
+        );
+        let older = Typed::<crate::kinds::event::EventKind>::default();
+        assert_eq!(
+            told(&older, "events.k8s.io/v1", "Event"),
+            "the API version in the data (events.k8s.io/v1) does not match the expected API version (v1)"
+        );
     }
 
     #[test]

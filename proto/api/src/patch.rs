@@ -3,13 +3,15 @@
 
 mod difference;
 mod json;
+mod restore;
 mod strategic;
 
 pub use difference::{Difference, three_way};
+pub use restore::misfit;
 
 use serde_json::Value;
 
-use crate::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections};
+use crate::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections, untyped};
 use crate::json::syntax_error;
 use crate::kind::ResourceKind;
 use crate::status::StatusError;
@@ -49,15 +51,19 @@ fn go_kind(value: &Value) -> &'static str {
     }
 }
 
-/// A patch document; `wanted` is Go's name of the type it must have. It is read without a schema, and made of no more than
-/// the objects that it may be for.
-fn parse(patch: &[u8], is_wanted: fn(&Value) -> bool, wanted: &str) -> Result<Value, String> {
+/// A patch document with the fields that it has twice; `wanted` is Go's name of the type it must have, where null is always
+/// an empty one. It is read without a schema, and made of no more than the objects that it may be for.
+fn parse(
+    patch: &[u8],
+    is_wanted: fn(&Value) -> bool,
+    wanted: &str,
+) -> Result<(Value, Vec<String>), String> {
     count_collections(patch, MAX_DEPTH, MAX_STRUCTS)
         .map_err(|error| syntax_error(patch).unwrap_or_else(|| error.to_string()))?;
-    let value: Value = serde_json::from_slice(patch)
-        .map_err(|error| syntax_error(patch).unwrap_or_else(|| error.to_string()))?;
-    match is_wanted(&value) {
-        true => Ok(value),
+    let (value, twice) =
+        untyped(patch).map_err(|error| syntax_error(patch).unwrap_or_else(|| error.to_string()))?;
+    match value.is_null() || is_wanted(&value) {
+        true => Ok((value, twice)),
         false => Err(format!(
             "json: cannot unmarshal {} into Go value of type {wanted}",
             go_kind(&value)
@@ -66,7 +72,7 @@ fn parse(patch: &[u8], is_wanted: fn(&Value) -> bool, wanted: &str) -> Result<Va
 }
 
 /// A patch that is a map.
-fn parse_map(patch: &[u8]) -> Result<Value, String> {
+fn parse_map(patch: &[u8]) -> Result<(Value, Vec<String>), String> {
     parse(patch, Value::is_object, "map[string]interface {}")
 }
 
@@ -74,25 +80,50 @@ fn undecodable(why: String) -> StatusError {
     StatusError::bad_request(format!("error decoding patch: {why}"))
 }
 
-/// Applies a patch to an object; the result is not checked yet, see [`crate::decode::check`].
+/// What has become of an object by a patch. It is not checked yet, see [`crate::decode::check`].
+#[derive(Clone, Debug)]
+pub struct Patched {
+    /// The object.
+    pub object: Value,
+    /// Fields that the patch itself has twice or should not have, for those who are strict.
+    pub findings: Vec<String>,
+    /// The patch as Go prints it, where refusals show it so: a strategic one.
+    pub printed: String,
+}
+
+/// Applies a patch to an object.
 pub fn apply(
     kind: &dyn ResourceKind,
     patch_type: PatchType,
     original: &Value,
     patch: &[u8],
-) -> Result<Value, StatusError> {
+) -> Result<Patched, StatusError> {
     let mut object = original.clone();
-    match patch_type {
+    let mut printed = String::new();
+    let findings = match patch_type {
         PatchType::Json => json::apply(&mut object, patch)?,
         PatchType::Merge => {
-            json_patch::merge(&mut object, &parse_map(patch).map_err(undecodable)?);
+            let (patch, twice) = parse_map(patch).map_err(undecodable)?;
+            if patch.is_null() {
+                return Err(StatusError::bad_request("Invalid JSON Patch"));
+            }
+            json_patch::merge(&mut object, &patch);
+            twice
         }
         PatchType::Strategic => {
-            let patch = parse_map(patch).map_err(StatusError::bad_request)?;
-            strategic::merge(&mut object, &patch, Some(kind.schema()))?;
+            let (patch, twice) = parse_map(patch).map_err(StatusError::bad_request)?;
+            if !patch.is_null() {
+                strategic::merge(&mut object, &patch, Some(kind.schema()))?;
+            }
+            printed = strategic::go_text(&patch);
+            twice
         }
-    }
-    Ok(object)
+    };
+    Ok(Patched {
+        object,
+        findings,
+        printed,
+    })
 }
 
 #[cfg(test)]
@@ -104,9 +135,44 @@ mod tests {
     use crate::typed::Typed;
 
     fn patched(patch_type: PatchType, patch: &Value) -> Result<Value, StatusError> {
+        written(patch_type, &patch.to_string()).map(|patched| patched.object)
+    }
+
+    fn written(patch_type: PatchType, patch: &str) -> Result<Patched, StatusError> {
         let kind = Typed::<ConfigMapKind>::default();
         let original = json!({"data": {"a": "1", "b": "2"}});
-        apply(&kind, patch_type, &original, patch.to_string().as_bytes())
+        apply(&kind, patch_type, &original, patch.as_bytes())
+    }
+
+    #[test]
+    fn what_a_patch_has_twice_or_should_not_have_is_found() {
+        let found = |patch_type, patch: &str| {
+            let patched = written(patch_type, patch).expect(patch);
+            patched.findings
+        };
+        let twice = r#"{"data":{"a":"3","a":"4"},"data":{"a":"5"}}"#;
+        let expected = [r#"duplicate field "data.a""#, r#"duplicate field "data""#];
+        assert_eq!(found(PatchType::Merge, twice), expected);
+        assert_eq!(found(PatchType::Strategic, twice), expected);
+        let patched = written(PatchType::Merge, twice).expect("the last counts");
+        assert_eq!(patched.object["data"]["a"], "5");
+        let odd = r#"[{"op":"test","path":"/data/a","value":"1","foo":1,"op":"test"}]"#;
+        let expected = [
+            r#"json patch duplicate field "[0].op""#,
+            r#"json patch unknown field "[0].foo""#,
+        ];
+        assert_eq!(found(PatchType::Json, odd), expected);
+    }
+
+    #[test]
+    fn null_is_what_go_makes_of_it() {
+        let same = json!({"data": {"a": "1", "b": "2"}});
+        for patch_type in [PatchType::Json, PatchType::Strategic] {
+            let patched = written(patch_type, "null").expect("nothing is changed");
+            assert_eq!(patched.object, same);
+        }
+        let error = written(PatchType::Merge, "null").expect_err("no map");
+        assert_eq!((error.code(), error.message()), (400, "Invalid JSON Patch"));
     }
 
     #[test]
@@ -141,8 +207,8 @@ mod tests {
     fn a_patch_is_made_of_no_more_than_an_object_may_be() {
         let kind = Typed::<ConfigMapKind>::default();
         let refused = |patch_type, patch: String| {
-            let error = apply(&kind, patch_type, &json!({}), patch.as_bytes());
-            error.expect_err("too much").message().to_owned()
+            let patched = apply(&kind, patch_type, &json!({}), patch.as_bytes());
+            patched.expect_err("too much").message().to_owned()
         };
         let many = vec![r#"{"":0}"#; MAX_STRUCTS].join(",");
         for (patch_type, patch) in [

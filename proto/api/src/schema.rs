@@ -110,6 +110,11 @@ pub struct Merge {
 /// Schemas by name, shared between all kinds.
 static TYPES: LazyLock<Mutex<HashMap<String, &'static TypeSchema>>> = LazyLock::new(Mutex::default);
 
+/// Whether Kubernetes has a kind of objects of that name, served here or not.
+pub(crate) fn is_kind(group: &str, version: &str, kind: &str) -> bool {
+    facts::is_kind(group, version, kind)
+}
+
 /// `core.v1.Pod` for `io.k8s.api.core.v1.Pod`.
 pub(crate) fn short(name: &str) -> &str {
     name.strip_prefix("io.k8s.api.")

@@ -10,6 +10,7 @@ use gantry_store::{Demand, Guard, Operation as Change, Revision, Transaction};
 use serde_json::{Value, json};
 
 use super::options::WriteOptions;
+use super::owners;
 use super::write::{Staged, check, complete, reserve};
 use crate::codec;
 use crate::context::{ATTEMPTS, Attributes, Committed, Context, Operation, meta};
@@ -31,7 +32,9 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
             options.validation,
         )
     })?;
-    create_decoded(context, options, turn, decoded.object, decoded.warnings).await
+    let (mut object, mut warnings) = (decoded.object, decoded.warnings);
+    warnings.extend(owners::once(&mut object, owners::SENT));
+    create_decoded(context, options, turn, object, warnings).await
 }
 
 /// Stores a new object that has been decoded; what decoding warned of is said of a refusal as well.
@@ -180,12 +183,16 @@ fn already_exists(context: &Context<'_>, name: &str, existing: &[u8]) -> StatusE
     }
 }
 
-/// The body's namespace must be the path's, when it names one.
+/// The body's namespace must be the path's, when it names one; what is in none loses it.
 pub(crate) fn check_namespace(
     context: &Context<'_>,
     object: &mut Value,
 ) -> Result<(), StatusError> {
     let Some(namespace) = context.namespace() else {
+        let metadata = object.get_mut("metadata").and_then(Value::as_object_mut);
+        if let Some(metadata) = metadata {
+            metadata.remove("namespace");
+        }
         return Ok(());
     };
     match meta(object, "namespace") {

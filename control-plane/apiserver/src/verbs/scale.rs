@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use gantry_api::decode::{MAX_DEPTH, MAX_STRUCTS, count_collections};
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::WriteScope;
@@ -13,6 +12,7 @@ use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
+use super::body;
 use super::update::check_name;
 use super::write::{Write, must_be, swap};
 use crate::codec;
@@ -34,10 +34,22 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         Method::PATCH => "PatchOptions",
         _ => "UpdateOptions",
     })?;
-    let body = &context.body;
+    let sent = match *method {
+        Method::PATCH => None,
+        _ => Some(body::object(context, &**body::SCALE, options.validation).await?),
+    };
+    let (sent, warnings) = match sent {
+        Some(decoded) => (Some(decoded.object), decoded.warnings),
+        None => (None, Vec::new()),
+    };
+    if let Some(scale) = &sent {
+        check_name(context, meta(scale, "name"))?;
+    }
     let replicas = |current: &Value| -> Result<Value, StatusError> {
         let scale = scale_of(current);
-        let wanted: Value = if method == Method::PATCH {
+        let wanted: Value = if let Some(scale) = &sent {
+            scale.clone()
+        } else {
             let media_type = context.content_type().split(';').next().unwrap_or_default();
             let patch_type = PatchType::from_content_type(media_type)
                 .ok_or_else(StatusError::unsupported_patch)?;
@@ -46,13 +58,8 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
                 PatchType::Strategic => PatchType::Merge,
                 other => other,
             };
-            patch::apply(context.resource.kind.as_ref(), patch_type, &scale, body)?
-        } else {
-            let wrong =
-                |why: String| StatusError::bad_request(format!("the body is not a Scale: {why}"));
-            count_collections(body, MAX_DEPTH, MAX_STRUCTS)
-                .map_err(|error| wrong(error.to_string()))?;
-            serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))?
+            let kind = context.resource.kind.as_ref();
+            patch::apply(kind, patch_type, &scale, &context.body)?.object
         };
         let (kind, version) = (&wanted["kind"], &wanted["apiVersion"]);
         if let (Some(kind), Some(version)) = (kind.as_str(), version.as_str())
@@ -107,10 +114,13 @@ pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answ
         *object.member(&["spec", "replicas"]) = replicas(current)?;
         Ok(object)
     })
-    .await?;
-    let mut object = written.object;
-    *object.member(&["metadata", "resourceVersion"]) = json!(written.revision.to_string());
-    Ok(Answer::value(&scale_of(&object)))
+    .await;
+    let answer = written.map(|written| {
+        let mut object = written.object;
+        *object.member(&["metadata", "resourceVersion"]) = json!(written.revision.to_string());
+        Answer::value(&scale_of(&object))
+    });
+    Ok(Answer::of(answer).with_warnings(warnings))
 }
 
 /// What an object selects its pods by: labels alone, where it is a ReplicationController.

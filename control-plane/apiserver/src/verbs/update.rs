@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use gantry_api::decode::{FieldValidation, check, decode};
+use gantry_api::decode::{Decoded, FieldValidation, check, decode};
 use gantry_api::field::{ErrorList, Path};
+use gantry_api::json::Members;
 use gantry_api::kind::{ResourceInfo, WriteScope};
-use gantry_api::patch::{self, PatchType};
+use gantry_api::patch::{self, PatchType, Patched};
 use gantry_api::status::StatusError;
 use serde_json::Value;
 
 use super::create::{check_namespace, create_decoded};
+use super::owners;
 use super::write::{Write, swap};
 use crate::authorisation::{Attributes, Target, check_create};
 use crate::context::{Context, meta};
@@ -37,17 +39,19 @@ pub(crate) async fn update(
     let mut object = decoded.object;
     check_namespace(context, &mut object)?;
     check_name(context, meta(&object, "name"))?;
+    let mut warnings = decoded.warnings;
+    warnings.extend(owners::once(&mut object, owners::SENT));
     if info.create_on_update
         && scope == WriteScope::Main
         && context.api.store.get(&context.key()).is_none()
     {
         may_create(context)?;
-        return create_decoded(context, options, turn, object, decoded.warnings).await;
+        return create_decoded(context, options, turn, object, warnings).await;
     }
     let write = Write::update(scope, options.dry_run);
     let written = swap(context, write, Some(turn), |_| Ok(object.clone())).await;
     let answer = written.map(|written| written.answer());
-    Ok(Answer::of(answer).with_warnings(decoded.warnings))
+    Ok(Answer::of(answer).with_warnings(warnings))
 }
 
 /// Refuses a PUT that would create an object to who may update objects and not create them.
@@ -96,21 +100,86 @@ pub(crate) async fn patch(context: &Context<'_>, scope: WriteScope) -> Result<An
     let written = swap(context, write, None, |current| {
         let patched = patch::apply(kind, patch_type, current, &context.body)?;
         let decoded = match patch_type {
-            PatchType::Json | PatchType::Merge => {
-                let copy = patched.clone();
-                check(patched, kind, validation)
-                    .map_err(|error| not_an_object(context, &copy, &error))?
-            }
-            PatchType::Strategic => check(patched, kind, validation)?,
+            PatchType::Json | PatchType::Merge => typeless(context, patched, validation)?,
+            PatchType::Strategic => strategic(context, patched, current, validation)?,
         };
-        check_name(context, meta(&decoded.object, "name"))?;
         // Another attempt says the same again.
         warnings = decoded.warnings;
-        Ok(decoded.object)
+        let mut object = decoded.object;
+        check_namespace(context, &mut object)?;
+        check_name(context, meta(&object, "name"))?;
+        warnings.extend(owners::once(&mut object, owners::ADMITTED));
+        Ok(object)
     })
     .await;
     let answer = written.map(|written| written.answer());
     Ok(Answer::of(answer).with_warnings(warnings))
+}
+
+/// The result of a patch that knows no types, as an object of the path's kind.
+fn typeless(
+    context: &Context<'_>,
+    patched: Patched,
+    validation: FieldValidation,
+) -> Result<Decoded, StatusError> {
+    let kind = context.resource.kind.as_ref();
+    let copy = patched.object.clone();
+    let decoded = check(patched.object, kind, FieldValidation::Warn)
+        .map_err(|error| not_an_object(context, &copy, &error))?;
+    let wrong = |why: &str| wrong_patch(&copy.to_string(), why);
+    strictly(decoded, patched.findings, validation, wrong)
+}
+
+/// The result of a strategic merge, as an object of the path's kind: whatever the patch says of kind and version.
+fn strategic(
+    context: &Context<'_>,
+    patched: Patched,
+    current: &Value,
+    validation: FieldValidation,
+) -> Result<Decoded, StatusError> {
+    let kind = context.resource.kind.as_ref();
+    let mut object = patched.object;
+    for field in ["apiVersion", "kind"] {
+        *object.member(&[field]) = current[field].clone();
+    }
+    let wrong = |why: &str| wrong_patch(&patched.printed, why);
+    let misfit = patch::misfit(kind.schema(), &object);
+    let mut decoded =
+        check(object, kind, FieldValidation::Warn).map_err(|error| match &misfit {
+            Some(why) => wrong(why),
+            None => wrong(&plain(&error, context.resource.info())),
+        })?;
+    decoded.warnings.sort();
+    strictly(decoded, patched.findings, validation, wrong)
+}
+
+/// What comes of unknown and duplicate fields: those of the patch come first.
+fn strictly(
+    decoded: Decoded,
+    mut findings: Vec<String>,
+    validation: FieldValidation,
+    wrong: impl Fn(&str) -> StatusError,
+) -> Result<Decoded, StatusError> {
+    findings.extend(decoded.warnings);
+    let warnings = match validation {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Strict if !findings.is_empty() => {
+            let why = format!("strict decoding error: {}", findings.join(", "));
+            return Err(wrong(&why));
+        }
+        FieldValidation::Strict | FieldValidation::Warn => findings,
+    };
+    Ok(Decoded {
+        object: decoded.object,
+        warnings,
+    })
+}
+
+/// 422: it is the patch that is wrong, whatever of the object is.
+fn wrong_patch(shown: &str, why: &str) -> StatusError {
+    let mut errors = ErrorList::default();
+    errors.invalid(&Path::new("patch"), shown, why);
+    StatusError::invalid_kind("", "", "", errors)
 }
 
 /// The result of a patch that knows no types does not fit the type: the patch is what is wrong.
@@ -128,9 +197,7 @@ fn not_an_object(context: &Context<'_>, patched: &Value, error: &StatusError) ->
         None => None,
     };
     let why = why.unwrap_or_else(|| plain(error, context.resource.info()));
-    let mut errors = ErrorList::default();
-    errors.invalid(&Path::new("patch"), patched.to_string(), &why);
-    StatusError::invalid_kind("", "", "", errors)
+    wrong_patch(&patched.to_string(), &why)
 }
 
 /// The kind that an object says it is, where it is another than the path's.
@@ -141,10 +208,10 @@ fn kind_of<'a>(context: &'a Context<'_>, object: &Value) -> Option<&'a Arc<Resou
     others.find(|other| other.info().kind == kind && other.info().api_version() == version)
 }
 
-/// What is wrong with an object, without the words around it.
+/// What is wrong with an object, without the words around it, whatever it said it was.
 fn plain(error: &StatusError, info: &ResourceInfo) -> String {
-    let (kind, version) = (&info.kind, &info.version);
-    let prefix = format!("{kind} in version \"{version}\" cannot be handled as a {kind}: ");
     let why = error.message();
-    why.strip_prefix(&prefix).unwrap_or(why).to_owned()
+    let words = format!("\" cannot be handled as a {}: ", info.kind);
+    let why = why.split_once(&words).map_or(why, |(_, why)| why);
+    why.to_owned()
 }

@@ -134,6 +134,15 @@ impl<'a> Walker<'a> {
         }
     }
 
+    /// Of a document that may be anything.
+    pub(super) fn untyped(findings: &'a mut Findings) -> Self {
+        Self {
+            schema: None,
+            findings,
+            place: &Place::Root,
+        }
+    }
+
     /// Notes a value of the wrong type; the field counts as absent.
     fn mismatch(&mut self, got: &str) -> Value {
         let (schema, place) = (self.schema, self.place);

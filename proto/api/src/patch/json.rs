@@ -1,5 +1,6 @@
 //! JSON patches (RFC 6902) as Kubernetes' library applies them: less strict than the standard in that `replace` adds a
-//! missing member, which `test` and `copy` take for `null`; stricter in that the object as a whole cannot be the target.
+//! missing member, which `test` and `copy` take for `null`, and positions in lists are any whole numbers, below zero from the
+//! end; stricter in that the object as a whole cannot be the target.
 //!
 //! Few operations can ask for much: copies double an object, moves nest it, and what is put at the front of a long list
 //! moves all of it. So copied bytes, depth and the work of all operations are bounded before each is done.
@@ -8,7 +9,7 @@ use json_patch::PatchOperation;
 use json_patch::jsonptr::Pointer;
 use serde_json::{Value, json};
 
-use super::{parse, undecodable};
+use super::{go_kind, parse, undecodable};
 use crate::decode::MAX_DEPTH;
 use crate::json::Members;
 use crate::status::StatusError;
@@ -27,12 +28,19 @@ const COLLECTION: usize = 128;
 /// What an item of a list takes when it is moved.
 const ITEM: usize = size_of::<Value>();
 
-/// Applies the operations one after another.
-pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError> {
-    let document = parse(patch, Value::is_array, "[]handlers.jsonPatchOp").map_err(undecodable)?;
+/// Fields of operations that are texts.
+const TEXTS: [&str; 3] = ["op", "path", "from"];
+/// Unknown fields beyond these are not told.
+const MAX_UNKNOWN: usize = 100;
+
+/// Applies the operations one after another, and returns which fields the patch has twice or should not have.
+pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<Vec<String>, StatusError> {
+    let (document, mut findings) =
+        parse(patch, Value::is_array, "[]handlers.jsonPatchOp").map_err(undecodable)?;
     let Value::Array(operations) = document else {
-        return Ok(());
+        return Ok(Vec::new());
     };
+    findings.extend(unknown_fields(&operations).map_err(undecodable)?);
     if operations.len() > MAX_OPERATIONS {
         return Err(StatusError::new(
             413,
@@ -49,6 +57,7 @@ pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError>
         if operation["path"] == "" {
             return Err(StatusError::unprocessable());
         }
+        resolve(object, &mut operation);
         match operation["op"].as_str() {
             Some("replace") if is_missing_member(object, &operation["path"]) => {
                 *operation.member(&["op"]) = Value::from("add");
@@ -76,7 +85,104 @@ pub(super) fn apply(object: &mut Value, patch: &[u8]) -> Result<(), StatusError>
         json_patch::patch_unsafe(object, std::slice::from_ref(&operation))
             .map_err(|_| StatusError::unprocessable())?;
     }
-    Ok(())
+    let findings = findings.into_iter();
+    Ok(findings
+        .map(|found| format!("json patch {found}"))
+        .collect())
+}
+
+/// The fields that operations do not have; an error for what is none, as Go reads it.
+fn unknown_fields(operations: &[Value]) -> Result<Vec<String>, String> {
+    let mut unknown = Vec::new();
+    for (at, operation) in operations.iter().enumerate() {
+        let fields = match operation {
+            Value::Object(fields) => fields,
+            Value::Null => continue,
+            other => {
+                return Err(format!(
+                    "json: cannot unmarshal {} into Go value of type handlers.jsonPatchOp",
+                    go_kind(other)
+                ));
+            }
+        };
+        for (name, value) in fields {
+            let is_text = matches!(value, Value::String(_) | Value::Null);
+            if TEXTS.contains(&name.as_str()) && !is_text {
+                return Err(format!(
+                    "json: cannot unmarshal {} into Go struct field jsonPatchOp.{name} of type string",
+                    go_kind(value)
+                ));
+            }
+            let known = name == "value" || TEXTS.contains(&name.as_str());
+            if !known && unknown.len() < MAX_UNKNOWN {
+                unknown.push(format!("unknown field {:?}", format!("[{at}].{name}")));
+            }
+        }
+    }
+    Ok(unknown)
+}
+
+/// Writes the positions in an operation's paths as the standard has them.
+fn resolve(object: &Value, operation: &mut Value) {
+    let op = operation["op"].as_str().unwrap_or_default();
+    let adds = matches!(op, "add" | "copy");
+    // What is moved leaves its list first: where that ends is not known yet.
+    let moves = op == "move";
+    for field in ["path", "from"] {
+        let is_target = field == "path";
+        if moves && is_target {
+            continue;
+        }
+        let path = operation[field].as_str();
+        let resolved = path.and_then(|path| positioned(object, path, adds && is_target));
+        if let Some(path) = resolved {
+            *operation.member(&[field]) = Value::from(path);
+        }
+    }
+}
+
+/// A path with its positions from the start of each list; none where they are already. `adds`: the last one may be behind
+/// all items.
+fn positioned(object: &Value, path: &str, adds: bool) -> Option<String> {
+    let is_odd = |token: &str| {
+        let starts = token.starts_with(['-', '+', '0']);
+        token.len() > 1 && starts && token.parse::<i64>().is_ok()
+    };
+    let tokens = path.strip_prefix('/')?.split('/');
+    if !tokens.clone().any(is_odd) {
+        return None;
+    }
+    let (mut at, mut resolved) = (Some(object), String::with_capacity(path.len()));
+    let mut tokens = tokens.peekable();
+    while let Some(token) = tokens.next() {
+        resolved.push('/');
+        let room = usize::from(adds && tokens.peek().is_none());
+        let position = match at {
+            Some(Value::Array(list)) => position(token, list.len() + room),
+            _ => None,
+        };
+        match position {
+            Some(position) => resolved.push_str(&position.to_string()),
+            None => resolved.push_str(token),
+        }
+        at = match (at, position) {
+            (Some(Value::Array(list)), Some(position)) => list.get(position),
+            (Some(Value::Object(fields)), _) => {
+                fields.get(&token.replace("~1", "/").replace("~0", "~"))
+            }
+            _ => None,
+        };
+    }
+    Some(resolved)
+}
+
+/// A position in a list of some length; none where it is none.
+fn position(token: &str, length: usize) -> Option<usize> {
+    let number = token.parse::<i64>().ok()?;
+    match usize::try_from(number) {
+        Ok(position) => Some(position),
+        Err(_) => length.checked_sub(usize::try_from(number.unsigned_abs()).ok()?),
+    }
 }
 
 /// Whether a path leads to a map without that member. Lists have no missing members, only positions out of range.
@@ -178,7 +284,90 @@ mod tests {
 
     fn patched(mut object: Value, operations: &[Value]) -> Result<Value, StatusError> {
         let patch = json!(operations).to_string();
-        apply(&mut object, patch.as_bytes()).map(|()| object)
+        apply(&mut object, patch.as_bytes()).map(|_| object)
+    }
+
+    #[test]
+    fn positions_are_any_whole_numbers() {
+        let object = json!({"l": ["a", "b", "c"], "m": {"-1": "x", "01": "y"}, "n": [{"v": 1}]});
+        let add = |path: &str| json!({"op": "add", "path": path, "value": "z"});
+        for (path, expected) in [
+            ("/l/-1", json!(["a", "b", "c", "z"])),
+            ("/l/-4", json!(["z", "a", "b", "c"])),
+            ("/l/+1", json!(["a", "z", "b", "c"])),
+            ("/l/01", json!(["a", "z", "b", "c"])),
+            ("/l/-", json!(["a", "b", "c", "z"])),
+        ] {
+            let added = patched(object.clone(), &[add(path)]).expect(path);
+            assert_eq!(added["l"], expected, "{path}");
+        }
+        for (operation, place, expected) in [
+            (
+                json!({"op": "remove", "path": "/l/-1"}),
+                "/l",
+                json!(["a", "b"]),
+            ),
+            (
+                json!({"op": "replace", "path": "/l/-3", "value": "z"}),
+                "/l",
+                json!(["z", "b", "c"]),
+            ),
+            (
+                json!({"op": "replace", "path": "/n/-1/v", "value": 2}),
+                "/n",
+                json!([{"v": 2}]),
+            ),
+            (
+                json!({"op": "copy", "from": "/l/-1", "path": "/l/0"}),
+                "/l",
+                json!(["c", "a", "b", "c"]),
+            ),
+            // Keys of maps are what they are.
+            (
+                json!({"op": "remove", "path": "/m/-1"}),
+                "/m",
+                json!({"01": "y"}),
+            ),
+            (
+                json!({"op": "remove", "path": "/m/01"}),
+                "/m",
+                json!({"-1": "x"}),
+            ),
+        ] {
+            let changed = patched(object.clone(), std::slice::from_ref(&operation));
+            let changed = changed.expect("done");
+            assert_eq!(changed.pointer(place), Some(&expected), "{operation}");
+        }
+        for path in ["/l/-5", "/l/9", "/l/x", "/l/-x"] {
+            let error = patched(object.clone(), &[add(path)]).expect_err(path);
+            assert_eq!(error.code(), 422, "{path}");
+        }
+        let remove = json!({"op": "remove", "path": "/l/-4"});
+        assert!(patched(object, &[remove]).is_err());
+    }
+
+    #[test]
+    fn what_is_no_operation_is_told_in_gos_words() {
+        for (patch, why) in [
+            (
+                "[1]",
+                "json: cannot unmarshal number into Go value of type handlers.jsonPatchOp",
+            ),
+            (
+                r#"[{"op":5}]"#,
+                "json: cannot unmarshal number into Go struct field jsonPatchOp.op of type string",
+            ),
+            (
+                r#"[{"op":"add","path":["a"]}]"#,
+                "json: cannot unmarshal array into Go struct field jsonPatchOp.path of type string",
+            ),
+        ] {
+            let error = apply(&mut json!({}), patch.as_bytes()).expect_err(patch);
+            let expected = format!("error decoding patch: {why}");
+            assert_eq!((error.code(), error.message()), (400, expected.as_str()));
+        }
+        let error = apply(&mut json!({}), b"[null]").expect_err("no operation");
+        assert_eq!(error.code(), 422);
     }
 
     #[test]

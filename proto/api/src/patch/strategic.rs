@@ -269,9 +269,9 @@ fn check_types(items: &[Value], changes: &[Value]) -> Result<(), StatusError> {
     let Some(first) = all.next().map(type_of) else {
         return Ok(());
     };
+    // Lists of lists: why is not told.
     if first == "array" {
-        let message = "lists of lists are not supported";
-        return Err(StatusError::new(422, "", message, None));
+        return Err(StatusError::unprocessable());
     }
     match all.all(|item| type_of(item) == first) {
         true => Ok(()),
@@ -475,7 +475,7 @@ fn go_list(items: &[Value]) -> String {
 }
 
 /// A value as Go prints maps.
-fn go_text(value: &Value) -> String {
+pub(super) fn go_text(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
             let pairs: Vec<String> = fields

@@ -120,9 +120,41 @@ impl Facts {
     }
 }
 
+/// Whether Kubernetes has a kind of objects of that name, served or not: those have metadata.
+pub(super) fn is_kind(group: &str, version: &str, kind: &str) -> bool {
+    let facts: &Facts = &FACTS;
+    let packages = facts.groups.iter().filter(|(_, known)| **known == group);
+    // What the metadata itself is made of is in every group.
+    let mut packages = packages.filter(|(package, _)| **package != "meta");
+    packages.any(|(package, _)| {
+        let name = format!("{package}.{version}.{kind}");
+        facts.absent.contains_key(&(name.as_str(), "metadata"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_are_known_by_group_and_version() {
+        for (group, version, kind, known) in [
+            ("", "v1", "Secret", true),
+            ("apps", "v1", "StatefulSet", true),
+            ("events.k8s.io", "v1", "Event", true),
+            ("", "v2", "Secret", false),
+            ("", "v1", "Deployment", false),
+            ("", "v1", "PartialObjectMetadata", false),
+            ("made.up", "v1", "Secret", false),
+            ("", "v1", "Made Up", false),
+        ] {
+            assert_eq!(
+                is_kind(group, version, kind),
+                known,
+                "{group} {version} {kind}"
+            );
+        }
+    }
 
     #[test]
     fn every_line_is_understood() {

@@ -5,7 +5,7 @@ mod default_tolerations;
 mod ingresses;
 mod limit_ranger;
 mod mountable_secrets;
-pub(crate) mod namespace_lifecycle;
+mod namespace_lifecycle;
 pub(crate) mod node_restriction;
 mod nodes;
 mod plugin;
@@ -89,6 +89,11 @@ impl Admission for Chain {
             warnings.extend(judged.inspect_err(|error| refused(plugin, error))?);
         }
         Ok(warnings)
+    }
+
+    fn below(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
+        self.asked(attributes)
+            .try_for_each(|plugin| plugin.below(attributes))
     }
 
     fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {

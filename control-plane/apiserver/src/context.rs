@@ -126,6 +126,14 @@ impl Asked {
 pub(crate) const ATTEMPTS: usize = 16;
 
 impl Context<'_> {
+    /// Asks admission about something that is created below the path's object and is none itself.
+    pub(crate) fn admit_below(&self) -> Result<(), StatusError> {
+        self.api.admission.below(&Attributes {
+            context: self,
+            operation: Operation::Create,
+        })
+    }
+
     pub(crate) fn namespace(&self) -> Option<&str> {
         self.path.namespace.as_deref()
     }
@@ -252,6 +260,9 @@ pub(crate) trait Admission: Send + Sync {
         attributes: &Attributes<'_>,
         draft: &dyn Draft,
     ) -> Result<Vec<String>, StatusError>;
+
+    /// Refuses what is created below an object and is none itself, such as the binding of a pod.
+    fn below(&self, attributes: &Attributes<'_>) -> Result<(), StatusError>;
 
     /// Refuses a deletion.
     fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError>;

@@ -414,7 +414,9 @@ impl Registry {
 
 /// POST to `bindings`: the pod's own subresource by another name.
 async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let binding: Binding = context.request("Binding").await?;
+    let options = context.write_options("CreateOptions")?;
+    let kind = context.resource.kind.as_ref();
+    let (binding, _): (Binding, _) = verbs::body::typed(context, kind, options.validation).await?;
     let pods = context.registry.get("", "v1", "pods");
     let pods = pods.ok_or_else(StatusError::unknown_resource)?;
     let path = ResourcePath {

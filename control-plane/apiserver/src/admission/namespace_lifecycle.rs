@@ -36,6 +36,10 @@ impl Plugin for NamespaceLifecycle {
         may_be_made(attributes.context, shown_name(draft.metadata()))
     }
 
+    fn below(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
+        may_be_made(attributes.context, attributes.context.name())
+    }
+
     fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
         let name = attributes.context.name();
         match PROTECTED.contains(&name) {
@@ -49,12 +53,7 @@ impl Plugin for NamespaceLifecycle {
     }
 }
 
-/// Refuses what is made of an object in a namespace that is missing or on its way out: bindings, evictions and tokens are new
-/// things as objects are.
-pub(crate) fn admit_subresource(context: &Context<'_>) -> Result<(), StatusError> {
-    may_be_made(context, context.name())
-}
-
+/// Whether something of a name may be created in the request's namespace.
 fn may_be_made(context: &Context<'_>, name: &str) -> Result<(), StatusError> {
     let namespace = context.namespace().unwrap_or_default();
     let Some(entry) = context.api.store.get(&namespace_key(namespace)) else {

@@ -42,6 +42,11 @@ pub(crate) trait Plugin: Send + Sync {
         Ok(Vec::new())
     }
 
+    /// Refuses what is created below an object and is none itself.
+    fn below(&self, _attributes: &Attributes<'_>) -> Result<(), StatusError> {
+        Ok(())
+    }
+
     /// Refuses a deletion.
     fn delete(&self, _attributes: &Attributes<'_>) -> Result<(), StatusError> {
         Ok(())

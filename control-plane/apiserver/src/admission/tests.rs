@@ -272,3 +272,33 @@ async fn nothing_is_made_of_objects_in_a_namespace_that_is_missing_or_leaves() {
     let leaves = "serviceaccounts \"default\" is forbidden: unable to create new content in namespace leaving because it is being terminated";
     assert_eq!(token("leaving").await, (403, leaves.to_owned()));
 }
+
+#[tokio::test]
+async fn nothing_is_bound_or_evicted_where_the_namespace_ends() {
+    let store = gantry_store::Store::ephemeral();
+    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+    server.bootstrap(6443).await.expect("bootstrapped");
+    let namespace = json!({"metadata": {"name": "ending"}});
+    let made = send(&server, Method::POST, "/api/v1/namespaces", namespace).await;
+    assert_eq!(made.0, 201);
+    // Its own finalizer holds it.
+    let path = "/api/v1/namespaces/ending";
+    assert_eq!(send(&server, Method::DELETE, path, json!({})).await.0, 200);
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let eviction = json!({"metadata": {"name": "p"}});
+    for (below, body) in [("binding", binding), ("eviction", eviction)] {
+        let path = format!("/api/v1/namespaces/ending/pods/p/{below}");
+        let (status, answer) = send(&server, Method::POST, &path, body.clone()).await;
+        assert_eq!(status, 403, "{answer}");
+        assert_eq!(
+            answer["message"],
+            "pods \"p\" is forbidden: unable to create new content in namespace ending because it is being terminated"
+        );
+        let cause = &answer["details"]["causes"][0];
+        assert_eq!(cause["reason"], "NamespaceTerminating");
+        let path = format!("/api/v1/namespaces/missing/pods/p/{below}");
+        let (status, answer) = send(&server, Method::POST, &path, body).await;
+        assert_eq!(status, 404);
+        assert_eq!(answer["message"], "namespaces \"missing\" not found");
+    }
+}

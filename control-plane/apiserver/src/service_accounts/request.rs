@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::claims::ObjectId;
 use super::issue::{LIFE, LONGEST, LONGEST_GRANTED, SHORTEST, TokenPod, Wanted};
-use crate::admission::{namespace_lifecycle, node_restriction};
+use crate::admission::node_restriction;
 use crate::context::Context;
 use crate::response::Answer;
 
@@ -25,7 +25,7 @@ const LONGEST_AUDIENCES: usize = 8 << 10;
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
     context.write_options("CreateOptions")?;
     let asked: TokenRequest = context.request(KIND).await?;
-    namespace_lifecycle::admit_subresource(context)?;
+    context.admit_below()?;
     node_restriction::admit_token(context, &asked)?;
     let (namespace, name) = (context.namespace().unwrap_or_default(), context.name());
     must_match("name", asked.metadata.name.as_deref(), name, name)?;

@@ -13,14 +13,25 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::body;
 use super::write::{Write, must_be, success, swap};
-use crate::admission::namespace_lifecycle;
 use crate::context::{Context, Operation};
 use crate::response::Answer;
 
 pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let binding: Binding = context.request("Binding").await?;
-    namespace_lifecycle::admit_subresource(context)?;
+    let options = context.write_options("CreateOptions")?;
+    let (binding, warnings): (Binding, _) =
+        body::typed(context, &**body::BINDING, options.validation).await?;
+    let answer = bind_as(context, binding, options.dry_run).await;
+    Ok(Answer::of(answer).with_warnings(warnings))
+}
+
+async fn bind_as(
+    context: &Context<'_>,
+    binding: Binding,
+    dry_run: bool,
+) -> Result<Answer, StatusError> {
+    context.admit_below()?;
     let node = binding.target.name.unwrap_or_default();
     let metadata = binding.metadata;
     if metadata.name.as_deref().unwrap_or_default() != context.name() {
@@ -29,10 +40,7 @@ pub(crate) async fn bind(context: &Context<'_>) -> Result<Answer, StatusError> {
         ));
     }
     check_target(binding.target.kind.as_deref().unwrap_or_default(), &node)?;
-    let write = Write::own(
-        Operation::Update,
-        context.write_options("CreateOptions")?.dry_run,
-    );
+    let write = Write::own(Operation::Update, dry_run);
     swap(context, write, None, |current| {
         must_be(
             context,
@@ -207,6 +215,14 @@ mod tests {
             });
             post(&server, "pods/p/binding", binding).await
         };
+        // It says whom it binds, and is no other kind of object.
+        let unnamed = json!({"target": {"kind": "Node", "name": "n"}});
+        assert_eq!(post(&server, "pods/p/binding", unnamed).await, 400);
+        let other = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}});
+        assert_eq!(post(&server, "pods/p/binding", other).await, 400);
+        let elsewhere =
+            json!({"metadata": {"name": "p", "namespace": "other"}, "target": {"name": "n"}});
+        assert_eq!(post(&server, "pods/p/binding", elsewhere).await, 400);
         assert_eq!(bind("n", json!({"a b": "c"})).await, 422);
         assert_eq!(bind("n", json!({"a": "x".repeat(300_000)})).await, 422);
         assert!(bind("not a node", json!({})).await >= 400);

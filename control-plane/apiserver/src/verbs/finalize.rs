@@ -7,6 +7,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::core::v1::Namespace;
 use serde_json::{Value, json};
 
+use super::body;
 use super::update::check_name;
 use super::write::{Write, swap};
 use crate::context::{Context, Operation, meta};
@@ -14,17 +15,17 @@ use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
     let info = context.resource.info();
-    let dry_run = context.write_options("UpdateOptions")?.dry_run;
-    let wanted: Namespace = context.request("Namespace").await?;
-    let name = wanted.metadata.name.unwrap_or_default();
-    check_name(context, &name)?;
+    let options = context.write_options("UpdateOptions")?;
+    let kind = context.resource.kind.as_ref();
+    let (wanted, warnings): (Namespace, _) = body::typed(context, kind, options.validation).await?;
+    check_name(context, wanted.metadata.name.as_deref().unwrap_or_default())?;
     let asked = wanted.metadata.resource_version.unwrap_or_default();
     let finalizers = wanted
         .spec
         .and_then(|spec| spec.finalizers)
         .unwrap_or_default();
     check_finalizers(context, &finalizers)?;
-    let write = Write::own(Operation::Update, dry_run);
+    let write = Write::own(Operation::Update, options.dry_run);
     let written = swap(context, write, None, |current| {
         if !asked.is_empty() && asked != meta(current, "resourceVersion") {
             return Err(StatusError::stale(info, context.name()));
@@ -38,7 +39,8 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         }
         Ok(namespace)
     });
-    Ok(written.await?.answer())
+    let answer = written.await.map(|written| written.answer());
+    Ok(Answer::of(answer).with_warnings(warnings))
 }
 
 fn check_finalizers(context: &Context<'_>, finalizers: &[String]) -> Result<(), StatusError> {

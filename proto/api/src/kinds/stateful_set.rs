@@ -367,7 +367,7 @@ impl Kind for StatefulSetKind {
         let same = old.is_some_and(|old| old.metadata.generation == new.metadata.generation);
         let mut warnings = match same {
             true => Vec::new(),
-            false => workload::template_warnings(&spec.template, &path.child("template")),
+            false => workload::template_warnings(Some(&spec.template), &path.child("template")),
         };
         let claims = spec.volume_claim_templates.iter().flatten().enumerate();
         warnings.extend(claims.filter_map(|(index, claim)| {

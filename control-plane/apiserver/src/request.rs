@@ -170,14 +170,14 @@ impl Query {
             .filter(|value| !value.is_empty())
     }
 
-    /// Whether a name is there, with a value.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.get(name).is_some()
+    /// The first value of a name, empty where it has none.
+    pub(crate) fn first(&self, name: &str) -> Option<&str> {
+        self.values.get(name)?.first().map(String::as_str)
     }
 
-    /// A whole number, as Go reads it.
+    /// A whole number, as Go reads it: an empty text is none.
     pub(crate) fn number(&self, name: &str) -> Result<Option<i64>, StatusError> {
-        let text = self.get(name);
+        let text = self.first(name);
         text.map(|text| {
             text.parse::<i64>().map_err(|error| {
                 let why = go_reason(error.kind());
@@ -206,14 +206,10 @@ impl Query {
         self.values.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// Anything but `0`, `f` and `false`, however those are written; also present without a value.
+    /// Anything but `0` and `false`, however that is written; also present without a value.
     pub(crate) fn flag(&self, name: &str) -> bool {
-        match self.values.get(name).and_then(|values| values.first()) {
-            None => false,
-            Some(value) => !["0", "f", "false"]
-                .iter()
-                .any(|no| value.eq_ignore_ascii_case(no)),
-        }
+        self.first(name)
+            .is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 }
 
@@ -337,7 +333,11 @@ mod tests {
         for (text, number) in [("5", 5), ("-5", -5), ("%2B5", 5), ("0", 0), ("007", 7)] {
             assert_eq!(query(text).number("n"), Ok(Some(number)), "{text}");
         }
-        assert_eq!(query("").number("n"), Ok(None));
+        assert_eq!(query("5").number("m"), Ok(None));
+        assert!(query("").resource_version().is_ok());
+        let error = query("").number("n").expect_err("no number");
+        let why = "strconv.ParseInt: parsing \"\": invalid syntax";
+        assert_eq!((error.code(), error.message()), (400, why));
         for (text, why) in [
             ("x", "invalid syntax"),
             ("+5", "invalid syntax"),

@@ -14,6 +14,7 @@ use crate::json::Members;
 use crate::json::syntax_error;
 use base64::Engine;
 use schemars::JsonSchema;
+use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::Value;
 
@@ -160,17 +161,26 @@ pub fn request<T: Request>(body: &[u8], content_type: &str, kind: &str) -> Resul
     }
 }
 
-/// Reads options of a request from its body in JSON, as [`request`]; `kind` is theirs, and what says it is something else is
-/// refused.
-pub fn options_request<T: Request>(body: &[u8], kind: &str) -> Result<T, StatusError> {
-    #[derive(Default, serde::Deserialize)]
+/// Reads options of a request from its body, as [`request`]; `kind` is theirs, and what says it is something else is refused.
+pub fn options_request<T: Request>(
+    body: &[u8],
+    content_type: &str,
+    kind: &str,
+) -> Result<T, StatusError> {
+    #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
     struct Said {
         api_version: String,
         kind: String,
     }
     // What cannot be read so is told in the words of the options' own type.
-    let said: Said = serde_json::from_slice(body).unwrap_or_default();
+    let said = match media_type(content_type) {
+        YAML => yaml::document(body)
+            .ok()
+            .and_then(|document| Said::deserialize(document.root()).ok()),
+        _ => serde_json::from_slice::<Said>(body).ok(),
+    };
+    let said = said.unwrap_or_default();
     if !said.kind.is_empty() && said.kind != kind {
         return Err(StatusError::bad_request(format!(
             "no kind {:?} is registered for version {:?} in scheme \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\"",
@@ -178,7 +188,7 @@ pub fn options_request<T: Request>(body: &[u8], kind: &str) -> Result<T, StatusE
         )));
     }
     let prefix = format!("{kind} in version \"v1\" cannot be handled as a {kind}: ");
-    request(body, JSON, kind).map_err(|error| match error.message().strip_prefix(&prefix) {
+    request(body, content_type, kind).map_err(|error| match error.message().strip_prefix(&prefix) {
         Some(why) => StatusError::bad_request(why),
         None => error,
     })

@@ -6,7 +6,8 @@ use gantry_api::json::Members;
 use gantry_api::kind::ResourceInfo;
 use gantry_api::kinds::priority_class;
 use gantry_api::status::StatusError;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use http::StatusCode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use serde_json::{Value, json};
 
 use super::options::{dry_run, refuse};
@@ -17,7 +18,6 @@ use crate::registry::Resource;
 use crate::response::Answer;
 
 const KIND: &str = "DeleteOptions";
-const JSON: &str = "application/json";
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
     pub(crate) dry_run: bool,
+    /// Whether a client of old asks for what depends on the object to go with it.
+    asks_for_dependents: bool,
 }
 
 impl Options {
@@ -39,16 +41,17 @@ impl Options {
     pub(crate) fn read(context: &Context<'_>) -> Result<Self, StatusError> {
         let query = context.query;
         let options = match context.body.is_empty() {
-            false => match context.content_type().split(';').next().map(str::trim) {
-                Some("" | JSON) => options_request(&context.body, KIND)?,
-                _ => return Err(StatusError::unsupported_media_type(&[JSON])),
-            },
+            false => options_request(&context.body, context.content_type(), KIND)?,
             true => DeleteOptions {
                 grace_period_seconds: query.number("gracePeriodSeconds")?,
-                propagation_policy: query.get("propagationPolicy").map(str::to_owned),
+                propagation_policy: query.first("propagationPolicy").map(str::to_owned),
                 orphan_dependents: query
-                    .has("orphanDependents")
-                    .then(|| query.flag("orphanDependents")),
+                    .first("orphanDependents")
+                    .map(|_| query.flag("orphanDependents")),
+                preconditions: Some(Preconditions {
+                    uid: query.get("uid").map(str::to_owned),
+                    resource_version: query.get("resourceVersion").map(str::to_owned),
+                }),
                 dry_run: Some(query.all("dryRun").to_vec()),
                 ..DeleteOptions::default()
             },
@@ -73,6 +76,7 @@ impl Options {
         let dry_run = dry_run(&options.dry_run.unwrap_or_default(), &mut errors);
         refuse(KIND, errors)?;
         let orphaned = options.orphan_dependents;
+        let asks_for_dependents = orphaned == Some(false);
         let orphaned = orphaned.map(|orphan| if orphan { "Orphan" } else { "Background" });
         let preconditions = options.preconditions.unwrap_or_default();
         Ok(Self {
@@ -81,6 +85,7 @@ impl Options {
             uid: preconditions.uid,
             resource_version: preconditions.resource_version,
             dry_run,
+            asks_for_dependents,
         })
     }
 
@@ -140,7 +145,12 @@ async fn delete_named(context: &Context<'_>, options: &Options) -> Result<Answer
     may_go(info, context.name())?;
     let deleted = delete_one(context, options).await?;
     if !deleted.gone {
-        return Ok(deleted.answer());
+        let mut answer = deleted.answer();
+        // It is not done yet.
+        if options.asks_for_dependents {
+            answer.status = StatusCode::ACCEPTED;
+        }
+        return Ok(answer);
     }
     if returns_object(&info.kind) {
         return Ok(Answer::value(&last_state(context.resource, deleted)?));
@@ -232,22 +242,14 @@ pub(crate) async fn delete_one(
 /// Sets the marks of deletion.
 fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
     let info = context.resource.info();
-    let grace = grace_period(&info.kind, object, options);
     let already = !object["metadata"]["deletionTimestamp"].is_null();
     if already {
-        let pending = object["metadata"]["deletionGracePeriodSeconds"]
-            .as_i64()
-            .unwrap_or(0);
-        // A second deletion may only shorten the wait.
-        if grace < pending {
-            let deadline = gantry_api::time::parse(meta(object, "deletionTimestamp")).unwrap_or(0);
-            let start = deadline.saturating_sub(nanos(pending));
-            *object.member(&["metadata", "deletionTimestamp"]) = json!(gantry_api::time::seconds(
-                start.saturating_add(nanos(grace))
-            ));
-            *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
+        // A second deletion may only shorten the wait, and says nothing else.
+        if !shorten(object, options) {
+            return;
         }
     } else {
+        let grace = grace_period(&info.kind, object, options);
         let deadline = context.api.clock.now().saturating_add(nanos(grace));
         *object.member(&["metadata", "deletionTimestamp"]) =
             json!(gantry_api::time::seconds(deadline));
@@ -290,6 +292,29 @@ fn says_what_follows(object: &Value) -> bool {
     finalizers.any(|finalizer| finalizer == ORPHAN || finalizer == FOREGROUND)
 }
 
+/// Lets what has been told to end do so sooner, where a client says when; whether that is so.
+fn shorten(object: &mut Value, options: &Options) -> bool {
+    let pending = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
+    let wanted = options.grace_period.map(at_once_later);
+    let (Some(pending), Some(grace)) = (pending, wanted) else {
+        return false;
+    };
+    if grace >= pending {
+        return false;
+    }
+    let deadline = gantry_api::time::parse(meta(object, "deletionTimestamp")).unwrap_or(0);
+    let start = deadline.saturating_sub(nanos(pending));
+    let deadline = gantry_api::time::seconds(start.saturating_add(nanos(grace)));
+    *object.member(&["metadata", "deletionTimestamp"]) = json!(deadline);
+    *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
+    true
+}
+
+/// A grace period; one below zero is a second.
+fn at_once_later(seconds: i64) -> i64 {
+    if seconds < 0 { 1 } else { seconds }
+}
+
 /// Seconds in nanoseconds; those too far off are the last there are.
 fn nanos(seconds: i64) -> i64 {
     seconds.saturating_mul(1_000_000_000)
@@ -315,7 +340,7 @@ fn grace_period(kind: &str, object: &Value, options: &Options) -> i64 {
     {
         return 0;
     }
-    if wanted < 0 { 1 } else { wanted }
+    at_once_later(wanted)
 }
 
 fn set_finalizers(object: &mut Value, add: &[&str], remove: &[&str]) {
@@ -341,10 +366,94 @@ fn set_finalizers(object: &mut Value, add: &[&str], remove: &[&str]) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
     use gantry_api::kind::Kind;
     use gantry_api::kinds::replication_controller::ReplicationControllerKind;
+    use http::{Method, Request, header};
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
 
     use super::*;
+    use crate::streams::NoNodes;
+    use crate::{ApiServer, ApiServerConfig, Identity};
+
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+
+    async fn send(server: &ApiServer, method: Method, uri: &str, body: &str) -> (u16, Value) {
+        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+        let media_type = match body.starts_with('{') {
+            true => "application/json",
+            false => "application/yaml",
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::CONTENT_TYPE, media_type)
+            .body(Body::from(body.to_owned()))
+            .expect("a request");
+        let Ok(response) = server.local_service(administrator).oneshot(request).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("a body");
+        let body = serde_json::from_slice(&body.to_bytes()).expect("JSON");
+        (status, body)
+    }
+
+    async fn server() -> ApiServer {
+        let store = gantry_store::Store::ephemeral();
+        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+        server.bootstrap(6443).await.expect("bootstrapped");
+        server
+    }
+
+    #[tokio::test]
+    async fn options_are_of_the_query_or_of_a_body_in_any_format() {
+        let server = server().await;
+        let held = json!({"metadata": {"name": "m", "finalizers": ["example.com/a"]}});
+        let made = send(&server, Method::POST, MAPS, &held.to_string()).await;
+        assert_eq!(made.0, 201);
+        let delete = async |query: &str, body: &str| {
+            send(&server, Method::DELETE, &format!("{MAPS}/m?{query}"), body).await
+        };
+        for query in ["uid=other", "resourceVersion=1"] {
+            assert_eq!(delete(query, "").await.0, 409, "{query}");
+        }
+        assert_eq!(delete("", "preconditions:\n  uid: other\n").await.0, 409);
+        assert_eq!(delete("", "kind: Pod\napiVersion: v1\n").await.0, 400);
+        assert_eq!(delete("propagationPolicy=", "").await.0, 422);
+        let (status, map) = delete("orphanDependents=false", "").await;
+        assert_eq!(status, 202, "it is not done yet: {map}");
+        // It goes already: nothing of how is changed any more.
+        let (status, map) = delete("propagationPolicy=Orphan", "").await;
+        assert_eq!(status, 200);
+        assert_eq!(map["metadata"]["finalizers"], json!(["example.com/a"]));
+    }
+
+    #[tokio::test]
+    async fn a_second_deletion_only_shortens_the_wait() {
+        let server = server().await;
+        let pod = json!({
+            "metadata": {"name": "p"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}
+        });
+        let made = send(&server, Method::POST, PODS, &pod.to_string()).await;
+        assert_eq!(made.0, 201);
+        for (query, left) in [
+            ("gracePeriodSeconds=60", 60),
+            ("", 60),
+            ("gracePeriodSeconds=90", 60),
+            ("gracePeriodSeconds=40", 40),
+            ("gracePeriodSeconds=-5", 1),
+        ] {
+            let uri = format!("{PODS}/p?{query}");
+            let (status, pod) = send(&server, Method::DELETE, &uri, "").await;
+            assert_eq!(status, 200, "{pod}");
+            let seconds = &pod["metadata"]["deletionGracePeriodSeconds"];
+            assert_eq!(seconds, &json!(left), "{query}");
+        }
+    }
 
     #[test]
     fn pods_of_a_replication_controller_stay_unless_it_is_said_that_they_go() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
-use gantry_api::json::Members;
+use gantry_api::json::{Members, syntax_error};
 use gantry_api::kind::ResourceInfo;
 use gantry_api::status::StatusError;
 use gantry_api::yaml;
@@ -21,7 +21,7 @@ use super::scan::{Scan, Walk};
 use super::selection::Selection;
 use crate::context::Context;
 use crate::encoder::{check_object_policy, column_definitions, not_a_single_object};
-use crate::media::{Form, Format, Media, PLAIN};
+use crate::media::{Form, Format, Media};
 use crate::request::parse_version;
 use crate::response::Answer;
 
@@ -36,10 +36,51 @@ pub(crate) struct Continue {
     pub(crate) revision: u64,
     namespace: String,
     name: String,
+    /// How many objects are behind this one, where that is known: so no page counts what another has counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<usize>,
+}
+
+/// The options of a list, in the order in which Kubernetes reads them.
+pub(super) struct ListOptions {
+    pub(super) selection: Selection,
+    /// 0 for all.
+    pub(super) limit: usize,
+    pub(super) page: Option<Continue>,
+}
+
+impl ListOptions {
+    pub(super) fn read(context: &Context<'_>) -> Result<Self, StatusError> {
+        let query = context.query;
+        query.number("timeoutSeconds")?;
+        let limit = query.number("limit")?.unwrap_or(0);
+        let selection = Selection::parse(context)?;
+        options::check(query)?;
+        let selection = selection.of(context)?;
+        let page = query.get("continue").map(parse_token).transpose()?;
+        let limit = usize::try_from(limit).unwrap_or(0);
+        // Who is content with anything is given everything.
+        let any = page.is_none() && query.get("resourceVersion") == Some("0");
+        Ok(Self {
+            selection,
+            limit: if any { 0 } else { limit },
+            page,
+        })
+    }
+
+    /// The last object before those that are asked for.
+    pub(super) fn cursor(&self) -> Option<(Arc<str>, Arc<str>)> {
+        let page = self.page.as_ref()?;
+        Some((page.namespace.as_str().into(), page.name.as_str().into()))
+    }
 }
 
 /// The snapshot a list is of: the one its page token or `resourceVersion` names, or the newest.
-fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnapshot, StatusError> {
+pub(super) fn snapshot(
+    context: &Context<'_>,
+    options: &ListOptions,
+) -> Result<TableSnapshot, StatusError> {
+    let page = options.page.as_ref();
     let store = &context.api.store;
     let table = &context.resource.table;
     if let Some(page) = page {
@@ -69,11 +110,13 @@ fn snapshot(context: &Context<'_>, page: Option<&Continue>) -> Result<TableSnaps
             store.revision().0,
         ));
     }
-    if context.query.get("resourceVersionMatch") == Some("Exact") {
+    let exact = match context.query.get("resourceVersionMatch") {
+        None => options.limit > 0 && version > 0,
+        Some(how) => how == "Exact",
+    };
+    if exact {
         return store.snapshot_at(table, Revision(version)).ok_or_else(|| {
-            StatusError::gone_expired(format!(
-                "The resourceVersion for the provided list is too old: {version}"
-            ))
+            StatusError::gone_expired("The resourceVersion for the provided list is too old.")
         });
     }
     Ok(store.snapshot(table))
@@ -87,70 +130,100 @@ pub(crate) async fn list(context: &Context<'_>) -> Result<Answer, StatusError> {
     {
         return Err(not_a_single_object(context));
     }
-    let selection = Selection::read(context)?;
-    let limit = usize::try_from(context.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
-    context.query.number("timeoutSeconds")?;
-    options::check(context.query)?;
-    let page = context.query.get("continue").map(parse_token).transpose()?;
+    let options = ListOptions::read(context)?;
     check_object_policy(context, media)?;
-    let snapshot = snapshot(context, page.as_ref())?;
-    let cursor = page.map(|page| (Arc::from(page.namespace), Arc::from(page.name)));
-    let more = match limit {
+    let snapshot = snapshot(context, &options)?;
+    page(context, media, snapshot, options).await
+}
+
+/// The objects of a snapshot that are asked for.
+pub(super) async fn page(
+    context: &Context<'_>,
+    media: Media,
+    snapshot: TableSnapshot,
+    options: ListOptions,
+) -> Result<Answer, StatusError> {
+    let more = match options.limit {
         0 => None,
-        limit => more(context, &snapshot, &selection, cursor.clone(), limit).await,
+        _ => more(context, &snapshot, &options).await,
     };
     let head = list_head(context, media, snapshot.revision(), more.as_ref());
     let namespace = context.namespace().map(str::to_owned);
-    let items = Scan::new(snapshot, namespace, selection, cursor, limit);
+    let cursor = options.cursor();
+    let items = Scan::new(
+        snapshot,
+        namespace,
+        options.selection,
+        cursor,
+        options.limit,
+    );
     Listing::new(context, media, head, items).answer()
 }
 
-/// The objects of a snapshot that are selected, as [`list`] answers with whole ones.
-pub(crate) fn selected(
-    context: &Context<'_>,
-    snapshot: TableSnapshot,
-    selection: Selection,
-) -> Result<Answer, StatusError> {
-    let head = list_prefix(context.resource.info(), snapshot.revision(), None);
-    let namespace = context.namespace().map(str::to_owned);
-    let items = Scan::new(snapshot, namespace, selection, None, 0);
-    Listing::new(context, PLAIN, head, items).answer()
-}
-
-/// What is behind the next `limit` objects, if anything.
+/// What is behind a page, if anything: an object, be it selected or not, as in Kubernetes.
 async fn more(
     context: &Context<'_>,
     snapshot: &TableSnapshot,
-    selection: &Selection,
-    cursor: Option<(Arc<str>, Arc<str>)>,
-    limit: usize,
+    options: &ListOptions,
 ) -> Option<More> {
+    let (selection, limit) = (&options.selection, options.limit);
+    let namespace = context.namespace();
+    if selection.is_single() && (namespace.is_some() || !context.resource.info().namespaced) {
+        return None;
+    }
     let (mut found, mut last) = (0, None);
-    let mut walk = Walk::new(snapshot, context.namespace(), selection, cursor);
-    loop {
-        let follows = walk.step(|namespace, name| {
-            found += 1;
-            if found == limit {
-                last = Some((namespace.to_string(), name.to_string()));
-            }
-        });
-        // With a selector the count would have to look at everything that was not asked for.
-        let enough = found > limit && !selection.is_everything();
-        if !follows || enough {
-            break;
+    let mut walk = Walk::new(snapshot, namespace, selection, options.cursor());
+    while walk.step(|namespace, name| {
+        found += 1;
+        if found == limit {
+            last = Some((namespace.clone(), name.clone()));
         }
+    }) && found < limit
+    {
         tokio::task::yield_now().await;
     }
-    let (namespace, name) = last.filter(|_| found > limit)?;
+    let last = last?;
+    let behind = Some((&*last.0, &*last.1));
+    snapshot.range_after(namespace, behind).next()?;
+    let left = match selection.is_everything() {
+        true => Some(left(snapshot, namespace, options, &last).await),
+        // The count would have to look at everything that was not asked for.
+        false => None,
+    };
     let token = Continue {
         revision: snapshot.revision().0,
-        namespace,
-        name,
+        namespace: last.0.to_string(),
+        name: last.1.to_string(),
+        left,
     };
     Some(More {
         token: TOKENS.encode(json!(token).to_string()),
-        remaining: selection.is_everything().then(|| found - limit),
+        remaining: left,
     })
+}
+
+/// How many objects are behind the last of a page. Only the first page of a namespace, which is a part of a table, counts
+/// them.
+async fn left(
+    snapshot: &TableSnapshot,
+    namespace: Option<&str>,
+    options: &ListOptions,
+    last: &(Arc<str>, Arc<str>),
+) -> usize {
+    let known = match (&options.page, namespace) {
+        (Some(page), _) => page.left,
+        (None, None) => Some(snapshot.len()),
+        (None, Some(_)) => None,
+    };
+    if let Some(known) = known {
+        return known.saturating_sub(options.limit);
+    }
+    let mut count = 0;
+    let mut walk = Walk::new(snapshot, namespace, &options.selection, Some(last.clone()));
+    while walk.step(|_, _| count += 1) {
+        tokio::task::yield_now().await;
+    }
+    count
 }
 
 /// What a page leaves for the next ones.
@@ -186,19 +259,16 @@ pub(crate) fn parse_token(token: &str) -> Result<Continue, StatusError> {
             "invalid continue token: continue key is not valid: {why}"
         ))
     };
-    let bytes = TOKENS
-        .decode(token)
-        .map_err(|error| invalid(error.to_string()))?;
+    let bytes = TOKENS.decode(token).map_err(|_| {
+        // Go names the first byte it cannot use, or the one that is left over.
+        let is_odd = |byte: u8| !(byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        let odd = token.bytes().position(is_odd);
+        let at = odd.unwrap_or(token.len().saturating_sub(1));
+        invalid(format!("illegal base64 data at input byte {at}"))
+    })?;
     serde_json::from_slice(&bytes).map_err(|_| {
-        // Go names the first byte it cannot use.
-        let first = bytes.first().copied().unwrap_or(0);
-        let shown = match char::from(first) {
-            letter if (' '..='~').contains(&letter) => letter.to_string(),
-            letter => format!("\\u{:04x}", u32::from(letter)),
-        };
-        invalid(format!(
-            "invalid character '{shown}' looking for beginning of value"
-        ))
+        let unknown = || "server does not recognize this encoded version ".to_owned();
+        invalid(syntax_error(&bytes).unwrap_or_else(unknown))
     })
 }
 

@@ -24,7 +24,7 @@ impl WriteOptions {
     /// Of a request's query; `kind` is what Kubernetes calls the options of the verb.
     pub(crate) fn read(query: &Query, kind: &str) -> Result<Self, StatusError> {
         let mut errors = ErrorList::default();
-        if kind == "PatchOptions" && query.has("force") {
+        if kind == "PatchOptions" && query.first("force").is_some() {
             let detail = "may not be specified for non-apply patch";
             errors.forbidden(&Path::new("force"), detail);
         }
@@ -58,9 +58,8 @@ pub(crate) fn refuse(kind: &str, errors: ErrorList) -> Result<(), StatusError> {
 
 /// Whether nothing may be stored.
 pub(crate) fn dry_run(values: &[String], errors: &mut ErrorList) -> bool {
-    let values: Vec<&String> = values.iter().filter(|value| !value.is_empty()).collect();
-    if values.iter().any(|value| *value != ALL) {
-        errors.not_supported(&Path::new("dryRun"), &values, &[ALL]);
+    if values.iter().any(|value| value != ALL) {
+        errors.not_supported(&Path::new("dryRun"), values, &[ALL]);
     }
     !values.is_empty()
 }
@@ -96,7 +95,11 @@ mod tests {
             validation: FieldValidation::Warn,
         };
         assert_eq!(read(""), Ok(plain));
-        assert_eq!(read("dryRun=&force=true&fieldManager=a%20b"), Ok(plain));
+        assert_eq!(read("force=true&fieldManager=a%20b"), Ok(plain));
+        assert_eq!(
+            refused("dryRun=", "CreateOptions"),
+            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"\"]: supported values: \"All\""
+        );
         let dry_run = WriteOptions {
             dry_run: true,
             validation: FieldValidation::Strict,

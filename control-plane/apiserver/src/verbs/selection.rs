@@ -15,23 +15,44 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
-    pub(crate) fn read(context: &Context<'_>) -> Result<Self, StatusError> {
+    /// What the query selects; whether there are such fields is not known yet, see [`Self::of`].
+    pub(crate) fn parse(context: &Context<'_>) -> Result<Self, StatusError> {
         let labels = LabelSelector::parse(context.query.get("labelSelector").unwrap_or_default())
             .map_err(|error| StatusError::bad_request(error.to_string()))?;
         let fields = FieldSelector::parse(context.query.get("fieldSelector").unwrap_or_default())
             .map_err(|error| StatusError::bad_request(error.to_string()))?;
+        Ok(Self {
+            labels,
+            fields,
+            name: context.path.name.clone(),
+        })
+    }
+
+    /// The same, of the objects of the request's kind: its fields must be theirs.
+    pub(crate) fn of(self, context: &Context<'_>) -> Result<Self, StatusError> {
         let kind = context.resource.kind.as_ref();
-        for field in fields.fields() {
+        for field in self.fields.fields() {
             if !kind.knows_field_label(field) {
                 return Err(StatusError::bad_request(unknown_field(context, field)));
             }
         }
+        // A name in the path and another one that is selected contradict each other.
+        let selected = self.fields.exact("metadata.name");
+        if self.name.is_some() && !self.fields.is_everything() && selected != self.name.as_deref() {
+            return Err(StatusError::bad_request(
+                "fieldSelector metadata.name doesn't match requested name",
+            ));
+        }
         Ok(Self {
-            labels,
             // Objects are indexed once, whichever versions they are served in.
-            fields: fields.renamed(|label| kind.hub_field_label(label)),
-            name: context.path.name.clone(),
+            fields: self.fields.renamed(|label| kind.hub_field_label(label)),
+            ..self
         })
+    }
+
+    /// Whether it is of one name alone.
+    pub(crate) fn is_single(&self) -> bool {
+        self.name.is_some() || self.fields.exact("metadata.name").is_some()
     }
 
     /// Whether every object of the table is.

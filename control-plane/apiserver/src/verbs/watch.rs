@@ -64,11 +64,15 @@ enum Initial {
 
 pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> {
     let media = Media::of_watch(context.headers)?;
-    let selection = Selection::read(context)?;
+    let seconds = context.query.number("timeoutSeconds")?;
+    context.query.number("limit")?;
+    let selection = Selection::parse(context)?;
+    check_watch(context.query)?;
+    let selection = selection.of(context)?;
     check_object_policy(context, media)?;
     let bookmarks = context.query.flag("allowWatchBookmarks");
-    let (initial, from) = start(context)?;
-    let timeout = match context.query.number("timeoutSeconds")?.unwrap_or(0) {
+    let (initial, from) = start(context, bookmarks)?;
+    let timeout = match seconds.unwrap_or(0) {
         seconds if seconds > 0 => Duration::from_secs(seconds.unsigned_abs()).min(FOR_EVER),
         _ => LONGEST.mul_f64(1.0 + rand::rng().random::<f64>()),
     };
@@ -120,13 +124,17 @@ pub(crate) async fn watch(context: &Context<'_>) -> Result<Answer, StatusError> 
     Ok(Answer::written(json, Body::from_stream(pieces)))
 }
 
-/// Where a watch starts.
-fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
+/// Where a watch starts. Who wants bookmarks is told by one that all there was has been sent, whether that was asked for or
+/// is what a watch without a revision does.
+fn start(context: &Context<'_>, bookmarks: bool) -> Result<(Initial, Revision), StatusError> {
     let query = context.query;
-    check_watch(query)?;
     let send_initial = query
-        .get("sendInitialEvents")
+        .first("sendInitialEvents")
         .map(|_| query.flag("sendInitialEvents"));
+    let initial = match bookmarks {
+        true => Initial::ObjectsAndBookmark,
+        false => Initial::Objects,
+    };
     let revision = Revision(query.resource_version()?.unwrap_or(0));
     if revision > context.api.store.revision() {
         return Err(StatusError::too_large_resource_version(
@@ -135,7 +143,7 @@ fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
         ));
     }
     Ok(match send_initial {
-        Some(true) => (Initial::ObjectsAndBookmark, revision),
+        Some(true) => (initial, revision),
         Some(false) => (
             Initial::Nothing,
             if revision.0 == 0 {
@@ -144,7 +152,7 @@ fn start(context: &Context<'_>) -> Result<(Initial, Revision), StatusError> {
                 revision
             },
         ),
-        None if revision.0 == 0 => (Initial::Objects, revision),
+        None if revision.0 == 0 => (initial, revision),
         None => (Initial::Nothing, revision),
     })
 }
@@ -326,15 +334,16 @@ impl Session {
     fn bookmark(&mut self, revision: Revision, initial_end: bool) {
         let info = self.asked.resource.info();
         let mut metadata = json!({"resourceVersion": revision.to_string()});
-        *metadata.member(&["creationTimestamp"]) = Value::Null;
         if initial_end {
             *metadata.member(&["annotations"]) = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object = json!({
+        let mut object = json!({
             "kind": info.kind,
             "apiVersion": info.api_version(),
             "metadata": metadata,
         });
+        // It is an object of the kind, of which nothing is set.
+        self.asked.resource.kind.schema().complete(&mut object);
         self.buffer.put_slice(&line("BOOKMARK", &object));
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn check(query: &Query) -> Result<(), StatusError> {
             );
         }
     }
-    if query.get("sendInitialEvents").is_some() {
+    if query.first("sendInitialEvents").is_some() {
         errors.forbidden(
             &Path::new("sendInitialEvents"),
             "sendInitialEvents is forbidden for list",
@@ -60,7 +60,7 @@ pub(super) fn check(query: &Query) -> Result<(), StatusError> {
 pub(in crate::verbs) fn check_watch(query: &Query) -> Result<(), StatusError> {
     let mut errors = ErrorList::default();
     let path = Path::new("resourceVersionMatch");
-    let sends = query.get("sendInitialEvents").is_some();
+    let sends = query.first("sendInitialEvents").is_some();
     let how = query.get("resourceVersionMatch");
     if sends && how != Some(NOT_OLDER_THAN) {
         errors.forbidden(

@@ -16,6 +16,7 @@ mod runtime_classes;
 mod service_account;
 mod service_cidrs;
 mod services;
+mod view;
 
 use async_trait::async_trait;
 use gantry_api::kind::Draft;
@@ -36,16 +37,16 @@ impl Chain {
     pub(crate) fn new(ranges: &Ranges) -> Self {
         Self(vec![
             Box::new(namespace_lifecycle::NamespaceLifecycle),
-            Box::new(limit_ranger::LimitRanger),
+            Box::new(limit_ranger::LimitRanger::default()),
             Box::new(service_account::ServiceAccount),
             Box::new(node_restriction::NodeRestriction),
             Box::new(role_escalation::RoleEscalation),
             Box::new(nodes::TaintNodes),
             Box::new(pod_security::PodSecurity),
-            Box::new(priority::Priority),
+            Box::new(priority::Priority::default()),
             Box::new(default_tolerations::DefaultTolerationSeconds),
             Box::new(runtime_classes::RuntimeClass),
-            Box::new(ingresses::DefaultIngressClass),
+            Box::new(ingresses::DefaultIngressClass::default()),
             Box::new(services::ServiceAddresses {
                 ranges: ranges.clone(),
             }),

@@ -6,12 +6,24 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
 use super::plugin::{Attributes, Plugin};
+use super::view::View;
 use crate::tables::table;
 
 const CLASS: &str = "kubernetes.io/ingress.class";
 const DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
 
-pub(super) struct DefaultIngressClass;
+pub(super) struct DefaultIngressClass {
+    /// Those that say that they are the default.
+    defaults: View<IngressClass>,
+}
+
+impl Default for DefaultIngressClass {
+    fn default() -> Self {
+        Self {
+            defaults: View::new(table("networking.k8s.io", "ingressclasses"), is_default),
+        }
+    }
+}
 
 #[async_trait]
 impl Plugin for DefaultIngressClass {
@@ -37,29 +49,25 @@ impl Plugin for DefaultIngressClass {
             && spec.ingress_class_name.is_none()
             && !annotated
         {
-            let classes = table("networking.k8s.io", "ingressclasses");
-            let classes = attributes.context.api.store.snapshot(&classes);
-            let classes = classes
-                .iter()
-                .filter_map(|(_, entry)| serde_json::from_slice(&entry.value).ok());
-            spec.ingress_class_name = default_class(classes);
+            let defaults = self.defaults.of(&attributes.context.api.store, "");
+            spec.ingress_class_name = newest(defaults.iter().map(AsRef::as_ref));
         }
         Ok(())
     }
 }
 
-/// The newest class that says it is the default; of several at once, the first by name.
-fn default_class(classes: impl Iterator<Item = IngressClass>) -> Option<String> {
-    let is_default = |class: &IngressClass| {
-        let annotations = class.metadata.annotations.as_ref();
-        annotations.is_some_and(|all| all.get(DEFAULT).is_some_and(|value| value == "true"))
-    };
+fn is_default(class: &IngressClass) -> bool {
+    let annotations = class.metadata.annotations.as_ref();
+    annotations.is_some_and(|all| all.get(DEFAULT).is_some_and(|value| value == "true"))
+}
+
+/// The newest class; of several at once, the first by name.
+fn newest<'a>(classes: impl Iterator<Item = &'a IngressClass>) -> Option<String> {
     classes
-        .filter(is_default)
         .map(|class| {
-            let created = class.metadata.creation_timestamp.map(|time| time.0);
-            let name = class.metadata.name.unwrap_or_default();
-            (std::cmp::Reverse(created), name)
+            let created = class.metadata.creation_timestamp.as_ref();
+            let name = class.metadata.name.clone().unwrap_or_default();
+            (std::cmp::Reverse(created.map(|time| time.0)), name)
         })
         .min()
         .map(|(_, name)| name)
@@ -85,7 +93,9 @@ mod tests {
             class("y", "2026-02-01T00:00:00Z", "true"),
             class("no", "2026-03-01T00:00:00Z", "false"),
         ];
-        assert_eq!(default_class(classes.into_iter()).as_deref(), Some("y"));
-        assert_eq!(default_class(std::iter::empty()), None);
+        let defaults = || classes.iter().filter(|class| is_default(class));
+        assert_eq!(defaults().count(), 3);
+        assert_eq!(newest(defaults()).as_deref(), Some("y"));
+        assert_eq!(newest(std::iter::empty()), None);
     }
 }

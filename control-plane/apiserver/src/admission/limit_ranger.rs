@@ -2,6 +2,7 @@
 //! that ask for more, or for less, than is allowed are refused.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use gantry_api::kind::Draft;
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::{Container, LimitRange, LimitRangeItem, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use super::plugin::{Attributes, Plugin, shown_name};
+use super::view::View;
 use crate::tables::table;
 
 /// Says what was filled in.
@@ -28,7 +30,26 @@ const MOST_FILLED: usize = 100_000;
 type Amounts = BTreeMap<String, ApiQuantity>;
 type Parsed<'a> = BTreeMap<&'a str, Quantity>;
 
-pub(super) struct LimitRanger;
+pub(super) struct LimitRanger {
+    ranges: View<LimitRange>,
+}
+
+impl Default for LimitRanger {
+    fn default() -> Self {
+        Self {
+            ranges: View::new(table("", "limitranges"), |_| true),
+        }
+    }
+}
+
+impl LimitRanger {
+    /// The ranges of the pod's namespace.
+    fn ranges(&self, attributes: &Attributes<'_>) -> Vec<Arc<LimitRange>> {
+        let context = attributes.context;
+        let namespace = context.namespace().unwrap_or_default();
+        self.ranges.of(&context.api.store, namespace)
+    }
+}
 
 #[async_trait]
 impl Plugin for LimitRanger {
@@ -48,7 +69,7 @@ impl Plugin for LimitRanger {
         let Some(pod) = draft.typed_mut::<Pod>() else {
             return Ok(());
         };
-        let ranges = ranges(attributes);
+        let ranges = self.ranges(attributes);
         let filled: usize = ranges.iter().map(|range| fills(range, pod)).sum();
         if filled > MOST_FILLED {
             let name = shown_name(&pod.metadata);
@@ -71,7 +92,7 @@ impl Plugin for LimitRanger {
         let Some(pod) = draft.typed::<Pod>() else {
             return Ok(Vec::new());
         };
-        for range in ranges(attributes) {
+        for range in self.ranges(attributes) {
             let broken = broken(&range, pod);
             let why = match broken.as_slice() {
                 [] => continue,
@@ -83,19 +104,6 @@ impl Plugin for LimitRanger {
         }
         Ok(Vec::new())
     }
-}
-
-/// Those of the pod's namespace.
-fn ranges(attributes: &Attributes<'_>) -> Vec<LimitRange> {
-    let namespace = attributes.context.namespace().unwrap_or_default();
-    let all = attributes
-        .context
-        .api
-        .store
-        .snapshot(&table("", "limitranges"));
-    let own = all.range_namespace(namespace);
-    own.filter_map(|(_, entry)| serde_json::from_slice(&entry.value).ok())
-        .collect()
 }
 
 fn items<'a>(range: &'a LimitRange, about: &'a str) -> impl Iterator<Item = &'a LimitRangeItem> {

@@ -8,10 +8,33 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 
 use super::plugin::{Attributes, Operation, Plugin, shown_name, stored};
+use super::view::View;
 use crate::context::Context;
 use crate::tables::table;
 
-pub(super) struct Priority;
+pub(super) struct Priority {
+    /// Those that say that they are everybody's.
+    defaults: View<PriorityClass>,
+}
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self {
+            defaults: View::new(table(GROUP, PLURAL), |class: &PriorityClass| {
+                class.global_default == Some(true)
+            }),
+        }
+    }
+}
+
+impl Priority {
+    /// The class of pods that name none; of several, that which is worth least.
+    fn default_class(&self, context: &Context<'_>) -> Option<PriorityClass> {
+        let classes = self.defaults.of(&context.api.store, "").into_iter();
+        let least = classes.min_by_key(|class| class.value.unwrap_or(0))?;
+        Some(PriorityClass::clone(&least))
+    }
+}
 
 #[async_trait]
 impl Plugin for Priority {
@@ -41,7 +64,7 @@ impl Plugin for Priority {
             return Ok(());
         }
         match draft.typed_mut::<Pod>() {
-            Some(pod) => give(attributes, pod),
+            Some(pod) => give(attributes, pod, || self.default_class(attributes.context)),
             None => Ok(()),
         }
     }
@@ -56,7 +79,8 @@ impl Plugin for Priority {
             return Ok(Vec::new());
         };
         let name = class.metadata.name.as_deref().unwrap_or_default();
-        match default_class(attributes.context).and_then(|class| class.metadata.name) {
+        let default = self.default_class(attributes.context);
+        match default.and_then(|class| class.metadata.name) {
             Some(other) if other != name || attributes.operation == Operation::Create => {
                 let why = format!(
                     "PriorityClass {other} is already marked as default. Only one default can exist"
@@ -68,7 +92,11 @@ impl Plugin for Priority {
     }
 }
 
-fn give(attributes: &Attributes<'_>, pod: &mut Pod) -> Result<(), StatusError> {
+fn give(
+    attributes: &Attributes<'_>,
+    pod: &mut Pod,
+    default_class: impl FnOnce() -> Option<PriorityClass>,
+) -> Result<(), StatusError> {
     let name = shown_name(&pod.metadata).to_owned();
     let refused = |why: &str| StatusError::forbidden(attributes.info(), &name, why);
     let Some(spec) = &mut pod.spec else {
@@ -76,7 +104,7 @@ fn give(attributes: &Attributes<'_>, pod: &mut Pod) -> Result<(), StatusError> {
     };
     let context = attributes.context;
     let class = match spec.priority_class_name.as_deref().unwrap_or_default() {
-        "" => default_class(context),
+        "" => default_class(),
         class => {
             let found = stored::<PriorityClass>(context, GROUP, PLURAL, "", class);
             let missing = || refused(&format!("no PriorityClass with name {class} was found"));
@@ -106,15 +134,4 @@ fn give(attributes: &Attributes<'_>, pod: &mut Pod) -> Result<(), StatusError> {
         spec.priority_class_name = Some(name);
     }
     Ok(())
-}
-
-/// The class of pods that name none; of several, that which is worth least.
-fn default_class(context: &Context<'_>) -> Option<PriorityClass> {
-    let classes = context.api.store.snapshot(&table(GROUP, PLURAL));
-    let classes = classes
-        .iter()
-        .filter_map(|(_, entry)| serde_json::from_slice::<PriorityClass>(&entry.value).ok());
-    classes
-        .filter(|class| class.global_default == Some(true))
-        .min_by_key(|class| class.value.unwrap_or(0))
 }

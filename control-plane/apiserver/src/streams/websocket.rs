@@ -14,8 +14,9 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-/// Bytes of a message and of each of its frames, at most: as many as Kubernetes' servers take.
-const LONGEST: usize = 32 << 20;
+/// Bytes of a message and of each of its frames, at most. A message is held whole until its end is here, for each of many
+/// connections: clients send what they have read in pieces of some kilobytes, and who has a file in one piece has room.
+const LONGEST: usize = 4 << 20;
 
 /// As Go reads it: with padding, whatever its last bits are.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -281,10 +281,7 @@ fn node(named: &Named<'_>, object: &Value) -> Result<Target, StatusError> {
         .find(|address| address["type"] == "InternalIP")
         .and_then(|address| address["address"].as_str())
         .ok_or_else(|| unavailable(format!("node {:?} has no address", named.name)))?;
-    // A node that runs beside a server may call itself by the loopback address.
-    let address = allowed(internal, |address| {
-        address.is_loopback() || is_ordinary(address)
-    })?;
+    let address = allowed(internal, is_ordinary)?;
     Ok(Target {
         backend: Backend::Server,
         address,

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tower::ServiceExt;
 
+use super::target::{Backend, Target};
 use super::*;
 use crate::streams::{NodeStream, NodeStreams};
 use crate::{ApiServer, ApiServerConfig, Identity};
@@ -498,12 +499,20 @@ async fn a_nodes_port_is_named() {
         .await
         .expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.expect("a connection");
-        answer(stream, Value::Null).await;
-    });
+    // A node that says so must not make the server speak to itself.
     let addresses = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]});
     status(&server, "nodes/n", addresses).await;
-    let (_, told) = get(&server, &format!("nodes/n:{port}/proxy/metrics")).await;
-    assert_eq!(told["uri"], "/metrics");
+    let (code, told) = get(&server, &format!("nodes/n:{port}/proxy/metrics")).await;
+    assert_eq!(
+        (code, &told["message"]),
+        (400, &json!("address not allowed"))
+    );
+    // Wherever else it is, this server dials it.
+    let target = Target {
+        backend: Backend::Server,
+        address: IpAddr::from([127, 0, 0, 1]),
+        port,
+        tls: false,
+    };
+    assert!(connect(target).await.is_ok());
 }

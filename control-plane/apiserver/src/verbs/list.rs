@@ -173,13 +173,16 @@ async fn more(
     }
     let (mut found, mut last) = (0, None);
     let mut walk = Walk::new(snapshot, namespace, selection, options.cursor());
-    while walk.step(|namespace, name| {
-        found += 1;
-        if found == limit {
-            last = Some((namespace.clone(), name.clone()));
+    loop {
+        let follows = walk.step(|namespace, name| {
+            found += 1;
+            if found == limit {
+                last = Some((namespace.clone(), name.clone()));
+            }
+        });
+        if !follows || found >= limit {
+            break;
         }
-    }) && found < limit
-    {
         tokio::task::yield_now().await;
     }
     let last = last?;

@@ -48,6 +48,39 @@ impl Requirement {
         }
     }
 
+    /// Whether Kubernetes has such a requirement; everything that is wrong with the values at once.
+    fn check(&self) -> Result<(), String> {
+        let (path, mut errors) = (Path::new("values"), ErrorList::default());
+        let is_set = matches!(self.operator, Operator::In | Operator::NotIn);
+        if is_set && self.values.is_empty() {
+            let why = "for 'in', 'notin' operators, values set can't be empty";
+            errors.invalid(&path, &self.values, why);
+        }
+        let is_bound = matches!(self.operator, Operator::GreaterThan | Operator::LessThan);
+        for (index, value) in self.values.iter().enumerate() {
+            if is_bound && value.parse::<i64>().is_err() {
+                let why = "for 'Gt', 'Lt' operators, the value must be an integer";
+                errors.invalid(&path.index(index), value, why);
+            }
+        }
+        for (index, value) in self.values.iter().enumerate() {
+            let wrong = names::label_value(value);
+            if !wrong.is_empty() {
+                let path = path.index(index).key(&self.key);
+                errors.invalid(&path, value, &wrong.join("; "));
+            }
+        }
+        let told = errors.0.iter();
+        let told: Vec<String> = told
+            .map(|error| format!("{}: {}", error.path, error.message))
+            .collect();
+        match told.as_slice() {
+            [] => Ok(()),
+            [one] => Err(one.clone()),
+            several => Err(format!("[{}]", several.join(", "))),
+        }
+    }
+
     fn names(&self, value: &str) -> bool {
         let found = self
             .values
@@ -388,8 +421,8 @@ impl Parser {
         let operator = match sign.text() {
             "in" | "=" | "==" => Operator::In,
             "notin" | "!=" => Operator::NotIn,
-            ">" | "gt" => Operator::GreaterThan,
-            "<" | "lt" => Operator::LessThan,
+            ">" => Operator::GreaterThan,
+            "<" => Operator::LessThan,
             other => {
                 return Err(format!(
                     "found '{other}', expected: in, notin, =, ==, !=, gt, lt"
@@ -400,28 +433,17 @@ impl Parser {
             "in" | "notin" => self.list()?,
             _ => vec![self.value()?],
         };
-        for (index, value) in values.iter().enumerate() {
-            if matches!(operator, Operator::GreaterThan | Operator::LessThan)
-                && value.parse::<i64>().is_err()
-            {
-                return Err(format!(
-                    "values[{index}]: Invalid value: {value:?}: for 'Gt', 'Lt' operators, the value must be an integer"
-                ));
-            }
-            if let Some(message) = names::label_value(value).into_iter().next() {
-                return Err(format!(
-                    "values[{index}][{key}]: Invalid value: {value:?}: {message}"
-                ));
-            }
-        }
-        Ok(Requirement::new(key, operator, values))
+        let mut requirement = Requirement::new(key, operator, values);
+        requirement.values.dedup();
+        requirement.check()?;
+        Ok(requirement)
     }
 
     fn key(&mut self) -> Result<String, String> {
         match self.next() {
-            Token::Word(key) => match names::qualified_name(&key).into_iter().next() {
-                None => Ok(key),
-                Some(message) => Err(format!("<nil>: Invalid value: {key:?}: {message}")),
+            Token::Word(key) => match names::qualified_name(&key).join("; ") {
+                fine if fine.is_empty() => Ok(key),
+                wrong => Err(format!("<nil>: Invalid value: {key:?}: {wrong}")),
             },
             other => Err(format!("found '{}', expected: identifier", other.text())),
         }
@@ -444,28 +466,59 @@ impl Parser {
         if !open.is("(") {
             return Err(format!("found '{}' expected: '('", open.text()));
         }
-        let mut values = vec![self.list_value()?];
+        match self.peek() {
+            Token::Word(_) => {}
+            next if next.is(",") => {}
+            next if next.is(")") => {
+                self.next();
+                return Ok(Vec::new());
+            }
+            other => {
+                return Err(format!(
+                    "found '{}', expected: ',', ')' or identifier",
+                    other.text()
+                ));
+            }
+        }
+        let mut values = Vec::new();
         loop {
             match self.next() {
-                next if next.is(",") => values.push(self.list_value()?),
-                next if next.is(")") => return Ok(values),
-                other => return Err(format!("found '{}', expected: ',' or ')'", other.text())),
+                Token::Word(value) => {
+                    values.push(value);
+                    match self.peek() {
+                        next if next.is(",") => {}
+                        next if next.is(")") => break,
+                        other => {
+                            return Err(format!("found '{}', expected: ',' or ')'", other.text()));
+                        }
+                    }
+                }
+                // Nothing between two commas, or between one and a bracket, is the empty value.
+                next if next.is(",") => {
+                    if values.is_empty() {
+                        values.push(String::new());
+                    }
+                    let following = self.peek();
+                    if following.is(")") {
+                        values.push(String::new());
+                        break;
+                    }
+                    if following.is(",") {
+                        self.next();
+                        values.push(String::new());
+                    }
+                }
+                other => {
+                    return Err(format!(
+                        "found '{}', expected: ',', or identifier",
+                        other.text()
+                    ));
+                }
             }
         }
-    }
-
-    fn list_value(&mut self) -> Result<String, String> {
-        match self.peek() {
-            Token::Word(value) => {
-                self.next();
-                Ok(value)
-            }
-            next if next.is(",") || next.is(")") => Ok(String::new()),
-            other => Err(format!(
-                "found '{}', expected: ',', or identifier",
-                other.text()
-            )),
-        }
+        // The bracket that was seen.
+        self.next();
+        Ok(values)
     }
 }
 
@@ -480,7 +533,10 @@ impl FieldSelector {
     /// Parses `a=b,c!=d,e==f`; `\\`, `\,` and `\=` stand for themselves in values.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
         let mut requirements = Vec::new();
-        for part in split_unescaped(text) {
+        let mut parts = split_unescaped(text);
+        // The first that is wrong is told, in this order.
+        parts.sort_unstable();
+        for part in parts {
             if part.is_empty() {
                 continue;
             }
@@ -495,7 +551,7 @@ impl FieldSelector {
                 .min_by_key(|(at, sign)| (*at, std::cmp::Reverse(sign.len())))
                 .map(|(at, sign)| (&part[..at], &part[at + sign.len()..], sign != "!="))
                 .ok_or_else(cannot)?;
-            requirements.push((field.to_owned(), unescape(value), equal));
+            requirements.push((field.to_owned(), unescape(value)?, equal));
         }
         if requirements.len() > MAX_REQUIREMENTS {
             return Err(too_many(requirements.len()));
@@ -556,18 +612,28 @@ fn split_unescaped(text: &str) -> Vec<&str> {
     parts
 }
 
-fn unescape(value: &str) -> String {
+fn unescape(value: &str) -> Result<String, SelectorError> {
+    let wrong = |what: String| SelectorError(format!("invalid field selector: {what}"));
     let mut plain = String::with_capacity(value.len());
-    let mut escaped = false;
-    for letter in value.chars() {
-        if letter == '\\' && !escaped {
-            escaped = true;
-        } else {
-            plain.push(letter);
-            escaped = false;
+    let mut letters = value.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => match letters.next() {
+                Some(escaped @ ('\\' | ',' | '=')) => plain.push(escaped),
+                other => {
+                    let sequence: String = ['\\'].into_iter().chain(other).collect();
+                    return Err(wrong(format!("invalid escape sequence: {sequence}")));
+                }
+            },
+            // Go writes the character's number.
+            ',' | '=' => {
+                let code = u32::from(letter);
+                return Err(wrong(format!("unescaped character in value: {code}")));
+            }
+            letter => plain.push(letter),
         }
     }
-    plain
+    Ok(plain)
 }
 
 #[cfg(test)]
@@ -641,6 +707,32 @@ mod tests {
                 "i>x",
                 "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
             ),
+            (
+                "i gt 5",
+                "unable to parse requirement: found 'gt', expected: in, notin, =, ==, !=, gt, lt",
+            ),
+            (
+                "a in ()",
+                "unable to parse requirement: values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty",
+            ),
+            (
+                "a in (",
+                "unable to parse requirement: found '', expected: ',', ')' or identifier",
+            ),
+            (
+                "a in (b",
+                "unable to parse requirement: found '', expected: ',' or ')'",
+            ),
+            (
+                "a in (b,",
+                "unable to parse requirement: found '', expected: ',', or identifier",
+            ),
+            (
+                "a in (b c)",
+                "unable to parse requirement: found 'c', expected: ',' or ')'",
+            ),
+            ("a,", "found '', expected: identifier after ','"),
+            ("!a=b", "found '=', expected: ',' or 'end of string'"),
         ] {
             let error = LabelSelector::parse(selector).expect_err(selector);
             assert_eq!(error.to_string(), message);
@@ -688,10 +780,42 @@ mod tests {
         };
         assert!(selector.matches(fields));
         assert_eq!(selector.exact("metadata.name"), Some("a,b"));
-        let error = FieldSelector::parse("metadata.name").expect_err("no operator");
-        assert_eq!(
-            error.to_string(),
-            "invalid selector: 'metadata.name'; can't understand 'metadata.name'"
+        for (selector, message) in [
+            (
+                "metadata.name",
+                "invalid selector: 'metadata.name'; can't understand 'metadata.name'",
+            ),
+            ("z,a", "invalid selector: 'z,a'; can't understand 'a'"),
+            (
+                "metadata.name=a=b",
+                "invalid field selector: unescaped character in value: 61",
+            ),
+            (
+                r"metadata.name=a\b",
+                r"invalid field selector: invalid escape sequence: \b",
+            ),
+            (
+                r"metadata.name=a\",
+                r"invalid field selector: invalid escape sequence: \",
+            ),
+        ] {
+            let error = FieldSelector::parse(selector).expect_err(selector);
+            assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn values_are_sets_and_all_wrong_ones_are_told() {
+        let selector = LabelSelector::parse("a in (c,b,c,),d in (,)").expect("valid");
+        assert_eq!(selector.to_string(), "a in (,b,c),d=");
+        let error = LabelSelector::parse("a in (b$,c$)").expect_err("two wrong values");
+        let told = error.to_string();
+        let start =
+            "unable to parse requirement: [values[0][a]: Invalid value: \"b$\": a valid label must";
+        assert!(told.starts_with(start), "{told}");
+        assert!(
+            told.contains(", values[1][a]: Invalid value: \"c$\": "),
+            "{told}"
         );
     }
 }

@@ -339,6 +339,13 @@ impl Registry {
     pub(crate) fn serves(&self, group: &str, version: &str) -> bool {
         self.by_version.contains_key(&group_version(group, version))
     }
+
+    /// Whether anything is served under a group, in whichever version.
+    pub(crate) fn has_group(&self, group: &str) -> bool {
+        self.all()
+            .iter()
+            .any(|resource| resource.info().group == group)
+    }
 }
 
 #[cfg(test)]

@@ -163,9 +163,13 @@ impl ApiServer {
             return aggregated.answer(registry, core, headers, format);
         }
         let document = match parts.as_slice() {
-            ["healthz" | "livez" | "readyz"] => {
+            [which @ ("healthz" | "livez" | "readyz")] => {
                 let store = &self.inner.api.store;
-                return health::answer(parts[0], &info.query, store).into_response();
+                return health::answer(which, &info.query, store).into_response();
+            }
+            [which @ ("healthz" | "livez" | "readyz"), check] => {
+                let answer = health::check(which, check, &self.inner.api.store);
+                return answer.unwrap_or_else(not_found).into_response();
             }
             ["metrics"] => return METRICS.render().into_response(),
             [".well-known", "openid-configuration"] => {
@@ -194,7 +198,16 @@ impl ApiServer {
             _ => None,
         };
         let Some(document) = document else {
-            return not_found().into_response();
+            // What a group does not have is told apart from what nobody knows.
+            let group = match parts.as_slice() {
+                ["api", _] => Some(""),
+                ["apis", group, _] => Some(*group),
+                _ => None,
+            };
+            return match group.is_some_and(|group| registry.has_group(group)) {
+                true => refuse(StatusError::unknown_resource()),
+                false => not_found().into_response(),
+            };
         };
         if describes && !matches!(info.method, Method::GET | Method::HEAD) {
             return refuse(StatusError::method_not_allowed());
@@ -218,7 +231,10 @@ impl ApiServer {
     ) -> Result<Response<Body>, StatusError> {
         let (api, registry) = (&self.inner.api, &info.registry);
         if !registry.serves(&path.group, &path.version) {
-            return Ok(not_found().into_response());
+            return match registry.has_group(&path.group) {
+                true => Err(StatusError::unknown_resource()),
+                false => Ok(not_found().into_response()),
+            };
         }
         let resource = info.resource.as_ref();
         let resource = resource.ok_or_else(StatusError::unknown_resource)?;

@@ -368,11 +368,28 @@ async fn what_there_is_not_and_what_cannot_be_done_are_told_apart() {
             "/api/v1/namespaces/default/pods/p/made/up",
             404,
         ),
+        (Method::GET, "/readyz/ping", 200),
+        (Method::GET, "/readyz/made-up", 404),
         (Method::POST, "/apis/apps/v1", 405),
         (Method::GET, "/apis/made.up/v1", 404),
     ] {
         let read = send(&server, method.clone(), uri, "*/*", Value::Null).await;
         assert_eq!(read.status, status, "{method} {uri}");
+    }
+    // A version that a group does not have, and a group that nobody knows.
+    for (uri, known) in [
+        ("/api/v9", true),
+        ("/api/v9/pods", true),
+        ("/apis/apps/v9", true),
+        ("/apis/apps/v9/deployments", true),
+        ("/apis/made.up/v1", false),
+        ("/apis/made.up/v1/things", false),
+        ("/apis/made.up", false),
+    ] {
+        let read = get(&server, uri, "*/*").await;
+        assert_eq!(read.status, 404, "{uri}");
+        let said = String::from_utf8_lossy(&read.body).into_owned();
+        assert_eq!(said.contains("\"Status\""), known, "{uri}: {said}");
     }
 }
 

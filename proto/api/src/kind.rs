@@ -205,6 +205,9 @@ pub trait Kind: Send + Sync + 'static {
     /// What every answer about the resource warns of, when it is on its way out.
     const DEPRECATION: Option<&'static str> = None;
 
+    /// Whether an update need not say which revision of the object it is made from.
+    const UNCONDITIONAL_UPDATE: bool = true;
+
     /// Group and plural resource of the table that holds its objects, where those are another kind's as well: see
     /// [`ResourceKind::table`].
     const TABLE: Option<(&'static str, &'static str)> = None;
@@ -328,6 +331,11 @@ pub trait ResourceKind: Send + Sync + 'static {
 
     /// Whether the kind has selectable fields of its own.
     fn has_field_labels(&self) -> bool;
+
+    /// See [`Kind::UNCONDITIONAL_UPDATE`].
+    fn allows_unconditional_update(&self) -> bool {
+        true
+    }
 
     /// Group and plural resource that name the table of its objects: its own, or those of another kind whose objects these
     /// are in another version. The first kind of a table that is registered is its *hub*: every other one converts to it and

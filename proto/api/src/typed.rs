@@ -331,6 +331,10 @@ impl<K: Kind> ResourceKind for Typed<K> {
         K::DEPRECATION
     }
 
+    fn allows_unconditional_update(&self) -> bool {
+        K::UNCONDITIONAL_UPDATE
+    }
+
     fn has_field_labels(&self) -> bool {
         !K::FIELD_LABELS.is_empty()
     }

@@ -61,11 +61,10 @@ async fn create_object(
     if !object["metadata"].is_object() {
         *object.member(&["metadata"]) = json!({});
     }
-    if !meta(&object, "resourceVersion").is_empty() {
-        return Err(StatusError::unclassified(
-            "resourceVersion should not be set on objects to be created",
-        ));
-    }
+    // Only what comes by POST must not say so: PUT of an object that is gone makes it anew.
+    let posted = context.path.name.is_none();
+    let version = meta(&object, "resourceVersion").parse::<u64>();
+    let is_versioned = posted && version.is_ok_and(|version| version != 0);
     *object.member(&["metadata", "uid"]) = json!(uuid::Uuid::new_v4().to_string());
     *object.member(&["metadata", "creationTimestamp"]) = json!(context.api.clock.stamp());
     if info.has_generation {
@@ -128,6 +127,11 @@ async fn create_object(
             return Ok(Answer::created(&value, Revision(0)).with_warnings(warnings));
         }
         drop(turn);
+        if is_versioned {
+            return Err(StatusError::unclassified(
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
         match context.api.commit(transaction, Demand::Adds).await? {
             Committed::At(revision) => {
                 return Ok(Answer::created(&value, revision).with_warnings(warnings));

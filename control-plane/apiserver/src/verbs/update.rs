@@ -215,3 +215,6 @@ fn plain(error: &StatusError, info: &ResourceInfo) -> String {
     let why = why.split_once(&words).map_or(why, |(_, why)| why);
     why.to_owned()
 }
+
+#[cfg(test)]
+mod tests;

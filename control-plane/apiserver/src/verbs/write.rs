@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use gantry_api::field::{ErrorList, Path};
 use gantry_api::kind::{Draft, ResourceInfo, WriteScope};
 use gantry_api::status::StatusError;
 use gantry_store::{Demand, Entry, Guard, Index, Operation as Change, Revision, Transaction};
@@ -189,7 +190,7 @@ pub(crate) async fn swap(
             let (current, object) = held.work(|| {
                 let current = codec::decode_for_client(context.resource, &entry)?;
                 let object = change(&current)?;
-                check_identity(context, &object, &current)?;
+                check_identity(context, write, &object, &current)?;
                 Ok::<_, StatusError>((current, object))
             })?;
             stage(context, write, held, object, (&current, &entry)).await?
@@ -340,19 +341,36 @@ pub(crate) fn is_marked(value: &[u8]) -> bool {
 /// Refuses a change of another object of the same name, or of another version than the client says.
 fn check_identity(
     context: &Context<'_>,
+    write: Write,
     object: &Value,
     current: &Value,
 ) -> Result<(), StatusError> {
     must_be(context, current, "uid", meta(object, "uid"))?;
     let asked = meta(object, "resourceVersion");
-    let insists = !asked.is_empty() && asked != "0" && meta(current, "resourceVersion") != asked;
-    match insists {
-        true => Err(StatusError::stale(
+    if asked.is_empty() || asked == "0" {
+        let must = matches!(write.rules, Rules::Kind(_))
+            && !context.resource.kind.allows_unconditional_update();
+        return match must {
+            true => Err(unconditional(context)),
+            false => Ok(()),
+        };
+    }
+    match meta(current, "resourceVersion") == asked {
+        true => Ok(()),
+        false => Err(StatusError::stale(
             context.resource.stored_info(),
             context.name(),
         )),
-        false => Ok(()),
     }
+}
+
+/// 422: an update must say which revision it is made from. Kubernetes names the resource where the kind should be.
+fn unconditional(context: &Context<'_>) -> StatusError {
+    let info = context.resource.info();
+    let mut errors = ErrorList::default();
+    let path = Path::new("metadata").child("resourceVersion");
+    errors.invalid(&path, 0, "must be specified for an update");
+    StatusError::invalid_kind(&info.group, &info.plural, context.name(), errors)
 }
 
 /// Refuses to change an object whose `uid` or `resourceVersion` is another than the client means, if it means any; in the words

@@ -97,6 +97,8 @@ impl Kind for CsiNodeKind {
         create_on_update: false,
     };
 
+    const UNCONDITIONAL_UPDATE: bool = false;
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Whole;
 
     fn validate(object: &CSINode, errors: &mut ErrorList) {

@@ -37,6 +37,8 @@ impl Kind for LeaseKind {
         create_on_update: true,
     };
 
+    const UNCONDITIONAL_UPDATE: bool = false;
+
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 
     const METADATA: MetadataRules = MetadataRules::Generic;

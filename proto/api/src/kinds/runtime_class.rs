@@ -50,8 +50,10 @@ impl Kind for RuntimeClassKind {
         has_status: false,
         has_scale: false,
         has_generation: false,
-        create_on_update: false,
+        create_on_update: true,
     };
+
+    const UNCONDITIONAL_UPDATE: bool = false;
 
     const UPDATE_METADATA: MetadataChecks = MetadataChecks::Update;
 

@@ -1,0 +1,196 @@
+//! What is refused of PUT and PATCH, and in which words.
+
+use axum::body::Body;
+use http::{Method, Request, header};
+use http_body_util::BodyExt;
+use serde_json::json;
+use tower::ServiceExt;
+
+use super::*;
+use crate::streams::NoNodes;
+use crate::{ApiServer, ApiServerConfig, Identity};
+
+const JSON: &str = "application/json";
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const MERGE: &str = "application/merge-patch+json";
+
+async fn server() -> ApiServer {
+    let store = gantry_store::Store::ephemeral();
+    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
+    server.bootstrap(6443).await.expect("bootstrapped");
+    server
+}
+
+/// An answer: status, body and warnings.
+struct Told {
+    status: u16,
+    body: Value,
+    warnings: Vec<String>,
+}
+
+impl Told {
+    /// Status and message of a refusal.
+    fn refusal(&self) -> (u16, &str) {
+        let message = self.body["message"].as_str();
+        (self.status, message.unwrap_or_default())
+    }
+}
+
+async fn send(server: &ApiServer, method: Method, uri: &str, sort: &str, body: &str) -> Told {
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .header(header::CONTENT_TYPE, sort)
+        .body(Body::from(body.to_owned()))
+        .expect("a request");
+    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
+    let Ok(response) = server.local_service(administrator).oneshot(request).await;
+    let (parts, body) = response.into_parts();
+    let warnings = parts.headers.get_all(header::WARNING).iter();
+    let warnings = warnings.map(|warning| warning.to_str().expect("text").to_owned());
+    let body = body.collect().await.expect("a body").to_bytes();
+    Told {
+        status: parts.status.as_u16(),
+        body: serde_json::from_slice(&body).expect("JSON"),
+        warnings: warnings.collect(),
+    }
+}
+
+async fn make(server: &ApiServer, uri: &str, object: &Value) {
+    let made = send(server, Method::POST, uri, JSON, &object.to_string()).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+}
+
+#[tokio::test]
+async fn a_patch_that_makes_something_wrong_is_what_is_wrong() {
+    let server = server().await;
+    make(
+        &server,
+        MAPS,
+        &json!({"metadata": {"name": "m"}, "data": {"k": "v"}}),
+    )
+    .await;
+    let patch = async |sort: &str, query: &str, body: &str| {
+        let uri = format!("{MAPS}/m?{query}");
+        send(&server, Method::PATCH, &uri, sort, body).await
+    };
+    let strict = "fieldValidation=Strict";
+    for (query, body, why) in [
+        (
+            "",
+            r#"{"data":"str"}"#,
+            r#" "" is invalid: patch: Invalid value: "map[data:str]": cannot restore map from string"#,
+        ),
+        (
+            strict,
+            r#"{"bogus":1}"#,
+            r#" "" is invalid: patch: Invalid value: "map[bogus:1]": strict decoding error: unknown field "bogus""#,
+        ),
+    ] {
+        let told = patch(STRATEGIC, query, body).await;
+        assert_eq!(told.refusal(), (422, why), "{body}");
+    }
+    // Its kind is what it was, whatever such a patch says.
+    let told = patch(STRATEGIC, "", r#"{"kind":"Secret"}"#).await;
+    assert_eq!(
+        (told.status, &told.body["kind"]),
+        (200, &json!("ConfigMap"))
+    );
+    for sort in [STRATEGIC, MERGE] {
+        let twice = r#"{"data":{"k":"1","k":"2"}}"#;
+        let told = patch(sort, "", twice).await;
+        assert_eq!(told.status, 200);
+        assert_eq!(told.warnings, [r#"299 - "duplicate field \"data.k\"""#]);
+        let told = patch(sort, "fieldValidation=Ignore", twice).await;
+        assert_eq!((told.status, told.warnings.len()), (200, 0));
+        assert_eq!(patch(sort, strict, twice).await.status, 422);
+        let told = patch(sort, "", r#"{"metadata":{"namespace":"other"}}"#).await;
+        let why =
+            "the namespace of the provided object does not match the namespace sent on the request";
+        assert_eq!(told.refusal(), (400, why));
+    }
+    let told = patch(MERGE, "", r#"{"metadata":{"name":null}}"#).await;
+    let why = "the name of the object (m based on URL) was undeterminable: name must be provided";
+    assert_eq!(told.refusal(), (400, why));
+    let owner = r#"{"apiVersion":"v1","kind":"ConfigMap","name":"o","uid":"u"}"#;
+    let owners = format!(r#"{{"metadata":{{"ownerReferences":[{owner},{owner}]}}}}"#);
+    let told = patch(MERGE, "", &owners).await;
+    assert_eq!(
+        (told.status, told.warnings.len()),
+        (200, 1),
+        "{}",
+        told.body
+    );
+    let kept = told.body["metadata"]["ownerReferences"].as_array();
+    assert_eq!(kept.map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_scale_is_read_as_every_object_is() {
+    let server = server().await;
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let labels = json!({"a": "b"});
+    let deployment = json!({
+        "metadata": {"name": "d"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        },
+    });
+    make(&server, deployments, &deployment).await;
+    let put = async |sort: &str, body: &str| {
+        let uri = format!("{deployments}/d/scale");
+        send(&server, Method::PUT, &uri, sort, body).await
+    };
+    let yaml = "metadata:\n  name: d\nspec:\n  replicas: 5\n";
+    let told = put("application/yaml", yaml).await;
+    assert_eq!(told.status, 200, "{}", told.body);
+    assert_eq!(told.body["spec"]["replicas"], 5);
+    for (body, why) in [
+        (
+            r#"{"spec":{"replicas":1}}"#,
+            "the name of the object (d based on URL) was undeterminable: name must be provided",
+        ),
+        (
+            r#"{"metadata":{"name":"d","namespace":"other"}}"#,
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ),
+        (
+            r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"d"}}"#,
+            r#"ConfigMap in version "v1" cannot be handled as a Scale: converting (v1.ConfigMap) to (autoscaling.Scale): unknown conversion"#,
+        ),
+    ] {
+        assert_eq!(put(JSON, body).await.refusal(), (400, why), "{body}");
+    }
+    assert_eq!(put("text/plain", yaml).await.status, 415);
+}
+
+#[tokio::test]
+async fn some_kinds_are_updated_by_who_says_what_they_have_seen() {
+    let server = server().await;
+    let uri = "/apis/coordination.k8s.io/v1/namespaces/default/leases/l";
+    let put = async |version: &Value, holder: &str| {
+        let lease = json!({
+            "metadata": {"name": "l", "resourceVersion": version}, "spec": {"holderIdentity": holder}
+        });
+        send(&server, Method::PUT, uri, JSON, &lease.to_string()).await
+    };
+    let made = put(&Value::Null, "a").await;
+    assert_eq!(made.status, 201);
+    let why = r#"leases.coordination.k8s.io "l" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update"#;
+    assert_eq!(put(&Value::Null, "b").await.refusal(), (422, why));
+    let seen = &made.body["metadata"]["resourceVersion"];
+    assert_eq!(put(seen, "b").await.status, 200);
+    assert_eq!(put(seen, "c").await.status, 409);
+    // What is created has no revision, unless it is that of nothing.
+    for (version, status) in [("5", 500), ("0", 201)] {
+        let name = format!("v{version}");
+        let map = json!({"metadata": {"name": name, "resourceVersion": version}});
+        let told = send(&server, Method::POST, MAPS, JSON, &map.to_string()).await;
+        assert_eq!(told.status, status, "{version}");
+    }
+}

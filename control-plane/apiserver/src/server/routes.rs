@@ -258,9 +258,13 @@ impl ApiServer {
         node_restriction::admit_request(&context, &info.method)?;
         if let Verb::Own {
             handler: Handler::Passes(pass),
-            ..
+            is_text,
         } = verb
         {
+            // Nobody can say what would come of a connection. What is read as text is none.
+            if !is_text && info.query.first("dryRun").is_some() {
+                return Err(StatusError::bad_request("dryRun is not supported"));
+            }
             return pass(&context, request).await;
         }
         media::check_route(headers, &info.method, produced(&verb))?;

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
 use super::body;
+use super::get::check_options;
 use super::update::check_name;
 use super::write::{Write, must_be, swap};
 use crate::codec;
@@ -21,7 +22,7 @@ use crate::response::Answer;
 
 /// Reads the Scale of an object.
 pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
-    context.query.resource_version()?;
+    check_options(context)?;
     let entry = context.current()?;
     let object = codec::decode_for_client(context.resource, &entry)?;
     Ok(Answer::value(&scale_of(&object)))

@@ -368,6 +368,18 @@ async fn what_there_is_not_and_what_cannot_be_done_are_told_apart() {
             "/api/v1/namespaces/default/pods/p/made/up",
             404,
         ),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/pods/p/exec?dryRun=All",
+            400,
+        ),
+        (
+            Method::GET,
+            "/api/v1/namespaces/default/pods/p/proxy/?dryRun=",
+            400,
+        ),
+        (Method::GET, "/api/v1/namespaces/default?export=true", 400),
+        (Method::GET, "/api/v1/namespaces/default?export=0", 200),
         (Method::GET, "/readyz/ping", 200),
         (Method::GET, "/readyz/made-up", 404),
         (Method::POST, "/apis/apps/v1", 405),

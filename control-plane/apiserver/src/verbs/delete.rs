@@ -295,7 +295,7 @@ fn says_what_follows(object: &Value) -> bool {
 /// Lets what has been told to end do so sooner, where a client says when; whether that is so.
 fn shorten(object: &mut Value, options: &Options) -> bool {
     let pending = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
-    let wanted = options.grace_period.map(at_once_later);
+    let wanted = options.grace_period.map(at_least_a_second);
     let (Some(pending), Some(grace)) = (pending, wanted) else {
         return false;
     };
@@ -311,7 +311,7 @@ fn shorten(object: &mut Value, options: &Options) -> bool {
 }
 
 /// A grace period; one below zero is a second.
-fn at_once_later(seconds: i64) -> i64 {
+fn at_least_a_second(seconds: i64) -> i64 {
     if seconds < 0 { 1 } else { seconds }
 }
 
@@ -340,7 +340,7 @@ fn grace_period(kind: &str, object: &Value, options: &Options) -> i64 {
     {
         return 0;
     }
-    at_once_later(wanted)
+    at_least_a_second(wanted)
 }
 
 fn set_finalizers(object: &mut Value, add: &[&str], remove: &[&str]) {

@@ -387,6 +387,7 @@ fn row_23_numbers_out_of_range_are_refused_or_bounded() -> Result<()> {
         }
     }
     for number in [
+        "",
         "1.5",
         "1e9",
         "1000000000000000000000000000000",
@@ -404,7 +405,7 @@ fn row_23_numbers_out_of_range_are_refused_or_bounded() -> Result<()> {
     for path in [
         format!("{CONFIG_MAPS}?limit=-1"),
         format!("{CONFIG_MAPS}?limit=9223372036854775807"),
-        format!("{CONFIG_MAPS}?timeoutSeconds=-5&limit="),
+        format!("{CONFIG_MAPS}?timeoutSeconds=-5&continue="),
     ] {
         let (code, answer) = target.get(&path)?;
         ensure!(code == 200, "{path}: {answer}");

@@ -87,8 +87,13 @@ pub struct Patched {
     pub object: Value,
     /// Fields that the patch itself has twice or should not have, for those who are strict.
     pub findings: Vec<String>,
-    /// The patch as Go prints it, where refusals show it so: a strategic one.
-    pub printed: String,
+    /// The patch itself, where refusals show it: a strategic one.
+    pub patch: Value,
+}
+
+/// A patch as Go prints it.
+pub fn printed(patch: &Value) -> String {
+    strategic::go_text(patch)
 }
 
 /// Applies a patch to an object.
@@ -99,7 +104,7 @@ pub fn apply(
     patch: &[u8],
 ) -> Result<Patched, StatusError> {
     let mut object = original.clone();
-    let mut printed = String::new();
+    let mut shown = Value::Null;
     let findings = match patch_type {
         PatchType::Json => json::apply(&mut object, patch)?,
         PatchType::Merge => {
@@ -115,14 +120,14 @@ pub fn apply(
             if !patch.is_null() {
                 strategic::merge(&mut object, &patch, Some(kind.schema()))?;
             }
-            printed = strategic::go_text(&patch);
+            shown = patch;
             twice
         }
     };
     Ok(Patched {
         object,
         findings,
-        printed,
+        patch: shown,
     })
 }
 

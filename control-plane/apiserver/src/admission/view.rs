@@ -41,7 +41,7 @@ impl<T: DeserializeOwned> View<T> {
         let State { seen, kept } = &mut *state;
         for (key, entry) in now.changes_since(seen) {
             let object = entry.and_then(|entry| serde_json::from_slice::<T>(&entry.value).ok());
-            match object.filter(|object| (self.matters)(object)) {
+            match object.filter(self.matters) {
                 Some(object) => kept.insert(key.clone(), Arc::new(object)),
                 None => kept.remove(key),
             };

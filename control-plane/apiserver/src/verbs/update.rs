@@ -138,11 +138,15 @@ fn strategic(
     validation: FieldValidation,
 ) -> Result<Decoded, StatusError> {
     let kind = context.resource.kind.as_ref();
-    let mut object = patched.object;
+    let Patched {
+        mut object,
+        findings,
+        patch: shown,
+    } = patched;
     for field in ["apiVersion", "kind"] {
         *object.member(&[field]) = current[field].clone();
     }
-    let wrong = |why: &str| wrong_patch(&patched.printed, why);
+    let wrong = |why: &str| wrong_patch(&patch::printed(&shown), why);
     let misfit = patch::misfit(kind.schema(), &object);
     let mut decoded =
         check(object, kind, FieldValidation::Warn).map_err(|error| match &misfit {
@@ -150,7 +154,7 @@ fn strategic(
             None => wrong(&plain(&error, context.resource.info())),
         })?;
     decoded.warnings.sort();
-    strictly(decoded, patched.findings, validation, wrong)
+    strictly(decoded, findings, validation, wrong)
 }
 
 /// What comes of unknown and duplicate fields: those of the patch come first.

@@ -47,7 +47,7 @@ impl<T: DeserializeOwned> View<T> {
             };
         }
         *seen = now;
-        let first = (Arc::from(namespace), Arc::from(""));
+        let first: (Arc<str>, Arc<str>) = (namespace.into(), "".into());
         let own = kept
             .range(first..)
             .take_while(|((space, _), _)| &**space == namespace);

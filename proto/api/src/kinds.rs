@@ -7,6 +7,7 @@ pub mod cron_job;
 pub mod csi_node;
 pub mod daemon_set;
 pub mod deployment;
+mod difference;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
@@ -21,6 +22,8 @@ pub mod limit_range;
 pub mod namespace;
 pub mod network_policy;
 pub mod node;
+pub mod persistent_volume;
+pub mod persistent_volume_claim;
 pub mod pod;
 pub mod pod_spec;
 pub mod pod_template;
@@ -81,5 +84,7 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<stateful_set::StatefulSetKind>::boxed(),
         Typed::<job::JobKind>::boxed(),
         Typed::<cron_job::CronJobKind>::boxed(),
+        Typed::<persistent_volume::PersistentVolumeKind>::boxed(),
+        Typed::<persistent_volume_claim::PersistentVolumeClaimKind>::boxed(),
     ]
 }

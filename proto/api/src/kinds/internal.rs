@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::quantity::Quantity;
+
 const TYPES: &str = include_str!("internal.txt");
 
 /// Of what is printed no more is written than this: an object of many empty things is a hundred times longer in full.
@@ -55,13 +57,150 @@ fn parse(line: &'static str) -> Option<(&'static str, Type)> {
     Some((name, Type::Internal(fields)))
 }
 
+/// A value of an internal type. Lists and maps that are empty are none, and amounts are as they are read.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Internal {
+    value: Value,
+    form: &'static str,
+}
+
+impl Internal {
+    /// A value of the API as the internal type `form`, a name of the table.
+    pub(super) fn of(value: &impl Serialize, form: &'static str) -> Self {
+        // A type of the API is always JSON.
+        let value = serde_json::to_value(value).unwrap_or_default();
+        let value = normal(Some(&value), form);
+        Self { value, form }
+    }
+
+    /// On one line.
+    pub(super) fn text(&self) -> String {
+        let mut printed = String::new();
+        write(Some(&self.value), self.form, &mut printed);
+        escape(&printed)
+    }
+
+    /// One field a line, each level further in by a space.
+    pub(super) fn lines(&self) -> String {
+        indent(&self.text())
+    }
+}
+
+/// What there is of a value: only the fields of its type.
+fn normal(value: Option<&Value>, form: &str) -> Value {
+    let Some(value) = value else {
+        return Value::Null;
+    };
+    let form = form.trim_start_matches('*');
+    if let Some(form) = form.strip_prefix("[]") {
+        let items = value.as_array().into_iter().flatten();
+        let items: Vec<Value> = items.map(|item| normal(Some(item), form)).collect();
+        return match items.is_empty() {
+            true => Value::Null,
+            false => Value::Array(items),
+        };
+    }
+    let map = value.as_object();
+    match (form, map) {
+        ("map" | "amounts", Some(map)) if map.is_empty() => Value::Null,
+        ("amounts", Some(map)) => map
+            .iter()
+            .map(|(name, amount)| (name.clone(), canonical(amount)))
+            .collect(),
+        (form, Some(map)) => match TABLE.get(form) {
+            Some(Type::Internal(fields)) => {
+                let mut kept = Map::new();
+                for field in fields {
+                    match field.key {
+                        "." => {
+                            if let Value::Object(inner) = normal(Some(value), field.form) {
+                                kept.extend(inner);
+                            }
+                        }
+                        key => {
+                            let value = normal(map.get(key), field.form);
+                            if !value.is_null() {
+                                kept.insert(key.to_owned(), value);
+                            }
+                        }
+                    }
+                }
+                Value::Object(kept)
+            }
+            _ => value.clone(),
+        },
+        _ => value.clone(),
+    }
+}
+
+fn canonical(amount: &Value) -> Value {
+    let read = amount.as_str().and_then(|text| text.parse().ok());
+    read.map_or_else(
+        || amount.clone(),
+        |amount: Quantity| json!(amount.to_string()),
+    )
+}
+
+/// As Go writes JSON, which may stand in HTML.
+fn escape(printed: &str) -> String {
+    let mut escaped = String::with_capacity(printed.len());
+    for letter in printed.chars() {
+        match letter {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(letter)));
+            }
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+/// JSON of one line with one field a line.
+fn indent(printed: &str) -> String {
+    let (mut indented, mut depth, mut is_text, mut is_escaped) = (String::new(), 0, false, false);
+    let mut letters = printed.chars().peekable();
+    let begin_line = |indented: &mut String, depth: usize| {
+        indented.push('\n');
+        indented.extend(std::iter::repeat_n(' ', depth));
+    };
+    while let Some(letter) = letters.next() {
+        if is_text {
+            indented.push(letter);
+            (is_text, is_escaped) = (is_escaped || letter != '"', !is_escaped && letter == '\\');
+            continue;
+        }
+        match letter {
+            '{' | '[' => {
+                indented.push(letter);
+                if let Some(end) = letters.next_if(|next| ['}', ']'].contains(next)) {
+                    indented.push(end);
+                } else {
+                    depth += 1;
+                    begin_line(&mut indented, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                begin_line(&mut indented, depth);
+                indented.push(letter);
+            }
+            ',' => {
+                indented.push(letter);
+                begin_line(&mut indented, depth);
+            }
+            ':' => indented.push_str(": "),
+            other => {
+                is_text = other == '"';
+                indented.push(other);
+            }
+        }
+    }
+    indented
+}
+
 /// A value as Kubernetes prints one of the internal type `form`, a name of the table.
-pub(super) fn print(value: &impl Serialize, form: &str) -> String {
-    // A type of the API is always JSON.
-    let value = serde_json::to_value(value).unwrap_or_default();
-    let mut printed = String::new();
-    write(Some(&value), form, &mut printed);
-    printed
+pub(super) fn print(value: &impl Serialize, form: &'static str) -> String {
+    Internal::of(value, form).text()
 }
 
 /// As [`print`], of a template of pods.
@@ -119,7 +258,7 @@ fn write(value: Option<&Value>, form: &str, printed: &mut String) {
         printed.push('}');
     } else {
         let zero = || match form {
-            "map" => Value::Null,
+            "map" | "amounts" => Value::Null,
             "bool" => json!(false),
             "int32" | "int64" | "IntOrString" => json!(0),
             "Quantity" => json!("0"),
@@ -228,6 +367,34 @@ mod tests {
         }
         let value: Value = serde_json::from_str(&printed).unwrap();
         assert_eq!(value["RestartPolicy"], "Never");
+    }
+
+    #[test]
+    fn empty_lists_and_maps_are_none_and_amounts_are_as_they_are_read() {
+        const FORM: &str = "PersistentVolumeClaimSpec";
+        let claim = json!({
+            "accessModes": [], "selector": {}, "volumeName": "a<b&c",
+            "resources": {"limits": {}, "requests": {"storage": "1024Mi"}},
+        });
+        let claim = Internal::of(&claim, FORM);
+        let expected = "{\"AccessModes\":null,\"Selector\":{},\"Resources\":{\"Limits\":null,\"Requests\":{\"storage\":\"1Gi\"}},\"VolumeName\":\"a\\u003cb\\u0026c\",";
+        let printed = claim.text();
+        assert!(printed.starts_with(expected), "{printed}");
+        let lines = claim.lines();
+        let expected = "{\n \"AccessModes\": null,\n \"Selector\": {},\n \"Resources\": {\n  \"Limits\": null,\n";
+        assert!(lines.starts_with(expected), "{lines}");
+        assert!(
+            lines.ends_with("\n \"VolumeAttributesClassName\": null\n}"),
+            "{lines}"
+        );
+        let other = json!({"selector": {}, "volumeName": "a<b&c", "resources": {"requests": {"storage": "1Gi"}}});
+        assert_eq!(Internal::of(&other, FORM), claim);
+        let other = json!({"volumeName": "a<b&c", "resources": {"requests": {"storage": "1Gi"}}});
+        assert_ne!(
+            Internal::of(&other, FORM),
+            claim,
+            "a selector of all is one"
+        );
     }
 
     #[test]

@@ -31,9 +31,14 @@ pub(super) use resources::{
     check_amount, check_resource_name, may_be_overcommitted, validate as validate_resources,
 };
 pub(super) use scheduling::{
-    check_node_affinity_additions, check_node_selector_additions, check_tolerations_added,
-    validate_tolerations,
+    check_node_affinity_additions, check_node_selector, check_node_selector_additions,
+    check_tolerations_added, validate_tolerations,
 };
 pub use validation::{validate, validate_for_pod};
-pub(super) use volumes::{check_driver_name, validate_claim};
+pub(super) use volumes::{
+    MAX_ISCSI_NAME, check_access_modes, check_claim_spec, check_class, check_driver_name,
+    check_host_path, check_initiator, check_no_backsteps, check_remote, check_volume_mode,
+    is_iscsi_name,
+};
 pub use warnings::warnings;
+pub(super) use warnings::{claim_warnings, node_terms_warnings};

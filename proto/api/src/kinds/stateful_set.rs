@@ -191,7 +191,7 @@ fn validate_spec(
     for (index, claim) in claims.enumerate().filter(|_| old.is_none()) {
         let path = path.child("volumeClaimTemplates").index(index);
         let claim = claim.spec.clone().unwrap_or_default();
-        pod_spec::validate_claim(&claim, &path.child("spec"), errors);
+        pod_spec::check_claim_spec(&claim, true, &path.child("spec"), errors);
     }
     let Some(pod) = &spec.template.spec else {
         return;

@@ -95,7 +95,7 @@ fn check_policy<T: PartialEq + Serialize>(
     new: &Option<T>,
     old: &Option<T>,
     field: &str,
-    form: &str,
+    form: &'static str,
     errors: &mut ErrorList,
 ) {
     if new != old {

@@ -102,7 +102,12 @@ fn check_term(term: &NodeSelectorTerm, with_values: bool, path: &Path, errors: &
     }
 }
 
-fn check_node_selector(selector: &NodeSelector, path: &Path, errors: &mut ErrorList) {
+/// Checks which nodes are asked for.
+pub(in crate::kinds) fn check_node_selector(
+    selector: &NodeSelector,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     let path = path.child("nodeSelectorTerms");
     if selector.node_selector_terms.is_empty() {
         errors.required(&path, "must have at least one node selector term");

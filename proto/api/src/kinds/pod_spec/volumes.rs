@@ -5,8 +5,11 @@ mod projected;
 mod remote;
 mod sources;
 
-pub(in crate::kinds) use claim::check_spec as validate_claim;
-pub(in crate::kinds) use sources::check_driver_name;
+pub(in crate::kinds) use claim::{
+    check_access_modes, check_class, check_spec as check_claim_spec, check_volume_mode,
+};
+pub(in crate::kinds) use remote::{check_initiator, is_iscsi_name, validate as check_remote};
+pub(in crate::kinds) use sources::{check_driver_name, check_host_path};
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -53,10 +56,10 @@ const SOURCES: [(&str, &str); 30] = [
 ];
 
 /// The longest name of an iSCSI volume and its portal together, where its initiator has a name.
-const MAX_ISCSI_NAME: usize = 64;
+pub(in crate::kinds) const MAX_ISCSI_NAME: usize = 64;
 
 /// Checks that no part of a path leads upwards.
-pub(super) fn check_no_backsteps(file: &str, path: &Path, errors: &mut ErrorList) {
+pub(in crate::kinds) fn check_no_backsteps(file: &str, path: &Path, errors: &mut ErrorList) {
     if has_backsteps(file) {
         errors.invalid(path, file, "must not contain '..'");
     }

@@ -4,7 +4,9 @@ mod ports;
 
 use std::collections::{BTreeMap, HashSet};
 
-use k8s_openapi::api::core::v1::{EnvVar, NodeSelectorTerm, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    EnvVar, NodeSelectorTerm, PersistentVolumeClaimSpec, PodSpec, Volume,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
@@ -184,6 +186,41 @@ fn check_amount(
     }
 }
 
+fn check_claim(spec: &PersistentVolumeClaimSpec, path: &Path, warnings: &mut Warnings) {
+    let Some(resources) = &spec.resources else {
+        return;
+    };
+    for (amounts, field) in [
+        (&resources.requests, "requests"),
+        (&resources.limits, "limits"),
+    ] {
+        let path = path.child("resources").child(field);
+        check_amount(amounts.as_ref(), "storage", &path, warnings);
+    }
+}
+
+/// Warnings about what a claim asks for.
+pub(in crate::kinds) fn claim_warnings(
+    spec: &PersistentVolumeClaimSpec,
+    path: &Path,
+) -> Vec<String> {
+    let mut warnings = Warnings::default();
+    check_claim(spec, path, &mut warnings);
+    warnings.0
+}
+
+/// Warnings about terms that nodes must match.
+pub(in crate::kinds) fn node_terms_warnings(
+    terms: &[NodeSelectorTerm],
+    path: &Path,
+) -> Vec<String> {
+    let mut warnings = Warnings::default();
+    for (index, term) in terms.iter().enumerate() {
+        check_term(term, false, &path.index(index), &mut warnings);
+    }
+    warnings.0
+}
+
 fn check_volume(volume: &Volume, path: &Path, warnings: &mut Warnings) {
     for (is_given, field, warning) in [
         (
@@ -228,10 +265,7 @@ fn check_volume(volume: &Volume, path: &Path, warnings: &mut Warnings) {
         .and_then(|ephemeral| ephemeral.volume_claim_template.as_ref());
     if let Some(template) = template {
         let path = path.child("ephemeral").child("volumeClaimTemplate");
-        let path = path.child("spec").child("resources").child("requests");
-        let resources = template.spec.resources.as_ref();
-        let requests = resources.and_then(|resources| resources.requests.as_ref());
-        check_amount(requests, "storage", &path, warnings);
+        check_claim(&template.spec, &path.child("spec"), warnings);
     }
     for (is_given, field) in [
         (volume.cephfs.is_some(), "cephfs"),

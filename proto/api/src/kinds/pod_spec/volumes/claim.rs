@@ -1,9 +1,8 @@
-//! Claims that are made for a volume of a pod.
+//! Claims: what those must say that are made for a volume of a pod, and all others.
 
-use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, TypedLocalObjectReference,
-};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::json;
 
 use crate::field::{ErrorList, Path};
 use crate::quantity::Quantity;
@@ -46,7 +45,8 @@ fn check_metadata(metadata: &ObjectMeta, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn check_access_modes(modes: &[String], path: &Path, errors: &mut ErrorList) {
+/// Checks how a volume is mounted, or is to be.
+pub(in crate::kinds) fn check_access_modes(modes: &[String], path: &Path, errors: &mut ErrorList) {
     let once = |mode: &&String| *mode == "ReadWriteOncePod";
     for mode in modes
         .iter()
@@ -63,18 +63,45 @@ fn check_access_modes(modes: &[String], path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn check_source(source: &TypedLocalObjectReference, path: &Path, errors: &mut ErrorList) {
-    for (field, value) in [("name", &source.name), ("kind", &source.kind)] {
+/// Checks whether a volume is one with a file system.
+pub(in crate::kinds) fn check_volume_mode(
+    mode: Option<&String>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if let Some(mode) = mode
+        && !VOLUME_MODES.contains(&mode.as_str())
+    {
+        errors.not_supported(path, mode, &VOLUME_MODES);
+    }
+}
+
+/// Checks the name of a class, where there is one.
+pub(in crate::kinds) fn check_class(class: &str, path: &Path, errors: &mut ErrorList) {
+    if !class.is_empty() {
+        errors.invalid_each(path, class, names::dns1123_subdomain(class));
+    }
+}
+
+/// What a claim is filled from.
+struct Source<'a> {
+    name: &'a str,
+    kind: &'a str,
+    group: &'a str,
+}
+
+fn check_source(source: &Source<'_>, checks_group: bool, path: &Path, errors: &mut ErrorList) {
+    for (field, value) in [("name", source.name), ("kind", source.kind)] {
         if value.is_empty() {
             errors.required(&path.child(field), "");
         }
     }
-    let group = source.api_group.as_deref().unwrap_or_default();
+    let group = source.group;
     if group.is_empty() && source.kind != "PersistentVolumeClaim" {
         let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-        errors.invalid(path, &source.kind, detail);
+        errors.invalid(path, source.kind, detail);
     }
-    if !group.is_empty() {
+    if !group.is_empty() && checks_group {
         errors.invalid_each(
             &path.child("apiGroup"),
             group,
@@ -83,9 +110,54 @@ fn check_source(source: &TypedLocalObjectReference, path: &Path, errors: &mut Er
     }
 }
 
-/// Checks what a claim asks for.
+/// Checks what a claim is filled from, under both names that it has.
+fn check_sources(
+    spec: &PersistentVolumeClaimSpec,
+    checks_groups: bool,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if let Some(source) = &spec.data_source {
+        let source = Source {
+            name: &source.name,
+            kind: &source.kind,
+            group: source.api_group.as_deref().unwrap_or_default(),
+        };
+        check_source(&source, checks_groups, &path.child("dataSource"), errors);
+    }
+    let Some(reference) = &spec.data_source_ref else {
+        return;
+    };
+    let source = Source {
+        name: &reference.name,
+        kind: &reference.kind,
+        group: reference.api_group.as_deref().unwrap_or_default(),
+    };
+    let reference_path = path.child("dataSourceRef");
+    check_source(&source, checks_groups, &reference_path, errors);
+    let namespace = reference.namespace.as_deref().unwrap_or_default();
+    if !namespace.is_empty() {
+        let path = reference_path.child("namespace");
+        errors.invalid_each(&path, namespace, names::dns1123_label(namespace));
+    }
+    let Some(source) = &spec.data_source else {
+        return;
+    };
+    let same = (&source.api_group, &source.kind, &source.name)
+        == (&reference.api_group, &reference.kind, &reference.name);
+    // Kubernetes means to name the field there, and writes an empty object.
+    if !namespace.is_empty() {
+        let detail = "may not be specified when dataSourceRef.namespace is specified";
+        errors.invalid(path, json!({}), detail);
+    } else if !same {
+        errors.invalid(path, json!({}), "must match dataSourceRef");
+    }
+}
+
+/// Checks what a claim asks for. The groups of what it is filled from are taken as they are where they came before the rule.
 pub(in crate::kinds) fn check_spec(
     spec: &PersistentVolumeClaimSpec,
+    checks_groups: bool,
     path: &Path,
     errors: &mut ErrorList,
 ) {
@@ -116,21 +188,14 @@ pub(in crate::kinds) fn check_spec(
         Some(_) => {}
     }
     let class = spec.storage_class_name.as_deref().unwrap_or_default();
-    if !class.is_empty() {
-        errors.invalid_each(
-            &path.child("storageClassName"),
-            class,
-            names::dns1123_subdomain(class),
-        );
-    }
-    if let Some(mode) = &spec.volume_mode
-        && !VOLUME_MODES.contains(&mode.as_str())
-    {
-        errors.not_supported(&path.child("volumeMode"), mode, &VOLUME_MODES);
-    }
-    if let Some(source) = &spec.data_source {
-        check_source(source, &path.child("dataSource"), errors);
-    }
+    check_class(class, &path.child("storageClassName"), errors);
+    check_volume_mode(spec.volume_mode.as_ref(), &path.child("volumeMode"), errors);
+    check_sources(spec, checks_groups, path, errors);
+    let class = spec
+        .volume_attributes_class_name
+        .as_deref()
+        .unwrap_or_default();
+    check_class(class, &path.child("volumeAttributesClassName"), errors);
 }
 
 /// Checks a template of claims.
@@ -145,5 +210,5 @@ pub(super) fn validate_template(
         meta::validate_labels(metadata, &metadata_path, errors);
         check_metadata(metadata, &metadata_path, errors);
     }
-    check_spec(&template.spec, &path.child("spec"), errors);
+    check_spec(&template.spec, true, &path.child("spec"), errors);
 }

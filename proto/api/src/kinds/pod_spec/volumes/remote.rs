@@ -31,7 +31,7 @@ fn check_partition(partition: Option<i32>, path: &Path, errors: &mut ErrorList) 
 
 /// Whether a name is one of the three sorts that iSCSI knows: `iqn.2001-04.com.example:storage`, `eui.` and 16 letters or
 /// digits, `naa.` and 32.
-fn is_iscsi_name(name: &str) -> bool {
+pub(in crate::kinds) fn is_iscsi_name(name: &str) -> bool {
     let letters = |text: &str, count: usize| {
         text.len() == count + 1
             && text
@@ -76,13 +76,28 @@ fn is_iscsi_sort(name: &str) -> bool {
         .any(|sort| name.starts_with(sort))
 }
 
+const NO_SORT: &str = "must be valid format starting with iqn, eui, or naa";
+
+/// Checks the name by which a node presents itself to what has the disks, where it has one of its own.
+pub(in crate::kinds) fn check_initiator(
+    name: Option<&String>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    let path = path.child("initiatorname");
+    match name {
+        Some(name) if !is_iscsi_sort(name) => errors.invalid(&path, name, NO_SORT),
+        Some(name) if !is_iscsi_name(name) => errors.invalid(&path, name, NO_FORMAT),
+        _ => {}
+    }
+}
+
 fn check_iscsi(iscsi: &ISCSIVolumeSource, path: &Path, errors: &mut ErrorList) {
-    let no_sort = "must be valid format starting with iqn, eui, or naa";
     require(&iscsi.target_portal, "targetPortal", path, errors);
     if iscsi.iqn.is_empty() {
         errors.required(&path.child("iqn"), "");
     } else if !is_iscsi_sort(&iscsi.iqn) {
-        errors.invalid(&path.child("iqn"), &iscsi.iqn, no_sort);
+        errors.invalid(&path.child("iqn"), &iscsi.iqn, NO_SORT);
     } else if !is_iscsi_name(&iscsi.iqn) {
         errors.invalid(&path.child("iqn"), &iscsi.iqn, NO_FORMAT);
     }
@@ -95,14 +110,7 @@ fn check_iscsi(iscsi: &ISCSIVolumeSource, path: &Path, errors: &mut ErrorList) {
     if authenticates && iscsi.secret_ref.is_none() {
         errors.required(&path.child("secretRef"), "");
     }
-    if let Some(name) = &iscsi.initiator_name {
-        let path = path.child("initiatorname");
-        if !is_iscsi_sort(name) {
-            errors.invalid(&path, name, no_sort);
-        } else if !is_iscsi_name(name) {
-            errors.invalid(&path, name, NO_FORMAT);
-        }
-    }
+    check_initiator(iscsi.initiator_name.as_ref(), path, errors);
 }
 
 fn check_flocker(flocker: &FlockerVolumeSource, path: &Path, errors: &mut ErrorList) {
@@ -245,7 +253,12 @@ fn check_storage_os(storage: &StorageOSVolumeSource, path: &Path, errors: &mut E
 }
 
 /// Checks the source `field` of a volume.
-pub(super) fn validate(volume: &Volume, field: &str, volume_path: &Path, errors: &mut ErrorList) {
+pub(in crate::kinds) fn validate(
+    volume: &Volume,
+    field: &str,
+    volume_path: &Path,
+    errors: &mut ErrorList,
+) {
     let path = &volume_path.child(match field {
         // Named without its provider, as Kubernetes does.
         "gcePersistentDisk" => "persistentDisk",

@@ -56,7 +56,12 @@ fn check_items(items: Option<&Vec<KeyToPath>>, path: &Path, errors: &mut ErrorLi
     }
 }
 
-fn check_host_path(host: &HostPathVolumeSource, path: &Path, errors: &mut ErrorList) {
+/// Checks a path of the node's own files.
+pub(in crate::kinds) fn check_host_path(
+    host: &HostPathVolumeSource,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
     if host.path.is_empty() {
         return errors.required(&path.child("path"), "");
     }

@@ -8,6 +8,7 @@ mod mountable_secrets;
 mod namespace_lifecycle;
 pub(crate) mod node_restriction;
 mod nodes;
+mod persistent_volumes;
 mod plugin;
 mod pod_security;
 mod priority;
@@ -45,6 +46,9 @@ impl Chain {
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority::default()),
             Box::new(default_tolerations::DefaultTolerationSeconds),
+            Box::new(persistent_volumes::StorageObjectInUseProtection),
+            Box::new(persistent_volumes::PhaseTransitions),
+            Box::new(persistent_volumes::PersistentVolumeClaimResize),
             Box::new(runtime_classes::RuntimeClass),
             Box::new(ingresses::DefaultIngressClass::default()),
             Box::new(services::ServiceAddresses {

@@ -25,6 +25,7 @@ mod resources;
 mod selection;
 mod service_account_tokens;
 mod template_hash;
+mod volume_protection;
 
 use std::sync::Arc;
 
@@ -44,7 +45,6 @@ pub struct ControllersConfig {
     pub root_ca: watch::Receiver<String>,
     /// The time of day, for conditions, events and deadlines.
     pub clock: Clock,
-    /// Signs the tokens that are kept in Secrets; without one such Secrets stay as they are.
     pub tokens: Option<Arc<dyn TokenIssuer>>,
 }
 
@@ -103,5 +103,6 @@ pub async fn run(
         garbage::run(context.clone(), collecting),
         node_lifecycle::run(context.clone(), evictions),
         pod_gc::run(context.clone()),
+        volume_protection::run(context.clone(), &informers),
     );
 }

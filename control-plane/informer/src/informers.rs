@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{EphemeralVolumeSource, Pod, Volume};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -113,7 +113,19 @@ fn without_what_runs(pod: &mut Pod) {
     let Some(spec) = &mut pod.spec else {
         return;
     };
-    spec.volumes = None;
+    // Those that name a claim matter to who protects claims.
+    let claims = spec.volumes.take().into_iter().flatten();
+    let claims = claims.filter_map(|volume| {
+        let ephemeral = volume.ephemeral.map(|_| EphemeralVolumeSource::default());
+        let named = volume.persistent_volume_claim.is_some() || ephemeral.is_some();
+        named.then(|| Volume {
+            name: volume.name,
+            persistent_volume_claim: volume.persistent_volume_claim,
+            ephemeral,
+            ..Volume::default()
+        })
+    });
+    spec.volumes = Some(claims.collect::<Vec<_>>()).filter(|claims| !claims.is_empty());
     let containers = spec.containers.iter_mut();
     for container in containers.chain(spec.init_containers.iter_mut().flatten()) {
         container.env = None;
@@ -273,5 +285,16 @@ mod tests {
         assert!(spec.volumes.is_none());
         assert!(spec.containers[0].args.is_none());
         assert!(spec.containers[0].ports.is_some());
+        let mut pod: Pod = serde_json::from_str(
+            r#"{"metadata": {"name": "p"}, "spec": {"containers": [], "volumes": [
+                {"name": "v", "emptyDir": {}}, {"name": "c", "persistentVolumeClaim": {"claimName": "d"}},
+                {"name": "e", "ephemeral": {"volumeClaimTemplate": {"spec": {"volumeMode": "Block"}}}}]}}"#,
+        )
+        .expect("a pod");
+        pruning(&mut pod);
+        let volumes = pod.spec.and_then(|spec| spec.volumes).expect("claims");
+        let kept = serde_json::to_string(&volumes).expect("JSON");
+        let expected = r#"[{"name":"c","persistentVolumeClaim":{"claimName":"d"}},{"ephemeral":{},"name":"e"}]"#;
+        assert_eq!(kept, expected);
     }
 }

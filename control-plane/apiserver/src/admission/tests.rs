@@ -302,3 +302,59 @@ async fn nothing_is_bound_or_evicted_where_the_namespace_ends() {
         assert_eq!(answer["message"], "namespaces \"missing\" not found");
     }
 }
+
+#[tokio::test]
+async fn volumes_and_claims_are_protected_and_do_not_grow_by_themselves() {
+    const VOLUMES: &str = "/api/v1/persistentvolumes";
+    const CLAIMS: &str = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let server = server().await;
+    let volume = json!({
+        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "v"},
+        "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}
+        }
+    });
+    let (status, volume) = send(&server, Method::POST, VOLUMES, volume).await;
+    assert_eq!(status, 201, "{volume}");
+    let protection = json!(["kubernetes.io/pv-protection"]);
+    assert_eq!(volume["metadata"]["finalizers"], protection);
+    assert_eq!(volume["status"]["phase"], "Pending");
+    assert_eq!(
+        volume["status"]["lastPhaseTransitionTime"],
+        volume["metadata"]["creationTimestamp"]
+    );
+    let path = format!("{VOLUMES}/v/status");
+    let time = "2001-02-03T04:05:06Z";
+    let told = json!({"status": {"phase": "Available", "lastPhaseTransitionTime": time}});
+    let (status, told) = send(&server, Method::PATCH, &path, told).await;
+    assert_eq!(
+        (status, &told["status"]["lastPhaseTransitionTime"]),
+        (200, &json!(time))
+    );
+    let kept = json!({"status": {"phase": "Available", "lastPhaseTransitionTime": null}});
+    let (_, kept) = send(&server, Method::PATCH, &path, kept).await;
+    assert_eq!(kept["status"]["lastPhaseTransitionTime"], time);
+    let bound = json!({"status": {"phase": "Bound"}});
+    let (status, changed) = send(&server, Method::PATCH, &path, bound.clone()).await;
+    assert_eq!(status, 200, "{changed}");
+    let noted = changed["status"]["lastPhaseTransitionTime"].as_str();
+    assert!(noted.is_some_and(|noted| noted > time), "{changed}");
+
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c", "finalizers": ["a.b/c"]},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    });
+    let (status, claim) = send(&server, Method::POST, CLAIMS, claim).await;
+    assert_eq!(status, 201, "{claim}");
+    let protection = json!(["a.b/c", "kubernetes.io/pvc-protection"]);
+    assert_eq!(claim["metadata"]["finalizers"], protection);
+    let path = format!("{CLAIMS}/c");
+    let status_path = format!("{path}/status");
+    let (status, _) = send(&server, Method::PATCH, &status_path, bound).await;
+    assert_eq!(status, 200);
+    let larger = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
+    let (status, refused) = send(&server, Method::PATCH, &path, larger).await;
+    let expected = "persistentvolumeclaims \"c\" is forbidden: only dynamically provisioned pvc can be \
+        resized and the storageclass that provisions the pvc must support resize";
+    assert_eq!((status, &refused["message"]), (403, &json!(expected)));
+}

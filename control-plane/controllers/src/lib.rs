@@ -14,6 +14,7 @@ mod endpoints;
 mod error;
 mod garbage;
 mod ip_address;
+mod kept;
 mod load_balancer;
 mod namespace;
 mod namespace_defaults;
@@ -45,6 +46,7 @@ pub struct ControllersConfig {
     pub root_ca: watch::Receiver<String>,
     /// The time of day, for conditions, events and deadlines.
     pub clock: Clock,
+    /// Signs the tokens that are kept in Secrets; without one such Secrets stay as they are.
     pub tokens: Option<Arc<dyn TokenIssuer>>,
 }
 
@@ -82,6 +84,7 @@ pub async fn run(
     let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
     let balancers = context.recorder(load_balancer::COMPONENT);
     let collecting = context.recorder(garbage::COMPONENT);
+    let kept = context.recorder(kept::COMPONENT);
     let tokens = async {
         if let Some(issuer) = config.tokens {
             let root_ca = config.root_ca.clone();
@@ -104,5 +107,6 @@ pub async fn run(
         node_lifecycle::run(context.clone(), evictions),
         pod_gc::run(context.clone()),
         volume_protection::run(context.clone(), &informers),
+        kept::run(context.clone(), &informers, kept),
     );
 }

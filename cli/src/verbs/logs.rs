@@ -169,8 +169,9 @@ async fn matching(cluster: &Cluster, selector: &str) -> Result<Vec<Value>> {
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
 
-/// How little a pod of several is the one that somebody wants to look into: one that runs and is ready is the most wanted.
-fn remoteness(pod: &Value) -> (bool, bool, u8, bool) {
+/// How little a pod of several is the one that somebody wants to look into: one that runs and is ready is the most wanted, by
+/// kubectl's order.
+fn remoteness(pod: &Value) -> (bool, u8, bool, bool) {
     let phase = match pod["status"]["phase"].as_str() {
         Some("Running") => 0,
         Some("Unknown") => 1,
@@ -180,9 +181,9 @@ fn remoteness(pod: &Value) -> (bool, bool, u8, bool) {
     let mut ready = conditions.filter(|condition| condition["type"] == "Ready");
     (
         pod["spec"]["nodeName"].is_null(),
-        !pod["metadata"]["deletionTimestamp"].is_null(),
         phase,
         !ready.any(|condition| condition["status"] == "True"),
+        !pod["metadata"]["deletionTimestamp"].is_null(),
     )
 }
 
@@ -247,7 +248,7 @@ mod tests {
         let mut sorted: Vec<&Value> = pods.iter().collect();
         sorted.sort_by_key(|pod| remoteness(pod));
         let names: Vec<String> = sorted.into_iter().filter_map(name_of).collect();
-        assert_eq!(names, ["ready", "starts", "leaving", "failed", "pending"]);
+        assert_eq!(names, ["ready", "leaving", "starts", "failed", "pending"]);
     }
 
     #[test]

@@ -201,12 +201,13 @@ async fn who_may_only_update_creates_nothing_by_it() {
         "verbs": ["create", "update"],
     });
     grant(&cluster, "c", named, "creator").await;
-    let put = async |name: &str, who: &str| {
-        let body = json!({"metadata": {"name": name}, "spec": {"holderIdentity": who}});
+    let put = async |name: &str, who: &str, revision: &Value| {
+        let metadata = json!({"name": name, "resourceVersion": revision});
+        let body = json!({"metadata": metadata, "spec": {"holderIdentity": who}});
         let path = format!("{leases}/{name}");
         cluster.send(Method::PUT, &path, &body, user(who)).await
     };
-    let (status, answer) = put("mine", "updater").await;
+    let (status, answer) = put("mine", "updater", &Value::Null).await;
     assert_eq!(
         (status, answer["message"].as_str()),
         (
@@ -214,9 +215,10 @@ async fn who_may_only_update_creates_nothing_by_it() {
             Some("leases.coordination.k8s.io \"mine\" is forbidden: ")
         )
     );
-    let (status, answer) = put("mine", "creator").await;
-    assert_eq!(status, 201, "{answer}");
-    let (status, answer) = put("mine", "updater").await;
+    let (status, created) = put("mine", "creator", &Value::Null).await;
+    assert_eq!(status, 201, "{created}");
+    let revision = &created["metadata"]["resourceVersion"];
+    let (status, answer) = put("mine", "updater", revision).await;
     assert_eq!(status, 200, "{answer}");
 }
 

@@ -6,6 +6,7 @@ use crate::pod::PodInfo;
 use crate::pod_affinity::{self, Affinities};
 use crate::snapshot::{NodeInfo, Snapshot};
 use crate::spreading::{self, Spreading};
+use crate::volumes::PodVolumes;
 
 const TOO_MANY: &str =
     "node(s) cannot be judged by more than 256 terms of affinity and spread constraints";
@@ -15,6 +16,7 @@ pub(crate) struct Cycle<'a> {
     pod: &'a PodInfo,
     spreading: Spreading<'a>,
     affinities: Affinities<'a>,
+    volumes: PodVolumes,
     too_many: bool,
 }
 
@@ -37,6 +39,7 @@ impl<'a> Cycle<'a> {
                 pod,
                 spreading: Spreading::default(),
                 affinities: Affinities::default(),
+                volumes: PodVolumes::default(),
                 too_many: true,
             };
         }
@@ -44,13 +47,20 @@ impl<'a> Cycle<'a> {
             pod,
             spreading: Spreading::new(pod, snapshot),
             affinities: Affinities::new(pod, snapshot),
+            volumes: PodVolumes::default(),
             too_many: false,
         }
+    }
+
+    /// The same for a pod with volumes of its own.
+    pub(crate) fn with(self, volumes: PodVolumes) -> Self {
+        Self { volumes, ..self }
     }
 
     /// Whether the pod can run on the node.
     pub(crate) fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         filters::check(self.pod, node)?;
+        self.volumes.check(node)?;
         if self.too_many {
             return Err(Refusal::one("InterPodAffinity", TOO_MANY, false));
         }

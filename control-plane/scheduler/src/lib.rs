@@ -5,6 +5,7 @@
 //! Invariants kept here:
 //! - a node is never promised more than it has: a pod counts from the moment its node is chosen ([`snapshot`]);
 //! - a pod that fits nowhere says why, in its status and in [`Verdicts`], and is tried again when something changes;
+//! - a pod runs on no node before all claims that it names are bound ([`volumes`]);
 //! - pods of other schedulers are never touched.
 
 mod affinity;
@@ -24,6 +25,7 @@ mod snapshot;
 mod spread_constraint;
 mod spreading;
 mod verdict;
+mod volumes;
 
 use std::sync::Arc;
 

@@ -1,10 +1,11 @@
 //! What scheduling needs to know of a pod, worked out once.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use gantry_informer::object::controller_of;
 use gantry_informer::{Key, Reference};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, Taint, Toleration, Volume};
 
 use crate::affinity::{Labels, Term};
 use crate::resources::{LEAST_MEMORY, LEAST_MILLI_CPU, Resources, of_pod};
@@ -26,6 +27,29 @@ impl HostPort {
         self.port == other.port
             && self.protocol == other.protocol
             && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
+    }
+}
+
+/// A claim that a volume of a pod is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct NamedClaim {
+    pub(crate) key: Key,
+    /// Whether it is made for the pod alone: then no other of that name will do.
+    pub(crate) is_pods_own: bool,
+}
+
+impl NamedClaim {
+    fn of(volume: &Volume, pod: &Key) -> Option<Self> {
+        if let Some(claim) = &volume.persistent_volume_claim {
+            return Some(Self {
+                key: Key::new(&pod.namespace, &claim.claim_name),
+                is_pods_own: false,
+            });
+        }
+        volume.ephemeral.as_ref().map(|_| Self {
+            key: Key::new(&pod.namespace, &format!("{}-{}", pod.name, volume.name)),
+            is_pods_own: true,
+        })
     }
 }
 
@@ -59,6 +83,8 @@ pub(crate) struct PodInfo {
     pub(crate) weight_cpu: i64,
     pub(crate) weight_memory: i64,
     pub(crate) host_ports: Vec<HostPort>,
+    /// The claims that its volumes are, each once, in the order of its volumes.
+    pub(crate) claims: Vec<NamedClaim>,
     pub(crate) node_selector: Vec<(String, String)>,
     /// Any of these must match; absent: all nodes do.
     pub(crate) required: Option<Vec<Term>>,
@@ -107,6 +133,14 @@ impl PodInfo {
                 .chain(spec.init_containers.iter().flatten())
         };
         let host_network = spec.host_network.unwrap_or(false);
+        let mut known = HashSet::new();
+        let claims = spec
+            .volumes
+            .iter()
+            .flatten()
+            .filter_map(|volume| NamedClaim::of(volume, &key))
+            .filter(|claim| known.insert(claim.clone()))
+            .collect();
         Self {
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
             controller: controller_of(&pod.metadata)
@@ -154,6 +188,7 @@ impl PodInfo {
                     })
                 })
                 .collect(),
+            claims,
             images: all()
                 .filter_map(|container| container.image.as_deref())
                 .map(normalised)
@@ -293,6 +328,26 @@ mod tests {
             };
             assert_eq!(covers(&toleration, &taint), expected, "{toleration:?}");
         }
+    }
+
+    #[test]
+    fn each_claim_is_known_once_whoever_makes_it() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "ns"},
+            "spec": {"containers": [], "volumes": [
+                {"name": "e", "ephemeral": {}},
+                {"name": "a", "persistentVolumeClaim": {"claimName": "data"}},
+                {"name": "none", "emptyDir": {}},
+                {"name": "b", "persistentVolumeClaim": {"claimName": "data", "readOnly": true}}
+            ]}
+        }))
+        .expect("a pod");
+        let claim = |name: &str, is_pods_own| NamedClaim {
+            key: Key::new("ns", name),
+            is_pods_own,
+        };
+        let claims = PodInfo::new(&pod).claims;
+        assert_eq!(claims, [claim("p-e", true), claim("data", false)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_informer::Key;
 use gantry_informer::queue::Backoff;
 use tokio::time::Instant;
 
@@ -47,6 +48,8 @@ pub(crate) struct PodQueue {
     waiting: BTreeSet<(Instant, Uid)>,
     /// Those that other pods matter to.
     looking: HashSet<Uid>,
+    /// Those that name a claim, by it.
+    by_claim: HashMap<Key, HashSet<Uid>>,
     arrivals: u64,
 }
 
@@ -69,17 +72,25 @@ impl PodQueue {
         self.make_ready(pod, attempts);
     }
 
+    /// Notes what the pod is to be woken by.
+    fn note(&mut self, pod: &PodInfo) {
+        if pod.looks_at_others() {
+            self.looking.insert(pod.uid.clone());
+        }
+        for claim in &pod.claims {
+            let pods = self.by_claim.entry(claim.key.clone()).or_default();
+            pods.insert(pod.uid.clone());
+        }
+    }
+
     fn make_ready(&mut self, pod: Arc<PodInfo>, attempts: u32) {
         self.arrivals += 1;
         let rank = (Reverse(pod.priority), self.arrivals);
         self.ready.insert(rank, pod.uid.clone());
         let state = State::Ready(rank);
-        let uid = pod.uid.clone();
-        if pod.looks_at_others() {
-            self.looking.insert(uid.clone());
-        }
+        self.note(&pod);
         self.entries.insert(
-            uid,
+            pod.uid.clone(),
             Entry {
                 pod,
                 attempts,
@@ -92,6 +103,14 @@ impl PodQueue {
     pub(crate) fn remove(&mut self, uid: &str) {
         if let Some((uid, entry)) = self.entries.remove_entry(uid) {
             self.looking.remove(&uid);
+            for claim in &entry.pod.claims {
+                if let Some(pods) = self.by_claim.get_mut(&claim.key) {
+                    pods.remove(&uid);
+                    if pods.is_empty() {
+                        self.by_claim.remove(&claim.key);
+                    }
+                }
+            }
             match entry.state {
                 State::Ready(rank) => {
                     self.ready.remove(&rank);
@@ -130,9 +149,7 @@ impl PodQueue {
     /// Tries the pod again after its backoff, whether it was taken or has left the queue.
     pub(crate) fn retry(&mut self, pod: Arc<PodInfo>, now: Instant) {
         let uid = pod.uid.clone();
-        if pod.looks_at_others() {
-            self.looking.insert(uid.clone());
-        }
+        self.note(&pod);
         self.entries.entry(uid.clone()).or_insert(Entry {
             pod,
             attempts: 1,
@@ -171,14 +188,17 @@ impl PodQueue {
     /// As [`PodQueue::wake`], when what changed matters only to pods that look at others.
     pub(crate) fn wake_looking(&mut self, now: Instant) {
         for uid in &self.looking {
-            let Some(entry) = self.entries.get_mut(uid) else {
-                continue;
-            };
-            if let State::Waiting { due, earliest } = &mut entry.state {
-                let sooner = (*due).min((*earliest).max(now));
-                self.waiting.remove(&(*due, uid.clone()));
-                self.waiting.insert((sooner, uid.clone()));
-                *due = sooner;
+            if let Some(entry) = self.entries.get_mut(uid) {
+                hasten(entry, &mut self.waiting, now);
+            }
+        }
+    }
+
+    /// As [`PodQueue::wake`], when what changed matters only to pods that name the claim.
+    pub(crate) fn wake_naming(&mut self, claim: &Key, now: Instant) {
+        for uid in self.by_claim.get(claim).into_iter().flatten() {
+            if let Some(entry) = self.entries.get_mut(uid) {
+                hasten(entry, &mut self.waiting, now);
             }
         }
     }
@@ -189,9 +209,21 @@ impl PodQueue {
     }
 }
 
+/// Lets a pod that waits be tried once its backoff is over.
+fn hasten(entry: &mut Entry, waiting: &mut BTreeSet<(Instant, Uid)>, now: Instant) {
+    if let State::Waiting { due, earliest } = &mut entry.state {
+        let sooner = (*due).min((*earliest).max(now));
+        waiting.remove(&(*due, entry.pod.uid.clone()));
+        waiting.insert((sooner, entry.pod.uid.clone()));
+        *due = sooner;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+    use k8s_openapi::api::core::v1::{
+        PersistentVolumeClaimVolumeSource, TopologySpreadConstraint, Volume,
+    };
 
     use super::*;
     use crate::snapshot::tests::pod;
@@ -265,6 +297,36 @@ mod tests {
         assert_eq!(taken(&mut queue, later), None);
         queue.remove("a");
         assert!(queue.looking.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_becomes_of_a_claim_wakes_those_that_name_it_and_no_others() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        for (uid, claim) in [("a", "data"), ("b", "other")] {
+            let mut naming = pod(uid, "", "");
+            naming.spec.get_or_insert_default().volumes = Some(vec![Volume {
+                name: "v".to_owned(),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.to_owned(),
+                    ..PersistentVolumeClaimVolumeSource::default()
+                }),
+                ..Volume::default()
+            }]);
+            queue.put(Arc::new(PodInfo::new(&naming)));
+            assert_eq!(taken(&mut queue, now).as_deref(), Some(uid));
+            queue.park(uid, now);
+        }
+        queue.wake_naming(&Key::new("elsewhere", "data"), now);
+        let later = now + BACKOFF.first;
+        assert_eq!(taken(&mut queue, later), None);
+        queue.wake_naming(&Key::new("ns", "data"), now);
+        assert_eq!(taken(&mut queue, now), None, "its backoff");
+        assert_eq!(taken(&mut queue, later).as_deref(), Some("a"));
+        assert_eq!(taken(&mut queue, later), None);
+        queue.remove("a");
+        queue.remove("b");
+        assert!(queue.by_claim.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,8 @@ use crate::pod::PodInfo;
 use crate::queue::PodQueue;
 use crate::scores;
 use crate::snapshot::Snapshot;
-use crate::verdict::{Diagnosis, Explanation};
+use crate::verdict::{Diagnosis, Explanation, note};
+use crate::volumes::Storage;
 
 const COMPONENT: &str = "default-scheduler";
 /// Bindings under way at once: each waits for the store's disk, and many share one write to it.
@@ -35,6 +36,10 @@ enum Update {
     NodeGone(String),
     Namespace(Arc<str>, Labels),
     NamespaceGone(Arc<str>),
+    /// A claim that came or changed.
+    Claim(Key),
+    /// A volume that came or changed.
+    Volume(Arc<str>),
     Pod(Arc<PodInfo>),
     PodGone(Arc<str>),
     BindingFailed(Arc<PodInfo>),
@@ -86,6 +91,7 @@ pub(crate) async fn run(
     let nodes = informers.of::<Node>();
     let namespaces = informers.of::<Namespace>();
     let pods = informers.of::<Pod>();
+    let storage = Storage::new(informers);
     nodes.subscribe(Box::new({
         let inbox = inbox.clone();
         move |change| match (change.new, change.old) {
@@ -114,10 +120,27 @@ pub(crate) async fn run(
             });
         }
     }));
+    storage.claims.subscribe(Box::new({
+        let inbox = inbox.clone();
+        move |change| {
+            if let Some(claim) = change.new {
+                inbox.put(Update::Claim(Key::of(&claim.metadata)));
+            }
+        }
+    }));
+    storage.volumes.subscribe(Box::new({
+        let inbox = inbox.clone();
+        move |change| {
+            if let Some(volume) = change.new {
+                inbox.put(Update::Volume(Key::of(&volume.metadata).name));
+            }
+        }
+    }));
     // Pods after nodes: bound ones need theirs to count on, and nothing is tried before both are known.
     let both = async {
         nodes.synced().await;
         namespaces.synced().await;
+        storage.synced().await;
         pods.subscribe(Box::new({
             let inbox = inbox.clone();
             move |change| match (change.new, change.old) {
@@ -159,6 +182,7 @@ pub(crate) async fn run(
         stop: stop.clone(),
         inbox,
         snapshot: Snapshot::default(),
+        storage,
         queue: PodQueue::default(),
         slots: Arc::new(Semaphore::new(BINDING_AT_ONCE)),
         start: 0,
@@ -179,6 +203,7 @@ struct Scheduling {
     stop: CancellationToken,
     inbox: Arc<Inbox>,
     snapshot: Snapshot,
+    storage: Storage,
     queue: PodQueue,
     recorders: Arc<Recorders>,
     slots: Arc<Semaphore>,
@@ -258,6 +283,16 @@ impl Scheduling {
                 self.snapshot.remove_namespace(&name);
                 Helps::Nobody
             }
+            Update::Claim(claim) => {
+                self.queue.wake_naming(&claim, Instant::now());
+                Helps::Nobody
+            }
+            Update::Volume(name) => {
+                for claim in self.storage.claims_of(&name) {
+                    self.queue.wake_naming(&claim, Instant::now());
+                }
+                Helps::Nobody
+            }
             Update::Pod(pod) if pod.finished => self.forget(&pod.uid),
             Update::Pod(pod) => {
                 if let Some(node) = pod.node.clone() {
@@ -315,8 +350,16 @@ impl Scheduling {
 
     /// The node for the pod, by index.
     fn find(&mut self, pod: &PodInfo) -> Result<usize, Explanation> {
+        let volumes = match self.storage.of(pod, &self.snapshot) {
+            Ok(volumes) => volumes,
+            Err(refusal) => {
+                let nodes = self.snapshot.nodes().iter().filter(|node| node.present);
+                let diagnosis = Diagnosis::beforehand(nodes.map(|node| &node.name), refusal);
+                return Err(diagnosis.explain(pod, self.config.clock.now()));
+            }
+        };
         cycle::prepare(pod, &mut self.snapshot);
-        let cycle = Cycle::new(pod, &self.snapshot);
+        let cycle = Cycle::new(pod, &self.snapshot).with(volumes);
         let nodes = self.snapshot.nodes();
         let mut feasible = std::mem::take(&mut self.feasible);
         feasible.clear();
@@ -378,7 +421,7 @@ impl Scheduling {
         tracing::debug!(pod = %pod.key, message = explanation.message, "fits nowhere");
         let message = explanation.message.clone();
         let events = &self.recorders.scheduling;
-        events.warning(pod.reference(), "FailedScheduling", message.clone());
+        events.warning(pod.reference(), "FailedScheduling", note(&message));
         if binding::is_told(&pod, &message) {
             return;
         }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use gantry_informer::Key;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::affinity::Labels;
@@ -92,6 +93,14 @@ pub(crate) struct Snapshot {
     /// The assigned pods, as they ask for each other.
     census: Census,
     namespaces: Namespaces,
+    /// How many assigned pods name each claim, but for those that were made for one pod.
+    claims: HashMap<Key, usize>,
+}
+
+/// The claims of a pod that others may name too.
+fn shared_claims(pod: &PodInfo) -> impl Iterator<Item = &Key> {
+    let claims = pod.claims.iter().filter(|claim| !claim.is_pods_own);
+    claims.map(|claim| &claim.key)
 }
 
 impl Snapshot {
@@ -153,6 +162,11 @@ impl Snapshot {
         pod: &'a PodInfo,
     ) -> impl Iterator<Item = (&'a PodTerm, &'a HashMap<Arc<str>, Tally>)> {
         self.census.stated(pod)
+    }
+
+    /// Whether an assigned pod names the claim, which was not made for it alone.
+    pub(crate) fn is_claim_used(&self, claim: &Key) -> bool {
+        self.claims.contains_key(claim)
     }
 
     /// How many nodes are known.
@@ -255,6 +269,9 @@ impl Snapshot {
     pub(crate) fn assign(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.unassign(&pod.uid);
         let uid = pod.uid.clone();
+        for claim in shared_claims(&pod) {
+            *self.claims.entry(claim.clone()).or_default() += 1;
+        }
         let info = self.entry(node);
         info.add(pod.clone());
         let name = info.name.clone();
@@ -269,6 +286,14 @@ impl Snapshot {
         };
         if let Some(pod) = self.entry(&node).remove(uid) {
             self.census.remove(&pod, &node);
+            for claim in shared_claims(&pod) {
+                if let Some(count) = self.claims.get_mut(claim) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.claims.remove(claim);
+                    }
+                }
+            }
         }
         self.drop_if_void(&node);
         true

@@ -12,6 +12,8 @@ use crate::pod::PodInfo;
 
 /// Explanations are kept for this many pods.
 const KEPT: usize = 2000;
+/// An event has no more bytes of text than this.
+const NOTE_BYTES: usize = 1024;
 
 /// What one filter said of some nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +70,29 @@ pub(crate) struct Diagnosis {
     verdicts: Vec<Verdict>,
     resolvable: usize,
     nodes: usize,
+    /// Why no node was asked at all.
+    beforehand: Option<String>,
 }
 
 impl Diagnosis {
+    /// Of a pod that is refused whatever the node: none of these was asked.
+    pub(crate) fn beforehand<'a>(
+        nodes: impl Iterator<Item = &'a Arc<str>>,
+        refusal: Refusal,
+    ) -> Self {
+        let nodes: Vec<Arc<str>> = nodes.cloned().collect();
+        Self {
+            nodes: nodes.len(),
+            resolvable: 0,
+            beforehand: Some(refusal.reasons.join(", ")),
+            verdicts: vec![Verdict {
+                filter: refusal.filter,
+                reasons: refusal.reasons,
+                nodes,
+            }],
+        }
+    }
+
     pub(crate) fn add(&mut self, node: &Arc<str>, refusal: Refusal) {
         self.nodes += 1;
         self.resolvable += usize::from(refusal.resolvable);
@@ -92,6 +114,10 @@ impl Diagnosis {
     fn message(&self, pod: &PodInfo) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
+        }
+        if let Some(reason) = &self.beforehand {
+            // The end is what Kubernetes' search for claims to take back says, which never got to see such a pod.
+            return format!("0/{} nodes are available: {reason}. not found", self.nodes);
         }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for verdict in &self.verdicts {
@@ -137,6 +163,19 @@ impl Diagnosis {
             verdicts: self.verdicts,
         }
     }
+}
+
+/// The message for an event: cut short where it is longer than one may have.
+pub(crate) fn note(message: &str) -> String {
+    const CUT: &str = " ...";
+    if message.len() <= NOTE_BYTES {
+        return message.to_owned();
+    }
+    let mut end = NOTE_BYTES - CUT.len();
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{CUT}", message.get(..end).unwrap_or_default())
 }
 
 /// `2 this, 3 that`, sorted as text, as Kubernetes does.
@@ -194,6 +233,36 @@ mod tests {
              pod, 2 Preemption is not helpful for scheduling."
         );
         assert_eq!(message(&[]), "no nodes available to schedule pods");
+    }
+
+    #[test]
+    fn a_pod_that_is_refused_whatever_the_node_is_told_so_once() {
+        let nodes: Vec<Arc<str>> = vec!["a".into(), "b".into(), "c".into()];
+        let explain = |nodes: &[Arc<str>]| {
+            let refusal = Refusal::one("VolumeBinding", "it waits", false);
+            let mut unwilling = pod("p", "", "");
+            let spec = unwilling.spec.get_or_insert_default();
+            spec.preemption_policy = Some("Never".to_owned());
+            let pod = PodInfo::new(&unwilling);
+            Diagnosis::beforehand(nodes.iter(), refusal).explain(&pod, Timestamp::UNIX_EPOCH)
+        };
+        let explanation = explain(&nodes);
+        let expected = "0/3 nodes are available: it waits. not found";
+        assert_eq!(explanation.message, expected);
+        assert_eq!(explanation.nodes, 3);
+        assert_eq!(explanation.verdicts.len(), 1);
+        assert_eq!(explanation.verdicts[0].nodes, nodes);
+        assert_eq!(explain(&[]).message, "no nodes available to schedule pods");
+    }
+
+    #[test]
+    fn an_event_tells_as_much_as_it_may() {
+        assert_eq!(note("short"), "short");
+        assert_eq!(note(&"x".repeat(1024)), "x".repeat(1024));
+        assert_eq!(note(&"x".repeat(1025)), format!("{} ...", "x".repeat(1020)));
+        // Never half a character.
+        let long = |count| format!("x{}", "\u{20ac}".repeat(count));
+        assert_eq!(note(&long(342)), format!("{} ...", long(339)));
     }
 
     #[test]

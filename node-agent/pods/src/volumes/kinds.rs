@@ -63,10 +63,7 @@ pub(super) fn of(volume: &Written) -> Result<Box<dyn Volume>, VolumeError> {
             Some(other) => return Err(VolumeError::Medium(other.to_owned())),
         }
     } else if let Some(claim) = &volume.persistent_volume_claim {
-        return Err(VolumeError::Missing {
-            kind: "persistentvolumeclaim",
-            name: claim.claim_name.clone(),
-        });
+        return Err(VolumeError::Claim(claim.claim_name.clone()));
     } else {
         return Err(VolumeError::Unsupported);
     })

@@ -36,10 +36,10 @@ const SUBPATHS: &str = "volume-subpaths";
 /// A volume that cannot be set up; the pod waits, and the words become a `FailedMount` Event.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// No such ConfigMap, Secret or claim.
+    /// No such ConfigMap or Secret.
     #[error("{kind} \"{name}\" not found")]
     Missing {
-        /// `configmap`, `secret` or `persistentvolumeclaim`.
+        /// `configmap` or `secret`.
         kind: &'static str,
         /// Its name.
         name: String,
@@ -65,6 +65,11 @@ pub enum VolumeError {
         "volume source of this kind is not supported by this node; use emptyDir, hostPath, configMap, secret, downwardAPI or projected"
     )]
     Unsupported,
+    /// A claim, there or not.
+    #[error(
+        "persistentvolumeclaim {0:?} cannot be mounted: persistent volumes are not supported by this node"
+    )]
+    Claim(String),
     /// An emptyDir on something that this node has not.
     #[error("emptyDir.medium {0:?} is not supported by this node; use Memory, or leave it out")]
     Medium(String),

@@ -166,6 +166,31 @@ fn missing_objects_and_keys_say_so() {
 }
 
 #[test]
+fn what_would_be_on_storage_of_its_own_is_never_made_up() {
+    let bed = Bed::new(&[]);
+    for (source, words) in [
+        (
+            json!({"persistentVolumeClaim": {"claimName": "data"}}),
+            "persistentvolumeclaim \"data\" cannot be mounted",
+        ),
+        (
+            json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}),
+            "volume source of this kind is not supported",
+        ),
+    ] {
+        let mut volume = json!({"name": "v"});
+        for (key, value) in source.as_object().unwrap() {
+            let fields = volume.as_object_mut().unwrap();
+            fields.insert(key.clone(), value.clone());
+        }
+        let spec = json!({"containers": [], "volumes": [{"name": "e", "emptyDir": {}}, volume]});
+        let (name, error) = bed.with(spec, |context| set_up(context).unwrap_err());
+        assert_eq!(name, "v");
+        assert!(error.to_string().starts_with(words), "{error}");
+    }
+}
+
+#[test]
 fn host_paths_are_checked() {
     let bed = Bed::new(&[]);
     let base = bed.directory.path().to_owned();

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use common::{Cluster, create, gone, wait, wait_list};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount,
+    ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
@@ -383,6 +384,84 @@ async fn a_pod_waits_for_those_that_it_needs_near() {
         let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
         node == Some("node-1")
     })
+    .await;
+}
+
+/// Waits until the pod's status says so of its scheduling.
+async fn waits_for(pods: &Api<Pod>, name: &str, message: &'static str) {
+    wait(pods, name, message, move |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|condition| {
+            condition.type_ == "PodScheduled" && condition.message.as_deref() == Some(message)
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_waits_for_its_claim_and_runs_where_the_volume_is() {
+    let cluster = Cluster::start()
+        .await
+        .with_scheduler()
+        .with_node("node-1", "8")
+        .await
+        .with_node("node-2", "8")
+        .await;
+    cluster.namespace("ns").await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let disk = Patch::Merge(json!({"metadata": {"labels": {"disk": "fast"}}}));
+    let labelled = nodes.patch("node-2", &PatchParams::default(), &disk).await;
+    labelled.expect("labelled");
+    let pods: Api<Pod> = cluster.api("ns");
+    create(
+        &pods,
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+            "containers": [{"name": "c", "image": "x:1"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}}),
+    )
+    .await;
+    let missing = "0/2 nodes are available: persistentvolumeclaim \"data\" not found. not found";
+    waits_for(&pods, "p", missing).await;
+    let claims: Api<PersistentVolumeClaim> = cluster.api("ns");
+    create(
+        &claims,
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "",
+            "resources": {"requests": {"storage": "1Gi"}}}}),
+    )
+    .await;
+    let unbound =
+        "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found";
+    waits_for(&pods, "p", unbound).await;
+    let binding = Patch::Merge(json!({
+        "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "disk"}
+    }));
+    let bound = claims
+        .patch("data", &PatchParams::default(), &binding)
+        .await;
+    bound.expect("bound");
+    let no_volume = "0/2 nodes are available: persistentvolume \"disk\" not found. not found";
+    waits_for(&pods, "p", no_volume).await;
+    let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
+    create(
+        &volumes,
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "disk"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "disk", "operator": "In", "values": ["fast"]}]}]}}}}),
+    )
+    .await;
+    wait(
+        &pods,
+        "p",
+        "it is where the volume is",
+        |pod: Option<&Pod>| {
+            let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
+            node == Some("node-2")
+        },
+    )
     .await;
 }
 

@@ -14,7 +14,7 @@ use gantry_api::kinds::reviews::Question;
 use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
 use gantry_api::unstored::Unstored;
-use http::{Method, Response};
+use http::Response;
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
 use k8s_openapi::api::authorization::v1::{
     LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
@@ -192,14 +192,8 @@ const STATUS: Methods = &[
 
 const SCALE: Methods = &[
     ("get", answers!(context => verbs::scale::get(context))),
-    (
-        "patch",
-        answers!(context => async move { verbs::scale::scale(context, &Method::PATCH).await }),
-    ),
-    (
-        "update",
-        answers!(context => async move { verbs::scale::scale(context, &Method::PUT).await }),
-    ),
+    ("patch", answers!(context => verbs::scale::patch(context))),
+    ("update", answers!(context => verbs::scale::update(context))),
 ];
 
 /// What every kind has that can be scaled.

@@ -297,7 +297,9 @@ async fn mark_ready(context: &Context, pod: &Pod, ready: bool, now: Timestamp) -
         .await
     {
         Ok(pod) => context.pods.observe(pod),
-        Err(error) if code(&error) == Some(404) || !ready && code(&error) == Some(409) => {}
+        // Gone, or another pod under its name.
+        Err(error) if matches!(code(&error), Some(404 | 422)) => {}
+        Err(error) if !ready && code(&error) == Some(409) => {}
         Err(error) => return Err(error).doing("marking as ready or not the pod", &key),
     }
     Ok(())
@@ -321,7 +323,7 @@ async fn evict(context: &Context, recorder: &Recorder, pod: &Pod, now: Timestamp
         )
         .await;
     if let Err(error) = told
-        && !matches!(code(&error), Some(404 | 409))
+        && !matches!(code(&error), Some(404 | 409 | 422))
     {
         return Err(error).doing("marking for eviction the pod", &key);
     }

@@ -144,7 +144,8 @@ async fn fail(context: &Context, pod: &Pod) -> Result<()> {
         .await
     {
         Ok(pod) => context.pods.observe(pod),
-        Err(error) if matches!(code(&error), Some(404 | 409)) => {}
+        // Gone, or another pod under its name.
+        Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {}
         Err(error) => return Err(error).doing("failing pod", &key),
     }
     Ok(())

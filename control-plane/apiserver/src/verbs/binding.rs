@@ -6,7 +6,7 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::meta::validate_maps;
 use gantry_api::names;
-use gantry_api::status::{Details, StatusError};
+use gantry_api::status::StatusError;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Binding;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body;
-use super::write::{Write, must_be, success, swap};
+use super::write::{Write, conflict_below, must_be, success, swap};
 use crate::context::{Context, Operation};
 use crate::response::Answer;
 
@@ -96,17 +96,17 @@ fn may_be_bound(context: &Context<'_>, pod: &Value) -> Result<(), StatusError> {
     let name = context.name();
     if !pod["metadata"]["deletionTimestamp"].is_null() {
         let why = format!("pod {name} is being deleted, cannot be assigned to a host");
-        return Err(refused(context, &why));
+        return Err(conflict_below(context, &why));
     }
     let bound = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if !bound.is_empty() {
         let why = format!("pod {name} is already assigned to node \"{bound}\"");
-        return Err(refused(context, &why));
+        return Err(conflict_below(context, &why));
     }
     let gates = pod["spec"]["schedulingGates"].as_array();
     if gates.is_some_and(|gates| !gates.is_empty()) {
         let why = format!("pod {name} has non-empty .spec.schedulingGates");
-        return Err(refused(context, &why));
+        return Err(conflict_below(context, &why));
     }
     Ok(())
 }
@@ -140,19 +140,6 @@ fn complete(
             Err(StatusError::invalid(info, context.name(), errors))
         }
     }
-}
-
-fn refused(context: &Context<'_>, why: &str) -> StatusError {
-    let details = Details {
-        name: context.name().to_owned(),
-        kind: "pods/binding".to_owned(),
-        ..Details::default()
-    };
-    let message = format!(
-        "Operation cannot be fulfilled on pods/binding \"{}\": {why}",
-        context.name()
-    );
-    StatusError::new(409, "Conflict", message, Some(details))
 }
 
 /// Says that the pod has a node, in place of what was said of that before.

@@ -228,10 +228,10 @@ pub(crate) async fn delete_one(
         context,
         operation: Operation::Delete,
     };
-    context.api.admission.delete(&attributes)?;
     let write = Write::own(Operation::Delete, options.dry_run);
     swap(context, write, None, |current| {
         options.check(context, current)?;
+        context.api.admission.delete(&attributes)?;
         let mut object = current.clone();
         mark(context, &mut object, options);
         Ok(object)

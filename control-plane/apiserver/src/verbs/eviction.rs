@@ -44,6 +44,8 @@ async fn evict_as(context: &Context<'_>, eviction: Eviction) -> Result<Answer, S
     let mut wanted = eviction.delete_options.unwrap_or_default();
     let dry_runs = wanted.dry_run.get_or_insert_default();
     dry_runs.extend(context.query.all("dryRun").iter().cloned());
+    // Options are looked at where there is something to delete.
+    context.current()?;
     let options = Options::of(wanted)?;
     delete_one(context, &options).await?;
     Ok(success(StatusCode::CREATED))

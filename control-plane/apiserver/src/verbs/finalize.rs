@@ -4,32 +4,28 @@ use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::names;
 use gantry_api::status::StatusError;
-use k8s_openapi::api::core::v1::Namespace;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body;
 use super::update::check_name;
-use super::write::{Write, swap};
+use super::write::{Write, check_identity, swap};
 use crate::context::{Context, Operation, meta};
 use crate::response::Answer;
 
 pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusError> {
-    let info = context.resource.info();
     let options = context.write_options("UpdateOptions")?;
     let kind = context.resource.kind.as_ref();
-    let (wanted, warnings): (Namespace, _) = body::typed(context, kind, options.validation).await?;
-    check_name(context, wanted.metadata.name.as_deref().unwrap_or_default())?;
-    let asked = wanted.metadata.resource_version.unwrap_or_default();
-    let finalizers = wanted
-        .spec
-        .and_then(|spec| spec.finalizers)
-        .unwrap_or_default();
-    check_finalizers(context, &finalizers)?;
+    let sent = body::object(context, kind, options.validation).await?;
+    let wanted = sent.object;
+    check_name(context, meta(&wanted, "name"))?;
+    let finalizers = Option::<Vec<String>>::deserialize(&wanted["spec"]["finalizers"]);
+    let finalizers = finalizers.map_err(|error| StatusError::bad_request(error.to_string()))?;
+    let finalizers = finalizers.unwrap_or_default();
     let write = Write::own(Operation::Update, options.dry_run);
     let written = swap(context, write, None, |current| {
-        if !asked.is_empty() && asked != meta(current, "resourceVersion") {
-            return Err(StatusError::stale(info, context.name()));
-        }
+        check_identity(context, write, &wanted, current)?;
+        check_finalizers(context, &finalizers)?;
         let mut namespace = current.clone();
         *namespace.member(&["spec", "finalizers"]) = json!(finalizers);
         if finalizers.is_empty()
@@ -40,7 +36,7 @@ pub(crate) async fn finalize(context: &Context<'_>) -> Result<Answer, StatusErro
         Ok(namespace)
     });
     let answer = written.await.map(|written| written.answer());
-    Ok(Answer::of(answer).with_warnings(warnings))
+    Ok(Answer::of(answer).with_warnings(sent.warnings))
 }
 
 fn check_finalizers(context: &Context<'_>, finalizers: &[String]) -> Result<(), StatusError> {

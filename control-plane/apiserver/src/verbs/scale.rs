@@ -5,17 +5,14 @@ use std::collections::BTreeMap;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::json::Members;
 use gantry_api::kind::WriteScope;
-use gantry_api::patch::{self, PatchType};
 use gantry_api::status::StatusError;
-use http::Method;
-use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
 use super::body;
 use super::get::check_options;
-use super::update::check_name;
-use super::write::{Write, must_be, swap};
+use super::update::{check_name, patch_type, patched};
+use super::write::{Write, Written, conflict_below, must_be, swap};
 use crate::codec;
 use crate::context::{Context, meta};
 use crate::response::Answer;
@@ -28,100 +25,76 @@ pub(crate) async fn get(context: &Context<'_>) -> Result<Answer, StatusError> {
     Ok(Answer::value(&scale_of(&object)))
 }
 
-/// Changes the replicas of an object.
-pub(crate) async fn scale(context: &Context<'_>, method: &Method) -> Result<Answer, StatusError> {
-    let info = context.resource.info();
-    let options = context.write_options(match *method {
-        Method::PATCH => "PatchOptions",
-        _ => "UpdateOptions",
-    })?;
-    let sent = match *method {
-        Method::PATCH => None,
-        _ => Some(body::object(context, &**body::SCALE, options.validation).await?),
-    };
-    let (sent, warnings) = match sent {
-        Some(decoded) => (Some(decoded.object), decoded.warnings),
-        None => (None, Vec::new()),
-    };
-    if let Some(scale) = &sent {
-        check_name(context, meta(scale, "name"))?;
-    }
-    let replicas = |current: &Value| -> Result<Value, StatusError> {
-        let scale = scale_of(current);
-        let wanted: Value = if let Some(scale) = &sent {
-            scale.clone()
-        } else {
-            let media_type = context.content_type().split(';').next().unwrap_or_default();
-            let patch_type = PatchType::from_content_type(media_type)
-                .ok_or_else(StatusError::unsupported_patch)?;
-            // A Scale has no lists: a strategic merge is a merge.
-            let patch_type = match patch_type {
-                PatchType::Strategic => PatchType::Merge,
-                other => other,
-            };
-            let kind = context.resource.kind.as_ref();
-            patch::apply(kind, patch_type, &scale, &context.body)?.object
-        };
-        let (kind, version) = (&wanted["kind"], &wanted["apiVersion"]);
-        if let (Some(kind), Some(version)) = (kind.as_str(), version.as_str())
-            && (kind, version) != ("Scale", "autoscaling/v1")
-        {
-            let version = version.rsplit('/').next().unwrap_or_default();
-            return Err(StatusError::bad_request(format!(
-                "{kind} in version \"{version}\" cannot be handled as a Scale: converting ({version}.{kind}) to (autoscaling.Scale): unknown conversion"
-            )));
-        }
-        let parsed: Scale = serde_json::from_value(wanted.clone()).map_err(|error| {
-            StatusError::bad_request(format!(
-                "Scale in version \"v1\" cannot be handled as a Scale: {error}"
-            ))
-        })?;
-        let metadata = parsed.metadata;
-        let namespace = metadata.namespace.unwrap_or_default();
-        if !namespace.is_empty() && Some(namespace.as_str()) != context.namespace() {
-            return Err(StatusError::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        check_name(context, metadata.name.as_deref().unwrap_or_default())?;
-        if method == Method::PUT {
-            let uid = metadata.uid.unwrap_or_default();
-            must_be(context, current, "uid", &uid)?;
-        }
-        let replicas = parsed.spec.and_then(|spec| spec.replicas).unwrap_or(0);
-        if replicas < 0 {
-            let mut errors = ErrorList::default();
-            errors.invalid(
-                &Path::new("spec").child("replicas"),
-                replicas,
-                gantry_api::names::NOT_NEGATIVE,
-            );
-            return Err(StatusError::invalid_kind(
-                "autoscaling",
-                "Scale",
-                context.name(),
-                errors,
-            ));
-        }
-        let asked = metadata.resource_version.unwrap_or_default();
-        if !asked.is_empty() && asked != meta(current, "resourceVersion") {
-            return Err(StatusError::stale(info, context.name()));
-        }
-        Ok(json!(replicas))
-    };
+/// Replaces the Scale of an object.
+pub(crate) async fn update(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let options = context.write_options("UpdateOptions")?;
+    let sent = body::object(context, &**body::SCALE, options.validation).await?;
+    let scale = sent.object;
+    check_name(context, meta(&scale, "name"))?;
     let write = Write::update(WriteScope::Main, options.dry_run);
     let written = swap(context, write, None, |current| {
-        let mut object = current.clone();
-        *object.member(&["spec", "replicas"]) = replicas(current)?;
+        must_be(context, current, "uid", meta(&scale, "uid"))?;
+        scaled(context, current, &scale)
+    });
+    Ok(answer(written.await, sent.warnings))
+}
+
+/// Patches the Scale of an object.
+pub(crate) async fn patch(context: &Context<'_>) -> Result<Answer, StatusError> {
+    let patch_type = patch_type(context)?;
+    let options = context.write_options("PatchOptions")?;
+    let mut warnings = Vec::new();
+    let write = Write::update(WriteScope::Main, options.dry_run);
+    let written = swap(context, write, None, |current| {
+        let kind = &**body::SCALE;
+        let scale = scale_of(current);
+        let decoded = patched(context, kind, patch_type, &scale, options.validation)?;
+        warnings = decoded.warnings;
+        let object = scaled(context, current, &decoded.object)?;
+        let (meant, found) = (meta(&decoded.object, "uid"), meta(current, "uid"));
+        if !meant.is_empty() && meant != found {
+            let why = format!(
+                "Precondition failed: UID in precondition: {meant}, UID in object meta: {found}"
+            );
+            return Err(conflict_below(context, &why));
+        }
         Ok(object)
-    })
-    .await;
+    });
+    let written = written.await;
+    Ok(answer(written, warnings))
+}
+
+/// An object that has the replicas, and is of the revision, that a Scale says.
+fn scaled(context: &Context<'_>, current: &Value, scale: &Value) -> Result<Value, StatusError> {
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let mut errors = ErrorList::default();
+        let path = Path::new("spec").child("replicas");
+        errors.invalid(&path, replicas, gantry_api::names::NOT_NEGATIVE);
+        let name = context.name();
+        return Err(StatusError::invalid_kind(
+            "autoscaling",
+            "Scale",
+            name,
+            errors,
+        ));
+    }
+    let mut object = current.clone();
+    *object.member(&["spec", "replicas"]) = json!(replicas);
+    let version = meta(scale, "resourceVersion");
+    if !version.is_empty() {
+        *object.member(&["metadata", "resourceVersion"]) = json!(version);
+    }
+    Ok(object)
+}
+
+fn answer(written: Result<Written, StatusError>, warnings: Vec<String>) -> Answer {
     let answer = written.map(|written| {
         let mut object = written.object;
         *object.member(&["metadata", "resourceVersion"]) = json!(written.revision.to_string());
         Answer::value(&scale_of(&object))
     });
-    Ok(Answer::of(answer).with_warnings(warnings))
+    Answer::of(answer).with_warnings(warnings)
 }
 
 /// What an object selects its pods by: labels alone, where it is a ReplicationController.

@@ -13,7 +13,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use gantry_api::field::{ErrorList, Path};
 use gantry_api::kind::{Draft, ResourceInfo, WriteScope};
-use gantry_api::status::StatusError;
+use gantry_api::status::{Details, StatusError};
 use gantry_store::{Demand, Entry, Guard, Index, Operation as Change, Revision, Transaction};
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -339,13 +339,23 @@ pub(crate) fn is_marked(value: &[u8]) -> bool {
 }
 
 /// Refuses a change of another object of the same name, or of another version than the client says.
-fn check_identity(
+pub(super) fn check_identity(
     context: &Context<'_>,
     write: Write,
     object: &Value,
     current: &Value,
 ) -> Result<(), StatusError> {
     must_be(context, current, "uid", meta(object, "uid"))?;
+    check_version(context, write, object, current)
+}
+
+/// Refuses a change of another version than the client says.
+pub(super) fn check_version(
+    context: &Context<'_>,
+    write: Write,
+    object: &Value,
+    current: &Value,
+) -> Result<(), StatusError> {
     let asked = meta(object, "resourceVersion");
     if asked.is_empty() || asked == "0" {
         let must = matches!(write.rules, Rules::Kind(_))
@@ -402,6 +412,25 @@ pub(super) fn must_be(
             "StorageError: invalid object, Code: 4, Key: /registry/{place}/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {what} in precondition: {meant}, {what} in object meta: {found}"
         ),
     ))
+}
+
+/// 409 about what is below the path's object.
+pub(super) fn conflict_below(context: &Context<'_>, why: &str) -> StatusError {
+    let (info, name) = (context.resource.info(), context.name());
+    let below = context.path.subresource.as_deref().unwrap_or_default();
+    let kind = format!("{}/{below}", info.plural);
+    let qualified = match &*info.group {
+        "" => kind.clone(),
+        group => format!("{kind}.{group}"),
+    };
+    let details = Details {
+        name: name.to_owned(),
+        group: info.group.to_string(),
+        kind,
+        ..Details::default()
+    };
+    let message = format!("Operation cannot be fulfilled on {qualified} \"{name}\": {why}");
+    StatusError::new(409, "Conflict", message, Some(details))
 }
 
 /// Whether the last finalizer of a deleted object is gone, and nothing else holds it.

@@ -167,6 +167,91 @@ async fn a_scale_is_read_as_every_object_is() {
         assert_eq!(put(JSON, body).await.refusal(), (400, why), "{body}");
     }
     assert_eq!(put("text/plain", yaml).await.status, 415);
+    let patch = async |name: &str, sort: &str, query: &str, body: &str| {
+        let uri = format!("{deployments}/{name}/scale?{query}");
+        send(&server, Method::PATCH, &uri, sort, body).await
+    };
+    for sort in [MERGE, STRATEGIC] {
+        let told = patch("d", sort, "", r#"{"spec":{"replicas":3}}"#).await;
+        assert_eq!(
+            (told.status, &told.body["spec"]["replicas"]),
+            (200, &json!(3))
+        );
+        let unknown = r#"{"spec":{"bogus":1}}"#;
+        let told = patch("d", sort, "fieldValidation=Strict", unknown).await;
+        assert_eq!(told.status, 422);
+        let told = patch("d", sort, "", r#"{"spec":{"replicas":-1}}"#).await;
+        assert_eq!(told.status, 422);
+        let told = patch("d", sort, "", r#"{"metadata":{"resourceVersion":"1"}}"#).await;
+        assert_eq!(told.status, 409);
+        let told = patch("d", sort, "", r#"{"metadata":{"name":"other"}}"#).await;
+        assert_eq!(told.status, 400);
+    }
+    let told = patch("d", MERGE, "", r#"{"metadata":{"uid":"other"}}"#).await;
+    let (status, why) = told.refusal();
+    let expected = r#"Operation cannot be fulfilled on deployments/scale.apps "d": Precondition failed: UID in precondition: other, "#;
+    assert!(status == 409 && why.starts_with(expected), "{why}");
+    let other = r#"{"apiVersion":"v1","kind":"ConfigMap"}"#;
+    assert_eq!(patch("d", MERGE, "", other).await.status, 422);
+    // What is no patch is so whatever there is.
+    assert_eq!(patch("none", "text/plain", "", "{}").await.status, 415);
+}
+
+#[tokio::test]
+async fn nothing_becomes_another_object() {
+    let server = server().await;
+    make(&server, MAPS, &json!({"metadata": {"name": "m"}})).await;
+    let uri = format!("{MAPS}/m");
+    let why =
+        r#"ConfigMap "m" is invalid: metadata.uid: Invalid value: "other": field is immutable"#;
+    for sort in [MERGE, STRATEGIC] {
+        let other = r#"{"metadata":{"uid":"other"}}"#;
+        let told = send(&server, Method::PATCH, &uri, sort, other).await;
+        assert_eq!(told.refusal(), (422, why));
+        // Who has seen an older one is told that first.
+        let late = r#"{"metadata":{"uid":"other","resourceVersion":"1"}}"#;
+        let told = send(&server, Method::PATCH, &uri, sort, late).await;
+        assert_eq!(told.status, 409);
+    }
+    let other = r#"{"metadata":{"name":"m","uid":"other"}}"#;
+    let told = send(&server, Method::PUT, &uri, JSON, other).await;
+    assert_eq!(told.status, 409);
+    // What is made by a PUT is no object that was there.
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/default/leases/l";
+    let gone = r#"{"metadata":{"name":"l","uid":"other"}}"#;
+    let told = send(&server, Method::PUT, lease, JSON, gone).await;
+    let (status, why) = told.refusal();
+    let expected = "Precondition failed: UID in precondition: other, UID in object meta: ";
+    assert!(status == 409 && why.ends_with(expected), "{why}");
+}
+
+#[tokio::test]
+async fn a_namespace_is_finalized_by_who_has_seen_it() {
+    let server = server().await;
+    make(
+        &server,
+        "/api/v1/namespaces",
+        &json!({"metadata": {"name": "n"}}),
+    )
+    .await;
+    let put = async |name: &str, metadata: Value, finalizers: Value| {
+        let uri = format!("/api/v1/namespaces/{name}/finalize");
+        let mut body = json!({"spec": {"finalizers": finalizers}, "metadata": metadata});
+        *body.member(&["metadata", "name"]) = json!(name);
+        send(&server, Method::PUT, &uri, JSON, &body.to_string()).await
+    };
+    for (metadata, finalizers, status) in [
+        (json!({"uid": "other"}), json!(["a b"]), 409),
+        (json!({"resourceVersion": "1"}), json!(["a b"]), 409),
+        (json!({"resourceVersion": "0"}), json!(["a b"]), 422),
+        (json!({}), json!([1]), 400),
+        (json!({"resourceVersion": "0"}), json!(["a.b/c"]), 200),
+    ] {
+        let told = put("n", metadata, finalizers).await;
+        assert_eq!(told.status, status, "{}", told.body);
+    }
+    let told = put("none", json!({}), json!(["a b"])).await;
+    assert_eq!(told.status, 404, "{}", told.body);
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use gantry_api::decode::{Request, request};
 use gantry_api::kind::{Draft, ResourceInfo};
 use gantry_api::protobuf;
 use gantry_api::schema::TypeSchema;
@@ -168,12 +167,6 @@ impl Context<'_> {
             .get(header::CONTENT_TYPE)
             .and_then(|value| value.to_str().ok())
             .unwrap_or(JSON)
-    }
-
-    /// The body of a request that is no object of the resource's kind; `kind` is what it is.
-    pub(crate) async fn request<T: Request>(&self, kind: &str) -> Result<T, StatusError> {
-        let turn = Turn::wait(self.body.len()).await;
-        turn.work(|| request(&self.body, self.content_type(), kind))
     }
 
     /// Rewrites a protobuf body as JSON, so that nothing after this knows of it.

@@ -124,7 +124,7 @@ pub(crate) fn untyped(body: &[u8]) -> Result<(Value, Vec<String>), serde_json::E
     Ok((value, findings.strict))
 }
 
-/// What is read of the body of a request that is no object of a kind: a binding, an eviction.
+/// What is read of the body of a request that is no object: its options.
 pub trait Request: JsonSchema + DeserializeOwned + Default {}
 
 impl<T: JsonSchema + DeserializeOwned + Default> Request for T {}

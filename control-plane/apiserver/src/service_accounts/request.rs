@@ -12,6 +12,7 @@ use super::issue::{LIFE, LONGEST, LONGEST_GRANTED, SHORTEST, TokenPod, Wanted};
 use crate::admission::node_restriction;
 use crate::context::Context;
 use crate::response::Answer;
+use crate::verbs::body;
 
 const GROUP: &str = "authentication.k8s.io";
 const KIND: &str = "TokenRequest";
@@ -23,18 +24,18 @@ const LONGEST_AUDIENCES: usize = 8 << 10;
 
 /// Answers a TokenRequest. Nothing is stored, so that a dry run does the same, as in Kubernetes.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
-    context.write_options("CreateOptions")?;
-    let asked: TokenRequest = context.request(KIND).await?;
+    let options = context.write_options("CreateOptions")?;
+    let (asked, warnings): (TokenRequest, _) =
+        body::typed(context, &**body::TOKEN_REQUEST, options.validation).await?;
+    let answer = issued(context, asked).await;
+    Ok(Answer::of(answer).with_warnings(warnings))
+}
+
+async fn issued(context: &Context<'_>, asked: TokenRequest) -> Result<Answer, StatusError> {
     context.admit_below()?;
     node_restriction::admit_token(context, &asked)?;
     let (namespace, name) = (context.namespace().unwrap_or_default(), context.name());
-    must_match("name", asked.metadata.name.as_deref(), name, name)?;
-    must_match(
-        "namespace",
-        asked.metadata.namespace.as_deref(),
-        namespace,
-        name,
-    )?;
+    must_be_named(asked.metadata.name.as_deref(), name)?;
     // The account itself is the one of the path.
     context.current()?;
     let accounts = &context.api.service_accounts;
@@ -94,19 +95,15 @@ pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError>
 }
 
 /// Refuses a name in the body that is another than the path's.
-fn must_match(
-    field: &str,
-    said: Option<&str>,
-    expected: &str,
-    account: &str,
-) -> Result<(), StatusError> {
+fn must_be_named(said: Option<&str>, account: &str) -> Result<(), StatusError> {
     let said = said.unwrap_or_default();
-    if said.is_empty() || said == expected {
+    if said.is_empty() || said == account {
         return Ok(());
     }
     let mut errors = ErrorList::default();
-    let why = format!("must match the service account {field} if specified");
-    errors.invalid(&Path::new("metadata").child(field), said, &why);
+    let path = Path::new("metadata").child("name");
+    let why = "must match the service account name if specified";
+    errors.invalid(&path, said, why);
     Err(StatusError::invalid_kind(GROUP, KIND, account, errors))
 }
 

@@ -10,14 +10,21 @@ use crate::authentication::TokenAuthentication;
 use crate::context::Context;
 use crate::identity::Identity;
 use crate::response::Answer;
+use crate::verbs::body;
 
 const KIND: &str = "TokenReview";
 const UNKNOWN: &str = "invalid bearer token";
 
 /// Answers a TokenReview. Nothing is stored.
 pub(crate) async fn create(context: &Context<'_>) -> Result<Answer, StatusError> {
-    context.write_options("CreateOptions")?;
-    let asked: TokenReview = context.request(KIND).await?;
+    let options = context.write_options("CreateOptions")?;
+    let kind = context.resource.kind.as_ref();
+    let (asked, warnings): (TokenReview, _) =
+        body::typed(context, kind, options.validation).await?;
+    Ok(Answer::of(reviewed(context, asked)).with_warnings(warnings))
+}
+
+fn reviewed(context: &Context<'_>, asked: TokenReview) -> Result<Answer, StatusError> {
     let token = asked.spec.token.as_str();
     if token.is_empty() {
         return Err(StatusError::bad_request(

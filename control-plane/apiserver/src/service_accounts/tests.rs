@@ -420,6 +420,17 @@ async fn nodes_and_secrets_bind_too_and_nothing_else() {
     assert_eq!(world.call(Method::GET, path, json!({})).await.0, 405);
     let named = json!({"metadata": {"name": "other"}});
     assert_eq!(world.call(Method::POST, path, named).await.0, 422);
+    // It is read as every object is.
+    for elsewhere in [
+        json!({"metadata": {"namespace": "other"}}),
+        json!({"kind": "ConfigMap", "apiVersion": "v1"}),
+    ] {
+        let (status, answer) = world.call(Method::POST, path, elsewhere).await;
+        assert_eq!(status, 400, "{answer}");
+    }
+    let strictly = format!("{path}?fieldValidation=Strict");
+    let unknown = json!({"spec": {"bogus": 1}});
+    assert_eq!(world.call(Method::POST, &strictly, unknown).await.0, 400);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Bodies that are of a type of their own: a scale, a binding. They are read as objects are, so that unknown fields, other
-//! kinds and other namespaces are told in the same words.
+//! Bodies that are of a type of their own: a scale, a binding, a question. They are read as objects are, so that unknown
+//! fields, other kinds and other namespaces are told in the same words.
 
 use std::sync::LazyLock;
 
@@ -7,6 +7,7 @@ use gantry_api::decode::{Decoded, FieldValidation, decode};
 use gantry_api::kind::{ResourceKind, StaticInfo};
 use gantry_api::status::StatusError;
 use gantry_api::unstored::Unstored;
+use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
 use k8s_openapi::api::policy::v1::Eviction;
@@ -27,6 +28,9 @@ pub(crate) static EVICTION_BETA: Type =
     LazyLock::new(|| Unstored::<Eviction>::boxed(info("policy", "v1beta1", "Eviction")));
 pub(crate) static SCALE: Type =
     LazyLock::new(|| Unstored::<Scale>::boxed(info("autoscaling", "v1", "Scale")));
+pub(crate) static TOKEN_REQUEST: Type = LazyLock::new(|| {
+    Unstored::<TokenRequest>::boxed(info("authentication.k8s.io", "v1", "TokenRequest"))
+});
 
 /// What is a body alone has no path.
 const fn info(group: &'static str, version: &'static str, kind: &'static str) -> StaticInfo {

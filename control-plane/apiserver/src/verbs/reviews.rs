@@ -1,6 +1,5 @@
 //! POST of a question about users and their rights: answered at once, and never stored.
 
-use gantry_api::decode::decode;
 use gantry_api::field::ErrorList;
 use gantry_api::json::Members;
 use gantry_api::kinds::reviews::Question;
@@ -19,10 +18,9 @@ use serde_json::{Value, json};
 use crate::authorisation::rbac::{aggregate, is_whole};
 use crate::authorisation::{Attributes, Authorizer, Decision, Target, node};
 use crate::context::Context;
-use crate::heavy::Turn;
 use crate::identity::Identity;
 use crate::response::Answer;
-use crate::verbs::create::check_namespace;
+use crate::verbs::body;
 
 /// Who asks?
 pub(crate) async fn self_subject_review(context: &Context<'_>) -> Result<Answer, StatusError> {
@@ -268,18 +266,9 @@ fn status(
 /// The body, in normal form, and what decoding warned of.
 async fn read_object(context: &Context<'_>) -> Result<(Value, Vec<String>), StatusError> {
     let options = context.write_options("CreateOptions")?;
-    let turn = Turn::wait(context.body.len()).await;
     let kind = context.resource.kind.as_ref();
-    let decoded = turn.work(|| {
-        decode(
-            &context.body,
-            context.content_type(),
-            kind,
-            options.validation,
-        )
-    })?;
+    let decoded = body::object(context, kind, options.validation).await?;
     let mut object = decoded.object;
-    check_namespace(context, &mut object)?;
     if context.namespace().is_none() {
         *object.member(&["metadata", "namespace"]) = Value::Null;
     }

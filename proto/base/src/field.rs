@@ -72,9 +72,24 @@ pub struct FieldError {
     pub message: String,
 }
 
+impl fmt::Display for FieldError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.message)
+    }
+}
+
 impl FieldError {
     fn size(&self) -> usize {
         self.path.0.len() + self.message.len()
+    }
+}
+
+/// Errors as Go writes several of them: `[a, b]`.
+pub fn aggregate(errors: &[String]) -> String {
+    match errors {
+        [] => String::new(),
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
     }
 }
 
@@ -110,6 +125,11 @@ impl ErrorList {
     /// Whether nothing was refused.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Each as `path: message`.
+    pub fn told(&self) -> Vec<String> {
+        self.0.iter().map(FieldError::to_string).collect()
     }
 
     /// Whether no more errors are taken.

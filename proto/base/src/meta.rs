@@ -310,11 +310,7 @@ mod tests {
         let mut errors = ErrorList::default();
         validate(meta, true, names::dns1123_subdomain, &mut errors);
         validate_finalizer_names(meta, &mut errors);
-        errors
-            .0
-            .iter()
-            .map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     fn named() -> ObjectMeta {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
 
-use crate::field::{ErrorList, Path};
+use crate::field::{ErrorList, Path, aggregate};
 use crate::{meta, names};
 
 /// How one requirement compares.
@@ -70,14 +70,9 @@ impl Requirement {
                 errors.invalid(&path, value, &wrong.join("; "));
             }
         }
-        let told = errors.0.iter();
-        let told: Vec<String> = told
-            .map(|error| format!("{}: {}", error.path, error.message))
-            .collect();
-        match told.as_slice() {
-            [] => Ok(()),
-            [one] => Err(one.clone()),
-            several => Err(format!("[{}]", several.join(", "))),
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(aggregate(&errors.told())),
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::json::Members;
 use serde_json::{Map, Value, json};
 
-use crate::field::{ErrorList, ErrorType};
+use crate::field::{ErrorList, ErrorType, aggregate};
 use crate::resource::ResourceInfo;
 
 /// One entry of `details.causes`.
@@ -168,7 +168,7 @@ impl StatusError {
         let mut words: Vec<String> = Vec::with_capacity(errors.0.len());
         let mut causes = Vec::with_capacity(errors.0.len());
         for error in &errors.0 {
-            let text = format!("{}: {}", error.path, error.message);
+            let text = error.to_string();
             if told.insert(text.clone()) {
                 words.push(text);
             }
@@ -181,10 +181,7 @@ impl StatusError {
         if errors.is_full() {
             words.push("and more: correct these first".to_owned());
         }
-        let list = match words.as_slice() {
-            [one] => one.clone(),
-            many => format!("[{}]", many.join(", ")),
-        };
+        let list = aggregate(&words);
         let message = format!("{} \"{name}\" is invalid: {list}", qualify(kind, group));
         let details = Details {
             name: name.into(),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use gantry_api::field::aggregate;
 use gantry_api::kind::Draft;
 use gantry_api::kinds::limit_range::{CONTAINER, MAX_IN_MILLIS, POD};
 use gantry_api::kinds::pod_spec;
@@ -94,11 +95,10 @@ impl Plugin for LimitRanger {
         };
         for range in self.ranges(attributes) {
             let broken = broken(&range, pod);
-            let why = match broken.as_slice() {
-                [] => continue,
-                [one] => one.clone(),
-                several => format!("[{}]", several.join(", ")),
-            };
+            if broken.is_empty() {
+                continue;
+            }
+            let why = aggregate(&broken);
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             return Err(StatusError::forbidden(attributes.info(), name, &why));
         }

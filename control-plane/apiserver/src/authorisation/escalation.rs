@@ -1,6 +1,7 @@
 //! Nobody gives what they do not have: who writes a role must hold all of its rules, or may `escalate`; who binds one must
 //! hold what it allows, or may `bind` it.
 
+use gantry_api::field::aggregate;
 use gantry_api::json::Members;
 use gantry_api::kinds::rbac::{CLUSTER_ROLE, GROUP, ROLE, rules};
 use gantry_api::status::StatusError;
@@ -13,7 +14,6 @@ use crate::identity::MASTERS;
 use crate::response::cut;
 
 use super::attributes::{Attributes, Authorizer, Decision, Target};
-use super::rbac::aggregate;
 
 /// Characters of a refusal: it repeats what the role says.
 const MAX_TOLD: usize = 16 << 10;

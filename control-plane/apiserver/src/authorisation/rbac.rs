@@ -5,6 +5,7 @@ mod index;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use gantry_api::field::aggregate;
 use gantry_api::kinds::rbac::rules::{self, ResourceRequest};
 use gantry_api::kinds::rbac::{CLUSTER_ROLE, GROUP};
 use gantry_api::status::{Details, StatusError};
@@ -196,15 +197,6 @@ fn tell(wrong: &mut Vec<String>, role: &RoleName) {
     let told = format!("{kind}.{GROUP} \"{}\" not found", role.name);
     if wrong.len() < MAX_TOLD && !wrong.contains(&told) {
         wrong.push(told);
-    }
-}
-
-/// Errors as Go writes several of them.
-pub(crate) fn aggregate(wrong: &[String]) -> String {
-    match wrong {
-        [] => String::new(),
-        [one] => one.clone(),
-        many => format!("[{}]", many.join(", ")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use gantry_api::field::{ErrorList, Path};
+use gantry_api::field::{ErrorList, Path, aggregate};
 use gantry_api::kind::Column;
 use gantry_api::kinds::table;
 use gantry_api::status::StatusError;
@@ -131,11 +131,9 @@ pub(crate) fn check_object_policy(context: &Context<'_>, media: Media) -> Result
                 other,
                 "must be 'Metadata', 'Object', 'None', or empty",
             );
-            let words = errors.0.iter();
-            let words = words.map(|error| format!("{}: {}", error.path, error.message));
             Err(StatusError::bad_request(format!(
                 "Unable to convert to Table as requested: {}",
-                words.collect::<Vec<_>>().join(", ")
+                aggregate(&errors.told())
             )))
         }
         _ => Ok(()),

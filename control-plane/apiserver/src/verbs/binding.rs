@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gantry_api::field::{ErrorList, Path};
+use gantry_api::field::{ErrorList, Path, aggregate};
 use gantry_api::json::Members;
 use gantry_api::meta::validate_maps;
 use gantry_api::names;
@@ -76,18 +76,10 @@ fn check_target(kind: &str, node: &str) -> Result<(), StatusError> {
         "" => errors.required(&path.child("name"), ""),
         name => errors.invalid_each(&path.child("name"), name, names::dns1123_subdomain(name)),
     }
-    let told = errors.0.iter();
-    let told: Vec<String> = told
-        .map(|error| format!("{}: {}", error.path, error.message))
-        .collect();
-    match told.as_slice() {
-        [] => Ok(()),
+    match errors.is_empty() {
+        true => Ok(()),
         // Kubernetes says no more of it than this.
-        [one] => Err(StatusError::unclassified(one.clone())),
-        several => Err(StatusError::unclassified(format!(
-            "[{}]",
-            several.join(", ")
-        ))),
+        false => Err(StatusError::unclassified(aggregate(&errors.told()))),
     }
 }
 

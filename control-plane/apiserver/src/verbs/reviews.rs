@@ -1,6 +1,6 @@
 //! POST of a question about users and their rights: answered at once, and never stored.
 
-use gantry_api::field::ErrorList;
+use gantry_api::field::{ErrorList, aggregate};
 use gantry_api::json::Members;
 use gantry_api::kinds::reviews::Question;
 use gantry_api::selector::{FieldSelector, LabelSelector};
@@ -15,7 +15,7 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Value, json};
 
-use crate::authorisation::rbac::{aggregate, is_whole};
+use crate::authorisation::rbac::is_whole;
 use crate::authorisation::{Attributes, Authorizer, Decision, Target, node};
 use crate::context::Context;
 use crate::identity::Identity;

@@ -103,9 +103,7 @@ mod tests {
         let refused = |object: &ControllerRevision| {
             let mut errors = ErrorList::default();
             ControllerRevisionKind::validate(object, &mut errors);
-            let told = errors.0.iter();
-            told.map(|error| format!("{}: {}", error.path, error.message))
-                .collect::<Vec<_>>()
+            errors.told()
         };
         assert_eq!(
             refused(&revision(-1, Value::Null)),

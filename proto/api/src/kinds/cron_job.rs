@@ -261,16 +261,10 @@ mod tests {
         object
     }
 
-    fn told(errors: &ErrorList) -> Vec<String> {
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
-    }
-
     fn refused(more: Value) -> Vec<String> {
         let mut errors = ErrorList::default();
         CronJobKind::validate(&cron_job(more), &mut errors);
-        told(&errors)
+        errors.told()
     }
 
     #[test]
@@ -323,7 +317,7 @@ mod tests {
         let old = cron_job(json!({"timeZone": "Mars/Base"}));
         let mut errors = ErrorList::default();
         CronJobKind::validate_update(&old, &old, &mut errors);
-        assert_eq!(told(&errors), [""; 0]);
+        assert_eq!(errors.told(), [""; 0]);
     }
 
     #[test]
@@ -340,7 +334,7 @@ mod tests {
         let mut errors = ErrorList::default();
         CronJobKind::validate_update(&new, &old, &mut errors);
         assert_eq!(
-            told(&errors),
+            errors.told(),
             [format!(
                 "spec.schedule: Invalid value: {berlin:?}: cannot use both timeZone field and TZ or CRON_TZ in schedule"
             )]
@@ -354,8 +348,8 @@ mod tests {
         long.metadata.name = Some("a".repeat(53));
         let mut errors = ErrorList::default();
         CronJobKind::validate(&long, &mut errors);
-        assert_eq!(told(&errors).len(), 1);
-        assert!(told(&errors)[0].ends_with(": must be no more than 52 characters"));
+        assert_eq!(errors.told().len(), 1);
+        assert!(errors.told()[0].ends_with(": must be no more than 52 characters"));
         let pod = json!({"containers": [{"name": "c", "image": "x"}]});
         let own = json!({
             "selector": {"matchLabels": {"a": "b"}}, "manualSelector": true,

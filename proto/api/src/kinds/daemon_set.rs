@@ -309,9 +309,7 @@ mod tests {
     fn refused(set: &DaemonSet) -> Vec<String> {
         let mut errors = ErrorList::default();
         DaemonSetKind::validate(set, &mut errors);
-        let told = errors.0.iter();
-        told.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     fn rolling(unavailable: i32, surge: i32) -> DaemonSet {

@@ -264,18 +264,12 @@ impl Kind for DeploymentKind {
 mod tests {
     use super::*;
 
-    fn told(errors: &ErrorList) -> Vec<String> {
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
-    }
-
     fn refused(spec: Value) -> Vec<String> {
         let mut object = serde_json::from_value(json!({"spec": spec})).unwrap();
         DeploymentKind::default(&mut object);
         let mut errors = ErrorList::default();
         DeploymentKind::validate(&object, &mut errors);
-        told(&errors)
+        errors.told()
     }
 
     fn template(labels: Value) -> Value {
@@ -324,7 +318,7 @@ mod tests {
             let mut errors = ErrorList::default();
             let old = status(json!({"collisionCount": 2}));
             DeploymentKind::validate_status_update(&status(new), &old, &mut errors);
-            told(&errors)
+            errors.told()
         };
         assert_eq!(
             update(

@@ -243,10 +243,7 @@ mod tests {
         }
         let mut errors = ErrorList::default();
         EventKind::validate(&serde_json::from_value(event).unwrap(), &mut errors);
-        let errors = errors.0.iter();
-        errors
-            .map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

@@ -165,10 +165,7 @@ mod tests {
     fn refused(spec: Value) -> Vec<String> {
         let mut errors = ErrorList::default();
         IngressClassKind::validate(&parse(spec), &mut errors);
-        let errors = errors.0.iter();
-        errors
-            .map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

@@ -279,8 +279,7 @@ mod tests {
         LimitRangeKind::default(&mut object);
         let mut errors = ErrorList::default();
         LimitRangeKind::validate(&object, &mut errors);
-        let told = |error: &crate::field::FieldError| format!("{}: {}", error.path, error.message);
-        errors.0.iter().map(told).collect()
+        errors.told()
     }
 
     #[test]

@@ -353,11 +353,7 @@ mod tests {
     fn messages(spec: Value) -> Vec<String> {
         let mut errors = ErrorList::default();
         NetworkPolicyKind::validate(&parse(spec), &mut errors);
-        errors
-            .0
-            .iter()
-            .map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

@@ -154,9 +154,7 @@ mod tests {
         let told = |status: Value| {
             let mut errors = ErrorList::default();
             validate_status(&serde_json::from_value(status).unwrap(), &mut errors);
-            let all = errors.0.iter();
-            all.map(|error| format!("{}: {}", error.path, error.message))
-                .collect::<Vec<_>>()
+            errors.told()
         };
         assert!(
             told(json!({"replicas": 2, "readyReplicas": 2, "availableReplicas": 1})).is_empty()

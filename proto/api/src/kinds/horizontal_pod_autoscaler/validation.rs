@@ -355,10 +355,7 @@ mod tests {
         let object = serde_json::from_value(value).expect("a spec");
         let mut errors = ErrorList::default();
         spec(&object, &Path::new("spec"), &mut errors);
-        let errors = errors.0.iter();
-        errors
-            .map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

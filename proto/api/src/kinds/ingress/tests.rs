@@ -8,17 +8,10 @@ fn parse(value: Value) -> Ingress {
     object
 }
 
-fn messages(errors: &ErrorList) -> Vec<String> {
-    let errors = errors.0.iter();
-    errors
-        .map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused(value: Value) -> Vec<String> {
     let mut errors = ErrorList::default();
     IngressKind::validate(&parse(value), &mut errors);
-    messages(&errors)
+    errors.told()
 }
 
 fn route(path: &str, kind: &str) -> Value {

@@ -32,16 +32,10 @@ fn created(more: Value) -> Job {
     job
 }
 
-fn told(errors: &ErrorList) -> Vec<String> {
-    let all = errors.0.iter();
-    all.map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused(more: Value) -> Vec<String> {
     let mut errors = ErrorList::default();
     JobKind::validate(&created(more), &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 /// What is told of a change of a job that is as it was created, or has the status.
@@ -59,7 +53,7 @@ fn changed(old: Value, status: Value, new: Value) -> Vec<String> {
     now.selector.clone_from(&before.selector);
     let mut errors = ErrorList::default();
     update::validate(&new, &old, &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 fn progressed(spec: Value, before: Value, after: Value) -> Vec<String> {
@@ -70,7 +64,7 @@ fn progressed(spec: Value, before: Value, after: Value) -> Vec<String> {
     };
     let mut errors = ErrorList::default();
     JobKind::validate_status_update(&job(after), &job(before), &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 fn conditions(types: &[&str]) -> Value {
@@ -252,7 +246,7 @@ fn names_leave_room_for_the_indexes_of_pods() {
     job.metadata.name = Some("a".repeat(61));
     let mut errors = ErrorList::default();
     validation::validate(&job, false, &mut errors);
-    let told = told(&errors);
+    let told = errors.told();
     let last = told.last().unwrap();
     assert!(
         last.ends_with(&format!(

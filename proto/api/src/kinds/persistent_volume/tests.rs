@@ -16,22 +16,16 @@ fn volume(more: Value) -> PersistentVolume {
     volume
 }
 
-fn told(errors: &ErrorList) -> Vec<String> {
-    let all = errors.0.iter();
-    all.map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused(more: Value) -> Vec<String> {
     let mut errors = ErrorList::default();
     PersistentVolumeKind::validate(&volume(more), &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 fn changed(new: &PersistentVolume, old: &PersistentVolume) -> Vec<String> {
     let mut errors = ErrorList::default();
     PersistentVolumeKind::validate_update(new, old, &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 const AFFINITY: &str = r#"{"required": {"nodeSelectorTerms": [{"matchExpressions": [
@@ -173,7 +167,7 @@ fn options_of_mounting_are_refused_where_there_are_none() {
     let mut errors = ErrorList::default();
     PersistentVolumeKind::validate(&object, &mut errors);
     assert_eq!(
-        told(&errors),
+        errors.told(),
         [
             "metadata.annotations.volume.beta.kubernetes.io/mount-options: Forbidden: may not specify mount options for this volume type"
         ]

@@ -28,22 +28,16 @@ fn sized(storage: &str) -> PersistentVolumeClaim {
     claim(json!({"resources": {"requests": {"storage": storage}}}))
 }
 
-fn told(errors: &ErrorList) -> Vec<String> {
-    let all = errors.0.iter();
-    all.map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused(more: Value) -> Vec<String> {
     let mut errors = ErrorList::default();
     PersistentVolumeClaimKind::validate(&claim(more), &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 fn changed(new: &PersistentVolumeClaim, old: &PersistentVolumeClaim) -> Vec<String> {
     let mut errors = ErrorList::default();
     PersistentVolumeClaimKind::validate_update(new, old, &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 fn annotated(class: &str, field: Option<&str>) -> PersistentVolumeClaim {
@@ -192,7 +186,7 @@ fn a_status_counts_storage_and_knows_how_far_growing_is() {
     let mut errors = ErrorList::default();
     PersistentVolumeClaimKind::validate_status_update(&claim, &sized("1Gi"), &mut errors);
     assert_eq!(
-        told(&errors),
+        errors.told(),
         [
             "status.capacity[storage]: Invalid value: -1: must be a valid resource quantity",
             "status.allocatedResourceStatus: Unsupported value: \"storage\": supported values: \"ControllerResizeInProgress\", \"ControllerResizeInfeasible\", \"NodeResizeInProgress\", \"NodeResizeInfeasible\", \"NodeResizePending\"",

@@ -272,9 +272,7 @@ mod tests {
         };
         let mut errors = ErrorList::default();
         validate(&pod(new), &pod(old), &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     fn ended(code: i32) -> Value {

@@ -156,9 +156,7 @@ mod tests {
     fn told(new: &Pod, old: &Pod) -> Vec<String> {
         let mut errors = ErrorList::default();
         validate(new, old, &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     fn spec(more: Value) -> Value {

@@ -210,9 +210,7 @@ mod tests {
         let path = Path::new("a");
         validate_annotations(Some(&annotations), Some(&spec), &path, &mut errors);
         validate_matches(Some(&annotations), &spec, &Path::new("spec"), &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

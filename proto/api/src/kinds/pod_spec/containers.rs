@@ -416,9 +416,7 @@ mod tests {
         let container: Container = serde_json::from_value(container).unwrap();
         let mut errors = ErrorList::default();
         check_restart_policy(&container, &Path::new("c"), &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

@@ -299,9 +299,7 @@ mod tests {
         let variable: EnvVar = serde_json::from_value(variable).unwrap();
         let mut errors = ErrorList::default();
         validate_variables(&[variable], &Path::new("env"), &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     fn from(source: Value) -> Vec<String> {

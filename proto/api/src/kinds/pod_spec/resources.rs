@@ -312,9 +312,7 @@ mod tests {
     fn told(check: impl Fn(&mut ErrorList)) -> Vec<String> {
         let mut errors = ErrorList::default();
         check(&mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     fn container(resources: Value) -> Vec<String> {

@@ -366,9 +366,7 @@ mod tests {
         let spec: PodSpec = serde_json::from_value(spec).unwrap();
         let mut errors = ErrorList::default();
         check(&spec, &Path::new("spec"), &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

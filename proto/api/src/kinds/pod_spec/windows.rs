@@ -275,9 +275,7 @@ mod tests {
         let mut errors = ErrorList::default();
         check_system(&spec, &Path::new("spec"), &mut errors);
         check_host_processes(&spec, &Path::new("spec"), &mut errors);
-        let all = errors.0.iter();
-        all.map(|error| format!("{}: {}", error.path, error.message))
-            .collect()
+        errors.told()
     }
 
     #[test]

@@ -15,19 +15,12 @@ fn created<K: Kind>(object: Value) -> Result<Value, StatusError> {
     finish(draft).map(|(object, _)| object)
 }
 
-fn told(errors: ErrorList) -> Vec<String> {
-    let errors = errors.0.iter();
-    errors
-        .map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused<K: Kind>(object: Value) -> Vec<String> {
     let mut object: K::Object = serde_json::from_value(object).unwrap();
     K::default(&mut object);
     let mut errors = ErrorList::default();
     K::validate(&object, &mut errors);
-    told(errors)
+    errors.told()
 }
 
 #[test]

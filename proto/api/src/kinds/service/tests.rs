@@ -15,17 +15,10 @@ fn created(spec: Value) -> Service {
     object
 }
 
-fn told(errors: &ErrorList) -> Vec<String> {
-    let errors = errors.0.iter();
-    errors
-        .map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused(spec: Value) -> Vec<String> {
     let mut errors = ErrorList::default();
     ServiceKind::validate(&created(spec), &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 /// The object an update stores, and why it is refused.
@@ -35,7 +28,7 @@ fn updated(old: &Service, new: Value) -> (ServiceSpec, Vec<String>) {
     crate::typed::prepare_update::<ServiceKind>(&mut new, old);
     let mut errors = ErrorList::default();
     ServiceKind::validate_update(&new, old, &mut errors);
-    (new.spec.unwrap(), told(&errors))
+    (new.spec.unwrap(), errors.told())
 }
 
 #[test]
@@ -269,7 +262,7 @@ fn a_balancer_reports_addresses() {
             .unwrap()
             .ingress
             .unwrap();
-        (ingress[0].ip_mode.clone(), told(&errors))
+        (ingress[0].ip_mode.clone(), errors.told())
     };
     assert_eq!(
         status("LoadBalancer", "203.0.113.5"),

@@ -17,16 +17,10 @@ fn set(more: Value) -> StatefulSet {
     object
 }
 
-fn told(errors: &ErrorList) -> Vec<String> {
-    let all = errors.0.iter();
-    all.map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn refused(more: Value) -> Vec<String> {
     let mut errors = ErrorList::default();
     StatefulSetKind::validate(&set(more), &mut errors);
-    told(&errors)
+    errors.told()
 }
 
 fn claim(name: &str, storage: &str) -> Value {
@@ -119,7 +113,7 @@ fn a_set_selects_the_pods_of_its_template() {
         spec.selector = serde_json::from_value(selector).unwrap();
         let mut errors = ErrorList::default();
         StatefulSetKind::validate(&set, &mut errors);
-        told(&errors)
+        errors.told()
     };
     assert_eq!(
         paths(json!({})),
@@ -157,7 +151,7 @@ fn little_of_a_set_changes() {
         crate::typed::prepare_update::<StatefulSetKind>(&mut new, &old);
         let mut errors = ErrorList::default();
         StatefulSetKind::validate_update(&new, &old, &mut errors);
-        (new.metadata.generation, told(&errors))
+        (new.metadata.generation, errors.told())
     };
     let allowed = json!({
         "replicas": 3, "revisionHistoryLimit": 2, "minReadySeconds": 1, "ordinals": {"start": 1},
@@ -185,7 +179,7 @@ fn counts_fit_each_other_and_collisions_only_grow() {
     let mut errors = ErrorList::default();
     StatefulSetKind::validate_status_update(&new, &old, &mut errors);
     assert_eq!(
-        told(&errors),
+        errors.told(),
         [
             "status.readyReplicas: Invalid value: 2: cannot be greater than status.replicas",
             "status.collisionCount: Invalid value: 1: cannot be decremented",

@@ -2,17 +2,11 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn messages(errors: ErrorList) -> Vec<String> {
-    let all = errors.0.iter();
-    all.map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
-}
-
 fn affinity(value: Value) -> Vec<String> {
     let affinity: Affinity = serde_json::from_value(value).unwrap();
     let mut errors = ErrorList::default();
     validate_affinity(Some(&affinity), &Path::new("a"), &mut errors);
-    messages(errors)
+    errors.told()
 }
 
 #[test]
@@ -80,7 +74,7 @@ fn tolerations_compare_for_equality_alone() {
         let tolerations: Vec<Toleration> = serde_json::from_value(toleration).unwrap();
         let mut errors = ErrorList::default();
         validate_tolerations(&tolerations, &Path::new("t"), &mut errors);
-        messages(errors)
+        errors.told()
     };
     assert!(told("Equal").is_empty() && told("").is_empty());
     assert!(told("Gt")[0].ends_with("\"Equal\", \"Exists\", \"Lt\", \"Gt\""));

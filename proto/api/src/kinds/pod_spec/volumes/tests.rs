@@ -17,9 +17,7 @@ fn told(volumes: Value, pod_name: Option<&str>) -> Vec<String> {
     };
     let mut errors = ErrorList::default();
     validate(&volumes, &surroundings, &Path::new("v"), &mut errors);
-    let all = errors.0.iter();
-    all.map(|error| format!("{}: {}", error.path, error.message))
-        .collect()
+    errors.told()
 }
 
 /// What is wrong with one volume that has a good name.

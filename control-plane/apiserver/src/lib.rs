@@ -43,6 +43,8 @@ pub mod service_accounts;
 mod streams;
 mod subresources;
 mod tables;
+#[cfg(test)]
+mod testing;
 mod verbs;
 
 pub use authorisation::{Attributes, Authorizer, Decision, Target, check};

@@ -3,42 +3,21 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::body::Body;
 use gantry_api::kind::Draft;
 use gantry_api::status::StatusError;
-use http::{Method, Request, header};
-use http_body_util::BodyExt;
+use http::Method;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
 use super::plugin::Operation;
 use super::{Attributes, Chain, Plugin};
 use crate::streams::NoNodes;
-use crate::{ApiServer, ApiServerConfig, Identity};
+use crate::testing::{send, server};
+use crate::{ApiServer, ApiServerConfig};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PODS: &str = "/api/v1/namespaces/default/pods";
-
-async fn send(server: &ApiServer, method: Method, path: &str, body: Value) -> (u16, Value) {
-    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-    let media_type = match method {
-        Method::PATCH => "application/merge-patch+json",
-        _ => "application/json",
-    };
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::CONTENT_TYPE, media_type)
-        .body(Body::from(body.to_string()))
-        .expect("a request");
-    let Ok(response) = server.local_service(administrator).oneshot(request).await;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect().await.expect("a body");
-    let body = serde_json::from_slice(&body.to_bytes()).expect("JSON");
-    (status, body)
-}
 
 /// Adds its letter to what a ConfigMap says, and notes what it was asked.
 struct Letter {
@@ -139,13 +118,6 @@ async fn plugins_are_asked_in_their_order_at_every_write() {
         200
     );
     assert_eq!(taken(), ["delete a", "delete b"]);
-}
-
-async fn server() -> ApiServer {
-    let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-    server.bootstrap(6443).await.expect("bootstrapped");
-    server
 }
 
 /// Keys of a pod's tolerations.
@@ -275,9 +247,7 @@ async fn nothing_is_made_of_objects_in_a_namespace_that_is_missing_or_leaves() {
 
 #[tokio::test]
 async fn nothing_is_bound_or_evicted_where_the_namespace_ends() {
-    let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-    server.bootstrap(6443).await.expect("bootstrapped");
+    let server = server().await;
     let namespace = json!({"metadata": {"name": "ending"}});
     let made = send(&server, Method::POST, "/api/v1/namespaces", namespace).await;
     assert_eq!(made.0, 201);

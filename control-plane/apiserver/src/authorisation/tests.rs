@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use axum::body::Body;
 use http::Method;
 use http_body_util::BodyExt;
@@ -9,8 +7,8 @@ use tower::ServiceExt;
 use super::attributes::forbidden;
 use super::*;
 use crate::identity::AUTHENTICATED;
-use crate::server::{ApiServer, ApiServerConfig};
-use crate::streams::NoNodes;
+use crate::server::ApiServer;
+use crate::testing;
 
 /// An API server of its own, with what every cluster has.
 pub(crate) struct Cluster {
@@ -34,12 +32,7 @@ pub(crate) fn node(name: &str) -> Identity {
 
 impl Cluster {
     pub(crate) async fn new() -> Self {
-        let server = ApiServer::new(
-            ApiServerConfig::default(),
-            Store::ephemeral(),
-            Arc::new(NoNodes),
-        );
-        server.bootstrap(6443).await.expect("bootstrapped");
+        let server = testing::server().await;
         Self { server }
     }
 

@@ -11,9 +11,9 @@ use serde_json::Map;
 use tower::ServiceExt;
 
 use super::*;
+use crate::Identity;
 use crate::codec;
-use crate::streams::NoNodes;
-use crate::{ApiServer, ApiServerConfig, Identity};
+use crate::testing;
 
 /// ConfigMaps in another version, in which `data` is called `words`.
 struct Words {
@@ -327,9 +327,7 @@ impl ResourceKind for Hub {
 
 #[tokio::test]
 async fn a_kind_comes_and_goes_and_a_request_under_way_keeps_its_own() {
-    let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-    server.bootstrap(6443).await.expect("bootstrapped");
+    let server = testing::server().await;
     let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
     let send = async |method: Method, uri: &str, body: Value| {
         let request = http::Request::builder()

@@ -158,31 +158,20 @@ fn set_scheduled(pod: &mut Value, now: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use axum::body::Body;
-    use http::{Request, header};
-    use tower::ServiceExt;
+    use http::Method;
 
     use super::*;
-    use crate::streams::NoNodes;
-    use crate::{ApiServer, ApiServerConfig, Identity};
+    use crate::ApiServer;
+    use crate::testing::{self, send};
 
     async fn post(server: &ApiServer, path: &str, body: Value) -> u16 {
-        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-        let request = Request::post(format!("/api/v1/namespaces/default/{path}"))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Body::from(body.to_string()))
-            .expect("a request");
-        let Ok(response) = server.local_service(administrator).oneshot(request).await;
-        response.status().as_u16()
+        let path = format!("/api/v1/namespaces/default/{path}");
+        send(server, Method::POST, &path, body).await.0
     }
 
     #[tokio::test]
     async fn a_binding_brings_nothing_that_the_pod_could_not_be_updated_with() {
-        let store = gantry_store::Store::ephemeral();
-        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-        server.bootstrap(6443).await.expect("bootstrapped");
+        let server = testing::server().await;
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
             "spec": {"containers": [{"name": "c", "image": "i"}]}

@@ -366,46 +366,25 @@ fn set_finalizers(object: &mut Value, add: &[&str], remove: &[&str]) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use axum::body::Body;
     use gantry_api::kind::Kind;
     use gantry_api::kinds::replication_controller::ReplicationControllerKind;
-    use http::{Method, Request, header};
-    use http_body_util::BodyExt;
-    use tower::ServiceExt;
+    use http::Method;
 
     use super::*;
-    use crate::streams::NoNodes;
-    use crate::{ApiServer, ApiServerConfig, Identity};
+    use crate::ApiServer;
+    use crate::testing::{ask, server, told};
 
     const MAPS: &str = "/api/v1/namespaces/default/configmaps";
     const PODS: &str = "/api/v1/namespaces/default/pods";
 
     async fn send(server: &ApiServer, method: Method, uri: &str, body: &str) -> (u16, Value) {
-        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
         let media_type = match body.starts_with('{') {
             true => "application/json",
             false => "application/yaml",
         };
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(header::CONTENT_TYPE, media_type)
-            .body(Body::from(body.to_owned()))
-            .expect("a request");
-        let Ok(response) = server.local_service(administrator).oneshot(request).await;
+        let response = ask(server, method, uri, media_type, body.to_owned()).await;
         let status = response.status().as_u16();
-        let body = response.into_body().collect().await.expect("a body");
-        let body = serde_json::from_slice(&body.to_bytes()).expect("JSON");
-        (status, body)
-    }
-
-    async fn server() -> ApiServer {
-        let store = gantry_store::Store::ephemeral();
-        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-        server.bootstrap(6443).await.expect("bootstrapped");
-        server
+        (status, told(response).await)
     }
 
     #[tokio::test]

@@ -86,36 +86,20 @@ async fn delete_selected(
 mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
-    use std::sync::Arc;
 
-    use axum::body::Body;
-    use http::{Method, Request, header};
-    use http_body_util::BodyExt;
+    use http::Method;
     use serde_json::{Value, json};
-    use tower::ServiceExt;
 
-    use crate::streams::NoNodes;
-    use crate::{ApiServer, ApiServerConfig, Identity};
+    use crate::ApiServer;
+    use crate::testing::{self, server};
 
     const MAPS: &str = "/api/v1/namespaces/default/configmaps";
     const OBJECTS: usize = 20;
 
     async fn send(server: &ApiServer, method: Method, uri: &str, body: Value) -> Value {
-        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-        let body = match body {
-            Value::Null => Body::empty(),
-            body => Body::from(body.to_string()),
-        };
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(body)
-            .expect("a request");
-        let Ok(response) = server.local_service(administrator).oneshot(request).await;
-        assert!(response.status().is_success(), "{response:?}");
-        let bytes = response.into_body().collect().await.expect("a body");
-        serde_json::from_slice(&bytes.to_bytes()).expect("JSON")
+        let (status, answer) = testing::send(server, method, uri, body).await;
+        assert!((200..300).contains(&status), "{answer}");
+        answer
     }
 
     fn names(list: &Value) -> Vec<&str> {
@@ -126,9 +110,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dry_run_gives_way_and_says_what_would_go() {
-        let store = gantry_store::Store::ephemeral();
-        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-        server.bootstrap(6443).await.expect("bootstrapped");
+        let server = server().await;
         for at in 0..OBJECTS {
             let name = format!("m-{at:02}");
             let map = json!({
@@ -185,9 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn pages_say_what_is_behind_them() {
-        let store = gantry_store::Store::ephemeral();
-        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-        server.bootstrap(6443).await.expect("bootstrapped");
+        let server = server().await;
         for at in 0..7 {
             let label = if at % 2 == 0 { "even" } else { "odd" };
             let map = json!({"metadata": {"name": format!("m-{at:02}"), "labels": {"par": label}}});
@@ -236,9 +216,7 @@ mod tests {
     async fn the_pods_of_jobs_stay_where_nothing_is_said_of_them() {
         const JOBS: &str = "/apis/batch/v1/namespaces/default/jobs";
 
-        let store = gantry_store::Store::ephemeral();
-        let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-        server.bootstrap(6443).await.expect("bootstrapped");
+        let server = server().await;
         for name in ["m-a", "m-b", "m-c"] {
             let pod =
                 json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]});

@@ -1,15 +1,10 @@
 //! Services of a cluster with two address families, through the API.
 
-use std::sync::Arc;
-
-use axum::body::Body;
-use http::{Method, Request, header};
-use http_body_util::BodyExt;
+use http::Method;
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
-use crate::streams::NoNodes;
-use crate::{ApiServer, ApiServerConfig, Identity, Ranges};
+use crate::testing::{self, server_of};
+use crate::{ApiServer, ApiServerConfig, Ranges};
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
@@ -22,31 +17,11 @@ impl Bed {
             ranges,
             ..ApiServerConfig::default()
         };
-        let store = gantry_store::Store::ephemeral();
-        let server = ApiServer::new(config, store, Arc::new(NoNodes));
-        server.bootstrap(6443).await.expect("bootstrapped");
-        Self(server)
+        Self(server_of(config).await)
     }
 
     async fn send(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
-        let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-        let media_type = match method {
-            Method::PATCH => "application/merge-patch+json",
-            _ => "application/json",
-        };
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::CONTENT_TYPE, media_type)
-            .body(Body::from(body.to_string()))
-            .expect("a request");
-        let Ok(response) = self.0.local_service(administrator).oneshot(request).await;
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await.expect("a body");
-        (
-            status,
-            serde_json::from_slice(&body.to_bytes()).expect("JSON"),
-        )
+        testing::send(&self.0, method, path, body).await
     }
 
     async fn create(&self, name: &str, spec: Value) -> (u16, Value) {

@@ -5,19 +5,11 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 use super::*;
-use crate::ApiServerConfig;
-use crate::streams::NoNodes;
+use crate::testing::server;
 
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
-
-async fn server() -> ApiServer {
-    let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-    server.bootstrap(6443).await.expect("bootstrapped");
-    server
-}
 
 /// An answer: status, media type and body.
 struct Read {

@@ -1,26 +1,14 @@
 //! What is refused of PUT and PATCH, and in which words.
 
-use axum::body::Body;
-use http::{Method, Request, header};
-use http_body_util::BodyExt;
+use http::{Method, header};
 use serde_json::json;
-use tower::ServiceExt;
 
 use super::*;
-use crate::streams::NoNodes;
-use crate::{ApiServer, ApiServerConfig, Identity};
+use crate::ApiServer;
+use crate::testing::{self, JSON, MERGE, ask, server};
 
-const JSON: &str = "application/json";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
-const MERGE: &str = "application/merge-patch+json";
-
-async fn server() -> ApiServer {
-    let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-    server.bootstrap(6443).await.expect("bootstrapped");
-    server
-}
 
 /// An answer: status, body and warnings.
 struct Told {
@@ -38,22 +26,13 @@ impl Told {
 }
 
 async fn send(server: &ApiServer, method: Method, uri: &str, sort: &str, body: &str) -> Told {
-    let request = Request::builder()
-        .method(method)
-        .uri(uri)
-        .header(header::CONTENT_TYPE, sort)
-        .body(Body::from(body.to_owned()))
-        .expect("a request");
-    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-    let Ok(response) = server.local_service(administrator).oneshot(request).await;
-    let (parts, body) = response.into_parts();
-    let warnings = parts.headers.get_all(header::WARNING).iter();
+    let response = ask(server, method, uri, sort, body.to_owned()).await;
+    let warnings = response.headers().get_all(header::WARNING).iter();
     let warnings = warnings.map(|warning| warning.to_str().expect("text").to_owned());
-    let body = body.collect().await.expect("a body").to_bytes();
     Told {
-        status: parts.status.as_u16(),
-        body: serde_json::from_slice(&body).expect("JSON"),
+        status: response.status().as_u16(),
         warnings: warnings.collect(),
+        body: testing::told(response).await,
     }
 }
 

@@ -1,34 +1,15 @@
-use std::sync::Arc;
-
-use http::{Method, Request, StatusCode, header};
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
-use tower::ServiceExt;
 
 use super::*;
-use crate::Identity;
-use crate::streams::NoNodes;
-use crate::{ApiServer, ApiServerConfig};
+use crate::ApiServer;
+use crate::testing::{JSON, ask, server};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const LARGE: usize = 512 << 10;
 
 async fn send(server: &ApiServer, method: Method, uri: &str, body: String) -> http::Response<Body> {
-    let administrator = Identity::new("kubernetes-admin", &["system:masters"]);
-    let request = Request::builder()
-        .method(method)
-        .uri(uri)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(body))
-        .expect("a request");
-    let Ok(response) = server.local_service(administrator).oneshot(request).await;
-    response
-}
-
-async fn server() -> ApiServer {
-    let store = gantry_store::Store::ephemeral();
-    let server = ApiServer::new(ApiServerConfig::default(), store, Arc::new(NoNodes));
-    server.bootstrap(6443).await.expect("bootstrapped");
-    server
+    ask(server, method, uri, JSON, body).await
 }
 
 /// The lines of a watch until it ends.

@@ -129,9 +129,8 @@ pub trait Request: JsonSchema + DeserializeOwned + Default {}
 
 impl<T: JsonSchema + DeserializeOwned + Default> Request for T {}
 
-/// Reads the body of a request that is no object of a kind, in JSON or YAML. What has the wrong type is told in Go's words,
-/// and unknown fields are dropped.
-pub fn request<T: Request>(body: &[u8], content_type: &str, kind: &str) -> Result<T, StatusError> {
+/// Reads a body that is no object of a kind, in JSON or YAML.
+fn request<T: Request>(body: &[u8], content_type: &str, kind: &str) -> Result<T, StatusError> {
     let wrong = |why: String| StatusError::bad_request(format!("the body is not a {kind}: {why}"));
     let mut findings = Findings::default();
     let walker = Walker::root(TypeSchema::of::<T>(), &mut findings);
@@ -161,7 +160,8 @@ pub fn request<T: Request>(body: &[u8], content_type: &str, kind: &str) -> Resul
     }
 }
 
-/// Reads options of a request from its body, as [`request`]; `kind` is theirs, and what says it is something else is refused.
+/// Reads options of a request from its body, in JSON or YAML; `kind` is theirs, and what says it is something else is refused.
+/// What has the wrong type is told in Go's words, and unknown fields are dropped.
 pub fn options_request<T: Request>(
     body: &[u8],
     content_type: &str,

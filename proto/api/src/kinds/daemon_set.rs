@@ -12,7 +12,6 @@ use super::table::{self, Printer};
 use super::workload;
 use crate::field::{ErrorList, Path};
 use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
-use crate::names;
 use crate::parts;
 use crate::selector::{self, LabelSelector as Selector};
 
@@ -214,10 +213,7 @@ impl Kind for DaemonSetKind {
         for (name, count) in first {
             workload::validate_not_negative(count, &path.child(name), errors);
         }
-        if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
-            let path = path.child("observedGeneration");
-            errors.invalid(&path, generation, names::NOT_NEGATIVE);
-        }
+        workload::validate_observed(status.observed_generation, &path, errors);
         for (name, count) in rest {
             workload::validate_not_negative(count, &path.child(name), errors);
         }

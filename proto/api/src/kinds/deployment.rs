@@ -11,7 +11,6 @@ use super::table::{self, Printer};
 use super::workload;
 use crate::field::{ErrorList, Path};
 use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
-use crate::names;
 use crate::parts;
 
 /// See [`Deployment`].
@@ -87,10 +86,7 @@ fn validate_status(status: &DeploymentStatus, old: &DeploymentStatus, errors: &m
         ("readyReplicas", ready),
         ("availableReplicas", available),
     ];
-    if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
-        let path = path.child("observedGeneration");
-        errors.invalid(&path, generation, names::NOT_NEGATIVE);
-    }
+    workload::validate_observed(status.observed_generation, &path, errors);
     workload::validate_not_negative(Some(replicas), &path.child("replicas"), errors);
     for (name, count) in counts.into_iter().chain([(
         "unavailableReplicas",
@@ -104,12 +100,7 @@ fn validate_status(status: &DeploymentStatus, old: &DeploymentStatus, errors: &m
     ] {
         workload::validate_not_negative(count, &path.child(name), errors);
     }
-    for (name, count) in counts {
-        if count > replicas {
-            let detail = "cannot be greater than status.replicas";
-            errors.invalid(&path.child(name), count, detail);
-        }
-    }
+    workload::validate_within(&counts, replicas, &path, errors);
     if available > ready {
         let detail = "cannot be greater than readyReplicas";
         errors.invalid(&path.child("availableReplicas"), available, detail);

@@ -7,7 +7,6 @@ use super::table::{self, Printer};
 use super::workload;
 use crate::field::{ErrorList, Path};
 use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
-use crate::names;
 use crate::parts;
 
 /// See [`ReplicaSet`].
@@ -31,16 +30,8 @@ fn validate_status(status: &ReplicaSetStatus, errors: &mut ErrorList) {
     }
     let terminating = status.terminating_replicas;
     workload::validate_not_negative(terminating, &path.child("terminatingReplicas"), errors);
-    if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
-        let path = path.child("observedGeneration");
-        errors.invalid(&path, generation, names::NOT_NEGATIVE);
-    }
-    for (name, count) in counts {
-        if count > status.replicas {
-            let detail = "cannot be greater than status.replicas";
-            errors.invalid(&path.child(name), count, detail);
-        }
-    }
+    workload::validate_observed(status.observed_generation, &path, errors);
+    workload::validate_within(&counts, status.replicas, &path, errors);
     if available > ready {
         let detail = "cannot be greater than readyReplicas";
         errors.invalid(&path.child("availableReplicas"), available, detail);

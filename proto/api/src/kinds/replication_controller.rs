@@ -11,7 +11,6 @@ use super::table::{self, Printer};
 use super::workload;
 use crate::field::{ErrorList, Path};
 use crate::kind::{Kind, MetadataChecks, Parts, StaticInfo};
-use crate::names;
 use crate::parts;
 
 /// See [`ReplicationController`].
@@ -115,16 +114,8 @@ impl Kind for ReplicationControllerKind {
         for (name, count) in all.into_iter().chain(parts) {
             workload::validate_not_negative(Some(count), &path.child(name), errors);
         }
-        if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
-            let path = path.child("observedGeneration");
-            errors.invalid(&path, generation, names::NOT_NEGATIVE);
-        }
-        for (name, count) in parts {
-            if count > status.replicas {
-                let detail = "cannot be greater than status.replicas";
-                errors.invalid(&path.child(name), count, detail);
-            }
-        }
+        workload::validate_observed(status.observed_generation, &path, errors);
+        workload::validate_within(&parts, status.replicas, &path, errors);
         if available > ready {
             let detail = "cannot be greater than readyReplicas";
             errors.invalid(&path.child("availableReplicas"), available, detail);

@@ -256,18 +256,10 @@ fn validate_status(status: &StatefulSetStatus, errors: &mut ErrorList) {
     for (name, count) in replicas.into_iter().chain(counts) {
         workload::validate_not_negative(Some(count), &path.child(name), errors);
     }
-    if let Some(generation) = status.observed_generation.filter(|number| *number < 0) {
-        let path = path.child("observedGeneration");
-        errors.invalid(&path, generation, names::NOT_NEGATIVE);
-    }
+    workload::validate_observed(status.observed_generation, &path, errors);
     let collisions = status.collision_count;
     workload::validate_not_negative(collisions, &path.child("collisionCount"), errors);
-    for (name, count) in counts {
-        if count > status.replicas {
-            let detail = "cannot be greater than status.replicas";
-            errors.invalid(&path.child(name), count, detail);
-        }
-    }
+    workload::validate_within(&counts, status.replicas, &path, errors);
     if available > ready {
         let detail = "cannot be greater than status.readyReplicas";
         errors.invalid(&path.child("availableReplicas"), available, detail);

@@ -266,6 +266,29 @@ pub fn validate_not_negative(number: Option<i32>, path: &Path, errors: &mut Erro
     }
 }
 
+/// Checks the generation that a status is about.
+pub(super) fn validate_observed(generation: Option<i64>, path: &Path, errors: &mut ErrorList) {
+    if let Some(generation) = generation.filter(|number| *number < 0) {
+        let path = path.child("observedGeneration");
+        errors.invalid(&path, generation, names::NOT_NEGATIVE);
+    }
+}
+
+/// Checks that none of a status' counts is of more pods than there are.
+pub(super) fn validate_within(
+    counts: &[(&str, i32)],
+    replicas: i32,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    for (name, count) in counts {
+        if *count > replicas {
+            let detail = "cannot be greater than status.replicas";
+            errors.invalid(&path.child(name), count, detail);
+        }
+    }
+}
+
 /// The warning about a name that is no DNS label, though `used_in` asks for one.
 pub fn name_warning(metadata: &ObjectMeta, used_in: &str) -> Option<String> {
     let faults = names::dns1123_label(metadata.name.as_deref().unwrap_or_default());

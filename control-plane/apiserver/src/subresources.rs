@@ -11,21 +11,18 @@ use axum::extract::Request;
 use futures::future::BoxFuture;
 use gantry_api::kind::{ResourceInfo, ResourceKind, StaticInfo, WriteScope};
 use gantry_api::kinds::reviews::Question;
-use gantry_api::schema::TypeSchema;
 use gantry_api::status::StatusError;
 use gantry_api::unstored::Unstored;
 use http::Response;
-use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview};
 use k8s_openapi::api::authorization::v1::{
     LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
 };
-use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::core::v1::Binding;
-use k8s_openapi::api::policy::v1::Eviction;
 
 use crate::context::Context;
 use crate::registry::Registry;
-use crate::registry::subresource::{Schema, Subresource};
+use crate::registry::subresource::{BodyType, Subresource};
 use crate::request::{Query, ResourcePath};
 use crate::response::Answer;
 use crate::verbs::reviews;
@@ -78,7 +75,7 @@ struct Row {
     name: &'static str,
     of: GroupVersionKind,
     methods: Methods,
-    body: Option<Schema>,
+    body: Option<BodyType>,
     lasts: fn(&Query) -> bool,
     any_path: bool,
     is_text: bool,
@@ -100,7 +97,7 @@ impl Row {
     }
 
     /// Whose bodies are of a type of their own.
-    const fn taking(self, body: Schema) -> Self {
+    const fn taking(self, body: BodyType) -> Self {
         Self {
             body: Some(body),
             ..self
@@ -198,7 +195,7 @@ const SCALE: Methods = &[
 
 /// What every kind has that can be scaled.
 const SCALED: Row =
-    Row::new("scale", ("autoscaling", "v1", "Scale"), SCALE).taking(TypeSchema::of::<Scale>);
+    Row::new("scale", ("autoscaling", "v1", "Scale"), SCALE).taking(|| &**verbs::body::SCALE);
 
 /// What every kind with a status has; it is about the kind itself.
 const WITH_STATUS: Row = Row::new("status", ("", "", ""), STATUS);
@@ -222,9 +219,9 @@ const TABLE: &[(&str, &str, &[Row])] = &[
         "pods",
         &[
             Row::new("attach", ("", "", "PodAttachOptions"), ATTACHED).lasting(|_| true),
-            Row::new("binding", ("", "", "Binding"), BINDING).taking(TypeSchema::of::<Binding>),
+            Row::new("binding", ("", "", "Binding"), BINDING).taking(|| &**verbs::body::BINDING),
             Row::new("eviction", ("policy", "v1", "Eviction"), EVICTION)
-                .taking(TypeSchema::of::<Eviction>),
+                .taking(|| &**verbs::body::EVICTION),
             Row::new("exec", ("", "", "PodExecOptions"), EXECUTED).lasting(|_| true),
             Row::new("log", ("", "", "Pod"), LOG)
                 .lasting(|query| query.flag("follow"))
@@ -242,7 +239,7 @@ const TABLE: &[(&str, &str, &[Row])] = &[
             ("authentication.k8s.io", "v1", "TokenRequest"),
             TOKEN,
         )
-        .taking(TypeSchema::of::<TokenRequest>)],
+        .taking(|| &**verbs::body::TOKEN_REQUEST)],
     ),
     ("", "services", &[proxy("ServiceProxyOptions")]),
 ];
@@ -464,6 +461,23 @@ mod tests {
         assert_eq!(handled("exec", "delete"), Some(false));
         assert_eq!(handled("proxy/any/path", "delete"), Some(true));
         assert_eq!(handled("scale", "get"), None);
+    }
+
+    #[test]
+    fn bodies_are_of_the_kinds_that_the_table_names() {
+        let registry = Registry::built_in();
+        let all = registry.all().iter();
+        let mut bodies = 0;
+        for subresource in all.flat_map(|resource| resource.subresources().iter()) {
+            let Some(body) = subresource.body else {
+                continue;
+            };
+            let info = body().info();
+            assert_eq!(info.kind, subresource.kind);
+            assert!(subresource.group.is_empty() || info.group == subresource.group);
+            bodies += 1;
+        }
+        assert!(bodies > 3, "{bodies}");
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
+use gantry_api::kind::ResourceKind;
 use gantry_api::schema::TypeSchema;
 
 use crate::request::Query;
 
-/// Finds a type's schema.
-pub(crate) type Schema = fn() -> &'static TypeSchema;
+/// Finds a type.
+pub(crate) type BodyType = fn() -> &'static dyn ResourceKind;
 
 /// A subresource of one resource.
 pub(crate) struct Subresource {
@@ -19,7 +20,7 @@ pub(crate) struct Subresource {
     /// What clients may do with it, sorted.
     pub(crate) verbs: Vec<&'static str>,
     /// The type of its bodies, where that is not its resource's.
-    pub(crate) body: Option<Schema>,
+    pub(crate) body: Option<BodyType>,
     /// Whether a request for it lasts as its client likes, by its query.
     pub(crate) lasts: fn(&Query) -> bool,
     /// Whether it has paths of its own behind its name.
@@ -38,6 +39,6 @@ impl Subresource {
 
     /// The type of its bodies, where that is not its resource's.
     pub(crate) fn schema(&self) -> Option<&'static TypeSchema> {
-        self.body.map(|schema| schema())
+        self.body.map(|body| body().schema())
     }
 }

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Precondition
 use serde_json::{Value, json};
 
 use super::options::{dry_run, refuse};
-use super::write::{Write, Written, is_graceful, is_marked, swap};
+use super::write::{Write, Written, failed_precondition, is_graceful, is_marked, swap};
 use crate::codec;
 use crate::context::{Attributes, Context, Operation, meta};
 use crate::registry::Resource;
@@ -98,35 +98,35 @@ impl Options {
             .collect()
     }
 
+    /// Refuses to delete another object, or another version of it, than is meant.
     fn check(&self, context: &Context<'_>, current: &Value) -> Result<(), StatusError> {
-        let info = context.resource.stored_info();
-        if let Some(uid) = self
-            .uid
-            .as_deref()
-            .filter(|uid| *uid != meta(current, "uid"))
-        {
-            return Err(StatusError::precondition(
-                info,
-                context.name(),
-                &format!(
-                    "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
-                    meta(current, "uid")
-                ),
-            ));
-        }
-        let revision = meta(current, "resourceVersion");
-        if let Some(asked) = self
-            .resource_version
-            .as_deref()
-            .filter(|asked| *asked != revision)
-        {
-            return Err(StatusError::precondition(
-                info,
-                context.name(),
-                &format!(
-                    "the ResourceVersion in the precondition ({asked}) does not match the ResourceVersion in record ({revision}). The object might have been modified"
-                ),
-            ));
+        let (info, name) = (context.resource.stored_info(), context.name());
+        for (what, meant, found, why) in [
+            (
+                "UID",
+                &self.uid,
+                meta(current, "uid"),
+                "deleted and then recreated",
+            ),
+            (
+                "ResourceVersion",
+                &self.resource_version,
+                meta(current, "resourceVersion"),
+                "modified",
+            ),
+        ] {
+            let Some(meant) = meant.as_deref().filter(|meant| *meant != found) else {
+                continue;
+            };
+            // Namespaces are looked at before others are.
+            if (&*info.group, &*info.kind) == ("", "Namespace") {
+                let why = failed_precondition(what, meant, found);
+                return Err(StatusError::conflict(info, name, &why));
+            }
+            let why = format!(
+                "the {what} in the precondition ({meant}) does not match the {what} in record ({found}). The object might have been {why}"
+            );
+            return Err(StatusError::precondition(info, name, &why));
         }
         Ok(())
     }
@@ -245,7 +245,7 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
     let already = !object["metadata"]["deletionTimestamp"].is_null();
     if already {
         // A second deletion may only shorten the wait, and says nothing else.
-        if !shorten(object, options) {
+        if !shorten(object, options, context.api.clock.now()) {
             return;
         }
     } else {
@@ -292,11 +292,11 @@ fn says_what_follows(object: &Value) -> bool {
     finalizers.any(|finalizer| finalizer == ORPHAN || finalizer == FOREGROUND)
 }
 
-/// Lets what has been told to end do so sooner, where a client says when; whether that is so.
-fn shorten(object: &mut Value, options: &Options) -> bool {
+/// Lets what has been told to end do so sooner, where a client says when; whether that is so. `now` in nanoseconds.
+fn shorten(object: &mut Value, options: &Options, now: i64) -> bool {
     let pending = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let wanted = options.grace_period.map(at_least_a_second);
-    let (Some(pending), Some(grace)) = (pending, wanted) else {
+    let (Some(pending), Some(mut grace)) = (pending, wanted) else {
         return false;
     };
     if grace >= pending {
@@ -304,8 +304,13 @@ fn shorten(object: &mut Value, options: &Options) -> bool {
     }
     let deadline = gantry_api::time::parse(meta(object, "deletionTimestamp")).unwrap_or(0);
     let start = deadline.saturating_sub(nanos(pending));
-    let deadline = gantry_api::time::seconds(start.saturating_add(nanos(grace)));
-    *object.member(&["metadata", "deletionTimestamp"]) = json!(deadline);
+    let mut deadline = start.saturating_add(nanos(grace));
+    if deadline < now {
+        deadline = now;
+        // That long has passed. Its node ends it all the same, unless nobody is to wait for that.
+        grace = grace.min(1);
+    }
+    *object.member(&["metadata", "deletionTimestamp"]) = json!(gantry_api::time::seconds(deadline));
     *object.member(&["metadata", "deletionGracePeriodSeconds"]) = json!(grace);
     true
 }
@@ -432,6 +437,48 @@ mod tests {
             let seconds = &pod["metadata"]["deletionGracePeriodSeconds"];
             assert_eq!(seconds, &json!(left), "{query}");
         }
+    }
+
+    #[test]
+    fn nothing_is_to_have_gone_before_it_is_told_to() {
+        let start = gantry_api::time::parse("2026-01-02T03:00:00Z").expect("a time");
+        let told = json!({"metadata": {
+            "deletionTimestamp": "2026-01-02T03:01:00Z", "deletionGracePeriodSeconds": 60
+        }});
+        for (grace, deadline, left) in [
+            (55, "2026-01-02T03:00:55Z", 55),
+            (40, "2026-01-02T03:00:50Z", 1),
+            (0, "2026-01-02T03:00:50Z", 0),
+        ] {
+            let mut pod = told.clone();
+            let options = Options {
+                grace_period: Some(grace),
+                ..Options::default()
+            };
+            assert!(shorten(&mut pod, &options, start + nanos(50)));
+            let expected = json!({"metadata": {
+                "deletionTimestamp": deadline, "deletionGracePeriodSeconds": left
+            }});
+            assert_eq!(pod, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn another_namespace_than_is_meant_stays() {
+        let server = server().await;
+        let (status, answer) = send(
+            &server,
+            Method::DELETE,
+            "/api/v1/namespaces/default?uid=other",
+            "",
+        )
+        .await;
+        let message = answer["message"].as_str().unwrap_or_default();
+        let expected = "Operation cannot be fulfilled on namespaces \"default\": Precondition failed: UID in precondition: other, UID in object meta: ";
+        // Before it is said that nobody may delete it.
+        assert!(status == 409 && message.starts_with(expected), "{message}");
+        let none = "/api/v1/namespaces/none?uid=other";
+        assert_eq!(send(&server, Method::DELETE, none, "").await.0, 404);
     }
 
     #[test]

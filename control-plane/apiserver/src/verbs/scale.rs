@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::body;
 use super::get::check_options;
 use super::update::{check_name, patch_type, patched};
-use super::write::{Write, Written, conflict_below, must_be, swap};
+use super::write::{Write, Written, conflict_below, failed_precondition, must_be, swap};
 use crate::codec;
 use crate::context::{Context, meta};
 use crate::response::Answer;
@@ -53,9 +53,7 @@ pub(crate) async fn patch(context: &Context<'_>) -> Result<Answer, StatusError> 
         let object = scaled(context, current, &decoded.object)?;
         let (meant, found) = (meta(&decoded.object, "uid"), meta(current, "uid"));
         if !meant.is_empty() && meant != found {
-            let why = format!(
-                "Precondition failed: UID in precondition: {meant}, UID in object meta: {found}"
-            );
+            let why = failed_precondition("UID", meant, found);
             return Err(conflict_below(context, &why));
         }
         Ok(object)

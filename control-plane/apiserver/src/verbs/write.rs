@@ -409,9 +409,15 @@ pub(super) fn must_be(
         info,
         name,
         &format!(
-            "StorageError: invalid object, Code: 4, Key: /registry/{place}/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {what} in precondition: {meant}, {what} in object meta: {found}"
+            "StorageError: invalid object, Code: 4, Key: /registry/{place}/{name}, ResourceVersion: 0, AdditionalErrorMsg: {}",
+            failed_precondition(what, meant, found)
         ),
     ))
+}
+
+/// How Kubernetes tells that an object is another than is meant: by its `UID`, or its `ResourceVersion`.
+pub(super) fn failed_precondition(what: &str, meant: &str, found: &str) -> String {
+    format!("Precondition failed: {what} in precondition: {meant}, {what} in object meta: {found}")
 }
 
 /// 409 about what is below the path's object.

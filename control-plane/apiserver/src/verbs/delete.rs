@@ -244,8 +244,9 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
     let info = context.resource.info();
     let already = !object["metadata"]["deletionTimestamp"].is_null();
     if already {
-        // A second deletion may only shorten the wait, and says nothing else.
-        if !shorten(object, options, context.api.clock.now()) {
+        // Of what waits, a second deletion may only shorten that, and says nothing else. A namespace waits for what is in it.
+        let waits = object["metadata"]["deletionGracePeriodSeconds"].as_i64() > Some(0);
+        if is_filled(info, object) || waits && !shorten(object, options, context.api.clock.now()) {
             return;
         }
     } else {
@@ -273,6 +274,12 @@ fn mark(context: &Context<'_>, object: &mut Value, options: &Options) {
             metadata.remove("deletionGracePeriodSeconds");
         }
     }
+}
+
+/// Whether it is a namespace that is not known to be empty.
+fn is_filled(info: &ResourceInfo, object: &Value) -> bool {
+    let finalizers = object["spec"]["finalizers"].as_array();
+    info.kind == "Namespace" && finalizers.is_some_and(|finalizers| !finalizers.is_empty())
 }
 
 /// What becomes of the objects that it owns; nothing waits for what an event owns.
@@ -409,10 +416,15 @@ mod tests {
         assert_eq!(delete("propagationPolicy=", "").await.0, 422);
         let (status, map) = delete("orphanDependents=false", "").await;
         assert_eq!(status, 202, "it is not done yet: {map}");
-        // It goes already: nothing of how is changed any more.
-        let (status, map) = delete("propagationPolicy=Orphan", "").await;
-        assert_eq!(status, 200);
-        assert_eq!(map["metadata"]["finalizers"], json!(["example.com/a"]));
+        // Nothing waits for it to end: what becomes of what it owns may be said anew.
+        for (policy, finalizers) in [
+            ("Orphan", json!(["example.com/a", "orphan"])),
+            ("Background", json!(["example.com/a"])),
+        ] {
+            let (status, map) = delete(&format!("propagationPolicy={policy}"), "").await;
+            assert_eq!(status, 200);
+            assert_eq!(map["metadata"]["finalizers"], finalizers);
+        }
     }
 
     #[tokio::test]
@@ -479,6 +491,22 @@ mod tests {
         assert!(status == 409 && message.starts_with(expected), "{message}");
         let none = "/api/v1/namespaces/none?uid=other";
         assert_eq!(send(&server, Method::DELETE, none, "").await.0, 404);
+        // One that goes already waits for what is in it, whatever else is said.
+        let namespaces = "/api/v1/namespaces";
+        let made = send(
+            &server,
+            Method::POST,
+            namespaces,
+            r#"{"metadata":{"name":"n"}}"#,
+        )
+        .await;
+        assert_eq!(made.0, 201);
+        for query in ["", "propagationPolicy=Orphan"] {
+            let uri = format!("{namespaces}/n?{query}");
+            let (status, namespace) = send(&server, Method::DELETE, &uri, "").await;
+            assert_eq!(status, 200);
+            assert_eq!(namespace["metadata"]["finalizers"], Value::Null);
+        }
     }
 
     #[test]

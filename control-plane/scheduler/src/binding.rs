@@ -1,5 +1,7 @@
 //! The effects: binds pods, and tells why they could not be scheduled.
 
+use std::sync::Arc;
+
 use gantry_base::paths;
 use gantry_informer::clock::seconds;
 use http::{Method, Request};
@@ -28,21 +30,23 @@ pub(crate) async fn bind(client: &kube::Client, pod: &PodInfo, node: &str) -> ku
     client.request::<Value>(request).await.map(drop)
 }
 
-/// Whether the pod's status says already what is to be told.
-pub(crate) fn is_told(pod: &PodInfo, message: &str) -> bool {
-    pod.condition.as_ref().is_some_and(|condition| {
-        condition.status == "False"
-            && condition.reason.as_deref() == Some("Unschedulable")
-            && condition.message.as_deref() == Some(message)
-            && condition.observed_generation == pod.generation
-    })
+/// Whether the pod's status says already what is to be told, with the node that it is expected on.
+pub(crate) fn is_told(pod: &PodInfo, message: &str, nominated: Option<&Arc<str>>) -> bool {
+    pod.nominated.as_ref() == nominated
+        && pod.condition.as_ref().is_some_and(|condition| {
+            condition.status == "False"
+                && condition.reason.as_deref() == Some("Unschedulable")
+                && condition.message.as_deref() == Some(message)
+                && condition.observed_generation == pod.generation
+        })
 }
 
-/// Writes into the pod's status that it cannot be scheduled, and why.
+/// Writes into the pod's status that it cannot be scheduled, and why; and where it is expected once others have left.
 pub(crate) async fn tell(
     client: &kube::Client,
     pod: &PodInfo,
     message: &str,
+    nominated: Option<&Arc<str>>,
     now: Timestamp,
 ) -> kube::Result<()> {
     let since = pod
@@ -51,14 +55,19 @@ pub(crate) async fn tell(
         .filter(|condition| condition.status == "False")
         .and_then(|condition| condition.last_transition_time.clone())
         .unwrap_or_else(|| seconds(now));
-    let patch = json!({"status": {"conditions": [{
+    let conditions = json!([{
         "type": "PodScheduled",
         "status": "False",
         "reason": "Unschedulable",
         "message": message,
         "observedGeneration": pod.generation,
         "lastTransitionTime": since,
-    }]}});
+    }]);
+    let status = match pod.nominated.as_ref() == nominated {
+        true => json!({"conditions": conditions}),
+        false => json!({"conditions": conditions, "nominatedNodeName": nominated}),
+    };
+    let patch = json!({"status": status});
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.key.namespace);
     let patch = Patch::Strategic(patch);
     api.patch_status(&pod.key.name, &PatchParams::default(), &patch)

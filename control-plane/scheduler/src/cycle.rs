@@ -4,6 +4,7 @@ use crate::census::Question;
 use crate::filters::{self, Refusal};
 use crate::pod::PodInfo;
 use crate::pod_affinity::{self, Affinities};
+use crate::selection::Namespaces;
 use crate::snapshot::{NodeInfo, Snapshot};
 use crate::spreading::{self, Spreading};
 use crate::volumes::PodVolumes;
@@ -14,6 +15,7 @@ const TOO_MANY: &str =
 /// The attempt.
 pub(crate) struct Cycle<'a> {
     pod: &'a PodInfo,
+    namespaces: &'a Namespaces,
     spreading: Spreading<'a>,
     affinities: Affinities<'a>,
     volumes: PodVolumes,
@@ -37,6 +39,7 @@ impl<'a> Cycle<'a> {
         if pod.says_too_much() {
             return Self {
                 pod,
+                namespaces: snapshot.namespaces(),
                 spreading: Spreading::default(),
                 affinities: Affinities::default(),
                 volumes: PodVolumes::default(),
@@ -45,6 +48,7 @@ impl<'a> Cycle<'a> {
         }
         Self {
             pod,
+            namespaces: snapshot.namespaces(),
             spreading: Spreading::new(pod, snapshot),
             affinities: Affinities::new(pod, snapshot),
             volumes: PodVolumes::default(),
@@ -55,6 +59,22 @@ impl<'a> Cycle<'a> {
     /// The same for a pod with volumes of its own.
     pub(crate) fn with(self, volumes: PodVolumes) -> Self {
         Self { volumes, ..self }
+    }
+
+    /// The pod that is to be placed.
+    pub(crate) fn pod(&self) -> &'a PodInfo {
+        self.pod
+    }
+
+    /// Judges from now on as if `by` more pods like the other one were on the node. What they take of the node itself, a copy of
+    /// it has to say: see [`Trial`](crate::trial::Trial).
+    pub(crate) fn shift(&mut self, other: &'a PodInfo, node: &'a NodeInfo, by: i64) {
+        if self.too_many {
+            return;
+        }
+        self.spreading.shift(self.pod, other, node, by);
+        self.affinities
+            .shift(self.pod, other, self.namespaces, node, by);
     }
 
     /// Whether the pod can run on the node.

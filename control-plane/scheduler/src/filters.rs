@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::pod::PodInfo;
+use crate::resources::Resources;
 use crate::snapshot::NodeInfo;
 
 /// Why a node was refused.
@@ -117,10 +118,20 @@ fn ports(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
 }
 
 fn fit(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    room(pod, node, &node.requested, node.pods.len())
+}
+
+/// Whether the node has room for the pod beside so many others that take so much.
+pub(crate) fn room(
+    pod: &PodInfo,
+    node: &NodeInfo,
+    used: &Resources,
+    pods: usize,
+) -> Result<(), Refusal> {
     let mut reasons = Vec::new();
     let mut resolvable = true;
-    let pods = i64::try_from(node.pods.len()).unwrap_or(i64::MAX);
-    if pods + 1 > node.pod_limit {
+    let pods = i64::try_from(pods).unwrap_or(i64::MAX);
+    if pods.saturating_add(1) > node.pod_limit {
         reasons.push(Cow::Borrowed("Too many pods"));
     }
     let asked = &pod.requests;
@@ -131,7 +142,7 @@ fn fit(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
             resolvable &= asked <= all;
         }
     };
-    let (all, used) = (&node.allocatable, &node.requested);
+    let all = &node.allocatable;
     compare(
         asked.milli_cpu,
         all.milli_cpu,

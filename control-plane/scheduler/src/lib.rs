@@ -6,16 +6,20 @@
 //! - a node is never promised more than it has: a pod counts from the moment its node is chosen ([`snapshot`]);
 //! - a pod that fits nowhere says why, in its status and in [`Verdicts`], and is tried again when something changes;
 //! - a pod runs on no node before all claims that it names are bound ([`volumes`]);
-//! - pods of other schedulers are never touched.
+//! - pods of other schedulers are not placed here; they and all others that run leave only when a pod of higher priority fits
+//!   nowhere else, and their going lets it fit ([`preemption`]).
 
 mod affinity;
 mod binding;
 mod by_label;
 mod census;
 mod cycle;
+mod eviction;
 mod filters;
+mod nominations;
 mod pod;
 mod pod_affinity;
+mod preemption;
 mod queue;
 mod resources;
 mod scheduling;
@@ -24,6 +28,7 @@ mod selection;
 mod snapshot;
 mod spread_constraint;
 mod spreading;
+mod trial;
 mod verdict;
 mod volumes;
 

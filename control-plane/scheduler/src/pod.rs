@@ -57,6 +57,9 @@ impl NamedClaim {
 /// that, nobody heeds them.
 const MOST_TERMS: usize = 256;
 
+/// The reason of the condition of a pod whose room the scheduler wants.
+pub(crate) const PREEMPTED: &str = "PreemptionByScheduler";
+
 /// The kinds of controllers whose pods are spread though they do not say so.
 const REPLICATING: [(&str, &str); 3] = [
     ("apps/v1", "ReplicaSet"),
@@ -76,6 +79,12 @@ pub(crate) struct PodInfo {
     pub(crate) resource_version: String,
     pub(crate) priority: i32,
     pub(crate) never_preempts: bool,
+    /// The node that its status says it is expected on, once others have left.
+    pub(crate) nominated: Option<Arc<str>>,
+    /// When it began to run, in seconds of Unix time; one that has not will begin later than all that have.
+    pub(crate) started: i64,
+    /// What its status says of its being evicted.
+    pub(crate) disruption: Option<Box<PodCondition>>,
     /// The node it is bound to.
     pub(crate) node: Option<Arc<str>>,
     pub(crate) requests: Resources,
@@ -153,6 +162,14 @@ impl PodInfo {
             resource_version: pod.metadata.resource_version.clone().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
             never_preempts: spec.preemption_policy.as_deref() == Some("Never"),
+            nominated: status
+                .and_then(|status| status.nominated_node_name.as_deref())
+                .filter(|node| !node.is_empty())
+                .map(Into::into),
+            started: status
+                .and_then(|status| status.start_time.as_ref())
+                .map_or(i64::MAX, |time| time.0.as_second()),
+            disruption: condition(pod, "DisruptionTarget").cloned().map(Box::new),
             node: spec
                 .node_name
                 .as_deref()
@@ -213,14 +230,7 @@ impl PodInfo {
                 .and_then(|status| status.phase.as_deref())
                 .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed")),
             scheduler: spec.scheduler_name,
-            condition: status
-                .and_then(|status| status.conditions.as_ref())
-                .and_then(|conditions| {
-                    conditions
-                        .iter()
-                        .find(|condition| condition.type_ == "PodScheduled")
-                })
-                .cloned(),
+            condition: condition(pod, "PodScheduled").cloned(),
         }
     }
 
@@ -245,6 +255,14 @@ impl PodInfo {
         }
     }
 
+    /// Whether it is on its way out because a scheduler wanted its room.
+    pub(crate) fn leaves_for_another(&self) -> bool {
+        self.deleting
+            && self.disruption.as_ref().is_some_and(|condition| {
+                condition.status == "True" && condition.reason.as_deref() == Some(PREEMPTED)
+            })
+    }
+
     /// Whether it says more of other pods than can be asked of many of them again and again.
     pub(crate) fn says_too_much(&self) -> bool {
         self.terms.len() + self.spread.len() > MOST_TERMS
@@ -261,6 +279,11 @@ impl PodInfo {
             .iter()
             .any(|toleration| covers(toleration, taint))
     }
+}
+
+fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == type_)
 }
 
 fn covers(toleration: &Toleration, taint: &Taint) -> bool {

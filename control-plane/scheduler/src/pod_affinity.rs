@@ -1,7 +1,7 @@
 //! Pod affinity and anti-affinity: pods that must or would like to be near to some others, or far from them. What running
 //! pods say of the pod counts as much as what it says of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::census::{ByNode, Question};
 use crate::filters::Refusal;
@@ -16,8 +16,20 @@ const UNWANTED: &str = "node(s) didn't satisfy existing pods anti-affinity rules
 
 const MAX: i64 = 100;
 
-/// Values of nodes' labels, by label.
-type Places<'a> = HashMap<&'a str, HashSet<&'a str>>;
+/// How many pods count at each value of nodes' labels, by label; values without any are left out.
+type Places<'a> = HashMap<&'a str, HashMap<&'a str, i64>>;
+
+fn put<'a>(places: &mut Places<'a>, key: &'a str, value: &'a str, by: i64) {
+    let values = places.entry(key).or_default();
+    let count = values.entry(value).or_default();
+    *count += by;
+    if *count == 0 {
+        values.remove(value);
+    }
+    if values.is_empty() {
+        places.remove(key);
+    }
+}
 
 fn alone(term: &PodTerm, namespaces: &Namespaces) -> Question {
     Question::Matching(vec![term.selection(namespaces)])
@@ -64,8 +76,8 @@ pub(crate) struct Affinities<'a> {
     required: Vec<&'a str>,
     /// Where those are.
     wanted: Places<'a>,
-    /// It need not be near others where it would be near itself.
-    may_be_first: bool,
+    /// It is one of those that it must be near: as long as there are none, it need only be near itself.
+    needs_its_like: bool,
     /// Where those are that it must not be near.
     excluded: Places<'a>,
     /// Where those are that must not be near it.
@@ -80,37 +92,72 @@ impl<'a> Affinities<'a> {
         if let Some(question) = together(pod, namespaces) {
             let required = pod.terms.required.iter();
             affinities.required = required.map(|term| &*term.topology_key).collect();
-            for (node, _) in nodes(snapshot, &question) {
-                for key in &affinities.required {
+            for (node, count) in nodes(snapshot, &question) {
+                for &key in &affinities.required {
                     if let Some(value) = value(node, key) {
-                        affinities.wanted.entry(*key).or_default().insert(value);
+                        put(&mut affinities.wanted, key, value, count);
                     }
                 }
             }
             let mut terms = pod.terms.required.iter();
-            affinities.may_be_first =
-                affinities.wanted.is_empty() && terms.all(|term| is_about(term, pod, namespaces));
+            affinities.needs_its_like = terms.all(|term| is_about(term, pod, namespaces));
         }
         for term in &pod.terms.excluded {
-            let places = affinities.excluded.entry(&term.topology_key).or_default();
-            let nodes = nodes(snapshot, &alone(term, namespaces));
-            places.extend(nodes.filter_map(|(node, _)| value(node, &term.topology_key)));
+            for (node, count) in nodes(snapshot, &alone(term, namespaces)) {
+                if let Some(value) = value(node, &term.topology_key) {
+                    put(&mut affinities.excluded, &term.topology_key, value, count);
+                }
+            }
         }
         for (term, tallies) in snapshot.stated(pod) {
             if !is_about(term, pod, namespaces) {
                 continue;
             }
-            let excluding = tallies.iter().filter(|(_, tally)| tally.excluding > 0);
-            let nodes = excluding.filter_map(|(name, _)| snapshot.node(name));
-            let mut values = nodes
-                .filter_map(|node| value(node, &term.topology_key))
-                .peekable();
-            if values.peek().is_some() {
-                let places = affinities.excluding.entry(&term.topology_key).or_default();
-                places.extend(values);
+            for (name, tally) in tallies.iter().filter(|(_, tally)| tally.excluding > 0) {
+                let node = snapshot.node(name);
+                if let Some(value) = node.and_then(|node| value(node, &term.topology_key)) {
+                    let excluding = &mut affinities.excluding;
+                    put(excluding, &term.topology_key, value, tally.excluding);
+                }
             }
         }
         affinities
+    }
+
+    /// Judges from now on as if `by` more pods like the other one were on the node.
+    pub(crate) fn shift(
+        &mut self,
+        pod: &'a PodInfo,
+        other: &'a PodInfo,
+        namespaces: &Namespaces,
+        node: &'a NodeInfo,
+        by: i64,
+    ) {
+        let mut terms = pod.terms.required.iter();
+        if terms.all(|term| is_about(term, other, namespaces)) {
+            for &key in &self.required {
+                if let Some(value) = value(node, key) {
+                    put(&mut self.wanted, key, value, by);
+                }
+            }
+        }
+        for term in &pod.terms.excluded {
+            if is_about(term, other, namespaces)
+                && let Some(value) = value(node, &term.topology_key)
+            {
+                put(&mut self.excluded, &term.topology_key, value, by);
+            }
+        }
+        if other.says_too_much() {
+            return;
+        }
+        for term in &other.terms.excluded {
+            if is_about(term, pod, namespaces)
+                && let Some(value) = value(node, &term.topology_key)
+            {
+                put(&mut self.excluding, &term.topology_key, value, by);
+            }
+        }
     }
 
     /// Whether the pod can run on the node.
@@ -119,8 +166,8 @@ impl<'a> Affinities<'a> {
             return Err(Refusal::one(FILTER, FAR, false));
         }
         for (places, words) in [(&self.excluded, NEAR), (&self.excluding, UNWANTED)] {
-            let is_there = |(key, values): (&&str, &HashSet<&str>)| {
-                value(node, key).is_some_and(|value| values.contains(value))
+            let is_there = |(key, values): (&&str, &HashMap<&str, i64>)| {
+                value(node, key).is_some_and(|value| values.contains_key(value))
             };
             if places.iter().any(is_there) {
                 return Err(Refusal::one(FILTER, words, true));
@@ -136,9 +183,9 @@ impl<'a> Affinities<'a> {
                 return false;
             };
             let places = self.wanted.get(key);
-            near &= places.is_some_and(|places| places.contains(value));
+            near &= places.is_some_and(|places| places.contains_key(value));
         }
-        near || self.may_be_first
+        near || self.needs_its_like && self.wanted.is_empty()
     }
 }
 

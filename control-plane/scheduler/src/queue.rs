@@ -185,6 +185,18 @@ impl PodQueue {
         }
     }
 
+    /// As [`PodQueue::wake`], for one pod alone.
+    pub(crate) fn wake_one(&mut self, uid: &str, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(uid)
+            && let State::Waiting { due, earliest } = &mut entry.state
+        {
+            let sooner = (*due).min((*earliest).max(now));
+            self.waiting.remove(&(*due, entry.pod.uid.clone()));
+            self.waiting.insert((sooner, entry.pod.uid.clone()));
+            *due = sooner;
+        }
+    }
+
     /// As [`PodQueue::wake`], when what changed matters only to pods that look at others.
     pub(crate) fn wake_looking(&mut self, now: Instant) {
         for uid in &self.looking {
@@ -327,6 +339,24 @@ mod tests {
         queue.remove("a");
         queue.remove("b");
         assert!(queue.by_claim.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_pod_is_woken_alone() {
+        let mut queue = PodQueue::default();
+        let now = Instant::now();
+        for uid in ["a", "b"] {
+            queue.put(info(uid, 0, 1));
+            assert_eq!(taken(&mut queue, now).as_deref(), Some(uid));
+            queue.park(uid, now);
+        }
+        for uid in ["b", "absent"] {
+            queue.wake_one(uid, now);
+        }
+        assert_eq!(taken(&mut queue, now), None, "its backoff");
+        let later = now + BACKOFF.first;
+        assert_eq!(taken(&mut queue, later).as_deref(), Some("b"));
+        assert_eq!(taken(&mut queue, later), None);
     }
 
     #[tokio::test(start_paused = true)]

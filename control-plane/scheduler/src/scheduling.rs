@@ -3,6 +3,8 @@
 //! One task owns snapshot and queue, so that nothing in the hot path takes a lock. The watches put changes into an
 //! inbox; bindings run beside and report there.
 
+mod preempting;
+
 use std::sync::Arc;
 
 use gantry_informer::{EventStyle, Informers, Key, Recorder, words};
@@ -17,14 +19,17 @@ use crate::SchedulerConfig;
 use crate::affinity::Labels;
 use crate::binding;
 use crate::cycle::{self, Cycle};
+use crate::nominations::Nominations;
 use crate::pod::PodInfo;
+use crate::preemption;
 use crate::queue::PodQueue;
 use crate::scores;
 use crate::snapshot::Snapshot;
+use crate::trial;
 use crate::verdict::{Diagnosis, Explanation, note};
 use crate::volumes::Storage;
 
-const COMPONENT: &str = "default-scheduler";
+pub(crate) const COMPONENT: &str = "default-scheduler";
 /// Bindings under way at once: each waits for the store's disk, and many share one write to it.
 const BINDING_AT_ONCE: usize = 128;
 /// Once that many nodes can take a pod, no more are looked at; the next pod begins where this one ended. So a decision
@@ -43,6 +48,8 @@ enum Update {
     Pod(Arc<PodInfo>),
     PodGone(Arc<str>),
     BindingFailed(Arc<PodInfo>),
+    /// Not all of the pods that were to make room for the one could be told to: they may stay.
+    EvictionFailed(Arc<PodInfo>, Vec<Arc<PodInfo>>),
     /// A binding ended: there is room for another.
     Slot,
 }
@@ -184,6 +191,7 @@ pub(crate) async fn run(
         snapshot: Snapshot::default(),
         storage,
         queue: PodQueue::default(),
+        nominations: Nominations::default(),
         slots: Arc::new(Semaphore::new(BINDING_AT_ONCE)),
         start: 0,
         turn: 0,
@@ -205,6 +213,7 @@ struct Scheduling {
     snapshot: Snapshot,
     storage: Storage,
     queue: PodQueue,
+    nominations: Nominations,
     recorders: Arc<Recorders>,
     slots: Arc<Semaphore>,
     /// Where the search for nodes begins.
@@ -298,6 +307,7 @@ impl Scheduling {
                 if let Some(node) = pod.node.clone() {
                     self.queue.remove(&pod.uid);
                     self.config.verdicts.remove(&pod.uid);
+                    self.nominations.remove(&pod.uid);
                     let looks_same = self.snapshot.looks_same(&pod);
                     self.snapshot.assign(pod, &node);
                     return Helps::when(!looks_same, Helps::Looking);
@@ -305,20 +315,33 @@ impl Scheduling {
                 if !pod.is_waiting_for(&self.config.scheduler_name) {
                     self.queue.remove(&pod.uid);
                     self.config.verdicts.remove(&pod.uid);
-                } else if !self.snapshot.is_assigned(&pod.uid) {
-                    // One that is assigned is being bound: this is older news.
-                    self.queue.put(pod);
+                    let was_expected = self.nominations.remove(&pod.uid).is_some();
+                    return Helps::when(was_expected, Helps::Everybody);
                 }
-                Helps::Nobody
+                if self.snapshot.is_assigned(&pod.uid) {
+                    // It is being bound: this is older news.
+                    return Helps::Nobody;
+                }
+                let was_expected = self.nominations.take_in(&pod);
+                self.queue.put(pod);
+                Helps::when(was_expected, Helps::Everybody)
             }
             Update::PodGone(uid) => self.forget(&uid),
             Update::BindingFailed(pod) => {
                 // Otherwise it was deleted meanwhile.
                 let counted = self.snapshot.unassign(&pod.uid);
                 if counted {
+                    self.nominations.take_in(&pod);
                     self.queue.retry(pod, Instant::now());
                 }
                 Helps::when(counted, Helps::Everybody)
+            }
+            Update::EvictionFailed(pod, victims) => {
+                for victim in &victims {
+                    self.nominations.end_leaving(&victim.uid);
+                }
+                self.queue.wake_one(&pod.uid, Instant::now());
+                Helps::Nobody
             }
             Update::Slot => Helps::Nobody,
         }
@@ -327,7 +350,10 @@ impl Scheduling {
     fn forget(&mut self, uid: &str) -> Helps {
         self.queue.remove(uid);
         self.config.verdicts.remove(uid);
-        Helps::when(self.snapshot.unassign(uid), Helps::Everybody)
+        self.nominations.end_leaving(uid);
+        let was_expected = self.nominations.remove(uid).is_some();
+        let was_there = self.snapshot.unassign(uid);
+        Helps::when(was_there || was_expected, Helps::Everybody)
     }
 
     fn try_pod(&mut self, pod: &Arc<PodInfo>, now: Instant) {
@@ -337,7 +363,10 @@ impl Scheduling {
                 self.queue.remove(&pod.uid);
                 self.config.verdicts.remove(&pod.uid);
                 self.snapshot.assign(pod.clone(), &node);
+                let expected = self.nominations.remove(&pod.uid);
+                let elsewhere = expected.is_some_and(|expected| expected != node);
                 self.helps = self.helps.max(Helps::Looking);
+                self.helps = self.helps.max(Helps::when(elsewhere, Helps::Everybody));
                 self.bind(pod.clone(), node);
             }
             Err(explanation) => {
@@ -349,17 +378,26 @@ impl Scheduling {
     }
 
     /// The node for the pod, by index.
-    fn find(&mut self, pod: &PodInfo) -> Result<usize, Explanation> {
+    fn find(&mut self, pod: &Arc<PodInfo>) -> Result<usize, Explanation> {
         let volumes = match self.storage.of(pod, &self.snapshot) {
             Ok(volumes) => volumes,
             Err(refusal) => {
                 let nodes = self.snapshot.nodes().iter().filter(|node| node.present);
                 let diagnosis = Diagnosis::beforehand(nodes.map(|node| &node.name), refusal);
+                // Nobody's going would help it.
+                self.make_room(pod, preemption::Outcome::Vain);
                 return Err(diagnosis.explain(pod, self.config.clock.now()));
             }
         };
         cycle::prepare(pod, &mut self.snapshot);
-        let cycle = Cycle::new(pod, &self.snapshot).with(volumes);
+        let mut cycle = Cycle::new(pod, &self.snapshot).with(volumes);
+        let nominations = &self.nominations;
+        let expected = nominations.node_of(&pod.uid);
+        if let Some(at) = expected.and_then(|name| self.snapshot.place(name))
+            && trial::check(&mut cycle, &self.snapshot.nodes()[at], nominations).is_ok()
+        {
+            return Ok(at);
+        }
         let nodes = self.snapshot.nodes();
         let mut feasible = std::mem::take(&mut self.feasible);
         feasible.clear();
@@ -371,7 +409,7 @@ impl Scheduling {
             if !nodes[at].present {
                 continue;
             }
-            match cycle.check(&nodes[at]) {
+            match trial::check(&mut cycle, &nodes[at], nominations) {
                 Ok(()) => feasible.push(at),
                 Err(refusal) if feasible.is_empty() => diagnosis.add(&nodes[at].name, refusal),
                 // Some node will do: nobody will ask why this one does not.
@@ -385,7 +423,14 @@ impl Scheduling {
         let best = scores::best(pod, &self.snapshot, &feasible, self.turn);
         self.start = (self.start + looked_at) % nodes.len().max(1);
         self.feasible = feasible;
-        best.ok_or_else(|| diagnosis.explain(pod, self.config.clock.now()))
+        if let Some(best) = best {
+            return Ok(best);
+        }
+        let (snapshot, turn) = (&self.snapshot, self.turn);
+        let outcome = preemption::attempt(&mut cycle, snapshot, nominations, &mut diagnosis, turn);
+        drop(cycle);
+        self.make_room(pod, outcome);
+        Err(diagnosis.explain(pod, self.config.clock.now()))
     }
 
     fn bind(&self, pod: Arc<PodInfo>, node: Arc<str>) {
@@ -422,12 +467,13 @@ impl Scheduling {
         let message = explanation.message.clone();
         let events = &self.recorders.scheduling;
         events.warning(pod.reference(), "FailedScheduling", note(&message));
-        if binding::is_told(&pod, &message) {
+        let nominated = self.nominations.node_of(&pod.uid).cloned();
+        if binding::is_told(&pod, &message, nominated.as_ref()) {
             return;
         }
         let (client, now, stop) = (self.client.clone(), explanation.at, self.stop.clone());
         tokio::spawn(async move {
-            let told = binding::tell(&client, &pod, &message, now);
+            let told = binding::tell(&client, &pod, &message, nominated.as_ref(), now);
             if let Some(Err(error)) = stop.run_until_cancelled(told).await {
                 tracing::debug!(pod = %pod.key, error = words(&error), "telling that it fits nowhere");
             }

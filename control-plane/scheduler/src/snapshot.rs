@@ -3,7 +3,7 @@
 //! Invariant: a node's sums are exactly those of the pods assigned to it here. A pod counts from the moment its node is
 //! chosen, before the binding is answered, so that two pods never get the same room.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use gantry_informer::Key;
@@ -15,8 +15,15 @@ use crate::pod::{HostPort, PodInfo};
 use crate::resources::{Resources, pod_limit};
 use crate::selection::{Namespaces, PodTerm};
 
+/// What the pods of one priority take of a node.
+#[derive(Clone, Debug, Default)]
+struct Share {
+    pods: usize,
+    requested: Resources,
+}
+
 /// A node and its sums.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct NodeInfo {
     pub(crate) name: Arc<str>,
     /// Whether the node itself is known: pods may be bound to one that is not, yet or any more.
@@ -33,6 +40,8 @@ pub(crate) struct NodeInfo {
     pub(crate) weight_memory: i64,
     pub(crate) host_ports: Vec<(Arc<str>, HostPort)>,
     pub(crate) pods: HashMap<Arc<str>, Arc<PodInfo>>,
+    /// What they take, by their priority; most nodes have few.
+    shares: BTreeMap<i32, Share>,
 }
 
 impl NodeInfo {
@@ -60,8 +69,27 @@ impl NodeInfo {
             .collect();
     }
 
-    fn add(&mut self, pod: Arc<PodInfo>) {
+    /// What pods of this priority and above take, and how many they are.
+    pub(crate) fn taken_from(&self, priority: i32) -> (Resources, usize) {
+        let (mut requested, mut pods) = (Resources::default(), 0);
+        for share in self.shares.range(priority..).map(|(_, share)| share) {
+            requested.add(&share.requested);
+            pods += share.pods;
+        }
+        (requested, pods)
+    }
+
+    /// Whether it has pods of a lower priority than this.
+    pub(crate) fn has_below(&self, priority: i32) -> bool {
+        let lowest = self.shares.first_key_value();
+        lowest.is_some_and(|(lowest, _)| *lowest < priority)
+    }
+
+    pub(crate) fn add(&mut self, pod: Arc<PodInfo>) {
         self.requested.add(&pod.requests);
+        let share = self.shares.entry(pod.priority).or_default();
+        share.requested.add(&pod.requests);
+        share.pods += 1;
         self.weight_cpu = self.weight_cpu.saturating_add(pod.weight_cpu);
         self.weight_memory = self.weight_memory.saturating_add(pod.weight_memory);
         let ports = pod.host_ports.iter().cloned();
@@ -70,9 +98,16 @@ impl NodeInfo {
         self.pods.insert(pod.uid.clone(), pod);
     }
 
-    fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+    pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let pod = self.pods.remove(uid)?;
         self.requested.subtract(&pod.requests);
+        if let Some(share) = self.shares.get_mut(&pod.priority) {
+            share.requested.subtract(&pod.requests);
+            share.pods -= 1;
+            if share.pods == 0 {
+                self.shares.remove(&pod.priority);
+            }
+        }
         self.weight_cpu = self.weight_cpu.saturating_sub(pod.weight_cpu);
         self.weight_memory = self.weight_memory.saturating_sub(pod.weight_memory);
         self.host_ports.retain(|(owner, _)| **owner != *uid);
@@ -113,6 +148,12 @@ impl Snapshot {
     pub(crate) fn node(&self, name: &str) -> Option<&NodeInfo> {
         let at = self.by_name.get(name)?;
         self.nodes.get(*at).filter(|node| node.present)
+    }
+
+    /// Where a node that is known is among all.
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+        let at = *self.by_name.get(name)?;
+        self.nodes[at].present.then_some(at)
     }
 
     /// The namespaces with their labels.
@@ -408,6 +449,8 @@ pub(crate) mod tests {
             for (at, info) in snapshot.nodes().iter().enumerate() {
                 let cpu: i64 = info.pods.values().map(|pod| pod.requests.milli_cpu).sum();
                 prop_assert_eq!(cpu, info.requested.milli_cpu);
+                let (taken, pods) = info.taken_from(i32::MIN);
+                prop_assert_eq!((cpu, info.pods.len()), (taken.milli_cpu, pods));
                 prop_assert!(info.present || !info.pods.is_empty());
                 prop_assert_eq!(snapshot.by_name.get(&info.name), Some(&at));
                 present += usize::from(info.present);

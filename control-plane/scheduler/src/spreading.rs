@@ -97,20 +97,35 @@ impl<'a> Spreading<'a> {
                 }
             }
         }
-        let rules = counted.into_iter().map(|(constraint, _, counts)| {
-            let least = match counts.len() < constraint.min_domains {
-                true => 0,
-                false => counts.values().copied().min().unwrap_or(0),
-            };
-            Rule {
-                constraint,
-                counts,
-                least,
-                own: i64::from(constraint.selector.matches_map(Some(&pod.labels))),
-            }
+        let rules = counted.into_iter().map(|(constraint, _, counts)| Rule {
+            constraint,
+            least: least(constraint, &counts),
+            counts,
+            own: i64::from(constraint.selector.matches_map(Some(&pod.labels))),
         });
         Self {
             rules: rules.collect(),
+        }
+    }
+
+    /// Judges from now on as if `by` more pods like the other one were on the node.
+    pub(crate) fn shift(&mut self, pod: &PodInfo, other: &PodInfo, node: &'a NodeInfo, by: i64) {
+        let mut rules = self.rules.iter();
+        if other.deleting
+            || other.key.namespace != pod.key.namespace
+            || !rules.all(|rule| rule.constraint.value(&node.labels).is_some())
+        {
+            return;
+        }
+        for rule in &mut self.rules {
+            let constraint = rule.constraint;
+            let is_counted = !constraint.selector.is_everything()
+                && constraint.selector.matches_map(Some(&other.labels))
+                && includes(constraint, pod, node);
+            if is_counted && let Some(value) = constraint.value(&node.labels) {
+                *rule.counts.entry(value).or_default() += by;
+                rule.least = least(constraint, &rule.counts);
+            }
         }
     }
 
@@ -126,6 +141,14 @@ impl<'a> Spreading<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The fewest pods of any value.
+fn least(constraint: &SpreadConstraint, counts: &HashMap<&str, i64>) -> i64 {
+    match counts.len() < constraint.min_domains {
+        true => 0,
+        false => counts.values().copied().min().unwrap_or(0),
     }
 }
 

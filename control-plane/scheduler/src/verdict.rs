@@ -10,6 +10,12 @@ use parking_lot::RwLock;
 use crate::filters::Refusal;
 use crate::pod::PodInfo;
 
+/// What a pod that makes nobody go is told.
+pub(crate) const NEVER: &str = "not eligible due to preemptionPolicy=Never.";
+/// What is said of a node without pods that could go.
+pub(crate) const NO_VICTIMS: &str = "No preemption victims found for incoming pod";
+const NOT_HELPFUL: &str = "Preemption is not helpful for scheduling";
+
 /// Explanations are kept for this many pods.
 const KEPT: usize = 2000;
 /// An event has no more bytes of text than this.
@@ -64,14 +70,47 @@ impl Verdicts {
     }
 }
 
+/// What came of looking for others that could make room for a pod which fits nowhere.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) enum Preemption {
+    /// Nobody has looked.
+    #[default]
+    Untried,
+    /// The pod makes nobody go, for this reason.
+    NotEligible(&'static str),
+    /// Nobody's going would help.
+    Vain(Obstacles),
+    /// Some go.
+    Done,
+}
+
+/// What would be in the way on nodes even if all pods left that may have to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Obstacles {
+    reasons: BTreeMap<Cow<'static, str>, usize>,
+    nodes: usize,
+}
+
+impl Obstacles {
+    /// On one more node, these are.
+    pub(crate) fn add(&mut self, reasons: impl IntoIterator<Item = Cow<'static, str>>) {
+        self.nodes += 1;
+        for reason in reasons {
+            *self.reasons.entry(reason).or_default() += 1;
+        }
+    }
+}
+
 /// Collects the refusals of one attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Diagnosis {
     verdicts: Vec<Verdict>,
-    resolvable: usize,
+    /// The nodes where others' going may help.
+    resolvable: Vec<Arc<str>>,
     nodes: usize,
     /// Why no node was asked at all.
     beforehand: Option<String>,
+    pub(crate) preemption: Preemption,
 }
 
 impl Diagnosis {
@@ -83,8 +122,9 @@ impl Diagnosis {
         let nodes: Vec<Arc<str>> = nodes.cloned().collect();
         Self {
             nodes: nodes.len(),
-            resolvable: 0,
+            resolvable: Vec::new(),
             beforehand: Some(refusal.reasons.join(", ")),
+            preemption: Preemption::default(),
             verdicts: vec![Verdict {
                 filter: refusal.filter,
                 reasons: refusal.reasons,
@@ -95,7 +135,9 @@ impl Diagnosis {
 
     pub(crate) fn add(&mut self, node: &Arc<str>, refusal: Refusal) {
         self.nodes += 1;
-        self.resolvable += usize::from(refusal.resolvable);
+        if refusal.resolvable {
+            self.resolvable.push(node.clone());
+        }
         let known = self
             .verdicts
             .iter_mut()
@@ -108,6 +150,11 @@ impl Diagnosis {
                 nodes: vec![node.clone()],
             }),
         }
+    }
+
+    /// The nodes where others' going may help.
+    pub(crate) fn resolvable(&self) -> &[Arc<str>] {
+        &self.resolvable
     }
 
     /// The message for the pod's condition and event.
@@ -127,32 +174,40 @@ impl Diagnosis {
         }
         let reasons = histogram(counts);
         let nodes = self.nodes;
-        format!(
-            "0/{nodes} nodes are available: {reasons}. no new claims to deallocate, preemption: {}",
-            self.preemption(pod)
-        )
+        let available = format!("0/{nodes} nodes are available: {reasons}.");
+        match self.preemption(pod) {
+            Some(preemption) => {
+                format!("{available} no new claims to deallocate, preemption: {preemption}")
+            }
+            None => available,
+        }
     }
 
-    /// What trying to make room came to. Pods of one priority never evict each other.
-    fn preemption(&self, pod: &PodInfo) -> String {
-        if pod.never_preempts {
-            return "not eligible due to preemptionPolicy=Never.".to_owned();
-        }
+    /// Why nobody makes room; none when somebody does.
+    fn preemption(&self, pod: &PodInfo) -> Option<String> {
         let nodes = self.nodes;
-        let mut counts = BTreeMap::new();
-        if self.resolvable > 0 {
-            counts.insert(
-                "No preemption victims found for incoming pod",
-                self.resolvable,
-            );
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let looked_at = match &self.preemption {
+            Preemption::Done => return None,
+            Preemption::NotEligible(why) => return Some((*why).to_owned()),
+            Preemption::Untried if pod.never_preempts => return Some(NEVER.to_owned()),
+            Preemption::Untried => {
+                if !self.resolvable.is_empty() {
+                    counts.insert(NO_VICTIMS, self.resolvable.len());
+                }
+                self.resolvable.len()
+            }
+            Preemption::Vain(obstacles) => {
+                let reasons = obstacles.reasons.iter();
+                counts.extend(reasons.map(|(reason, count)| (&**reason, *count)));
+                obstacles.nodes
+            }
+        };
+        if nodes > looked_at {
+            counts.insert(NOT_HELPFUL, nodes - looked_at);
         }
-        if nodes > self.resolvable {
-            counts.insert(
-                "Preemption is not helpful for scheduling",
-                nodes - self.resolvable,
-            );
-        }
-        format!("0/{nodes} nodes are available: {}.", histogram(counts))
+        let counts = histogram(counts);
+        Some(format!("0/{nodes} nodes are available: {counts}."))
     }
 
     pub(crate) fn explain(self, pod: &PodInfo, at: Timestamp) -> Explanation {
@@ -263,6 +318,36 @@ mod tests {
         // Never half a character.
         let long = |count| format!("x{}", "\u{20ac}".repeat(count));
         assert_eq!(note(&long(342)), format!("{} ...", long(339)));
+    }
+
+    #[test]
+    fn what_came_of_making_room_is_told_last() {
+        let explained = |preemption: Preemption| {
+            let mut diagnosis = Diagnosis::default();
+            for (name, resolvable) in [("a", true), ("b", true), ("c", false)] {
+                diagnosis.add(&name.into(), refusal(&["Insufficient cpu"], resolvable));
+            }
+            diagnosis.preemption = preemption;
+            let pod = PodInfo::new(&pod("p", "", ""));
+            diagnosis.explain(&pod, Timestamp::UNIX_EPOCH).message
+        };
+        let plain = "0/3 nodes are available: 3 Insufficient cpu.";
+        let attempt = "no new claims to deallocate, preemption:";
+        assert_eq!(explained(Preemption::Done), plain);
+        assert_eq!(
+            explained(Preemption::NotEligible(NEVER)),
+            format!("{plain} {attempt} not eligible due to preemptionPolicy=Never.")
+        );
+        let mut obstacles = Obstacles::default();
+        obstacles.add(["Insufficient memory".into(), "Too many pods".into()]);
+        obstacles.add([NO_VICTIMS.into()]);
+        assert_eq!(
+            explained(Preemption::Vain(obstacles)),
+            format!(
+                "{plain} {attempt} 0/3 nodes are available: 1 Insufficient memory, 1 No preemption victims found for \
+                 incoming pod, 1 Preemption is not helpful for scheduling, 1 Too many pods."
+            )
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -331,6 +332,53 @@ async fn a_pod_that_fits_nowhere_says_why_and_runs_once_there_is_room() {
         },
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_higher_priority_takes_the_place_of_another() {
+    let cluster = Cluster::start()
+        .await
+        .with_scheduler()
+        .with_node("node-1", "8")
+        .await;
+    cluster.namespace("ns").await;
+    let classes: Api<PriorityClass> = Api::all(cluster.client.clone());
+    create(
+        &classes,
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 1000}),
+    )
+    .await;
+    let pods: Api<Pod> = cluster.api("ns");
+    let asking = |name: &str, class: Option<&str>| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+            "priorityClassName": class,
+            "containers": [{"name": "c", "image": "x:1", "resources": {"requests": {"cpu": "6"}}}]}})
+    };
+    let is_placed = |pod: Option<&Pod>| {
+        let node = pod.and_then(|pod| pod.spec.as_ref()?.node_name.as_deref());
+        node == Some("node-1")
+    };
+    create(&pods, asking("low", None)).await;
+    wait(&pods, "low", "it is placed", is_placed).await;
+    create(&pods, asking("high", Some("high"))).await;
+    wait(&pods, "high", "it has the place", is_placed).await;
+    assert!(pods.get_opt("low").await.expect("an answer").is_none());
+    let high = pods.get("high").await.expect("it is there");
+    let nominated = high.status.and_then(|status| status.nominated_node_name);
+    assert_eq!(nominated, None, "it is there, and expected no more");
+    let message = format!(
+        "Preempted by pod {} on node node-1",
+        high.metadata.uid.expect("a uid")
+    );
+    let events: Api<Event> = cluster.api("ns");
+    let told = |events: &[Event]| {
+        events.iter().any(|event| {
+            event.involved_object.name.as_deref() == Some("low")
+                && event.reason.as_deref() == Some("Preempted")
+                && event.message.as_deref() == Some(&*message)
+        })
+    };
+    wait_list(&events, "", "its event says who came", told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

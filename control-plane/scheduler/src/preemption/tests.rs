@@ -159,7 +159,7 @@ fn nobody_else_goes_while_those_who_were_chosen_are_leaving() {
     ] {
         let mut snapshot = two();
         let mut leaving = of("low", 0, "6");
-        leaving.metadata.deletion_timestamp = deleting.then(|| Time(Timestamp::UNIX_EPOCH));
+        leaving.metadata.deletion_timestamp = deleting.then_some(Time(Timestamp::UNIX_EPOCH));
         leaving.status = Some(PodStatus {
             conditions: Some(vec![PodCondition {
                 type_: "DisruptionTarget".to_owned(),

@@ -7,7 +7,9 @@ use std::ops::Range;
 /// Lines shown before and after a change.
 const CONTEXT: usize = 3;
 /// Of longer texts it is only told where the first and the last change are: looking for more costs the square of the lines.
-const MAX_LINES: usize = 199;
+const MAX_LINES: usize = 800;
+/// From so many lines on, those that are there more often than once in a hundred begin no run, and only make one longer.
+const MANY_LINES: usize = 200;
 /// A longer difference is cut there, in bytes: the rest helps nobody.
 const MAX_BYTES: usize = 64 << 10;
 
@@ -39,7 +41,7 @@ impl Step {
 
 /// The longest run of lines that both have within a part of each; of several, the first.
 fn longest(
-    old: &[&str],
+    (old, new): (&[&str], &[&str]),
     places: &HashMap<&str, Vec<usize>>,
     (within_old, within_new): (&Range<usize>, &Range<usize>),
 ) -> Step {
@@ -50,12 +52,10 @@ fn longest(
     };
     // How long the run is that ends at a line of the new text and at the line of the old one before.
     let mut runs: HashMap<usize, usize> = HashMap::new();
-    for (at_old, line) in old.iter().enumerate() {
-        if !within_old.contains(&at_old) {
-            continue;
-        }
+    for at_old in within_old.clone() {
+        let found = old.get(at_old).and_then(|line| places.get(line));
         let mut next = HashMap::new();
-        for &at_new in places.get(line).into_iter().flatten() {
+        for &at_new in found.into_iter().flatten() {
             if !within_new.contains(&at_new) {
                 continue;
             }
@@ -69,6 +69,21 @@ fn longest(
         }
         runs = next;
     }
+    let same = |at_old: usize, at_new: usize| old.get(at_old) == new.get(at_new);
+    while best.old.start > within_old.start
+        && best.new.start > within_new.start
+        && same(best.old.start - 1, best.new.start - 1)
+    {
+        best.old.start -= 1;
+        best.new.start -= 1;
+    }
+    while best.old.end < within_old.end
+        && best.new.end < within_new.end
+        && same(best.old.end, best.new.end)
+    {
+        best.old.end += 1;
+        best.new.end += 1;
+    }
     best
 }
 
@@ -78,10 +93,14 @@ fn runs(old: &[&str], new: &[&str]) -> Vec<Step> {
     for (at, line) in new.iter().enumerate() {
         places.entry(*line).or_default().push(at);
     }
+    if new.len() >= MANY_LINES {
+        let most = new.len() / 100 + 1;
+        places.retain(|_, at| at.len() <= most);
+    }
     let mut found = Vec::new();
     let mut parts = vec![(0..old.len(), 0..new.len())];
     while let Some((within_old, within_new)) = parts.pop() {
-        let run = longest(old, &places, (&within_old, &within_new));
+        let run = longest((old, new), &places, (&within_old, &within_new));
         if run.old.is_empty() {
             continue;
         }
@@ -265,6 +284,21 @@ mod tests {
         assert_eq!(
             between("abxcd", "abcdab"),
             "@@ -1,5 +1,6 @@\n a\n b\n-x\n c\n d\n+a\n+b\n"
+        );
+    }
+
+    #[test]
+    fn what_many_lines_are_begins_no_run() {
+        let text = |odd: &dyn Fn(usize) -> bool| {
+            let line = |at: usize| match odd(at) {
+                true => format!("odd {at}\n}}\n}}"),
+                false => format!("name {at}\n}}"),
+            };
+            (0..110).map(line).collect::<Vec<String>>().join("\n")
+        };
+        assert_eq!(
+            unified(&text(&|_| false), &text(&|at| [50, 51].contains(&at))),
+            "@@ -98,9 +98,11 @@\n }\n name 49\n }\n-name 50\n-}\n-name 51\n+odd 50\n+}\n+}\n+odd 51\n+}\n }\n name 52\n }\n"
         );
     }
 

@@ -73,6 +73,13 @@ impl Internal {
         Self { value, form }
     }
 
+    /// A pod's spec.
+    pub(super) fn of_pod(spec: &impl Serialize) -> Self {
+        let mut spec = serde_json::to_value(spec).unwrap_or_default();
+        move_into_context(&mut spec);
+        Self::of(&spec, "PodSpec")
+    }
+
     /// On one line.
     pub(super) fn text(&self) -> String {
         let mut printed = String::new();
@@ -86,12 +93,23 @@ impl Internal {
     }
 }
 
-/// What there is of a value: only the fields of its type.
+/// What there is of a value: only the fields of its type. What is no pointer is nothing when it is zero.
 fn normal(value: Option<&Value>, form: &str) -> Value {
-    let Some(value) = value else {
-        return Value::Null;
-    };
-    let form = form.trim_start_matches('*');
+    match value.map(|value| whole(value, form.trim_start_matches('*'))) {
+        Some(value) if form.starts_with('*') || form == "IntOrString" || !is_zero(&value) => value,
+        _ => Value::Null,
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Bool(is_set) => !is_set,
+        Value::Number(number) => number.as_i64() == Some(0),
+        other => is_unset(other),
+    }
+}
+
+fn whole(value: &Value, form: &str) -> Value {
     if let Some(form) = form.strip_prefix("[]") {
         let items = value.as_array().into_iter().flatten();
         let items: Vec<Value> = items.map(|item| normal(Some(item), form)).collect();
@@ -214,9 +232,7 @@ pub(super) fn print_template(template: &impl Serialize) -> String {
 
 /// As [`print`], of a pod's spec.
 pub(super) fn print_pod(spec: &impl Serialize) -> String {
-    let mut spec = serde_json::to_value(spec).unwrap_or_default();
-    move_into_context(&mut spec);
-    print(&spec, "PodSpec")
+    Internal::of_pod(spec).text()
 }
 
 fn move_into_context(spec: &mut Value) {

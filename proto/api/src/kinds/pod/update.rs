@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{Affinity, Container, Pod, PodSpec};
 
 use super::annotations;
 use crate::field::{ErrorList, Path};
-use crate::kinds::pod_spec;
+use crate::kinds::internal::Internal;
+use crate::kinds::{difference, pod_spec};
 
 /// How a refusal of any other change begins.
 const MAY_CHANGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
@@ -131,8 +132,13 @@ pub(super) fn validate(new: &Pod, old: &Pod, errors: &mut ErrorList) {
     spec.active_deadline_seconds = before.active_deadline_seconds;
     spec.tolerations.clone_from(&before.tolerations);
     spec.scheduling_gates.clone_from(&before.scheduling_gates);
-    if spec != *before {
-        errors.forbidden(&path, MAY_CHANGE);
+    if spec == *before {
+        return;
+    }
+    let (now, then) = (Internal::of_pod(&spec), Internal::of_pod(before));
+    if now != then {
+        let difference = difference::unified(&then.lines(), &now.lines());
+        errors.forbidden(&path, &format!("{MAY_CHANGE}\n{difference}"));
     }
 }
 
@@ -190,6 +196,32 @@ mod tests {
         let renamed = told(&pod(renamed), &old);
         assert_eq!(renamed.len(), 1, "{renamed:?}");
         assert!(renamed[0].starts_with("spec: Forbidden: pod updates may not change fields"));
+    }
+
+    #[test]
+    fn a_change_that_is_refused_is_shown_and_other_words_for_the_same_are_none() {
+        let with = |more: Value| {
+            let mut container = json!({"name": "c", "image": "x:1"});
+            if let (Some(container), Value::Object(more)) = (container.as_object_mut(), more) {
+                container.extend(more);
+            }
+            pod(json!({"containers": [container]}))
+        };
+        let asking = |cpu: &str| {
+            let requests = json!({"cpu": cpu, "memory": "64Mi"});
+            with(json!({"resources": {"requests": requests, "limits": {"memory": "64Mi"}}}))
+        };
+        let found = told(&asking("120m"), &asking("150m"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        let start = format!("spec: Forbidden: {MAY_CHANGE}\n@@ -");
+        assert!(found[0].starts_with(&start), "{found:?}");
+        let end = " @@\n      \"memory\": \"64Mi\"\n     },\n     \"Requests\": {\n-     \"cpu\": \"150m\",\n+     \"cpu\": \"120m\",\n      \"memory\": \"64Mi\"\n     },\n     \"Claims\": null\n";
+        assert!(found[0].ends_with(end), "{found:?}");
+        assert_eq!(told(&asking("1"), &asking("1000m")), Vec::<String>::new());
+        let (plain, same) = (with(json!({})), with(json!({"stdin": false, "args": []})));
+        assert_eq!(told(&same, &plain), Vec::<String>::new());
+        let unlike = with(json!({"stdin": true}));
+        assert!(told(&unlike, &plain)[0].ends_with("-   \"Stdin\": false,\n+   \"Stdin\": true,\n    \"StdinOnce\": false,\n    \"TTY\": false\n   }\n"));
     }
 
     #[test]

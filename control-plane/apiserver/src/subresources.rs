@@ -175,17 +175,18 @@ const FINALIZE: Methods = &[(
     answers!(context => verbs::finalize::finalize(context)),
 )];
 
-const STATUS: Methods = &[
-    ("get", answers!(context => verbs::get::get(context))),
-    (
-        "patch",
-        answers!(context => verbs::update::patch(context, WriteScope::Status)),
-    ),
-    (
-        "update",
-        answers!(context => verbs::update::update(context, WriteScope::Status)),
-    ),
-];
+/// Verbs of a subresource that is a part of the object: the whole object is read, and written as the scope says.
+macro_rules! part {
+    ($scope:expr) => {
+        &[
+            ("get", answers!(context => verbs::get::get(context))),
+            ("patch", answers!(context => verbs::update::patch(context, $scope))),
+            ("update", answers!(context => verbs::update::update(context, $scope))),
+        ]
+    };
+}
+
+const STATUS: Methods = part!(WriteScope::Status);
 
 const SCALE: Methods = &[
     ("get", answers!(context => verbs::scale::get(context))),

@@ -41,7 +41,8 @@ fn accept(kind: &dyn ResourceKind, object: Value) {
     };
     drop(kind.selectable_fields(&created));
     drop(kind.row(&created, i64::MAX));
-    for scope in [WriteScope::Main, WriteScope::Status] {
+    let part = WriteScope::Part("resize");
+    for scope in [WriteScope::Main, WriteScope::Status, part] {
         drop(
             kind.draft_update(created.clone(), &created, scope)
                 .and_then(finish),

@@ -83,6 +83,8 @@ pub enum WriteScope {
     Main,
     /// The `status` subresource; everything else stays as it was.
     Status,
+    /// What another subresource, of this name, is about; see [`Kind::prepare_part`].
+    Part(&'static str),
 }
 
 /// Whose rules a kind's own checks of the metadata are.
@@ -188,6 +190,16 @@ pub trait Kind: Send + Sync + 'static {
 
     /// Checks a status update.
     fn validate_status_update(_new: &Self::Object, _old: &Self::Object, _errors: &mut ErrorList) {}
+
+    /// Restores what the subresource of that name may not write; by default everything.
+    fn prepare_part(_name: &str, new: &mut Self::Object, old: &Self::Object) {
+        new.clone_from(old);
+    }
+
+    /// Checks what the subresource of that name writes.
+    fn validate_part(_name: &str, new: &Self::Object, old: &Self::Object, errors: &mut ErrorList) {
+        Self::validate_update(new, old, errors);
+    }
 
     /// Warnings for a valid object, as the `Warning` header carries them.
     fn warnings(_new: &Self::Object, _old: Option<&Self::Object>) -> Vec<String> {

@@ -115,8 +115,19 @@ pub(crate) fn prepare_update<K: Kind>(new: &mut K::Object, old: &K::Object) {
         (status.keep)(new, old);
     }
     K::prepare_update(new, old);
+    count_generation::<K>(new, old);
+}
+
+fn count_generation<K: Kind>(new: &mut K::Object, old: &K::Object) {
     let changed = K::INFO.has_generation && K::changed(new, old);
     meta::follow_generation(new.metadata_mut(), old.metadata(), changed);
+}
+
+/// Restores everything but what a subresource writes.
+fn prepare_part<K: Kind>(name: &str, new: &mut K::Object, old: &K::Object) {
+    K::prepare_part(name, new, old);
+    new.metadata_mut().resource_version = None;
+    count_generation::<K>(new, old);
 }
 
 /// Restores everything but the status. It is written with labels and annotations, and nothing else of the metadata.
@@ -156,11 +167,11 @@ impl<K: Kind> TypedDraft<K> {
                 self.own_metadata(&mut errors);
                 K::validate(new, &mut errors);
             }
-            Some((old, WriteScope::Main)) => {
+            Some((old, scope @ (WriteScope::Main | WriteScope::Part(_)))) => {
                 meta::validate_update(new.metadata(), old.metadata(), &mut errors);
                 meta::validate_finalizers(new.metadata(), &mut errors);
                 self.finalizer_names(&mut errors);
-                K::validate_update(new, old, &mut errors);
+                Self::own_rules(new, old, *scope, &mut errors);
             }
             Some((old, WriteScope::Status)) => {
                 let (now, before) = (new.metadata(), old.metadata());
@@ -171,6 +182,15 @@ impl<K: Kind> TypedDraft<K> {
             }
         }
         errors
+    }
+
+    /// What the kind checks of a change, beside the metadata.
+    fn own_rules(new: &K::Object, old: &K::Object, scope: WriteScope, errors: &mut ErrorList) {
+        match scope {
+            WriteScope::Main => K::validate_update(new, old, errors),
+            WriteScope::Status => K::validate_status_update(new, old, errors),
+            WriteScope::Part(name) => K::validate_part(name, new, old, errors),
+        }
     }
 
     /// What any API server checks of an object's metadata.
@@ -201,7 +221,7 @@ impl<K: Kind> TypedDraft<K> {
         self.whole_metadata(names::path_segment, &mut told);
         meta::validate_update(now, before, &mut told);
         let own = match scope {
-            WriteScope::Main => K::UPDATE_METADATA,
+            WriteScope::Main | WriteScope::Part(_) => K::UPDATE_METADATA,
             WriteScope::Status => MetadataChecks::Update,
         };
         if matches!(own, MetadataChecks::Update | MetadataChecks::Both) {
@@ -211,10 +231,7 @@ impl<K: Kind> TypedDraft<K> {
         if matches!(own, MetadataChecks::Whole | MetadataChecks::Both) {
             self.own_metadata(&mut told);
         }
-        match scope {
-            WriteScope::Main => K::validate_update(new, old, &mut told),
-            WriteScope::Status => K::validate_status_update(new, old, &mut told),
-        }
+        Self::own_rules(new, old, *scope, &mut told);
         told
     }
 }
@@ -253,6 +270,7 @@ impl<K: Kind> Draft for TypedDraft<K> {
             None => prepare_create::<K>(&mut self.new),
             Some((old, WriteScope::Main)) => prepare_update::<K>(&mut self.new, old),
             Some((old, WriteScope::Status)) => prepare_status_update::<K>(&mut self.new, old),
+            Some((old, WriteScope::Part(name))) => prepare_part::<K>(name, &mut self.new, old),
         }
     }
 

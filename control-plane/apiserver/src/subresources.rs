@@ -187,6 +187,7 @@ macro_rules! part {
 }
 
 const STATUS: Methods = part!(WriteScope::Status);
+const RESIZE: Methods = part!(WriteScope::Part("resize"));
 
 const SCALE: Methods = &[
     ("get", answers!(context => verbs::scale::get(context))),
@@ -230,6 +231,7 @@ const TABLE: &[(&str, &str, &[Row])] = &[
                 .over_websocket(LOG_OVER_WEBSOCKET),
             Row::new("portforward", ("", "", "PodPortForwardOptions"), FORWARDED).lasting(|_| true),
             proxy("PodProxyOptions"),
+            Row::new("resize", ("", "", "Pod"), RESIZE),
         ],
     ),
     (
@@ -449,6 +451,7 @@ mod tests {
                 "log",
                 "portforward",
                 "proxy",
+                "resize",
                 "status"
             ]
         );
@@ -458,6 +461,7 @@ mod tests {
         };
         assert_eq!(handled("status", "patch"), Some(true));
         assert_eq!(handled("status", "create"), Some(false));
+        assert_eq!(handled("resize", "update"), Some(true));
         assert_eq!(handled("status/x", "get"), None);
         assert_eq!(handled("exec", "delete"), Some(false));
         assert_eq!(handled("proxy/any/path", "delete"), Some(true));

@@ -1,6 +1,7 @@
 //! Pod: containers that run together on one node.
 
 mod annotations;
+mod resize;
 mod row;
 mod status;
 mod update;
@@ -164,6 +165,14 @@ impl Kind for PodKind {
 
     fn validate_status_update(new: &Pod, old: &Pod, errors: &mut ErrorList) {
         status::validate(new, old, errors);
+    }
+
+    fn prepare_part(_name: &str, new: &mut Pod, old: &Pod) {
+        resize::prepare(new, old);
+    }
+
+    fn validate_part(_name: &str, new: &Pod, old: &Pod, errors: &mut ErrorList) {
+        resize::validate(new, old, errors);
     }
 
     fn warnings(new: &Pod, old: Option<&Pod>) -> Vec<String> {

@@ -10,6 +10,7 @@ pub(crate) mod node_restriction;
 mod nodes;
 mod persistent_volumes;
 mod plugin;
+mod pod_resize;
 mod pod_security;
 mod priority;
 mod role_escalation;
@@ -51,6 +52,7 @@ impl Chain {
             Box::new(persistent_volumes::PersistentVolumeClaimResize),
             Box::new(runtime_classes::RuntimeClass),
             Box::new(ingresses::DefaultIngressClass::default()),
+            Box::new(pod_resize::PodResizeValidator),
             Box::new(services::ServiceAddresses {
                 ranges: ranges.clone(),
             }),

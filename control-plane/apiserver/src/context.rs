@@ -230,6 +230,11 @@ impl Attributes<'_> {
         self.operation == Operation::Create && self.writes(group, kind)
     }
 
+    /// Whether it is a pod's resources that are written.
+    pub(crate) fn resizes_pod(&self) -> bool {
+        self.operation == Operation::Update && self.is("", "Pod") && self.subresource() == "resize"
+    }
+
     /// Whether something of an object of a kind is written.
     pub(crate) fn is(&self, group: &str, kind: &str) -> bool {
         let info = self.info();

@@ -44,8 +44,12 @@ impl Default for LimitRanger {
 }
 
 impl LimitRanger {
-    /// The ranges of the pod's namespace.
-    fn ranges(&self, attributes: &Attributes<'_>) -> Vec<Arc<LimitRange>> {
+    /// The ranges of the pod's namespace; none for a pod that ends.
+    fn ranges(&self, attributes: &Attributes<'_>, draft: &dyn Draft) -> Vec<Arc<LimitRange>> {
+        let old = draft.old_metadata();
+        if old.is_some_and(|old| old.deletion_timestamp.is_some()) {
+            return Vec::new();
+        }
         let context = attributes.context;
         let namespace = context.namespace().unwrap_or_default();
         self.ranges.of(&context.api.store, namespace)
@@ -59,7 +63,7 @@ impl Plugin for LimitRanger {
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        attributes.creates("", "Pod")
+        attributes.creates("", "Pod") || attributes.resizes_pod()
     }
 
     async fn admit(
@@ -67,10 +71,10 @@ impl Plugin for LimitRanger {
         attributes: &Attributes<'_>,
         draft: &mut dyn Draft,
     ) -> Result<(), StatusError> {
+        let ranges = self.ranges(attributes, draft);
         let Some(pod) = draft.typed_mut::<Pod>() else {
             return Ok(());
         };
-        let ranges = self.ranges(attributes);
         let filled: usize = ranges.iter().map(|range| fills(range, pod)).sum();
         if filled > MOST_FILLED {
             let name = shown_name(&pod.metadata);
@@ -93,7 +97,7 @@ impl Plugin for LimitRanger {
         let Some(pod) = draft.typed::<Pod>() else {
             return Ok(Vec::new());
         };
-        for range in self.ranges(attributes) {
+        for range in self.ranges(attributes, draft) {
             let broken = broken(&range, pod);
             if broken.is_empty() {
                 continue;

@@ -328,3 +328,54 @@ async fn volumes_and_claims_are_protected_and_do_not_grow_by_themselves() {
         resized and the storageclass that provisions the pvc must support resize";
     assert_eq!((status, &refused["message"]), (403, &json!(expected)));
 }
+
+#[tokio::test]
+async fn what_a_pod_is_resized_to_keeps_the_limits_of_its_namespace_and_fits_its_node() {
+    let server = server().await;
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+        "status": {"allocatable": {"cpu": "400m", "memory": "1Gi"}}
+    });
+    let (status, node) = send(&server, Method::POST, "/api/v1/nodes", node).await;
+    assert_eq!(status, 201, "{node}");
+    let containers = |request: &str, limit: &str| {
+        let resources = json!({"requests": {"cpu": request}, "limits": {"cpu": limit}});
+        json!([{"name": "c", "image": "i", "resources": resources}])
+    };
+    for (name, node) in [("free", ""), ("bound", "n")] {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"containers": containers("100m", "200m"), "nodeName": node}
+        });
+        let (status, pod) = send(&server, Method::POST, PODS, pod).await;
+        assert_eq!(status, 201, "{pod}");
+    }
+    let range = json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "r"},
+        "spec": {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}
+    });
+    let path = "/api/v1/namespaces/default/limitranges";
+    let (status, range) = send(&server, Method::POST, path, range).await;
+    assert_eq!(status, 201, "{range}");
+    let resized = async |name: &str, request: &str, limit: &str| {
+        let path = format!("{PODS}/{name}/resize");
+        let patch = json!({"spec": {"containers": containers(request, limit)}});
+        send(&server, Method::PATCH, &path, patch).await
+    };
+    let (status, refused) = resized("free", "150m", "2").await;
+    let expected =
+        "pods \"free\" is forbidden: maximum cpu usage per Container is 1, but limit is 2";
+    assert_eq!((status, &refused["message"]), (403, &json!(expected)));
+    let (status, pod) = resized("free", "450m", "500m").await;
+    assert_eq!((status, &pod["metadata"]["generation"]), (200, &json!(2)));
+    let (status, refused) = resized("bound", "450m", "500m").await;
+    let expected = "pods \"bound\" is forbidden: node didn't have enough allocatable resources: \
+        cpu, requested: 450, allocatable: 400";
+    assert_eq!((status, &refused["message"]), (403, &json!(expected)));
+    let causes = &refused["details"]["causes"];
+    assert_eq!(causes, &json!([{"reason": "NodeCapacity"}]));
+    let (status, pod) = resized("bound", "350m", "500m").await;
+    assert_eq!(status, 200, "{pod}");
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(container["resources"]["requests"]["cpu"], "350m");
+}

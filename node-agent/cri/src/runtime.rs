@@ -317,6 +317,17 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove_sandbox(&self, pod: &PodUid) -> Result<(), RuntimeError>;
     /// Creates and starts a container; returns when its command is executing.
     async fn start_container(&self, spec: ContainerSpec) -> Result<ContainerStatus, RuntimeError>;
+    /// Changes what a running container may use, without a restart; what is `None` stays as it is. A limit of memory below what
+    /// it uses may cost it processes.
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError>;
+    /// As [`Runtime::update_container`], of all containers of a pod together. On cgroup v1 their limit of CPU time is refused
+    /// when a container has a higher one.
+    async fn update_sandbox(&self, pod: &PodUid, resources: &Resources)
+    -> Result<(), RuntimeError>;
     /// Sends a signal to the container's init process.
     async fn kill(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError>;
     /// Forgets an exited container and releases its cgroup and state directory; logs stay.

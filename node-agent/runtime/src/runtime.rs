@@ -18,7 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use gantry_cri::runtime::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
-    IoSession, PodUid, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
+    IoSession, PodUid, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
+    Usage,
 };
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{self, ContainerRef};
@@ -285,6 +286,24 @@ impl Runtime for ShimRuntime {
     async fn start_container(&self, spec: ContainerSpec) -> Result<ContainerStatus, RuntimeError> {
         check_name(&spec.id.name)?;
         containers::start(&self.shared, spec).await
+    }
+
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        check_name(&id.name)?;
+        containers::update(&self.shared, id, resources).await
+    }
+
+    async fn update_sandbox(
+        &self,
+        pod: &PodUid,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        check_name(&pod.0)?;
+        sandboxes::update(&self.shared, pod, resources).await
     }
 
     async fn kill(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {

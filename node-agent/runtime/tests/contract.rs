@@ -119,6 +119,26 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
 
     assert!(runtime.usage(&pod).await.unwrap().contains_key("main"));
 
+    // What runs may get more or less of something; what does not run has nothing.
+    let more = Resources {
+        memory_limit: Some(64 << 20),
+        cpu_shares: Some(512),
+        ..Resources::default()
+    };
+    runtime.update_sandbox(&pod, &more).await.unwrap();
+    runtime.update_container(&main, &more).await.unwrap();
+    assert!(matches!(
+        runtime
+            .update_container(&id(&pod.0, "other", 0), &more)
+            .await,
+        Err(RuntimeError::NotRunning(_))
+    ));
+    let nobody = PodUid("nobody".to_owned());
+    assert!(matches!(
+        runtime.update_sandbox(&nobody, &more).await,
+        Err(RuntimeError::NoSandbox(_))
+    ));
+
     // A running container is not forgotten; a killed one ends with its signal, and is reported until removed.
     assert!(runtime.remove_container(&main).await.is_err());
     runtime.kill(&main, libc::SIGKILL).await.unwrap();

@@ -7,6 +7,7 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use gantry_runtime::*;
@@ -70,6 +71,60 @@ async fn memory_beyond_the_limit_is_an_oom_kill() {
         .remove_sandbox(&PodUid("pod".to_owned()))
         .await
         .unwrap();
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn limits_change_while_a_container_runs() {
+    let node = Node::new();
+    let pod = PodUid("pod".to_owned());
+    let limits = |memory: i64, quota: i64| Resources {
+        memory_limit: Some(memory),
+        cpu_quota_micros: Some(quota),
+        cpu_period_micros: Some(100_000),
+        ..Resources::default()
+    };
+    let mut sandbox = node.sandbox("pod");
+    sandbox.resources = limits(64 << 20, 20_000);
+    node.runtime.start_sandbox(sandbox).await.unwrap();
+    let mut spec = node.container("pod", &["/bin/sleep", "1000"]);
+    spec.resources = limits(64 << 20, 20_000);
+    let started = node.runtime.start_container(spec.clone()).await.unwrap();
+    // The files of both, on whichever kind of host.
+    let group = node.config.cgroup_root.strip_prefix("/").unwrap();
+    let found = |controller: &str, files: [&str; 2], whose: &str| {
+        let mounts = Path::new("/sys/fs/cgroup");
+        let unified = mounts.join(group).join(whose).join(files[0]);
+        let legacy = mounts
+            .join(controller)
+            .join(group)
+            .join(whose)
+            .join(files[1]);
+        let text = fs::read_to_string(unified).or_else(|_| fs::read_to_string(legacy));
+        text.unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    let written = |whose: &str| {
+        let memory = found("memory", ["memory.max", "memory.limit_in_bytes"], whose);
+        (memory, found("cpu", ["cpu.max", "cpu.cfs_quota_us"], whose))
+    };
+    for (memory, quota) in [(128_i64 << 20, 50_000_i64), (32 << 20, 10_000)] {
+        let limits = limits(memory, quota);
+        // On cgroup v1 the pod may not have less than a container, which comes first when it is less.
+        let first = node.runtime.update_sandbox(&pod, &limits).await;
+        node.runtime
+            .update_container(&spec.id, &limits)
+            .await
+            .unwrap();
+        if first.is_err() {
+            node.runtime.update_sandbox(&pod, &limits).await.unwrap();
+        }
+        let expected = (memory.to_string(), quota.to_string());
+        assert_eq!(written("pod"), expected);
+        assert_eq!(written("pod/main-0"), expected);
+    }
+    let found = node.runtime.containers(&pod).await.unwrap();
+    assert_eq!(found, [started], "it is the same process");
+    node.runtime.remove_sandbox(&pod).await.unwrap();
     assert_eq!(node.traces(), Vec::<String>::new());
 }
 

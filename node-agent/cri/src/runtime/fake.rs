@@ -17,7 +17,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
-    IoSession, PodUid, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
+    IoSession, PodUid, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
+    Usage,
 };
 
 /// A runtime in memory; clones share it.
@@ -146,6 +147,14 @@ impl FakeRuntime {
     /// Every container started so far, in order.
     pub fn starts(&self) -> Vec<ContainerSpec> {
         self.state.lock().starts.clone()
+    }
+
+    /// What a container may use, as it is now.
+    pub fn resources(&self, id: &ContainerId) -> Option<Resources> {
+        let mut state = self.state.lock();
+        state
+            .container(id)
+            .map(|container| container.spec.resources.clone())
     }
 
     /// Every signal sent so far, in order.
@@ -325,6 +334,28 @@ impl Runtime for FakeRuntime {
             self.finish(&id, code);
         }
         Ok(status)
+    }
+
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        let mut state = self.state.lock();
+        state.running(id)?.spec.resources = resources.clone();
+        Ok(())
+    }
+
+    async fn update_sandbox(
+        &self,
+        pod: &PodUid,
+        resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        let mut state = self.state.lock();
+        let sandbox = state.sandboxes.get_mut(pod);
+        let sandbox = sandbox.ok_or_else(|| RuntimeError::NoSandbox(pod.0.clone()))?;
+        sandbox.spec.resources = resources.clone();
+        Ok(())
     }
 
     async fn kill(&self, id: &ContainerId, signal: i32) -> Result<(), RuntimeError> {

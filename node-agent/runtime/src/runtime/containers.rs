@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_cri::runtime::{
-    ContainerId, ContainerSpec, ContainerStatus, ExecSpec, IoSession, PodUid, RuntimeError,
-    TerminalSize, Usage,
+    ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec, IoSession, PodUid,
+    Resources, RuntimeError, TerminalSize, Usage,
 };
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{Attach, Exec, Failure, Resize, Signal, Start, failure, reply, request};
@@ -238,6 +238,25 @@ async fn ask_to_start(
         reply::Body::Failure(failure) => Err(refused(id, spec.args.first(), failure)),
         _ => Err(unexpected()),
     }
+}
+
+pub(super) async fn update(
+    shared: &Shared,
+    id: &ContainerId,
+    resources: &Resources,
+) -> Result<(), RuntimeError> {
+    sandbox(shared, &id.pod)?;
+    // Nobody removes its cgroup meanwhile.
+    let lock = shared.lock_of(&id.pod);
+    let _one_at_a_time = lock.lock().await;
+    let known = find(shared, id).await?;
+    let runs = |status: &ContainerStatus| matches!(status.state, ContainerState::Running { .. });
+    if !known.as_ref().is_some_and(runs) {
+        return Err(RuntimeError::NotRunning(id.name.clone()));
+    }
+    let group = shared.container_cgroup(id);
+    let failed = io_error(format!("changing the limits of container {}", id.name));
+    shared.hierarchies.limit(&group, resources).map_err(failed)
 }
 
 pub(super) async fn kill(

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gantry_cri::runtime::{
-    ContainerState, PodUid, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
+    ContainerState, PodUid, Resources, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
 };
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{Containers, Empty, SandboxConfig, reply, request};
@@ -334,6 +334,28 @@ pub(super) async fn remove(shared: &Arc<Shared>, pod: &PodUid) -> Result<(), Run
         }
     }
     clean(shared, pod).await
+}
+
+/// Changes a pod's limits.
+pub(super) async fn update(
+    shared: &Shared,
+    pod: &PodUid,
+    resources: &Resources,
+) -> Result<(), RuntimeError> {
+    let missing = || RuntimeError::NoSandbox(pod.0.clone());
+    shared.sandbox(pod).ok_or_else(missing)?;
+    let lock = shared.lock_of(pod);
+    let _one_at_a_time = lock.lock().await;
+    let failed = io_error(format!("changing the limits of pod {}", pod.0));
+    let group = shared.pod_cgroup(pod);
+    shared
+        .hierarchies
+        .limit(&group, resources)
+        .map_err(failed)?;
+    match resources.memory_min.is_some() || resources.memory_low.is_some() {
+        true => protect(shared),
+        false => Ok(()),
+    }
 }
 
 /// Gives the groups above pods as much protection of memory as their pods have.

@@ -275,6 +275,7 @@ impl Composition {
             logs_dir: config.logs_dir(),
             seccomp_dir: config.data_dir.join("seccomp"),
             allocatable: self.node_status.allocatable(),
+            allocations: Arc::default(),
             memory: i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
             pids_limit: Some(config.pod_pids_limit),
             memory_policy: config.memory,

@@ -29,4 +29,4 @@ pub mod volumes;
 mod pod;
 mod tls;
 
-pub use pod::{Eviction, Node, PodUpdate, PodWorkers, connect, remove_all};
+pub use pod::{Allocations, Eviction, Node, PodUpdate, PodWorkers, connect, remove_all};

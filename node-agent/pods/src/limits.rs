@@ -242,6 +242,25 @@ pub fn requested(spec: &PodSpec, name: &str) -> u64 {
     u64::try_from(most_requested(spec, name, |value| value.units())).unwrap_or(0)
 }
 
+/// What a pod requests together with its overhead: thousandths of a CPU, and bytes of memory.
+pub fn requested_with_overhead(spec: &PodSpec) -> [i64; 2] {
+    let overhead = |name: &str| quantity(spec.overhead.as_ref(), name).unwrap_or_default();
+    let cpu = most_requested(spec, "cpu", |value| value.millis());
+    let memory = most_requested(spec, "memory", |value| value.units());
+    [
+        cpu.saturating_add(overhead("cpu").millis()),
+        memory.saturating_add(overhead("memory").units()),
+    ]
+}
+
+/// What there is for requests, as [`requested_with_overhead`] counts them; `None` where that is not known.
+pub fn room(allocatable: &Amounts) -> [Option<i64>; 2] {
+    [
+        quantity(Some(allocatable), "cpu").map(|cpu| cpu.millis()),
+        quantity(Some(allocatable), "memory").map(|memory| memory.units()),
+    ]
+}
+
 /// An init container that keeps running beside the others.
 pub fn is_sidecar(init: &Container) -> bool {
     init.restart_policy.as_deref() == Some("Always")

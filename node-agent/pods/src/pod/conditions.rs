@@ -13,8 +13,14 @@ const DISRUPTION: &str = "DisruptionTarget";
 /// That all containers are being stopped to begin anew; only of pods that can ask for it.
 const RESTARTING: &str = "AllContainersRestarting";
 
-const OWN: [&str; 6] = [
+/// That the pod asks for something that its node has not for it, and that it has not all yet of what it was given.
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+
+const OWN: [&str; 8] = [
     RESTARTING,
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -103,6 +109,26 @@ fn restarting(view: &View<'_>, phase: &str) -> Verdict {
     }
 }
 
+/// What is told of a resize until it is done.
+fn resizing(view: &View<'_>) -> impl Iterator<Item = (&'static str, Verdict)> {
+    let progress = Some(view.resize).filter(|_| view.end.is_none());
+    let pending = progress.and_then(|progress| progress.pending.as_ref());
+    let pending = pending.map(|refusal| Verdict {
+        status: true,
+        reason: Some(refusal.reason),
+        message: Some(refusal.message.clone()),
+    });
+    let under_way = progress.filter(|progress| progress.is_under_way);
+    let under_way = under_way.map(|progress| Verdict {
+        status: true,
+        reason: progress.error.as_ref().map(|_| "Error"),
+        message: progress.error.clone(),
+    });
+    let pending = pending.map(|verdict| (RESIZE_PENDING, verdict));
+    let under_way = under_way.map(|verdict| (RESIZE_IN_PROGRESS, verdict));
+    pending.into_iter().chain(under_way)
+}
+
 /// Whether the pod is initialised: its init containers are through, or a container that stays has begun. Once it is, that is not
 /// taken back, whatever its sidecars do and even if its init containers run again.
 fn initialized(
@@ -188,6 +214,7 @@ pub(super) fn conditions(
     let mut result: Vec<PodCondition> = ours
         .into_iter()
         .chain(restarting)
+        .chain(resizing(view))
         .chain(evicted.map(|verdict| (DISRUPTION, verdict)))
         .map(|(name, verdict)| condition(view, name, verdict))
         .collect();

@@ -12,7 +12,7 @@ use gantry_cri::runtime::{
 };
 use gantry_cri::words;
 use gantry_idmap::Users;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use tokio_util::sync::CancellationToken;
 
 use super::files;
@@ -56,6 +56,8 @@ pub(crate) struct Launched {
     pub(crate) image: String,
     pub(crate) image_id: String,
     pub(crate) stop_signal: Option<String>,
+    /// What it was started with.
+    pub(crate) resources: ResourceRequirements,
 }
 
 /// Why nothing runs.
@@ -137,6 +139,7 @@ impl Launch {
             entry.image = self.container.image.clone().unwrap_or_default();
             entry.image_id = image_id(&image);
             entry.stop_signal = image.config.stop_signal.clone();
+            entry.resources = Some(self.container.resources.clone().unwrap_or_default());
         });
         recorded.map_err(|error| config("CreateContainerError")(&error))?;
         self.event(Severity::Normal, "Created", "Container created");
@@ -148,6 +151,7 @@ impl Launch {
                     image: self.container.image.clone().unwrap_or_default(),
                     image_id: image_id(&image),
                     stop_signal: image.config.stop_signal,
+                    resources: self.container.resources.clone().unwrap_or_default(),
                 })
             }
             Err(error) => Err(self.failed(&error)),

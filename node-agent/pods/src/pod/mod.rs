@@ -16,6 +16,7 @@ mod plan;
 mod probe;
 mod pull;
 mod record;
+mod resize;
 mod restart;
 mod setup;
 mod status;
@@ -26,6 +27,7 @@ pub use hooks::connect;
 pub use manager::{PodUpdate, PodWorkers, remove_all};
 pub use node::Node;
 pub(crate) use record::containers;
+pub use resize::Allocations;
 pub use worker::Eviction;
 
 #[cfg(test)]

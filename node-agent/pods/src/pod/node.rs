@@ -12,6 +12,7 @@ use gantry_cri::runtime::Runtime;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use super::resize::Allocations;
 use crate::limits::MemoryPolicy;
 use crate::pull_records::PullRecords;
 use crate::sysctls::SysctlPattern;
@@ -50,6 +51,8 @@ pub struct Node {
     pub seccomp_dir: PathBuf,
     /// What pods may have of the node, by resource.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// What they have been given of it.
+    pub allocations: Arc<Allocations>,
     /// Bytes of memory that the node has.
     pub memory: i64,
     /// Processes and threads of one pod; none for as many as the node has.

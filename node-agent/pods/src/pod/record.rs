@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use gantry_cri::runtime::ContainerExit;
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::resize::Allotted;
 use super::restart::Restarts;
 use crate::limits::is_sidecar;
 
@@ -124,6 +125,8 @@ pub(crate) struct Record {
     /// The image's reference and id, once known.
     pub(crate) image: String,
     pub(crate) image_id: String,
+    /// What the attempt was started with, or has been given since; `None` where an earlier version has not noted it.
+    pub(crate) resources: Option<ResourceRequirements>,
 }
 
 impl Record {
@@ -169,6 +172,8 @@ pub(crate) struct Entry {
     pub(crate) image_id: String,
     /// The image's user-facing stop signal, for a container found again.
     pub(crate) stop_signal: Option<String>,
+    /// What the attempt may use.
+    pub(crate) resources: Option<ResourceRequirements>,
 }
 
 /// The final word on a pod.
@@ -207,6 +212,11 @@ pub(crate) struct Notes {
     pub(crate) started_at: Option<i64>,
     /// All init containers are through.
     pub(crate) initialised: bool,
+    /// What the pod has been given, when that was noted.
+    pub(crate) allotted: Option<Allotted>,
+    /// Not all that runs has it yet.
+    #[serde(default)]
+    pub(crate) resizing: bool,
 }
 
 /// A pod's checkpoint on disk: after a crash or a power cut they are the old or the new. The pod's end is there for good before
@@ -318,6 +328,7 @@ pub(super) mod tests {
             last: None,
             image: String::new(),
             image_id: String::new(),
+            resources: None,
         }
     }
 

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::conditions::conditions;
 use super::phase;
 use super::record::{Ended, PodEnd, Record, Role, Stage};
+use super::resize::Progress;
 
 /// The reason of a pod that had to go.
 pub(crate) const EVICTED: &str = "Evicted";
@@ -39,6 +40,7 @@ pub(crate) struct View<'a> {
     pub(crate) started_at: i64,
     /// What was last reported: transition times and the phase come from it.
     pub(crate) previous: &'a PodStatus,
+    pub(crate) resize: &'a Progress,
     pub(crate) now: Timestamp,
 }
 
@@ -244,7 +246,9 @@ fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
         .last
         .as_ref()
         .filter(|_| state.terminated.is_none() || matches!(record.stage, Stage::Ended(_)));
-    let resources = written.and_then(|(_, container)| container.resources.clone());
+    let given = written.and_then(|(_, container)| container.resources.clone());
+    let runs = matches!(record.stage, Stage::Running { .. });
+    let applied = record.resources.clone().filter(|_| runs);
     ContainerStatus {
         name: record.name.clone(),
         image: match record.image.is_empty() {
@@ -267,10 +271,10 @@ fn container(view: &View<'_>, record: &Record) -> ContainerStatus {
             last.map(|last| terminated(view, record, last))
                 .unwrap_or_default(),
         ),
-        allocated_resources: resources
+        allocated_resources: given
             .as_ref()
             .and_then(|resources| resources.requests.clone()),
-        resources,
+        resources: applied.or(given),
         volume_mounts: written.and_then(|(_, container)| mounts(container)),
         ..ContainerStatus::default()
     }
@@ -330,6 +334,7 @@ mod tests {
         }))
         .unwrap();
         let previous: PodStatus = serde_json::from_value(previous).unwrap();
+        let resize = Progress::default();
         let view = View {
             pod: &pod,
             uid: "u",
@@ -341,6 +346,7 @@ mod tests {
             host_ips: &["192.0.2.1".parse().unwrap()],
             started_at: 1_000_000_000,
             previous: &previous,
+            resize: &resize,
             now: Timestamp::from_second(100).unwrap(),
         };
         serde_json::to_value(status(&view)).unwrap()

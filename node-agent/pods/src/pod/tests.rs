@@ -1,6 +1,7 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
 mod pulls;
+mod resizes;
 mod restarts;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use gantry_cri::dns::FakeDns;
 use gantry_cri::image::{FakeImages, ImageConfig};
 use gantry_cri::network::{FakePodNetwork, PodNetwork as _};
 use gantry_cri::runtime::{ContainerId, ContainerState, FakeRuntime, PodUid, Runtime};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -42,6 +44,8 @@ pub(super) struct Bed {
     agent: tokio::task::JoinHandle<()>,
     pub(super) tokens: Arc<Tokens>,
     said: Vec<Said>,
+    /// What the node of the next agent has.
+    allocatable: BTreeMap<String, Quantity>,
 }
 
 impl Bed {
@@ -71,6 +75,7 @@ impl Bed {
                 Duration::from_secs(3600),
             )),
             said: Vec::new(),
+            allocatable: BTreeMap::new(),
         };
         bed.start_agent();
         bed
@@ -92,7 +97,8 @@ impl Bed {
             pods_dir: self.directory.path().join("pods"),
             logs_dir: self.directory.path().join("logs"),
             seccomp_dir: self.directory.path().join("seccomp"),
-            allocatable: BTreeMap::new(),
+            allocatable: self.allocatable.clone(),
+            allocations: Arc::default(),
             memory: 1 << 30,
             pids_limit: None,
             memory_policy: crate::limits::MemoryPolicy::default(),

@@ -17,6 +17,7 @@ mod ending;
 mod exit;
 mod probes;
 mod recover;
+mod resize;
 mod start;
 mod surroundings;
 
@@ -38,6 +39,7 @@ use super::node::Node;
 use super::plan::{Step, plan};
 use super::probe::Report;
 use super::record::{Journal, Notes, PodEnd, Record, containers, now_nanos};
+use super::resize::Allotted;
 use super::setup::{self, NotSetUp};
 use super::status::{View, status};
 use crate::limits;
@@ -45,6 +47,7 @@ use crate::traits::Severity;
 use changes::Contents;
 use control::Control;
 use ending::Stopping;
+use resize::{Given, Resizing};
 use surroundings::{RETRY, Surroundings};
 
 /// What a worker is told.
@@ -99,6 +102,10 @@ enum Effect {
     Stopped {
         index: usize,
     },
+    Resized {
+        given: Vec<Given>,
+        result: Result<bool, String>,
+    },
     TornDown(Result<(), String>),
     Removed(Result<(), String>),
     Released(Result<(), String>),
@@ -130,6 +137,7 @@ pub(crate) struct Worker {
     surroundings: Surroundings,
     setup_failures: u32,
     contents: Contents,
+    resizing: Resizing,
     stopping: Option<Stopping>,
     end: Option<PodEnd>,
     initialised: bool,
@@ -165,7 +173,10 @@ impl Worker {
             Some(started_at) => started_at,
             None => {
                 let now = now_nanos();
-                journal.change(|notes| notes.started_at = Some(now))?;
+                journal.change(|notes| {
+                    notes.started_at = Some(now);
+                    notes.allotted = Some(Allotted::of(&pod));
+                })?;
                 now
             }
         };
@@ -187,6 +198,15 @@ impl Worker {
             None if found.is_none() && notes.containers.is_empty() => rejection(&node, &pod),
             known => known,
         };
+        // What was asked for while no agent ran has not been given yet.
+        let allotted = notes.allotted.clone();
+        let allotted = allotted.unwrap_or_else(|| Allotted::of(&pod));
+        let given = allotted.given_to(&pod);
+        let asking = Some(pod).filter(|pod| !Arc::ptr_eq(pod, &given));
+        let pod = given;
+        let requests = pod.spec.as_ref().map(limits::requested_with_overhead);
+        let allocation = node.allocations.hold(&uid, requests.unwrap_or_default());
+        let resizing = Resizing::new(allotted, allocation, notes.resizing, asking);
         let (records, controls) = recover::recover(&pod, &notes, found, &previous);
         let mut worker = Self {
             surroundings: match end {
@@ -202,6 +222,7 @@ impl Worker {
             controls,
             setup_failures: 0,
             contents: Contents::default(),
+            resizing,
             stopping: None,
             end,
             initialised: notes.initialised,
@@ -289,6 +310,7 @@ impl Worker {
     fn take(&mut self, input: Input) {
         match input {
             Input::Pod(pod) => {
+                let pod = self.resizing.take(&pod);
                 let before = std::mem::replace(&mut self.pod, pod);
                 self.specification_changed(&before);
             }
@@ -328,6 +350,7 @@ impl Worker {
                 result,
             } => self.hooked(index, attempt, result),
             Effect::Stopped { index } => self.controls[index].stopping = None,
+            Effect::Resized { given, result } => self.resized(given, result),
             Effect::Released(result) => {
                 if let Err(error) = result {
                     tracing::warn!(pod = self.uid, error, "releasing an ended container");
@@ -399,7 +422,11 @@ impl Worker {
                 self.continue_stopping();
             }
         } else {
+            self.allot();
             self.advance();
+        }
+        if matches!(self.surroundings, Surroundings::Unmade) {
+            self.resizing.release();
         }
         self.report();
     }
@@ -420,6 +447,10 @@ impl Worker {
         }
         self.refresh();
         if self.begin_anew() {
+            return;
+        }
+        self.apply_resources();
+        if self.resizing.is_applying() {
             return;
         }
         for step in plan(&self.records, self.initialised) {
@@ -473,6 +504,9 @@ impl Worker {
             }
             _ => {}
         }
+        if self.stopping.is_none() && self.end.is_none() {
+            wakes.extend(self.resizing.wakes());
+        }
         if let (Some(deadline), None, None) = (self.deadline(), &self.stopping, &self.end) {
             let left = u64::try_from(deadline - now_nanos()).unwrap_or(0);
             wakes.push(Instant::now() + Duration::from_nanos(left));
@@ -495,6 +529,7 @@ impl Worker {
             host_ips: &self.node.addresses,
             started_at: self.started_at,
             previous: &self.previous,
+            resize: &self.resizing.told,
             now: jiff::Timestamp::now(),
         });
         if next == self.previous {

@@ -98,6 +98,7 @@ pub(super) fn recover(
                 .or(entry.ended.filter(|ended| Some(ended.attempt) != attempt)),
             image: entry.image,
             image_id: entry.image_id,
+            resources: entry.resources,
         };
         (record, Control::new(failures, entry.stop_signal))
     };

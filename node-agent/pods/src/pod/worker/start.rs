@@ -228,6 +228,7 @@ impl Worker {
         let record = &mut self.records[index];
         (record.attempt, record.image, record.image_id) =
             (Some(attempt), launched.image, launched.image_id);
+        record.resources = Some(launched.resources);
         let control = &mut self.controls[index];
         control.pulls.reset();
         control.stop_signal = launched.stop_signal;

@@ -1,10 +1,10 @@
 //! Amounts of resources: what nodes offer and pods ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use gantry_base::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 /// A pod that asks for nothing counts for scoring as if it asked for this, so that such pods are spread, too.
@@ -99,20 +99,61 @@ fn requests(resources: Option<&ResourceRequirements>) -> Resources {
     Resources::from_list(resources.and_then(|resources| resources.requests.as_ref()))
 }
 
+/// What a pod's node tells of its containers' resources: until a resize is done they are others than the pod asks for.
+struct Told<'a> {
+    statuses: HashMap<&'a str, &'a ContainerStatus>,
+    /// The node will never have what the pod asks for.
+    infeasible: bool,
+}
+
+impl<'a> Told<'a> {
+    fn of(pod: &'a Pod) -> Self {
+        let status = pod.status.as_ref();
+        let inits = status.and_then(|status| status.init_container_statuses.as_ref());
+        let mains = status.and_then(|status| status.container_statuses.as_ref());
+        let all = [mains, inits].into_iter().flatten().flatten();
+        let all = all.filter(|status| status.resources.is_some());
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        let mut conditions = conditions.into_iter().flatten();
+        let pending = conditions.find(|condition| condition.type_ == "PodResizePending");
+        Self {
+            statuses: all.map(|status| (status.name.as_str(), status)).collect(),
+            infeasible: pending
+                .is_some_and(|pending| pending.reason.as_deref() == Some("Infeasible")),
+        }
+    }
+
+    /// Whichever is more of what a container asks for, what it has been given, and what it has.
+    fn requests(&self, container: &Container) -> Resources {
+        let asked = requests(container.resources.as_ref());
+        let Some(status) = self.statuses.get(container.name.as_str()) else {
+            return asked;
+        };
+        let mut most = match self.infeasible {
+            true => Resources::default(),
+            false => asked,
+        };
+        most.raise_to(&requests(status.resources.as_ref()));
+        most.raise_to(&Resources::from_list(status.allocated_resources.as_ref()));
+        most
+    }
+}
+
 /// What a pod needs of its node: the larger of what its containers take together, and what each of its init
 /// containers takes beside the sidecars started before it; and its overhead.
 pub(crate) fn of_pod(pod: &Pod) -> Resources {
     let Some(spec) = &pod.spec else {
         return Resources::default();
     };
+    let told = Told::of(pod);
     let mut running = Resources::default();
     for container in &spec.containers {
-        running.add(&requests(container.resources.as_ref()));
+        running.add(&told.requests(container));
     }
     let mut sidecars = Resources::default();
     let mut starting = Resources::default();
     for container in spec.init_containers.iter().flatten() {
-        let own = requests(container.resources.as_ref());
+        let own = told.requests(container);
         if is_sidecar(container) {
             running.add(&own);
             sidecars.add(&own);
@@ -148,7 +189,7 @@ pub(crate) fn pod_limit(allocatable: Option<&List>) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::PodSpec;
+    use k8s_openapi::api::core::v1::{PodCondition, PodSpec, PodStatus};
 
     use super::*;
 
@@ -187,6 +228,54 @@ mod tests {
                 ..Pod::default()
             };
             assert_eq!(of_pod(&pod).milli_cpu, expected, "{containers:?} {inits:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_counts_by_the_most_of_what_it_asks_for_and_has() {
+        let amounts =
+            |cpu: &str| -> Option<List> { Some([("cpu".to_owned(), Text(cpu.to_owned()))].into()) };
+        let pod = |asked: &str, given: &str, has: &str, reason: Option<&str>| {
+            let container = Container {
+                name: "c".to_owned(),
+                ..asking(asked, false)
+            };
+            let status = ContainerStatus {
+                name: "c".to_owned(),
+                allocated_resources: amounts(given),
+                resources: Some(ResourceRequirements {
+                    requests: amounts(has),
+                    ..ResourceRequirements::default()
+                }),
+                ..ContainerStatus::default()
+            };
+            let pending = reason.map(|reason| PodCondition {
+                type_: "PodResizePending".to_owned(),
+                reason: Some(reason.to_owned()),
+                ..PodCondition::default()
+            });
+            Pod {
+                spec: Some(PodSpec {
+                    containers: vec![container],
+                    ..PodSpec::default()
+                }),
+                status: Some(PodStatus {
+                    container_statuses: Some(vec![status]),
+                    conditions: pending.map(|pending| vec![pending]),
+                    ..PodStatus::default()
+                }),
+                ..Pod::default()
+            }
+        };
+        for (asked, given, has, reason, expected) in [
+            ("1", "1", "1", None, 1000),
+            ("1", "1", "2", None, 2000),
+            ("1", "3", "2", None, 3000),
+            ("4", "1", "1", Some("Deferred"), 4000),
+            ("4", "1", "2", Some("Infeasible"), 2000),
+        ] {
+            let found = of_pod(&pod(asked, given, has, reason)).milli_cpu;
+            assert_eq!(found, expected, "{asked} {given} {has} {reason:?}");
         }
     }
 

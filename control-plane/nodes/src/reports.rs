@@ -537,6 +537,9 @@ impl LinkReports {
     }
 }
 
+/// Conditions that nodes alone tell, and only while they hold.
+const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// The node's status with the conditions and fields that others own kept: the scheduler's PodScheduled, readiness
 /// gates, and the quality-of-service class.
 fn merge_status(current: &Value, reported: &Value) -> Value {
@@ -555,7 +558,11 @@ fn merge_status(current: &Value, reported: &Value) -> Value {
         }
     }
     let types: HashSet<Option<&str>> = conditions(reported).map(type_of).collect();
-    let foreign = conditions(current).filter(|condition| !types.contains(&type_of(condition)));
+    let is_passing = |of: Option<&str>| of.is_some_and(|of| PASSING.contains(&of));
+    let foreign = conditions(current).filter(|condition| {
+        let of = type_of(condition);
+        !types.contains(&of) && !is_passing(of)
+    });
     let all: Vec<Value> = conditions(reported).chain(foreign).cloned().collect();
     if !all.is_empty() {
         *merged.member(&["conditions"]) = Value::Array(all);

@@ -12,7 +12,7 @@ use super::*;
 #[test]
 fn conditions_of_others_are_kept() {
     let current = json!({"qosClass": "Burstable", "conditions": [
-        {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]});
+        {"type": "PodResizePending", "status": "True"}, {"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}]});
     let reported = json!({"phase": "Running", "nominatedNodeName": "x", "conditions": [{"type": "Ready", "status": "True"}]});
     assert_eq!(
         merge_status(&current, &reported),

@@ -83,10 +83,8 @@ fn too_much(spec: &PodSpec, node: &Node) -> Option<Refusal> {
     let status = node.status.as_ref();
     let allocatable = status.and_then(|status| status.allocatable.as_ref());
     let requests = pod_spec::requests_at_once(spec);
-    let count: [(&str, fn(&Quantity) -> i64); 2] =
-        [("cpu", Quantity::millis), ("memory", Quantity::units)];
     let mut missing = Vec::new();
-    for (resource, count) in count {
+    for resource in ["cpu", "memory"] {
         let there = allocatable.and_then(|amounts| amounts.get(resource)?.0.parse().ok());
         let there: Quantity = there.unwrap_or_default();
         let overhead = spec.overhead.as_ref();
@@ -94,6 +92,10 @@ fn too_much(spec: &PodSpec, node: &Node) -> Option<Refusal> {
         let own = requests.get(resource).copied().unwrap_or_default();
         let asked = own.plus(overhead.unwrap_or_default());
         if asked > there {
+            let count = |amount: &Quantity| match resource {
+                "cpu" => amount.millis(),
+                _ => amount.units(),
+            };
             let (asked, there) = (count(&asked), count(&there));
             missing.push(format!(
                 "{resource}, requested: {asked}, allocatable: {there}"

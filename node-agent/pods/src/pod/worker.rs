@@ -92,7 +92,7 @@ enum Effect {
     Launched {
         index: usize,
         attempt: u32,
-        result: Result<Launched, NotLaunched>,
+        result: Box<Result<Launched, NotLaunched>>,
     },
     Hooked {
         index: usize,
@@ -343,7 +343,7 @@ impl Worker {
                 index,
                 attempt,
                 result,
-            } => self.launched(index, attempt, result),
+            } => self.launched(index, attempt, *result),
             Effect::Hooked {
                 index,
                 attempt,

@@ -63,7 +63,7 @@ impl Worker {
             Effect::Launched {
                 index,
                 attempt,
-                result: launch.run().await,
+                result: Box::new(launch.run().await),
             }
         });
     }

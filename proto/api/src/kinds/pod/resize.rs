@@ -244,7 +244,7 @@ fn check_containers(spec: &PodSpec, before: &PodSpec, path: &Path, errors: &mut 
     let containers = spec.containers.iter().zip(&before.containers).enumerate();
     for (what, pairs) in [
         ("initContainers", inits.clone()),
-        ("containers", containers.clone()),
+        ("containers", containers),
     ] {
         for (index, (container, before)) in pairs {
             let path = path.child(what).index(index).child("resources");
@@ -259,7 +259,7 @@ fn check_containers(spec: &PodSpec, before: &PodSpec, path: &Path, errors: &mut 
             }
         }
     }
-    for (_, (container, before)) in containers {
+    for (container, before) in spec.containers.iter().zip(&before.containers) {
         if !is_same_otherwise(container, before) {
             errors.forbidden(path, "only cpu and memory resources are mutable");
         }

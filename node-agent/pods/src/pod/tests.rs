@@ -139,7 +139,12 @@ impl Bed {
         loop {
             if let Some(at) = self.said.iter().position(&wanted) {
                 let found = self.said.remove(at);
-                self.said.drain(..at);
+                let earlier = self.said.drain(..at).collect::<Vec<_>>();
+                // Statuses and events are said beside each other: neither tells how far the other has come.
+                let kind = std::mem::discriminant(&found);
+                let others = earlier.into_iter();
+                let others = others.filter(|said| std::mem::discriminant(said) != kind);
+                self.said.splice(..0, others);
                 return found;
             }
             let next = tokio::time::timeout_at(limit, self.reports.next()).await;

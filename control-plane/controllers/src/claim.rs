@@ -1,10 +1,17 @@
 //! Which dependents a controller owns: adopts orphans that match its selector, releases its own that no longer do.
 
+use std::sync::Arc;
+
 use gantry_api::selector::LabelSelector;
 use gantry_informer::object::controller_of;
+use gantry_informer::{Cache, Key, Object};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
+
+use crate::error::{Doing, Error, Result, code, words};
 
 /// What to do with a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +26,14 @@ pub(crate) enum Claim {
     Ignore,
 }
 
-/// Decides on one candidate. An owner that is being deleted neither adopts nor releases.
+/// Decides on one candidate by its labels. An owner that is being deleted neither adopts nor releases.
 pub(crate) fn claim(owner: &ObjectMeta, selector: &LabelSelector, candidate: &ObjectMeta) -> Claim {
     let matches = selector.matches_map(candidate.labels.as_ref());
+    claim_matching(owner, matches, candidate)
+}
+
+/// The same for an owner that asks for more than labels.
+pub(crate) fn claim_matching(owner: &ObjectMeta, matches: bool, candidate: &ObjectMeta) -> Claim {
     let leaving = owner.deletion_timestamp.is_some();
     match controller_of(candidate) {
         Some(controller) if Some(&controller.uid) == owner.uid.as_ref() => {
@@ -52,13 +64,88 @@ pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> 
 }
 
 /// The strategic merge patch by which `owner` adopts the object with that uid.
-pub(crate) fn adoption<K: Resource<DynamicType = ()>>(owner: &K, uid: Option<&str>) -> Value {
+fn adoption<K: Resource<DynamicType = ()>>(owner: &K, uid: Option<&str>) -> Value {
     json!({"metadata": {"uid": uid, "ownerReferences": [controller_reference(owner)]}})
 }
 
 /// The strategic merge patch that gives the object with that uid free.
-pub(crate) fn release(owner: &ObjectMeta, uid: Option<&str>) -> Value {
+fn release(owner: &ObjectMeta, uid: Option<&str>) -> Value {
     json!({"metadata": {"uid": uid, "ownerReferences": [{"$patch": "delete", "uid": owner.uid}]}})
+}
+
+/// Adopts and releases as was decided, and returns what is the owner's now.
+pub(crate) async fn settle<O, D>(
+    client: &kube::Client,
+    owner: &O,
+    cache: &Cache<D>,
+    decided: Vec<(Arc<D>, Claim)>,
+) -> Result<Vec<Arc<D>>>
+where
+    O: Object + Resource<Scope = NamespaceResourceScope>,
+    D: Object + Resource<Scope = NamespaceResourceScope>,
+{
+    let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+    let api: Api<D> = Api::namespaced(client.clone(), namespace);
+    let mut ours = Vec::new();
+    for (candidate, decision) in decided {
+        let uid = candidate.meta().uid.as_deref();
+        let patch = match decision {
+            Claim::Own => {
+                ours.push(candidate);
+                continue;
+            }
+            Claim::Ignore => continue,
+            Claim::Adopt => {
+                confirm_alive(client, owner).await?;
+                adoption(owner, uid)
+            }
+            Claim::Release => release(owner.meta(), uid),
+        };
+        let key = Key::of(candidate.meta());
+        let patched = api
+            .patch(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await;
+        match patched {
+            Ok(patched) => {
+                cache.observe(patched.clone());
+                if decision == Claim::Adopt {
+                    ours.push(Arc::new(patched));
+                }
+            }
+            // Gone, or another object under its name: nothing to adopt or to release any more.
+            Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
+                let kind = D::kind(&());
+                tracing::debug!(%kind, %key, error = words(&error), "an object changed while it was claimed");
+            }
+            Err(error) => return Err(error).doing("claiming a dependent,", &key),
+        }
+    }
+    Ok(ours)
+}
+
+/// Asks the API server itself whether the owner may still adopt: one deleted a moment ago must not.
+async fn confirm_alive<O>(client: &kube::Client, owner: &O) -> Result<()>
+where
+    O: Object + Resource<Scope = NamespaceResourceScope>,
+{
+    let key = Key::of(owner.meta());
+    let api: Api<O> = Api::namespaced(client.clone(), &key.namespace);
+    let live = api
+        .get_metadata_opt(&key.name)
+        .await
+        .doing("looking at the owner of others,", &key)?;
+    match live {
+        Some(live)
+            if live.metadata.uid == owner.meta().uid
+                && live.metadata.deletion_timestamp.is_none() =>
+        {
+            Ok(())
+        }
+        _ => Err(Error::NotYet {
+            object: key.to_string(),
+            why: "it is being deleted, and adopts nothing any more".to_owned(),
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -108,7 +108,8 @@ impl Context {
     }
 }
 
-fn orphan<K: Resource>(object: &K) -> Vec<String> {
+/// The values of [`ORPHANS`].
+pub(crate) fn orphan<K: Resource>(object: &K) -> Vec<String> {
     if controller_of(object.meta()).is_some() {
         return Vec::new();
     }

@@ -14,12 +14,13 @@ use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, PostParams};
 
 use self::plan::{Observed, Plan, set_name};
 use self::revision::same_template;
 use self::sizing::is_rolling;
-use crate::claim::{Claim, adoption, claim, release};
+pub(crate) use self::sizing::scaled;
+use crate::claim::{claim, settle};
 use crate::context::{Context, ORPHANS};
 use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
 use crate::pods::is_finished;
@@ -259,69 +260,16 @@ async fn refused(
 
 /// The sets that are ours, after adopting and releasing.
 async fn claimed(context: &Context, deployment: &Deployment) -> Result<Vec<ReplicaSet>> {
-    let key = Key::of(&deployment.metadata);
     let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
+    let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
     let selector = selector(deployment);
     let mut sets = context.replica_sets.owned_by(uid);
-    sets.extend(context.replica_sets.indexed(ORPHANS, &key.namespace));
-    let api: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &key.namespace);
-    let mut ours = Vec::new();
-    for set in sets {
+    sets.extend(context.replica_sets.indexed(ORPHANS, namespace));
+    let decided = sets.into_iter().map(|set| {
         let decision = claim(&deployment.metadata, &selector, &set.metadata);
-        let patch = match decision {
-            Claim::Own => {
-                ours.push((*set).clone());
-                continue;
-            }
-            Claim::Ignore => continue,
-            Claim::Adopt => {
-                confirm_alive(context, deployment).await?;
-                adoption(deployment, set.metadata.uid.as_deref())
-            }
-            Claim::Release => release(&deployment.metadata, set.metadata.uid.as_deref()),
-        };
-        let set_key = Key::of(&set.metadata);
-        match api
-            .patch(
-                &set_key.name,
-                &PatchParams::default(),
-                &Patch::Strategic(patch),
-            )
-            .await
-        {
-            Ok(set) => {
-                context.replica_sets.observe(set.clone());
-                if decision == Claim::Adopt {
-                    ours.push(set);
-                }
-            }
-            Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
-                tracing::debug!(%set_key, error = words(&error), "a replica set changed while it was claimed");
-            }
-            Err(error) => return Err(error).doing("claiming replica set", &set_key),
-        }
-    }
-    Ok(ours)
-}
-
-/// Asks the API server itself whether the deployment may still adopt.
-async fn confirm_alive(context: &Context, deployment: &Deployment) -> Result<()> {
-    let key = Key::of(&deployment.metadata);
-    let api: Api<Deployment> = Api::namespaced(context.client.clone(), &key.namespace);
-    let live = api
-        .get_metadata_opt(&key.name)
-        .await
-        .doing("looking at deployment", &key)?;
-    match live {
-        Some(live)
-            if live.metadata.uid == deployment.metadata.uid
-                && live.metadata.deletion_timestamp.is_none() =>
-        {
-            Ok(())
-        }
-        _ => Err(Error::NotYet {
-            object: key.to_string(),
-            why: "it is being deleted, and adopts nothing any more".to_owned(),
-        }),
-    }
+        (set, decision)
+    });
+    let decided = decided.collect();
+    let ours = settle(&context.client, deployment, &context.replica_sets, decided).await?;
+    Ok(ours.into_iter().map(Arc::unwrap_or_clone).collect())
 }

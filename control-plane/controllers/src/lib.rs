@@ -13,6 +13,7 @@ mod endpoint_slice;
 mod endpoints;
 mod error;
 mod garbage;
+mod history;
 mod ip_address;
 mod kept;
 mod load_balancer;
@@ -25,6 +26,7 @@ mod replica_set;
 mod resources;
 mod selection;
 mod service_account_tokens;
+mod stateful_set;
 mod template_hash;
 mod volume_protection;
 
@@ -84,6 +86,7 @@ pub async fn run(
     let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
     let balancers = context.recorder(load_balancer::COMPONENT);
     let collecting = context.recorder(garbage::COMPONENT);
+    let stateful = context.recorder(stateful_set::COMPONENT);
     let kept = context.recorder(kept::COMPONENT);
     let tokens = async {
         if let Some(issuer) = config.tokens {
@@ -94,6 +97,7 @@ pub async fn run(
     tokio::join!(
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
+        stateful_set::run(context.clone(), &informers, stateful),
         endpoint_slice::run(context.clone()),
         endpoints::run(context.clone()),
         endpoint_mirroring::run(context.clone(), mirroring),

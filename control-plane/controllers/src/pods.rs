@@ -1,9 +1,36 @@
-//! What controllers ask of a pod.
+//! What controllers ask of a pod, and how they make one.
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+
+use crate::claim::controller_reference;
+
+/// A pod from the template of a workload, which controls it and gives it the beginning of a name.
+pub(crate) fn from_template<K: Resource<DynamicType = ()>>(
+    owner: &K,
+    template: PodTemplateSpec,
+) -> Pod {
+    let PodTemplateSpec { metadata, spec } = template;
+    let metadata = metadata.unwrap_or_default();
+    let name = owner.meta().name.as_deref().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{name}-")),
+            namespace: owner.meta().namespace.clone(),
+            labels: metadata.labels,
+            annotations: metadata.annotations,
+            finalizers: metadata.finalizers,
+            owner_references: Some(vec![controller_reference(owner)]),
+            ..ObjectMeta::default()
+        },
+        spec,
+        status: None,
+    }
+}
 
 /// The pod's phase; empty when it has none yet.
 pub(crate) fn phase(pod: &Pod) -> &str {

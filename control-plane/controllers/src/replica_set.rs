@@ -11,11 +11,11 @@ use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 
-pub(crate) use self::plan::nonzero;
+pub(crate) use self::plan::{BURST, batches, nonzero};
 use self::plan::{Change, Failure};
-use crate::claim::{Claim, adoption, claim, release};
+use crate::claim::{claim, settle};
 use crate::context::{Context, ORPHANS};
 use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
 use crate::pods::{is_active, is_terminating};
@@ -109,71 +109,19 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     }
 }
 
-/// The pods that are ours, after adopting and releasing.
+/// The pods that are ours, after adopting and releasing. A pod that ended is not worth adopting.
 async fn claimed(context: &Context, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>> {
     let uid = set.metadata.uid.as_deref().unwrap_or_default();
     let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
     let selector = selector(set);
-    let mut pods = context.pods.owned_by(uid);
-    pods.extend(context.pods.indexed(ORPHANS, namespace));
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let mut ours = Vec::new();
-    for pod in pods {
-        let patch = match claim(&set.metadata, &selector, &pod.metadata) {
-            Claim::Own => {
-                ours.push(pod);
-                continue;
-            }
-            Claim::Ignore => continue,
-            Claim::Adopt if !is_active(&pod) => continue,
-            Claim::Adopt => {
-                confirm_alive(context, set).await?;
-                adoption(set, pod.metadata.uid.as_deref())
-            }
-            Claim::Release => release(&set.metadata, pod.metadata.uid.as_deref()),
-        };
-        let adopting = controller_of(&pod.metadata).is_none();
-        let key = Key::of(&pod.metadata);
-        let patched = api
-            .patch(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await;
-        match patched {
-            Ok(pod) => {
-                context.pods.observe(pod.clone());
-                if adopting {
-                    ours.push(Arc::new(pod));
-                }
-            }
-            // Gone, or another object under its name: nothing to adopt or to release any more.
-            Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
-                tracing::debug!(%key, error = words(&error), "a pod changed while it was claimed");
-            }
-            Err(error) => return Err(error).doing("claiming pod", &key),
-        }
-    }
-    Ok(ours)
-}
-
-/// Asks the API server itself whether the set may still adopt: a set deleted a moment ago must not.
-async fn confirm_alive(context: &Context, set: &ReplicaSet) -> Result<()> {
-    let key = Key::of(&set.metadata);
-    let api: Api<ReplicaSet> = Api::namespaced(context.client.clone(), &key.namespace);
-    let live = api
-        .get_metadata_opt(&key.name)
-        .await
-        .doing("looking at replica set", &key)?;
-    match live {
-        Some(live)
-            if live.metadata.uid == set.metadata.uid
-                && live.metadata.deletion_timestamp.is_none() =>
-        {
-            Ok(())
-        }
-        _ => Err(Error::NotYet {
-            object: key.to_string(),
-            why: "it is being deleted, and adopts nothing any more".to_owned(),
-        }),
-    }
+    let orphans = context.pods.indexed(ORPHANS, namespace);
+    let orphans = orphans.into_iter().filter(|pod| is_active(pod));
+    let candidates = context.pods.owned_by(uid).into_iter().chain(orphans);
+    let decided = candidates.map(|pod| {
+        let decision = claim(&set.metadata, &selector, &pod.metadata);
+        (pod, decision)
+    });
+    settle(&context.client, set, &context.pods, decided.collect()).await
 }
 
 /// The active pods of all sets with the same controller.

@@ -9,8 +9,8 @@ mod dump;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 
 const SAFE: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-const OFFSET: u32 = 0x811c_9dc5;
-const PRIME: u32 = 0x0100_0193;
+pub(crate) const OFFSET: u32 = 0x811c_9dc5;
+pub(crate) const PRIME: u32 = 0x0100_0193;
 
 /// The hash of a template; `collisions` sets apart templates whose hashes are the same.
 pub(crate) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
@@ -31,7 +31,8 @@ fn fnv(hash: u32, bytes: &[u8]) -> u32 {
     })
 }
 
-fn safe(digits: &str) -> String {
+/// The digits of a sum, written with letters that form no words.
+pub(crate) fn safe(digits: &str) -> String {
     digits
         .bytes()
         .map(|byte| char::from(SAFE[usize::from(byte) % SAFE.len()]))

@@ -2,6 +2,7 @@
 
 mod common;
 mod services;
+mod stateful_sets;
 
 use std::collections::BTreeSet;
 

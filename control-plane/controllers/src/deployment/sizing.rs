@@ -22,7 +22,7 @@ pub(crate) fn is_rolling(deployment: &Deployment) -> bool {
 }
 
 /// A number, or a percentage of `total`, rounded up or down.
-fn scaled(value: Option<&IntOrString>, total: i32, up: bool) -> i32 {
+pub(crate) fn scaled(value: Option<&IntOrString>, total: i32, up: bool) -> i32 {
     match value {
         None => 0,
         Some(IntOrString::Int(number)) => *number,

@@ -6,16 +6,14 @@ use std::time::Duration;
 use gantry_api::selector::LabelSelector;
 use gantry_informer::clock::seconds;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
 use super::rank;
-use crate::claim::controller_reference;
-use crate::pods::{Availability, availability, is_ready};
+use crate::pods::{Availability, availability, from_template, is_ready};
 
 /// No more than this many pods are created or deleted in one pass.
-const BURST: usize = 500;
+pub(crate) const BURST: usize = 500;
 
 /// How to come to the wanted number of pods.
 #[derive(Debug)]
@@ -57,22 +55,7 @@ pub(crate) fn wanted(set: &ReplicaSet) -> usize {
 /// A pod from the set's template.
 pub(crate) fn pod_of(set: &ReplicaSet) -> Pod {
     let template = set.spec.as_ref().and_then(|spec| spec.template.clone());
-    let PodTemplateSpec { metadata, spec } = template.unwrap_or_default();
-    let metadata = metadata.unwrap_or_default();
-    let name = set.metadata.name.as_deref().unwrap_or_default();
-    Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{name}-")),
-            namespace: set.metadata.namespace.clone(),
-            labels: metadata.labels,
-            annotations: metadata.annotations,
-            finalizers: metadata.finalizers,
-            owner_references: Some(vec![controller_reference(set)]),
-            ..ObjectMeta::default()
-        },
-        spec,
-        status: None,
-    }
+    from_template(set, template.unwrap_or_default())
 }
 
 /// A failure to create or delete pods.

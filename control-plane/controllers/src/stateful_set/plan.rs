@@ -265,10 +265,11 @@ impl Planning<'_> {
         if is_leaving(highest) {
             return (Phase::new(), false);
         }
-        // One that is not available holds up the others, unless it is the lowest such: then it goes, too.
+        // One that is not available holds up the others, unless it is the lowest such: then it goes, too. So does one that
+        // ended, which Kubernetes waits for in vain when a lower one is down as well.
         let first_down = self.condemned.values().find(|pod| !self.serves(pod));
         let is_first_down = first_down.is_some_and(|down| Arc::ptr_eq(down, highest));
-        match self.is_available(highest) || is_first_down {
+        match self.is_available(highest) || is_first_down || is_finished(highest) {
             true => (vec![delete(highest)], false),
             false => (Phase::new(), false),
         }

@@ -95,7 +95,9 @@ impl World {
             match &step.then {
                 Then::Nothing => {}
                 Then::Create(pod) => self.create(pod),
-                Then::Update(patch) => panic!("the pods are as they were made: {patch}"),
+                Then::Update(patch) => {
+                    assert_eq!(*patch, json!({}), "the pods are as they were made");
+                }
                 Then::Delete(pod) => {
                     let name = pod.metadata.name.as_ref().expect("a name");
                     let known = self
@@ -191,7 +193,8 @@ impl World {
                             .filter(|other| !wanted.contains(other))
                             .max();
                         assert_eq!(Some(of(pod)), highest, "the highest goes first");
-                        assert_eq!(steps.len(), 1, "and alone");
+                        let deletes = steps.iter().filter(|step| matches!(step, Then::Delete(_)));
+                        assert_eq!(deletes.count(), 1, "and alone");
                         assert!(
                             wanted
                                 .clone()
@@ -279,7 +282,7 @@ impl World {
                     .iter()
                     .any(|owner| owner.uid == "s" || uids.contains(&owner.uid))
         });
-        self.now += SignedDuration::from_secs(10);
+        self.now += SignedDuration::from_secs(30);
     }
 
     /// Until nothing is done any more.
@@ -391,6 +394,11 @@ fn scaled_down_the_highest_goes_first() {
     assert_eq!(world.deletes(), ["db-2"], "it is the only one that is down");
     world.ready("db-0", false);
     assert_eq!(world.deletes(), [""; 0], "one that stays is down");
+    world.ready("db-0", true);
+    world.ready("db-1", false);
+    let pod = world.pods.get_mut("db-2").expect("it is there");
+    pod.status.get_or_insert_default().phase = Some("Failed".to_owned());
+    assert_eq!(world.deletes(), ["db-2"], "it has ended");
 }
 
 #[test]
@@ -531,15 +539,15 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (0..6).prop_map(Event::Scale),
-        (0..3).prop_map(Event::Start),
-        (1..4_u8).prop_map(Event::Template),
-        (0..6).prop_map(Event::Partition),
-        proptest::option::of(1..4).prop_map(Event::Unavailable),
-        (0..20).prop_map(Event::MinReady),
+        1 => (0..6).prop_map(Event::Scale),
+        1 => (0..3).prop_map(Event::Start),
+        1 => (1..4_u8).prop_map(Event::Template),
+        1 => (0..6).prop_map(Event::Partition),
+        1 => proptest::option::of(1..4).prop_map(Event::Unavailable),
+        1 => (0..20).prop_map(Event::MinReady),
         4 => (0..8_usize, prop::bool::weighted(0.8)).prop_map(|(at, ready)| Event::Ready(at, ready)),
-        (0..8_usize).prop_map(Event::End),
-        (0..8_usize).prop_map(Event::Delete),
+        1 => (0..8_usize).prop_map(Event::End),
+        1 => (0..8_usize).prop_map(Event::Delete),
         3 => (0..8_usize).prop_map(Event::Gone),
         2 => Just(Event::Later),
     ]
@@ -598,8 +606,6 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
     #[test]
     fn whatever_happens_the_rules_hold_and_it_comes_to_rest(
         policy in prop::sample::select(vec!["OrderedReady", "Parallel"]),

@@ -53,12 +53,12 @@ impl Controller {
             claims: Api::namespaced(client.clone(), namespace),
         };
         for phase in phases {
-            let mut sizes: Vec<usize> = match is_parallel(set) {
+            let sizes: Vec<usize> = match is_parallel(set) {
                 true => batches(phase.len()).collect(),
                 false => vec![1; phase.len()],
             };
             let mut steps = phase.iter();
-            for size in sizes.drain(..) {
+            for size in sizes {
                 let batch = steps.by_ref().take(size);
                 let outcomes = join_all(batch.map(|step| acting.take(step))).await;
                 for outcome in outcomes {

@@ -12,6 +12,8 @@ use tokio::task::JoinSet;
 
 use crate::pod::{PREEMPTED, PodInfo};
 
+/// The condition of a pod that is being evicted.
+const TARGET: &str = "DisruptionTarget";
 /// Victims that are evicted at once: each waits for the store's disk.
 const AT_ONCE: usize = 16;
 
@@ -83,13 +85,21 @@ impl Evictor {
 
     /// Whether the victim was still there.
     async fn try_evict(&self, victim: &PodInfo) -> kube::Result<bool> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &victim.key.namespace);
         if let Some(condition) = condition(victim, &self.scheduler, self.clock.now()) {
-            let status = json!({"conditions": [condition]});
+            let current = api.get_opt(&victim.key.name).await?;
+            let current = current.filter(|pod| pod.metadata.uid.as_deref() == Some(&*victim.uid));
+            let Some(current) = current else {
+                return Ok(false);
+            };
+            let status = json!({
+                "$setElementOrder/conditions": order(&current),
+                "conditions": [condition],
+            });
             if !was_there(self.patch(victim, status).await)? {
                 return Ok(false);
             }
         }
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &victim.key.namespace);
         let parameters = DeleteParams::default().preconditions(Preconditions {
             uid: Some(victim.uid.to_string()),
             resource_version: None,
@@ -117,6 +127,21 @@ fn was_there(outcome: kube::Result<()>) -> kube::Result<bool> {
     }
 }
 
+/// The conditions of a pod in their order, with that of its being evicted behind them: a patch that names no order would put
+/// what is new first.
+fn order(pod: &Pod) -> Vec<Value> {
+    let status = pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let known = conditions.into_iter().flatten();
+    let mut types: Vec<&str> = Vec::new();
+    for type_ in known.map(|known| &*known.type_).chain([TARGET]) {
+        if !types.contains(&type_) {
+            types.push(type_);
+        }
+    }
+    types.iter().map(|type_| json!({"type": type_})).collect()
+}
+
 /// What the victim's status is to say; nothing when it says so already.
 fn condition(victim: &PodInfo, scheduler: &str, now: Timestamp) -> Option<Value> {
     let message = format!("{scheduler}: preempting to accommodate a higher priority pod");
@@ -134,7 +159,7 @@ fn condition(victim: &PodInfo, scheduler: &str, now: Timestamp) -> Option<Value>
         .and_then(|known| known.last_transition_time.clone())
         .unwrap_or_else(|| seconds(now));
     Some(json!({
-        "type": "DisruptionTarget",
+        "type": TARGET,
         "status": "True",
         "reason": PREEMPTED,
         "message": message,
@@ -212,6 +237,28 @@ mod tests {
         let told = say(&victim("EvictionByEvictionAPI")).expect("it is news");
         assert_eq!(told["reason"], "PreemptionByScheduler");
         assert_eq!(told["lastTransitionTime"], "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn what_is_told_of_the_victim_comes_behind_what_was() {
+        let types = |known: &[&str]| {
+            let mut pod = pod("victim", "", "");
+            let conditions = known.iter().map(|type_| PodCondition {
+                type_: (*type_).to_owned(),
+                ..PodCondition::default()
+            });
+            pod.status.get_or_insert_default().conditions = Some(conditions.collect());
+            json!(order(&pod))
+        };
+        assert_eq!(
+            types(&["Ready", "PodScheduled"]),
+            json!([{"type": "Ready"}, {"type": "PodScheduled"}, {"type": "DisruptionTarget"}])
+        );
+        assert_eq!(
+            types(&["DisruptionTarget", "Ready"]),
+            json!([{"type": "DisruptionTarget"}, {"type": "Ready"}])
+        );
+        assert_eq!(types(&[]), json!([{"type": "DisruptionTarget"}]));
     }
 
     #[test]

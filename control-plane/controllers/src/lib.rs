@@ -28,6 +28,7 @@ mod selection;
 mod service_account_tokens;
 mod stateful_set;
 mod template_hash;
+mod volume_binding;
 mod volume_protection;
 
 use std::sync::Arc;
@@ -87,6 +88,7 @@ pub async fn run(
     let balancers = context.recorder(load_balancer::COMPONENT);
     let collecting = context.recorder(garbage::COMPONENT);
     let stateful = context.recorder(stateful_set::COMPONENT);
+    let volumes = context.recorder(volume_binding::COMPONENT);
     let kept = context.recorder(kept::COMPONENT);
     let tokens = async {
         if let Some(issuer) = config.tokens {
@@ -110,6 +112,7 @@ pub async fn run(
         garbage::run(context.clone(), collecting),
         node_lifecycle::run(context.clone(), evictions),
         pod_gc::run(context.clone()),
+        volume_binding::run(context.clone(), &informers, volumes),
         volume_protection::run(context.clone(), &informers),
         kept::run(context.clone(), &informers, kept),
     );

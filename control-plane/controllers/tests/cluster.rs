@@ -3,6 +3,7 @@
 mod common;
 mod services;
 mod stateful_sets;
+mod volumes;
 
 use std::collections::BTreeSet;
 
@@ -483,16 +484,6 @@ async fn a_pod_waits_for_its_claim_and_runs_where_the_volume_is() {
     let unbound =
         "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found";
     waits_for(&pods, "p", unbound).await;
-    let binding = Patch::Merge(json!({
-        "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
-        "spec": {"volumeName": "disk"}
-    }));
-    let bound = claims
-        .patch("data", &PatchParams::default(), &binding)
-        .await;
-    bound.expect("bound");
-    let no_volume = "0/2 nodes are available: persistentvolume \"disk\" not found. not found";
-    waits_for(&pods, "p", no_volume).await;
     let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
     create(
         &volumes,

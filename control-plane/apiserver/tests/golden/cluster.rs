@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
 use super::case::Case;
 use super::client::{Client, Credentials};
@@ -76,6 +77,25 @@ impl TokenIssuer for SecretTokens {
     }
 }
 
+/// The recorded controllers were a process of their own, and a volume was looked at before they had found it.
+const MOMENT: Duration = Duration::from_millis(250);
+
+/// A client of the controllers that finds volumes no sooner than the recorded ones did.
+fn finding_volumes_late(server: &ApiServer, identity: Identity) -> kube::Client {
+    let server = server.local_service(identity);
+    let late = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let server = server.clone();
+        async move {
+            let is_write = request.method() != http::Method::GET;
+            if is_write && request.uri().path().contains("/persistentvolumes/") {
+                tokio::time::sleep(MOMENT).await;
+            }
+            server.oneshot(request).await
+        }
+    });
+    kube::Client::new(late, "default")
+}
+
 impl Setting {
     pub(crate) fn new() -> Self {
         let authority = Authority::create(LIFE).expect("an authority");
@@ -122,7 +142,12 @@ impl Setting {
             async move { server.serve(listener, tls, None, stop).await }
         });
         let client = |identity| kube::Client::new(server.local_service(identity), "default");
-        let controllers = || client(Identity::of_system("system:kube-controller-manager"));
+        let controllers = || {
+            finding_volumes_late(
+                &server,
+                Identity::of_system("system:kube-controller-manager"),
+            )
+        };
         let informers = Informers::new(controllers(), &stop);
         tasks.spawn(gantry_controllers::run(
             controllers(),

@@ -5,7 +5,8 @@ mod sources;
 mod update;
 mod validation;
 
-pub(super) use row::{access_modes, class, or_unset, phase, storage};
+pub use row::class;
+pub(super) use row::{access_modes, or_unset, phase, storage};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeSpec, PersistentVolumeStatus};
 

@@ -29,7 +29,7 @@ pub(in crate::kinds) fn access_modes(modes: Option<&Vec<String>>) -> String {
 }
 
 /// The class of a volume or a claim: the annotation's before the field's.
-pub(in crate::kinds) fn class(metadata: &ObjectMeta, field: Option<&String>) -> String {
+pub fn class(metadata: &ObjectMeta, field: Option<&String>) -> String {
     let annotations = metadata.annotations.as_ref();
     let annotated = annotations.and_then(|annotations| annotations.get(CLASS_ANNOTATION));
     annotated.or(field).cloned().unwrap_or_default()

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use self::world::{Object, World, merge};
 use super::WRITES;
 use super::plan::{self, ClaimPlan};
-use super::steps::{AVAILABLE, BOUND, FAILED, RELEASED};
+use super::steps::{self, AVAILABLE, BOUND, FAILED, RELEASED};
 
 fn size(capacity: &str) -> Value {
     json!({"spec": {"capacity": {"storage": capacity}}})
@@ -50,6 +50,17 @@ fn a_claim_and_its_volume_know_of_each_other_in_four_writes() {
         claim["status"],
         json!({"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"}})
     );
+}
+
+#[test]
+fn a_volume_that_became_anothers_meanwhile_is_let_be() {
+    for (owner, uid) in [("other", None), ("c", Some("uid-of-an-earlier-one"))] {
+        let world = World::default()
+            .with_claim("c", &json!({}))
+            .with_volume("v", &reserved_for(owner, uid));
+        let write = steps::bind(&world.volume_named("v"), &world.claim_named("c"));
+        assert_eq!(write, None, "{owner} {uid:?}");
+    }
 }
 
 #[test]

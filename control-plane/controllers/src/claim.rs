@@ -63,14 +63,32 @@ pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> 
     }
 }
 
-/// The strategic merge patch by which `owner` adopts the object with that uid.
-fn adoption<K: Resource<DynamicType = ()>>(owner: &K, uid: Option<&str>) -> Value {
-    json!({"metadata": {"uid": uid, "ownerReferences": [controller_reference(owner)]}})
+/// The strategic merge patch by which `owner` adopts the object with that uid, which is to have the finalizer from then on.
+fn adoption<K: Resource<DynamicType = ()>>(
+    owner: &K,
+    uid: Option<&str>,
+    finalizer: Option<&str>,
+) -> Value {
+    let owners = [controller_reference(owner)];
+    match finalizer {
+        None => json!({"metadata": {"uid": uid, "ownerReferences": owners}}),
+        Some(finalizer) => {
+            json!({"metadata": {"uid": uid, "ownerReferences": owners, "finalizers": [finalizer]}})
+        }
+    }
 }
 
 /// The strategic merge patch that gives the object with that uid free.
 fn release(owner: &ObjectMeta, uid: Option<&str>) -> Value {
     json!({"metadata": {"uid": uid, "ownerReferences": [{"$patch": "delete", "uid": owner.uid}]}})
+}
+
+/// An owner that adopts and releases.
+pub(crate) struct Adoption<'a, O> {
+    pub(crate) client: &'a kube::Client,
+    pub(crate) owner: &'a O,
+    /// What the adopted have to have as a finalizer.
+    pub(crate) finalizer: Option<&'static str>,
 }
 
 /// Adopts and releases as was decided, and returns what is the owner's now.
@@ -84,67 +102,88 @@ where
     O: Object + Resource<Scope = NamespaceResourceScope>,
     D: Object + Resource<Scope = NamespaceResourceScope>,
 {
-    let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
-    let api: Api<D> = Api::namespaced(client.clone(), namespace);
-    let mut ours = Vec::new();
-    for (candidate, decision) in decided {
-        let uid = candidate.meta().uid.as_deref();
-        let patch = match decision {
-            Claim::Own => {
-                ours.push(candidate);
-                continue;
-            }
-            Claim::Ignore => continue,
-            Claim::Adopt => {
-                confirm_alive(client, owner).await?;
-                adoption(owner, uid)
-            }
-            Claim::Release => release(owner.meta(), uid),
-        };
-        let key = Key::of(candidate.meta());
-        let patched = api
-            .patch(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await;
-        match patched {
-            Ok(patched) => {
-                cache.observe(patched.clone());
-                if decision == Claim::Adopt {
-                    ours.push(Arc::new(patched));
-                }
-            }
-            // Gone, or another object under its name: nothing to adopt or to release any more.
-            Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
-                let kind = D::kind(&());
-                tracing::debug!(%kind, %key, error = words(&error), "an object changed while it was claimed");
-            }
-            Err(error) => return Err(error).doing("claiming a dependent,", &key),
-        }
-    }
-    Ok(ours)
+    let adoption = Adoption {
+        client,
+        owner,
+        finalizer: None,
+    };
+    adoption.settle(cache, decided).await
 }
 
-/// Asks the API server itself whether the owner may still adopt: one deleted a moment ago must not.
-async fn confirm_alive<O>(client: &kube::Client, owner: &O) -> Result<()>
+impl<O> Adoption<'_, O>
 where
     O: Object + Resource<Scope = NamespaceResourceScope>,
 {
-    let key = Key::of(owner.meta());
-    let api: Api<O> = Api::namespaced(client.clone(), &key.namespace);
-    let live = api
-        .get_metadata_opt(&key.name)
-        .await
-        .doing("looking at the owner of others,", &key)?;
-    match live {
-        Some(live)
-            if live.metadata.uid == owner.meta().uid
-                && live.metadata.deletion_timestamp.is_none() =>
-        {
-            Ok(())
+    /// As [`settle`].
+    pub(crate) async fn settle<D>(
+        &self,
+        cache: &Cache<D>,
+        decided: Vec<(Arc<D>, Claim)>,
+    ) -> Result<Vec<Arc<D>>>
+    where
+        D: Object + Resource<Scope = NamespaceResourceScope>,
+    {
+        let owner = self.owner;
+        let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+        let api: Api<D> = Api::namespaced(self.client.clone(), namespace);
+        let mut ours = Vec::new();
+        for (candidate, decision) in decided {
+            let uid = candidate.meta().uid.as_deref();
+            let patch = match decision {
+                Claim::Own => {
+                    ours.push(candidate);
+                    continue;
+                }
+                Claim::Ignore => continue,
+                Claim::Adopt => {
+                    self.confirm_alive().await?;
+                    adoption(owner, uid, self.finalizer)
+                }
+                Claim::Release => release(owner.meta(), uid),
+            };
+            let key = Key::of(candidate.meta());
+            let patched = api
+                .patch(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
+                .await;
+            match patched {
+                Ok(patched) => {
+                    cache.observe(patched.clone());
+                    if decision == Claim::Adopt {
+                        ours.push(Arc::new(patched));
+                    }
+                }
+                // Gone, or another object under its name: nothing to adopt or to release any more.
+                Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
+                    let kind = D::kind(&());
+                    tracing::debug!(%kind, %key, error = words(&error), "an object changed while it was claimed");
+                }
+                Err(error) => return Err(error).doing("claiming a dependent,", &key),
+            }
         }
-        _ => Err(Error::NotYet {
-            object: key.to_string(),
-            why: "it is being deleted, and adopts nothing any more".to_owned(),
-        }),
+        Ok(ours)
+    }
+
+    /// Asks the API server itself whether the owner may still adopt: one deleted a moment ago must not.
+    async fn confirm_alive(&self) -> Result<()> {
+        let metadata = self.owner.meta();
+        let key = Key::of(metadata);
+        let api: Api<O> = Api::namespaced(self.client.clone(), &key.namespace);
+        let live = api
+            .get_metadata_opt(&key.name)
+            .await
+            .doing("looking at the owner of others,", &key)?;
+        match live {
+            Some(live)
+                if live.metadata.uid == metadata.uid
+                    && live.metadata.deletion_timestamp.is_none() =>
+            {
+                Ok(())
+            }
+            _ => Err(Error::NotYet {
+                object: key.to_string(),
+                why: "it is being deleted, and adopts nothing any more".to_owned(),
+            }),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use gantry_informer::object::controller_of;
 use gantry_informer::{Clock, EventStyle, Informer, Informers, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
 };
@@ -15,6 +16,7 @@ use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
 use crate::ip_address::index::{OF_PARENT, of_parent};
+use crate::job::index::{SELECTING, selecting};
 use crate::load_balancer::index::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
 use crate::selection::{LABELLED, OF_SERVICE, Selectors, labelled, of_service};
 
@@ -30,6 +32,7 @@ pub(crate) struct Context {
     pub(crate) stop: CancellationToken,
     pub(crate) deployments: Informer<Deployment>,
     pub(crate) replica_sets: Informer<ReplicaSet>,
+    pub(crate) jobs: Informer<Job>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) nodes: Informer<Node>,
     pub(crate) services: Informer<Service>,
@@ -60,6 +63,7 @@ impl Context {
             selectors: Selectors::of(&services),
             deployments: informers.of(),
             replica_sets: informers.of().index(ORPHANS, orphan),
+            jobs: informers.of().index(SELECTING, selecting),
             pods: informers
                 .of()
                 .index(ORPHANS, orphan)
@@ -81,6 +85,7 @@ impl Context {
         let filled = async {
             context.deployments.synced().await;
             context.replica_sets.synced().await;
+            context.jobs.synced().await;
             context.pods.synced().await;
             context.nodes.synced().await;
             context.services.synced().await;

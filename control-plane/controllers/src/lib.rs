@@ -15,11 +15,13 @@ mod error;
 mod garbage;
 mod history;
 mod ip_address;
+mod job;
 mod kept;
 mod load_balancer;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
+mod pod_control;
 mod pod_gc;
 mod pods;
 mod replica_set;
@@ -29,6 +31,7 @@ mod service_account_tokens;
 mod stateful_set;
 mod template_hash;
 mod volume_binding;
+mod ttl_after_finished;
 mod volume_protection;
 
 use std::sync::Arc;
@@ -83,6 +86,7 @@ pub async fn run(
     };
     let sets = context.recorder(replica_set::COMPONENT);
     let deployments = context.recorder(deployment::COMPONENT);
+    let jobs = context.recorder(job::COMPONENT);
     let evictions = context.recorder(node_lifecycle::COMPONENT);
     let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
     let balancers = context.recorder(load_balancer::COMPONENT);
@@ -100,6 +104,8 @@ pub async fn run(
         replica_set::run(context.clone(), sets),
         deployment::run(context.clone(), deployments),
         stateful_set::run(context.clone(), &informers, stateful),
+        job::run(context.clone(), jobs),
+        ttl_after_finished::run(context.clone()),
         endpoint_slice::run(context.clone()),
         endpoints::run(context.clone()),
         endpoint_mirroring::run(context.clone(), mirroring),

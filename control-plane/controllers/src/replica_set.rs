@@ -5,19 +5,19 @@ mod rank;
 
 use std::sync::Arc;
 
-use futures::future::join_all;
 use gantry_api::selector::LabelSelector;
 use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, PostParams};
 
-pub(crate) use self::plan::{BURST, batches, nonzero};
-use self::plan::{Change, Failure};
-use crate::claim::{claim, settle};
-use crate::context::{Context, ORPHANS};
-use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
+use self::plan::Change;
+pub(crate) use self::plan::nonzero;
+pub(crate) use self::rank::victims;
+use crate::context::Context;
+use crate::error::{Doing, Error, Result, code, taken_in};
+use crate::pod_control::{self, Claiming, claimed};
 use crate::pods::{is_active, is_terminating};
 
 pub(crate) const COMPONENT: &str = "replicaset-controller";
@@ -75,17 +75,31 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     let Some(set) = context.replica_sets.get(key) else {
         return Ok(Next::Changed);
     };
-    let pods = claimed(context, &set).await?;
+    let pods = claimed(
+        context,
+        &Claiming {
+            owner: &*set,
+            selector: &selector(&set),
+            adopts: is_active,
+            finalizer: None,
+        },
+    )
+    .await?;
     let active: Vec<_> = pods.iter().filter(|pod| is_active(pod)).cloned().collect();
     let terminating = pods.iter().filter(|pod| is_terminating(pod)).count();
     let now = context.clock.now();
     let related = related(context, &set);
     let outcome = match plan::change(&set, &active, &related, now) {
         Change::Nothing => Ok(()),
-        Change::Create(count) => create(context, recorder, &set, count).await,
-        Change::Delete(victims) => delete(context, recorder, &set, &victims).await,
+        Change::Create(count) => {
+            let pods = vec![plan::pod_of(&set); count];
+            pod_control::create(context, recorder, &Reference::to(&*set), &pods).await
+        }
+        Change::Delete(victims) => {
+            pod_control::delete(context, recorder, &Reference::to(&*set), &victims).await
+        }
     };
-    let failure = outcome.as_ref().err().map(|(failure, _)| failure);
+    let failure = outcome.as_ref().err();
     let (status, wake) = plan::status(&set, &active, terminating, failure, now);
     if set.status.as_ref() != Some(&status) {
         let mut changed = (*set).clone();
@@ -101,27 +115,12 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     }
     match outcome {
         Ok(()) => Ok(wake.map_or(Next::Changed, Next::After)),
-        Err((failure, retry)) if retry => Err(Error::Refused {
+        Err(failure) if failure.again => Err(Error::Refused {
             object: key.to_string(),
             why: failure.message,
         }),
         Err(_) => Ok(Next::Changed),
     }
-}
-
-/// The pods that are ours, after adopting and releasing. A pod that ended is not worth adopting.
-async fn claimed(context: &Context, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>> {
-    let uid = set.metadata.uid.as_deref().unwrap_or_default();
-    let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-    let selector = selector(set);
-    let orphans = context.pods.indexed(ORPHANS, namespace);
-    let orphans = orphans.into_iter().filter(|pod| is_active(pod));
-    let candidates = context.pods.owned_by(uid).into_iter().chain(orphans);
-    let decided = candidates.map(|pod| {
-        let decision = claim(&set.metadata, &selector, &pod.metadata);
-        (pod, decision)
-    });
-    settle(&context.client, set, &context.pods, decided.collect()).await
 }
 
 /// The active pods of all sets with the same controller.
@@ -139,101 +138,4 @@ fn related(context: &Context, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         .flat_map(|uid| context.pods.owned_by(uid))
         .filter(|pod| is_active(pod))
         .collect()
-}
-
-type Outcome = std::result::Result<(), (Failure, bool)>;
-
-async fn create(context: &Context, recorder: &Recorder, set: &ReplicaSet, count: usize) -> Outcome {
-    let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let pod = plan::pod_of(set);
-    let about = Reference::to(set);
-    for batch in plan::batches(count) {
-        let parameters = PostParams::default();
-        let made = join_all((0..batch).map(|_| api.create(&parameters, &pod))).await;
-        let mut failed = None;
-        for outcome in made {
-            match outcome {
-                Ok(pod) => {
-                    let name = pod.metadata.name.clone().unwrap_or_default();
-                    recorder.normal(
-                        about.clone(),
-                        "SuccessfulCreate",
-                        format!("Created pod: {name}"),
-                    );
-                    context.pods.observe(pod);
-                }
-                Err(error) => failed = Some(error),
-            }
-        }
-        if let Some(error) = failed {
-            let message = words(&error);
-            let terminating = namespace_terminating(&error);
-            if !terminating {
-                recorder.warning(about, "FailedCreate", format!("Error creating: {message}"));
-            }
-            return Err((
-                Failure {
-                    reason: "FailedCreate",
-                    message,
-                },
-                !terminating,
-            ));
-        }
-    }
-    Ok(())
-}
-
-async fn delete(
-    context: &Context,
-    recorder: &Recorder,
-    set: &ReplicaSet,
-    victims: &[Arc<Pod>],
-) -> Outcome {
-    let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let api = &api;
-    let about = Reference::to(set);
-    let deleted = join_all(victims.iter().map(|pod| async move {
-        let key = Key::of(&pod.metadata);
-        let parameters = DeleteParams::default().preconditions(Preconditions {
-            uid: pod.metadata.uid.clone(),
-            resource_version: None,
-        });
-        (pod, api.delete(&key.name, &parameters).await)
-    }))
-    .await;
-    let mut failure = None;
-    for (pod, outcome) in deleted {
-        let key = Key::of(&pod.metadata);
-        match outcome {
-            Ok(answer) => {
-                recorder.normal(
-                    about.clone(),
-                    "SuccessfulDelete",
-                    format!("Deleted pod: {}", key.name),
-                );
-                if let Some(pod) = answer.left() {
-                    context.pods.observe_deleting(pod);
-                }
-            }
-            Err(error) if matches!(code(&error), Some(404 | 409)) => {
-                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                context.pods.observe_gone(&key, uid);
-            }
-            Err(error) => {
-                let message = words(&error);
-                recorder.warning(
-                    about.clone(),
-                    "FailedDelete",
-                    format!("Error deleting: {message}"),
-                );
-                failure = Some(Failure {
-                    reason: "FailedDelete",
-                    message,
-                });
-            }
-        }
-    }
-    failure.map_or(Ok(()), |failure| Err((failure, true)))
 }

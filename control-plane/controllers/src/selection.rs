@@ -17,7 +17,8 @@ pub(crate) const OF_SERVICE: &str = "service";
 /// The label of a slice that names its service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-fn pair(namespace: &str, key: &str, value: &str) -> String {
+/// How an index tells a label of an object in a namespace.
+pub(crate) fn pair(namespace: &str, key: &str, value: &str) -> String {
     format!("{namespace}/{key}={value}")
 }
 

@@ -125,12 +125,12 @@ impl Recorder {
     }
 
     /// Something that went as it should.
-    pub fn normal(&self, about: Reference, reason: &'static str, message: String) {
+    pub fn normal(&self, about: Reference, reason: &str, message: String) {
         self.tell(about, "Normal", reason, message);
     }
 
     /// Something that went wrong.
-    pub fn warning(&self, about: Reference, reason: &'static str, message: String) {
+    pub fn warning(&self, about: Reference, reason: &str, message: String) {
         self.tell(about, "Warning", reason, message);
     }
 

@@ -10,10 +10,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
 use super::rank;
+use crate::pod_control::{BURST, Failure};
 use crate::pods::{Availability, availability, from_template, is_ready};
-
-/// No more than this many pods are created or deleted in one pass.
-pub(crate) const BURST: usize = 500;
 
 /// How to come to the wanted number of pods.
 #[derive(Debug)]
@@ -56,15 +54,6 @@ pub(crate) fn wanted(set: &ReplicaSet) -> usize {
 pub(crate) fn pod_of(set: &ReplicaSet) -> Pod {
     let template = set.spec.as_ref().and_then(|spec| spec.template.clone());
     from_template(set, template.unwrap_or_default())
-}
-
-/// A failure to create or delete pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    /// `FailedCreate` or `FailedDelete`.
-    pub(crate) reason: &'static str,
-    /// The API server's words.
-    pub(crate) message: String,
 }
 
 /// The status, and after what time a ready pod becomes available without any event telling so.
@@ -142,30 +131,9 @@ fn conditions(
     Some(conditions).filter(|conditions| !conditions.is_empty())
 }
 
-/// Sizes of the batches in which `total` pods are created: each twice the one before, so that a cause that refuses
-/// all of them is met by one request and not by hundreds.
-pub(crate) fn batches(total: usize) -> impl Iterator<Item = usize> {
-    let mut left = total;
-    let mut size = 1;
-    std::iter::from_fn(move || {
-        let batch = size.min(left);
-        left -= batch;
-        size *= 2;
-        (batch > 0).then_some(batch)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn batches_double_and_add_up() {
-        assert_eq!(batches(10).collect::<Vec<_>>(), [1, 2, 4, 3]);
-        assert_eq!(batches(1).collect::<Vec<_>>(), [1]);
-        assert_eq!(batches(0).count(), 0);
-        assert_eq!(batches(500).sum::<usize>(), 500);
-    }
 
     #[test]
     fn a_failure_is_told_once_and_withdrawn_when_over() {
@@ -173,6 +141,7 @@ mod tests {
         let failure = |message: &str| Failure {
             reason: "FailedCreate",
             message: message.to_owned(),
+            again: true,
         };
         let first = conditions(None, Some(&failure("a")), now);
         let second = conditions(first.clone(), Some(&failure("b")), now);

@@ -13,7 +13,7 @@ use super::Controller;
 use super::claims::Work;
 use super::plan::{Phase, Step, Then, is_parallel};
 use crate::error::{Doing, Error, Result, code, namespace_terminating, words};
-use crate::replica_set::batches;
+use crate::pod_control::batches;
 
 /// Whether the steps that follow may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

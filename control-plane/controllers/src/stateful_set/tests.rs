@@ -374,7 +374,7 @@ fn a_parallel_set_makes_all_at_once_from_its_first_ordinal() {
 fn a_huge_parallel_set_is_made_in_parts() {
     let mut world = World::new(json!({"podManagementPolicy": "Parallel", "replicas": i32::MAX}));
     world.pass();
-    assert_eq!(world.names().len(), crate::replica_set::BURST);
+    assert_eq!(world.names().len(), crate::pod_control::BURST);
 }
 
 #[test]

@@ -1,0 +1,182 @@
+//! What controllers of pods do to them: claim, create and delete, with the events that tell of it.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use gantry_api::selector::LabelSelector;
+use gantry_informer::{Key, Object, Recorder, Reference};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Resource;
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+
+use crate::claim::{Adoption, claim};
+use crate::context::{Context, ORPHANS};
+use crate::error::{Result, code, namespace_terminating, words};
+
+/// A failure to create or delete pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// `FailedCreate` or `FailedDelete`.
+    pub(crate) reason: &'static str,
+    /// The API server's words.
+    pub(crate) message: String,
+    /// Whether another attempt may help.
+    pub(crate) again: bool,
+}
+
+/// No more than this many pods of one owner are created or deleted in one pass.
+pub(crate) const BURST: usize = 500;
+
+/// Sizes of the batches in which `total` pods are created: each twice the one before, so that a cause that refuses
+/// all of them is met by one request and not by hundreds.
+pub(crate) fn batches(total: usize) -> impl Iterator<Item = usize> {
+    let mut left = total;
+    let mut size = 1;
+    std::iter::from_fn(move || {
+        let batch = size.min(left);
+        left -= batch;
+        size *= 2;
+        (batch > 0).then_some(batch)
+    })
+}
+
+/// Creates pods in the namespace of whom it is about.
+pub(crate) async fn create(
+    context: &Context,
+    recorder: &Recorder,
+    about: &Reference,
+    pods: &[Pod],
+) -> std::result::Result<(), Failure> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &about.namespace);
+    let parameters = PostParams::default();
+    let mut left = pods;
+    for size in batches(pods.len()) {
+        let (batch, rest) = left.split_at(size);
+        left = rest;
+        let made = join_all(batch.iter().map(|pod| api.create(&parameters, pod))).await;
+        let mut failed = None;
+        for outcome in made {
+            match outcome {
+                Ok(pod) => {
+                    let name = pod.metadata.name.clone().unwrap_or_default();
+                    let message = format!("Created pod: {name}");
+                    recorder.normal(about.clone(), "SuccessfulCreate", message);
+                    context.pods.observe(pod);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            let message = words(&error);
+            let terminating = namespace_terminating(&error);
+            if !terminating {
+                let message = format!("Error creating: {message}");
+                recorder.warning(about.clone(), "FailedCreate", message);
+            }
+            return Err(Failure {
+                reason: "FailedCreate",
+                message,
+                again: !terminating,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Deletes pods in the namespace of whom it is about.
+pub(crate) async fn delete(
+    context: &Context,
+    recorder: &Recorder,
+    about: &Reference,
+    victims: &[Arc<Pod>],
+) -> std::result::Result<(), Failure> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &about.namespace);
+    let api = &api;
+    let deleted = join_all(victims.iter().map(|pod| async move {
+        let key = Key::of(&pod.metadata);
+        let parameters = DeleteParams::default().preconditions(Preconditions {
+            uid: pod.metadata.uid.clone(),
+            resource_version: None,
+        });
+        (pod, api.delete(&key.name, &parameters).await)
+    }))
+    .await;
+    let mut failure = None;
+    for (pod, outcome) in deleted {
+        let key = Key::of(&pod.metadata);
+        match outcome {
+            Ok(answer) => {
+                let message = format!("Deleted pod: {}", key.name);
+                recorder.normal(about.clone(), "SuccessfulDelete", message);
+                if let Some(pod) = answer.left() {
+                    context.pods.observe_deleting(pod);
+                }
+            }
+            Err(error) if matches!(code(&error), Some(404 | 409)) => {
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                context.pods.observe_gone(&key, uid);
+            }
+            Err(error) => {
+                let message = words(&error);
+                let told = format!("Error deleting: {message}");
+                recorder.warning(about.clone(), "FailedDelete", told);
+                failure = Some(Failure {
+                    reason: "FailedDelete",
+                    message,
+                    again: true,
+                });
+            }
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// How a controller claims pods.
+pub(crate) struct Claiming<'a, K> {
+    pub(crate) owner: &'a K,
+    pub(crate) selector: &'a LabelSelector,
+    /// The orphans that it cares for, of those that its selector matches.
+    pub(crate) adopts: fn(&Pod) -> bool,
+    /// What the adopted have to have as a finalizer.
+    pub(crate) finalizer: Option<&'static str>,
+}
+
+/// The pods that are the owner's, after adopting and releasing.
+pub(crate) async fn claimed<K>(
+    context: &Context,
+    claiming: &Claiming<'_, K>,
+) -> Result<Vec<Arc<Pod>>>
+where
+    K: Object + Resource<Scope = NamespaceResourceScope>,
+{
+    let owner = claiming.owner;
+    let uid = owner.meta().uid.as_deref().unwrap_or_default();
+    let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+    let orphans = context.pods.indexed(ORPHANS, namespace);
+    let orphans = orphans.into_iter().filter(|pod| (claiming.adopts)(pod));
+    let candidates = context.pods.owned_by(uid).into_iter().chain(orphans);
+    let decided = candidates.map(|pod| {
+        let decision = claim(owner.meta(), claiming.selector, &pod.metadata);
+        (pod, decision)
+    });
+    let adoption = Adoption {
+        client: &context.client,
+        owner,
+        finalizer: claiming.finalizer,
+    };
+    adoption.settle(&context.pods, decided.collect()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_double_and_add_up() {
+        assert_eq!(batches(10).collect::<Vec<_>>(), [1, 2, 4, 3]);
+        assert_eq!(batches(1).collect::<Vec<_>>(), [1]);
+        assert_eq!(batches(0).count(), 0);
+        assert_eq!(batches(500).sum::<usize>(), 500);
+    }
+}

@@ -198,7 +198,7 @@ fn note_ends(
     let mut settled = Vec::new();
     let mut is_partial = false;
     for pod in pods {
-        if !is_known(pod) && !is_settled(facts, verdict, pod) {
+        if !is_settled(facts, verdict, pod) {
             continue;
         }
         let many = settled.len().max(completed.len() + noted.len());

@@ -128,7 +128,8 @@ fn restarted_too_often(facts: &Facts<'_>) -> bool {
 pub(crate) fn time_left(facts: &Facts<'_>, now: Timestamp) -> Option<Duration> {
     let limit = facts.spec()?.active_deadline_seconds?;
     let start = facts.job.status.as_ref()?.start_time.as_ref()?;
-    if is_suspended(facts.job) {
+    // One that was resumed just now has not begun anew yet.
+    if is_suspended(facts.job) || waits(facts) {
         return None;
     }
     let limit = Duration::from_secs(u64::try_from(limit).unwrap_or(0));

@@ -31,8 +31,8 @@ use serde_json::{Value, json};
 
 use self::account::{conclude, note};
 use self::backoff::Failures;
-pub(crate) use self::facts::is_finished;
 use self::facts::{Facts, is_tracked, spec_of};
+pub(crate) use self::facts::{holds, is_finished};
 use self::index::{SELECTING, of_pod};
 use self::plan::{Change, Verdict};
 use crate::context::Context;

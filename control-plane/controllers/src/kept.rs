@@ -5,7 +5,6 @@ use std::sync::Arc;
 use gantry_informer::{Informer, Informers, Object, Recorder, Reference};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::batch::v1::CronJob;
 use k8s_openapi::api::core::v1::{Event, ReplicationController};
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -30,7 +29,7 @@ struct Telling {
 type Follow = fn(&Telling, &'static str);
 
 /// Each kind, and what is told of its objects. One that is not served has none.
-const KINDS: [(Follow, &str); 5] = [
+const KINDS: [(Follow, &str); 4] = [
     (
         follow::<DaemonSet>,
         "DaemonSets are kept, and nothing in this version runs their pods",
@@ -42,10 +41,6 @@ const KINDS: [(Follow, &str); 5] = [
     (
         follow::<HorizontalPodAutoscaler>,
         "HorizontalPodAutoscalers are kept, and nothing in this version scales what they name",
-    ),
-    (
-        follow::<CronJob>,
-        "CronJobs are kept, and nothing in this version runs them",
     ),
     (
         follow::<Ingress>,

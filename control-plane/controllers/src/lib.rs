@@ -7,6 +7,7 @@
 mod claim;
 mod cluster_role_aggregation;
 mod context;
+mod cron_job;
 mod deployment;
 mod endpoint_mirroring;
 mod endpoint_slice;
@@ -87,6 +88,7 @@ pub async fn run(
     let sets = context.recorder(replica_set::COMPONENT);
     let deployments = context.recorder(deployment::COMPONENT);
     let jobs = context.recorder(job::COMPONENT);
+    let cron_jobs = context.recorder(cron_job::COMPONENT);
     let evictions = context.recorder(node_lifecycle::COMPONENT);
     let mirroring = context.recorder(endpoint_mirroring::COMPONENT);
     let balancers = context.recorder(load_balancer::COMPONENT);
@@ -105,6 +107,7 @@ pub async fn run(
         deployment::run(context.clone(), deployments),
         stateful_set::run(context.clone(), &informers, stateful),
         job::run(context.clone(), jobs),
+        cron_job::run(context.clone(), &informers, cron_jobs),
         ttl_after_finished::run(context.clone()),
         endpoint_slice::run(context.clone()),
         endpoints::run(context.clone()),

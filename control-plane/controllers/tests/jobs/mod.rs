@@ -1,6 +1,6 @@
 //! What comes of jobs: their pods, what is counted, and what is left when they are over or gone.
 
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -351,4 +351,80 @@ async fn a_job_adopts_what_it_selects() {
     assert_eq!(status["succeeded"], 1);
     let pods: Vec<Pod> = cluster.list("ns").await;
     assert_eq!(pods.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cron_job_makes_jobs_and_knows_of_them() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let crons: Api<CronJob> = cluster.api("ns");
+    let mut template = job("", &json!({}));
+    template["metadata"] = json!({"labels": {"made": "by-cron"}});
+    let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "c"},
+        "spec": {"schedule": "@every 1s", "jobTemplate": {"metadata": template["metadata"], "spec": template["spec"]}}});
+    create(&crons, cron).await;
+    wait(
+        &crons,
+        "c",
+        "it knows of a job",
+        |cron: Option<&CronJob>| {
+            let status = cron
+                .and_then(|cron| cron.status.clone())
+                .unwrap_or_default();
+            status.active.is_some_and(|active| !active.is_empty())
+                && status.last_schedule_time.is_some()
+        },
+    )
+    .await;
+    let made: Vec<Job> = cluster.list("ns").await;
+    let metadata = &made[0].metadata;
+    let name = metadata.name.clone().unwrap_or_default();
+    let minutes = name
+        .strip_prefix("c-")
+        .and_then(|minutes| minutes.parse::<i64>().ok());
+    assert!(minutes.is_some(), "{name}");
+    assert_eq!(
+        metadata
+            .owner_references
+            .as_ref()
+            .map(|owners| owners[0].kind.as_str()),
+        Some("CronJob")
+    );
+    assert_eq!(
+        metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get("made"))
+            .map(String::as_str),
+        Some("by-cron")
+    );
+    let api: Api<Pod> = cluster.api("ns");
+    let is_its = |pod: &Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        labels.and_then(|labels| labels.get("job-name")) == Some(&name)
+    };
+    let has_one = |pods: &[Pod]| pods.iter().any(is_its);
+    wait_list(&api, "", "the job has a pod", has_one).await;
+    for pod in cluster
+        .list::<Pod>("ns")
+        .await
+        .iter()
+        .filter(|pod| is_its(pod))
+    {
+        end(&cluster, pod, "Succeeded").await;
+    }
+    wait(
+        &crons,
+        "c",
+        "the job is over",
+        move |cron: Option<&CronJob>| {
+            let status = cron
+                .and_then(|cron| cron.status.clone())
+                .unwrap_or_default();
+            let mut active = status.active.iter().flatten();
+            active.all(|known| known.name.as_ref() != Some(&name))
+                && status.last_successful_time.is_some()
+        },
+    )
+    .await;
 }

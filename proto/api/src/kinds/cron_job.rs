@@ -1,6 +1,6 @@
 //! CronJob: jobs at the times of a schedule.
 
-mod schedule;
+pub mod schedule;
 
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, JobSpec};
 use serde_json::json;
@@ -40,7 +40,7 @@ fn validate_schedule(
         errors.required(path, "");
         return;
     }
-    if let Err(error) = schedule::check(text) {
+    if let Err(error) = schedule::parse(text) {
         errors.invalid(path, text, &error);
     }
     let had_zone = old.is_some_and(|old| old.schedule.contains("TZ"));

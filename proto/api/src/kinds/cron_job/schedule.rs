@@ -1,7 +1,77 @@
-//! The syntax of schedules: five fields, or one of a few words. What is wrong is told in the words of the library that
-//! Kubernetes reads them with, robfig/cron.
+//! Schedules: five fields, or one of a few words. What is wrong is told in the words of the library that Kubernetes reads them
+//! with, robfig/cron.
+
+use std::time::Duration;
 
 use super::is_time_zone;
+
+/// When something is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// The time zone that the text itself names.
+    pub zone: Option<String>,
+    /// The times.
+    pub times: Times,
+}
+
+/// The times of a schedule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// At every minute that these say.
+    Calendar(Box<Calendar>),
+    /// Once in so long, in whole seconds, and at least one.
+    Every(Duration),
+}
+
+/// Minutes of a calendar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calendar {
+    /// From 0.
+    pub minutes: Numbers,
+    /// From 0.
+    pub hours: Numbers,
+    /// From 1.
+    pub days: Numbers,
+    /// From 1.
+    pub months: Numbers,
+    /// From 0, a Sunday.
+    pub weekdays: Numbers,
+}
+
+/// Numbers below 64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    bits: u64,
+    /// Whether the text says any, and does not list all.
+    any: bool,
+}
+
+impl Numbers {
+    /// Whether the number is one of them.
+    pub fn has(&self, number: u32) -> bool {
+        self.bits
+            .checked_shr(number)
+            .is_some_and(|bits| bits & 1 == 1)
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            bits: self.bits | other.bits,
+            any: self.any || other.any,
+        }
+    }
+}
+
+impl Calendar {
+    /// Whether a day is one of them. Where both sorts of day are listed, either is enough.
+    pub fn has_day(&self, day: u32, weekday: u32) -> bool {
+        let (day, weekday) = (self.days.has(day), self.weekdays.has(weekday));
+        match self.days.any || self.weekdays.any {
+            true => day && weekday,
+            false => day || weekday,
+        }
+    }
+}
 
 /// A field of a schedule: its numbers, and the names that some of them have.
 struct Field {
@@ -41,25 +111,44 @@ const FIELDS: [Field; 5] = [
     },
 ];
 
-const WORDS: [&str; 7] = [
-    "@yearly",
-    "@annually",
-    "@monthly",
-    "@weekly",
-    "@daily",
-    "@midnight",
-    "@hourly",
+/// Words, and the fields that they stand for.
+const WORDS: [(&str, &str); 7] = [
+    ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
+    ("@monthly", "0 0 1 * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@daily", "0 0 * * *"),
+    ("@midnight", "0 0 * * *"),
+    ("@hourly", "0 * * * *"),
 ];
 
-/// Units of a duration.
-const UNITS: [&str; 8] = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"];
+/// Units of a duration, in seconds.
+const UNITS: [(&str, f64); 8] = [
+    ("ns", 1e-9),
+    ("us", 1e-6),
+    ("µs", 1e-6),
+    ("μs", 1e-6),
+    ("ms", 1e-3),
+    ("s", 1.0),
+    ("m", 60.0),
+    ("h", 3600.0),
+];
 
-/// Checks a schedule that is not empty.
-pub(super) fn check(schedule: &str) -> Result<(), String> {
-    let rest = without_zone(schedule)?;
-    if rest.starts_with('@') {
-        return check_word(rest);
-    }
+/// Longer than any schedule, and still far from what cannot be told.
+const LONGEST: f64 = 1e9;
+
+/// Reads a schedule that is not empty.
+pub fn parse(schedule: &str) -> Result<Schedule, String> {
+    let (zone, rest) = zone_of(schedule)?;
+    let zone = zone.map(str::to_owned);
+    let times = match rest.starts_with('@') {
+        true => parse_word(rest)?,
+        false => parse_fields(rest)?,
+    };
+    Ok(Schedule { zone, times })
+}
+
+fn parse_fields(rest: &str) -> Result<Times, String> {
     let parts: Vec<&str> = rest.split_whitespace().collect();
     if parts.len() != FIELDS.len() {
         let (wanted, found) = (FIELDS.len(), parts.len());
@@ -68,51 +157,63 @@ pub(super) fn check(schedule: &str) -> Result<(), String> {
             parts.join(" ")
         ));
     }
-    for (part, field) in parts.into_iter().zip(&FIELDS) {
+    let mut fields = [Numbers::default(); FIELDS.len()];
+    for ((numbers, part), field) in fields.iter_mut().zip(parts).zip(&FIELDS) {
         for range in part.split(',').filter(|range| !range.is_empty()) {
-            check_range(range, field)?;
+            *numbers = numbers.and(parse_range(range, field)?);
         }
     }
-    Ok(())
+    let [minutes, hours, days, months, weekdays] = fields;
+    Ok(Times::Calendar(Box::new(Calendar {
+        minutes,
+        hours,
+        days,
+        months,
+        weekdays,
+    })))
 }
 
-/// What follows the time zone of a schedule, if it has one.
-fn without_zone(schedule: &str) -> Result<&str, String> {
+/// The time zone of a schedule, if it has one, and what follows it.
+fn zone_of(schedule: &str) -> Result<(Option<&str>, &str), String> {
     let rest = ["TZ=", "CRON_TZ="]
         .into_iter()
         .find_map(|start| schedule.strip_prefix(start));
     let Some(rest) = rest else {
-        return Ok(schedule);
+        return Ok((None, schedule));
     };
     let (zone, rest) = rest.split_once(' ').unwrap_or((rest, ""));
     match zone.is_empty() || zone == "Local" || is_time_zone(zone) {
-        true => Ok(rest.trim()),
+        true => Ok((Some(zone), rest.trim())),
         false => Err(format!(
             "provided bad location {zone}: unknown time zone {zone}"
         )),
     }
 }
 
-fn check_word(word: &str) -> Result<(), String> {
-    if WORDS.contains(&word) {
-        return Ok(());
+fn parse_word(word: &str) -> Result<Times, String> {
+    if let Some((_, fields)) = WORDS.iter().find(|(known, _)| *known == word) {
+        return parse_fields(fields);
     }
     let Some(duration) = word.strip_prefix("@every ") else {
         return Err(format!("unrecognized descriptor: {word}"));
     };
-    check_duration(duration).map_err(|error| format!("failed to parse duration {word}: {error}"))
+    let seconds = parse_duration(duration)
+        .map_err(|error| format!("failed to parse duration {word}: {error}"))?;
+    let seconds = seconds.clamp(1.0, LONGEST).trunc();
+    Ok(Times::Every(Duration::from_secs_f64(seconds)))
 }
 
-/// Checks a duration as Go writes it: `1h30m`, `1.5s`.
-fn check_duration(text: &str) -> Result<(), String> {
+/// The seconds of a duration as Go writes it: `1h30m`, `1.5s`.
+fn parse_duration(text: &str) -> Result<f64, String> {
     let invalid = || format!("time: invalid duration {text:?}");
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
-        return Ok(());
+        return Ok(0.0);
     }
     if rest.is_empty() {
         return Err(invalid());
     }
+    let mut seconds = 0.0;
     while !rest.is_empty() {
         let amount = |letter: char| letter.is_ascii_digit() || letter == '.';
         let end = rest
@@ -128,12 +229,16 @@ fn check_duration(text: &str) -> Result<(), String> {
         if unit.is_empty() {
             return Err(format!("time: missing unit in duration {text:?}"));
         }
-        if !UNITS.contains(&unit) {
+        let Some((_, each)) = UNITS.iter().find(|(known, _)| *known == unit) else {
             return Err(format!("time: unknown unit {unit:?} in duration {text:?}"));
-        }
+        };
+        seconds += number.parse::<f64>().map_err(|_| invalid())? * each;
         rest = after;
     }
-    Ok(())
+    match text.starts_with('-') {
+        true => Ok(-seconds),
+        false => Ok(seconds),
+    }
 }
 
 fn number(text: &str, field: &Field) -> Result<u64, String> {
@@ -160,8 +265,8 @@ fn plain_number(text: &str) -> Result<u64, String> {
     u64::try_from(number).map_err(|_| format!("negative number ({number}) not allowed: {text}"))
 }
 
-/// Checks `number`, `number-number` or `*`, and after a slash the step.
-fn check_range(text: &str, field: &Field) -> Result<(), String> {
+/// The numbers of `number`, `number-number` or `*`, and after a slash the step.
+fn parse_range(text: &str, field: &Field) -> Result<Numbers, String> {
     let mut parts = text.split('/');
     let (range, step, more) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     let mut bounds = range.split('-');
@@ -170,7 +275,8 @@ fn check_range(text: &str, field: &Field) -> Result<(), String> {
         bounds.next(),
         bounds.next(),
     );
-    let (start, mut end) = if ["*", "?"].contains(&low) {
+    let any = ["*", "?"].contains(&low);
+    let (start, mut end) = if any {
         (field.min, field.max)
     } else {
         let start = number(low, field)?;
@@ -203,10 +309,15 @@ fn check_range(text: &str, field: &Field) -> Result<(), String> {
             "beginning of range ({start}) beyond end of range ({end}): {text}"
         ));
     }
-    match step {
-        Some(0) => Err(format!("step of range should be a positive number: {text}")),
-        _ => Ok(()),
-    }
+    let step = match step.unwrap_or(1) {
+        0 => return Err(format!("step of range should be a positive number: {text}")),
+        step => usize::try_from(step).unwrap_or(usize::MAX),
+    };
+    let numbers = (start..=end).step_by(step);
+    Ok(Numbers {
+        bits: numbers.fold(0, |bits, number| bits | 1 << number),
+        any: any && step == 1,
+    })
 }
 
 #[cfg(test)]
@@ -226,7 +337,7 @@ mod tests {
             "CRON_TZ=UTC @hourly",
             "5/15 * * * *",
         ] {
-            assert_eq!(check(good), Ok(()), "{good}");
+            assert!(parse(good).is_ok(), "{good}");
         }
     }
 
@@ -276,7 +387,48 @@ mod tests {
                 "provided bad location Mars/Base: unknown time zone Mars/Base",
             ),
         ] {
-            assert_eq!(check(schedule), Err(told.to_owned()), "{schedule}");
+            assert_eq!(parse(schedule), Err(told.to_owned()), "{schedule}");
         }
+    }
+
+    #[test]
+    fn what_is_read_is_what_is_meant() {
+        let calendar = |text: &str| match parse(text).map(|schedule| schedule.times) {
+            Ok(Times::Calendar(calendar)) => calendar,
+            other => panic!("{text}: {other:?}"),
+        };
+        let listed = |numbers: Numbers| {
+            (0..64)
+                .filter(|number| numbers.has(*number))
+                .collect::<Vec<_>>()
+        };
+        let times = calendar("*/20 9-17/4,23 1,15 feb mon");
+        assert_eq!(listed(times.minutes), [0, 20, 40]);
+        assert_eq!(listed(times.hours), [9, 13, 17, 23]);
+        assert_eq!(listed(times.days), [1, 15]);
+        assert_eq!(listed(times.months), [2]);
+        assert_eq!(listed(times.weekdays), [1]);
+        assert!(times.has_day(15, 3) && times.has_day(2, 1) && !times.has_day(2, 3));
+        let times = calendar("0 0 * * mon");
+        assert!(times.has_day(2, 1) && !times.has_day(2, 3));
+        // A step is no longer any day.
+        assert!(calendar("0 0 */2 * mon").has_day(2, 1));
+        assert_eq!(calendar("@weekly"), calendar("0 0 * * sun"));
+        for (text, seconds) in [
+            ("1h30m", 5400),
+            ("1.5s", 1),
+            ("0", 1),
+            ("-5m", 1),
+            ("999999999h", 1_000_000_000),
+        ] {
+            let times = parse(&format!("@every {text}")).map(|schedule| schedule.times);
+            assert_eq!(
+                times,
+                Ok(Times::Every(Duration::from_secs(seconds))),
+                "{text}"
+            );
+        }
+        let zoned = parse("CRON_TZ=Europe/Berlin @daily").map(|schedule| schedule.zone);
+        assert_eq!(zoned, Ok(Some("Europe/Berlin".to_owned())));
     }
 }

@@ -165,9 +165,11 @@ fn untracking(metadata: &ObjectMeta) -> Value {
 
 /// As [`untracking`], of a pod that is still as it was seen.
 fn untracking_as_seen(metadata: &ObjectMeta) -> Value {
-    let mut patch = untracking(metadata);
-    patch["metadata"]["resourceVersion"] = json!(metadata.resource_version);
-    patch
+    json!({"metadata": {
+        "uid": metadata.uid,
+        "resourceVersion": metadata.resource_version,
+        "$deleteFromPrimitiveList/finalizers": [TRACKING],
+    }})
 }
 
 impl Controller {

@@ -31,8 +31,8 @@ mod selection;
 mod service_account_tokens;
 mod stateful_set;
 mod template_hash;
-mod volume_binding;
 mod ttl_after_finished;
+mod volume_binding;
 mod volume_protection;
 
 use std::sync::Arc;

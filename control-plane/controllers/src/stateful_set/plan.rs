@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use super::claims::{self, Known, Work};
 use super::identity::{Version, correction, ordinal_of, ordinals, pod_name, pod_of, revision_of};
 use crate::deployment::scaled;
-use crate::pods::{Availability, availability, is_finished, is_ready, phase};
 use crate::pod_control::BURST;
+use crate::pods::{Availability, availability, is_finished, is_ready, phase};
 
 /// What the plan is made from.
 pub(crate) struct Observed<'a> {

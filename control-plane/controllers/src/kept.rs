@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use gantry_informer::{Informer, Informers, Object, Recorder, Reference};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Event, ReplicationController};
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -29,7 +28,7 @@ struct Telling {
 type Follow = fn(&Telling, &'static str);
 
 /// Each kind, and what is told of its objects. One that is not served has none.
-const KINDS: [(Follow, &str); 4] = [
+const KINDS: [(Follow, &str); 3] = [
     (
         follow::<DaemonSet>,
         "DaemonSets are kept, and nothing in this version runs their pods",
@@ -37,10 +36,6 @@ const KINDS: [(Follow, &str); 4] = [
     (
         follow::<ReplicationController>,
         "ReplicationControllers are kept, and nothing in this version runs their pods: use a Deployment",
-    ),
-    (
-        follow::<HorizontalPodAutoscaler>,
-        "HorizontalPodAutoscalers are kept, and nothing in this version scales what they name",
     ),
     (
         follow::<Ingress>,

@@ -15,6 +15,7 @@ mod endpoints;
 mod error;
 mod garbage;
 mod history;
+mod horizontal_pod_autoscaler;
 mod ip_address;
 mod job;
 mod kept;
@@ -39,12 +40,14 @@ use std::sync::Arc;
 
 use gantry_informer::Clock;
 pub use gantry_informer::Informers;
+pub use horizontal_pod_autoscaler::figures;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use service_account_tokens::{TokenIssuer, TokenSecret};
 
 use self::context::Context;
+use self::figures::{Figures, NoFigures};
 
 /// What to run with.
 #[derive(Clone)]
@@ -55,6 +58,8 @@ pub struct ControllersConfig {
     pub clock: Clock,
     /// Signs the tokens that are kept in Secrets; without one such Secrets stay as they are.
     pub tokens: Option<Arc<dyn TokenIssuer>>,
+    /// What autoscalers go by.
+    pub figures: Arc<dyn Figures>,
 }
 
 impl ControllersConfig {
@@ -69,6 +74,7 @@ impl ControllersConfig {
             root_ca,
             clock: Clock::system(),
             tokens: None,
+            figures: Arc::new(NoFigures),
         }
     }
 }
@@ -96,6 +102,7 @@ pub async fn run(
     let stateful = context.recorder(stateful_set::COMPONENT);
     let volumes = context.recorder(volume_binding::COMPONENT);
     let kept = context.recorder(kept::COMPONENT);
+    let autoscaling = context.recorder(horizontal_pod_autoscaler::COMPONENT);
     let tokens = async {
         if let Some(issuer) = config.tokens {
             let root_ca = config.root_ca.clone();
@@ -123,6 +130,7 @@ pub async fn run(
         pod_gc::run(context.clone()),
         volume_binding::run(context.clone(), &informers, volumes),
         volume_protection::run(context.clone(), &informers),
+        horizontal_pod_autoscaler::run(context.clone(), &informers, config.figures, autoscaling),
         kept::run(context.clone(), &informers, kept),
     );
 }

@@ -55,7 +55,8 @@ pub(crate) fn is_terminating(pod: &Pod) -> bool {
     !is_finished(pod) && pod.metadata.deletion_timestamp.is_some()
 }
 
-fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
+/// The condition of its readiness.
+pub(crate) fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
     pod.status
         .as_ref()?
         .conditions

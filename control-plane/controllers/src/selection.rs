@@ -170,6 +170,20 @@ pub(crate) fn pods_of(pods: &Cache<Pod>, service: &Service) -> Vec<Arc<Pod>> {
     found
 }
 
+/// The pods of a namespace that a selector matches.
+pub(crate) fn selected(
+    pods: &Cache<Pod>,
+    namespace: &str,
+    selector: &LabelSelector,
+) -> Vec<Arc<Pod>> {
+    let mut found = match selector.common_label() {
+        Some((key, value)) => pods.indexed(LABELLED, &pair(namespace, key, value)),
+        None => pods.in_namespace(namespace),
+    };
+    found.retain(|pod| selector.matches_map(pod.metadata.labels.as_ref()));
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use gantry_informer::cache::IndexFn;
@@ -212,6 +226,10 @@ mod tests {
         let found = pods_of(&pods, &both);
         let names: Vec<_> = found.iter().map(|pod| Key::of(&pod.metadata)).collect();
         assert_eq!(names, [Key::new("ns", "a")]);
+        for (selector, wanted) in [("tier=x", 2), ("tier in (x,y)", 2), ("app!=web", 1)] {
+            let selector = LabelSelector::parse(selector).expect("a selector");
+            assert_eq!(selected(&pods, "ns", &selector).len(), wanted);
+        }
         let of = |name: &str| {
             let pod = pods.get(&Key::new("ns", name)).expect("present");
             let mut found = selectors.services_of(&pod);

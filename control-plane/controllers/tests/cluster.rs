@@ -1,5 +1,6 @@
 //! Controllers and scheduler against the real API server: what a user does, and what comes of it.
 
+mod autoscaling;
 mod common;
 mod jobs;
 mod services;

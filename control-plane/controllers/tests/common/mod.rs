@@ -33,6 +33,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// API server and controllers; no scheduler and no nodes.
     pub(crate) async fn start() -> Self {
+        Self::start_with(ControllersConfig::new("PEM")).await
+    }
+
+    /// The same, with controllers that run with this.
+    pub(crate) async fn start_with(config: ControllersConfig) -> Self {
         let server = ApiServer::new(
             ApiServerConfig::default(),
             Store::ephemeral(),
@@ -42,7 +47,6 @@ impl Cluster {
         let identity = Identity::new("kubernetes-admin", &["system:masters"]);
         let client = kube::Client::new(server.local_service(identity), "default");
         let stop = CancellationToken::new();
-        let config = ControllersConfig::new("PEM");
         let informers = Informers::new(client.clone(), &stop);
         tokio::spawn(gantry_controllers::run(
             client.clone(),

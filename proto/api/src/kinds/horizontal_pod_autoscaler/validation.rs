@@ -34,9 +34,14 @@ fn is_positive(amount: &Written) -> bool {
 /// The whole of what is wished for.
 pub(super) fn spec(spec: &HorizontalPodAutoscalerSpec, path: &Path, errors: &mut ErrorList) {
     let (least, most) = (spec.min_replicas, spec.max_replicas);
-    if let Some(least) = least.filter(|least| *least < 1) {
-        let detail = "must be greater than or equal to 1";
-        errors.invalid(&path.child("minReplicas"), least, detail);
+    let metrics = spec.metrics.as_deref().unwrap_or_default();
+    // Pods that are not there say nothing of themselves: what may have none is scaled by something else.
+    let looks_elsewhere = |metric: &MetricSpec| ["Object", "External"].contains(&&*metric.type_);
+    let may_be_none = metrics.iter().any(looks_elsewhere);
+    let fewest = if may_be_none { 0 } else { 1 };
+    if let Some(least) = least.filter(|least| *least < fewest) {
+        let detail = format!("must be greater than or equal to {fewest}");
+        errors.invalid(&path.child("minReplicas"), least, &detail);
     }
     let most_path = path.child("maxReplicas");
     match most {
@@ -52,13 +57,10 @@ pub(super) fn spec(spec: &HorizontalPodAutoscalerSpec, path: &Path, errors: &mut
     reference(&spec.scale_target_ref, &target_path, errors);
     group(&spec.scale_target_ref, &target_path, errors);
     let metrics_path = path.child("metrics");
-    let metrics = spec.metrics.as_deref().unwrap_or_default();
     for (number, metric) in metrics.iter().enumerate() {
         self::metric(metric, &metrics_path.index(number), errors);
     }
-    // Pods that are not there say nothing of themselves.
-    let looks_elsewhere = |metric: &MetricSpec| ["Object", "External"].contains(&&*metric.type_);
-    if least == Some(0) && !metrics.iter().any(looks_elsewhere) {
+    if least == Some(0) && !may_be_none {
         let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
         errors.forbidden(&metrics_path, detail);
     }
@@ -434,6 +436,16 @@ mod tests {
                 "spec.metrics: Forbidden: must specify at least one Object or External metric to support scaling to zero replicas",
             ]
         );
+        let none = |least: i32| {
+            let value = json!({"type": "AverageValue", "averageValue": "10"});
+            let queue = json!({"type": "External", "external": {"metric": {"name": "queue"}, "target": value}});
+            refused(
+                json!({"minReplicas": least, "maxReplicas": 2, "scaleTargetRef": target, "metrics": [queue]}),
+            )
+        };
+        assert_eq!(none(0), [""; 0]);
+        let below = "spec.minReplicas: Invalid value: -1: must be greater than or equal to 0";
+        assert_eq!(none(-1), [below]);
     }
 
     #[test]

@@ -101,6 +101,36 @@ impl PodAttachment {
     }
 }
 
+/// What has passed a link since it was made, as who is behind it sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that came.
+    pub received_bytes: u64,
+    /// Packets that came.
+    pub received_packets: u64,
+    /// Packets that could not be received.
+    pub received_errors: u64,
+    /// Packets that were dropped on their way in.
+    pub received_dropped: u64,
+    /// Bytes that went.
+    pub sent_bytes: u64,
+    /// Packets that went.
+    pub sent_packets: u64,
+    /// Packets that could not be sent.
+    pub sent_errors: u64,
+    /// Packets that were dropped on their way out.
+    pub sent_dropped: u64,
+}
+
+/// What has passed the links of a node and its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeTraffic {
+    /// The link that leads out of the node, where there is one.
+    pub node: Option<Traffic>,
+    /// Those of the pods that are attached, by uid.
+    pub pods: BTreeMap<String, Traffic>,
+}
+
 /// Makes a network namespace for the pod that is given this address; one that belongs to the host's users is made without.
 /// Who makes them may tell the pods of a node apart by the last 16 bits of their addresses: a node with more is refused.
 pub type MakeNamespace = Arc<dyn Fn(Ipv4Addr) -> io::Result<OwnedFd> + Send + Sync>;
@@ -142,6 +172,8 @@ pub trait PodNetwork: Send + Sync + 'static {
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
     /// The pods attached now, including those of an earlier agent process.
     async fn attached(&self) -> Result<BTreeMap<String, PodAttachment>, NetworkError>;
+    /// What has passed the links: meant to be asked every second.
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError>;
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod error;
 mod fake;
 mod sysctl;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,6 +19,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 pub use error::RuntimeError;
 pub use fake::FakeRuntime;
 pub use sysctl::{SysctlName, SysctlNamespace};
+pub use usage::{ContainerUsage, Measured, PodUsage, Pressure, Pressures, Throttling, Usage};
 
 /// The uid of a pod; names its sandbox, cgroup and directories.
 #[derive(
@@ -288,15 +290,6 @@ pub struct IoSession {
     pub exit: oneshot::Receiver<Result<i32, RuntimeError>>,
 }
 
-/// Resource usage of a pod or container.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Usage {
-    /// CPU time since start, nanoseconds.
-    pub cpu_nanos: u64,
-    /// Memory that cannot be reclaimed easily, bytes.
-    pub memory_working_set: u64,
-}
-
 /// Runs sandboxes and containers. Every operation is idempotent: repeating one that has happened is not an error.
 ///
 /// Sandboxes outlive the process that holds this value; [`Runtime::sandboxes`] finds them again.
@@ -338,6 +331,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn attach(&self, id: &ContainerId, stdin: bool) -> Result<IoSession, RuntimeError>;
     /// What a pod uses, per container name.
     async fn usage(&self, pod: &PodUid) -> Result<BTreeMap<String, Usage>, RuntimeError>;
+    /// What the machine, all sandboxes and their running containers use: meant to be asked every second. It asks no shim, and
+    /// reads beside the runtime's own threads.
+    async fn measure(&self) -> Result<Measured, RuntimeError>;
     /// Events from now on. A receiver that lags must call [`Runtime::sandboxes`] again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
 }

@@ -28,8 +28,9 @@ use crate::netlink::Netlink;
 use crate::nft::Nft;
 use crate::underlay::Underlay;
 use crate::{
-    HostPort, MakeNamespace, NetworkError, NodeNetwork, PodAttachment, PodNetwork, dns_rules,
-    forwarding, links, listeners, loopback, netns, overlay, pod_link, pod_rules, ports,
+    HostPort, MakeNamespace, NetworkError, NodeNetwork, NodeTraffic, PodAttachment, PodNetwork,
+    dns_rules, forwarding, links, listeners, loopback, netns, overlay, pod_link, pod_rules, ports,
+    traffic,
 };
 
 mod look;
@@ -259,6 +260,11 @@ impl PodNetwork for BridgeNetwork {
             .filter(|(_, attachment)| netns::is_mounted(&attachment.netns))
             .collect())
     }
+
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.traffic()).await
+    }
 }
 
 /// See [`MakeNamespace`].
@@ -282,6 +288,25 @@ impl Shared {
             ip: lease.ip,
             ip6: lease.ip6,
         }
+    }
+
+    /// What has passed the node's links.
+    fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        let links = traffic::links().map_err(|source| NetworkError::Io {
+            doing: "reading what the kernel has counted of links".to_owned(),
+            source,
+        })?;
+        let uplink = traffic::uplink().and_then(|link| links.get(&link).copied());
+        let state = self.state.lock();
+        let ready = state.pods.iter().filter(|(_, lease)| lease.ready);
+        let pods = ready.filter_map(|(uid, lease)| {
+            let link = links.get(&self.names.host_link(lease.ip))?;
+            Some((uid.clone(), traffic::turned(link)))
+        });
+        Ok(NodeTraffic {
+            node: uplink,
+            pods: pods.collect(),
+        })
     }
 
     /// The IPv6 address that comes with an IPv4 address.

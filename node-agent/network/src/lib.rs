@@ -52,6 +52,7 @@ mod policy;
 mod ports;
 mod services;
 mod table_watch;
+mod traffic;
 pub mod traits;
 mod trial;
 mod underlay;
@@ -62,7 +63,8 @@ pub use echo::GatewayEcho;
 pub use fake::{FakeEcho, FakeListeners, FakeOverlay, FakePolicyRules, FakeServiceRules};
 pub use gantry_cri::ServiceName;
 pub use gantry_cri::network::{
-    FakePodNetwork, HostPort, MakeNamespace, NetworkError, PodAttachment, PodNetwork, Protocol,
+    FakePodNetwork, HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment, PodNetwork,
+    Protocol, Traffic,
 };
 pub use link_watch::LinkWatch;
 pub use listeners::{HostListeners, listening};

@@ -42,6 +42,8 @@ async fn contract(network: &impl PodNetwork) {
     let attached = network.attached().await.unwrap();
     assert_eq!(attached.keys().collect::<Vec<_>>(), ["first", "second"]);
     assert_eq!(attached["first"], first);
+    let passed = network.traffic().await.unwrap();
+    assert!(passed.pods.keys().eq(attached.keys()), "{passed:?}");
 
     match network.attach("third", &web).await {
         Err(NetworkError::HostPortInUse {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::device_program;
 use crate::sys;
 
+pub(crate) mod meter;
 mod protection;
 
 /// How long a killed process may take to leave its group.
@@ -269,30 +270,7 @@ impl Hierarchies {
 
     /// What a group uses; `None` when it does not exist.
     pub(crate) fn usage(&self, group: &Path) -> Option<Usage> {
-        let memory = self.controller("memory", group);
-        let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-        let field = |path: PathBuf, name: &str| {
-            let text = fs::read_to_string(path).ok()?;
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
-        };
-        let (used, cache, cpu_nanos) = if self.is_unified() {
-            (
-                number(memory.join("memory.current"))?,
-                field(memory.join("memory.stat"), "inactive_file ")?,
-                field(memory.join("cpu.stat"), "usage_usec ")? * 1000,
-            )
-        } else {
-            (
-                number(memory.join("memory.usage_in_bytes"))?,
-                field(memory.join("memory.stat"), "total_inactive_file ")?,
-                number(self.controller("cpuacct", group).join("cpuacct.usage"))?,
-            )
-        };
-        Some(Usage {
-            cpu_nanos,
-            memory_working_set: used.saturating_sub(cache),
-        })
+        meter::Meter::open(self, group)?.read(&mut meter::Buffer::default())
     }
 
     /// Kills every process of a group and of those below it, also those that make others as fast as they can.

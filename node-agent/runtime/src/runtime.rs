@@ -5,6 +5,7 @@
 //! and log, `shm/` and `words/` (each a tmpfs), `c/<name>-<attempt>/` per container and `x/<n>/` per exec.
 
 mod containers;
+mod measuring;
 mod sandboxes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use gantry_cri::runtime::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
-    IoSession, PodUid, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
+    IoSession, Measured, PodUid, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxSpec,
+    SandboxStatus,
     Usage,
 };
 use gantry_idmap::IdBlock;
@@ -79,6 +81,8 @@ struct Shared {
     execs: AtomicU64,
     /// Held while the protection of all pods' memory is added up.
     protecting: Mutex<()>,
+    /// The files that say what pods use.
+    meters: Mutex<measuring::Meters>,
 }
 
 /// Runs containers in shims of our own. Clones share everything.
@@ -131,6 +135,7 @@ impl ShimRuntime {
             locks: Mutex::new(HashMap::new()),
             execs: AtomicU64::new(0),
             protecting: Mutex::new(()),
+            meters: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -325,6 +330,13 @@ impl Runtime for ShimRuntime {
 
     async fn usage(&self, pod: &PodUid) -> Result<BTreeMap<String, Usage>, RuntimeError> {
         containers::usage(&self.shared, pod)
+    }
+
+    async fn measure(&self) -> Result<Measured, RuntimeError> {
+        let shared = Arc::clone(&self.shared);
+        let measured = tokio::task::spawn_blocking(move || measuring::measure(&shared)).await;
+        measured
+            .map_err(|error| io_error("measuring what the node uses")(io::Error::other(error)))?
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

@@ -118,6 +118,17 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     );
 
     assert!(runtime.usage(&pod).await.unwrap().contains_key("main"));
+    let measured = runtime.measure().await.unwrap();
+    assert!(measured.machine.cpu_nanos > 0 && measured.memory_available > 0);
+    let own = &measured.pods[0];
+    assert_eq!((&own.pod, own.containers.len()), (&pod, 1));
+    let running = &own.containers[0];
+    assert_eq!(
+        (running.name.as_str(), running.attempt),
+        ("main", main.attempt)
+    );
+    assert!(running.usage.memory >= running.usage.memory_working_set);
+    assert!(own.usage.memory > 0 && own.read_at >= measured.read_at);
 
     // What runs may get more or less of something; what does not run has nothing.
     let more = Resources {
@@ -165,6 +176,8 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     runtime.remove_container(&main).await.unwrap();
     runtime.remove_container(&main).await.unwrap();
     assert!(runtime.sandboxes().await.unwrap()[0].containers.is_empty());
+    let pods = runtime.measure().await.unwrap().pods;
+    assert_eq!((pods.len(), pods[0].containers.len()), (1, 0));
 
     // The next attempt, and what ends by itself.
     let mut second = spec(&["/bin/sh", "-c", "exit 3"]);
@@ -200,6 +213,7 @@ async fn contract(runtime: &dyn Runtime, rootfs: &Path, logs: &Path) {
     runtime.remove_sandbox(&pod).await.unwrap();
     runtime.remove_sandbox(&pod).await.unwrap();
     assert!(runtime.sandboxes().await.unwrap().is_empty());
+    assert_eq!(runtime.measure().await.unwrap().pods, []);
     assert!(matches!(
         runtime.usage(&pod).await,
         Err(RuntimeError::NoSandbox(_))

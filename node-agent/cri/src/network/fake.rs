@@ -8,7 +8,10 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
 
-use super::{HostPort, MakeNamespace, NetworkError, PodAttachment, PodNetwork, check_uid};
+use super::{
+    HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment, PodNetwork, Traffic,
+    check_uid,
+};
 
 /// Hands out addresses and remembers who has which; nothing is connected.
 #[derive(Debug)]
@@ -88,5 +91,14 @@ impl PodNetwork for FakePodNetwork {
         Ok(attached
             .map(|(uid, pod)| (uid.clone(), attachment(uid, pod)))
             .collect())
+    }
+
+    async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
+        let pods = self.pods.lock();
+        let nothing = pods.keys().map(|uid| (uid.clone(), Traffic::default()));
+        Ok(NodeTraffic {
+            node: None,
+            pods: nothing.collect(),
+        })
     }
 }

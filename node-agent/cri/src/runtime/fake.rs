@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use gantry_idmap::IdBlock;
@@ -16,9 +17,9 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
-    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
-    IoSession, PodUid, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, SandboxStatus,
-    Usage,
+    ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ContainerUsage,
+    ExecSpec, IoSession, Measured, PodUid, PodUsage, Resources, Runtime, RuntimeError,
+    RuntimeEvent, SandboxSpec, SandboxStatus, Usage,
 };
 
 /// A runtime in memory; clones share it.
@@ -65,6 +66,18 @@ enum Behaviour {
 
 fn now() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// What every container of the fake uses.
+fn of_a_container() -> Usage {
+    Usage {
+        cpu_nanos: 1_000_000,
+        memory_working_set: 1 << 20,
+        memory: 2 << 20,
+        memory_rss: 1 << 20,
+        processes: Some(1),
+        ..Usage::default()
+    }
 }
 
 fn behaviour(args: &[String], added: &BTreeSet<String>) -> Result<Behaviour, RuntimeError> {
@@ -426,13 +439,39 @@ impl Runtime for FakeRuntime {
             .containers
             .iter()
             .filter(|known| matches!(known.status.state, ContainerState::Running { .. }));
-        let usage = Usage {
-            cpu_nanos: 1_000_000,
-            memory_working_set: 1 << 20,
-        };
         Ok(running
-            .map(|container| (container.status.id.name.clone(), usage.clone()))
+            .map(|container| (container.status.id.name.clone(), of_a_container()))
             .collect())
+    }
+
+    async fn measure(&self) -> Result<Measured, RuntimeError> {
+        let state = self.state.lock();
+        let read_at = Instant::now();
+        let pods = state.sandboxes.values().map(|sandbox| {
+            let containers = sandbox.containers.iter().map(|known| &known.status);
+            let running =
+                containers.filter(|known| matches!(known.state, ContainerState::Running { .. }));
+            PodUsage {
+                pod: sandbox.spec.pod.clone(),
+                namespace: sandbox.spec.namespace.clone(),
+                name: sandbox.spec.name.clone(),
+                read_at,
+                usage: of_a_container(),
+                containers: running
+                    .map(|known| ContainerUsage {
+                        name: known.id.name.clone(),
+                        attempt: known.id.attempt,
+                        usage: of_a_container(),
+                    })
+                    .collect(),
+            }
+        });
+        Ok(Measured {
+            read_at,
+            machine: of_a_container(),
+            memory_available: 1 << 30,
+            pods: pods.collect(),
+        })
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

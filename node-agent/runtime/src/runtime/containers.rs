@@ -19,6 +19,7 @@ use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 
+use super::measuring::attempt_of;
 use super::sandboxes::{PATIENCE, ask};
 use super::{Sandbox, Shared, io_error, reference, status};
 use crate::client::{Link, short_path};
@@ -330,22 +331,22 @@ pub(super) fn usage(
     sandbox(shared, pod)?;
     let dir = shared.sandbox_dir(pod).join("c");
     let entries = fs::read_dir(&dir).map_err(io_error(format!("reading {}", dir.display())))?;
+    // Of an ended attempt that is not removed yet, its successor's counts.
+    let mut last: BTreeMap<String, u32> = BTreeMap::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if let Some((container, attempt)) = name.to_str().and_then(attempt_of) {
+            let known = last.entry(container.to_owned()).or_default();
+            *known = attempt.max(*known);
+        }
+    }
     let mut usage: BTreeMap<String, Usage> = BTreeMap::new();
-    for name in entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-    {
-        let Some((container, _attempt)) = name.rsplit_once('-') else {
-            continue;
-        };
-        if let Some(used) = shared
-            .hierarchies
-            .usage(&shared.pod_cgroup(pod).join(&name))
-        {
-            // An ended attempt that is not removed yet adds to its successor's.
-            let total = usage.entry(container.to_owned()).or_default();
-            total.cpu_nanos += used.cpu_nanos;
-            total.memory_working_set += used.memory_working_set;
+    for (container, attempt) in last {
+        let group = shared
+            .pod_cgroup(pod)
+            .join(format!("{container}-{attempt}"));
+        if let Some(used) = shared.hierarchies.usage(&group) {
+            usage.insert(container, used);
         }
     }
     Ok(usage)

@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-store",
             "gantry-tasks",
             "gantry-tls",
+            "gantry-usage",
         ],
     ),
     (
@@ -58,8 +59,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-rpc",
             "gantry-store",
             "gantry-tasks",
+            "gantry-usage",
         ],
     ),
+    ("gantry-usage", &[]),
     ("gantry-informer", &["gantry-tasks"]),
     (
         "gantry-scheduler",
@@ -84,6 +87,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-store",
             "gantry-tasks",
             "gantry-tls",
+            "gantry-usage",
         ],
     ),
     ("gantry-idmap", &[]),

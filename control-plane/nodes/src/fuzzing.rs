@@ -1,6 +1,9 @@
 //! What the bytes of nodes meet, for the fuzzer; no interface of the crate.
 
+use std::sync::Arc;
+
 use gantry_rpc::node::agent_message::Message;
+use gantry_usage::PodName;
 use k8s_openapi::api::core::v1 as core;
 
 use crate::addresses::addresses;
@@ -37,6 +40,19 @@ pub fn node_message(message: Message) {
             if let Ok(mut status) = said::node_status(&status) {
                 drop(keep_own_addresses("a", &mut status));
                 drop(addresses(Some(&status)));
+            }
+        }
+        Message::Usage(usage) => {
+            drop(said::usage::node(&usage));
+            for said in usage.pods {
+                if let Ok(pod) = said::usage::pod_of(&said) {
+                    let name = PodName {
+                        namespace: pod.namespace().to_owned(),
+                        name: pod.name().to_owned(),
+                        uid: pod.uid().to_owned(),
+                    };
+                    drop(said::usage::pod(said, Arc::new(name)));
+                }
             }
         }
         Message::Heartbeat(_) | Message::ServicesProgrammed(_) | Message::AwaitServices(_) => {}

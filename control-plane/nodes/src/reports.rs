@@ -12,6 +12,7 @@
 mod allowance;
 mod queue;
 mod registration;
+mod usage;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use futures::StreamExt;
+use gantry_apiserver::Clock;
 use gantry_base::json::Members;
 use gantry_base::paths;
 use gantry_informer::{Recorder, chain};
@@ -29,6 +31,7 @@ use gantry_members::Roster;
 use gantry_rpc::node::{PodStatus, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
+use gantry_usage::Figures;
 use http::Method;
 use k8s_openapi::api::core::v1 as core;
 use parking_lot::Mutex;
@@ -64,6 +67,9 @@ pub(crate) struct Reports {
     pub(crate) facts: ClusterFacts,
     pub(crate) pod_cidrs: PodCidrs,
     pub(crate) recorder: Recorder,
+    /// What nodes and pods use.
+    figures: Arc<Figures>,
+    clock: Clock,
     addresses: AddressBook,
     /// The latest link of each node that has one: its number, and where it comes from.
     links: Mutex<BTreeMap<NodeName, (u64, IpAddr)>>,
@@ -83,6 +89,8 @@ pub(crate) struct LinkReports {
     queue: Mutex<Queue>,
     wake: Notify,
     allowances: Arc<Allowances>,
+    /// The pods that there are figures of.
+    known_pods: Mutex<usage::Known>,
 }
 
 /// Whose a pod is that a node speaks of.
@@ -101,9 +109,12 @@ impl Reports {
         facts: ClusterFacts,
         pod_cidrs: PodCidrs,
         recorder: Recorder,
+        figures: Arc<Figures>,
     ) -> Self {
         Self {
             addresses: AddressBook::new(store.clone()),
+            figures,
+            clock: Clock::system(),
             store,
             roster,
             facts,
@@ -141,6 +152,7 @@ impl Reports {
             client,
             queue: Mutex::default(),
             wake: Notify::new(),
+            known_pods: Mutex::default(),
         }
     }
 
@@ -211,6 +223,7 @@ impl LinkReports {
             agent_message::Message::Event(event) => {
                 said::event(&event).and_then(|(subject, event)| self.take_event(&subject, event))
             }
+            agent_message::Message::Usage(usage) => self.take_usage(usage).await,
             agent_message::Message::NodeStatus(status) => {
                 said::node_status(&status).map(|mut status| {
                     self.note(keep_own_addresses(self.node.as_str(), &mut status));

@@ -9,6 +9,8 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
+pub(crate) mod usage;
+
 /// The largest PodStatus. Of 200 containers an agent says so much, or of 25 that have each ended twice with the longest message,
 /// 4 KiB. Kubernetes' agents cut the messages of a pod to 12 KiB together.
 const POD_BYTES: usize = 256 << 10;
@@ -277,26 +279,26 @@ pub(crate) fn read_pod_status(said: &[u8]) -> Result<core::PodStatus, Refused> {
         &status.ephemeral_container_statuses,
     ] {
         let count = list.as_ref().map_or(0, Vec::len);
-        check_count("containers", count, CONTAINERS)?;
+        check_count("containers", count, CONTAINERS, POD_STATUS)?;
     }
     for count in [
         status.pod_ips.as_ref().map_or(0, Vec::len),
         status.host_ips.as_ref().map_or(0, Vec::len),
     ] {
-        check_count("addresses", count, ADDRESSES)?;
+        check_count("addresses", count, ADDRESSES, POD_STATUS)?;
     }
     Ok(status)
 }
 
 /// Refuses more conditions than a pod may have, its node's and others' together.
 pub(crate) fn check_conditions(count: usize) -> Result<(), Refused> {
-    check_count("conditions", count, CONDITIONS)
+    check_count("conditions", count, CONDITIONS, POD_STATUS)
 }
 
-fn check_count(of: &str, count: usize, limit: usize) -> Result<(), Refused> {
+fn check_count(of: &str, count: usize, limit: usize, what: &str) -> Result<(), Refused> {
     match count > limit {
         true => Err(Refused::NotItsOwn(format!(
-            "{POD_STATUS} has {count} {of}, of which {limit} are allowed"
+            "{what} has {count} {of}, of which {limit} are allowed"
         ))),
         false => Ok(()),
     }

@@ -20,6 +20,7 @@ use gantry_rpc::node::{
 };
 use gantry_store::{Entry, Event, Key, Revision, Store, Table, Term, WatchError};
 use gantry_tasks::{Panicked, caught};
+use gantry_usage::Figures;
 use ipnet::IpNet;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -61,7 +62,8 @@ pub struct LinkService {
 }
 
 impl LinkService {
-    /// The service of a server whose nodes' links are in `hub`. Fails for a pod CIDR that cannot be cut into nodes' blocks.
+    /// The service of a server whose nodes' links are in `hub`; what they use is in `figures`. Fails for a pod CIDR that cannot be cut into
+    /// nodes' blocks.
     /// Must be called within a tokio runtime.
     pub fn new(
         api: ApiServer,
@@ -69,6 +71,7 @@ impl LinkService {
         roster: Roster,
         hub: Arc<Hub>,
         facts: ClusterFacts,
+        figures: Arc<Figures>,
     ) -> anyhow::Result<Self> {
         let identity = Identity::of_system(NODE_LINK);
         let client = kube::Client::new(api.local_service(identity), "default");
@@ -86,6 +89,7 @@ impl LinkService {
             facts.clone(),
             PodCidrs::new(facts.pod_cidr)?,
             recorder,
+            figures,
         );
         Ok(Self {
             policies: Policies::new(store.clone(), facts.dns_service_ip.parse().ok()),

@@ -10,6 +10,7 @@ use gantry_nodes::{Hub, event_expiry, monitor};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, Term};
 use gantry_tasks::supervised;
+use gantry_usage::Figures;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,8 @@ pub(crate) struct Lead {
     pub(crate) store: Store,
     pub(crate) api: ApiServer,
     pub(crate) hub: Arc<Hub>,
+    /// What nodes that are linked to this server use.
+    pub(crate) figures: Arc<Figures>,
     pub(crate) roster: Roster,
     pub(crate) trusted: watch::Receiver<String>,
     pub(crate) node_grace: Duration,
@@ -73,6 +76,7 @@ impl Lead {
             }
             // Nodes look for the new leader.
             self.hub.disconnect_all();
+            self.figures.clear();
             if stop.is_cancelled() {
                 return;
             }

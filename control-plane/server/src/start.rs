@@ -19,6 +19,7 @@ use gantry_members::{
 };
 use gantry_nodes::{ClusterFacts, DualCidr, Hub, LinkService, follow_keys};
 use gantry_store::{Store, StoreConfig};
+use gantry_usage::Figures;
 use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -162,6 +163,7 @@ pub(crate) async fn open(
 pub(crate) struct Assembled {
     api: ApiServer,
     hub: Arc<Hub>,
+    figures: Arc<Figures>,
     /// All that is no Kubernetes API.
     others: Router,
 }
@@ -173,6 +175,7 @@ pub(crate) fn assemble(
     member: &Member,
 ) -> Result<Assembled> {
     let hub = Arc::new(Hub::default());
+    let figures = Arc::new(Figures::default());
     let api = api(config, address, member, hub.clone());
     let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
     let link = LinkService::new(
@@ -186,6 +189,7 @@ pub(crate) fn assemble(
             dns_service_ip: dns.to_string(),
             cluster_domain: config.cluster_domain.clone(),
         },
+        figures.clone(),
     )?;
     let servers = PeerService {
         store: member.store.clone(),
@@ -196,7 +200,12 @@ pub(crate) fn assemble(
         .router()
         .merge(link.router())
         .merge(administration(member));
-    Ok(Assembled { api, hub, others })
+    Ok(Assembled {
+        api,
+        hub,
+        figures,
+        others,
+    })
 }
 
 /// The Kubernetes API over the member's store.
@@ -273,12 +282,18 @@ pub(crate) struct Running {
     pub(crate) tasks: Tasks,
     api: ApiServer,
     hub: Arc<Hub>,
+    figures: Arc<Figures>,
 }
 
 impl Running {
     /// From now on the port is answered.
     pub(crate) fn begin(listening: Listening, member: Member, assembled: Assembled) -> Self {
-        let Assembled { api, hub, others } = assembled;
+        let Assembled {
+            api,
+            hub,
+            figures,
+            others,
+        } = assembled;
         let tasks = Tasks::default();
         tasks.run(|stop| {
             let (api, tls) = (api.clone(), member.certificates.tls());
@@ -289,6 +304,7 @@ impl Running {
             tasks,
             api,
             hub,
+            figures,
         };
         running.follow();
         running
@@ -373,6 +389,7 @@ impl Running {
             store: member.store.clone(),
             api: self.api.clone(),
             hub: self.hub.clone(),
+            figures: self.figures.clone(),
             roster: member.roster.clone(),
             trusted: member.certificates.trusted(),
             node_grace: config.node_grace,

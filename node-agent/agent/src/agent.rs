@@ -53,6 +53,7 @@ use crate::proxier::Proxier;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
+use crate::usage;
 use network::Network;
 use stores::{State, Stores};
 
@@ -203,6 +204,7 @@ impl Composition {
             desired: state.desired.clone(),
             policies: state.policies.clone(),
             reports: state.reports.clone(),
+            figures: state.figures.subscribe(),
             streams: Arc::new(Streams::new(
                 self.stores.runtime.clone(),
                 state.desired.clone(),
@@ -301,6 +303,9 @@ impl Composition {
         self.tasks.spawn(isolating);
         let manager = PodWorkers::new(Arc::new(node));
         self.tasks.spawn(manager.run(news, self.stop.clone()));
+        let runtime = self.stores.runtime.clone();
+        self.tasks
+            .spawn(usage::follow(runtime, bridge, self.state.figures.clone()));
         Ok(())
     }
 

@@ -39,6 +39,7 @@ mod ready_endpoints;
 mod services;
 mod streams;
 mod token_issuer;
+mod usage;
 
 pub use agent::{Agent, teardown};
 pub use config::{AgentConfig, is_agents_link};

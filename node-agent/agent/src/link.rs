@@ -17,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use rand::Rng as _;
 use rustls::ClientConfig;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -29,6 +28,7 @@ use crate::reports::Reports;
 use crate::servers::Servers;
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
+use crate::usage::{self, Readings};
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -84,6 +84,8 @@ pub(crate) struct Link {
     pub(crate) desired: Arc<Desired>,
     pub(crate) policies: Arc<Policies>,
     pub(crate) reports: Arc<Reports>,
+    /// What the node uses, as it is read.
+    pub(crate) figures: watch::Receiver<Readings>,
     pub(crate) streams: Arc<Streams>,
     /// Told of each link: pods' tokens are asked for beside it.
     pub(crate) tokens: Arc<LinkIssuer>,
@@ -152,12 +154,8 @@ impl Link {
         let hello = AgentMessage {
             message: Some(agent_message::Message::Hello(hello)),
         };
-        // The queue is empty: there is room.
-        up.send(hello).await.map_err(|_| LinkError::Closed)?;
-        let mut down = client
-            .link(ReceiverStream::new(outbound))
-            .await?
-            .into_inner();
+        let outgoing = usage::outgoing(hello, outbound, self.figures.clone());
+        let mut down = client.link(outgoing).await?.into_inner();
         self.desired.link_opened();
         self.policies.link_opened();
         self.servers.prefer(address);

@@ -28,6 +28,12 @@ pub(super) const REGISTRATIONS: Rate = Rate {
     refill: 1,
     per: Duration::from_secs(1),
 };
+/// Figures of what a node and its pods use: two at once on a new link, and then one a second.
+const USAGES: Rate = Rate {
+    burst: 4,
+    refill: 2,
+    per: Duration::from_secs(1),
+};
 /// Writes about pods of one node: all that a node of many pods has to say after an hour without a server.
 const POD_WRITES: Rate = Rate {
     burst: 512,
@@ -142,6 +148,7 @@ pub(super) struct Allowances {
     pub(super) lines: Mutex<Allowance>,
     pub(super) statuses: Mutex<Allowance>,
     pub(super) registrations: Mutex<Allowance>,
+    pub(super) usages: Mutex<Allowance>,
     pub(super) pods: Mutex<PodWrites>,
 }
 
@@ -153,6 +160,7 @@ impl Allowances {
             lines: whole(LINES),
             statuses: whole(STATUSES),
             registrations: whole(REGISTRATIONS),
+            usages: whole(USAGES),
             pods: Mutex::new(PodWrites::new()),
         }
     }
@@ -163,6 +171,7 @@ impl Allowances {
             &self.lines,
             &self.statuses,
             &self.registrations,
+            &self.usages,
         ];
         let rest = self.pods.lock().is_whole(now);
         rest && all.into_iter().all(|one| one.lock().is_whole(now))

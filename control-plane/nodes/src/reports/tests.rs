@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use futures::FutureExt;
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NODE_LINK, NoNodes, node_keys};
 use gantry_informer::EventStyle;
-use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatuses, PodTerminated};
+use gantry_rpc::node::{
+    ContainerUsage, EventRecord, Hello, NodeStatus, NodeUsage, PodStatuses, PodTerminated,
+    PodUsage, Usage,
+};
 use proptest::prelude::*;
 
 use super::allowance::{Allowance, PodWrites, REGISTRATIONS, Rate, STATUSES};
@@ -57,6 +60,7 @@ impl World {
                 gantry_informer::Clock::system(),
                 &CancellationToken::new(),
             ),
+            Arc::default(),
         ));
         let world = Self {
             store,
@@ -169,6 +173,28 @@ fn event(object: &Value) -> agent_message::Message {
     })
 }
 
+fn usage(clock: u64, pods: &[(&str, &str, &str)]) -> agent_message::Message {
+    let pods = pods.iter().map(|(namespace, name, uid)| PodUsage {
+        namespace: (*namespace).to_owned(),
+        name: (*name).to_owned(),
+        uid: (*uid).to_owned(),
+        read_at: clock,
+        containers: vec![ContainerUsage {
+            name: "c".to_owned(),
+            ..ContainerUsage::default()
+        }],
+        ..PodUsage::default()
+    });
+    agent_message::Message::Usage(Usage {
+        clock: 1,
+        node: Some(NodeUsage {
+            read_at: clock,
+            ..NodeUsage::default()
+        }),
+        pods: pods.collect(),
+    })
+}
+
 fn about_pod(namespace: &str, name: &str, uid: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": uid})
 }
@@ -197,6 +223,57 @@ async fn a_node_speaks_for_its_own_pods() {
         .say(&link, terminated("default", "ending", &world.uid("ending")))
         .await;
     assert!(world.pod("ending").is_none());
+}
+
+#[tokio::test]
+async fn figures_count_of_a_nodes_own_pods() {
+    let world = World::new().await;
+    let link = world.open("one");
+    let (mine, theirs) = (world.uid("mine"), world.uid("theirs"));
+    let told = || {
+        let window = Duration::from_secs(1);
+        let pods = world.reports.figures.pods(None, window, Instant::now());
+        let names = pods.iter().map(|usage| usage.pod.name.clone());
+        names.collect::<Vec<_>>()
+    };
+    let refused = || METRICS.reports_refused.get();
+    let second = 1_000_000_000;
+    for at in 1..3 {
+        let before = refused();
+        let pods = [
+            ("default", "mine", mine.as_str()),
+            ("default", "mine", mine.as_str()),
+            ("default", "theirs", theirs.as_str()),
+            ("default", "mine", "another-uid"),
+            ("default", "nobody", "1-2"),
+            ("de/fault", "mine", mine.as_str()),
+        ];
+        link.take(usage(at * second, &pods)).await;
+        // Twice, of another node, of no namespace. Other tests count too.
+        assert!(refused() >= before + 3);
+    }
+    assert_eq!(told(), ["mine"]);
+    let node = world
+        .reports
+        .figures
+        .node("one", Duration::ZERO, Instant::now());
+    assert!(node.is_some() && link.known_pods.lock().len() == 1);
+    // What it does not name any more is gone.
+    link.take(usage(3 * second, &[])).await;
+    assert_eq!(told(), [""; 0]);
+    assert!(link.known_pods.lock().is_empty());
+    // Neither what an older link says counts, nor what is too much.
+    let new = world.open("one");
+    link.take(usage(4 * second, &[("default", "mine", mine.as_str())]))
+        .await;
+    *new.allowances.usages.lock() = used_up(STATUSES);
+    new.take(usage(5 * second, &[("default", "mine", mine.as_str())]))
+        .await;
+    assert!(new.known_pods.lock().is_empty());
+    let (now, window) = (Instant::now(), Duration::ZERO);
+    let figures = &world.reports.figures;
+    let node = figures.node("one", window, now).expect("its figures");
+    assert_eq!(node.counted.at, 3 * second);
 }
 
 #[tokio::test]

@@ -38,7 +38,14 @@ impl World {
         };
         node_keys::adopt(&store, "one").await.expect("written");
         let roster = Roster::new(store.clone());
-        let service = LinkService::new(api, store.clone(), roster, hub.clone(), facts);
+        let service = LinkService::new(
+            api,
+            store.clone(),
+            roster,
+            hub.clone(),
+            facts,
+            Arc::default(),
+        );
         let service = service.expect("blocks of addresses");
         Self {
             store,

@@ -16,6 +16,7 @@ use crate::desired::Desired;
 use crate::policies::Policies;
 use crate::reports::Reports;
 use crate::servers::Servers;
+use crate::usage::Figures;
 
 /// What is kept on disks, opened.
 pub(super) struct Stores {
@@ -46,6 +47,8 @@ pub(super) struct State {
     pub(super) desired: Arc<Desired>,
     pub(super) policies: Arc<Policies>,
     pub(super) reports: Arc<Reports>,
+    /// What the node uses, as it was read last.
+    pub(super) figures: Arc<Figures>,
     pub(super) servers: Servers,
     /// The cluster's facts, where an earlier agent has heard them.
     pub(super) facts: Option<Welcome>,
@@ -63,6 +66,7 @@ impl State {
             desired: Arc::default(),
             policies: Arc::default(),
             reports: Arc::new(Reports::new(&config.node_name)),
+            figures: Arc::default(),
             servers: Servers::new(config.servers.clone()),
             facts: checkpoint.welcome(),
             services_changed: Arc::default(),

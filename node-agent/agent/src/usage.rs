@@ -1,0 +1,286 @@
+//! What this node says that it uses: read every second, and offered to the link, which takes the latest when there is room
+//! for it. None waits in a queue, so that a slow link carries no old figures.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use gantry_cri::network::{NodeTraffic, PodNetwork, Traffic};
+use gantry_cri::runtime::{self as cri, Measured, Runtime};
+use gantry_rpc::node::{
+    AgentMessage, Amounts, ContainerUsage, NodeUsage, PodUsage, Pressure, Pressures, Usage,
+    agent_message,
+};
+use tokio::sync::{mpsc, watch};
+
+/// From the end of one reading to the beginning of the next: so every two are a second apart at least, and each pair of them
+/// makes a rate.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The last two readings.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Readings {
+    before: Option<Arc<Usage>>,
+    latest: Option<Arc<Usage>>,
+}
+
+/// What was read last, for whoever wants to say it.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    readings: watch::Sender<Readings>,
+}
+
+impl Figures {
+    /// The readings, as they come.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Readings> {
+        self.readings.subscribe()
+    }
+
+    fn read(&self, usage: Usage) {
+        self.readings.send_modify(|readings| {
+            readings.before = readings.latest.replace(Arc::new(usage));
+        });
+    }
+}
+
+/// Reads what the node and its pods use, again and again. Runs until it is dropped.
+pub(crate) async fn follow(
+    runtime: Arc<dyn Runtime>,
+    network: Arc<dyn PodNetwork>,
+    figures: Arc<Figures>,
+) {
+    let (begun, clock) = (Instant::now(), rand::random::<u64>());
+    let mut failing = false;
+    loop {
+        let (measured, traffic) = tokio::join!(runtime.measure(), network.traffic());
+        let traffic = traffic.unwrap_or_else(|error| {
+            tracing::debug!(
+                error = gantry_cri::words(&error),
+                "reading the traffic of pods"
+            );
+            NodeTraffic::default()
+        });
+        match measured {
+            Ok(measured) => {
+                failing = false;
+                figures.read(told(&measured, &traffic, begun, clock));
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(error = gantry_cri::words(&error), "reading what pods use");
+                }
+                failing = true;
+            }
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// What is sent on a link: `hello`, what is said as it comes, and between it the latest figures. At first the last two readings,
+/// so that a server which knows nothing has rates at once. It ends with `said`.
+pub(crate) fn outgoing(
+    hello: AgentMessage,
+    said: mpsc::Receiver<AgentMessage>,
+    mut readings: watch::Receiver<Readings>,
+) -> impl Stream<Item = AgentMessage> + Send + 'static {
+    readings.mark_changed();
+    let state = (said, readings, true);
+    let rest = futures::stream::unfold(state, async |(mut said, mut readings, mut first)| {
+        loop {
+            tokio::select! {
+                message = said.recv() => {
+                    let message = message?;
+                    return Some((message, (said, readings, first)));
+                }
+                Ok(()) = readings.changed() => {
+                    let known = readings.borrow_and_update().clone();
+                    let usage = match known.before {
+                        Some(before) if first => {
+                            // The latest follows.
+                            readings.mark_changed();
+                            Some(before)
+                        }
+                        _ => known.latest,
+                    };
+                    first = false;
+                    if let Some(usage) = usage {
+                        let message = agent_message::Message::Usage(Usage::clone(&usage));
+                        let message = AgentMessage { message: Some(message) };
+                        return Some((message, (said, readings, first)));
+                    }
+                }
+            }
+        }
+    });
+    futures::stream::iter([hello]).chain(rest)
+}
+
+/// The figures as they are sent.
+fn told(measured: &Measured, traffic: &NodeTraffic, begun: Instant, clock: u64) -> Usage {
+    let since = |at: Instant| {
+        let passed = at.saturating_duration_since(begun).as_nanos();
+        u64::try_from(passed).unwrap_or(u64::MAX)
+    };
+    Usage {
+        clock,
+        node: Some(NodeUsage {
+            read_at: since(measured.read_at),
+            amounts: Some(amounts(&measured.machine)),
+            available_bytes: measured.memory_available,
+            traffic: traffic.node.as_ref().map(passed),
+        }),
+        pods: measured
+            .pods
+            .iter()
+            .map(|pod| PodUsage {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                uid: pod.pod.0.clone(),
+                read_at: since(pod.read_at),
+                amounts: Some(amounts(&pod.usage)),
+                traffic: traffic.pods.get(&pod.pod.0).map(passed),
+                containers: pod
+                    .containers
+                    .iter()
+                    .map(|container| ContainerUsage {
+                        name: container.name.clone(),
+                        attempt: container.attempt,
+                        amounts: Some(amounts(&container.usage)),
+                    })
+                    .collect(),
+            })
+            .collect(),
+    }
+}
+
+fn amounts(usage: &cri::Usage) -> Amounts {
+    let pressure = |one: cri::Pressure| {
+        Some(Pressure {
+            waiting_microseconds: one.waiting_micros,
+            stalled_microseconds: one.stalled_micros,
+        })
+    };
+    Amounts {
+        cpu_nanoseconds: usage.cpu_nanos,
+        working_set_bytes: usage.memory_working_set,
+        memory_bytes: usage.memory,
+        rss_bytes: usage.memory_rss,
+        periods: usage.throttling.periods,
+        throttled_periods: usage.throttling.throttled_periods,
+        throttled_nanoseconds: usage.throttling.throttled_nanos,
+        processes: usage.processes.unwrap_or_default(),
+        pressures: usage.pressures.map(|pressures| Pressures {
+            cpu: pressure(pressures.cpu),
+            memory: pressure(pressures.memory),
+            io: pressure(pressures.io),
+        }),
+    }
+}
+
+fn passed(traffic: &Traffic) -> gantry_rpc::node::Traffic {
+    gantry_rpc::node::Traffic {
+        received_bytes: traffic.received_bytes,
+        received_packets: traffic.received_packets,
+        received_errors: traffic.received_errors,
+        received_dropped: traffic.received_dropped,
+        sent_bytes: traffic.sent_bytes,
+        sent_packets: traffic.sent_packets,
+        sent_errors: traffic.sent_errors,
+        sent_dropped: traffic.sent_dropped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use gantry_cri::network::FakePodNetwork;
+    use gantry_cri::runtime::FakeRuntime;
+    use gantry_rpc::node::Heartbeat;
+
+    use super::*;
+
+    fn beat(sequence: u64) -> AgentMessage {
+        AgentMessage {
+            message: Some(agent_message::Message::Heartbeat(Heartbeat { sequence })),
+        }
+    }
+
+    /// Which figures a message has; none of another one.
+    fn clock_of(message: AgentMessage) -> Option<u64> {
+        match message.message {
+            Some(agent_message::Message::Usage(usage)) => Some(usage.clock),
+            _ => None,
+        }
+    }
+
+    fn usage(clock: u64) -> Usage {
+        Usage {
+            clock,
+            ..Usage::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_begins_with_two_readings_and_carries_the_latest_after_that() {
+        let figures = Figures::default();
+        for clock in 1..4 {
+            figures.read(usage(clock));
+        }
+        let (up, said) = mpsc::channel(4);
+        let mut sent = pin!(outgoing(beat(0), said, figures.subscribe()));
+        assert_eq!(
+            sent.next().await,
+            Some(beat(0)),
+            "the first word is not theirs"
+        );
+        for clock in [2, 3] {
+            let message = sent.next().await.expect("there is more");
+            assert_eq!(clock_of(message), Some(clock));
+        }
+        // Nobody takes them for a while.
+        for clock in 4..9 {
+            figures.read(usage(clock));
+        }
+        let message = sent.next().await.expect("there is more");
+        assert_eq!(clock_of(message), Some(8), "what is old is not sent");
+        up.send(beat(1)).await.expect("room");
+        assert_eq!(sent.next().await, Some(beat(1)));
+        drop(up);
+        assert_eq!(sent.next().await, None, "the link is over");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_before_anything_is_read() {
+        let figures = Figures::default();
+        let (up, said) = mpsc::channel(4);
+        let mut sent = pin!(outgoing(beat(0), said, figures.subscribe()));
+        assert_eq!(sent.next().await, Some(beat(0)));
+        up.send(beat(1)).await.expect("room");
+        assert_eq!(sent.next().await, Some(beat(1)));
+        figures.read(usage(1));
+        let message = sent.next().await.expect("there is more");
+        assert_eq!(clock_of(message), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readings_come_every_second() {
+        let network = FakePodNetwork::new("10.244.0.0/24".parse().expect("a range"));
+        let figures = Arc::new(Figures::default());
+        let mut readings = figures.subscribe();
+        let following = tokio::spawn(follow(
+            Arc::new(FakeRuntime::new()),
+            Arc::new(network),
+            figures.clone(),
+        ));
+        let began = tokio::time::Instant::now();
+        for _ in 0..3 {
+            readings.changed().await.expect("a reading");
+        }
+        assert!(began.elapsed() >= 2 * PERIOD && began.elapsed() < 3 * PERIOD);
+        let latest = readings.borrow().latest.clone().expect("a reading");
+        let node = latest.node.as_ref().expect("the node's");
+        assert!(node.available_bytes > 0 && node.amounts.is_some());
+        following.abort();
+    }
+}

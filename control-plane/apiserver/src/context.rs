@@ -26,6 +26,7 @@ use crate::registry::{Registry, Resource};
 use crate::request::{Query, ResourcePath};
 use crate::service_accounts::ServiceAccounts;
 use crate::streams::nodes::NodeStreams;
+use crate::usage::UsageSource;
 use crate::verbs::options::WriteOptions;
 
 const JSON: &str = "application/json";
@@ -46,6 +47,8 @@ pub(crate) struct Api {
     pub(crate) tokens: Tokens,
     /// Leads to the pods.
     pub(crate) streams: Arc<dyn NodeStreams>,
+    /// Tells what nodes and pods use.
+    pub(crate) usage: Option<Arc<dyn UsageSource>>,
     /// The term that writes belong to: those of a leader that has been deposed since are refused.
     pub(crate) fence: Option<Term>,
 }

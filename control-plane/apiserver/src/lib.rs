@@ -45,6 +45,7 @@ mod subresources;
 mod tables;
 #[cfg(test)]
 mod testing;
+mod usage;
 mod verbs;
 
 pub use authorisation::{Attributes, Authorizer, Decision, Target, check};
@@ -55,3 +56,4 @@ pub use peer::Peer;
 pub use ranges::Ranges;
 pub use server::{ApiServer, ApiServerConfig, LocalService, OWN_PATHS};
 pub use streams::{NoNodes, NodeStream, NodeStreams};
+pub use usage::{PartUsage, UsageOf, UsageSource, Used};

@@ -34,6 +34,18 @@ const VERBS_OF_NAMESPACES: &[&str] = &[
     "create", "delete", "get", "list", "patch", "update", "watch",
 ];
 const VERBS_OF_VIRTUAL: &[&str] = &["create"];
+const VERBS_OF_MEASURED: &[&str] = &["get", "list"];
+
+/// Where the objects of a resource are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// In the store.
+    Stored,
+    /// Nowhere: requests are answered, and that is all.
+    Answered,
+    /// Nowhere: they are made of what nodes say that they use, when somebody reads them.
+    Measured,
+}
 
 /// The versions of the objects of one table.
 struct Versions {
@@ -60,7 +72,7 @@ pub(crate) struct Resource {
     pub(crate) table: Table,
     versions: Arc<Versions>,
     subresources: Vec<Subresource>,
-    is_virtual: bool,
+    source: Source,
 }
 
 impl Resource {
@@ -85,16 +97,22 @@ impl Resource {
 
     /// What clients may do with it, sorted.
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
-        match (self.is_virtual, self.info().group_kind()) {
-            (true, _) => VERBS_OF_VIRTUAL,
-            (false, ("", "Namespace")) => VERBS_OF_NAMESPACES,
-            (false, _) => VERBS,
+        match (self.source, self.info().group_kind()) {
+            (Source::Answered, _) => VERBS_OF_VIRTUAL,
+            (Source::Measured, _) => VERBS_OF_MEASURED,
+            (Source::Stored, ("", "Namespace")) => VERBS_OF_NAMESPACES,
+            (Source::Stored, _) => VERBS,
         }
+    }
+
+    /// Where its objects are.
+    pub(crate) fn source(&self) -> Source {
+        self.source
     }
 
     /// Whether it is answered and never stored.
     pub(crate) fn is_virtual(&self) -> bool {
-        self.is_virtual
+        self.source != Source::Stored
     }
 
     /// Its subresources, sorted by name.
@@ -198,7 +216,7 @@ impl Resource {
 #[derive(Clone)]
 struct Entry {
     kind: Arc<dyn ResourceKind>,
-    is_virtual: bool,
+    source: Source,
 }
 
 impl Entry {
@@ -222,6 +240,13 @@ pub(crate) struct Registry {
     derived: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
+fn entries(kinds: Vec<Box<dyn ResourceKind>>, source: Source) -> impl Iterator<Item = Entry> {
+    kinds.into_iter().map(move |kind| Entry {
+        kind: Arc::from(kind),
+        source,
+    })
+}
+
 fn group_version(group: &str, version: &str) -> String {
     format!("{group}/{version}")
 }
@@ -233,13 +258,16 @@ impl Registry {
         virtuals: Vec<Box<dyn ResourceKind>>,
         describe: Describe,
     ) -> Self {
-        let entry = |kind: Box<dyn ResourceKind>, is_virtual: bool| Entry {
-            kind: Arc::from(kind),
-            is_virtual,
-        };
-        let kinds = kinds.into_iter().map(|kind| entry(kind, false));
-        let virtuals = virtuals.into_iter().map(|kind| entry(kind, true));
+        let kinds = entries(kinds, Source::Stored);
+        let virtuals = entries(virtuals, Source::Answered);
         Self::of(kinds.chain(virtuals).collect(), describe)
+    }
+
+    /// The next registry, which serves some kinds more, of which nothing is stored and that are measured.
+    pub(crate) fn with_measured(&self, kinds: Vec<Box<dyn ResourceKind>>) -> Self {
+        let known = self.entries.iter().cloned();
+        let measured = entries(kinds, Source::Measured);
+        Self::of(known.chain(measured).collect(), self.describe)
     }
 
     fn of(entries: Vec<Entry>, describe: Describe) -> Self {
@@ -270,7 +298,7 @@ impl Registry {
                     kind: entry.kind.clone(),
                     table,
                     versions,
-                    is_virtual: entry.is_virtual,
+                    source: entry.source,
                 }))
             })
             .collect();
@@ -300,7 +328,7 @@ impl Registry {
             .position(|entry| entry.is(group, version, plural));
         let entry = Entry {
             kind: kind.clone(),
-            is_virtual: false,
+            source: Source::Stored,
         };
         match place.and_then(|place| entries.get_mut(place)) {
             Some(former) => *former = entry,

@@ -40,6 +40,7 @@ use crate::request::{RequestInfo, Route};
 use crate::response::{Answer, shortened};
 use crate::service_accounts::ServiceAccounts;
 use crate::streams::{NodeStreams, protocol_asked_for};
+use crate::usage::UsageSource;
 
 /// Gantry's own requests, beside Kubernetes'.
 pub const OWN_PATHS: &str = "/gantry/";
@@ -61,6 +62,8 @@ pub struct ApiServerConfig {
     pub connections: ConnectionLimits,
     /// Bytes that may wait for clients: answers and watches that are not read, and bodies that arrive.
     pub client_memory: usize,
+    /// Tells what nodes and pods use; without, there is no group `metrics.k8s.io`.
+    pub usage: Option<Arc<dyn UsageSource>>,
 }
 
 /// What waits for clients takes no more than this where nothing else is said.
@@ -76,6 +79,7 @@ impl Default for ApiServerConfig {
             clock: Clock::system(),
             connections: ConnectionLimits::default(),
             client_memory: CLIENT_MEMORY,
+            usage: None,
         }
     }
 }
@@ -120,18 +124,23 @@ impl ApiServer {
         let budget = Budget::new(config.client_memory);
         let (clock, issuer) = (config.clock.clone(), config.issuer);
         let service_accounts = ServiceAccounts::new(store.clone(), clock, issuer);
+        let registry = match &config.usage {
+            Some(_) => Registry::built_in().with_measured(gantry_api::kinds::metrics::all()),
+            None => Registry::built_in(),
+        };
         Self {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
                     authorisation: Arc::new(Authorisation::new(&store)),
                     store,
-                    registry: Arc::new(ArcSwap::from_pointee(Registry::built_in())),
+                    registry: Arc::new(ArcSwap::from_pointee(registry)),
                     admission,
                     ranges: config.ranges,
                     clock: config.clock,
                     service_accounts: Arc::new(service_accounts),
                     tokens: config.tokens.clone(),
                     streams,
+                    usage: config.usage,
                     fence: None,
                 }),
                 tokens: config.tokens,
@@ -169,6 +178,7 @@ impl ApiServer {
                     service_accounts: api.service_accounts.clone(),
                     tokens: api.tokens.clone(),
                     streams: api.streams.clone(),
+                    usage: api.usage.clone(),
                     fence: Some(term),
                 }),
                 tokens: inner.tokens.clone(),

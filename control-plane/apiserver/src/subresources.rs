@@ -300,6 +300,12 @@ const VIRTUAL: &[Virtual] = &[
     ),
 ];
 
+/// What reads a resource that is measured.
+const MEASURED: Methods = &[
+    ("get", answers!(context => verbs::measured::get(context))),
+    ("list", answers!(context => verbs::measured::list(context))),
+];
+
 /// Names of a virtual resource, plural and singular.
 const fn virtual_info(
     group: &'static str,
@@ -396,6 +402,13 @@ pub(crate) fn virtual_handler(info: &ResourceInfo) -> Option<Handler> {
         info.group == group && info.version == version && info.plural == plural
     };
     VIRTUAL.iter().find(is).map(|one| one.create)
+}
+
+/// What answers a verb of a resource that is measured.
+pub(crate) fn measured_handler(verb: &str) -> Option<Handler> {
+    let mut methods = MEASURED.iter();
+    let method = methods.find(|(known, _)| *known == verb);
+    method.map(|(_, handler)| *handler)
 }
 
 impl Registry {

@@ -9,6 +9,7 @@ pub(crate) mod eviction;
 pub(crate) mod finalize;
 pub(crate) mod get;
 pub(crate) mod list;
+pub(crate) mod measured;
 pub(crate) mod options;
 mod owners;
 pub(crate) mod reviews;

@@ -15,6 +15,7 @@ mod peers;
 mod relay;
 mod roster;
 mod service;
+mod usage;
 
 pub use administration::{only_administrators, refuse};
 pub use endpoints::keep as keep_endpoints;
@@ -23,6 +24,7 @@ pub use peers::{Peers, follow_addresses};
 pub use relay::LeaderStreams;
 pub use roster::{Roster, ServerRecord};
 pub use service::PeerService;
+pub use usage::LeaderUsage;
 
 /// The group that servers' certificates belong to.
 pub const MEMBERS_GROUP: &str = "gantry:members";

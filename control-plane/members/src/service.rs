@@ -1,4 +1,4 @@
-//! The gRPC service between servers: messages of consensus, and streams to nodes.
+//! The gRPC service between servers: messages of consensus, streams to nodes, and what nodes use.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,14 +7,16 @@ use futures::Stream;
 use gantry_apiserver::{Identity, NodeStreams, Peer};
 use gantry_rpc::node::StreamFrame;
 use gantry_rpc::raft::raft_server::{Raft, RaftServer};
-use gantry_rpc::raft::{Delivered, NodeStreamFrame, RaftMessages};
+use gantry_rpc::raft::{Delivered, NodeStreamFrame, RaftMessages, UsedAnswer, UsedRequest};
 use gantry_store::Store;
+use gantry_usage::Figures;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::MEMBERS_GROUP;
 use crate::peers::{PEER_MESSAGE, Peers};
+use crate::usage;
 
 /// The service behind `Raft`.
 pub struct PeerService {
@@ -24,6 +26,8 @@ pub struct PeerService {
     pub peers: Peers,
     /// The links of this server's nodes.
     pub streams: Arc<dyn NodeStreams>,
+    /// What those nodes use.
+    pub figures: Arc<Figures>,
 }
 
 impl PeerService {
@@ -109,6 +113,13 @@ impl Raft for PeerService {
             .map(move |frame| still_a_member(&peer, &store).map(|()| frame));
         Ok(Response::new(Box::pin(down)))
     }
+
+    async fn used(&self, request: Request<UsedRequest>) -> Result<Response<UsedAnswer>, Status> {
+        let peer = only_members(&request)?;
+        still_a_member(&peer, &self.store)?;
+        let answer = usage::answer(&self.figures, request.get_ref());
+        Ok(Response::new(answer))
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +145,7 @@ mod tests {
             store: store.clone(),
             peers: Peers::new(1, address, tls.subscribe()),
             streams: Arc::new(NoNodes),
+            figures: Arc::default(),
         };
         let peers = service.peers.clone();
         let (batches, outbound) = mpsc::channel(1);

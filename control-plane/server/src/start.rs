@@ -15,7 +15,8 @@ use gantry_authority::token_keys::{self, TokenKeysApi};
 use gantry_authority::{Certificates, CertificatesApi, Files, Naming, Setup};
 use gantry_base::status::StatusError;
 use gantry_members::{
-    Exchange, LeaderStreams, PeerService, Peers, Roster, ServerRecord, follow_addresses,
+    Exchange, LeaderStreams, LeaderUsage, PeerService, Peers, Roster, ServerRecord,
+    follow_addresses,
 };
 use gantry_nodes::{ClusterFacts, DualCidr, Hub, LinkService, follow_keys};
 use gantry_store::{Store, StoreConfig};
@@ -176,7 +177,7 @@ pub(crate) fn assemble(
 ) -> Result<Assembled> {
     let hub = Arc::new(Hub::default());
     let figures = Arc::new(Figures::default());
-    let api = api(config, address, member, hub.clone());
+    let api = api(config, address, member, hub.clone(), figures.clone());
     let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
     let link = LinkService::new(
         api.clone(),
@@ -195,6 +196,7 @@ pub(crate) fn assemble(
         store: member.store.clone(),
         peers: member.peers.clone(),
         streams: hub.clone(),
+        figures: figures.clone(),
     };
     let others = servers
         .router()
@@ -209,7 +211,18 @@ pub(crate) fn assemble(
 }
 
 /// The Kubernetes API over the member's store.
-fn api(config: &ServerConfig, address: SocketAddr, member: &Member, hub: Arc<Hub>) -> ApiServer {
+fn api(
+    config: &ServerConfig,
+    address: SocketAddr,
+    member: &Member,
+    hub: Arc<Hub>,
+    figures: Arc<Figures>,
+) -> ApiServer {
+    let usage = LeaderUsage {
+        own: figures,
+        store: member.store.clone(),
+        peers: member.peers.clone(),
+    };
     ApiServer::new(
         ApiServerConfig {
             ranges: Ranges {
@@ -223,6 +236,7 @@ fn api(config: &ServerConfig, address: SocketAddr, member: &Member, hub: Arc<Hub
             clock: Clock::system(),
             connections: config.connections,
             client_memory: config.client_memory,
+            usage: Some(Arc::new(usage)),
         },
         member.store.clone(),
         Arc::new(LeaderStreams {

@@ -19,6 +19,7 @@ pub mod ip_address;
 pub mod job;
 pub mod lease;
 pub mod limit_range;
+pub mod metrics;
 pub mod namespace;
 pub mod network_policy;
 pub mod node;

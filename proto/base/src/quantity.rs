@@ -69,6 +69,14 @@ impl Quantity {
         }
     }
 
+    /// Billionths, as the use of CPU is counted.
+    pub fn from_nanos(nanos: i64) -> Self {
+        Self {
+            nanos: i128::from(nanos),
+            format: Format::DecimalSi,
+        }
+    }
+
     /// Whole units written with binary suffixes, as memory is counted.
     pub fn from_bytes(bytes: i64) -> Self {
         Self {

@@ -12,6 +12,11 @@ use k8s_openapi::api::rbac::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 const TABLE: &str = include_str!("policy.txt");
+/// What the metrics server brings to a cluster that has it.
+const TABLE_OF_METRICS: &str = "
+role system:aggregated-metrics-reader to=view to=edit to=admin
+metrics.k8s.io nodes,pods read
+";
 /// Gathered roles say with this label by whom.
 const AGGREGATE: &str = "rbac.authorization.k8s.io/aggregate-to-";
 const BOOTSTRAPPING: (&str, &str) = ("kubernetes.io/bootstrapping", "rbac-defaults");
@@ -35,9 +40,17 @@ pub(crate) struct Policy {
 static POLICY: LazyLock<Policy> =
     LazyLock::new(|| Policy::read(TABLE).expect("a test reads the table"));
 
+static POLICY_OF_METRICS: LazyLock<Policy> =
+    LazyLock::new(|| Policy::read(TABLE_OF_METRICS).expect("a test reads the table"));
+
 /// See [`Policy`].
 pub(crate) fn policy() -> &'static Policy {
     &POLICY
+}
+
+/// What a cluster has besides, where it can be read what nodes and pods use.
+pub(super) fn policy_of_metrics() -> &'static Policy {
+    &POLICY_OF_METRICS
 }
 
 /// What a node may do that is not particular to it.
@@ -304,6 +317,8 @@ mod tests {
             let role = Some(binding.role_ref.name.clone());
             assert!(names.contains(&role), "{role:?}");
         }
+        let roles = &policy_of_metrics().cluster_roles;
+        assert_eq!(roles.len(), 1);
         for wrong in ["get pods", "role a b", "bind a - nobody:x", "core pods"] {
             assert_eq!(Policy::read(wrong).expect_err("refused"), wrong);
         }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use gantry_api::json::Members;
 use gantry_api::kind::finish;
+use gantry_api::kinds::metrics;
 use gantry_api::kinds::rbac::{GROUP, rules};
 use gantry_api::status::StatusError;
 use gantry_store::{Demand, Guard, Operation, Transaction};
@@ -17,7 +18,7 @@ use crate::context::{ATTEMPTS, Api, Committed, meta};
 use crate::registry::{Registry, Resource};
 use crate::tables::namespace_key;
 
-use super::policy::{AUTO_UPDATE, policy};
+use super::policy::{AUTO_UPDATE, policy, policy_of_metrics};
 
 /// Objects that are written together.
 const BATCH: usize = 64;
@@ -66,6 +67,21 @@ fn resource<'a>(registry: &'a Registry, plural: &str) -> Result<&'a Arc<Resource
     resource.ok_or_else(|| StatusError::internal(format!("{plural} are not served")))
 }
 
+/// What a cluster has besides, where it can be read what nodes and pods use.
+fn expected_of_metrics(registry: &Registry) -> Result<&'static [Expected], StatusError> {
+    static EXPECTED: OnceLock<Vec<Expected>> = OnceLock::new();
+    if !registry.has_group(metrics::GROUP) {
+        return Ok(Default::default());
+    }
+    if let Some(known) = EXPECTED.get() {
+        return Ok(known);
+    }
+    let mut all = Vec::new();
+    let roles = &policy_of_metrics().cluster_roles;
+    add(registry, "clusterroles", roles, &mut all)?;
+    Ok(EXPECTED.get_or_init(|| all))
+}
+
 /// Everything, in the form that its kind gives it. The same for every cluster, and made once.
 fn expected(registry: &Registry) -> Result<&'static [Expected], StatusError> {
     static EXPECTED: OnceLock<Vec<Expected>> = OnceLock::new();
@@ -105,7 +121,8 @@ fn add(
 /// The writes that are needed.
 fn plan(api: &Api) -> Result<Vec<Write>, StatusError> {
     let (mut writes, registry) = (Vec::new(), api.registry.load_full());
-    for expected in expected(&registry)? {
+    let besides = expected_of_metrics(&registry)?;
+    for expected in expected(&registry)?.iter().chain(besides) {
         let resource = resource(&registry, expected.plural)?;
         let (namespace, name) = (
             meta(&expected.object, "namespace"),

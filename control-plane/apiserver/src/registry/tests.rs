@@ -212,11 +212,11 @@ fn bytes_of_every_version_are_read_whichever_is_stored() {
         vec![
             Entry {
                 kind: Arc::new(hub),
-                is_virtual: false,
+                source: Source::Stored,
             },
             Entry {
                 kind: Words::kind(true),
-                is_virtual: false,
+                source: Source::Stored,
             },
         ],
         |_| Vec::new(),

@@ -17,7 +17,7 @@ use crate::context::{Context, ForClient};
 use crate::identity::Identity;
 use crate::media::{self, Format, Media, PLAIN, TEXTS};
 use crate::metrics::METRICS;
-use crate::registry::Resource;
+use crate::registry::{Resource, Source};
 use crate::request::{RequestInfo, ResourcePath, Route, parse_version};
 use crate::response::Answer;
 use crate::streams::asks_for_websocket;
@@ -87,6 +87,17 @@ fn find(
     let everywhere = namespaced && !scoped && !named;
     if namespaced != scoped && !everywhere {
         return Err(StatusError::unknown_resource());
+    }
+    if resource.source() == Source::Measured {
+        let handler = subresources::measured_handler(info.verb);
+        return match (handler, path.watches) {
+            (_, true) => Err(StatusError::unknown_resource()),
+            (Some(handler), _) => Ok(Verb::Own {
+                handler,
+                is_text: false,
+            }),
+            (None, _) => Err(StatusError::method_not_allowed()),
+        };
     }
     if resource.is_virtual() {
         let create = subresources::virtual_handler(resource.info());
@@ -275,7 +286,7 @@ impl ApiServer {
             let is_table = media
                 .shape
                 .is_some_and(|shape| shape.form == media::Form::Table);
-            if is_table && resource.is_virtual() {
+            if is_table && resource.source() == Source::Answered {
                 return Err(media::not_acceptable());
             }
             context.media = media.prettier(headers, &info.query);

@@ -48,6 +48,7 @@ use crate::metrics;
 use crate::network_watch::NetworkWatch;
 use crate::node::Machine;
 use crate::node_status::NodeStatus;
+use crate::pages::Pages;
 use crate::peers;
 use crate::proxier::Proxier;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
@@ -108,6 +109,7 @@ struct Composition {
     stores: Stores,
     state: State,
     node_status: Arc<NodeStatus>,
+    pages: Arc<Pages>,
     /// Everything that runs; it ends with this.
     tasks: JoinSet<()>,
 }
@@ -148,13 +150,18 @@ impl Composition {
         let machine = Machine::here(&config.data_dir);
         let stores = Stores::open(&config).await?;
         let state = State::restore(&config, &stores.checkpoint);
+        let pages = Arc::new(Pages::new(
+            &config.node_name,
+            state.figures.clone(),
+            state.desired.clone(),
+        ));
         let mut tasks = JoinSet::new();
         if let Some(listener) = local_api {
             let servers = state.servers.clone();
             tasks.spawn(local_api::serve(listener, servers, stop.clone()));
         }
         if let Some(listener) = metrics {
-            tasks.spawn(metrics::serve(listener, stop.clone()));
+            tasks.spawn(metrics::serve(listener, pages.clone(), stop.clone()));
         }
         let node_status = NodeStatus::new(
             config.clone(),
@@ -169,6 +176,7 @@ impl Composition {
             stores,
             state,
             node_status: Arc::new(node_status),
+            pages,
             tasks,
         };
         Ok((agent, credentials))
@@ -211,6 +219,7 @@ impl Composition {
                 state.policies.clone(),
                 self.config.addresses(),
                 self.config.logs_dir(),
+                self.pages.clone(),
             )),
             node: {
                 let node_status = self.node_status.clone();

@@ -31,6 +31,7 @@ mod metrics;
 mod network_watch;
 mod node;
 mod node_status;
+mod pages;
 mod peers;
 mod policies;
 mod pressure;

@@ -1,7 +1,6 @@
 //! What the node tells Prometheus: programming of services, endpoints, connection tracking, peers; and the page with it.
 //! Names are Kubernetes' where it has one.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -11,8 +10,6 @@ use bytes::Bytes;
 use gantry_network::VxlanOverlay;
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntGauge, TextEncoder, exponential_buckets,
@@ -21,12 +18,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::pages::Pages;
+
 /// Between looks at the overlay's counters.
 const COUNT: Duration = Duration::from_secs(10);
 /// Scrapes at once; further ones wait.
 const CONNECTIONS: usize = 64;
-/// A client that is slower than this is let go.
-const READ_WITHIN: Duration = Duration::from_secs(10);
 const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack";
 
 /// The metrics of every agent of this process together.
@@ -161,7 +158,8 @@ fn render() -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn answer(path: &str) -> Response<Full<Bytes>> {
+/// What is at a path of the node's own metrics; 404 where nothing is.
+pub(crate) fn answer(path: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     match path {
         "/healthz" => *response.body_mut() = Full::from("ok"),
@@ -211,8 +209,8 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Serves `/metrics` and `/healthz` until stopped.
-pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) {
+/// Serves the node's pages until stopped.
+pub(crate) async fn serve(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -225,18 +223,7 @@ pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        connections.spawn(async move {
-            let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
-                std::future::ready(Ok::<_, Infallible>(answer(request.uri().path())))
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(READ_WITHIN)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a reader of the node's metrics");
-            }
-        });
+        connections.spawn(pages.clone().serve(stream));
     }
 }
 

@@ -25,9 +25,10 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::desired::Desired;
+use crate::pages::Pages;
 use crate::policies::Policies;
 use command::converse;
-use forward::{Place, forward};
+use forward::{Place, carry, forward};
 use status::{Failure, failure, failure_status, internal, not_begun};
 
 /// Bytes of one frame, at most.
@@ -44,6 +45,7 @@ pub(crate) struct Streams {
     /// The node's own, which are those of pods in its network too.
     addresses: Vec<IpAddr>,
     logs_dir: PathBuf,
+    pages: Arc<Pages>,
     /// Cancelled when a stream's client has left, by the stream's id.
     running: Mutex<BTreeMap<String, CancellationToken>>,
 }
@@ -69,6 +71,7 @@ impl Streams {
         policies: Arc<Policies>,
         addresses: Vec<IpAddr>,
         logs_dir: PathBuf,
+        pages: Arc<Pages>,
     ) -> Self {
         Self {
             runtime,
@@ -76,6 +79,7 @@ impl Streams {
             policies,
             addresses,
             logs_dir,
+            pages,
             running: Mutex::default(),
         }
     }
@@ -154,6 +158,9 @@ impl Streams {
     }
 
     async fn serve(&self, open: OpenStream, wire: Wire) -> Result<Value, Failure> {
+        if let Some(Kind::Pages(_)) = open.kind {
+            return Ok(self.read_pages(wire).await);
+        }
         let (namespace, name) = (open.namespace.as_str(), open.pod.as_str());
         let pod = self.desired.pod(namespace, name);
         let uid = match &pod {
@@ -215,12 +222,24 @@ impl Streams {
                 attempt.ok_or_else(no_container)?;
                 self.logs(&directory, id, name, &options, wire).await
             }
-            None => Err(failure(
+            Some(Kind::Pages(_)) | None => Err(failure(
                 400,
                 "BadRequest",
                 "the server asked for a stream of no kind that this node knows",
             )),
         }
+    }
+}
+
+impl Streams {
+    /// Answers requests for the node's own pages.
+    async fn read_pages(&self, wire: Wire) -> Value {
+        let (near, far) = tokio::io::duplex(CHUNK);
+        let (from, to) = tokio::io::split(near);
+        // Whichever ends, the other ends with it: each holds one end of what is between them.
+        let serving = self.pages.clone().serve(far);
+        let ((), ended) = tokio::join!(serving, carry(from, to, true, wire));
+        ended
     }
 }
 

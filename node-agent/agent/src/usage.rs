@@ -20,8 +20,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The last two readings.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Readings {
-    before: Option<Arc<Usage>>,
-    latest: Option<Arc<Usage>>,
+    pub(crate) before: Option<Arc<Usage>>,
+    pub(crate) latest: Option<Arc<Usage>>,
+    /// When the latest was taken, nanoseconds since the epoch.
+    pub(crate) unix_nanos: i64,
 }
 
 /// What was read last, for whoever wants to say it.
@@ -36,9 +38,17 @@ impl Figures {
         self.readings.subscribe()
     }
 
-    fn read(&self, usage: Usage) {
+    /// The last two.
+    pub(crate) fn readings(&self) -> Readings {
+        self.readings.borrow().clone()
+    }
+
+    /// Takes what was read this moment.
+    pub(crate) fn read(&self, usage: Usage) {
+        let now = jiff::Timestamp::now().as_nanosecond();
         self.readings.send_modify(|readings| {
             readings.before = readings.latest.replace(Arc::new(usage));
+            readings.unix_nanos = i64::try_from(now).unwrap_or(i64::MAX);
         });
     }
 }

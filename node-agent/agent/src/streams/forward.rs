@@ -7,7 +7,7 @@ use std::time::Duration;
 use gantry_rpc::node::PortForwardOptions;
 use gantry_rpc::node::stream_frame::Frame;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -67,7 +67,17 @@ pub(super) async fn forward(
     };
     let connected = place.connect(name, port).await;
     let stream = connected.map_err(|message| failure(500, "InternalError", message))?;
-    let (mut from, mut to) = stream.into_split();
+    let (from, to) = stream.into_split();
+    Ok(carry(from, to, options.half_close, wire).await)
+}
+
+/// Copies until both sides have said all, the connection breaks off or the client is gone.
+pub(super) async fn carry(
+    mut from: impl AsyncRead + Send + Unpin,
+    mut to: impl AsyncWrite + Send + Unpin,
+    half_close: bool,
+    wire: Wire,
+) -> Value {
     let Wire { up, mut down } = wire;
     let heard_all = Notify::new();
     // Ends when the client is gone.
@@ -91,7 +101,7 @@ pub(super) async fn forward(
     };
     let outbound = async {
         let in_order = copy_out(&mut from, &up, Frame::Stdout).await;
-        let told = in_order && options.half_close && {
+        let told = in_order && half_close && {
             let end = frame(Frame::CloseStdout(true));
             up.send(end).await.is_ok()
         };
@@ -103,5 +113,5 @@ pub(super) async fn forward(
         () = outbound => {}
         () = inbound => {}
     }
-    Ok(exit_status(0))
+    exit_status(0)
 }

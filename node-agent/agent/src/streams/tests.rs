@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gantry_cri::runtime::{ContainerSpec, FakeRuntime, Resources, SandboxSpec, Seccomp};
 use gantry_rpc::node::{
-    AttachOptions, ExecOptions, LogOptions, PortForwardOptions, Resource, TerminalSize,
+    AttachOptions, ExecOptions, LogOptions, PageOptions, PortForwardOptions, Resource, TerminalSize,
 };
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -85,12 +85,14 @@ impl Bed {
         let desired = Arc::new(Desired::default());
         let object = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {}});
         desired.apply(&change(Resource::Pod, &object)).unwrap();
+        let pages = Pages::new("n", Arc::default(), desired.clone());
         let streams = Streams::new(
             Arc::new(runtime.clone()),
             desired,
             Arc::default(),
             vec![OWN_ADDRESS],
             logs_dir,
+            Arc::new(pages),
         );
         Self {
             directory,
@@ -193,6 +195,28 @@ fn follow() -> Kind {
         follow: true,
         ..LogOptions::default()
     })
+}
+
+#[tokio::test]
+async fn the_nodes_pages_are_read_through_the_link() {
+    let bed = Bed::running(&["sleep"]).await;
+    let mut client = bed.open(Kind::Pages(PageOptions {}));
+    let request = b"GET /metrics/resource HTTP/1.1\r\nhost: n\r\nconnection: close\r\n\r\n";
+    client.send(Frame::Stdin(Bytes::from_static(request))).await;
+    client.reads("\nresource_scrape_error 1 ").await;
+    loop {
+        match client.next().await {
+            Some(Frame::Stdout(_)) => {}
+            Some(Frame::CloseStdout(_)) => break,
+            other => panic!("{other:?} before the end"),
+        }
+    }
+    client.send(Frame::CloseStdin(true)).await;
+    assert_eq!(client.ended().await.ok().unwrap()["status"], "Success");
+    // One that leaves ends it too.
+    let mut client = bed.open(Kind::Pages(PageOptions {}));
+    client.hang_up();
+    assert_eq!(client.ended().await.ok().unwrap()["status"], "Success");
 }
 
 #[tokio::test]

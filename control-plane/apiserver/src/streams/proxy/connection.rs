@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use gantry_api::status::StatusError;
+use gantry_rpc::node::{OpenStream, PageOptions, open_stream};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -70,14 +71,16 @@ pub(super) async fn connect(target: Target) -> Result<Connection, StatusError> {
         Backend::Node(ports) => {
             let opened = ports.open(target.port).await;
             let node = opened.map_err(|why| unreachable(&why))?;
-            let (near, far) = tokio::io::duplex(WINDOW);
-            tokio::spawn(async move {
-                if let Err(why) = carry(node, far).await {
-                    // Nobody asks any more when the answer has begun.
-                    told.send(why).ok();
-                }
-            });
-            begin(near, name, failure).await
+            begin(carried(node, told), name, failure).await
+        }
+        Backend::Pages(streams, node) => {
+            let request = OpenStream {
+                kind: Some(open_stream::Kind::Pages(PageOptions {})),
+                ..OpenStream::default()
+            };
+            let opened = streams.open(&node, request).await;
+            let node = opened.map_err(|why| unreachable(&why))?;
+            begin(carried(node, told), name, failure).await
         }
         Backend::Server => {
             let connecting = TcpStream::connect((target.address, target.port));
@@ -96,6 +99,18 @@ pub(super) async fn connect(target: Target) -> Result<Connection, StatusError> {
             begin(stream, name, failure).await
         }
     }
+}
+
+/// A connection that a stream to a node carries; `told` is told why it broke off.
+fn carried(node: NodeStream, told: oneshot::Sender<String>) -> DuplexStream {
+    let (near, far) = tokio::io::duplex(WINDOW);
+    tokio::spawn(async move {
+        if let Err(why) = carry(node, far).await {
+            // Nobody asks any more when the answer has begun.
+            told.send(why).ok();
+        }
+    });
+    near
 }
 
 /// Begins to speak, through TLS when the target has a name for it.

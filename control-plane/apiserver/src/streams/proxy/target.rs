@@ -15,11 +15,15 @@ use crate::streams::NodeStreams;
 use crate::streams::port_forward::Ports;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The port at which others' agents have their pages.
+const KUBELET: &str = "10250";
 
 /// Who connects.
 pub(super) enum Backend {
     /// The pod's node, which this server reaches by its link.
     Node(Box<Ports>),
+    /// The node of this name itself, likewise: its own pages.
+    Pages(Arc<dyn NodeStreams>, String),
     /// This server.
     Server,
 }
@@ -86,7 +90,7 @@ pub(super) fn find(context: &Context<'_>) -> Result<Target, StatusError> {
             let address = addresses(&object).next().unwrap_or_default();
             pod(&object, streams, address, port, named.tls())
         }
-        _ => node(&named, &object),
+        _ => node(streams, &named, &object),
     }
 }
 
@@ -266,13 +270,20 @@ fn endpoints<'a>(slices: &'a [Value], namespace: &str, port: &str) -> Vec<Endpoi
     found
 }
 
-/// A node's own port. Its agent has none of its own, so that one must be named.
-fn node(named: &Named<'_>, object: &Value) -> Result<Target, StatusError> {
-    if named.port.is_empty() {
-        return Err(unavailable(format!(
-            "the agent of node {:?} serves no HTTP: name a port of the node, as in nodes/{}:9100/proxy/",
-            named.name, named.name
-        )));
+/// A port of a node; the pages of its agent where none is named, or that of a kubelet.
+fn node(
+    streams: Arc<dyn NodeStreams>,
+    named: &Named<'_>,
+    object: &Value,
+) -> Result<Target, StatusError> {
+    if ["", KUBELET].contains(&named.port) {
+        return Ok(Target {
+            backend: Backend::Pages(streams, named.name.to_owned()),
+            // Nobody dials it.
+            address: IpAddr::from([127, 0, 0, 1]),
+            port: 0,
+            tls: false,
+        });
     }
     let port = number(named.port).ok_or_else(|| {
         StatusError::bad_request(format!("{:?} is not a port of a node", named.port))

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use gantry_rpc::node::{OpenStream, StreamFrame, open_stream, stream_frame::Frame};
+use gantry_rpc::node::{
+    OpenStream, PortForwardOptions, StreamFrame, open_stream, stream_frame::Frame,
+};
 use http_body_util::BodyExt;
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
@@ -35,8 +37,11 @@ fn frame(frame: Frame) -> StreamFrame {
 #[async_trait]
 impl NodeStreams for Web {
     async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
-        let Some(open_stream::Kind::PortForward(options)) = request.kind else {
-            return Err("not a port".to_owned());
+        let options = match request.kind {
+            Some(open_stream::Kind::PortForward(options)) => options,
+            // At no port of its own, and of no pod.
+            Some(open_stream::Kind::Pages(_)) => PortForwardOptions::default(),
+            _ => return Err("neither a port nor pages".to_owned()),
         };
         if node != "n" {
             return Err(format!("node \"{node}\" is not connected"));
@@ -488,12 +493,15 @@ async fn a_pod_is_reached_at_an_address_of_its_own_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_nodes_port_is_named() {
+async fn a_node_has_pages_and_its_other_ports_are_named() {
     let server = server().await;
-    let (code, none) = get(&server, "nodes/n/proxy/metrics").await;
-    let message = none["message"].as_str().expect("text");
-    assert_eq!(code, 503);
-    assert!(message.contains("nodes/n:9100/proxy/"), "{message}");
+    for node in ["n", "n:10250", "https:n:10250"] {
+        let path = format!("nodes/{node}/proxy/metrics/resource?x=y");
+        let (code, told) = get(&server, &path).await;
+        let at = json!({"pod": "", "uid": "", "address": "", "port": 0});
+        assert_eq!((code, &told["at"]), (418, &at), "{told}");
+        assert_eq!(told["uri"], "/metrics/resource?x=y");
+    }
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await

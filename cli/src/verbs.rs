@@ -23,5 +23,6 @@ pub(crate) mod secrets;
 mod session;
 pub(crate) mod set;
 pub(crate) mod token;
+pub(crate) mod top;
 pub(crate) mod user;
 pub(crate) mod version;

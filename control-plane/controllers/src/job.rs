@@ -236,7 +236,7 @@ impl Controller {
         let claiming = Claiming {
             owner: &*job,
             selector: &selector,
-            adopts: |_| true,
+            concerns: |_| true,
             finalizer: Some(TRACKING),
         };
         let pods = claimed(context, &claiming).await?;
@@ -254,7 +254,7 @@ impl Controller {
         let outcome = self.carry_out(&job, change).await;
         self.account(&job, &selector).await?;
         match outcome {
-            Err(failure) if failure.again => Err(Error::Refused {
+            Err(failure) => Err(Error::Refused {
                 object: key.to_string(),
                 why: failure.message,
             }),
@@ -333,7 +333,6 @@ impl Controller {
                     Err(Failure {
                         reason: "FailedDelete",
                         message: words(&error),
-                        again: true,
                     })
                 })
             }

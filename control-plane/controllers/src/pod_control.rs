@@ -21,8 +21,6 @@ pub(crate) struct Failure {
     pub(crate) reason: &'static str,
     /// The API server's words.
     pub(crate) message: String,
-    /// Whether another attempt may help.
-    pub(crate) again: bool,
 }
 
 /// No more than this many pods of one owner are created or deleted in one pass.
@@ -55,7 +53,8 @@ pub(crate) async fn create(
         let (batch, rest) = left.split_at(size);
         left = rest;
         let made = join_all(batch.iter().map(|pod| api.create(&parameters, pod))).await;
-        let mut failed = None;
+        let mut first = None;
+        let mut refused = false;
         for outcome in made {
             match outcome {
                 Ok(pod) => {
@@ -64,21 +63,24 @@ pub(crate) async fn create(
                     recorder.normal(about.clone(), "SuccessfulCreate", message);
                     context.pods.observe(pod);
                 }
-                Err(error) => failed = Some(error),
+                // The owner goes with its namespace: that is no failure of it, and no retry helps.
+                Err(error) if namespace_terminating(&error) => refused = true,
+                Err(error) => {
+                    let message = words(&error);
+                    let told = format!("Error creating: {message}");
+                    recorder.warning(about.clone(), "FailedCreate", told);
+                    first.get_or_insert(message);
+                }
             }
         }
-        if let Some(error) = failed {
-            let message = words(&error);
-            let terminating = namespace_terminating(&error);
-            if !terminating {
-                let message = format!("Error creating: {message}");
-                recorder.warning(about.clone(), "FailedCreate", message);
-            }
+        if let Some(message) = first {
             return Err(Failure {
                 reason: "FailedCreate",
                 message,
-                again: !terminating,
             });
+        }
+        if refused {
+            return Ok(());
         }
     }
     Ok(())
@@ -121,10 +123,9 @@ pub(crate) async fn delete(
                 let message = words(&error);
                 let told = format!("Error deleting: {message}");
                 recorder.warning(about.clone(), "FailedDelete", told);
-                failure = Some(Failure {
+                failure.get_or_insert(Failure {
                     reason: "FailedDelete",
-                    message,
-                    again: true,
+                    message: format!("unable to delete pods: {message}"),
                 });
             }
         }
@@ -136,8 +137,8 @@ pub(crate) async fn delete(
 pub(crate) struct Claiming<'a, K> {
     pub(crate) owner: &'a K,
     pub(crate) selector: &'a LabelSelector,
-    /// The orphans that it cares for, of those that its selector matches.
-    pub(crate) adopts: fn(&Pod) -> bool,
+    /// The pods that are worth claiming: others stay whose they are, and are not returned.
+    pub(crate) concerns: fn(&Pod) -> bool,
     /// What the adopted have to have as a finalizer.
     pub(crate) finalizer: Option<&'static str>,
 }
@@ -153,10 +154,10 @@ where
     let owner = claiming.owner;
     let uid = owner.meta().uid.as_deref().unwrap_or_default();
     let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
-    let orphans = context.pods.indexed(ORPHANS, namespace);
-    let orphans = orphans.into_iter().filter(|pod| (claiming.adopts)(pod));
-    let candidates = context.pods.owned_by(uid).into_iter().chain(orphans);
-    let decided = candidates.map(|pod| {
+    let mut candidates = context.pods.owned_by(uid);
+    candidates.extend(context.pods.indexed(ORPHANS, namespace));
+    candidates.retain(|pod| (claiming.concerns)(pod));
+    let decided = candidates.into_iter().map(|pod| {
         let decision = claim(owner.meta(), claiming.selector, &pod.metadata);
         (pod, decision)
     });

@@ -9,6 +9,9 @@ use kube::Resource;
 
 use crate::claim::controller_reference;
 
+/// What the name of a pod or of a workload may have, in bytes.
+const LONGEST_NAME: usize = 253;
+
 /// A pod from the template of a workload, which controls it and gives it the beginning of a name.
 pub(crate) fn from_template<K: Resource<DynamicType = ()>>(
     owner: &K,
@@ -19,7 +22,7 @@ pub(crate) fn from_template<K: Resource<DynamicType = ()>>(
     let name = owner.meta().name.as_deref().unwrap_or_default();
     Pod {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{name}-")),
+            generate_name: Some(prefix(name)),
             namespace: owner.meta().namespace.clone(),
             labels: metadata.labels,
             annotations: metadata.annotations,
@@ -29,6 +32,14 @@ pub(crate) fn from_template<K: Resource<DynamicType = ()>>(
         },
         spec,
         status: None,
+    }
+}
+
+/// What the names of a workload's pods begin with: its name and a dash, while that is no longer than a name may be.
+fn prefix(name: &str) -> String {
+    match name.len() < LONGEST_NAME {
+        true => format!("{name}-"),
+        false => name.to_owned(),
     }
 }
 

@@ -75,18 +75,17 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     let Some(set) = context.replica_sets.get(key) else {
         return Ok(Next::Changed);
     };
-    let pods = claimed(
+    let active = claimed(
         context,
         &Claiming {
             owner: &*set,
             selector: &selector(&set),
-            adopts: is_active,
+            concerns: is_active,
             finalizer: None,
         },
     )
     .await?;
-    let active: Vec<_> = pods.iter().filter(|pod| is_active(pod)).cloned().collect();
-    let terminating = pods.iter().filter(|pod| is_terminating(pod)).count();
+    let terminating = terminating(context, &set);
     let now = context.clock.now();
     let related = related(context, &set);
     let outcome = match plan::change(&set, &active, &related, now) {
@@ -115,26 +114,32 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     }
     match outcome {
         Ok(()) => Ok(wake.map_or(Next::Changed, Next::After)),
-        Err(failure) if failure.again => Err(Error::Refused {
+        Err(failure) => Err(Error::Refused {
             object: key.to_string(),
             why: failure.message,
         }),
-        Err(_) => Ok(Next::Changed),
     }
 }
 
-/// The active pods of all sets with the same controller.
+/// How many of our pods are on their way out.
+fn terminating(context: &Context, set: &ReplicaSet) -> usize {
+    let selector = selector(set);
+    let uid = set.metadata.uid.as_deref().unwrap_or_default();
+    let pods = context.pods.owned_by(uid);
+    pods.iter()
+        .filter(|pod| is_terminating(pod) && selector.matches_map(pod.metadata.labels.as_ref()))
+        .count()
+}
+
+/// The active pods of all sets with the same controller; of a set without one, none.
 fn related(context: &Context, set: &ReplicaSet) -> Vec<Arc<Pod>> {
-    let own = set.metadata.uid.clone().unwrap_or_default();
-    let mut sets = vec![own];
-    if let Some(owner) = controller_of(&set.metadata) {
-        let siblings = context.replica_sets.owned_by(&owner.uid);
-        sets = siblings
-            .iter()
-            .filter_map(|set| set.metadata.uid.clone())
-            .collect();
-    }
-    sets.iter()
+    let Some(owner) = controller_of(&set.metadata) else {
+        return Vec::new();
+    };
+    let siblings = context.replica_sets.owned_by(&owner.uid);
+    siblings
+        .iter()
+        .filter_map(|set| set.metadata.uid.as_deref())
         .flat_map(|uid| context.pods.owned_by(uid))
         .filter(|pod| is_active(pod))
         .collect()

@@ -141,7 +141,6 @@ mod tests {
         let failure = |message: &str| Failure {
             reason: "FailedCreate",
             message: message.to_owned(),
-            again: true,
         };
         let first = conditions(None, Some(&failure("a")), now);
         let second = conditions(first.clone(), Some(&failure("b")), now);

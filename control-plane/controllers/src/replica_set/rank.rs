@@ -1,14 +1,15 @@
 //! Which pods go first when there are too many.
 //!
 //! In this order: not yet on a node; pending before running; not ready; lower deletion cost; more replicas of the same
-//! owner on its node; ready for a shorter time; more restarts; younger. Times count by their order of magnitude only,
-//! so that among pods of about the same age the choice is spread.
+//! owner on its node; ready for a shorter time; more restarts, of sidecars after those of other containers; younger. Times
+//! count by their order of magnitude only, so that among pods of about the same age the choice is spread. Kubernetes lets
+//! the uid decide between such times at once, which is no order of all pods; here it decides when nothing else has.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::pods::{is_ready, phase, ready_since};
@@ -90,13 +91,31 @@ fn deletion_cost(pod: &Pod) -> i32 {
         .unwrap_or(0)
 }
 
-fn restarts(pod: &Pod) -> i32 {
-    pod.status
-        .iter()
-        .flat_map(|status| status.container_statuses.iter().flatten())
-        .map(|container| container.restart_count)
-        .max()
-        .unwrap_or(0)
+/// The most restarts of a container, and of a sidecar.
+fn restarts(pod: &Pod) -> (i32, i32) {
+    fn most<'a>(statuses: impl Iterator<Item = &'a ContainerStatus>) -> i32 {
+        statuses
+            .map(|status| status.restart_count)
+            .max()
+            .unwrap_or(0)
+    }
+    let Some(status) = &pod.status else {
+        return (0, 0);
+    };
+    let is_sidecar = |name: &str| {
+        let spec = pod.spec.as_ref();
+        spec.and_then(|spec| spec.init_containers.as_ref())
+            .into_iter()
+            .flatten()
+            .any(|container| {
+                container.name == name && container.restart_policy.as_deref() == Some("Always")
+            })
+    };
+    let sidecars = status.init_container_statuses.iter().flatten();
+    (
+        most(status.container_statuses.iter().flatten()),
+        most(sidecars.filter(|status| is_sidecar(&status.name))),
+    )
 }
 
 fn created(pod: &Pod) -> Option<Timestamp> {
@@ -107,8 +126,9 @@ fn created(pod: &Pod) -> Option<Timestamp> {
 fn by_age(left: Option<Timestamp>, right: Option<Timestamp>, now: Timestamp) -> Ordering {
     let magnitude = |time: Option<Timestamp>| {
         time.map(|time| {
-            let seconds = now.duration_since(time).as_secs().max(0).unsigned_abs();
-            seconds.checked_ilog2().map_or(0, |log| log + 1)
+            // Of nanoseconds, as in Kubernetes: where one order ends and the next begins follows from the unit.
+            let passed = now.duration_since(time).as_nanos().max(0).unsigned_abs();
+            passed.checked_ilog2().map_or(0, |log| log + 1)
         })
     };
     magnitude(left).cmp(&magnitude(right))
@@ -116,7 +136,7 @@ fn by_age(left: Option<Timestamp>, right: Option<Timestamp>, now: Timestamp) -> 
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus};
+    use k8s_openapi::api::core::v1::{Container, PodCondition, PodSpec, PodStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
     use super::*;
@@ -257,6 +277,46 @@ mod tests {
                 let chosen = victims(&pods, &pods, 1, now());
                 assert_eq!(chosen[0].metadata.name.as_deref(), Some("v"), "{why}");
             }
+        }
+    }
+
+    #[test]
+    fn a_sidecars_restarts_count_after_those_of_other_containers() {
+        let with = |name: &str, main: i32, sidecar: i32| {
+            let mut pod = (*pod(&Made {
+                name,
+                restarts: main,
+                ..RUNNING
+            }))
+            .clone();
+            let named = |name: &str| {
+                Some(vec![Container {
+                    name: name.to_owned(),
+                    restart_policy: Some("Always".to_owned()),
+                    ..Container::default()
+                }])
+            };
+            pod.spec.get_or_insert_default().init_containers = named("s");
+            pod.status.get_or_insert_default().init_container_statuses = Some(vec![
+                ContainerStatus {
+                    name: "s".to_owned(),
+                    restart_count: sidecar,
+                    ..ContainerStatus::default()
+                },
+                // One that ran once and is over is no sidecar.
+                ContainerStatus {
+                    name: "setup".to_owned(),
+                    restart_count: 99,
+                    ..ContainerStatus::default()
+                },
+            ]);
+            Arc::new(pod)
+        };
+        for (left, right) in [((2, 0), (1, 5)), ((1, 5), (1, 4))] {
+            let victim = with("v", left.0, left.1);
+            let pods = [with("keep", right.0, right.1), victim];
+            let chosen = victims(&pods, &pods, 1, now());
+            assert_eq!(chosen[0].metadata.name.as_deref(), Some("v"));
         }
     }
 

@@ -6,6 +6,7 @@ mod sizing;
 mod status;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, PostParams};
 
 use self::plan::{Observed, Plan, set_name};
-use self::revision::same_template;
+use self::revision::{same_template, sorted};
 use self::sizing::is_rolling;
 pub(crate) use self::sizing::scaled;
 use crate::claim::{claim, settle};
@@ -105,9 +106,15 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
             "SelectingAll",
             "This deployment is selecting all pods. A non-empty selector is required.".to_owned(),
         );
+        let mut changed = (*deployment).clone();
+        let status = changed.status.get_or_insert_default();
+        status.observed_generation = changed.metadata.generation;
+        if changed != *deployment {
+            write_status(context, &changed).await?;
+        }
         return Ok(Next::Changed);
     }
-    let sets = claimed(context, &deployment).await?;
+    let (sets, current) = sorted(&deployment, claimed(context, &deployment).await?);
     let collisions = deployment
         .status
         .as_ref()
@@ -117,7 +124,7 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
         None => return Ok(Next::Changed),
     };
     let plan = plan::plan(Observed {
-        old_pods_run: !is_rolling(&deployment) && old_pods_run(context, &deployment, &sets),
+        old_pods_run: !is_rolling(&deployment) && old_pods_run(context, &sets, current),
         deployment: &deployment,
         sets,
         hash: hash.clone(),
@@ -126,17 +133,18 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     carry_out(context, recorder, &deployment, plan, &hash).await
 }
 
-/// Whether pods run that are not of the current template.
-fn old_pods_run(context: &Context, deployment: &Deployment, sets: &[ReplicaSet]) -> bool {
-    let template = deployment.spec.as_ref().map(|spec| &spec.template);
-    sets.iter()
-        .filter(|set| {
-            let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
-            !matches!((own, template), (Some(own), Some(template)) if same_template(own, template))
-        })
-        .filter_map(|set| set.metadata.uid.as_deref())
-        .flat_map(|uid| context.pods.owned_by(uid))
-        .any(|pod| !is_finished(&pod))
+/// Whether pods of other sets than the current one run, or such a set still says so.
+fn old_pods_run(context: &Context, sets: &[ReplicaSet], current: Option<usize>) -> bool {
+    let mut old = sets
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| Some(*at) != current);
+    old.any(|(_, set)| {
+        let told = set.status.as_ref().map_or(0, |status| status.replicas);
+        let uid = set.metadata.uid.as_deref().unwrap_or_default();
+        let pods = context.pods.owned_by(uid);
+        told > 0 || pods.iter().any(|pod| !is_finished(pod))
+    })
 }
 
 async fn carry_out(
@@ -151,7 +159,7 @@ async fn carry_out(
     if let Some(set) = &plan.create {
         match sets.create(&PostParams::default(), set).await {
             Ok(set) => context.replica_sets.observe(set),
-            Err(error) => return refused(context, deployment, hash, error).await,
+            Err(error) => return refused(context, recorder, deployment, hash, error).await,
         }
     }
     for set in &plan.update {
@@ -180,6 +188,22 @@ async fn carry_out(
     if let Some(changed) = &plan.deployment {
         write_status(context, changed).await?;
     }
+    if let Some(changed) = &plan.rewrite {
+        let api: Api<Deployment> = Api::namespaced(context.client.clone(), &key.namespace);
+        let written = api
+            .replace(&key.name, &PostParams::default(), changed)
+            .await;
+        taken_in(written, &api, &context.deployments, &key.name)
+            .await
+            .doing("writing the template of deployment", &key)?;
+    }
+    for told in plan.told {
+        let about = Reference::to(deployment);
+        match told.is_warning {
+            true => recorder.warning(about, told.reason, told.message),
+            false => recorder.normal(about, told.reason, told.message),
+        }
+    }
     Ok(plan.wake.map_or(Next::Changed, Next::After))
 }
 
@@ -199,6 +223,7 @@ async fn write_status(context: &Context, changed: &Deployment) -> Result<()> {
 /// The set of the current template could not be created.
 async fn refused(
     context: &Context,
+    recorder: &Recorder,
     deployment: &Deployment,
     hash: &str,
     error: kube::Error,
@@ -237,19 +262,26 @@ async fn refused(
             // Another object has the name: the next pass hashes with the collision counted in.
             status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
         }
-    } else if status::deadline(deployment).is_some() {
+    } else {
         let message = format!(
             "Failed to create new replica set {name:?}: {}",
             words(&error)
         );
-        let condition = status::new_condition(
-            status::PROGRESSING,
-            "False",
+        recorder.warning(
+            Reference::to(deployment),
             status::FAILED_CREATE,
-            message,
-            now,
+            message.clone(),
         );
-        status::set_condition(&mut status, condition);
+        if status::deadline(deployment).is_some() {
+            let condition = status::new_condition(
+                status::PROGRESSING,
+                "False",
+                status::FAILED_CREATE,
+                message,
+                now,
+            );
+            status::set_condition(&mut status, condition);
+        }
     }
     changed.status = Some(status);
     if changed != *deployment {

@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
 use super::revision::{
-    DESIRED_REPLICAS, REVISION, TEMPLATE_HASH, annotate_new, annotate_size, annotation,
-    revision_of, same_template,
+    DESIRED_REPLICAS, REVISION, TEMPLATE_HASH, annotate_new, annotate_size, by_age, count,
+    revision_of, sorted, text,
 };
 use super::sizing::{
     allowed, available, is_rolling, max_unavailable, new_size, resize, share, size, sum, total,
@@ -25,7 +25,11 @@ use super::status::{
     self, FOUND_NEW_SET, NEW_SET_CREATED, PROGRESSING, condition, deadline, new_condition,
     set_condition,
 };
+use super::undo;
 use crate::claim::controller_reference;
+
+/// What a name may have, in bytes.
+const LONGEST_NAME: usize = 253;
 
 /// What one pass writes, in this order.
 #[derive(Debug, Default)]
@@ -40,8 +44,38 @@ pub(crate) struct Plan {
     pub(crate) delete: Vec<String>,
     /// The deployment with its revision and new status, when they changed.
     pub(crate) deployment: Option<Deployment>,
+    /// The deployment with another template: the next pass goes on from there.
+    pub(crate) rewrite: Option<Deployment>,
+    /// What is told once all of that is written.
+    pub(crate) told: Vec<Told>,
     /// When to look again though nothing changed.
     pub(crate) wake: Option<Duration>,
+}
+
+/// An event of the deployment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) is_warning: bool,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+impl Told {
+    pub(crate) fn normal(reason: &'static str, message: String) -> Self {
+        Self {
+            is_warning: false,
+            reason,
+            message,
+        }
+    }
+
+    pub(crate) fn warning(reason: &'static str, message: String) -> Self {
+        Self {
+            is_warning: true,
+            reason,
+            message,
+        }
+    }
 }
 
 /// What is known of a deployment.
@@ -49,7 +83,7 @@ pub(crate) struct Observed<'a> {
     pub(crate) deployment: &'a Deployment,
     /// The sets it controls.
     pub(crate) sets: Vec<ReplicaSet>,
-    /// Whether pods of older templates still run; only asked for by the strategy Recreate.
+    /// Whether pods of older templates still run, or are thought to; only asked for by the strategy Recreate.
     pub(crate) old_pods_run: bool,
     /// The hash of the current template.
     pub(crate) hash: String,
@@ -60,7 +94,7 @@ struct Pass<'a> {
     deployment: &'a Deployment,
     /// The status as it becomes.
     status: DeploymentStatus,
-    revision: Option<i64>,
+    revision: Option<String>,
     /// The set of the current template.
     new: Option<ReplicaSet>,
     /// All others, oldest first.
@@ -74,13 +108,18 @@ pub(crate) fn plan(observed: Observed<'_>) -> Plan {
     let deployment = observed.deployment;
     let mut pass = Pass::new(observed.deployment, observed.sets, observed.now);
     if deployment.metadata.deletion_timestamp.is_some() {
+        pass.sync_revision(None);
         return pass.finish(false);
     }
     status::note_pause(deployment, &mut pass.status, pass.now);
-    if status::is_paused(deployment) || pass.was_resized() {
+    let paused = status::is_paused(deployment);
+    if let Some(revision) = undo::asked(deployment).filter(|_| !paused) {
+        return pass.undo(&observed.hash, revision);
+    }
+    if paused || pass.was_resized() {
         pass.sync_revision(None);
         pass.scale_all();
-        if status::is_paused(deployment) {
+        if paused {
             pass.clean_up();
         }
         return pass.finish(false);
@@ -101,20 +140,9 @@ pub(crate) fn plan(observed: Observed<'_>) -> Plan {
 }
 
 impl<'a> Pass<'a> {
-    fn new(deployment: &'a Deployment, mut sets: Vec<ReplicaSet>, now: Timestamp) -> Self {
-        sets.sort_by(|left, right| {
-            let key = |set: &ReplicaSet| {
-                let created = set.metadata.creation_timestamp.clone();
-                (created, set.metadata.name.clone())
-            };
-            key(left).cmp(&key(right))
-        });
-        let template = deployment.spec.as_ref().map(|spec| &spec.template);
-        let position = sets.iter().position(|set| {
-            let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
-            matches!((own, template), (Some(own), Some(template)) if same_template(own, template))
-        });
-        let new = position.map(|at| sets.remove(at));
+    fn new(deployment: &'a Deployment, sets: Vec<ReplicaSet>, now: Timestamp) -> Self {
+        let (mut sets, current) = sorted(deployment, sets);
+        let new = current.map(|at| sets.remove(at));
         Self {
             deployment,
             status: deployment.status.clone().unwrap_or_default(),
@@ -136,7 +164,7 @@ impl<'a> Pass<'a> {
         self.all()
             .iter()
             .filter(|set| size(set) > 0)
-            .filter_map(|set| annotation::<i32>(&set.metadata, DESIRED_REPLICAS))
+            .filter_map(|set| count(&set.metadata, DESIRED_REPLICAS))
             .any(|desired| desired != wanted)
     }
 
@@ -158,7 +186,7 @@ impl<'a> Pass<'a> {
             }
             let changed = *new != before;
             let name = new.metadata.name.clone().unwrap_or_default();
-            self.revision = Some(revision_of(&new.metadata));
+            self.revision = text(&new.metadata, REVISION).map(str::to_owned);
             if changed {
                 self.wrote(new_clone(&self.new));
             }
@@ -178,7 +206,7 @@ impl<'a> Pass<'a> {
                 self.plan.events.push(message);
             }
             self.progressing(NEW_SET_CREATED, format!("Created new replica set {name:?}"));
-            self.revision = Some(revision);
+            self.revision = Some(revision.to_string());
             self.plan.create = Some(set.clone());
             self.new = Some(set);
         }
@@ -330,7 +358,7 @@ impl<'a> Pass<'a> {
         let wanted = wanted(self.deployment);
         self.new.as_ref().is_some_and(|new| {
             size(new) == wanted
-                && annotation(&new.metadata, DESIRED_REPLICAS) == Some(wanted)
+                && count(&new.metadata, DESIRED_REPLICAS) == Some(wanted)
                 && available(new) == wanted
         })
     }
@@ -351,10 +379,7 @@ impl<'a> Pass<'a> {
         let to_add = allowed.saturating_sub(total(&sets));
         // The largest first; among equals the newest when growing, the oldest when shrinking.
         sets.sort_by(|left, right| {
-            let age = left
-                .metadata
-                .creation_timestamp
-                .cmp(&right.metadata.creation_timestamp);
+            let age = by_age(left, right);
             let age = if to_add > 0 { age.reverse() } else { age };
             size(right).cmp(&size(left)).then(age)
         });
@@ -408,6 +433,15 @@ impl<'a> Pass<'a> {
             .collect();
     }
 
+    /// Goes back to a revision that somebody asks for.
+    fn undo(mut self, hash: &str, revision: i64) -> Plan {
+        self.sync_revision(Some(hash));
+        let (changed, told) = undo::undo(self.deployment, &self.all(), revision);
+        self.plan.rewrite = Some(changed);
+        self.plan.told.push(told);
+        self.plan
+    }
+
     fn finish(mut self, rollout: bool) -> Plan {
         let all = self.all();
         let (deployment, new, now) = (self.deployment, self.new.as_ref(), self.now);
@@ -422,9 +456,9 @@ impl<'a> Pass<'a> {
             self.clean_up();
         }
         let mut changed = deployment.clone();
-        if let Some(revision) = self.revision {
+        if let Some(revision) = self.revision.take() {
             let annotations = changed.metadata.annotations.get_or_insert_default();
-            annotations.insert(REVISION.to_owned(), revision.to_string());
+            annotations.insert(REVISION.to_owned(), revision);
         }
         self.plan.wake = status::wake(deployment, &status, now);
         changed.status = Some(status);
@@ -439,12 +473,12 @@ fn new_clone(new: &Option<ReplicaSet>) -> ReplicaSet {
     new.clone().unwrap_or_default()
 }
 
-/// The name of the set of a template.
+/// The name of the set of a template: the deployment's, cut where the whole would be longer than a name may be, and the hash.
 pub(crate) fn set_name(deployment: &Deployment, hash: &str) -> String {
-    format!(
-        "{}-{hash}",
-        deployment.metadata.name.as_deref().unwrap_or_default()
-    )
+    let name = deployment.metadata.name.as_deref().unwrap_or_default();
+    let room = LONGEST_NAME.saturating_sub(hash.len() + 1);
+    // Names are ASCII; one that is not is left whole, for the API server to refuse.
+    format!("{}-{hash}", name.get(..room).unwrap_or(name))
 }
 
 /// The set of the current template, not yet sized.

@@ -1,5 +1,6 @@
 //! The annotations that tie replica sets to revisions of a deployment.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -15,7 +16,7 @@ pub(crate) const TEMPLATE_HASH: &str = "pod-template-hash";
 const HISTORY_LENGTH: usize = 2000;
 
 /// Annotations that are the deployment's own, or the replica set's own: not copied from one to the other.
-const NOT_COPIED: [&str; 6] = [
+pub(crate) const NOT_COPIED: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
     REVISION_HISTORY,
@@ -26,43 +27,75 @@ const NOT_COPIED: [&str; 6] = [
 
 /// The revision an object is annotated with; zero when there is none.
 pub(crate) fn revision_of(meta: &ObjectMeta) -> i64 {
-    annotation(meta, REVISION).unwrap_or(0)
+    text(meta, REVISION)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
 }
 
-/// A number in an annotation.
-pub(crate) fn annotation<T: std::str::FromStr>(meta: &ObjectMeta, name: &str) -> Option<T> {
-    meta.annotations.as_ref()?.get(name)?.parse().ok()
+/// A count of pods in an annotation.
+pub(crate) fn count(meta: &ObjectMeta, name: &str) -> Option<i32> {
+    let text = text(meta, name)?;
+    // A sign is none of a count's.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
+}
+
+/// What an annotation says.
+pub(crate) fn text<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The sets in the order in which they were made, and of these the place of that which has the deployment's template: of
+/// several the oldest.
+pub(crate) fn sorted(
+    deployment: &Deployment,
+    mut sets: Vec<ReplicaSet>,
+) -> (Vec<ReplicaSet>, Option<usize>) {
+    sets.sort_by(by_age);
+    let template = deployment.spec.as_ref().map(|spec| &spec.template);
+    let current = sets.iter().position(|set| {
+        let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        matches!((own, template), (Some(own), Some(template)) if same_template(own, template))
+    });
+    (sets, current)
+}
+
+/// Older first; the name decides between those of the same second.
+pub(crate) fn by_age(left: &ReplicaSet, right: &ReplicaSet) -> Ordering {
+    let (left, right) = (&left.metadata, &right.metadata);
+    left.creation_timestamp
+        .cmp(&right.creation_timestamp)
+        .then_with(|| left.name.cmp(&right.name))
 }
 
 /// Whether two templates are the same but for the hash label.
 pub(crate) fn same_template(left: &PodTemplateSpec, right: &PodTemplateSpec) -> bool {
-    fn labels(template: &PodTemplateSpec) -> impl Iterator<Item = (&String, &String)> {
-        template
-            .metadata
-            .iter()
-            .flat_map(|metadata| metadata.labels.iter().flatten())
-            .filter(|(key, _)| *key != TEMPLATE_HASH)
+    fn evened(template: &PodTemplateSpec) -> ObjectMeta {
+        let mut metadata = template.metadata.clone().unwrap_or_default();
+        if let Some(labels) = &mut metadata.labels {
+            labels.remove(TEMPLATE_HASH);
+        }
+        metadata.labels = metadata.labels.filter(|labels| !labels.is_empty());
+        metadata.annotations = metadata.annotations.filter(|all| !all.is_empty());
+        metadata.finalizers = metadata.finalizers.filter(|all| !all.is_empty());
+        metadata
     }
-    fn annotations(template: &PodTemplateSpec) -> impl Iterator<Item = (&String, &String)> {
-        template
-            .metadata
-            .iter()
-            .flat_map(|metadata| metadata.annotations.iter().flatten())
-    }
-    left.spec == right.spec
-        && labels(left).eq(labels(right))
-        && annotations(left).eq(annotations(right))
+    left.spec == right.spec && evened(left) == evened(right)
 }
 
-/// Copies what the deployment is annotated with to its current replica set, and gives that its revision.
+/// Copies what the deployment is annotated with to its current replica set, and gives that its revision. One whose revision
+/// is no number is left as it is.
 pub(crate) fn annotate_new(deployment: &Deployment, set: &mut ReplicaSet, revision: i64) {
+    let old = text(&set.metadata, REVISION).map(str::to_owned);
+    let old_number = match old.as_deref() {
+        None | Some("") => 0,
+        Some(text) => match text.parse::<i64>() {
+            Ok(number) => number,
+            Err(_) => return,
+        },
+    };
     let annotations = set.metadata.annotations.get_or_insert_default();
     copy_annotations(deployment, annotations);
-    let old: Option<String> = annotations.get(REVISION).cloned();
-    let old_number: i64 = old
-        .as_deref()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
     if old_number >= revision {
         return;
     }
@@ -116,6 +149,51 @@ mod tests {
                 history
             );
         }
+    }
+
+    #[test]
+    fn a_revision_that_is_no_number_is_left_alone() {
+        let mut deployment = Deployment::default();
+        deployment.metadata.annotations = Some([("a".to_owned(), "b".to_owned())].into());
+        let mut set = ReplicaSet::default();
+        set.metadata.annotations = Some([(REVISION.to_owned(), "latest".to_owned())].into());
+        let before = set.clone();
+        annotate_new(&deployment, &mut set, 4);
+        assert_eq!(set, before);
+    }
+
+    #[test]
+    fn a_count_has_digits_alone() {
+        let of = |text: &str| {
+            let annotations = Some([(MAX_REPLICAS.to_owned(), text.to_owned())].into());
+            let meta = ObjectMeta {
+                annotations,
+                ..ObjectMeta::default()
+            };
+            count(&meta, MAX_REPLICAS)
+        };
+        assert_eq!(of("12"), Some(12));
+        for text in ["", "+1", "-1", "1.5", "2147483648", "x"] {
+            assert_eq!(of(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn all_of_a_template_counts_but_its_hash() {
+        let template = |label: (&str, &str), finalizer: Option<&str>| PodTemplateSpec {
+            metadata: Some(ObjectMeta {
+                labels: Some([(label.0.to_owned(), label.1.to_owned())].into()),
+                finalizers: finalizer.map(|finalizer| vec![finalizer.to_owned()]),
+                ..ObjectMeta::default()
+            }),
+            spec: None,
+        };
+        let hashed = template((TEMPLATE_HASH, "x"), None);
+        assert!(same_template(&hashed, &PodTemplateSpec::default()));
+        let labelled = template(("app", "x"), None);
+        assert!(!same_template(&labelled, &PodTemplateSpec::default()));
+        let held = template(("app", "x"), Some("a.example/hold"));
+        assert!(!same_template(&labelled, &held));
     }
 
     #[test]

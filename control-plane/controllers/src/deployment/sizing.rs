@@ -3,7 +3,7 @@
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::revision::{MAX_REPLICAS, annotation};
+use super::revision::{MAX_REPLICAS, count};
 
 /// `spec.replicas`.
 pub(crate) fn wanted(deployment: &Deployment) -> i32 {
@@ -156,7 +156,7 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet) -> i32 {
     if wanted(deployment) == 0 {
         return -size;
     }
-    let noted = annotation::<i32>(&set.metadata, MAX_REPLICAS).filter(|max| *max != 0);
+    let noted = count(&set.metadata, MAX_REPLICAS).filter(|max| *max != 0);
     let before = noted.unwrap_or_else(|| {
         let status = deployment.status.as_ref();
         status.and_then(|status| status.replicas).unwrap_or(0)

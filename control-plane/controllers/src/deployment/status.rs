@@ -119,13 +119,18 @@ pub(crate) fn counted(
     fn reported(set: &ReplicaSet) -> i32 {
         set.status.as_ref().map_or(0, |status| status.replicas)
     }
+    // A set that nobody has looked at yet has no pods; one whose pods on their way out somebody does not count leaves their
+    // number open.
+    fn terminating(set: &ReplicaSet) -> Option<i32> {
+        let Some(status) = &set.status else {
+            return Some(0);
+        };
+        let seen = status.observed_generation.unwrap_or(0) > 0;
+        status.terminating_replicas.or((!seen).then_some(0))
+    }
     let ready = |set: &&ReplicaSet| {
         let status = set.status.as_ref();
         status.and_then(|status| status.ready_replicas).unwrap_or(0)
-    };
-    let terminating = |set: &&ReplicaSet| {
-        let status = set.status.as_ref();
-        status.map_or(Some(0), |status| status.terminating_replicas)
     };
     let available = sum(all.iter().map(|set| available(set)));
     let mut counted = DeploymentStatus {
@@ -137,7 +142,7 @@ pub(crate) fn counted(
         unavailable_replicas: nonzero(total(all.iter().copied()).saturating_sub(available).max(0)),
         terminating_replicas: all
             .iter()
-            .map(terminating)
+            .map(|set| terminating(set))
             .collect::<Option<Vec<_>>>()
             .map(sum),
         collision_count: status.collision_count,
@@ -289,7 +294,8 @@ pub(crate) fn wake(
         return None;
     }
     let left = time_left(deployment, status, now)?;
-    Some(left.unwrap_or_default() + Duration::from_secs(1))
+    // One that passed in this very pass is looked at once more, and not at once: something else keeps it from being told.
+    Some(left.unwrap_or(Duration::from_secs(1)))
 }
 
 fn replica_failure(new: Option<&ReplicaSet>, all: &[&ReplicaSet]) -> Option<DeploymentCondition> {

@@ -10,10 +10,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
-use super::plan::{Observed, Plan, plan};
-use super::revision::{REVISION, revision_of};
-use super::sizing::{available, max_surge, max_unavailable, size, total, wanted};
-use super::status::{condition, is_complete};
+use super::plan::{Observed, Plan, plan, set_name};
+use super::revision::{DESIRED_REPLICAS, REVISION, count, revision_of, same_template};
+use super::sizing::{allowed, available, max_surge, max_unavailable, size, total, wanted};
+use super::status::{condition, is_complete, is_paused};
 
 /// A deployment, its sets and their pods.
 struct World {
@@ -117,6 +117,10 @@ impl World {
         if let Some(deployment) = plan.deployment.clone() {
             self.deployment = deployment;
         }
+        if let Some(deployment) = plan.rewrite.clone() {
+            self.deployment = deployment;
+            *self.deployment.metadata.generation.get_or_insert_default() += 1;
+        }
         self.events.extend(plan.events.clone());
         plan
     }
@@ -159,6 +163,23 @@ impl World {
         condition(&status, type_)
             .and_then(|condition| condition.reason.clone())
             .unwrap_or_default()
+    }
+
+    /// Whether the next pass has a change of size to follow.
+    fn is_resized(&self) -> bool {
+        let wanted = wanted(&self.deployment);
+        self.sets
+            .iter()
+            .filter(|set| size(set) > 0)
+            .any(|set| count(&set.metadata, DESIRED_REPLICAS) != Some(wanted))
+    }
+
+    /// How many pods are available when the sets have done as they are told.
+    fn up(&self) -> i32 {
+        self.sets
+            .iter()
+            .map(|set| available(set).min(size(set)))
+            .sum()
     }
 
     fn sizes(&self) -> Vec<(String, i32)> {
@@ -373,6 +394,86 @@ fn a_deployment_being_deleted_only_counts() {
     assert!(plan.create.is_none() && plan.update.is_empty() && plan.events.is_empty());
 }
 
+#[test]
+fn a_set_that_nobody_has_looked_at_yet_has_no_pods_on_their_way_out() {
+    let mut world = World::new(2, quarter());
+    world.pass();
+    // As the API server answers: a status, and nothing in it.
+    world.sets[0].status = Some(ReplicaSetStatus::default());
+    world.pass();
+    let terminating = |world: &World| {
+        let status = world.deployment.status.clone().unwrap_or_default();
+        status.terminating_replicas
+    };
+    assert_eq!(terminating(&world), Some(0));
+    // Looked at by somebody who does not count them.
+    world.sets[0].status = Some(ReplicaSetStatus {
+        observed_generation: Some(1),
+        ..ReplicaSetStatus::default()
+    });
+    world.pass();
+    assert_eq!(terminating(&world), None);
+}
+
+#[test]
+fn a_name_that_would_be_too_long_is_cut() {
+    let mut deployment = Deployment::default();
+    for (length, kept) in [(13, 13), (242, 242), (250, 242)] {
+        deployment.metadata.name = Some("a".repeat(length));
+        let name = set_name(&deployment, "86588d599b");
+        assert_eq!(name, format!("{}-86588d599b", "a".repeat(kept)));
+    }
+}
+
+#[test]
+fn an_earlier_revision_is_gone_back_to_when_the_old_annotation_asks() {
+    let mut world = World::new(2, quarter());
+    let annotate = |world: &mut World, key: &str, value: &str| {
+        let annotations = world
+            .deployment
+            .metadata
+            .annotations
+            .get_or_insert_default();
+        annotations.insert(key.to_owned(), value.to_owned());
+    };
+    annotate(&mut world, "kubernetes.io/change-cause", "first");
+    world.settle();
+    annotate(&mut world, "kubernetes.io/change-cause", "second");
+    world.set_image("nginx:2");
+    world.settle();
+    for (to, told, image) in [
+        (
+            "7",
+            "Unable to find the revision to rollback to.",
+            "nginx:2",
+        ),
+        (
+            "2",
+            "The rollback revision contains the same template as current deployment \"web\"",
+            "nginx:2",
+        ),
+        (
+            "0",
+            "Rolled back deployment \"web\" to revision 1",
+            "nginx:1",
+        ),
+    ] {
+        annotate(&mut world, "deprecated.deployment.rollback.to", to);
+        let plan = world.pass();
+        assert_eq!(plan.told.len(), 1);
+        assert_eq!(plan.told[0].message, told);
+        assert_eq!(plan.told[0].is_warning, image == "nginx:2");
+        assert_eq!(world.image(), image);
+    }
+    let annotations = world.deployment.metadata.annotations.clone();
+    let cause = annotations.unwrap_or_default();
+    let cause = cause.get("kubernetes.io/change-cause").cloned();
+    assert_eq!(cause.as_deref(), Some("first"));
+    world.settle();
+    assert!(world.is_complete());
+    assert_eq!(revision_of(&world.deployment.metadata), 3);
+}
+
 fn limit() -> impl Strategy<Value = IntOrString> {
     prop_oneof![
         (0..4i32).prop_map(IntOrString::Int),
@@ -393,6 +494,24 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Step::Pass),
         Just(Step::RunSets),
         (0..3usize, 1..4i32).prop_map(|(at, count)| Step::Available(at, count)),
+    ]
+}
+
+/// What a user does, or what happens between passes.
+#[derive(Clone, Debug)]
+enum Change {
+    Between(Step),
+    Resize(i32),
+    Image(u8),
+    Pause(bool),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        8 => step().prop_map(Change::Between),
+        1 => (0..12i32).prop_map(Change::Resize),
+        1 => (1..4u8).prop_map(Change::Image),
+        1 => any::<bool>().prop_map(Change::Pause),
     ]
 }
 
@@ -428,6 +547,50 @@ proptest! {
         }
         world.settle();
         prop_assert!(world.is_complete(), "{:?}", world.sizes());
+    }
+
+    /// Whatever a user does in the middle of whatever is under way: no pass makes more pods than there may be, none takes
+    /// away an available pod that is needed, and in the end all is as wanted and nothing is left to do.
+    #[test]
+    fn changes_in_the_middle_keep_the_bounds_and_converge(
+        replicas in 0..12i32,
+        surge in limit(),
+        unavailable in limit(),
+        steps in prop::collection::vec(change(), 0..60),
+    ) {
+        let mut world = World::new(replicas, rolling(surge, unavailable));
+        world.settle();
+        for step in steps {
+            match step {
+                Change::Between(Step::Pass) => {
+                    let (before, up) = (total(&world.sets), world.up());
+                    let free = !world.is_resized() && !is_paused(&world.deployment);
+                    world.pass();
+                    let most = allowed(&world.deployment).max(before);
+                    prop_assert!(total(&world.sets) <= most, "{:?}", world.sizes());
+                    let least = wanted(&world.deployment) - max_unavailable(&world.deployment);
+                    let kept = world.up() >= up.min(least);
+                    prop_assert!(kept || !free, "{up} of {least}: {:?}", world.sizes());
+                }
+                Change::Between(Step::RunSets) => world.run_sets(),
+                Change::Between(Step::Available(at, count)) => world.become_available(at, count),
+                Change::Resize(to) => world.change(|spec| spec.replicas = Some(to)),
+                Change::Image(image) => world.set_image(&format!("nginx:{image}")),
+                Change::Pause(paused) => world.change(|spec| spec.paused = Some(paused)),
+            }
+        }
+        world.change(|spec| spec.paused = None);
+        world.settle();
+        prop_assert!(world.is_complete(), "{:?}", world.sizes());
+        prop_assert_eq!(total(&world.sets), wanted(&world.deployment));
+        let spec = world.deployment.spec.clone().unwrap_or_default();
+        for set in world.sets.iter().filter(|set| size(set) > 0) {
+            let own = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
+            prop_assert!(own.is_some_and(|own| same_template(own, &spec.template)));
+        }
+        let quiet = world.pass();
+        prop_assert!(quiet.create.is_none() && quiet.update.is_empty() && quiet.delete.is_empty());
+        prop_assert!(quiet.deployment.is_none() && quiet.rewrite.is_none());
     }
 
     /// A resize at any moment of a rollout ends in the new size.

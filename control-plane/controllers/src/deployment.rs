@@ -1,7 +1,11 @@
 //! Deployment: brings the pods of an application to its current template, by way of one ReplicaSet per template.
 
+mod evidence;
 pub(crate) mod plan;
+mod policy;
+mod resizing;
 mod revision;
+mod rollback;
 mod sizing;
 mod status;
 #[cfg(test)]
@@ -14,10 +18,12 @@ use gantry_api::selector::LabelSelector;
 use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Event, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 
 use self::plan::{Observed, Plan, set_name};
+use self::policy::Policy;
 use self::revision::{same_template, sorted};
 use self::sizing::is_rolling;
 pub(crate) use self::sizing::scaled;
@@ -29,6 +35,8 @@ use crate::template_hash::template_hash;
 
 pub(crate) const COMPONENT: &str = "deployment-controller";
 const AT_ONCE: usize = 16;
+/// No more events of a pod than this are looked through.
+const MOST_ANSWERS: u32 = 100;
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
@@ -51,12 +59,15 @@ pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
             }
         }
     }));
-    // Recreate waits for the end of old pods, which their sets do not report once scaled to zero.
+    // Recreate waits for the end of old pods, which their sets do not report once scaled to zero; a pod in trouble may be
+    // what a rollout fails by.
     context.pods.subscribe(Box::new({
         let (queue, sets) = (queue.clone(), context.replica_sets.clone());
         move |change| {
-            let gone = change.new.is_none_or(|pod| is_finished(pod));
-            let owner = change.last().filter(|_| gone).and_then(|pod| {
+            let matters = change
+                .new
+                .is_none_or(|pod| is_finished(pod) || evidence::is_troubled(pod));
+            let owner = change.last().filter(|_| matters).and_then(|pod| {
                 let owner = controller_of(&pod.metadata)?;
                 let namespace = pod.metadata.namespace.as_deref()?;
                 sets.get(&Key::new(namespace, &owner.name))
@@ -66,6 +77,24 @@ pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
             {
                 let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
                 queue.add(Key::new(namespace, &owner.name));
+            }
+        }
+    }));
+    context.namespaces.subscribe(Box::new({
+        let (queue, deployments) = (queue.clone(), context.deployments.clone());
+        move |change| {
+            let policy = |namespace: Option<&Arc<Namespace>>| {
+                namespace.map(|namespace| Policy::of(&namespace.metadata, None))
+            };
+            let name = change
+                .new
+                .and_then(|namespace| namespace.metadata.name.as_deref());
+            if let Some(name) = name
+                && policy(change.old) != policy(change.new)
+            {
+                for deployment in deployments.in_namespace(name) {
+                    queue.add(Key::of(&deployment.metadata));
+                }
             }
         }
     }));
@@ -123,14 +152,48 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
         Some(spec) => template_hash(&spec.template, collisions),
         None => return Ok(Next::Changed),
     };
-    let plan = plan::plan(Observed {
+    let namespace = context.namespaces.get(&Key::new("", &key.namespace));
+    let namespace = namespace.as_ref().map(|namespace| &namespace.metadata);
+    let policy = Policy::of(&deployment.metadata, namespace);
+    let new = current.filter(|_| policy.is_on).and_then(|at| sets.get(at));
+    let uid = new.and_then(|set| set.metadata.uid.as_deref());
+    let observed = Observed {
         old_pods_run: !is_rolling(&deployment) && old_pods_run(context, &sets, current),
         deployment: &deployment,
+        pods: uid.map_or_else(Vec::new, |uid| context.pods.owned_by(uid)),
         sets,
         hash: hash.clone(),
+        policy,
+        answer: None,
         now: context.clock.now(),
-    });
+    };
+    let again = observed.policy.is_on.then(|| observed.clone());
+    let mut plan = plan::plan(observed);
+    if let Some(pod) = plan.asks.take()
+        && let Some(mut again) = again
+    {
+        again.answer = probes_answer(context, &key.namespace, &pod).await;
+        plan = plan::plan(again);
+    }
     carry_out(context, recorder, &deployment, plan, &hash).await
+}
+
+/// What a probe of the pod with that uid was answered last, as its events tell.
+async fn probes_answer(context: &Context, namespace: &str, pod: &str) -> Option<String> {
+    let api: Api<Event> = Api::namespaced(context.client.clone(), namespace);
+    let fields = format!("involvedObject.uid={pod},reason=Unhealthy");
+    let parameters = ListParams::default().fields(&fields).limit(MOST_ANSWERS);
+    let events = match api.list(&parameters).await {
+        Ok(list) => list.items,
+        Err(error) => {
+            tracing::debug!(%namespace, error = words(&error), "looking for what a probe was answered");
+            return None;
+        }
+    };
+    let last = events
+        .iter()
+        .max_by_key(|event| event.last_timestamp.clone())?;
+    last.message.as_deref().map(evidence::shown)
 }
 
 /// Whether pods of other sets than the current one run, or such a set still says so.

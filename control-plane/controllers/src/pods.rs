@@ -124,3 +124,17 @@ pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) ->
         _ => Availability::Available,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_gets_no_dash() {
+        for (length, dashed) in [(3, true), (252, true), (253, false)] {
+            let name = "a".repeat(length);
+            let dash = if dashed { "-" } else { "" };
+            assert_eq!(prefix(&name), format!("{name}{dash}"));
+        }
+    }
+}

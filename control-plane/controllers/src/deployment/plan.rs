@@ -1,25 +1,28 @@
 //! The pure part: from a deployment and its replica sets to what is to be written.
 //!
-//! One pass changes at most one side of a rollout: either the current set grows, or older sets shrink. What the change
-//! brings about is judged in the next pass, by what the sets then report. Invariants, kept here and tested below:
+//! One pass changes at most one side of a rollout: either the current set grows, or older sets shrink; both at once on the
+//! way back from a revision that failed (`rollback.rs`). What the change brings about is judged in the next pass, by what
+//! the sets then report. Invariants, kept here and tested below:
 //!
 //! - a rolling update never has more pods than wanted + maxSurge, and never takes away an available pod when that
 //!   would leave fewer than wanted - maxUnavailable;
 //! - a paused deployment keeps its templates and can only be scaled.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetSpec};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
+use super::policy::Policy;
 use super::revision::{
-    DESIRED_REPLICAS, REVISION, TEMPLATE_HASH, annotate_new, annotate_size, by_age, count,
-    revision_of, sorted, text,
+    REVISION, TEMPLATE_HASH, annotate_new, annotate_size, revision_of, sorted, text,
 };
+use super::rollback::{self, Look, Note};
 use super::sizing::{
-    allowed, available, is_rolling, max_unavailable, new_size, resize, share, size, sum, total,
-    wanted,
+    allowed, available, is_rolling, max_unavailable, new_size, resize, size, sum, total, wanted,
 };
 use super::status::{
     self, FOUND_NEW_SET, NEW_SET_CREATED, PROGRESSING, condition, deadline, new_condition,
@@ -30,6 +33,9 @@ use crate::claim::controller_reference;
 
 /// What a name may have, in bytes.
 const LONGEST_NAME: usize = 253;
+
+/// What an event may say, in characters.
+const LONGEST_MESSAGE: usize = 1000;
 
 /// What one pass writes, in this order.
 #[derive(Debug, Default)]
@@ -48,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) rewrite: Option<Deployment>,
     /// What is told once all of that is written.
     pub(crate) told: Vec<Told>,
+    /// The uid of a pod whose probe's last answer belongs into what is told; asked for while there is none.
+    pub(crate) asks: Option<String>,
     /// When to look again though nothing changed.
     pub(crate) wake: Option<Duration>,
 }
@@ -79,6 +87,7 @@ impl Told {
 }
 
 /// What is known of a deployment.
+#[derive(Clone)]
 pub(crate) struct Observed<'a> {
     pub(crate) deployment: &'a Deployment,
     /// The sets it controls.
@@ -87,34 +96,64 @@ pub(crate) struct Observed<'a> {
     pub(crate) old_pods_run: bool,
     /// The hash of the current template.
     pub(crate) hash: String,
+    /// What is said of automatic rollback.
+    pub(crate) policy: Policy,
+    /// The pods of the current set; only asked for where revisions take themselves back.
+    pub(crate) pods: Vec<Arc<Pod>>,
+    /// What a failing probe was answered last.
+    pub(crate) answer: Option<String>,
     pub(crate) now: Timestamp,
 }
 
-struct Pass<'a> {
-    deployment: &'a Deployment,
+/// How a pass goes on once it is known whether the current revision works.
+enum Then {
+    GoOn,
+    /// The template is written, and nothing else.
+    Rewrite,
+    /// What was found out is written, and nothing is sized.
+    Tell,
+}
+
+/// A pass under way.
+pub(super) struct Pass<'a> {
+    pub(super) deployment: &'a Deployment,
     /// The status as it becomes.
     status: DeploymentStatus,
     revision: Option<String>,
+    /// Other annotations to write.
+    notes: Vec<Note>,
     /// The set of the current template.
-    new: Option<ReplicaSet>,
+    pub(super) new: Option<ReplicaSet>,
     /// All others, oldest first.
-    old: Vec<ReplicaSet>,
+    pub(super) old: Vec<ReplicaSet>,
     plan: Plan,
     now: Timestamp,
 }
 
 /// Decides on one pass.
-pub(crate) fn plan(observed: Observed<'_>) -> Plan {
+pub(crate) fn plan(mut observed: Observed<'_>) -> Plan {
     let deployment = observed.deployment;
-    let mut pass = Pass::new(observed.deployment, observed.sets, observed.now);
+    let sets = std::mem::take(&mut observed.sets);
+    let mut pass = Pass::new(deployment, sets, observed.now);
     if deployment.metadata.deletion_timestamp.is_some() {
         pass.sync_revision(None);
         return pass.finish(false);
     }
     status::note_pause(deployment, &mut pass.status, pass.now);
+    pass.note_faults(&observed.policy);
     let paused = status::is_paused(deployment);
     if let Some(revision) = undo::asked(deployment).filter(|_| !paused) {
         return pass.undo(&observed.hash, revision);
+    }
+    if !paused {
+        match pass.take_back(&observed) {
+            Then::GoOn => {}
+            Then::Rewrite => return pass.plan,
+            Then::Tell => {
+                pass.sync_revision(None);
+                return pass.finish(true);
+            }
+        }
     }
     if paused || pass.was_resized() {
         pass.sync_revision(None);
@@ -126,7 +165,11 @@ pub(crate) fn plan(observed: Observed<'_>) -> Plan {
     }
     if is_rolling(deployment) {
         pass.sync_revision(Some(&observed.hash));
-        if !pass.grow_new() {
+        if status::is_rolled_back(&pass.status) {
+            // No steps on the way back: what does not work goes, and what works takes its place, in one.
+            pass.shrink_old();
+            pass.grow_new();
+        } else if !pass.grow_new() {
             pass.shrink_old();
         }
     } else {
@@ -147,6 +190,7 @@ impl<'a> Pass<'a> {
             deployment,
             status: deployment.status.clone().unwrap_or_default(),
             revision: None,
+            notes: Vec::new(),
             new,
             old: sets,
             plan: Plan::default(),
@@ -154,18 +198,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn all(&self) -> Vec<&ReplicaSet> {
+    pub(super) fn all(&self) -> Vec<&ReplicaSet> {
         self.old.iter().chain(&self.new).collect()
-    }
-
-    /// Whether `spec.replicas` changed since the sets were last sized.
-    fn was_resized(&self) -> bool {
-        let wanted = wanted(self.deployment);
-        self.all()
-            .iter()
-            .filter(|set| size(set) > 0)
-            .filter_map(|set| count(&set.metadata, DESIRED_REPLICAS))
-            .any(|desired| desired != wanted)
     }
 
     /// Gives the current set its revision; with a hash, plans the set when there is none.
@@ -213,7 +247,7 @@ impl<'a> Pass<'a> {
     }
 
     fn progressing(&mut self, reason: &str, message: String) {
-        if deadline(self.deployment).is_some() {
+        if deadline(self.deployment).is_some() && !status::is_rolled_back(&self.status) {
             let condition = new_condition(PROGRESSING, "True", reason, message, self.now);
             set_condition(&mut self.status, condition);
         }
@@ -227,7 +261,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Sizes a set and notes the deployment's size in it.
-    fn scaled(&mut self, mut set: ReplicaSet, to: i32) -> ReplicaSet {
+    pub(super) fn scaled(&mut self, mut set: ReplicaSet, to: i32) -> ReplicaSet {
         let from = size(&set);
         let before = set.metadata.annotations.clone();
         let wanted = wanted(self.deployment);
@@ -246,7 +280,7 @@ impl<'a> Pass<'a> {
         set
     }
 
-    fn scale_old(&mut self, at: usize, to: i32) {
+    pub(super) fn scale_old(&mut self, at: usize, to: i32) {
         let set = self.old[at].clone();
         self.old[at] = self.scaled(set, to);
     }
@@ -325,86 +359,6 @@ impl<'a> Pass<'a> {
         stopped
     }
 
-    /// Follows a change of `spec.replicas`: the only active set takes it all, several share it in proportion.
-    fn scale_all(&mut self) {
-        let wanted = wanted(self.deployment);
-        let active: Vec<usize> = (0..self.old.len())
-            .filter(|at| size(&self.old[*at]) > 0)
-            .collect();
-        let new_active = self.new.as_ref().is_some_and(|new| size(new) > 0);
-        match (active.as_slice(), new_active) {
-            ([], _) => {
-                if let Some(new) = self.new.take() {
-                    self.new = Some(self.scaled(new, wanted));
-                } else if let Some(latest) = self.old.len().checked_sub(1) {
-                    self.scale_old(latest, wanted);
-                }
-                return;
-            }
-            ([only], false) => return self.scale_old(*only, wanted),
-            _ => {}
-        }
-        if self.is_saturated() {
-            for at in active {
-                self.scale_old(at, 0);
-            }
-        } else if is_rolling(self.deployment) {
-            self.scale_in_proportion();
-        }
-    }
-
-    /// Whether the current set alone already does what is wanted.
-    fn is_saturated(&self) -> bool {
-        let wanted = wanted(self.deployment);
-        self.new.as_ref().is_some_and(|new| {
-            size(new) == wanted
-                && count(&new.metadata, DESIRED_REPLICAS) == Some(wanted)
-                && available(new) == wanted
-        })
-    }
-
-    fn scale_in_proportion(&mut self) {
-        let wanted = wanted(self.deployment);
-        let mut sets: Vec<ReplicaSet> = self
-            .all()
-            .into_iter()
-            .filter(|set| size(set) > 0)
-            .cloned()
-            .collect();
-        let allowed = if wanted > 0 {
-            allowed(self.deployment)
-        } else {
-            0
-        };
-        let to_add = allowed.saturating_sub(total(&sets));
-        // The largest first; among equals the newest when growing, the oldest when shrinking.
-        sets.sort_by(|left, right| {
-            let age = by_age(left, right);
-            let age = if to_add > 0 { age.reverse() } else { age };
-            size(right).cmp(&size(left)).then(age)
-        });
-        let mut added = 0;
-        let mut sizes = Vec::with_capacity(sets.len());
-        for set in &sets {
-            let part = share(self.deployment, set, to_add, added);
-            added = part.saturating_add(added);
-            sizes.push(size(set).saturating_add(part));
-        }
-        if let Some(first) = sizes.first_mut() {
-            // What rounding left over.
-            *first = first.saturating_add(to_add).saturating_sub(added).max(0);
-        }
-        for (set, to) in sets.into_iter().zip(sizes) {
-            let name = set.metadata.name.clone();
-            let set = self.scaled(set, to);
-            if let Some(at) = self.old.iter().position(|old| old.metadata.name == name) {
-                self.old[at] = set;
-            } else {
-                self.new = Some(set);
-            }
-        }
-    }
-
     /// Lets go of the oldest revisions beyond the history limit, when nothing is left of them.
     fn clean_up(&mut self) {
         let spec = self.deployment.spec.as_ref();
@@ -420,9 +374,12 @@ impl<'a> Pass<'a> {
         let excess = sets
             .len()
             .saturating_sub(usize::try_from(limit).unwrap_or(0));
+        let kept = [rollback::HEALTHY, rollback::WARM];
+        let kept = kept.map(|name| text(&self.deployment.metadata, name));
         self.plan.delete = sets
             .into_iter()
             .take(excess)
+            .filter(|set| rollback::hash_of(set).is_none_or(|hash| !kept.contains(&Some(hash))))
             .filter(|set| {
                 let status = set.status.clone().unwrap_or_default();
                 status.replicas == 0
@@ -431,6 +388,57 @@ impl<'a> Pass<'a> {
             })
             .filter_map(|set| set.metadata.name.clone())
             .collect();
+    }
+
+    fn note_faults(&mut self, policy: &Policy) {
+        if status::note_faults(&mut self.status, &policy.faults, self.now) {
+            let message = policy.faults.join("; ");
+            self.plan
+                .told
+                .push(Told::warning(status::INVALID_ANNOTATION, message));
+        }
+    }
+
+    /// Looks whether the current revision works, before anything of it is brought further.
+    fn take_back(&mut self, observed: &Observed<'_>) -> Then {
+        let mut before = self.deployment.status.clone().unwrap_or_default();
+        before.conditions.clone_from(&self.status.conditions);
+        let (new, all) = (self.new.as_ref(), self.all());
+        let status = status::of_rollout(self.deployment, &before, new, &all, self.now);
+        let decision = rollback::decide(&Look {
+            deployment: self.deployment,
+            policy: &observed.policy,
+            new,
+            old: &self.old,
+            hash: &observed.hash,
+            pods: &observed.pods,
+            status: &status,
+            now: self.now,
+        });
+        if let Some(restored) = decision.restore {
+            let known = condition(&self.status, status::ROLLED_BACK);
+            let message = known.and_then(|condition| condition.message.clone());
+            let message = message.unwrap_or_else(|| "Its template failed before.".to_owned());
+            self.plan.rewrite = Some(restored);
+            self.plan.told = vec![Told::warning(status::ROLLED_BACK, message)];
+            return Then::Rewrite;
+        }
+        if decision.is_over {
+            status::forget_rollback(&mut self.status);
+        }
+        self.notes = decision.notes;
+        self.plan.wake = decision.wake;
+        let Some(fault) = decision.given_up else {
+            return Then::GoOn;
+        };
+        let message = match &observed.answer {
+            Some(answer) => format!("{}: {answer}", fault.message),
+            None => fault.message,
+        };
+        let message: String = message.chars().take(LONGEST_MESSAGE).collect();
+        status::note_rollback(&mut self.status, &fault.reason, &message, self.now);
+        self.plan.asks = fault.asks.filter(|_| observed.answer.is_none());
+        Then::Tell
     }
 
     /// Goes back to a revision that somebody asks for.
@@ -460,7 +468,15 @@ impl<'a> Pass<'a> {
             let annotations = changed.metadata.annotations.get_or_insert_default();
             annotations.insert(REVISION.to_owned(), revision);
         }
-        self.plan.wake = status::wake(deployment, &status, now);
+        for (name, value) in std::mem::take(&mut self.notes) {
+            let annotations = changed.metadata.annotations.get_or_insert_default();
+            match value {
+                Some(value) => annotations.insert(name.to_owned(), value),
+                None => annotations.remove(name),
+            };
+        }
+        let deadline = status::wake(deployment, &status, now);
+        self.plan.wake = [self.plan.wake, deadline].into_iter().flatten().min();
         changed.status = Some(status);
         if changed != *deployment {
             self.plan.deployment = Some(changed);

@@ -16,13 +16,16 @@ pub(crate) const TEMPLATE_HASH: &str = "pod-template-hash";
 const HISTORY_LENGTH: usize = 2000;
 
 /// Annotations that are the deployment's own, or the replica set's own: not copied from one to the other.
-pub(crate) const NOT_COPIED: [&str; 6] = [
+pub(crate) const NOT_COPIED: [&str; 9] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
     REVISION_HISTORY,
     DESIRED_REPLICAS,
     MAX_REPLICAS,
     "deprecated.deployment.rollback.to",
+    super::rollback::HEALTHY,
+    super::rollback::WARM,
+    super::rollback::FAILED,
 ];
 
 /// The revision an object is annotated with; zero when there is none.

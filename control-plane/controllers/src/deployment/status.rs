@@ -11,13 +11,18 @@ use crate::replica_set::nonzero;
 
 pub(crate) const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "Available";
-const REPLICA_FAILURE: &str = "ReplicaFailure";
+pub(crate) const REPLICA_FAILURE: &str = "ReplicaFailure";
 pub(crate) const NEW_SET_CREATED: &str = "NewReplicaSetCreated";
 pub(crate) const FOUND_NEW_SET: &str = "FoundNewReplicaSet";
 pub(crate) const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
 const SET_UPDATED: &str = "ReplicaSetUpdated";
 pub(crate) const FAILED_CREATE: &str = "ReplicaSetCreateError";
-const TIMED_OUT: &str = "ProgressDeadlineExceeded";
+pub(crate) const TIMED_OUT: &str = "ProgressDeadlineExceeded";
+/// The current template is that of an earlier revision, since a later one failed. Gantry's own.
+pub(crate) const ROLLED_BACK: &str = "RolledBack";
+/// An annotation is malformed. Gantry's own.
+const INVALID_ANNOTATIONS: &str = "InvalidAnnotations";
+pub(crate) const INVALID_ANNOTATION: &str = "InvalidAnnotation";
 const PAUSED: &str = "DeploymentPaused";
 const RESUMED: &str = "DeploymentResumed";
 
@@ -70,13 +75,71 @@ pub(crate) fn set_condition(status: &mut DeploymentStatus, mut new: DeploymentCo
     status.conditions.get_or_insert_default().push(new);
 }
 
-fn remove_condition(status: &mut DeploymentStatus, type_: &str) {
+pub(crate) fn remove_condition(status: &mut DeploymentStatus, type_: &str) {
     if let Some(conditions) = &mut status.conditions {
         conditions.retain(|condition| condition.type_ != type_);
         if conditions.is_empty() {
             status.conditions = None;
         }
     }
+}
+
+/// Whether a revision was taken back, and no other has been wanted since. Until then the progress of the rollout is what it
+/// was when it failed, so that whoever waits for the rollout learns of its end.
+pub(crate) fn is_rolled_back(status: &DeploymentStatus) -> bool {
+    condition(status, ROLLED_BACK).is_some_and(|condition| condition.status == "True")
+}
+
+/// Notes that a revision is taken back.
+pub(crate) fn note_rollback(
+    status: &mut DeploymentStatus,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
+    for (type_, value, reason) in [
+        (ROLLED_BACK, "True", reason),
+        (PROGRESSING, "False", TIMED_OUT),
+    ] {
+        let new = new_condition(type_, value, reason, message.to_owned(), now);
+        remove_condition(status, type_);
+        status.conditions.get_or_insert_default().push(new);
+    }
+}
+
+/// Forgets a rollback: the next rollout begins anew.
+pub(crate) fn forget_rollback(status: &mut DeploymentStatus) {
+    if is_rolled_back(status) {
+        remove_condition(status, ROLLED_BACK);
+        remove_condition(status, PROGRESSING);
+    }
+}
+
+/// Notes which annotations are malformed; whether that is news.
+pub(crate) fn note_faults(
+    status: &mut DeploymentStatus,
+    faults: &[String],
+    now: Timestamp,
+) -> bool {
+    if faults.is_empty() {
+        remove_condition(status, INVALID_ANNOTATIONS);
+        return false;
+    }
+    let message = faults.join("; ");
+    let known = condition(status, INVALID_ANNOTATIONS);
+    if known.is_some_and(|known| known.message.as_ref() == Some(&message)) {
+        return false;
+    }
+    remove_condition(status, INVALID_ANNOTATIONS);
+    let new = new_condition(
+        INVALID_ANNOTATIONS,
+        "True",
+        INVALID_ANNOTATION,
+        message,
+        now,
+    );
+    status.conditions.get_or_insert_default().push(new);
+    true
 }
 
 /// Notes that a deployment was paused or resumed, so that a pause does not count against the deadline.
@@ -200,7 +263,9 @@ pub(crate) fn of_rollout(
 ) -> DeploymentStatus {
     let mut status = counted(deployment, before, new, all, now);
     let current = condition(before, PROGRESSING).cloned();
-    if deadline(deployment).is_none() {
+    if is_rolled_back(before) {
+        // It stays as it was when the revision failed.
+    } else if deadline(deployment).is_none() {
         remove_condition(&mut status, PROGRESSING);
     } else if !(status.replicas == status.updated_replicas
         && current

@@ -1,16 +1,21 @@
 //! Whole rollouts, on a model of replica sets that do as they are told.
 
+mod rollbacks;
+
+use std::sync::Arc;
+
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStrategy, ReplicaSet, ReplicaSetStatus,
     RollingUpdateDeployment,
 };
-use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
-use super::plan::{Observed, Plan, plan, set_name};
+use super::plan::{Observed, Plan, Told, plan, set_name};
+use super::policy::Policy;
 use super::revision::{DESIRED_REPLICAS, REVISION, count, revision_of, same_template};
 use super::sizing::{allowed, available, max_surge, max_unavailable, size, total, wanted};
 use super::status::{condition, is_complete, is_paused};
@@ -22,6 +27,12 @@ struct World {
     events: Vec<String>,
     now: Timestamp,
     old_pods_run: bool,
+    policy: Policy,
+    /// The pods of the current set, as far as they are evidence.
+    pods: Vec<Arc<Pod>>,
+    /// What a failing probe was answered.
+    answer: Option<String>,
+    told: Vec<Told>,
 }
 
 impl World {
@@ -66,6 +77,10 @@ impl World {
             events: Vec::new(),
             now: Timestamp::from_second(1_000_000).expect("in range"),
             old_pods_run: false,
+            policy: Policy::default(),
+            pods: Vec::new(),
+            answer: None,
+            told: Vec::new(),
         }
     }
 
@@ -94,6 +109,9 @@ impl World {
             sets: self.sets.clone(),
             old_pods_run: self.old_pods_run,
             hash,
+            policy: self.policy.clone(),
+            pods: self.pods.clone(),
+            answer: self.answer.clone(),
             now: self.now,
         });
         if let Some(mut set) = plan.create.clone() {
@@ -122,6 +140,7 @@ impl World {
             *self.deployment.metadata.generation.get_or_insert_default() += 1;
         }
         self.events.extend(plan.events.clone());
+        self.told.extend(plan.told.clone());
         plan
     }
 

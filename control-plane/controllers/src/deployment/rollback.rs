@@ -30,6 +30,7 @@ use super::revision::{TEMPLATE_HASH, revision_of, same_template, text};
 use super::sizing::{available, size, wanted};
 use super::status::{
     NEW_SET_AVAILABLE, PROGRESSING, REPLICA_FAILURE, TIMED_OUT, condition, is_complete,
+    is_rolled_back,
 };
 use super::undo::template_of;
 
@@ -85,7 +86,7 @@ pub(crate) fn decide(look: &Look<'_>) -> Decision {
                 decision.notes.push((name, None));
             }
         }
-        decision.is_over = failed.is_some();
+        decision.is_over = true;
         return decision;
     }
     let current = look.new.and_then(hash_of).unwrap_or(look.hash);
@@ -96,9 +97,14 @@ pub(crate) fn decide(look: &Look<'_>) -> Decision {
         decision.restore = restored(look.deployment, target);
         return decision;
     }
-    if failed.is_some() && healthy != Some(current) {
+    let is_over = match failed {
+        Some(_) => healthy != Some(current),
+        // Somebody took the annotation away, such as who undoes a rollout with kubectl.
+        None => is_rolled_back(look.status),
+    };
+    if is_over {
         // What is known of the progress is still that of the revision which failed: the next pass looks at this one.
-        decision.notes.push((FAILED, None));
+        decision.notes.extend(failed.map(|_| (FAILED, None)));
         decision.is_over = true;
         return decision;
     }

@@ -273,6 +273,25 @@ fn who_switches_it_on_with_a_broken_template_goes_back_to_what_runs() {
 }
 
 #[test]
+fn who_takes_the_annotations_away_ends_what_they_tell_of() {
+    let mut world = world(2, quarter());
+    world.set_image("nginx:3");
+    world.settle_but(BROKEN, &[BROKEN]);
+    assert!(world.has_condition("RolledBack"));
+    // As kubectl does with `rollout undo`.
+    let annotations = world
+        .deployment
+        .metadata
+        .annotations
+        .get_or_insert_default();
+    annotations.retain(|name, _| name == REVISION);
+    world.settle();
+    assert!(!world.has_condition("RolledBack"));
+    assert_eq!(world.reason("Progressing"), "NewReplicaSetAvailable");
+    assert_eq!(world.note(HEALTHY).as_deref(), Some("hash1"));
+}
+
+#[test]
 fn the_first_revision_has_nothing_to_go_back_to() {
     let mut world = World::new(2, quarter());
     world.policy = on();

@@ -1,4 +1,7 @@
-//! `gantry rollout status|history|undo|pause|resume|restart` for Deployments.
+//! `gantry rollout status|history|undo|pause|resume|restart` for Deployments, and `gantry rollout policy` for a namespace.
+
+mod policy;
+mod progress;
 
 use std::time::Duration;
 
@@ -6,8 +9,10 @@ use anyhow::{Result, bail};
 use futures::{AsyncBufReadExt, StreamExt};
 use gantry_api::yaml;
 use http::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use self::policy::Policy;
+use self::progress::{Progress, progress};
 use crate::client::{Call, Cluster, Mapping, Target};
 use crate::failures::Failures;
 use crate::{duration, output};
@@ -15,6 +20,19 @@ use crate::{duration, output};
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+const RESTARTED_AT: &str = "kubectl.kubernetes.io/restartedAt";
+/// Annotations that are a Deployment's own: not those of a revision of it.
+const NOT_OF_A_REVISION: [&str; 9] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    REVISION,
+    "deployment.kubernetes.io/revision-history",
+    "deployment.kubernetes.io/desired-replicas",
+    "deployment.kubernetes.io/max-replicas",
+    "deprecated.deployment.rollback.to",
+    "gantry.dev/healthy-template",
+    "gantry.dev/warm-template",
+    "gantry.dev/failed-template",
+];
 
 /// Follow, list, undo, pause, resume or restart rollouts
 #[derive(Debug, clap::Args)]
@@ -36,6 +54,9 @@ enum Action {
         /// Print the state once
         #[arg(long)]
         no_watch: bool,
+        /// Fail when another revision than this one is the current one; 0 for whichever is
+        #[arg(long)]
+        revision: Option<i64>,
     },
     /// List revisions
     History {
@@ -67,6 +88,8 @@ enum Action {
         #[arg(required = true)]
         target: Vec<String>,
     },
+    /// Show or set when revisions take themselves back, for the Deployments of a namespace that do not say
+    Policy(Policy),
     /// Replace every pod by a new one, gradually
     Restart {
         /// TYPE/NAME or TYPE NAME
@@ -83,11 +106,14 @@ impl Rollout {
                 target,
                 timeout,
                 no_watch,
+                revision,
             } => {
                 for deployment in deployments(cluster, target).await? {
-                    failures.keep(deployment.status(cluster, *timeout, *no_watch).await);
+                    let ended = deployment.status(cluster, *timeout, *no_watch, *revision);
+                    failures.keep(ended.await);
                 }
             }
+            Action::Policy(policy) => policy.run(cluster).await?,
             Action::History { target, revision } => {
                 for deployment in deployments(cluster, target).await? {
                     failures.keep(deployment.history(cluster, *revision).await);
@@ -152,74 +178,15 @@ async fn deployments(cluster: &Cluster, words: &[String]) -> Result<Vec<Deployme
     Ok(found)
 }
 
-/// How far a rollout is.
-#[derive(Debug, PartialEq, Eq)]
-enum Progress {
-    Done(String),
-    Waiting(String),
-    Failed(String),
-}
-
-/// The state of a rollout as its Deployment shows it.
-fn progress(deployment: &Value) -> Progress {
-    let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
-    let number = |pointer: &str| {
-        deployment
-            .pointer(pointer)
-            .and_then(Value::as_i64)
-            .unwrap_or(0)
-    };
-    if number("/metadata/generation") > number("/status/observedGeneration") {
-        return Progress::Waiting(
-            "Waiting for deployment spec update to be observed...".to_owned(),
-        );
-    }
-    let exceeded = deployment["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|condition| {
-            condition["type"] == "Progressing" && condition["reason"] == "ProgressDeadlineExceeded"
-        });
-    if exceeded {
-        return Progress::Failed(format!(
-            "deployment \"{name}\" exceeded its progress deadline"
-        ));
-    }
-    let wanted = deployment
-        .pointer("/spec/replicas")
-        .and_then(Value::as_i64)
-        .unwrap_or(1);
-    let updated = number("/status/updatedReplicas");
-    let total = number("/status/replicas");
-    let available = number("/status/availableReplicas");
-    let waiting = |what: String| {
-        Progress::Waiting(format!(
-            "Waiting for deployment \"{name}\" rollout to finish: {what}..."
-        ))
-    };
-    if updated < wanted {
-        return waiting(format!(
-            "{updated} out of {wanted} new replicas have been updated"
-        ));
-    }
-    if total > updated {
-        return waiting(format!(
-            "{} old replicas are pending termination",
-            total - updated
-        ));
-    }
-    if available < updated {
-        return waiting(format!(
-            "{available} of {updated} updated replicas are available"
-        ));
-    }
-    Progress::Done(format!("deployment \"{name}\" successfully rolled out"))
-}
-
 impl Deployment {
-    async fn status(&self, cluster: &Cluster, timeout: Duration, once: bool) -> Result<()> {
-        let waiting = self.follow(cluster, once);
+    async fn status(
+        &self,
+        cluster: &Cluster,
+        timeout: Duration,
+        once: bool,
+        revision: Option<i64>,
+    ) -> Result<()> {
+        let waiting = self.follow(cluster, once, revision);
         if timeout.is_zero() {
             return waiting.await;
         }
@@ -229,22 +196,22 @@ impl Deployment {
         }
     }
 
-    async fn follow(&self, cluster: &Cluster, once: bool) -> Result<()> {
+    async fn follow(&self, cluster: &Cluster, once: bool, revision: Option<i64>) -> Result<()> {
         let collection = self.mapping.path(Some(&cluster.namespace), None);
         let selector = format!("metadata.name={}", self.name);
         let mut shown = String::new();
         loop {
             let deployment = cluster.call(Call::get(&self.path)).await?;
-            if self.show(&deployment, &mut shown)? || once {
+            if self.show(&deployment, revision, &mut shown)? || once {
                 return Ok(());
             }
-            let revision = deployment["metadata"]["resourceVersion"]
+            let since = deployment["metadata"]["resourceVersion"]
                 .as_str()
                 .unwrap_or_default();
             let query = [
                 ("watch", "true"),
                 ("fieldSelector", selector.as_str()),
-                ("resourceVersion", revision),
+                ("resourceVersion", since),
                 ("timeoutSeconds", "300"),
             ];
             let stream = cluster
@@ -259,7 +226,7 @@ impl Deployment {
                 match event["type"].as_str() {
                     Some("DELETED") => bail!("object has been deleted"),
                     Some("ERROR") => break,
-                    _ if self.show(&event["object"], &mut shown)? => return Ok(()),
+                    _ if self.show(&event["object"], revision, &mut shown)? => return Ok(()),
                     _ => {}
                 }
             }
@@ -267,7 +234,7 @@ impl Deployment {
     }
 
     /// Prints the state when it changed; true when the rollout is complete.
-    fn show(&self, deployment: &Value, shown: &mut String) -> Result<bool> {
+    fn show(&self, deployment: &Value, revision: Option<i64>, shown: &mut String) -> Result<bool> {
         if deployment["spec"]["paused"] == true {
             bail!(
                 "{} is paused: resume it with 'gantry rollout resume deploy/{}'",
@@ -275,7 +242,7 @@ impl Deployment {
                 self.name
             );
         }
-        let (line, done) = match progress(deployment) {
+        let (line, done) = match progress(deployment, revision) {
             Progress::Done(line) => (line, true),
             Progress::Waiting(line) => (line, false),
             Progress::Failed(line) => bail!("{line}"),
@@ -368,17 +335,22 @@ impl Deployment {
                 wanted => bail!("unable to find specified revision {wanted} in history"),
             }
         };
-        let mut template = set["spec"]["template"].clone();
-        if let Some(labels) = template
-            .pointer_mut("/metadata/labels")
-            .and_then(Value::as_object_mut)
-        {
-            labels.remove(POD_TEMPLATE_HASH);
+        let template = without_hash(&set["spec"]["template"]);
+        if template == without_hash(&deployment["spec"]["template"]) {
+            let skipped = format!(
+                "skipped rollback (current template already matches revision {to_revision})"
+            );
+            return output::report(&self.mapping, &self.name, &skipped);
         }
-        // Only against the template that was looked at: somebody else's rollout in between is not undone blindly.
+        let annotations = restored(
+            &deployment["metadata"]["annotations"],
+            &set["metadata"]["annotations"],
+        );
+        // Only against what was looked at: somebody else's rollout in between is not undone blindly.
         let patch = json!([
             {"op": "test", "path": "/spec/template", "value": deployment["spec"]["template"]},
             {"op": "replace", "path": "/spec/template", "value": template},
+            {"op": "add", "path": "/metadata/annotations", "value": annotations},
         ]);
         let call = Call {
             content_type: "application/json-patch+json",
@@ -392,8 +364,12 @@ impl Deployment {
         let deployment = cluster.call(Call::get(&self.path)).await?;
         let now = deployment["spec"]["paused"] == true;
         if now == paused {
-            let state = if paused { "paused" } else { "running" };
-            bail!("deployments.apps \"{}\" is already {state}", self.name);
+            let state = if paused {
+                "is already paused"
+            } else {
+                "is not paused"
+            };
+            bail!("deployments.apps \"{}\" {state}", self.name);
         }
         self.merge(
             cluster,
@@ -410,12 +386,21 @@ impl Deployment {
     async fn restart(&self, cluster: &Cluster) -> Result<()> {
         let deployment = cluster.call(Call::get(&self.path)).await?;
         if deployment["spec"]["paused"] == true {
-            bail!("can't restart paused deployment (run rollout resume first)");
+            bail!(
+                "deployments.apps \"{}\" can't restart paused deployment (run rollout resume first)",
+                self.name
+            );
         }
         let now = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
-        let annotations = json!({"kubectl.kubernetes.io/restartedAt": now});
+        if deployment["spec"]["template"]["metadata"]["annotations"][RESTARTED_AT] == now.as_str() {
+            bail!(
+                "deployments.apps \"{}\" was restarted within the past second: wait before restarting it again",
+                self.name
+            );
+        }
+        let annotations = json!({RESTARTED_AT: now});
         self.merge(
             cluster,
             &json!({"spec": {"template": {"metadata": {"annotations": annotations}}}}),
@@ -434,43 +419,52 @@ impl Deployment {
     }
 }
 
+/// A pod template without the label that names its ReplicaSet.
+fn without_hash(template: &Value) -> Value {
+    let mut template = template.clone();
+    let labels = template.pointer_mut("/metadata/labels");
+    if let Some(labels) = labels.and_then(Value::as_object_mut) {
+        labels.remove(POD_TEMPLATE_HASH);
+    }
+    template
+}
+
+/// The annotations of a Deployment that goes back to a revision: its own, and the user's as that revision had them.
+fn restored(own: &Value, revisions: &Value) -> Value {
+    let is_own = |name: &str| NOT_OF_A_REVISION.contains(&name);
+    let of = |annotations: &Value, own: bool| -> Map<String, Value> {
+        let all = annotations.as_object().into_iter().flatten();
+        all.filter(|(name, _)| is_own(name) == own)
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    };
+    let mut annotations = of(own, true);
+    annotations.extend(of(revisions, false));
+    Value::Object(annotations)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_rollout_is_told_step_by_step() {
-        let state = |updated: i64, total: i64, available: i64| {
-            progress(&json!({
-                "metadata": {"name": "web", "generation": 2},
-                "spec": {"replicas": 3},
-                "status": {"observedGeneration": 2, "updatedReplicas": updated, "replicas": total, "availableReplicas": available},
-            }))
-        };
-        let waiting = |what: &str| {
-            Progress::Waiting(format!(
-                "Waiting for deployment \"web\" rollout to finish: {what}..."
-            ))
-        };
+    fn who_goes_back_gets_the_annotations_of_then() {
+        let own = json!({REVISION: "5", "kubernetes.io/change-cause": "now", "only": "now", "gantry.dev/failed-template": "x"});
+        let revisions = json!({REVISION: "2", "kubernetes.io/change-cause": "then", "deployment.kubernetes.io/max-replicas": "3"});
         assert_eq!(
-            state(1, 4, 3),
-            waiting("1 out of 3 new replicas have been updated")
+            restored(&own, &revisions),
+            json!({REVISION: "5", "kubernetes.io/change-cause": "then", "gantry.dev/failed-template": "x"})
         );
-        assert_eq!(
-            state(3, 4, 3),
-            waiting("1 old replicas are pending termination")
-        );
-        assert_eq!(
-            state(3, 3, 2),
-            waiting("2 of 3 updated replicas are available")
-        );
-        assert_eq!(
-            state(3, 3, 3),
-            Progress::Done("deployment \"web\" successfully rolled out".to_owned())
-        );
-        let unseen = json!({"metadata": {"generation": 2}, "status": {"observedGeneration": 1}});
-        assert!(
-            matches!(progress(&unseen), Progress::Waiting(line) if line.contains("to be observed"))
-        );
+        assert_eq!(restored(&Value::Null, &Value::Null), json!({}));
+    }
+
+    #[test]
+    fn the_hash_is_no_part_of_a_template() {
+        let template =
+            json!({"metadata": {"labels": {"app": "x", POD_TEMPLATE_HASH: "abc"}}, "spec": {}});
+        let bare = json!({"metadata": {"labels": {"app": "x"}}, "spec": {}});
+        assert_eq!(without_hash(&template), bare);
+        assert_eq!(without_hash(&bare), bare);
+        assert_eq!(without_hash(&json!({})), json!({}));
     }
 }

@@ -3,6 +3,7 @@
 mod autoscaling;
 mod common;
 mod jobs;
+mod rollbacks;
 mod services;
 mod stateful_sets;
 mod volumes;

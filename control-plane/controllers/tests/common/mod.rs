@@ -208,7 +208,10 @@ where
     .await;
 }
 
-/// Runs the pods of a node: they are ready at once, and stop at once.
+/// The image of containers that crash.
+pub(crate) const CRASHING: &str = "crash:1";
+
+/// Runs the pods of a node: they are ready at once, and stop at once; but those of [`CRASHING`] crash.
 async fn agent(client: kube::Client, node: String, stop: CancellationToken) {
     let all: Api<Pod> = Api::all(client.clone());
     let fields = format!("spec.nodeName={node}");
@@ -243,12 +246,28 @@ async fn tend(client: &kube::Client, pod: &Pod, next: &mut u32) {
     } else if phase == Some("Pending") {
         let ip = format!("10.244.0.{next}");
         *next += 1;
-        let status = json!({"status": {
-            "phase": "Running",
-            "podIP": ip,
-            "podIPs": [{"ip": ip}],
-            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-        }});
+        let image = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.containers.first()?.image.clone());
+        let status = if image.as_deref() == Some(CRASHING) {
+            json!({"status": {
+                "phase": "Running",
+                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+                "containerStatuses": [{
+                    "name": "c", "image": CRASHING, "imageID": "", "ready": false, "restartCount": 1,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+                    "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no database"}},
+                }],
+            }})
+        } else {
+            json!({"status": {
+                "phase": "Running",
+                "podIP": ip,
+                "podIPs": [{"ip": ip}],
+                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            }})
+        };
         let patch = Patch::Strategic(status);
         api.patch_status(&name, &PatchParams::default(), &patch)
             .await

@@ -163,12 +163,11 @@ fn troubles(policy: &Policy, pod: &Pod) -> Vec<(Fault, Duration, Option<Timestam
         let Some(reason) = reason else {
             continue;
         };
-        let patience = if AT_ONCE.contains(&reason) {
+        let is_looping = reason == CRASHING && policy.failures.is_none();
+        let patience = if is_looping || AT_ONCE.contains(&reason) {
             Duration::ZERO
         } else if AFTER_A_WHILE.contains(&reason) {
             START
-        } else if reason == CRASHING && policy.failures.is_none() {
-            Duration::ZERO
         } else {
             continue;
         };

@@ -162,12 +162,21 @@ impl World {
         }
     }
 
+    fn snapshot(&self) -> (Deployment, Vec<ReplicaSet>) {
+        (self.deployment.clone(), self.sets.clone())
+    }
+
+    /// Runs until nothing changes any more.
     fn settle(&mut self) {
         for _ in 0..200 {
+            let before = self.snapshot();
             self.pass();
             self.run_sets();
             for at in 0..self.sets.len() {
                 self.become_available(at, 1);
+            }
+            if self.snapshot() == before {
+                return;
             }
         }
     }

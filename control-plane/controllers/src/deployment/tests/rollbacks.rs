@@ -74,10 +74,11 @@ impl World {
         };
     }
 
-    /// Runs until nothing happens any more; the pods of one template never come up.
+    /// Runs until nothing changes any more; the pods of one template never come up.
     fn settle_but(&mut self, broken: u8, bad: &[u8]) {
         let name = format!("web-hash{broken}");
         for _ in 0..200 {
+            let before = self.snapshot();
             self.look(bad);
             self.pass();
             self.run_sets();
@@ -85,6 +86,9 @@ impl World {
                 if self.sets[at].metadata.name.as_deref() != Some(name.as_str()) {
                     self.become_available(at, 1);
                 }
+            }
+            if self.snapshot() == before {
+                return;
             }
         }
     }

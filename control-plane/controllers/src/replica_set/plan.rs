@@ -133,6 +133,9 @@ fn conditions(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::apps::v1::ReplicaSetSpec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -150,5 +153,37 @@ mod tests {
             Some("a")
         );
         assert_eq!(conditions(second, None, now), None);
+    }
+
+    proptest! {
+        /// Pass by pass there are as many pods as are wanted, never more at once than a burst; then nothing is done.
+        #[test]
+        fn passes_come_to_the_wanted_number_and_rest(from in 0..1200usize, wanted in 0..1200i32) {
+            let set = ReplicaSet {
+                spec: Some(ReplicaSetSpec {
+                    replicas: Some(wanted),
+                    ..ReplicaSetSpec::default()
+                }),
+                ..ReplicaSet::default()
+            };
+            let target = usize::try_from(wanted).unwrap_or(0);
+            let pod = Arc::new(pod_of(&set));
+            let mut pods = vec![pod.clone(); from];
+            for _ in 0..3 {
+                match change(&set, &pods, &[], Timestamp::UNIX_EPOCH) {
+                    Change::Nothing => {}
+                    Change::Create(count) => {
+                        prop_assert!(count <= BURST && pods.len() + count <= target);
+                        pods.extend(vec![pod.clone(); count]);
+                    }
+                    Change::Delete(victims) => {
+                        prop_assert!(victims.len() <= BURST && pods.len() - victims.len() >= target);
+                        pods.truncate(pods.len() - victims.len());
+                    }
+                }
+            }
+            prop_assert_eq!(pods.len(), target);
+            prop_assert!(matches!(change(&set, &pods, &[], Timestamp::UNIX_EPOCH), Change::Nothing));
+        }
     }
 }

@@ -138,6 +138,7 @@ fn by_age(left: Option<Timestamp>, right: Option<Timestamp>, now: Timestamp) -> 
 mod tests {
     use k8s_openapi::api::core::v1::{Container, PodCondition, PodSpec, PodStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -331,5 +332,60 @@ mod tests {
         let related = [crowded.clone(), crowded.clone(), alone.clone()];
         let chosen = victims(&[alone, crowded], &related, 1, now());
         assert_eq!(chosen[0].metadata.name.as_deref(), Some("v"));
+    }
+
+    /// On a node, phase, ready for so long, age, restarts, cost.
+    type Drawn = (bool, usize, Option<i64>, i64, i32, usize);
+
+    fn drawn() -> impl Strategy<Value = Drawn> {
+        let ready = prop::option::of(-5..5000i64);
+        (
+            any::<bool>(),
+            0..4usize,
+            ready,
+            -5..5000i64,
+            0..4i32,
+            0..3usize,
+        )
+    }
+
+    proptest! {
+        /// The choice is one of all pods, whatever they show and in whatever order they come: an order of them all, in
+        /// which no pod that works goes while one of the same node does not.
+        #[test]
+        fn the_choice_does_not_depend_on_where_it_begins(
+            all in prop::collection::vec(drawn(), 0..20),
+            count in 0..25usize,
+            turn in 0..20usize,
+        ) {
+            let pods: Vec<_> = all
+                .iter()
+                .enumerate()
+                .map(|(at, (on_node, phase, ready, age, restarts, cost))| {
+                    pod(&Made {
+                        name: &format!("p{at}"),
+                        node: on_node.then_some("n"),
+                        phase: ["Pending", "Running", "Unknown", ""][*phase],
+                        ready_for: *ready,
+                        age: *age,
+                        restarts: *restarts,
+                        cost: [None, Some("-1"), Some("no number")][*cost],
+                    })
+                })
+                .collect();
+            let mut turned = pods.clone();
+            turned.rotate_left(turn.min(pods.len()));
+            let names = |pods: Vec<Arc<Pod>>| -> Vec<_> {
+                pods.iter().map(|pod| pod.metadata.name.clone()).collect()
+            };
+            let chosen = victims(&pods, &pods, count, now());
+            prop_assert_eq!(chosen.len(), count.min(pods.len()));
+            let spared = |pod: &&Arc<Pod>| !chosen.iter().any(|other| other.metadata.uid == pod.metadata.uid);
+            let worth = |pod: &Pod| (node_of(pod).is_some(), phase_rank(phase(pod)), is_ready(pod));
+            for gone in &chosen {
+                prop_assert!(pods.iter().filter(spared).all(|kept| worth(gone) <= worth(kept)));
+            }
+            prop_assert_eq!(names(victims(&turned, &turned, count, now())), names(chosen));
+        }
     }
 }

@@ -22,6 +22,9 @@ pub(crate) const FAILURES: u32 = 3;
 const WARM: Duration = Duration::from_secs(60);
 /// No annotation may ask for longer.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const NO_BUDGET: &str =
+    "must be a number of container failures, a duration such as 90s, or both, such as 5,90s";
+const NO_DURATION: &str = "must be a duration such as 90s, of at most 24h";
 /// How much of a value is repeated in the words about it, in characters.
 const SHOWN: usize = 64;
 
@@ -84,12 +87,8 @@ impl Policy {
                     _ => return Err("must be \"true\" or \"false\""),
                 };
             }
-            ROLLBACK_AFTER => (self.failures, self.stall) = budget(value).ok_or(
-                "must be a number of container failures, a duration such as 90s, or both, such as 5,90s",
-            )?,
-            KEEP_WARM => {
-                self.keep_warm = duration(value).ok_or("must be a duration such as 90s, of at most 24h")?;
-            }
+            ROLLBACK_AFTER => (self.failures, self.stall) = budget(value).ok_or(NO_BUDGET)?,
+            KEEP_WARM => self.keep_warm = duration(value).ok_or(NO_DURATION)?,
             _ => {}
         }
         Ok(())

@@ -10,7 +10,7 @@ mod lab;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 
 use gantry_cri::dns::{ClusterDns, DnsRecord, DnsTable};
 use gantry_dns::DnsServer;
@@ -60,6 +60,9 @@ fn resolve_over_tcp(name: &str) -> Vec<String> {
     stream.read_exact(&mut length).unwrap();
     let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut answer).unwrap();
+    // No packet of it is under way any more once both sides have closed: one of an earlier connection would be tracked anew.
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     addresses(&answer)
 }
 

@@ -1,6 +1,8 @@
 //! A whole control plane in this process: API server over an ephemeral store, controllers, scheduler, and nodes whose
 //! agent is a few lines that say of each pod what an agent would.
 
+mod agent;
+
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -9,15 +11,16 @@ use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NoNodes};
 use gantry_controllers::{ControllersConfig, Informers};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::Store;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
-use kube::api::{
-    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, ServiceAccount};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchParams};
 use kube::runtime::wait::{Condition, await_condition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::agent::Agent;
+pub(crate) use self::agent::CRASHING;
 
 /// Everything awaited must come within this.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -89,11 +92,8 @@ impl Cluster {
             .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
             .await;
         patched.expect("the node's status");
-        tokio::spawn(agent(
-            self.client.clone(),
-            name.to_owned(),
-            self.stop.clone(),
-        ));
+        let agent = Agent::new(self.client.clone());
+        tokio::spawn(agent.run(name.to_owned(), self.stop.clone()));
         self
     }
 
@@ -206,77 +206,4 @@ where
         object.is_none()
     })
     .await;
-}
-
-/// The image of containers that crash.
-pub(crate) const CRASHING: &str = "crash:1";
-
-/// Runs the pods of a node: they are ready at once, and stop at once; but those of [`CRASHING`] crash.
-async fn agent(client: kube::Client, node: String, stop: CancellationToken) {
-    let all: Api<Pod> = Api::all(client.clone());
-    let fields = format!("spec.nodeName={node}");
-    let mut next = 1;
-    let work = async {
-        loop {
-            let parameters = WatchParams::default().fields(&fields);
-            let mut events = all.watch(&parameters, "0").await.expect("a watch").boxed();
-            while let Ok(Some(event)) = events.try_next().await {
-                let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else {
-                    continue;
-                };
-                tend(&client, &pod, &mut next).await;
-            }
-        }
-    };
-    stop.run_until_cancelled(work).await;
-}
-
-async fn tend(client: &kube::Client, pod: &Pod, next: &mut u32) {
-    let namespace = pod.metadata.namespace.clone().expect("a namespace");
-    let name = pod.metadata.name.clone().expect("a name");
-    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    let outcome = if pod.metadata.deletion_timestamp.is_some() {
-        api.delete(&name, &DeleteParams::default().grace_period(0))
-            .await
-            .map(drop)
-    } else if phase == Some("Pending") {
-        let ip = format!("10.244.0.{next}");
-        *next += 1;
-        let image = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.containers.first()?.image.clone());
-        let status = if image.as_deref() == Some(CRASHING) {
-            json!({"status": {
-                "phase": "Running",
-                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-                "containerStatuses": [{
-                    "name": "c", "image": CRASHING, "imageID": "", "ready": false, "restartCount": 1,
-                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
-                    "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "no database"}},
-                }],
-            }})
-        } else {
-            json!({"status": {
-                "phase": "Running",
-                "podIP": ip,
-                "podIPs": [{"ip": ip}],
-                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-            }})
-        };
-        let patch = Patch::Strategic(status);
-        api.patch_status(&name, &PatchParams::default(), &patch)
-            .await
-            .map(drop)
-    } else {
-        Ok(())
-    };
-    match outcome {
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-        other => other.expect("the agent's request"),
-    }
 }

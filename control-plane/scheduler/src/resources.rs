@@ -79,6 +79,15 @@ impl Resources {
         self.combine(other, i64::saturating_sub);
     }
 
+    /// Whether there is more here of something than there.
+    pub(crate) fn exceeds(&self, other: &Self) -> bool {
+        let mut extended = self.extended.iter();
+        self.milli_cpu > other.milli_cpu
+            || self.memory > other.memory
+            || self.ephemeral > other.ephemeral
+            || extended.any(|(name, amount)| *amount > other.extended(name))
+    }
+
     fn raise_to(&mut self, other: &Self) {
         self.combine(other, i64::max);
     }

@@ -8,7 +8,7 @@ mod preempting;
 use std::sync::Arc;
 
 use gantry_informer::{EventStyle, Informers, Key, Recorder, words};
-use gantry_tasks::caught_now;
+use gantry_tasks::{caught, caught_now};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
@@ -47,7 +47,7 @@ enum Update {
     Volume(Arc<str>),
     Pod(Arc<PodInfo>),
     PodGone(Arc<str>),
-    BindingFailed(Arc<PodInfo>),
+    BindingFailed(Arc<str>),
     /// Not all of the pods that were to make room for the one could be told to: they may stay.
     EvictionFailed(Arc<PodInfo>, Vec<Arc<PodInfo>>),
     /// A binding ended: there is room for another.
@@ -307,10 +307,17 @@ impl Scheduling {
                 if let Some(node) = pod.node.clone() {
                     self.queue.remove(&pod.uid);
                     self.config.verdicts.remove(&pod.uid);
-                    self.nominations.remove(&pod.uid);
-                    let looks_same = self.snapshot.looks_same(&pod);
+                    let expected = self.nominations.remove(&pod.uid);
+                    let elsewhere = expected.is_some_and(|expected| expected != node);
+                    let helps = self.helped_by(&pod);
                     self.snapshot.assign(pod, &node);
-                    return Helps::when(!looks_same, Helps::Looking);
+                    return helps.max(Helps::when(elsewhere, Helps::Everybody));
+                }
+                if self.snapshot.is_assigned(&pod.uid) {
+                    // It is being bound. Should that fail, it is tried again as it is now.
+                    let helps = self.helped_by(&pod);
+                    self.snapshot.renew(pod);
+                    return helps;
                 }
                 if !pod.is_waiting_for(&self.config.scheduler_name) {
                     self.queue.remove(&pod.uid);
@@ -318,23 +325,21 @@ impl Scheduling {
                     let was_expected = self.nominations.remove(&pod.uid).is_some();
                     return Helps::when(was_expected, Helps::Everybody);
                 }
-                if self.snapshot.is_assigned(&pod.uid) {
-                    // It is being bound: this is older news.
-                    return Helps::Nobody;
-                }
                 let was_expected = self.nominations.take_in(&pod);
                 self.queue.put(pod);
                 Helps::when(was_expected, Helps::Everybody)
             }
             Update::PodGone(uid) => self.forget(&uid),
-            Update::BindingFailed(pod) => {
-                // Otherwise it was deleted meanwhile.
-                let counted = self.snapshot.unassign(&pod.uid);
-                if counted {
+            Update::BindingFailed(uid) => {
+                // Otherwise it was deleted meanwhile, or is bound for all that.
+                let Some(pod) = self.snapshot.take_back(&uid) else {
+                    return Helps::Nobody;
+                };
+                if pod.is_waiting_for(&self.config.scheduler_name) {
                     self.nominations.take_in(&pod);
                     self.queue.retry(pod, Instant::now());
                 }
-                Helps::when(counted, Helps::Everybody)
+                Helps::Everybody
             }
             Update::EvictionFailed(pod, victims) => {
                 for victim in &victims {
@@ -345,6 +350,14 @@ impl Scheduling {
             }
             Update::Slot => Helps::Nobody,
         }
+    }
+
+    /// Which waiting pods may fit by what is new in a pod that counts on a node, or will.
+    fn helped_by(&self, pod: &PodInfo) -> Helps {
+        if self.snapshot.leaves_room(pod) {
+            return Helps::Everybody;
+        }
+        Helps::when(!self.snapshot.looks_same(pod), Helps::Looking)
     }
 
     fn forget(&mut self, uid: &str) -> Helps {
@@ -440,13 +453,13 @@ impl Scheduling {
         // The loop looked for a free slot before it took the pod.
         let slot = slots.try_acquire_owned().ok();
         tokio::spawn(async move {
-            let bound = binding::bind(&client, &pod, &node);
+            let bound = caught(binding::bind(&client, &pod, &node));
             let Some(outcome) = stop.run_until_cancelled(bound).await else {
                 return;
             };
             drop(slot);
             match outcome {
-                Ok(()) => {
+                Ok(Ok(())) => {
                     tracing::debug!(pod = %pod.key, node = &*node, "bound");
                     let message = format!("Successfully assigned {} to {node}", pod.key);
                     recorders
@@ -454,9 +467,13 @@ impl Scheduling {
                         .normal(pod.reference(), "Scheduled", message);
                     inbox.put(Update::Slot);
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     tracing::info!(pod = %pod.key, node = &*node, error = words(&error), "binding failed; trying again");
-                    inbox.put(Update::BindingFailed(pod));
+                    inbox.put(Update::BindingFailed(pod.uid.clone()));
+                }
+                Err(panicked) => {
+                    tracing::error!(pod = %pod.key, node = &*node, %panicked, "binding broke off; it is tried again");
+                    inbox.put(Update::BindingFailed(pod.uid.clone()));
                 }
             }
         });

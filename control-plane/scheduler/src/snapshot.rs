@@ -340,15 +340,45 @@ impl Snapshot {
         true
     }
 
+    /// The pod no longer counts, unless it is known to be bound. As it was when last heard of.
+    pub(crate) fn take_back(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let pod = self.known(uid).filter(|pod| pod.node.is_none()).cloned()?;
+        self.unassign(uid);
+        Some(pod)
+    }
+
+    /// Newer news of a pod that counts on a node, though they do not tell that it is bound.
+    pub(crate) fn renew(&mut self, pod: Arc<PodInfo>) {
+        if self
+            .known(&pod.uid)
+            .is_none_or(|known| known.node.is_some())
+        {
+            return;
+        }
+        if let Some(node) = self.assigned.get(&pod.uid).cloned() {
+            self.assign(pod, &node);
+        }
+    }
+
+    /// A pod that counts on some node.
+    fn known(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        let at = *self.by_name.get(self.assigned.get(uid)?)?;
+        self.nodes.get(at)?.pods.get(uid)
+    }
+
     /// Whether the pod counts on some node, and other pods see nothing new in it.
     pub(crate) fn looks_same(&self, pod: &PodInfo) -> bool {
-        let node = self
-            .assigned
-            .get(&pod.uid)
-            .and_then(|name| self.by_name.get(name));
-        let info = node.and_then(|at| self.nodes.get(*at));
-        let known = info.and_then(|info| info.pods.get(&pod.uid));
+        let known = self.known(&pod.uid);
         known.is_some_and(|known| known.labels == pod.labels && known.deleting == pod.deleting)
+    }
+
+    /// Whether the pod counts on some node, and leaves room there now: it asks for less, or is bound to another.
+    pub(crate) fn leaves_room(&self, pod: &PodInfo) -> bool {
+        let Some((known, counted)) = self.known(&pod.uid).zip(self.assigned.get(&pod.uid)) else {
+            return false;
+        };
+        let is_elsewhere = pod.node.as_ref().is_some_and(|node| node != counted);
+        is_elsewhere || known.requests.exceeds(&pod.requests)
     }
 
     /// Whether the pod counts on some node.
@@ -423,6 +453,57 @@ pub(crate) mod tests {
                 ..PodSpec::default()
             }),
             status: None,
+        }
+    }
+
+    fn heard(cpu: &str, node: Option<&str>) -> Arc<PodInfo> {
+        let mut pod = pod("p", cpu, "");
+        pod.spec.get_or_insert_default().node_name = node.map(str::to_owned);
+        Arc::new(PodInfo::new(&pod))
+    }
+
+    #[test]
+    fn a_pod_that_is_bound_stays_though_an_answer_says_later_that_it_could_not_be() {
+        let mut snapshot = Snapshot::default();
+        snapshot.assign(heard("1", None), "n0");
+        // By another, or by a request whose answer was lost.
+        snapshot.assign(heard("1", Some("n1")), "n1");
+        snapshot.renew(heard("2", None));
+        assert!(snapshot.take_back("p").is_none());
+        let on = |snapshot: &Snapshot| snapshot.assigned.get("p").cloned();
+        assert_eq!(on(&snapshot), Some("n1".into()));
+        assert_eq!(snapshot.nodes()[0].requested.milli_cpu, 1000);
+    }
+
+    #[test]
+    fn a_pod_that_could_not_be_bound_is_tried_again_as_it_has_become() {
+        let mut snapshot = Snapshot::default();
+        snapshot.renew(heard("1", None));
+        assert!(!snapshot.is_assigned("p"), "it was not there");
+        snapshot.assign(heard("1", None), "n0");
+        snapshot.renew(heard("2", None));
+        assert_eq!(snapshot.nodes()[0].requested.milli_cpu, 2000);
+        let pod = snapshot.take_back("p").expect("it was being bound");
+        assert_eq!(pod.requests.milli_cpu, 2000);
+        assert!(!snapshot.is_assigned("p"));
+        assert!(snapshot.take_back("p").is_none());
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_less_or_is_elsewhere_leaves_room() {
+        let mut snapshot = Snapshot::default();
+        assert!(!snapshot.leaves_room(&heard("1", Some("n0"))));
+        snapshot.assign(heard("2", None), "n0");
+        for (cpu, node, leaves) in [
+            ("3", Some("n0"), false),
+            ("2", Some("n0"), false),
+            ("2", None, false),
+            ("1", Some("n0"), true),
+            ("", None, true),
+            ("2", Some("n1"), true),
+        ] {
+            let pod = heard(cpu, node);
+            assert_eq!(snapshot.leaves_room(&pod), leaves, "{cpu} {node:?}");
         }
     }
 

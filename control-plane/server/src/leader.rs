@@ -14,6 +14,7 @@ use gantry_usage::Figures;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::measured::Measured;
 use crate::{alarms, level};
 
 /// The tokens that are kept in Secrets.
@@ -107,6 +108,7 @@ impl Lead {
                 informers.clone(),
                 ControllersConfig {
                     tokens: Some(Arc::new(SecretTokens(self.api.clone()))),
+                    figures: Arc::new(Measured(self.figures.clone())),
                     ..ControllersConfig::following(self.trusted.clone())
                 },
                 stop

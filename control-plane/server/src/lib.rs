@@ -11,6 +11,7 @@ mod config;
 pub mod fuzzing;
 mod leader;
 mod level;
+mod measured;
 mod membership;
 mod recover;
 mod server;

@@ -20,8 +20,7 @@ use async_trait::async_trait;
 use gantry_cri::runtime::{
     ContainerExit, ContainerId, ContainerSpec, ContainerState, ContainerStatus, ExecSpec,
     IoSession, Measured, PodUid, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxSpec,
-    SandboxStatus,
-    Usage,
+    SandboxStatus, Usage,
 };
 use gantry_idmap::IdBlock;
 use gantry_rpc::shim::{self, ContainerRef};

@@ -47,7 +47,7 @@ impl Policy {
         cluster.call(call).await?;
         let what = if self.unset { "unset" } else { "set" };
         output::report(
-            &mapping,
+            mapping,
             &cluster.namespace,
             &format!("rollout policy {what}"),
         )

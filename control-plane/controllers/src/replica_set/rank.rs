@@ -290,14 +290,11 @@ mod tests {
                 ..RUNNING
             }))
             .clone();
-            let named = |name: &str| {
-                Some(vec![Container {
-                    name: name.to_owned(),
-                    restart_policy: Some("Always".to_owned()),
-                    ..Container::default()
-                }])
-            };
-            pod.spec.get_or_insert_default().init_containers = named("s");
+            pod.spec.get_or_insert_default().init_containers = Some(vec![Container {
+                name: "s".to_owned(),
+                restart_policy: Some("Always".to_owned()),
+                ..Container::default()
+            }]);
             pod.status.get_or_insert_default().init_container_statuses = Some(vec![
                 ContainerStatus {
                     name: "s".to_owned(),

@@ -84,7 +84,8 @@ fn no_spelling_leads_to_the_server_itself() {
     assert_eq!(target("2001:db8::1"), "[2001:db8::1]:80");
     let of_node = |text: &str| {
         let object = json!({"status": {"addresses": [{"type": "InternalIP", "address": text}]}});
-        node(&named("n:9100"), &object).map(|target| target.authority())
+        let streams = Arc::new(crate::NoNodes);
+        node(streams, &named("n:9100"), &object).map(|target| target.authority())
     };
     assert_eq!(of_node("192.0.2.1").ok().as_deref(), Some("192.0.2.1:9100"));
     for inward in ["127.0.0.1", "::1", "169.254.169.254", "0.0.0.0"] {

@@ -123,6 +123,10 @@ pub(crate) fn note(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Noting {
         true => (Vec::new(), true),
         false => note_ends(&mut status, &facts, verdict.as_ref()),
     };
+    if verdict.is_some() && status.start_time.is_none() {
+        // Suspended before it was said that it had begun; no job is over that has not.
+        status.start_time = Some(seconds(now));
+    }
     if let Some(verdict) = &verdict
         && !holds(Some(&status), verdict.interim())
     {

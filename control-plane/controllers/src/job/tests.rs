@@ -2,6 +2,7 @@
 
 mod world;
 
+use gantry_informer::clock::seconds;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -283,6 +284,19 @@ fn a_pod_that_goes_is_replaced_at_once_or_when_it_has_failed() {
             "{policy}"
         );
     }
+}
+
+#[test]
+fn a_job_that_fails_before_it_was_said_to_have_begun_has_begun() {
+    let mut world = World::new(json!({"backoffLimit": 0}));
+    // The pass breaks off when there is a pod, and nothing is said of it.
+    world.pass(1);
+    assert_eq!((world.active(), world.status().start_time), (1, None));
+    world.job.spec.as_mut().expect("a spec").suspend = Some(true);
+    end_all(&mut world, &["Failed"]);
+    world.converge(None);
+    assert_eq!(world.conditions()[1].2, "BackoffLimitExceeded");
+    assert_eq!(world.status().start_time, Some(seconds(world.now)));
 }
 
 #[test]

@@ -178,21 +178,27 @@ fn suffices(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
         && agree_on_attributes(volume, claim)
 }
 
-/// What a claim selects of the volumes that are nobody's.
-fn selects(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
-    let spec = claim.spec.as_ref();
-    let selector = spec.and_then(|spec| spec.selector.as_ref());
-    selector.is_none_or(|selector| {
-        LabelSelector::from_api(Some(selector)).matches_map(volume.metadata.labels.as_ref())
-    })
+/// What a claim selects of the volumes that are nobody's; everything, if it does not say. Read once for all of them: it may be
+/// as long as an object may be.
+fn selector_of(claim: &PersistentVolumeClaim) -> Option<LabelSelector> {
+    let selector = claim.spec.as_ref()?.selector.as_ref()?;
+    Some(LabelSelector::from_api(Some(selector)))
+}
+
+/// Whether a claim that names no volume may get this one, which is nobody's, if it selects it.
+fn fits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    suffices(volume, claim)
+        && class_of_volume(volume) == class_of_claim(claim)
+        && Access::of_volume(volume).includes(Access::of_claim(claim))
+}
+
+fn selects(selector: Option<&LabelSelector>, volume: &PersistentVolume) -> bool {
+    selector.is_none_or(|selector| selector.matches_map(volume.metadata.labels.as_ref()))
 }
 
 /// Whether a claim that names no volume may get this one, which is nobody's.
 pub(super) fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    suffices(volume, claim)
-        && class_of_volume(volume) == class_of_claim(claim)
-        && Access::of_volume(volume).includes(Access::of_claim(claim))
-        && selects(claim, volume)
+    fits(volume, claim) && selects(selector_of(claim).as_ref(), volume)
 }
 
 /// The volume for a claim that names none: of those that allow no more than they have to, the one that is for it, or else the
@@ -203,6 +209,7 @@ pub(super) fn best<V: AsRef<PersistentVolume>>(
     free: impl Fn(&str) -> Vec<V>,
 ) -> Option<V> {
     let groups = Groups::of_claim(claim);
+    let selector = selector_of(claim);
     let mut reserved: Vec<V> = reserved
         .into_iter()
         .filter(|volume| is_for(volume.as_ref(), claim) && suffices(volume.as_ref(), claim))
@@ -215,7 +222,10 @@ pub(super) fn best<V: AsRef<PersistentVolume>>(
             return Some(reserved.swap_remove(at));
         }
         let found = free(&groups.with(access)).into_iter();
-        let found = found.filter(|volume| suits(volume.as_ref(), claim));
+        let found = found.filter(|volume| {
+            let volume = volume.as_ref();
+            fits(volume, claim) && selects(selector.as_ref(), volume)
+        });
         let smallest = found.min_by(|one, other| {
             let size = |volume: &V| capacity(volume.as_ref());
             size(one).cmp(&size(other))

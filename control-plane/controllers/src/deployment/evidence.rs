@@ -264,15 +264,22 @@ fn said(condition: Option<&PodCondition>) -> Option<String> {
     Some(shown(message))
 }
 
-/// How often a container has failed: each new start follows a failure, and the last one may not have been followed yet.
+/// How often a container has failed: each new start follows a failure, and the last one may not have been followed yet. Where
+/// the last end is known to have been a success, starts follow successes.
 fn failures(status: &ContainerStatus) -> u32 {
     let state = status.state.as_ref();
     let ended = state.and_then(|state| state.terminated.as_ref());
     let waiting = state.and_then(|state| state.waiting.as_ref()?.reason.as_deref());
     let pending = ended.is_some_and(|ended| ended.exit_code != 0) || waiting == Some(CRASHING);
-    u32::try_from(status.restart_count)
-        .unwrap_or(0)
-        .saturating_add(u32::from(pending))
+    let last = status.last_state.as_ref();
+    let last = last.and_then(|last| last.terminated.as_ref());
+    let succeeds = last.is_some_and(|last| last.exit_code == 0) && !pending;
+    match succeeds {
+        true => 0,
+        false => u32::try_from(status.restart_count)
+            .unwrap_or(0)
+            .saturating_add(u32::from(pending)),
+    }
 }
 
 /// What a container waits for, where that is no good sign.

@@ -137,6 +137,22 @@ fn failures_of_all_pods_are_counted_together() {
 }
 
 #[test]
+fn who_ends_well_and_starts_again_has_not_failed() {
+    let again = |code: i32| {
+        let last = json!({"terminated": {"exitCode": code}});
+        json!({"phase": "Running", "containerStatuses": [{
+            "name": "c", "image": "x:1", "imageID": "", "ready": true, "restartCount": 9,
+            "state": {"running": {}}, "lastState": last}]})
+    };
+    let policy = Policy::default();
+    assert_eq!(judged(&policy, &[again(0)], 0), Verdict::Open);
+    assert_eq!(
+        reason(&judged(&policy, &[again(1)], 0)),
+        "ContainerFailures"
+    );
+}
+
+#[test]
 fn what_the_node_or_a_deletion_ended_is_no_evidence() {
     let ended = |reason: &str| {
         json!({"phase": "Failed", "reason": reason, "message": "m",

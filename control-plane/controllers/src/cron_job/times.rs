@@ -30,6 +30,9 @@ pub(crate) fn next(times: &Times, zone: &TimeZone, start: Timestamp) -> Option<T
 /// The first minute after `start` whose reading on the zone's clocks is one of the calendar's. What clocks leave out is left
 /// out, and what they show twice comes twice.
 fn next_minute(calendar: &Calendar, start: Zoned) -> Option<Timestamp> {
+    if calendar.is_never() {
+        return None;
+    }
     let last = start.year().saturating_add(YEARS);
     let mut at = start
         .timestamp()

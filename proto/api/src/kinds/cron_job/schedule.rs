@@ -63,6 +63,15 @@ impl Numbers {
 }
 
 impl Calendar {
+    /// Whether a field has no number at all, as of `,`: then no time is one of them.
+    pub fn is_never(&self) -> bool {
+        let none = |numbers: Numbers| numbers.bits == 0;
+        [self.minutes, self.hours, self.months]
+            .into_iter()
+            .any(none)
+            || [self.days, self.weekdays].into_iter().all(none)
+    }
+
     /// Whether a day is one of them. Where both sorts of day are listed, either is enough.
     pub fn has_day(&self, day: u32, weekday: u32) -> bool {
         let (day, weekday) = (self.days.has(day), self.weekdays.has(weekday));
@@ -427,6 +436,16 @@ mod tests {
                 Ok(Times::Every(Duration::from_secs(seconds))),
                 "{text}"
             );
+        }
+        for (text, is_never) in [
+            (", * * * *", true),
+            ("* , * * *", true),
+            ("* * * , *", true),
+            ("* * , * ,", true),
+            ("* * , * 1", false),
+            ("* * * * *", false),
+        ] {
+            assert_eq!(calendar(text).is_never(), is_never, "{text}");
         }
         let zoned = parse("CRON_TZ=Europe/Berlin @daily").map(|schedule| schedule.zone);
         assert_eq!(zoned, Ok(Some("Europe/Berlin".to_owned())));

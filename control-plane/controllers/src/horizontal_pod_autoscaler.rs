@@ -326,7 +326,8 @@ impl Controller {
         }
     }
 
-    /// The autoscalers that any of the pods belongs to. Most pods of a target have the same labels.
+    /// The autoscalers that the pods belong to, as far as there are several: then nothing else is to be known. Most pods of a
+    /// target have the same labels.
     fn sharing(&self, namespace: &str, pods: &[Arc<Pod>]) -> Vec<Key> {
         let mut all = BTreeSet::new();
         let mut last = None;
@@ -335,6 +336,9 @@ impl Controller {
             if last != Some(labels) {
                 all.extend(self.watched.of(namespace, labels));
                 last = Some(labels);
+                if all.len() > 1 {
+                    break;
+                }
             }
         }
         all.into_iter().collect()

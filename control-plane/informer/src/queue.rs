@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// What is due later than can be told is due then.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The waits after failures of one key: doubled each time, between these.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
@@ -105,7 +108,8 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         if delay.is_zero() {
             return self.add(key);
         }
-        let at = Instant::now() + delay;
+        let now = Instant::now();
+        let at = now.checked_add(delay).unwrap_or_else(|| now + FAR);
         let mut state = self.state.lock();
         if state.due.get(&key).is_some_and(|due| *due <= at) {
             return;

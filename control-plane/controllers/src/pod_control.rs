@@ -1,12 +1,13 @@
 //! What controllers of pods do to them: claim, create and delete, with the events that tell of it.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use futures::future::join_all;
 use gantry_api::selector::LabelSelector;
 use gantry_informer::{Key, Object, Recorder, Reference};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use kube::Resource;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 
@@ -25,6 +26,14 @@ pub(crate) struct Failure {
 
 /// No more than this many pods of one owner are created or deleted in one pass.
 pub(crate) const BURST: usize = 500;
+/// What the pods that are made for one pass may have as JSON, in bytes, where each is another. In memory it is ten times that.
+const MOST_TEXT: usize = 1 << 20;
+
+/// As many pods of their own from this template as may be held in memory at once, up to [`BURST`].
+pub(crate) fn burst(template: &PodTemplateSpec) -> usize {
+    let size = serde_json::to_vec(template).map_or(MOST_TEXT, |text| text.len());
+    (MOST_TEXT / size.max(1)).clamp(1, BURST)
+}
 
 /// Sizes of the batches in which `total` pods are created: each twice the one before, so that a cause that refuses
 /// all of them is met by one request and not by hundreds.
@@ -44,7 +53,7 @@ pub(crate) async fn create(
     context: &Context,
     recorder: &Recorder,
     about: &Reference,
-    pods: &[Pod],
+    pods: &[impl Borrow<Pod>],
 ) -> std::result::Result<(), Failure> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &about.namespace);
     let parameters = PostParams::default();
@@ -52,7 +61,12 @@ pub(crate) async fn create(
     for size in batches(pods.len()) {
         let (batch, rest) = left.split_at(size);
         left = rest;
-        let made = join_all(batch.iter().map(|pod| api.create(&parameters, pod))).await;
+        let made = join_all(
+            batch
+                .iter()
+                .map(|pod| api.create(&parameters, pod.borrow())),
+        )
+        .await;
         let mut first = None;
         let mut refused = false;
         for outcome in made {
@@ -171,7 +185,27 @@ where
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
     use super::*;
+
+    #[test]
+    fn large_pods_are_made_a_few_at_a_time() {
+        let of_size = |size: usize| {
+            let annotations = [("a".to_owned(), "x".repeat(size))].into();
+            let metadata = ObjectMeta {
+                annotations: Some(annotations),
+                ..ObjectMeta::default()
+            };
+            burst(&PodTemplateSpec {
+                metadata: Some(metadata),
+                spec: None,
+            })
+        };
+        assert_eq!(of_size(10), BURST);
+        assert!((2..=10).contains(&of_size(100_000)));
+        assert_eq!(of_size(2 << 20), 1);
+    }
 
     #[test]
     fn batches_double_and_add_up() {

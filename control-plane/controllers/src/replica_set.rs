@@ -91,7 +91,8 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     let outcome = match plan::change(&set, &active, &related, now) {
         Change::Nothing => Ok(()),
         Change::Create(count) => {
-            let pods = vec![plan::pod_of(&set); count];
+            let pod = plan::pod_of(&set);
+            let pods = vec![&pod; count];
             pod_control::create(context, recorder, &Reference::to(&*set), &pods).await
         }
         Change::Delete(victims) => {

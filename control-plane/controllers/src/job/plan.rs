@@ -12,7 +12,7 @@ use super::facts::{Facts, awaits_failure, count, has_failed, holds, is_indexed, 
 use super::indexes::{Indexes, index_of};
 use super::policy::{Judgement, enough, judge};
 use super::template::{all_failures_before, pod_of, pod_with_index};
-use crate::pod_control::BURST;
+use crate::pod_control::{BURST, burst};
 use crate::pods::{is_terminating, phase};
 use crate::replica_set::victims;
 
@@ -224,7 +224,9 @@ pub(crate) fn change(
     if missing == 0 {
         return Change::Nothing;
     }
-    create(facts, missing.min(BURST), failures, now)
+    let template = facts.spec().map(|spec| &spec.template);
+    let most = template.map_or(BURST, burst);
+    create(facts, missing.min(most), failures, now)
 }
 
 fn shrink(mut pods: Vec<Arc<Pod>>) -> Change {

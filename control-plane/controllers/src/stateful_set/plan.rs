@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::claims::{self, Known, Work};
 use super::identity::{Version, correction, ordinal_of, ordinals, pod_name, pod_of, revision_of};
 use crate::deployment::scaled;
-use crate::pod_control::BURST;
+use crate::pod_control::{BURST, burst};
 use crate::pods::{Availability, availability, is_finished, is_ready, phase};
 
 /// What the plan is made from.
@@ -148,9 +148,9 @@ impl Planning<'_> {
 
     /// The pods that are wanted: made, replaced when they ended, and mended. Says whether one may go on to others.
     fn keep(&self) -> (Phase, bool) {
-        let mut phase = Phase::new();
+        let (mut phase, most) = (Phase::new(), burst(&self.spec.template));
         for ordinal in ordinals(self.spec) {
-            if phase.len() >= BURST {
+            if phase.len() >= most {
                 return (phase, false);
             }
             let (step, go_on) = match self.replicas.get(&ordinal) {

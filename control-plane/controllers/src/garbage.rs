@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_api::paths::segment;
 use gantry_informer::{Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
@@ -244,7 +245,7 @@ async fn live(collector: &Collector, uid: &Uid, node: &Node) -> Result<Option<Ob
         .resource
         .objects(&collector.context.client, &node.key.namespace);
     let found = api
-        .get_metadata_opt(&node.key.name)
+        .get_metadata_opt(&segment(&node.key.name))
         .await
         .doing("looking at", &node.key)?;
     let meta = found.map(|found| found.metadata);
@@ -300,7 +301,7 @@ async fn collect(collector: &Collector, uid: &Uid, node: &Node) -> Result<Next> 
             let api = node
                 .resource
                 .objects(&collector.context.client, &node.key.namespace);
-            match api.delete(&node.key.name, &parameters).await {
+            match api.delete(&segment(&node.key.name), &parameters).await {
                 Err(error) if code(&error) != Some(404) => Err(error).doing("deleting", &node.key),
                 _ => Ok(Next::Changed),
             }
@@ -340,7 +341,7 @@ async fn owner_state(
     }
     let api = resource.objects(&collector.context.client, &node.key.namespace);
     let found = api
-        .get_metadata_opt(&owner.name)
+        .get_metadata_opt(&segment(&owner.name))
         .await
         .doing("looking for the owner of", &node.key)?;
     Ok(match found {
@@ -381,7 +382,7 @@ async fn patch_metadata(
     let api = node.resource.objects(client, &node.key.namespace);
     let (name, params) = (&node.key.name, PatchParams::default());
     match api
-        .patch_metadata(name, &params, &Patch::Merge(patch))
+        .patch_metadata(&segment(name), &params, &Patch::Merge(patch))
         .await
     {
         Err(error) if code(&error) != Some(404) => Err(error).doing(doing, &node.key),

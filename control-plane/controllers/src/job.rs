@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
+use gantry_api::paths::segment;
 use gantry_api::selector::LabelSelector;
 use gantry_informer::object::controller_of;
 use gantry_informer::{Key, Next, Queue, Recorder, Reference, runner};
@@ -196,7 +197,7 @@ impl Controller {
         {
             // The pod may be known before the job is.
             let api: Api<Job> = Api::namespaced(context.client.clone(), &key.namespace);
-            let found = api.get_metadata_opt(&owner.name).await;
+            let found = api.get_metadata_opt(&segment(&owner.name)).await;
             let found = found.doing("looking for the job of pod", key)?;
             if found.is_some_and(|job| job.metadata.uid.as_ref() == Some(&owner.uid)) {
                 return Err(Error::NotYet {

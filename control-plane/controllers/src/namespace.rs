@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
+use gantry_api::paths::segment;
 use gantry_informer::clock::seconds;
 use gantry_informer::{Key, Next, Queue, runner};
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
@@ -214,7 +215,7 @@ async fn empty_of(
             .try_for_each(|name| {
                 let (api, parameters) = (&api, &parameters);
                 async move {
-                    match api.delete(&name, parameters).await {
+                    match api.delete(&segment(&name), parameters).await {
                         Err(error) if code(&error) != Some(404) => Err(error),
                         _ => Ok(()),
                     }

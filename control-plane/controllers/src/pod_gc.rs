@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_api::paths::segment;
 use gantry_informer::clock::seconds;
 use gantry_informer::{Key, Next, Queue, runner};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -82,7 +83,7 @@ async fn reconcile(context: &Context, work: &Work) -> Result<Next> {
             }
             let api: Api<Node> = Api::all(context.client.clone());
             let found = api
-                .get_metadata_opt(name)
+                .get_metadata_opt(&segment(name))
                 .await
                 .doing("looking for node", &Key::new("", name))?;
             if found.is_none() {

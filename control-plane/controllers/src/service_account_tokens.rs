@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_api::paths::segment;
 use gantry_informer::{Informer, Informers, Key, Next, Queue, runner};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
@@ -161,7 +162,7 @@ async fn reconcile(
             let found = match name {
                 "" => None,
                 name => {
-                    let found = api.get_opt(name).await;
+                    let found = api.get_opt(&segment(name)).await;
                     found.doing("looking at the account of secret", key)?
                 }
             };

@@ -11,6 +11,7 @@ mod steps;
 
 use std::sync::Arc;
 
+use gantry_api::paths::segment;
 use gantry_informer::{Informer, Informers, Key, Next, Object, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, Patch, PatchParams};
@@ -285,8 +286,9 @@ impl Binder {
 
     /// That a claim is not in the cache may mean that it is too young.
     async fn check_claim_gone(&self, key: &Key, uid: &str) -> Result<()> {
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &key.namespace);
-        let found = api.get_opt(&key.name).await;
+        let namespace = segment(&key.namespace);
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
+        let found = api.get_opt(&segment(&key.name)).await;
         match found.doing("looking for claim", key)? {
             Some(claim) if claim.metadata.uid.as_deref() == Some(uid) => {
                 self.claims.observe(claim);
@@ -299,7 +301,7 @@ impl Binder {
     /// As with claims.
     async fn check_gone(&self, volume: &Key) -> Result<()> {
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
-        let found = api.get_opt(&volume.name).await;
+        let found = api.get_opt(&segment(&volume.name)).await;
         match found.doing("looking for volume", volume)? {
             Some(found) => {
                 self.volumes.observe(found);

@@ -17,6 +17,11 @@ pub fn path(segments: &[&str]) -> String {
     path
 }
 
+/// A name as one segment of a path, for who builds the rest of it without looking at names.
+pub fn segment(name: &str) -> String {
+    path(&[name]).split_off(1)
+}
+
 /// Leaves what RFC 3986 calls unreserved, and the few others that names in the API are full of.
 fn escape(segment: &str, path: &mut String) {
     for byte in segment.bytes() {
@@ -43,6 +48,13 @@ pub fn node(name: &str, rest: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_one_segment() {
+        assert_eq!(segment("web-1"), "web-1");
+        assert_eq!(segment("?watch=1"), "%3Fwatch%3D1");
+        assert_eq!(segment(""), "%00");
+    }
 
     #[test]
     fn names_stay_within_their_segment() {

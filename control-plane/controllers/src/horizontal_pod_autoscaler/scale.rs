@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_api::paths::segment;
 use gantry_informer::is_conflict;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
@@ -60,12 +61,9 @@ impl Targets {
         let group = group(target.api_version.as_deref().unwrap_or_default())?;
         let resource = self.resource(group, &target.kind).await?;
         let api = resource.objects(&self.client, namespace);
-        match api.get_scale(&target.name).await {
-            Ok(scale) => Ok(Found {
-                api,
-                name: target.name.clone(),
-                scale,
-            }),
+        let name = segment(&target.name);
+        match api.get_scale(&name).await {
+            Ok(scale) => Ok(Found { api, name, scale }),
             Err(error) => {
                 if code(&error) == Some(404) {
                     self.known.lock().await.is_doubted = true;

@@ -4,6 +4,7 @@
 //! A claim and its volume come together in four writes: the volume names the claim and is `Bound`, then the claim names the
 //! volume and is `Bound`. All are merge patches that fail where the object has changed meanwhile.
 
+use gantry_api::json::Members as _;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
@@ -112,7 +113,7 @@ fn name_claim(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Optio
         }},
     });
     if let Some(annotations) = annotations {
-        patch["metadata"]["annotations"] = annotations;
+        *patch.member(&["metadata", "annotations"]) = annotations;
     }
     Some(patch)
 }
@@ -143,8 +144,8 @@ fn name_volume(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Opti
         "annotations": {BIND_COMPLETED: "yes"},
     }});
     if !names_it {
-        patch["metadata"]["annotations"][BOUND_BY_CONTROLLER] = json!("yes");
-        patch["spec"] = json!({"volumeName": name});
+        *patch.member(&["metadata", "annotations", BOUND_BY_CONTROLLER]) = json!("yes");
+        *patch.member(&["spec"]) = json!({"volumeName": name});
     }
     Some(patch)
 }
@@ -163,10 +164,10 @@ fn be_bound(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<
     });
     // Of one that was bound before, somebody else may know better how much there is of it.
     if becomes {
-        patch["status"]["capacity"] = json!(spec.map(|spec| &spec.capacity));
+        *patch.member(&["status", "capacity"]) = json!(spec.map(|spec| &spec.capacity));
         let attributes = spec.and_then(|spec| spec.volume_attributes_class_name.as_ref());
         if let Some(attributes) = attributes {
-            patch["status"]["currentVolumeAttributesClassName"] = json!(attributes);
+            *patch.member(&["status", "currentVolumeAttributesClassName"]) = json!(attributes);
         }
     }
     Some(patch)

@@ -160,3 +160,18 @@ async fn what_cannot_be_done_is_told() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_targets_name_asks_for_nothing_but_its_scale() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let autoscalers: Api<HorizontalPodAutoscaler> = cluster.api("ns");
+    let mut object = autoscaler(memory("100Mi"));
+    if let Some(target) = object.pointer_mut("/spec/scaleTargetRef") {
+        *target = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "name": "?watch=1&timeoutSeconds=31536000&x="});
+    }
+    create(&autoscalers, object).await;
+    let missing = is("AbleToScale", "False", "FailedGetScale");
+    wait(&autoscalers, "web", "there is no such target", missing).await;
+}

@@ -428,3 +428,28 @@ async fn a_cron_job_makes_jobs_and_knows_of_them() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_in_a_pod_asks_for_nothing_but_a_job_of_that_name() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let api: Api<Pod> = cluster.api("ns");
+    // More than work at once: each would wait for a year, and every job with them.
+    for at in 0..40 {
+        create(
+            &api,
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {
+                "name": format!("p{at}"),
+                "finalizers": ["batch.kubernetes.io/job-tracking"],
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "controller": true,
+                    "name": "?watch=1&timeoutSeconds=31536000", "uid": "x"}],
+            }, "spec": {"schedulerName": "none", "containers": [{"name": "c", "image": "x:1"}]}}),
+        )
+        .await;
+    }
+    // Their owner is nobody: they are given free, and collected.
+    wait_list(&api, "", "none is left", |pods: &[Pod]| pods.is_empty()).await;
+    let jobs: Api<Job> = cluster.api("ns");
+    create(&jobs, job("j", &json!({}))).await;
+    pods(&cluster, 1).await;
+}

@@ -38,6 +38,7 @@ mod volume_protection;
 
 use std::sync::Arc;
 
+use futures::future::{BoxFuture, join_all};
 use gantry_informer::Clock;
 pub use gantry_informer::Informers;
 pub use horizontal_pod_autoscaler::figures;
@@ -103,34 +104,62 @@ pub async fn run(
     let volumes = context.recorder(volume_binding::COMPONENT);
     let kept = context.recorder(kept::COMPONENT);
     let autoscaling = context.recorder(horizontal_pod_autoscaler::COMPONENT);
-    let tokens = async {
-        if let Some(issuer) = config.tokens {
-            let root_ca = config.root_ca.clone();
-            service_account_tokens::run(context.clone(), &informers, root_ca, issuer).await;
-        }
-    };
-    tokio::join!(
-        replica_set::run(context.clone(), sets),
-        deployment::run(context.clone(), deployments),
-        stateful_set::run(context.clone(), &informers, stateful),
-        job::run(context.clone(), jobs),
-        cron_job::run(context.clone(), &informers, cron_jobs),
-        ttl_after_finished::run(context.clone()),
-        endpoint_slice::run(context.clone()),
-        endpoints::run(context.clone()),
-        endpoint_mirroring::run(context.clone(), mirroring),
-        load_balancer::run(context.clone(), balancers),
-        ip_address::run(context.clone()),
-        namespace_defaults::run(context.clone(), config.root_ca.clone()),
-        tokens,
-        cluster_role_aggregation::run(context.clone()),
-        namespace::run(context.clone()),
-        garbage::run(context.clone(), collecting),
-        node_lifecycle::run(context.clone(), evictions),
-        pod_gc::run(context.clone()),
-        volume_binding::run(context.clone(), &informers, volumes),
-        volume_protection::run(context.clone(), &informers),
-        horizontal_pod_autoscaler::run(context.clone(), &informers, config.figures, autoscaling),
-        kept::run(context.clone(), &informers, kept),
-    );
+    let (context, informers) = (&context, &informers);
+    let root_ca = &config.root_ca;
+    let figures = config.figures;
+    join_all([
+        boxed(|| replica_set::run(context.clone(), sets)),
+        boxed(|| deployment::run(context.clone(), deployments)),
+        boxed(|| stateful_set::run(context.clone(), informers, stateful)),
+        boxed(|| job::run(context.clone(), jobs)),
+        boxed(|| cron_job::run(context.clone(), informers, cron_jobs)),
+        boxed(|| ttl_after_finished::run(context.clone())),
+        boxed(|| endpoint_slice::run(context.clone())),
+        boxed(|| endpoints::run(context.clone())),
+        boxed(|| endpoint_mirroring::run(context.clone(), mirroring)),
+        boxed(|| load_balancer::run(context.clone(), balancers)),
+        boxed(|| ip_address::run(context.clone())),
+        boxed(|| namespace_defaults::run(context.clone(), root_ca.clone())),
+        boxed(|| async move {
+            if let Some(issuer) = config.tokens {
+                let root_ca = root_ca.clone();
+                service_account_tokens::run(context.clone(), informers, root_ca, issuer).await;
+            }
+        }),
+        boxed(|| cluster_role_aggregation::run(context.clone())),
+        boxed(|| namespace::run(context.clone())),
+        boxed(|| garbage::run(context.clone(), collecting)),
+        boxed(|| node_lifecycle::run(context.clone(), evictions)),
+        boxed(|| pod_gc::run(context.clone())),
+        boxed(|| volume_binding::run(context.clone(), informers, volumes)),
+        boxed(|| volume_protection::run(context.clone(), informers)),
+        boxed(|| horizontal_pod_autoscaler::run(context.clone(), informers, figures, autoscaling)),
+        boxed(|| kept::run(context.clone(), informers, kept)),
+    ])
+    .await;
+}
+
+/// Begins a part on the heap. All parts in one future would take more of a thread's stack, wherever that is moved, than there
+/// is.
+fn boxed<'a, F: Future<Output = ()> + Send + 'a>(begin: impl FnOnce() -> F) -> BoxFuture<'a, ()> {
+    Box::pin(begin())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of what a function of these arguments returns.
+    fn size_of<F>(
+        _: impl FnOnce(kube::Client, Informers, ControllersConfig, CancellationToken) -> F,
+    ) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn a_threads_stack_has_room_for_all_controllers() {
+        // It is moved several times on its way into a task, and a stack has 2 MiB.
+        let size = size_of(run);
+        assert!(size < 64 << 10, "{size} bytes");
+    }
 }

@@ -83,6 +83,17 @@ async fn promoted(leader: &Store, id: u64) {
     .await;
 }
 
+/// Removes a member once the leader has heard from enough of those that stay: on a busy machine some may seem silent.
+async fn removed(leader: &Store, id: u64) {
+    within(async {
+        while let Err(error) = leader.remove(id).await {
+            assert!(matches!(error, MembershipError::Quorum { .. }), "{error}");
+            pause().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn one_server_becomes_three() {
     let mut cluster = Cluster::start(|member| config(member, &[1]), 1).await;
@@ -181,7 +192,7 @@ async fn a_removed_member_counts_no_more() {
         MembershipError::Exists(own)
     );
     let (gone, stays) = (own % 3 + 1, (own + 1) % 3 + 1);
-    within(leader.remove(gone)).await.unwrap();
+    removed(&leader, gone).await;
     assert!(roles(&leader).await.iter().all(|(id, _)| *id != gone));
     // Two of two now: without the one that was removed everything works.
     cluster.network.cut(gone);
@@ -239,7 +250,7 @@ async fn removing_one_that_is_needed_for_a_majority_is_refused() {
     })
     .await;
     // Three would remain, two of them reachable: enough.
-    within(leader.remove(others[1])).await.unwrap();
+    removed(&leader, others[1]).await;
     // Two would remain, one of them reachable: too few.
     let refused = within(async {
         loop {

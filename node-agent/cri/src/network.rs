@@ -2,6 +2,7 @@
 
 mod error;
 mod fake;
+mod node_connections;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 
 pub use error::NetworkError;
 pub use fake::FakePodNetwork;
+pub use node_connections::{NodeConnected, NodeConnection, NodeConnections};
 
 /// Layer-4 protocol of a port.
 #[derive(
@@ -122,13 +124,26 @@ pub struct Traffic {
     pub sent_dropped: u64,
 }
 
-/// What has passed the links of a node and its pods.
+/// TCP connections that were opened to a pod, of both families, whoever has opened them: the node itself, or the pod to its own
+/// address, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Those that are open now, also where the other side has closed and the pod has not. What the pod has opened itself is
+    /// taken off, as far as that was known some seconds ago.
+    pub open: u64,
+    /// All that it has accepted since its network was made.
+    pub accepted: u64,
+}
+
+/// What has passed the links of a node and its pods, and the pods' connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeTraffic {
     /// The link that leads out of the node, where there is one.
     pub node: Option<Traffic>,
     /// Those of the pods that are attached, by uid.
     pub pods: BTreeMap<String, Traffic>,
+    /// Of the pods that are attached, by uid; of one whose network cannot be looked at there are none.
+    pub connections: BTreeMap<String, Connections>,
 }
 
 /// Makes a network namespace for the pod that is given this address; one that belongs to the host's users is made without.
@@ -172,7 +187,7 @@ pub trait PodNetwork: Send + Sync + 'static {
     async fn detach(&self, pod_uid: &str) -> Result<(), NetworkError>;
     /// The pods attached now, including those of an earlier agent process.
     async fn attached(&self) -> Result<BTreeMap<String, PodAttachment>, NetworkError>;
-    /// What has passed the links: meant to be asked every second.
+    /// What has passed the links, and how many connections there are: meant to be asked every second.
     async fn traffic(&self) -> Result<NodeTraffic, NetworkError>;
 }
 

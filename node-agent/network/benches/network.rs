@@ -159,6 +159,25 @@ fn connections(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime, count: u
     measure("endpoint", (web.ip, 8080).into());
 }
 
+/// Pods of a node that are looked at every second.
+const PODS: usize = 100;
+
+fn traffic(criterion: &mut Criterion, lab: &Lab, runtime: &Runtime) {
+    let network = BridgeNetwork::new(lab.node.clone()).expect("the network");
+    for pod in 0..PODS {
+        runtime
+            .block_on(network.attach(&format!("pod-{pod}"), &[]))
+            .expect("attach");
+    }
+    criterion.bench_function(&format!("traffic/{PODS} pods"), |bencher| {
+        bencher.iter(|| {
+            runtime
+                .block_on(network.traffic())
+                .expect("what has passed")
+        });
+    });
+}
+
 fn criterion() -> Criterion {
     Criterion::default().configure_from_args().without_plots()
 }
@@ -166,6 +185,7 @@ fn criterion() -> Criterion {
 fn main() {
     // A machine is a thread, and so is what measures on it.
     blocking_on_own_machine(|lab, runtime| attach_and_detach(&mut criterion(), lab, runtime));
+    blocking_on_own_machine(|lab, runtime| traffic(&mut criterion(), lab, runtime));
     for count in [1_000, 10_000] {
         blocking_on_own_machine(|lab, runtime| {
             service_rules(&mut criterion(), lab, runtime, count);

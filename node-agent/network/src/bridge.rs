@@ -18,6 +18,7 @@ use ipnet::{IpNet, Ipv4Net};
 use parking_lot::Mutex;
 
 use crate::blocking::blocking;
+use crate::connections::PodConnections;
 use crate::forwarding::Passing;
 use crate::guard::Guard;
 use crate::ipam::AddressPool;
@@ -30,9 +31,9 @@ use crate::underlay::Underlay;
 use crate::{
     HostPort, MakeNamespace, NetworkError, NodeNetwork, NodeTraffic, PodAttachment, PodNetwork,
     dns_rules, forwarding, links, listeners, loopback, netns, overlay, pod_link, pod_rules, ports,
-    traffic,
 };
 
+mod counted;
 mod look;
 
 pub use look::Looked;
@@ -55,6 +56,7 @@ struct Shared {
     /// Held while the guard changes, and locked before `state`: what fills it sees every lease whose pod was admitted.
     guarding: Mutex<()>,
     state: Mutex<State>,
+    connections: PodConnections,
     stripes: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
 }
@@ -98,6 +100,7 @@ impl BridgeNetwork {
                 pods,
                 dns: BTreeSet::new(),
             }),
+            connections: PodConnections::default(),
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::new(())).collect(),
             hasher: RandomState::new(),
         };
@@ -288,25 +291,6 @@ impl Shared {
             ip: lease.ip,
             ip6: lease.ip6,
         }
-    }
-
-    /// What has passed the node's links.
-    fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
-        let links = traffic::links().map_err(|source| NetworkError::Io {
-            doing: "reading what the kernel has counted of links".to_owned(),
-            source,
-        })?;
-        let uplink = traffic::uplink().and_then(|link| links.get(&link).copied());
-        let state = self.state.lock();
-        let ready = state.pods.iter().filter(|(_, lease)| lease.ready);
-        let pods = ready.filter_map(|(uid, lease)| {
-            let link = links.get(&self.names.host_link(lease.ip))?;
-            Some((uid.clone(), traffic::turned(link)))
-        });
-        Ok(NodeTraffic {
-            node: uplink,
-            pods: pods.collect(),
-        })
     }
 
     /// The IPv6 address that comes with an IPv4 address.

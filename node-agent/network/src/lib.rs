@@ -6,6 +6,7 @@
 //! - [`GatewayEcho`] tells whether other nodes answer on that way.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
 //! - [`HostListeners`] says which ports services must leave to processes of the host.
+//! - [`PodNetwork::traffic`] tells what passes links, and what pods' connections come to (`connections.rs`).
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
 //! - [`TableWatch`] notices when somebody else has flushed the rules, [`LinkWatch`] when links have changed.
 //! - [`connect_inside`] reaches what listens on a pod's loopback.
@@ -24,6 +25,8 @@
 mod blocking;
 mod bridge;
 mod commands;
+mod connections;
+mod conversation;
 mod dial;
 mod dns_rules;
 mod echo;
@@ -63,8 +66,8 @@ pub use echo::GatewayEcho;
 pub use fake::{FakeEcho, FakeListeners, FakeOverlay, FakePolicyRules, FakeServiceRules};
 pub use gantry_cri::ServiceName;
 pub use gantry_cri::network::{
-    FakePodNetwork, HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment, PodNetwork,
-    Protocol, Traffic,
+    Connections, FakePodNetwork, HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment,
+    PodNetwork, Protocol, Traffic,
 };
 pub use link_watch::LinkWatch;
 pub use listeners::{HostListeners, listening};

@@ -81,11 +81,30 @@ pub(crate) fn inside<T: Send>(
     work: impl FnOnce() -> Result<T, NetworkError> + Send,
 ) -> Result<T, NetworkError> {
     on_own_thread(|| {
-        setns(open_file(path)?, CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Io {
-            doing: format!("entering the network namespace {}", path.display()),
-            source: error.into(),
-        })?;
+        enter(path)?;
         work()
+    })
+}
+
+/// Does `work` in the namespace mounted at each of `paths`, one after the other on one thread.
+pub(crate) fn inside_each<T: Send>(
+    paths: &[&Path],
+    mut work: impl FnMut() -> Result<T, NetworkError> + Send,
+) -> Result<Vec<Result<T, NetworkError>>, NetworkError> {
+    on_own_thread(|| {
+        let each = paths.iter().map(|path| {
+            enter(path)?;
+            work()
+        });
+        Ok(each.collect())
+    })
+}
+
+/// Takes the calling thread into the namespace mounted at `path`.
+fn enter(path: &Path) -> Result<(), NetworkError> {
+    setns(open_file(path)?, CloneFlags::CLONE_NEWNET).map_err(|error| NetworkError::Io {
+        doing: format!("entering the network namespace {}", path.display()),
+        source: error.into(),
     })
 }
 

@@ -44,6 +44,7 @@ async fn contract(network: &impl PodNetwork) {
     assert_eq!(attached["first"], first);
     let passed = network.traffic().await.unwrap();
     assert!(passed.pods.keys().eq(attached.keys()), "{passed:?}");
+    assert!(passed.connections.keys().eq(attached.keys()), "{passed:?}");
 
     match network.attach("third", &web).await {
         Err(NetworkError::HostPortInUse {

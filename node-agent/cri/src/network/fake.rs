@@ -9,8 +9,8 @@ use ipnet::Ipv4Net;
 use parking_lot::Mutex;
 
 use super::{
-    HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment, PodNetwork, Traffic,
-    check_uid,
+    Connections, HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment, PodNetwork,
+    Traffic, check_uid,
 };
 
 /// Hands out addresses and remembers who has which; nothing is connected.
@@ -24,6 +24,7 @@ pub struct FakePodNetwork {
 struct FakePod {
     ip: Ipv4Addr,
     host_ports: Vec<HostPort>,
+    connections: Connections,
 }
 
 impl FakePodNetwork {
@@ -32,6 +33,13 @@ impl FakePodNetwork {
         Self {
             cidr: pod_cidr,
             pods: Mutex::default(),
+        }
+    }
+
+    /// From now on a pod that is attached has these.
+    pub fn set_connections(&self, pod_uid: &str, connections: Connections) {
+        if let Some(pod) = self.pods.lock().get_mut(pod_uid) {
+            pod.connections = connections;
         }
     }
 }
@@ -63,16 +71,18 @@ impl PodNetwork for FakePodNetwork {
             });
         }
         let free = |ip: &Ipv4Addr| pods.values().all(|pod| pod.ip != *ip);
-        let ip = match pods.get(pod_uid) {
-            Some(pod) => pod.ip,
+        let (ip, connections) = match pods.get(pod_uid) {
+            Some(pod) => (pod.ip, pod.connections),
             None => {
                 let free = self.cidr.hosts().skip(1).find(free);
-                free.ok_or_else(|| NetworkError::NoFreeAddress(self.cidr.to_string()))?
+                let ip = free.ok_or_else(|| NetworkError::NoFreeAddress(self.cidr.to_string()))?;
+                (ip, Connections::default())
             }
         };
         let pod = FakePod {
             ip,
             host_ports: host_ports.to_vec(),
+            connections,
         };
         let answer = attachment(pod_uid, &pod);
         pods.insert(pod_uid.to_owned(), pod);
@@ -96,9 +106,11 @@ impl PodNetwork for FakePodNetwork {
     async fn traffic(&self) -> Result<NodeTraffic, NetworkError> {
         let pods = self.pods.lock();
         let nothing = pods.keys().map(|uid| (uid.clone(), Traffic::default()));
+        let connections = pods.iter().map(|(uid, pod)| (uid.clone(), pod.connections));
         Ok(NodeTraffic {
             node: None,
             pods: nothing.collect(),
+            connections: connections.collect(),
         })
     }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use gantry_cri::network::NodeConnection;
 use http::uri::PathAndQuery;
 use tonic::{Code, Status};
 
-use super::hooks::{KEPT, join_host_port};
+use super::hooks::{KEPT, Target, join_host_port};
 
 /// `grpc.health.v1.HealthCheckRequest`
 #[derive(Clone, PartialEq, prost::Message)]
@@ -55,6 +56,7 @@ fn words(status: &Status, limit: Option<Duration>) -> String {
 
 /// Asks whether a service is served; the empty one is the server as a whole.
 pub(super) async fn check(
+    target: &Target,
     host: &str,
     port: u16,
     service: &str,
@@ -70,7 +72,9 @@ pub(super) async fn check(
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .and_then(|endpoint| endpoint.user_agent("kube-probe/1.36"))
         .map_err(|error| no_way(&error))?;
+    let mut counted = target.count(host);
     let channel = endpoint.connect().await.map_err(|error| no_way(&error))?;
+    counted.iter_mut().for_each(NodeConnection::connected);
     let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(KEPT);
     client.ready().await.map_err(|error| no_way(&error))?;
     let request = tonic::Request::new(HealthRequest {

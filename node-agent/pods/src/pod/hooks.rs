@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gantry_cri::network::{NodeConnection, NodeConnections};
 use gantry_cri::runtime::{ContainerId, ExecSpec, Runtime};
 use k8s_openapi::api::core::v1::{Container, GRPCAction, HTTPGetAction, LifecycleHandler, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -25,6 +26,8 @@ pub(crate) struct Target {
     pub(crate) container: Arc<Container>,
     /// The pod's, IPv4 first.
     pub(crate) pod_ips: Vec<IpAddr>,
+    /// Where connections to it are counted.
+    pub(crate) connections: Arc<NodeConnections>,
 }
 
 /// What to do.
@@ -132,12 +135,12 @@ impl Action {
                 Self::Http(get, Asker::Hook) => call_http(target, get).await?,
                 Self::Tcp { host, port } => {
                     let (host, port) = (target.host(host.as_deref()), target.port(port)?);
-                    connect(&host, port).await.map(drop)?;
+                    target.connect(&host, port).await.map(drop)?;
                 }
                 Self::Grpc(check) => {
                     let port = target.port(&IntOrString::Int(check.port))?;
                     let service = check.service.as_deref().unwrap_or_default();
-                    grpc_check::check(&target.host(None), port, service, timeout).await?;
+                    grpc_check::check(target, &target.host(None), port, service, timeout).await?;
                 }
                 Self::Sleep(duration) => tokio::time::sleep(*duration).await,
             }
@@ -188,6 +191,25 @@ impl Target {
             .map(str::to_owned)
             .or_else(own)
             .unwrap_or_default()
+    }
+
+    /// Counts a connection that is about to be made, where it is one to the pod.
+    pub(super) fn count(&self, host: &str) -> Option<NodeConnection> {
+        let host: IpAddr = host.parse().ok()?;
+        let is_own = self.pod_ips.contains(&host);
+        is_own.then(|| self.connections.begin(&self.id.pod.0))
+    }
+
+    /// As [`connect`], and counts it for as long as what is answered with the stream is kept.
+    pub(super) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<(TcpStream, Option<NodeConnection>), String> {
+        let mut counted = self.count(host);
+        let stream = connect(host, port).await?;
+        counted.iter_mut().for_each(NodeConnection::connected);
+        Ok((stream, counted))
     }
 
     fn port(&self, port: &IntOrString) -> Result<u16, Failure> {
@@ -290,7 +312,7 @@ pub async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 /// A probe succeeds on answers that are good, and on those that lead to another host, of which it says so.
 async fn probe_http(target: &Target, get: &HTTPGetAction) -> Result<Success, Failure> {
     let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
-    let answer = http_get::get(get, &host, port, Asker::Probe).await;
+    let answer = http_get::get(target, get, &host, port, Asker::Probe).await;
     let Answer { status, body } = answer.map_err(|none| none.message)?;
     let body = String::from_utf8_lossy(&body);
     match status {
@@ -308,7 +330,7 @@ async fn probe_http(target: &Target, get: &HTTPGetAction) -> Result<Success, Fai
 /// A hook succeeds with any answer, and with one in plain HTTP where TLS is not spoken.
 async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), Failure> {
     let (host, port) = (target.host(get.host.as_deref()), target.port(&get.port)?);
-    let refused = match http_get::get(get, &host, port, Asker::Hook).await {
+    let refused = match http_get::get(target, get, &host, port, Asker::Hook).await {
         Ok(_) => return Ok(()),
         Err(refused) => refused,
     };
@@ -318,7 +340,7 @@ async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), Failure> 
         // What was meant for nobody else's eyes stays unsaid.
         let headers = plain.http_headers.get_or_insert_default();
         headers.retain(|header| !header.name.eq_ignore_ascii_case("authorization"));
-        if http_get::get(&plain, &host, port, Asker::Hook)
+        if http_get::get(target, &plain, &host, port, Asker::Hook)
             .await
             .is_ok()
         {
@@ -329,7 +351,7 @@ async fn call_http(target: &Target, get: &HTTPGetAction) -> Result<(), Failure> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use gantry_cri::runtime::{FakeRuntime, PodUid};
     use serde_json::{Value, json};
     use tokio::io::AsyncWriteExt;
@@ -337,7 +359,7 @@ mod tests {
 
     use super::*;
 
-    fn target(port: u16) -> Target {
+    pub(in crate::pod) fn target(port: u16) -> Target {
         Target {
             runtime: Arc::new(FakeRuntime::new()),
             id: ContainerId {
@@ -352,6 +374,7 @@ mod tests {
                 .unwrap(),
             ),
             pod_ips: vec!["127.0.0.1".parse().unwrap()],
+            connections: Arc::default(),
         }
     }
 
@@ -431,6 +454,38 @@ mod tests {
             panic!("a command");
         };
         assert_eq!(command, ["x", "2", "$(C)", "$(A)"]);
+    }
+
+    #[tokio::test]
+    async fn connections_to_the_pod_are_counted_and_no_others() {
+        let port = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let target = target(port);
+        let made = || target.connections.of("u", std::time::Instant::now()).made;
+        let run = async |probe: Value| {
+            let probe = serde_json::from_value(probe).unwrap();
+            let action = Action::of_probe(&probe, &target.container).unwrap();
+            action.run(&target, Some(Duration::from_secs(60))).await
+        };
+        run(json!({"httpGet": {"port": port}})).await.unwrap();
+        assert_eq!(made(), 1);
+        run(json!({"tcpSocket": {"port": port}})).await.unwrap();
+        assert_eq!(made(), 2);
+        run(json!({"grpc": {"port": port}})).await.unwrap_err();
+        assert_eq!(made(), 3, "it was connected to all the same");
+        run(json!({"tcpSocket": {"port": port, "host": "localhost"}}))
+            .await
+            .unwrap();
+        assert_eq!(made(), 3, "another host");
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = closed.local_addr().unwrap().port();
+        drop(closed);
+        for probe in [
+            json!({"tcpSocket": {"port": port}}),
+            json!({"grpc": {"port": port}}),
+        ] {
+            run(probe).await.unwrap_err();
+            assert_eq!(made(), 3, "nobody took it");
+        }
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 use std::fmt::Display;
 
 use bytes::Bytes;
+use gantry_cri::network::NodeConnection;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Empty};
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 use url::{Position, Url};
 
-use super::hooks::{KEPT, connect, join_host_port};
+use super::hooks::{KEPT, Target, join_host_port};
 
 /// Requests that one probe may come to.
 const MOST_REQUESTS: usize = 10;
@@ -131,6 +132,9 @@ fn headers(action: &HTTPGetAction, asker: Asker) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
+/// What carries a connection on, and what counts it.
+type Connection = (AbortOnDropHandle<()>, Option<NodeConnection>);
+
 /// One request on the way.
 struct Hop {
     url: Url,
@@ -166,8 +170,9 @@ impl Hop {
     /// Asks. The connection lasts as long as what is answered with the response.
     async fn ask(
         &self,
+        container: &Target,
         headers: &HeaderMap,
-    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), NoAnswer> {
+    ) -> Result<(Response<Incoming>, Connection), NoAnswer> {
         let failed = |error: &dyn Display| NoAnswer::of(&self.shown, &error);
         let request = self.request(headers).map_err(|error| failed(&error))?;
         let secure = match self.url.scheme() {
@@ -178,9 +183,12 @@ impl Hop {
         let host = self.url.host_str().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = self.url.port_or_known_default().unwrap_or_default();
-        let stream = connect(host, port).await.map_err(|error| failed(&error))?;
+        let stream = container.connect(host, port).await;
+        let (stream, counted) = stream.map_err(|error| failed(&error))?;
         if !secure {
-            return send(stream, request).await.map_err(|error| failed(&error));
+            let sent = send(stream, request).await;
+            let (response, driver) = sent.map_err(|error| failed(&error))?;
+            return Ok((response, (driver, counted)));
         }
         let stream = crate::tls::unverified(host, stream).await;
         let stream = stream.map_err(|error| match is_http(&error) {
@@ -190,7 +198,9 @@ impl Hop {
             },
             false => failed(&error),
         })?;
-        send(stream, request).await.map_err(|error| failed(&error))
+        let sent = send(stream, request).await;
+        let (response, driver) = sent.map_err(|error| failed(&error))?;
+        Ok((response, (driver, counted)))
     }
 }
 
@@ -245,6 +255,7 @@ async fn beginning(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
 
 /// Asks a host, and whatever else of it the answers lead to. A redirect to another host is the answer itself.
 pub(super) async fn get(
+    container: &Target,
     action: &HTTPGetAction,
     host: &str,
     port: u16,
@@ -265,7 +276,7 @@ pub(super) async fn get(
     };
     let mut requests = 1;
     loop {
-        let (response, _connection) = hop.ask(&headers).await?;
+        let (response, _connection) = hop.ask(container, &headers).await?;
         let next = match location(&response) {
             None => None,
             Some(location) => {
@@ -323,6 +334,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::pod::hooks::tests::target as container;
 
     /// A server on this host, which answers by path, and the heads of all requests that it has had.
     async fn server(
@@ -359,7 +371,7 @@ mod tests {
         let mut action = action;
         action["port"] = json!(port);
         let action: HTTPGetAction = serde_json::from_value(action).unwrap();
-        get(&action, "127.0.0.1", port, asker).await
+        get(&container(port), &action, "127.0.0.1", port, asker).await
     }
 
     async fn status(path: &str, port: u16) -> Result<u16, String> {

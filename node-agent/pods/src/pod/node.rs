@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use gantry_cri::dns::ClusterDns;
 use gantry_cri::image::Images;
-use gantry_cri::network::PodNetwork;
+use gantry_cri::network::{NodeConnections, PodNetwork};
 use gantry_cri::runtime::Runtime;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -29,6 +29,8 @@ pub struct Node {
     pub pulls: Arc<PullRecords>,
     /// Connects them.
     pub network: Arc<dyn PodNetwork>,
+    /// Where the connections are counted that probes and hooks make to them.
+    pub connections: Arc<NodeConnections>,
     /// Is told which search lists they have.
     pub dns: Arc<dyn ClusterDns>,
     /// The pods, and what they name.

@@ -87,6 +87,7 @@ impl Bed {
             images: self.images.clone(),
             pulls: Arc::new(self.pulls()),
             network: self.network.clone(),
+            connections: Arc::default(),
             dns: self.dns.clone(),
             objects: self.objects.clone(),
             isolation: self.isolation.clone(),

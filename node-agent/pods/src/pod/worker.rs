@@ -294,6 +294,7 @@ impl Worker {
             },
             container: Arc::new(self.container(index)?),
             pod_ips: self.pod_ips.clone(),
+            connections: self.node.connections.clone(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! [`Figures`]: what all nodes have said, by node and by pod.
 
+mod connections;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,9 +9,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
+pub use connections::{NewConnections, PodConnections};
+
 use crate::FRESH;
 use crate::ring::{Point, Ring};
-use crate::sample::{Amounts, NodeSample, PodName, PodSample, Sample, Traffic};
+use crate::sample::{Amounts, Connections, NodeSample, PodName, PodSample, Sample, Traffic};
 
 /// News that wait for who listens. One that falls behind looks at everything.
 const WAITING: usize = 1024;
@@ -85,6 +89,9 @@ struct Pod {
     name: Arc<PodName>,
     amounts: Amounts,
     traffic: Option<Traffic>,
+    connections: Option<Connections>,
+    /// Those that were opened.
+    opened: Ring,
     /// By name.
     containers: Vec<Container>,
     /// In which of its node's samples it was named last.
@@ -164,9 +171,8 @@ impl Figures {
     /// no rate yet.
     pub fn pod(&self, uid: &str, window: Duration, now: Instant) -> Option<PodUsage> {
         let state = self.state.lock();
-        let node = state.nodes.get(state.places.get(uid)?)?;
-        let pod = node.pods.get(uid)?;
-        node.is_fresh(now).then(|| pod.usage(node, window))?
+        let (node, pod) = state.fresh(uid, now)?;
+        pod.usage(node, window)
     }
 
     /// As [`Self::pod`], of all pods of a namespace, or everywhere, sorted by namespace and name.
@@ -202,6 +208,13 @@ impl Figures {
 }
 
 impl State {
+    /// A pod of a node that was heard lately.
+    fn fresh(&self, uid: &str, now: Instant) -> Option<(&Node, &Pod)> {
+        let node = self.nodes.get(self.places.get(uid)?)?;
+        let pod = node.pods.get(uid)?;
+        node.is_fresh(now).then_some((node, pod))
+    }
+
     /// Takes a sample in; the node's name, and the pods that are in it.
     fn take(
         &mut self,
@@ -236,7 +249,7 @@ impl State {
         known.samples += 1;
         known.ring.push(Point {
             at: sample.node.at,
-            cpu_nanos: sample.node.amounts.cpu_nanos,
+            count: sample.node.amounts.cpu_nanos,
         });
         known.last = sample.node;
         let mut names = Vec::with_capacity(sample.pods.len());
@@ -312,7 +325,7 @@ impl Node {
             node: self.name.clone(),
             unix_nanos: self.unix_nanos,
             window: rate.window,
-            cpu_nanocores: rate.nanocores,
+            cpu_nanocores: rate.per_second(),
             working_set_bytes: self.last.amounts.working_set_bytes,
             counted: self.last.clone(),
         })
@@ -325,6 +338,8 @@ impl Pod {
             name,
             amounts: Amounts::default(),
             traffic: None,
+            connections: None,
+            opened: Ring::default(),
             containers: Vec::new(),
             named: 0,
         }
@@ -333,6 +348,14 @@ impl Pod {
     fn take(&mut self, sample: PodSample) {
         self.amounts = sample.amounts;
         self.traffic = sample.traffic;
+        self.connections = sample.connections;
+        match sample.connections {
+            Some(connections) => self.opened.push(Point {
+                at: sample.at,
+                count: connections.opened,
+            }),
+            None => self.opened = Ring::default(),
+        }
         let mut before = std::mem::take(&mut self.containers);
         let said = sample.containers.into_iter();
         self.containers = said
@@ -352,7 +375,7 @@ impl Pod {
                 own.working_set_bytes = said.amounts.working_set_bytes;
                 own.ring.push(Point {
                     at: sample.at,
-                    cpu_nanos: said.amounts.cpu_nanos,
+                    count: said.amounts.cpu_nanos,
                 });
                 own
             })
@@ -369,7 +392,7 @@ impl Pod {
             over = Some(over.map_or(rate.window, |over| over.min(rate.window)));
             containers.push(ContainerUsage {
                 name: container.name.clone(),
-                cpu_nanocores: rate.nanocores,
+                cpu_nanocores: rate.per_second(),
                 working_set_bytes: container.working_set_bytes,
             });
         }
@@ -419,6 +442,7 @@ mod tests {
             at: at * SECOND,
             amounts: Amounts::default(),
             traffic: None,
+            connections: None,
             containers,
         }
     }

@@ -14,10 +14,13 @@ mod figures;
 mod ring;
 mod sample;
 
-pub use figures::{ContainerUsage, Figures, News, NodeUsage, PodUsage};
+pub use figures::{
+    ContainerUsage, Figures, NewConnections, News, NodeUsage, PodConnections, PodUsage,
+};
 pub use ring::SHORTEST;
 pub use sample::{
-    Amounts, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures, Sample, Traffic,
+    Amounts, Connections, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures,
+    Sample, Traffic,
 };
 
 use std::time::Duration;

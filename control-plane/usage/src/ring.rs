@@ -9,8 +9,9 @@ pub const SHORTEST: Duration = Duration::from_secs(1);
 const REMEMBERED: u64 = 60_000_000_000;
 /// Points that are kept, one a second.
 const POINTS: usize = 61;
-/// CPUs that nothing has: who says so has counted something else.
-const MOST_NANOCORES: u128 = 65_536 * NANOS;
+/// What counts faster has counted something else: nanoseconds of more CPUs than anything has, or more connections than fit
+/// through a network.
+const MOST_PER_SECOND: u128 = 65_536 * NANOS;
 const NANOS: u128 = 1_000_000_000;
 
 /// What was read at one time.
@@ -18,14 +19,33 @@ const NANOS: u128 = 1_000_000_000;
 pub(crate) struct Point {
     /// Nanoseconds.
     pub(crate) at: u64,
-    pub(crate) cpu_nanos: u64,
+    /// The counter: nanoseconds of CPU time, or whatever else is counted.
+    pub(crate) count: u64,
 }
 
 /// How fast a counter has grown, and over which time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
-    pub(crate) nanocores: u64,
+    grown: u64,
     pub(crate) window: Duration,
+}
+
+impl Rate {
+    /// By so many a second, as far as that is whole: billionths of a core, of a counter of CPU time.
+    pub(crate) fn per_second(&self) -> u64 {
+        self.times(1)
+    }
+
+    /// As [`Self::per_second`], in thousandths.
+    pub(crate) fn millis_per_second(&self) -> u64 {
+        self.times(1000)
+    }
+
+    fn times(&self, factor: u128) -> u64 {
+        let grown = u128::from(self.grown).saturating_mul(factor * NANOS);
+        let speed = grown.checked_div(self.window.as_nanos());
+        u64::try_from(speed.unwrap_or_default()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Points in the order of their times; their counters never fall.
@@ -41,7 +61,7 @@ impl Ring {
             if point.at <= last.at {
                 return;
             }
-            if point.cpu_nanos < last.cpu_nanos {
+            if point.count < last.count {
                 self.points.clear();
             }
         }
@@ -66,16 +86,11 @@ impl Ring {
             let oldest = self.points.front();
             oldest.filter(|oldest| passed(oldest) >= nanos(SHORTEST))
         })?;
-        let window = passed(first);
-        let used = u128::from(last.cpu_nanos.saturating_sub(first.cpu_nanos));
-        let nanocores = used
-            .saturating_mul(NANOS)
-            .checked_div(u128::from(window))
-            .filter(|nanocores| *nanocores <= MOST_NANOCORES)?;
-        Some(Rate {
-            nanocores: u64::try_from(nanocores).ok()?,
-            window: Duration::from_nanos(window),
-        })
+        let rate = Rate {
+            grown: last.count.saturating_sub(first.count),
+            window: Duration::from_nanos(passed(first)),
+        };
+        Some(rate).filter(|rate| u128::from(rate.per_second()) <= MOST_PER_SECOND)
     }
 
     #[cfg(test)]
@@ -98,10 +113,10 @@ mod tests {
 
     fn ring(points: &[(u64, u64)]) -> Ring {
         let mut ring = Ring::default();
-        for (millis, cpu_nanos) in points {
+        for (millis, count) in points {
             ring.push(Point {
                 at: millis * 1_000_000,
-                cpu_nanos: *cpu_nanos,
+                count: *count,
             });
         }
         ring
@@ -110,7 +125,7 @@ mod tests {
     fn rate(ring: &Ring, millis: u64) -> Option<(u64, u64)> {
         let rate = ring.rate(Duration::from_millis(millis))?;
         let window = u64::try_from(rate.window.as_millis()).expect("a minute");
-        Some((rate.nanocores, window))
+        Some((rate.per_second(), window))
     }
 
     #[test]
@@ -128,12 +143,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_rare_is_told_in_thousandths() {
+        let rate = ring(&[(0, 5), (3000, 6)]).rate(Duration::from_secs(3));
+        let rate = rate.expect("a rate");
+        assert_eq!((rate.per_second(), rate.millis_per_second()), (0, 333));
+    }
+
+    #[test]
     fn a_counter_that_falls_begins_anew() {
         let mut ring = ring(&[(0, 10 * SECOND), (1000, 11 * SECOND), (2000, 5)]);
         assert_eq!((ring.len(), rate(&ring, 1000)), (1, None));
         ring.push(Point {
             at: 3 * SECOND,
-            cpu_nanos: 5 + SECOND,
+            count: 5 + SECOND,
         });
         assert_eq!(rate(&ring, 1000), Some((SECOND, 1000)));
     }
@@ -151,11 +173,11 @@ mod tests {
             steps in proptest::collection::vec((0_u64..3_000_000_000, 0_u64..5_000_000_000, any::<bool>()), 0..300),
             window in 0_u64..90_000,
         ) {
-            let (mut ring, mut at, mut cpu_nanos) = (Ring::default(), 0_u64, 0_u64);
-            for (passed, used, falls) in steps {
+            let (mut ring, mut at, mut count) = (Ring::default(), 0_u64, 0_u64);
+            for (passed, grown, falls) in steps {
                 at += passed;
-                cpu_nanos = if falls { used } else { cpu_nanos + used };
-                ring.push(Point { at, cpu_nanos });
+                count = if falls { grown } else { count + grown };
+                ring.push(Point { at, count });
                 prop_assert!(ring.len() <= POINTS);
                 if let Some(rate) = ring.rate(Duration::from_millis(window)) {
                     prop_assert!(rate.window >= SHORTEST);

@@ -77,6 +77,15 @@ pub struct Traffic {
     pub sent_dropped: u64,
 }
 
+/// Connections of TCP that were opened to a pod by others than its node and itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Those that are open now.
+    pub open: u64,
+    /// All that there have been since the pod's network was made. It may stay behind, but does not fall.
+    pub opened: u64,
+}
+
 /// One container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerSample {
@@ -99,6 +108,8 @@ pub struct PodSample {
     pub amounts: Amounts,
     /// Of its link; a pod on its node's network has none.
     pub traffic: Option<Traffic>,
+    /// A pod on its node's network has none of its own.
+    pub connections: Option<Connections>,
     /// Those that run.
     pub containers: Vec<ContainerSample>,
 }

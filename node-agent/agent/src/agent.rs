@@ -272,6 +272,7 @@ impl Composition {
             images: self.stores.images.clone(),
             pulls: self.stores.pulls.clone(),
             network: network.bridge.clone(),
+            connections: state.connections.clone(),
             dns: network.dns.clone(),
             objects: state.desired.clone(),
             isolation: state.policies.clone(),
@@ -312,9 +313,13 @@ impl Composition {
         self.tasks.spawn(isolating);
         let manager = PodWorkers::new(Arc::new(node));
         self.tasks.spawn(manager.run(news, self.stop.clone()));
-        let runtime = self.stores.runtime.clone();
+        let read = usage::Sources {
+            runtime: self.stores.runtime.clone(),
+            network: bridge,
+            connections: self.state.connections.clone(),
+        };
         self.tasks
-            .spawn(usage::follow(runtime, bridge, self.state.figures.clone()));
+            .spawn(usage::follow(read, self.state.figures.clone()));
         Ok(())
     }
 

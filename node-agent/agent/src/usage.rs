@@ -1,17 +1,22 @@
 //! What this node says that it uses: read every second, and offered to the link, which takes the latest when there is room
 //! for it. None waits in a queue, so that a slow link carries no old figures.
 
+mod opened;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use gantry_cri::network::{NodeTraffic, PodNetwork, Traffic};
+use gantry_cri::network::{NodeConnections, NodeTraffic, PodNetwork, Traffic};
 use gantry_cri::runtime::{self as cri, Measured, Runtime};
 use gantry_rpc::node::{
-    AgentMessage, Amounts, ContainerUsage, NodeUsage, PodUsage, Pressure, Pressures, Usage,
-    agent_message,
+    AgentMessage, Amounts, Connections, ContainerUsage, NodeUsage, PodUsage, Pressure, Pressures,
+    Usage, agent_message,
 };
 use tokio::sync::{mpsc, watch};
+
+use self::opened::OpenedByOthers;
 
 /// From the end of one reading to the beginning of the next: so every two are a second apart at least, and each pair of them
 /// makes a rate.
@@ -53,16 +58,21 @@ impl Figures {
     }
 }
 
+/// Where figures are read.
+pub(crate) struct Sources {
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) network: Arc<dyn PodNetwork>,
+    /// Those that are no work of the pods.
+    pub(crate) connections: Arc<NodeConnections>,
+}
+
 /// Reads what the node and its pods use, again and again. Runs until it is dropped.
-pub(crate) async fn follow(
-    runtime: Arc<dyn Runtime>,
-    network: Arc<dyn PodNetwork>,
-    figures: Arc<Figures>,
-) {
+pub(crate) async fn follow(read: Sources, figures: Arc<Figures>) {
     let (begun, clock) = (Instant::now(), rand::random::<u64>());
+    let mut opened = OpenedByOthers::default();
     let mut failing = false;
     loop {
-        let (measured, traffic) = tokio::join!(runtime.measure(), network.traffic());
+        let (measured, traffic) = tokio::join!(read.runtime.measure(), read.network.traffic());
         let traffic = traffic.unwrap_or_else(|error| {
             tracing::debug!(
                 error = gantry_cri::words(&error),
@@ -70,10 +80,12 @@ pub(crate) async fn follow(
             );
             NodeTraffic::default()
         });
+        // What the kernel has counted as accepted was counted there before.
+        let connections = opened.take(&traffic.connections, &read.connections, Instant::now());
         match measured {
             Ok(measured) => {
                 failing = false;
-                figures.read(told(&measured, &traffic, begun, clock));
+                figures.read(told(&measured, &traffic, &connections, (begun, clock)));
             }
             Err(error) => {
                 if !failing {
@@ -125,8 +137,13 @@ pub(crate) fn outgoing(
     futures::stream::iter([hello]).chain(rest)
 }
 
-/// The figures as they are sent.
-fn told(measured: &Measured, traffic: &NodeTraffic, begun: Instant, clock: u64) -> Usage {
+/// The figures as they are sent, with times since a beginning by the clock of that name.
+fn told(
+    measured: &Measured,
+    traffic: &NodeTraffic,
+    connections: &BTreeMap<String, Connections>,
+    (begun, clock): (Instant, u64),
+) -> Usage {
     let since = |at: Instant| {
         let passed = at.saturating_duration_since(begun).as_nanos();
         u64::try_from(passed).unwrap_or(u64::MAX)
@@ -149,6 +166,7 @@ fn told(measured: &Measured, traffic: &NodeTraffic, begun: Instant, clock: u64) 
                 read_at: since(pod.read_at),
                 amounts: Some(amounts(&pod.usage)),
                 traffic: traffic.pods.get(&pod.pod.0).map(passed),
+                connections: connections.get(&pod.pod.0).copied(),
                 containers: pod
                     .containers
                     .iter()
@@ -278,11 +296,12 @@ mod tests {
         let network = FakePodNetwork::new("10.244.0.0/24".parse().expect("a range"));
         let figures = Arc::new(Figures::default());
         let mut readings = figures.subscribe();
-        let following = tokio::spawn(follow(
-            Arc::new(FakeRuntime::new()),
-            Arc::new(network),
-            figures.clone(),
-        ));
+        let read = Sources {
+            runtime: Arc::new(FakeRuntime::new()),
+            network: Arc::new(network),
+            connections: Arc::default(),
+        };
+        let following = tokio::spawn(follow(read, figures.clone()));
         let began = tokio::time::Instant::now();
         for _ in 0..3 {
             readings.changed().await.expect("a reading");

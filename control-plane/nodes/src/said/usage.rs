@@ -6,7 +6,8 @@ use std::sync::Arc;
 use gantry_base::names::is_dns1123_label;
 use gantry_rpc::node::{self as rpc, Usage};
 use gantry_usage::{
-    Amounts, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures, Traffic,
+    Amounts, Connections, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures,
+    Traffic,
 };
 
 use super::{PodRef, Refused, STATUSES, check_count, checked};
@@ -58,8 +59,19 @@ pub(crate) fn pod(said: rpc::PodUsage, pod: Arc<PodName>) -> Result<PodSample, R
         at: counted(said.read_at)?,
         amounts: amounts(said.amounts.as_ref())?,
         traffic: traffic(said.traffic.as_ref())?,
+        connections: connections(said.connections.as_ref())?,
         containers: containers.collect::<Result<_, Refused>>()?,
     })
+}
+
+fn connections(said: Option<&rpc::Connections>) -> Result<Option<Connections>, Refused> {
+    let Some(said) = said else {
+        return Ok(None);
+    };
+    Ok(Some(Connections {
+        open: counted(said.open)?,
+        opened: counted(said.opened)?,
+    }))
 }
 
 fn counted(number: u64) -> Result<u64, Refused> {
@@ -172,6 +184,23 @@ mod tests {
         }
         assert!(read(vec![container("c", 0); CONTAINERS]).is_ok());
         assert!(read(vec![container("c", 0); CONTAINERS + 1]).is_err());
+    }
+
+    #[test]
+    fn connections_are_counted_like_everything_else() {
+        let read = |open, opened| {
+            connections(Some(&rpc::Connections { open, opened })).map_err(|error| error.to_string())
+        };
+        let known = Connections { open: 3, opened: 7 };
+        assert_eq!(read(3, 7), Ok(Some(known)));
+        for (open, opened) in [(MOST + 1, 0), (0, u64::MAX)] {
+            assert!(read(open, opened).is_err());
+        }
+        assert_eq!(
+            connections(None),
+            Ok(None),
+            "of a pod on its node's network"
+        );
     }
 
     #[test]

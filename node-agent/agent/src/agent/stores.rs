@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use gantry_cri::network::NodeConnections;
 use gantry_image::{ImageStore, ImageStoreConfig};
 use gantry_pods::pull_records::PullRecords;
 use gantry_rpc::node::Welcome;
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) reports: Arc<Reports>,
     /// What the node uses, as it was read last.
     pub(super) figures: Arc<Figures>,
+    /// The connections that the node makes to its pods of its own accord.
+    pub(super) connections: Arc<NodeConnections>,
     pub(super) servers: Servers,
     /// The cluster's facts, where an earlier agent has heard them.
     pub(super) facts: Option<Welcome>,
@@ -67,6 +70,7 @@ impl State {
             policies: Arc::default(),
             reports: Arc::new(Reports::new(&config.node_name)),
             figures: Arc::default(),
+            connections: Arc::default(),
             servers: Servers::new(config.servers.clone()),
             facts: checkpoint.welcome(),
             services_changed: Arc::default(),

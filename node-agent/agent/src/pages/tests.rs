@@ -38,6 +38,7 @@ fn usage(second: u64) -> Usage {
                 received_bytes: 11,
                 ..Traffic::default()
             }),
+            connections: None,
             containers: vec![ContainerUsage {
                 name: "c".to_owned(),
                 attempt: 2,

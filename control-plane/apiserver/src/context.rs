@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::authorisation::Authorisation;
 use crate::clock::Clock;
+use crate::custom_metrics::CustomMetrics;
 use crate::heavy::Turn;
 use crate::identity::{Identity, Tokens};
 use crate::media::Media;
@@ -49,6 +50,8 @@ pub(crate) struct Api {
     pub(crate) streams: Arc<dyn NodeStreams>,
     /// Tells what nodes and pods use.
     pub(crate) usage: Option<Arc<dyn UsageSource>>,
+    /// Tells metrics of objects.
+    pub(crate) custom_metrics: Option<Arc<dyn CustomMetrics>>,
     /// The term that writes belong to: those of a leader that has been deposed since are refused.
     pub(crate) fence: Option<Term>,
 }

@@ -78,6 +78,8 @@ fn groups(registry: &Registry) -> Vec<(&str, Vec<&str>)> {
             None => groups.push((group, vec![version])),
         }
     }
+    let others = registry.groups().iter();
+    groups.extend(others.map(|group| (group.name, group.versions.to_vec())));
     let rank = |group: &str| {
         let known = GROUPS.iter().position(|known| *known == group);
         known.unwrap_or(GROUPS.len())

@@ -19,6 +19,7 @@ mod clock;
 mod codec;
 mod connections;
 mod context;
+mod custom_metrics;
 mod discovery;
 mod encoder;
 #[doc(hidden)]
@@ -51,6 +52,7 @@ mod verbs;
 pub use authorisation::{Attributes, Authorizer, Decision, Target, check};
 pub use clock::Clock;
 pub use connections::ConnectionLimits;
+pub use custom_metrics::{CustomMetrics, MetricOf, NoMetric, ObjectMetric, ServedMetric};
 pub use identity::{Identity, MASTERS, NODE_LINK, Tokens};
 pub use peer::Peer;
 pub use ranges::Ranges;

@@ -229,9 +229,18 @@ impl Entry {
 /// Tells which subresources a kind has, sorted by name.
 pub(crate) type Describe = fn(&ResourceInfo) -> Vec<Subresource>;
 
+/// A group whose requests are not about kinds of objects.
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    pub(crate) name: &'static str,
+    /// The preferred one first.
+    pub(crate) versions: &'static [&'static str],
+}
+
 /// All resources.
 pub(crate) struct Registry {
     entries: Vec<Entry>,
+    groups: Vec<Group>,
     describe: Describe,
     /// By group and version, then by plural name.
     by_version: HashMap<String, HashMap<String, Arc<Resource>>>,
@@ -260,17 +269,28 @@ impl Registry {
     ) -> Self {
         let kinds = entries(kinds, Source::Stored);
         let virtuals = entries(virtuals, Source::Answered);
-        Self::of(kinds.chain(virtuals).collect(), describe)
+        Self::of(kinds.chain(virtuals).collect(), Vec::new(), describe)
     }
 
     /// The next registry, which serves some kinds more, of which nothing is stored and that are measured.
     pub(crate) fn with_measured(&self, kinds: Vec<Box<dyn ResourceKind>>) -> Self {
         let known = self.entries.iter().cloned();
         let measured = entries(kinds, Source::Measured);
-        Self::of(known.chain(measured).collect(), self.describe)
+        Self::of(
+            known.chain(measured).collect(),
+            self.groups.clone(),
+            self.describe,
+        )
     }
 
-    fn of(entries: Vec<Entry>, describe: Describe) -> Self {
+    /// The next registry, which serves one more group without kinds.
+    pub(crate) fn with_group(&self, group: Group) -> Self {
+        let mut groups = self.groups.clone();
+        groups.push(group);
+        Self::of(self.entries.clone(), groups, self.describe)
+    }
+
+    fn of(entries: Vec<Entry>, groups: Vec<Group>, describe: Describe) -> Self {
         let mut tables: HashMap<Table, Vec<Arc<dyn ResourceKind>>> = HashMap::new();
         let table_of = |entry: &Entry| {
             let (group, plural) = entry.kind.table();
@@ -311,6 +331,7 @@ impl Registry {
         }
         Self {
             entries,
+            groups,
             describe,
             by_version,
             all,
@@ -334,14 +355,14 @@ impl Registry {
             Some(former) => *former = entry,
             None => entries.push(entry),
         }
-        Self::of(entries, self.describe)
+        Self::of(entries, self.groups.clone(), self.describe)
     }
 
     /// The next registry, which serves a kind no longer.
     pub(crate) fn without(&self, group: &str, version: &str, plural: &str) -> Self {
         let mut entries = self.entries.clone();
         entries.retain(|entry| !entry.is(group, version, plural));
-        Self::of(entries, self.describe)
+        Self::of(entries, self.groups.clone(), self.describe)
     }
 
     /// The `T` of this registry: empty when somebody asks for it first, and gone with the registry.
@@ -363,16 +384,26 @@ impl Registry {
         &self.all
     }
 
+    /// The groups without kinds.
+    pub(crate) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
     /// Whether anything is served under a group and version.
     pub(crate) fn serves(&self, group: &str, version: &str) -> bool {
-        self.by_version.contains_key(&group_version(group, version))
+        let is_named = |known: &Group| known.name == group && known.versions.contains(&version);
+        self.groups.iter().any(is_named)
+            || self.by_version.contains_key(&group_version(group, version))
     }
 
     /// Whether anything is served under a group, in whichever version.
     pub(crate) fn has_group(&self, group: &str) -> bool {
-        self.all()
-            .iter()
-            .any(|resource| resource.info().group == group)
+        let is_named = self.groups.iter().any(|known| known.name == group);
+        is_named
+            || self
+                .all()
+                .iter()
+                .any(|resource| resource.info().group == group)
     }
 }
 

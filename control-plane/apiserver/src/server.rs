@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::ResourceKind;
+use gantry_api::kinds::custom_metrics;
 use gantry_api::status::StatusError;
 use gantry_store::{Budget, Charge, Key, Store, Term};
 use http::{HeaderMap, Method, Response, StatusCode, header};
@@ -30,12 +31,13 @@ use crate::connections::{
     Answering, Connection, ConnectionLimits, Connections, Standing, metered, trusted,
 };
 use crate::context::{Admission, Api, ForClient};
+use crate::custom_metrics::CustomMetrics;
 use crate::identity::{Identity, Tokens};
 use crate::limits::{Class, Limits, is_own};
 use crate::peer::Peer;
 use crate::ranges::Ranges;
 use crate::refusals::Refusals;
-use crate::registry::Registry;
+use crate::registry::{Group, Registry};
 use crate::request::{RequestInfo, Route};
 use crate::response::{Answer, shortened};
 use crate::service_accounts::ServiceAccounts;
@@ -64,6 +66,8 @@ pub struct ApiServerConfig {
     pub client_memory: usize,
     /// Tells what nodes and pods use; without, there is no group `metrics.k8s.io`.
     pub usage: Option<Arc<dyn UsageSource>>,
+    /// Tells metrics of objects; without, there is no group `custom.metrics.k8s.io`.
+    pub custom_metrics: Option<Arc<dyn CustomMetrics>>,
 }
 
 /// What waits for clients takes no more than this where nothing else is said.
@@ -80,6 +84,7 @@ impl Default for ApiServerConfig {
             connections: ConnectionLimits::default(),
             client_memory: CLIENT_MEMORY,
             usage: None,
+            custom_metrics: None,
         }
     }
 }
@@ -128,6 +133,13 @@ impl ApiServer {
             Some(_) => Registry::built_in().with_measured(gantry_api::kinds::metrics::all()),
             None => Registry::built_in(),
         };
+        let registry = match &config.custom_metrics {
+            Some(_) => registry.with_group(Group {
+                name: custom_metrics::GROUP,
+                versions: &custom_metrics::VERSIONS,
+            }),
+            None => registry,
+        };
         Self {
             inner: Arc::new(Inner {
                 api: Arc::new(Api {
@@ -141,6 +153,7 @@ impl ApiServer {
                     tokens: config.tokens.clone(),
                     streams,
                     usage: config.usage,
+                    custom_metrics: config.custom_metrics,
                     fence: None,
                 }),
                 tokens: config.tokens,
@@ -179,6 +192,7 @@ impl ApiServer {
                     tokens: api.tokens.clone(),
                     streams: api.streams.clone(),
                     usage: api.usage.clone(),
+                    custom_metrics: api.custom_metrics.clone(),
                     fence: Some(term),
                 }),
                 tokens: inner.tokens.clone(),

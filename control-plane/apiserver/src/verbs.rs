@@ -3,6 +3,7 @@
 pub(crate) mod binding;
 pub(crate) mod body;
 pub(crate) mod create;
+pub(crate) mod custom_metrics;
 pub(crate) mod delete;
 pub(crate) mod delete_collection;
 pub(crate) mod eviction;

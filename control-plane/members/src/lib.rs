@@ -8,9 +8,11 @@
 //! Must never know what the servers ask each other for: keys, certificates and streams are their owners' business.
 
 mod administration;
+mod custom_metrics;
 mod dial;
 mod endpoints;
 mod exchange;
+mod leader;
 mod peers;
 mod relay;
 mod roster;
@@ -18,6 +20,7 @@ mod service;
 mod usage;
 
 pub use administration::{only_administrators, refuse};
+pub use custom_metrics::LeaderMetrics;
 pub use endpoints::keep as keep_endpoints;
 pub use exchange::Exchange;
 pub use peers::{Peers, follow_addresses};

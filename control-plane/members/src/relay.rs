@@ -13,6 +13,7 @@ use gantry_store::Store;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::leader::elsewhere;
 use crate::peers::Peers;
 
 /// Frames of a relayed stream that wait for the network.
@@ -70,12 +71,7 @@ impl LeaderStreams {
 #[async_trait]
 impl NodeStreams for LeaderStreams {
     async fn open(&self, node: &str, request: OpenStream) -> Result<NodeStream, String> {
-        let elsewhere = {
-            let leadership = self.store.leadership();
-            let state = leadership.borrow();
-            state.leader.filter(|_| !state.is_leader)
-        };
-        match elsewhere {
+        match elsewhere(&self.store) {
             Some(leader) => {
                 let relayed = self.relayed(leader, node, request).await;
                 relayed.map_err(|error| format!("{error:#}"))

@@ -1,13 +1,16 @@
-//! The gRPC service between servers: messages of consensus, streams to nodes, and what nodes use.
+//! The gRPC service between servers: messages of consensus, streams to nodes, what nodes use, and metrics of objects.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
-use gantry_apiserver::{Identity, NodeStreams, Peer};
+use gantry_apiserver::{CustomMetrics, Identity, NodeStreams, Peer};
 use gantry_rpc::node::StreamFrame;
 use gantry_rpc::raft::raft_server::{Raft, RaftServer};
-use gantry_rpc::raft::{Delivered, NodeStreamFrame, RaftMessages, UsedAnswer, UsedRequest};
+use gantry_rpc::raft::{
+    Delivered, NodeStreamFrame, ObjectMetricsAnswer, ObjectMetricsRequest, RaftMessages,
+    ServedMetricsAnswer, ServedMetricsRequest, UsedAnswer, UsedRequest,
+};
 use gantry_store::Store;
 use gantry_usage::Figures;
 use tokio_stream::StreamExt;
@@ -16,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::MEMBERS_GROUP;
 use crate::peers::{PEER_MESSAGE, Peers};
-use crate::usage;
+use crate::{custom_metrics, usage};
 
 /// The service behind `Raft`.
 pub struct PeerService {
@@ -28,6 +31,8 @@ pub struct PeerService {
     pub streams: Arc<dyn NodeStreams>,
     /// What those nodes use.
     pub figures: Arc<Figures>,
+    /// The metrics of objects that this server knows itself.
+    pub custom_metrics: Arc<dyn CustomMetrics>,
 }
 
 impl PeerService {
@@ -120,6 +125,26 @@ impl Raft for PeerService {
         let answer = usage::answer(&self.figures, request.get_ref());
         Ok(Response::new(answer))
     }
+
+    async fn served_metrics(
+        &self,
+        request: Request<ServedMetricsRequest>,
+    ) -> Result<Response<ServedMetricsAnswer>, Status> {
+        let peer = only_members(&request)?;
+        still_a_member(&peer, &self.store)?;
+        let answer = custom_metrics::answer_served(&*self.custom_metrics).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn object_metrics(
+        &self,
+        request: Request<ObjectMetricsRequest>,
+    ) -> Result<Response<ObjectMetricsAnswer>, Status> {
+        let peer = only_members(&request)?;
+        still_a_member(&peer, &self.store)?;
+        let answer = custom_metrics::answer(&*self.custom_metrics, request.get_ref()).await?;
+        Ok(Response::new(answer))
+    }
 }
 
 #[cfg(test)]
@@ -127,13 +152,26 @@ mod tests {
     use std::net::{IpAddr, SocketAddr};
     use std::time::Duration;
 
-    use gantry_apiserver::NoNodes;
+    use gantry_apiserver::{MetricOf, NoMetric, NoNodes, ObjectMetric, ServedMetric};
     use gantry_rpc::raft::raft_client::RaftClient;
     use tokio::sync::{mpsc, watch};
     use tonic::Code;
 
     use super::*;
     use crate::roster::Roster;
+
+    struct NoMetrics;
+
+    #[tonic::async_trait]
+    impl CustomMetrics for NoMetrics {
+        async fn served(&self) -> Result<Vec<ServedMetric>, String> {
+            Ok(Vec::new())
+        }
+
+        async fn values(&self, _: MetricOf<'_>) -> Result<Vec<ObjectMetric>, NoMetric> {
+            Err(NoMetric::Unknown)
+        }
+    }
 
     #[tokio::test]
     async fn a_server_that_is_removed_is_not_heard_any_more() {
@@ -146,6 +184,7 @@ mod tests {
             peers: Peers::new(1, address, tls.subscribe()),
             streams: Arc::new(NoNodes),
             figures: Arc::default(),
+            custom_metrics: Arc::new(NoMetrics),
         };
         let peers = service.peers.clone();
         let (batches, outbound) = mpsc::channel(1);

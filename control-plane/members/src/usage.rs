@@ -11,12 +11,11 @@ use gantry_rpc::raft::{UsedAnswer, UsedObject, UsedPart, UsedRequest};
 use gantry_store::Store;
 use gantry_usage::{Figures, NodeUsage, PodUsage};
 
+use crate::leader::{PATIENCE, elsewhere};
 use crate::peers::{PEER_MESSAGE, Peers};
 
 /// What rates are over, where there are figures of as long: steady enough to be read, and soon there.
 const WINDOW: Duration = Duration::from_secs(5);
-/// A leader that takes longer is not going to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Figures of the nodes that are linked to the server that leads.
 pub struct LeaderUsage {
@@ -40,12 +39,7 @@ impl LeaderUsage {
 #[async_trait]
 impl UsageSource for LeaderUsage {
     async fn used(&self, of: UsageOf<'_>) -> Result<Vec<Used>, String> {
-        let elsewhere = {
-            let leadership = self.store.leadership();
-            let state = leadership.borrow();
-            state.leader.filter(|_| !state.is_leader)
-        };
-        let Some(leader) = elsewhere else {
+        let Some(leader) = elsewhere(&self.store) else {
             return Ok(known(&self.own, of, Instant::now()));
         };
         let asked = tokio::time::timeout(PATIENCE, self.asked(leader, of)).await;
@@ -184,6 +178,7 @@ mod tests {
                 at,
                 amounts,
                 traffic: None,
+                connections: None,
                 containers: vec![ContainerSample {
                     name: "c".to_owned(),
                     attempt: 0,

@@ -5,6 +5,7 @@ pub mod config_map;
 pub mod controller_revision;
 pub mod cron_job;
 pub mod csi_node;
+pub mod custom_metrics;
 pub mod daemon_set;
 pub mod deployment;
 mod difference;

@@ -219,6 +219,7 @@ fn bytes_of_every_version_are_read_whichever_is_stored() {
                 source: Source::Stored,
             },
         ],
+        Vec::new(),
         |_| Vec::new(),
     );
     let (v1, v2) = (find(&registry, "v1"), find(&registry, "v2"));

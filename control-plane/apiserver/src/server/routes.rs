@@ -5,11 +5,12 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::WriteScope;
+use gantry_api::kinds::custom_metrics;
 use gantry_api::status::StatusError;
 use gantry_store::Revision;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ApiServer, takes_a_body};
 use crate::admission::node_restriction;
@@ -143,7 +144,7 @@ impl ApiServer {
                 let answer = openapi::answer(&info.registry, path, hash, headers, now);
                 answer.await.unwrap_or_else(|| not_found().into_response())
             }
-            Route::Other(path) => self.other(info, path, &request),
+            Route::Other(path) => self.other(info, path, request.headers()).await,
             Route::Resource(path) => {
                 let headers = request.headers().clone();
                 match self.resource(info, path, &headers, request, user).await {
@@ -157,8 +158,8 @@ impl ApiServer {
     }
 
     /// Answers for a path that is no resource's.
-    fn other(&self, info: &RequestInfo, path: &str, request: &Request) -> Response<Body> {
-        let (headers, registry) = (request.headers(), &info.registry);
+    async fn other(&self, info: &RequestInfo, path: &str, headers: &HeaderMap) -> Response<Body> {
+        let registry = &info.registry;
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let describes = matches!(
             parts.first(),
@@ -200,6 +201,10 @@ impl ApiServer {
             ["apis"] => Some(discovery::group_list(registry)),
             ["api", version] => discovery::resource_list(registry, "", version),
             ["apis", group] => discovery::group(registry, group),
+            ["apis", custom_metrics::GROUP, version] => match self.metric_list(version).await {
+                Ok(document) => document,
+                Err(error) => return refuse(error),
+            },
             ["apis", group, version] => discovery::resource_list(registry, group, version),
             ["version"] => Some(version()),
             [""] => Some(json!({"paths": [
@@ -232,6 +237,33 @@ impl ApiServer {
         }
     }
 
+    /// The metrics of a version that is served.
+    async fn metric_list(&self, version: &str) -> Result<Option<Value>, StatusError> {
+        let source = self.inner.api.custom_metrics.as_deref();
+        match source.filter(|_| custom_metrics::VERSIONS.contains(&version)) {
+            Some(source) => verbs::custom_metrics::resource_list(source, version)
+                .await
+                .map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The answer to a request for a metric of objects.
+    async fn custom_metric(
+        &self,
+        info: &RequestInfo,
+        path: &ResourcePath,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, StatusError> {
+        let api = &self.inner.api;
+        let media = Media::of_document(headers, TEXTS).ok_or_else(media::not_acceptable)?;
+        let media = media.prettier(headers, &info.query);
+        // What was made through another server is selected here.
+        api.catch_up().await?;
+        let document = verbs::custom_metrics::get(api, &info.registry, info, path).await?;
+        Ok(encoder::document(Answer::value(&document), media))
+    }
+
     async fn resource(
         &self,
         info: &RequestInfo,
@@ -246,6 +278,9 @@ impl ApiServer {
                 true => Err(StatusError::unknown_resource()),
                 false => Ok(not_found().into_response()),
             };
+        }
+        if path.group == custom_metrics::GROUP {
+            return self.custom_metric(info, path, headers).await;
         }
         let resource = info.resource.as_ref();
         let resource = resource.ok_or_else(StatusError::unknown_resource)?;

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ip_address::index::{OF_PARENT, of_parent};
 use crate::job::index::{SELECTING, selecting};
 use crate::load_balancer::index::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
-use crate::selection::{LABELLED, OF_SERVICE, Selectors, labelled, of_service};
+use crate::selection::{LABELLED, Selectors, by_service, labelled};
 
 /// Index: objects without controller, by namespace.
 pub(crate) const ORPHANS: &str = "orphans";
@@ -71,7 +71,7 @@ impl Context {
                 .index(LABELLED, labelled),
             nodes: informers.of(),
             services,
-            slices: informers.of().index(OF_SERVICE, of_service),
+            slices: by_service(informers.of()),
             endpoints: informers.of(),
             ip_addresses: informers.of().index(OF_PARENT, of_parent),
             cluster_roles: informers.of(),

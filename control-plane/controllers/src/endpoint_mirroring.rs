@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::endpoint_slice::carry_out;
 use crate::endpoint_slice::plan::{Plan, manager};
 use crate::error::Result;
-use crate::selection::{OF_SERVICE, service_of};
+use crate::selection::{service_of, slices_of};
 
 pub(crate) const COMPONENT: &str = "endpoint-slice-mirroring-controller";
 
@@ -73,7 +73,7 @@ fn has_selector(service: &Service) -> bool {
 
 /// The slices that mirror the endpoints of a service.
 fn mirrors(context: &Context, key: &Key) -> Vec<Arc<EndpointSlice>> {
-    let mut slices = context.slices.indexed(OF_SERVICE, &key.to_string());
+    let mut slices = slices_of(&context.slices, key);
     slices.retain(|slice| {
         manager(slice) == Some(MANAGER) && slice.metadata.deletion_timestamp.is_none()
     });

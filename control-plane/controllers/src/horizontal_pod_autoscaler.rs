@@ -58,8 +58,10 @@ const FIGURES_WRITTEN: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 3;
 /// Index: autoscalers by the kind and name of their target.
 const OF_TARGET: &str = "target";
+/// Index: autoscalers by the kind and name of each object whose metrics they go by; and by their namespace, if there are any.
+const OF_OBJECTS: &str = "objects";
 
-fn target_value(namespace: &str, kind: &str, name: &str) -> String {
+fn object_value(namespace: &str, kind: &str, name: &str) -> String {
     format!("{namespace}/{kind}/{name}")
 }
 
@@ -67,7 +69,20 @@ fn of_target(autoscaler: &HorizontalPodAutoscaler) -> Vec<String> {
     let namespace = autoscaler.metadata.namespace.as_deref();
     let target = &autoscaler.spec.scale_target_ref;
     let namespace = namespace.unwrap_or_default();
-    vec![target_value(namespace, &target.kind, &target.name)]
+    vec![object_value(namespace, &target.kind, &target.name)]
+}
+
+fn of_objects(autoscaler: &HorizontalPodAutoscaler) -> Vec<String> {
+    let namespace = autoscaler.metadata.namespace.as_deref();
+    let namespace = namespace.unwrap_or_default();
+    let metrics = autoscaler.spec.metrics.iter().flatten();
+    let sources = metrics.filter_map(|metric| metric.object.as_ref());
+    let described = sources.map(|source| &source.described_object);
+    let values: Vec<String> = described
+        .map(|object| object_value(namespace, &object.kind, &object.name))
+        .collect();
+    let any = (!values.is_empty()).then(|| namespace.to_owned());
+    values.into_iter().chain(any).collect()
 }
 
 /// What is remembered of an autoscaler.
@@ -99,7 +114,9 @@ pub(crate) async fn run(
     recorder: Recorder,
 ) {
     let autoscalers = informers.of::<HorizontalPodAutoscaler>();
-    let autoscalers = autoscalers.index(OF_TARGET, of_target);
+    let autoscalers = autoscalers
+        .index(OF_TARGET, of_target)
+        .index(OF_OBJECTS, of_objects);
     let (stop, queue) = (context.stop.clone(), Arc::new(Queue::<Key>::default()));
     let controller = Arc::new(Controller {
         targets: Targets::new(context.client.clone()),
@@ -176,9 +193,25 @@ impl Controller {
     fn wake_of(&self, kind: &str, target: &ObjectMeta) {
         let namespace = target.namespace.as_deref().unwrap_or_default();
         let name = target.name.as_deref().unwrap_or_default();
-        let value = target_value(namespace, kind, name);
+        let value = object_value(namespace, kind, name);
         for autoscaler in self.autoscalers.indexed(OF_TARGET, &value) {
             self.wake(Key::of(&autoscaler.metadata));
+        }
+    }
+
+    /// Wakes those that go by metrics of a pod, or of a service that it is behind: their target may be something else.
+    fn wake_by_objects(&self, namespace: &str, name: &str, pod: Option<&Pod>) {
+        if self.autoscalers.count(OF_OBJECTS, namespace) == 0 {
+            return;
+        }
+        let services = pod.map(|pod| self.context.selectors.services_of(pod));
+        let services = services.into_iter().flatten();
+        let values = services.map(|key| object_value(namespace, "Service", &key.name));
+        let own = object_value(namespace, "Pod", name);
+        for value in values.chain([own]) {
+            for autoscaler in self.autoscalers.indexed(OF_OBJECTS, &value) {
+                self.wake(Key::of(&autoscaler.metadata));
+            }
         }
     }
 
@@ -190,6 +223,7 @@ impl Controller {
                 for key in self.watched.of(namespace, labels) {
                     self.wake(key);
                 }
+                self.wake_by_objects(namespace, name, pod.as_deref());
             }
             Arrival::Namespace(namespace) => {
                 for autoscaler in self.autoscalers.in_namespace(namespace) {

@@ -42,6 +42,7 @@ use futures::future::{BoxFuture, join_all};
 use gantry_informer::Clock;
 pub use gantry_informer::Informers;
 pub use horizontal_pod_autoscaler::figures;
+pub use selection::{by_service, slices_of};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

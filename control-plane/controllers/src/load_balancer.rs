@@ -20,7 +20,7 @@ use self::index::{ALL, BALANCED, BALANCED_PORT, balanced, balanced_ports, ports}
 use self::plan::{Change, Plan, balances, is_local, serves};
 use crate::context::Context;
 use crate::error::{Doing, Result, code, taken_in};
-use crate::selection::{OF_SERVICE, service_of};
+use crate::selection::{service_of, slices_of};
 
 pub(crate) const COMPONENT: &str = "service-controller";
 
@@ -97,7 +97,7 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     }
     let nodes = context.nodes.list();
     let local = is_local(&service).then(|| {
-        let slices = context.slices.indexed(OF_SERVICE, &key.to_string());
+        let slices = slices_of(&context.slices, key);
         with_endpoints(&slices)
     });
     let rival = rival(context, key, &service);

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 /// Index of pods: each of their labels.
 pub(crate) const LABELLED: &str = "labelled";
 /// Index of slices: the service they belong to.
-pub(crate) const OF_SERVICE: &str = "service";
+const OF_SERVICE: &str = "service";
 /// The label of a slice that names its service.
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -41,9 +41,19 @@ pub(crate) fn service_of(slice: &EndpointSlice) -> Option<Key> {
     Some(Key::new(namespace, name))
 }
 
-pub(crate) fn of_service(slice: &EndpointSlice) -> Vec<String> {
+fn of_service(slice: &EndpointSlice) -> Vec<String> {
     let service = service_of(slice);
     service.map(|key| key.to_string()).into_iter().collect()
+}
+
+/// Slices that are found by their service: see [`slices_of`].
+pub fn by_service(slices: Informer<EndpointSlice>) -> Informer<EndpointSlice> {
+    slices.index(OF_SERVICE, of_service)
+}
+
+/// The slices of a service, out of those that were indexed [`by_service`].
+pub fn slices_of(slices: &Cache<EndpointSlice>, service: &Key) -> Vec<Arc<EndpointSlice>> {
+    slices.indexed(OF_SERVICE, &service.to_string())
 }
 
 /// The selector of a service whose endpoints are kept here; none for one whose endpoints are somebody else's.

@@ -10,7 +10,6 @@ use gantry_nodes::{Hub, event_expiry, monitor};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, Term};
 use gantry_tasks::supervised;
-use gantry_usage::Figures;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +43,7 @@ pub(crate) struct Lead {
     pub(crate) store: Store,
     pub(crate) api: ApiServer,
     pub(crate) hub: Arc<Hub>,
-    /// What nodes that are linked to this server use.
-    pub(crate) figures: Arc<Figures>,
+    pub(crate) measured: Measured,
     pub(crate) roster: Roster,
     pub(crate) trusted: watch::Receiver<String>,
     pub(crate) node_grace: Duration,
@@ -77,7 +75,7 @@ impl Lead {
             }
             // Nodes look for the new leader.
             self.hub.disconnect_all();
-            self.figures.clear();
+            self.measured.figures.clear();
             if stop.is_cancelled() {
                 return;
             }
@@ -108,11 +106,15 @@ impl Lead {
                 informers.clone(),
                 ControllersConfig {
                     tokens: Some(Arc::new(SecretTokens(self.api.clone()))),
-                    figures: Arc::new(Measured(self.figures.clone())),
+                    figures: Arc::new(self.measured.clone()),
                     ..ControllersConfig::following(self.trusted.clone())
                 },
                 stop
             )),
+            part("custom metrics", &stop, |stop| self
+                .measured
+                .cluster
+                .follow(&informers, stop)),
             part("node monitor", &stop, |stop| monitor::run(
                 client_of(NODE_LINK),
                 self.hub.clone(),

@@ -7,6 +7,7 @@
 mod alarms;
 pub mod backup;
 mod config;
+mod custom_metrics;
 #[doc(hidden)]
 pub mod fuzzing;
 mod leader;

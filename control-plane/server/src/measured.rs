@@ -1,9 +1,11 @@
-//! The figures that autoscalers go by: what the nodes that are linked to this server say of their pods.
+//! What this server measures while it leads, as autoscalers go by it: what the nodes that are linked to it say of their pods.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use gantry_apiserver::{CustomMetrics, MetricOf, NoMetric, ObjectMetric};
+use gantry_base::selector::LabelSelector;
 use gantry_controllers::figures::{
     Arrival, ContainerUsage, Figures, FiguresError, Metric, NoFigures, PodUsage, PodValue, Wake,
 };
@@ -13,15 +15,87 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-/// Rates are over so long: one second alone says more of the moment than of the load.
-const WINDOW: Duration = Duration::from_secs(3);
+use crate::custom_metrics::{Cluster, ConnectionMetrics, Sources};
 
-/// What pods use; metrics of other kinds are nobody's yet.
-pub(crate) struct Measured(pub(crate) Arc<gantry_usage::Figures>);
+/// Rates are over so long: one second alone says more of the moment than of the load.
+pub(crate) const WINDOW: Duration = Duration::from_secs(3);
+
+/// What is measured. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Measured {
+    /// What nodes and pods use.
+    pub(crate) figures: Arc<gantry_usage::Figures>,
+    /// The pods, and what is in front of them.
+    pub(crate) cluster: Arc<Cluster>,
+    /// Metrics of objects.
+    pub(crate) custom: Arc<dyn CustomMetrics>,
+}
+
+impl Default for Measured {
+    fn default() -> Self {
+        let figures = Arc::new(gantry_usage::Figures::default());
+        let cluster = Arc::new(Cluster::default());
+        let connections = ConnectionMetrics {
+            figures: figures.clone(),
+            cluster: cluster.clone(),
+        };
+        Self {
+            figures,
+            cluster,
+            custom: Arc::new(Sources(vec![Arc::new(connections)])),
+        }
+    }
+}
+
+/// What an autoscaler asks for, of objects of its namespace.
+fn asked<'a>(
+    metric: Metric<'a>,
+    resource: &'a str,
+    objects: &'a [String],
+    selector: &'a LabelSelector,
+) -> MetricOf<'a> {
+    MetricOf {
+        namespace: metric.namespace,
+        resource,
+        objects,
+        metric: metric.name,
+        selector,
+    }
+}
+
+fn selector(metric: &Metric<'_>) -> LabelSelector {
+    match metric.selector {
+        None => LabelSelector::default(),
+        selector => LabelSelector::from_api(selector),
+    }
+}
+
+/// In the words of who would be asked elsewhere.
+fn refused(of: &MetricOf<'_>, none: NoMetric) -> FiguresError {
+    FiguresError(match none {
+        NoMetric::Unknown => of.unknown(),
+        NoMetric::Unavailable(why) => why,
+    })
+}
+
+/// The resource that a reference is to, as the project's clients guess it from the kind.
+fn resource(object: &CrossVersionObjectReference) -> String {
+    let kind = object.kind.to_lowercase();
+    let plural = match kind.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None if kind.ends_with('s') => format!("{kind}es"),
+        None => format!("{kind}s"),
+    };
+    let version = object.api_version.as_deref().unwrap_or_default();
+    match version.split_once('/') {
+        Some((group, _)) => format!("{plural}.{group}"),
+        None => plural,
+    }
+}
 
 impl Figures for Measured {
     fn usage(&self, pod_uid: &str) -> Result<Option<Arc<PodUsage>>, FiguresError> {
-        let used = self.0.pod(pod_uid, WINDOW, Instant::now());
+        let used = self.figures.pod(pod_uid, WINDOW, Instant::now());
         Ok(used.map(|used| Arc::new(usage(used))))
     }
 
@@ -30,7 +104,14 @@ impl Figures for Measured {
         metric: Metric<'a>,
         pods: &'a [Arc<Pod>],
     ) -> BoxFuture<'a, Result<Vec<PodValue>, FiguresError>> {
-        NoFigures.of_pods(metric, pods)
+        Box::pin(async move {
+            let names = pods.iter().filter_map(|pod| pod.metadata.name.clone());
+            let (names, selector) = (names.collect::<Vec<_>>(), selector(&metric));
+            let of = asked(metric, "pods", &names, &selector);
+            let values = self.custom.values(of).await;
+            let values = values.map_err(|none| refused(&of, none))?;
+            Ok(values.into_iter().map(pod_value).collect())
+        })
     }
 
     fn of_object<'a>(
@@ -38,7 +119,15 @@ impl Figures for Measured {
         metric: Metric<'a>,
         object: &'a CrossVersionObjectReference,
     ) -> BoxFuture<'a, Result<i64, FiguresError>> {
-        NoFigures.of_object(metric, object)
+        Box::pin(async move {
+            let (resource, names) = (resource(object), [object.name.clone()]);
+            let selector = selector(&metric);
+            let of = asked(metric, &resource, &names, &selector);
+            let values = self.custom.values(of).await;
+            let values = values.map_err(|none| refused(&of, none))?;
+            let value = values.first().map(|value| value.millis);
+            value.ok_or_else(|| FiguresError(of.missing(&object.name)))
+        })
     }
 
     fn external<'a>(&'a self, metric: Metric<'a>) -> BoxFuture<'a, Result<Vec<i64>, FiguresError>> {
@@ -46,7 +135,7 @@ impl Figures for Measured {
     }
 
     fn subscribe(&self, stop: &CancellationToken, wake: Wake) {
-        let (figures, stop) = (self.0.clone(), stop.clone());
+        let (figures, stop) = (self.figures.clone(), stop.clone());
         let mut news = figures.subscribe();
         let told = move |pod: &gantry_usage::PodName| {
             wake(Arrival::Pod {
@@ -67,6 +156,15 @@ impl Figures for Measured {
                 }
             }
         });
+    }
+}
+
+fn pod_value(value: ObjectMetric) -> PodValue {
+    PodValue {
+        pod: value.object,
+        millis: value.millis,
+        at: Timestamp::from_nanosecond(value.unix_nanos.into()).unwrap_or_default(),
+        window: value.window.unwrap_or_default(),
     }
 }
 
@@ -116,6 +214,7 @@ mod tests {
                 at: at * SECOND,
                 amounts,
                 traffic: None,
+                connections: None,
                 containers: vec![ContainerSample {
                     name: "c".to_owned(),
                     attempt: 0,
@@ -127,8 +226,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_node_says_wakes_autoscalers_that_find_it() {
-        let known = Arc::new(gantry_usage::Figures::default());
-        let measured = Measured(known.clone());
+        let measured = Measured::default();
+        let known = measured.figures.clone();
         let stop = CancellationToken::new();
         let _guard = stop.clone().drop_guard();
         let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
@@ -153,5 +252,89 @@ mod tests {
         assert_eq!(used.containers[0].cpu_nanocores, SECOND / 2);
         assert_eq!(used.window, Duration::from_secs(1));
         assert_eq!(used.at.as_nanosecond(), 7);
+    }
+
+    #[tokio::test]
+    async fn metrics_that_cannot_be_had_are_told_of_as_elsewhere() {
+        let measured = Measured {
+            cluster: Arc::new(Cluster::of_pods(&[])),
+            ..Measured::default()
+        };
+        let metric = |name| Metric {
+            namespace: "default",
+            name,
+            selector: None,
+        };
+        let object = |api_version: Option<&str>, kind: &str| CrossVersionObjectReference {
+            api_version: api_version.map(str::to_owned),
+            kind: kind.to_owned(),
+            name: "front".to_owned(),
+        };
+        let refused = measured.of_pods(metric("hits"), &[]).await;
+        let words = "the server could not find the metric hits for pods";
+        assert_eq!(refused, Err(FiguresError(words.to_owned())));
+        for (api_version, kind, resource) in [
+            (None, "Service", "services"),
+            (Some("v1"), "Service", "services"),
+            (
+                Some("networking.k8s.io/v1"),
+                "Ingress",
+                "ingresses.networking.k8s.io",
+            ),
+            (
+                Some("networking.k8s.io/v1"),
+                "NetworkPolicy",
+                "networkpolicies.networking.k8s.io",
+            ),
+        ] {
+            let object = object(api_version, kind);
+            let refused = measured.of_object(metric("hits"), &object).await;
+            let words = format!("the server could not find the metric hits for {resource}");
+            assert_eq!(refused, Err(FiguresError(words)));
+        }
+    }
+
+    #[tokio::test]
+    async fn autoscalers_are_told_the_connections_of_pods_and_services() {
+        let figures = Arc::new(gantry_usage::Figures::default());
+        let cluster = Arc::new(Cluster::of_pods(&["web"]));
+        let connections = ConnectionMetrics {
+            figures: figures.clone(),
+            cluster: cluster.clone(),
+        };
+        let measured = Measured {
+            figures: figures.clone(),
+            cluster,
+            custom: Arc::new(Sources(vec![Arc::new(connections)])),
+        };
+        let metric = Metric {
+            namespace: "default",
+            name: "connections",
+            selector: None,
+        };
+        let service = |name: &str| CrossVersionObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: "Service".to_owned(),
+            name: name.to_owned(),
+        };
+        let front = service("front");
+        let missing = "the server could not find the metric connections for services front";
+        let missing = Err(FiguresError(missing.to_owned()));
+        assert_eq!(measured.of_object(metric, &front).await, missing);
+        let mut said = sample(1);
+        for pod in &mut said.pods {
+            let mut name = PodName::clone(&pod.pod);
+            name.uid = "web".to_owned();
+            pod.pod = Arc::new(name);
+            pod.connections = Some(gantry_usage::Connections { open: 7, opened: 9 });
+        }
+        figures.take("node", said, Instant::now(), 7);
+        assert_eq!(measured.of_object(metric, &front).await, Ok(7000));
+        assert!(measured.of_object(metric, &service("back")).await.is_err());
+        let web = serde_json::json!({"metadata": {"namespace": "default", "name": "web"}});
+        let web: Pod = serde_json::from_value(web).expect("a pod");
+        let values = measured.of_pods(metric, &[Arc::new(web)]).await;
+        let values = values.expect("figures");
+        assert_eq!((values[0].pod.as_str(), values[0].millis), ("web", 7000));
     }
 }

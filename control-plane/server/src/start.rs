@@ -15,12 +15,11 @@ use gantry_authority::token_keys::{self, TokenKeysApi};
 use gantry_authority::{Certificates, CertificatesApi, Files, Naming, Setup};
 use gantry_base::status::StatusError;
 use gantry_members::{
-    Exchange, LeaderStreams, LeaderUsage, PeerService, Peers, Roster, ServerRecord,
+    Exchange, LeaderMetrics, LeaderStreams, LeaderUsage, PeerService, Peers, Roster, ServerRecord,
     follow_addresses,
 };
 use gantry_nodes::{ClusterFacts, DualCidr, Hub, LinkService, follow_keys};
 use gantry_store::{Store, StoreConfig};
-use gantry_usage::Figures;
 use http::StatusCode;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -28,6 +27,7 @@ use tokio::sync::watch;
 use crate::backup::{BackupApi, ScheduledBackups};
 use crate::config::ServerConfig;
 use crate::leader::{Lead, until};
+use crate::measured::Measured;
 use crate::membership::{MemberIdentity, MembersApi, join};
 use crate::recover;
 use crate::tasks::Tasks;
@@ -164,7 +164,7 @@ pub(crate) async fn open(
 pub(crate) struct Assembled {
     api: ApiServer,
     hub: Arc<Hub>,
-    figures: Arc<Figures>,
+    measured: Measured,
     /// All that is no Kubernetes API.
     others: Router,
 }
@@ -176,8 +176,8 @@ pub(crate) fn assemble(
     member: &Member,
 ) -> Result<Assembled> {
     let hub = Arc::new(Hub::default());
-    let figures = Arc::new(Figures::default());
-    let api = api(config, address, member, hub.clone(), figures.clone());
+    let measured = Measured::default();
+    let api = api(config, address, member, hub.clone(), &measured);
     let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
     let link = LinkService::new(
         api.clone(),
@@ -190,13 +190,14 @@ pub(crate) fn assemble(
             dns_service_ip: dns.to_string(),
             cluster_domain: config.cluster_domain.clone(),
         },
-        figures.clone(),
+        measured.figures.clone(),
     )?;
     let servers = PeerService {
         store: member.store.clone(),
         peers: member.peers.clone(),
         streams: hub.clone(),
-        figures: figures.clone(),
+        figures: measured.figures.clone(),
+        custom_metrics: measured.custom.clone(),
     };
     let others = servers
         .router()
@@ -205,7 +206,7 @@ pub(crate) fn assemble(
     Ok(Assembled {
         api,
         hub,
-        figures,
+        measured,
         others,
     })
 }
@@ -216,10 +217,15 @@ fn api(
     address: SocketAddr,
     member: &Member,
     hub: Arc<Hub>,
-    figures: Arc<Figures>,
+    measured: &Measured,
 ) -> ApiServer {
     let usage = LeaderUsage {
-        own: figures,
+        own: measured.figures.clone(),
+        store: member.store.clone(),
+        peers: member.peers.clone(),
+    };
+    let custom_metrics = LeaderMetrics {
+        own: measured.custom.clone(),
         store: member.store.clone(),
         peers: member.peers.clone(),
     };
@@ -237,6 +243,7 @@ fn api(
             connections: config.connections,
             client_memory: config.client_memory,
             usage: Some(Arc::new(usage)),
+            custom_metrics: Some(Arc::new(custom_metrics)),
         },
         member.store.clone(),
         Arc::new(LeaderStreams {
@@ -296,7 +303,7 @@ pub(crate) struct Running {
     pub(crate) tasks: Tasks,
     api: ApiServer,
     hub: Arc<Hub>,
-    figures: Arc<Figures>,
+    measured: Measured,
 }
 
 impl Running {
@@ -305,7 +312,7 @@ impl Running {
         let Assembled {
             api,
             hub,
-            figures,
+            measured,
             others,
         } = assembled;
         let tasks = Tasks::default();
@@ -318,7 +325,7 @@ impl Running {
             tasks,
             api,
             hub,
-            figures,
+            measured,
         };
         running.follow();
         running
@@ -403,7 +410,7 @@ impl Running {
             store: member.store.clone(),
             api: self.api.clone(),
             hub: self.hub.clone(),
-            figures: self.figures.clone(),
+            measured: self.measured.clone(),
             roster: member.roster.clone(),
             trusted: member.certificates.trusted(),
             node_grace: config.node_grace,

@@ -8,7 +8,7 @@ use gantry_controllers::figures::fake::FakeFigures;
 use gantry_controllers::figures::{Arrival, ContainerUsage, PodUsage};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
 use serde_json::{Value, json};
@@ -123,6 +123,53 @@ async fn a_deployment_follows_what_its_pods_use() {
     wait(&autoscalers, "web", "it says so", told).await;
     let active = is("ScalingActive", "True", "ValidMetricFound");
     wait(&autoscalers, "web", "it is active", active).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_measured_of_a_service_scales_what_is_not_behind_it() {
+    let figures = Arc::new(FakeFigures::default());
+    let config = ControllersConfig {
+        figures: figures.clone(),
+        ..ControllersConfig::new("PEM")
+    };
+    let cluster = Cluster::start_with(config).await.with_scheduler();
+    let cluster = cluster.with_node("n", "4").await;
+    cluster.namespace("ns").await;
+    let deployments: Api<Deployment> = cluster.api("ns");
+    create(&deployments, deployment(1, "default-scheduler")).await;
+    wait(&deployments, "web", "a pod runs", complete(1)).await;
+    let front = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "front"},
+        "spec": {"selector": {"app": "front"}, "ports": [{"port": 80}]},
+    });
+    create(&cluster.api::<Service>("ns"), front).await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "front-1", "labels": {"app": "front"}},
+        "spec": {"containers": [{"name": "c", "image": "i"}]},
+    });
+    create(&cluster.api::<Pod>("ns"), pod).await;
+    figures.say_of_objects("connections", 10_000);
+    let metric = json!({"type": "Object", "object": {
+        "metric": {"name": "connections"},
+        "describedObject": {"apiVersion": "v1", "kind": "Service", "name": "front"},
+        "target": {"type": "AverageValue", "averageValue": "10"},
+    }});
+    let autoscalers: Api<HorizontalPodAutoscaler> = cluster.api("ns");
+    create(&autoscalers, autoscaler(metric)).await;
+    let active = is("ScalingActive", "True", "ValidMetricFound");
+    wait(&autoscalers, "web", "it is active", active).await;
+    let begun = Instant::now();
+    figures.say_of_objects("connections", 30_000);
+    figures.arrive(Arrival::Pod {
+        namespace: "ns",
+        name: "front-1",
+    });
+    wait(&deployments, "web", "three pods run", complete(3)).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(12),
+        "by what has arrived, not by the clock"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ mod metrics;
 mod observed;
 mod period;
 mod plan;
-mod readings;
+pub(crate) mod readings;
 mod replicas;
 mod requests;
 mod scale;

@@ -1,4 +1,4 @@
-//! Where an autoscaler's figures come from: what containers use, and the metrics of pods, objects and anything outside.
+//! Where figures for autoscalers, and for the steps of rollouts, come from: what containers use, and the metrics of pods, objects and anything outside.
 //!
 //! Whoever implements it answers from what it already holds: an evaluation waits for an answer, if only for so long.
 

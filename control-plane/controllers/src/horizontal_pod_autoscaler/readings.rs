@@ -46,14 +46,11 @@ async fn read_one(
         return usage(figures, pods, &source.name, Some(&source.container));
     }
     if let Some(source) = &spec.pods {
-        let asked = figures.of_pods(metric(&source.metric), pods);
-        let values = match answered(CUSTOM, asked).await {
+        let asked = of_pods(figures, metric(&source.metric), pods, LONGEST_WAIT);
+        let values = match asked.await {
             Ok(values) => values,
             Err(why) => return Reading::Failed(why),
         };
-        if values.is_empty() {
-            return none(CUSTOM);
-        }
         let by_name = values.iter().map(|value| (value.pod.as_str(), value));
         let by_name: HashMap<&str, &PodValue> = by_name.collect();
         let samples = pods.iter().map(|pod| {
@@ -68,15 +65,15 @@ async fn read_one(
     }
     if let Some(source) = &spec.object {
         let asked = figures.of_object(metric(&source.metric), &source.described_object);
-        return match answered(CUSTOM, asked).await {
+        return match answered(CUSTOM, LONGEST_WAIT, asked).await {
             Ok(value) => Reading::Value(value),
             Err(why) => Reading::Failed(why),
         };
     }
     if let Some(source) = &spec.external {
         let asked = figures.external(metric(&source.metric));
-        return match answered(EXTERNAL, asked).await {
-            Ok(values) if values.is_empty() => none(EXTERNAL),
+        return match answered(EXTERNAL, LONGEST_WAIT, asked).await {
+            Ok(values) if values.is_empty() => Reading::Failed(none(EXTERNAL)),
             Ok(values) => Reading::Values(values),
             Err(why) => Reading::Failed(why),
         };
@@ -92,8 +89,22 @@ fn of<'a>(namespace: &'a str, metric: &'a MetricIdentifier) -> Metric<'a> {
     }
 }
 
-fn none(api: &str) -> Reading {
-    Reading::Failed(format!("no metrics returned from {api} metrics API"))
+/// A metric of each of the pods that has it, at least of one; or why there is none.
+pub(crate) async fn of_pods(
+    figures: &dyn Figures,
+    metric: Metric<'_>,
+    pods: &[Arc<Pod>],
+    longest_wait: Duration,
+) -> Result<Vec<PodValue>, String> {
+    let values = answered(CUSTOM, longest_wait, figures.of_pods(metric, pods)).await?;
+    match values.is_empty() {
+        true => Err(none(CUSTOM)),
+        false => Ok(values),
+    }
+}
+
+fn none(api: &str) -> String {
+    format!("no metrics returned from {api} metrics API")
 }
 
 fn failed(api: &str, why: &str) -> String {
@@ -102,11 +113,12 @@ fn failed(api: &str, why: &str) -> String {
 
 async fn answered<T>(
     api: &str,
+    longest_wait: Duration,
     asked: impl Future<Output = Result<T, FiguresError>>,
 ) -> Result<T, String> {
-    match tokio::time::timeout(LONGEST_WAIT, asked).await {
+    match tokio::time::timeout(longest_wait, asked).await {
         Ok(answer) => answer.map_err(|error| failed(api, &error.0)),
-        Err(_) => Err(failed(api, &format!("no answer within {LONGEST_WAIT:?}"))),
+        Err(_) => Err(failed(api, &format!("no answer within {longest_wait:?}"))),
     }
 }
 
@@ -146,7 +158,7 @@ fn usage(
     }
     match is_known {
         true => Reading::Pods(samples),
-        false => none(RESOURCE),
+        false => Reading::Failed(none(RESOURCE)),
     }
 }
 

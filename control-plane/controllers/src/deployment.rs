@@ -1,5 +1,6 @@
 //! Deployment: brings the pods of an application to its current template, by way of one ReplicaSet per template.
 
+mod canary;
 mod evidence;
 pub(crate) mod plan;
 mod policy;
@@ -13,15 +14,17 @@ mod tests;
 mod undo;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_api::selector::LabelSelector;
 use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Event, Namespace};
+use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 
+use self::canary::Canary;
 use self::plan::{Observed, Plan, set_name};
 use self::policy::Policy;
 use self::revision::{same_template, sorted};
@@ -30,6 +33,8 @@ pub(crate) use self::sizing::scaled;
 use crate::claim::{claim, settle};
 use crate::context::{Context, ORPHANS};
 use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
+use crate::figures::{Figures, Metric, PodValue};
+use crate::horizontal_pod_autoscaler::readings;
 use crate::pods::is_finished;
 use crate::template_hash::template_hash;
 
@@ -37,9 +42,11 @@ pub(crate) const COMPONENT: &str = "deployment-controller";
 const AT_ONCE: usize = 16;
 /// No more events of a pod than this are looked through.
 const MOST_ANSWERS: u32 = 100;
+/// Whoever has not told a metric by then has no figures: other Deployments wait meanwhile.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs until stopped.
-pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
+pub(crate) async fn run(context: Arc<Context>, figures: Arc<dyn Figures>, recorder: Recorder) {
     let queue = Arc::new(Queue::<Key>::default());
     context.deployments.subscribe(Box::new({
         let queue = queue.clone();
@@ -101,7 +108,8 @@ pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
     let stop = context.stop.clone();
     runner::run("deployment", queue, AT_ONCE, stop, move |key| {
         let (context, recorder) = (context.clone(), recorder.clone());
-        async move { reconcile(&context, &recorder, &key).await }
+        let figures = figures.clone();
+        async move { reconcile(&context, &*figures, &recorder, &key).await }
     })
     .await;
 }
@@ -125,7 +133,12 @@ fn selector(deployment: &Deployment) -> LabelSelector {
     LabelSelector::from_api(deployment.spec.as_ref().map(|spec| &spec.selector))
 }
 
-async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<Next> {
+async fn reconcile(
+    context: &Context,
+    figures: &dyn Figures,
+    recorder: &Recorder,
+    key: &Key,
+) -> Result<Next> {
     let Some(deployment) = context.deployments.get(key) else {
         return Ok(Next::Changed);
     };
@@ -155,15 +168,25 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
     let namespace = context.namespaces.get(&Key::new("", &key.namespace));
     let namespace = namespace.as_ref().map(|namespace| &namespace.metadata);
     let policy = Policy::of(&deployment.metadata, namespace);
-    let new = current.filter(|_| policy.is_on).and_then(|at| sets.get(at));
-    let uid = new.and_then(|set| set.metadata.uid.as_deref());
+    let canary = Canary::of(&deployment);
+    let new = current.and_then(|at| sets.get(at));
+    let walked = new.filter(|set| canary.is_walked(set));
+    let looked_at = new.filter(|_| policy.is_on).or(walked);
+    let uid = looked_at.and_then(|set| set.metadata.uid.as_deref());
+    let pods = uid.map_or_else(Vec::new, |uid| context.pods.owned_by(uid));
+    let figures = match canary.bound.as_ref().filter(|_| walked.is_some()) {
+        Some(bound) => Some(metric(figures, &key.namespace, &bound.name, &pods).await),
+        None => None,
+    };
     let observed = Observed {
         old_pods_run: !is_rolling(&deployment) && old_pods_run(context, &sets, current),
         deployment: &deployment,
-        pods: uid.map_or_else(Vec::new, |uid| context.pods.owned_by(uid)),
+        pods,
+        figures,
         sets,
         hash: hash.clone(),
         policy,
+        canary,
         answer: None,
         now: context.clock.now(),
     };
@@ -176,6 +199,21 @@ async fn reconcile(context: &Context, recorder: &Recorder, key: &Key) -> Result<
         plan = plan::plan(again);
     }
     carry_out(context, recorder, &deployment, plan, &hash).await
+}
+
+/// A metric of pods, or why nobody knows it.
+async fn metric(
+    figures: &dyn Figures,
+    namespace: &str,
+    name: &str,
+    pods: &[Arc<Pod>],
+) -> std::result::Result<Vec<PodValue>, String> {
+    let metric = Metric {
+        namespace,
+        name,
+        selector: None,
+    };
+    readings::of_pods(figures, metric, pods, LONGEST_WAIT).await
 }
 
 /// What a probe of the pod with that uid was answered last, as its events tell.

@@ -60,7 +60,7 @@ pub struct ControllersConfig {
     pub clock: Clock,
     /// Signs the tokens that are kept in Secrets; without one such Secrets stay as they are.
     pub tokens: Option<Arc<dyn TokenIssuer>>,
-    /// What autoscalers go by.
+    /// What autoscalers and the steps of rollouts go by.
     pub figures: Arc<dyn Figures>,
 }
 
@@ -107,10 +107,10 @@ pub async fn run(
     let autoscaling = context.recorder(horizontal_pod_autoscaler::COMPONENT);
     let (context, informers) = (&context, &informers);
     let root_ca = &config.root_ca;
-    let figures = config.figures;
+    let figures = &config.figures;
     join_all([
         boxed(|| replica_set::run(context.clone(), sets)),
-        boxed(|| deployment::run(context.clone(), deployments)),
+        boxed(|| deployment::run(context.clone(), figures.clone(), deployments)),
         boxed(|| stateful_set::run(context.clone(), informers, stateful)),
         boxed(|| job::run(context.clone(), jobs)),
         boxed(|| cron_job::run(context.clone(), informers, cron_jobs)),
@@ -134,7 +134,9 @@ pub async fn run(
         boxed(|| pod_gc::run(context.clone())),
         boxed(|| volume_binding::run(context.clone(), informers, volumes)),
         boxed(|| volume_protection::run(context.clone(), informers)),
-        boxed(|| horizontal_pod_autoscaler::run(context.clone(), informers, figures, autoscaling)),
+        boxed(|| {
+            horizontal_pod_autoscaler::run(context.clone(), informers, figures.clone(), autoscaling)
+        }),
         boxed(|| kept::run(context.clone(), informers, kept)),
     ])
     .await;

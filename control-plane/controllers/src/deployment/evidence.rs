@@ -76,6 +76,14 @@ pub(crate) fn is_troubled(pod: &Pod) -> bool {
     phase(pod) == "Failed" || unschedulable(pod).is_some() || containers(pod).any(is_bad)
 }
 
+/// When a container of the pod that had run before was last started.
+pub(crate) fn started_anew(pod: &Pod) -> Option<Timestamp> {
+    let again = containers(pod).filter(|status| status.restart_count > 0);
+    let running = again.filter_map(|status| status.state.as_ref()?.running.as_ref());
+    let times = running.filter_map(|running| running.started_at.as_ref());
+    times.map(|time| time.0).max()
+}
+
 /// Judges the pods of one revision.
 pub(crate) fn judge(policy: &Policy, pods: &[Arc<Pod>], now: Timestamp) -> Verdict {
     let mut pods: Vec<&Pod> = pods

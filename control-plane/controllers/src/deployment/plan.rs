@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
+use super::canary::{self, CONTINUE, Canary, Walk, is_unproved};
 use super::policy::Policy;
 use super::revision::{
     REVISION, TEMPLATE_HASH, annotate_new, annotate_size, revision_of, sorted, text,
@@ -30,6 +31,7 @@ use super::status::{
 };
 use super::undo;
 use crate::claim::controller_reference;
+use crate::figures::PodValue;
 
 /// What a name may have, in bytes.
 const LONGEST_NAME: usize = 253;
@@ -98,8 +100,12 @@ pub(crate) struct Observed<'a> {
     pub(crate) hash: String,
     /// What is said of automatic rollback.
     pub(crate) policy: Policy,
-    /// The pods of the current set; only asked for where revisions take themselves back.
+    /// What is said of steps.
+    pub(crate) canary: Canary,
+    /// The pods of the current set; only asked for where revisions take themselves back, or have steps.
     pub(crate) pods: Vec<Arc<Pod>>,
+    /// The metric of these pods that a step goes by, or why it is not known; only asked for at a step.
+    pub(crate) figures: Option<Result<Vec<PodValue>, String>>,
     /// What a failing probe was answered last.
     pub(crate) answer: Option<String>,
     pub(crate) now: Timestamp,
@@ -126,6 +132,8 @@ pub(super) struct Pass<'a> {
     pub(super) new: Option<ReplicaSet>,
     /// All others, oldest first.
     pub(super) old: Vec<ReplicaSet>,
+    /// How far the current set is, where its rollout has steps.
+    pub(super) walk: Walk,
     plan: Plan,
     now: Timestamp,
 }
@@ -140,22 +148,30 @@ pub(crate) fn plan(mut observed: Observed<'_>) -> Plan {
         return pass.finish(false);
     }
     status::note_pause(deployment, &mut pass.status, pass.now);
-    pass.note_faults(&observed.policy);
+    pass.note_faults([&observed.policy.faults, &observed.canary.faults]);
     let paused = status::is_paused(deployment);
+    let only_sized = paused || pass.was_resized();
+    pass.walk = pass.look_at_steps(&observed, only_sized);
     if let Some(revision) = undo::asked(deployment).filter(|_| !paused) {
         return pass.undo(&observed.hash, revision);
     }
-    if !paused {
-        match pass.take_back(&observed) {
-            Then::GoOn => {}
-            Then::Rewrite => return pass.plan,
-            Then::Tell => {
-                pass.sync_revision(None);
-                return pass.finish(true);
-            }
+    let then = match paused {
+        true => Then::GoOn,
+        false => pass.take_back(&observed),
+    };
+    if status::is_rolled_back(&pass.status) {
+        // No steps on the way back.
+        pass.walk = Walk::default();
+    }
+    match then {
+        Then::GoOn => {}
+        Then::Rewrite => return pass.plan,
+        Then::Tell => {
+            pass.sync_revision(None);
+            return pass.finish(true);
         }
     }
-    if paused || pass.was_resized() {
+    if only_sized {
         pass.sync_revision(None);
         pass.scale_all();
         if paused {
@@ -166,7 +182,7 @@ pub(crate) fn plan(mut observed: Observed<'_>) -> Plan {
     if is_rolling(deployment) {
         pass.sync_revision(Some(&observed.hash));
         if status::is_rolled_back(&pass.status) {
-            // No steps on the way back: what does not work goes, and what works takes its place, in one.
+            // What does not work goes, and what works takes its place, in one.
             pass.shrink_old();
             pass.grow_new();
         } else if !pass.grow_new() {
@@ -193,6 +209,7 @@ impl<'a> Pass<'a> {
             notes: Vec::new(),
             new,
             old: sets,
+            walk: Walk::default(),
             plan: Plan::default(),
             now,
         }
@@ -202,13 +219,19 @@ impl<'a> Pass<'a> {
         self.old.iter().chain(&self.new).collect()
     }
 
-    /// Gives the current set its revision; with a hash, plans the set when there is none.
-    fn sync_revision(&mut self, hash: Option<&str>) {
+    /// The revision that a set gets which becomes the current one.
+    fn next_revision(&self) -> i64 {
         let last = self.old.iter().map(|set| revision_of(&set.metadata)).max();
-        let revision = last.unwrap_or(0) + 1;
+        last.unwrap_or(0) + 1
+    }
+
+    /// Gives the current set its revision, and notes how far it is; with a hash, plans the set when there is none.
+    fn sync_revision(&mut self, hash: Option<&str>) {
+        let revision = self.next_revision();
         if let Some(new) = &mut self.new {
             let before = new.clone();
             annotate_new(self.deployment, new, revision);
+            self.walk.annotate(&mut new.metadata);
             let seconds = self
                 .deployment
                 .spec
@@ -230,8 +253,10 @@ impl<'a> Pass<'a> {
         } else if let Some(hash) = hash {
             let mut set = set_of(self.deployment, hash);
             let replicas = new_size(self.deployment, 0, total(&self.old));
+            let replicas = self.walk.limited(0, replicas);
             resize(&mut set, replicas);
             annotate_new(self.deployment, &mut set, revision);
+            self.walk.annotate(&mut set.metadata);
             let wanted = wanted(self.deployment);
             annotate_size(&mut set, wanted, allowed(self.deployment));
             let name = set.metadata.name.clone().unwrap_or_default();
@@ -298,7 +323,8 @@ impl<'a> Pass<'a> {
         let target = if current > wanted(self.deployment) {
             wanted(self.deployment)
         } else {
-            new_size(self.deployment, current, total(&self.old))
+            let target = new_size(self.deployment, current, total(&self.old));
+            self.walk.limited(current, target)
         };
         if current == target {
             self.new = Some(new);
@@ -308,12 +334,13 @@ impl<'a> Pass<'a> {
         true
     }
 
-    /// Takes away older pods: first those that are not available anyway, then as many as availability allows.
+    /// Takes away older pods: first those that are not available anyway, then as many as availability and steps allow.
     fn shrink_old(&mut self) {
         let old_total = total(&self.old);
         if old_total == 0 {
             return;
         }
+        let kept = self.walk.kept(wanted(self.deployment));
         let least = wanted(self.deployment).saturating_sub(max_unavailable(self.deployment));
         let new_unavailable = self
             .new
@@ -322,7 +349,8 @@ impl<'a> Pass<'a> {
         let mut spare = old_total
             .saturating_add(self.new.as_ref().map_or(0, size))
             .saturating_sub(least)
-            .saturating_sub(new_unavailable);
+            .saturating_sub(new_unavailable)
+            .min(old_total.saturating_sub(kept));
         if spare <= 0 {
             return;
         }
@@ -336,8 +364,13 @@ impl<'a> Pass<'a> {
         }
         // A set that was shrunk a moment ago may still report the pods it had.
         let still = |set: &&ReplicaSet| available(set).min(size(set));
-        let mut spare = sum(self.all().iter().map(still)).saturating_sub(least);
-        for at in 0..self.old.len() {
+        let mut spare = sum(self.all().iter().map(still))
+            .saturating_sub(least)
+            .min(total(&self.old).saturating_sub(kept));
+        // What has not been through its steps has shown the least of itself.
+        let mut order: Vec<usize> = (0..self.old.len()).collect();
+        order.sort_by_key(|at| !is_unproved(&self.old[*at].metadata));
+        for at in order {
             // What was unhealthy is gone by now: the rest is available.
             let take = size(&self.old[at]).min(spare);
             if take > 0 {
@@ -390,13 +423,33 @@ impl<'a> Pass<'a> {
             .collect();
     }
 
-    fn note_faults(&mut self, policy: &Policy) {
-        if status::note_faults(&mut self.status, &policy.faults, self.now) {
-            let message = policy.faults.join("; ");
+    fn note_faults(&mut self, faults: [&[String]; 2]) {
+        let faults = faults.concat();
+        if status::note_faults(&mut self.status, &faults, self.now) {
+            let message = faults.join("; ");
             self.plan
                 .told
                 .push(Told::warning(status::INVALID_ANNOTATION, message));
         }
+    }
+
+    /// Looks how far the current set is on its steps.
+    fn look_at_steps(&self, observed: &Observed<'_>, is_frozen: bool) -> Walk {
+        let new = self.new.as_ref();
+        let known = new.map_or(0, |set| revision_of(&set.metadata));
+        let look = canary::Look {
+            deployment: self.deployment,
+            canary: &observed.canary,
+            policy: &observed.policy,
+            new,
+            old: &self.old,
+            revision: known.max(self.next_revision()),
+            pods: &observed.pods,
+            figures: observed.figures.as_ref(),
+            is_frozen,
+            now: self.now,
+        };
+        look.walk()
     }
 
     /// Looks whether the current revision works, before anything of it is brought further.
@@ -404,7 +457,8 @@ impl<'a> Pass<'a> {
         let mut before = self.deployment.status.clone().unwrap_or_default();
         before.conditions.clone_from(&self.status.conditions);
         let (new, all) = (self.new.as_ref(), self.all());
-        let status = status::of_rollout(self.deployment, &before, new, &all, self.now);
+        let holds = self.walk.holds.as_deref();
+        let status = status::of_rollout(self.deployment, &before, new, &all, holds, self.now);
         let decision = rollback::decide(&Look {
             deployment: self.deployment,
             policy: &observed.policy,
@@ -412,6 +466,7 @@ impl<'a> Pass<'a> {
             old: &self.old,
             hash: &observed.hash,
             pods: &observed.pods,
+            metric: self.walk.fault.as_ref(),
             status: &status,
             now: self.now,
         });
@@ -456,7 +511,8 @@ impl<'a> Pass<'a> {
         let status = if rollout {
             let mut before = deployment.status.clone().unwrap_or_default();
             before.conditions.clone_from(&self.status.conditions);
-            status::of_rollout(deployment, &before, new, &all, now)
+            let holds = self.walk.holds.as_deref();
+            status::of_rollout(deployment, &before, new, &all, holds, now)
         } else {
             status::counted(deployment, &self.status, new, &all, now)
         };
@@ -468,6 +524,10 @@ impl<'a> Pass<'a> {
             let annotations = changed.metadata.annotations.get_or_insert_default();
             annotations.insert(REVISION.to_owned(), revision);
         }
+        let walk = std::mem::take(&mut self.walk);
+        self.notes
+            .extend(walk.is_heeded.then_some((CONTINUE, None)));
+        self.plan.told.extend(walk.told);
         for (name, value) in std::mem::take(&mut self.notes) {
             let annotations = changed.metadata.annotations.get_or_insert_default();
             match value {
@@ -476,7 +536,8 @@ impl<'a> Pass<'a> {
             };
         }
         let deadline = status::wake(deployment, &status, now);
-        self.plan.wake = [self.plan.wake, deadline].into_iter().flatten().min();
+        let wakes = [self.plan.wake, walk.wake, deadline];
+        self.plan.wake = wakes.into_iter().flatten().min();
         changed.status = Some(status);
         if changed != *deployment {
             self.plan.deployment = Some(changed);

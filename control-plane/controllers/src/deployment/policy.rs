@@ -66,12 +66,7 @@ impl Policy {
             for (whose, value) in own.into_iter().chain(inherited) {
                 match policy.take(name, value) {
                     Ok(()) => break,
-                    Err(why) => {
-                        let shown: String = value.chars().take(SHOWN).collect();
-                        policy.faults.push(format!(
-                            "{whose}metadata.annotations[{name}]: Invalid value: {shown:?}: {why}"
-                        ));
-                    }
+                    Err(why) => policy.faults.push(fault(whose, name, value, why)),
                 }
             }
         }
@@ -95,6 +90,12 @@ impl Policy {
     }
 }
 
+/// What is told of an annotation that says nothing.
+pub(crate) fn fault(whose: &str, name: &str, value: &str, why: &str) -> String {
+    let shown: String = value.chars().take(SHOWN).collect();
+    format!("{whose}metadata.annotations[{name}]: Invalid value: {shown:?}: {why}")
+}
+
 fn budget(value: &str) -> Option<(Option<u32>, Option<Duration>)> {
     let (mut failures, mut stall) = (None, None);
     for part in value.splitn(3, ',').map(str::trim) {
@@ -113,7 +114,8 @@ fn budget(value: &str) -> Option<(Option<u32>, Option<Duration>)> {
     Some((failures, stall))
 }
 
-fn duration(value: &str) -> Option<Duration> {
+/// A duration of at most a day, with its unit.
+pub(crate) fn duration(value: &str) -> Option<Duration> {
     // A number alone would be a number of anything.
     let begins = value
         .bytes()

@@ -86,6 +86,9 @@ impl Pass<'_> {
             // What rounding left over.
             *first = first.saturating_add(to_add).saturating_sub(added).max(0);
         }
+        if let Some(ceiling) = self.walk.ceiling {
+            self.hold_back(&sets, &mut sizes, ceiling);
+        }
         for (set, to) in sets.into_iter().zip(sizes) {
             let name = set.metadata.name.clone();
             let set = self.scaled(set, to);
@@ -94,6 +97,23 @@ impl Pass<'_> {
             } else {
                 self.new = Some(set);
             }
+        }
+    }
+
+    /// A step's share is of the new size: what the current set would have above goes to the largest of the others.
+    fn hold_back(&self, sets: &[ReplicaSet], sizes: &mut [i32], ceiling: i32) {
+        let name = self.new.as_ref().and_then(|new| new.metadata.name.as_ref());
+        let is_new = |set: &ReplicaSet| set.metadata.name.as_ref() == name;
+        let mut above = 0;
+        for (set, to) in sets.iter().zip(&mut *sizes) {
+            if is_new(set) {
+                above = to.saturating_sub(ceiling).max(0);
+                *to = to.saturating_sub(above);
+            }
+        }
+        let mut others = sets.iter().zip(sizes).filter(|(set, _)| !is_new(set));
+        if let Some((_, to)) = others.next() {
+            *to = to.saturating_add(above);
         }
     }
 }

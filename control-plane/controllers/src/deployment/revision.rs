@@ -16,7 +16,7 @@ pub(crate) const TEMPLATE_HASH: &str = "pod-template-hash";
 const HISTORY_LENGTH: usize = 2000;
 
 /// Annotations that are the deployment's own, or the replica set's own: not copied from one to the other.
-pub(crate) const NOT_COPIED: [&str; 9] = [
+pub(crate) const NOT_COPIED: [&str; 11] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
     REVISION_HISTORY,
@@ -26,6 +26,8 @@ pub(crate) const NOT_COPIED: [&str; 9] = [
     super::rollback::HEALTHY,
     super::rollback::WARM,
     super::rollback::FAILED,
+    super::canary::MARK,
+    super::canary::CONTINUE,
 ];
 
 /// The revision an object is annotated with; zero when there is none.

@@ -29,8 +29,8 @@ use super::policy::Policy;
 use super::revision::{TEMPLATE_HASH, revision_of, same_template, text};
 use super::sizing::{available, size, wanted};
 use super::status::{
-    NEW_SET_AVAILABLE, PROGRESSING, REPLICA_FAILURE, TIMED_OUT, condition, is_complete,
-    is_rolled_back,
+    CANARY_STEP, NEW_SET_AVAILABLE, PROGRESSING, REPLICA_FAILURE, TIMED_OUT, condition,
+    is_complete, is_rolled_back, left,
 };
 use super::undo::template_of;
 
@@ -51,6 +51,8 @@ pub(crate) struct Look<'a> {
     pub(crate) hash: &'a str,
     /// The pods of the current set.
     pub(crate) pods: &'a [Arc<Pod>],
+    /// What a metric of these pods says against them.
+    pub(crate) metric: Option<&'a Fault>,
     /// The status as the sets bring it about now.
     pub(crate) status: &'a DeploymentStatus,
     pub(crate) now: Timestamp,
@@ -172,7 +174,7 @@ impl<'a> Look<'a> {
     fn probation(&self, new: &ReplicaSet, warm: &str, decision: &mut Decision) {
         let left = self
             .completed()
-            .and_then(|since| self.left(since, self.policy.keep_warm));
+            .and_then(|since| left(since, self.policy.keep_warm, self.now));
         let (Some(left), Some(target)) = (left, self.named(warm)) else {
             decision.notes.push((WARM, None));
             return;
@@ -197,6 +199,9 @@ impl<'a> Look<'a> {
             Verdict::Until(wake) => decision.wake = Some(wake),
             Verdict::Open => {}
         }
+        if let Some(fault) = self.metric {
+            return self.give_up(new, target, fault.clone(), decision);
+        }
         // Until there is a pod of it, or a reason why there is none, all that is told is of the rollout before.
         let has_begun = new
             .status
@@ -211,23 +216,18 @@ impl<'a> Look<'a> {
         if reason == Some(TIMED_OUT) {
             return self.give_up(new, target, self.standing_still(TIMED_OUT), decision);
         }
-        let Some(stall) = self.policy.stall else {
+        let is_held = reason == Some(CANARY_STEP);
+        let Some(stall) = self.policy.stall.filter(|_| !is_held) else {
             return;
         };
         let since = progressing.and_then(|condition| condition.last_update_time.as_ref());
         let Some(since) = since.or(new.metadata.creation_timestamp.as_ref()) else {
             return;
         };
-        match self.left(since.0, stall) {
+        match left(since.0, stall, self.now) {
             Some(left) => decision.wake = Some(decision.wake.map_or(left, |wake| wake.min(left))),
             None => self.give_up(new, target, self.standing_still("NoProgress"), decision),
         }
-    }
-
-    /// What is left of a time; none when it is over.
-    fn left(&self, since: Timestamp, of: Duration) -> Option<Duration> {
-        let passed = Duration::try_from(self.now.duration_since(since)).unwrap_or_default();
-        of.checked_sub(passed).filter(|left| !left.is_zero())
     }
 
     /// Why a revision makes no progress, as far as anybody says.

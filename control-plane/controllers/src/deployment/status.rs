@@ -17,6 +17,8 @@ pub(crate) const FOUND_NEW_SET: &str = "FoundNewReplicaSet";
 pub(crate) const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
 const SET_UPDATED: &str = "ReplicaSetUpdated";
 pub(crate) const FAILED_CREATE: &str = "ReplicaSetCreateError";
+/// A step of a canary rollout holds as it should. Gantry's own.
+pub(crate) const CANARY_STEP: &str = "CanaryStep";
 pub(crate) const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 /// The current template is that of an earlier revision, since a later one failed. Gantry's own.
 pub(crate) const ROLLED_BACK: &str = "RolledBack";
@@ -61,15 +63,20 @@ pub(crate) fn new_condition(
 }
 
 /// Puts the condition at the end, unless status and reason are unchanged. A status that stays keeps its time.
-pub(crate) fn set_condition(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
+pub(crate) fn set_condition(status: &mut DeploymentStatus, new: DeploymentCondition) {
     if let Some(current) = condition(status, &new.type_) {
         if current.status == new.status && current.reason == new.reason {
             return;
         }
-        if current.status == new.status {
-            new.last_transition_time
-                .clone_from(&current.last_transition_time);
-        }
+    }
+    renew_condition(status, new);
+}
+
+/// Puts the condition at the end, whatever it says. A status that stays keeps its time.
+fn renew_condition(status: &mut DeploymentStatus, mut new: DeploymentCondition) {
+    if let Some(current) = condition(status, &new.type_).filter(|old| old.status == new.status) {
+        new.last_transition_time
+            .clone_from(&current.last_transition_time);
     }
     remove_condition(status, &new.type_.clone());
     status.conditions.get_or_insert_default().push(new);
@@ -253,18 +260,30 @@ fn has_progressed(before: &DeploymentStatus, after: &DeploymentStatus) -> bool {
         || after.available_replicas > before.available_replicas
 }
 
-/// The status during a rollout: [`counted`], and how the rollout goes.
+/// The status during a rollout: [`counted`], and how the rollout goes; with what a step waits for that holds as it should, and
+/// for which the rollout therefore stands still.
 pub(crate) fn of_rollout(
     deployment: &Deployment,
     before: &DeploymentStatus,
     new: Option<&ReplicaSet>,
     all: &[&ReplicaSet],
+    holds: Option<&str>,
     now: Timestamp,
 ) -> DeploymentStatus {
     let mut status = counted(deployment, before, new, all, now);
     let current = condition(before, PROGRESSING).cloned();
     if is_rolled_back(before) {
         // It stays as it was when the revision failed.
+    } else if let Some(words) = holds {
+        let same = current.is_some_and(|current| {
+            current.reason.as_deref() == Some(CANARY_STEP)
+                && current.message.as_deref() == Some(words)
+        });
+        if !same {
+            let words = words.to_owned();
+            let condition = new_condition(PROGRESSING, "True", CANARY_STEP, words, now);
+            renew_condition(&mut status, condition);
+        }
     } else if deadline(deployment).is_none() {
         remove_condition(&mut status, PROGRESSING);
     } else if !(status.replicas == status.updated_replicas
@@ -299,22 +318,18 @@ fn progress(
             deployment.metadata.name.as_deref().unwrap_or_default()
         ),
     };
+    // What comes after a step has all of the deadline.
+    let stood = current.is_some_and(|current| current.reason.as_deref() == Some(CANARY_STEP));
     if is_complete(deployment, status) {
         let message = format!("{subject} has successfully progressed.");
         set_condition(
             status,
             new_condition(PROGRESSING, "True", NEW_SET_AVAILABLE, message, now),
         );
-    } else if has_progressed(before, status) {
+    } else if has_progressed(before, status) || stood {
         let message = format!("{subject} is progressing.");
-        let mut condition = new_condition(PROGRESSING, "True", SET_UPDATED, message, now);
-        if let Some(current) = current {
-            if current.status == "True" {
-                condition.last_transition_time = current.last_transition_time;
-            }
-            remove_condition(status, PROGRESSING);
-        }
-        set_condition(status, condition);
+        let condition = new_condition(PROGRESSING, "True", SET_UPDATED, message, now);
+        renew_condition(status, condition);
     } else if is_overdue(deployment, status, now) {
         let message = format!("{subject} has timed out progressing.");
         set_condition(
@@ -334,13 +349,18 @@ fn time_left(
     let condition = condition(status, PROGRESSING)?;
     if matches!(
         condition.reason.as_deref(),
-        Some(NEW_SET_AVAILABLE | PAUSED)
+        Some(NEW_SET_AVAILABLE | PAUSED | CANARY_STEP)
     ) {
         return None;
     }
     let since = condition.last_update_time.as_ref()?.0;
+    Some(left(since, deadline, now))
+}
+
+/// What is left of a time that began then; none when it is over.
+pub(crate) fn left(since: Timestamp, of: Duration, now: Timestamp) -> Option<Duration> {
     let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    Some(deadline.checked_sub(passed).filter(|left| !left.is_zero()))
+    of.checked_sub(passed).filter(|left| !left.is_zero())
 }
 
 fn is_overdue(deployment: &Deployment, status: &DeploymentStatus, now: Timestamp) -> bool {

@@ -1,5 +1,6 @@
 //! Whole rollouts, on a model of replica sets that do as they are told.
 
+mod canaries;
 mod rollbacks;
 
 use std::sync::Arc;
@@ -14,11 +15,13 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
+use super::canary::Canary;
 use super::plan::{Observed, Plan, Told, plan, set_name};
 use super::policy::Policy;
 use super::revision::{DESIRED_REPLICAS, REVISION, count, revision_of, same_template};
 use super::sizing::{allowed, available, max_surge, max_unavailable, size, total, wanted};
 use super::status::{condition, is_complete, is_paused};
+use crate::figures::PodValue;
 
 /// A deployment, its sets and their pods.
 struct World {
@@ -33,6 +36,8 @@ struct World {
     /// What a failing probe was answered.
     answer: Option<String>,
     told: Vec<Told>,
+    /// What the metric of a step is.
+    figures: Option<Result<Vec<PodValue>, String>>,
 }
 
 impl World {
@@ -81,12 +86,19 @@ impl World {
             pods: Vec::new(),
             answer: None,
             told: Vec::new(),
+            figures: None,
         }
     }
 
     fn change(&mut self, change: impl FnOnce(&mut DeploymentSpec)) {
         change(self.deployment.spec.get_or_insert_default());
         *self.deployment.metadata.generation.get_or_insert_default() += 1;
+    }
+
+    fn annotate(&mut self, name: &str, value: &str) {
+        let metadata = &mut self.deployment.metadata;
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(name.to_owned(), value.to_owned());
     }
 
     fn set_image(&mut self, image: &str) {
@@ -110,6 +122,8 @@ impl World {
             old_pods_run: self.old_pods_run,
             hash,
             policy: self.policy.clone(),
+            canary: Canary::of(&self.deployment),
+            figures: self.figures.clone(),
             pods: self.pods.clone(),
             answer: self.answer.clone(),
             now: self.now,
@@ -153,11 +167,11 @@ impl World {
         }
     }
 
-    /// Up to `count` more pods of a set become available.
+    /// Up to `count` more pods of a set become available; or are so no more, below zero.
     fn become_available(&mut self, at: usize, count: i32) {
         if let Some(set) = self.sets.get_mut(at) {
             let replicas = set.status.as_ref().map_or(0, |status| status.replicas);
-            let available = (available(set) + count).min(replicas);
+            let available = (available(set) + count).min(replicas).max(0);
             report(set, replicas, available);
         }
     }
@@ -456,17 +470,9 @@ fn a_name_that_would_be_too_long_is_cut() {
 #[test]
 fn an_earlier_revision_is_gone_back_to_when_the_old_annotation_asks() {
     let mut world = World::new(2, quarter());
-    let annotate = |world: &mut World, key: &str, value: &str| {
-        let annotations = world
-            .deployment
-            .metadata
-            .annotations
-            .get_or_insert_default();
-        annotations.insert(key.to_owned(), value.to_owned());
-    };
-    annotate(&mut world, "kubernetes.io/change-cause", "first");
+    world.annotate("kubernetes.io/change-cause", "first");
     world.settle();
-    annotate(&mut world, "kubernetes.io/change-cause", "second");
+    world.annotate("kubernetes.io/change-cause", "second");
     world.set_image("nginx:2");
     world.settle();
     for (to, told, image) in [
@@ -486,7 +492,7 @@ fn an_earlier_revision_is_gone_back_to_when_the_old_annotation_asks() {
             "nginx:1",
         ),
     ] {
-        annotate(&mut world, "deprecated.deployment.rollback.to", to);
+        world.annotate("deprecated.deployment.rollback.to", to);
         let plan = world.pass();
         assert_eq!(plan.told.len(), 1);
         assert_eq!(plan.told[0].message, told);

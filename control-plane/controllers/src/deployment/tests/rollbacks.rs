@@ -9,11 +9,11 @@ use super::*;
 use crate::deployment::rollback::{FAILED, HEALTHY, WARM};
 
 /// Never available, and crashes.
-const BROKEN: u8 = 3;
+pub(super) const BROKEN: u8 = 3;
 /// Available for a moment, and crashes.
-const FLAKY: u8 = 6;
+pub(super) const FLAKY: u8 = 6;
 
-fn on() -> Policy {
+pub(super) fn on() -> Policy {
     Policy {
         is_on: true,
         ..Policy::default()
@@ -42,25 +42,25 @@ fn crashing() -> Arc<Pod> {
 }
 
 impl World {
-    fn note(&self, name: &str) -> Option<String> {
+    pub(super) fn note(&self, name: &str) -> Option<String> {
         let annotations = self.deployment.metadata.annotations.as_ref()?;
         annotations.get(name).cloned()
     }
 
-    fn message(&self, type_: &str) -> String {
+    pub(super) fn message(&self, type_: &str) -> String {
         let status = self.deployment.status.clone().unwrap_or_default();
         condition(&status, type_)
             .and_then(|condition| condition.message.clone())
             .unwrap_or_default()
     }
 
-    fn has_condition(&self, type_: &str) -> bool {
+    pub(super) fn has_condition(&self, type_: &str) -> bool {
         let status = self.deployment.status.clone().unwrap_or_default();
         condition(&status, type_).is_some()
     }
 
     /// Which pods the current set has that are evidence.
-    fn look(&mut self, bad: &[u8]) {
+    pub(super) fn look(&mut self, bad: &[u8]) {
         let image = self.image();
         let is_bad = bad.iter().any(|bad| image == format!("nginx:{bad}"));
         let name = image.replace("nginx:", "web-hash");
@@ -75,7 +75,7 @@ impl World {
     }
 
     /// Runs until nothing changes any more; the pods of one template never come up.
-    fn settle_but(&mut self, broken: u8, bad: &[u8]) {
+    pub(super) fn settle_but(&mut self, broken: u8, bad: &[u8]) {
         let name = format!("web-hash{broken}");
         for _ in 0..200 {
             let before = self.snapshot();

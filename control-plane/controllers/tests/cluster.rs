@@ -1,6 +1,7 @@
 //! Controllers and scheduler against the real API server: what a user does, and what comes of it.
 
 mod autoscaling;
+mod canaries;
 mod common;
 mod jobs;
 mod rollbacks;

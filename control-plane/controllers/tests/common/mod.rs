@@ -30,6 +30,8 @@ pub(crate) struct Cluster {
     pub(crate) client: kube::Client,
     informers: Informers,
     stop: CancellationToken,
+    /// Ends the controllers alone.
+    leads: CancellationToken,
     _guard: DropGuard,
 }
 
@@ -51,18 +53,24 @@ impl Cluster {
         let client = kube::Client::new(server.local_service(identity), "default");
         let stop = CancellationToken::new();
         let informers = Informers::new(client.clone(), &stop);
-        tokio::spawn(gantry_controllers::run(
-            client.clone(),
-            informers.clone(),
-            config,
-            stop.clone(),
-        ));
-        Self {
+        let mut cluster = Self {
             client,
             informers,
+            leads: stop.child_token(),
             _guard: stop.clone().drop_guard(),
             stop,
-        }
+        };
+        cluster.lead(config);
+        cluster
+    }
+
+    /// Other controllers take the place of those that run: they know nothing but what is stored.
+    pub(crate) fn lead(&mut self, config: ControllersConfig) {
+        self.leads.cancel();
+        self.leads = self.stop.child_token();
+        let (client, informers) = (self.client.clone(), self.informers.clone());
+        let stop = self.leads.clone();
+        tokio::spawn(gantry_controllers::run(client, informers, config, stop));
     }
 
     /// Adds the scheduler.

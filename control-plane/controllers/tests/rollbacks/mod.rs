@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use crate::common::{CRASHING, Cluster, create, wait, wait_list};
 use crate::{complete, deployment, set_image};
 
-fn image(deployment: &Deployment) -> Option<&str> {
+pub(crate) fn image(deployment: &Deployment) -> Option<&str> {
     let pod = deployment.spec.as_ref()?.template.spec.as_ref()?;
     pod.containers.first()?.image.as_deref()
 }
 
-fn condition<'a>(deployment: &'a Deployment, type_: &str) -> Option<(&'a str, &'a str)> {
+pub(crate) fn condition<'a>(deployment: &'a Deployment, type_: &str) -> Option<(&'a str, &'a str)> {
     let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
     let found = conditions
         .iter()
@@ -24,8 +24,8 @@ fn condition<'a>(deployment: &'a Deployment, type_: &str) -> Option<(&'a str, &'
     ))
 }
 
-fn annotated(mut object: Value, name: &str, value: &str) -> Value {
-    object["metadata"]["annotations"] = json!({name: value});
+pub(crate) fn annotated(mut object: Value, annotations: Value) -> Value {
+    object["metadata"]["annotations"] = annotations;
     object
 }
 
@@ -40,8 +40,7 @@ async fn a_crashing_revision_takes_itself_back_and_no_pod_that_works_goes() {
     let deployments: Api<Deployment> = cluster.api("ns");
     let web = annotated(
         deployment(3, "default-scheduler"),
-        "gantry.dev/auto-rollback",
-        "true",
+        json!({"gantry.dev/auto-rollback": "true"}),
     );
     create(&deployments, web).await;
     let healthy = |deployment: Option<&Deployment>| {
@@ -127,8 +126,7 @@ async fn a_namespace_speaks_for_its_deployments_and_a_malformed_word_is_told() {
     let deployments: Api<Deployment> = cluster.api("ns");
     let web = annotated(
         deployment(1, "default-scheduler"),
-        "gantry.dev/keep-warm",
-        "for a while",
+        json!({"gantry.dev/keep-warm": "for a while"}),
     );
     create(&deployments, web).await;
     let is_told = |deployment: Option<&Deployment>| {

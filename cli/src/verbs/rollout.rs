@@ -1,4 +1,4 @@
-//! `gantry rollout status|history|undo|pause|resume|restart` for Deployments, and `gantry rollout policy` for a namespace.
+//! `gantry rollout status|history|undo|pause|resume|promote|restart` for Deployments, and `gantry rollout policy` for a namespace.
 
 mod policy;
 mod progress;
@@ -21,8 +21,14 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 const RESTARTED_AT: &str = "kubectl.kubernetes.io/restartedAt";
+/// How far a ReplicaSet is on the steps of its rollout: `revision=3 step=2 ...`, or `done`.
+const CANARY_STEP: &str = "gantry.dev/canary-step";
+/// The step that is to be over now, or all of them.
+const CANARY_CONTINUE: &str = "gantry.dev/canary-continue";
+/// Where a JSON patch has that one.
+const CONTINUE_PATH: &str = "/metadata/annotations/gantry.dev~1canary-continue";
 /// Annotations that are a Deployment's own: not those of a revision of it.
-const NOT_OF_A_REVISION: [&str; 9] = [
+const NOT_OF_A_REVISION: [&str; 11] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
     "deployment.kubernetes.io/revision-history",
@@ -32,9 +38,11 @@ const NOT_OF_A_REVISION: [&str; 9] = [
     "gantry.dev/healthy-template",
     "gantry.dev/warm-template",
     "gantry.dev/failed-template",
+    CANARY_STEP,
+    CANARY_CONTINUE,
 ];
 
-/// Follow, list, undo, pause, resume or restart rollouts
+/// Follow, list, undo, pause, resume, promote or restart rollouts
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rollout {
     #[command(subcommand)]
@@ -88,6 +96,15 @@ enum Action {
         #[arg(required = true)]
         target: Vec<String>,
     },
+    /// Go on with a rollout that waits at a step
+    Promote {
+        /// TYPE/NAME or TYPE NAME
+        #[arg(required = true)]
+        target: Vec<String>,
+        /// Go past all steps
+        #[arg(long)]
+        full: bool,
+    },
     /// Show or set when revisions take themselves back, for the Deployments of a namespace that do not say
     Policy(Policy),
     /// Replace every pod by a new one, gradually
@@ -135,6 +152,11 @@ impl Rollout {
             Action::Resume { target } => {
                 for deployment in deployments(cluster, target).await? {
                     failures.keep(deployment.set_paused(cluster, false).await);
+                }
+            }
+            Action::Promote { target, full } => {
+                for deployment in deployments(cluster, target).await? {
+                    failures.keep(deployment.promote(cluster, *full).await);
                 }
             }
             Action::Restart { target } => {
@@ -383,6 +405,36 @@ impl Deployment {
         )
     }
 
+    async fn promote(&self, cluster: &Cluster, full: bool) -> Result<()> {
+        let deployment = cluster.call(Call::get(&self.path)).await?;
+        if deployment["spec"]["paused"] == true {
+            bail!(
+                "{} is paused: resume it first with 'gantry rollout resume deploy/{}'",
+                self.mapping.display(&self.name),
+                self.name
+            );
+        }
+        let revisions = self.revisions(cluster, &deployment).await?;
+        let Some(step) = revisions.last().and_then(|(_, set)| step_of(set)) else {
+            bail!(
+                "{} is at no step of a canary rollout",
+                self.mapping.display(&self.name)
+            );
+        };
+        let step = if full { "all" } else { step };
+        // Only of the template that was looked at: the next one has steps of its own.
+        let patch = json!([
+            {"op": "test", "path": "/spec/template", "value": deployment["spec"]["template"]},
+            {"op": "add", "path": CONTINUE_PATH, "value": step},
+        ]);
+        let call = Call {
+            content_type: "application/json-patch+json",
+            ..Call::send(Method::PATCH, &self.path, &patch)
+        };
+        cluster.call(call).await?;
+        output::report(&self.mapping, &self.name, "promoted")
+    }
+
     async fn restart(&self, cluster: &Cluster) -> Result<()> {
         let deployment = cluster.call(Call::get(&self.path)).await?;
         if deployment["spec"]["paused"] == true {
@@ -417,6 +469,14 @@ impl Deployment {
         cluster.call(call).await?;
         Ok(())
     }
+}
+
+/// The step that a ReplicaSet is at, if its rollout has any that are not over.
+fn step_of(set: &Value) -> Option<&str> {
+    let mut parts = set["metadata"]["annotations"][CANARY_STEP]
+        .as_str()?
+        .split(' ');
+    parts.find_map(|part| part.strip_prefix("step="))
 }
 
 /// A pod template without the label that names its ReplicaSet.
@@ -456,6 +516,23 @@ mod tests {
             json!({REVISION: "5", "kubernetes.io/change-cause": "then", "gantry.dev/failed-template": "x"})
         );
         assert_eq!(restored(&Value::Null, &Value::Null), json!({}));
+    }
+
+    #[test]
+    fn the_step_is_what_a_set_is_marked_with() {
+        let set = |mark: &str| json!({"metadata": {"annotations": {CANARY_STEP: mark}}});
+        for (mark, step) in [
+            ("revision=3 step=2", Some("2")),
+            (
+                "revision=3 step=2 since=2026-01-01T00:00:00.000Z",
+                Some("2"),
+            ),
+            ("done", None),
+            ("", None),
+        ] {
+            assert_eq!(step_of(&set(mark)), step, "{mark}");
+        }
+        assert_eq!(step_of(&json!({"metadata": {}})), None);
     }
 
     #[test]

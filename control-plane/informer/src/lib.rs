@@ -14,6 +14,7 @@ pub mod clock;
 pub mod error;
 pub mod events;
 pub mod informers;
+pub mod metrics;
 pub mod object;
 pub mod queue;
 pub mod reflector;

@@ -1,6 +1,8 @@
 //! A queue of keys: each at most once in it, never handed out twice at once, with delays and backoff per key.
 //!
 //! A key that is added while being worked on is remembered and handed out again once that work is done.
+//!
+//! A queue that was given a name tells Prometheus how it fares.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
@@ -10,6 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::metrics::QueueMetrics;
 
 /// What is due later than can be told is due then.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -43,7 +47,8 @@ impl Backoff {
 }
 
 struct State<T> {
-    ready: VecDeque<T>,
+    /// With when they came.
+    ready: VecDeque<(T, Instant)>,
     /// Those in `ready`.
     queued: HashSet<T>,
     working: HashSet<T>,
@@ -55,6 +60,39 @@ struct State<T> {
     timed: HashMap<u64, T>,
     serial: u64,
     failures: HashMap<T, u32>,
+    metrics: Option<QueueMetrics>,
+}
+
+impl<T: Clone + Eq + Hash> State<T> {
+    /// Puts the key at the end, unless it is waiting already or being worked on; whether it did.
+    fn queue(&mut self, key: T) -> bool {
+        if self.working.contains(&key) {
+            self.again.insert(key);
+            return false;
+        }
+        if !self.queued.insert(key.clone()) {
+            return false;
+        }
+        self.ready.push_back((key, Instant::now()));
+        if let Some(metrics) = &self.metrics {
+            metrics.adds.inc();
+            metrics.depth.inc();
+        }
+        true
+    }
+}
+
+impl<T> Drop for State<T> {
+    fn drop(&mut self) {
+        if let Some(metrics) = &self.metrics {
+            metrics.depth.sub(count(self.ready.len()));
+        }
+    }
+}
+
+/// As gauges count.
+fn count(keys: usize) -> i64 {
+    i64::try_from(keys).unwrap_or(i64::MAX)
 }
 
 /// The queue; see the module's documentation.
@@ -84,21 +122,39 @@ impl<T: Clone + Eq + Hash> Queue<T> {
                 timed: HashMap::new(),
                 serial: 0,
                 failures: HashMap::new(),
+                metrics: None,
             }),
             changed: Notify::new(),
             backoff,
         }
     }
 
-    /// Puts the key at the end, unless it is already waiting.
-    pub fn add(&self, key: T) {
+    /// Gives the queue a name, under which its metrics are told from now on; those that wait count as added just now. It keeps
+    /// the first name.
+    pub fn measure(&self, name: &'static str) {
+        let metrics = QueueMetrics::of(name);
         let mut state = self.state.lock();
-        if state.working.contains(&key) {
-            state.again.insert(key);
+        if state.metrics.is_some() {
             return;
         }
-        if state.queued.insert(key.clone()) {
-            state.ready.push_back(key);
+        let waiting = state.ready.len();
+        metrics.depth.add(count(waiting));
+        metrics
+            .adds
+            .inc_by(u64::try_from(waiting).unwrap_or(u64::MAX));
+        state.metrics = Some(metrics);
+    }
+
+    /// Notes how long the work on a key took.
+    pub(crate) fn worked(&self, took: Duration) {
+        if let Some(metrics) = &self.state.lock().metrics {
+            metrics.worked.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Puts the key at the end, unless it is already waiting.
+    pub fn add(&self, key: T) {
+        if self.state.lock().queue(key) {
             self.changed.notify_one();
         }
     }
@@ -126,6 +182,9 @@ impl<T: Clone + Eq + Hash> Queue<T> {
     pub fn retry(&self, key: T) -> Duration {
         let wait = {
             let mut state = self.state.lock();
+            if let Some(metrics) = &state.metrics {
+                metrics.retries.inc();
+            }
             let failures = state.failures.entry(key.clone()).or_insert(0);
             *failures += 1;
             self.backoff.after(*failures)
@@ -143,8 +202,7 @@ impl<T: Clone + Eq + Hash> Queue<T> {
     pub fn done(&self, key: &T) {
         let mut state = self.state.lock();
         state.working.remove(key);
-        if state.again.remove(key) && state.queued.insert(key.clone()) {
-            state.ready.push_back(key.clone());
+        if state.again.remove(key) && state.queue(key.clone()) {
             self.changed.notify_one();
         }
     }
@@ -192,16 +250,16 @@ impl<T: Clone + Eq + Hash> Queue<T> {
                 continue;
             }
             state.due.remove(&key);
-            if state.working.contains(&key) {
-                state.again.insert(key);
-            } else if state.queued.insert(key.clone()) {
-                state.ready.push_back(key);
-            }
+            state.queue(key);
         }
         match state.ready.pop_front() {
-            Some(key) => {
+            Some((key, since)) => {
                 state.queued.remove(&key);
                 state.working.insert(key.clone());
+                if let Some(metrics) = &state.metrics {
+                    metrics.depth.dec();
+                    metrics.waited.observe((now - since).as_secs_f64());
+                }
                 Ok(key)
             }
             None => Err(state.timers.peek().map(|Reverse((at, _))| *at)),
@@ -259,5 +317,37 @@ mod tests {
         queue.forget(&"a");
         assert_eq!(queue.retry("a").as_secs(), 1);
         assert_eq!(Backoff::default().after(4000), Duration::from_secs(60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_named_queue_tells_what_waits_and_for_how_long() {
+        let metrics = QueueMetrics::of("queue of a test");
+        let queue = Queue::default();
+        queue.add("early");
+        for _ in 0..2 {
+            queue.measure("queue of a test");
+        }
+        for key in ["early", "late", "late"] {
+            queue.add(key);
+        }
+        assert_eq!((metrics.depth.get(), metrics.adds.get()), (2, 2));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(queue.next().await, "early");
+        assert_eq!(metrics.depth.get(), 1);
+        assert_eq!(metrics.waited.get_sample_sum(), 3.0);
+        queue.add("early");
+        assert_eq!(metrics.adds.get(), 2, "it is being worked on");
+        queue.worked(Duration::from_secs(2));
+        queue.done(&"early");
+        assert_eq!((metrics.depth.get(), metrics.adds.get()), (2, 3));
+        assert_eq!(metrics.worked.get_sample_sum(), 2.0);
+        queue.retry("early");
+        assert_eq!(metrics.retries.get(), 1);
+        drop(queue);
+        assert_eq!(
+            metrics.depth.get(),
+            0,
+            "nothing waits in a queue that is gone"
+        );
     }
 }

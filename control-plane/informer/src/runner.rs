@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use gantry_tasks::caught;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Failure;
@@ -25,7 +26,7 @@ pub enum Next {
 /// Hands keys to `reconcile`, at most `limit` at once, until stopped; then waits for those under way.
 ///
 /// An error is logged in a line, and the key tried again after its backoff: at once, as good as, where it fails for the first
-/// time.
+/// time. The queue's metrics are told under `name`.
 pub async fn run<T, F, Fut, E>(
     name: &'static str,
     queue: Arc<Queue<T>>,
@@ -38,6 +39,7 @@ pub async fn run<T, F, Fut, E>(
     Fut: Future<Output = Result<Next, E>> + Send + 'static,
     E: Failure + Send,
 {
+    queue.measure(name);
     let mut running = JoinSet::new();
     loop {
         while running.len() >= limit {
@@ -51,7 +53,11 @@ pub async fn run<T, F, Fut, E>(
         };
         let (queue, reconcile) = (queue.clone(), reconcile.clone());
         running.spawn(async move {
-            let work = Work { queue, key };
+            let work = Work {
+                began: Instant::now(),
+                queue,
+                key,
+            };
             match caught(async { reconcile(work.key.clone()).await }).await {
                 Ok(Ok(next)) => {
                     work.queue.forget(&work.key);
@@ -81,12 +87,14 @@ pub async fn run<T, F, Fut, E>(
 
 /// A key being worked on; given back to the queue however the work ends.
 struct Work<T: Clone + Eq + Hash> {
+    began: Instant,
     queue: Arc<Queue<T>>,
     key: T,
 }
 
 impl<T: Clone + Eq + Hash> Drop for Work<T> {
     fn drop(&mut self) {
+        self.queue.worked(self.began.elapsed());
         self.queue.done(&self.key);
     }
 }

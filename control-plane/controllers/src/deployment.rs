@@ -2,6 +2,7 @@
 
 mod canary;
 mod evidence;
+mod monitor;
 pub(crate) mod plan;
 mod policy;
 mod resizing;
@@ -25,6 +26,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 
 use self::canary::Canary;
+use self::monitor::Monitor;
 use self::plan::{Observed, Plan, set_name};
 use self::policy::Policy;
 use self::revision::{same_template, sorted};
@@ -105,11 +107,11 @@ pub(crate) async fn run(context: Arc<Context>, figures: Arc<dyn Figures>, record
             }
         }
     }));
-    let stop = context.stop.clone();
+    let (stop, monitor) = (context.stop.clone(), Arc::new(Monitor::default()));
     runner::run("deployment", queue, AT_ONCE, stop, move |key| {
         let (context, recorder) = (context.clone(), recorder.clone());
-        let figures = figures.clone();
-        async move { reconcile(&context, &*figures, &recorder, &key).await }
+        let (figures, monitor) = (figures.clone(), monitor.clone());
+        async move { reconcile(&context, &*figures, &recorder, &monitor, &key).await }
     })
     .await;
 }
@@ -137,9 +139,11 @@ async fn reconcile(
     context: &Context,
     figures: &dyn Figures,
     recorder: &Recorder,
+    monitor: &Monitor,
     key: &Key,
 ) -> Result<Next> {
     let Some(deployment) = context.deployments.get(key) else {
+        monitor.gone(key);
         return Ok(Next::Changed);
     };
     if selector(&deployment).is_everything() {
@@ -198,7 +202,7 @@ async fn reconcile(
         again.answer = probes_answer(context, &key.namespace, &pod).await;
         plan = plan::plan(again);
     }
-    carry_out(context, recorder, &deployment, plan, &hash).await
+    carry_out(context, recorder, monitor, &deployment, plan, &hash).await
 }
 
 /// A metric of pods, or why nobody knows it.
@@ -251,6 +255,7 @@ fn old_pods_run(context: &Context, sets: &[ReplicaSet], current: Option<usize>) 
 async fn carry_out(
     context: &Context,
     recorder: &Recorder,
+    monitor: &Monitor,
     deployment: &Deployment,
     plan: Plan,
     hash: &str,
@@ -288,6 +293,7 @@ async fn carry_out(
     }
     if let Some(changed) = &plan.deployment {
         write_status(context, changed).await?;
+        monitor.wrote(deployment, changed);
     }
     if let Some(changed) = &plan.rewrite {
         let api: Api<Deployment> = Api::namespaced(context.client.clone(), &key.namespace);

@@ -8,6 +8,7 @@ mod conditions;
 pub mod figures;
 mod history;
 mod metrics;
+mod monitor;
 mod observed;
 mod period;
 mod plan;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 
 use self::figures::{Arrival, Figures};
 use self::history::Kept;
+use self::monitor::{Action, Fault};
 use self::observed::{Observed, Selection, Target};
 use self::period::{DEFAULT, sync_period};
 use self::plan::{Decision, decide, needs_figures};
@@ -269,6 +271,7 @@ impl Controller {
             self.watched.remove(key);
             return Ok(Next::Changed);
         };
+        let began = Instant::now();
         let (period, bad_period) = match sync_period(&autoscaler.metadata) {
             Ok(period) => (period, None),
             Err(why) => (DEFAULT, Some(why)),
@@ -281,13 +284,20 @@ impl Controller {
             .decide(key, &autoscaler, &found, bad_period.as_deref(), &mut kept)
             .await;
         let rescale = decision.rescale.as_ref().map(|rescale| rescale.replicas);
+        let mut came_to = decision.fault.map_or(Ok(Action::None), Err);
         let decision = match (rescale, found) {
             (Some(replicas), Ok(found)) => {
                 let before = found.replicas();
                 let outcome = found.set(replicas).await;
                 match &outcome {
-                    Ok(()) => tracing::info!(%key, before, replicas, "scaled"),
-                    Err(why) => tracing::warn!(%key, before, replicas, %why, "scaling failed"),
+                    Ok(()) => {
+                        came_to = Ok(Action::of(before, replicas));
+                        tracing::info!(%key, before, replicas, "scaled");
+                    }
+                    Err(why) => {
+                        came_to = Err(Fault::Internal);
+                        tracing::warn!(%key, before, replicas, %why, "scaling failed");
+                    }
                 }
                 let now = self.context.clock.now();
                 decision.settle(&autoscaler, outcome, &mut kept, now)
@@ -296,7 +306,12 @@ impl Controller {
         };
         self.remember(key, kept);
         self.tell(&autoscaler, &decision);
-        self.write(key, &autoscaler, decision.status).await?;
+        let written = self.write(key, &autoscaler, decision.status).await;
+        if written.is_err() {
+            came_to = came_to.and(Err(Fault::Internal));
+        }
+        monitor::reconciled(came_to, began.elapsed());
+        written?;
         Ok(Next::After(RESYNC.max(period)))
     }
 
@@ -309,7 +324,7 @@ impl Controller {
         bad_period: Option<&str>,
         kept: &mut Kept,
     ) -> Decision {
-        let mut readings = Vec::new();
+        let (mut readings, mut took) = (Vec::new(), Vec::new());
         let selection = match found {
             Ok(found) => self.selection(key, found.selector()),
             Err(_) => Selection::Missing,
@@ -318,7 +333,7 @@ impl Controller {
             && needs_figures(autoscaler, found.replicas())
         {
             let metrics = autoscaler.spec.metrics.as_deref().unwrap_or_default();
-            readings = readings::read(&*self.figures, &key.namespace, metrics, pods).await;
+            (readings, took) = readings::read(&*self.figures, &key.namespace, metrics, pods).await;
         }
         let target = match found {
             Ok(found) => Ok(Target {
@@ -335,7 +350,11 @@ impl Controller {
             bad_period,
             now: self.context.clock.now(),
         };
-        decide(&observed, kept)
+        let decision = decide(&observed, kept);
+        for (computation, took) in decision.computed.iter().zip(took) {
+            monitor::computed(computation, took);
+        }
+        decision
     }
 
     /// The pods of a target, and whose they are.

@@ -7,9 +7,12 @@ use k8s_openapi::api::autoscaling::v2::{
 };
 use k8s_openapi::api::core::v1::Pod;
 
+use super::monitor::Fault;
 use super::replicas::{Counting, Sample, total};
 use super::requests::request;
 use super::writing::{decimal, millis, of_its_kind, written};
+
+const UNKNOWN_TYPE: &str = "InvalidMetricSourceType";
 
 /// The figures of one metric.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +44,16 @@ pub(super) struct Trouble {
     pub(super) message: String,
     /// The same, told among all metrics.
     pub(super) summary: String,
+}
+
+impl Trouble {
+    /// Whose fault it is.
+    pub(super) fn fault(&self) -> Fault {
+        match self.reason == UNKNOWN_TYPE {
+            true => Fault::Spec,
+            false => Fault::Internal,
+        }
+    }
 }
 
 type Outcome = Result<Asked, Trouble>;
@@ -86,7 +99,7 @@ pub(super) fn ask(
     }
     let message = format!("unknown metric source type {:?}", spec.type_);
     Err(Trouble {
-        reason: "InvalidMetricSourceType",
+        reason: UNKNOWN_TYPE,
         summary: message.clone(),
         message,
     })

@@ -16,6 +16,7 @@ use super::conditions::{
 };
 use super::history::Kept;
 use super::metrics::{Reading, ask};
+use super::monitor::{Action, Computation, Fault};
 use super::observed::{Observed, Rescale, Selection, Target, Told};
 use super::replicas::Counting;
 
@@ -25,6 +26,10 @@ pub(super) struct Decision {
     pub(super) rescale: Option<Rescale>,
     pub(super) status: HorizontalPodAutoscalerStatus,
     pub(super) events: Vec<Told>,
+    /// What became of each metric that was looked at, in their order.
+    pub(super) computed: Vec<Computation>,
+    /// Why nothing could be decided.
+    pub(super) fault: Option<Fault>,
     current: i32,
 }
 
@@ -116,6 +121,8 @@ struct Planning<'a> {
     kept: &'a mut Kept,
     status: HorizontalPodAutoscalerStatus,
     events: Vec<Told>,
+    computed: Vec<Computation>,
+    fault: Option<Fault>,
 }
 
 /// The replicas that metrics ask for, the metric that asks for the most, and what is told of all of them. Without replicas, why.
@@ -131,6 +138,8 @@ impl<'a> Planning<'a> {
             kept,
             status: observed.autoscaler.status.clone().unwrap_or_default(),
             events: Vec::new(),
+            computed: Vec::new(),
+            fault: None,
         }
     }
 
@@ -175,6 +184,8 @@ impl<'a> Planning<'a> {
             rescale: None,
             status: self.status,
             events: self.events,
+            computed: self.computed,
+            fault: Some(Fault::Internal),
         }
     }
 
@@ -204,6 +215,8 @@ impl<'a> Planning<'a> {
             rescale,
             status: self.status,
             events: self.events,
+            computed: self.computed,
+            fault: self.fault,
             current,
         }
     }
@@ -217,6 +230,7 @@ impl<'a> Planning<'a> {
             Ok(found) => found,
             Err(why) => {
                 self.warn("FailedComputeMetricsReplicas", &why);
+                self.fault.get_or_insert(Fault::Internal);
                 return self.told(current, None, computed.statuses);
             }
         };
@@ -306,7 +320,13 @@ impl<'a> Planning<'a> {
         let mut statuses = Vec::with_capacity(specs.len());
         for (number, spec) in specs.iter().enumerate() {
             let reading = observed.readings.get(number).unwrap_or(&unread);
-            match ask(spec, reading, namespace, &counting) {
+            let asked = ask(spec, reading, namespace, &counting);
+            let outcome = match &asked {
+                Ok(asked) => Ok(Action::of(target.replicas, asked.replicas)),
+                Err(trouble) => Err(trouble.fault()),
+            };
+            self.computed.push(Computation::new(&spec.type_, outcome));
+            match asked {
                 Ok(asked) => {
                     statuses.push(asked.status);
                     if highest.is_none_or(|highest| highest == 0 || asked.replicas > highest) {
@@ -326,6 +346,7 @@ impl<'a> Planning<'a> {
         else {
             // Without metrics, which the API server does not allow, nothing is known either.
             let first = first.unwrap_or_default();
+            self.fault = Some(first.fault());
             let message = format!(
                 "the HPA was unable to compute the replica count: {}",
                 first.message

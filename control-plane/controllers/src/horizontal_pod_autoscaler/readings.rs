@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use k8s_openapi::api::autoscaling::v2::{MetricIdentifier, MetricSpec};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
 
 use super::figures::{Figures, FiguresError, Metric, PodUsage, PodValue};
 use super::metrics::Reading;
@@ -19,17 +20,19 @@ const RESOURCE: &str = "resource";
 const CUSTOM: &str = "custom";
 const EXTERNAL: &str = "external";
 
-/// One reading of each metric, all asked for at once.
+/// One reading of each metric, and how long it took; all asked for at once.
 pub(super) async fn read(
     figures: &dyn Figures,
     namespace: &str,
     metrics: &[MetricSpec],
     pods: &[Arc<Pod>],
-) -> Vec<Reading> {
-    let all = metrics
-        .iter()
-        .map(|spec| read_one(figures, namespace, spec, pods));
-    join_all(all).await
+) -> (Vec<Reading>, Vec<Duration>) {
+    let began = Instant::now();
+    let all = metrics.iter().map(|spec| async move {
+        let reading = read_one(figures, namespace, spec, pods).await;
+        (reading, began.elapsed())
+    });
+    join_all(all).await.into_iter().unzip()
 }
 
 async fn read_one(

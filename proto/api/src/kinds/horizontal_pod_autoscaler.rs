@@ -312,30 +312,148 @@ mod tests {
         assert_eq!(object.metadata.annotations, None);
     }
 
+    fn row(metrics: Value, status: Value) -> Vec<Value> {
+        let mut object = autoscaler(json!({"metrics": metrics}));
+        object.status = serde_json::from_value(status).expect("a status");
+        HorizontalPodAutoscalerKind::printer().row(&object, 0)
+    }
+
     #[test]
-    fn a_row_shows_how_far_metrics_are_from_their_targets() {
-        let mut object = autoscaler(json!({"metrics": [
-            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}},
-            {"type": "Pods", "pods": {"metric": {"name": "m"}, "target": {"type": "AverageValue", "averageValue": "100m"}}},
-            {"type": "External", "external": {"metric": {"name": "e"}, "target": {"type": "Value", "value": "30"}}},
-        ]}));
-        let row = HorizontalPodAutoscalerKind::printer().row(&object, 0);
+    fn a_row_has_kubernetes_columns() {
+        let printer = HorizontalPodAutoscalerKind::printer();
+        let header = printer.header().iter().map(|column| column.name.as_ref());
         assert_eq!(
-            row[1..6],
+            header.collect::<Vec<&str>>(),
             [
-                json!("Deployment/d"),
-                json!("cpu: <unknown>/50%, <unknown>/100m + 1 more..."),
-                json!("<unset>"),
-                json!(5),
-                json!(0)
+                "Name",
+                "Reference",
+                "Targets",
+                "MinPods",
+                "MaxPods",
+                "Replicas",
+                "Age"
             ]
         );
-        object.status = serde_json::from_value(json!({
-            "desiredReplicas": 2, "currentReplicas": 2,
-            "currentMetrics": [{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": 40}}}],
-        }))
-        .expect("a status");
-        let row = HorizontalPodAutoscalerKind::printer().row(&object, 0);
-        assert!(row[2].as_str().expect("text").starts_with("cpu: 40%/50%"));
+        let status = json!({"currentReplicas": 2, "desiredReplicas": 3});
+        assert_eq!(
+            row(json!([]), status),
+            [
+                json!("a"),
+                json!("Deployment/d"),
+                json!("<none>"),
+                json!("<unset>"),
+                json!(5),
+                json!(2),
+                json!("<unknown>")
+            ]
+        );
+    }
+
+    #[test]
+    fn every_type_of_metric_is_shown_beside_its_target() {
+        let metric = json!({"name": "m"});
+        let of = json!({"kind": "Service", "name": "s"});
+        let average = |value: &str| json!({"type": "AverageValue", "averageValue": value});
+        let share = json!({"type": "Utilization", "averageUtilization": 50});
+        let value = json!({"type": "Value", "value": "30"});
+        for (type_, source, target, current, shown) in [
+            (
+                "Resource",
+                json!({"name": "cpu"}),
+                share.clone(),
+                json!({"averageUtilization": 12, "averageValue": "6m"}),
+                ["cpu: 12%/50%", "cpu: <unknown>/50%"],
+            ),
+            (
+                "Resource",
+                json!({"name": "memory"}),
+                average("1Gi"),
+                json!({"averageValue": "64Mi"}),
+                ["memory: 64Mi/1Gi", "memory: <unknown>/1Gi"],
+            ),
+            (
+                "ContainerResource",
+                json!({"name": "cpu", "container": "c"}),
+                share,
+                json!({"averageUtilization": 12}),
+                ["cpu: 12%/50%", "cpu: <unknown>/50%"],
+            ),
+            (
+                "ContainerResource",
+                json!({"name": "cpu", "container": "c"}),
+                average("100m"),
+                json!({"averageValue": "6m"}),
+                ["cpu: 6m/100m", "cpu: <unknown>/100m"],
+            ),
+            (
+                "Pods",
+                json!({"metric": metric}),
+                average("10"),
+                json!({"averageValue": "1500m"}),
+                ["1500m/10", "<unknown>/10"],
+            ),
+            (
+                "Object",
+                json!({"metric": metric, "describedObject": of}),
+                value.clone(),
+                json!({"value": "7"}),
+                ["7/30", "<unknown>/30"],
+            ),
+            (
+                "Object",
+                json!({"metric": metric, "describedObject": of}),
+                average("10"),
+                json!({"averageValue": "7"}),
+                ["7/10 (avg)", "<unknown>/10 (avg)"],
+            ),
+            (
+                "External",
+                json!({"metric": metric}),
+                value,
+                json!({"value": "7"}),
+                ["7/30", "<unknown>/30"],
+            ),
+            (
+                "External",
+                json!({"metric": metric}),
+                average("10"),
+                json!({"averageValue": "7"}),
+                ["7/10 (avg)", "<unknown>/10 (avg)"],
+            ),
+        ] {
+            let mut field = type_.to_owned();
+            field[..1].make_ascii_lowercase();
+            let with = |name: &str, value: &Value| {
+                let mut source = source.clone();
+                let members = source.as_object_mut().expect("a source");
+                members.insert(name.to_owned(), value.clone());
+                json!([{"type": type_, &field: source}])
+            };
+            let (spec, current) = (with("target", &target), with("current", &current));
+            let status = json!({"desiredReplicas": 0, "currentMetrics": current});
+            assert_eq!(row(spec.clone(), status)[2], shown[0], "{spec}");
+            // What could not be measured has a place without a source.
+            let nothing = json!({"desiredReplicas": 0, "currentMetrics": [{"type": ""}]});
+            for status in [nothing, json!({"desiredReplicas": 0})] {
+                assert_eq!(row(spec.clone(), status)[2], shown[1], "{spec}");
+            }
+        }
+        let status = json!({"desiredReplicas": 0});
+        assert_eq!(row(json!([{"type": "Other"}]), status)[2], "<unknown type>");
+    }
+
+    #[test]
+    fn of_many_metrics_two_are_shown() {
+        let cpu = json!({"type": "Resource", "resource": {"name": "cpu",
+            "target": {"type": "Utilization", "averageUtilization": 50}}});
+        for (count, shown) in [
+            (1, "cpu: <unknown>/50%"),
+            (2, "cpu: <unknown>/50%, cpu: <unknown>/50%"),
+            (3, "cpu: <unknown>/50%, cpu: <unknown>/50% + 1 more..."),
+            (7, "cpu: <unknown>/50%, cpu: <unknown>/50% + 5 more..."),
+        ] {
+            let metrics = Value::from(vec![cpu.clone(); count]);
+            assert_eq!(row(metrics, json!({"desiredReplicas": 0}))[2], shown);
+        }
     }
 }

@@ -23,8 +23,18 @@ const APPLETS: &[&str] = &[
 
 /// Writes the image `gantry.local/web:VERSION` as an OCI-layout tarball: nothing but the demo's program.
 pub fn pack(version: &str, into: impl Write) -> io::Result<()> {
+    pack_with(version, &[], into)
+}
+
+/// Writes an image as [`pack`] does whose program ends with an error as soon as it is started.
+pub fn pack_broken(version: &str, into: impl Write) -> io::Result<()> {
+    pack_with(version, &["crash"], into)
+}
+
+fn pack_with(version: &str, arguments: &[&str], into: impl Write) -> io::Result<()> {
     let config = json!({
         "Entrypoint": ["/web"],
+        "Cmd": arguments,
         "Env": ["PATH=/", format!("VERSION={version}")],
         "ExposedPorts": {"8080/tcp": {}},
         "User": "65532:65532",
@@ -185,6 +195,30 @@ fn architecture() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broken_version_is_the_same_program_started_in_vain() {
+        let config = |pack: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| -> (Value, Vec<u8>) {
+            let mut bytes = Vec::new();
+            pack(&mut bytes).expect("packs");
+            let mut archive = tar::Archive::new(bytes.as_slice());
+            let blobs = archive.entries().expect("a tar").skip(2).map(|entry| {
+                let mut blob = Vec::new();
+                io::Read::read_to_end(&mut entry.expect("entry"), &mut blob).expect("bytes");
+                blob
+            });
+            let mut blobs = blobs.collect::<Vec<_>>().into_iter();
+            let config = blobs.next().expect("a config");
+            let config: Value = serde_json::from_slice(&config).expect("JSON");
+            (config["config"].clone(), blobs.nth(1).expect("a layer"))
+        };
+        let (works, layer) = config(&|bytes| pack("v3", bytes));
+        let (broken, same) = config(&|bytes| pack_broken("v3", bytes));
+        assert_eq!(works["Cmd"], json!([]));
+        assert_eq!(broken["Cmd"], json!(["crash"]));
+        assert_eq!(broken["Entrypoint"], works["Entrypoint"]);
+        assert!(same == layer, "the layers differ");
+    }
 
     #[test]
     fn tools_are_links_to_one_program() {

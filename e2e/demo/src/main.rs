@@ -1,4 +1,5 @@
-//! `gantry-demo DIRECTORY [BUSYBOX]`: writes `web-v1.tar` and `web-v2.tar` there; and `tools.tar`, given a static busybox.
+//! `gantry-demo DIRECTORY [BUSYBOX]`: writes `web-v1.tar`, `web-v2.tar` and `web-broken.tar` there; and `tools.tar`, given a
+//! static busybox.
 
 use std::fs::{self, File};
 use std::io;
@@ -41,6 +42,9 @@ fn write(directory: &Path, busybox: Option<&Path>) -> io::Result<()> {
             gantry_demo::pack(version, file)
         })?;
     }
+    create("web-broken.tar", &|file| {
+        gantry_demo::pack_broken("broken", file)
+    })?;
     if let Some(path) = busybox {
         let busybox = fs::read(path).map_err(|error| explain(path, error))?;
         create("tools.tar", &|file| gantry_demo::pack_tools(&busybox, file))?;

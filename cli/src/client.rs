@@ -5,12 +5,14 @@ mod error;
 mod kubeconfig;
 mod mapping;
 mod process;
+mod watch;
 
 pub(crate) use channels::{CLOSE, Channels, Incoming, Outgoing, PIECE};
 pub(crate) use error::{ApiError, explain};
 pub(crate) use kubeconfig::Credentials;
 pub(crate) use mapping::{Mapping, Target};
 pub(crate) use process::{Input, Process, Said, Wanted};
+pub(crate) use watch::{Change, watch};
 
 use anyhow::{Context, Result, bail};
 use futures::AsyncBufRead;

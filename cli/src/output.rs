@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::client::Mapping;
 
+/// So much is shown of a stranger's text, in characters.
+const LONGEST_LINE: usize = 500;
+
 /// The `-o` of get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -155,6 +158,14 @@ pub(crate) fn harmless(text: &str) -> String {
     text.replace('\u{1b}', "^[").replace('\r', "\\r")
 }
 
+/// The beginning of a stranger's text, harmless and in one line.
+pub(crate) fn one_line(text: &str) -> String {
+    let line = harmless(text.trim());
+    let line = line.chars().take(LONGEST_LINE);
+    line.map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
+}
+
 /// One line about what happened to an object: `deployment.apps/web configured`.
 pub(crate) fn report(mapping: &Mapping, name: &str, what: &str) -> Result<()> {
     print(&format!("{} {what}\n", mapping.display(name)))
@@ -226,5 +237,7 @@ mod tests {
             assert_eq!(cell(&json!(text)), shown, "{text:?}");
         }
         assert_eq!(harmless("a\r\u{1b}]0;b\n"), "a\\r^[]0;b\n");
+        assert_eq!(one_line(" a\n\u{1b}[2J\u{7}b\n"), "a ^[[2J b");
+        assert_eq!(one_line(&"x".repeat(10_000)).len(), LONGEST_LINE);
     }
 }

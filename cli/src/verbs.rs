@@ -12,6 +12,7 @@ pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod explain;
 pub(crate) mod get;
 pub(crate) mod image;
 pub(crate) mod logs;

@@ -66,6 +66,16 @@ fn replicas_follow_what_pods_use_up_and_back() -> Result<()> {
     let total = load.finish(&fleet)?;
     println!("{}", total.summary("a node port, new connections"));
     total.is_clean(&options).with_context(|| fleet.logs())?;
+    let explained = fleet.gantry("s1", &["explain", "hpa", "web"])?;
+    ensure!(explained.contains("cpu of the pods is "), "{explained}");
+    let metrics = fleet.kubectl("s1", &["get", "--raw", "/metrics"])?;
+    let scaled = "horizontal_pod_autoscaler_controller_reconciliations_total{action=\"scale_up\",error=\"none\"}";
+    for metric in [
+        scaled,
+        "workqueue_depth{name=\"horizontal-pod-autoscaler\"} ",
+    ] {
+        ensure!(metrics.contains(metric), "there is no {metric}");
+    }
     let events = fleet.kubectl(
         "s1",
         &["get", "events", "--field-selector=reason=SuccessfulRescale"],

@@ -159,6 +159,12 @@ fn no_request_fails_while_revisions_that_do_not_work_take_themselves_back() -> R
         ensure!(took <= broken.within, "{}: {took:?}", broken.what);
         let status = fleet.kubectl("s1", &["rollout", "status", "deploy/web", "--timeout=30s"]);
         ensure!(status.is_err(), "{}: a success is told", broken.what);
+        let explained = fleet.gantry("s1", &["explain", "rollout", "deploy/web"])?;
+        ensure!(
+            explained.contains(broken.says) && explained.contains("was taken back"),
+            "{}: {explained}",
+            broken.what
+        );
         let after = uids(&fleet)?;
         ensure!(
             after == before,
@@ -179,6 +185,21 @@ fn no_request_fails_while_revisions_that_do_not_work_take_themselves_back() -> R
     for broken in ways() {
         ensure!(told.contains(broken.says), "{}: {told}", broken.what);
     }
+    let metrics = fleet.kubectl("s1", &["get", "--raw", "/metrics"])?;
+    for broken in ways() {
+        let counted = |reason: &&str| {
+            metrics.contains(&format!(
+                "gantry_rollbacks_total{{reason=\"{reason}\"}} 1\n"
+            ))
+        };
+        ensure!(
+            broken.reasons.iter().any(counted),
+            "{} is not counted",
+            broken.what
+        );
+    }
+    let timed = format!("gantry_rollback_duration_seconds_count {}\n", ways().len());
+    ensure!(metrics.contains(&timed), "not every rollback was timed");
     loads[0].1.wait(&fleet, AFTERWARDS)?;
     let mut verdicts = Vec::new();
     for (what, load) in loads {

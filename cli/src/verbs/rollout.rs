@@ -1,18 +1,25 @@
 //! `gantry rollout status|history|undo|pause|resume|promote|restart` for Deployments, and `gantry rollout policy` for a namespace.
 
+mod picture;
 mod policy;
 mod progress;
+mod seen;
+mod status;
+mod trouble;
 
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use futures::{AsyncBufReadExt, StreamExt};
 use gantry_api::yaml;
 use http::Method;
 use serde_json::{Map, Value, json};
 
 use self::policy::Policy;
-use self::progress::{Progress, progress};
+pub(super) use self::progress::{Progress, progress};
+#[cfg(test)]
+pub(super) use self::seen::tests as testing;
+pub(super) use self::seen::{Revision, Seen, images, read};
+pub(super) use self::trouble::{Sort, Trouble, condition, trouble};
 use crate::client::{Call, Cluster, Mapping, Target};
 use crate::failures::Failures;
 use crate::{duration, output};
@@ -201,81 +208,6 @@ async fn deployments(cluster: &Cluster, words: &[String]) -> Result<Vec<Deployme
 }
 
 impl Deployment {
-    async fn status(
-        &self,
-        cluster: &Cluster,
-        timeout: Duration,
-        once: bool,
-        revision: Option<i64>,
-    ) -> Result<()> {
-        let waiting = self.follow(cluster, once, revision);
-        if timeout.is_zero() {
-            return waiting.await;
-        }
-        match tokio::time::timeout(timeout, waiting).await {
-            Ok(result) => result,
-            Err(_) => bail!("timed out waiting for the condition"),
-        }
-    }
-
-    async fn follow(&self, cluster: &Cluster, once: bool, revision: Option<i64>) -> Result<()> {
-        let collection = self.mapping.path(Some(&cluster.namespace), None);
-        let selector = format!("metadata.name={}", self.name);
-        let mut shown = String::new();
-        loop {
-            let deployment = cluster.call(Call::get(&self.path)).await?;
-            if self.show(&deployment, revision, &mut shown)? || once {
-                return Ok(());
-            }
-            let since = deployment["metadata"]["resourceVersion"]
-                .as_str()
-                .unwrap_or_default();
-            let query = [
-                ("watch", "true"),
-                ("fieldSelector", selector.as_str()),
-                ("resourceVersion", since),
-                ("timeoutSeconds", "300"),
-            ];
-            let stream = cluster
-                .stream(Call {
-                    query: &query,
-                    ..Call::get(&collection)
-                })
-                .await?;
-            let mut lines = Box::pin(stream.lines());
-            while let Some(line) = lines.next().await {
-                let event: Value = serde_json::from_str(&line?)?;
-                match event["type"].as_str() {
-                    Some("DELETED") => bail!("object has been deleted"),
-                    Some("ERROR") => break,
-                    _ if self.show(&event["object"], revision, &mut shown)? => return Ok(()),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// Prints the state when it changed; true when the rollout is complete.
-    fn show(&self, deployment: &Value, revision: Option<i64>, shown: &mut String) -> Result<bool> {
-        if deployment["spec"]["paused"] == true {
-            bail!(
-                "{} is paused: resume it with 'gantry rollout resume deploy/{}'",
-                self.mapping.display(&self.name),
-                self.name
-            );
-        }
-        let (line, done) = match progress(deployment, revision) {
-            Progress::Done(line) => (line, true),
-            Progress::Waiting(line) => (line, false),
-            Progress::Failed(line) => bail!("{line}"),
-        };
-        if *shown != line {
-            output::print(&format!("{line}\n"))?;
-            *shown = line;
-        }
-        Ok(done)
-    }
-
     /// The ReplicaSets of this Deployment by revision, oldest first.
     async fn revisions(&self, cluster: &Cluster, deployment: &Value) -> Result<Vec<(i64, Value)>> {
         let sets = cluster.mapping("replicasets.apps").await?;

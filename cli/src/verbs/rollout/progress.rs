@@ -1,43 +1,35 @@
 //! How far a rollout is, in kubectl's words, and why it ended where it did not succeed.
 
-use serde_json::Value;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition};
 
-use super::REVISION;
+use super::seen::{condition, revision_of};
 use crate::output;
 
 /// How far a rollout is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(crate) enum Progress {
     Done(String),
     Waiting(String),
     Failed(String),
 }
 
 /// The state of a rollout as its Deployment shows it; of a certain revision, or of whichever there is.
-pub(super) fn progress(deployment: &Value, revision: Option<i64>) -> Progress {
-    let name = deployment["metadata"]["name"].as_str().unwrap_or_default();
-    let number = |pointer: &str| {
-        deployment
-            .pointer(pointer)
-            .and_then(Value::as_i64)
-            .unwrap_or(0)
-    };
-    let running = deployment["metadata"]["annotations"][REVISION]
-        .as_str()
-        .and_then(|revision| revision.parse::<i64>().ok())
-        .unwrap_or(0);
+pub(crate) fn progress(deployment: &Deployment, revision: Option<i64>) -> Progress {
+    let name = deployment.metadata.name.as_deref().unwrap_or_default();
+    let running = revision_of(&deployment.metadata);
     if let Some(wanted) = revision.filter(|wanted| *wanted > 0 && *wanted != running) {
         return Progress::Failed(format!(
             "desired revision ({wanted}) is different from the running revision ({running})"
         ));
     }
-    if number("/metadata/generation") > number("/status/observedGeneration") {
+    let status = deployment.status.clone().unwrap_or_default();
+    if deployment.metadata.generation > status.observed_generation {
         return Progress::Waiting(
             "Waiting for deployment spec update to be observed...".to_owned(),
         );
     }
     if let Some(rolled_back) = condition(deployment, "RolledBack")
-        && rolled_back["status"] == "True"
+        && rolled_back.status == "True"
     {
         return Progress::Failed(format!(
             "deployment \"{name}\" was rolled back: {}",
@@ -45,7 +37,7 @@ pub(super) fn progress(deployment: &Value, revision: Option<i64>) -> Progress {
         ));
     }
     let exceeded = condition(deployment, "Progressing")
-        .is_some_and(|condition| condition["reason"] == "ProgressDeadlineExceeded");
+        .is_some_and(|known| known.reason.as_deref() == Some("ProgressDeadlineExceeded"));
     if exceeded {
         let why = condition(deployment, "ReplicaFailure")
             .map(|failure| format!(": {}", message(failure)));
@@ -54,13 +46,11 @@ pub(super) fn progress(deployment: &Value, revision: Option<i64>) -> Progress {
             why.unwrap_or_default()
         ));
     }
-    let wanted = deployment
-        .pointer("/spec/replicas")
-        .and_then(Value::as_i64)
-        .unwrap_or(1);
-    let updated = number("/status/updatedReplicas");
-    let total = number("/status/replicas");
-    let available = number("/status/availableReplicas");
+    let spec = deployment.spec.as_ref();
+    let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let updated = status.updated_replicas.unwrap_or(0);
+    let total = status.replicas.unwrap_or(0);
+    let available = status.available_replicas.unwrap_or(0);
     let waiting = |what: String| {
         Progress::Waiting(format!(
             "Waiting for deployment \"{name}\" rollout to finish: {what}..."
@@ -74,7 +64,7 @@ pub(super) fn progress(deployment: &Value, revision: Option<i64>) -> Progress {
     if total > updated {
         return waiting(format!(
             "{} old replicas are pending termination",
-            total - updated
+            total.saturating_sub(updated)
         ));
     }
     if available < updated {
@@ -85,26 +75,24 @@ pub(super) fn progress(deployment: &Value, revision: Option<i64>) -> Progress {
     Progress::Done(format!("deployment \"{name}\" successfully rolled out"))
 }
 
-fn condition<'a>(deployment: &'a Value, type_: &str) -> Option<&'a Value> {
-    let conditions = deployment["status"]["conditions"].as_array()?;
-    conditions
-        .iter()
-        .find(|condition| condition["type"] == type_)
-}
-
 /// What a condition says, without what would command the terminal.
-fn message(condition: &Value) -> String {
-    output::harmless(condition["message"].as_str().unwrap_or_default())
+fn message(condition: &DeploymentCondition) -> String {
+    output::harmless(condition.message.as_deref().unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
+    use super::super::REVISION;
     use super::*;
 
     fn of(deployment: Value) -> Progress {
-        progress(&deployment, None)
+        progress(&read(deployment), None)
+    }
+
+    fn read(deployment: Value) -> Deployment {
+        serde_json::from_value(deployment).expect("a Deployment")
     }
 
     #[test]
@@ -145,7 +133,8 @@ mod tests {
 
     #[test]
     fn another_revision_than_the_one_asked_for_is_a_failure() {
-        let deployment = json!({"metadata": {"name": "web", "annotations": {REVISION: "4"}}, "spec": {"replicas": 0}});
+        let deployment = read(json!({
+            "metadata": {"name": "web", "annotations": {REVISION: "4"}}, "spec": {"replicas": 0}}));
         assert!(matches!(progress(&deployment, Some(4)), Progress::Done(_)));
         assert!(matches!(progress(&deployment, Some(0)), Progress::Done(_)));
         assert_eq!(

@@ -15,7 +15,6 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use self::policy::Policy;
-pub(super) use self::progress::{Progress, progress};
 #[cfg(test)]
 pub(super) use self::seen::tests as testing;
 pub(super) use self::seen::{Revision, Seen, images, read};

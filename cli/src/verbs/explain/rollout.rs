@@ -11,9 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 
-use super::super::rollout::{
-    Progress, Revision, Seen, Sort, Trouble, condition, images, progress, trouble,
-};
+use super::super::rollout::{Revision, Seen, Sort, Trouble, condition, images, trouble};
 use super::{Said, command, ended};
 use crate::output::one_line;
 
@@ -99,8 +97,8 @@ impl<'a> Explaining<'a> {
         self.leaving();
         self.order();
         let is_held = self.said.sentences.len() > known;
-        let is_done = matches!(progress(&self.seen.deployment, None), Progress::Done(_));
-        match (is_done || is_back, is_held) {
+        let is_done = self.seen.is_complete();
+        match (is_done, is_held) {
             (true, false) => self.said.say("Nothing is waited for."),
             (false, false) => self
                 .said
@@ -232,8 +230,7 @@ impl<'a> Explaining<'a> {
             self.say_trouble(group);
         }
         let is_followed = self.revisions.iter().any(|revision| !revision.is_wanted);
-        let is_done = matches!(progress(&self.seen.deployment, None), Progress::Done(_));
-        if has_trouble && is_followed && !is_done && !self.is_paused() {
+        if has_trouble && is_followed && !self.seen.is_complete() && !self.is_paused() {
             self.propose(&format!("rollout undo deploy/{}", self.seen.name()));
         }
     }

@@ -7,14 +7,14 @@ use crate::output;
 
 /// How far a rollout is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub(super) enum Progress {
     Done(String),
     Waiting(String),
     Failed(String),
 }
 
 /// The state of a rollout as its Deployment shows it; of a certain revision, or of whichever there is.
-pub(crate) fn progress(deployment: &Deployment, revision: Option<i64>) -> Progress {
+pub(super) fn progress(deployment: &Deployment, revision: Option<i64>) -> Progress {
     let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let running = revision_of(&deployment.metadata);
     if let Some(wanted) = revision.filter(|wanted| *wanted > 0 && *wanted != running) {

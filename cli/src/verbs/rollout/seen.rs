@@ -90,6 +90,19 @@ impl Seen {
         spec.and_then(|spec| spec.replicas).unwrap_or(1)
     }
 
+    /// Whether every wanted pod is of the wanted template and available, and no other is left.
+    pub(crate) fn is_complete(&self) -> bool {
+        let status = self.deployment.status.clone().unwrap_or_default();
+        let (generation, wanted) = (self.deployment.metadata.generation, self.wanted());
+        let [updated, all, available] = [
+            status.updated_replicas,
+            status.replicas,
+            status.available_replicas,
+        ]
+        .map(|count| count.unwrap_or(0) == wanted);
+        generation <= status.observed_generation && updated && all && available
+    }
+
     /// The Deployment's condition of that type.
     pub(crate) fn condition(&self, type_: &str) -> Option<&DeploymentCondition> {
         condition(&self.deployment, type_)

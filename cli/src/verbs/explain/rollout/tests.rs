@@ -220,21 +220,29 @@ fn what_is_over_waits_for_nothing() {
     let done = said(web("/status", complete.clone()), sets(), Vec::new());
     assert_eq!(done.sentences[2..], ["Nothing is waited for."]);
     assert!(done.next.is_empty());
-    let mut back = complete;
     let failed = json!([{"type": "RolledBack", "status": "True", "reason": "CrashLoopBackOff",
         "message": "Revision 3 failed and was taken back to revision 2: pod web-x"}]);
-    back.as_object_mut()
-        .expect("a status")
-        .insert("conditions".to_owned(), failed);
-    let said = said(web("/status", back), sets(), Vec::new());
-    assert_eq!(
-        said.sentences[2..],
-        [
-            "Revision 3 failed and was taken back to revision 2: pod web-x. (CrashLoopBackOff)",
-            "That template is not tried again until another one is wanted.",
-            "Nothing is waited for.",
-        ]
-    );
+    for (available, last) in [
+        (3, "Nothing is waited for."),
+        (
+            2,
+            "Nothing holds it up: it goes on as pods become available.",
+        ),
+    ] {
+        let mut back = complete.clone();
+        let members = json!({"conditions": failed, "availableReplicas": available});
+        let status = back.as_object_mut().expect("a status");
+        status.extend(members.as_object().expect("members").clone());
+        let said = said(web("/status", back), sets(), Vec::new());
+        assert_eq!(
+            said.sentences[2..],
+            [
+                "Revision 3 failed and was taken back to revision 2: pod web-x. (CrashLoopBackOff)",
+                "That template is not tried again until another one is wanted.",
+                last,
+            ]
+        );
+    }
 }
 
 #[test]

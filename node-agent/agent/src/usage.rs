@@ -178,6 +178,7 @@ fn told(
                     .collect(),
             })
             .collect(),
+        held: Vec::new(),
     }
 }
 

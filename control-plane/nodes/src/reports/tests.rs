@@ -192,6 +192,7 @@ fn usage(clock: u64, pods: &[(&str, &str, &str)]) -> agent_message::Message {
             ..NodeUsage::default()
         }),
         pods: pods.collect(),
+        held: Vec::new(),
     })
 }
 

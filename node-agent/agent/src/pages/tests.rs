@@ -45,6 +45,7 @@ fn usage(second: u64) -> Usage {
                 amounts: amounts_of(read_at / 2),
             }],
         }],
+        held: Vec::new(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use netlink_packet_core::{
     NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -24,6 +25,11 @@ impl Conversation {
             socket,
             sequence: 0,
         })
+    }
+
+    /// The socket itself, to hear what the kernel says without having been asked.
+    pub(crate) fn into_socket(self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
     }
 
     /// Hands over what a request is answered with, message by message. Who breaks off before the end asks nothing more here:

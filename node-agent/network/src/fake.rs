@@ -8,11 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::{
-    Listeners, LocalPort, NetworkError, NodePolicies, Overlay, PeerEcho, PeerNode, PeerPath,
-    PodRoute, PolicyRules, Protocol, ServiceChanges, ServiceName, ServicePort, ServiceRules,
-    listeners, overlay, policy,
+    Holding, HoldingNews, Listeners, LocalPort, NetworkError, NodePolicies, Overlay, PeerEcho,
+    PeerNode, PeerPath, PodRoute, PolicyRules, Protocol, ServiceChanges, ServiceName, ServicePort,
+    ServiceRules, listeners, overlay, policy,
 };
 
 /// Keeps what would be programmed; every peer is reached through VXLAN. Clones are later agent processes of the same
@@ -218,6 +219,43 @@ impl ServiceRules for FakeServiceRules {
 
     async fn reassert(&self) -> Result<(), NetworkError> {
         Ok(())
+    }
+}
+
+/// Connections wait as a test says.
+#[derive(Debug, Default)]
+pub struct FakeHolding {
+    news: Mutex<BTreeMap<ServiceName, HoldingNews>>,
+    held: Mutex<BTreeMap<ServiceName, u64>>,
+    happened: Notify,
+}
+
+impl FakeHolding {
+    /// So many connections of a service wait now, and this has happened to them.
+    pub fn happen(&self, service: ServiceName, held: u64, news: HoldingNews) {
+        match held {
+            0 => self.held.lock().remove(&service),
+            _ => self.held.lock().insert(service.clone(), held),
+        };
+        self.news.lock().insert(service, news);
+        self.happened.notify_one();
+    }
+}
+
+#[async_trait]
+impl Holding for FakeHolding {
+    async fn news(&self) -> BTreeMap<ServiceName, HoldingNews> {
+        loop {
+            let news = std::mem::take(&mut *self.news.lock());
+            if !news.is_empty() {
+                return news;
+            }
+            self.happened.notified().await;
+        }
+    }
+
+    fn held(&self) -> BTreeMap<ServiceName, u64> {
+        self.held.lock().clone()
     }
 }
 

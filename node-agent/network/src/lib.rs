@@ -5,6 +5,7 @@
 //! - [`VxlanOverlay`] leads to the pods of other nodes, directly or through VXLAN.
 //! - [`GatewayEcho`] tells whether other nodes answer on that way.
 //! - [`NftServiceRules`] programs services into nftables, at a cost that is that of the change.
+//! - [`LoggedHolding`] keeps connections waiting to services that nobody answers yet.
 //! - [`HostListeners`] says which ports services must leave to processes of the host.
 //! - [`PodNetwork::traffic`] tells what passes links, and what pods' connections come to (`connections.rs`).
 //! - [`NftPolicyRules`] isolates pods, on one node as well as between nodes.
@@ -33,6 +34,7 @@ mod echo;
 mod fake;
 mod forwarding;
 mod guard;
+mod holding;
 mod ipam;
 mod leases;
 mod link_watch;
@@ -63,12 +65,15 @@ mod underlay;
 pub use bridge::{BridgeNetwork, Looked};
 pub use dial::connect_inside;
 pub use echo::GatewayEcho;
-pub use fake::{FakeEcho, FakeListeners, FakeOverlay, FakePolicyRules, FakeServiceRules};
+pub use fake::{
+    FakeEcho, FakeHolding, FakeListeners, FakeOverlay, FakePolicyRules, FakeServiceRules,
+};
 pub use gantry_cri::ServiceName;
 pub use gantry_cri::network::{
     Connections, FakePodNetwork, HostPort, MakeNamespace, NetworkError, NodeTraffic, PodAttachment,
     PodNetwork, Protocol, Traffic,
 };
+pub use holding::{HoldingLimits, LoggedHolding};
 pub use link_watch::LinkWatch;
 pub use listeners::{HostListeners, listening};
 pub use local_hosts::{LocalHost, LocalHosts};

@@ -71,6 +71,11 @@ impl Nft {
         })
     }
 
+    /// Whether the kernel would take a script; nothing changes. Blocks.
+    pub(crate) fn check(&self, script: &str) -> Result<(), NetworkError> {
+        self.run(&["-c", "-f", "-"], script).map(|_| ())
+    }
+
     /// What `nft` prints for a listing, `None` when it is refused (usually because the object does not exist).
     pub(crate) fn list(&self, arguments: &[&str]) -> Option<String> {
         self.run(arguments, "").ok()

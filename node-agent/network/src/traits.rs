@@ -187,6 +187,15 @@ pub struct ServicePort {
     /// Where they are sent under a policy of `Local`: endpoints of this node. It may have some that `endpoints` lacks,
     /// for where this node has none that is ready, one that still serves while it terminates is better than nothing.
     pub local_endpoints: Vec<Endpoint>,
+    /// What becomes of new connections while nobody answers, be it here or elsewhere: they are refused when this is `None`.
+    pub held: Option<Held>,
+}
+
+/// Connections to a port that nobody answers wait until somebody does. Of TCP only: others are refused as ever.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Who neither waits nor is waited for: what comes from these addresses is refused.
+    pub ignored: Vec<IpNet>,
 }
 
 /// An address and port that answers.
@@ -220,6 +229,30 @@ pub trait ServiceRules: Send + Sync + 'static {
     /// Puts everything back should another program have removed it; does nothing before the first
     /// [`ServiceRules::apply`]. Cheap, and meant to be called now and then.
     async fn reassert(&self) -> Result<(), NetworkError>;
+}
+
+/// What has become of the connections to one service that are held, since this was last told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HoldingNews {
+    /// Connections have come that wait; earlier ones did not.
+    pub began: bool,
+    /// Connections that came to wait.
+    pub held: u64,
+    /// Connections that waited, and may go on since somebody answers.
+    pub released: u64,
+    /// Connections that were refused: there were too many, or nobody came in time.
+    pub refused: u64,
+    /// How long the first of those that were released had waited.
+    pub waited: Option<Duration>,
+}
+
+/// Holds connections to services that nobody answers, as far as [`ServicePort::held`] says so.
+#[async_trait]
+pub trait Holding: Send + Sync + 'static {
+    /// Waits until something has happened to held connections, and tells of it once.
+    async fn news(&self) -> BTreeMap<ServiceName, HoldingNews>;
+    /// How many connections wait at this moment, of each service that has any.
+    fn held(&self) -> BTreeMap<ServiceName, u64>;
 }
 
 /// A port of this host.

@@ -163,6 +163,7 @@ async fn services(node: &NodeNetwork) -> Result<(), NetworkError> {
         internal_local: false,
         endpoints: vec![endpoint(2), endpoint(3)],
         local_endpoints: Vec::new(),
+        held: None,
     };
     let name = ServiceName {
         namespace: "trial".to_owned(),

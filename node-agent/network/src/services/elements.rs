@@ -11,13 +11,13 @@ use crate::Protocol;
 
 /// Address family: each has a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Family {
+pub(crate) enum Family {
     Ipv4,
     Ipv6,
 }
 
 impl Family {
-    pub(super) fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(_) => Self::Ipv4,
             IpAddr::V6(_) => Self::Ipv6,
@@ -35,7 +35,7 @@ impl Family {
 
 /// What a packet is addressed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Frontend {
+pub(crate) enum Frontend {
     /// An address of the service: ClusterIP, external or load balancer address.
     Address(Protocol, IpAddr, u16),
     /// A port on all addresses of the node.
@@ -210,6 +210,10 @@ pub(super) enum Key {
     Target(Kind, u32, Frontend),
     /// A frontend without any endpoint.
     Refused(Frontend),
+    /// A frontend whose connections wait for an endpoint.
+    Held(Frontend),
+    /// Who does not wait there.
+    Ignored(Frontend, IpNet),
     /// A frontend that is not for everybody.
     Guarded(Frontend),
     /// Who may use a guarded frontend.
@@ -225,6 +229,8 @@ impl Key {
             | Self::Backend(_, frontend, _)
             | Self::Target(_, _, frontend)
             | Self::Refused(frontend)
+            | Self::Held(frontend)
+            | Self::Ignored(frontend, _)
             | Self::Guarded(frontend)
             | Self::Allowed(frontend, _) => frontend.family(),
             Self::Hairpin(address) => Family::of(address),

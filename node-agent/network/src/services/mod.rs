@@ -4,6 +4,7 @@
 //! ```text
 //! prerouting / output
 //!   guarded and not allowed? -> drop                   loadBalancerSourceRanges
+//!   held?          -> log, drop                        until somebody answers: see holding
 //!   from outside?  -> outside_address / outside_port   externalTrafficPolicy: Local: local endpoints, source kept
 //!   (daddr, proto, dport) -> service_address ----+
 //!   (proto, dport) to a local address            |     verdict maps: which chain balances this frontend
@@ -45,14 +46,15 @@ use async_trait::async_trait;
 use tokio::sync::Mutex;
 
 use crate::blocking::blocking;
+use crate::holding::{LoggedHolding, Reception};
 use crate::names::Names;
 use crate::nft::Nft;
 use crate::nft_programmer::Programmer;
 use crate::{NetworkError, NodeNetwork, ServiceChanges, ServiceRules};
 
-use elements::Family;
+pub(crate) use elements::{Family, Frontend};
 use parts::Skeleton;
-use table::{Answerers, Table};
+use table::{Answerers, Difference, Table};
 
 /// Between looks for connections that nobody has answered.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
@@ -73,6 +75,8 @@ struct Kernel {
     table: Table,
     state: State,
     attempts: Arc<Attempts>,
+    /// None where nothing is held.
+    holding: Option<Arc<LoggedHolding>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -86,19 +90,35 @@ enum State {
 }
 
 impl NftServiceRules {
-    /// Finds `nft`. The kernel is not touched yet.
+    /// Finds `nft`. The kernel is not touched yet. Connections to what nobody answers are refused, whatever services say.
     pub fn new(node: &NodeNetwork) -> Result<Self, NetworkError> {
-        let names = Names::new(node)?;
+        let skeletons = Skeleton::of(node, &Names::new(node)?.service_table(), None);
+        Ok(Self::made(Nft::find()?, skeletons, None))
+    }
+
+    /// The same, but connections wait where services say so. Refused where the kernel does not take the rules for it. Blocks.
+    pub fn with_holding(
+        node: &NodeNetwork,
+        holding: Arc<LoggedHolding>,
+    ) -> Result<Self, NetworkError> {
+        let (nft, group) = (Nft::find()?, Some(holding.group()));
+        let skeletons = Skeleton::of(node, &Names::new(node)?.service_table(), group);
+        nft.check(&script::from_scratch(&skeletons, &Difference::default()))?;
+        Ok(Self::made(nft, skeletons, Some(holding)))
+    }
+
+    fn made(nft: Nft, skeletons: Vec<Skeleton>, holding: Option<Arc<LoggedHolding>>) -> Self {
         let kernel = Kernel {
-            programmer: Programmer::new(Nft::find()?),
-            skeletons: Skeleton::of(node, &names.service_table()),
+            programmer: Programmer::new(nft),
+            skeletons,
             table: Table::default(),
             state: State::Untouched,
             attempts: Arc::default(),
+            holding,
         };
-        Ok(Self {
+        Self {
             kernel: Arc::new(Mutex::new(kernel)),
-        })
+        }
     }
 
     async fn on_kernel(
@@ -135,12 +155,16 @@ impl Kernel {
         if self.state == State::Known {
             let script = script::difference(&self.skeletons, &difference);
             if script.is_empty() {
+                // Another service may wait where one did.
+                self.after(&difference.receptions);
                 return Ok(());
             }
             self.state = State::Unknown;
+            self.before(&difference.receptions);
             match self.programmer.apply(&script) {
                 Ok(()) => {
                     self.state = State::Known;
+                    self.after(&difference.receptions);
                     forget_flows(&difference.flows);
                     self.attempts.forget(difference.attempts);
                     return Ok(());
@@ -155,10 +179,28 @@ impl Kernel {
         self.start_over()
     }
 
-    /// Without the ports that no table is for.
+    /// What is to be held is known before the kernel tells of it.
+    fn before(&self, receptions: &BTreeMap<Frontend, Reception>) {
+        if let Some(holding) = &self.holding {
+            let held = receptions.iter();
+            holding.receive(held.filter(|(_, how)| matches!(how, Reception::Held(_))));
+        }
+    }
+
+    /// What is held no more goes on when the kernel sends it on.
+    fn after(&self, receptions: &BTreeMap<Frontend, Reception>) {
+        if let Some(holding) = &self.holding {
+            holding.receive(receptions);
+        }
+    }
+
+    /// Without the ports that no table is for, and what nobody would hold.
     fn programmable(&self, mut changes: ServiceChanges) -> ServiceChanges {
         let ipv6 = self.skeletons.iter().any(|own| own.family == Family::Ipv6);
         for (name, ports) in &mut changes.services {
+            if self.holding.is_none() {
+                ports.iter_mut().for_each(|port| port.held = None);
+            }
             if !ipv6 && ports.iter().any(|port| port.cluster_ip.is_ipv6()) {
                 ports.retain(|port| port.cluster_ip.is_ipv4());
                 tracing::warn!(
@@ -174,6 +216,12 @@ impl Kernel {
     fn start_over(&mut self) -> Result<(), NetworkError> {
         self.state = State::Unknown;
         let whole = self.table.whole();
+        let mut receptions = whole.receptions.clone();
+        for frontend in self.holding.iter().flat_map(|holding| holding.frontends()) {
+            let reception = || self.table.reception(frontend);
+            receptions.entry(frontend).or_insert_with(reception);
+        }
+        self.before(&receptions);
         self.programmer
             .set_up(&script::from_scratch(&self.skeletons, &whole))?;
         tracing::info!(
@@ -181,6 +229,7 @@ impl Kernel {
             "services programmed from scratch"
         );
         self.state = State::Known;
+        self.after(&receptions);
         forget_flows(&whole.flows);
         self.attempts.forget(whole.attempts);
         Ok(())
@@ -307,6 +356,7 @@ mod tests {
             internal_local: false,
             endpoints: endpoints.iter().map(|&number| endpoint(number)).collect(),
             local_endpoints: vec![],
+            held: None,
         }
     }
 

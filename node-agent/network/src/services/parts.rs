@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use ipnet::IpNet;
 
 use super::elements::{Affinity, Balancer, Family, Kind, Part, Scope, Slot};
+use crate::holding::LOGGED_BYTES;
 use crate::{NodeNetwork, Protocol};
 
 /// Marks the first packet of a connection whose source address has to be replaced if it is sent to another node. One
@@ -14,6 +15,14 @@ const MASQUERADE_MARK: u32 = 0x2000;
 const AFFINITY_SEED: u32 = 0x6761_6e74;
 /// How many clients a slot remembers; others are balanced by their address alone.
 const MOST_CLIENTS: u32 = 1 << 20;
+/// A pod CIDR is never wider than this many addresses.
+const MOST_PODS: u32 = 1 << 16;
+/// How many packets of connections that wait are told of: per second of one pod, and at once.
+const POD_RATE: u32 = 200;
+const POD_BURST: u32 = 2000;
+/// The same of everybody else together.
+const OTHERS_RATE: u32 = 1000;
+const OTHERS_BURST: u32 = 4000;
 
 /// What a table's fixed part depends on.
 #[derive(Clone, Debug)]
@@ -22,16 +31,19 @@ pub(super) struct Skeleton {
     pub(super) table: String,
     pub(super) pod_cidr: IpNet,
     pub(super) service_cidr: IpNet,
+    /// To which group packets are logged whose connections wait; none when nobody listens, and nothing is held.
+    pub(super) log_group: Option<u16>,
 }
 
 impl Skeleton {
     /// A table for each family that services have addresses of.
-    pub(super) fn of(node: &NodeNetwork, table: &str) -> Vec<Self> {
+    pub(super) fn of(node: &NodeNetwork, table: &str, log_group: Option<u16>) -> Vec<Self> {
         let skeleton = |family, pod_cidr: IpNet, service_cidr: IpNet| Self {
             family,
             table: table.to_owned(),
             pod_cidr: pod_cidr.trunc(),
             service_cidr: service_cidr.trunc(),
+            log_group,
         };
         let mut skeletons = vec![skeleton(
             Family::Ipv4,
@@ -182,6 +194,12 @@ impl Skeleton {
         })
     }
 
+    /// Tells of a packet whose connection is to wait.
+    fn log(&self) -> String {
+        let log = |group| format!("log group {group} snaplen {LOGGED_BYTES} ");
+        self.log_group.map(log).unwrap_or_default()
+    }
+
     fn chain(&self, name: &str, rules: impl Iterator<Item = String>) -> String {
         let table = self.name();
         let rules = rules.map(|rule| format!("add rule {table} {name} {rule}\n"));
@@ -230,6 +248,9 @@ fn translate(kind: Kind) -> String {
 /// - An address of the service range that the node itself holds (the DNS service's) is none of our business. All other
 ///   addresses of that range lead to a service or are refused: they never leave the node. Packets of no connection, which
 ///   nothing translates, are dropped: for each address, the kernel would look for a neighbour on the bridge.
+/// - A connection to a frontend that is held loses its first packet, which is logged: pods' as long as each keeps to a rate of
+///   its own, all others' together (the node's own among them), so that nobody keeps pods from being heard. What is no
+///   beginning of a connection, or comes from an address that does not wait, is refused like what is for nobody.
 /// - Replies of endpoints on this node pass this node by themselves. Those of endpoints elsewhere would not, unless
 ///   the packets that left here came from this node: so these, and no others, are masqueraded, if they come from
 ///   outside this node's pods.
@@ -241,6 +262,7 @@ impl Display for Skeleton {
             service_cidr,
             ..
         } = self;
+        let log = self.log();
         let name = self.name();
         let (ip, address) = (family.word(), address_type(*family));
         let tcp = Protocol::Tcp.number();
@@ -260,11 +282,28 @@ table {name} {{
   map outside_port {{ type inet_proto . inet_service : verdict; }}
   set refused_address {{ type {address} . inet_proto . inet_service; }}
   set refused_port {{ type inet_proto . inet_service; }}
+  set held_address {{ type {address} . inet_proto . inet_service; }}
+  set held_port {{ type inet_proto . inet_service; }}
+  set ignored_address {{ type {address} . inet_proto . inet_service . {address}; flags interval; }}
+  set ignored_port {{ type inet_proto . inet_service . {address}; flags interval; }}
+  set waiting {{ type {address}; size {MOST_PODS}; flags dynamic,timeout; timeout 10s; }}
   set guarded {{ type {address} . inet_proto . inet_service; }}
   set allowed {{ type {address} . inet_proto . inet_service . {address}; flags interval; }}
   set hairpin {{ type {address} . {address}; }}
   chain guard {{
     {ip} daddr . meta l4proto . th dport @guarded {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed drop
+  }}
+  chain hold {{
+    {ip} daddr . meta l4proto . th dport @held_address goto held
+    fib daddr type local meta l4proto . th dport @held_port goto held
+  }}
+  chain held {{
+    tcp flags & (fin | syn | rst | ack) != syn return
+    {ip} daddr . meta l4proto . th dport . {ip} saddr @ignored_address return
+    fib daddr type local meta l4proto . th dport . {ip} saddr @ignored_port return
+    {ip} saddr {pod_cidr} update @waiting {{ {ip} saddr limit rate {POD_RATE}/second burst {POD_BURST} packets }} {log}drop
+    {ip} saddr != {pod_cidr} limit rate {OTHERS_RATE}/second burst {OTHERS_BURST} packets {log}drop
+    drop
   }}
   chain outside {{
     {ip} daddr . meta l4proto . th dport vmap @outside_address
@@ -277,12 +316,14 @@ table {name} {{
   chain incoming {{
     {ip} daddr {service_cidr} fib daddr type local return
     jump guard
+    jump hold
     {ip} saddr != {pod_cidr} jump outside
     jump services
   }}
   chain outgoing {{
     {ip} daddr {service_cidr} fib daddr type local return
     jump guard
+    jump hold
     jump services
   }}
   chain prerouting {{
@@ -314,6 +355,8 @@ table {name} {{
     {ip} daddr {service_cidr} fib daddr type local return
     {ip} daddr . meta l4proto . th dport @refused_address goto refuse
     fib daddr type local meta l4proto . th dport @refused_port goto refuse
+    {ip} daddr . meta l4proto . th dport @held_address goto refuse
+    fib daddr type local meta l4proto . th dport @held_port goto refuse
     {ip} daddr {service_cidr} goto refuse
   }}
   chain filter_input {{

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::elements::{
     Affinity, Balancer, Element, Elements, Family, Frontend, Key, Kind, Scope, Slot, Value,
 };
-use crate::{Endpoint, Protocol, ServicePort};
+use crate::{Endpoint, Held, Protocol, ServicePort};
 
 /// What one service wants in the kernel.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +37,12 @@ impl ServicePlan {
             let address = |ip| Frontend::Address(port.protocol, ip, port.port);
             let outside = port.external_local.then_some(&local);
             let inside = if port.internal_local { &local } else { &all };
-            let refused = port.endpoints.is_empty() && port.local_endpoints.is_empty();
+            let unanswered = port.endpoints.is_empty() && port.local_endpoints.is_empty();
             let mut claim = |frontend, inside, outside, guards: &[IpNet]| {
                 plan.frontends.entry(frontend).or_insert_with(|| {
                     let mut elements = guard(frontend, guards);
-                    if refused {
-                        elements.push((Key::Refused(frontend), Value::Member));
+                    if unanswered {
+                        elements.extend(unanswered_by_any(frontend, port.held.as_ref()));
                     } else {
                         balance(Scope::Anywhere, frontend, inside, &mut elements);
                         if let Some(outside) = outside {
@@ -131,23 +131,45 @@ fn assign(endpoints: &[Endpoint], had: Option<&Slots>) -> Slots {
     slots
 }
 
+/// The ranges of a family, without those that lie within others: the kernel would refuse them.
+fn ranges_of(family: Family, ranges: &[IpNet]) -> Vec<IpNet> {
+    let own = ranges.iter().map(IpNet::trunc);
+    let own: Vec<IpNet> = own
+        .filter(|range| Family::of(range.addr()) == family)
+        .collect();
+    IpNet::aggregate(&own)
+}
+
+fn is_everybody(ranges: &[IpNet]) -> bool {
+    ranges.iter().any(|range| range.prefix_len() == 0)
+}
+
 /// Ranges of the other family say nothing about this one, as in Kubernetes.
 fn guard(frontend: Frontend, ranges: &[IpNet]) -> Vec<Element> {
-    let own: Vec<IpNet> = ranges
-        .iter()
-        .map(IpNet::trunc)
-        .filter(|range| Family::of(range.addr()) == frontend.family())
-        .collect();
-    if own.is_empty() || own.iter().any(|range| range.prefix_len() == 0) {
+    let allowed = ranges_of(frontend.family(), ranges);
+    if allowed.is_empty() || is_everybody(&allowed) {
         return Vec::new();
     }
-    // Those that lie within others would be refused by the kernel.
-    let allowed = IpNet::aggregate(&own).into_iter();
     let mut elements: Vec<Element> = allowed
+        .into_iter()
         .map(|range| (Key::Allowed(frontend, range), Value::Member))
         .collect();
     elements.push((Key::Guarded(frontend), Value::Member));
     elements
+}
+
+/// The elements of a frontend that nobody answers: its connections wait, but for those of whom it ignores, or are refused.
+fn unanswered_by_any(frontend: Frontend, held: Option<&Held>) -> Vec<Element> {
+    let held = held.filter(|_| frontend.protocol() == Protocol::Tcp);
+    let ignored = held.map(|held| ranges_of(frontend.family(), &held.ignored));
+    match ignored {
+        Some(ignored) if !is_everybody(&ignored) => ignored
+            .into_iter()
+            .map(|range| (Key::Ignored(frontend, range), Value::Member))
+            .chain([(Key::Held(frontend), Value::Member)])
+            .collect(),
+        _ => vec![(Key::Refused(frontend), Value::Member)],
+    }
 }
 
 /// The elements that send what is addressed to the frontend to one of the endpoints.

@@ -77,6 +77,10 @@ fn object(key: Key) -> String {
         Key::Target(kind, slot, _) => format!("{kind}_slot_{slot}"),
         Key::Refused(Frontend::Address(..)) => "refused_address".to_owned(),
         Key::Refused(Frontend::NodePort(..)) => "refused_port".to_owned(),
+        Key::Held(Frontend::Address(..)) => "held_address".to_owned(),
+        Key::Held(Frontend::NodePort(..)) => "held_port".to_owned(),
+        Key::Ignored(Frontend::Address(..), _) => "ignored_address".to_owned(),
+        Key::Ignored(Frontend::NodePort(..), _) => "ignored_port".to_owned(),
         Key::Guarded(_) => "guarded".to_owned(),
         Key::Allowed(..) => "allowed".to_owned(),
         Key::Hairpin(_) => "hairpin".to_owned(),
@@ -88,10 +92,11 @@ struct KeyWords(Key);
 impl Display for KeyWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Key::Verdict(_, frontend) | Key::Refused(frontend) | Key::Guarded(frontend) => {
-                with_protocol(f, frontend)
-            }
-            Key::Allowed(frontend, range) => {
+            Key::Verdict(_, frontend)
+            | Key::Refused(frontend)
+            | Key::Held(frontend)
+            | Key::Guarded(frontend) => with_protocol(f, frontend),
+            Key::Ignored(frontend, range) | Key::Allowed(frontend, range) => {
                 with_protocol(f, frontend)?;
                 write!(f, " . {range}")
             }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::elements::{Element, Elements, Frontend, Key, Part, Value};
 use super::plan::ServicePlan;
+use crate::holding::Reception;
 use crate::{Protocol, ServiceChanges, ServiceName};
 
 /// All services, planned.
@@ -21,6 +22,13 @@ pub(super) struct Table {
     claims: BTreeMap<Frontend, BTreeSet<Arc<ServiceName>>>,
     hairpins: Counts<IpAddr>,
     parts: Counts<Part>,
+}
+
+/// What a frontend was before a change.
+#[derive(Debug)]
+struct Before {
+    elements: Option<Elements>,
+    reception: Reception,
 }
 
 /// How the kernel's tables change.
@@ -38,6 +46,8 @@ pub(super) struct Difference {
     pub(super) flows: Vec<Answerers>,
     /// Whose connections that nobody has answered yet may lead elsewhere now.
     pub(super) attempts: Vec<Answerers>,
+    /// What becomes of new connections to frontends that were held, or are.
+    pub(super) receptions: BTreeMap<Frontend, Reception>,
 }
 
 /// Who answers a frontend.
@@ -68,7 +78,7 @@ impl Table {
                 services.entry(ServiceName::clone(name)).or_default();
             }
         }
-        let mut touched: BTreeMap<Frontend, Option<Elements>> = BTreeMap::new();
+        let mut touched: BTreeMap<Frontend, Before> = BTreeMap::new();
         for (name, ports) in services {
             let before = self.services.get(&name);
             if before.is_none() && ports.is_empty() {
@@ -84,9 +94,10 @@ impl Table {
                 })
                 .collect();
             for &frontend in &frontends {
-                touched
-                    .entry(frontend)
-                    .or_insert_with(|| self.active(frontend).cloned());
+                touched.entry(frontend).or_insert_with(|| Before {
+                    elements: self.active(frontend).cloned(),
+                    reception: self.reception(frontend),
+                });
             }
             let name = Arc::new(name);
             for frontend in frontends {
@@ -115,12 +126,33 @@ impl Table {
         self.services.get(owner)?.elements(frontend)
     }
 
+    /// What becomes of new connections to a frontend.
+    pub(super) fn reception(&self, frontend: Frontend) -> Reception {
+        let owner = self.claims.get(&frontend).and_then(BTreeSet::first);
+        let Some(owner) = owner else {
+            return Reception::Refused;
+        };
+        let own = elements(self.active(frontend)).iter();
+        let mut receptions = own.filter_map(|(key, _)| match key {
+            Key::Held(_) => Some(Reception::Held(Arc::clone(owner))),
+            Key::Refused(_) => Some(Reception::Refused),
+            Key::Verdict(..) => Some(Reception::Served),
+            _ => None,
+        });
+        receptions.next().unwrap_or(Reception::Refused)
+    }
+
     /// The difference between what these frontends had and what they have now.
-    fn exchange(&mut self, before: &BTreeMap<Frontend, Option<Elements>>) -> Difference {
+    fn exchange(&mut self, touched: &BTreeMap<Frontend, Before>) -> Difference {
         let mut difference = Difference::default();
         let mut hairpins = (Vec::new(), Vec::new());
-        for (&frontend, old) in before {
-            let new = self.active(frontend);
+        for (&frontend, before) in touched {
+            let reception = self.reception(frontend);
+            let held = |reception: &Reception| matches!(reception, Reception::Held(_));
+            if reception != before.reception && (held(&reception) || held(&before.reception)) {
+                difference.receptions.insert(frontend, reception);
+            }
+            let (old, new) = (&before.elements, self.active(frontend));
             if old.as_ref() == new {
                 continue;
             }
@@ -190,6 +222,10 @@ impl Table {
             let active = self.active(frontend);
             if let Some(answerers) = answerers(frontend, None, active) {
                 difference.untracked_for(frontend).push(answerers);
+            }
+            let reception = self.reception(frontend);
+            if matches!(reception, Reception::Held(_)) {
+                difference.receptions.insert(frontend, reception);
             }
             let own = elements(active).iter().copied();
             difference

@@ -255,6 +255,7 @@ pub(crate) fn service(cluster_ip: impl Into<IpAddr>, endpoints: Vec<Endpoint>) -
         internal_local: false,
         endpoints,
         local_endpoints: vec![],
+        held: None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! One isolated pod in the lab.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -2,10 +2,12 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::table::Table;
+use super::super::elements::Frontend;
+use super::super::table::{Difference, Table};
 use super::super::tests::{changes, name, service};
 use super::*;
-use crate::{NodeNetwork, Protocol, ServiceChanges, ServiceName, ServicePort};
+use crate::holding::Reception;
+use crate::{Held, NodeNetwork, Protocol, ServiceChanges, ServiceName, ServicePort};
 
 fn skeletons() -> Vec<Skeleton> {
     let node = NodeNetwork {
@@ -21,7 +23,7 @@ fn skeletons() -> Vec<Skeleton> {
             service_cidr: Some("fd10:96::/112".parse().unwrap()),
         }),
     };
-    Skeleton::of(&node, "gt-services")
+    Skeleton::of(&node, "gt-services", Some(7))
 }
 
 #[test]
@@ -140,7 +142,8 @@ impl Kernel {
     /// Without the objects that the skeleton makes when they are empty, as they are not seen to be made.
     fn visible(&self) -> Self {
         let fixed = [
-            "service_", "outside_", "refused_", "guarded", "allowed", "hairpin",
+            "service_", "outside_", "refused_", "held_", "ignored_", "guarded", "allowed",
+            "hairpin",
         ];
         let mut visible = self.clone();
         visible.elements.retain(|object, map| {
@@ -199,6 +202,103 @@ fn one_endpoint_more_moves_the_service_to_another_chain() {
 }
 
 #[test]
+fn what_sleeps_is_held_and_served_in_the_transaction_that_brings_endpoints() {
+    let mut table = Table::default();
+    let mut web = service(1, &[]);
+    web.node_port = Some(30080);
+    web.held = Some(Held {
+        ignored: vec![
+            "10.0.0.0/8".parse().unwrap(),
+            "fd00::/8".parse().unwrap(),
+            "192.168.1.5/32".parse().unwrap(),
+        ],
+    });
+    let asleep = table.change(changes([("web", Some(web.clone()))]));
+    assert_eq!(
+        difference(&skeletons(), &asleep),
+        "add element ip gt-services held_address { 10.96.0.1 . 6 . 80 }\n\
+         add element ip gt-services held_port { 6 . 30080 }\n\
+         add element ip gt-services ignored_address { 10.96.0.1 . 6 . 80 . 10.0.0.0/8, 10.96.0.1 . 6 . 80 . 192.168.1.5/32 }\n\
+         add element ip gt-services ignored_port { 6 . 30080 . 10.0.0.0/8, 6 . 30080 . 192.168.1.5/32 }\n"
+    );
+    let owner = std::sync::Arc::new(name("web"));
+    let receptions = |difference: &Difference| -> Vec<Reception> {
+        difference.receptions.values().cloned().collect()
+    };
+    assert_eq!(
+        receptions(&asleep),
+        vec![Reception::Held(owner); 2],
+        "the address and the port"
+    );
+    web.endpoints = service(1, &[1]).endpoints;
+    let awake = table.change(changes([("web", Some(web.clone()))]));
+    assert_eq!(receptions(&awake), vec![Reception::Served; 2]);
+    let script = difference(&skeletons(), &awake);
+    for gone in [
+        "held_address",
+        "held_port",
+        "ignored_address",
+        "ignored_port",
+    ] {
+        assert!(
+            script.contains(&format!("delete element ip gt-services {gone} ")),
+            "{script}"
+        );
+    }
+    // More endpoints are no news to who holds nothing.
+    web.endpoints = service(1, &[1, 2]).endpoints;
+    let more = table.change(changes([("web", Some(web.clone()))]));
+    assert_eq!(receptions(&more), []);
+    web.endpoints.clear();
+    assert_eq!(
+        table.change(changes([("web", Some(web))])).receptions.len(),
+        2
+    );
+    let gone = table.change(changes([("web", None)]));
+    assert_eq!(receptions(&gone), vec![Reception::Refused; 2]);
+}
+
+#[test]
+fn only_tcp_waits_and_nobody_where_all_are_ignored() {
+    let refused = |port: ServicePort| {
+        let script = difference(
+            &skeletons(),
+            &Table::default().change(changes([("web", Some(port))])),
+        );
+        script.contains("refused_address") && !script.contains("held")
+    };
+    let mut web = service(1, &[]);
+    assert!(refused(web.clone()));
+    web.held = Some(Held::default());
+    assert!(!refused(web.clone()));
+    web.protocol = Protocol::Udp;
+    assert!(refused(web.clone()));
+    web.protocol = Protocol::Tcp;
+    web.held = Some(Held {
+        ignored: vec!["0.0.0.0/0".parse().unwrap()],
+    });
+    assert!(refused(web));
+}
+
+#[test]
+fn the_first_of_two_services_at_a_frontend_is_the_one_that_is_woken() {
+    let shared = Frontend::Address(Protocol::Tcp, [192, 0, 2, 9].into(), 80);
+    let asleep = |address| {
+        let mut port = service(address, &[]);
+        port.external_ips = vec![[192, 0, 2, 9].into()];
+        port.held = Some(Held::default());
+        Some(port)
+    };
+    let mut table = Table::default();
+    table.change(changes([("b", asleep(2))]));
+    let difference = table.change(changes([("a", asleep(1))]));
+    let of = |service: &str| Some(Reception::Held(std::sync::Arc::new(name(service))));
+    assert_eq!(difference.receptions.get(&shared).cloned(), of("a"));
+    let difference = table.change(changes([("a", None)]));
+    assert_eq!(difference.receptions.get(&shared).cloned(), of("b"));
+}
+
+#[test]
 fn the_number_of_rules_does_not_depend_on_the_number_of_services() {
     let rules = |count: u16| {
         let mut table = Table::default();
@@ -222,12 +322,12 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
     let one = (
         0u16..6,
         proptest::collection::vec((0u16..8, any::<bool>()), 0..4),
-        any::<[bool; 7]>(),
+        any::<[bool; 8]>(),
         0u16..3,
         proptest::collection::vec(0u8..4, 0..3),
     );
     let one = one.prop_map(|(address, endpoints, flags, node_port, ranges)| {
-        let [sticky, external, internal, udp, v6, balancer, short] = flags;
+        let [sticky, external, internal, udp, v6, balancer, short, held] = flags;
         let numbers: Vec<u16> = endpoints.iter().map(|&(number, _)| number).collect();
         let mut port = if v6 {
             super::super::tests::service6(address, &numbers)
@@ -253,6 +353,9 @@ fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
             });
             port.source_ranges = ranges.map(|range| range.parse().unwrap()).collect();
         }
+        port.held = held.then(|| Held {
+            ignored: port.source_ranges.clone(),
+        });
         port.node_port = (node_port > 0).then_some(30000 + node_port);
         port
     });

@@ -1,0 +1,452 @@
+//! Connections to services that sleep, in a real kernel: they wait, are heard of, and go to a pod as soon as there is one.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
+mod lab;
+mod policy_lab;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use etherparse::{PacketBuilder, PacketHeaders};
+use gantry_network::{
+    BridgeNetwork, Held, Holding as _, HoldingLimits, HoldingNews, Ipv6Network, LoggedHolding,
+    NftPolicyRules, NftServiceRules, PodNetwork as _, PolicyRules as _, ServiceName, ServicePort,
+    ServiceRules as _,
+};
+use lab::{
+    DEADLINE, HOST, Lab, OUTSIDE, Pod, SILENCE, ask, changed, inside, name, on_own_machine, only,
+    serve, service,
+};
+use policy_lab::reached_by;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketType, bind, ipproto, listen, recv, sendto, socket,
+    sockopt,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const VIP: [u8; 4] = [10, 96, 0, 50];
+const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x96, 0, 0, 0, 0, 0, 0x50);
+/// A client sends its first packet again after so long.
+const RETRANSMISSION: Duration = Duration::from_secs(1);
+
+struct Node {
+    network: Arc<BridgeNetwork>,
+    holding: Arc<LoggedHolding>,
+    rules: NftServiceRules,
+}
+
+impl Node {
+    fn new(lab: &Lab, limits: HoldingLimits) -> Self {
+        let network = Arc::new(BridgeNetwork::new(lab.node.clone()).unwrap());
+        let holding = Arc::new(LoggedHolding::listen(network.clone(), limits).unwrap());
+        let rules = NftServiceRules::with_holding(&lab.node, holding.clone()).unwrap();
+        Self {
+            network,
+            holding,
+            rules,
+        }
+    }
+
+    /// What happens next to the connections of a service.
+    async fn news(&self, of: &str) -> HoldingNews {
+        let next = async {
+            loop {
+                if let Some(news) = self.holding.news().await.remove(&name(of)) {
+                    return news;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, next).await.expect("news")
+    }
+
+    /// Returns when so many connections wait.
+    async fn waiting(&self, of: &str, count: u64) {
+        let enough = async {
+            while self.holding.held().get(&name(of)) != Some(&count) {
+                self.holding.news().await;
+            }
+        };
+        let waited = tokio::time::timeout(DEADLINE, enough).await;
+        assert!(waited.is_ok(), "{:?} wait", self.holding.held());
+    }
+}
+
+/// A service that nobody answers, and that can be woken.
+fn asleep(cluster_ip: impl Into<IpAddr>) -> ServicePort {
+    ServicePort {
+        held: Some(Held::default()),
+        ..service(cluster_ip, vec![])
+    }
+}
+
+/// A client that connects, and is told something.
+struct Client(JoinHandle<(Result<String, ErrorKind>, Instant)>);
+
+impl Client {
+    /// In a namespace, on its way from now on.
+    fn start(netns: &File, address: impl Into<IpAddr>, port: u16) -> Self {
+        let (netns, address) = (netns.try_clone().unwrap(), address.into());
+        Self(std::thread::spawn(move || {
+            inside(&netns, || (ask(address, port), Instant::now()))
+        }))
+    }
+
+    /// What it was told, and when.
+    async fn answer(self) -> (Result<String, ErrorKind>, Instant) {
+        while !self.0.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.0.join().unwrap()
+    }
+}
+
+fn host(lab: &Lab) -> File {
+    lab.on_host(|| File::open("/proc/thread-self/ns/net").unwrap())
+}
+
+/// Has a client wait until `awake` is programmed, and answers what it is told. Its packet is sent for it: it need not send
+/// it again.
+async fn wakes(node: &Node, client: Client, awake: ServicePort) -> String {
+    let began = node.news("web").await;
+    assert_eq!((began.began, began.held), (true, 1));
+    node.rules.apply(changed([("web", awake)])).await.unwrap();
+    let programmed = Instant::now();
+    let (answer, answered) = client.answer().await;
+    let took = answered.saturating_duration_since(programmed);
+    println!("{took:?} from programming to the answer");
+    assert!(took < RETRANSMISSION / 2, "{took:?}");
+    let released = node.news("web").await;
+    assert_eq!((released.released, released.refused), (1, 0));
+    assert!(released.waited.unwrap() < RETRANSMISSION);
+    assert_eq!(node.holding.held(), BTreeMap::<ServiceName, u64>::new());
+    answer.unwrap()
+}
+
+#[test]
+fn a_pod_waits_and_is_answered_as_itself_when_somebody_is_there() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let client = lab.pod(&*node.network, "client", 8080).await;
+        node.rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let waiting = Client::start(&client.netns, VIP, 80);
+        let web = lab.pod(&*node.network, "web", 8080).await;
+        let awake = service(VIP, vec![web.endpoint(8080)]);
+        let answer = wakes(&node, waiting, awake).await;
+        assert_eq!(answer, format!("web {}", client.ip));
+        let next = lab.inside(&client.netns, || ask(VIP, 80)).unwrap();
+        assert_eq!(next, answer, "what comes later does not wait");
+    });
+}
+
+#[test]
+fn the_node_itself_waits_too() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let web = lab.pod(&*node.network, "web", 8080).await;
+        node.rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let waiting = Client::start(&host(lab), VIP, 80);
+        let awake = service(VIP, vec![web.endpoint(8080)]);
+        assert!(wakes(&node, waiting, awake).await.starts_with("web "));
+    });
+}
+
+#[test]
+fn ipv6_waits_as_ipv4_does() {
+    on_own_machine(async |lab| {
+        lab.node.ipv6 = Some(Ipv6Network {
+            pod_cidr: "fd10:244:0:1::/64".parse().unwrap(),
+            cluster_pod_cidr: "fd10:244::/48".parse().unwrap(),
+            service_cidr: Some("fd10:96::/112".parse().unwrap()),
+        });
+        lab.on_host(|| lab::ip("-6 addr replace 2001:db8::1/64 dev uplink nodad"));
+        let node = Node::new(lab, HoldingLimits::default());
+        let [web, client] = [
+            lab.pod(&*node.network, "web", 8080).await,
+            lab.pod(&*node.network, "client", 8080).await,
+        ];
+        let attached = node.network.attached().await.unwrap();
+        let [web6, client6] = ["web", "client"].map(|pod| attached[pod].ip6.unwrap());
+        lab.inside(&web.netns, || serve("web", web6, 8080));
+        let awake = service(VIP6, vec![lab::endpoint(web6, 8080)]);
+        for (netns, from) in [(&client.netns, Some(client6)), (&host(lab), None)] {
+            node.rules
+                .apply(only([("web", asleep(VIP6))]))
+                .await
+                .unwrap();
+            let waiting = Client::start(netns, VIP6, 80);
+            let answer = wakes(&node, waiting, awake.clone()).await;
+            if let Some(from) = from {
+                assert_eq!(answer, format!("web {from}"));
+            }
+        }
+    });
+}
+
+/// Nothing can be sent for who is elsewhere; its own next packet finds the way.
+#[test]
+fn a_stranger_at_a_node_port_waits_for_its_own_next_packet() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let web = lab.pod(&*node.network, "web", 8080).await;
+        let mut port = asleep(VIP);
+        port.node_port = Some(30080);
+        node.rules
+            .apply(only([("web", port.clone())]))
+            .await
+            .unwrap();
+        let waiting = Client::start(&lab.outside, HOST, 30080);
+        assert!(node.news("web").await.began);
+        port.endpoints = vec![web.endpoint(8080)];
+        node.rules.apply(changed([("web", port)])).await.unwrap();
+        let (answer, _) = waiting.answer().await;
+        assert!(answer.unwrap().starts_with("web "));
+    });
+}
+
+#[test]
+fn a_thousand_at_once_are_all_answered() {
+    let most = Rlimit {
+        current: Some(4096),
+        ..getrlimit(Resource::Nofile)
+    };
+    setrlimit(Resource::Nofile, most).unwrap();
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let [web, client] = [
+            lab.pod(&*node.network, "web", 8080).await,
+            lab.pod(&*node.network, "client", 8080).await,
+        ];
+        lab.inside(&web.netns, || accept_all(8081));
+        node.rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let sockets: Vec<many::Connecting> = lab.inside(&client.netns, || {
+            (0..1000).map(|_| many::connect((VIP, 80).into())).collect()
+        });
+        node.waiting("web", 1000).await;
+        let awake = service(VIP, vec![web.endpoint(8081)]);
+        let begun = Instant::now();
+        node.rules.apply(changed([("web", awake)])).await.unwrap();
+        for socket in &sockets {
+            while !socket.is_connected().unwrap() {
+                assert!(begun.elapsed() < DEADLINE, "some wait still");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        println!("{:?} for 1,000 connections", begun.elapsed());
+        let news = node.news("web").await;
+        assert_eq!((news.released, news.refused), (1000, 0));
+    });
+}
+
+#[test]
+fn too_many_too_late_and_too_much_asked_are_refused_and_the_rest_waits() {
+    on_own_machine(async |lab| {
+        let limits = HoldingLimits {
+            of_source: 3,
+            time: Duration::from_secs(2),
+            ..HoldingLimits::default()
+        };
+        let node = Node::new(lab, limits);
+        let [client, other] = [
+            lab.pod(&*node.network, "client", 8080).await,
+            lab.pod(&*node.network, "other", 8080).await,
+        ];
+        let mut port = asleep(VIP);
+        port.held = Some(Held {
+            ignored: vec![IpAddr::from(other.ip).into(), IpAddr::from(OUTSIDE).into()],
+        });
+        port.node_port = Some(30080);
+        node.rules
+            .apply(only([("web", port.clone())]))
+            .await
+            .unwrap();
+        let begun = Instant::now();
+        let waiting: Vec<Client> = (0..3)
+            .map(|_| Client::start(&client.netns, VIP, 80))
+            .collect();
+        node.waiting("web", 3).await;
+        // One more than may wait, and who does not wait at all.
+        for (netns, to) in [
+            (&client.netns, (IpAddr::from(VIP), 80)),
+            (&other.netns, (IpAddr::from(VIP), 80)),
+            (&lab.outside, (HOST.into(), 30080)),
+        ] {
+            let (refused, when) = Client::start(netns, to.0, to.1).answer().await;
+            assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "{to:?}");
+            assert!(when - begun < limits.time, "at once");
+        }
+        assert_eq!(node.holding.held(), [(name("web"), 3)].into());
+        for client in waiting {
+            let (refused, when) = client.answer().await;
+            assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+            assert!(when - begun >= limits.time, "{:?}", when - begun);
+        }
+        // The node's own, of a service that goes.
+        let waiting = Client::start(&host(lab), VIP, 80);
+        node.waiting("web", 1).await;
+        node.rules.apply(only([])).await.unwrap();
+        let refused = waiting.answer().await.0;
+        assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+    });
+}
+
+/// Only what begins a connection waits; what belongs to none is answered as it is where nobody listens.
+#[test]
+fn what_begins_no_connection_is_reset() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let client = lab.pod(&*node.network, "client", 8080).await;
+        node.rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let answer = lab.inside(&client.netns, || {
+            let hears = raw(ipproto::TCP);
+            let mut packet = Vec::new();
+            PacketBuilder::ipv4(client.ip.octets(), VIP, 64)
+                .tcp(40000, 80, 5, 1000)
+                .ack(9)
+                .write(&mut packet, &[])
+                .unwrap();
+            let to = SocketAddr::from((VIP, 0));
+            sendto(raw(ipproto::RAW), &packet, SendFlags::empty(), &to).unwrap();
+            let mut answer = [0; 256];
+            let (length, _) = recv(&hears, &mut answer[..], RecvFlags::empty()).unwrap();
+            answer[..length].to_vec()
+        });
+        let headers = PacketHeaders::from_ip_slice(&answer).unwrap();
+        let tcp = headers.transport.unwrap().tcp().unwrap();
+        assert!(tcp.rst, "{tcp:?}");
+        assert_eq!((tcp.source_port, tcp.destination_port), (80, 40000));
+        assert!(node.holding.held().is_empty());
+    });
+}
+
+#[test]
+fn a_policy_forbids_what_has_waited_as_it_forbids_the_rest() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let policies = NftPolicyRules::new(&lab.node).unwrap();
+        let [web, friend, stranger] = [
+            lab.pod(&*node.network, "web", 8080).await,
+            lab.pod(&*node.network, "friend", 8080).await,
+            lab.pod(&*node.network, "stranger", 8080).await,
+        ];
+        policies
+            .sync(reached_by(&web, &[&friend], 8080))
+            .await
+            .unwrap();
+        node.rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let start = |pod: &Pod| Client::start(&pod.netns, VIP, 80);
+        let (allowed, forbidden) = (start(&friend), start(&stranger));
+        node.waiting("web", 2).await;
+        let awake = service(VIP, vec![web.endpoint(8080)]);
+        node.rules.apply(changed([("web", awake)])).await.unwrap();
+        assert_eq!(allowed.answer().await.0, Ok(format!("web {}", friend.ip)));
+        tokio::time::sleep(SILENCE).await;
+        assert!(!forbidden.0.is_finished(), "it is not answered");
+        assert_eq!(forbidden.answer().await.0, Err(ErrorKind::TimedOut));
+    });
+}
+
+/// What sleeps again holds again, and a fresh start of the rules loses nobody.
+#[test]
+fn a_service_that_comes_and_goes_holds_each_time() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let [web, client] = [
+            lab.pod(&*node.network, "web", 8080).await,
+            lab.pod(&*node.network, "client", 8080).await,
+        ];
+        let awake = service(VIP, vec![web.endpoint(8080)]);
+        for round in 0..3 {
+            node.rules
+                .apply(only([("web", asleep(VIP))]))
+                .await
+                .unwrap();
+            let waiting = Client::start(&client.netns, VIP, 80);
+            node.waiting("web", 1).await;
+            if round == 2 {
+                lab.on_host(|| lab::command("nft", &["flush", "ruleset"]));
+                node.network.reassert().await.unwrap();
+            }
+            let begun = Instant::now();
+            node.rules
+                .apply(changed([("web", awake.clone())]))
+                .await
+                .unwrap();
+            let (answer, when) = waiting.answer().await;
+            assert_eq!(answer, Ok(format!("web {}", client.ip)));
+            assert!(when - begun < RETRANSMISSION, "{:?}", when - begun);
+        }
+    });
+}
+
+fn raw(protocol: rustix::net::Protocol) -> rustix::fd::OwnedFd {
+    let socket = socket(AddressFamily::INET, SocketType::RAW, Some(protocol)).unwrap();
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(DEADLINE)).unwrap();
+    socket
+}
+
+/// Accepts any number of connections in the calling thread's namespace, and ends each; it ends with the process.
+fn accept_all(port: u16) {
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    let listener = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&listener, &address).unwrap();
+    listen(&listener, 4096).unwrap();
+    let listener = std::net::TcpListener::from(listener);
+    std::thread::spawn(move || while listener.accept().is_ok() {});
+}
+
+/// Connections that are made without a thread for each.
+mod many {
+    use std::net::{SocketAddr, TcpStream};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect as begin, socket_with};
+
+    pub(super) struct Connecting(TcpStream);
+
+    pub(super) fn connect(to: SocketAddr) -> Connecting {
+        let (tcp, now) = (SocketType::STREAM, SocketFlags::NONBLOCK);
+        let socket = socket_with(AddressFamily::INET, tcp, now, None).unwrap();
+        assert_eq!(begin(&socket, &to), Err(Errno::INPROGRESS));
+        Connecting(socket.into())
+    }
+
+    impl Connecting {
+        /// Whether it is there; an error when it was refused.
+        pub(super) fn is_connected(&self) -> std::io::Result<bool> {
+            let at_once = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let mut events = [PollFd::new(&self.0, PollFlags::OUT)];
+            let ready = poll(&mut events, Some(&at_once))?;
+            match self.0.take_error()? {
+                Some(error) => Err(error),
+                None => Ok(ready > 0),
+            }
+        }
+    }
+}

@@ -208,12 +208,15 @@ fn a_stranger_at_a_node_port_waits_for_its_own_next_packet() {
             .apply(only([("web", port.clone())]))
             .await
             .unwrap();
+        let begun = Instant::now();
         let waiting = Client::start(&lab.outside, HOST, 30080);
         assert!(node.news("web").await.began);
         port.endpoints = vec![web.endpoint(8080)];
         node.rules.apply(changed([("web", port)])).await.unwrap();
-        let (answer, _) = waiting.answer().await;
+        let (answer, when) = waiting.answer().await;
         assert!(answer.unwrap().starts_with("web "));
+        let took = when - begun;
+        assert!(took >= RETRANSMISSION * 9 / 10, "{took:?}: nobody helped");
     });
 }
 
@@ -303,6 +306,94 @@ fn too_many_too_late_and_too_much_asked_are_refused_and_the_rest_waits() {
         node.rules.apply(only([])).await.unwrap();
         let refused = waiting.answer().await.0;
         assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+    });
+}
+
+/// A pod that asks for connections as fast as it can is heard of so often and no more, has so many places and no more, and keeps
+/// nobody else from waiting. The kernel remembers none of what it drops.
+#[test]
+fn a_flood_is_bounded_and_others_are_heard() {
+    on_own_machine(async |lab| {
+        const SENT: u16 = 12_000;
+        let limits = HoldingLimits {
+            of_source: 50,
+            ..HoldingLimits::default()
+        };
+        let node = Node::new(lab, limits);
+        let [web, client, flood] = [
+            lab.pod(&*node.network, "web", 8080).await,
+            lab.pod(&*node.network, "client", 8080).await,
+            lab.pod(&*node.network, "flood", 8080).await,
+        ];
+        node.rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let tracked = || {
+            let count = lab.on_host(|| {
+                std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap()
+            });
+            count.trim().parse::<u32>().unwrap()
+        };
+        let before = tracked();
+        let begun = Instant::now();
+        lab.inside(&flood.netns, || {
+            let socket = raw(ipproto::RAW);
+            let to = SocketAddr::from((VIP, 0));
+            for port in 0..SENT {
+                let mut packet = Vec::new();
+                PacketBuilder::ipv4(flood.ip.octets(), VIP, 64)
+                    .tcp(10_000 + port, 80, 5, 1000)
+                    .syn()
+                    .write(&mut packet, &[])
+                    .unwrap();
+                sendto(&socket, &packet, SendFlags::empty(), &to).unwrap();
+            }
+        });
+        let waiting = Client::start(&client.netns, VIP, 80);
+        let mut refused = 0;
+        while node.holding.held().get(&name("web")) != Some(&51) {
+            refused += node.news("web").await.refused;
+        }
+        let most = 2500 + 200 * begun.elapsed().as_secs();
+        assert!(refused <= most, "{refused} of {SENT} were heard of");
+        let now = tracked();
+        assert!(now < before + 100, "{before} and then {now} are tracked");
+        let awake = service(VIP, vec![web.endpoint(8080)]);
+        node.rules.apply(changed([("web", awake)])).await.unwrap();
+        let (answer, _) = waiting.answer().await;
+        assert_eq!(answer, Ok(format!("web {}", client.ip)));
+    });
+}
+
+/// What waits is forgotten with the agent, and heard of by the next one when it is sent again; each listens for itself.
+#[test]
+fn a_later_agent_hears_of_who_waits_still() {
+    on_own_machine(async |lab| {
+        let earlier = Node::new(lab, HoldingLimits::default());
+        let [web, client] = [
+            lab.pod(&*earlier.network, "web", 8080).await,
+            lab.pod(&*earlier.network, "client", 8080).await,
+        ];
+        earlier
+            .rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        let waiting = Client::start(&client.netns, VIP, 80);
+        earlier.waiting("web", 1).await;
+        let later = Node::new(lab, HoldingLimits::default());
+        drop(earlier);
+        later
+            .rules
+            .apply(only([("web", asleep(VIP))]))
+            .await
+            .unwrap();
+        later.waiting("web", 1).await;
+        let awake = service(VIP, vec![web.endpoint(8080)]);
+        later.rules.apply(changed([("web", awake)])).await.unwrap();
+        let (answer, _) = waiting.answer().await;
+        assert_eq!(answer, Ok(format!("web {}", client.ip)));
     });
 }
 

@@ -42,10 +42,13 @@ impl Log {
         for group in (FIRST_GROUP..).take(usize::from(MOST_GROUPS)) {
             match Self::listen(group) {
                 Ok(log) => return Ok(log),
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => last = error,
                 Err(error) => {
+                    // What the kernel says of a group that another process listens to.
+                    let is_taken = error.kind() == io::ErrorKind::PermissionDenied;
                     last = error;
-                    break;
+                    if !is_taken {
+                        break;
+                    }
                 }
             }
         }

@@ -20,9 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use gantry_image::ImageStore;
-use gantry_network::{
-    BridgeNetwork, GatewayEcho, HostListeners, NftPolicyRules, PodNetwork as _, VxlanOverlay,
-};
+use gantry_network::{GatewayEcho, Holding, HostListeners, PodNetwork as _, VxlanOverlay};
 use gantry_pods::eviction::{self, Evictor};
 use gantry_pods::image_gc::{ImageCollector, UnusedImages};
 use gantry_pods::tokens::Tokens;
@@ -55,6 +53,7 @@ use crate::reachability::{PEERS_REACHABLE, Reachability};
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
 use crate::usage;
+use crate::wakes;
 use network::Network;
 use stores::{State, Stores};
 
@@ -92,8 +91,7 @@ impl Agent {
             ..
         } = linked;
         let node = agent.node(&network, &facts, token_issuer);
-        let (bridge, policies) = (network.bridge.clone(), network.policies.clone());
-        agent.run_pods(bridge, policies, node, news).await?;
+        agent.run_pods(&network, node, news).await?;
         agent.run_programs(network, &facts);
         agent.run_upkeep(evictions);
         tracing::info!(node = agent.config.node_name, "the agent runs");
@@ -300,23 +298,24 @@ impl Composition {
     /// Policies before pods: those that an earlier agent has attached are isolated from the first moment on.
     async fn run_pods(
         &mut self,
-        bridge: Arc<BridgeNetwork>,
-        rules: Arc<NftPolicyRules>,
+        network: &Network,
         node: Node,
         news: mpsc::UnboundedReceiver<PodUpdate>,
     ) -> Result<()> {
-        let attached = bridge.attached().await;
+        let attached = network.bridge.attached().await;
         let attached = attached.context("listing the pods attached to the network")?;
         let attached = attached.into_iter().map(|(uid, at)| (uid, at.addresses()));
         let policies = self.state.policies.clone();
-        let isolating = policies.run(rules, attached.collect());
+        let isolating = policies.run(network.policies.clone(), attached.collect());
         self.tasks.spawn(isolating);
         let manager = PodWorkers::new(Arc::new(node));
         self.tasks.spawn(manager.run(news, self.stop.clone()));
+        let holding = network.holding.clone();
         let read = usage::Sources {
             runtime: self.stores.runtime.clone(),
-            network: bridge,
+            network: network.bridge.clone(),
             connections: self.state.connections.clone(),
+            holding: holding.map(|holding| holding as Arc<dyn Holding>),
         };
         self.tasks
             .spawn(usage::follow(read, self.state.figures.clone()));
@@ -337,6 +336,10 @@ impl Composition {
         let flushed = watch::Sender::new(());
         let services = state.services_changed.clone();
         self.tasks.spawn(proxier.run(services, flushed.subscribe()));
+        if let Some(holding) = network.holding {
+            let reports = state.reports.clone();
+            self.tasks.spawn(wakes::follow(holding, reports));
+        }
         if let Some(overlay) = network.overlay.clone() {
             self.reach_peers(overlay, network.echo, flushed.subscribe());
         }

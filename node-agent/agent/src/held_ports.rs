@@ -308,6 +308,7 @@ mod tests {
             internal_local: false,
             endpoints: vec![],
             local_endpoints: vec![],
+            held: None,
         }
     }
 

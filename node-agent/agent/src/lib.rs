@@ -41,6 +41,7 @@ mod services;
 mod streams;
 mod token_issuer;
 mod usage;
+mod wakes;
 
 pub use agent::{Agent, teardown};
 pub use config::{AgentConfig, is_agents_link};

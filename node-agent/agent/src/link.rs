@@ -154,7 +154,8 @@ impl Link {
         let hello = AgentMessage {
             message: Some(agent_message::Message::Hello(hello)),
         };
-        let outgoing = usage::outgoing(hello, outbound, self.figures.clone());
+        let wanted = self.reports.clone();
+        let outgoing = usage::outgoing(hello, wanted, outbound, self.figures.clone());
         let mut down = client.link(outgoing).await?.into_inner();
         self.desired.link_opened();
         self.policies.link_opened();

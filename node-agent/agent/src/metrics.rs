@@ -1,18 +1,21 @@
 //! What the node tells Prometheus: programming of services, endpoints, connection tracking, peers; and the page with it.
 //! Names are Kubernetes' where it has one.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use gantry_network::VxlanOverlay;
+use gantry_network::{ServiceName, VxlanOverlay};
 use http::{Response, StatusCode, header};
 use http_body_util::Full;
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntGauge, TextEncoder, exponential_buckets,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, TextEncoder,
+    exponential_buckets,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -24,6 +27,8 @@ use crate::pages::Pages;
 const COUNT: Duration = Duration::from_secs(10);
 /// Scrapes at once; further ones wait.
 const CONNECTIONS: usize = 64;
+/// Services that cold starts are told of by name.
+const MOST_SERVICES: usize = 1000;
 const CONNTRACK: &str = "/proc/sys/net/netfilter/nf_conntrack";
 
 /// The metrics of every agent of this process together.
@@ -46,6 +51,9 @@ pub(crate) struct Metrics {
     pub(crate) overlay_errors: IntGauge,
     pub(crate) overlay_dropped: IntGauge,
     pub(crate) drain_timeouts: IntCounter,
+    pub(crate) connections_held: IntCounter,
+    pub(crate) connections_released: IntCounter,
+    pub(crate) connections_refused: IntCounter,
 }
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
@@ -115,7 +123,59 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "gantry_pod_drain_timeouts_total",
         "Pods stopped before every node had acknowledged that it sends them nothing any more.",
     ),
+    connections_held: counter(
+        "gantry_held_connections_total",
+        "Connections that came to wait on this node for a service that nothing served.",
+    ),
+    connections_released: counter(
+        "gantry_released_connections_total",
+        "Connections of those that went on to a pod.",
+    ),
+    connections_refused: counter(
+        "gantry_refused_connections_total",
+        "Connections that were refused since nothing served them in time, or too many waited.",
+    ),
 });
+
+pub(crate) static COLD_STARTS: LazyLock<ColdStarts> = LazyLock::new(ColdStarts::new);
+
+/// How long the first connections to services waited, by service.
+pub(crate) struct ColdStarts {
+    seconds: HistogramVec,
+    services: Mutex<BTreeSet<ServiceName>>,
+}
+
+impl ColdStarts {
+    fn new() -> Self {
+        let buckets = vec![
+            0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
+        ];
+        let options = HistogramOpts::new(
+            "gantry_cold_start_seconds",
+            "From the first connection that waited on this node for a service to the rules that lead it to a pod.",
+        );
+        let seconds = HistogramVec::new(options.buckets(buckets), &["namespace", "service"]);
+        Self {
+            seconds: registered(seconds.expect("the name is well-formed")),
+            services: Mutex::default(),
+        }
+    }
+
+    /// Counts one. Services beyond the first [`MOST_SERVICES`] are counted together, under no name.
+    pub(crate) fn observe(&self, service: &ServiceName, waited: Duration) {
+        let mut services = self.services.lock();
+        let is_told = services.contains(service) || services.len() < MOST_SERVICES;
+        let labels = match is_told {
+            true => [&*service.namespace, &*service.name],
+            false => ["", ""],
+        };
+        let histogram = self.seconds.with_label_values(&labels);
+        histogram.observe(waited.as_secs_f64());
+        if is_told {
+            services.insert(service.clone());
+        }
+    }
+}
 
 fn histogram(name: &str, help: &str) -> Histogram {
     let buckets = exponential_buckets(0.000_5, 2.0, 16).expect("the bounds are positive");
@@ -264,6 +324,9 @@ mod tests {
             &METRICS.policy_failures,
             &METRICS.overlay_failures,
             &METRICS.drain_timeouts,
+            &METRICS.connections_held,
+            &METRICS.connections_released,
+            &METRICS.connections_refused,
         ] {
             counter.inc();
         }
@@ -280,6 +343,9 @@ mod tests {
             "gantry_network_policy_failures_total",
             "gantry_overlay_failures_total",
             "gantry_pod_drain_timeouts_total",
+            "gantry_held_connections_total",
+            "gantry_released_connections_total",
+            "gantry_refused_connections_total",
         ] {
             assert!(!line(&page, counted).ends_with(" 0"), "{counted}");
         }
@@ -304,9 +370,42 @@ mod tests {
         assert_eq!(body("/else").await.0, StatusCode::NOT_FOUND);
     }
 
+    #[tokio::test]
+    async fn cold_starts_are_told_by_service_and_of_so_many_alone() {
+        let service = |number: usize| ServiceName {
+            namespace: "shop".to_owned(),
+            name: format!("s{number}"),
+        };
+        for number in 0..MOST_SERVICES + 5 {
+            COLD_STARTS.observe(&service(number), Duration::from_millis(70));
+        }
+        let (_, page) = body("/metrics").await;
+        let count = |labels: &str| {
+            let name = format!("gantry_cold_start_seconds_count{{{labels}}}");
+            line(&page, &name).rsplit(' ').next().map(str::to_owned)
+        };
+        assert_eq!(
+            count(r#"namespace="shop",service="s0""#).as_deref(),
+            Some("1")
+        );
+        // Other tests may have told of a service.
+        let rest: usize = count(r#"namespace="",service="""#)
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!((5..10).contains(&rest), "{rest}");
+        let quick = r#"gantry_cold_start_seconds_bucket{namespace="shop",service="s0",le="0.1"}"#;
+        assert_eq!(line(&page, quick), format!("{quick} 1"));
+    }
+
     /// What operators are told of is there, and what is there they are told of.
     #[tokio::test]
     async fn each_metric_is_described_for_operators() {
+        let service = ServiceName {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+        };
+        COLD_STARTS.observe(&service, Duration::from_millis(300));
         let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
         let guide = std::fs::read_to_string(guide).expect("the guide");
         let (_, page) = body("/metrics").await;

@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use gantry_base::json::Members;
+use gantry_cri::ServiceName;
 use gantry_pods::traits::PodReports;
 pub use gantry_pods::traits::Severity;
 use gantry_rpc::node::{
     AgentMessage, AwaitServices, EventRecord, NodeStatus, PodStatus, PodStatuses, PodTerminated,
-    ServicesProgrammed, agent_message,
+    ServicesProgrammed, Wake, agent_message,
 };
 use k8s_openapi::api::core::v1::{Pod, Service};
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ struct Pending {
     awaited: BTreeSet<u64>,
     newly_awaited: BTreeSet<u64>,
     node_status: Option<bytes::Bytes>,
+    /// Services that are wanted, by namespace and name.
+    wanted: BTreeSet<(String, String)>,
 }
 
 /// Collects reports for the link.
@@ -39,6 +42,8 @@ pub struct Reports {
     node: String,
     pending: Mutex<Pending>,
     wake: Notify,
+    /// A service is wanted.
+    wanted: Notify,
     /// The newest revision that every node's rules reflect, as far as this node was told.
     everywhere: watch::Sender<u64>,
 }
@@ -50,6 +55,7 @@ impl Reports {
             node: node.to_owned(),
             pending: Mutex::default(),
             wake: Notify::new(),
+            wanted: Notify::new(),
             everywhere: watch::Sender::new(0),
         }
     }
@@ -243,6 +249,28 @@ impl Reports {
         self.wake.notify_one();
     }
 
+    /// A service that nothing serves is wanted. Said before anything else, and not kept for a later link: what still wants it
+    /// says so again.
+    pub fn service_wanted(&self, service: &ServiceName) {
+        let name = (service.namespace.clone(), service.name.clone());
+        self.pending.lock().wanted.insert(name);
+        self.wanted.notify_one();
+    }
+
+    /// Waits for a service to be wanted.
+    pub async fn next_wanted(&self) -> AgentMessage {
+        loop {
+            let wanted = self.pending.lock().wanted.pop_first();
+            if let Some((namespace, service)) = wanted {
+                let wake = agent_message::Message::Wake(Wake { namespace, service });
+                return AgentMessage {
+                    message: Some(wake),
+                };
+            }
+            self.wanted.notified().await;
+        }
+    }
+
     /// A new link: the server may have missed anything that is not an Event.
     pub fn link_opened(&self) {
         let mut pending = self.pending.lock();
@@ -250,6 +278,7 @@ impl Reports {
         pending.newly_terminated = pending.terminated.keys().cloned().collect();
         pending.newly_awaited = pending.awaited.clone();
         pending.newly_programmed = pending.programmed > 0;
+        pending.wanted.clear();
         drop(pending);
         self.wake.notify_one();
     }

@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
+use gantry_cri::ServiceName;
 use gantry_cri::network::{NodeConnections, NodeTraffic, PodNetwork, Traffic};
 use gantry_cri::runtime::{self as cri, Measured, Runtime};
+use gantry_network::Holding;
 use gantry_rpc::node::{
-    AgentMessage, Amounts, Connections, ContainerUsage, NodeUsage, PodUsage, Pressure, Pressures,
-    Usage, agent_message,
+    AgentMessage, Amounts, Connections, ContainerUsage, HeldConnections, NodeUsage, PodUsage,
+    Pressure, Pressures, Usage, agent_message,
 };
 use tokio::sync::{mpsc, watch};
 
 use self::opened::OpenedByOthers;
+use crate::reports::Reports;
 
 /// From the end of one reading to the beginning of the next: so every two are a second apart at least, and each pair of them
 /// makes a rate.
@@ -64,6 +67,8 @@ pub(crate) struct Sources {
     pub(crate) network: Arc<dyn PodNetwork>,
     /// Those that are no work of the pods.
     pub(crate) connections: Arc<NodeConnections>,
+    /// None where connections do not wait.
+    pub(crate) holding: Option<Arc<dyn Holding>>,
 }
 
 /// Reads what the node and its pods use, again and again. Runs until it is dropped.
@@ -85,7 +90,10 @@ pub(crate) async fn follow(read: Sources, figures: Arc<Figures>) {
         match measured {
             Ok(measured) => {
                 failing = false;
-                figures.read(told(&measured, &traffic, &connections, (begun, clock)));
+                let held = read.holding.as_ref().map(|holding| holding.held());
+                let mut usage = told(&measured, &traffic, &connections, (begun, clock));
+                usage.held = held.into_iter().flatten().map(waiting).collect();
+                figures.read(usage);
             }
             Err(error) => {
                 if !failing {
@@ -99,42 +107,64 @@ pub(crate) async fn follow(read: Sources, figures: Arc<Figures>) {
 }
 
 /// What is sent on a link: `hello`, what is said as it comes, and between it the latest figures. At first the last two readings,
-/// so that a server which knows nothing has rates at once. It ends with `said`.
+/// so that a server which knows nothing has rates at once. Services that are wanted go before all of it, since somebody waits.
+/// It ends with `said`.
 pub(crate) fn outgoing(
     hello: AgentMessage,
+    reports: Arc<Reports>,
     said: mpsc::Receiver<AgentMessage>,
     mut readings: watch::Receiver<Readings>,
 ) -> impl Stream<Item = AgentMessage> + Send + 'static {
     readings.mark_changed();
-    let state = (said, readings, true);
-    let rest = futures::stream::unfold(state, async |(mut said, mut readings, mut first)| {
+    let unsaid = Unsaid {
+        said,
+        readings,
+        is_new: true,
+    };
+    let rest = futures::stream::unfold((reports, unsaid), async |(reports, mut unsaid)| {
+        let message = tokio::select! {
+            biased;
+            wanted = reports.next_wanted() => Some(wanted),
+            message = unsaid.next() => message,
+        };
+        Some((message?, (reports, unsaid)))
+    });
+    futures::stream::iter([hello]).chain(rest)
+}
+
+/// What a link is still to carry.
+struct Unsaid {
+    said: mpsc::Receiver<AgentMessage>,
+    readings: watch::Receiver<Readings>,
+    /// No figures have been sent on the link.
+    is_new: bool,
+}
+
+impl Unsaid {
+    /// The next message, whichever it is; nothing is lost when nobody waits for it any more.
+    async fn next(&mut self) -> Option<AgentMessage> {
         loop {
             tokio::select! {
-                message = said.recv() => {
-                    let message = message?;
-                    return Some((message, (said, readings, first)));
-                }
-                Ok(()) = readings.changed() => {
-                    let known = readings.borrow_and_update().clone();
+                message = self.said.recv() => return message,
+                Ok(()) = self.readings.changed() => {
+                    let known = self.readings.borrow_and_update().clone();
                     let usage = match known.before {
-                        Some(before) if first => {
+                        Some(before) if self.is_new => {
                             // The latest follows.
-                            readings.mark_changed();
+                            self.readings.mark_changed();
                             Some(before)
                         }
                         _ => known.latest,
                     };
-                    first = false;
+                    self.is_new = false;
                     if let Some(usage) = usage {
                         let message = agent_message::Message::Usage(Usage::clone(&usage));
-                        let message = AgentMessage { message: Some(message) };
-                        return Some((message, (said, readings, first)));
+                        return Some(AgentMessage { message: Some(message) });
                     }
                 }
             }
         }
-    });
-    futures::stream::iter([hello]).chain(rest)
+    }
 }
 
 /// The figures as they are sent, with times since a beginning by the clock of that name.
@@ -182,6 +212,14 @@ fn told(
     }
 }
 
+fn waiting((service, held): (ServiceName, u64)) -> HeldConnections {
+    HeldConnections {
+        namespace: service.namespace,
+        service: service.name,
+        held,
+    }
+}
+
 fn amounts(usage: &cri::Usage) -> Amounts {
     let pressure = |one: cri::Pressure| {
         Some(Pressure {
@@ -225,7 +263,8 @@ mod tests {
 
     use gantry_cri::network::FakePodNetwork;
     use gantry_cri::runtime::FakeRuntime;
-    use gantry_rpc::node::Heartbeat;
+    use gantry_network::{FakeHolding, HoldingNews};
+    use gantry_rpc::node::{Heartbeat, Wake};
 
     use super::*;
 
@@ -250,6 +289,53 @@ mod tests {
         }
     }
 
+    fn reports() -> Arc<Reports> {
+        Arc::new(Reports::new("n1"))
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_wanted_waits_behind_nothing_and_is_said_once() {
+        let (figures, reports) = (Figures::default(), reports());
+        figures.read(usage(1));
+        let (up, said) = mpsc::channel(4);
+        for sequence in 1..4 {
+            up.send(beat(sequence)).await.expect("room");
+        }
+        let web = ServiceName {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+        };
+        let mut sent = pin!(outgoing(
+            beat(0),
+            reports.clone(),
+            said,
+            figures.subscribe()
+        ));
+        assert_eq!(sent.next().await, Some(beat(0)));
+        for _ in 0..3 {
+            reports.service_wanted(&web);
+        }
+        let wake = Wake {
+            namespace: "shop".to_owned(),
+            service: "web".to_owned(),
+        };
+        let wake = AgentMessage {
+            message: Some(agent_message::Message::Wake(wake)),
+        };
+        assert_eq!(sent.next().await, Some(wake.clone()));
+        assert_ne!(sent.next().await, Some(wake.clone()));
+        reports.service_wanted(&web);
+        assert_eq!(sent.next().await, Some(wake), "it is wanted still");
+        reports.service_wanted(&web);
+        reports.link_opened();
+        drop(up);
+        let mut left = Vec::new();
+        while let Some(message) = sent.next().await {
+            left.push(message);
+        }
+        assert_eq!(left.len(), 3, "a wish is not kept for another link");
+    }
+
     #[tokio::test]
     async fn a_link_begins_with_two_readings_and_carries_the_latest_after_that() {
         let figures = Figures::default();
@@ -257,7 +343,7 @@ mod tests {
             figures.read(usage(clock));
         }
         let (up, said) = mpsc::channel(4);
-        let mut sent = pin!(outgoing(beat(0), said, figures.subscribe()));
+        let mut sent = pin!(outgoing(beat(0), reports(), said, figures.subscribe()));
         assert_eq!(
             sent.next().await,
             Some(beat(0)),
@@ -283,7 +369,7 @@ mod tests {
     async fn nothing_is_said_before_anything_is_read() {
         let figures = Figures::default();
         let (up, said) = mpsc::channel(4);
-        let mut sent = pin!(outgoing(beat(0), said, figures.subscribe()));
+        let mut sent = pin!(outgoing(beat(0), reports(), said, figures.subscribe()));
         assert_eq!(sent.next().await, Some(beat(0)));
         up.send(beat(1)).await.expect("room");
         assert_eq!(sent.next().await, Some(beat(1)));
@@ -297,10 +383,17 @@ mod tests {
         let network = FakePodNetwork::new("10.244.0.0/24".parse().expect("a range"));
         let figures = Arc::new(Figures::default());
         let mut readings = figures.subscribe();
+        let web = ServiceName {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+        };
+        let holding = Arc::new(FakeHolding::default());
+        holding.happen(web, 3, HoldingNews::default());
         let read = Sources {
             runtime: Arc::new(FakeRuntime::new()),
             network: Arc::new(network),
             connections: Arc::default(),
+            holding: Some(holding),
         };
         let following = tokio::spawn(follow(read, figures.clone()));
         let began = tokio::time::Instant::now();
@@ -311,6 +404,11 @@ mod tests {
         let latest = readings.borrow().latest.clone().expect("a reading");
         let node = latest.node.as_ref().expect("the node's");
         assert!(node.available_bytes > 0 && node.amounts.is_some());
+        let held = &latest.held[0];
+        assert_eq!(
+            (&*held.namespace, &*held.service, held.held),
+            ("shop", "web", 3)
+        );
         following.abort();
     }
 }

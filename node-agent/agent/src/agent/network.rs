@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use gantry_cri::network::NetworkError;
 use gantry_dns::DnsServer;
 use gantry_network::{
-    BridgeNetwork, GatewayEcho, Ipv6Network, LinkWatch, NftPolicyRules, NftServiceRules,
-    NodeNetwork, OverlaySettings, TableWatch, VxlanOverlay,
+    BridgeNetwork, GatewayEcho, HoldingLimits, Ipv6Network, LinkWatch, LoggedHolding,
+    NftPolicyRules, NftServiceRules, NodeNetwork, OverlaySettings, TableWatch, VxlanOverlay,
 };
 use gantry_pods::resolv::HostResolver;
 use gantry_rpc::node::Welcome;
@@ -25,6 +26,8 @@ const DNS_PORT: u16 = 53;
 pub(super) struct Network {
     pub(super) bridge: Arc<BridgeNetwork>,
     pub(super) rules: NftServiceRules,
+    /// None where the kernel does not tell what it logs: connections to what sleeps are refused there.
+    pub(super) holding: Option<Arc<LoggedHolding>>,
     /// None on a node that no other node can reach.
     pub(super) overlay: Option<Arc<VxlanOverlay>>,
     pub(super) echo: Arc<GatewayEcho>,
@@ -84,7 +87,8 @@ impl Network {
             tokio::task::spawn_blocking(move || BridgeNetwork::new(node)).await?
         };
         let bridge = Arc::new(bridge.context("setting up the pod network")?);
-        let rules = NftServiceRules::new(&node).context("setting up service rules")?;
+        let (rules, holding) =
+            service_rules(&node, bridge.clone()).context("setting up service rules")?;
         let policies =
             NftPolicyRules::with_dns(&node, dns_address).context("setting up network policies")?;
         let echo = Arc::new(GatewayEcho::new(&node));
@@ -108,6 +112,7 @@ impl Network {
         Ok(Self {
             bridge,
             rules,
+            holding,
             overlay: overlay.map(Arc::new),
             echo,
             policies: Arc::new(policies),
@@ -117,6 +122,27 @@ impl Network {
             dns_address,
         })
     }
+}
+
+/// Connections wait where the kernel takes the rules for it and tells of them; nothing else of the node depends on it.
+fn service_rules(
+    node: &NodeNetwork,
+    bridge: Arc<BridgeNetwork>,
+) -> Result<(NftServiceRules, Option<Arc<LoggedHolding>>), NetworkError> {
+    let with_holding = || {
+        let holding = LoggedHolding::listen(bridge, HoldingLimits::default())?;
+        let holding = Arc::new(holding);
+        let rules = NftServiceRules::with_holding(node, holding.clone())?;
+        Ok((rules, Some(holding)))
+    };
+    with_holding().or_else(|error: NetworkError| {
+        tracing::warn!(
+            error = gantry_cri::words(&error),
+            "connections to services that sleep are refused on this node, and wake nothing: load nfnetlink_log and nft_log, or \
+             use a kernel that has them"
+        );
+        Ok((NftServiceRules::new(node)?, None))
+    })
 }
 
 /// Puts back the rules that others flushed: at once when whole tables are gone, now and then for the rest.

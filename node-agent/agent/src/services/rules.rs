@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use gantry_network::{Endpoint, ServicePort};
+use gantry_network::{Endpoint, Held, ServicePort};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as WrittenPort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::Endpoint as SliceEndpoint;
@@ -11,6 +11,13 @@ use super::{ServiceObjects, cluster_ips, is_ready, port_number, protocol, slice_
 
 /// Seconds, where a service says nothing (as the API server would have written).
 const AFFINITY_TIMEOUT: i32 = 10_800;
+
+/// On a Service that something brings back when it is wanted, by the control plane's word. Whom it names is not ours to know.
+const WAKES: &str = "gantry.dev/wakes";
+/// On such a Service: addresses and blocks of them, with commas between them, that do not wake it.
+const WAKE_IGNORE: &str = "gantry.dev/wake-ignore";
+/// As many of them are looked at; each is an element of the rules for each of the Service's addresses.
+const MOST_IGNORED: usize = 256;
 
 /// Where rules are for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +36,7 @@ pub(crate) fn rules(objects: &ServiceObjects, place: &Place) -> Vec<ServicePort>
     let Some(spec) = &service.spec else {
         return Vec::new();
     };
+    let held = held(service);
     let mut result = Vec::new();
     for cluster_ip in cluster_ips(service) {
         let own = |address: &IpAddr| address.is_ipv4() == cluster_ip.is_ipv4();
@@ -53,6 +61,7 @@ pub(crate) fn rules(objects: &ServiceObjects, place: &Place) -> Vec<ServicePort>
                 internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
                 endpoints: endpoints(&serving(&near(&candidates, place), &candidates), place),
                 local_endpoints: local_endpoints(&candidates, place),
+                held: held.clone(),
             });
         }
     }
@@ -118,6 +127,23 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     (spec.session_affinity.as_deref() == Some("ClientIP"))
         .then(|| client_ip().unwrap_or(AFFINITY_TIMEOUT))
         .and_then(|timeout| u32::try_from(timeout).ok())
+}
+
+/// Whose connections wait while nobody answers; none's of a service that nothing brings back. What is no address says nothing.
+fn held(service: &Service) -> Option<Held> {
+    let annotations = service.metadata.annotations.as_ref()?;
+    annotations.get(WAKES).filter(|names| !names.is_empty())?;
+    let ignored = annotations.get(WAKE_IGNORE);
+    let ignored = ignored.into_iter().flat_map(|text| text.split(','));
+    let ignored = ignored.map(str::trim).filter_map(|text| {
+        let block = text.parse::<IpNet>();
+        block
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .ok()
+    });
+    Some(Held {
+        ignored: ignored.take(MOST_IGNORED).collect(),
+    })
 }
 
 /// An endpoint of a slice, and the number of the port there.
@@ -325,6 +351,33 @@ mod tests {
             rules(&service(spec), &here())[0].client_ip_affinity,
             Some(60)
         );
+    }
+
+    #[test]
+    fn what_can_be_woken_is_held_for_all_but_those_it_ignores() {
+        let held = |annotations: Value| {
+            let mut objects = service(cluster_ip());
+            let mut annotated = Service::clone(objects.service.as_ref().unwrap());
+            annotated.metadata.annotations = serde_json::from_value(annotations).unwrap();
+            objects.service = Some(annotated.into());
+            let ports = rules(&objects, &here());
+            let ignored = |held: Held| held.ignored.iter().map(IpNet::to_string).collect();
+            ports[0].held.clone().map(ignored)
+        };
+        let ignored = |ranges: &[&str]| -> Option<Vec<String>> {
+            Some(ranges.iter().map(|&range| range.to_owned()).collect())
+        };
+        let ignore = "10.0.0.0/8, 192.168.1.5,fd00::1 ,,kube-probe,1.2.3.4/99";
+        assert_eq!(held(json!({WAKE_IGNORE: ignore})), None);
+        assert_eq!(held(json!({WAKES: ""})), None);
+        assert_eq!(held(json!({WAKES: "web"})), ignored(&[]));
+        assert_eq!(
+            held(json!({WAKES: "web", WAKE_IGNORE: ignore})),
+            ignored(&["10.0.0.0/8", "192.168.1.5/32", "fd00::1/128"])
+        );
+        let many = vec!["10.0.0.1"; 2 * MOST_IGNORED].join(",");
+        let bounded = held(json!({WAKES: "web", WAKE_IGNORE: many})).unwrap();
+        assert_eq!(bounded.len(), MOST_IGNORED);
     }
 
     #[test]

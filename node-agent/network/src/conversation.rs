@@ -66,8 +66,9 @@ impl Conversation {
                 }
                 match payload {
                     NetlinkPayload::InnerMessage(message) => {
-                        if each(message).is_break() {
-                            return Ok(());
+                        match each(message) {
+                            ControlFlow::Continue(()) => {}
+                            ControlFlow::Break(()) => return Ok(()),
                         }
                     }
                     NetlinkPayload::Done(_) => return Ok(()),

@@ -64,10 +64,11 @@ pub(crate) fn new_condition(
 
 /// Puts the condition at the end, unless status and reason are unchanged. A status that stays keeps its time.
 pub(crate) fn set_condition(status: &mut DeploymentStatus, new: DeploymentCondition) {
-    if let Some(current) = condition(status, &new.type_) {
-        if current.status == new.status && current.reason == new.reason {
-            return;
-        }
+    if let Some(current) = condition(status, &new.type_)
+        && current.status == new.status
+        && current.reason == new.reason
+    {
+        return;
     }
     renew_condition(status, new);
 }

@@ -194,6 +194,7 @@ mod tests {
                 clock: 1,
                 node,
                 pods: pods.into(),
+                ..Sample::default()
             };
             figures.take("one", sample, Instant::now(), 5);
         }

@@ -42,7 +42,9 @@ pub fn node_message(message: Message) {
                 drop(addresses(Some(&status)));
             }
         }
+        Message::Wake(wake) => drop(said::wake(wake)),
         Message::Usage(usage) => {
+            drop(said::usage::held(usage.held));
             drop(said::usage::node(&usage));
             for said in usage.pods {
                 if let Ok(pod) = said::usage::pod_of(&said) {

@@ -12,13 +12,15 @@ use gantry_rpc::node::{
     server_message,
 };
 use gantry_store::Store;
+use gantry_usage::ServiceName;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::ending::{Ending, Said};
 use super::routing::{Everywhere, Routing};
+use super::wakes::{Wakes, Wanted};
 use crate::metrics::METRICS;
 
 /// Frames buffered per direction of a stream, before the sender waits.
@@ -63,6 +65,7 @@ pub struct Hub {
     routing: Mutex<Routing>,
     /// Bumped when the keys of a node change, for those of its connections that wait for that.
     keys: Mutex<BTreeMap<String, watch::Sender<u64>>>,
+    wakes: Wakes,
 }
 
 #[async_trait]
@@ -97,6 +100,17 @@ impl Hub {
         for changed in keys.values() {
             changed.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Services that nothing serves, and that nodes hold connections to, from now on. A receiver that lags waits for nodes to
+    /// say it again, as they do each second.
+    pub fn wakes(&self) -> broadcast::Receiver<Wanted> {
+        self.wakes.subscribe()
+    }
+
+    /// A node holds connections to a Service.
+    pub(crate) fn wanted(&self, node: &str, service: ServiceName) {
+        self.wakes.tell(node, service);
     }
 
     /// Whether this is the latest link of a node.

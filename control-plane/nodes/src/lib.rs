@@ -32,8 +32,10 @@ mod said;
 mod session;
 mod streams;
 mod tokens;
+mod wakes;
 
 pub use cluster::ClusterFacts;
 pub use dual_cidr::DualCidr;
 pub use hub::{Hub, follow_keys};
 pub use session::LinkService;
+pub use wakes::Wanted;

@@ -11,6 +11,7 @@ pub(crate) struct Metrics {
     pub(crate) nodes_connected: IntGauge,
     pub(crate) nodes_lost: IntCounter,
     pub(crate) reports_refused: IntCounter,
+    pub(crate) wakes: IntCounter,
 }
 
 pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
@@ -36,6 +37,13 @@ pub(crate) static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         IntCounter::new(
             "gantry_node_reports_refused_total",
             "What nodes said that they may not say, or that could not be read.",
+        )
+        .expect("the name is well-formed"),
+    ),
+    wakes: registered(
+        IntCounter::new(
+            "gantry_wakes_total",
+            "How often nodes said that they hold connections to a Service that nothing serves.",
         )
         .expect("the name is well-formed"),
     ),

@@ -28,10 +28,10 @@ use gantry_base::json::Members;
 use gantry_base::paths;
 use gantry_informer::{Recorder, chain};
 use gantry_members::Roster;
-use gantry_rpc::node::{PodStatus, agent_message};
+use gantry_rpc::node::{PodStatus, Wake, agent_message};
 use gantry_store::{Entry, Key, Store, Table};
 use gantry_tasks::caught;
-use gantry_usage::Figures;
+use gantry_usage::{Figures, ServiceName};
 use http::Method;
 use k8s_openapi::api::core::v1 as core;
 use parking_lot::Mutex;
@@ -234,9 +234,21 @@ impl LinkReports {
             agent_message::Message::Hello(_)
             | agent_message::Message::Heartbeat(_)
             | agent_message::Message::ServicesProgrammed(_)
-            | agent_message::Message::AwaitServices(_) => Ok(()),
+            | agent_message::Message::AwaitServices(_)
+            | agent_message::Message::Wake(_) => Ok(()),
         };
         self.note(taken);
+    }
+
+    /// The Service that the node says is wanted, unless it says so more often than there can be news of it.
+    pub(crate) fn wanted(&self, said: Wake) -> Option<ServiceName> {
+        if !self.allowances.wakes.lock().take(Instant::now()) {
+            return None;
+        }
+        let service = said::wake(said);
+        let service = service.map_err(|refused| self.note(Err(refused))).ok()?;
+        METRICS.wakes.inc();
+        Some(service)
     }
 
     async fn take_statuses(&self, statuses: &[PodStatus]) -> Result<(), Refused> {

@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use gantry_base::names::{is_dns1123_label, is_dns1123_subdomain};
-use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated};
+use gantry_rpc::node::{EventRecord, Hello, NodeStatus, PodStatus, PodTerminated, Wake};
+use gantry_usage::ServiceName;
 use k8s_openapi::api::core::v1 as core;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -316,6 +317,19 @@ pub(crate) fn check_statuses(count: usize) -> Result<(), Refused> {
 
 pub(crate) fn pod_terminated(said: PodTerminated) -> Result<PodRef, Refused> {
     PodRef::new(said.namespace, said.name, said.uid)
+}
+
+/// Which Service a node speaks of. None of its parts can hold what would change the path of a request.
+pub(crate) fn service(namespace: String, name: String) -> Result<ServiceName, Refused> {
+    Ok(ServiceName {
+        namespace: checked("the Service's namespace", namespace, is_dns1123_label)?,
+        name: checked("the Service's name", name, is_dns1123_label)?,
+    })
+}
+
+/// The Service that a node says is wanted.
+pub(crate) fn wake(said: Wake) -> Result<ServiceName, Refused> {
+    service(said.namespace, said.service)
 }
 
 /// The Node that an agent registers.

@@ -353,6 +353,11 @@ impl Up<'_> {
                     self.hub
                         .answer_heartbeat(node, self.generation, beat.sequence, &clock);
                 }
+                Some(agent_message::Message::Wake(wake)) => {
+                    if let Some(service) = self.reports.wanted(wake) {
+                        self.hub.wanted(node, service);
+                    }
+                }
                 Some(message) => self.reports.take(message).await,
                 None => {}
             }

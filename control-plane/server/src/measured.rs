@@ -1,5 +1,6 @@
 //! What this server measures while it leads, as autoscalers go by it: what the nodes that are linked to it say of their pods.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -137,16 +138,24 @@ impl Figures for Measured {
     fn subscribe(&self, stop: &CancellationToken, wake: Wake) {
         let (figures, stop) = (self.figures.clone(), stop.clone());
         let mut news = figures.subscribe();
-        let told = move |pod: &gantry_usage::PodName| {
-            wake(Arrival::Pod {
-                namespace: &pod.namespace,
-                name: &pod.name,
-            });
-        };
         tokio::spawn(async move {
+            let told = |pod: &gantry_usage::PodName| {
+                wake(Arrival::Pod {
+                    namespace: &pod.namespace,
+                    name: &pod.name,
+                });
+            };
             loop {
                 match stop.run_until_cancelled(news.recv()).await {
-                    Some(Ok(news)) => news.pods.iter().for_each(|pod| told(pod)),
+                    Some(Ok(news)) => {
+                        news.pods.iter().for_each(|pod| told(pod));
+                        // A Service is measured by what is held to it, too.
+                        let held = news.held.iter().map(|service| service.namespace.as_str());
+                        let held: BTreeSet<&str> = held.collect();
+                        for namespace in held {
+                            wake(Arrival::Namespace(namespace));
+                        }
+                    }
                     // Of which pods the news were that were missed, nobody knows.
                     Some(Err(RecvError::Lagged(_))) => {
                         let all = figures.pods(None, WINDOW, Instant::now());
@@ -209,6 +218,7 @@ mod tests {
                 at: at * SECOND,
                 ..NodeSample::default()
             },
+            held: [].into(),
             pods: vec![PodSample {
                 pod: Arc::new(name),
                 at: at * SECOND,

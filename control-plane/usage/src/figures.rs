@@ -12,8 +12,11 @@ use tokio::sync::broadcast;
 pub use connections::{NewConnections, PodConnections};
 
 use crate::FRESH;
+use crate::held::Held;
 use crate::ring::{Point, Ring};
-use crate::sample::{Amounts, Connections, NodeSample, PodName, PodSample, Sample, Traffic};
+use crate::sample::{
+    Amounts, Connections, NodeSample, PodName, PodSample, Sample, ServiceName, Traffic,
+};
 
 /// News that wait for who listens. One that falls behind looks at everything.
 const WAITING: usize = 1024;
@@ -22,13 +25,15 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// Nothing is known of a node any more that was silent for as long.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
-/// There are new figures of these pods.
+/// There are new figures of these pods and Services.
 #[derive(Clone, Debug)]
 pub struct News {
     /// Their node.
     pub node: Arc<str>,
     /// Those that the node has named.
     pub pods: Arc<[Arc<PodName>]>,
+    /// Services to which it holds connections.
+    pub held: Arc<[ServiceName]>,
 }
 
 /// What a container uses.
@@ -115,6 +120,7 @@ struct State {
     nodes: HashMap<Arc<str>, Node>,
     /// The node of each pod, by uid.
     places: HashMap<String, Arc<str>>,
+    held: Held,
     swept: Option<Instant>,
 }
 
@@ -130,6 +136,7 @@ impl Default for Figures {
             state: Mutex::new(State {
                 nodes: HashMap::new(),
                 places: HashMap::new(),
+                held: Held::default(),
                 swept: None,
             }),
             news: broadcast::Sender::new(WAITING),
@@ -141,14 +148,16 @@ impl Figures {
     /// Takes what a node says of itself and its own pods, as it was heard at a time and a time since the epoch. Costs what
     /// the node has, whatever others have.
     pub fn take(&self, node: &str, sample: Sample, heard: Instant, unix_nanos: i64) {
+        let held: Arc<[ServiceName]> = sample.held.keys().cloned().collect();
         let mut state = self.state.lock();
         let (name, pods) = state.take(node, sample, heard, unix_nanos);
         state.sweep(heard);
         drop(state);
-        if !pods.is_empty() {
+        if !pods.is_empty() || !held.is_empty() {
             let news = News {
                 node: name,
                 pods: pods.into(),
+                held,
             };
             // Nobody listens, most of the time.
             self.news.send(news).ok();
@@ -165,6 +174,7 @@ impl Figures {
         let mut state = self.state.lock();
         state.nodes.clear();
         state.places.clear();
+        state.held.clear();
     }
 
     /// What a pod uses, by its uid, with rates over about so long. None where nothing fresh is known, or a container of it has
@@ -187,6 +197,13 @@ impl Figures {
         drop(state);
         all.sort_by(|one, other| one.pod.cmp(&other.pod));
         all
+    }
+
+    /// How many connections all nodes together hold to a Service that nothing serves.
+    pub fn held(&self, service: &ServiceName, now: Instant) -> u64 {
+        let state = self.state.lock();
+        let is_fresh = |node: &str| state.nodes.get(node).is_some_and(|node| node.is_fresh(now));
+        state.held.of(service, is_fresh)
     }
 
     /// What a node uses.
@@ -252,6 +269,7 @@ impl State {
             count: sample.node.amounts.cpu_nanos,
         });
         known.last = sample.node;
+        self.held.take(&name, sample.held);
         let mut names = Vec::with_capacity(sample.pods.len());
         let mut moved = Vec::new();
         for pod in sample.pods {
@@ -301,10 +319,11 @@ impl State {
             return;
         }
         self.swept = Some(now);
-        let places = &mut self.places;
+        let (places, held) = (&mut self.places, &mut self.held);
         self.nodes.retain(|_, node| {
             let stays = now.saturating_duration_since(node.heard) < FORGOTTEN;
             if !stays {
+                held.take(&node.name, HashMap::new());
                 for uid in node.pods.keys() {
                     places.remove(uid);
                 }
@@ -460,6 +479,7 @@ mod tests {
                 ..NodeSample::default()
             },
             pods,
+            held: HashMap::new(),
         }
     }
 
@@ -525,6 +545,35 @@ mod tests {
         say("one", 100, &["b"]);
         let state = figures.state.lock();
         assert_eq!((state.nodes.len(), state.places.len()), (1, 1));
+    }
+
+    #[test]
+    fn what_a_silent_node_holds_does_not_count() {
+        let (figures, start) = (Figures::default(), Instant::now());
+        let service = ServiceName {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+        };
+        let mut news = figures.subscribe();
+        let say = |node: &str, at: u64, held| {
+            let said = Sample {
+                held: [(service.clone(), held)].into(),
+                ..sample(1, at, Vec::new())
+            };
+            figures.take(node, said, start + Duration::from_secs(at), 0);
+        };
+        say("one", 1, 3);
+        say("two", 1, 4);
+        let of = |at| figures.held(&service, start + Duration::from_secs(at));
+        assert_eq!(of(1), 7);
+        let heard = news.try_recv().expect("news, though of no pod");
+        assert_eq!(*heard.held, [service.clone()]);
+        say("one", 12, 3);
+        assert_eq!(of(12), 3);
+        say("one", 100, 3);
+        assert_eq!(of(100), 3, "the other node is forgotten");
+        figures.clear();
+        assert_eq!(of(100), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! - nobody is given figures that are older than [`FRESH`].
 
 mod figures;
+mod held;
 mod ring;
 mod sample;
 
@@ -20,7 +21,7 @@ pub use figures::{
 pub use ring::SHORTEST;
 pub use sample::{
     Amounts, Connections, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures,
-    Sample, Traffic,
+    Sample, ServiceName, Traffic,
 };
 
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! What a node says at one moment.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Which pod it is about.
@@ -11,6 +12,15 @@ pub struct PodName {
     pub name: String,
     /// Its uid.
     pub uid: String,
+}
+
+/// Which Service it is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// How long processes have waited for something, in microseconds since their group was made.
@@ -136,4 +146,6 @@ pub struct Sample {
     pub node: NodeSample,
     /// Its pods.
     pub pods: Vec<PodSample>,
+    /// How many connections it holds to each Service that nothing serves, until something does.
+    pub held: HashMap<ServiceName, u64>,
 }

@@ -65,12 +65,10 @@ impl Conversation {
                     continue;
                 }
                 match payload {
-                    NetlinkPayload::InnerMessage(message) => {
-                        match each(message) {
-                            ControlFlow::Continue(()) => {}
-                            ControlFlow::Break(()) => return Ok(()),
-                        }
-                    }
+                    NetlinkPayload::InnerMessage(message) => match each(message) {
+                        ControlFlow::Continue(()) => {}
+                        ControlFlow::Break(()) => return Ok(()),
+                    },
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(answer) if answer.code.is_none() => return Ok(()),
                     NetlinkPayload::Error(answer) => return Err(answer.to_io()),

@@ -34,6 +34,12 @@ const USAGES: Rate = Rate {
     refill: 2,
     per: Duration::from_secs(1),
 };
+/// Services that are wanted: each of them once a second, while connections are held to it.
+const WAKES: Rate = Rate {
+    burst: 512,
+    refill: 256,
+    per: Duration::from_secs(1),
+};
 /// Writes about pods of one node: all that a node of many pods has to say after an hour without a server.
 const POD_WRITES: Rate = Rate {
     burst: 512,
@@ -149,6 +155,7 @@ pub(super) struct Allowances {
     pub(super) statuses: Mutex<Allowance>,
     pub(super) registrations: Mutex<Allowance>,
     pub(super) usages: Mutex<Allowance>,
+    pub(super) wakes: Mutex<Allowance>,
     pub(super) pods: Mutex<PodWrites>,
 }
 
@@ -161,6 +168,7 @@ impl Allowances {
             statuses: whole(STATUSES),
             registrations: whole(REGISTRATIONS),
             usages: whole(USAGES),
+            wakes: whole(WAKES),
             pods: Mutex::new(PodWrites::new()),
         }
     }
@@ -172,6 +180,7 @@ impl Allowances {
             &self.statuses,
             &self.registrations,
             &self.usages,
+            &self.wakes,
         ];
         let rest = self.pods.lock().is_whole(now);
         rest && all.into_iter().all(|one| one.lock().is_whole(now))

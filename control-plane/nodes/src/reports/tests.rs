@@ -4,8 +4,8 @@ use futures::FutureExt;
 use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NODE_LINK, NoNodes, node_keys};
 use gantry_informer::EventStyle;
 use gantry_rpc::node::{
-    ContainerUsage, EventRecord, Hello, NodeStatus, NodeUsage, PodStatuses, PodTerminated,
-    PodUsage, Usage,
+    ContainerUsage, EventRecord, HeldConnections, Hello, NodeStatus, NodeUsage, PodStatuses,
+    PodTerminated, PodUsage, Usage,
 };
 use proptest::prelude::*;
 
@@ -194,6 +194,65 @@ fn usage(clock: u64, pods: &[(&str, &str, &str)]) -> agent_message::Message {
         pods: pods.collect(),
         held: Vec::new(),
     })
+}
+
+fn holding(clock: u64, services: &[(&str, u64)]) -> agent_message::Message {
+    let held = services.iter().map(|(service, held)| HeldConnections {
+        namespace: "default".to_owned(),
+        service: (*service).to_owned(),
+        held: *held,
+    });
+    agent_message::Message::Usage(Usage {
+        clock,
+        node: Some(NodeUsage::default()),
+        held: held.collect(),
+        ..Usage::default()
+    })
+}
+
+#[tokio::test]
+async fn what_a_node_holds_counts_where_there_is_a_service() {
+    let world = World::new().await;
+    let (one, two) = (world.open("one"), world.open("two"));
+    let held = |name: &str| {
+        let service = said::service("default".to_owned(), name.to_owned());
+        let service = service.expect("a name");
+        world.reports.figures.held(&service, Instant::now())
+    };
+    world
+        .say(&one, holding(1, &[("kubernetes", 3), ("none", 1)]))
+        .await;
+    world.say(&two, holding(1, &[("kubernetes", 4)])).await;
+    assert_eq!((held("kubernetes"), held("none")), (7, 0));
+    // What is not well-formed counts for nothing; the rest of the message does.
+    let twice = holding(1, &[("kubernetes", 3), ("kubernetes", 3)]);
+    world.say(&one, twice).await;
+    assert_eq!(held("kubernetes"), 4);
+}
+
+#[tokio::test]
+async fn a_node_says_so_often_that_a_service_is_wanted_and_no_more() {
+    let world = World::new().await;
+    let link = world.open("one");
+    let wake = |service: &str| Wake {
+        namespace: "default".to_owned(),
+        service: service.to_owned(),
+    };
+    let wanted = link.wanted(wake("web")).expect("wanted");
+    assert_eq!((&*wanted.namespace, &*wanted.name), ("default", "web"));
+    for wrong in ["", "a/b", "..", "web?x="] {
+        assert_eq!(link.wanted(wake(wrong)), None);
+    }
+    let many = (0..10_000).filter(|_| link.wanted(wake("web")).is_some());
+    assert!(many.count() < 1000);
+    let again = world.open("one");
+    let many = (0..10_000).filter(|_| again.wanted(wake("web")).is_some());
+    assert!(
+        many.count() < 500,
+        "another link has no allowance of its own"
+    );
+    let other = world.open("two");
+    assert!(other.wanted(wake("web")).is_some());
 }
 
 fn about_pod(namespace: &str, name: &str, uid: &str) -> Value {

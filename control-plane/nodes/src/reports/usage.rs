@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use gantry_rpc::node::{PodUsage, Usage};
 use gantry_store::Revision;
-use gantry_usage::{PodName, PodSample, Sample};
+use gantry_usage::{PodName, PodSample, Sample, ServiceName};
 
 use super::{LinkReports, TURN};
 use crate::said::{self, Refused};
@@ -23,6 +23,10 @@ impl LinkReports {
             return Ok(());
         }
         let node = said::usage::node(&said)?;
+        let held = said::usage::held(said.held).unwrap_or_else(|refused| {
+            self.note(Err(refused));
+            HashMap::new()
+        });
         let before = std::mem::take(&mut *self.known_pods.lock());
         let mut known = Known::new();
         let mut pods = Vec::with_capacity(said.pods.len());
@@ -42,6 +46,7 @@ impl LinkReports {
                 clock: said.clock,
                 node,
                 pods,
+                held: self.of_services(held),
             };
             let (now, clock) = (Instant::now(), &self.shared.clock);
             self.shared
@@ -49,6 +54,17 @@ impl LinkReports {
                 .take(self.node.as_str(), sample, now, clock.now());
         }
         Ok(())
+    }
+
+    /// What is held to Services that there are.
+    fn of_services(&self, mut held: HashMap<ServiceName, u64>) -> HashMap<ServiceName, u64> {
+        held.retain(|service, _| {
+            let (namespace, name) = (&service.namespace, &service.name);
+            self.shared
+                .entry("core/services", namespace, name)
+                .is_some()
+        });
+        held
     }
 
     /// The figures of a pod, when it is the node's own; nothing of one that is gone.

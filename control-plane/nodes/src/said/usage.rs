@@ -1,19 +1,24 @@
 //! What a node says that it, its pods and their containers use, as types: within bounds, and with numbers that can be counted
 //! with.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use gantry_base::names::is_dns1123_label;
 use gantry_rpc::node::{self as rpc, Usage};
 use gantry_usage::{
     Amounts, Connections, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures,
-    Traffic,
+    ServiceName, Traffic,
 };
 
-use super::{PodRef, Refused, STATUSES, check_count, checked};
+use super::{PodRef, Refused, STATUSES, check_count, checked, service};
 
 /// Containers of a pod that run at once; no pod has a tenth of them.
 const CONTAINERS: usize = 256;
+/// Services that a node holds connections to at once.
+const SERVICES: usize = 4096;
+/// Connections that a node holds to a Service: agents hold far fewer.
+const HELD: u64 = 1 << 20;
 /// What is used counts up to this: more of anything there is not.
 const MOST: u64 = 1 << 62;
 
@@ -72,6 +77,27 @@ fn connections(said: Option<&rpc::Connections>) -> Result<Option<Connections>, R
         open: counted(said.open)?,
         opened: counted(said.opened)?,
     }))
+}
+
+/// How many connections the node says that it holds to each Service.
+pub(crate) fn held(said: Vec<rpc::HeldConnections>) -> Result<HashMap<ServiceName, u64>, Refused> {
+    check_count("Services", said.len(), SERVICES, "what the node holds")?;
+    let mut all = HashMap::with_capacity(said.len());
+    for one in said {
+        let name = service(one.namespace, one.service)?;
+        if one.held > HELD {
+            return Err(Refused::NotItsOwn(format!(
+                "{} connections held to the Service {}/{}, of which {HELD} are allowed",
+                one.held, name.namespace, name.name
+            )));
+        }
+        if all.insert(name, one.held).is_some() {
+            return Err(Refused::NotItsOwn(
+                "what the node holds to a Service twice in one message".to_owned(),
+            ));
+        }
+    }
+    Ok(all)
 }
 
 fn counted(number: u64) -> Result<u64, Refused> {
@@ -201,6 +227,29 @@ mod tests {
             Ok(None),
             "of a pod on its node's network"
         );
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_and_of_services() {
+        let one = |service: &str, held| rpc::HeldConnections {
+            namespace: "default".to_owned(),
+            service: service.to_owned(),
+            held,
+        };
+        let said = held(vec![one("a", 1), one("b", HELD)]).expect("sane");
+        let of = |name: &str| said.get(&service("default".into(), name.into()).expect("a name"));
+        assert_eq!((of("a"), of("b")), (Some(&1), Some(&HELD)));
+        for wrong in [
+            vec![one("", 1)],
+            vec![one("a/b", 1)],
+            vec![one("a", HELD + 1)],
+            vec![one("a", 1), one("a", 1)],
+            vec![one("a", 1); SERVICES + 1],
+        ] {
+            assert!(held(wrong).is_err());
+        }
+        let many = (0..SERVICES).map(|number| one(&format!("s{number}"), 1));
+        assert_eq!(held(many.collect()).map(|all| all.len()), Ok(SERVICES));
     }
 
     #[test]

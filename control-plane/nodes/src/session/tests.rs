@@ -1,4 +1,5 @@
 use gantry_apiserver::{ApiServerConfig, NoNodes, node_keys};
+use gantry_rpc::node::Wake;
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_store::{Index, Operation, Transaction};
@@ -140,6 +141,26 @@ async fn a_node_that_stops_talking_is_told_nothing_more() {
     let (_, why) = rest(down).await;
     assert_eq!(why.map(|why| why.code()), Some(Code::Cancelled));
     assert!(world.hub.silence().is_empty(), "it is not linked");
+}
+
+#[tokio::test]
+async fn what_a_node_says_is_wanted_is_told_at_once() {
+    let world = World::new().await;
+    let mut wakes = world.hub.wakes();
+    let (up, _down) = world.link().await;
+    for service in ["no/name", "web"] {
+        let wake = agent_message::Message::Wake(Wake {
+            namespace: "default".to_owned(),
+            service: service.to_owned(),
+        });
+        let wake = AgentMessage {
+            message: Some(wake),
+        };
+        up.send(wake).await.expect("room");
+    }
+    let wanted = tokio::time::timeout(DEADLINE, wakes.recv()).await;
+    let wanted = wanted.expect("told").expect("the hub is there");
+    assert_eq!((&*wanted.node, &*wanted.service.name), ("one", "web"));
 }
 
 #[tokio::test]

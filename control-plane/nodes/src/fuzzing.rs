@@ -44,8 +44,8 @@ pub fn node_message(message: Message) {
         }
         Message::Wake(wake) => drop(said::wake(wake)),
         Message::Usage(usage) => {
-            drop(said::usage::held(usage.held));
             drop(said::usage::node(&usage));
+            drop(said::usage::held(usage.held));
             for said in usage.pods {
                 if let Ok(pod) = said::usage::pod_of(&said) {
                     let name = PodName {

@@ -86,6 +86,10 @@ pub const TARGETS: &[Target] = &[
         run: streams::dns,
     },
     Target {
+        name: "logged_packet",
+        run: streams::logged_packet,
+    },
+    Target {
         name: "log_line",
         run: streams::log_line,
     },

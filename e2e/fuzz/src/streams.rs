@@ -76,6 +76,10 @@ pub(crate) fn image_layer(bytes: &[u8]) {
     assert_eq!(beside, 1, "an entry of the layer is outside of it");
 }
 
+pub(crate) fn logged_packet(bytes: &[u8]) {
+    gantry_network::fuzzing::logged_packet(bytes);
+}
+
 pub(crate) fn dns(bytes: &[u8]) {
     drop(gantry_dns::fuzzing::packet(bytes));
 }

@@ -33,6 +33,7 @@ mod dns_rules;
 mod echo;
 mod fake;
 mod forwarding;
+pub mod fuzzing;
 mod guard;
 mod holding;
 mod ipam;

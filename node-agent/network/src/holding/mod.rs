@@ -42,6 +42,7 @@ use crate::{Holding, HoldingNews, NetworkError, ServiceName};
 pub(crate) use log::LOGGED_BYTES;
 use log::Log;
 use send::Pods;
+use syn::{Origin, Syn};
 use waiting::{Orders, Waiting};
 
 /// Between looks for connections that have waited for too long.
@@ -74,6 +75,12 @@ impl Default for HoldingLimits {
             time: Duration::from_secs(30),
         }
     }
+}
+
+/// What may be sent for a packet that is logged: the packet once more, and its refusal. None of what is not held.
+pub(crate) fn answers(packet: &[u8]) -> Option<[Vec<u8>; 2]> {
+    let syn = Syn::parse(packet, Origin::Link)?;
+    Some([syn.again(), syn.refusal()])
 }
 
 /// What becomes of new connections to a frontend of a service.
@@ -206,24 +213,10 @@ async fn listen(log: Log, shared: Arc<Shared>) {
 /// Sends what is ordered.
 async fn carry_out(mut ordered: mpsc::Receiver<Orders>, pods: Arc<dyn PodNetwork>) {
     while let Some(orders) = ordered.recv().await {
-        let attached = match pods.attached().await {
-            Ok(attached) => attached,
-            Err(error) => {
-                tracing::warn!(
-                    error = gantry_cri::words(&error),
-                    "looking for the pods whose connections may go on"
-                );
-                continue;
-            }
+        let places = match orders.again.is_empty() {
+            true => Pods::new(),
+            false => places(pods.as_ref()).await,
         };
-        let places = attached.into_values();
-        let places = places.flat_map(|pod| {
-            let addresses = pod.addresses();
-            addresses
-                .into_iter()
-                .map(move |address| (address, pod.netns.clone()))
-        });
-        let places: Pods = places.collect();
         if let Err(error) = blocking(move || send::send(&orders, &places)).await {
             tracing::debug!(
                 error = gantry_cri::words(&error),
@@ -231,4 +224,20 @@ async fn carry_out(mut ordered: mpsc::Receiver<Orders>, pods: Arc<dyn PodNetwork
             );
         }
     }
+}
+
+/// Where the pods are. None are known where that cannot be found out: their clients send again.
+async fn places(pods: &dyn PodNetwork) -> Pods {
+    let attached = pods.attached().await.unwrap_or_else(|error| {
+        tracing::warn!(
+            error = gantry_cri::words(&error),
+            "looking for the pods whose connections may go on"
+        );
+        BTreeMap::new()
+    });
+    let places = attached.into_values().flat_map(|pod| {
+        let addresses = pod.addresses().into_iter();
+        addresses.map(move |address| (address, pod.netns.clone()))
+    });
+    places.collect()
 }

@@ -4,6 +4,7 @@
     reason = "a test that cannot go on says so by panicking"
 )]
 
+mod connecting;
 mod lab;
 mod policy_lab;
 
@@ -17,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use etherparse::{PacketBuilder, PacketHeaders};
 use gantry_network::{
-    BridgeNetwork, Held, Holding as _, HoldingLimits, HoldingNews, Ipv6Network, LoggedHolding,
-    NftPolicyRules, NftServiceRules, PodNetwork as _, PolicyRules as _, ServiceName, ServicePort,
-    ServiceRules as _,
+    BridgeNetwork, FakeHolding, Held, Holding, HoldingLimits, HoldingNews, Ipv6Network,
+    LoggedHolding, NftPolicyRules, NftServiceRules, PodNetwork as _, PolicyRules as _, ServiceName,
+    ServicePort, ServiceRules as _,
 };
 use lab::{
     DEADLINE, HOST, Lab, OUTSIDE, Pod, SILENCE, ask, changed, inside, name, on_own_machine, only,
@@ -130,6 +131,71 @@ async fn wakes(node: &Node, client: Client, awake: ServicePort) -> String {
     answer.unwrap()
 }
 
+/// What every [`Holding`] keeps of the service `web`, which sleeps: `connect` brings a connection to it, `wake` somebody who
+/// answers.
+async fn contract(holding: &impl Holding, connect: impl AsyncFnOnce(), wake: impl AsyncFnOnce()) {
+    let news = async || tokio::time::timeout(DEADLINE, holding.news()).await;
+    let nothing = async || tokio::time::timeout(SILENCE / 4, holding.news()).await;
+    assert!(holding.held().is_empty());
+    assert!(nothing().await.is_err(), "nothing has happened");
+    connect().await;
+    let began = HoldingNews {
+        began: true,
+        held: 1,
+        ..HoldingNews::default()
+    };
+    assert_eq!(news().await.unwrap(), [(name("web"), began)].into());
+    assert_eq!(holding.held(), [(name("web"), 1)].into());
+    assert!(nothing().await.is_err(), "it is told once");
+    wake().await;
+    let released = news().await.unwrap().remove(&name("web")).unwrap();
+    assert_eq!(
+        (released.held, released.released, released.refused),
+        (0, 1, 0)
+    );
+    assert!(!released.began && released.waited.is_some());
+    assert!(holding.held().is_empty());
+    assert!(nothing().await.is_err(), "it is over");
+}
+
+#[tokio::test]
+async fn the_fake_keeps_the_contract() {
+    let fake = FakeHolding::default();
+    let connect = async || {
+        let began = HoldingNews {
+            began: true,
+            held: 1,
+            ..HoldingNews::default()
+        };
+        fake.happen(name("web"), 1, began);
+    };
+    let wake = async || {
+        let released = HoldingNews {
+            released: 1,
+            waited: Some(RETRANSMISSION),
+            ..HoldingNews::default()
+        };
+        fake.happen(name("web"), 0, released);
+    };
+    contract(&fake, connect, wake).await;
+}
+
+#[test]
+fn the_kernel_keeps_the_contract() {
+    on_own_machine(async |lab| {
+        let node = Node::new(lab, HoldingLimits::default());
+        let [web, client] = [
+            lab.pod(&*node.network, "web", 8080).await,
+            lab.pod(&*node.network, "client", 8080).await,
+        ];
+        let apply = async |port| node.rules.apply(changed([("web", port)])).await.unwrap();
+        apply(asleep(VIP)).await;
+        let connect = async || drop(Client::start(&client.netns, VIP, 80));
+        let wake = async || apply(service(VIP, vec![web.endpoint(8080)])).await;
+        contract(&*node.holding, connect, wake).await;
+    });
+}
+
 #[test]
 fn a_pod_waits_and_is_answered_as_itself_when_somebody_is_there() {
     on_own_machine(async |lab| {
@@ -238,8 +304,10 @@ fn a_thousand_at_once_are_all_answered() {
             .apply(only([("web", asleep(VIP))]))
             .await
             .unwrap();
-        let sockets: Vec<many::Connecting> = lab.inside(&client.netns, || {
-            (0..1000).map(|_| many::connect((VIP, 80).into())).collect()
+        let sockets: Vec<connecting::Connecting> = lab.inside(&client.netns, || {
+            (0..1000)
+                .map(|_| connecting::connect((VIP, 80).into()))
+                .collect()
         });
         node.waiting("web", 1000).await;
         let awake = service(VIP, vec![web.endpoint(8081)]);
@@ -506,38 +574,4 @@ fn accept_all(port: u16) {
     listen(&listener, 4096).unwrap();
     let listener = std::net::TcpListener::from(listener);
     std::thread::spawn(move || while listener.accept().is_ok() {});
-}
-
-/// Connections that are made without a thread for each.
-mod many {
-    use std::net::{SocketAddr, TcpStream};
-
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::io::Errno;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect as begin, socket_with};
-
-    pub(super) struct Connecting(TcpStream);
-
-    pub(super) fn connect(to: SocketAddr) -> Connecting {
-        let (tcp, now) = (SocketType::STREAM, SocketFlags::NONBLOCK);
-        let socket = socket_with(AddressFamily::INET, tcp, now, None).unwrap();
-        assert_eq!(begin(&socket, &to), Err(Errno::INPROGRESS));
-        Connecting(socket.into())
-    }
-
-    impl Connecting {
-        /// Whether it is there; an error when it was refused.
-        pub(super) fn is_connected(&self) -> std::io::Result<bool> {
-            let at_once = Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            let mut events = [PollFd::new(&self.0, PollFlags::OUT)];
-            let ready = poll(&mut events, Some(&at_once))?;
-            match self.0.take_error()? {
-                Some(error) => Err(error),
-                None => Ok(ready > 0),
-            }
-        }
-    }
 }

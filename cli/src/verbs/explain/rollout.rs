@@ -120,6 +120,13 @@ impl<'a> Explaining<'a> {
         spec.and_then(|spec| spec.paused) == Some(true)
     }
 
+    /// What the step of a canary that holds it says.
+    fn step(&self) -> Option<&str> {
+        let progressing = self.seen.condition("Progressing")?;
+        let is_step = progressing.reason.as_deref() == Some("CanaryStep");
+        progressing.message.as_deref().filter(|_| is_step)
+    }
+
     fn wanted(&self) -> Option<&Revision<'a>> {
         self.revisions.iter().find(|revision| revision.is_wanted)
     }
@@ -182,11 +189,10 @@ impl<'a> Explaining<'a> {
     }
 
     fn canary(&mut self) {
-        let progressing = self.seen.condition("Progressing");
-        let step = progressing.filter(|known| known.reason.as_deref() == Some("CanaryStep"));
-        if let Some(message) = step.and_then(|step| step.message.as_deref()) {
-            self.said
-                .say(format!("It is held by a canary: {}", ended(message)));
+        if let Some(step) = self.step() {
+            let sentence = format!("It is held by a canary: {}", ended(step));
+            self.said.say(sentence);
+            self.propose(&format!("rollout promote deploy/{}", self.seen.name()));
         }
     }
 
@@ -325,7 +331,8 @@ impl<'a> Explaining<'a> {
             .revisions
             .iter()
             .any(|revision| !revision.is_wanted && revision.is_alive());
-        if there >= self.seen.wanted() || !is_old_alive || self.is_paused() {
+        if there >= self.seen.wanted() || !is_old_alive || self.is_paused() || self.step().is_some()
+        {
             return;
         }
         if strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate") {
@@ -362,7 +369,7 @@ impl<'a> Explaining<'a> {
             ));
             return self.propose(&format!("rollout undo deploy/{}", self.seen.name()));
         }
-        if self.is_paused() || reason == Some("CanaryStep") {
+        if self.is_paused() || self.step().is_some() {
             return;
         }
         let since = progressing.and_then(|known| known.last_update_time.as_ref());

@@ -98,7 +98,7 @@ fn whatever_holds_a_rollout_is_said_with_what_to_do() {
             ),
             Vec::new(),
             "It is held by a canary: step 1 of 2: 10%.",
-            "",
+            "gantry rollout promote deploy/web",
         ),
         (
             conditions(
@@ -255,5 +255,16 @@ fn probes_are_asked_for_of_pods_that_run_and_are_not_ready() {
     assert_eq!(
         asked(&seen(deployment("v2"), middle(), pods), now()),
         ["one"]
+    );
+}
+
+#[test]
+fn while_a_canary_holds_it_nothing_else_does() {
+    let step = json!([{"type": "Progressing", "status": "True", "reason": "CanaryStep",
+        "message": "step 1 of 2", "lastUpdateTime": "2026-01-01T00:00:50Z"}]);
+    let said = said(conditions(step), middle(), Vec::new());
+    assert_eq!(
+        said.sentences[2..],
+        ["It is held by a canary: step 1 of 2."]
     );
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::history::Kept;
 use super::metrics::Reading;
+use super::monitor::Computation;
 use super::observed::{Observed, Selection, Target, Told};
 use super::plan::{Decision, decide};
 use super::replicas::Sample;
@@ -190,6 +191,54 @@ fn the_metric_that_asks_for_the_most_wins_and_others_may_fail() {
         "False FailedGetExternalMetric"
     );
     assert_eq!(status.desired_replicas, 0, "nothing was decided yet");
+}
+
+#[test]
+fn what_became_of_each_metric_and_of_the_whole_is_noted() {
+    let two = json!({"metrics": [cpu(50), of_queue(json!({"type": "AverageValue", "averageValue": "10"}))]});
+    let two = autoscaler(two);
+    let unknown = autoscaler(json!({"metrics": [{"type": "Other"}]}));
+    let gone = || Reading::Failed("gone".to_owned());
+    let up = Computation::new("Resource", Ok(Action::ScaleUp));
+    let down = Computation::new("Resource", Ok(Action::ScaleDown));
+    let none = Computation::new("External", Err(Fault::Internal));
+    let other = Computation::new("Other", Err(Fault::Spec));
+    let selected = selecting(running(2));
+    for (autoscaler, selection, readings, computed, fault) in [
+        (
+            &two,
+            &selected,
+            vec![levels(&[1000, 1000]), gone()],
+            vec![up, none.clone()],
+            None,
+        ),
+        // The other metric may need them.
+        (
+            &two,
+            &selected,
+            vec![levels(&[10, 10]), gone()],
+            vec![down, none],
+            Some(Fault::Internal),
+        ),
+        (
+            &unknown,
+            &selected,
+            vec![gone()],
+            vec![other],
+            Some(Fault::Spec),
+        ),
+        (
+            &two,
+            &Selection::Missing,
+            Vec::new(),
+            Vec::new(),
+            Some(Fault::Internal),
+        ),
+    ] {
+        let mut kept = Kept::default();
+        let decision = decided(autoscaler, 2, selection, &readings, &mut kept, now());
+        assert_eq!((decision.computed, decision.fault), (computed, fault));
+    }
 }
 
 #[test]

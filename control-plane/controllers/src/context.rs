@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::ip_address::index::{OF_PARENT, of_parent};
 use crate::job::index::{SELECTING, selecting};
 use crate::load_balancer::index::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
-use crate::selection::{LABELLED, Selectors, by_service, labelled};
+use crate::selection::{
+    LABELLED, Selectors, TEMPLATE_LABELLED, by_service, labelled, template_labelled,
+};
 
 /// Index: objects without controller, by namespace.
 pub(crate) const ORPHANS: &str = "orphans";
@@ -61,7 +63,7 @@ impl Context {
             .index(BALANCED_PORT, balanced_ports);
         let context = Arc::new(Self {
             selectors: Selectors::of(&services),
-            deployments: informers.of(),
+            deployments: informers.of().index(TEMPLATE_LABELLED, template_labelled),
             replica_sets: informers.of().index(ORPHANS, orphan),
             jobs: informers.of().index(SELECTING, selecting),
             pods: informers

@@ -31,7 +31,7 @@ use self::plan::{Observed, Plan, set_name};
 use self::policy::Policy;
 use self::revision::{same_template, sorted};
 use self::sizing::is_rolling;
-pub(crate) use self::sizing::scaled;
+pub(crate) use self::sizing::{scaled, wanted};
 use crate::claim::{claim, settle};
 use crate::context::{Context, ORPHANS};
 use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, words};
@@ -131,7 +131,8 @@ fn interested(deployments: &Cache<Deployment>, set: &ObjectMeta) -> Vec<Key> {
     }
 }
 
-fn selector(deployment: &Deployment) -> LabelSelector {
+/// What it selects.
+pub(crate) fn selector(deployment: &Deployment) -> LabelSelector {
     LabelSelector::from_api(deployment.spec.as_ref().map(|spec| &spec.selector))
 }
 

@@ -7,6 +7,7 @@ mod behavior;
 mod conditions;
 pub mod figures;
 mod history;
+pub(crate) mod index;
 mod metrics;
 mod monitor;
 mod observed;
@@ -39,10 +40,12 @@ use tokio::time::Instant;
 
 use self::figures::{Arrival, Figures};
 use self::history::Kept;
+use self::index::{OF_OBJECTS, OF_TARGET, going_by, of_objects, of_target, targeting};
 use self::monitor::{Action, Fault};
 use self::observed::{Observed, Selection, Target};
 use self::period::{DEFAULT, sync_period};
 use self::plan::{Decision, decide, needs_figures};
+pub(crate) use self::plan::{may_have_none, was_scaled_to_zero};
 use self::scale::{Found, Targets};
 use self::watched::Watched;
 use crate::context::Context;
@@ -58,35 +61,6 @@ const RESYNC: Duration = Duration::from_secs(15);
 const FIGURES_WRITTEN: Duration = Duration::from_secs(5);
 /// How often a status is written that has changed meanwhile.
 const ATTEMPTS: usize = 3;
-/// Index: autoscalers by the kind and name of their target.
-const OF_TARGET: &str = "target";
-/// Index: autoscalers by the kind and name of each object whose metrics they go by; and by their namespace, if there are any.
-const OF_OBJECTS: &str = "objects";
-
-fn object_value(namespace: &str, kind: &str, name: &str) -> String {
-    format!("{namespace}/{kind}/{name}")
-}
-
-fn of_target(autoscaler: &HorizontalPodAutoscaler) -> Vec<String> {
-    let namespace = autoscaler.metadata.namespace.as_deref();
-    let target = &autoscaler.spec.scale_target_ref;
-    let namespace = namespace.unwrap_or_default();
-    vec![object_value(namespace, &target.kind, &target.name)]
-}
-
-fn of_objects(autoscaler: &HorizontalPodAutoscaler) -> Vec<String> {
-    let namespace = autoscaler.metadata.namespace.as_deref();
-    let namespace = namespace.unwrap_or_default();
-    let metrics = autoscaler.spec.metrics.iter().flatten();
-    let sources = metrics.filter_map(|metric| metric.object.as_ref());
-    let described = sources.map(|source| &source.described_object);
-    let values: Vec<String> = described
-        .map(|object| object_value(namespace, &object.kind, &object.name))
-        .collect();
-    let any = (!values.is_empty()).then(|| namespace.to_owned());
-    values.into_iter().chain(any).collect()
-}
-
 /// What is remembered of an autoscaler.
 struct Memory {
     uid: Option<String>,
@@ -193,10 +167,7 @@ impl Controller {
 
     /// Wakes those of a target that is there, or wanted in another size, since now.
     fn wake_of(&self, kind: &str, target: &ObjectMeta) {
-        let namespace = target.namespace.as_deref().unwrap_or_default();
-        let name = target.name.as_deref().unwrap_or_default();
-        let value = object_value(namespace, kind, name);
-        for autoscaler in self.autoscalers.indexed(OF_TARGET, &value) {
+        for autoscaler in targeting(&self.autoscalers, kind, &Key::of(target)) {
             self.wake(Key::of(&autoscaler.metadata));
         }
     }
@@ -208,10 +179,9 @@ impl Controller {
         }
         let services = pod.map(|pod| self.context.selectors.services_of(pod));
         let services = services.into_iter().flatten();
-        let values = services.map(|key| object_value(namespace, "Service", &key.name));
-        let own = object_value(namespace, "Pod", name);
-        for value in values.chain([own]) {
-            for autoscaler in self.autoscalers.indexed(OF_OBJECTS, &value) {
+        let services = services.map(|service| ("Service", service));
+        for (kind, object) in services.chain([("Pod", Key::new(namespace, name))]) {
+            for autoscaler in going_by(&self.autoscalers, kind, &object) {
                 self.wake(Key::of(&autoscaler.metadata));
             }
         }

@@ -9,6 +9,7 @@ mod cluster_role_aggregation;
 mod context;
 mod cron_job;
 mod deployment;
+mod durations;
 mod endpoint_mirroring;
 mod endpoint_slice;
 mod endpoints;
@@ -16,10 +17,12 @@ mod error;
 mod garbage;
 mod history;
 mod horizontal_pod_autoscaler;
+mod idling;
 mod ip_address;
 mod job;
 mod kept;
 mod load_balancer;
+mod metrics;
 mod namespace;
 mod namespace_defaults;
 mod node_lifecycle;
@@ -42,6 +45,7 @@ use futures::future::{BoxFuture, join_all};
 use gantry_informer::Clock;
 pub use gantry_informer::Informers;
 pub use horizontal_pod_autoscaler::figures;
+pub use idling::demand;
 pub use selection::{by_service, slices_of};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 pub use service_account_tokens::{TokenIssuer, TokenSecret};
 
 use self::context::Context;
+use self::demand::{Demand, NoDemand};
 use self::figures::{Figures, NoFigures};
 
 /// What to run with.
@@ -62,6 +67,8 @@ pub struct ControllersConfig {
     pub tokens: Option<Arc<dyn TokenIssuer>>,
     /// What autoscalers and the steps of rollouts go by.
     pub figures: Arc<dyn Figures>,
+    /// Who wants what idles.
+    pub demand: Arc<dyn Demand>,
 }
 
 impl ControllersConfig {
@@ -77,6 +84,7 @@ impl ControllersConfig {
             clock: Clock::system(),
             tokens: None,
             figures: Arc::new(NoFigures),
+            demand: Arc::new(NoDemand),
         }
     }
 }
@@ -105,9 +113,10 @@ pub async fn run(
     let volumes = context.recorder(volume_binding::COMPONENT);
     let kept = context.recorder(kept::COMPONENT);
     let autoscaling = context.recorder(horizontal_pod_autoscaler::COMPONENT);
+    let idling = context.recorder(idling::COMPONENT);
     let (context, informers) = (&context, &informers);
     let root_ca = &config.root_ca;
-    let figures = &config.figures;
+    let (figures, demand) = (&config.figures, config.demand);
     join_all([
         boxed(|| replica_set::run(context.clone(), sets)),
         boxed(|| deployment::run(context.clone(), figures.clone(), deployments)),
@@ -137,6 +146,7 @@ pub async fn run(
         boxed(|| {
             horizontal_pod_autoscaler::run(context.clone(), informers, figures.clone(), autoscaling)
         }),
+        boxed(|| idling::run(context.clone(), informers, demand, idling)),
         boxed(|| kept::run(context.clone(), informers, kept)),
     ])
     .await;

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gantry_api::selector::LabelSelector;
-use gantry_informer::{Cache, Informer, Key};
+use gantry_informer::{Cache, Informer, Key, Object};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 
 /// Index of pods: each of their labels.
 pub(crate) const LABELLED: &str = "labelled";
+/// Index of deployments: each label of their template.
+pub(crate) const TEMPLATE_LABELLED: &str = "template labelled";
 /// Index of slices: the service they belong to.
 const OF_SERVICE: &str = "service";
 /// The label of a slice that names its service.
@@ -26,12 +29,32 @@ fn namespace(namespace: Option<&String>) -> &str {
     namespace.map(String::as_str).unwrap_or_default()
 }
 
-pub(crate) fn labelled(pod: &Pod) -> Vec<String> {
-    let namespace = namespace(pod.metadata.namespace.as_ref());
-    let labels = pod.metadata.labels.iter().flatten();
+fn pairs(namespace: Option<&String>, labels: Option<&BTreeMap<String, String>>) -> Vec<String> {
+    let namespace = self::namespace(namespace);
+    let labels = labels.into_iter().flatten();
     labels
         .map(|(key, value)| pair(namespace, key, value))
         .collect()
+}
+
+pub(crate) fn labelled(pod: &Pod) -> Vec<String> {
+    pairs(
+        pod.metadata.namespace.as_ref(),
+        pod.metadata.labels.as_ref(),
+    )
+}
+
+/// The labels that a deployment's pods get.
+pub(crate) fn template_labels(deployment: &Deployment) -> Option<&BTreeMap<String, String>> {
+    let template = &deployment.spec.as_ref()?.template;
+    template.metadata.as_ref()?.labels.as_ref()
+}
+
+pub(crate) fn template_labelled(deployment: &Deployment) -> Vec<String> {
+    pairs(
+        deployment.metadata.namespace.as_ref(),
+        template_labels(deployment),
+    )
 }
 
 /// The service that a slice names.
@@ -144,11 +167,26 @@ impl Selectors {
 
     /// The services whose selector matches the pod.
     pub(crate) fn services_of(&self, pod: &Pod) -> Vec<Key> {
-        let Some(labels) = &pod.metadata.labels else {
+        let metadata = &pod.metadata;
+        self.selecting(metadata.namespace.as_ref(), metadata.labels.as_ref())
+    }
+
+    /// The services whose selector matches the deployment's pods.
+    pub(crate) fn services_of_template(&self, deployment: &Deployment) -> Vec<Key> {
+        let namespace = deployment.metadata.namespace.as_ref();
+        self.selecting(namespace, template_labels(deployment))
+    }
+
+    fn selecting(
+        &self,
+        namespace: Option<&String>,
+        labels: Option<&BTreeMap<String, String>>,
+    ) -> Vec<Key> {
+        let Some(labels) = labels else {
             return Vec::new();
         };
         let namespaces = self.namespaces.read();
-        let by_labels = namespaces.get(namespace(pod.metadata.namespace.as_ref()));
+        let by_labels = namespaces.get(self::namespace(namespace));
         by_labels
             .into_iter()
             .flatten()
@@ -164,19 +202,43 @@ impl Selectors {
 
 /// The pods that the service's selector matches.
 pub(crate) fn pods_of(pods: &Cache<Pod>, service: &Service) -> Vec<Arc<Pod>> {
+    matching(pods, LABELLED, service, |pod| pod.metadata.labels.as_ref())
+}
+
+/// The deployments whose pods the service's selector matches, or would match if there were any.
+pub(crate) fn deployments_of(
+    deployments: &Cache<Deployment>,
+    service: &Service,
+) -> Vec<Arc<Deployment>> {
+    matching(deployments, TEMPLATE_LABELLED, service, template_labels)
+}
+
+/// Whether the service's selector matches the deployment's pods.
+pub(crate) fn selects(service: &Service, deployment: &Deployment) -> bool {
+    selector(service).is_some_and(|labels| {
+        LabelSelector::from_map(labels).matches_map(template_labels(deployment))
+    })
+}
+
+/// The objects that the service's selector matches by these labels, which are in this index.
+fn matching<K: Object>(
+    cache: &Cache<K>,
+    index: &str,
+    service: &Service,
+    labels_of: impl Fn(&K) -> Option<&BTreeMap<String, String>>,
+) -> Vec<Arc<K>> {
     let Some(labels) = selector(service) else {
         return Vec::new();
     };
-    let namespace = namespace(service.metadata.namespace.as_ref());
-    let rarest = labels
-        .iter()
-        .map(|(key, value)| pair(namespace, key, value))
-        .min_by_key(|value| pods.count(LABELLED, value));
+    let wanted = pairs(service.metadata.namespace.as_ref(), Some(labels));
+    let rarest = wanted
+        .into_iter()
+        .min_by_key(|value| cache.count(index, value));
     let mut found = rarest
-        .map(|value| pods.indexed(LABELLED, &value))
+        .map(|value| cache.indexed(index, &value))
         .unwrap_or_default();
     let selector = LabelSelector::from_map(labels);
-    found.retain(|pod| selector.matches_map(pod.metadata.labels.as_ref()));
+    found.retain(|object| selector.matches_map(labels_of(object)));
     found
 }
 
@@ -218,6 +280,14 @@ mod tests {
         .expect("a pod")
     }
 
+    fn deployment(name: &str, labels: Value) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "ns", "uid": name, "resourceVersion": "1"},
+            "spec": {"selector": {}, "template": {"metadata": {"labels": labels}}},
+        }))
+        .expect("a deployment")
+    }
+
     #[test]
     fn pods_and_services_find_each_other() {
         let services = Arc::new(Cache::new(Vec::new()));
@@ -249,6 +319,22 @@ mod tests {
         assert_eq!(of("a"), ["ns/both", "ns/tier"]);
         assert_eq!(of("b"), ["ns/tier"]);
         let mut moved = service("tier", json!({"selector": {"tier": "y"}}));
+        let deployments = Cache::new(vec![(
+            "template labelled",
+            template_labelled as IndexFn<Deployment>,
+        )]);
+        for (name, tier) in [("one", "x"), ("two", "y")] {
+            let labels = json!({"app": "web", "tier": tier});
+            deployments.observe(deployment(name, labels));
+        }
+        let found = deployments_of(&deployments, &both);
+        let found: Vec<_> = found.iter().map(|one| Key::of(&one.metadata)).collect();
+        assert_eq!(found, [Key::new("ns", "one")]);
+        let one = deployments.get(&Key::new("ns", "one")).expect("present");
+        let mut found = selectors.services_of_template(&one);
+        found.sort();
+        assert_eq!(found, [Key::new("ns", "both"), Key::new("ns", "tier")]);
+        assert!(selects(&both, &one));
         moved.metadata.resource_version = Some("2".to_owned());
         services.observe(moved);
         services.observe_gone(&Key::new("ns", "both"), "both");

@@ -13,6 +13,7 @@ use gantry_tasks::supervised;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::demand::OfNodes;
 use crate::measured::Measured;
 use crate::{alarms, level};
 
@@ -107,6 +108,10 @@ impl Lead {
                 ControllersConfig {
                     tokens: Some(Arc::new(SecretTokens(self.api.clone()))),
                     figures: Arc::new(self.measured.clone()),
+                    demand: Arc::new(OfNodes {
+                        hub: self.hub.clone(),
+                        figures: self.measured.figures.clone(),
+                    }),
                     ..ControllersConfig::following(self.trusted.clone())
                 },
                 stop

@@ -8,6 +8,7 @@ mod alarms;
 pub mod backup;
 mod config;
 mod custom_metrics;
+mod demand;
 #[doc(hidden)]
 pub mod fuzzing;
 mod leader;

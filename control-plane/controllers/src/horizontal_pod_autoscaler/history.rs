@@ -40,7 +40,8 @@ impl Entry {
 /// The memory; see the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Kept {
-    has_begun: bool,
+    /// The replicas that the target had when it was last looked at.
+    found: Option<i32>,
     /// Recommendations of which no later one is as high, oldest first.
     high: VecDeque<Entry>,
     /// Recommendations of which no later one is as low, oldest first.
@@ -78,12 +79,14 @@ fn seconds(count: i32) -> SignedDuration {
 }
 
 impl Kept {
-    /// What an autoscaler finds when it is first looked at is what it is held to at first.
-    pub(super) fn begin(&mut self, replicas: i32, now: Timestamp) {
-        if !self.has_begun {
-            self.has_begun = true;
+    /// What an autoscaler finds when it is first looked at is what it is held to at first; and so is what it finds of a target
+    /// that had no replicas before, whoever has brought it back.
+    pub(super) fn found(&mut self, replicas: i32, now: Timestamp) {
+        let is_back = self.found == Some(0) && replicas > 0;
+        if self.found.is_none() || is_back {
             self.recommend(replicas, now);
         }
+        self.found = Some(replicas);
     }
 
     /// Takes in a recommendation, as it was before anything limited it.
@@ -195,8 +198,8 @@ mod tests {
     #[test]
     fn the_first_instant_of_a_window_counts_where_nothing_is_said_of_windows() {
         let mut kept = Kept::default();
-        kept.begin(7, at(0));
-        kept.begin(9, at(1));
+        kept.found(7, at(0));
+        kept.found(9, at(1));
         assert_eq!(kept.highest_since(1, 300, at(300)), 7);
         assert_eq!(kept.highest_within(1, 300, at(300)), 1);
         assert_eq!(kept.highest_since(1, 300, at(301)), 1);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::durations::parse;
+
 pub(super) const SYNC_PERIOD: &str = "gantry.dev/sync-period";
 
 /// Where nothing is said.
@@ -12,8 +14,6 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// More of what cannot be read is not told.
 const TOLD: usize = 64;
-
-const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 
 /// The period, or why the annotation is none and the default counts.
 pub(super) fn sync_period(metadata: &ObjectMeta) -> Result<Duration, String> {
@@ -28,29 +28,6 @@ pub(super) fn sync_period(metadata: &ObjectMeta) -> Result<Duration, String> {
             "metadata.annotations[{SYNC_PERIOD}]: {told:?} is no duration from 100ms to 1h, such as 1s or 500ms: 1s is used"
         )
     })
-}
-
-/// Numbers with their units, as Go writes durations: `1s`, `500ms`, `1m30s`, `1.5s`.
-fn parse(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut seconds = 0.0;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(rest.len());
-        let (number, after) = rest.split_at(digits);
-        let letters = after
-            .find(|c: char| !c.is_ascii_alphabetic())
-            .unwrap_or(after.len());
-        let (unit, after) = after.split_at(letters);
-        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
-        seconds += number.parse::<f64>().ok()? * factor;
-        rest = after;
-    }
-    Duration::try_from_secs_f64(seconds).ok()
 }
 
 #[cfg(test)]

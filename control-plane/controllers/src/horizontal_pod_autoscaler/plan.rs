@@ -61,13 +61,22 @@ fn looks_elsewhere(spec: &HorizontalPodAutoscalerSpec) -> bool {
         .any(|metric| sorts.contains(&metric.type_.as_str()))
 }
 
+/// Whether the target may have no replicas, and come back by itself.
+pub(crate) fn may_have_none(spec: &HorizontalPodAutoscalerSpec) -> bool {
+    least(spec) == 0 && looks_elsewhere(spec)
+}
+
 /// Whether the target has no replicas by our own doing.
-fn was_scaled_to_zero(autoscaler: &HorizontalPodAutoscaler) -> bool {
+pub(crate) fn was_scaled_to_zero(autoscaler: &HorizontalPodAutoscaler) -> bool {
     let status = autoscaler.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_deref());
     is_true(conditions.unwrap_or_default(), SCALED_TO_ZERO)
 }
 
+const NOT_SCALED_TO_ZERO: (&str, &str) = (
+    "NotScaledToZero",
+    "the HPA controller did not scale the workload to zero",
+);
 const BELOW: &str = "Current number of replicas below Spec.MinReplicas";
 
 fn first_look(autoscaler: &HorizontalPodAutoscaler, replicas: i32) -> Look {
@@ -98,7 +107,16 @@ pub(super) fn decide(observed: &Observed<'_>, kept: &mut Kept) -> Decision {
     };
     let seen = "the HPA controller was able to get the target's current scale";
     planning.set(ABLE_TO_SCALE, true, "SucceededGetScale", seen);
-    planning.kept.begin(target.replicas, observed.now);
+    planning.kept.found(target.replicas, observed.now);
+    if target.replicas > 0 && was_scaled_to_zero(observed.autoscaler) {
+        // Somebody else has brought it back.
+        planning.set(
+            SCALED_TO_ZERO,
+            false,
+            NOT_SCALED_TO_ZERO.0,
+            NOT_SCALED_TO_ZERO.1,
+        );
+    }
     match first_look(observed.autoscaler, target.replicas) {
         Look::Metrics => planning.by_metrics(target),
         Look::Disabled => {
@@ -404,7 +422,7 @@ impl Decision {
         let told = ("SucceededRescale", message.as_str());
         set(conditions, ABLE_TO_SCALE, true, told, now);
         let spec = &autoscaler.spec;
-        let may_sleep = least(spec) == 0 && looks_elsewhere(spec);
+        let may_sleep = may_have_none(spec);
         if self.current > 0 && replicas == 0 && may_sleep {
             let why = "the HPA controller scaled the workload to zero";
             set(conditions, SCALED_TO_ZERO, true, ("ScaledToZero", why), now);
@@ -414,9 +432,7 @@ impl Decision {
                 .any(|condition| condition.type_ == SCALED_TO_ZERO)
         {
             // Others, which cannot be scaled to zero, are not told that they were not.
-            let why = "the HPA controller did not scale the workload to zero";
-            let told = ("NotScaledToZero", why);
-            set(conditions, SCALED_TO_ZERO, false, told, now);
+            set(conditions, SCALED_TO_ZERO, false, NOT_SCALED_TO_ZERO, now);
         }
         if spec.behavior.is_some() {
             kept.scaled(self.current, replicas, now);

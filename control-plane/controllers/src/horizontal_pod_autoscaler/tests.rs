@@ -410,6 +410,39 @@ fn a_target_goes_to_zero_and_comes_back_by_what_is_measured_elsewhere() {
 }
 
 #[test]
+fn a_target_that_somebody_wakes_is_kept_as_long_as_one_that_was_recommended() {
+    let queue = of_queue(json!({"type": "AverageValue", "averageValue": "10"}));
+    let mut autoscaler = autoscaler(json!({"minReplicas": 0, "metrics": [queue]}));
+    let mut kept = Kept::default();
+    let (one, none) = (selecting(running(1)), selecting(Vec::new()));
+    let empty = [Reading::Values(vec![0])];
+    let mut at = |replicas, seconds| {
+        let pods = if replicas == 0 { &none } else { &one };
+        let decision = decided(
+            &autoscaler,
+            replicas,
+            pods,
+            &empty,
+            &mut kept,
+            later(seconds),
+        );
+        autoscaler.status = Some(decision.status);
+        let status = autoscaler.status.clone().expect("a status");
+        let zero = reason(&status, "ScaledToZero");
+        (status.desired_replicas, zero)
+    };
+    assert_eq!(at(1, 0).0, 1);
+    let scaled = (0, "True ScaledToZero".to_owned());
+    assert_eq!(at(1, 301), scaled);
+    assert_eq!(at(0, 1000), scaled);
+    // Its window begins with the wake, though the metric has not seen anything yet.
+    let woken = (1, "False NotScaledToZero".to_owned());
+    assert_eq!(at(1, 1001), woken);
+    assert_eq!(at(1, 1300), woken);
+    assert_eq!(at(1, 1302), scaled);
+}
+
+#[test]
 fn a_scale_that_is_not_there_or_not_written_is_told() {
     let mut autoscaler = autoscaler(json!({"maxReplicas": 5}));
     let mut kept = Kept::default();

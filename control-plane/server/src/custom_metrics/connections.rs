@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use gantry_apiserver::{CustomMetrics, MetricOf, NoMetric, ObjectMetric, ServedMetric};
-use gantry_usage::Figures;
+use gantry_usage::{Figures, ServiceName};
 use jiff::Timestamp;
 
 use super::Cluster;
@@ -89,7 +89,28 @@ impl ConnectionMetrics {
         (pod.namespace == namespace).then_some(value)
     }
 
-    /// Of all pods behind a service together. Without pods it is nothing; where nothing is known of any of them it is unknown.
+    /// Those that nodes hold to a service while nothing serves it.
+    fn held(&self, told: Told, namespace: &str, service: &str, now: Instant) -> Value {
+        let held = match told {
+            Told::Open => {
+                let service = ServiceName {
+                    namespace: namespace.to_owned(),
+                    name: service.to_owned(),
+                };
+                self.figures.held(&service, now)
+            }
+            Told::New => 0,
+        };
+        let nanos = Timestamp::now().as_nanosecond();
+        Value {
+            millis: held.saturating_mul(1000),
+            unix_nanos: i64::try_from(nanos).unwrap_or(i64::MAX),
+            window: None,
+        }
+    }
+
+    /// Of all pods behind a service together, with what is held to it. Without either it is nothing; where nothing is known of
+    /// any of the pods it is unknown.
     fn of_service(
         &self,
         told: Told,
@@ -100,18 +121,14 @@ impl ConnectionMetrics {
         let Some(pods) = self.cluster.behind(namespace, service)? else {
             return Ok(None);
         };
+        let held = self.held(told, namespace, service, now);
         if pods.is_empty() {
-            let nanos = Timestamp::now().as_nanosecond();
-            return Ok(Some(Value {
-                millis: 0,
-                unix_nanos: i64::try_from(nanos).unwrap_or(i64::MAX),
-                window: None,
-            }));
+            return Ok(Some(held));
         }
         let values = pods
             .iter()
             .filter_map(|uid| self.of_pod(told, namespace, uid, now));
-        Ok(values.reduce(Value::plus))
+        Ok(values.reduce(Value::plus).map(|value| value.plus(held)))
     }
 }
 

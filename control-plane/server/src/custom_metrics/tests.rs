@@ -10,6 +10,15 @@ const SECOND: u64 = 1_000_000_000;
 
 /// What is told of pods with these connections, open and opened before and after a second.
 fn source(pods: &[(&str, &str, Option<(u64, u64, u64)>)]) -> Sources {
+    holding(0, pods)
+}
+
+/// As [`source`], while the node holds so many to the service `front`.
+fn holding(held: u64, pods: &[(&str, &str, Option<(u64, u64, u64)>)]) -> Sources {
+    let front = gantry_usage::ServiceName {
+        namespace: "default".to_owned(),
+        name: "front".to_owned(),
+    };
     let figures = Arc::new(Figures::default());
     for at in 1..3 {
         let pods = pods.iter().map(|(namespace, name, connections)| PodSample {
@@ -30,6 +39,7 @@ fn source(pods: &[(&str, &str, Option<(u64, u64, u64)>)]) -> Sources {
         let sample = Sample {
             clock: 1,
             node: NodeSample::default(),
+            held: [(front.clone(), held)].into(),
             pods: pods.collect(),
         };
         let heard = i64::try_from(at).expect("small");
@@ -120,6 +130,24 @@ async fn a_service_without_pods_has_none_and_one_whose_pods_are_unknown_is_unkno
     let silent = source(&[("default", "web", None)]);
     let front = told(&silent, "services", &["front"], "connections").await;
     assert_eq!(front, Ok(Vec::new()));
+}
+
+#[tokio::test]
+async fn what_nodes_hold_to_a_service_counts_as_its_own() {
+    for (pods, open) in [(&[][..], 2), (&[("default", "web", Some((4, 7, 9)))], 6)] {
+        let source = holding(2, pods);
+        let front = told(&source, "services", &["front"], "connections").await;
+        assert_eq!(front, Ok(vec![("front".to_owned(), open * 1000)]));
+        let new = told(
+            &source,
+            "services",
+            &["front"],
+            "new_connections_per_second",
+        )
+        .await;
+        let opened = if pods.is_empty() { 0 } else { 2000 };
+        assert_eq!(new, Ok(vec![("front".to_owned(), opened)]));
+    }
 }
 
 #[tokio::test]

@@ -8,13 +8,16 @@ use super::*;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// What is told of pods with these connections, open and opened before and after a second.
-fn source(pods: &[(&str, &str, Option<(u64, u64, u64)>)]) -> Sources {
+/// Namespace and name of a pod, and its connections: open, and opened before and after a second.
+type PodWith = (&'static str, &'static str, Option<(u64, u64, u64)>);
+
+/// What is told of pods.
+fn source(pods: &[PodWith]) -> Sources {
     holding(0, pods)
 }
 
 /// As [`source`], while the node holds so many to the service `front`.
-fn holding(held: u64, pods: &[(&str, &str, Option<(u64, u64, u64)>)]) -> Sources {
+fn holding(held: u64, pods: &[PodWith]) -> Sources {
     let front = gantry_usage::ServiceName {
         namespace: "default".to_owned(),
         name: "front".to_owned(),

@@ -23,7 +23,7 @@ use self::agent::Agent;
 pub(crate) use self::agent::CRASHING;
 
 /// Everything awaited must come within this.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A cluster that ends with this value.
 pub(crate) struct Cluster {

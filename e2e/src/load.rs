@@ -23,6 +23,10 @@ pub struct LoadOptions {
     pub keep_alive: bool,
     /// Requests per second.
     pub rate: u32,
+    /// Percent by which the rate of each second is higher or lower.
+    pub noise: u32,
+    /// Shared connections while answers are in time.
+    pub connections: u32,
 }
 
 impl LoadOptions {
@@ -32,6 +36,8 @@ impl LoadOptions {
             url: url.into(),
             keep_alive: false,
             rate,
+            noise: 0,
+            connections: 20,
         }
     }
 
@@ -45,7 +51,8 @@ impl LoadOptions {
 
     fn arguments(&self) -> Vec<String> {
         let mode = if self.keep_alive { "keep-alive" } else { "new" };
-        let rate = self.rate.to_string();
+        let [rate, noise, connections] =
+            [self.rate, self.noise, self.connections].map(|number| number.to_string());
         let arguments = [
             "load",
             &self.url,
@@ -53,8 +60,10 @@ impl LoadOptions {
             mode,
             "--rate",
             &rate,
+            "--noise",
+            &noise,
             "--connections",
-            "20",
+            &connections,
         ];
         arguments.map(str::to_owned).to_vec()
     }
@@ -225,6 +234,13 @@ impl Load {
 
     /// Starts a generator where clients are, and returns when it gets answers.
     pub fn outside(fleet: &Fleet, options: LoadOptions) -> Result<Self> {
+        let load = Self::begin(fleet, options)?;
+        load.wait_answered(fleet)?;
+        Ok(load)
+    }
+
+    /// Starts a generator where clients are.
+    pub fn begin(fleet: &Fleet, options: LoadOptions) -> Result<Self> {
         let directory = tempfile::tempdir().context("making a directory for reports")?;
         let program = directory.path().join("web");
         fs::write(&program, gantry_demo::WEB).context("writing the generator")?;
@@ -237,12 +253,10 @@ impl Load {
             .stdout(reports)
             .spawn()
             .context("starting the generator")?;
-        let load = Self {
+        Ok(Self {
             options,
             place: Place::Client(child, directory),
-        };
-        load.wait_answered(fleet)?;
-        Ok(load)
+        })
     }
 
     /// What it has printed.

@@ -116,9 +116,8 @@ impl Load {
     fn pace(self: &Arc<Self>) {
         let began = locked(&self.record).began();
         let end = self.options.duration.map(|duration| began + duration);
-        for number in 0.. {
-            let due =
-                began + Duration::from_nanos(number * 1_000_000_000 / u64::from(self.options.rate));
+        let mut due = began;
+        loop {
             if end.is_some_and(|end| due >= end) {
                 return;
             }
@@ -133,6 +132,7 @@ impl Load {
                 std::thread::park_timeout(left.min(LOOK));
             }
             self.make_due(due);
+            due += self.options.pause(due.saturating_duration_since(began));
         }
     }
 

@@ -8,6 +8,8 @@
 //! | `/burn?ms=N` | burns a CPU for N milliseconds (at most 60 000) |
 //! | `/slow?ms=N` | answers after N milliseconds (at most 60 000) |
 //! | `/healthz` | 200 |
+//! | `/metrics` | requests served and connections open, as Prometheus reads them |
+//! | `/crash` | none: the process ends with exit code 3 |
 //! | `/ready` | 200 or 503, switched by `/ready/on` and `/ready/off` |
 //!
 //! On SIGTERM it takes what the kernel has accepted already and stops listening: who is still sent here then is refused.
@@ -143,6 +145,15 @@ impl Server {
         }
     }
 
+    /// In the text format of Prometheus.
+    fn metrics(&self) -> String {
+        let (served, open) = (self.served.load(Ordering::Relaxed), *self.open());
+        format!(
+            "# TYPE web_requests_total counter\nweb_requests_total {served}\n\
+             # TYPE web_connections gauge\nweb_connections {open}\n"
+        )
+    }
+
     fn answer(&self, target: &str, client: &TcpStream) -> (&'static str, String) {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let duration = query
@@ -185,6 +196,11 @@ impl Server {
                 ("200 OK", format!("waited {} ms\n", duration.as_millis()))
             }
             "/healthz" => ("200 OK", "ok\n".to_owned()),
+            "/metrics" => ("200 OK", self.metrics()),
+            "/crash" => {
+                eprintln!("told to crash");
+                std::process::exit(3);
+            }
             "/ready" if self.ready.load(Ordering::SeqCst) => ("200 OK", "ready\n".to_owned()),
             "/ready" => ("503 Service Unavailable", "not ready\n".to_owned()),
             "/ready/on" | "/ready/off" => {

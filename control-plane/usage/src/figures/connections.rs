@@ -64,7 +64,7 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{Amounts, NodeSample, PodSample, Sample};
+    use crate::sample::{Amounts, PodSample, Sample};
 
     const SECOND: u64 = 1_000_000_000;
     const WINDOW: Duration = Duration::from_secs(1);
@@ -89,8 +89,8 @@ mod tests {
             };
             let sample = Sample {
                 clock,
-                node: NodeSample::default(),
                 pods: vec![web],
+                ..Sample::default()
             };
             let now = start + Duration::from_secs(at);
             figures.take("one", sample, now, 7);

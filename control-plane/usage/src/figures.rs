@@ -15,15 +15,17 @@ use crate::FRESH;
 use crate::held::Held;
 use crate::ring::{Point, Ring};
 use crate::sample::{
-    Amounts, Connections, NodeSample, PodName, PodSample, Sample, ServiceName, Traffic,
+    Amounts, Connections, NodeSample, PodName, PodSample, Sample, ScrapedSample, ServiceName,
+    Traffic,
 };
+use crate::scraped::{Scraped, ScrapedMetric, ScrapedValue};
 
 /// News that wait for who listens. One that falls behind looks at everything.
 const WAITING: usize = 1024;
 /// Between looks for nodes that have not been heard for long.
-const SWEEP: Duration = Duration::from_secs(10);
+pub(crate) const SWEEP: Duration = Duration::from_secs(10);
 /// Nothing is known of a node any more that was silent for as long.
-const FORGOTTEN: Duration = Duration::from_secs(60);
+pub(crate) const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// There are new figures of these pods and Services.
 #[derive(Clone, Debug)]
@@ -127,6 +129,7 @@ struct State {
 /// What all nodes have said. Asked and told at once by many.
 pub struct Figures {
     state: Mutex<State>,
+    scraped: Mutex<Scraped>,
     news: broadcast::Sender<News>,
 }
 
@@ -139,6 +142,7 @@ impl Default for Figures {
                 held: Held::default(),
                 swept: None,
             }),
+            scraped: Mutex::default(),
             news: broadcast::Sender::new(WAITING),
         }
     }
@@ -153,9 +157,20 @@ impl Figures {
         let (name, pods) = state.take(node, sample, heard, unix_nanos);
         state.sweep(heard);
         drop(state);
+        self.tell(name, pods, held);
+    }
+
+    /// As [`Self::take`], of what the node's own pods have answered that expose series.
+    pub fn take_scraped(&self, node: &str, sample: ScrapedSample, heard: Instant, unix_nanos: i64) {
+        let name: Arc<str> = node.into();
+        let pods = self.scraped.lock().take(&name, sample, heard, unix_nanos);
+        self.tell(name, pods, Arc::default());
+    }
+
+    fn tell(&self, node: Arc<str>, pods: Vec<Arc<PodName>>, held: Arc<[ServiceName]>) {
         if !pods.is_empty() || !held.is_empty() {
             let news = News {
-                node: name,
+                node,
                 pods: pods.into(),
                 held,
             };
@@ -175,6 +190,19 @@ impl Figures {
         state.nodes.clear();
         state.places.clear();
         state.held.clear();
+        drop(state);
+        self.scraped.lock().clear();
+    }
+
+    /// A metric that a pod exposes, by its uid: the sum of the series that are selected, or of their rates ([`crate::sources`]). An
+    /// error is why the pod has not answered, and names it; none is known of one that was not asked, or has answered without it.
+    pub fn scraped(
+        &self,
+        uid: &str,
+        metric: &ScrapedMetric<'_>,
+        now: Instant,
+    ) -> Option<Result<ScrapedValue, String>> {
+        self.scraped.lock().metric(uid, metric, now)
     }
 
     /// What a pod uses, by its uid, with rates over about so long. None where nothing fresh is known, or a container of it has

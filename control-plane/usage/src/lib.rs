@@ -14,6 +14,7 @@ mod figures;
 mod held;
 mod ring;
 mod sample;
+mod scraped;
 
 pub use figures::{
     ContainerUsage, Figures, NewConnections, News, NodeUsage, PodConnections, PodUsage,
@@ -21,8 +22,9 @@ pub use figures::{
 pub use ring::SHORTEST;
 pub use sample::{
     Amounts, Connections, ContainerSample, NodeSample, PodName, PodSample, Pressure, Pressures,
-    Sample, ServiceName, Traffic,
+    Sample, ScrapedPod, ScrapedSample, ScrapedSeries, ServiceName, Traffic,
 };
+pub use scraped::{ScrapedMetric, ScrapedValue, Selects, sources};
 
 use std::time::Duration;
 

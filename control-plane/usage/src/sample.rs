@@ -1,6 +1,6 @@
 //! What a node says at one moment.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Which pod it is about.
@@ -148,4 +148,37 @@ pub struct Sample {
     pub pods: Vec<PodSample>,
     /// How many connections it holds to each Service that nothing serves, until something does.
     pub held: HashMap<ServiceName, u64>,
+}
+
+/// A series that a pod exposes, as far as anybody wants it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScrapedSeries {
+    /// Its name.
+    pub name: String,
+    /// Of its labels those by which somebody tells it apart.
+    pub labels: BTreeMap<String, String>,
+    /// It only grows, and begins anew with its process.
+    pub is_counter: bool,
+    /// Finite.
+    pub value: f64,
+}
+
+/// What one pod has answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScrapedPod {
+    /// Which.
+    pub pod: Arc<PodName>,
+    /// When it was read, nanoseconds by [`ScrapedSample::clock`].
+    pub at: u64,
+    /// The wanted series, or why there are none.
+    pub answer: Result<Vec<ScrapedSeries>, String>,
+}
+
+/// All that the pods of a node have answered last: of one that it does not name nothing is wanted any more.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ScrapedSample {
+    /// Whose times these are: those of different agent processes cannot be compared.
+    pub clock: u64,
+    /// The pods that were asked.
+    pub pods: Vec<ScrapedPod>,
 }

@@ -63,6 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("gantry-usage", &[]),
+    ("gantry-external", &["gantry-base", "gantry-tls"]),
     ("gantry-informer", &["gantry-tasks"]),
     (
         "gantry-scheduler",
@@ -80,6 +81,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "gantry-base",
             "gantry-controllers",
             "gantry-durable",
+            "gantry-external",
             "gantry-informer",
             "gantry-members",
             "gantry-nodes",

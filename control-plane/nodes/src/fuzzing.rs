@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use crate::addresses::addresses;
 use crate::restrictions::{check_labels, check_pod_addresses, keep_own_addresses};
-use crate::said::{self, NodeName};
+use crate::said::{self, NodeName, PodRef};
 
 /// A message of a node: everything that is done to it before anything is looked up for it.
 pub fn node_message(message: Message) {
@@ -48,15 +48,26 @@ pub fn node_message(message: Message) {
             drop(said::usage::held(usage.held));
             for said in usage.pods {
                 if let Ok(pod) = said::usage::pod_of(&said) {
-                    let name = PodName {
-                        namespace: pod.namespace().to_owned(),
-                        name: pod.name().to_owned(),
-                        uid: pod.uid().to_owned(),
-                    };
-                    drop(said::usage::pod(said, Arc::new(name)));
+                    drop(said::usage::pod(said, pod_name(&pod)));
+                }
+            }
+        }
+        Message::Scraped(scraped) => {
+            drop(said::scraped::check_pods(scraped.pods.len()));
+            for said in scraped.pods {
+                if let Ok(pod) = said::scraped::pod_of(&said) {
+                    drop(said::scraped::pod(said, pod_name(&pod)));
                 }
             }
         }
         Message::Heartbeat(_) | Message::ServicesProgrammed(_) | Message::AwaitServices(_) => {}
     }
+}
+
+fn pod_name(pod: &PodRef) -> Arc<PodName> {
+    Arc::new(PodName {
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        uid: pod.uid().to_owned(),
+    })
 }

@@ -1,6 +1,6 @@
 //! Which nodes are connected, when they were last heard, and the streams that wait for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use tonic::Status;
 
 use super::ending::{Ending, Said};
 use super::routing::{Everywhere, Routing};
+use super::scraping::Board;
 use super::wakes::{Wakes, Wanted};
 use crate::metrics::METRICS;
 
@@ -63,6 +64,8 @@ pub struct Hub {
     /// Bumped whenever a node comes or goes.
     changed: watch::Sender<u64>,
     routing: Mutex<Routing>,
+    /// What nodes are to ask their pods for.
+    pub(crate) scraping: Board,
     /// Bumped when the keys of a node change, for those of its connections that wait for that.
     keys: Mutex<BTreeMap<String, watch::Sender<u64>>>,
     wakes: Wakes,
@@ -111,6 +114,11 @@ impl Hub {
     /// A node holds connections to a Service.
     pub(crate) fn wanted(&self, node: &str, service: ServiceName) {
         self.wakes.tell(node, service);
+    }
+
+    /// The names of the series that pods are asked for, in whichever namespace; none where this server does not lead.
+    pub fn wanted_series(&self) -> BTreeSet<String> {
+        self.scraping.names()
     }
 
     /// Whether this is the latest link of a node.

@@ -1,5 +1,5 @@
 //! What the control plane does for nodes: their link, on which what each node needs goes down and what it reports comes
-//! up, streams matched with the nodes that serve them, policies compiled for them, pods' tokens, blocks of addresses,
+//! up, the series of pods that autoscalers want, streams matched with the nodes that serve them, policies compiled for them, pods' tokens, blocks of addresses,
 //! their Events, and the monitor that gives up the silent.
 //!
 //! Reads the store and writes through the API, as the leader of a term. Must never know certificates' making, controllers
@@ -29,6 +29,7 @@ mod requests;
 mod restrictions;
 mod routing;
 mod said;
+pub mod scraping;
 mod session;
 mod streams;
 mod tokens;

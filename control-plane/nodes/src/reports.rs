@@ -12,6 +12,7 @@
 mod allowance;
 mod queue;
 mod registration;
+mod scraped;
 mod usage;
 
 use std::collections::{BTreeMap, HashSet};
@@ -91,6 +92,8 @@ pub(crate) struct LinkReports {
     allowances: Arc<Allowances>,
     /// The pods that there are figures of.
     known_pods: Mutex<usage::Known>,
+    /// The pods that have answered.
+    scraped_pods: Mutex<usage::Known>,
 }
 
 /// Whose a pod is that a node speaks of.
@@ -153,6 +156,7 @@ impl Reports {
             queue: Mutex::default(),
             wake: Notify::new(),
             known_pods: Mutex::default(),
+            scraped_pods: Mutex::default(),
         }
     }
 
@@ -224,6 +228,7 @@ impl LinkReports {
                 said::event(&event).and_then(|(subject, event)| self.take_event(&subject, event))
             }
             agent_message::Message::Usage(usage) => self.take_usage(usage).await,
+            agent_message::Message::Scraped(scraped) => self.take_scraped(scraped).await,
             agent_message::Message::NodeStatus(status) => {
                 said::node_status(&status).map(|mut status| {
                     self.note(keep_own_addresses(self.node.as_str(), &mut status));

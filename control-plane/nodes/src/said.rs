@@ -10,6 +10,7 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
+pub(crate) mod scraped;
 pub(crate) mod usage;
 
 /// The largest PodStatus. Of 200 containers an agent says so much, or of 25 that have each ended twice with the longest message,

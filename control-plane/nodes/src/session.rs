@@ -34,6 +34,7 @@ use super::policies::{Feed, Policies, Stopped};
 use super::references::{PodReferences, Reference};
 use super::reports::{LinkReports, Reports};
 use super::said::{self, NodeName};
+use super::scraping;
 use super::streams;
 use super::tokens::{self, TokenAllowances};
 use crate::cluster::ClusterFacts;
@@ -222,6 +223,7 @@ impl NodeLink for LinkService {
             down,
             references: PodReferences::default(),
             policies: self.policies.feed(&node),
+            scraping: self.hub.scraping.feed(),
         };
         tokio::spawn(tell(session, welcome, ending.clone()));
         let written = CancellationToken::new();
@@ -461,6 +463,7 @@ struct Session {
     down: mpsc::Sender<Said>,
     references: PodReferences,
     policies: Feed,
+    scraping: scraping::Feed,
 }
 
 /// The node's end of the connection is closed, or there is nothing more to be told on ours.
@@ -515,6 +518,9 @@ impl Session {
                 changes = self.policies.changed() => {
                     let changes = changes.map_err(Closed::from)?;
                     self.policies(changes).await?;
+                }
+                wanted = self.scraping.next() => {
+                    self.send(server_message::Message::ScrapeWanted(wanted)).await?;
                 }
             }
         }
@@ -638,7 +644,14 @@ impl Session {
                 self.object(reference.resource, &key, &entry, false).await?;
             }
         }
-        self.object(Resource::Pod, key, entry, false).await
+        self.object(Resource::Pod, key, entry, false).await?;
+        match self.scraping.pod_of(&key.namespace) {
+            Some(wanted) => {
+                let wanted = server_message::Message::ScrapeWanted(wanted);
+                self.send(wanted).await
+            }
+            None => Ok(()),
+        }
     }
 
     async fn object(

@@ -50,6 +50,7 @@ use crate::pages::Pages;
 use crate::peers;
 use crate::proxier::Proxier;
 use crate::reachability::{PEERS_REACHABLE, Reachability};
+use crate::scraping;
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
 use crate::usage;
@@ -211,6 +212,7 @@ impl Composition {
             policies: state.policies.clone(),
             reports: state.reports.clone(),
             figures: state.figures.subscribe(),
+            scrapes: state.scrapes.clone(),
             streams: Arc::new(Streams::new(
                 self.stores.runtime.clone(),
                 state.desired.clone(),
@@ -310,15 +312,23 @@ impl Composition {
         self.tasks.spawn(isolating);
         let manager = PodWorkers::new(Arc::new(node));
         self.tasks.spawn(manager.run(news, self.stop.clone()));
+        let state = &self.state;
+        let asked = scraping::Sources {
+            desired: state.desired.clone(),
+            network: network.bridge.clone(),
+            addresses: self.config.addresses(),
+            connections: state.connections.clone(),
+        };
+        self.tasks
+            .spawn(scraping::follow(asked, state.scrapes.clone()));
         let holding = network.holding.clone();
         let read = usage::Sources {
             runtime: self.stores.runtime.clone(),
             network: network.bridge.clone(),
-            connections: self.state.connections.clone(),
+            connections: state.connections.clone(),
             holding: holding.map(|holding| holding as Arc<dyn Holding>),
         };
-        self.tasks
-            .spawn(usage::follow(read, self.state.figures.clone()));
+        self.tasks.spawn(usage::follow(read, state.figures.clone()));
         Ok(())
     }
 

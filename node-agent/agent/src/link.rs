@@ -23,12 +23,14 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::clock::Clock;
 use crate::desired::{Desired, Touched};
+use crate::outgoing::outgoing;
 use crate::policies::Policies;
 use crate::reports::Reports;
+use crate::scraping::Scrapes;
 use crate::servers::Servers;
 use crate::streams::Streams;
 use crate::token_issuer::LinkIssuer;
-use crate::usage::{self, Readings};
+use crate::usage::Readings;
 
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -86,6 +88,8 @@ pub(crate) struct Link {
     pub(crate) reports: Arc<Reports>,
     /// What the node uses, as it is read.
     pub(crate) figures: watch::Receiver<Readings>,
+    /// What pods are asked for, and what they answer.
+    pub(crate) scrapes: Arc<Scrapes>,
     pub(crate) streams: Arc<Streams>,
     /// Told of each link: pods' tokens are asked for beside it.
     pub(crate) tokens: Arc<LinkIssuer>,
@@ -154,8 +158,8 @@ impl Link {
         let hello = AgentMessage {
             message: Some(agent_message::Message::Hello(hello)),
         };
-        let wanted = self.reports.clone();
-        let outgoing = usage::outgoing(hello, wanted, outbound, self.figures.clone());
+        let (wanted, figures) = (self.reports.clone(), self.figures.clone());
+        let outgoing = outgoing(hello, wanted, outbound, figures, self.scrapes.subscribe());
         let mut down = client.link(outgoing).await?.into_inner();
         self.desired.link_opened();
         self.policies.link_opened();
@@ -249,6 +253,7 @@ impl Link {
                 Some(server_message::Message::CloseStream(close)) => {
                     self.streams.close(&close.stream_id);
                 }
+                Some(server_message::Message::ScrapeWanted(wanted)) => self.scrapes.want(wanted),
                 Some(server_message::Message::ServicesEverywhere(done)) => {
                     self.reports.services_everywhere(done.revision);
                 }

@@ -1,5 +1,4 @@
-//! What this node says that it uses: read every second, and offered to the link, which takes the latest when there is room
-//! for it. None waits in a queue, so that a slow link carries no old figures.
+//! What this node says that it uses: read every second, and offered to the link (see [`crate::outgoing`]).
 
 mod opened;
 
@@ -7,19 +6,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
 use gantry_cri::ServiceName;
 use gantry_cri::network::{NodeConnections, NodeTraffic, PodNetwork, Traffic};
 use gantry_cri::runtime::{self as cri, Measured, Runtime};
 use gantry_network::Holding;
 use gantry_rpc::node::{
-    AgentMessage, Amounts, Connections, ContainerUsage, HeldConnections, NodeUsage, PodUsage,
-    Pressure, Pressures, Usage, agent_message,
+    Amounts, Connections, ContainerUsage, HeldConnections, NodeUsage, PodUsage, Pressure,
+    Pressures, Usage,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use self::opened::OpenedByOthers;
-use crate::reports::Reports;
 
 /// From the end of one reading to the beginning of the next: so every two are a second apart at least, and each pair of them
 /// makes a rate.
@@ -103,67 +100,6 @@ pub(crate) async fn follow(read: Sources, figures: Arc<Figures>) {
             }
         }
         tokio::time::sleep(PERIOD).await;
-    }
-}
-
-/// What is sent on a link: `hello`, what is said as it comes, and between it the latest figures. At first the last two readings,
-/// so that a server which knows nothing has rates at once. Services that are wanted go before all of it, since somebody waits.
-/// It ends with `said`.
-pub(crate) fn outgoing(
-    hello: AgentMessage,
-    reports: Arc<Reports>,
-    said: mpsc::Receiver<AgentMessage>,
-    mut readings: watch::Receiver<Readings>,
-) -> impl Stream<Item = AgentMessage> + Send + 'static {
-    readings.mark_changed();
-    let unsaid = Unsaid {
-        said,
-        readings,
-        is_new: true,
-    };
-    let rest = futures::stream::unfold((reports, unsaid), async |(reports, mut unsaid)| {
-        let message = tokio::select! {
-            biased;
-            wanted = reports.next_wanted() => Some(wanted),
-            message = unsaid.next() => message,
-        };
-        Some((message?, (reports, unsaid)))
-    });
-    futures::stream::iter([hello]).chain(rest)
-}
-
-/// What a link is still to carry.
-struct Unsaid {
-    said: mpsc::Receiver<AgentMessage>,
-    readings: watch::Receiver<Readings>,
-    /// No figures have been sent on the link.
-    is_new: bool,
-}
-
-impl Unsaid {
-    /// The next message, whichever it is; nothing is lost when nobody waits for it any more.
-    async fn next(&mut self) -> Option<AgentMessage> {
-        loop {
-            tokio::select! {
-                message = self.said.recv() => return message,
-                Ok(()) = self.readings.changed() => {
-                    let known = self.readings.borrow_and_update().clone();
-                    let usage = match known.before {
-                        Some(before) if self.is_new => {
-                            // The latest follows.
-                            self.readings.mark_changed();
-                            Some(before)
-                        }
-                        _ => known.latest,
-                    };
-                    self.is_new = false;
-                    if let Some(usage) = usage {
-                        let message = agent_message::Message::Usage(Usage::clone(&usage));
-                        return Some(AgentMessage { message: Some(message) });
-                    }
-                }
-            }
-        }
     }
 }
 
@@ -259,124 +195,11 @@ fn passed(traffic: &Traffic) -> gantry_rpc::node::Traffic {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
     use gantry_cri::network::FakePodNetwork;
     use gantry_cri::runtime::FakeRuntime;
     use gantry_network::{FakeHolding, HoldingNews};
-    use gantry_rpc::node::{Heartbeat, Wake};
 
     use super::*;
-
-    fn beat(sequence: u64) -> AgentMessage {
-        AgentMessage {
-            message: Some(agent_message::Message::Heartbeat(Heartbeat { sequence })),
-        }
-    }
-
-    /// Which figures a message has; none of another one.
-    fn clock_of(message: AgentMessage) -> Option<u64> {
-        match message.message {
-            Some(agent_message::Message::Usage(usage)) => Some(usage.clock),
-            _ => None,
-        }
-    }
-
-    fn usage(clock: u64) -> Usage {
-        Usage {
-            clock,
-            ..Usage::default()
-        }
-    }
-
-    fn reports() -> Arc<Reports> {
-        Arc::new(Reports::new("n1"))
-    }
-
-    #[tokio::test]
-    async fn a_service_that_is_wanted_waits_behind_nothing_and_is_said_once() {
-        let (figures, reports) = (Figures::default(), reports());
-        figures.read(usage(1));
-        let (up, said) = mpsc::channel(4);
-        for sequence in 1..4 {
-            up.send(beat(sequence)).await.expect("room");
-        }
-        let web = ServiceName {
-            namespace: "shop".to_owned(),
-            name: "web".to_owned(),
-        };
-        let mut sent = pin!(outgoing(
-            beat(0),
-            reports.clone(),
-            said,
-            figures.subscribe()
-        ));
-        assert_eq!(sent.next().await, Some(beat(0)));
-        for _ in 0..3 {
-            reports.service_wanted(&web);
-        }
-        let wake = Wake {
-            namespace: "shop".to_owned(),
-            service: "web".to_owned(),
-        };
-        let wake = AgentMessage {
-            message: Some(agent_message::Message::Wake(wake)),
-        };
-        assert_eq!(sent.next().await, Some(wake.clone()));
-        assert_ne!(sent.next().await, Some(wake.clone()));
-        reports.service_wanted(&web);
-        assert_eq!(sent.next().await, Some(wake), "it is wanted still");
-        reports.service_wanted(&web);
-        reports.link_opened();
-        drop(up);
-        let mut left = Vec::new();
-        while let Some(message) = sent.next().await {
-            left.push(message);
-        }
-        assert_eq!(left.len(), 3, "a wish is not kept for another link");
-    }
-
-    #[tokio::test]
-    async fn a_link_begins_with_two_readings_and_carries_the_latest_after_that() {
-        let figures = Figures::default();
-        for clock in 1..4 {
-            figures.read(usage(clock));
-        }
-        let (up, said) = mpsc::channel(4);
-        let mut sent = pin!(outgoing(beat(0), reports(), said, figures.subscribe()));
-        assert_eq!(
-            sent.next().await,
-            Some(beat(0)),
-            "the first word is not theirs"
-        );
-        for clock in [2, 3] {
-            let message = sent.next().await.expect("there is more");
-            assert_eq!(clock_of(message), Some(clock));
-        }
-        // Nobody takes them for a while.
-        for clock in 4..9 {
-            figures.read(usage(clock));
-        }
-        let message = sent.next().await.expect("there is more");
-        assert_eq!(clock_of(message), Some(8), "what is old is not sent");
-        up.send(beat(1)).await.expect("room");
-        assert_eq!(sent.next().await, Some(beat(1)));
-        drop(up);
-        assert_eq!(sent.next().await, None, "the link is over");
-    }
-
-    #[tokio::test]
-    async fn nothing_is_said_before_anything_is_read() {
-        let figures = Figures::default();
-        let (up, said) = mpsc::channel(4);
-        let mut sent = pin!(outgoing(beat(0), reports(), said, figures.subscribe()));
-        assert_eq!(sent.next().await, Some(beat(0)));
-        up.send(beat(1)).await.expect("room");
-        assert_eq!(sent.next().await, Some(beat(1)));
-        figures.read(usage(1));
-        let message = sent.next().await.expect("there is more");
-        assert_eq!(clock_of(message), Some(1));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn readings_come_every_second() {

@@ -32,6 +32,34 @@ pub fn mutual(trusted: &str, own: &Credential) -> Result<ClientConfig, TlsError>
     Ok(config)
 }
 
+/// Trusts servers of these authorities, PEM. Shows nothing.
+pub fn trusting(trusted: &str) -> Result<ClientConfig, TlsError> {
+    Ok(builder()?
+        .with_root_certificates(roots(trusted)?)
+        .with_no_client_auth())
+}
+
+/// Trusts servers of the public authorities that this machine trusts. Shows nothing.
+pub fn public() -> Result<ClientConfig, TlsError> {
+    let mut trusted = RootCertStore::empty();
+    let known = rustls_native_certs::load_native_certs();
+    let (usable, _) = trusted.add_parsable_certificates(known.certs);
+    if usable == 0 {
+        let causes = known.errors.iter().map(ToString::to_string);
+        let causes: Vec<String> = causes.collect();
+        return Err(TlsError::unusable(
+            "what this machine trusts (the package ca-certificates)",
+            match causes.is_empty() {
+                true => "it holds no certificate".to_owned(),
+                false => causes.join("; "),
+            },
+        ));
+    }
+    Ok(builder()?
+        .with_root_certificates(trusted)
+        .with_no_client_auth())
+}
+
 /// Trusts nobody and shows nothing: for who has no certificate yet.
 pub fn strangers() -> Result<ClientConfig, TlsError> {
     Ok(builder()?

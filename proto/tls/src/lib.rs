@@ -18,12 +18,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use client::{anyone, mutual, recognising, strangers};
+pub use client::{anyone, mutual, public, recognising, strangers, trusting};
 pub use clock::about_clocks;
 pub use credential::{BACKDATED, Credential, KeyRequest, Lifetime, fingerprint, fingerprints};
 pub use files::{read, write};
 pub use kubeconfig::{Kubeconfig, SERVERS_EXTENSION};
-pub use request::{RequestError, connect, request};
+pub use request::{RequestError, connect, request, secure};
 
 /// What can go wrong with certificates and keys.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! Single requests to servers, by address.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,7 +89,16 @@ async fn handshake(
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let name = ServerName::IpAddress(address.ip().into());
+    secure(stream, address.ip(), tls).await
+}
+
+/// A TLS session on a connection to this address.
+pub async fn secure(
+    stream: TcpStream,
+    address: IpAddr,
+    tls: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::IpAddress(address.into());
     TlsConnector::from(tls).connect(name, stream).await
 }
 

@@ -40,6 +40,12 @@ const WAKES: Rate = Rate {
     refill: 256,
     per: Duration::from_secs(1),
 };
+/// Answers of a node's pods: two a second, and those of before on a new link.
+const SCRAPES: Rate = Rate {
+    burst: 4,
+    refill: 3,
+    per: Duration::from_secs(1),
+};
 /// Writes about pods of one node: all that a node of many pods has to say after an hour without a server.
 const POD_WRITES: Rate = Rate {
     burst: 512,
@@ -156,6 +162,7 @@ pub(super) struct Allowances {
     pub(super) registrations: Mutex<Allowance>,
     pub(super) usages: Mutex<Allowance>,
     pub(super) wakes: Mutex<Allowance>,
+    pub(super) scrapes: Mutex<Allowance>,
     pub(super) pods: Mutex<PodWrites>,
 }
 
@@ -169,6 +176,7 @@ impl Allowances {
             registrations: whole(REGISTRATIONS),
             usages: whole(USAGES),
             wakes: whole(WAKES),
+            scrapes: whole(SCRAPES),
             pods: Mutex::new(PodWrites::new()),
         }
     }
@@ -181,6 +189,7 @@ impl Allowances {
             &self.registrations,
             &self.usages,
             &self.wakes,
+            &self.scrapes,
         ];
         let rest = self.pods.lock().is_whole(now);
         rest && all.into_iter().all(|one| one.lock().is_whole(now))

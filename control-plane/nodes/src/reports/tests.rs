@@ -5,8 +5,9 @@ use gantry_apiserver::{ApiServer, ApiServerConfig, Identity, NODE_LINK, NoNodes,
 use gantry_informer::EventStyle;
 use gantry_rpc::node::{
     ContainerUsage, EventRecord, HeldConnections, Hello, NodeStatus, NodeUsage, PodStatuses,
-    PodTerminated, PodUsage, Usage,
+    PodTerminated, PodUsage, Scraped, ScrapedPod, ScrapedSeries, Usage,
 };
+use gantry_usage::ScrapedMetric;
 use proptest::prelude::*;
 
 use super::allowance::{Allowance, PodWrites, REGISTRATIONS, Rate, STATUSES};
@@ -334,6 +335,50 @@ async fn figures_count_of_a_nodes_own_pods() {
     let figures = &world.reports.figures;
     let node = figures.node("one", window, now).expect("its figures");
     assert_eq!(node.counted.at, 3 * second);
+}
+
+#[tokio::test]
+async fn answers_count_of_a_nodes_own_pods() {
+    let world = World::new().await;
+    let link = world.open("one");
+    let answer = |name: &str, uid: &str| ScrapedPod {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+        read_at: 1,
+        series: vec![ScrapedSeries {
+            name: "a".to_owned(),
+            value: 4.0,
+            ..ScrapedSeries::default()
+        }],
+        ..ScrapedPod::default()
+    };
+    let (mine, theirs) = (world.uid("mine"), world.uid("theirs"));
+    let pods = vec![
+        answer("mine", &mine),
+        answer("mine", &mine),
+        answer("theirs", &theirs),
+        answer("mine", "another-uid"),
+    ];
+    let before = METRICS.reports_refused.get();
+    let said = Scraped { clock: 1, pods };
+    link.take(agent_message::Message::Scraped(said)).await;
+    assert!(METRICS.reports_refused.get() >= before + 2);
+    let value = |uid: &str| {
+        let metric = ScrapedMetric {
+            namespace: "default",
+            name: "a",
+            selects: &|_| true,
+            window: Duration::ZERO,
+        };
+        let figures = &world.reports.figures;
+        let value = figures.scraped(uid, &metric, Instant::now());
+        value.and_then(Result::ok).map(|value| value.value)
+    };
+    assert_eq!((value(&mine), value(&theirs)), (Some(4.0), None));
+    link.take(agent_message::Message::Scraped(Scraped::default()))
+        .await;
+    assert_eq!(value(&mine), None);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use gantry_store::Revision;
 use gantry_usage::{PodName, PodSample, Sample, ServiceName};
 
 use super::{LinkReports, TURN};
-use crate::said::{self, Refused};
+use crate::said::{self, PodRef, Refused};
 
 /// Pods of a node by uid, each with the revision at which it was created.
 pub(super) type Known = HashMap<String, (Arc<PodName>, Revision)>;
@@ -75,9 +75,23 @@ impl LinkReports {
         known: &mut Known,
     ) -> Result<Option<PodSample>, Refused> {
         let pod = said::usage::pod_of(&said)?;
+        let Some(name) = self.own_pod_name(&pod, before, known)? else {
+            return Ok(None);
+        };
+        said::usage::pod(said, name).map(Some)
+    }
+
+    /// The name of a pod of which something is said, when it is the node's own; none of one that is gone. It is `known` from then
+    /// on.
+    pub(super) fn own_pod_name(
+        &self,
+        pod: &PodRef,
+        before: &Known,
+        known: &mut Known,
+    ) -> Result<Option<Arc<PodName>>, Refused> {
         if known.contains_key(pod.uid()) {
             return Err(Refused::NotItsOwn(format!(
-                "the usage of the pod {}/{} twice in one message",
+                "the pod {}/{} twice in one message",
                 pod.namespace(),
                 pod.name()
             )));
@@ -92,7 +106,7 @@ impl LinkReports {
         });
         let name = match same {
             Some((name, _)) => name.clone(),
-            None => match self.must_own(&pod)? {
+            None => match self.must_own(pod)? {
                 true => Arc::new(PodName {
                     namespace: pod.namespace().to_owned(),
                     name: pod.name().to_owned(),
@@ -101,8 +115,7 @@ impl LinkReports {
                 false => return Ok(None),
             },
         };
-        let sample = said::usage::pod(said, name.clone())?;
-        known.insert(name.uid.clone(), (name, created));
-        Ok(Some(sample))
+        known.insert(name.uid.clone(), (name.clone(), created));
+        Ok(Some(name))
     }
 }

@@ -3,6 +3,8 @@ use gantry_rpc::node::Wake;
 use gantry_rpc::node::node_link_client::NodeLinkClient;
 use gantry_rpc::node::stream_frame::Frame;
 use gantry_store::{Index, Operation, Transaction};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
@@ -275,4 +277,56 @@ async fn a_node_has_tokens_of_its_own_pods() {
     assert_eq!(refused(ask("mine", "vault").await), Code::PermissionDenied);
     world.remove_node().await;
     assert_eq!(refused(ask("mine", "").await), Code::PermissionDenied);
+}
+
+/// The names of the series that the node is told to ask its pods for next.
+async fn wanted(down: &mut Streaming<ServerMessage>) -> Vec<String> {
+    let told = tokio::time::timeout(DEADLINE, async {
+        loop {
+            let message = down.message().await.expect("the link is up");
+            let message = message.and_then(|message| message.message);
+            if let Some(server_message::Message::ScrapeWanted(wanted)) = message {
+                return wanted;
+            }
+        }
+    });
+    let series = told.await.expect("in time").series.into_iter();
+    series.map(|series| series.name).collect()
+}
+
+#[tokio::test]
+async fn a_node_is_told_what_to_ask_its_pods_for() {
+    let world = World::new().await;
+    let (_up, mut down) = world.link().await;
+    let stop = CancellationToken::new();
+    let _ends = stop.clone().drop_guard();
+    let informers = gantry_informer::Informers::new(world.client.clone(), &stop);
+    tokio::spawn(scraping::run(informers, world.hub.clone(), stop.clone()));
+    // Whatever it was told by another leader is not wanted.
+    assert_eq!(wanted(&mut down).await, [""; 0]);
+    let autoscaler = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "web"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}, "maxReplicas": 3,
+            "metrics": [{"type": "Pods", "pods": {
+                "metric": {"name": "hits_per_second"}, "target": {"type": "AverageValue", "averageValue": "5"}}}],
+        },
+    });
+    let autoscaler = serde_json::from_value(autoscaler).expect("an autoscaler");
+    let autoscalers: kube::Api<HorizontalPodAutoscaler> =
+        kube::Api::default_namespaced(world.client.clone());
+    let created = autoscalers
+        .create(&PostParams::default(), &autoscaler)
+        .await;
+    created.expect("created");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
+        "spec": {"nodeName": "one", "containers": [{"name": "c", "image": "i"}]}});
+    let path = gantry_base::paths::namespaced("default", &["pods"]);
+    let created = call(&world.client, http::Method::POST, &path, &pod).await;
+    created.expect("created");
+    let names = ["hits_per_second", "hits_total", "hits"];
+    assert_eq!(wanted(&mut down).await, names);
+    let deleted = autoscalers.delete("web", &DeleteParams::default()).await;
+    drop(deleted.expect("deleted"));
+    assert_eq!(wanted(&mut down).await, [""; 0]);
 }

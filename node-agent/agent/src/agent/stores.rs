@@ -16,6 +16,7 @@ use crate::config::AgentConfig;
 use crate::desired::Desired;
 use crate::policies::Policies;
 use crate::reports::Reports;
+use crate::scraping::Scrapes;
 use crate::servers::Servers;
 use crate::usage::Figures;
 
@@ -50,6 +51,7 @@ pub(super) struct State {
     pub(super) reports: Arc<Reports>,
     /// What the node uses, as it was read last.
     pub(super) figures: Arc<Figures>,
+    pub(super) scrapes: Arc<Scrapes>,
     /// The connections that the node makes to its pods of its own accord.
     pub(super) connections: Arc<NodeConnections>,
     pub(super) servers: Servers,
@@ -70,6 +72,7 @@ impl State {
             policies: Arc::default(),
             reports: Arc::new(Reports::new(&config.node_name)),
             figures: Arc::default(),
+            scrapes: Arc::default(),
             connections: Arc::default(),
             servers: Servers::new(config.servers.clone()),
             facts: checkpoint.welcome(),

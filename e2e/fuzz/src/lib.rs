@@ -94,6 +94,14 @@ pub const TARGETS: &[Target] = &[
         run: streams::log_line,
     },
     Target {
+        name: "exposition",
+        run: streams::exposition,
+    },
+    Target {
+        name: "external_answer",
+        run: streams::external_answer,
+    },
+    Target {
         name: "proxied_page",
         run: streams::proxied_page,
     },

@@ -1,4 +1,4 @@
-//! What nodes, servers, registries, resolvers and containers send, and what is around a request's body.
+//! What nodes, servers, registries, resolvers, containers and sources of metrics send, and what is around a request's body.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -86,4 +86,12 @@ pub(crate) fn dns(bytes: &[u8]) {
 
 pub(crate) fn log_line(bytes: &[u8]) {
     gantry_pods::logs::fuzz(bytes);
+}
+
+pub(crate) fn exposition(bytes: &[u8]) {
+    gantry_agent::fuzzing::exposition(bytes);
+}
+
+pub(crate) fn external_answer(bytes: &[u8]) {
+    gantry_external::fuzzing::answer(bytes);
 }

@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::authorisation::Authorisation;
 use crate::clock::Clock;
 use crate::custom_metrics::CustomMetrics;
+use crate::external_metrics::ExternalMetrics;
 use crate::heavy::Turn;
 use crate::identity::{Identity, Tokens};
 use crate::media::Media;
@@ -48,6 +49,8 @@ pub(crate) struct Api {
     pub(crate) tokens: Tokens,
     /// Leads to the pods.
     pub(crate) streams: Arc<dyn NodeStreams>,
+    /// Tells metrics from outside of the cluster.
+    pub(crate) external_metrics: Option<Arc<dyn ExternalMetrics>>,
     /// Tells what nodes and pods use.
     pub(crate) usage: Option<Arc<dyn UsageSource>>,
     /// Tells metrics of objects.

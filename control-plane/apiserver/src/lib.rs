@@ -22,6 +22,7 @@ mod context;
 mod custom_metrics;
 mod discovery;
 mod encoder;
+mod external_metrics;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generated_names;
@@ -53,6 +54,7 @@ pub use authorisation::{Attributes, Authorizer, Decision, Target, check};
 pub use clock::Clock;
 pub use connections::ConnectionLimits;
 pub use custom_metrics::{CustomMetrics, MetricOf, NoMetric, ObjectMetric, ServedMetric};
+pub use external_metrics::{ExternalMetric, ExternalMetrics, NoExternalMetric};
 pub use identity::{Identity, MASTERS, NODE_LINK, Tokens};
 pub use peer::Peer;
 pub use ranges::Ranges;

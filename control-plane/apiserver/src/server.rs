@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::ResourceKind;
 use gantry_api::kinds::custom_metrics;
+use gantry_api::kinds::external_metrics;
 use gantry_api::status::StatusError;
 use gantry_store::{Budget, Charge, Key, Store, Term};
 use http::{HeaderMap, Method, Response, StatusCode, header};
@@ -32,6 +33,7 @@ use crate::connections::{
 };
 use crate::context::{Admission, Api, ForClient};
 use crate::custom_metrics::CustomMetrics;
+use crate::external_metrics::ExternalMetrics;
 use crate::identity::{Identity, Tokens};
 use crate::limits::{Class, Limits, is_own};
 use crate::peer::Peer;
@@ -60,6 +62,8 @@ pub struct ApiServerConfig {
     pub issuer: String,
     /// The time.
     pub clock: Clock,
+    /// Tells metrics from outside of the cluster; without, there is no group `external.metrics.k8s.io`.
+    pub external_metrics: Option<Arc<dyn ExternalMetrics>>,
     /// How many connections clients may have.
     pub connections: ConnectionLimits,
     /// Bytes that may wait for clients: answers and watches that are not read, and bodies that arrive.
@@ -81,6 +85,7 @@ impl Default for ApiServerConfig {
             advertise: "127.0.0.1:6443".to_owned(),
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             clock: Clock::system(),
+            external_metrics: None,
             connections: ConnectionLimits::default(),
             client_memory: CLIENT_MEMORY,
             usage: None,
@@ -129,9 +134,16 @@ impl ApiServer {
         let budget = Budget::new(config.client_memory);
         let (clock, issuer) = (config.clock.clone(), config.issuer);
         let service_accounts = ServiceAccounts::new(store.clone(), clock, issuer);
-        let registry = match &config.usage {
-            Some(_) => Registry::built_in().with_measured(gantry_api::kinds::metrics::all()),
+        let registry = match &config.external_metrics {
+            Some(_) => Registry::built_in().with_group(Group {
+                name: external_metrics::GROUP,
+                versions: &[external_metrics::VERSION],
+            }),
             None => Registry::built_in(),
+        };
+        let registry = match &config.usage {
+            Some(_) => registry.with_measured(gantry_api::kinds::metrics::all()),
+            None => registry,
         };
         let registry = match &config.custom_metrics {
             Some(_) => registry.with_group(Group {
@@ -150,6 +162,7 @@ impl ApiServer {
                     ranges: config.ranges,
                     clock: config.clock,
                     service_accounts: Arc::new(service_accounts),
+                    external_metrics: config.external_metrics,
                     tokens: config.tokens.clone(),
                     streams,
                     usage: config.usage,
@@ -189,6 +202,7 @@ impl ApiServer {
                     ranges: api.ranges.clone(),
                     clock: api.clock.clone(),
                     service_accounts: api.service_accounts.clone(),
+                    external_metrics: api.external_metrics.clone(),
                     tokens: api.tokens.clone(),
                     streams: api.streams.clone(),
                     usage: api.usage.clone(),

@@ -7,6 +7,7 @@ pub(crate) mod custom_metrics;
 pub(crate) mod delete;
 pub(crate) mod delete_collection;
 pub(crate) mod eviction;
+pub(crate) mod external_metrics;
 pub(crate) mod finalize;
 pub(crate) mod get;
 pub(crate) mod list;

@@ -12,6 +12,7 @@ mod difference;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
+pub mod external_metrics;
 pub mod horizontal_pod_autoscaler;
 pub mod ingress;
 pub mod ingress_class;

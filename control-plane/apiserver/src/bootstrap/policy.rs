@@ -12,12 +12,14 @@ use k8s_openapi::api::rbac::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 const TABLE: &str = include_str!("policy.txt");
-/// What the metrics server brings to a cluster that has it, and the same for metrics of objects.
+/// What the metrics server brings to a cluster that has it, and the same for metrics of objects and from outside.
 const TABLE_OF_METRICS: &str = "
 role system:aggregated-metrics-reader to=view to=edit to=admin
 metrics.k8s.io nodes,pods read
 role system:aggregated-custom-metrics-reader to=view to=edit to=admin
 custom.metrics.k8s.io * read
+role system:aggregated-external-metrics-reader to=view to=edit to=admin
+external.metrics.k8s.io * read
 ";
 /// Gathered roles say with this label by whom.
 const AGGREGATE: &str = "rbac.authorization.k8s.io/aggregate-to-";
@@ -320,7 +322,7 @@ mod tests {
             assert!(names.contains(&role), "{role:?}");
         }
         let roles = &policy_of_metrics().cluster_roles;
-        assert_eq!(roles.len(), 2);
+        assert_eq!(roles.len(), 3);
         for wrong in ["get pods", "role a b", "bind a - nobody:x", "core pods"] {
             assert_eq!(Policy::read(wrong).expect_err("refused"), wrong);
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::Request;
 use gantry_api::kind::WriteScope;
-use gantry_api::kinds::custom_metrics;
+use gantry_api::kinds::{custom_metrics, external_metrics};
 use gantry_api::status::StatusError;
 use gantry_store::Revision;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -197,6 +197,11 @@ impl ApiServer {
                 );
                 return answer.kept_for_an_hour().into_response();
             }
+            [
+                "apis",
+                group @ external_metrics::GROUP,
+                version @ external_metrics::VERSION,
+            ] if registry.serves(group, version) => Some(verbs::external_metrics::resource_list()),
             ["api"] => Some(discovery::core_versions(&self.inner.advertise)),
             ["apis"] => Some(discovery::group_list(registry)),
             ["api", version] => discovery::resource_list(registry, "", version),
@@ -272,6 +277,15 @@ impl ApiServer {
         request: Request,
         user: &Identity,
     ) -> Result<Response<Body>, StatusError> {
+        if (path.group.as_str(), path.version.as_str())
+            == (external_metrics::GROUP, external_metrics::VERSION)
+            && let Some(source) = self.inner.api.external_metrics.as_deref()
+        {
+            let media = Media::of_document(headers, TEXTS).ok_or_else(media::not_acceptable)?;
+            let media = media.prettier(headers, &info.query);
+            let document = verbs::external_metrics::get(source, info, path).await?;
+            return Ok(encoder::document(Answer::value(&document), media));
+        }
         let (api, registry) = (&self.inner.api, &info.registry);
         if !registry.serves(&path.group, &path.version) {
             return match registry.has_group(&path.group) {

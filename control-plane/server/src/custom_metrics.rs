@@ -1,8 +1,9 @@
 //! The metrics of objects that this server can tell while it leads: its sources, side by side. What is measured of connections is
-//! in `connections.rs`; what is behind a service, `cluster.rs` knows.
+//! in `connections.rs`, what pods expose in `scraped.rs`; what is behind a service, `cluster.rs` knows.
 
 mod cluster;
 mod connections;
+mod scraped;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use gantry_apiserver::{CustomMetrics, MetricOf, NoMetric, ObjectMetric, ServedMe
 
 pub(crate) use cluster::Cluster;
 pub(crate) use connections::ConnectionMetrics;
+pub(crate) use scraped::ScrapedMetrics;
 
 /// Several sources: the first that serves a metric for such objects tells it.
 pub(crate) struct Sources(pub(crate) Vec<Arc<dyn CustomMetrics>>);

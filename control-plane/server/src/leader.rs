@@ -6,7 +6,7 @@ use std::time::Duration;
 use gantry_apiserver::{ApiServer, Identity, NODE_LINK};
 use gantry_controllers::{ControllersConfig, Informers, TokenIssuer, TokenSecret};
 use gantry_members::{Roster, keep_endpoints};
-use gantry_nodes::{Hub, event_expiry, monitor};
+use gantry_nodes::{Hub, event_expiry, monitor, scraping};
 use gantry_scheduler::SchedulerConfig;
 use gantry_store::{Leadership, Store, Term};
 use gantry_tasks::supervised;
@@ -124,6 +124,11 @@ impl Lead {
                 client_of(NODE_LINK),
                 self.hub.clone(),
                 self.node_grace,
+                stop
+            )),
+            part("scraping", &stop, |stop| scraping::run(
+                informers.clone(),
+                self.hub.clone(),
                 stop
             )),
             part("feature level", &stop, |stop| level::run(

@@ -9,6 +9,7 @@ pub mod backup;
 mod config;
 mod custom_metrics;
 mod demand;
+mod external;
 #[doc(hidden)]
 pub mod fuzzing;
 mod leader;

@@ -1,4 +1,7 @@
-//! What this server measures while it leads, as autoscalers go by it: what the nodes that are linked to it say of their pods.
+//! What this server measures while it leads, as autoscalers go by it: what the nodes that are linked to it say of their pods, and
+//! what is told from outside.
+
+mod external;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,15 +11,18 @@ use futures::future::BoxFuture;
 use gantry_apiserver::{CustomMetrics, MetricOf, NoMetric, ObjectMetric};
 use gantry_base::selector::LabelSelector;
 use gantry_controllers::figures::{
-    Arrival, ContainerUsage, Figures, FiguresError, Metric, NoFigures, PodUsage, PodValue, Wake,
+    Arrival, ContainerUsage, Figures, FiguresError, Metric, PodUsage, PodValue, Wake,
 };
+use gantry_external::External;
+use gantry_nodes::Hub;
 use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
+use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use crate::custom_metrics::{Cluster, ConnectionMetrics, Sources};
+use crate::custom_metrics::{Cluster, ConnectionMetrics, ScrapedMetrics, Sources};
 
 /// Rates are over so long: one second alone says more of the moment than of the load.
 pub(crate) const WINDOW: Duration = Duration::from_secs(3);
@@ -30,20 +36,28 @@ pub(crate) struct Measured {
     pub(crate) cluster: Arc<Cluster>,
     /// Metrics of objects.
     pub(crate) custom: Arc<dyn CustomMetrics>,
+    /// Metrics from outside of the cluster.
+    pub(crate) external: External,
 }
 
-impl Default for Measured {
-    fn default() -> Self {
+impl Measured {
+    /// Nothing yet. The nodes whose links are in `hub` are told what is wanted of their pods.
+    pub(crate) fn new(cluster: Arc<Cluster>, hub: Arc<Hub>, external: External) -> Self {
         let figures = Arc::new(gantry_usage::Figures::default());
-        let cluster = Arc::new(Cluster::default());
         let connections = ConnectionMetrics {
             figures: figures.clone(),
             cluster: cluster.clone(),
         };
+        let scraped = ScrapedMetrics {
+            figures: figures.clone(),
+            cluster: cluster.clone(),
+            hub,
+        };
         Self {
             figures,
             cluster,
-            custom: Arc::new(Sources(vec![Arc::new(connections)])),
+            custom: Arc::new(Sources(vec![Arc::new(connections), Arc::new(scraped)])),
+            external,
         }
     }
 }
@@ -132,39 +146,63 @@ impl Figures for Measured {
     }
 
     fn external<'a>(&'a self, metric: Metric<'a>) -> BoxFuture<'a, Result<Vec<i64>, FiguresError>> {
-        NoFigures.external(metric)
+        Box::pin(external::values(&self.external, metric))
     }
 
     fn subscribe(&self, stop: &CancellationToken, wake: Wake) {
-        let (figures, stop) = (self.figures.clone(), stop.clone());
-        let mut news = figures.subscribe();
+        let wake = Arc::new(wake);
+        let of_pods = follow_pods(self.figures.clone(), self.figures.subscribe(), wake.clone());
+        let of_sources = follow_sources(self.external.subscribe(), wake);
+        let stop = stop.clone();
         tokio::spawn(async move {
-            let told = |pod: &gantry_usage::PodName| {
-                wake(Arrival::Pod {
-                    namespace: &pod.namespace,
-                    name: &pod.name,
-                });
-            };
-            loop {
-                match stop.run_until_cancelled(news.recv()).await {
-                    Some(Ok(news)) => {
-                        news.pods.iter().for_each(|pod| told(pod));
-                        // A Service is measured by what is held to it, too.
-                        let held = news.held.iter().map(|service| service.namespace.as_str());
-                        let held: BTreeSet<&str> = held.collect();
-                        for namespace in held {
-                            wake(Arrival::Namespace(namespace));
-                        }
-                    }
-                    // Of which pods the news were that were missed, nobody knows.
-                    Some(Err(RecvError::Lagged(_))) => {
-                        let all = figures.pods(None, WINDOW, Instant::now());
-                        all.iter().for_each(|used| told(&used.pod));
-                    }
-                    Some(Err(RecvError::Closed)) | None => return,
+            let both = async { tokio::join!(of_pods, of_sources) };
+            stop.run_until_cancelled(both).await;
+        });
+    }
+}
+
+/// Tells of the pods of which there are new figures.
+async fn follow_pods(
+    figures: Arc<gantry_usage::Figures>,
+    mut news: broadcast::Receiver<gantry_usage::News>,
+    wake: Arc<Wake>,
+) {
+    let told = |pod: &gantry_usage::PodName| {
+        wake(Arrival::Pod {
+            namespace: &pod.namespace,
+            name: &pod.name,
+        });
+    };
+    loop {
+        match news.recv().await {
+            Ok(news) => {
+                news.pods.iter().for_each(|pod| told(pod));
+                // A Service is measured by what is held to it, too.
+                let held = news.held.iter();
+                let held: BTreeSet<&str> = held.map(|service| &*service.namespace).collect();
+                for namespace in held {
+                    wake(Arrival::Namespace(namespace));
                 }
             }
-        });
+            // Of which pods the news were that were missed, nobody knows.
+            Err(RecvError::Lagged(_)) => {
+                let all = figures.pods(None, WINDOW, Instant::now());
+                all.iter().for_each(|used| told(&used.pod));
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Tells of the namespaces of which external metrics have changed.
+async fn follow_sources(mut news: broadcast::Receiver<Arc<str>>, wake: Arc<Wake>) {
+    loop {
+        match news.recv().await {
+            Ok(namespace) => wake(Arrival::Namespace(&namespace)),
+            // Whoever was missed is looked at every now and then anyway.
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
     }
 }
 
@@ -195,11 +233,27 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::Mutex;
 
+    use gantry_external::Registered;
     use gantry_usage::{Amounts, ContainerSample, NodeSample, PodName, PodSample, Sample};
 
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+
+    /// Where no external metrics are registered.
+    struct Nothing;
+
+    impl gantry_external::Sources for Nothing {
+        fn find(&self, _namespace: &str, metric: &str) -> Result<Registered, String> {
+            Err(format!("{metric} is not registered"))
+        }
+    }
+
+    /// What is measured of a cluster that has these pods, behind a service.
+    fn measured(pods: &[&str]) -> Measured {
+        let cluster = Arc::new(Cluster::of_pods(pods));
+        Measured::new(cluster, Arc::default(), External::new(Arc::new(Nothing)))
+    }
 
     fn sample(at: u64) -> Sample {
         let amounts = Amounts {
@@ -236,7 +290,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_node_says_wakes_autoscalers_that_find_it() {
-        let measured = Measured::default();
+        let measured = measured(&[]);
         let known = measured.figures.clone();
         let stop = CancellationToken::new();
         let _guard = stop.clone().drop_guard();
@@ -266,10 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_that_cannot_be_had_are_told_of_as_elsewhere() {
-        let measured = Measured {
-            cluster: Arc::new(Cluster::of_pods(&[])),
-            ..Measured::default()
-        };
+        let measured = measured(&[]);
         let metric = |name| Metric {
             namespace: "default",
             name,
@@ -306,17 +357,8 @@ mod tests {
 
     #[tokio::test]
     async fn autoscalers_are_told_the_connections_of_pods_and_services() {
-        let figures = Arc::new(gantry_usage::Figures::default());
-        let cluster = Arc::new(Cluster::of_pods(&["web"]));
-        let connections = ConnectionMetrics {
-            figures: figures.clone(),
-            cluster: cluster.clone(),
-        };
-        let measured = Measured {
-            figures: figures.clone(),
-            cluster,
-            custom: Arc::new(Sources(vec![Arc::new(connections)])),
-        };
+        let measured = measured(&["web"]);
+        let figures = measured.figures.clone();
         let metric = Metric {
             namespace: "default",
             name: "connections",
@@ -346,5 +388,17 @@ mod tests {
         let values = measured.of_pods(metric, &[Arc::new(web)]).await;
         let values = values.expect("figures");
         assert_eq!((values[0].pod.as_str(), values[0].millis), ("web", 7000));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_registered_is_told_to_autoscalers() {
+        let metric = Metric {
+            namespace: "default",
+            name: "depth",
+            selector: None,
+        };
+        let refused = measured(&[]).external(metric).await;
+        let words = "depth is not registered".to_owned();
+        assert_eq!(refused, Err(FiguresError(words)));
     }
 }

@@ -14,6 +14,7 @@ use gantry_authority::keys::{self, Keyring, KeysApi};
 use gantry_authority::token_keys::{self, TokenKeysApi};
 use gantry_authority::{Certificates, CertificatesApi, Files, Naming, Setup};
 use gantry_base::status::StatusError;
+use gantry_external::External;
 use gantry_members::{
     Exchange, LeaderMetrics, LeaderStreams, LeaderUsage, PeerService, Peers, Roster, ServerRecord,
     follow_addresses,
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::backup::{BackupApi, ScheduledBackups};
 use crate::config::ServerConfig;
+use crate::external::{RegisteredSources, Served};
 use crate::leader::{Lead, until};
 use crate::measured::Measured;
 use crate::membership::{MemberIdentity, MembersApi, join};
@@ -165,6 +167,8 @@ pub(crate) struct Assembled {
     api: ApiServer,
     hub: Arc<Hub>,
     measured: Measured,
+    /// Where external metrics are registered.
+    sources: Arc<RegisteredSources>,
     /// All that is no Kubernetes API.
     others: Router,
 }
@@ -176,7 +180,9 @@ pub(crate) fn assemble(
     member: &Member,
 ) -> Result<Assembled> {
     let hub = Arc::new(Hub::default());
-    let measured = Measured::default();
+    let (store, roster) = (member.store.clone(), member.roster.clone());
+    let sources = Arc::new(RegisteredSources::new(store, roster));
+    let measured = Measured::new(Arc::default(), hub.clone(), External::new(sources.clone()));
     let api = api(config, address, member, hub.clone(), &measured);
     let dns = Ipv4Addr::from(u32::from(config.service_cidr.v4.network()) + 10);
     let link = LinkService::new(
@@ -207,6 +213,7 @@ pub(crate) fn assemble(
         api,
         hub,
         measured,
+        sources,
         others,
     })
 }
@@ -240,6 +247,7 @@ fn api(
             advertise: address.to_string(),
             issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
             clock: Clock::system(),
+            external_metrics: Some(Arc::new(Served(measured.external.clone()))),
             connections: config.connections,
             client_memory: config.client_memory,
             usage: Some(Arc::new(usage)),
@@ -304,6 +312,7 @@ pub(crate) struct Running {
     api: ApiServer,
     hub: Arc<Hub>,
     measured: Measured,
+    sources: Arc<RegisteredSources>,
 }
 
 impl Running {
@@ -313,6 +322,7 @@ impl Running {
             api,
             hub,
             measured,
+            sources,
             others,
         } = assembled;
         let tasks = Tasks::default();
@@ -326,6 +336,7 @@ impl Running {
             api,
             hub,
             measured,
+            sources,
         };
         running.follow();
         running
@@ -343,6 +354,11 @@ impl Running {
         let (store, hub) = (member.store.clone(), self.hub.clone());
         tasks.keep_running("node keys", move |stop| {
             follow_keys(store.clone(), hub.clone(), stop)
+        });
+        let sources = self.sources.clone();
+        tasks.keep_running("external metrics", move |stop| {
+            let sources = sources.clone();
+            async move { sources.follow(stop).await }
         });
         let certificates = member.certificates.clone();
         tasks.keep_running("certificates", move |stop| certificates.clone().run(stop));

@@ -5,7 +5,7 @@
 //! pod as nodes would say them.
 
 #[path = "../tests/common/mod.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
+#[expect(dead_code, unused_imports, reason = "the tests use more of it")]
 mod common;
 
 use std::collections::HashMap;

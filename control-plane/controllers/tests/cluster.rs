@@ -3,6 +3,7 @@
 mod autoscaling;
 mod canaries;
 mod common;
+mod examples;
 mod idling;
 mod jobs;
 mod rollbacks;

@@ -9,7 +9,7 @@
 //! | `/slow?ms=N` | answers after N milliseconds (at most 60 000) |
 //! | `/healthz` | 200 |
 //! | `/metrics` | requests served and connections open, as Prometheus reads them |
-//! | `/crash` | none: the process ends with exit code 3 |
+//! | `/crash` | none: the process aborts |
 //! | `/ready` | 200 or 503, switched by `/ready/on` and `/ready/off` |
 //!
 //! On SIGTERM it takes what the kernel has accepted already and stops listening: who is still sent here then is refused.
@@ -199,7 +199,7 @@ impl Server {
             "/metrics" => ("200 OK", self.metrics()),
             "/crash" => {
                 eprintln!("told to crash");
-                std::process::exit(3);
+                std::process::abort();
             }
             "/ready" if self.ready.load(Ordering::SeqCst) => ("200 OK", "ready\n".to_owned()),
             "/ready" => ("503 Service Unavailable", "not ready\n".to_owned()),

@@ -1,8 +1,5 @@
 //! The examples of the documentation: what is written there is accepted as it is, and its annotations mean something.
 
-#[expect(dead_code, reason = "other tests use more of it")]
-mod common;
-
 use std::path::Path;
 
 use gantry_api::yaml;
@@ -12,7 +9,7 @@ use kube::core::ApiResource;
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 
-use self::common::{Cluster, DEADLINE};
+use super::common::{Cluster, DEADLINE};
 
 /// The YAML of a page's examples. One that is indented is a part of the one before it: of its spec, or of its annotations.
 fn examples(page: &str) -> Vec<Value> {
@@ -22,7 +19,7 @@ fn examples(page: &str) -> Vec<Value> {
     let mut examples: Vec<Value> = Vec::new();
     for block in blocks.map(|rest| rest.split("```").next().unwrap_or_default()) {
         let documents = yaml::documents(block.as_bytes()).expect(page);
-        let values = documents.iter().map(|document| document.root().to_value());
+        let values = documents.iter().map(|document| document.to_value());
         let values = values.map(|value| value.expect(page));
         match block.len() - block.trim_start_matches(' ').len() {
             0 => examples.extend(values),

@@ -595,7 +595,7 @@ mod tests {
         let of = |at| figures.held(&service, start + Duration::from_secs(at));
         assert_eq!(of(1), 7);
         let heard = news.try_recv().expect("news, though of no pod");
-        assert_eq!(*heard.held, [service.clone()]);
+        assert_eq!(heard.held.iter().collect::<Vec<_>>(), [&service]);
         say("one", 12, 3);
         assert_eq!(of(12), 3);
         say("one", 100, 3);

@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(sent.next().await, Some(wake.clone()));
         assert_ne!(sent.next().await, Some(wake.clone()));
         reports.service_wanted(&web);
-        assert_eq!(sent.next().await, Some(wake), "it is wanted still");
+        assert_eq!(sent.next().await, Some(wake.clone()), "it is wanted still");
         reports.service_wanted(&web);
         reports.link_opened();
         drop(up);
@@ -159,7 +159,10 @@ mod tests {
         while let Some(message) = sent.next().await {
             left.push(message);
         }
-        assert_eq!(left.len(), 3, "a wish is not kept for another link");
+        assert!(
+            !left.contains(&wake),
+            "a wish is not kept for another link: {left:?}"
+        );
     }
 
     #[tokio::test]

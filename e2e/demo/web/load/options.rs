@@ -93,11 +93,11 @@ impl Options {
 
     /// Between a request that is due so long after the begin and the next.
     pub(crate) fn pause(&self, after: Duration) -> Duration {
-        let swing = i64::from(self.noise);
-        let percent = 100 + scattered(after.as_secs(), swing);
-        let per_100_seconds = i64::from(self.rate).saturating_mul(percent);
-        let nanos = 100_000_000_000 / per_100_seconds.max(1);
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
+        let percent = 100 + scattered(after.as_secs(), i64::from(self.noise));
+        let percent = u64::try_from(percent).unwrap_or(1);
+        // Rounded up: so many seconds have no request more than they should.
+        let nanos = 100_000_000_000_u64.div_ceil(u64::from(self.rate) * percent);
+        Duration::from_nanos(nanos)
     }
 }
 

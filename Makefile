@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # What the build and the tests need beside a Rust toolchain: program, then the Debian package it comes from.
 BUILD_TOOLS := protoc:protobuf-compiler cc:gcc
 NODE_TOOLS  := nft:nftables ip:iproute2
-TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils faketime:faketime
+TEST_TOOLS  := skopeo:skopeo docker-registry:docker-registry busybox:busybox-static kubectl:kubernetes-client curl:curl htpasswd:apache2-utils faketime:faketime prometheus:prometheus
 VM_TOOLS    := qemu-system-x86_64:qemu-system-x86 debootstrap:debootstrap mkfs.ext4:e2fsprogs busybox:busybox-static xz:xz-utils strip:binutils
 BENCH_TOOLS := crun:crun iperf3:iperf3
 STORE_BENCH_TOOLS := etcd:etcd-server

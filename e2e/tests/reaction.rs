@@ -105,6 +105,7 @@ where
     loop {
         let parameters = WatchParams::default().labels(selector).timeout(290);
         let Ok(events) = api.watch(&parameters, "0").await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let mut events = events.boxed();

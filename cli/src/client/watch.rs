@@ -55,7 +55,12 @@ pub(crate) async fn watch<T>(
         let mut lines = Box::pin(cluster.stream(call).await?.lines());
         let mut is_silent = true;
         while let Some(line) = lines.next().await {
-            let mut event: Value = serde_json::from_str(&line?)?;
+            // A server that ends leaves half a line, or none.
+            let event = line.map(|line| serde_json::from_str::<Value>(&line));
+            let Ok(Ok(mut event)) = event else {
+                is_silent = true;
+                break;
+            };
             let object = event.get_mut("object").map(Value::take);
             let object = object.unwrap_or_default();
             let change = match event["type"].as_str() {

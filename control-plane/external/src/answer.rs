@@ -8,6 +8,8 @@ use serde_json::value::RawValue;
 
 /// The most series of an answer.
 const SERIES: usize = 256;
+/// What the labels of an answer may have together, in bytes.
+const LABEL_BYTES: usize = 64 << 10;
 /// Of what is wrong more is not told.
 const TOLD: usize = 200;
 
@@ -23,9 +25,12 @@ pub struct Series {
 /// Why an answer is none.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unusable {
-    #[error("the answer is not what a Prometheus server says: {0}")]
+    // Where it is wrong, and not what stands there: it may be nobody's business.
+    #[error("the answer is not what a Prometheus server says, at line {} column {}", .0.line(), .0.column())]
     NotPrometheus(serde_json::Error),
-    #[error("the answer is no JSON: {0}")]
+    #[error("the answer is not what a Prometheus server says: it has no data")]
+    NoData,
+    #[error("the answer is no JSON, at line {} column {}", .0.line(), .0.column())]
     NotJson(serde_json::Error),
     #[error("the server says: {0}")]
     Refused(String),
@@ -35,6 +40,10 @@ pub(crate) enum Unusable {
         "the query gives {0} series, of which {SERIES} are allowed: aggregate them, as sum() does"
     )]
     TooMany(usize),
+    #[error(
+        "the query gives labels of more than {LABEL_BYTES} bytes: aggregate them, as sum() does"
+    )]
+    Labels,
     #[error("there is no number at {0:?} in the answer")]
     NoNumber(String),
 }
@@ -75,7 +84,8 @@ pub(crate) fn prometheus(body: &[u8]) -> Result<Vec<Series>, Unusable> {
     let response: Response<'_> = serde_json::from_slice(body).map_err(Unusable::NotPrometheus)?;
     let data = match response.data {
         Some(data) if response.status == "success" => data,
-        _ => return Err(Unusable::Refused(told(&response.error))),
+        _ if response.status == "error" => return Err(Unusable::Refused(told(&response.error))),
+        _ => return Err(Unusable::NoData),
     };
     let text = data.result.get();
     let sampled = match data.result_type.as_str() {
@@ -91,6 +101,14 @@ pub(crate) fn prometheus(body: &[u8]) -> Result<Vec<Series>, Unusable> {
     let sampled: Vec<Sampled> = sampled.map_err(Unusable::NotPrometheus)?;
     if sampled.len() > SERIES {
         return Err(Unusable::TooMany(sampled.len()));
+    }
+    let labels = sampled.iter().flat_map(|sampled| &sampled.metric);
+    if labels
+        .map(|(name, value)| name.len() + value.len())
+        .sum::<usize>()
+        > LABEL_BYTES
+    {
+        return Err(Unusable::Labels);
     }
     let series = sampled.into_iter().filter_map(|sampled| {
         Some(Series {
@@ -163,8 +181,14 @@ mod tests {
                 .ok(),
             Some(SERIES)
         );
+        let long = format!(
+            "{{\"metric\":{{\"a\":\"{}\"}},\"value\":[1,\"1\"]}}",
+            "x".repeat(LABEL_BYTES)
+        );
         for (body, told) in [
             (many(SERIES + 1), "257 series"),
+            (vector(&format!("[{long}]")), "more than 65536 bytes"),
+            (r#"{"status":"ok"}"#.to_owned(), "no data"),
             (vector("[{\"metric\":{},\"value\":[1,1]}]"), "not what"),
             (vector("{}"), "not what"),
             (
@@ -183,6 +207,11 @@ mod tests {
             let why = prometheus(body.as_bytes()).expect_err(told).to_string();
             assert!(why.contains(told) && why.len() < 400, "{why}");
         }
+        let secret = r#"{"status":"success","data":"a token"}"#;
+        let why = prometheus(secret.as_bytes())
+            .expect_err("no data")
+            .to_string();
+        assert!(!why.contains("token"), "{why}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use url::{Host, Position};
@@ -30,6 +30,12 @@ const BYTES: usize = 1 << 20;
 const HEAD_BYTES: usize = 64 << 10;
 /// Names that are looked up at once. Resolvers cannot be interrupted: each holds a thread until it is done.
 static LOOKUPS: Semaphore = Semaphore::const_new(16);
+
+/// The most addresses of a name that are tried.
+const ADDRESSES: usize = 4;
+
+/// What a question holds of those that its namespace may have: until a look-up of its is over, however long that takes.
+pub(crate) type Place = Arc<OwnedSemaphorePermit>;
 
 /// Why a source has not answered.
 #[derive(Debug, thiserror::Error)]
@@ -81,13 +87,17 @@ pub(crate) enum AskError {
 }
 
 /// What a source says now.
-pub(crate) async fn ask(source: &Source, guard: &Guard) -> Result<Vec<Series>, AskError> {
-    let asked = tokio::time::timeout(PATIENCE, exchange(source, guard));
+pub(crate) async fn ask(
+    source: &Source,
+    guard: &Guard,
+    place: &Place,
+) -> Result<Vec<Series>, AskError> {
+    let asked = tokio::time::timeout(PATIENCE, exchange(source, guard, place));
     asked.await.unwrap_or(Err(AskError::Slow))
 }
 
-async fn exchange(source: &Source, guard: &Guard) -> Result<Vec<Series>, AskError> {
-    let stream = connect(source, guard).await?;
+async fn exchange(source: &Source, guard: &Guard, place: &Place) -> Result<Vec<Series>, AskError> {
+    let stream = connect(source, guard, place).await?;
     let (status, body) = match source.url.scheme() {
         "https" => {
             let stream = secured(source, stream).await?;
@@ -112,25 +122,34 @@ fn host(source: &Source) -> &str {
 }
 
 /// Connects to the first address of the source that answers, of those that may be asked.
-async fn connect(source: &Source, guard: &Guard) -> Result<TcpStream, AskError> {
+async fn connect(source: &Source, guard: &Guard, place: &Place) -> Result<TcpStream, AskError> {
     let port = source.url.port_or_known_default().unwrap_or_default();
     let addresses = match source.url.host() {
         Some(Host::Ipv4(address)) => vec![SocketAddr::new(address.into(), port)],
         Some(Host::Ipv6(address)) => vec![SocketAddr::new(address.into(), port)],
-        Some(Host::Domain(name)) => look_up(name, port).await?,
+        Some(Host::Domain(name)) => look_up(name, port, place.clone()).await?,
         None => Vec::new(),
     };
     let mut last = AskError::NoAddress(host(source).to_owned());
-    for address in addresses {
+    let refused = |address: IpAddr, why| AskError::Refused {
+        host: host(source).to_owned(),
+        address,
+        why,
+    };
+    for address in addresses.into_iter().take(ADDRESSES) {
         if let Some(why) = guard.refusal(address.ip()) {
-            last = AskError::Refused {
-                host: host(source).to_owned(),
-                address: address.ip(),
-                why,
-            };
+            last = refused(address.ip(), why);
             continue;
         }
-        match TcpStream::connect(address).await {
+        // One that swallows packets keeps none of the others from being tried.
+        let connecting = TcpStream::connect(address);
+        let connected = tokio::time::timeout(PATIENCE / 4, connecting).await;
+        let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        match connected {
+            // Who connects to an address of its own machine does so from that address.
+            Ok(stream) if is_own(&stream, address) && !guard.allows(address.ip()) => {
+                last = refused(address.ip(), "an address of the control plane's machine");
+            }
             Ok(stream) => return Ok(stream),
             Err(source) => last = AskError::Connect { address, source },
         }
@@ -138,7 +157,13 @@ async fn connect(source: &Source, guard: &Guard) -> Result<TcpStream, AskError> 
     Err(last)
 }
 
-async fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, AskError> {
+fn is_own(stream: &TcpStream, address: SocketAddr) -> bool {
+    stream
+        .local_addr()
+        .is_ok_and(|own| own.ip() == address.ip())
+}
+
+async fn look_up(name: &str, port: u16, own: Place) -> Result<Vec<SocketAddr>, AskError> {
     let failed = |source| AskError::Lookup {
         host: name.to_owned(),
         source,
@@ -147,7 +172,7 @@ async fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, AskError> {
     let place = place.map_err(|closed| failed(std::io::Error::other(closed)))?;
     let asked = name.to_owned();
     let found = tokio::task::spawn_blocking(move || {
-        let _place = place;
+        let _places = (place, own);
         (asked.as_str(), port).to_socket_addrs()
     });
     let found = found.await.map_err(std::io::Error::other);
@@ -256,6 +281,12 @@ pub(crate) mod tests {
             }
         });
         address
+    }
+
+    async fn ask(source: &Source, guard: &Guard) -> Result<Vec<Series>, AskError> {
+        let places = Arc::new(Semaphore::new(1));
+        let place = places.acquire_owned().await.expect("a place");
+        super::ask(source, guard, &Arc::new(place)).await
     }
 
     fn source(address: SocketAddr) -> Source {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::answer::Series;
-use crate::ask::{PATIENCE, ask};
+use crate::ask::{PATIENCE, Place, ask};
 use crate::guard::Guard;
 use crate::source::Source;
 
@@ -24,6 +24,8 @@ const METRICS: usize = 64;
 const UNWANTED: Duration = Duration::from_secs(60);
 /// News that wait for who listens.
 const WAITING: usize = 256;
+/// How long a client waits for the first answer of a source.
+pub const CLIENTS_WAIT: Duration = PATIENCE;
 /// Of what is wrong more is not told.
 const TOLD: usize = 400;
 
@@ -112,21 +114,37 @@ impl External {
     }
 
     /// The series of a metric, or why there are none: at once where the source has been asked before, else as soon as it has
-    /// answered, and within two seconds. It is asked again once per period from now on, while anybody wants it.
-    pub async fn get(&self, namespace: &str, metric: &str) -> Result<Answered, NoAnswer> {
+    /// answered, and within so long. It is asked again once per period from now on, while anybody wants it.
+    pub async fn get(
+        &self,
+        namespace: &str,
+        metric: &str,
+        patience: Duration,
+    ) -> Result<Answered, NoAnswer> {
         let registered = self.shared.sources.find(namespace, metric).map_err(|why| {
             self.shared.forget(namespace, metric);
             NoAnswer::Unregistered(why)
         })?;
-        let url = registered.source.url.to_string();
+        let (url, period) = (registered.source.url.to_string(), registered.source.period);
         let mut answers = self.shared.want(namespace, metric, registered)?;
-        let answer = tokio::time::timeout(PATIENCE, answers.wait_for(Option::is_some)).await;
+        let answer = tokio::time::timeout(patience, answers.wait_for(Option::is_some)).await;
         match answer {
-            Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| Err(waiting(&url))),
+            Ok(Ok(answer)) => match answer.clone() {
+                Some(Ok(answered)) if is_stale(&answered, period) => Err(waiting(&url)),
+                Some(answer) => answer,
+                None => Err(waiting(&url)),
+            },
             // Another source has taken its place meanwhile.
             Ok(Err(_)) | Err(_) => Err(waiting(&url)),
         }
     }
+}
+
+/// Whether a source should have said something else since, and was perhaps not even asked.
+fn is_stale(answered: &Answered, period: Duration) -> bool {
+    let most = (period + PATIENCE).saturating_mul(2).as_nanos();
+    let age = unix_nanos().saturating_sub(answered.unix_nanos);
+    u128::try_from(age).is_ok_and(|age| age > most)
 }
 
 fn waiting(url: &str) -> NoAnswer {
@@ -261,12 +279,15 @@ impl Asking {
 
     async fn answer(&self) -> Answer {
         // Those of its namespace wait for each other before they wait for others.
-        let _own = self.places.acquire().await;
+        let Ok(own) = self.places.clone().acquire_owned().await else {
+            return Err(waiting(self.source.url.as_str()));
+        };
+        let own: Place = Arc::new(own);
         let _place = self.shared.places.acquire().await;
         // What may be asked may have changed.
         let registered = self.shared.sources.find(&self.namespace, &self.metric);
         let registered = registered.map_err(NoAnswer::Unregistered)?;
-        let answer = ask(&self.source, &registered.guard).await;
+        let answer = ask(&self.source, &registered.guard, &own).await;
         let answered = |series: Vec<Series>| Answered {
             series: series.into(),
             unix_nanos: unix_nanos(),

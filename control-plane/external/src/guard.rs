@@ -17,15 +17,20 @@ pub struct Guard {
 impl Guard {
     /// Why an address may not be asked.
     pub(crate) fn refusal(&self, address: IpAddr) -> Option<&'static str> {
-        let meant = meant(address);
-        let is_allowed = |of: IpAddr| self.allowed.iter().any(|range| range.contains(&of));
-        if is_allowed(meant) || is_allowed(address) {
+        if self.allows(address) {
             return None;
         }
+        let meant = meant(address);
         if self.servers.contains(&meant) {
             return Some("an address of the control plane");
         }
         special(meant)
+    }
+
+    /// Whether an administrator has allowed it.
+    pub(crate) fn allows(&self, address: IpAddr) -> bool {
+        let allowed = |of: IpAddr| self.allowed.iter().any(|range| range.contains(&of));
+        allowed(meant(address)) || allowed(address)
     }
 }
 
@@ -38,8 +43,15 @@ fn meant(address: IpAddr) -> IpAddr {
         // Mapped, and compatible, which ::1 and :: are not.
         [0, 0, 0, 0, 0, 0xffff, _, _] => v4(v6),
         [0, 0, 0, 0, 0, 0, high, _] if high != 0 => v4(v6),
-        // Translated by a network (NAT64).
-        [0x64, 0xff9b, 0, 0, 0, 0, _, _] => v4(v6),
+        // Translated by a network (NAT64, well-known and local; SIIT).
+        [0x64, 0xff9b, 0, 0, 0, 0, _, _]
+        | [0x64, 0xff9b, 1, _, _, _, _, _]
+        | [0, 0, 0, 0, 0xffff, 0, _, _] => v4(v6),
+        // Wrapped into IPv4 (6to4).
+        [0x2002, high, low, ..] => {
+            let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+            Ipv4Addr::new(a, b, c, d).into()
+        }
         _ => address,
     }
 }
@@ -50,8 +62,18 @@ fn v4(v6: Ipv6Addr) -> IpAddr {
     Ipv4Addr::new(a, b, c, d).into()
 }
 
+/// Where clouds tell a machine its credentials, where that is no link-local address: Amazon's by IPv6, Azure's, Alibaba's.
+const METADATA: [IpAddr; 3] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+];
+
 /// What is another thing on each machine, or no machine at all.
 fn special(address: IpAddr) -> Option<&'static str> {
+    if METADATA.contains(&address) {
+        return Some("a cloud's address of what it tells machines");
+    }
     if address.is_loopback() {
         return Some("a loopback address");
     }
@@ -104,6 +126,12 @@ mod tests {
             ("224.0.0.1", "multicast"),
             ("ff02::1", "multicast"),
             ("255.255.255.255", "broadcast"),
+            ("64:ff9b:1::7f00:1", "loopback"),
+            ("::ffff:0:127.0.0.1", "loopback"),
+            ("2002:7f00:1::1", "loopback"),
+            ("fd00:ec2::254", "cloud"),
+            ("168.63.129.16", "cloud"),
+            ("::ffff:100.100.100.200", "cloud"),
             ("192.0.2.1", "control plane"),
             ("::ffff:192.0.2.1", "control plane"),
         ] {

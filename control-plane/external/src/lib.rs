@@ -19,6 +19,6 @@ mod guard;
 mod source;
 
 pub use answer::Series;
-pub use external::{Answered, External, NoAnswer, Registered, Sources};
+pub use external::{Answered, CLIENTS_WAIT, External, NoAnswer, Registered, Sources};
 pub use guard::Guard;
 pub use source::Source;

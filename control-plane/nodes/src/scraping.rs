@@ -1,5 +1,5 @@
-//! Which series of pods autoscalers go by, and which of them each node is to ask its pods for: those of namespaces that it has pods
-//! of. An autoscaler's change costs what its namespace wants, and each link what its own namespaces want.
+//! Which series of pods autoscalers and the steps of rollouts go by, and which of them each node is to ask its pods for: those of
+//! namespaces that it has pods of. A change costs what its namespace wants, and each link what its own namespaces want.
 
 mod feed;
 
@@ -11,6 +11,7 @@ use gantry_informer::{Change, Informers, Key};
 use gantry_rpc::node::WantedSeries;
 use gantry_usage::sources;
 use imbl::OrdMap;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, MetricIdentifier, MetricSpec};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -22,6 +23,9 @@ use crate::said::scraped::is_name;
 
 /// Metrics of pods and services that nodes count themselves.
 const COUNTED: [&str; 2] = ["connections", "new_connections_per_second"];
+/// The annotations of a Deployment that has steps which go by a metric: `NAME<BOUND`, or with another sign.
+const STEPS: &str = "gantry.dev/canary";
+const STEPS_METRIC: &str = "gantry.dev/canary-metric";
 /// The most metrics of a namespace that its pods are asked for.
 const METRICS: usize = 64;
 /// The most labels by which one of them is told apart.
@@ -51,31 +55,39 @@ impl Board {
     }
 }
 
-/// Metrics that an autoscaler goes by, each with labels that its selector names.
+/// Who goes by a metric. Where there are too many, those of autoscalers come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Autoscaler,
+    Rollout,
+}
+
+/// Metrics that one goes by, each with labels that its selector names.
 type Metrics = BTreeMap<String, BTreeSet<String>>;
 
-/// What all autoscalers go by.
+/// What all go by.
 #[derive(Default)]
-struct Autoscalers {
+struct Wishes {
     /// By namespace and name; those that go by no series of pods are left out.
-    metrics: BTreeMap<String, BTreeMap<String, Metrics>>,
+    metrics: BTreeMap<String, BTreeMap<(Who, String), Metrics>>,
     /// Namespaces that have changed.
     changed: BTreeSet<String>,
 }
 
-impl Autoscalers {
+impl Wishes {
     /// What one goes by from now on; whether that is news.
-    fn put(&mut self, key: &Key, metrics: Metrics) -> bool {
+    fn put(&mut self, who: Who, key: &Key, metrics: Metrics) -> bool {
+        let own = (who, key.name.to_string());
         let known = self.metrics.get(&*key.namespace);
-        let known = known.and_then(|known| known.get(&*key.name));
+        let known = known.and_then(|known| known.get(&own));
         if known.map_or(metrics.is_empty(), |known| *known == metrics) {
             return false;
         }
         let namespace = key.namespace.to_string();
         let known = self.metrics.entry(namespace.clone()).or_default();
         match metrics.is_empty() {
-            true => drop(known.remove(&*key.name)),
-            false => drop(known.insert(key.name.to_string(), metrics)),
+            true => drop(known.remove(&own)),
+            false => drop(known.insert(own, metrics)),
         }
         if known.is_empty() {
             self.metrics.remove(&namespace);
@@ -130,6 +142,30 @@ fn metrics_of(autoscaler: &HorizontalPodAutoscaler) -> Metrics {
     all
 }
 
+/// What the steps of a rollout go by, while it is under way.
+fn metrics_of_steps(deployment: &Deployment) -> Metrics {
+    let annotation = |name: &str| deployment.metadata.annotations.as_ref()?.get(name);
+    let bound = annotation(STEPS).and_then(|_| annotation(STEPS_METRIC));
+    let name = bound.and_then(|bound| bound.split(['<', '>']).next());
+    let name = name.map(str::trim).filter(|_| !is_settled(deployment));
+    let exposed = name.filter(|name| !COUNTED.contains(name) && is_name(name));
+    let metrics = exposed.map(|name| (name.to_owned(), BTreeSet::new()));
+    metrics.into_iter().collect()
+}
+
+/// Whether all pods are of the template, and available.
+fn is_settled(deployment: &Deployment) -> bool {
+    let status = deployment.status.clone().unwrap_or_default();
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+    let counts = [
+        status.replicas,
+        status.updated_replicas,
+        status.available_replicas,
+    ];
+    status.observed_generation >= deployment.metadata.generation
+        && counts.map(Option::unwrap_or_default) == [wanted.unwrap_or(1); 3]
+}
+
 /// A metric of pods, or of a pod or of the pods behind a service.
 fn exposed(metric: &MetricSpec) -> Option<&MetricIdentifier> {
     if let Some(of) = &metric.pods {
@@ -152,25 +188,36 @@ fn labels_of(metric: &MetricIdentifier) -> impl Iterator<Item = String> {
 
 /// Keeps what is wanted up to date for the links of `hub`, until told to stop.
 pub async fn run(informers: Informers, hub: Arc<Hub>, stop: CancellationToken) {
-    let autoscalers = informers.until(&stop).of::<HorizontalPodAutoscaler>();
-    let known = Arc::new(Mutex::new(Autoscalers::default()));
+    let informers = informers.until(&stop);
+    let autoscalers = informers.of::<HorizontalPodAutoscaler>();
+    let deployments = informers.of::<Deployment>();
+    let known = Arc::new(Mutex::new(Wishes::default()));
     let news = Arc::new(Notify::new());
     let (seen, told) = (known.clone(), news.clone());
     autoscalers.subscribe(Box::new(
         move |change: &Change<'_, HorizontalPodAutoscaler>| {
             if let Some(autoscaler) = change.last() {
                 let metrics = change.new.map(|new| metrics_of(new)).unwrap_or_default();
-                if seen.lock().put(&Key::of(&autoscaler.metadata), metrics) {
+                let key = Key::of(&autoscaler.metadata);
+                if seen.lock().put(Who::Autoscaler, &key, metrics) {
                     told.notify_one();
                 }
             }
         },
     ));
-    if stop
-        .run_until_cancelled(autoscalers.synced())
-        .await
-        .is_none()
-    {
+    let (seen, told) = (known.clone(), news.clone());
+    deployments.subscribe(Box::new(move |change: &Change<'_, Deployment>| {
+        if let Some(deployment) = change.last() {
+            let metrics = change.new.map(|new| metrics_of_steps(new));
+            let key = Key::of(&deployment.metadata);
+            let metrics = metrics.unwrap_or_default();
+            if seen.lock().put(Who::Rollout, &key, metrics) {
+                told.notify_one();
+            }
+        }
+    }));
+    let synced = async { tokio::join!(autoscalers.synced(), deployments.synced()) };
+    if stop.run_until_cancelled(synced).await.is_none() {
         return;
     }
     loop {
@@ -249,16 +296,51 @@ mod tests {
     }
 
     #[test]
+    fn the_steps_of_a_rollout_go_by_a_metric_while_it_is_under_way() {
+        let deployment = |steps: &str, bound: &str, updated: i32| -> Deployment {
+            let deployment = json!({
+                "metadata": {"name": "web", "generation": 2,
+                    "annotations": {steps: "10%,30s", "gantry.dev/canary-metric": bound}},
+                "spec": {"replicas": 3, "selector": {}, "template": {}},
+                "status": {"observedGeneration": 2, "replicas": 3, "updatedReplicas": updated, "availableReplicas": 3},
+            });
+            serde_json::from_value(deployment).expect("a Deployment")
+        };
+        let of =
+            |steps, bound, updated| shown(&metrics_of_steps(&deployment(steps, bound, updated)));
+        assert_eq!(
+            of(STEPS, "errors_per_second <= 0.5", 1),
+            ["errors_per_second"]
+        );
+        for (steps, bound, updated) in [
+            (STEPS, "errors<1", 3),
+            ("other", "errors<1", 1),
+            (STEPS, "connections<5", 1),
+            (STEPS, "no name<5", 1),
+            (STEPS, "", 1),
+        ] {
+            assert_eq!(
+                of(steps, bound, updated),
+                [""; 0],
+                "{steps} {bound} {updated}"
+            );
+        }
+    }
+
+    #[test]
     fn what_several_want_is_asked_for_once() {
-        let mut known = Autoscalers::default();
+        let mut known = Wishes::default();
         let key = |name: &str| Key::new("default", name);
         let metrics = |name: &str, label: &str| {
             Metrics::from([(name.to_owned(), BTreeSet::from([label.to_owned()]))])
         };
-        assert!(!known.put(&key("web"), Metrics::new()), "it wants nothing");
-        assert!(known.put(&key("web"), metrics("a_per_second", "x")));
-        assert!(!known.put(&key("web"), metrics("a_per_second", "x")));
-        assert!(known.put(&key("api"), metrics("a_per_second", "y")));
+        assert!(
+            !known.put(Who::Autoscaler, &key("web"), Metrics::new()),
+            "it wants nothing"
+        );
+        assert!(known.put(Who::Autoscaler, &key("web"), metrics("a_per_second", "x")));
+        assert!(!known.put(Who::Autoscaler, &key("web"), metrics("a_per_second", "x")));
+        assert!(known.put(Who::Autoscaler, &key("api"), metrics("a_per_second", "y")));
         let changed = known.take_changed();
         let [(namespace, series)] = changed.as_slice() else {
             panic!("one namespace: {changed:?}");
@@ -269,7 +351,7 @@ mod tests {
         assert!(series.iter().all(|series| series.labels == ["x", "y"]));
         assert!(known.take_changed().is_empty());
         for name in ["web", "api"] {
-            assert!(known.put(&key(name), Metrics::new()));
+            assert!(known.put(Who::Autoscaler, &key(name), Metrics::new()));
         }
         assert_eq!(known.take_changed(), [("default".to_owned(), Vec::new())]);
         assert!(known.metrics.is_empty());

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use gantry_apiserver::{ExternalMetric, ExternalMetrics, NoExternalMetric};
-use gantry_external::{External, Guard, NoAnswer, Registered, Source, Sources};
+use gantry_external::{CLIENTS_WAIT, External, Guard, NoAnswer, Registered, Source, Sources};
 use gantry_members::Roster;
 use gantry_store::{Entry, Key, Store, Table};
 use ipnet::IpNet;
@@ -235,7 +235,7 @@ impl ExternalMetrics for Served {
         namespace: &str,
         metric: &str,
     ) -> Result<Vec<ExternalMetric>, NoExternalMetric> {
-        let answered = self.0.get(namespace, metric).await;
+        let answered = self.0.get(namespace, metric, CLIENTS_WAIT).await;
         let answered = answered.map_err(|none| match none {
             NoAnswer::Unregistered(why) => NoExternalMetric::Unknown(why),
             NoAnswer::Failed(why) => NoExternalMetric::Unavailable(why),

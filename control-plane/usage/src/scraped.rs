@@ -76,6 +76,9 @@ impl Series {
                 at,
                 count: thousandths as u64,
             });
+        } else {
+            // What is no count has no rate, and none of before holds now.
+            self.counted = Ring::default();
         }
     }
 }

@@ -251,6 +251,11 @@ impl Fleet {
         }
     }
 
+    /// A command on the machine of a server or node, which must have one of its own.
+    pub fn machine_command(&self, name: &str, program: &Path) -> Result<Command> {
+        Ok(self.host(name)?.command(program))
+    }
+
     /// Runs a function on a thread that is on a node's own machine.
     pub fn on_node<T: Send>(
         &self,

@@ -52,7 +52,8 @@ fn count(service: &ServiceName, news: &HoldingNews) {
         );
     }
     if news.refused > 0 {
-        tracing::warn!(
+        // As many lines as packets, if somebody wants that: the counter tells of it as well.
+        tracing::debug!(
             namespace = service.namespace,
             service = service.name,
             connections = news.refused,

@@ -198,17 +198,15 @@ fn is_due(looked: Option<&Looked>, counters: Counters, now: Instant) -> bool {
     may_differ && now.saturating_duration_since(looked.at) >= PERIOD
 }
 
-/// The connections that others have opened: no more than all that there are without those that it had opened itself, and no
-/// more than others had then and it has accepted since.
+/// The connections that others have opened, at most: no more than there are, and no more than others had when it was looked
+/// and it has accepted since. Of those that have closed since nobody knows whose they were; a look is due for them.
 fn open(looked: Option<&Looked>, counters: Counters) -> u64 {
     let Some(looked) = looked else {
         return counters.established.min(counters.accepted);
     };
-    let then = looked.counters;
-    let own = then.established.saturating_sub(looked.open);
-    let accepted = counters.accepted.saturating_sub(then.accepted);
+    let accepted = counters.accepted.saturating_sub(looked.counters.accepted);
     let most = looked.open.saturating_add(accepted);
-    counters.established.saturating_sub(own).min(most)
+    counters.established.min(most)
 }
 
 #[cfg(test)]

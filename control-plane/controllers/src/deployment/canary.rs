@@ -194,6 +194,17 @@ impl Look<'_> {
         let Mark::At(at) = Mark::of(&new.metadata, self.revision) else {
             return Walk::default();
         };
+        if !is_alone && is_rolling(self.deployment) && !self.canary.faults.is_empty() {
+            // What is meant is not known: it stays where it is until somebody says so.
+            return Walk {
+                mark: Some(Mark::At(At {
+                    clock: Clock::Waits,
+                    ..at
+                })),
+                ceiling: Some(size(new)),
+                ..Walk::default()
+            };
+        }
         let Some(step) = self.canary.steps.get(at.step).filter(|_| !is_alone) else {
             return Walk {
                 mark: Some(Mark::Done),
@@ -279,11 +290,12 @@ impl Look<'_> {
         }
     }
 
-    /// The clock of a step whose pods are all available. What is not known neither begins nor ends anything.
+    /// The clock of a step whose pods are all available. What is not known neither begins nor ends a step, and is no failure.
     fn clock(&self, known: Clock, figure: &Figure) -> Clock {
         let clock = match (figure, known) {
             (Figure::Holds, Clock::Waits | Clock::Fails(_)) => Clock::Runs(self.now),
             (Figure::Broken(_), Clock::Waits | Clock::Runs(_)) => Clock::Fails(self.now),
+            (Figure::Unknown(_), Clock::Fails(_)) => Clock::Waits,
             (_, known) => known,
         };
         match clock {
@@ -294,7 +306,7 @@ impl Look<'_> {
     }
 
     /// The clock while not all pods are available. It goes on if the set only grows: all pods that were there when it began are
-    /// ready.
+    /// ready, and none of them leaves.
     fn while_incomplete(&self, known: Clock) -> Clock {
         let Clock::Runs(since) = known else {
             return Clock::Waits;
@@ -302,9 +314,9 @@ impl Look<'_> {
         let mut there = self
             .pods
             .iter()
-            .filter(|pod| was_there(pod, since))
+            .filter(|pod| was_made(pod, since))
             .peekable();
-        match there.peek().is_some() && there.all(|pod| is_ready(pod)) {
+        match there.peek().is_some() && there.all(|pod| is_active(pod) && is_ready(pod)) {
             true => known,
             false => Clock::Waits,
         }
@@ -315,7 +327,7 @@ impl Look<'_> {
     fn undisturbed(&self, since: Timestamp) -> Timestamp {
         let pods = self.pods.iter().filter(|pod| is_active(pod));
         let times = pods.flat_map(|pod| {
-            let ready = ready_since(pod).filter(|_| was_there(pod, since));
+            let ready = ready_since(pod).filter(|_| was_made(pod, since));
             ready.into_iter().chain(started_anew(pod))
         });
         let past = times.filter(|time| *time <= self.now);
@@ -373,9 +385,9 @@ impl Look<'_> {
 }
 
 /// Whether a pod was made before that time.
-fn was_there(pod: &Pod, then: Timestamp) -> bool {
+fn was_made(pod: &Pod, then: Timestamp) -> bool {
     let made = pod.metadata.creation_timestamp.as_ref();
-    is_active(pod) && made.is_none_or(|made| made.0 <= then)
+    made.is_none_or(|made| made.0 <= then)
 }
 
 /// A duration as annotations have it.

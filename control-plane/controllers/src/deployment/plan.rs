@@ -161,7 +161,10 @@ pub(crate) fn plan(mut observed: Observed<'_>) -> Plan {
     };
     if status::is_rolled_back(&pass.status) {
         // No steps on the way back.
-        pass.walk = Walk::default();
+        pass.walk = Walk {
+            is_heeded: pass.walk.is_heeded,
+            ..Walk::default()
+        };
     }
     match then {
         Then::GoOn => {}

@@ -71,7 +71,7 @@ async fn a_source_is_asked_once_per_period_however_many_want_it() {
     let mut news = external.subscribe();
     let began = Instant::now();
     for _ in 0..20 {
-        let answer = external.get("default", "a").await;
+        let answer = external.get("default", "a", CLIENTS_WAIT).await;
         assert!(value(&answer).is_some(), "{answer:?}");
     }
     let asked = count.load(Ordering::Relaxed);
@@ -82,7 +82,7 @@ async fn a_source_is_asked_once_per_period_however_many_want_it() {
         let heard = tokio::time::timeout(DEADLINE, news.recv()).await;
         assert_eq!(&*heard.expect("in time").expect("news"), "default");
     }
-    assert!(value(&external.get("default", "a").await) >= Some(2.0));
+    assert!(value(&external.get("default", "a", CLIENTS_WAIT).await) >= Some(2.0));
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn what_is_registered_anew_is_asked_anew_and_what_is_not_is_not() {
     let texts = Arc::new(Texts::default());
     let external = External::new(texts.clone());
     let why = external
-        .get("default", "a")
+        .get("default", "a", CLIENTS_WAIT)
         .await
         .expect_err("nothing there");
     assert_eq!(
@@ -100,13 +100,13 @@ async fn what_is_registered_anew_is_asked_anew_and_what_is_not_is_not() {
     );
     assert!(external.shared.namespaces.lock().is_empty());
     texts.put("a", one);
-    assert!(external.get("default", "a").await.is_ok());
+    assert!(external.get("default", "a", CLIENTS_WAIT).await.is_ok());
     texts.put("a", two);
-    assert!(external.get("default", "a").await.is_ok());
+    assert!(external.get("default", "a", CLIENTS_WAIT).await.is_ok());
     let asked = [first, second].map(|count| count.load(Ordering::Relaxed) > 0);
     assert_eq!(asked, [true, true]);
     texts.0.lock().clear();
-    assert!(external.get("default", "a").await.is_err());
+    assert!(external.get("default", "a", CLIENTS_WAIT).await.is_err());
     assert!(external.shared.namespaces.lock().is_empty());
 }
 
@@ -122,16 +122,23 @@ async fn nobody_waits_for_the_sources_of_another_namespace() {
     let external = External::new(texts);
     let waiting = (0..METRICS).map(|number| {
         let external = external.clone();
-        tokio::spawn(async move { external.get("hostile", &format!("mute{number}")).await })
+        tokio::spawn(async move {
+            external
+                .get("hostile", &format!("mute{number}"), CLIENTS_WAIT)
+                .await
+        })
     });
     let waiting: Vec<_> = waiting.collect();
-    let asked = tokio::time::timeout(PATIENCE / 2, external.get("default", "good"));
+    let asked = tokio::time::timeout(PATIENCE / 2, external.get("default", "good", CLIENTS_WAIT));
     assert!(value(&asked.await.expect("at once")).is_some());
     for one in waiting {
         let why = one.await.expect("no panic").expect_err("it hangs");
         assert!(why.to_string().contains("no answer"), "{why}");
     }
-    let why = external.get("hostile", "mute").await.expect_err("too many");
+    let why = external
+        .get("hostile", "mute", CLIENTS_WAIT)
+        .await
+        .expect_err("too many");
     assert!(why.to_string().contains("no more may be"), "{why}");
 }
 
@@ -141,7 +148,7 @@ async fn what_nobody_wants_is_forgotten() {
     // Nobody listens there.
     texts.put("a", SocketAddr::from(([127, 0, 0, 1], 1)));
     let external = External::new(texts);
-    assert!(external.get("default", "a").await.is_err());
+    assert!(external.get("default", "a", CLIENTS_WAIT).await.is_err());
     let forgotten = async {
         while !external.shared.namespaces.lock().is_empty() {
             tokio::time::sleep(Duration::from_secs(1)).await;

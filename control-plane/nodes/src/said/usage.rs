@@ -18,7 +18,7 @@ const CONTAINERS: usize = 256;
 /// Services that a node holds connections to at once.
 const SERVICES: usize = 4096;
 /// Connections that a node holds to a Service: agents hold far fewer.
-const HELD: u64 = 1 << 20;
+const HELD: u64 = 1 << 14;
 /// What is used counts up to this: more of anything there is not.
 const MOST: u64 = 1 << 62;
 

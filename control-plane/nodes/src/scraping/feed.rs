@@ -57,13 +57,18 @@ impl Feed {
     /// What the node is to ask for, when it has not been told so already.
     fn latest(&mut self) -> Option<ScrapeWanted> {
         let wanted = self.wanted.borrow_and_update().clone()?;
-        let mut left = BYTES;
         let own = self.namespaces.iter();
         let own = own.filter_map(|namespace| wanted.get(namespace));
-        let series = own.flat_map(|series| series.iter()).take_while(|series| {
-            let less = left.checked_sub(series.encoded_len() + FRAME);
-            left = less.unwrap_or_default();
-            less.is_some()
+        let own: Vec<_> = own.filter(|series| !series.is_empty()).collect();
+        // What one namespace wants crowds out nothing of another one.
+        let share = BYTES / own.len().max(1);
+        let series = own.into_iter().flat_map(|series| {
+            let mut left = share;
+            series.iter().take_while(move |series| {
+                let less = left.checked_sub(series.encoded_len() + FRAME);
+                left = less.unwrap_or_default();
+                less.is_some()
+            })
         });
         let latest = ScrapeWanted {
             series: series.cloned().collect(),
@@ -138,5 +143,8 @@ mod tests {
         let told = feed.next().now_or_never().expect("something is told");
         assert_eq!(told.series.len(), 3);
         assert!(told.encoded_len() <= BYTES);
+        want(&board, "other", &["a"]);
+        let told = names(feed.pod_of("other")).expect("it is told");
+        assert_eq!(told, [long.as_str(), "a"], "each has its share");
     }
 }

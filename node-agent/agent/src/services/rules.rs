@@ -37,6 +37,8 @@ pub(crate) fn rules(objects: &ServiceObjects, place: &Place) -> Vec<ServicePort>
         return Vec::new();
     };
     let held = held(service);
+    // Where connections can wait for other pods, nobody is sent to those that end.
+    let to_leaving = held.is_none();
     let mut result = Vec::new();
     for cluster_ip in cluster_ips(service) {
         let own = |address: &IpAddr| address.is_ipv4() == cluster_ip.is_ipv4();
@@ -59,8 +61,11 @@ pub(crate) fn rules(objects: &ServiceObjects, place: &Place) -> Vec<ServicePort>
                 client_ip_affinity: affinity(spec),
                 external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
                 internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-                endpoints: endpoints(&serving(&near(&candidates, place), &candidates), place),
-                local_endpoints: local_endpoints(&candidates, place),
+                endpoints: endpoints(
+                    &serving(&near(&candidates, place), &candidates, to_leaving),
+                    place,
+                ),
+                local_endpoints: local_endpoints(&candidates, to_leaving, place),
                 held: held.clone(),
             });
         }
@@ -85,7 +90,15 @@ pub(crate) fn health_check(objects: &ServiceObjects, node: &str) -> Option<(u16,
             .collect::<std::collections::BTreeSet<_>>()
             .len()
     });
-    Some((port, families.into_iter().max().unwrap_or_default()))
+    let local_count = families.into_iter().max().unwrap_or_default();
+    // While nothing serves it anywhere, every node holds what comes, and has to be sent it.
+    let mut everywhere = objects.slices.iter();
+    let is_served = everywhere.any(|slice| offered(slice).next().is_some());
+    let service = objects.service.as_ref()?;
+    match held(service).is_some() && !is_served {
+        true => Some((port, 1)),
+        false => Some((port, local_count)),
+    }
 }
 
 fn parsed(
@@ -206,9 +219,13 @@ fn near<'a>(candidates: &[Candidate<'a>], place: &Place) -> Vec<Candidate<'a>> {
         .unwrap_or(ready)
 }
 
-/// The ready ones; where there are none at all, those of `others` that still serve while they terminate.
-fn serving<'a>(ready: &[Candidate<'a>], others: &[Candidate<'a>]) -> Vec<Candidate<'a>> {
-    if !ready.is_empty() {
+/// The ready ones; where there are none at all, those of `others` that still serve while they terminate, if that is wanted.
+fn serving<'a>(
+    ready: &[Candidate<'a>],
+    others: &[Candidate<'a>],
+    to_leaving: bool,
+) -> Vec<Candidate<'a>> {
+    if !ready.is_empty() || !to_leaving {
         return ready.to_vec();
     }
     let last_resort = |endpoint: &SliceEndpoint| {
@@ -224,7 +241,7 @@ fn serving<'a>(ready: &[Candidate<'a>], others: &[Candidate<'a>]) -> Vec<Candida
 }
 
 /// The same among those of this node. Hints are not for them: `Local` has been asked for.
-fn local_endpoints(candidates: &[Candidate<'_>], place: &Place) -> Vec<Endpoint> {
+fn local_endpoints(candidates: &[Candidate<'_>], to_leaving: bool, place: &Place) -> Vec<Endpoint> {
     let (mut local, mut ready) = (Vec::new(), Vec::new());
     for &candidate in candidates {
         if candidate.0.node_name.as_deref() == Some(&*place.node) {
@@ -234,7 +251,7 @@ fn local_endpoints(candidates: &[Candidate<'_>], place: &Place) -> Vec<Endpoint>
             }
         }
     }
-    endpoints(&serving(&ready, &local), place)
+    endpoints(&serving(&ready, &local, to_leaving), place)
 }
 
 /// In an order that depends on nothing but what they are.

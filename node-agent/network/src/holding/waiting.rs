@@ -117,15 +117,17 @@ impl Waiting {
         }
         let queue = self.services.entry(service.clone()).or_default();
         let from_there = self.sources.get(&syn.client()).copied().unwrap_or(0);
-        if self.total >= self.limits.total
-            || queue.length >= self.limits.of_service
-            || from_there >= self.limits.of_source
-        {
+        // It is wanted, whoever else takes the room to wait for it.
+        queue.news.began |= queue.length == 0;
+        if queue.length >= self.limits.of_service || from_there >= self.limits.of_source {
             queue.news.refused += 1;
             orders.refuse.push(syn);
             return;
         }
-        queue.news.began |= queue.length == 0;
+        if self.total >= self.limits.total {
+            // That is not its own doing: its client comes again in a second, to somebody who serves it perhaps.
+            return;
+        }
         queue.news.held += 1;
         queue.length += 1;
         self.total += 1;

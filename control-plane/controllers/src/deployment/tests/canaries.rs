@@ -542,6 +542,36 @@ fn what_is_said_of_steps_in_vain_is_told() {
 }
 
 #[test]
+fn a_slip_in_the_middle_of_a_step_holds_it_there() {
+    for (name, value) in [
+        ("gantry.dev/canary", "10%,30s;50%,1"),
+        ("gantry.dev/canary-metric", "errors"),
+    ] {
+        let mut world = world(STEPS);
+        world.set_image("nginx:2");
+        world.settle();
+        world.annotate(name, value);
+        for _ in 0..3 {
+            world.wait(60);
+            world.settle();
+        }
+        assert!(!world.is_complete());
+        assert_eq!(world.step(), Some(1));
+        let annotations = world
+            .deployment
+            .metadata
+            .annotations
+            .get_or_insert_default();
+        annotations.remove("gantry.dev/canary-metric");
+        world.annotate("gantry.dev/canary", STEPS);
+        world.settle();
+        world.wait(30);
+        world.settle();
+        assert_eq!(world.step(), Some(2), "it is corrected");
+    }
+}
+
+#[test]
 fn who_takes_the_steps_away_goes_on_without() {
     for left in [None, Some("10%,1h")] {
         let mut world = world(STEPS);

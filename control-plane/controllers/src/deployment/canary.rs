@@ -164,6 +164,14 @@ impl Walk {
             .map_or(to, |ceiling| to.min(ceiling.max(current)))
     }
 
+    /// No steps any more; what was asked of them counts as heeded.
+    pub(crate) fn given_up(&self) -> Self {
+        Self {
+            is_heeded: self.is_heeded,
+            ..Self::default()
+        }
+    }
+
     /// How many older pods stay, of those that are `wanted` in all.
     pub(crate) fn kept(&self, wanted: i32) -> i32 {
         self.ceiling

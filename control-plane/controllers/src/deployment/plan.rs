@@ -161,10 +161,7 @@ pub(crate) fn plan(mut observed: Observed<'_>) -> Plan {
     };
     if status::is_rolled_back(&pass.status) {
         // No steps on the way back.
-        pass.walk = Walk {
-            is_heeded: pass.walk.is_heeded,
-            ..Walk::default()
-        };
+        pass.walk = pass.walk.given_up();
     }
     match then {
         Then::GoOn => {}

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as WrittenPort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::Endpoint as SliceEndpoint;
 
-use super::{ServiceObjects, cluster_ips, is_ready, port_number, protocol, slice_port};
+use super::{ServiceObjects, cluster_ips, is_ready, offered, port_number, protocol, slice_port};
 
 /// Seconds, where a service says nothing (as the API server would have written).
 const AFFINITY_TIMEOUT: i32 = 10_800;

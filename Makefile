@@ -70,7 +70,7 @@ test: tools-test lint ## Lints, unit, contract and end-to-end tests
 .PHONY: reaction
 reaction: tools-test ## How soon replicas follow load, over 20 steps of it and minutes of the same (docs/benchmarks.md)
 	cargo build --workspace --bins
-	GANTRY_REACTION=full cargo nextest run --workspace --no-capture -E 'binary(reaction)'
+	GANTRY_REACTION=full cargo nextest run --workspace --no-capture -E 'binary(reaction) or binary(idle)'
 
 .PHONY: attack
 attack: tools-test ## Attack clusters from a pod, as a node, as a user, as nobody: one line each (docs/security.md)

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Probe;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::hooks::{Action, Target};
+
+/// After a container's first answer that it is not ready yet it is asked again; then after twice as long, and so on.
+const SOON: Duration = Duration::from_millis(50);
 
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +93,46 @@ impl Counter {
     }
 }
 
+/// How soon a container is asked again whether it is ready, that has not been so yet: its pod is not kept waiting for a whole
+/// period because it was asked a moment before it listened. Pauses double until they reach the period, so that one which
+/// never is ready costs no more than a handful of questions.
+struct Eagerness {
+    pause: Option<Duration>,
+    period: Duration,
+}
+
+impl Eagerness {
+    fn of(purpose: Purpose, period: Duration) -> Self {
+        let pause = (purpose == Purpose::Readiness).then_some(SOON);
+        Self { pause, period }
+    }
+
+    /// Waits for the next of the period's ticks, or for an earlier time; whether it is an earlier one.
+    async fn wait(&self, ticks: &mut Interval, has_been_asked: bool) -> bool {
+        match self.pause.filter(|_| has_been_asked) {
+            Some(pause) => tokio::select! {
+                biased;
+                _ = ticks.tick() => false,
+                () = tokio::time::sleep(pause) => true,
+            },
+            None => {
+                ticks.tick().await;
+                false
+            }
+        }
+    }
+
+    /// Takes in an answer, to an earlier question or to one of the period's.
+    fn answered(&mut self, is_good: bool, is_early: bool) {
+        let longer = |pause: Duration| match is_early {
+            true => pause * 2,
+            false => pause,
+        };
+        let next = self.pause.filter(|_| !is_good).map(longer);
+        self.pause = next.filter(|next| *next < self.period);
+    }
+}
+
 /// Probes until aborted, or until a startup probe has succeeded, or the container is to be killed for it.
 pub(crate) async fn run(
     probe: Probe,
@@ -109,9 +152,16 @@ pub(crate) async fn run(
     let mut ticks = tokio::time::interval_at(first, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut counter = Counter::new(&probe);
+    let (mut eagerness, mut has_been_asked) = (Eagerness::of(purpose, period), false);
     loop {
-        ticks.tick().await;
+        let is_early = eagerness.wait(&mut ticks, has_been_asked).await;
+        has_been_asked = true;
         let outcome = action.run(&target, Some(timeout)).await;
+        eagerness.answered(outcome.is_ok(), is_early);
+        if is_early && outcome.is_err() {
+            // Failures count, and are told, once per period.
+            continue;
+        }
         let (told, change) = match outcome {
             Ok(success) => (success.warning.map(Finding::Warned), counter.count(true)),
             Err(failure) if failure.untried => (Some(Finding::Errored(failure.message)), None),
@@ -144,6 +194,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn who_is_never_ready_is_not_asked_early_for_long() {
+        let mut eagerness = Eagerness::of(Purpose::Readiness, Duration::from_secs(10));
+        eagerness.answered(false, false);
+        let mut pauses = Vec::new();
+        while let Some(pause) = eagerness.pause {
+            pauses.push(pause.as_millis());
+            eagerness.answered(false, true);
+        }
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 6400]);
+        let mut ready = Eagerness::of(Purpose::Readiness, Duration::from_secs(10));
+        ready.answered(true, false);
+        ready.answered(false, false);
+        assert_eq!(ready.pause, None, "it has been ready");
+        for purpose in [Purpose::Startup, Purpose::Liveness] {
+            assert_eq!(Eagerness::of(purpose, SOON * 10).pause, None);
+        }
+    }
 
     #[test]
     fn thresholds() {

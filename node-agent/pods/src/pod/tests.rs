@@ -1,5 +1,6 @@
 //! A worker with a runtime, images and a network in memory, and a clock that jumps.
 
+mod probes;
 mod pulls;
 mod resizes;
 mod restarts;

@@ -185,7 +185,7 @@ pub(crate) fn plan(mut observed: Observed<'_>) -> Plan {
             // What does not work goes, and what works takes its place, in one.
             pass.shrink_old();
             pass.grow_new();
-        } else if !pass.grow_new() {
+        } else if !pass.grow_new() && !pass.refill_old() {
             pass.shrink_old();
         }
     } else {
@@ -378,6 +378,37 @@ impl<'a> Pass<'a> {
                 spare -= take;
             }
         }
+    }
+
+    /// While a step holds, the older pods stand in for the newest: what does not work of them gives its places to the newest
+    /// older set of which all pods work, as does what is missing. Whether anything moves.
+    fn refill_old(&mut self) -> bool {
+        let kept = self.walk.kept(wanted(self.deployment));
+        // Those above go first.
+        if self.walk.ceiling.is_none() || total(&self.old) > kept {
+            return false;
+        }
+        let is_whole = |set: &ReplicaSet| size(set) > 0 && available(set) >= size(set);
+        let proved = |set: &ReplicaSet| !is_unproved(&set.metadata) && is_whole(set);
+        let Some(stable) = self.old.iter().rposition(proved) else {
+            return false;
+        };
+        let there = total(self.all());
+        let room = allowed(self.deployment).saturating_sub(there);
+        let missing = kept.saturating_sub(total(&self.old)).min(room).max(0);
+        let mut moved = 0i32;
+        for at in (0..self.old.len()).filter(|at| *at != stable) {
+            let unhealthy = size(&self.old[at]).saturating_sub(available(&self.old[at]));
+            if unhealthy > 0 {
+                self.scale_old(at, size(&self.old[at]).saturating_sub(unhealthy));
+                moved = moved.saturating_add(unhealthy);
+            }
+        }
+        let more = moved.saturating_add(missing);
+        if more > 0 {
+            self.scale_old(stable, size(&self.old[stable]).saturating_add(more));
+        }
+        more > 0
     }
 
     /// Recreate: all older sets go to zero first; whether any had to.

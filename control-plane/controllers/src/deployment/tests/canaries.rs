@@ -199,6 +199,27 @@ fn another_template_begins_at_the_first_step_and_takes_the_place_of_the_one_befo
 }
 
 #[test]
+fn what_did_not_work_before_gives_its_places_to_what_does_while_a_step_holds() {
+    let mut world = World::new(10, quarter());
+    world.settle();
+    // Nobody takes it back, and it goes no further than its pods come up.
+    world.set_image(&format!("nginx:{BROKEN}"));
+    world.settle_but(BROKEN, &[]);
+    let broken = format!("web-hash{BROKEN}");
+    let before = pairs(&[("web-hash1", 8), (broken.as_str(), 5)]);
+    assert_eq!(world.sizes(), before);
+    world.annotate("gantry.dev/canary", STEPS);
+    world.set_image("nginx:2");
+    world.settle_but(BROKEN, &[]);
+    assert_eq!(world.step(), Some(1));
+    let restored = [("web-hash1", 9), (broken.as_str(), 0), ("web-hash2", 1)];
+    assert_eq!(world.sizes(), pairs(&restored));
+    assert_eq!(world.up(), 10);
+    let quiet = world.pass();
+    assert!(quiet.update.is_empty() && quiet.deployment.is_none());
+}
+
+#[test]
 fn a_pod_that_is_lost_or_begins_anew_begins_the_time_anew() {
     let mut world = world(STEPS);
     world.set_image("nginx:2");

@@ -235,7 +235,7 @@ impl Controller {
 
     async fn reconcile(&self, key: &Key) -> Result<Next> {
         let autoscaler = self.autoscalers.get(key);
-        let Some(autoscaler) = autoscaler.filter(|of| of.metadata.deletion_timestamp.is_none())
+        let Some(mut autoscaler) = autoscaler.filter(|of| of.metadata.deletion_timestamp.is_none())
         else {
             self.memory.lock().remove(key);
             self.watched.remove(key);
@@ -253,6 +253,10 @@ impl Controller {
         let decision = self
             .decide(key, &autoscaler, &found, bad_period.as_deref(), &mut kept)
             .await;
+        if let Some(status) = decision.before_zero(&autoscaler, self.context.clock.now()) {
+            self.write(key, &autoscaler, status).await?;
+            autoscaler = self.autoscalers.get(key).unwrap_or(autoscaler);
+        }
         let rescale = decision.rescale.as_ref().map(|rescale| rescale.replicas);
         let mut came_to = decision.fault.map_or(Ok(Action::None), Err);
         let decision = match (rescale, found) {

@@ -388,7 +388,29 @@ impl<'a> Planning<'a> {
     }
 }
 
+const SCALES_TO_ZERO: (&str, &str) = (
+    "ScaledToZero",
+    "the HPA controller scaled the workload to zero",
+);
+
 impl Decision {
+    /// What has to be told before the last replica goes: only a target that is known to have been scaled to zero comes back,
+    /// and whoever leads by then knows no more than that. None where nothing is scaled to zero.
+    pub(super) fn before_zero(
+        &self,
+        autoscaler: &HorizontalPodAutoscaler,
+        now: Timestamp,
+    ) -> Option<HorizontalPodAutoscalerStatus> {
+        let rescale = self.rescale.as_ref()?;
+        let ends = self.current > 0 && rescale.replicas == 0 && may_have_none(&autoscaler.spec);
+        ends.then(|| {
+            let mut status = autoscaler.status.clone().unwrap_or_default();
+            let conditions = status.conditions.get_or_insert_default();
+            set(conditions, SCALED_TO_ZERO, true, SCALES_TO_ZERO, now);
+            status
+        })
+    }
+
     /// What is told once the target was scaled, or why it was not.
     pub(super) fn settle(
         mut self,
@@ -424,8 +446,7 @@ impl Decision {
         let spec = &autoscaler.spec;
         let may_sleep = may_have_none(spec);
         if self.current > 0 && replicas == 0 && may_sleep {
-            let why = "the HPA controller scaled the workload to zero";
-            set(conditions, SCALED_TO_ZERO, true, ("ScaledToZero", why), now);
+            set(conditions, SCALED_TO_ZERO, true, SCALES_TO_ZERO, now);
         } else if may_sleep
             || conditions
                 .iter()

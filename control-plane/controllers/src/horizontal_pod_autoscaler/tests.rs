@@ -410,6 +410,33 @@ fn a_target_goes_to_zero_and_comes_back_by_what_is_measured_elsewhere() {
 }
 
 #[test]
+fn who_leads_next_knows_of_a_target_that_is_about_to_be_scaled_to_zero() {
+    let queue = of_queue(json!({"type": "AverageValue", "averageValue": "10"}));
+    let down = json!({"scaleDown": {"stabilizationWindowSeconds": 0}});
+    let some = selecting(running(2));
+    for (least, value, is_told) in [(0, 0, true), (0, 20_000, false), (1, 0, false)] {
+        let spec = json!({"minReplicas": least, "metrics": [queue], "behavior": down});
+        let autoscaler = autoscaler(spec);
+        let observed = Observed {
+            autoscaler: &autoscaler,
+            target: Ok(Target {
+                replicas: 2,
+                observed: 2,
+                selection: &some,
+            }),
+            readings: &[Reading::Values(vec![value])],
+            bad_period: None,
+            now: now(),
+        };
+        let before = decide(&observed, &mut Kept::default()).before_zero(&autoscaler, now());
+        assert_eq!(before.is_some(), is_told, "{least} {value}");
+        if let Some(status) = before {
+            assert_eq!(reason(&status, "ScaledToZero"), "True ScaledToZero");
+        }
+    }
+}
+
+#[test]
 fn a_target_that_somebody_wakes_is_kept_as_long_as_one_that_was_recommended() {
     let queue = of_queue(json!({"type": "AverageValue", "averageValue": "10"}));
     let mut autoscaler = autoscaler(json!({"minReplicas": 0, "metrics": [queue]}));

@@ -270,7 +270,7 @@ impl Controller {
         });
         Observed {
             deployment,
-            obstacle: obstacle(&key.name, services.iter().map(|service| &**service)),
+            obstacle: obstacle(deployment, services.iter().map(|service| &**service)),
             pods: pods.collect::<Pods>(),
             now: Instant::now(),
         }

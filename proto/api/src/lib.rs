@@ -18,5 +18,6 @@ pub mod typed;
 pub mod unstored;
 
 pub use gantry_base::{
-    field, json, meta, names, node_labels, paths, quantity, selector, status, time, yaml,
+    annotations, field, json, meta, names, node_labels, paths, quantity, selector, status, time,
+    yaml,
 };

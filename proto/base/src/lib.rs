@@ -4,6 +4,7 @@
 //! Pure functions: no IO, no async, no clock. Knows no kind, so it rarely changes, and who needs only this is not built anew
 //! when a kind is edited. `gantry-api` has these modules under the same names, beside the kinds.
 
+pub mod annotations;
 pub mod field;
 pub mod json;
 pub mod meta;

@@ -1,5 +1,6 @@
 //! Keeps the annotation of Services that wake Deployments.
 
+use gantry_api::annotations::WAKES;
 use gantry_informer::{Key, Next};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -9,7 +10,7 @@ use serde_json::json;
 use std::sync::Arc;
 
 use super::annotations::{idle_after, idled};
-use super::marks::{WAKES, mark, marked};
+use super::marks::{mark, marked};
 use super::{Controller, scales_to_zero};
 use crate::deployment::wanted;
 use crate::error::{Doing, Result, code, taken_in};

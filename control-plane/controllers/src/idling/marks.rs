@@ -1,10 +1,10 @@
 //! The annotation of a Service that names the Deployments to bring back when it is wanted. Nodes hold connections to a Service
 //! that has it, and refuse them otherwise, where nothing serves it.
 
+use gantry_api::annotations::WAKES;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 
-/// The names, in order, with commas between them.
-pub(crate) const WAKES: &str = "gantry.dev/wakes";
 /// The most names. A Deployment that finds no room for its own is not idled.
 const MOST: usize = 64;
 
@@ -53,6 +53,8 @@ pub(super) fn named(service: &Service) -> impl Iterator<Item = &str> {
 pub(super) enum Obstacle {
     /// Nothing would bring it back.
     NoService,
+    /// Its pods can be reached past every Service, and nobody who does that would wake them.
+    NodePorts(String),
     /// Connections are not all that this Service brings: what else there is, nobody counts.
     OtherTraffic { service: String, port: String },
     /// No Service says yet that it would bring it back.
@@ -65,6 +67,10 @@ impl std::fmt::Display for Obstacle {
             Self::NoService => formatter.write_str(
                 "no Service with a cluster IP and a TCP port selects its pods, and nothing else could wake it",
             ),
+            Self::NodePorts(what) => write!(
+                formatter,
+                "its template has {what}, and only connections to a Service could wake it"
+            ),
             Self::OtherTraffic { service, port } => write!(
                 formatter,
                 "Service {service} has the port {port}, and only TCP connections are counted and held"
@@ -74,11 +80,30 @@ impl std::fmt::Display for Obstacle {
     }
 }
 
-/// What keeps a Deployment of this name from being idled, by the Services that select its pods.
+/// How pods of a Deployment can be reached on their nodes' own addresses.
+fn node_ports(deployment: &Deployment) -> Option<Obstacle> {
+    let pod = deployment.spec.as_ref()?.template.spec.as_ref()?;
+    if pod.host_network == Some(true) {
+        return Some(Obstacle::NodePorts("hostNetwork".to_owned()));
+    }
+    let sidecars = pod.init_containers.iter().flatten();
+    let mut ports = pod.containers.iter().chain(sidecars);
+    let port = ports.find_map(|container| {
+        let mut ports = container.ports.iter().flatten();
+        ports.find_map(|port| port.host_port.filter(|port| *port != 0))
+    })?;
+    Some(Obstacle::NodePorts(format!("the hostPort {port}")))
+}
+
+/// What keeps a Deployment from being idled, by its template and the Services that select its pods.
 pub(super) fn obstacle<'a>(
-    name: &str,
+    deployment: &Deployment,
     services: impl IntoIterator<Item = &'a Service>,
 ) -> Option<Obstacle> {
+    if let Some(found) = node_ports(deployment) {
+        return Some(found);
+    }
+    let name = deployment.metadata.name.as_deref().unwrap_or_default();
     let mut found = Some(Obstacle::NoService);
     for service in services {
         if let Some(port) = ports(service).find(|port| !is_tcp(port)) {
@@ -143,8 +168,43 @@ mod tests {
         assert_eq!(named(&web).count(), 0);
     }
 
+    fn deployment(pod: Value) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web"},
+            "spec": {"selector": {}, "template": {"spec": pod}},
+        }))
+        .expect("a deployment")
+    }
+
+    #[test]
+    fn pods_that_can_be_reached_past_services_are_not_idled() {
+        let marked = service(ADDRESS, &["TCP"], Some("web"));
+        let container = |port: Value| json!({"name": "c", "ports": [{"containerPort": 80}, port]});
+        let open = container(json!({"containerPort": 81, "hostPort": 8081}));
+        let closed = container(json!({"containerPort": 81, "hostPort": 0}));
+        let on = |what: &str| Some(Obstacle::NodePorts(what.to_owned()));
+        for (pod, found) in [
+            (json!({"containers": [closed]}), None),
+            (
+                json!({"containers": [closed, open]}),
+                on("the hostPort 8081"),
+            ),
+            (
+                json!({"containers": [closed], "initContainers": [open]}),
+                on("the hostPort 8081"),
+            ),
+            (
+                json!({"containers": [closed], "hostNetwork": true}),
+                on("hostNetwork"),
+            ),
+        ] {
+            assert_eq!(obstacle(&deployment(pod), [&marked]), found);
+        }
+    }
+
     #[test]
     fn what_nothing_would_wake_is_not_idled() {
+        let web = deployment(json!({"containers": []}));
         let marked = service(ADDRESS, &["TCP"], Some("blue,web"));
         let unmarked = service(ADDRESS, &["TCP"], Some("blue"));
         let headless = service("None", &["TCP"], Some("web"));
@@ -162,7 +222,7 @@ mod tests {
             (vec![&both], Some(other.clone())),
             (vec![&marked, &both], Some(other)),
         ] {
-            assert_eq!(obstacle("web", services), found);
+            assert_eq!(obstacle(&web, services), found);
         }
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use gantry_apiserver::NoMetric;
+use gantry_base::annotations::WAKES;
 use gantry_controllers::{Informers, by_service, slices_of};
 use gantry_informer::{Informer, Key};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone)]
 struct Caches {
     pods: Informer<Pod>,
+    services: Informer<Service>,
     slices: Informer<EndpointSlice>,
 }
 
@@ -27,10 +29,12 @@ impl Cluster {
     pub(crate) async fn follow(&self, informers: &Informers, stop: CancellationToken) {
         let caches = Caches {
             pods: informers.of(),
+            services: informers.of(),
             slices: by_service(informers.of()),
         };
         let filled = async {
             caches.pods.synced().await;
+            caches.services.synced().await;
             caches.slices.synced().await;
         };
         if stop.run_until_cancelled(filled).await.is_none() {
@@ -67,6 +71,15 @@ impl Cluster {
         }
         Ok(Some(pods_in(&slices)))
     }
+
+    /// Whether connections to a service may wait for pods of it.
+    pub(crate) fn is_woken(&self, namespace: &str, service: &str) -> Result<bool, NoMetric> {
+        let service = self.caches()?.services.get(&Key::new(namespace, service));
+        let annotations = service
+            .as_ref()
+            .and_then(|service| service.metadata.annotations.as_ref());
+        Ok(annotations.is_some_and(|annotations| annotations.contains_key(WAKES)))
+    }
 }
 
 /// The pods that slices name, each once however many addresses it has.
@@ -87,7 +100,8 @@ mod tests {
     use super::*;
 
     impl Cluster {
-        /// One of these pods in the default namespace, each with its name for a uid, behind a service `front` with two slices.
+        /// One of these pods in the default namespace, each with its name for a uid, behind a service `front` with two slices,
+        /// which is to be woken; one named `side` is not.
         pub(crate) fn of_pods(names: &[&str]) -> Self {
             let stop = CancellationToken::new();
             let pods = Informer::new(Arc::new(Cache::new(Vec::new())), &stop);
@@ -117,8 +131,20 @@ mod tests {
                 });
                 slices.observe(serde_json::from_value(slice).expect("a slice"));
             }
+            let services = Informer::new(Arc::new(Cache::new(Vec::new())), &stop);
+            for (name, annotations) in [("front", json!({WAKES: "web"})), ("side", json!({}))] {
+                let service = json!({"metadata": {
+                    "name": name, "namespace": "default", "uid": name, "resourceVersion": "1",
+                    "annotations": annotations,
+                }});
+                services.observe(serde_json::from_value(service).expect("a service"));
+            }
             let cluster = Self::default();
-            *cluster.0.write() = Some(Caches { pods, slices });
+            *cluster.0.write() = Some(Caches {
+                pods,
+                services,
+                slices,
+            });
             cluster
         }
     }
@@ -133,6 +159,9 @@ mod tests {
         assert_eq!(cluster.behind("other", "front"), Ok(None));
         assert_eq!(cluster.pod("default", "web"), Ok(Some("web".to_owned())));
         assert_eq!(cluster.pod("default", "ghost"), Ok(None));
+        for (service, is_woken) in [("front", true), ("side", false), ("ghost", false)] {
+            assert_eq!(cluster.is_woken("default", service), Ok(is_woken));
+        }
     }
 
     #[test]

@@ -89,24 +89,30 @@ impl ConnectionMetrics {
         (pod.namespace == namespace).then_some(value)
     }
 
-    /// Those that nodes hold to a service while nothing serves it.
-    fn held(&self, told: Told, namespace: &str, service: &str, now: Instant) -> Value {
+    /// Those that nodes hold to a service while nothing serves it; of one that nothing brings back, whatever they say, none.
+    fn held(
+        &self,
+        told: Told,
+        namespace: &str,
+        service: &str,
+        now: Instant,
+    ) -> Result<Value, NoMetric> {
         let held = match told {
-            Told::Open => {
+            Told::Open if self.cluster.is_woken(namespace, service)? => {
                 let service = ServiceName {
                     namespace: namespace.to_owned(),
                     name: service.to_owned(),
                 };
                 self.figures.held(&service, now)
             }
-            Told::New => 0,
+            Told::Open | Told::New => 0,
         };
         let nanos = Timestamp::now().as_nanosecond();
-        Value {
+        Ok(Value {
             millis: held.saturating_mul(1000),
             unix_nanos: i64::try_from(nanos).unwrap_or(i64::MAX),
             window: None,
-        }
+        })
     }
 
     /// Of all pods behind a service together, with what is held to it. Without either it is nothing; where nothing is known of
@@ -121,7 +127,7 @@ impl ConnectionMetrics {
         let Some(pods) = self.cluster.behind(namespace, service)? else {
             return Ok(None);
         };
-        let held = self.held(told, namespace, service, now);
+        let held = self.held(told, namespace, service, now)?;
         if pods.is_empty() {
             return Ok(Some(held));
         }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use gantry_base::annotations::WAKES;
 use gantry_network::{Endpoint, Held, ServicePort};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as WrittenPort, ServiceSpec};
@@ -12,9 +13,7 @@ use super::{ServiceObjects, cluster_ips, is_ready, offered, port_number, protoco
 /// Seconds, where a service says nothing (as the API server would have written).
 const AFFINITY_TIMEOUT: i32 = 10_800;
 
-/// On a Service that something brings back when it is wanted, by the control plane's word. Whom it names is not ours to know.
-const WAKES: &str = "gantry.dev/wakes";
-/// On such a Service: addresses and blocks of them, with commas between them, that do not wake it.
+/// On a Service that something brings back when it is wanted ([`WAKES`]; whom it names is not ours to know): addresses and blocks of them, with commas between them, that do not wake it.
 const WAKE_IGNORE: &str = "gantry.dev/wake-ignore";
 /// As many of them are looked at; each is an element of the rules for each of the Service's addresses.
 const MOST_IGNORED: usize = 256;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, unshare};
@@ -25,18 +26,22 @@ use crate::nft::Nft;
 use crate::overlay::ROUTES;
 use crate::underlay::Underlay;
 use crate::{
-    BridgeNetwork, Endpoint, IsolatedPod, NetworkError, NftPolicyRules, NftServiceRules,
-    NodeNetwork, NodePolicies, Overlay as _, OverlayMode, OverlaySettings, PeerNode,
-    PodNetwork as _, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet, PolicyRules as _,
-    Protocol, ServiceChanges, ServiceName, ServicePort, ServiceRules as _, VxlanOverlay,
-    forwarding, links, netns,
+    BridgeNetwork, Endpoint, HoldingLimits, IsolatedPod, LoggedHolding, NetworkError,
+    NftPolicyRules, NftServiceRules, NodeNetwork, NodePolicies, Overlay as _, OverlayMode,
+    OverlaySettings, PeerNode, PodNetwork as _, PolicyPeers, PolicyPort, PolicyRule, PolicyRuleSet,
+    PolicyRules as _, Protocol, ServiceChanges, ServiceName, ServicePort, ServiceRules as _,
+    VxlanOverlay, forwarding, links, netns,
 };
+
+const HELD: &str = "held connections";
 
 /// One thing that was tried.
 #[derive(Debug)]
 pub struct Trial {
     /// What it is, in a word or two.
     pub what: &'static str,
+    /// Whether nodes work without it, and lack only what the error tells.
+    pub is_optional: bool,
     /// Whether it works; the error says what is missing and what to do.
     pub outcome: Result<(), NetworkError>,
 }
@@ -50,7 +55,12 @@ pub fn try_out(directory: &Path) -> Vec<Trial> {
         Ok(())
     });
     let what = "network namespaces";
-    trials.insert(0, Trial { what, outcome });
+    let first = Trial {
+        what,
+        is_optional: false,
+        outcome,
+    };
+    trials.insert(0, first);
     trials
 }
 
@@ -70,7 +80,11 @@ fn inside(directory: &Path) -> Vec<Trial> {
     let mut trials = Vec::new();
     let mut note = |what, outcome: Result<(), NetworkError>| {
         let works = outcome.is_ok();
-        trials.push(Trial { what, outcome });
+        trials.push(Trial {
+            what,
+            is_optional: what == HELD,
+            outcome,
+        });
         works
     };
     note("bridge", link(LinkBridge::new("trial-br").build()));
@@ -101,6 +115,7 @@ fn inside(directory: &Path) -> Vec<Trial> {
     let node = node(directory);
     note("pod network", runtime.block_on(pods(&node)));
     note("service rules", runtime.block_on(services(&node)));
+    note(HELD, runtime.block_on(held(&node)));
     note("policy rules", runtime.block_on(policies(&node)));
     note("overlay", runtime.block_on(overlay(node)));
     trials
@@ -175,6 +190,14 @@ async fn services(node: &NodeNetwork) -> Result<(), NetworkError> {
         services: BTreeMap::from([(name, ports.to_vec())]),
     };
     NftServiceRules::new(node)?.apply(changes).await
+}
+
+/// Connections can wait for what sleeps where the kernel tells of the packets that rules log.
+async fn held(node: &NodeNetwork) -> Result<(), NetworkError> {
+    let pods = Arc::new(BridgeNetwork::new(node.clone())?);
+    let holding = LoggedHolding::listen(pods, HoldingLimits::default())?;
+    NftServiceRules::with_holding(node, Arc::new(holding))?;
+    Ok(())
 }
 
 async fn policies(node: &NodeNetwork) -> Result<(), NetworkError> {

@@ -97,6 +97,9 @@ impl Machine<'_> {
         }];
         findings.extend(network.into_iter().map(|trial| match trial.outcome {
             Ok(()) => Finding::ok(trial.what, "works"),
+            Err(error) if trial.is_optional => {
+                Finding::warning(trial.what, words(&error), remedy(trial.what))
+            }
             Err(error) => Finding::failed(trial.what, words(&error), remedy(trial.what)),
         }));
         findings
@@ -183,6 +186,11 @@ fn remedy(what: &str) -> String {
             format!("load the module {what} (modprobe {what}), or use a kernel that has it")
         }
         "ip_forward" => "set it on the host: sysctl -w net.ipv4.ip_forward=1".to_owned(),
+        "held connections" => {
+            "load nfnetlink_log and nft_log, or use a kernel that has them: without, connections from this node to what \
+             idles are refused, and wake nothing"
+                .to_owned()
+        }
         "nft" => "install the Debian package nftables".to_owned(),
         _ => "load what is missing (modprobe), or use a kernel built with it".to_owned(),
     }

@@ -155,15 +155,30 @@ fn cell(value: &Value) -> String {
 
 /// Text of a stranger's, without what would command the terminal that it is shown on.
 pub(crate) fn harmless(text: &str) -> String {
-    text.replace('\u{1b}', "^[").replace('\r', "\\r")
+    let mut harmless = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\u{1b}' => harmless.push_str("^["),
+            '\r' => harmless.push_str("\\r"),
+            '\n' | '\t' => harmless.push(letter),
+            // Terminals heed those of one byte's upper half as well.
+            letter if letter.is_control() => harmless.extend(letter.escape_unicode()),
+            letter => harmless.push(letter),
+        }
+    }
+    harmless
 }
 
 /// The beginning of a stranger's text, harmless and in one line.
 pub(crate) fn one_line(text: &str) -> String {
-    let line = harmless(text.trim());
-    let line = line.chars().take(LONGEST_LINE);
-    line.map(|letter| if letter.is_control() { ' ' } else { letter })
-        .collect()
+    let line = text.trim().chars().take(LONGEST_LINE);
+    let line = line.map(|letter| match letter {
+        '\u{1b}' | '\r' => letter,
+        letter if letter.is_control() => ' ',
+        letter => letter,
+    });
+    let line = harmless(&line.collect::<String>());
+    line.chars().take(LONGEST_LINE).collect()
 }
 
 /// One line about what happened to an object: `deployment.apps/web configured`.
@@ -237,6 +252,7 @@ mod tests {
             assert_eq!(cell(&json!(text)), shown, "{text:?}");
         }
         assert_eq!(harmless("a\r\u{1b}]0;b\n"), "a\\r^[]0;b\n");
+        assert_eq!(harmless("a\u{9b}2J\u{7}ä"), "a\\u{9b}2J\\u{7}ä");
         assert_eq!(one_line(" a\n\u{1b}[2J\u{7}b\n"), "a ^[[2J b");
         assert_eq!(one_line(&"x".repeat(10_000)).len(), LONGEST_LINE);
     }

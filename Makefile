@@ -68,9 +68,9 @@ test: tools-test lint ## Lints, unit, contract and end-to-end tests
 	cargo test --workspace --doc --quiet
 
 .PHONY: reaction
-reaction: tools-test ## How soon replicas follow load, over 20 steps of it and minutes of the same (docs/benchmarks.md)
+reaction: tools-test ## How soon replicas follow load, and rollouts take themselves back (docs/benchmarks.md)
 	cargo build --workspace --bins
-	GANTRY_REACTION=full cargo nextest run --workspace --no-capture -E 'binary(reaction) or binary(idle)'
+	GANTRY_REACTION=full cargo nextest run --workspace --no-capture -E 'binary(reaction) or binary(idle) or binary(rollbacks)'
 
 .PHONY: attack
 attack: tools-test ## Attack clusters from a pod, as a node, as a user, as nobody: one line each (docs/security.md)

@@ -11,6 +11,7 @@ mod images;
 mod load;
 pub mod policy_cases;
 pub mod siege;
+mod watching;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use host::HOST_ADDRESS;
 use host::Host;
 pub use images::{Images, TOOLS, pack_program};
 pub use load::{Interval, Load, LoadOptions, Message, Total};
+pub use watching::follow;
 pub use workload::{Workload, until};
 
 /// How long anything in a test may take before it has failed.

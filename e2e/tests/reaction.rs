@@ -8,14 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use futures::{StreamExt, TryStreamExt};
-use gantry_e2e::{Fleet, Load, LoadOptions, until};
-use k8s_openapi::NamespaceResourceScope;
+use gantry_e2e::{Fleet, Load, LoadOptions, follow, until};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, WatchEvent, WatchParams};
+use kube::api::Api;
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -92,29 +89,6 @@ struct Seen {
     /// Replicas that are wanted.
     wanted: Arc<Line>,
     _tasks: JoinSet<()>,
-}
-
-/// Hands over every state of the objects, for ever.
-async fn follow<K>(api: Api<K>, selector: &'static str, seen: impl Fn(&K))
-where
-    K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
-    loop {
-        let parameters = WatchParams::default().labels(selector).timeout(290);
-        let Ok(events) = api.watch(&parameters, "0").await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let mut events = events.boxed();
-        while let Ok(Some(event)) = events.try_next().await {
-            if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event {
-                seen(&object);
-            }
-        }
-    }
 }
 
 impl Seen {

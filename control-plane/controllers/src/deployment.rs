@@ -45,7 +45,7 @@ const AT_ONCE: usize = 16;
 /// No more events of a pod than this are looked through.
 const MOST_ANSWERS: u32 = 100;
 /// Whoever has not told a metric by then has no figures: other Deployments wait meanwhile.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, figures: Arc<dyn Figures>, recorder: Recorder) {

@@ -31,6 +31,7 @@ mod pod_gc;
 mod pods;
 mod replica_set;
 mod resources;
+mod roll_on_change;
 mod selection;
 mod service_account_tokens;
 mod stateful_set;
@@ -114,6 +115,7 @@ pub async fn run(
     let kept = context.recorder(kept::COMPONENT);
     let autoscaling = context.recorder(horizontal_pod_autoscaler::COMPONENT);
     let idling = context.recorder(idling::COMPONENT);
+    let rolling = context.recorder(roll_on_change::COMPONENT);
     let (context, informers) = (&context, &informers);
     let root_ca = &config.root_ca;
     let (figures, demand) = (&config.figures, config.demand);
@@ -147,6 +149,7 @@ pub async fn run(
             horizontal_pod_autoscaler::run(context.clone(), informers, figures.clone(), autoscaling)
         }),
         boxed(|| idling::run(context.clone(), informers, demand, idling)),
+        boxed(|| roll_on_change::run(context.clone(), informers, rolling)),
         boxed(|| kept::run(context.clone(), informers, kept)),
     ])
     .await;

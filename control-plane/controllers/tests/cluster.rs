@@ -7,6 +7,7 @@ mod examples;
 mod idling;
 mod jobs;
 mod rollbacks;
+mod rolling_on_change;
 mod services;
 mod stateful_sets;
 mod volumes;

@@ -16,13 +16,14 @@ pub(crate) const TEMPLATE_HASH: &str = "pod-template-hash";
 const HISTORY_LENGTH: usize = 2000;
 
 /// Annotations that are the deployment's own, or the replica set's own: not copied from one to the other.
-pub(crate) const NOT_COPIED: [&str; 11] = [
+pub(crate) const NOT_COPIED: [&str; 12] = [
     "kubectl.kubernetes.io/last-applied-configuration",
     REVISION,
     REVISION_HISTORY,
     DESIRED_REPLICAS,
     MAX_REPLICAS,
     "deprecated.deployment.rollback.to",
+    crate::roll_on_change::ROLLED_FOR,
     super::rollback::HEALTHY,
     super::rollback::WARM,
     super::rollback::FAILED,

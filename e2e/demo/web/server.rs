@@ -35,6 +35,12 @@ const LAME_DUCK: Duration = Duration::from_secs(1);
 /// The same for one that has not asked for anything yet, and is owed an answer.
 const OWED: Duration = Duration::from_secs(5);
 const LONGEST_HEAD: usize = 64 * 1024;
+/// Connections that wait to be accepted, as far as the kernel lets them.
+const QUEUE: i32 = 4096;
+/// Attempts to have a thread are no further apart, whether one ends or not.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Of a thread that serves a connection, in bytes.
+const STACK: usize = 256 * 1024;
 
 struct Server {
     version: String,
@@ -47,8 +53,10 @@ struct Server {
 
 /// On every address of both families, or of IPv4 where the kernel has no other.
 fn listen(port: u16) -> io::Result<TcpListener> {
-    TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
+    signal::deepen(&listener, QUEUE)?;
+    Ok(listener)
 }
 
 /// Listens until told to stop, and returns when every connection is closed.
@@ -111,10 +119,7 @@ fn serve(listener: &TcpListener, server: &Arc<Server>) {
             Ok((stream, _)) => {
                 // Counted before the thread runs, so that draining sees it.
                 let connection = Connection::new(server.clone(), stream);
-                let thread = std::thread::Builder::new().spawn(move || connection.serve());
-                if let Err(error) = thread {
-                    eprintln!("a thread for a connection: {error}");
-                }
+                serve_apart(connection, server);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if signal::is_stopping() {
@@ -124,6 +129,26 @@ fn serve(listener: &TcpListener, server: &Arc<Server>) {
             }
             Err(error) => eprintln!("accepting a connection: {error}"),
         }
+    }
+}
+
+/// Serves a connection on a thread of its own. Where none can be had, it waits until one ends, and is not closed: its client may
+/// have asked already.
+fn serve_apart(connection: Connection, server: &Server) {
+    let connection = Arc::new(Mutex::new(Some(connection)));
+    let begin = || {
+        let own = connection.clone();
+        let thread = std::thread::Builder::new().stack_size(STACK);
+        thread.spawn(move || {
+            let connection = own.lock().map(|mut connection| connection.take());
+            if let Ok(Some(connection)) = connection {
+                connection.serve();
+            }
+        })
+    };
+    while let Err(error) = begin() {
+        eprintln!("a thread for a connection: {error}");
+        server.wait_closed(AGAIN);
     }
 }
 
@@ -143,6 +168,12 @@ impl Server {
                 .wait(open)
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+    }
+
+    /// Until a connection is closed, or so long.
+    fn wait_closed(&self, longest: Duration) {
+        let waited = self.closed.wait_timeout(self.open(), longest);
+        drop(waited);
     }
 
     /// In the text format of Prometheus.

@@ -1,7 +1,7 @@
-//! SIGTERM, as a flag and as something to wait for beside a socket.
+//! What std has no calls for: SIGTERM, as a flag and as something to wait for beside a socket, and the length of a socket's queue.
 #![expect(
     unsafe_code,
-    reason = "std neither handles signals nor waits for two things, and the image holds no other code"
+    reason = "std neither handles signals, nor waits for two things, nor has long queues, and the image holds no other code"
 )]
 
 use std::io::{self, ErrorKind, PipeReader, PipeWriter};
@@ -31,6 +31,16 @@ unsafe extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
     fn write(fd: i32, bytes: *const u8, count: usize) -> isize;
     fn poll(fds: *mut PollFd, count: u64, timeout: i32) -> i32;
+    fn listen(fd: i32, backlog: i32) -> i32;
+}
+
+/// Lets so many connections wait to be accepted, where std lets 128: of more at once some wait for a second, or are reset.
+pub(crate) fn deepen(listener: &impl AsRawFd, backlog: i32) -> io::Result<()> {
+    // SAFETY: listen takes two numbers. A socket that listens already is given another length of its queue.
+    match unsafe { listen(listener.as_raw_fd(), backlog) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 extern "C" fn stop(_: i32) {

@@ -4,7 +4,9 @@ mod addresses;
 pub mod config_map;
 pub mod controller_revision;
 pub mod cron_job;
+pub mod csi_driver;
 pub mod csi_node;
+pub mod csi_storage_capacity;
 pub mod custom_metrics;
 pub mod daemon_set;
 pub mod deployment;
@@ -28,6 +30,7 @@ pub mod node;
 pub mod persistent_volume;
 pub mod persistent_volume_claim;
 pub mod pod;
+pub mod pod_disruption_budget;
 pub mod pod_spec;
 pub mod pod_template;
 pub mod priority_class;
@@ -35,6 +38,7 @@ pub mod rbac;
 mod references;
 pub mod replica_set;
 pub mod replication_controller;
+pub mod resource_quota;
 pub mod reviews;
 pub mod runtime_class;
 pub mod secret;
@@ -42,7 +46,10 @@ pub mod service;
 pub mod service_account;
 pub mod service_cidr;
 pub mod stateful_set;
+pub mod storage_class;
 pub mod table;
+pub mod volume_attachment;
+pub mod volume_attributes_class;
 pub mod workload;
 
 use crate::kind::ResourceKind;
@@ -72,6 +79,11 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<service_cidr::ServiceCidrKind>::boxed(),
         Typed::<runtime_class::RuntimeClassKind>::boxed(),
         Typed::<csi_node::CsiNodeKind>::boxed(),
+        Typed::<csi_driver::CsiDriverKind>::boxed(),
+        Typed::<csi_storage_capacity::CsiStorageCapacityKind>::boxed(),
+        Typed::<storage_class::StorageClassKind>::boxed(),
+        Typed::<volume_attachment::VolumeAttachmentKind>::boxed(),
+        Typed::<volume_attributes_class::VolumeAttributesClassKind>::boxed(),
         Typed::<horizontal_pod_autoscaler::HorizontalPodAutoscalerKind>::boxed(),
         Typed::<horizontal_pod_autoscaler::v1::HorizontalPodAutoscalerKind>::boxed(),
         Typed::<daemon_set::DaemonSetKind>::boxed(),
@@ -80,8 +92,10 @@ pub fn all() -> Vec<Box<dyn ResourceKind>> {
         Typed::<rbac::cluster_role::ClusterRoleKind>::boxed(),
         Typed::<rbac::role_binding::RoleBindingKind>::boxed(),
         Typed::<rbac::cluster_role_binding::ClusterRoleBindingKind>::boxed(),
+        Typed::<pod_disruption_budget::PodDisruptionBudgetKind>::boxed(),
         Typed::<priority_class::PriorityClassKind>::boxed(),
         Typed::<limit_range::LimitRangeKind>::boxed(),
+        Typed::<resource_quota::ResourceQuotaKind>::boxed(),
         Typed::<controller_revision::ControllerRevisionKind>::boxed(),
         Typed::<pod_template::PodTemplateKind>::boxed(),
         Typed::<stateful_set::StatefulSetKind>::boxed(),

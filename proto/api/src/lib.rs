@@ -9,6 +9,7 @@ pub mod kinds;
 pub mod patch;
 pub mod pod_security;
 pub mod protobuf;
+pub mod quota;
 pub mod schema;
 // One clock for the tests of both crates, and in neither of them outside of tests.
 #[cfg(test)]
@@ -18,6 +19,6 @@ pub mod typed;
 pub mod unstored;
 
 pub use gantry_base::{
-    annotations, field, json, meta, names, node_labels, paths, quantity, selector, status, time,
-    yaml,
+    annotations, by_label, conditions, field, json, meta, names, node_affinity, node_labels, paths,
+    quantity, selector, status, taints, time, yaml,
 };

@@ -5,10 +5,13 @@
 //! when a kind is edited. `gantry-api` has these modules under the same names, beside the kinds.
 
 pub mod annotations;
+pub mod by_label;
+pub mod conditions;
 pub mod field;
 pub mod json;
 pub mod meta;
 pub mod names;
+pub mod node_affinity;
 pub mod node_labels;
 pub mod paths;
 pub mod quantity;
@@ -17,5 +20,6 @@ pub mod selector;
 pub mod status;
 #[cfg(test)]
 mod stopwatch;
+pub mod taints;
 pub mod time;
 pub mod yaml;

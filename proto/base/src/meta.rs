@@ -256,11 +256,11 @@ pub fn prepare_update(new: &mut ObjectMeta, old: &ObjectMeta) {
     }
 }
 
-/// The generation after an update: it counts the changes of what the object asks for.
+/// The generation after an update: it counts the changes of what the object asks for, from none where it has none yet.
 pub fn follow_generation(new: &mut ObjectMeta, old: &ObjectMeta, changed: bool) {
-    new.generation = old
-        .generation
-        .map(|generation| generation.saturating_add(i64::from(changed)));
+    let before = old.generation.unwrap_or(0);
+    let now = before.saturating_add(i64::from(changed));
+    new.generation = old.generation.or(changed.then_some(0)).map(|_| now);
 }
 
 /// Checks the metadata of an update after [`prepare_update`]. Of finalizers only that none is added to what is on its way out.

@@ -128,6 +128,25 @@ impl Quantity {
             format,
         }
     }
+
+    /// So many times this amount.
+    #[must_use]
+    pub fn times(self, number: usize) -> Self {
+        let number = i128::try_from(number).unwrap_or(i128::MAX);
+        Self {
+            nanos: self.nanos.saturating_mul(number),
+            ..self
+        }
+    }
+
+    /// The difference, in this amount's format (the other's when this is zero).
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        self.plus(Self {
+            nanos: other.nanos.saturating_neg(),
+            ..other
+        })
+    }
 }
 
 fn clamp(value: i128) -> i64 {
@@ -333,6 +352,9 @@ mod tests {
             .plus("512M".parse().unwrap());
         assert_eq!(sum.units(), 1_073_741_824 + 512_000_000);
         assert_eq!(sum.format(), Format::BinarySi);
+        assert_eq!(sum.minus(sum).sign(), 0);
+        assert_eq!(Quantity::from_millis(300).times(4).to_string(), "1200m");
+        assert_eq!(Quantity::default().minus(sum).to_string(), "-1548576Ki");
         assert_eq!(Quantity::from_millis(1500).units(), 2);
         assert!(Quantity::from_units(1) < Quantity::from_millis(1001));
     }

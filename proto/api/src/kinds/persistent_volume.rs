@@ -5,8 +5,9 @@ mod sources;
 mod update;
 mod validation;
 
-pub use row::class;
 pub(super) use row::{access_modes, or_unset, phase, storage};
+pub use row::{class, has_class_annotation};
+pub(super) use validation::validate_inline;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeSpec, PersistentVolumeStatus};
 
@@ -65,8 +66,7 @@ fn default_source(spec: &mut PersistentVolumeSpec) {
 
 fn warnings(object: &PersistentVolume) -> Vec<String> {
     let mut warnings = Vec::new();
-    let annotations = object.metadata.annotations.as_ref();
-    if annotations.is_some_and(|annotations| annotations.contains_key(CLASS_ANNOTATION)) {
+    if has_class_annotation(&object.metadata) {
         warnings.push(format!(
             "metadata.annotations[{CLASS_ANNOTATION}]: {CLASS_WARNING}"
         ));

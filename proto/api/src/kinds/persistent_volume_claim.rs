@@ -4,12 +4,16 @@ mod row;
 mod status;
 mod update;
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus,
     TypedLocalObjectReference, TypedObjectReference,
 };
 
-use super::persistent_volume::{CLASS_ANNOTATION, CLASS_WARNING, PENDING, fill};
+use super::persistent_volume::{
+    CLASS_ANNOTATION, CLASS_WARNING, PENDING, fill, has_class_annotation,
+};
 use super::pod_spec;
 use super::table::Printer;
 use crate::field::{ErrorList, Path};
@@ -79,6 +83,19 @@ fn settle_sources(spec: &mut PersistentVolumeClaimSpec, old: Option<&PersistentV
     }
 }
 
+/// The classes of attributes that a claim's volume has, is to have, or is on the way to.
+pub fn classes_of_attributes(claim: &PersistentVolumeClaim) -> BTreeSet<&str> {
+    let (spec, status) = (claim.spec.as_ref(), claim.status.as_ref());
+    let target = status.and_then(|status| status.modify_volume_status.as_ref());
+    let named = [
+        spec.and_then(|spec| spec.volume_attributes_class_name.as_deref()),
+        status.and_then(|status| status.current_volume_attributes_class_name.as_deref()),
+        target.and_then(|target| target.target_volume_attributes_class_name.as_deref()),
+    ];
+    let named = named.into_iter().flatten();
+    named.filter(|name| !name.is_empty()).collect()
+}
+
 impl Kind for PersistentVolumeClaimKind {
     type Object = PersistentVolumeClaim;
 
@@ -146,8 +163,7 @@ impl Kind for PersistentVolumeClaimKind {
 
     fn warnings(new: &PersistentVolumeClaim, _old: Option<&PersistentVolumeClaim>) -> Vec<String> {
         let mut warnings = Vec::new();
-        let annotations = new.metadata.annotations.as_ref();
-        if annotations.is_some_and(|annotations| annotations.contains_key(CLASS_ANNOTATION)) {
+        if has_class_annotation(&new.metadata) {
             warnings.push(format!(
                 "metadata.annotations[{CLASS_ANNOTATION}]: {CLASS_WARNING}"
             ));

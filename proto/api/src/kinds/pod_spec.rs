@@ -21,14 +21,19 @@ mod windows;
 
 use validation::Surroundings;
 
-pub(super) use amounts::qos_class;
-pub use amounts::{limits_at_once, requests_at_once};
+pub(crate) use amounts::{
+    Amounts, limits_of, limits_with, parsed, qos_class, raise, requests_of, requests_with,
+    says_of_the_whole,
+};
+pub use amounts::{Parsed, limits_at_once, requests_at_once};
 pub(super) use annotations::{APP_ARMOR, MIRROR, validate_annotations, validate_matches};
 pub use defaults::default;
 pub(super) use defaults::default_for_pod;
 pub(super) use merge::merge_labels;
+pub(crate) use resources::{HUGE_PAGES, is_extended, is_native};
 pub(super) use resources::{
-    check_amount, check_resource_name, may_be_overcommitted, validate as validate_resources,
+    check_amount, check_resource_name, is_of_quotas, may_be_overcommitted,
+    validate as validate_resources,
 };
 pub(super) use scheduling::{
     check_node_affinity_additions, check_node_selector, check_node_selector_additions,
@@ -41,4 +46,4 @@ pub(super) use volumes::{
     is_iscsi_name,
 };
 pub use warnings::warnings;
-pub(super) use warnings::{claim_warnings, node_terms_warnings};
+pub(super) use warnings::{claim_warnings, node_label_warnings, node_terms_warnings};

@@ -28,6 +28,12 @@ pub(in crate::kinds) fn access_modes(modes: Option<&Vec<String>>) -> String {
     shown.join(",")
 }
 
+/// Whether an annotation, of before there was a field for it, names a class.
+pub fn has_class_annotation(metadata: &ObjectMeta) -> bool {
+    let annotations = metadata.annotations.as_ref();
+    annotations.is_some_and(|annotations| annotations.contains_key(CLASS_ANNOTATION))
+}
+
 /// The class of a volume or a claim: the annotation's before the field's.
 pub fn class(metadata: &ObjectMeta, field: Option<&String>) -> String {
     let annotations = metadata.annotations.as_ref();

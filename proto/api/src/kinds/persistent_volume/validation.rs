@@ -53,6 +53,10 @@ fn check_classes(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorLis
     pod_spec::check_class(class, &path.child("storageClassName"), errors);
     let mode = spec.volume_mode.as_ref();
     pod_spec::check_volume_mode(mode, &path.child("volumeMode"), errors);
+    check_attributes(spec, path, errors);
+}
+
+fn check_attributes(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorList) {
     let Some(class) = &spec.volume_attributes_class_name else {
         return;
     };
@@ -67,24 +71,24 @@ fn check_classes(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorLis
     }
 }
 
-/// Checks the spec.
-pub(super) fn validate(object: &PersistentVolume, errors: &mut ErrorList) {
-    let empty = PersistentVolumeSpec::default();
-    let spec = object.spec.as_ref().unwrap_or(&empty);
-    let path = Path::new("spec");
+fn check_modes(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorList) {
+    let path = path.child("accessModes");
     let modes = spec.access_modes.as_deref().unwrap_or_default();
-    let modes_path = path.child("accessModes");
     if modes.is_empty() {
-        errors.required(&modes_path, "");
+        errors.required(&path, "");
     }
-    pod_spec::check_access_modes(modes, &modes_path, errors);
-    check_capacity(spec, &path.child("capacity"), errors);
-    let policy_path = path.child("persistentVolumeReclaimPolicy");
+    pod_spec::check_access_modes(modes, &path, errors);
+}
+
+fn check_policy(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorList) {
     let policy = spec.persistent_volume_reclaim_policy.as_deref();
     let policy = policy.unwrap_or_default();
     if !policy.is_empty() && !RECLAIM_POLICIES.contains(&policy) {
-        errors.not_supported(&policy_path, policy, &RECLAIM_POLICIES);
+        errors.not_supported(path, policy, &RECLAIM_POLICIES);
     }
+}
+
+fn check_affinity(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorList) {
     if let Some(affinity) = &spec.node_affinity {
         let path = path.child("nodeAffinity").child("required");
         match &affinity.required {
@@ -92,14 +96,77 @@ pub(super) fn validate(object: &PersistentVolume, errors: &mut ErrorList) {
             None => errors.required(&path, "must specify required node constraints"),
         }
     }
+}
+
+fn check_recycled_root(spec: &PersistentVolumeSpec, path: &Path, errors: &mut ErrorList) {
+    let is_recycled = spec.persistent_volume_reclaim_policy.as_deref() == Some("Recycle");
+    let host = spec.host_path.as_ref();
+    if is_recycled && host.is_some_and(|host| is_root(&host.path)) {
+        let detail = "may not be 'recycle' for a hostPath mount of '/'";
+        errors.forbidden(path, detail);
+    }
+}
+
+/// Checks what is told of a volume that is no object.
+pub(in crate::kinds) fn validate_inline(
+    spec: &PersistentVolumeSpec,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    const NOT_INLINE: &str = "may not be specified in the context of inline volumes";
+    if spec.claim_ref.is_some() {
+        errors.forbidden(&path.child("claimRef"), NOT_INLINE);
+    }
+    if spec
+        .capacity
+        .as_ref()
+        .is_some_and(|capacity| !capacity.is_empty())
+    {
+        errors.forbidden(&path.child("capacity"), NOT_INLINE);
+    }
+    if spec.csi.is_none() {
+        let detail = "has to be specified in the context of inline volumes";
+        errors.required(&path.child("csi"), detail);
+    }
+    check_modes(spec, path, errors);
+    let policy = path.child("persistentVolumeReclaimPolicy");
+    check_policy(spec, &policy, errors);
+    check_affinity(spec, path, errors);
+    sources::validate(spec, "", spec.node_affinity.is_some(), path, errors);
+    check_recycled_root(spec, &policy, errors);
+    if spec
+        .storage_class_name
+        .as_ref()
+        .is_some_and(|class| !class.is_empty())
+    {
+        errors.forbidden(&path.child("storageClassName"), NOT_INLINE);
+    }
+    if spec
+        .volume_mode
+        .as_ref()
+        .is_some_and(|mode| mode != "Filesystem")
+    {
+        let detail =
+            "may not specify volumeMode other than Filesystem in the context of inline volumes";
+        errors.forbidden(&path.child("volumeMode"), detail);
+    }
+    check_attributes(spec, path, errors);
+}
+
+/// Checks the spec.
+pub(super) fn validate(object: &PersistentVolume, errors: &mut ErrorList) {
+    let empty = PersistentVolumeSpec::default();
+    let spec = object.spec.as_ref().unwrap_or(&empty);
+    let path = Path::new("spec");
+    check_modes(spec, &path, errors);
+    check_capacity(spec, &path.child("capacity"), errors);
+    let policy = path.child("persistentVolumeReclaimPolicy");
+    check_policy(spec, &policy, errors);
+    check_affinity(spec, &path, errors);
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let is_placed = spec.node_affinity.is_some();
     sources::validate(spec, name, is_placed, &path, errors);
-    let host = spec.host_path.as_ref();
-    if policy == "Recycle" && host.is_some_and(|host| is_root(&host.path)) {
-        let detail = "may not be 'recycle' for a hostPath mount of '/'";
-        errors.forbidden(&policy_path, detail);
-    }
+    check_recycled_root(spec, &policy, errors);
     check_classes(spec, &path, errors);
 }
 

@@ -7,7 +7,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use crate::quantity::Quantity;
 
-pub(super) type Amounts = BTreeMap<String, ApiQuantity>;
+pub(crate) type Amounts = BTreeMap<String, ApiQuantity>;
+
+/// Amounts by resource, of a pod or a part of it.
+pub type Parsed<'a> = BTreeMap<&'a str, Quantity>;
 
 static NONE: Amounts = BTreeMap::new();
 
@@ -27,7 +30,7 @@ fn requests(resources: Option<&ResourceRequirements>) -> &Amounts {
 }
 
 /// A container's limits.
-pub(super) fn limits_of(container: &Container) -> &Amounts {
+pub(crate) fn limits_of(container: &Container) -> &Amounts {
     limits(container.resources.as_ref())
 }
 
@@ -37,64 +40,96 @@ pub(super) fn is_for_pods(resource: &str) -> bool {
 }
 
 /// A container's requests.
-pub(super) fn requests_of(container: &Container) -> &Amounts {
+pub(crate) fn requests_of(container: &Container) -> &Amounts {
     requests(container.resources.as_ref())
 }
 
-fn add<'a>(sum: &mut BTreeMap<&'a str, Quantity>, amounts: &'a Amounts) {
-    for resource in amounts.keys() {
-        if let Some(more) = amount(amounts, resource) {
-            let all = sum.entry(resource).or_default();
-            *all = all.plus(more);
-        }
+/// The amounts of a list, but for those that are none.
+pub(crate) fn parsed(amounts: &Amounts) -> Parsed<'_> {
+    let each = amounts.keys();
+    each.filter_map(|resource| Some((resource.as_str(), amount(amounts, resource)?)))
+        .collect()
+}
+
+fn add<'a>(sum: &mut Parsed<'a>, amounts: &Parsed<'a>) {
+    for (resource, more) in amounts {
+        let all = sum.entry(*resource).or_default();
+        *all = all.plus(*more);
+    }
+}
+
+/// Raises what there is of each resource to what there is of it elsewhere.
+pub(crate) fn raise<'a>(most: &mut Parsed<'a>, amounts: Parsed<'a>) {
+    for (resource, needed) in amounts {
+        let found = most.entry(resource).or_insert(needed);
+        *found = needed.max(*found);
     }
 }
 
 /// The most that the containers have, of requests or of limits, at once: those that stay together, and before them one
 /// initialising after the other, each beside those that were told to stay.
-pub(super) fn most_at_once(
-    spec: &PodSpec,
-    of: fn(&Container) -> &Amounts,
-) -> BTreeMap<&str, Quantity> {
-    let mut staying: BTreeMap<&str, Quantity> = BTreeMap::new();
-    let mut most = staying.clone();
+pub(super) fn most_at_once(spec: &PodSpec, of: fn(&Container) -> &Amounts) -> Parsed<'_> {
+    at_once(spec, |container| parsed(of(container)))
+}
+
+/// As [`most_at_once`], of whatever the containers are said to have.
+fn at_once<'a>(spec: &'a PodSpec, of: impl Fn(&'a Container) -> Parsed<'a>) -> Parsed<'a> {
+    let mut staying = Parsed::new();
+    let mut most = Parsed::new();
     for container in spec.init_containers.iter().flatten() {
         let mut now = staying.clone();
-        add(&mut now, of(container));
+        add(&mut now, &of(container));
         if container.restart_policy.as_deref() == Some("Always") {
             staying.clone_from(&now);
         }
-        for (resource, needed) in now {
-            let found = most.entry(resource).or_insert(needed);
-            *found = needed.max(*found);
-        }
+        raise(&mut most, now);
     }
     for container in &spec.containers {
-        add(&mut staying, of(container));
+        add(&mut staying, &of(container));
     }
-    for (resource, needed) in staying {
-        let found = most.entry(resource).or_insert(needed);
-        *found = needed.max(*found);
-    }
+    raise(&mut most, staying);
     most
 }
 
 /// What a pod asks for as a whole: what it says of itself, and otherwise the most that its containers ask for at once.
-pub fn requests_at_once(spec: &PodSpec) -> BTreeMap<&str, Quantity> {
-    of_the_whole(spec, requests, requests_of)
+pub fn requests_at_once(spec: &PodSpec) -> Parsed<'_> {
+    requests_with(spec, |container| parsed(requests_of(container)))
 }
 
 /// As [`requests_at_once`], of its limits.
-pub fn limits_at_once(spec: &PodSpec) -> BTreeMap<&str, Quantity> {
-    of_the_whole(spec, limits, limits_of)
+pub fn limits_at_once(spec: &PodSpec) -> Parsed<'_> {
+    limits_with(spec, |container| parsed(limits_of(container)))
 }
 
-fn of_the_whole(
-    spec: &PodSpec,
+/// As [`requests_at_once`], where a container asks for what `of` says.
+pub(crate) fn requests_with<'a>(
+    spec: &'a PodSpec,
+    of: impl Fn(&'a Container) -> Parsed<'a>,
+) -> Parsed<'a> {
+    of_the_whole(spec, requests, of)
+}
+
+/// As [`requests_with`], of limits.
+pub(crate) fn limits_with<'a>(
+    spec: &'a PodSpec,
+    of: impl Fn(&'a Container) -> Parsed<'a>,
+) -> Parsed<'a> {
+    of_the_whole(spec, limits, of)
+}
+
+/// Whether something is said of the pod as a whole.
+pub(crate) fn says_of_the_whole(spec: &PodSpec) -> bool {
+    let whole = spec.resources.as_ref();
+    let mut named = limits(whole).keys().chain(requests(whole).keys());
+    named.any(|resource| is_for_pods(resource))
+}
+
+fn of_the_whole<'a>(
+    spec: &'a PodSpec,
     own: fn(Option<&ResourceRequirements>) -> &Amounts,
-    of: fn(&Container) -> &Amounts,
-) -> BTreeMap<&str, Quantity> {
-    let mut all = most_at_once(spec, of);
+    of: impl Fn(&'a Container) -> Parsed<'a>,
+) -> Parsed<'a> {
+    let mut all = at_once(spec, of);
     let own = own(spec.resources.as_ref());
     for resource in own.keys().filter(|resource| is_for_pods(resource)) {
         if let Some(amount) = amount(own, resource) {
@@ -106,14 +141,9 @@ fn of_the_whole(
 
 /// How readily the pod gives way under pressure: `Guaranteed`, `Burstable` or `BestEffort`. What is said of the pod as a whole
 /// goes before what its containers say.
-pub(in crate::kinds) fn qos_class(spec: &PodSpec) -> &'static str {
+pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
     let (mut any, mut all) = (false, true);
-    let whole = spec.resources.as_ref().filter(|resources| {
-        let resources = Some(*resources);
-        [limits(resources), requests(resources)]
-            .iter()
-            .any(|amounts| amounts.keys().any(|resource| is_for_pods(resource)))
-    });
+    let whole = spec.resources.as_ref().filter(|_| says_of_the_whole(spec));
     let init = spec.init_containers.iter().flatten();
     let containers = spec.containers.iter().chain(init);
     let each: Vec<Option<&ResourceRequirements>> = match whole {

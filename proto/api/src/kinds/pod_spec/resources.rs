@@ -10,7 +10,8 @@ use crate::field::{ErrorList, Path};
 use crate::names;
 use crate::quantity::Quantity;
 
-const HUGE_PAGES: &str = "hugepages-";
+/// What the names of resources that are huge pages begin with.
+pub(crate) const HUGE_PAGES: &str = "hugepages-";
 
 /// Resources that are counted in whole units, beside those of devices.
 const COUNTED: [&str; 9] = [
@@ -48,13 +49,18 @@ fn is_standard(resource: &str) -> bool {
         || resource.starts_with("requests.hugepages-")
 }
 
+/// Whether a ResourceQuota may limit a resource whose name has no domain.
+pub(in crate::kinds) fn is_of_quotas(resource: &str) -> bool {
+    is_standard(resource) && resource != "storage"
+}
+
 /// Whether a resource is Kubernetes' own.
-fn is_native(resource: &str) -> bool {
+pub(crate) fn is_native(resource: &str) -> bool {
     !resource.contains('/') || resource.contains("kubernetes.io/")
 }
 
 /// Whether a name is one that devices of a node may be counted under.
-fn is_extended(resource: &str) -> bool {
+pub(crate) fn is_extended(resource: &str) -> bool {
     !is_native(resource)
         && !resource.starts_with("requests.")
         && names::qualified_name(&format!("requests.{resource}")).is_empty()

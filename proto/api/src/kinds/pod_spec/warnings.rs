@@ -221,6 +221,19 @@ pub(in crate::kinds) fn node_terms_warnings(
     warnings.0
 }
 
+/// Warnings about labels of nodes, each with where it is named.
+pub(in crate::kinds) fn node_label_warnings<'a>(
+    labels: impl Iterator<Item = (Path, &'a str)>,
+) -> Vec<String> {
+    let mut warnings = Warnings::default();
+    for (path, label) in labels {
+        if let Some(warning) = old_label(label) {
+            warnings.push(&path, &warning);
+        }
+    }
+    warnings.0
+}
+
 fn check_volume(volume: &Volume, path: &Path, warnings: &mut Warnings) {
     for (is_given, field, warning) in [
         (

@@ -1,4 +1,5 @@
-//! How reconcile loops see a cluster: caches fed by list and watch, work queues, a runner, a recorder of events.
+//! How reconcile loops see a cluster: caches fed by list and watch, work queues, a runner; and how they say what they do: a
+//! recorder of events, and why a pod is taken away.
 //!
 //! Depends on the API types and on `kube::Client`, and must never know whose API server answers it: everything
 //! here runs against any Kubernetes cluster.
@@ -11,6 +12,7 @@
 
 pub mod cache;
 pub mod clock;
+pub mod disruption;
 pub mod error;
 pub mod events;
 pub mod informers;
@@ -22,6 +24,7 @@ pub mod runner;
 
 pub use cache::{Cache, Change};
 pub use clock::Clock;
+pub use disruption::Disruption;
 pub use error::{Failure, chain, is_conflict, words};
 pub use events::{EventStyle, Recorder, Reference};
 pub use informers::{Informer, Informers};

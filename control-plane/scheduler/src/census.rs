@@ -6,9 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use gantry_base::by_label::ByLabel;
 use gantry_base::selector::LabelSelector;
 
-use crate::by_label::ByLabel;
 use crate::pod::PodInfo;
 use crate::selection::{PodTerm, Selection};
 

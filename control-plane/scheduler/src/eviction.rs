@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 
-use gantry_informer::clock::seconds;
-use gantry_informer::{Clock, Recorder, words};
+use gantry_informer::{Clock, Disruption, Recorder, words};
 use k8s_openapi::api::core::v1::{Event, ObjectReference, Pod};
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::pod::{PREEMPTED, PodInfo};
 
-/// The condition of a pod that is being evicted.
-const TARGET: &str = "DisruptionTarget";
 /// Victims that are evicted at once: each waits for the store's disk.
 const AT_ONCE: usize = 16;
 
@@ -86,17 +82,27 @@ impl Evictor {
     /// Whether the victim was still there.
     async fn try_evict(&self, victim: &PodInfo) -> kube::Result<bool> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &victim.key.namespace);
-        if let Some(condition) = condition(victim, &self.scheduler, self.clock.now()) {
+        let message = format!(
+            "{}: preempting to accommodate a higher priority pod",
+            self.scheduler
+        );
+        let disruption = Disruption {
+            reason: PREEMPTED,
+            message: &message,
+        };
+        let (known, now) = (victim.disruption.as_deref(), self.clock.now());
+        if disruption
+            .condition(known, victim.generation, now)
+            .is_some()
+        {
             let current = api.get_opt(&victim.key.name).await?;
             let current = current.filter(|pod| pod.metadata.uid.as_deref() == Some(&*victim.uid));
             let Some(current) = current else {
                 return Ok(false);
             };
-            let status = json!({
-                "$setElementOrder/conditions": order(&current),
-                "conditions": [condition],
-            });
-            if !was_there(self.patch(victim, status).await)? {
+            if let Some(status) = disruption.status(&current, now)
+                && !was_there(self.patch(victim, Value::Object(status)).await)?
+            {
                 return Ok(false);
             }
         }
@@ -125,47 +131,6 @@ fn was_there(outcome: kube::Result<()>) -> kube::Result<bool> {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// The conditions of a pod in their order, with that of its being evicted behind them: a patch that names no order would put
-/// what is new first.
-fn order(pod: &Pod) -> Vec<Value> {
-    let status = pod.status.as_ref();
-    let conditions = status.and_then(|status| status.conditions.as_ref());
-    let known = conditions.into_iter().flatten();
-    let mut types: Vec<&str> = Vec::new();
-    for type_ in known.map(|known| &*known.type_).chain([TARGET]) {
-        if !types.contains(&type_) {
-            types.push(type_);
-        }
-    }
-    types.iter().map(|type_| json!({"type": type_})).collect()
-}
-
-/// What the victim's status is to say; nothing when it says so already.
-fn condition(victim: &PodInfo, scheduler: &str, now: Timestamp) -> Option<Value> {
-    let message = format!("{scheduler}: preempting to accommodate a higher priority pod");
-    let known = victim.disruption.as_deref();
-    let known = known.filter(|known| known.status == "True");
-    let is_told = known.is_some_and(|known| {
-        known.reason.as_deref() == Some(PREEMPTED)
-            && known.message.as_deref() == Some(&*message)
-            && known.observed_generation == victim.generation
-    });
-    if is_told {
-        return None;
-    }
-    let since = known
-        .and_then(|known| known.last_transition_time.clone())
-        .unwrap_or_else(|| seconds(now));
-    Some(json!({
-        "type": TARGET,
-        "status": "True",
-        "reason": PREEMPTED,
-        "message": message,
-        "observedGeneration": victim.generation,
-        "lastTransitionTime": since,
-    }))
 }
 
 fn event(victim: &PodInfo, pod: &PodInfo, node: &str, instance: &str) -> Event {
@@ -197,69 +162,8 @@ fn reference(pod: &PodInfo) -> ObjectReference {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-
     use super::*;
     use crate::snapshot::tests::pod;
-
-    const WORDS: &str = "default-scheduler: preempting to accommodate a higher priority pod";
-
-    fn victim(reason: &str) -> PodInfo {
-        let mut pod = pod("victim", "", "");
-        pod.status = Some(PodStatus {
-            conditions: Some(vec![PodCondition {
-                type_: "DisruptionTarget".to_owned(),
-                status: "True".to_owned(),
-                reason: Some(reason.to_owned()),
-                message: Some(WORDS.to_owned()),
-                observed_generation: Some(1),
-                last_transition_time: Some(Time(Timestamp::UNIX_EPOCH)),
-                ..PodCondition::default()
-            }]),
-            ..PodStatus::default()
-        });
-        PodInfo::new(&pod)
-    }
-
-    #[test]
-    fn the_victims_status_says_once_why_it_goes() {
-        let now = Timestamp::from_second(1_000_000_000).expect("in range");
-        let say = |victim: &PodInfo| condition(victim, "default-scheduler", now);
-        let told = say(&PodInfo::new(&pod("victim", "", ""))).expect("it is news");
-        assert_eq!(
-            told,
-            json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": WORDS,
-                "observedGeneration": 1, "lastTransitionTime": "2001-09-09T01:46:40Z"})
-        );
-        assert_eq!(say(&victim("PreemptionByScheduler")), None);
-        // For another reason, it has been a target all along.
-        let told = say(&victim("EvictionByEvictionAPI")).expect("it is news");
-        assert_eq!(told["reason"], "PreemptionByScheduler");
-        assert_eq!(told["lastTransitionTime"], "1970-01-01T00:00:00Z");
-    }
-
-    #[test]
-    fn what_is_told_of_the_victim_comes_behind_what_was() {
-        let types = |known: &[&str]| {
-            let mut pod = pod("victim", "", "");
-            let conditions = known.iter().map(|type_| PodCondition {
-                type_: (*type_).to_owned(),
-                ..PodCondition::default()
-            });
-            pod.status.get_or_insert_default().conditions = Some(conditions.collect());
-            json!(order(&pod))
-        };
-        assert_eq!(
-            types(&["Ready", "PodScheduled"]),
-            json!([{"type": "Ready"}, {"type": "PodScheduled"}, {"type": "DisruptionTarget"}])
-        );
-        assert_eq!(
-            types(&["DisruptionTarget", "Ready"]),
-            json!([{"type": "DisruptionTarget"}, {"type": "Ready"}])
-        );
-        assert_eq!(types(&[]), json!([{"type": "DisruptionTarget"}]));
-    }
 
     #[test]
     fn the_event_is_about_the_victim_and_names_who_comes() {

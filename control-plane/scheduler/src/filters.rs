@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use gantry_base::taints::keeps_away;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::pod::PodInfo;
@@ -59,9 +60,7 @@ fn unschedulable(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
 
 /// Whether no taint keeps the pod off the node.
 pub(crate) fn is_tolerated(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let repels = |taint: &Taint| {
-        matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute") && !pod.tolerates(taint)
-    };
+    let repels = |taint: &Taint| keeps_away(taint) && !pod.tolerates(taint);
     !node.taints.iter().any(repels)
 }
 

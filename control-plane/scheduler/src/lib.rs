@@ -9,9 +9,8 @@
 //! - pods of other schedulers are not placed here; they and all others that run leave only when a pod of higher priority fits
 //!   nowhere else, and their going lets it fit ([`preemption`]).
 
-mod affinity;
 mod binding;
-mod by_label;
+mod budgets;
 mod census;
 mod cycle;
 mod eviction;
@@ -24,6 +23,7 @@ mod queue;
 mod resources;
 mod scheduling;
 mod scores;
+mod search;
 mod selection;
 mod snapshot;
 mod spread_constraint;

@@ -1,13 +1,14 @@
 //! What scheduling needs to know of a pod, worked out once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use gantry_base::node_affinity::{Labels, Term, named};
+use gantry_base::taints::is_tolerated;
 use gantry_informer::object::controller_of;
-use gantry_informer::{Key, Reference};
+use gantry_informer::{Key, Reference, disruption};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, Taint, Toleration, Volume};
 
-use crate::affinity::{Labels, Term};
 use crate::resources::{LEAST_MEMORY, LEAST_MILLI_CPU, Resources, of_pod};
 use crate::selection::PodTerms;
 use crate::spread_constraint::SpreadConstraint;
@@ -169,7 +170,7 @@ impl PodInfo {
             started: status
                 .and_then(|status| status.start_time.as_ref())
                 .map_or(i64::MAX, |time| time.0.as_second()),
-            disruption: condition(pod, "DisruptionTarget").cloned().map(Box::new),
+            disruption: condition(pod, disruption::TARGET).cloned().map(Box::new),
             node: spec
                 .node_name
                 .as_deref()
@@ -273,40 +274,20 @@ impl PodInfo {
         self.terms.len() > 0 || !self.spread.is_empty()
     }
 
+    /// The nodes that it names, where it can run on no others.
+    pub(crate) fn named_nodes(&self) -> Option<BTreeSet<&str>> {
+        named(self.required.as_ref()?)
+    }
+
     /// Whether one of its tolerations covers the taint.
     pub(crate) fn tolerates(&self, taint: &Taint) -> bool {
-        self.tolerations
-            .iter()
-            .any(|toleration| covers(toleration, taint))
+        is_tolerated(&self.tolerations, taint)
     }
 }
 
 fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|condition| condition.type_ == type_)
-}
-
-fn covers(toleration: &Toleration, taint: &Taint) -> bool {
-    fn given(text: Option<&String>) -> Option<&str> {
-        text.map(String::as_str).filter(|text| !text.is_empty())
-    }
-    let key = given(toleration.key.as_ref());
-    let operator = given(toleration.operator.as_ref()).unwrap_or("Equal");
-    if given(toleration.effect.as_ref()).is_some_and(|effect| effect != taint.effect)
-        || key.is_some_and(|key| key != taint.key)
-    {
-        return false;
-    }
-    let own = toleration.value.as_deref().unwrap_or_default();
-    let other = taint.value.as_deref().unwrap_or_default();
-    let numbers = || other.parse::<i64>().ok().zip(own.parse::<i64>().ok());
-    match operator {
-        "Exists" => true,
-        "Equal" => key.is_some() && own == other,
-        "Gt" => key.is_some() && numbers().is_some_and(|(taint, own)| taint > own),
-        "Lt" => key.is_some() && numbers().is_some_and(|(taint, own)| taint < own),
-        _ => false,
-    }
 }
 
 /// The name under which nodes report an image: with its tag.
@@ -322,36 +303,6 @@ fn normalised(image: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tolerations_cover_by_key_value_and_effect() {
-        let taint = Taint {
-            key: "dedicated".to_owned(),
-            value: Some("gpu".to_owned()),
-            effect: "NoSchedule".to_owned(),
-            time_added: None,
-        };
-        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        for (key, operator, value, effect, expected) in [
-            ("dedicated", "Equal", "gpu", "NoSchedule", true),
-            ("dedicated", "", "gpu", "", true),
-            ("dedicated", "Equal", "cpu", "", false),
-            ("dedicated", "Exists", "", "NoExecute", false),
-            ("dedicated", "Exists", "", "", true),
-            ("other", "Exists", "", "", false),
-            ("", "Exists", "", "", true),
-            ("", "Equal", "", "", false),
-        ] {
-            let toleration = Toleration {
-                key: text(key),
-                operator: text(operator),
-                value: text(value),
-                effect: text(effect),
-                toleration_seconds: None,
-            };
-            assert_eq!(covers(&toleration, &taint), expected, "{toleration:?}");
-        }
-    }
 
     #[test]
     fn each_claim_is_known_once_whoever_makes_it() {

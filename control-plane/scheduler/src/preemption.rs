@@ -1,13 +1,14 @@
 //! Whom a pod that fits nowhere may make go, by Kubernetes' rules: pods of lower priority, as few and as unimportant as will do,
-//! all of one node.
+//! all of one node; and those that no budget of disruptions keeps before those that one does.
 //!
 //! Nothing is done here: the caller has the victims evicted, and holds their room for the pod. Costs the nodes whose pods of
 //! lower priority would leave room enough, up to a tenth of the cluster; what they take is known of all others.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::sync::Arc;
 
+use crate::budgets::Budgets;
 use crate::cycle::Cycle;
 use crate::filters::{self, Refusal};
 use crate::nominations::Nominations;
@@ -39,11 +40,13 @@ pub(crate) struct Candidate {
     pub(crate) node: Arc<str>,
     /// At least one; the most important first.
     pub(crate) victims: Vec<Arc<PodInfo>>,
+    /// How many of them go though a budget of disruptions does not allow it.
+    violations: usize,
 }
 
 impl Candidate {
-    /// The less, the better. Budgets of disruptions are not served, so none is ever exceeded.
-    fn cost(&self) -> (i32, i64, usize, Reverse<i64>) {
+    /// The less, the better.
+    fn cost(&self) -> (usize, i32, i64, usize, Reverse<i64>) {
         let highest = self.victims.iter().map(|victim| victim.priority).max();
         let highest = highest.unwrap_or(i32::MIN);
         // Priorities below zero, too, make a victim more cost more.
@@ -52,6 +55,7 @@ impl Candidate {
         let important = important.filter(|victim| victim.priority == highest);
         let earliest = important.map(|victim| victim.started).min();
         (
+            self.violations,
             highest,
             self.victims.iter().map(weight).sum(),
             self.victims.len(),
@@ -66,6 +70,7 @@ pub(crate) fn attempt<'a>(
     cycle: &mut Cycle<'a>,
     snapshot: &'a Snapshot,
     nominations: &'a Nominations,
+    budgets: &Budgets,
     diagnosis: &mut Diagnosis,
     turn: usize,
 ) -> Outcome {
@@ -82,10 +87,11 @@ pub(crate) fn attempt<'a>(
         let Some(node) = snapshot.node(name) else {
             continue;
         };
-        match victims(cycle, node, nominations) {
-            Ok(victims) => candidates.push(Candidate {
+        match victims(cycle, node, nominations, budgets) {
+            Ok((victims, violations)) => candidates.push(Candidate {
                 node: node.name.clone(),
                 victims: victims.into_iter().cloned().collect(),
+                violations,
             }),
             Err(reasons) => obstacles.add(reasons),
         }
@@ -131,12 +137,25 @@ fn check_eligible(
     }
 }
 
-/// Who would have to go for the pod to run on the node, the most important first; or what would be in the way still.
+/// The order of importance: the highest, and of those the ones that run for longest, are the first to be let stay.
+fn by_importance(one: &Arc<PodInfo>, other: &Arc<PodInfo>) -> Ordering {
+    let importance = |pod: &PodInfo| (Reverse(pod.priority), pod.started);
+    importance(one)
+        .cmp(&importance(other))
+        .then_with(|| one.uid.cmp(&other.uid))
+}
+
+/// Pods of a node, the most important first, and how many of them a budget does not allow to go.
+type Victims<'a> = (Vec<&'a Arc<PodInfo>>, usize);
+
+/// Who would have to go for the pod to run on the node; or what would be in the way still. Those are let stay first whose going
+/// a budget of disruptions does not allow.
 fn victims<'a>(
     cycle: &mut Cycle<'a>,
     node: &'a NodeInfo,
     nominations: &'a Nominations,
-) -> Result<Vec<&'a Arc<PodInfo>>, Vec<Cow<'static, str>>> {
+    budgets: &Budgets,
+) -> Result<Victims<'a>, Vec<Cow<'static, str>>> {
     let pod = cycle.pod();
     if !node.has_below(pod.priority) {
         return Err(vec![NO_VICTIMS.into()]);
@@ -157,24 +176,24 @@ fn victims<'a>(
         trial.remove(other);
     }
     trial.check_beside(&expected).map_err(reasons)?;
-    // The highest, and of those the ones that run for longest, are the first to be let stay.
-    lower.sort_by(|one, other| {
-        let importance = |pod: &PodInfo| (Reverse(pod.priority), pod.started);
-        importance(one)
-            .cmp(&importance(other))
-            .then_with(|| one.uid.cmp(&other.uid))
-    });
+    lower.sort_by(|one, other| by_importance(one, other));
+    let (violating, others) = budgets.part(lower);
     let mut victims = Vec::new();
-    for other in lower {
-        trial.add(other);
-        if trial.check_beside(&expected).is_err() {
-            trial.remove(other);
-            victims.push(other);
+    let mut violations = 0;
+    for (pods, violate) in [(violating, true), (others, false)] {
+        for other in pods {
+            trial.add(other);
+            if trial.check_beside(&expected).is_err() {
+                trial.remove(other);
+                victims.push(other);
+                violations += usize::from(violate);
+            }
         }
     }
+    victims.sort_by(|one, other| by_importance(one, other));
     match victims.is_empty() {
         true => Err(vec![NO_VICTIMS.into()]),
-        false => Ok(victims),
+        false => Ok((victims, violations)),
     }
 }
 

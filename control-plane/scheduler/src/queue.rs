@@ -1,7 +1,8 @@
 //! Pods that wait to be scheduled: by priority, then in the order of their arrival.
 //!
 //! A pod is *ready* (to be tried), *waiting* (tried in vain; until its backoff is over or something changes) or *taken*
-//! (being tried). Leaving *taken* is by [`PodQueue::remove`], [`PodQueue::park`] or [`PodQueue::retry`].
+//! (being tried). Leaving *taken* is by [`PodQueue::remove`], [`PodQueue::park`], [`PodQueue::retry`] or [`PodQueue::bind`]: a
+//! pod that is being bound is not in the queue, but how often it was tried is known until it is bound or gone.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -50,6 +51,8 @@ pub(crate) struct PodQueue {
     looking: HashSet<Uid>,
     /// Those that name a claim, by it.
     by_claim: HashMap<Key, HashSet<Uid>>,
+    /// How often those were tried that are being bound.
+    binding: HashMap<Uid, u32>,
     arrivals: u64,
 }
 
@@ -99,28 +102,42 @@ impl PodQueue {
         );
     }
 
-    /// The pod no longer waits.
+    /// The pod no longer waits, nor is it being bound.
     pub(crate) fn remove(&mut self, uid: &str) {
-        if let Some((uid, entry)) = self.entries.remove_entry(uid) {
-            self.looking.remove(&uid);
-            for claim in &entry.pod.claims {
-                if let Some(pods) = self.by_claim.get_mut(&claim.key) {
-                    pods.remove(&uid);
-                    if pods.is_empty() {
-                        self.by_claim.remove(&claim.key);
-                    }
+        self.binding.remove(uid);
+        self.withdraw(uid);
+    }
+
+    /// The taken pod fits, and is being bound: it leaves the queue until it is bound, which ends with [`PodQueue::remove`], or
+    /// that is refused, which ends with [`PodQueue::retry`].
+    pub(crate) fn bind(&mut self, uid: &str) {
+        if let Some((uid, attempts)) = self.withdraw(uid) {
+            self.binding.insert(uid, attempts);
+        }
+    }
+
+    /// Takes a pod out, with how often it was tried.
+    fn withdraw(&mut self, uid: &str) -> Option<(Uid, u32)> {
+        let (uid, entry) = self.entries.remove_entry(uid)?;
+        self.looking.remove(&uid);
+        for claim in &entry.pod.claims {
+            if let Some(pods) = self.by_claim.get_mut(&claim.key) {
+                pods.remove(&uid);
+                if pods.is_empty() {
+                    self.by_claim.remove(&claim.key);
                 }
-            }
-            match entry.state {
-                State::Ready(rank) => {
-                    self.ready.remove(&rank);
-                }
-                State::Waiting { due, .. } => {
-                    self.waiting.remove(&(due, uid));
-                }
-                State::Taken => {}
             }
         }
+        match entry.state {
+            State::Ready(rank) => {
+                self.ready.remove(&rank);
+            }
+            State::Waiting { due, .. } => {
+                self.waiting.remove(&(due, uid.clone()));
+            }
+            State::Taken => {}
+        }
+        Some((uid, entry.attempts))
     }
 
     /// Takes the next pod to try.
@@ -146,13 +163,14 @@ impl PodQueue {
         self.wait(uid, now, false);
     }
 
-    /// Tries the pod again after its backoff, whether it was taken or has left the queue.
+    /// Tries the pod again after its backoff, whether it was taken or is being bound: the longer, the more often it was tried.
     pub(crate) fn retry(&mut self, pod: Arc<PodInfo>, now: Instant) {
         let uid = pod.uid.clone();
+        let attempts = self.binding.remove(&uid).unwrap_or(1);
         self.note(&pod);
         self.entries.entry(uid.clone()).or_insert(Entry {
             pod,
-            attempts: 1,
+            attempts,
             state: State::Taken,
         });
         self.wait(&uid, now, true);
@@ -365,12 +383,41 @@ mod tests {
         let now = Instant::now();
         queue.put(info("a", 0, 1));
         assert!(taken(&mut queue, now).is_some());
-        queue.remove("a");
+        queue.bind("a");
         queue.retry(info("a", 0, 1), now);
         assert_eq!(taken(&mut queue, now), None);
         assert_eq!(taken(&mut queue, now + BACKOFF.first).as_deref(), Some("a"));
         queue.remove("a");
         assert_eq!(queue.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_whose_binding_always_fails_waits_longer_each_time_and_not_for_ever() {
+        let mut queue = PodQueue::default();
+        let mut now = Instant::now();
+        queue.put(info("a", 0, 1));
+        let mut expected = BACKOFF.first;
+        for _ in 0..40 {
+            assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+            queue.bind("a");
+            assert_eq!(queue.next_due(), None, "it is on its way");
+            queue.retry(info("a", 0, 1), now);
+            // That its binding failed leaves room, which wakes all: it waits for all that.
+            queue.wake(now);
+            assert_eq!(queue.next_due(), Some(now + expected));
+            now += expected;
+            expected = (expected * 2).min(BACKOFF.longest);
+        }
+        // Once it is bound, or gone, nothing is known of it.
+        assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+        queue.bind("a");
+        queue.remove("a");
+        assert!(queue.binding.is_empty() && queue.entries.is_empty());
+        queue.put(info("a", 0, 1));
+        assert_eq!(taken(&mut queue, now).as_deref(), Some("a"));
+        queue.park("a", now);
+        queue.wake(now);
+        assert_eq!(queue.next_due(), Some(now + BACKOFF.first));
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,23 +7,26 @@ mod preempting;
 
 use std::sync::Arc;
 
+use gantry_base::node_affinity::Labels;
 use gantry_informer::{EventStyle, Informers, Key, Recorder, words};
 use gantry_tasks::{caught, caught_now};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::SchedulerConfig;
-use crate::affinity::Labels;
 use crate::binding;
+use crate::budgets::Budgets;
 use crate::cycle::{self, Cycle};
 use crate::nominations::Nominations;
 use crate::pod::PodInfo;
 use crate::preemption;
 use crate::queue::PodQueue;
 use crate::scores;
+use crate::search;
 use crate::snapshot::Snapshot;
 use crate::trial;
 use crate::verdict::{Diagnosis, Explanation, note};
@@ -32,15 +35,14 @@ use crate::volumes::Storage;
 pub(crate) const COMPONENT: &str = "default-scheduler";
 /// Bindings under way at once: each waits for the store's disk, and many share one write to it.
 const BINDING_AT_ONCE: usize = 128;
-/// Once that many nodes can take a pod, no more are looked at; the next pod begins where this one ended. So a decision
-/// costs the same on fifty nodes and on five thousand.
-const ENOUGH: usize = 100;
 
 enum Update {
     Node(Arc<Node>),
     NodeGone(String),
     Namespace(Arc<str>, Labels),
     NamespaceGone(Arc<str>),
+    Budget(Arc<PodDisruptionBudget>),
+    BudgetGone(Key),
     /// A claim that came or changed.
     Claim(Key),
     /// A volume that came or changed.
@@ -98,6 +100,7 @@ pub(crate) async fn run(
     let nodes = informers.of::<Node>();
     let namespaces = informers.of::<Namespace>();
     let pods = informers.of::<Pod>();
+    let budgets = informers.of::<PodDisruptionBudget>();
     let storage = Storage::new(informers);
     nodes.subscribe(Box::new({
         let inbox = inbox.clone();
@@ -127,6 +130,14 @@ pub(crate) async fn run(
             });
         }
     }));
+    budgets.subscribe(Box::new({
+        let inbox = inbox.clone();
+        move |change| match (change.new, change.old) {
+            (Some(budget), _) => inbox.put(Update::Budget(budget.clone())),
+            (None, Some(budget)) => inbox.put(Update::BudgetGone(Key::of(&budget.metadata))),
+            (None, None) => {}
+        }
+    }));
     storage.claims.subscribe(Box::new({
         let inbox = inbox.clone();
         move |change| {
@@ -147,6 +158,7 @@ pub(crate) async fn run(
     let both = async {
         nodes.synced().await;
         namespaces.synced().await;
+        budgets.synced().await;
         storage.synced().await;
         pods.subscribe(Box::new({
             let inbox = inbox.clone();
@@ -192,6 +204,7 @@ pub(crate) async fn run(
         storage,
         queue: PodQueue::default(),
         nominations: Nominations::default(),
+        budgets: Budgets::default(),
         slots: Arc::new(Semaphore::new(BINDING_AT_ONCE)),
         start: 0,
         turn: 0,
@@ -214,6 +227,7 @@ struct Scheduling {
     storage: Storage,
     queue: PodQueue,
     nominations: Nominations,
+    budgets: Budgets,
     recorders: Arc<Recorders>,
     slots: Arc<Semaphore>,
     /// Where the search for nodes begins.
@@ -290,6 +304,15 @@ impl Scheduling {
             }
             Update::NamespaceGone(name) => {
                 self.snapshot.remove_namespace(&name);
+                Helps::Nobody
+            }
+            // Neither keeps a pod from going, nor lets one go: they only say whom rather not.
+            Update::Budget(budget) => {
+                self.budgets.set(&budget);
+                Helps::Nobody
+            }
+            Update::BudgetGone(key) => {
+                self.budgets.remove(&key);
                 Helps::Nobody
             }
             Update::Claim(claim) => {
@@ -373,7 +396,7 @@ impl Scheduling {
         match self.find(pod) {
             Ok(at) => {
                 let node = self.snapshot.nodes()[at].name.clone();
-                self.queue.remove(&pod.uid);
+                self.queue.bind(&pod.uid);
                 self.config.verdicts.remove(&pod.uid);
                 self.snapshot.assign(pod.clone(), &node);
                 let expected = self.nominations.remove(&pod.uid);
@@ -411,36 +434,31 @@ impl Scheduling {
         {
             return Ok(at);
         }
-        let nodes = self.snapshot.nodes();
         let mut feasible = std::mem::take(&mut self.feasible);
         feasible.clear();
-        let mut diagnosis = Diagnosis::default();
-        let mut looked_at = 0;
-        for offset in 0..nodes.len() {
-            let at = (self.start + offset) % nodes.len();
-            looked_at += 1;
-            if !nodes[at].present {
-                continue;
-            }
-            match trial::check(&mut cycle, &nodes[at], nominations) {
-                Ok(()) => feasible.push(at),
-                Err(refusal) if feasible.is_empty() => diagnosis.add(&nodes[at].name, refusal),
-                // Some node will do: nobody will ask why this one does not.
-                Err(_) => {}
-            }
-            if feasible.len() == ENOUGH {
-                break;
-            }
-        }
+        let (mut diagnosis, next) = search::search(
+            &mut cycle,
+            &self.snapshot,
+            nominations,
+            self.start,
+            &mut feasible,
+        );
         self.turn = self.turn.wrapping_add(1);
         let best = scores::best(pod, &self.snapshot, &feasible, self.turn);
-        self.start = (self.start + looked_at) % nodes.len().max(1);
+        self.start = next;
         self.feasible = feasible;
         if let Some(best) = best {
             return Ok(best);
         }
-        let (snapshot, turn) = (&self.snapshot, self.turn);
-        let outcome = preemption::attempt(&mut cycle, snapshot, nominations, &mut diagnosis, turn);
+        let (snapshot, budgets, turn) = (&self.snapshot, &self.budgets, self.turn);
+        let outcome = preemption::attempt(
+            &mut cycle,
+            snapshot,
+            nominations,
+            budgets,
+            &mut diagnosis,
+            turn,
+        );
         drop(cycle);
         self.make_room(pod, outcome);
         Err(diagnosis.explain(pod, self.config.clock.now()))

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use gantry_base::node_affinity::Labels;
 use gantry_base::selector::LabelSelector;
 use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm, WeightedPodAffinityTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
-
-use crate::affinity::Labels;
 
 /// The labels of each namespace.
 pub(crate) type Namespaces = HashMap<Arc<str>, Labels>;

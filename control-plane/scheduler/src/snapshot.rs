@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use gantry_base::node_affinity::Labels;
 use gantry_informer::Key;
 use k8s_openapi::api::core::v1::{Node, Taint};
 
-use crate::affinity::Labels;
 use crate::census::{ByNode, Census, Question, Tally};
 use crate::pod::{HostPort, PodInfo};
 use crate::resources::{Resources, pod_limit};

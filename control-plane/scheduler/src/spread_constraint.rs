@@ -1,9 +1,9 @@
 //! How evenly a pod wants pods like it to be spread over nodes with different values of a label.
 
+use gantry_base::node_affinity::Labels;
 use gantry_base::selector::LabelSelector;
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
-use crate::affinity::Labels;
 use crate::selection::narrowed;
 
 /// A constraint, compiled once per pod.

@@ -7,11 +7,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use gantry_base::node_affinity::{Labels, Term};
 use gantry_informer::object::controller_of;
 use gantry_informer::{Informer, Informers, Key};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
-use crate::affinity::{Labels, Term};
 use crate::filters::Refusal;
 use crate::pod::{NamedClaim, PodInfo};
 use crate::snapshot::{NodeInfo, Snapshot};

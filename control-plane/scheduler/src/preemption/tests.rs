@@ -55,6 +55,16 @@ fn run(snapshot: &mut Snapshot, node: &str, pods: &[Pod]) {
 
 /// What comes of the pod's attempt, and what it is told.
 fn attempt_of(pod: &Pod, snapshot: &mut Snapshot, nominations: &Nominations) -> (Outcome, String) {
+    attempt_within(&Budgets::default(), pod, snapshot, nominations)
+}
+
+/// The same where there are budgets of disruptions.
+fn attempt_within(
+    budgets: &Budgets,
+    pod: &Pod,
+    snapshot: &mut Snapshot,
+    nominations: &Nominations,
+) -> (Outcome, String) {
     let pod = PodInfo::new(pod);
     cycle::prepare(&pod, snapshot);
     let snapshot = &*snapshot;
@@ -64,14 +74,31 @@ fn attempt_of(pod: &Pod, snapshot: &mut Snapshot, nominations: &Nominations) -> 
         let refusal = trial::check(&mut cycle, node, nominations).expect_err("it does not fit");
         diagnosis.add(&node.name, refusal);
     }
-    let outcome = attempt(&mut cycle, snapshot, nominations, &mut diagnosis, 1);
+    let outcome = attempt(
+        &mut cycle,
+        snapshot,
+        nominations,
+        budgets,
+        &mut diagnosis,
+        1,
+    );
     let explanation = diagnosis.explain(&pod, Timestamp::UNIX_EPOCH);
     (outcome, explanation.message)
 }
 
 /// The node that is chosen, with the victims in their order.
 fn choice(pod: &Pod, snapshot: &mut Snapshot, nominations: &Nominations) -> (String, Vec<String>) {
-    match attempt_of(pod, snapshot, nominations) {
+    choice_within(&Budgets::default(), pod, snapshot, nominations)
+}
+
+/// The same where there are budgets of disruptions.
+fn choice_within(
+    budgets: &Budgets,
+    pod: &Pod,
+    snapshot: &mut Snapshot,
+    nominations: &Nominations,
+) -> (String, Vec<String>) {
+    match attempt_within(budgets, pod, snapshot, nominations) {
         (Outcome::Room(chosen), _) => {
             let victims = chosen.victims.iter();
             let victims = victims.map(|victim| victim.uid.to_string());
@@ -338,4 +365,64 @@ fn pods_go_by_which_too_many_are_in_one_place() {
         choice(&wants, &mut snapshot, &Nominations::default()),
         chosen("a1", &["r"])
     );
+}
+
+/// Budgets of pods by their label `app`, and how many of those may go.
+fn budgets(allowed: &[(&str, i32)]) -> Budgets {
+    let mut budgets = Budgets::default();
+    for (app, allowed) in allowed {
+        let budget = json!({
+            "metadata": {"name": app, "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": app}}},
+            "status": {"disruptionsAllowed": allowed},
+        });
+        budgets.set(&serde_json::from_value(budget).expect("a budget"));
+    }
+    budgets
+}
+
+fn guarded(uid: &str, priority: i32, cpu: &str, app: &str) -> Pod {
+    let mut pod = saying(of(uid, priority, cpu), app, json!({}));
+    pod.metadata.namespace = Some("default".to_owned());
+    pod
+}
+
+#[test]
+fn the_node_is_chosen_where_fewest_budgets_are_exceeded() {
+    let none = Nominations::default();
+    let high = of("high", 1000, "8");
+    for (allowed, expected) in [(0, "b"), (1, "a")] {
+        let mut snapshot = cluster(&[("a", "8"), ("b", "8")]);
+        run(&mut snapshot, "a", &[guarded("web", 1, "8", "web")]);
+        run(&mut snapshot, "b", &[guarded("db", 5, "8", "db")]);
+        let budgets = budgets(&[("web", allowed)]);
+        let (node, _) = choice_within(&budgets, &high, &mut snapshot, &none);
+        assert_eq!(node, expected, "with {allowed} to take");
+    }
+    // Where nothing else will do, budgets are no obstacle.
+    let mut snapshot = cluster(&[("a", "8")]);
+    run(&mut snapshot, "a", &[guarded("web", 1, "8", "web")]);
+    let budgets = budgets(&[("web", 0)]);
+    let found = choice_within(&budgets, &high, &mut snapshot, &none);
+    assert_eq!(found, chosen("a", &["web"]));
+}
+
+#[test]
+fn whom_a_budget_keeps_stays_before_those_who_matter_more() {
+    let none = Nominations::default();
+    let pods = [
+        guarded("kept", 1, "4", "web"),
+        guarded("free", 5, "4", "db"),
+    ];
+    let mut snapshot = cluster(&[("a", "8")]);
+    run(&mut snapshot, "a", &pods);
+    let high = of("high", 1000, "4");
+    let found = choice_within(&budgets(&[("web", 0)]), &high, &mut snapshot, &none);
+    assert_eq!(found, chosen("a", &["free"]));
+    let found = choice_within(&budgets(&[("web", 1)]), &high, &mut snapshot, &none);
+    assert_eq!(found, chosen("a", &["kept"]));
+    // All of them go the most important first, whoever keeps them.
+    let high = of("higher", 1000, "8");
+    let found = choice_within(&budgets(&[("web", 0)]), &high, &mut snapshot, &none);
+    assert_eq!(found, chosen("a", &["free", "kept"]));
 }

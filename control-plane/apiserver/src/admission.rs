@@ -13,6 +13,7 @@ mod plugin;
 mod pod_resize;
 mod pod_security;
 mod priority;
+mod resource_quota;
 mod role_escalation;
 mod runtime_classes;
 mod service_account;
@@ -27,6 +28,7 @@ use gantry_store::Transaction;
 use serde_json::Value;
 
 use crate::context::Admission;
+use crate::lines::Place;
 use crate::ranges::Ranges;
 
 use plugin::{Attributes, Plugin};
@@ -47,6 +49,7 @@ impl Chain {
             Box::new(pod_security::PodSecurity),
             Box::new(priority::Priority::default()),
             Box::new(default_tolerations::DefaultTolerationSeconds),
+            Box::new(persistent_volumes::DefaultStorageClass::default()),
             Box::new(persistent_volumes::StorageObjectInUseProtection),
             Box::new(persistent_volumes::PhaseTransitions),
             Box::new(persistent_volumes::PersistentVolumeClaimResize),
@@ -60,6 +63,7 @@ impl Chain {
                 ranges: ranges.clone(),
             }),
             Box::new(nodes::PodCidrs),
+            Box::new(resource_quota::ResourceQuota::default()),
         ])
     }
 
@@ -106,6 +110,11 @@ impl Admission for Chain {
     fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError> {
         self.asked(attributes)
             .try_for_each(|plugin| plugin.delete(attributes))
+    }
+
+    fn line(&self, attributes: &Attributes<'_>) -> Option<Place> {
+        self.asked(attributes)
+            .find_map(|plugin| plugin.line(attributes))
     }
 
     fn reserve(

@@ -17,11 +17,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use serde_json::Value;
 
 use crate::authorisation::Authorisation;
+use crate::budgets::Budgets;
 use crate::clock::Clock;
 use crate::custom_metrics::CustomMetrics;
 use crate::external_metrics::ExternalMetrics;
 use crate::heavy::Turn;
 use crate::identity::{Identity, Tokens};
+use crate::lines::Place;
 use crate::media::Media;
 use crate::ranges::Ranges;
 use crate::registry::{Registry, Resource};
@@ -41,6 +43,8 @@ pub(crate) struct Api {
     pub(crate) registry: Arc<ArcSwap<Registry>>,
     pub(crate) authorisation: Arc<Authorisation>,
     pub(crate) admission: Arc<dyn Admission>,
+    /// Budgets by the pods that they select.
+    pub(crate) budgets: Arc<Budgets>,
     /// What services are given addresses and ports from.
     pub(crate) ranges: Ranges,
     pub(crate) clock: Clock,
@@ -132,6 +136,14 @@ impl Asked {
 
 /// Attempts of a compare-and-swap loop before the client is told to try again.
 pub(crate) const ATTEMPTS: usize = 16;
+
+/// How often a write is attempted that is first in its line, if it is in one: those of the other servers' lines win as often.
+pub(crate) fn attempts(place: Option<&Place>) -> usize {
+    match place {
+        Some(_) => 4 * ATTEMPTS,
+        None => ATTEMPTS,
+    }
+}
 
 impl Context<'_> {
     /// Asks admission about something that is created below the path's object and is none itself.
@@ -273,6 +285,9 @@ pub(crate) trait Admission: Send + Sync {
 
     /// Refuses a deletion.
     fn delete(&self, attributes: &Attributes<'_>) -> Result<(), StatusError>;
+
+    /// The line in which a write waits, and stays until it is done, where it changes what many others do.
+    fn line(&self, attributes: &Attributes<'_>) -> Option<Place>;
 
     /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction. Returns whether the
     /// object is changed by that.

@@ -27,6 +27,7 @@ use crate::authentication::{TokenAuthentication, authenticate, described};
 use crate::authorisation::impersonation::{impersonated, is_asked};
 use crate::authorisation::{self, Authorisation, Authorizer};
 use crate::bodies::Bodies;
+use crate::budgets::Budgets;
 use crate::clock::Clock;
 use crate::connections::{
     Answering, Connection, ConnectionLimits, Connections, Standing, metered, trusted,
@@ -159,6 +160,7 @@ impl ApiServer {
                     store,
                     registry: Arc::new(ArcSwap::from_pointee(registry)),
                     admission,
+                    budgets: Arc::new(Budgets::default()),
                     ranges: config.ranges,
                     clock: config.clock,
                     service_accounts: Arc::new(service_accounts),
@@ -199,6 +201,7 @@ impl ApiServer {
                     registry: api.registry.clone(),
                     authorisation: api.authorisation.clone(),
                     admission: api.admission.clone(),
+                    budgets: api.budgets.clone(),
                     ranges: api.ranges.clone(),
                     clock: api.clock.clone(),
                     service_accounts: api.service_accounts.clone(),

@@ -14,6 +14,7 @@ pub(crate) mod list;
 pub(crate) mod measured;
 pub(crate) mod options;
 mod owners;
+mod pod_condition;
 pub(crate) mod reviews;
 pub(crate) mod scale;
 pub(crate) mod scan;

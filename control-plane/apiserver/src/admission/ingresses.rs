@@ -6,7 +6,7 @@ use gantry_api::status::StatusError;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
 use super::plugin::{Attributes, Plugin};
-use super::view::View;
+use super::view::{View, newest};
 use crate::tables::table;
 
 const CLASS: &str = "kubernetes.io/ingress.class";
@@ -50,7 +50,7 @@ impl Plugin for DefaultIngressClass {
             && !annotated
         {
             let defaults = self.defaults.of(&attributes.context.api.store, "");
-            spec.ingress_class_name = newest(defaults.iter().map(AsRef::as_ref));
+            spec.ingress_class_name = newest(defaults.iter().map(|class| &**class));
         }
         Ok(())
     }
@@ -59,18 +59,6 @@ impl Plugin for DefaultIngressClass {
 fn is_default(class: &IngressClass) -> bool {
     let annotations = class.metadata.annotations.as_ref();
     annotations.is_some_and(|all| all.get(DEFAULT).is_some_and(|value| value == "true"))
-}
-
-/// The newest class; of several at once, the first by name.
-fn newest<'a>(classes: impl Iterator<Item = &'a IngressClass>) -> Option<String> {
-    classes
-        .map(|class| {
-            let created = class.metadata.creation_timestamp.as_ref();
-            let name = class.metadata.name.clone().unwrap_or_default();
-            (std::cmp::Reverse(created.map(|time| time.0)), name)
-        })
-        .min()
-        .map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -96,6 +84,6 @@ mod tests {
         let defaults = || classes.iter().filter(|class| is_default(class));
         assert_eq!(defaults().count(), 3);
         assert_eq!(newest(defaults()).as_deref(), Some("y"));
-        assert_eq!(newest(std::iter::empty()), None);
+        assert_eq!(newest::<IngressClass>(std::iter::empty()), None);
     }
 }

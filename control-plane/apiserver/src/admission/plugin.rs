@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::context::Context;
+use crate::lines::Place;
 use crate::tables::table;
 
 pub(crate) use crate::context::{Attributes, Operation};
@@ -50,6 +51,12 @@ pub(crate) trait Plugin: Send + Sync {
     /// Refuses a deletion.
     fn delete(&self, _attributes: &Attributes<'_>) -> Result<(), StatusError> {
         Ok(())
+    }
+
+    /// A line in which a write waits that will change, by [`Plugin::reserve`], what many others do. One plugin at most has a
+    /// line for a write, so that nobody waits in two.
+    fn line(&self, _attributes: &Attributes<'_>) -> Option<Place> {
+        None
     }
 
     /// Gives a valid object the cluster-wide unique things it needs, guarded in its own transaction. It is asked again when

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gantry_store::{Store, Table, TableSnapshot};
+use k8s_openapi::Metadata;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
@@ -53,6 +55,21 @@ impl<T: DeserializeOwned> View<T> {
             .take_while(|((space, _), _)| &**space == namespace);
         own.map(|(_, object)| object.clone()).collect()
     }
+}
+
+/// The name of the newest object; of several at once, the first by name.
+pub(super) fn newest<'a, K: Metadata<Ty = ObjectMeta> + 'a>(
+    objects: impl Iterator<Item = &'a K>,
+) -> Option<String> {
+    objects
+        .map(|object| {
+            let metadata = object.metadata();
+            let created = metadata.creation_timestamp.as_ref();
+            let name = metadata.name.clone().unwrap_or_default();
+            (std::cmp::Reverse(created.map(|time| time.0)), name)
+        })
+        .min()
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body;
 use super::write::{Write, conflict_below, must_be, success, swap};
+use super::{body, pod_condition};
 use crate::context::{Context, Operation};
 use crate::response::Answer;
 
@@ -136,24 +136,10 @@ fn complete(
 
 /// Says that the pod has a node, in place of what was said of that before.
 fn set_scheduled(pod: &mut Value, now: &str) {
-    let mut conditions: Vec<Value> = pod["status"]["conditions"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let known = conditions
-        .iter_mut()
-        .find(|old| old["type"] == "PodScheduled");
-    let since = known.as_ref().filter(|old| old["status"] == "True");
-    let since = since.and_then(|old| old["lastTransitionTime"].as_str());
     let condition = json!({
-        "type": "PodScheduled", "status": "True", "lastProbeTime": null,
-        "lastTransitionTime": since.unwrap_or(now),
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": null,
     });
-    match known {
-        Some(known) => *known = condition,
-        None => conditions.push(condition),
-    }
-    *pod.member(&["status", "conditions"]) = Value::Array(conditions);
+    pod_condition::set(pod, condition, now);
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::options::WriteOptions;
 use super::owners;
-use super::write::{Staged, check, complete, reserve};
+use super::write::{Staged, check, complete, in_line, reserve};
 use crate::codec;
-use crate::context::{ATTEMPTS, Attributes, Committed, Context, Operation, meta};
+use crate::context::{Attributes, Committed, Context, Operation, attempts, meta};
 use crate::generated_names::random_suffix;
 use crate::heavy::Turn;
 use crate::response::Answer;
@@ -80,8 +80,12 @@ async fn create_object(
     let prefix = draft.metadata().generate_name.as_deref();
     let prefix = generated_prefix(prefix.unwrap_or_default()).to_owned();
     let generated = !prefix.is_empty() && is_unnamed(draft.as_ref());
+    let place = match dry_run {
+        true => None,
+        false => in_line(&attributes, &mut turn).await,
+    };
     let mut is_prepared = false;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..attempts(place.as_ref()) {
         if generated {
             draft.metadata_mut().name = Some(format!("{prefix}{}", random_suffix()));
         }
@@ -152,12 +156,12 @@ async fn create_object(
                     namespace,
                 ));
             }
-            // An address or port was taken this moment: another is chosen.
+            // An address or port was taken this moment, and another is chosen; or a quota was charged by another server.
             Committed::Conflict(_) => {}
         }
     }
     Err(StatusError::timeout(
-        "the object could not be created: names or addresses keep being taken",
+        "the object could not be created: names, addresses or quotas keep being taken",
         1,
     ))
 }

@@ -219,10 +219,19 @@ fn returns_object(kind: &str) -> bool {
     .contains(&kind)
 }
 
-/// Marks or removes one object; shared with deletecollection and eviction.
+/// Marks or removes one object; shared with deletecollection.
 pub(crate) async fn delete_one(
     context: &Context<'_>,
     options: &Options,
+) -> Result<Written, StatusError> {
+    delete_telling(context, options, |_| {}).await
+}
+
+/// As [`delete_one`], of an object that is told something on its way, in the same write.
+pub(super) async fn delete_telling(
+    context: &Context<'_>,
+    options: &Options,
+    tell: impl Fn(&mut Value) + Send + Sync,
 ) -> Result<Written, StatusError> {
     let attributes = Attributes {
         context,
@@ -233,6 +242,7 @@ pub(crate) async fn delete_one(
         options.check(context, current)?;
         context.api.admission.delete(&attributes)?;
         let mut object = current.clone();
+        tell(&mut object);
         mark(context, &mut object, options);
         Ok(object)
     })

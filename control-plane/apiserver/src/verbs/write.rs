@@ -19,8 +19,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::codec;
-use crate::context::{ATTEMPTS, Attributes, Committed, Context, Operation, meta};
+use crate::context::{Attributes, Committed, Context, Operation, attempts, meta};
 use crate::heavy::Turn;
+use crate::lines::Place;
 use crate::response::Answer;
 
 /// By whose rules an object changes.
@@ -120,6 +121,15 @@ pub(super) async fn complete(
     Ok(())
 }
 
+/// Waits in the line that a write has, if it has one. Who waits keeps nobody from heavy work, and whoever is first may need
+/// a turn itself.
+pub(super) async fn in_line(attributes: &Attributes<'_>, turn: &mut Option<Turn>) -> Option<Place> {
+    let mut place = attributes.context.api.admission.line(attributes)?;
+    *turn = None;
+    place.wait().await;
+    Some(place)
+}
+
 /// Checks an object that is complete, by its kind's rules and admission's; returns the warnings about it.
 pub(super) fn check(
     attributes: &Attributes<'_>,
@@ -180,7 +190,15 @@ pub(crate) async fn swap(
     mut change: impl FnMut(&Value) -> Result<Value, StatusError> + Send,
 ) -> Result<Written, StatusError> {
     let info = context.resource.stored_info();
-    for _ in 0..ATTEMPTS {
+    let attributes = Attributes {
+        context,
+        operation: write.operation,
+    };
+    let place = match write.rules {
+        Rules::Kind(_) if !write.dry_run => in_line(&attributes, &mut turn).await,
+        _ => None,
+    };
+    for _ in 0..attempts(place.as_ref()) {
         let entry = context.current()?;
         let held = match turn.take().filter(Turn::is_heavy) {
             Some(turn) => turn,

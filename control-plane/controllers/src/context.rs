@@ -7,7 +7,7 @@ use gantry_informer::{Clock, EventStyle, Informer, Informers, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::IPAddress;
@@ -15,12 +15,11 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Resource;
 use tokio_util::sync::CancellationToken;
 
+use crate::departures::Departures;
 use crate::ip_address::index::{OF_PARENT, of_parent};
-use crate::job::index::{SELECTING, selecting};
 use crate::load_balancer::index::{BALANCED, BALANCED_PORT, balanced, balanced_ports};
-use crate::selection::{
-    LABELLED, Selectors, TEMPLATE_LABELLED, by_service, labelled, template_labelled,
-};
+use crate::selecting::Selecting;
+use crate::selection::{LABELLED, TEMPLATE_LABELLED, by_service, labelled, template_labelled};
 
 /// Index: objects without controller, by namespace.
 pub(crate) const ORPHANS: &str = "orphans";
@@ -32,13 +31,13 @@ pub(crate) struct Context {
     pub(crate) client: kube::Client,
     pub(crate) clock: Clock,
     pub(crate) stop: CancellationToken,
-    pub(crate) deployments: Informer<Deployment>,
-    pub(crate) replica_sets: Informer<ReplicaSet>,
-    pub(crate) jobs: Informer<Job>,
+    pub(crate) deployments: Selecting<Deployment>,
+    pub(crate) replica_sets: Selecting<ReplicaSet>,
+    pub(crate) replication_controllers: Selecting<ReplicationController>,
+    pub(crate) jobs: Selecting<Job>,
     pub(crate) pods: Informer<Pod>,
     pub(crate) nodes: Informer<Node>,
-    pub(crate) services: Informer<Service>,
-    pub(crate) selectors: Arc<Selectors>,
+    pub(crate) services: Selecting<Service>,
     pub(crate) slices: Informer<EndpointSlice>,
     pub(crate) endpoints: Informer<Endpoints>,
     pub(crate) ip_addresses: Informer<IPAddress>,
@@ -47,6 +46,7 @@ pub(crate) struct Context {
     pub(crate) service_accounts: Informer<ServiceAccount>,
     /// Only those called `kube-root-ca.crt`.
     pub(crate) root_cas: Informer<ConfigMap>,
+    pub(crate) departures: Departures,
 }
 
 impl Context {
@@ -62,17 +62,17 @@ impl Context {
             .index(BALANCED, balanced)
             .index(BALANCED_PORT, balanced_ports);
         let context = Arc::new(Self {
-            selectors: Selectors::of(&services),
-            deployments: informers.of().index(TEMPLATE_LABELLED, template_labelled),
-            replica_sets: informers.of().index(ORPHANS, orphan),
-            jobs: informers.of().index(SELECTING, selecting),
+            deployments: Selecting::new(informers.of().index(TEMPLATE_LABELLED, template_labelled)),
+            replica_sets: Selecting::new(informers.of().index(ORPHANS, orphan)),
+            replication_controllers: Selecting::new(informers.of()),
+            jobs: Selecting::new(informers.of()),
             pods: informers
                 .of()
                 .index(ORPHANS, orphan)
                 .index(ON_NODE, node)
                 .index(LABELLED, labelled),
             nodes: informers.of(),
-            services,
+            services: Selecting::new(services),
             slices: by_service(informers.of()),
             endpoints: informers.of(),
             ip_addresses: informers.of().index(OF_PARENT, of_parent),
@@ -80,6 +80,7 @@ impl Context {
             namespaces: informers.of(),
             service_accounts: informers.of(),
             root_cas: informers.only("metadata.name=kube-root-ca.crt"),
+            departures: Departures::default(),
             client,
             clock,
             stop: stop.clone(),
@@ -87,6 +88,7 @@ impl Context {
         let filled = async {
             context.deployments.synced().await;
             context.replica_sets.synced().await;
+            context.replication_controllers.synced().await;
             context.jobs.synced().await;
             context.pods.synced().await;
             context.nodes.synced().await;

@@ -98,8 +98,9 @@ impl Controller {
         for reference in &due.replaced {
             let name = reference.name.as_deref().unwrap_or_default();
             self.delete(&cron, name, reference.uid.as_ref()).await?;
-            forget(&mut status, reference.uid.as_ref());
         }
+        let replaced = due.replaced.iter().map(|known| known.uid.as_ref());
+        forget(&mut status, &replaced.collect());
         let made = match due.time {
             Some(time) => self.make(&cron, &mut status, time).await,
             None => Ok(()),

@@ -17,12 +17,10 @@ mod undo;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gantry_api::selector::LabelSelector;
 use gantry_informer::object::controller_of;
-use gantry_informer::{Cache, Key, Next, Queue, Recorder, Reference, runner};
+use gantry_informer::{Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 
 use self::canary::Canary;
@@ -38,6 +36,7 @@ use crate::error::{Doing, Error, Result, code, namespace_terminating, taken_in, 
 use crate::figures::{Figures, Metric, PodValue};
 use crate::horizontal_pod_autoscaler::readings;
 use crate::pods::is_finished;
+use crate::selecting::{Selects, Wanted, selector_of};
 use crate::template_hash::template_hash;
 
 pub(crate) const COMPONENT: &str = "deployment-controller";
@@ -62,7 +61,7 @@ pub(crate) async fn run(context: Arc<Context>, figures: Arc<dyn Figures>, record
         let (queue, deployments) = (queue.clone(), context.deployments.clone());
         move |change| {
             for set in [change.old, change.new].into_iter().flatten() {
-                for key in interested(&deployments, &set.metadata) {
+                for key in deployments.concerned(&set.metadata) {
                     queue.add(key);
                 }
             }
@@ -116,24 +115,11 @@ pub(crate) async fn run(context: Arc<Context>, figures: Arc<dyn Figures>, record
     .await;
 }
 
-/// The deployments a set concerns: its controller, or, for an orphan, those that would adopt it.
-fn interested(deployments: &Cache<Deployment>, set: &ObjectMeta) -> Vec<Key> {
-    let namespace = set.namespace.as_deref().unwrap_or_default();
-    match controller_of(set) {
-        Some(owner) if owner.kind == "Deployment" => vec![Key::new(namespace, &owner.name)],
-        Some(_) => Vec::new(),
-        None => deployments
-            .in_namespace(namespace)
-            .iter()
-            .filter(|deployment| selector(deployment).matches_map(set.labels.as_ref()))
-            .map(|deployment| Key::of(&deployment.metadata))
-            .collect(),
+impl Selects for Deployment {
+    fn wanted(&self) -> Option<Wanted<'_>> {
+        let spec = self.spec.as_ref()?;
+        Some(Wanted::Selector(&spec.selector))
     }
-}
-
-/// What it selects.
-pub(crate) fn selector(deployment: &Deployment) -> LabelSelector {
-    LabelSelector::from_api(deployment.spec.as_ref().map(|spec| &spec.selector))
 }
 
 async fn reconcile(
@@ -147,7 +133,7 @@ async fn reconcile(
         monitor.gone(key);
         return Ok(Next::Changed);
     };
-    if selector(&deployment).is_everything() {
+    if selector_of(&*deployment).is_everything() {
         recorder.warning(
             Reference::to(&*deployment),
             "SelectingAll",
@@ -402,7 +388,7 @@ async fn refused(
 async fn claimed(context: &Context, deployment: &Deployment) -> Result<Vec<ReplicaSet>> {
     let uid = deployment.metadata.uid.as_deref().unwrap_or_default();
     let namespace = deployment.metadata.namespace.as_deref().unwrap_or_default();
-    let selector = selector(deployment);
+    let selector = selector_of(deployment);
     let mut sets = context.replica_sets.owned_by(uid);
     sets.extend(context.replica_sets.indexed(ORPHANS, namespace));
     let decided = sets.into_iter().map(|set| {

@@ -57,7 +57,7 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
         }
     }));
     context.pods.subscribe(Box::new({
-        let (queue, selectors) = (queue.clone(), context.selectors.clone());
+        let (queue, services) = (queue.clone(), context.services.clone());
         move |change| {
             if let (Some(old), Some(new)) = (change.old, change.new)
                 && same_endpoint(old, new)
@@ -65,7 +65,7 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
                 return;
             }
             for pod in change.old.into_iter().chain(change.new) {
-                for service in selectors.services_of(pod) {
+                for service in services.selecting(&pod.metadata) {
                     queue.add(service);
                 }
             }
@@ -77,7 +77,7 @@ pub(crate) fn wake_on_changes(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
 fn wake_on_zones(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
     context.nodes.subscribe(Box::new({
         let (queue, pods) = (queue.clone(), context.pods.clone());
-        let selectors = context.selectors.clone();
+        let services = context.services.clone();
         move |change| {
             let Some(node) = change.new else { return };
             if change.old.and_then(|old| zone(old)) == zone(node) {
@@ -85,7 +85,7 @@ fn wake_on_zones(context: &Arc<Context>, queue: &Arc<Queue<Key>>) {
             }
             let name = node.metadata.name.as_deref().unwrap_or_default();
             for pod in pods.indexed(ON_NODE, name) {
-                for service in selectors.services_of(&pod) {
+                for service in services.selecting(&pod.metadata) {
                     queue.add(service);
                 }
             }

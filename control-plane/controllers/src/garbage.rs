@@ -84,8 +84,16 @@ impl Collector {
     }
 
     fn remove(&self, uid: &str) {
-        let look = self.graph.lock().remove(uid);
+        let (look, gone) = {
+            let mut graph = self.graph.lock();
+            let gone = graph.get(uid);
+            let gone = gone.map(|node| (node.resource.clone(), node.key.namespace.clone()));
+            (graph.remove(uid), gone)
+        };
         self.look_at(look);
+        if let Some((resource, namespace)) = gone {
+            self.context.departures.tell(&resource, &namespace);
+        }
     }
 
     fn forget_missing(&self, resource: &Arc<Resource>, listed: &HashSet<Uid>) {

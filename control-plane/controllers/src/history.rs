@@ -5,21 +5,22 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use gantry_informer::object::controller_of;
+use gantry_api::selector::LabelSelector;
 use gantry_informer::{Cache, Key, Object};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::Resource;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Map, Value, json};
 
-use crate::claim::controller_reference;
+use crate::claim::{Claim, claim, controller_reference, settle};
+use crate::context::ORPHANS;
 use crate::error::{Doing, Result, code};
-use crate::template_hash::{OFFSET, PRIME, safe};
+use crate::template_hash::{OFFSET, PRIME, safe, template_hash};
 
-/// The label of a revision that says the hash of its data.
-const HASH: &str = "controller.kubernetes.io/hash";
 /// A revision's name begins with no more than this of its owner's.
 const PREFIX: usize = 223;
 
@@ -55,6 +56,33 @@ fn written(data: &Value) -> String {
     out
 }
 
+/// How the revisions of a kind are told apart, and named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// By what they hold, as those of StatefulSets.
+    ByData,
+    /// By the template, as ReplicaSets are, and as those of DaemonSets.
+    ByTemplate,
+}
+
+impl Naming {
+    /// The label of a revision that says its hash.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::ByData => "controller.kubernetes.io/hash",
+            Self::ByTemplate => "controller-revision-hash",
+        }
+    }
+
+    /// `collisions` is how many names were taken before, if that is known to the owner's status.
+    fn hash(self, data: &Value, template: &PodTemplateSpec, collisions: Option<i32>) -> String {
+        match self {
+            Self::ByData => hash(data, collisions.unwrap_or(0)),
+            Self::ByTemplate => template_hash(template, collisions),
+        }
+    }
+}
+
 /// FNV-1 of the data and of the digits of `collisions`, which set apart data of the same hash.
 fn hash(data: &Value, collisions: i32) -> String {
     let text = written(data) + &collisions.to_string();
@@ -69,10 +97,11 @@ pub(crate) fn revision_of<K: Object>(
     owner: &K,
     template: &PodTemplateSpec,
     number: i64,
-    collisions: i32,
+    naming: Naming,
+    collisions: Option<i32>,
 ) -> ControllerRevision {
     let data = data(template);
-    let hash = hash(&data, collisions);
+    let hash = naming.hash(&data, template, collisions);
     let name = owner.meta().name.as_deref().unwrap_or_default();
     // Names are ASCII.
     let prefix = name.get(..PREFIX).unwrap_or(name);
@@ -81,7 +110,7 @@ pub(crate) fn revision_of<K: Object>(
         .and_then(|metadata| metadata.labels.clone())
         .unwrap_or_default();
     let name = format!("{prefix}-{hash}");
-    labels.insert(HASH.to_owned(), hash);
+    labels.insert(naming.label().to_owned(), hash);
     ControllerRevision {
         metadata: ObjectMeta {
             name: Some(name),
@@ -119,7 +148,7 @@ fn order(left: &ControllerRevision, right: &ControllerRevision) -> Ordering {
 }
 
 /// Sorts revisions, the oldest first.
-pub(crate) fn sort(revisions: &mut [Arc<ControllerRevision>]) {
+fn sort(revisions: &mut [Arc<ControllerRevision>]) {
     revisions.sort_by(|left, right| order(left, right));
 }
 
@@ -140,11 +169,12 @@ pub(crate) fn wanted<K: Object>(
     owner: &K,
     template: &PodTemplateSpec,
     revisions: &[Arc<ControllerRevision>],
-    collisions: i32,
+    naming: Naming,
+    collisions: Option<i32>,
 ) -> Wanted {
     let latest = revisions.last();
     let number = latest.map_or(0, |latest| latest.revision) + 1;
-    let new = revision_of(owner, template, number, collisions);
+    let new = revision_of(owner, template, number, naming, collisions);
     let same = revisions.iter().rev().find(|known| {
         // What was left out of a template is the same as what it says by default: `"creationTimestamp": null` of old.
         known.data == new.data || template_of(known).as_ref() == Some(template)
@@ -260,11 +290,31 @@ pub(crate) async fn forget(
     Ok(())
 }
 
-/// The workloads of a kind that a revision concerns: its controller, or none where it is another kind's.
-pub(crate) fn owner_of(revision: &ControllerRevision, kind: &str) -> Option<Key> {
-    let owner = controller_of(&revision.metadata).filter(|owner| owner.kind == kind)?;
-    let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
-    Some(Key::new(namespace, &owner.name))
+/// The revisions that are the owner's, after adopting: sorted, the oldest first. None is ever released. The cache has the index
+/// [`ORPHANS`].
+pub(crate) async fn claimed<K>(
+    client: &kube::Client,
+    cache: &Cache<ControllerRevision>,
+    owner: &K,
+    selector: &LabelSelector,
+) -> Result<Vec<Arc<ControllerRevision>>>
+where
+    K: Object + Resource<Scope = NamespaceResourceScope>,
+{
+    let uid = owner.meta().uid.as_deref().unwrap_or_default();
+    let namespace = owner.meta().namespace.as_deref().unwrap_or_default();
+    let mut known = cache.owned_by(uid);
+    known.extend(cache.indexed(ORPHANS, namespace));
+    let decided = known.into_iter().map(|revision| {
+        let decision = match claim(owner.meta(), selector, &revision.metadata) {
+            Claim::Release => Claim::Ignore,
+            other => other,
+        };
+        (revision, decision)
+    });
+    let mut revisions = settle(client, owner, cache, decided.collect()).await?;
+    sort(&mut revisions);
+    Ok(revisions)
 }
 
 #[cfg(test)]
@@ -296,7 +346,13 @@ mod tests {
     }
 
     fn kept(image: &str, number: i64) -> Arc<ControllerRevision> {
-        Arc::new(revision_of(&owner(), &template(image), number, 0))
+        Arc::new(revision_of(
+            &owner(),
+            &template(image),
+            number,
+            Naming::ByData,
+            None,
+        ))
     }
 
     #[test]
@@ -306,7 +362,7 @@ mod tests {
         assert_eq!(name_of(&kept("nginx:2", 1)), "db-869c56c74c");
         let labels = revision.metadata.labels.clone().expect("labels");
         assert_eq!(labels["app"], "x");
-        assert_eq!(labels[HASH], "6b7b7776b8");
+        assert_eq!(labels[Naming::ByData.label()], "6b7b7776b8");
         let annotations = revision.metadata.annotations.clone().expect("annotations");
         assert_eq!(annotations["why"], "so");
         let data = &revision.data.as_ref().expect("data").0;
@@ -315,11 +371,25 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_may_name_its_revisions_as_replica_sets_are_named() {
+        let template = template("nginx:1");
+        let revision = revision_of(&owner(), &template, 1, Naming::ByTemplate, None);
+        assert_eq!(name_of(&revision), "db-59f8748c69");
+        let labels = revision.metadata.labels.expect("labels");
+        assert_eq!(labels["controller-revision-hash"], "59f8748c69");
+    }
+
+    #[test]
     fn a_collision_gives_another_name() {
-        let first = revision_of(&owner(), &template("nginx:1"), 1, 0);
-        let second = revision_of(&owner(), &template("nginx:1"), 1, 1);
-        assert_ne!(first.metadata.name, second.metadata.name);
-        assert_eq!(first.data, second.data);
+        for naming in [Naming::ByData, Naming::ByTemplate] {
+            let of = |collisions| {
+                let template = template("nginx:1");
+                revision_of(&owner(), &template, 1, naming, Some(collisions))
+            };
+            let (first, second) = (of(0), of(1));
+            assert_ne!(first.metadata.name, second.metadata.name);
+            assert_eq!(first.data, second.data);
+        }
     }
 
     #[test]
@@ -333,7 +403,10 @@ mod tests {
     fn a_template_of_before_is_brought_back() {
         let (owner, one, two) = (owner(), kept("nginx:1", 1), kept("nginx:2", 2));
         let known = [one.clone(), two.clone()];
-        let want = |image: &str| wanted(&owner, &template(image), &known, 0);
+        let want = |image: &str| {
+            let template = template(image);
+            wanted(&owner, &template, &known, Naming::ByData, None)
+        };
         assert_eq!(want("nginx:2"), Wanted::Latest(two));
         assert_eq!(want("nginx:1"), Wanted::Again(one, 3));
         let Wanted::New(new) = want("nginx:3") else {
@@ -348,7 +421,7 @@ mod tests {
         let data = revision.data.as_mut().expect("data");
         data.0["spec"]["template"]["metadata"]["creationTimestamp"] = Value::Null;
         let known = [Arc::new(revision)];
-        let wanted = wanted(&owner(), &template("nginx:1"), &known, 0);
+        let wanted = wanted(&owner(), &template("nginx:1"), &known, Naming::ByData, None);
         assert_eq!(wanted, Wanted::Latest(known[0].clone()));
     }
 

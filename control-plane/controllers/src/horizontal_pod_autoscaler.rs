@@ -16,7 +16,6 @@ mod plan;
 pub(crate) mod readings;
 mod replicas;
 mod requests;
-mod scale;
 #[cfg(test)]
 mod tests;
 mod watched;
@@ -28,9 +27,8 @@ use std::time::Duration;
 
 use gantry_api::selector::LabelSelector;
 use gantry_informer::{
-    Change, Informer, Informers, Key, Next, Queue, Recorder, Reference, is_conflict, runner,
+    Change, Informer, Informers, Key, Next, Object, Queue, Recorder, Reference, is_conflict, runner,
 };
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -46,10 +44,10 @@ use self::observed::{Observed, Selection, Target};
 use self::period::{DEFAULT, sync_period};
 use self::plan::{Decision, decide, needs_figures};
 pub(crate) use self::plan::{may_have_none, was_scaled_to_zero};
-use self::scale::{Found, Targets};
 use self::watched::Watched;
 use crate::context::Context;
 use crate::error::{Doing, Result, code, taken_in, words};
+use crate::scale::{Found, Targets};
 use crate::selection::selected;
 
 pub(crate) const COMPONENT: &str = "horizontal-pod-autoscaler";
@@ -137,25 +135,30 @@ impl Controller {
                 controller.wake(Key::of(&autoscaler.metadata));
             }
         }));
-        let controller = self.clone();
-        self.context.deployments.subscribe(Box::new(move |change| {
-            let replicas = |of: &Deployment| of.spec.as_ref().and_then(|spec| spec.replicas);
-            let (old, new) = (change.old.map(|old| replicas(old)), change.new);
-            if let Some(new) = new.filter(|new| old != Some(replicas(new))) {
-                controller.wake_of("Deployment", &new.metadata);
-            }
-        }));
-        let controller = self.clone();
-        self.context.replica_sets.subscribe(Box::new(move |change| {
-            let replicas = |of: &ReplicaSet| of.spec.as_ref().and_then(|spec| spec.replicas);
-            let (old, new) = (change.old.map(|old| replicas(old)), change.new);
-            if let Some(new) = new.filter(|new| old != Some(replicas(new))) {
-                controller.wake_of("ReplicaSet", &new.metadata);
-            }
-        }));
+        let context = &self.context;
+        self.wake_by_size(&context.deployments, |of| of.spec.as_ref()?.replicas);
+        self.wake_by_size(&context.replica_sets, |of| of.spec.as_ref()?.replicas);
+        self.wake_by_size(&context.replication_controllers, |of| {
+            of.spec.as_ref()?.replicas
+        });
         let controller = self.clone();
         let wake = move |arrival: Arrival<'_>| controller.arrived(arrival);
         self.figures.subscribe(&self.context.stop, Box::new(wake));
+    }
+
+    /// Wakes those of a target of this kind that is there, or wanted in another size, since now.
+    fn wake_by_size<K: Object>(
+        self: &Arc<Self>,
+        targets: &Informer<K>,
+        replicas: fn(&K) -> Option<i32>,
+    ) {
+        let controller = self.clone();
+        targets.subscribe(Box::new(move |change| {
+            let (old, new) = (change.old.map(|old| replicas(old)), change.new);
+            if let Some(new) = new.filter(|new| old != Some(replicas(new))) {
+                controller.wake_of(&K::kind(&()), new.meta());
+            }
+        }));
     }
 
     /// Has the autoscaler looked at as soon as its period allows.
@@ -165,7 +168,7 @@ impl Controller {
         self.queue.add_after(key, wait.unwrap_or_default());
     }
 
-    /// Wakes those of a target that is there, or wanted in another size, since now.
+    /// Wakes those of a target.
     fn wake_of(&self, kind: &str, target: &ObjectMeta) {
         for autoscaler in targeting(&self.autoscalers, kind, &Key::of(target)) {
             self.wake(Key::of(&autoscaler.metadata));
@@ -177,7 +180,7 @@ impl Controller {
         if self.autoscalers.count(OF_OBJECTS, namespace) == 0 {
             return;
         }
-        let services = pod.map(|pod| self.context.selectors.services_of(pod));
+        let services = pod.map(|pod| self.context.services.selecting(&pod.metadata));
         let services = services.into_iter().flatten();
         let services = services.map(|service| ("Service", service));
         for (kind, object) in services.chain([("Pod", Key::new(namespace, name))]) {

@@ -37,13 +37,14 @@ use self::plan::{Complaint, Observed, Step, plan};
 use self::quiet::{Pods, Quiet};
 use self::waking::Wakes;
 use crate::context::Context;
-use crate::deployment::{selector, wanted};
+use crate::deployment::wanted;
 use crate::error::{Doing, Result, code, taken_in};
 use crate::horizontal_pod_autoscaler::index::{OF_TARGET, of_target, targeting};
 use crate::horizontal_pod_autoscaler::{may_have_none, was_scaled_to_zero};
 use crate::metrics::METRICS;
 use crate::pods::is_finished;
-use crate::selection::{deployments_of, selected, template_labels};
+use crate::selecting::selector_of;
+use crate::selection::{deployments_of, selected, services_of_template, template_labels};
 
 pub(crate) const COMPONENT: &str = "idling-controller";
 const AT_ONCE: usize = 16;
@@ -217,7 +218,7 @@ impl Controller {
 
     /// Has the Services looked at that select the pods of a Deployment.
     fn services_changed(&self, deployment: &Deployment) {
-        for service in self.context.selectors.services_of_template(deployment) {
+        for service in services_of_template(&self.context.services, deployment) {
             self.services.add(service);
         }
     }
@@ -254,14 +255,14 @@ impl Controller {
 
     fn observed<'a>(&self, key: &Key, deployment: &'a Deployment) -> Observed<'a> {
         let context = &self.context;
-        let mut services = context.selectors.services_of_template(deployment);
+        let mut services = services_of_template(&context.services, deployment);
         // So that what is told of them is the same each time.
         services.sort();
         let services = services.iter();
         let services: Vec<_> = services
             .filter_map(|service| context.services.get(service))
             .collect();
-        let pods = selected(&context.pods, &key.namespace, &selector(deployment));
+        let pods = selected(&context.pods, &key.namespace, &selector_of(deployment));
         let pods = pods.iter().filter(|pod| !is_finished(pod));
         let pods = pods.filter_map(|pod| {
             let uid = pod.metadata.uid.clone()?;

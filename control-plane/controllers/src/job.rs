@@ -7,7 +7,6 @@
 mod account;
 mod backoff;
 mod facts;
-pub(crate) mod index;
 mod indexes;
 mod plan;
 mod policy;
@@ -34,12 +33,12 @@ use self::account::{conclude, note};
 use self::backoff::Failures;
 use self::facts::{Facts, is_tracked, spec_of};
 pub(crate) use self::facts::{holds, is_finished};
-use self::index::{SELECTING, of_pod};
 use self::plan::{Change, Verdict};
 use crate::context::Context;
 use crate::error::{Doing, Error, Result, code, taken_in, words};
 use crate::pod_control::{self, Claiming, Failure, claimed};
 use crate::pods::is_active;
+use crate::selecting::{Selects, Wanted, selector_of};
 
 pub(crate) const COMPONENT: &str = "job-controller";
 /// The finalizer of pods that are not counted yet.
@@ -112,8 +111,11 @@ pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
     .await;
 }
 
-fn selector(job: &Job) -> LabelSelector {
-    LabelSelector::from_api(spec_of(job).and_then(|spec| spec.selector.as_ref()))
+impl Selects for Job {
+    fn wanted(&self) -> Option<Wanted<'_>> {
+        let selector = spec_of(self)?.selector.as_ref()?;
+        Some(Wanted::Selector(selector))
+    }
 }
 
 /// Whether somebody else runs the job.
@@ -132,12 +134,7 @@ fn interested(context: &Context, pod: &Pod) -> Vec<Key> {
     match controller_of(&pod.metadata) {
         Some(owner) if is_job(owner) => vec![Key::new(namespace, &owner.name)],
         Some(_) => Vec::new(),
-        None => of_pod(pod)
-            .iter()
-            .flat_map(|label| context.jobs.indexed(SELECTING, label))
-            .filter(|job| selector(job).matches_map(pod.metadata.labels.as_ref()))
-            .map(|job| Key::of(&job.metadata))
-            .collect(),
+        None => context.jobs.selecting(&pod.metadata),
     }
 }
 
@@ -233,7 +230,7 @@ impl Controller {
         if is_managed_elsewhere(&job) || is_finished(&job) {
             return Ok(Next::Changed);
         }
-        let selector = selector(&job);
+        let selector = selector_of(&*job);
         let claiming = Claiming {
             owner: &*job,
             selector: &selector,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use gantry_informer::{Informer, Informers, Object, Recorder, Reference};
-use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Event, ReplicationController};
+use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::context::Context;
@@ -28,18 +28,22 @@ struct Telling {
 type Follow = fn(&Telling, &'static str);
 
 /// Each kind, and what is told of its objects. One that is not served has none.
-const KINDS: [(Follow, &str); 3] = [
-    (
-        follow::<DaemonSet>,
-        "DaemonSets are kept, and nothing in this version runs their pods",
-    ),
-    (
-        follow::<ReplicationController>,
-        "ReplicationControllers are kept, and nothing in this version runs their pods: use a Deployment",
-    ),
+const KINDS: [(Follow, &str); 4] = [
     (
         follow::<Ingress>,
         "Ingresses are kept, and nothing in this version serves them unless a controller for them is installed",
+    ),
+    (
+        follow::<StorageClass>,
+        "StorageClasses are kept, and nothing in this version makes volumes unless a provisioner is installed",
+    ),
+    (
+        follow::<CSIDriver>,
+        "CSIDrivers are kept, and nodes of this version mount no volumes of drivers",
+    ),
+    (
+        follow::<VolumeAttachment>,
+        "VolumeAttachments are kept, and nothing in this version attaches volumes unless a driver does",
     ),
 ];
 

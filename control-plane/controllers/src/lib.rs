@@ -8,7 +8,10 @@ mod claim;
 mod cluster_role_aggregation;
 mod context;
 mod cron_job;
+mod daemon_set;
+mod departures;
 mod deployment;
+mod disruption;
 mod durations;
 mod endpoint_mirroring;
 mod endpoint_slice;
@@ -21,6 +24,7 @@ mod idling;
 mod ip_address;
 mod job;
 mod kept;
+mod listing;
 mod load_balancer;
 mod metrics;
 mod namespace;
@@ -30,8 +34,11 @@ mod pod_control;
 mod pod_gc;
 mod pods;
 mod replica_set;
+mod resource_quota;
 mod resources;
 mod roll_on_change;
+mod scale;
+mod selecting;
 mod selection;
 mod service_account_tokens;
 mod stateful_set;
@@ -47,6 +54,8 @@ use gantry_informer::Clock;
 pub use gantry_informer::Informers;
 pub use horizontal_pod_autoscaler::figures;
 pub use idling::demand;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 pub use selection::{by_service, slices_of};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +65,7 @@ pub use service_account_tokens::{TokenIssuer, TokenSecret};
 use self::context::Context;
 use self::demand::{Demand, NoDemand};
 use self::figures::{Figures, NoFigures};
+use self::replica_set::Replicas as _;
 
 /// What to run with.
 #[derive(Clone)]
@@ -102,7 +112,8 @@ pub async fn run(
     let Some(context) = Context::start(client, &informers, config.clock, stop).await else {
         return;
     };
-    let sets = context.recorder(replica_set::COMPONENT);
+    let sets = context.recorder(ReplicaSet::COMPONENT);
+    let replication = context.recorder(ReplicationController::COMPONENT);
     let deployments = context.recorder(deployment::COMPONENT);
     let jobs = context.recorder(job::COMPONENT);
     let cron_jobs = context.recorder(cron_job::COMPONENT);
@@ -111,18 +122,22 @@ pub async fn run(
     let balancers = context.recorder(load_balancer::COMPONENT);
     let collecting = context.recorder(garbage::COMPONENT);
     let stateful = context.recorder(stateful_set::COMPONENT);
+    let daemons = context.recorder(daemon_set::COMPONENT);
     let volumes = context.recorder(volume_binding::COMPONENT);
     let kept = context.recorder(kept::COMPONENT);
     let autoscaling = context.recorder(horizontal_pod_autoscaler::COMPONENT);
     let idling = context.recorder(idling::COMPONENT);
     let rolling = context.recorder(roll_on_change::COMPONENT);
+    let disruptions = context.recorder(disruption::COMPONENT);
     let (context, informers) = (&context, &informers);
     let root_ca = &config.root_ca;
     let (figures, demand) = (&config.figures, config.demand);
     join_all([
-        boxed(|| replica_set::run(context.clone(), sets)),
+        boxed(|| replica_set::run::<ReplicaSet>(context.clone(), sets)),
+        boxed(|| replica_set::run::<ReplicationController>(context.clone(), replication)),
         boxed(|| deployment::run(context.clone(), figures.clone(), deployments)),
         boxed(|| stateful_set::run(context.clone(), informers, stateful)),
+        boxed(|| daemon_set::run(context.clone(), informers, daemons)),
         boxed(|| job::run(context.clone(), jobs)),
         boxed(|| cron_job::run(context.clone(), informers, cron_jobs)),
         boxed(|| ttl_after_finished::run(context.clone())),
@@ -145,11 +160,13 @@ pub async fn run(
         boxed(|| pod_gc::run(context.clone())),
         boxed(|| volume_binding::run(context.clone(), informers, volumes)),
         boxed(|| volume_protection::run(context.clone(), informers)),
+        boxed(|| resource_quota::run(context.clone(), informers)),
         boxed(|| {
             horizontal_pod_autoscaler::run(context.clone(), informers, figures.clone(), autoscaling)
         }),
         boxed(|| idling::run(context.clone(), informers, demand, idling)),
         boxed(|| roll_on_change::run(context.clone(), informers, rolling)),
+        boxed(|| disruption::run(context.clone(), informers, disruptions)),
         boxed(|| kept::run(context.clone(), informers, kept)),
     ])
     .await;

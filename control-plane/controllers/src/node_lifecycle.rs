@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_api::json::Members as _;
+use gantry_api::taints::{NO_EXECUTE, NO_SCHEDULE, covers};
 use gantry_informer::clock::seconds;
-use gantry_informer::{Key, Next, Queue, Recorder, Reference, runner};
+use gantry_informer::{Disruption, Key, Next, Queue, Recorder, Reference, runner};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -18,8 +19,6 @@ use crate::pods::{is_active, is_ready};
 
 pub(crate) const COMPONENT: &str = "taint-eviction-controller";
 const TTL: &str = "node.alpha.kubernetes.io/ttl";
-const NO_SCHEDULE: &str = "NoSchedule";
-const NO_EXECUTE: &str = "NoExecute";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -33,6 +32,12 @@ const PRESSURES: [(&str, &str); 4] = [
         "node.kubernetes.io/network-unavailable",
     ),
 ];
+
+/// Why a pod goes that does not tolerate what its node is tainted with.
+const TAINTED: Disruption<'static> = Disruption {
+    reason: "DeletionByTaintManager",
+    message: "Taint manager: deleting due to NoExecute taint",
+};
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, recorder: Recorder) {
@@ -239,28 +244,6 @@ fn eviction(node: &Node, pod: &Pod, now: Timestamp) -> Eviction {
     }
 }
 
-fn covers(toleration: &Toleration, taint: &Taint) -> bool {
-    fn given(text: Option<&String>) -> Option<&str> {
-        text.map(String::as_str).filter(|text| !text.is_empty())
-    }
-    let key = given(toleration.key.as_ref());
-    let effect = given(toleration.effect.as_ref());
-    if effect.is_some_and(|effect| effect != taint.effect)
-        || key.is_some_and(|key| key != taint.key)
-    {
-        return false;
-    }
-    match given(toleration.operator.as_ref()) {
-        Some("Exists") => true,
-        None | Some("Equal") => {
-            key.is_some()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        Some(_) => false,
-    }
-}
-
 /// Whether a pod is not Ready only because [`mark_ready`] said so for its node's sake: its node would give a reason, and
 /// says that the containers are ready.
 fn was_marked(pod: &Pod) -> bool {
@@ -308,24 +291,16 @@ async fn mark_ready(context: &Context, pod: &Pod, ready: bool, now: Timestamp) -
 async fn evict(context: &Context, recorder: &Recorder, pod: &Pod, now: Timestamp) -> Result<()> {
     let key = Key::of(&pod.metadata);
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
-    let condition = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [{
-        "type": "DisruptionTarget",
-        "status": "True",
-        "reason": "DeletionByTaintManager",
-        "message": "Taint manager: deleting due to NoExecute taint",
-        "lastTransitionTime": seconds(now),
-    }]}});
-    let told = api
-        .patch_status(
-            &key.name,
-            &PatchParams::default(),
-            &Patch::Strategic(condition),
-        )
-        .await;
-    if let Err(error) = told
-        && !matches!(code(&error), Some(404 | 409 | 422))
-    {
-        return Err(error).doing("marking for eviction the pod", &key);
+    if let Some(status) = TAINTED.status(pod, now) {
+        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
+        let told = api
+            .patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await;
+        if let Err(error) = told
+            && !matches!(code(&error), Some(404 | 409 | 422))
+        {
+            return Err(error).doing("marking for eviction the pod", &key);
+        }
     }
     let parameters = DeleteParams::default().preconditions(Preconditions {
         uid: pod.metadata.uid.clone(),

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_api::paths::segment;
-use gantry_informer::clock::seconds;
-use gantry_informer::{Key, Next, Queue, runner};
+use gantry_informer::{Disruption, Key, Next, Queue, runner};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
@@ -133,13 +132,14 @@ fn excess(pods: &[Arc<Pod>], kept: usize) -> Vec<Arc<Pod>> {
 async fn fail(context: &Context, pod: &Pod) -> Result<()> {
     let key = Key::of(&pod.metadata);
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
-    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"phase": "Failed", "conditions": [{
-        "type": "DisruptionTarget",
-        "status": "True",
-        "reason": "DeletionByPodGC",
-        "message": "PodGC: node no longer exists",
-        "lastTransitionTime": seconds(context.clock.now()),
-    }]}});
+    let disruption = Disruption {
+        reason: "DeletionByPodGC",
+        message: "PodGC: node no longer exists",
+    };
+    let status = disruption.status(pod, context.clock.now());
+    let mut status = status.unwrap_or_default();
+    status.insert("phase".to_owned(), json!("Failed"));
+    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
     match api
         .patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch))
         .await

@@ -13,11 +13,15 @@ pub(crate) struct Resource {
     pub(crate) api: ApiResource,
     pub(crate) namespaced: bool,
     pub(crate) operations: Vec<String>,
+    /// Whether its objects have a scale.
+    pub(crate) has_scale: bool,
 }
 
 impl Resource {
     fn new(api: ApiResource, capabilities: ApiCapabilities) -> Self {
+        let mut subresources = capabilities.subresources.iter();
         Self {
+            has_scale: subresources.any(|(subresource, _)| subresource.plural == "scale"),
             api,
             namespaced: capabilities.scope == Scope::Namespaced,
             operations: capabilities.operations,

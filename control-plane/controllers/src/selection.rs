@@ -1,7 +1,7 @@
-//! Which pods a service selects, which services select a pod, and which slices tell of a service: by index, so that a
-//! change costs what it concerns, however many others there are in the namespace.
+//! Which pods and deployments a service selects, which services select a deployment's pods, and which slices tell of a
+//! service: by index, so that a change costs what it concerns, however many others there are in the namespace.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gantry_api::selector::LabelSelector;
@@ -9,7 +9,8 @@ use gantry_informer::{Cache, Informer, Key, Object};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use parking_lot::RwLock;
+
+use crate::selecting::{Selecting, Selects, Wanted};
 
 /// Index of pods: each of their labels.
 pub(crate) const LABELLED: &str = "labelled";
@@ -21,7 +22,7 @@ const OF_SERVICE: &str = "service";
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// How an index tells a label of an object in a namespace.
-pub(crate) fn pair(namespace: &str, key: &str, value: &str) -> String {
+fn pair(namespace: &str, key: &str, value: &str) -> String {
     format!("{namespace}/{key}={value}")
 }
 
@@ -90,114 +91,19 @@ pub(crate) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
         .filter(|selector| !selector.is_empty())
 }
 
-/// Services by what they select. Selectors of a namespace name few different sets of labels, however many services there
-/// are: for each set, a pod's own values lead to the services that want them.
-#[derive(Default)]
-pub(crate) struct Selectors {
-    namespaces: RwLock<HashMap<String, ByLabels>>,
+impl Selects for Service {
+    fn wanted(&self) -> Option<Wanted<'_>> {
+        selector(self).map(Wanted::Labels)
+    }
 }
 
-/// Names of labels, their values, and who selects them.
-type ByLabels = HashMap<Vec<String>, HashMap<Vec<String>, BTreeSet<Key>>>;
-
-impl Selectors {
-    /// Those of the services in a cache, from now on. To be called before anybody asks for services of pods.
-    pub(crate) fn of(services: &Informer<Service>) -> Arc<Self> {
-        let selectors = Arc::new(Self::default());
-        services.subscribe(Box::new({
-            let selectors = selectors.clone();
-            move |change| {
-                let states = (change.old, change.new);
-                if let (Some(old), Some(new)) = states
-                    && selector(old) == selector(new)
-                {
-                    return;
-                }
-                if let Some(old) = change.old {
-                    selectors.remove(old);
-                }
-                if let Some(new) = change.new {
-                    selectors.add(new);
-                }
-            }
-        }));
-        selectors
-    }
-
-    fn add(&self, service: &Service) {
-        let Some(labels) = selector(service) else {
-            return;
-        };
-        let namespace = namespace(service.metadata.namespace.as_ref());
-        let mut namespaces = self.namespaces.write();
-        let by_labels = namespaces.entry(namespace.to_owned()).or_default();
-        let by_values = by_labels.entry(labels.keys().cloned().collect());
-        let services = by_values
-            .or_default()
-            .entry(labels.values().cloned().collect());
-        services.or_default().insert(Key::of(&service.metadata));
-    }
-
-    fn remove(&self, service: &Service) {
-        let Some(labels) = selector(service) else {
-            return;
-        };
-        let namespace = namespace(service.metadata.namespace.as_ref());
-        let names: Vec<String> = labels.keys().cloned().collect();
-        let values: Vec<String> = labels.values().cloned().collect();
-        let mut namespaces = self.namespaces.write();
-        let Some(by_labels) = namespaces.get_mut(namespace) else {
-            return;
-        };
-        if let Some(by_values) = by_labels.get_mut(&names) {
-            if let Some(services) = by_values.get_mut(&values) {
-                services.remove(&Key::of(&service.metadata));
-                if services.is_empty() {
-                    by_values.remove(&values);
-                }
-            }
-            if by_values.is_empty() {
-                by_labels.remove(&names);
-            }
-        }
-        if by_labels.is_empty() {
-            namespaces.remove(namespace);
-        }
-    }
-
-    /// The services whose selector matches the pod.
-    pub(crate) fn services_of(&self, pod: &Pod) -> Vec<Key> {
-        let metadata = &pod.metadata;
-        self.selecting(metadata.namespace.as_ref(), metadata.labels.as_ref())
-    }
-
-    /// The services whose selector matches the deployment's pods.
-    pub(crate) fn services_of_template(&self, deployment: &Deployment) -> Vec<Key> {
-        let namespace = deployment.metadata.namespace.as_ref();
-        self.selecting(namespace, template_labels(deployment))
-    }
-
-    fn selecting(
-        &self,
-        namespace: Option<&String>,
-        labels: Option<&BTreeMap<String, String>>,
-    ) -> Vec<Key> {
-        let Some(labels) = labels else {
-            return Vec::new();
-        };
-        let namespaces = self.namespaces.read();
-        let by_labels = namespaces.get(self::namespace(namespace));
-        by_labels
-            .into_iter()
-            .flatten()
-            .filter_map(|(names, by_values)| {
-                let values = names.iter().map(|name| labels.get(name).cloned());
-                by_values.get(&values.collect::<Option<Vec<String>>>()?)
-            })
-            .flatten()
-            .cloned()
-            .collect()
-    }
+/// The services whose selector matches the deployment's pods.
+pub(crate) fn services_of_template(
+    services: &Selecting<Service>,
+    deployment: &Deployment,
+) -> Vec<Key> {
+    let namespace = deployment.metadata.namespace.as_ref();
+    services.selecting_labels(namespace, template_labels(deployment))
 }
 
 /// The pods that the service's selector matches.
@@ -292,7 +198,7 @@ mod tests {
     fn pods_and_services_find_each_other() {
         let services = Arc::new(Cache::new(Vec::new()));
         let services = Informer::new(services, &CancellationToken::new());
-        let selectors = Selectors::of(&services);
+        let services = Selecting::new(services);
         let pods = Cache::new(vec![("labelled", labelled as IndexFn<Pod>)]);
         let both = service("both", json!({"selector": {"app": "web", "tier": "x"}}));
         services.observe(both.clone());
@@ -312,7 +218,7 @@ mod tests {
         }
         let of = |name: &str| {
             let pod = pods.get(&Key::new("ns", name)).expect("present");
-            let mut found = selectors.services_of(&pod);
+            let mut found = services.selecting(&pod.metadata);
             found.sort();
             found.iter().map(Key::to_string).collect::<Vec<_>>()
         };
@@ -331,7 +237,7 @@ mod tests {
         let found: Vec<_> = found.iter().map(|one| Key::of(&one.metadata)).collect();
         assert_eq!(found, [Key::new("ns", "one")]);
         let one = deployments.get(&Key::new("ns", "one")).expect("present");
-        let mut found = selectors.services_of_template(&one);
+        let mut found = services_of_template(&services, &one);
         found.sort();
         assert_eq!(found, [Key::new("ns", "both"), Key::new("ns", "tier")]);
         assert!(selects(&both, &one));
@@ -339,10 +245,5 @@ mod tests {
         services.observe(moved);
         services.observe_gone(&Key::new("ns", "both"), "both");
         assert_eq!(of("a"), Vec::<String>::new());
-        services.observe_gone(&Key::new("ns", "tier"), "tier");
-        assert!(
-            selectors.namespaces.read().is_empty(),
-            "nothing is left behind"
-        );
     }
 }

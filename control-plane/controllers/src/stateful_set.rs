@@ -22,10 +22,11 @@ use kube::api::{Api, PostParams};
 use self::identity::Version;
 use self::plan::Observed;
 use self::status::Revisions;
-use crate::claim::{Claim, claim, claim_matching, settle};
+use crate::claim::{Claim, claim_matching, settle};
 use crate::context::{Context, ORPHANS, orphan};
 use crate::error::{Doing, Error, Result, code, taken_in};
-use crate::history::{self, Kept};
+use crate::history::{self, Kept, Naming};
+use crate::selecting::{Selecting, Selects, Wanted, selector_of};
 
 pub(crate) const COMPONENT: &str = "statefulset-controller";
 const AT_ONCE: usize = 16;
@@ -36,7 +37,7 @@ const NAMESAKES: &str = "namesakes";
 /// What the controller works with.
 struct Controller {
     context: Arc<Context>,
-    sets: Informer<StatefulSet>,
+    sets: Selecting<StatefulSet>,
     pods: Informer<Pod>,
     claims: Informer<PersistentVolumeClaim>,
     revisions: Informer<ControllerRevision>,
@@ -46,7 +47,7 @@ struct Controller {
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, informers: &Informers, recorder: Recorder) {
     let controller = Arc::new(Controller {
-        sets: informers.of(),
+        sets: Selecting::new(informers.of()),
         pods: context.pods.clone().index(NAMESAKES, namesake),
         claims: informers.of(),
         revisions: informers.of().index(ORPHANS, orphan),
@@ -85,8 +86,11 @@ fn named(pod: &ObjectMeta) -> Option<Key> {
     Some(Key::new(pod.namespace.as_deref()?, set))
 }
 
-fn selector(set: &StatefulSet) -> LabelSelector {
-    LabelSelector::from_api(set.spec.as_ref().map(|spec| &spec.selector))
+impl Selects for StatefulSet {
+    fn wanted(&self) -> Option<Wanted<'_>> {
+        let spec = self.spec.as_ref()?;
+        Some(Wanted::Selector(&spec.selector))
+    }
 }
 
 /// The sets that a claim's name may tell: `data-a-b-3` is of `b` or of `a-b`.
@@ -142,18 +146,8 @@ impl Controller {
             let (queue, sets) = (queue.clone(), self.sets.clone());
             move |change| {
                 for revision in [change.old, change.new].into_iter().flatten() {
-                    if controller_of(&revision.metadata).is_some() {
-                        if let Some(key) = history::owner_of(revision, KIND) {
-                            queue.add(key);
-                        }
-                        continue;
-                    }
-                    let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
-                    let labels = revision.metadata.labels.as_ref();
-                    for set in sets.in_namespace(namespace) {
-                        if selector(&set).matches_map(labels) {
-                            queue.add(Key::of(&set.metadata));
-                        }
+                    for key in sets.concerned(&revision.metadata) {
+                        queue.add(key);
                     }
                 }
             }
@@ -168,19 +162,25 @@ impl Controller {
         let Some(spec) = set.spec.as_ref() else {
             return Ok(Next::Changed);
         };
-        let selector = selector(&set);
-        let revisions = self.revisions_of(&set, &selector).await?;
+        let selector = selector_of(&*set);
+        let client = &self.context.client;
+        let revisions = history::claimed(client, &self.revisions, &*set, &selector).await?;
         let pods = self.claimed(&set, &selector).await?;
         let before = set.status.as_ref();
         let collisions = before.and_then(|status| status.collision_count);
         let collisions = collisions.unwrap_or(0);
-        let wanted = history::wanted(&*set, &spec.template, &revisions, collisions);
+        let wanted = history::wanted(
+            &*set,
+            &spec.template,
+            &revisions,
+            Naming::ByData,
+            Some(collisions),
+        );
         let is_leaving = set.metadata.deletion_timestamp.is_some();
         if is_leaving && !matches!(wanted, history::Wanted::Latest(_)) {
             // What it was meant to become matters to nobody any more.
             return Ok(Next::Changed);
         }
-        let client = &self.context.client;
         let update = match history::keep(client, &self.revisions, &*set, wanted).await? {
             Kept::Is(revision) => revision,
             Kept::Collides => return self.count_collision(&set, collisions).await,
@@ -256,30 +256,6 @@ impl Controller {
         let mut pods = self.pods.owned_by(uid);
         pods.retain(|pod| self.claim(set, selector, pod) == Claim::Own);
         pods
-    }
-
-    /// The revisions that are the set's, after adopting: sorted, the oldest first. None is ever released.
-    async fn revisions_of(
-        &self,
-        set: &StatefulSet,
-        selector: &LabelSelector,
-    ) -> Result<Vec<Arc<ControllerRevision>>> {
-        let uid = set.metadata.uid.as_deref().unwrap_or_default();
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        let mut known = self.revisions.owned_by(uid);
-        known.extend(self.revisions.indexed(ORPHANS, namespace));
-        let decided = known.into_iter().map(|revision| {
-            let decision = match claim(&set.metadata, selector, &revision.metadata) {
-                Claim::Release => Claim::Ignore,
-                other => other,
-            };
-            (revision, decision)
-        });
-        let decided = decided.collect();
-        let client = &self.context.client;
-        let mut revisions = settle(client, set, &self.revisions, decided).await?;
-        history::sort(&mut revisions);
-        Ok(revisions)
     }
 
     /// Another object has the name that the set's revision would have: the next has another.

@@ -1,6 +1,8 @@
 //! Claims that pods use, and volumes that claims are bound to, stay until they are used no more: each has a finalizer from its
 //! creation, which is taken off here once it is to go and nobody uses it.
 
+mod classes;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -9,19 +11,19 @@ use gantry_informer::object::controller_of;
 use gantry_informer::{Cache, Informer, Informers, Key, Next, Object, Queue, runner};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
+use self::classes::Classes;
 use crate::context::Context;
 use crate::error::{Doing, Result, code, taken_in};
+use crate::listing::each_page;
 use crate::pods::is_finished;
 
 /// Index: pods by the claims that they name, as `namespace/name`.
 const CLAIMS: &str = "claims";
 /// Index: claims that something is to be done about, by namespace.
 const UNSETTLED: &str = "unsettled";
-/// Pods are asked for in parts of so many.
-const PAGE: u32 = 500;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Work {
@@ -29,22 +31,31 @@ enum Work {
     Claims(Arc<str>),
     /// A volume.
     Volume(Key),
+    /// A class of volumes' attributes.
+    Class(Key),
 }
 
 struct Caches {
     claims: Informer<PersistentVolumeClaim>,
     volumes: Informer<PersistentVolume>,
     pods: Informer<Pod>,
+    classes: Classes,
 }
 
 /// Runs until stopped.
 pub(crate) async fn run(context: Arc<Context>, informers: &Informers) {
+    let (claims, volumes) = (informers.of().index(UNSETTLED, unsettled), informers.of());
+    let classes = Classes::of(informers, &claims, &volumes);
     let caches = Arc::new(Caches {
-        claims: informers.of().index(UNSETTLED, unsettled),
-        volumes: informers.of(),
+        claims,
+        volumes,
+        classes,
         pods: context.pods.clone().index(CLAIMS, claims_of),
     });
     let queue = Arc::new(Queue::<Work>::default());
+    let classes = queue.clone();
+    let look = move |class: Key| classes.add(Work::Class(class));
+    caches.classes.follow(look);
     caches.claims.subscribe(Box::new({
         let queue = queue.clone();
         move |change| {
@@ -103,6 +114,7 @@ async fn reconcile(context: &Context, caches: &Caches, work: &Work) -> Result<Ne
     match work {
         Work::Claims(namespace) => settle_claims(context, caches, namespace).await?,
         Work::Volume(key) => settle_volume(context, caches, key).await?,
+        Work::Class(key) => caches.classes.settle(context, key).await?,
     }
     Ok(Next::Changed)
 }
@@ -205,17 +217,16 @@ fn claims_of(pod: &Pod) -> Vec<String> {
 /// What the pods of a namespace use, as the API server has them now: a pod may be too young for the cache.
 async fn used_in(context: &Context, namespace: &str) -> Result<BTreeSet<Named>> {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let mut parameters = ListParams::default().limit(PAGE);
     let mut found = BTreeSet::new();
-    loop {
-        let page = api.list(&parameters).await;
-        let page = page.doing("listing the pods of", &Key::new("", namespace))?;
-        found.extend(page.items.iter().flat_map(used));
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => return Ok(found),
-        }
-    }
+    let source = &api;
+    let listed = each_page(
+        move |parameters| async move { source.list(&parameters).await },
+        |pods| found.extend(pods.iter().flat_map(used)),
+    );
+    listed
+        .await
+        .doing("listing the pods of", &Key::new("", namespace))?;
+    Ok(found)
 }
 
 async fn settle_claims(context: &Context, caches: &Caches, namespace: &str) -> Result<()> {

@@ -65,9 +65,10 @@ fn active(status: &CronJobStatus) -> &[ObjectReference] {
     status.active.as_deref().unwrap_or_default()
 }
 
-pub(crate) fn forget(status: &mut CronJobStatus, uid: Option<&String>) {
+/// Leaves out of the jobs that run those with these uids.
+pub(crate) fn forget(status: &mut CronJobStatus, uids: &HashSet<Option<&String>>) {
     if let Some(active) = &mut status.active {
-        active.retain(|known| known.uid.as_ref() != uid);
+        active.retain(|known| !uids.contains(&known.uid.as_ref()));
     }
     status.active = status.active.take().filter(|active| !active.is_empty());
 }
@@ -93,16 +94,16 @@ pub(crate) fn remember(status: &mut CronJobStatus, job: &Job, time: Timestamp) {
 pub(crate) fn observed(cron: &CronJob, jobs: &[Arc<Job>]) -> (CronJobStatus, Vec<Told>) {
     let mut status = cron.status.clone().unwrap_or_default();
     let mut told = Vec::new();
+    let before = cron.status.as_ref().map(active).unwrap_or_default();
+    let known: HashSet<_> = before.iter().map(|known| known.uid.as_ref()).collect();
+    // What is to be told of beside what was, and what not any more.
+    let (mut found, mut over) = (Vec::new(), HashSet::new());
     for job in jobs {
-        let is_known = active(&status)
-            .iter()
-            .any(|known| known.uid == job.metadata.uid);
+        let uid = job.metadata.uid.as_ref();
         let name = name_of(job);
-        match (is_known, is_finished(job)) {
+        match (known.contains(&uid), is_finished(job)) {
             // Made in a pass that broke off: it runs all the same.
-            (false, false) if is_scheduled(job) => {
-                status.active.get_or_insert_default().push(reference(job));
-            }
+            (false, false) if is_scheduled(job) => found.push(reference(job)),
             (false, false) => {
                 let message =
                     format!("Saw a job that the controller did not create or forgot: {name}");
@@ -113,7 +114,7 @@ pub(crate) fn observed(cron: &CronJob, jobs: &[Arc<Job>]) -> (CronJobStatus, Vec
                     true => "Complete",
                     false => "Failed",
                 };
-                forget(&mut status, job.metadata.uid.as_ref());
+                over.insert(uid);
                 let message = format!("Saw completed job: {name}, condition: {end}");
                 told.push(normal("SawCompletedJob", message));
             }
@@ -128,17 +129,20 @@ pub(crate) fn observed(cron: &CronJob, jobs: &[Arc<Job>]) -> (CronJobStatus, Vec
         }
     }
     let there: HashSet<_> = jobs.iter().map(|job| job.metadata.uid.as_ref()).collect();
-    let missing = active(&status)
-        .iter()
-        .filter(|known| !there.contains(&known.uid.as_ref()));
-    let missing: Vec<_> = missing.cloned().collect();
-    for reference in missing {
-        forget(&mut status, reference.uid.as_ref());
+    for reference in before {
+        if there.contains(&reference.uid.as_ref()) {
+            continue;
+        }
+        over.insert(reference.uid.as_ref());
         let name = reference.name.as_deref().unwrap_or_default();
         told.push(normal(
             "MissingJob",
             format!("Active job went missing: {name}"),
         ));
+    }
+    forget(&mut status, &over);
+    if !found.is_empty() {
+        status.active.get_or_insert_default().extend(found);
     }
     (status, told)
 }

@@ -1,7 +1,8 @@
 //! A cron job, its jobs and time, with passes that break off.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -196,6 +197,45 @@ fn the_status_follows_the_jobs() {
     );
 }
 
+/// As many jobs as somebody may put under a cron job: what is known of them costs no look at all of them for each.
+#[test]
+fn many_jobs_of_others_are_told_of_in_a_moment() {
+    const MANY: usize = 100_000;
+    let mut cron = cron("@hourly", &json!({}));
+    let start = "2026-01-01T10:00:00Z";
+    let named = |at: usize| format!("job-{at}");
+    let over = job("over", Some("Failed"), start);
+    let (made, strange) = (scheduled("made", None), job("strange", None, start));
+    let jobs: Vec<_> = (0..MANY)
+        .map(|at| {
+            let alike = match at % 4 {
+                0 => &made,
+                1 => &over,
+                _ => &strange,
+            };
+            let mut job = (**alike).clone();
+            job.metadata.name = Some(named(at));
+            job.metadata.uid = Some(named(at));
+            Arc::new(job)
+        })
+        .collect();
+    let known: Vec<String> = (0..MANY + MANY / 4)
+        .filter(|at| at % 4 != 3)
+        .map(named)
+        .collect();
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    cron.status = Some(status(None, &known));
+    let began = Instant::now();
+    let (status, told) = observed(&cron, &jobs);
+    // Each with each takes minutes.
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(status.active.unwrap_or_default().len(), MANY / 2);
+    let count = |reason: &str| told.iter().filter(|told| told.reason == reason).count();
+    assert_eq!(count("SawCompletedJob"), MANY / 4);
+    assert_eq!(count("UnexpectedJob"), MANY / 4);
+    assert_eq!(count("MissingJob"), MANY / 4 / 4 * 3);
+}
+
 #[test]
 fn the_oldest_that_are_over_go() {
     let cron = cron(
@@ -237,10 +277,10 @@ proptest! {
             let (mut status, _) = observed(&cron, &jobs);
             let due = due(&cron, &status, now);
             prop_assert!(due.wake.is_some_and(|wake| wake <= Duration::from_secs(121)));
-            for known in &due.replaced {
-                jobs.retain(|job| job.metadata.uid != known.uid);
-                forget(&mut status, known.uid.as_ref());
-            }
+            let replaced = due.replaced.iter().map(|known| known.uid.as_ref());
+            let replaced: HashSet<_> = replaced.collect();
+            jobs.retain(|job| !replaced.contains(&job.metadata.uid.as_ref()));
+            forget(&mut status, &replaced);
             // The job, the status, or neither come about.
             if let Some(time) = due.time.filter(|_| writes > 0) {
                 prop_assert!(time <= now);

@@ -433,6 +433,7 @@ mod tests {
             api: ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&()),
             namespaced: true,
             operations: Vec::new(),
+            has_scale: false,
         };
         Node::new(Arc::new(resource), &meta)
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use gantry_api::selector::LabelSelector;
 use gantry_informer::clock::seconds;
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
-use super::rank;
+use super::{Replicas, rank};
 use crate::pod_control::{BURST, Failure};
 use crate::pods::{Availability, availability, from_template, is_ready};
 
@@ -22,13 +22,13 @@ pub(crate) enum Change {
 }
 
 /// Compares what is wanted with the active pods.
-pub(crate) fn change(
-    set: &ReplicaSet,
+pub(crate) fn change<K: Replicas>(
+    set: &K,
     active: &[Arc<Pod>],
     related: &[Arc<Pod>],
     now: Timestamp,
 ) -> Change {
-    if set.metadata.deletion_timestamp.is_some() {
+    if set.meta().deletion_timestamp.is_some() {
         return Change::Nothing;
     }
     let wanted = wanted(set);
@@ -44,53 +44,49 @@ pub(crate) fn change(
     }
 }
 
-/// `spec.replicas`.
-pub(crate) fn wanted(set: &ReplicaSet) -> usize {
-    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
-    usize::try_from(replicas.unwrap_or(1)).unwrap_or(0)
+/// How many pods there are to be.
+fn wanted<K: Replicas>(set: &K) -> usize {
+    usize::try_from(set.replicas().unwrap_or(1)).unwrap_or(0)
 }
 
 /// A pod from the set's template.
-pub(crate) fn pod_of(set: &ReplicaSet) -> Pod {
-    let template = set.spec.as_ref().and_then(|spec| spec.template.clone());
-    from_template(set, template.unwrap_or_default())
+pub(crate) fn pod_of<K: Replicas>(set: &K) -> Pod {
+    from_template(set, set.template().cloned().unwrap_or_default())
 }
 
 /// The status, and after what time a ready pod becomes available without any event telling so.
-pub(crate) fn status(
-    set: &ReplicaSet,
+pub(crate) fn status<K: Replicas>(
+    set: &K,
     active: &[Arc<Pod>],
     terminating: usize,
     failure: Option<&Failure>,
     now: Timestamp,
 ) -> (ReplicaSetStatus, Option<Duration>) {
-    let spec = set.spec.clone().unwrap_or_default();
-    let template_labels = spec
-        .template
-        .as_ref()
-        .and_then(|template| template.metadata.as_ref())
-        .and_then(|metadata| metadata.labels.clone())
-        .unwrap_or_default();
-    let fully_labelled = LabelSelector::from_map(&template_labels);
+    let template_labels = set
+        .template()
+        .and_then(|template| template.metadata.as_ref()?.labels.as_ref());
+    let fully_labelled = template_labels.map(LabelSelector::from_map);
+    let fully_labelled = fully_labelled.unwrap_or_default();
+    let min_ready_seconds = set.min_ready_seconds().unwrap_or(0);
     let (mut labelled, mut ready, mut available) = (0, 0, 0);
     let mut wake: Option<Duration> = None;
     for pod in active {
         labelled += i32::from(fully_labelled.matches_map(pod.metadata.labels.as_ref()));
         ready += i32::from(is_ready(pod));
-        match availability(pod, spec.min_ready_seconds.unwrap_or(0), now) {
+        match availability(pod, min_ready_seconds, now) {
             Availability::Available => available += 1,
             Availability::In(left) => wake = Some(wake.map_or(left, |wake| wake.min(left))),
             Availability::No => {}
         }
     }
-    let old = set.status.clone().unwrap_or_default();
+    let old = set.status().unwrap_or_default();
     let status = ReplicaSetStatus {
         replicas: count(active.len()),
         fully_labeled_replicas: nonzero(labelled),
         ready_replicas: nonzero(ready),
         available_replicas: nonzero(available),
         terminating_replicas: Some(count(terminating)),
-        observed_generation: set.metadata.generation,
+        observed_generation: set.meta().generation,
         conditions: conditions(old.conditions, failure, now),
     };
     (status, wake)
@@ -133,7 +129,8 @@ fn conditions(
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::ReplicaSetSpec;
+    use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
+    use k8s_openapi::api::core::v1::{ReplicationController, ReplicationControllerSpec};
     use proptest::prelude::*;
 
     use super::*;
@@ -155,35 +152,51 @@ mod tests {
         assert_eq!(conditions(second, None, now), None);
     }
 
+    fn passes<K: Replicas>(set: &K, from: usize, target: usize) -> Result<(), TestCaseError> {
+        let pod = Arc::new(pod_of(set));
+        let mut pods = vec![pod.clone(); from];
+        let now = Timestamp::UNIX_EPOCH;
+        for _ in 0..3 {
+            match change(set, &pods, &[], now) {
+                Change::Nothing => {}
+                Change::Create(count) => {
+                    prop_assert!(count <= BURST && pods.len() + count <= target);
+                    pods.extend(vec![pod.clone(); count]);
+                }
+                Change::Delete(victims) => {
+                    prop_assert!(victims.len() <= BURST && pods.len() - victims.len() >= target);
+                    pods.truncate(pods.len() - victims.len());
+                }
+            }
+        }
+        prop_assert_eq!(pods.len(), target);
+        prop_assert!(matches!(change(set, &pods, &[], now), Change::Nothing));
+        Ok(())
+    }
+
     proptest! {
         /// Pass by pass there are as many pods as are wanted, never more at once than a burst; then nothing is done.
         #[test]
         fn passes_come_to_the_wanted_number_and_rest(from in 0..1200usize, wanted in 0..1200i32) {
+            let target = usize::try_from(wanted).unwrap_or(0);
+            let spec = ReplicaSetSpec {
+                replicas: Some(wanted),
+                ..ReplicaSetSpec::default()
+            };
             let set = ReplicaSet {
-                spec: Some(ReplicaSetSpec {
-                    replicas: Some(wanted),
-                    ..ReplicaSetSpec::default()
-                }),
+                spec: Some(spec),
                 ..ReplicaSet::default()
             };
-            let target = usize::try_from(wanted).unwrap_or(0);
-            let pod = Arc::new(pod_of(&set));
-            let mut pods = vec![pod.clone(); from];
-            for _ in 0..3 {
-                match change(&set, &pods, &[], Timestamp::UNIX_EPOCH) {
-                    Change::Nothing => {}
-                    Change::Create(count) => {
-                        prop_assert!(count <= BURST && pods.len() + count <= target);
-                        pods.extend(vec![pod.clone(); count]);
-                    }
-                    Change::Delete(victims) => {
-                        prop_assert!(victims.len() <= BURST && pods.len() - victims.len() >= target);
-                        pods.truncate(pods.len() - victims.len());
-                    }
-                }
-            }
-            prop_assert_eq!(pods.len(), target);
-            prop_assert!(matches!(change(&set, &pods, &[], Timestamp::UNIX_EPOCH), Change::Nothing));
+            passes(&set, from, target)?;
+            let spec = ReplicationControllerSpec {
+                replicas: Some(wanted),
+                ..ReplicationControllerSpec::default()
+            };
+            let controller = ReplicationController {
+                spec: Some(spec),
+                ..ReplicationController::default()
+            };
+            passes(&controller, from, target)?;
         }
     }
 }

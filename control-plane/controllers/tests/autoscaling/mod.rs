@@ -14,7 +14,7 @@ use kube::api::Api;
 use serde_json::{Value, json};
 
 use super::common::{Cluster, create, wait, wait_list};
-use super::{complete, deployment};
+use super::workloads::{complete, deployment};
 
 fn autoscaler(metric: Value) -> Value {
     json!({

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::common::{Cluster, create, wait, wait_list};
 use crate::rollbacks::{annotated, condition, image};
-use crate::{complete, deployment, set_image};
+use crate::workloads::{complete, deployment, set_image};
 
 /// Whether the condition of the rollout's progress says so.
 fn says(words: &'static str) -> impl Fn(Option<&Deployment>) -> bool + Clone {

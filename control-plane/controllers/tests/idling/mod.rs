@@ -14,7 +14,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::common::{Cluster, create, wait, wait_list};
-use super::{complete, deployment};
+use super::workloads::{complete, deployment};
 
 const MARK: &str = "gantry.dev/wakes";
 const REMEMBERED: &str = "gantry.dev/idle-replicas";

@@ -6,7 +6,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::common::{CRASHING, Cluster, create, wait, wait_list};
-use crate::{complete, deployment, set_image};
+use crate::workloads::{complete, deployment, set_image};
 
 pub(crate) fn image(deployment: &Deployment) -> Option<&str> {
     let pod = deployment.spec.as_ref()?.template.spec.as_ref()?;

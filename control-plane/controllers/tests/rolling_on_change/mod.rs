@@ -79,6 +79,11 @@ async fn a_workload_rolls_when_what_its_pods_name_changes_and_only_then() {
     create(&sets, workload("StatefulSet", "db")).await;
     let is_noted = |deployment: Option<&Deployment>| matches!(said(deployment), (None, Some(_)));
     wait(&deployments, "web", "what there is to be noted", is_noted).await;
+    let is_noted = |set: Option<&StatefulSet>| {
+        let annotations = set.and_then(|set| set.metadata.annotations.as_ref());
+        annotations.is_some_and(|all| all.contains_key("gantry.dev/rolled-for"))
+    };
+    wait(&sets, "db", "what there is to be noted", is_noted).await;
     let first = said(deployments.get_opt("web").await.expect("known").as_ref()).1;
 
     patch(&maps, "settings", json!({"data": {"mode": "b"}})).await;

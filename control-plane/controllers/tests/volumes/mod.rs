@@ -1,6 +1,7 @@
 //! What comes of claims and volumes.
 
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -153,4 +154,33 @@ async fn volumes_and_claims_that_name_each_other_come_together_and_are_lost_to_e
     claim_is(&claims, "choosy", "Lost").await;
     let lost = "Bound claim has lost its PersistentVolume. Data on the volume is lost!";
     told(&events, "choosy", "ClaimLost", lost).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_attributes_stays_while_a_claim_names_it() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("ns").await;
+    let classes: Api<VolumeAttributesClass> = Api::all(cluster.client.clone());
+    let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttributesClass",
+        "metadata": {"name": "fast"}, "driverName": "d.example", "parameters": {"a": "b"}});
+    create(&classes, class).await;
+    let claims: Api<PersistentVolumeClaim> = cluster.api("ns");
+    let mut named = claim("data", "1Gi");
+    if let Some(spec) = named.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.insert("volumeAttributesClassName".to_owned(), json!("fast"));
+    }
+    create(&claims, named).await;
+    let none = "no persistent volumes available for this claim and no storage class is set";
+    let events: Api<Event> = cluster.api("ns");
+    told(&events, "data", "FailedBinding", none).await;
+    let parameters = DeleteParams::default();
+    classes
+        .delete("fast", &parameters)
+        .await
+        .expect("told to go");
+    let leaving = classes.get("fast").await.expect("it is there");
+    assert!(leaving.metadata.deletion_timestamp.is_some());
+    claims.delete("data", &parameters).await.expect("deleted");
+    gone(&claims, "data").await;
+    gone(&classes, "fast").await;
 }

@@ -1,4 +1,4 @@
-//! The target of an autoscaler, by its scale: whatever kind it is, if only it has one.
+//! Workloads by their scale: whatever kind one is, if only it has one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,20 +32,20 @@ struct Known {
 }
 
 /// Finds targets.
-pub(super) struct Targets {
+pub(crate) struct Targets {
     client: kube::Client,
     known: Mutex<Known>,
 }
 
 /// A target that was found.
-pub(super) struct Found {
+pub(crate) struct Found {
     api: Api<DynamicObject>,
     name: String,
     scale: Scale,
 }
 
 impl Targets {
-    pub(super) fn new(client: kube::Client) -> Self {
+    pub(crate) fn new(client: kube::Client) -> Self {
         Self {
             client,
             known: Mutex::default(),
@@ -53,13 +53,47 @@ impl Targets {
     }
 
     /// The scale of a target; why there is none is told in the API server's words.
-    pub(super) async fn find(
+    pub(crate) async fn find(
         &self,
         namespace: &str,
         target: &CrossVersionObjectReference,
     ) -> Result<Found, String> {
+        let resource = self.kind_of(target).await?;
+        let found = self.ask(&resource, namespace, target).await;
+        found.map_err(|error| words(&error))
+    }
+
+    /// As [`Self::find`]; none of a target that is not there, though its kind has scales.
+    pub(crate) async fn look_up(
+        &self,
+        namespace: &str,
+        target: &CrossVersionObjectReference,
+    ) -> Result<Option<Found>, String> {
+        let resource = self.kind_of(target).await?;
+        match self.ask(&resource, namespace, target).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if code(&error) == Some(404) => match resource.has_scale {
+                true => Ok(None),
+                false => Err(format!(
+                    "{} does not implement the scale subresource",
+                    resource.qualified()
+                )),
+            },
+            Err(error) => Err(words(&error)),
+        }
+    }
+
+    async fn kind_of(&self, target: &CrossVersionObjectReference) -> Result<Arc<Resource>, String> {
         let group = group(target.api_version.as_deref().unwrap_or_default())?;
-        let resource = self.resource(group, &target.kind).await?;
+        self.resource(group, &target.kind).await
+    }
+
+    async fn ask(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        target: &CrossVersionObjectReference,
+    ) -> kube::Result<Found> {
         let api = resource.objects(&self.client, namespace);
         let name = segment(&target.name);
         match api.get_scale(&name).await {
@@ -68,7 +102,7 @@ impl Targets {
                 if code(&error) == Some(404) {
                     self.known.lock().await.is_doubted = true;
                 }
-                Err(words(&error))
+                Err(error)
             }
         }
     }
@@ -107,7 +141,7 @@ impl Targets {
 }
 
 /// The group of an `apiVersion`.
-fn group(version: &str) -> Result<&str, String> {
+pub(crate) fn group(version: &str) -> Result<&str, String> {
     match version.split_once('/') {
         None => Ok(""),
         Some((_, rest)) if rest.contains('/') => {
@@ -118,27 +152,32 @@ fn group(version: &str) -> Result<&str, String> {
 }
 
 impl Found {
+    /// The uid of what has the scale.
+    pub(crate) fn uid(&self) -> Option<&str> {
+        self.scale.metadata.uid.as_deref()
+    }
+
     /// The replicas that are wanted.
-    pub(super) fn replicas(&self) -> i32 {
+    pub(crate) fn replicas(&self) -> i32 {
         let spec = self.scale.spec.as_ref();
         spec.and_then(|spec| spec.replicas).unwrap_or(0)
     }
 
     /// The replicas that there are.
-    pub(super) fn observed(&self) -> i32 {
+    pub(crate) fn observed(&self) -> i32 {
         let status = self.scale.status.as_ref();
         status.map_or(0, |status| status.replicas)
     }
 
     /// The selector of its pods; empty where there is none.
-    pub(super) fn selector(&self) -> &str {
+    pub(crate) fn selector(&self) -> &str {
         let status = self.scale.status.as_ref();
         let selector = status.and_then(|status| status.selector.as_deref());
         selector.unwrap_or_default()
     }
 
     /// Scales it.
-    pub(super) async fn set(mut self, replicas: i32) -> Result<(), String> {
+    pub(crate) async fn set(mut self, replicas: i32) -> Result<(), String> {
         let mut attempts = 1;
         loop {
             self.scale.spec.get_or_insert_default().replicas = Some(replicas);

@@ -56,6 +56,26 @@ impl Node {
         }
     }
 
+    /// Pods, which answer with their names.
+    async fn pods<const N: usize>(&self, lab: &Lab, names: [&str; N]) -> [Pod; N] {
+        let mut pods = Vec::new();
+        for name in names {
+            pods.push(lab.pod(&*self.network, name, 8080).await);
+        }
+        let pods: Option<[Pod; N]> = pods.try_into().ok();
+        pods.expect("one for each name")
+    }
+
+    /// The service `web`, and no other, is to be so.
+    async fn program(&self, web: ServicePort) {
+        self.rules.apply(only([("web", web)])).await.unwrap();
+    }
+
+    /// The service `web` is to be so from now on.
+    async fn change(&self, web: ServicePort) {
+        self.rules.apply(changed([("web", web)])).await.unwrap();
+    }
+
     /// What happens next to the connections of a service.
     async fn news(&self, of: &str) -> HoldingNews {
         let next = async {
@@ -88,6 +108,18 @@ fn asleep(cluster_ip: impl Into<IpAddr>) -> ServicePort {
     }
 }
 
+/// A node on which the service `web` sleeps, and pods.
+async fn sleeping<const N: usize>(
+    lab: &Lab,
+    limits: HoldingLimits,
+    pods: [&str; N],
+) -> (Node, [Pod; N]) {
+    let node = Node::new(lab, limits);
+    let pods = node.pods(lab, pods).await;
+    node.program(asleep(VIP)).await;
+    (node, pods)
+}
+
 /// A client that connects, and is told something.
 struct Client(JoinHandle<(Result<String, ErrorKind>, Instant)>);
 
@@ -118,7 +150,7 @@ fn host(lab: &Lab) -> File {
 async fn wakes(node: &Node, client: Client, awake: ServicePort) -> String {
     let began = node.news("web").await;
     assert_eq!((began.began, began.held), (true, 1));
-    node.rules.apply(changed([("web", awake)])).await.unwrap();
+    node.change(awake).await;
     let programmed = Instant::now();
     let (answer, answered) = client.answer().await;
     let took = answered.saturating_duration_since(programmed);
@@ -184,11 +216,8 @@ async fn the_fake_keeps_the_contract() {
 fn the_kernel_keeps_the_contract() {
     on_own_machine(async |lab| {
         let node = Node::new(lab, HoldingLimits::default());
-        let [web, client] = [
-            lab.pod(&*node.network, "web", 8080).await,
-            lab.pod(&*node.network, "client", 8080).await,
-        ];
-        let apply = async |port| node.rules.apply(changed([("web", port)])).await.unwrap();
+        let [web, client] = node.pods(lab, ["web", "client"]).await;
+        let apply = async |port| node.change(port).await;
         apply(asleep(VIP)).await;
         let connect = async || drop(Client::start(&client.netns, VIP, 80));
         let wake = async || apply(service(VIP, vec![web.endpoint(8080)])).await;
@@ -199,12 +228,7 @@ fn the_kernel_keeps_the_contract() {
 #[test]
 fn a_pod_waits_and_is_answered_as_itself_when_somebody_is_there() {
     on_own_machine(async |lab| {
-        let node = Node::new(lab, HoldingLimits::default());
-        let client = lab.pod(&*node.network, "client", 8080).await;
-        node.rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        let (node, [client]) = sleeping(lab, HoldingLimits::default(), ["client"]).await;
         let waiting = Client::start(&client.netns, VIP, 80);
         let web = lab.pod(&*node.network, "web", 8080).await;
         let awake = service(VIP, vec![web.endpoint(8080)]);
@@ -218,12 +242,7 @@ fn a_pod_waits_and_is_answered_as_itself_when_somebody_is_there() {
 #[test]
 fn the_node_itself_waits_too() {
     on_own_machine(async |lab| {
-        let node = Node::new(lab, HoldingLimits::default());
-        let web = lab.pod(&*node.network, "web", 8080).await;
-        node.rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        let (node, [web]) = sleeping(lab, HoldingLimits::default(), ["web"]).await;
         let waiting = Client::start(&host(lab), VIP, 80);
         let awake = service(VIP, vec![web.endpoint(8080)]);
         assert!(wakes(&node, waiting, awake).await.starts_with("web "));
@@ -240,19 +259,13 @@ fn ipv6_waits_as_ipv4_does() {
         });
         lab.on_host(|| lab::ip("-6 addr replace 2001:db8::1/64 dev uplink nodad"));
         let node = Node::new(lab, HoldingLimits::default());
-        let [web, client] = [
-            lab.pod(&*node.network, "web", 8080).await,
-            lab.pod(&*node.network, "client", 8080).await,
-        ];
+        let [web, client] = node.pods(lab, ["web", "client"]).await;
         let attached = node.network.attached().await.unwrap();
         let [web6, client6] = ["web", "client"].map(|pod| attached[pod].ip6.unwrap());
         lab.inside(&web.netns, || serve("web", web6, 8080));
         let awake = service(VIP6, vec![lab::endpoint(web6, 8080)]);
         for (netns, from) in [(&client.netns, Some(client6)), (&host(lab), None)] {
-            node.rules
-                .apply(only([("web", asleep(VIP6))]))
-                .await
-                .unwrap();
+            node.program(asleep(VIP6)).await;
             let waiting = Client::start(netns, VIP6, 80);
             let answer = wakes(&node, waiting, awake.clone()).await;
             if let Some(from) = from {
@@ -270,15 +283,12 @@ fn a_stranger_at_a_node_port_waits_for_its_own_next_packet() {
         let web = lab.pod(&*node.network, "web", 8080).await;
         let mut port = asleep(VIP);
         port.node_port = Some(30080);
-        node.rules
-            .apply(only([("web", port.clone())]))
-            .await
-            .unwrap();
+        node.program(port.clone()).await;
         let begun = Instant::now();
         let waiting = Client::start(&lab.outside, HOST, 30080);
         assert!(node.news("web").await.began);
         port.endpoints = vec![web.endpoint(8080)];
-        node.rules.apply(changed([("web", port)])).await.unwrap();
+        node.change(port).await;
         let (answer, when) = waiting.answer().await;
         assert!(answer.unwrap().starts_with("web "));
         let took = when - begun;
@@ -295,15 +305,9 @@ fn a_thousand_at_once_are_all_answered() {
     setrlimit(Resource::Nofile, most).unwrap();
     on_own_machine(async |lab| {
         let node = Node::new(lab, HoldingLimits::default());
-        let [web, client] = [
-            lab.pod(&*node.network, "web", 8080).await,
-            lab.pod(&*node.network, "client", 8080).await,
-        ];
+        let [web, client] = node.pods(lab, ["web", "client"]).await;
         lab.inside(&web.netns, || accept_all(8081));
-        node.rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        node.program(asleep(VIP)).await;
         let sockets: Vec<connecting::Connecting> = lab.inside(&client.netns, || {
             (0..1000)
                 .map(|_| connecting::connect((VIP, 80).into()))
@@ -312,7 +316,7 @@ fn a_thousand_at_once_are_all_answered() {
         node.waiting("web", 1000).await;
         let awake = service(VIP, vec![web.endpoint(8081)]);
         let begun = Instant::now();
-        node.rules.apply(changed([("web", awake)])).await.unwrap();
+        node.change(awake).await;
         for socket in &sockets {
             while !socket.is_connected().unwrap() {
                 assert!(begun.elapsed() < DEADLINE, "some wait still");
@@ -334,19 +338,13 @@ fn too_many_too_late_and_too_much_asked_are_refused_and_the_rest_waits() {
             ..HoldingLimits::default()
         };
         let node = Node::new(lab, limits);
-        let [client, other] = [
-            lab.pod(&*node.network, "client", 8080).await,
-            lab.pod(&*node.network, "other", 8080).await,
-        ];
+        let [client, other] = node.pods(lab, ["client", "other"]).await;
         let mut port = asleep(VIP);
         port.held = Some(Held {
             ignored: vec![IpAddr::from(other.ip).into(), IpAddr::from(OUTSIDE).into()],
         });
         port.node_port = Some(30080);
-        node.rules
-            .apply(only([("web", port.clone())]))
-            .await
-            .unwrap();
+        node.program(port.clone()).await;
         let begun = Instant::now();
         let waiting: Vec<Client> = (0..3)
             .map(|_| Client::start(&client.netns, VIP, 80))
@@ -387,16 +385,7 @@ fn a_flood_is_bounded_and_others_are_heard() {
             of_source: 50,
             ..HoldingLimits::default()
         };
-        let node = Node::new(lab, limits);
-        let [web, client, flood] = [
-            lab.pod(&*node.network, "web", 8080).await,
-            lab.pod(&*node.network, "client", 8080).await,
-            lab.pod(&*node.network, "flood", 8080).await,
-        ];
-        node.rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        let (node, [web, client, flood]) = sleeping(lab, limits, ["web", "client", "flood"]).await;
         let tracked = || {
             let count = lab.on_host(|| {
                 std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap()
@@ -428,7 +417,7 @@ fn a_flood_is_bounded_and_others_are_heard() {
         let now = tracked();
         assert!(now < before + 100, "{before} and then {now} are tracked");
         let awake = service(VIP, vec![web.endpoint(8080)]);
-        node.rules.apply(changed([("web", awake)])).await.unwrap();
+        node.change(awake).await;
         let (answer, _) = waiting.answer().await;
         assert_eq!(answer, Ok(format!("web {}", client.ip)));
     });
@@ -438,28 +427,16 @@ fn a_flood_is_bounded_and_others_are_heard() {
 #[test]
 fn a_later_agent_hears_of_who_waits_still() {
     on_own_machine(async |lab| {
-        let earlier = Node::new(lab, HoldingLimits::default());
-        let [web, client] = [
-            lab.pod(&*earlier.network, "web", 8080).await,
-            lab.pod(&*earlier.network, "client", 8080).await,
-        ];
-        earlier
-            .rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        let (earlier, [web, client]) =
+            sleeping(lab, HoldingLimits::default(), ["web", "client"]).await;
         let waiting = Client::start(&client.netns, VIP, 80);
         earlier.waiting("web", 1).await;
         let later = Node::new(lab, HoldingLimits::default());
         drop(earlier);
-        later
-            .rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        later.program(asleep(VIP)).await;
         later.waiting("web", 1).await;
         let awake = service(VIP, vec![web.endpoint(8080)]);
-        later.rules.apply(changed([("web", awake)])).await.unwrap();
+        later.change(awake).await;
         let (answer, _) = waiting.answer().await;
         assert_eq!(answer, Ok(format!("web {}", client.ip)));
     });
@@ -469,12 +446,7 @@ fn a_later_agent_hears_of_who_waits_still() {
 #[test]
 fn what_begins_no_connection_is_reset() {
     on_own_machine(async |lab| {
-        let node = Node::new(lab, HoldingLimits::default());
-        let client = lab.pod(&*node.network, "client", 8080).await;
-        node.rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        let (node, [client]) = sleeping(lab, HoldingLimits::default(), ["client"]).await;
         let answer = lab.inside(&client.netns, || {
             let hears = raw(ipproto::TCP);
             let mut packet = Vec::new();
@@ -502,24 +474,17 @@ fn a_policy_forbids_what_has_waited_as_it_forbids_the_rest() {
     on_own_machine(async |lab| {
         let node = Node::new(lab, HoldingLimits::default());
         let policies = NftPolicyRules::new(&lab.node).unwrap();
-        let [web, friend, stranger] = [
-            lab.pod(&*node.network, "web", 8080).await,
-            lab.pod(&*node.network, "friend", 8080).await,
-            lab.pod(&*node.network, "stranger", 8080).await,
-        ];
+        let [web, friend, stranger] = node.pods(lab, ["web", "friend", "stranger"]).await;
         policies
             .sync(reached_by(&web, &[&friend], 8080))
             .await
             .unwrap();
-        node.rules
-            .apply(only([("web", asleep(VIP))]))
-            .await
-            .unwrap();
+        node.program(asleep(VIP)).await;
         let start = |pod: &Pod| Client::start(&pod.netns, VIP, 80);
         let (allowed, forbidden) = (start(&friend), start(&stranger));
         node.waiting("web", 2).await;
         let awake = service(VIP, vec![web.endpoint(8080)]);
-        node.rules.apply(changed([("web", awake)])).await.unwrap();
+        node.change(awake).await;
         assert_eq!(allowed.answer().await.0, Ok(format!("web {}", friend.ip)));
         tokio::time::sleep(SILENCE).await;
         assert!(!forbidden.0.is_finished(), "it is not answered");
@@ -532,16 +497,10 @@ fn a_policy_forbids_what_has_waited_as_it_forbids_the_rest() {
 fn a_service_that_comes_and_goes_holds_each_time() {
     on_own_machine(async |lab| {
         let node = Node::new(lab, HoldingLimits::default());
-        let [web, client] = [
-            lab.pod(&*node.network, "web", 8080).await,
-            lab.pod(&*node.network, "client", 8080).await,
-        ];
+        let [web, client] = node.pods(lab, ["web", "client"]).await;
         let awake = service(VIP, vec![web.endpoint(8080)]);
         for round in 0..3 {
-            node.rules
-                .apply(only([("web", asleep(VIP))]))
-                .await
-                .unwrap();
+            node.program(asleep(VIP)).await;
             let waiting = Client::start(&client.netns, VIP, 80);
             node.waiting("web", 1).await;
             if round == 2 {
@@ -549,10 +508,7 @@ fn a_service_that_comes_and_goes_holds_each_time() {
                 node.network.reassert().await.unwrap();
             }
             let begun = Instant::now();
-            node.rules
-                .apply(changed([("web", awake.clone())]))
-                .await
-                .unwrap();
+            node.change(awake.clone()).await;
             let (answer, when) = waiting.answer().await;
             assert_eq!(answer, Ok(format!("web {}", client.ip)));
             assert!(when - begun < RETRANSMISSION, "{:?}", when - begun);

@@ -48,6 +48,7 @@ fn a_trial_does_everything_and_leaves_nothing() {
                 "nft",
                 "pod network",
                 "service rules",
+                "held connections",
                 "policy rules",
                 "overlay"
             ]

@@ -193,6 +193,9 @@ where
 
     async fn reconcile(&self, key: &Key) -> Result<Next> {
         let workload = self.workloads.get(key);
+        // One that is on its way out is not rolled any more.
+        let stays = |workload: &Arc<K>| workload.meta().deletion_timestamp.is_none();
+        let workload = workload.filter(stays);
         let Some(workload) = workload.filter(|workload| asked(workload.meta()) != Ok(false)) else {
             self.kept.lock().remove(key);
             return Ok(Next::Changed);

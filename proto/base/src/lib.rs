@@ -1,5 +1,5 @@
 //! The vocabulary of the Kubernetes API that is the same for every kind: names, paths, times, quantities, selectors, metadata,
-//! errors and statuses, and how JSON and YAML are read.
+//! errors and statuses, what selects what by labels, what terms of node affinity and taints mean, and how JSON and YAML are read.
 //!
 //! Pure functions: no IO, no async, no clock. Knows no kind, so it rarely changes, and who needs only this is not built anew
 //! when a kind is edited. `gantry-api` has these modules under the same names, beside the kinds.
